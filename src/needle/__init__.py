@@ -1,0 +1,1 @@
+"""Needle: a distributed, strongly consistent vector database in pure Python."""

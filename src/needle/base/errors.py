@@ -1,0 +1,239 @@
+"""Every error Needle raises: one tree, each with a code, a message a stranger can act on, and whether a retry is safe.
+
+`retryable` means: the operation had no effect (or repeating it is harmless), so the same call may be sent again.
+Errors cross the wire as (code, message, details) and are rebuilt by `from_wire`; an unknown code becomes `Internal`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+Detail = str | int | float | bool | None
+
+
+class NeedleError(Exception):
+    """Root of the tree. `code` is stable across releases; `details` are machine-readable facts."""
+
+    code: ClassVar[str] = "needle_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: Detail) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Detail] = details
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (from_wire, (self.code, self.message, self.details))
+
+
+# --- the caller's mistakes: nothing changed, the same call will fail again -------------------------------------------
+class InvalidArgument(NeedleError):
+    """A value that is not allowed. The message names the field, the value and what is allowed."""
+
+    code = "invalid_argument"
+
+
+class ConfigError(InvalidArgument):
+    """A configuration that cannot work."""
+
+    code = "invalid_config"
+
+
+class CollectionNotFound(NeedleError):
+    code = "collection_not_found"
+
+
+class CollectionExists(NeedleError):
+    code = "collection_exists"
+
+
+class AlreadyExists(NeedleError):
+    """insert_if_absent found a document with this id. `details["version"]` is its version."""
+
+    code = "already_exists"
+
+
+class VersionMismatch(NeedleError):
+    """compare_and_set found another version. `details["actual"]` is it; 0 means absent."""
+
+    code = "version_mismatch"
+
+
+class Unauthorized(NeedleError):
+    code = "unauthorized"
+
+
+# --- the cluster cannot serve this now: nothing happened, try again --------------------------------------------------
+class Unavailable(NeedleError):
+    """The cluster cannot serve this now; nothing happened."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class NotLeader(Unavailable):
+    """This node does not lead the group. `details["leader"]` names who does, if known."""
+
+    code = "not_leader"
+
+
+class NoQuorum(Unavailable):
+    """No majority of the group's voters answers."""
+
+    code = "no_quorum"
+
+
+class Overloaded(Unavailable):
+    """A bound on queued work is reached; slow down."""
+
+    code = "overloaded"
+
+
+class InMaintenance(Unavailable):
+    """The node is in maintenance mode and drains."""
+
+    code = "in_maintenance"
+
+
+class TransferFailed(Unavailable):
+    """Leadership could not be handed over in time; the old leader goes on."""
+
+    code = "transfer_failed"
+
+
+class MembershipChangePending(Unavailable):
+    """One membership change at a time."""
+
+    code = "membership_change_pending"
+
+
+class TooStale(Unavailable):
+    """An eventual read asked for more freshness than this replica has."""
+
+    code = "too_stale"
+
+
+class DeadlineExceeded(Unavailable):
+    """A read or an idempotent call did not finish within its timeout."""
+
+    code = "deadline_exceeded"
+
+
+class ConnectionLost(Unavailable):
+    """The connection broke before an answer came; whether a write in flight took effect is unknown to this layer.
+
+    Reads and numbered writes may be repeated; the client does so by itself.
+    """
+
+    code = "connection_lost"
+
+
+# --- a write whose fate is unknown -----------------------------------------------------------------------------------
+class OutcomeUnknown(NeedleError):
+    """The write may or may not have taken effect. Not safe to repeat blindly: read first, or use compare_and_set."""
+
+    code = "outcome_unknown"
+
+
+class ProposalDropped(Unavailable):
+    """The proposal's log entry was replaced by another leader's: it did not and never will take effect."""
+
+    code = "proposal_dropped"
+
+
+class SessionExpired(NeedleError):
+    """The replicated dedupe table no longer knows this client session, so a repeated write cannot be recognised."""
+
+    code = "session_expired"
+
+
+# --- the wire --------------------------------------------------------------------------------------------------------
+class ProtocolError(NeedleError):
+    """The peer sent something that is not Needle's protocol; the connection is closed."""
+
+    code = "protocol_error"
+
+
+class UnsupportedVersion(ProtocolError):
+    code = "unsupported_version"
+
+
+class WrongCluster(ProtocolError):
+    """The peer belongs to another cluster."""
+
+    code = "wrong_cluster"
+
+
+class FrameTooLarge(ProtocolError):
+    code = "frame_too_large"
+
+
+# --- the disk --------------------------------------------------------------------------------------------------------
+class StorageError(NeedleError):
+    """The disk failed or holds what it should not."""
+
+    code = "storage_error"
+
+
+class DiskFailed(StorageError):
+    """An fsync or write failed. Fatal for the node: a failed fsync is never retried (its data may be gone)."""
+
+    code = "disk_failed"
+
+
+class CorruptLog(StorageError):
+    """A Raft log record fails its checksum."""
+
+    code = "corrupt_log"
+
+
+class CorruptSegment(StorageError):
+    """A segment file is missing, torn or fails its checksum."""
+
+    code = "corrupt_segment"
+
+
+class CorruptSnapshot(StorageError):
+    """A received snapshot fails verification."""
+
+    code = "corrupt_snapshot"
+
+
+class UnsupportedFormat(StorageError):
+    """The data directory was written by another format version, or belongs to another node."""
+
+    code = "unsupported_format"
+
+
+class Internal(NeedleError):
+    """A bug in Needle. Please report it with the message."""
+
+    code = "internal"
+
+
+def _tree(cls: type[NeedleError]) -> list[type[NeedleError]]:
+    return [cls] + [leaf for child in cls.__subclasses__() for leaf in _tree(child)]
+
+
+def by_code() -> dict[str, type[NeedleError]]:
+    """Every error class of the tree by its code."""
+    return {cls.code: cls for cls in _tree(NeedleError)}
+
+
+def from_wire(code: str, message: str, details: dict[str, Detail] | None = None) -> NeedleError:
+    """The error that `code` names, as raised on the other side of the wire."""
+    cls = by_code().get(code)
+    if cls is None:
+        return Internal(f"{message} (unknown error code {code!r})", **(details or {}))
+    return cls(message, **(details or {}))
+
+
+def invalid(field: str, value: object, allowed: str) -> InvalidArgument:
+    """The one way to refuse a value: names the field, shows the value (shortened), says what is allowed."""
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = shown[:60] + f"... ({len(shown)} characters)"
+    return InvalidArgument(f"{field} = {shown} is not allowed: {allowed}", field=field)

@@ -1,0 +1,140 @@
+"""The data model that crosses layers: what callers put in and get out. Plain values, no behaviour beyond checks."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Metric(StrEnum):
+    """How distance is measured. Inside and in `Hit.distance`, lower is always nearer.
+
+    cosine: 1 - cos(a, b), 0..2. l2: Euclidean distance. dot: -<a, b>.
+    """
+
+    COSINE = "cosine"
+    L2 = "l2"
+    DOT = "dot"
+
+
+class ReadMode(StrEnum):
+    """What a read promises. strong: linearizable by ReadIndex. leased: linearizable while clock error stays under the
+    configured bound. eventual: some prefix of the log."""
+
+    STRONG = "strong"
+    LEASED = "leased"
+    EVENTUAL = "eventual"
+
+
+class IndexParams(msgspec.Struct, frozen=True, kw_only=True):
+    """HNSW parameters of a collection (Malkov and Yashunin 2016): m links, ef_construction, ef_search."""
+
+    m: int = 16
+    ef_construction: int = 100
+    ef_search: int = 64
+
+
+class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A named set of vectors of one dimension and metric."""
+
+    name: str
+    dimensions: int
+    metric: Metric = Metric.COSINE
+    index: IndexParams = IndexParams()
+
+
+class Hit(msgspec.Struct, frozen=True, kw_only=True):
+    """One search result. distance: lower is nearer (see Metric). score: higher is nearer
+    (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for."""
+
+    id: str
+    distance: float
+    score: float
+    metadata: Any = None
+    version: int = 0
+    vector: Any = None
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored document. vector: float32 numpy array of shape (dimensions,). version: grows with every write."""
+
+    id: str
+    vector: Any
+    metadata: Any
+    version: int
+
+
+class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
+    """An acknowledged write. version: of the document(s) written; index: the log entry that carries it; existed:
+    whether a document with this id was there before (for a delete: whether anything was deleted)."""
+
+    version: int
+    index: int
+    existed: bool = False
+    count: int = 1
+
+
+class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One search of one replica. vector: float32 little-endian bytes, 4 x dimensions. filter: the canonical
+    dict form of a filter as JSON bytes, or b"" for none. exact: score every vector instead of the index."""
+
+    collection: str
+    vector: bytes
+    k: int
+    filter: bytes = b""
+    with_metadata: bool = True
+    with_vectors: bool = False
+    exact: bool = False
+    ef_search: int = 0
+
+
+class HitBatch(msgspec.Struct, frozen=True, array_like=True):
+    """Search results as columns, nearest first, ties by id. metadata: JSON bytes each (empty tuple when not asked
+    for); vectors: k x dimensions float32 bytes (b"" when not asked for); applied_index: the log index the replica
+    had applied when it searched: exactly that state was searched."""
+
+    ids: list[str]
+    distances: list[float]
+    versions: list[int]
+    metadata: list[bytes]
+    vectors: bytes
+    applied_index: int
+
+
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a leader knows of a replica. lag_entries: commit index minus match index; lag_ms: how long ago the
+    oldest entry it lacks was appended on the leader (0 when it lacks none)."""
+
+    id: str
+    address: str
+    match_index: int
+    state: str
+    recently_active: bool
+    is_learner: bool
+    lag_entries: int
+    lag_ms: float
+
+
+class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica's view of its Raft group. state: Leader, Follower, Candidate, PreCandidate or Learner.
+    lease_remaining: seconds, 0 when no lease. digest: of the documents at last_applied ("" unless asked for)."""
+
+    node_id: str
+    group: int
+    state: str
+    current_term: int
+    leader: str | None
+    commit_index: int
+    last_applied: int
+    first_index: int
+    last_index: int
+    peers: list[PeerStatus]
+    voters: list[str]
+    learners: list[str]
+    lease_remaining: float
+    leader_changes: int
+    maintenance: bool = False
+    documents: int = 0
+    digest: str = ""

@@ -1,0 +1,51 @@
+"""Time, chance and threads as arguments.
+
+Code below `needle.server` never calls `time`, `random` or `threading` itself: it is handed these protocols, so that
+the whole node runs under simulation with one seed. `asyncio` is used for scheduling only; the simulator supplies its
+own event loop.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """The clocks of one node."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back and keep counting through suspend (CLOCK_BOOTTIME): leases depend on it."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since the Unix epoch. For people and logs only; no decision may depend on it."""
+        ...
+
+
+class Rng(Protocol):
+    """A seeded source of chance; `random.Random` fits."""
+
+    def random(self) -> float:
+        """A float in [0, 1)."""
+        ...
+
+    def uniform(self, a: float, b: float) -> float:
+        """A float in [a, b]."""
+        ...
+
+    def getrandbits(self, k: int, /) -> int:
+        """An integer of k random bits."""
+        ...
+
+
+class Pool(Protocol):
+    """Threads for blocking calls (fsync, SQLite, faiss). The simulator runs them inline."""
+
+    async def run(self, fn: Callable[..., T], /, *args: object) -> T:
+        """Run `fn(*args)` off the event loop and return its result; its exception is raised here unchanged."""
+        ...
+
+    def close(self) -> None:
+        """Wait for running calls, then stop the threads. Idempotent."""
+        ...

@@ -1,0 +1,101 @@
+"""What the multi-Raft host needs from the outside, as protocols. Adapters match structurally."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from needle.base.ids import NodeId
+
+
+class Transport(Protocol):
+    """Messages to other nodes, by node id. Delivery is best effort: lost, late, doubled or reordered is allowed."""
+
+    def send(self, to: NodeId, body: bytes) -> bool:
+        """Queue one one-way frame of Raft messages. False if it was dropped (no address, queue full)."""
+        ...
+
+    async def call(self, to: NodeId, method: str, body: bytes, timeout: float) -> bytes:
+        """Ask and wait. Raises the peer's NeedleError, ConnectionLost or DeadlineExceeded."""
+        ...
+
+
+class KeyValueTxn(Protocol):
+    """One transaction: all of it or none of it survives a crash."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+    def put(self, key: bytes, value: bytes) -> None: ...
+    def delete(self, key: bytes) -> None: ...
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Delete every key in [start, end)."""
+        ...
+
+
+class KeyValueStore(Protocol):
+    """An ordered, durable key-value store: the disk under the Raft log. LMDB in a node, simulated in tests."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+    def scan(self, start: bytes, end: bytes, bytes_max: int) -> list[tuple[bytes, bytes]]:
+        """Pairs in [start, end) in key order; stops after the pair that reaches bytes_max."""
+        ...
+
+    def commit(self, fill: Callable[[KeyValueTxn], None], sync: bool) -> None:
+        """Run `fill` inside one write transaction and commit it; durable on return if `sync`.
+
+        Raises DiskFailed on any I/O error: the store must not be used for writing afterwards.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Applied(NamedTuple):
+    """A committed entry as the state machine sees it. data is b"" for no-ops and configuration changes; conf is the
+    encoded configuration in force from this entry on when the entry changed it, else None."""
+
+    index: int
+    term: int
+    data: bytes
+    conf: bytes | None
+
+
+class SnapshotFile(NamedTuple):
+    """One file of a snapshot: name relative to its directory, size in bytes, xxh3-128 hex of its content."""
+
+    name: str
+    size: int
+    checksum: str
+
+
+class StateMachine(Protocol):
+    """What a group replicates. Blocking methods; the host calls them from one thread at a time, except search."""
+
+    def applied_index(self) -> int:
+        """Index of the last applied entry (0 for none), as found on disk when opened."""
+        ...
+
+    def applied_term(self) -> int: ...
+
+    def conf(self) -> bytes:
+        """The encoded configuration in force at applied_index; b"" for none yet."""
+        ...
+
+    def apply(self, entries: Sequence[Applied]) -> list[Any]:
+        """Apply in order, in one transaction that also stores index, term and conf. One result an entry: a value,
+        or a NeedleError instance for a command that was refused (deterministically, on every replica)."""
+        ...
+
+    def checkpoint(self) -> int:
+        """Make everything applied durable; returns the applied index that is now safe to compact below."""
+        ...
+
+    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
+        """Write a consistent image into `directory` (exists, empty): (index, term, conf, files)."""
+        ...
+
+    def install_snapshot(self, directory: str) -> None:
+        """Replace all state by the verified image in `directory`, durably and atomically: after a crash either the
+        old or the new state is there. May be repeated after a crash with the same directory."""
+        ...
+
+    def close(self) -> None: ...
