@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from needle.base.ids import NodeId
 
@@ -49,7 +51,7 @@ class KeyValueStore(Protocol):
     def close(self) -> None: ...
 
 
-class Applied(NamedTuple):
+class Applied(msgspec.Struct, frozen=True, gc=False):
     """A committed entry as the state machine sees it. data is b"" for no-ops and configuration changes; conf is the
     encoded configuration in force from this entry on when the entry changed it, else None."""
 
@@ -59,7 +61,7 @@ class Applied(NamedTuple):
     conf: bytes | None
 
 
-class SnapshotFile(NamedTuple):
+class SnapshotFile(msgspec.Struct, frozen=True, array_like=True):
     """One file of a snapshot: name relative to its directory, size in bytes, xxh3-128 hex of its content."""
 
     name: str

@@ -100,6 +100,7 @@ def decode(data: bytes) -> Command:
     if data[:1] != FORMAT:
         raise UnsupportedFormat(f"log command of format {data[:1].hex() or 'none'}; this release reads {FORMAT.hex()}")
     try:
-        return _decoder.decode(memoryview(data)[1:])
+        command: Command = _decoder.decode(memoryview(data)[1:])
     except msgspec.MsgspecError as error:
         raise UnsupportedFormat(f"log command does not decode: {error}") from None
+    return command
