@@ -1,0 +1,41 @@
+"""`python -m bench [writes] [search] [failover] [--quick] [--json]`: everything when none is named."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+
+from bench import failover, search, writes
+from bench.report import Report
+
+PARTS = ("writes", "failover", "search")
+
+
+async def measure(parts: list[str], report: Report, *, quick: bool) -> None:
+    """Runs the named parts one after the other into `report`."""
+    with_etcd = shutil.which("etcd") is not None
+    if "writes" in parts:
+        await writes.run(report, quick=quick, with_etcd=with_etcd)
+    if "failover" in parts:
+        await failover.run(report, quick=quick, with_etcd=with_etcd)
+    if "search" in parts:
+        await search.run(report, quick=quick)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all when none is named")
+    parser.add_argument("--quick", action="store_true", help="smaller data and shorter runs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    report = Report()
+    try:
+        asyncio.run(measure(options.parts or list(PARTS), report, quick=options.quick))
+    finally:
+        report.print(as_json=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
