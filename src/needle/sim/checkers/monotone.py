@@ -1,0 +1,47 @@
+"""snapshot index <= applied <= commit <= last; term, commit and applied never go back within an incarnation, and the
+term not even across one (raft.md, section 3)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.sim.violation import Violation
+
+NAME = "monotone indices"
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a replica stands. snapshot: index before the first entry of its log."""
+
+    term: int
+    snapshot: int
+    applied: int
+    commit: int
+    last: int
+
+
+class Monotone:
+    """Fed with every replica's position after each step."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, str, int], Position] = {}
+        self._terms: dict[tuple[int, str], int] = {}
+
+    def observe(self, group: int, node: str, incarnation: int, now: Position) -> None:
+        """Raises Violation."""
+        if not now.snapshot <= now.commit <= now.last or not now.applied <= now.commit:
+            raise Violation(NAME, f"{node} group {group}: {now} is out of order")
+        before = self._seen.get((group, node, incarnation))
+        if before is not None and (
+            now.term < before.term or now.commit < before.commit or now.applied < before.applied
+        ):
+            raise Violation(NAME, f"{node} group {group} went back from {before} to {now}")
+        if now.term < self._terms.get((group, node), 0):
+            raise Violation(NAME, f"{node} group {group} forgot term {self._terms[(group, node)]}: now {now.term}")
+        self._seen[(group, node, incarnation)] = now
+        self._terms[(group, node)] = now.term
+
+    def forget(self, node: str) -> None:
+        """The node got an empty disk: its promises went with it."""
+        for key in [key for key in self._terms if key[1] == node]:
+            del self._terms[key]

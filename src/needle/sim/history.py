@@ -1,0 +1,109 @@
+"""What clients asked and were answered, in the order the world saw it: the input of the linearizability checker.
+
+`invoked` and `returned` are positions in one total order of events (not seconds), so that two events of the same
+virtual instant still have an order. An operation whose fate is unknown stays open for ever (returned is None).
+`to_json_lines` writes the documented form: one invoke, ok, fail or info event a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+Kind = Literal["put", "insert", "cas", "delete", "get", "search"]
+Outcome = Literal["open", "ok", "refused", "failed", "unknown"]
+
+
+class Operation(msgspec.Struct, kw_only=True):
+    """One operation on one key (or a search, key "").
+
+    tag: the unique value a write carries. expected: the version a cas asked for. outcome: ok; refused (a condition did
+    not hold, version says what was there); failed (surely no effect); unknown (may take effect at any later time);
+    open (still running). version: of the written or read document, 0 for absent. seen: tag that a get read.
+    existed: what the answer says about before (None: it does not say). index: log index of an acknowledged write.
+    """
+
+    id: int
+    client: str
+    kind: Kind
+    key: str
+    invoked: int
+    time: float
+    tag: str = ""
+    expected: int = 0
+    returned: int | None = None
+    returned_time: float = 0.0
+    outcome: Outcome = "open"
+    version: int = 0
+    seen: str = ""
+    existed: bool | None = None
+    index: int = 0
+    error: str = ""
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class History:
+    """Append-only record of one run."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self._events = 0
+        self.acknowledged_index = 0
+
+    def invoke(self, client: str, kind: Kind, key: str, time: float, **fields: Any) -> Operation:
+        """Note that an operation begins."""
+        operation = Operation(
+            id=len(self.operations), client=client, kind=kind, key=key, invoked=self._tick(), time=time, **fields
+        )
+        self.operations.append(operation)
+        return operation
+
+    def finish(self, operation: Operation, outcome: Outcome, time: float, **fields: Any) -> None:
+        """Note how it ended. `unknown` leaves it open for the checker."""
+        for name, value in fields.items():
+            setattr(operation, name, value)
+        operation.outcome = outcome
+        operation.returned_time = time
+        position = self._tick()
+        if outcome in ("ok", "refused", "failed"):
+            operation.returned = position
+        if outcome == "ok" and operation.kind != "search":
+            self.acknowledged_index = max(self.acknowledged_index, operation.index)
+
+    def _tick(self) -> int:
+        self._events += 1
+        return self._events
+
+    def by_key(self) -> dict[str, list[Operation]]:
+        """Operations that may have had an effect or saw one, per key."""
+        keys: dict[str, list[Operation]] = {}
+        for operation in self.operations:
+            reads_nothing = operation.kind == "get" and operation.outcome in ("open", "unknown", "failed")
+            if operation.kind != "search" and operation.outcome != "failed" and not reads_nothing:
+                keys.setdefault(operation.key, []).append(operation)
+        return keys
+
+    def to_json_lines(self) -> Iterator[str]:
+        """One JSON object an event: {"type": invoke|ok|fail|info, "id", "process", "f", "key", ...}, by position."""
+        events: list[tuple[int, dict[str, Any]]] = []
+        for op in self.operations:
+            base = {"id": op.id, "process": op.client, "f": op.kind, "key": op.key}
+            events.append(
+                (op.invoked, {"type": "invoke", **base, "value": op.tag, "expected": op.expected, "time": op.time})
+            )
+            if op.outcome != "open":
+                kind = {"ok": "ok", "refused": "fail", "failed": "fail", "unknown": "info"}[op.outcome]
+                answer = {
+                    "value": op.seen or op.tag,
+                    "version": op.version,
+                    "error": op.error,
+                    "time": op.returned_time,
+                }
+                events.append(
+                    (op.returned or self._events + 1, {"type": kind, **base, "outcome": op.outcome, **answer})
+                )
+        for _, event in sorted(events, key=lambda pair: (pair[0], pair[1]["id"])):
+            yield json.dumps(event, sort_keys=True)

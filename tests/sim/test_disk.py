@@ -1,0 +1,176 @@
+"""The simulated disk promises what fsync promises, and no more."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+
+import pytest
+
+from needle.base.errors import DiskFailed
+from needle.sim.disk import DiskDevice, LogDisk, SimStore
+from needle.sim.process import Killed, Process
+from needle.sim.sqlite_crash import survive
+
+
+def put(**pairs):
+    return lambda txn: [txn.put(key.encode(), value) for key, value in pairs.items()]
+
+
+@pytest.fixture
+def disk():
+    return LogDisk(random.Random(3))
+
+
+@pytest.fixture
+def store(disk):
+    return SimStore(disk, Process("n", 1))
+
+
+def test_synced_commits_survive_a_power_cut_and_carry_earlier_ones(disk, store):
+    store.commit(put(a=b"1"), sync=False)
+    store.commit(put(b=b"2"), sync=True)
+    disk.power_cut()
+    assert store.scan(b"", b"z", 1 << 20) == [(b"a", b"1"), (b"b", b"2")]
+
+
+def test_unsynced_commits_survive_a_power_cut_as_a_prefix_only():
+    survivors = set()
+    for seed in range(40):
+        disk = LogDisk(random.Random(seed))
+        store = SimStore(disk, Process("n", 1))
+        for n in range(5):
+            store.commit(lambda txn, n=n: [txn.put(b"x%d" % n, b"1"), txn.put(b"y%d" % n, b"1")], sync=False)
+        disk.power_cut()
+        keys = [key for key, _ in store.scan(b"", b"z", 1 << 20)]
+        count = len(keys) // 2
+        assert keys == [b"x%d" % n for n in range(count)] + [b"y%d" % n for n in range(count)]
+        survivors.add(count)
+    assert survivors == {0, 1, 2, 3, 4, 5}
+
+
+def test_a_process_crash_loses_nothing_written(disk, store):
+    store.commit(put(a=b"1"), sync=False)
+    disk.process_crash()
+    disk.power_cut()
+    assert store.get(b"a") == b"1"
+
+
+def test_a_failing_fill_changes_nothing(store):
+    def fill(txn):
+        txn.put(b"a", b"1")
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        store.commit(fill, sync=True)
+    assert store.get(b"a") is None
+
+
+def test_a_transaction_sees_and_deletes_its_own_writes(store):
+    store.commit(put(a=b"1", b=b"2", c=b"3"), sync=True)
+
+    def fill(txn):
+        txn.put(b"bb", b"x")
+        assert txn.get(b"bb") == b"x"
+        txn.delete_range(b"b", b"c")
+        assert txn.get(b"bb") is None
+        assert txn.get(b"b") is None
+        txn.put(b"b", b"new")
+
+    store.commit(fill, sync=True)
+    assert store.scan(b"", b"z", 1 << 20) == [(b"a", b"1"), (b"b", b"new"), (b"c", b"3")]
+
+
+def test_scan_stops_after_the_pair_that_reaches_the_limit(store):
+    store.commit(put(a=b"123", b=b"123", c=b"123"), sync=True)
+    assert [key for key, _ in store.scan(b"", b"z", 5)] == [b"a", b"b"]
+    assert [key for key, _ in store.scan(b"b", b"c", 100)] == [b"b"]
+
+
+def test_a_failing_disk_raises_and_commits_nothing(disk, store):
+    disk.fail_commits = "EIO"
+    with pytest.raises(DiskFailed, match="EIO"):
+        store.commit(put(a=b"1"), sync=True)
+    disk.fail_commits = ""
+    assert store.get(b"a") is None
+
+
+def test_a_dead_process_cannot_write(disk):
+    process = Process("n", 1)
+    store = SimStore(disk, process)
+    process.alive = False
+    with pytest.raises(Killed):
+        store.commit(put(a=b"1"), sync=True)
+    assert disk.live.values == {}
+
+
+def test_rot_flips_one_bit(disk, store):
+    store.commit(put(a=b"\x00" * 8, b=b"\x00" * 8), sync=True)
+    key = disk.rot(b"b")
+    assert key == b"b"
+    assert sum(bin(byte).count("1") for byte in store.get(b"b")) == 1
+    assert store.get(b"a") == b"\x00" * 8
+    assert disk.rot(b"q") is None
+
+
+def test_a_stalled_device_holds_calls_until_release():
+    device = DiskDevice(random.Random(1))
+    seen = []
+    assert not device.hold(lambda: seen.append(1))
+    device.stalled = True
+    assert device.hold(lambda: seen.append(2))
+    device.release()
+    assert seen == [2]
+    assert all(part >= 0 for part in device.latency())
+
+
+def rows(path):
+    connection = sqlite3.connect(path)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return [n for (n,) in connection.execute("SELECT n FROM t ORDER BY n")]
+    finally:
+        connection.close()
+
+
+def test_a_power_cut_leaves_a_prefix_of_transactions_behind_the_last_checkpoint(tmp_path):
+    source = tmp_path / "live"
+    source.mkdir()
+    connection = sqlite3.connect(source / "d.sqlite", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("CREATE TABLE t (n INTEGER, pad BLOB)")
+    for n in range(10):
+        connection.execute("INSERT INTO t VALUES (?, ?)", (n, b"x" * 3000))
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    for n in range(10, 30):
+        connection.execute("INSERT INTO t VALUES (?, ?)", (n, b"x" * 3000))
+    counts = set()
+    for seed in range(30):
+        target = tmp_path / "survived"
+        survive(str(source), str(target), random.Random(seed), power_cut=True)
+        survivors = rows(target / "d.sqlite")
+        assert survivors == list(range(len(survivors)))
+        counts.add(len(survivors))
+        shutil.rmtree(target)
+    assert min(counts) >= 10
+    assert len(counts) > 3
+    survive(str(source), str(tmp_path / "all"), random.Random(0), power_cut=False)
+    assert rows(tmp_path / "all" / "d.sqlite") == list(range(30))
+    connection.close()
+
+
+def test_a_power_cut_right_after_a_passive_checkpoint_loses_nothing_checkpointed(tmp_path):
+    source = tmp_path / "live"
+    source.mkdir()
+    connection = sqlite3.connect(source / "d.sqlite", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE t (n INTEGER)")
+    for n in range(5):
+        connection.execute("INSERT INTO t VALUES (?)", (n,))
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    assert survive(str(source), str(tmp_path / "after"), random.Random(1), power_cut=True) == 0
+    assert rows(tmp_path / "after" / "d.sqlite") == list(range(5))
+    connection.close()
