@@ -1,0 +1,206 @@
+"""Vectors that no index covers yet: preallocated float32 chunks, searched exactly.
+
+Invariant: a `Chunk` never changes once a reader can see it. Rows are appended behind the part that published chunks
+count (`rows`); a tombstone or a removal makes a new Chunk that shares the memory. So a reader holds a consistent set
+without a lock. It does not know segments' files, SQLite or collections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from needle.base.errors import Internal
+from needle.shard.scoring import Bools, Floats, Ints, Scan, square_norms
+
+CHUNK_ROWS_MIN = 64
+CHUNK_ROWS_MAX = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`rows` vectors with ascending ordinals. Arrays may be longer than `rows`. live: None when no row is dead."""
+
+    vectors: Floats
+    ordinals: Ints
+    norms: Floats
+    rows: int
+    live: Bools | None
+    norm_max: float
+
+    @property
+    def first(self) -> int:
+        return int(self.ordinals[0])
+
+    @property
+    def last(self) -> int:
+        return int(self.ordinals[self.rows - 1])
+
+    def live_rows(self) -> int:
+        return self.rows if self.live is None else int(np.count_nonzero(self.live))
+
+    def without(self, dead: Ints) -> Chunk:
+        """This chunk with the sorted ordinals `dead` tombstoned (those that it holds)."""
+        at = positions(self.ordinals[: self.rows], dead)
+        if len(at) == 0:
+            return self
+        live = np.ones(self.rows, np.bool_) if self.live is None else self.live.copy()
+        live[at] = False
+        return replace(self, live=live)
+
+    def slice(self, start: int, stop: int) -> Chunk:
+        """Rows start..stop as a chunk of its own, memory copied so that the rest can be freed."""
+        return Chunk(
+            self.vectors[start:stop].copy(),
+            self.ordinals[start:stop].copy(),
+            self.norms[start:stop].copy(),
+            stop - start,
+            None if self.live is None else self.live[start:stop].copy(),
+            self.norm_max,
+        )
+
+    def rows_of(self, first: int, last: int) -> tuple[Ints, Floats]:
+        """Live rows with ordinals in [first, last]: (ordinals, vectors)."""
+        ordinals = self.ordinals[: self.rows]
+        start, stop = np.searchsorted(ordinals, first), np.searchsorted(ordinals, last, side="right")
+        ordinals, vectors = ordinals[start:stop], self.vectors[start:stop]
+        if self.live is None:
+            return ordinals, vectors
+        live = self.live[start:stop]
+        return ordinals[live], vectors[live]
+
+
+class GrowingSegment:
+    """An immutable set of chunks, ascending by ordinal. Mutators return a new GrowingSegment.
+
+    Only the newest one may be appended to, by one thread at a time.
+    """
+
+    def __init__(self, dimensions: int, chunks: tuple[Chunk, ...] = ()) -> None:
+        self._dimensions = dimensions
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        """Live rows."""
+        return sum(chunk.live_rows() for chunk in self.chunks)
+
+    @property
+    def norm_max(self) -> float:
+        return max((chunk.norm_max for chunk in self.chunks), default=0.0)
+
+    def bytes_held(self) -> int:
+        """Memory of the vectors, reserved rows included."""
+        return sum(chunk.vectors.nbytes for chunk in self.chunks)
+
+    def live_between(self, first: int, last: int) -> int:
+        """Live rows with ordinals in [first, last]."""
+        return sum(len(c.rows_of(first, last)[0]) for c in self.chunks if c.last >= first and c.first <= last)
+
+    def appended(self, ordinals: Ints, vectors: Floats) -> GrowingSegment:
+        """With rows added. ordinals: (n,) ascending, above every ordinal held. vectors: (n, d) float32."""
+        if self.chunks and len(ordinals) and int(ordinals[0]) <= self.chunks[-1].last:
+            raise Internal(f"ordinal {int(ordinals[0])} appended after {self.chunks[-1].last}")
+        chunks, done = list(self.chunks), 0
+        while done < len(ordinals):
+            tail = chunks.pop() if chunks and chunks[-1].rows < len(chunks[-1].vectors) else self._new_chunk(chunks)
+            take = min(len(tail.vectors) - tail.rows, len(ordinals) - done)
+            chunks.append(_fill(tail, ordinals[done : done + take], vectors[done : done + take]))
+            done += take
+        return GrowingSegment(self._dimensions, tuple(chunks))
+
+    def _new_chunk(self, chunks: list[Chunk]) -> Chunk:
+        """Doubling up to CHUNK_ROWS_MAX, so that a thousand small collections stay small."""
+        capacity = min(max(2 * len(chunks[-1].vectors), CHUNK_ROWS_MIN) if chunks else CHUNK_ROWS_MIN, CHUNK_ROWS_MAX)
+        vectors = np.empty((capacity, self._dimensions), np.float32)
+        return Chunk(vectors, np.empty(capacity, np.int64), np.empty(capacity, np.float32), 0, None, 0.0)
+
+    def without(self, dead: Ints) -> GrowingSegment:
+        """With the sorted ordinals `dead` tombstoned; ordinals that are not here do not matter."""
+        chunks = []
+        for chunk in self.chunks:
+            start, stop = np.searchsorted(dead, chunk.first), np.searchsorted(dead, chunk.last, side="right")
+            chunks.append(chunk.without(dead[start:stop]) if stop > start else chunk)
+        return GrowingSegment(self._dimensions, tuple(chunks))
+
+    def removed(self, first: int, last: int) -> GrowingSegment:
+        """Without the rows [first, last], which an index serves now."""
+        chunks: list[Chunk] = []
+        for chunk in self.chunks:
+            if chunk.last < first or chunk.first > last:
+                chunks.append(chunk)
+                continue
+            ordinals = chunk.ordinals[: chunk.rows]
+            start, stop = int(np.searchsorted(ordinals, first)), int(np.searchsorted(ordinals, last, side="right"))
+            if start > 0:
+                chunks.append(chunk.slice(0, start))
+            if stop < chunk.rows:
+                chunks.append(chunk.slice(stop, chunk.rows))
+        return GrowingSegment(self._dimensions, tuple(chunks))
+
+    def closed(self) -> GrowingSegment:
+        """With no room left in the last chunk: the next rows start a chunk of their own, so that no chunk spans the
+        range of a segment that is served from a file."""
+        if not self.chunks:
+            return self
+        tail = self.chunks[-1]
+        return GrowingSegment(self._dimensions, (*self.chunks[:-1], replace(tail, vectors=tail.vectors[: tail.rows])))
+
+    def inserted(self, other: GrowingSegment) -> GrowingSegment:
+        """With the chunks of `other`, whose ordinal range lies between two chunks of this one (rows that come back
+        because a segment's file was lost)."""
+        chunks = sorted((*self.chunks, *other.chunks), key=lambda chunk: chunk.first)
+        for left, right in pairwise(chunks):
+            if left.last >= right.first:
+                raise Internal(f"growing chunks overlap at ordinal {right.first}")
+        return GrowingSegment(self._dimensions, tuple(chunks))
+
+    def blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
+        """Live rows of [first, last] in order, a chunk at a time."""
+        for chunk in self.chunks:
+            if chunk.last >= first and chunk.first <= last:
+                yield chunk.rows_of(first, last)
+
+    def scan(self, scan: Scan, allowed: Ints | None) -> None:
+        """Score every live row (of the sorted ordinals `allowed`)."""
+        for chunk in self.chunks:
+            ordinals = chunk.ordinals[: chunk.rows]
+            mask = chunk.live
+            if allowed is not None:
+                start, stop = np.searchsorted(allowed, chunk.first), np.searchsorted(allowed, chunk.last, side="right")
+                if start == stop:
+                    continue
+                inside = _member(ordinals, allowed[start:stop])
+                mask = inside if mask is None else mask & inside
+            scan.add(chunk.vectors[: chunk.rows], ordinals, mask, chunk.norms[: chunk.rows])
+
+
+def _fill(chunk: Chunk, ordinals: Ints, vectors: Floats) -> Chunk:
+    rows = chunk.rows + len(ordinals)
+    chunk.vectors[chunk.rows : rows] = vectors
+    chunk.ordinals[chunk.rows : rows] = ordinals
+    norms = square_norms(vectors)
+    chunk.norms[chunk.rows : rows] = norms
+    live = chunk.live
+    if live is not None:
+        live = np.concatenate((live, np.ones(len(ordinals), np.bool_)))
+    # Kept a little high: it bounds a rounding error.
+    norm_max = max(chunk.norm_max, float(np.sqrt(norms.max())) * 1.001)
+    return Chunk(chunk.vectors, chunk.ordinals, chunk.norms, rows, live, norm_max)
+
+
+def positions(ordinals: Ints, wanted: Ints) -> Ints:
+    """Where the sorted `ordinals` hold members of the sorted `wanted`: ascending indexes into `ordinals`."""
+    at = np.searchsorted(ordinals, wanted)
+    inside = at < len(ordinals)
+    at = at[inside]
+    found: Ints = at[ordinals[at] == wanted[inside]]
+    return found
+
+
+def _member(ordinals: Ints, allowed: Ints) -> Bools:
+    mask = np.zeros(len(ordinals), np.bool_)
+    mask[positions(ordinals, allowed)] = True
+    return mask

@@ -1,0 +1,151 @@
+"""Which vectors to index next: sealing, merging and purging as pure decisions over the manifest.
+
+The manifest is the list of published segments of one collection incarnation; it is replicated state, so every function
+here must give the same answer on every replica. Invariant (`check_manifest`): the segments are sorted, disjoint and
+gap-free from ordinal 0, so each ordinal below `covered(manifest)` lies in exactly one segment.
+
+An HNSW graph takes new rows without touching the old ones' cost, so a task may name a `base`: the segment whose graph
+is extended. Then only the rows after it are inserted. With GROWTH = 8:
+- a base is rewritten (disk and network) only when at least 1/8 of its rows come on top: bytes written <= 9 x inserts;
+- a row is inserted again only when its segment joins one at least 8 times larger: inserts per row <= 1 + log8(n/seal).
+
+It does not know files, threads or Raft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import msgspec
+
+from needle.base.config import SegmentConfig
+from needle.base.errors import Internal
+
+GROWTH = 8
+
+
+class PublishedSegment(msgspec.Struct, frozen=True, array_like=True):
+    """One manifest entry: the ordinals [first, last] of a collection incarnation are indexed in one file.
+
+    rows: vectors in the file (ordinals that were dead when it was built may be left out). size: bytes of the file.
+    checksum: 32 hex digits, see docs/segments.md.
+    """
+
+    collection_id: int
+    first: int
+    last: int
+    rows: int
+    size: int
+    checksum: str
+
+
+class SegmentLoad(msgspec.Struct, frozen=True):
+    """A manifest entry as the planner sees it. dead: rows of it that are tombstoned. here: its file is attached."""
+
+    segment: PublishedSegment
+    dead: int
+    here: bool
+
+
+class BuildTask(msgspec.Struct, frozen=True):
+    """Build one segment of the ordinals [first, last]. base: extend this segment's graph with the rows after it
+    (None: insert every live row). inserts: rows that will be inserted, for the log."""
+
+    first: int
+    last: int
+    base: PublishedSegment | None
+    inserts: int
+
+
+def covered(manifest: Sequence[PublishedSegment]) -> int:
+    """The first ordinal that no segment covers."""
+    return manifest[-1].last + 1 if manifest else 0
+
+
+def check_manifest(manifest: Sequence[PublishedSegment]) -> None:
+    """Raise Internal unless the segments cover [0, covered) without gap or overlap."""
+    at = 0
+    for segment in manifest:
+        if segment.first != at or segment.last < segment.first:
+            raise Internal(f"segment manifest: [{segment.first}, {segment.last}] follows ordinal {at - 1}")
+        at = segment.last + 1
+
+
+def with_published(
+    manifest: Sequence[PublishedSegment], segment: PublishedSegment, next_ordinal: int
+) -> list[PublishedSegment] | None:
+    """The manifest after `segment` is published, or None when it does not fit and must be ignored.
+
+    It fits when it replaces whole segments, or extends the covered range without a gap, within the ordinals that
+    exist; a second build of a range that is one segment already counts only if it has fewer rows (a purge). Two
+    leaders may build at once; the log's order decides, equally on every replica.
+    """
+    end = covered(manifest)
+    if not 0 <= segment.first <= segment.last < next_ordinal or segment.first > end:
+        return None
+    before = [s for s in manifest if s.last < segment.first]
+    inside = [s for s in manifest if segment.first <= s.first and s.last <= segment.last]
+    after = [s for s in manifest if s.first > segment.last]
+    if len(before) + len(inside) + len(after) != len(manifest) or covered(before) != segment.first:
+        return None
+    if len(inside) == 1 and inside[0].last == segment.last and segment.rows >= inside[0].rows:
+        return None
+    return [*before, segment, *after]
+
+
+def plan(loads: Sequence[SegmentLoad], next_ordinal: int, waiting_rows: int, config: SegmentConfig) -> BuildTask | None:
+    """What the leader should build next, or None.
+
+    loads: the manifest in order. next_ordinal: ordinals below it exist. waiting_rows: live rows that no segment covers.
+    """
+    if waiting_rows >= config.seal_rows:
+        return _seal(loads, next_ordinal, waiting_rows, config)
+    return _purge(loads, config) or _merge(loads, config)
+
+
+def _live(load: SegmentLoad) -> int:
+    return load.segment.rows - load.dead
+
+
+def _extendable(load: SegmentLoad, config: SegmentConfig) -> bool:
+    return load.here and load.dead <= config.dead_ratio_max * load.segment.rows
+
+
+def _seal(loads: Sequence[SegmentLoad], next_ordinal: int, waiting_rows: int, config: SegmentConfig) -> BuildTask:
+    """Seal what waits, together with every tail segment that is at most GROWTH times what would be added to it."""
+    first = covered([load.segment for load in loads])
+    last = next_ordinal - 1
+    if waiting_rows > config.rows_max:
+        # Dead ordinals may make this range hold fewer rows than rows_max; never more.
+        last = first + config.rows_max - 1
+        return BuildTask(first, last, None, config.rows_max)
+    added, total, best = waiting_rows, waiting_rows, BuildTask(first, last, None, waiting_rows)
+    for load in reversed(loads):
+        total += load.segment.rows
+        if total > config.rows_max or not load.here:
+            break
+        if load.segment.rows <= GROWTH * added:
+            base = load.segment if _extendable(load, config) else None
+            inserts = added + (0 if base else _live(load))
+            best = BuildTask(load.segment.first, last, base, inserts)
+        added += _live(load)
+    return best
+
+
+def _purge(loads: Sequence[SegmentLoad], config: SegmentConfig) -> BuildTask | None:
+    for load in loads:
+        if load.here and load.dead > config.dead_ratio_max * load.segment.rows:
+            return BuildTask(load.segment.first, load.segment.last, None, _live(load))
+    return None
+
+
+def _merge(loads: Sequence[SegmentLoad], config: SegmentConfig) -> BuildTask | None:
+    """Join neighbours that purging or a former configuration left too alike in size."""
+    for left, right in pairwise(loads):
+        fits = left.segment.rows + _live(right) <= config.rows_max
+        if left.here and right.here and fits and left.segment.rows <= GROWTH * max(_live(right), 1):
+            base = left.segment if _extendable(left, config) and left.segment.rows >= _live(right) else None
+            inserts = _live(right) + (0 if base else _live(left))
+            return BuildTask(left.segment.first, right.segment.last, base, inserts)
+    return None
