@@ -1,0 +1,129 @@
+"""What the payloads of frames mean: hello, request head, error; and typed bodies for the layers above.
+
+Invariant: whatever a peer sent, decoding raises ProtocolError (or a subclass) and nothing else. Knows no sockets.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from needle.base.config import refuse
+from needle.base.errors import Detail, NeedleError, ProtocolError, UnsupportedVersion, WrongCluster, from_wire, invalid
+from needle.rpc.frame import VIEW_BYTES_MIN, Payload
+
+PROTOCOL_VERSION: Final = 1
+MESSAGE_CHARS_MAX: Final = 16 * 1024
+METHOD_BYTES_MAX: Final = 255
+T = TypeVar("T")
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """Who speaks. node_id: "" for clients. incarnation: differs between two starts of one node."""
+
+    version: int
+    cluster_id: str
+    node_id: str = ""
+    incarnation: int = 0
+
+
+class _WireError(msgspec.Struct, frozen=True, array_like=True):
+    code: str
+    message: str
+    details: dict[str, str | int | float | bool | None]
+    retryable: bool
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=repr)
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+_heads: dict[str, bytes] = {}
+
+
+def encode(value: object) -> bytes:
+    """`value` (a msgspec struct or plain data) as MessagePack."""
+    return _encoder.encode(value)
+
+
+def decode(data: Payload, kind: type[T]) -> T:
+    """`data` as a `kind`, or a ProtocolError that names the kind and what is wrong."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        value: T = decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        name = getattr(kind, "__name__", str(kind))
+        raise ProtocolError(f"not a valid {name} message: {error}") from error
+    return value
+
+
+def check_hello(mine: Hello, theirs: Hello, *, expected_node: str = "") -> None:
+    """Raise the named refusal unless the two may talk; every message names both sides' values."""
+    if theirs.version != mine.version:
+        raise UnsupportedVersion(
+            f"the peer speaks protocol version {theirs.version}, this side speaks {mine.version}",
+            theirs=theirs.version,
+            ours=mine.version,
+        )
+    if theirs.cluster_id != mine.cluster_id:
+        raise WrongCluster(
+            f"the peer belongs to cluster {theirs.cluster_id!r}, this side to {mine.cluster_id!r}",
+            theirs=theirs.cluster_id,
+            ours=mine.cluster_id,
+        )
+    if expected_node and theirs.node_id != expected_node:
+        raise ProtocolError(
+            f"the peer is node {theirs.node_id!r}, expected was node {expected_node!r}: wrong address or port",
+            theirs=theirs.node_id,
+            expected=expected_node,
+        )
+
+
+def encode_error(error: NeedleError) -> bytes:
+    """[code, message, details, retryable]; a very long message is cut so that an error always fits a frame."""
+    message = error.message
+    if len(message) > MESSAGE_CHARS_MAX:
+        message = message[:MESSAGE_CHARS_MAX] + f"... ({len(message)} characters)"
+    return _encoder.encode((error.code, message, error.details, error.retryable))
+
+
+def decode_error(payload: Payload) -> NeedleError:
+    """The error the peer raised, as an instance of its own class; ProtocolError is raised for a malformed payload."""
+    wire = decode(payload, _WireError)
+    # A detail under the name of from_wire's own parameter could not be passed on as a keyword.
+    details: dict[str, Detail] = {k + "_" if k in ("self", "message") else k: v for k, v in wire.details.items()}
+    return from_wire(wire.code, wire.message, details)
+
+
+def request_head(method: str) -> bytes:
+    """u8 length + ascii name: what stands before a request's body. Raises InvalidArgument for a bad name."""
+    head = _heads.get(method)
+    if head is None:
+        if not method.isascii() or not 0 < len(method) <= METHOD_BYTES_MAX:
+            raise invalid("method", method, f"1 to {METHOD_BYTES_MAX} ASCII characters")
+        head = _heads[method] = bytes((len(method),)) + method.encode("ascii")
+    return head
+
+
+def split_request(payload: Payload) -> tuple[str, Payload]:
+    """(method, body) of a request's payload. A large body is a view, not a copy."""
+    size = len(payload)
+    stop = payload[0] + 1 if size else 1
+    if stop == 1 or stop > size:
+        raise ProtocolError(f"a request of {size} bytes holds no method name")
+    try:
+        method = str(payload[1:stop], "ascii")
+    except UnicodeDecodeError:
+        raise ProtocolError("the method name is not ASCII") from None
+    if size >= VIEW_BYTES_MIN:
+        return method, memoryview(payload)[stop:]
+    return method, payload[stop:]
+
+
+def parse_endpoint(address: str) -> tuple[str, int]:
+    """ "host:port" as (host, port), or a ConfigError; port 0 (any free port) is allowed. IPv6 hosts in brackets."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise refuse("address", address, '"host:port" with a port from 0 to 65535')
+    return host.strip("[]"), int(port)

@@ -1,0 +1,142 @@
+"""Frames on a byte stream, without I/O: u32 LE length | u8 kind | u64 LE request id | payload.
+
+`length` counts what follows it (9 + payload). Invariant: the frames decoded depend on the bytes alone, not on how they
+were cut into chunks; a length over the limit is refused when its four bytes are known, before anything is buffered for
+it; memory held is at most one frame plus one chunk. Knows nothing of sockets or of what payloads mean.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from needle.base.errors import FrameTooLarge, ProtocolError
+
+HELLO, HELLO_ACK, REQUEST, RESPONSE, ERROR, ONEWAY = range(1, 7)
+HEADER = struct.Struct("<IBQ")
+HEADER_BYTES = HEADER.size
+LENGTH_BYTES = 4
+ENVELOPE_BYTES = HEADER_BYTES - LENGTH_BYTES
+VIEW_BYTES_MIN = 16 * 1024
+"""Payloads from this size on are views of the received chunk; below it a copy is cheaper than keeping a chunk alive."""
+_SMALL_CHUNK = 4096
+_LENGTH = struct.Struct("<I")
+
+Payload = bytes | memoryview
+Frame = tuple[int, int, Payload]
+"""(kind, request id, payload). A memoryview is over immutable bytes: safe to keep, and keeps its whole chunk alive."""
+
+
+def frame_size(payload_bytes: int) -> int:
+    """Bytes on the wire of a frame whose payload has `payload_bytes` bytes."""
+    return HEADER_BYTES + payload_bytes
+
+
+def encode_frame(kind: int, request_id: int, parts: Sequence[Payload]) -> bytes:
+    """One frame as one bytes object; `parts` are joined as its payload."""
+    size = sum(map(len, parts))
+    return b"".join((HEADER.pack(ENVELOPE_BYTES + size, kind, request_id), *parts))
+
+
+class FrameDecoder:
+    """Incremental decoder. After a violation `error` is set, earlier frames are still returned, later bytes ignored."""
+
+    __slots__ = ("_frame_bytes_max", "_have", "_need", "_parts", "error")
+
+    def __init__(self, frame_bytes_max: int) -> None:
+        """frame_bytes_max: the largest `length` field accepted, in bytes."""
+        self._frame_bytes_max = frame_bytes_max
+        self._parts: list[bytes | bytearray] = []
+        self._have = 0
+        self._need = 0
+        self.error: ProtocolError | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of an incomplete frame held back."""
+        return self._have
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that `data` completes, in order. Never raises for what a peer sent: see `error`."""
+        frames: list[Frame] = []
+        if self.error is not None:
+            return frames
+        offset = 0
+        if self._parts:
+            if self._need <= HEADER_BYTES:
+                # A header cut in two: rare and tiny, so join and parse again.
+                data = b"".join((*self._parts, data))
+                self._parts.clear()
+            elif self._have + len(data) < self._need:
+                self._keep(data)
+                return frames
+            else:
+                offset = self._need - self._have
+                frames.append(self._finish(data, offset))
+        self._scan(data, offset, frames)
+        return frames
+
+    def _scan(self, data: bytes, offset: int, frames: list[Frame]) -> None:
+        """Cut whole frames out of `data` from `offset` on; keep the rest."""
+        end = len(data)
+        unpack = HEADER.unpack_from
+        length_max = self._frame_bytes_max
+        while end - offset >= HEADER_BYTES:
+            length, kind, request_id = unpack(data, offset)
+            if not (ENVELOPE_BYTES <= length <= length_max and HELLO <= kind <= ONEWAY):
+                self._refuse(length, kind)
+                return
+            stop = offset + LENGTH_BYTES + length
+            if stop > end:
+                break
+            start = offset + HEADER_BYTES
+            if stop - start < VIEW_BYTES_MIN:
+                frames.append((kind, request_id, data[start:stop]))
+            else:
+                frames.append((kind, request_id, memoryview(data)[start:stop]))
+            offset = stop
+        self._have = end - offset
+        if not self._have:
+            return
+        self._need = HEADER_BYTES
+        if self._have >= LENGTH_BYTES:
+            length = _LENGTH.unpack_from(data, offset)[0]
+            if not ENVELOPE_BYTES <= length <= length_max:
+                self._refuse(length, None)
+                return
+            if self._have >= HEADER_BYTES:
+                self._need = LENGTH_BYTES + length
+        self._parts.append(data[offset:] if offset else data)
+
+    def _keep(self, data: bytes) -> None:
+        """Hold a chunk of the frame under way; many tiny chunks share one buffer, so overhead stays bounded."""
+        self._have += len(data)
+        if len(data) >= _SMALL_CHUNK:
+            self._parts.append(data)
+        elif isinstance(last := self._parts[-1], bytearray):
+            last += data
+        else:
+            self._parts.append(bytearray(data))
+
+    def _finish(self, data: bytes, offset: int) -> Frame:
+        """The frame under way, completed by data[:offset]. Its payload is copied once, by the join."""
+        first = self._parts[0]
+        _, kind, request_id = HEADER.unpack_from(first, 0)
+        payload = b"".join((memoryview(first)[HEADER_BYTES:], *self._parts[1:], memoryview(data)[:offset]))
+        self._parts.clear()
+        self._have = 0
+        return kind, request_id, payload
+
+    def _refuse(self, length: int, kind: int | None) -> None:
+        self._parts.clear()
+        self._have = 0
+        if length > self._frame_bytes_max:
+            self.error = FrameTooLarge(
+                f"a frame of {length} bytes is over the limit of {self._frame_bytes_max}",
+                bytes=length,
+                limit=self._frame_bytes_max,
+            )
+        elif length < ENVELOPE_BYTES:
+            self.error = ProtocolError(f"a frame length of {length} is below the minimum of {ENVELOPE_BYTES}")
+        else:
+            self.error = ProtocolError(f"frame kind {kind} is unknown: known are {HELLO} to {ONEWAY}")

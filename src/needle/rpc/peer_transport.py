@@ -1,0 +1,63 @@
+"""Messages to nodes by name: the `multiraft.ports.Transport` of a running node.
+
+Invariant: a frame meant for a node is only ever sent over a connection whose hello said that node's name. The address
+book is the caller's; it is asked on every message, so a change takes effect with the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from needle.base.errors import ConnectionLost
+from needle.base.ids import NodeId
+from needle.rpc.transport import RpcClient
+
+
+class PeerTransport:
+    """Sends through `client`, which it shares with nobody: the connections it makes are bound to node names."""
+
+    def __init__(self, client: RpcClient, address_of: Callable[[NodeId], str | None]) -> None:
+        """address_of: the present "host:port" of a node, or None when it is not known."""
+        self.client = client
+        self._address_of = address_of
+        self._used: dict[NodeId, str] = {}
+
+    def send(self, to: NodeId, body: bytes) -> bool:
+        """Queue one one-way frame; False if it was dropped (no address, not connected yet, queue full)."""
+        address = self._address_of(to)
+        if address is None:
+            return False
+        if self._used.get(to) != address:
+            self._moved(to, address)
+        return self.client.send(address, body)
+
+    async def call(self, to: NodeId, method: str, body: bytes, timeout: float) -> bytes:
+        """Ask a node, wait at most `timeout` seconds; raises like RpcClient.call, ConnectionLost without an address."""
+        address = self._address_of(to)
+        if address is None:
+            raise ConnectionLost(f"no address is known for node {to!r}", node=to)
+        if self._used.get(to) != address:
+            self._moved(to, address)
+        return await self.client.call(address, method, body, timeout)
+
+    def update(self) -> None:
+        """The address book changed: drop the connections to nodes that left it or moved."""
+        for node, used in list(self._used.items()):
+            address = self._address_of(node)
+            if address != used:
+                del self._used[node]
+                self._release(used)
+                if address is not None:
+                    self._moved(node, address)
+
+    def _moved(self, node: NodeId, address: str) -> None:
+        old = self._used.get(node)
+        self._used[node] = address
+        if old is not None:
+            self._release(old)
+        self.client.expect(address, node)
+
+    def _release(self, address: str) -> None:
+        """Close the connection to `address` unless another node is known to be there by now."""
+        if address not in self._used.values():
+            self.client.forget(address)

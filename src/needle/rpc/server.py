@@ -1,0 +1,315 @@
+"""The listening end: checks hellos, hands requests to a handler, writes its answers.
+
+Invariant: a request gets exactly one RESPONSE or ERROR frame while its connection lives; a connection works on at most
+`inflight_requests_max` requests of at most `inflight_bytes_max` bytes (one may exceed the bytes alone), reads nothing
+while it is at a bound or its peer does not read. A handler's failure never ends the connection. Does not know methods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any, Protocol
+
+from needle.base.errors import (
+    FrameTooLarge,
+    Internal,
+    NeedleError,
+    Overloaded,
+    ProtocolError,
+    StorageError,
+    Unavailable,
+)
+from needle.rpc.codec import (
+    PROTOCOL_VERSION,
+    Hello,
+    check_hello,
+    decode,
+    encode,
+    encode_error,
+    parse_endpoint,
+    split_request,
+)
+from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
+from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame, Payload
+
+log = logging.getLogger(__name__)
+
+Answer = bytes | list[bytes]
+
+
+class Peer:
+    """Who is at the other end, as said in its hello. node_id: "" for clients. remote: its "host:port".
+
+    closed: the connection is gone and answers are dropped; a handler of reads may look at it and stop early.
+    """
+
+    __slots__ = ("closed", "incarnation", "node_id", "remote")
+
+    def __init__(self, node_id: str, incarnation: int, remote: str) -> None:
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.remote = remote
+        self.closed = False
+
+
+class Handler(Protocol):
+    """What a server serves. Called on the event loop; must not block."""
+
+    def on_oneway(self, peer: Peer, body: bytes) -> None:
+        """A one-way frame arrived. An exception is logged; nobody is told."""
+        ...
+
+    def on_request(self, peer: Peer, method: str, body: Payload) -> Answer | Awaitable[Answer]:
+        """The answer, or a future of it (answered from its callback, no task), or any awaitable (run as a task).
+
+        A NeedleError is sent to the caller; any other exception as Internal. When the caller is gone the work still
+        finishes and its answer is dropped. body: a view into the received chunk when large; decode it, or copy it.
+        """
+        ...
+
+
+class RpcServer:
+    """Listens on `address` ("host:port", port 0 for any)."""
+
+    def __init__(
+        self,
+        address: str,
+        handler: Handler,
+        *,
+        cluster_id: str,
+        node_id: str,
+        incarnation: int = 0,
+        limits: RpcLimits | None = None,
+        version: int = PROTOCOL_VERSION,
+    ) -> None:
+        self.endpoint = parse_endpoint(address)
+        self.handler = handler
+        self.hello = Hello(version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation)
+        self.limits = limits or RpcLimits()
+        self.stats = RpcStats()
+        self.connections: dict[ServerConnection, None] = {}
+        self.tasks: dict[asyncio.Future[Any], None] = {}
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises Unavailable with the system's reason when the address cannot be bound."""
+        host, port = self.endpoint
+        try:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(lambda: ServerConnection(self), host, port, backlog=1024)
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {host}:{port}: {error}", address=f"{host}:{port}") from error
+
+    @property
+    def port(self) -> int:
+        """The port bound."""
+        if self._server is None or not self._server.sockets:
+            raise Unavailable("the RPC server does not listen")
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def address(self) -> str:
+        """ "host:port" as bound."""
+        host = self.endpoint[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    async def stop(self) -> None:
+        """Accept no more, let running requests finish (at most stop_timeout), cancel the rest, close. Idempotent."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for connection in list(self.connections):
+            connection.drain()
+        if self.tasks:
+            _, late = await asyncio.wait(list(self.tasks), timeout=self.limits.stop_timeout)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=self.limits.stop_timeout)
+        for connection in list(self.connections):
+            connection.close()
+        if server is not None:
+            await server.wait_closed()
+
+
+class ServerConnection(FrameConnection):
+    """One accepted connection."""
+
+    def __init__(self, server: RpcServer) -> None:
+        super().__init__(server.limits, server.stats)
+        self.server = server
+        self.handler = server.handler
+        self.peer: Peer | None = None
+        self.inflight = 0
+        self.inflight_bytes = 0
+        self._reading = True
+        self._draining = False
+        self._backlog: deque[Frame] = deque()
+        self._hello_timer = self.loop.call_later(self.limits.hello_timeout, self._no_hello)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if len(self.server.connections) >= self.limits.connections_max:
+            self._refuse(Overloaded(f"this node has {self.limits.connections_max} connections, which is its limit"))
+            return
+        self.server.connections[self] = None
+
+    def drain(self) -> None:
+        """Take no more requests; those running may still answer."""
+        self._draining = True
+        self._backlog.clear()
+        self._set_reading(False)
+
+    # --- input -------------------------------------------------------------------------------------------------------
+    def on_frames(self, frames: list[Frame]) -> None:
+        if self._backlog or self._blocked():
+            self._backlog.extend(frames)
+        else:
+            self._serve(frames)
+        if self.decoder.error is not None:
+            self._refuse(self.decoder.error)
+
+    def _serve(self, frames: list[Frame]) -> None:
+        for position, (kind, request_id, payload) in enumerate(frames):
+            if self.closing:
+                return
+            try:
+                if kind == REQUEST and self.peer is not None:
+                    if self._blocked():
+                        self._backlog.extend(frames[position:])
+                        self._set_reading(False)
+                        return
+                    self._request(self.peer, request_id, payload)
+                elif kind == ONEWAY and self.peer is not None:
+                    self._oneway(self.peer, payload)
+                else:
+                    self._handshake(kind, payload)
+            except ProtocolError as error:
+                self._refuse(error)
+                return
+
+    def _handshake(self, kind: int, payload: Payload) -> None:
+        if kind != HELLO or self.peer is not None:
+            raise ProtocolError(f"frame kind {kind} is not allowed {'after' if self.peer else 'before'} the hello")
+        theirs = decode(payload, Hello)
+        check_hello(self.server.hello, theirs)
+        self._hello_timer.cancel()
+        self.peer = Peer(theirs.node_id, theirs.incarnation, self.remote)
+        self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
+
+    def _no_hello(self) -> None:
+        self._refuse(ProtocolError(f"no hello within {self.limits.hello_timeout:g} s"))
+
+    def _refuse(self, error: NeedleError) -> None:
+        """Tell the peer why by name, then close."""
+        if self.closing:
+            return
+        self._hello_timer.cancel()
+        self.stats.protocol_errors += 1
+        log.warning("closing the connection from %s: %s", self.remote, error)
+        self.write_frame(ERROR, 0, (encode_error(error),))
+        self._backlog.clear()
+        self.close_after_refusal()
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+    def _oneway(self, peer: Peer, payload: Payload) -> None:
+        try:
+            self.handler.on_oneway(peer, payload if isinstance(payload, bytes) else bytes(payload))
+        except Exception:
+            self.stats.handler_failures += 1
+            log.exception("one-way frame from %s (%s) failed", peer.node_id or "a client", self.remote)
+
+    def _request(self, peer: Peer, request_id: int, payload: Payload) -> None:
+        method, body = split_request(payload)
+        try:
+            answer = self.handler.on_request(peer, method, body)
+        except Exception as error:  # noqa: BLE001 - a boundary: every exception becomes the caller's error
+            self._answer_error(request_id, error)
+            return
+        if isinstance(answer, bytes):
+            self._answer(request_id, (answer,))
+            return
+        if isinstance(answer, list):
+            self._answer(request_id, answer)
+            return
+        future: asyncio.Future[Answer] = asyncio.ensure_future(answer)
+        size = len(payload)
+        self.inflight += 1
+        self.inflight_bytes += size
+        self.server.tasks[future] = None
+        future.add_done_callback(partial(self._done, request_id, size))
+        if self._blocked():
+            self._set_reading(False)
+
+    def _done(self, request_id: int, size: int, future: asyncio.Future[Answer]) -> None:
+        self.server.tasks.pop(future, None)
+        self.inflight -= 1
+        self.inflight_bytes -= size
+        if future.cancelled():
+            self._answer_error(request_id, Unavailable("the request was cancelled: the node is stopping"))
+        elif (error := future.exception()) is not None:
+            self._answer_error(request_id, error)
+        else:
+            answer = future.result()
+            self._answer(request_id, answer if isinstance(answer, list) else (answer,))
+        if not self._reading:
+            self.on_flow()
+
+    def _answer(self, request_id: int, parts: list[bytes] | tuple[bytes, ...]) -> None:
+        size = sum(map(len, parts))
+        if size + ENVELOPE_BYTES > self.limits.frame_bytes_max:
+            limit = self.limits.frame_bytes_max
+            self._answer_error(request_id, FrameTooLarge(f"the answer of {size} bytes is over the limit of {limit}"))
+            return
+        self.write_frame(RESPONSE, request_id, parts)
+
+    def _answer_error(self, request_id: int, error: BaseException) -> None:
+        if not isinstance(error, NeedleError):
+            self.stats.handler_failures += 1
+            log.error("a request from %s failed", self.remote, exc_info=error)
+            error = Internal(f"{type(error).__name__}: {error}")
+        elif isinstance(error, Internal | StorageError):
+            log.error("a request from %s failed: %s", self.remote, error, exc_info=error)
+        self.write_frame(ERROR, request_id, (encode_error(error),))
+
+    # --- flow --------------------------------------------------------------------------------------------------------
+    def _blocked(self) -> bool:
+        return (
+            self._draining
+            or self.write_paused
+            or self.inflight >= self.limits.inflight_requests_max
+            or self.inflight_bytes >= self.limits.inflight_bytes_max
+        )
+
+    def _set_reading(self, on: bool) -> None:
+        if on == self._reading or self.transport is None or self.closing:
+            return
+        self._reading = on
+        if on:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    def on_flow(self) -> None:
+        if self._blocked():
+            self._set_reading(False)
+            return
+        if self._backlog:
+            frames = list(self._backlog)
+            self._backlog.clear()
+            self._serve(frames)
+        if not self._backlog and not self._blocked():
+            self._set_reading(True)
+
+    def on_lost(self, error: Exception | None) -> None:
+        self._hello_timer.cancel()
+        self._backlog.clear()
+        self.server.connections.pop(self, None)
+        if self.peer is not None:
+            self.peer.closed = True
+        if error is not None:
+            log.debug("connection from %s lost: %s", self.remote, error)

@@ -1,0 +1,99 @@
+"""The decoder sees bytes, not chunks; what it refuses, it refuses early and for good."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from needle.base.errors import FrameTooLarge, NeedleError, ProtocolError
+from needle.rpc.codec import Hello, decode, decode_error, split_request
+from needle.rpc.frame import ENVELOPE_BYTES, HEADER, ONEWAY, REQUEST, VIEW_BYTES_MIN, FrameDecoder, encode_frame
+
+LIMIT = 200_000
+frames_strategy = st.lists(
+    st.tuples(
+        st.integers(1, 6),
+        st.integers(0, 2**64 - 1),
+        st.one_of(st.binary(max_size=40), st.sampled_from([b"x" * VIEW_BYTES_MIN, b"ab" * 40_000])),
+    ),
+    max_size=6,
+)
+
+
+def plain(frames):
+    return [(kind, request_id, bytes(payload)) for kind, request_id, payload in frames]
+
+
+@settings(max_examples=150, deadline=None)
+@given(frames_strategy, st.lists(st.one_of(st.integers(1, 20), st.integers(1000, 9000)), min_size=1, max_size=20))
+def test_any_chunking_gives_the_same_frames(frames, sizes):
+    stream = b"".join(encode_frame(kind, rid, (payload,)) for kind, rid, payload in frames)
+    decoder = FrameDecoder(LIMIT)
+    got = []
+    offset = turn = 0
+    while offset < len(stream):
+        size = sizes[turn % len(sizes)]
+        got += decoder.feed(stream[offset : offset + size])
+        offset, turn = offset + size, turn + 1
+    assert plain(got) == frames
+    assert decoder.error is None
+    assert decoder.buffered == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=60), max_size=8))
+def test_garbage_never_raises_and_chunking_does_not_matter(chunks):
+    apart, joined = FrameDecoder(100), FrameDecoder(100)
+    one = [frame for chunk in chunks for frame in apart.feed(chunk)]
+    two = joined.feed(b"".join(chunks))
+    assert plain(one) == plain(two)
+    assert (apart.error is None) == (joined.error is None)
+    assert apart.buffered <= 104
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=80))
+def test_garbage_payloads_raise_only_protocol_errors(data):
+    for parse in (split_request, decode_error, lambda d: decode(d, Hello)):
+        try:
+            parse(data)
+        except NeedleError as error:
+            assert isinstance(error, ProtocolError)
+
+
+def test_oversize_is_refused_at_its_length_before_any_payload():
+    decoder = FrameDecoder(1000)
+    good = encode_frame(ONEWAY, 0, (b"fine",))
+    assert plain(decoder.feed(good + (1001).to_bytes(4, "little"))) == [(ONEWAY, 0, b"fine")]
+    assert isinstance(decoder.error, FrameTooLarge)
+    assert decoder.error.details == {"bytes": 1001, "limit": 1000}
+    assert decoder.buffered == 0
+    assert decoder.feed(good) == []
+
+
+def test_a_frame_of_exactly_the_limit_passes():
+    frame = encode_frame(ONEWAY, 7, (b"x" * (1000 - ENVELOPE_BYTES),))
+    assert len(FrameDecoder(1000).feed(frame)) == 1
+
+
+@pytest.mark.parametrize(("length", "kind"), [(8, 1), (9, 0), (9, 7)])
+def test_bad_lengths_and_kinds_are_named(length, kind):
+    decoder = FrameDecoder(1000)
+    assert decoder.feed(HEADER.pack(length, kind, 1)) == []
+    assert str(length if length < 9 else kind) in str(decoder.error)
+
+
+def test_large_payloads_in_one_chunk_are_views_of_it():
+    stream = encode_frame(REQUEST, 1, (b"y" * VIEW_BYTES_MIN,))
+    payload = FrameDecoder(LIMIT).feed(stream)[0][2]
+    assert isinstance(payload, memoryview)
+    assert payload.obj is stream
+
+
+def test_a_byte_at_a_time_holds_little_more_than_the_bytes():
+    decoder = FrameDecoder(LIMIT)
+    stream = encode_frame(ONEWAY, 3, (b"z" * 20_000,))
+    for position in range(len(stream) - 1):
+        assert decoder.feed(stream[position : position + 1]) == []
+    assert decoder.buffered == len(stream) - 1
+    assert len(decoder._parts) <= 3
+    assert plain(decoder.feed(stream[-1:])) == [(ONEWAY, 3, b"z" * 20_000)]
