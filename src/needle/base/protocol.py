@@ -1,0 +1,181 @@
+"""The client protocol: what the RPC methods of a node take and answer, as MessagePack structs.
+
+Invariant: a body is exactly one of these structs, so that both ends agree on every field; unknown trailing fields are
+ignored, missing ones have defaults, which is how releases stay compatible. Knows no sockets and no server.
+
+| method | takes | answers |
+|---|---|---|
+| write | WriteCall | WriteResult |
+| search | SearchCall | HitBatch |
+| get | GetCall | DocumentBatch |
+| collections | CollectionsCall | CollectionsAnswer |
+| leader | GroupCall | LeaderAnswer |
+| status | StatusCall | RaftStatus |
+| digest | GroupCall | DigestAnswer |
+| step_down | StepDownCall | LeaderAnswer |
+| force_election, maintenance | GroupCall, MaintenanceCall | b"" |
+| membership | MembershipCall | b"" |
+| addresses | AddressBook | AddressBook |
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from needle.base.errors import ProtocolError
+from needle.base.ids import GroupId, NodeId
+from needle.base.model import CollectionSpec, ReadMode, SearchRequest
+
+WRITE: Final = "write"
+SEARCH: Final = "search"
+GET: Final = "get"
+COLLECTIONS: Final = "collections"
+LEADER: Final = "leader"
+STATUS: Final = "status"
+DIGEST: Final = "digest"
+STEP_DOWN: Final = "step_down"
+FORCE_ELECTION: Final = "force_election"
+MAINTENANCE: Final = "maintenance"
+MEMBERSHIP: Final = "membership"
+ADDRESSES: Final = "addresses"
+
+T = TypeVar("T")
+
+
+class GroupCall(msgspec.Struct, frozen=True, array_like=True):
+    """About one group. timeout: seconds the node may take."""
+
+    group: GroupId
+    timeout: float = 10.0
+
+
+class WriteCall(msgspec.Struct, frozen=True, array_like=True):
+    """One command for the log, encoded by base.commands."""
+
+    group: GroupId
+    command: bytes
+    timeout: float = 10.0
+
+
+class Freshness(msgspec.Struct, frozen=True, array_like=True):
+    """What a read demands. min_index: wait until this log index is applied (a session's last write). max_staleness:
+    seconds since this replica last heard from a leader at most, 0 for any; eventual reads only. timeout: seconds."""
+
+    mode: ReadMode = ReadMode.STRONG
+    min_index: int = 0
+    max_staleness: float = 0.0
+    timeout: float = 10.0
+
+
+class SearchCall(msgspec.Struct, frozen=True, array_like=True):
+    group: GroupId
+    request: SearchRequest
+    freshness: Freshness
+
+
+class GetCall(msgspec.Struct, frozen=True, array_like=True):
+    group: GroupId
+    collection: str
+    ids: list[str]
+    with_vectors: bool
+    freshness: Freshness
+
+
+class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
+    """Documents as columns, absent ids left out. vectors: rows of float32 bytes, b"" when not asked for."""
+
+    ids: list[str]
+    versions: list[int]
+    metadata: list[bytes]
+    vectors: bytes
+    applied_index: int
+
+
+class CollectionsCall(msgspec.Struct, frozen=True, array_like=True):
+    group: GroupId
+    freshness: Freshness
+
+
+class CollectionsAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """counts: documents of each collection, in the same order."""
+
+    collections: list[CollectionSpec]
+    counts: list[int]
+    applied_index: int
+
+
+class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """What a node knows. leader: None when it knows none. addresses: of every node it knows, by id."""
+
+    node_id: NodeId
+    leader: NodeId | None
+    term: int
+    addresses: dict[NodeId, str]
+    maintenance: bool = False
+
+
+class StatusCall(msgspec.Struct, frozen=True, array_like=True):
+    """digest: also compute the digest of the documents (reads all of them)."""
+
+    group: GroupId
+    digest: bool = False
+
+
+class DigestAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """digest: of the documents exactly at applied_index."""
+
+    node_id: NodeId
+    applied_index: int
+    digest: str
+
+
+class StepDownCall(msgspec.Struct, frozen=True, array_like=True):
+    """to: None for the most caught-up voter."""
+
+    group: GroupId
+    to: NodeId | None = None
+    timeout: float = 10.0
+
+
+class MaintenanceCall(msgspec.Struct, frozen=True, array_like=True):
+    on: bool
+    timeout: float = 10.0
+
+
+class MembershipCall(msgspec.Struct, frozen=True, array_like=True):
+    """The whole target membership. addresses: of nodes that the cluster does not know yet."""
+
+    group: GroupId
+    voters: list[NodeId]
+    learners: list[NodeId]
+    addresses: dict[NodeId, str] = {}
+    timeout: float = 10.0
+
+
+class AddressBook(msgspec.Struct, frozen=True, array_like=True):
+    """Where nodes listen, by id."""
+
+    addresses: dict[NodeId, str]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(value: object) -> bytes:
+    """A body as bytes."""
+    return _encoder.encode(value)
+
+
+def decode(body: bytes | memoryview, kind: type[T]) -> T:
+    """A body as a `kind`. Raises ProtocolError that names the kind and what is wrong."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        value: T = decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"not a valid {kind.__name__}: {error}") from None
+    return value
