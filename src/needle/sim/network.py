@@ -70,7 +70,7 @@ class SimNetwork:
         self._trace = trace
         self._listeners: dict[str, _Listener] = {}
         self._machines: dict[str, str] = {}
-        self._blocked: set[tuple[str, str]] = set()
+        self._blocked: Counter[tuple[str, str]] = Counter()
         self._slow: dict[tuple[str, str], float] = {}
         self._clogged: dict[tuple[str, str], float] = {}
         self._handling: dict[int, tuple[Process, _Call]] = {}
@@ -100,8 +100,16 @@ class SimNetwork:
         self._break_calls_into(process)
 
     def block(self, source: str, target: str) -> None:
-        """Drop everything from machine `source` to `target`, one way."""
-        self._blocked.add((source, target))
+        """Drop everything from machine `source` to `target`, one way, until unblocked as often as blocked."""
+        self._blocked[(source, target)] += 1
+
+    def unblock(self, source: str, target: str) -> None:
+        """Take back one `block`."""
+        self._blocked[(source, target)] = max(0, self._blocked[(source, target)] - 1)
+
+    def clear_weather(self) -> None:
+        """End loss, duplication and reordering."""
+        self.faults = NetworkFaults(delay=self.faults.delay)
 
     def slow(self, source: str, target: str, factor: float) -> None:
         """Multiply the delay of one direction of a link."""
@@ -116,7 +124,7 @@ class SimNetwork:
         self._blocked.clear()
         self._slow.clear()
         self._clogged.clear()
-        self.faults = NetworkFaults()
+        self.clear_weather()
 
     def endpoint(self, machine: str, process: Process, node_id: str = "") -> SimEndpoint:
         """The client side for one process; fits needle.rpc's RpcClient."""
@@ -125,7 +133,7 @@ class SimNetwork:
     # --- delivery -----------------------------------------------------------------------------------------------------
     def _delay(self, source: str, target: str) -> float | None:
         """Seconds until arrival, or None when the link swallows it."""
-        if (source, target) in self._blocked:
+        if self._blocked[(source, target)]:
             self.counts["blocked"] += 1
             return None
         if self.faults.loss and self._rng.random() < self.faults.loss:

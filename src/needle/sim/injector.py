@@ -1,0 +1,225 @@
+"""Carries out the faults of a schedule, and undoes each when its time is over.
+
+Invariant: when `finish` returned, no fault is left on the machines and links of the majority it was given. A node that
+lost its data is never joined by another in that state: at every time a quorum of good disks remains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from needle.sim.event_loop import SimLoop
+from needle.sim.machine import stream
+from needle.sim.machines import SimMachine
+from needle.sim.network import SimNetwork
+from needle.sim.spec import Fault
+from needle.sim.trace import Trace
+
+T = TypeVar("T")
+
+
+class Patient(Protocol):
+    """What faults are done to."""
+
+    machines: dict[str, SimMachine]
+
+    def leader(self) -> str | None: ...
+    def crash(self, name: str, *, power_cut: bool, why: str) -> None: ...
+    def start(self, name: str) -> None: ...
+    def arm(self, name: str, failpoint: str, hits: int, *, power_cut: bool) -> None: ...
+    def disarm(self, name: str) -> None: ...
+    async def admin(self, name: str, what: str) -> None: ...
+
+
+class Injector:
+    """Runs each fault as a task of the world."""
+
+    def __init__(self, seed: int, loop: SimLoop, network: SimNetwork, patient: Patient, trace: Trace) -> None:
+        self._seed = seed
+        self._loop = loop
+        self._network = network
+        self._patient = patient
+        self._trace = trace
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rotten: set[str] = set()
+        self.counts: Counter[str] = Counter()
+
+    def begin(self, schedule: list[Fault]) -> None:
+        """Schedule all faults, relative to now."""
+        start = self._loop.time()
+        for fault in schedule:
+            self._tasks.append(self._loop.create_task(self._later(start + fault.at - self._loop.time(), fault)))
+
+    async def stop(self) -> None:
+        """Stop injecting; every fault under way is undone."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            try:
+                await task
+            except asyncio.CancelledError:
+                continue
+
+    async def _later(self, delay: float, fault: Fault) -> None:
+        await asyncio.sleep(delay)
+        name = self._resolve(fault)
+        if name is None:
+            return
+        self.counts[fault.kind] += 1
+        self._trace.tell(f"{name}: {fault}")
+        handler = _HANDLERS.get(fault.kind, Injector._network_fault)
+        await handler(self, fault, name)
+        self._trace.note(f"fault {fault.number} is over")
+
+    def _resolve(self, fault: Fault) -> str | None:
+        names = sorted(self._patient.machines)
+        leader = self._patient.leader()
+        rng = stream(self._seed, "target", fault.number)
+        if fault.target == "leader" and leader is not None:
+            return leader
+        if fault.target == "follower":
+            names = [name for name in names if name != leader]
+        return names[rng.randrange(len(names))] if names else None
+
+    async def _hold(self, seconds: float, undo: Callable[[], None]) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            undo()
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+    async def _crash(self, fault: Fault, name: str) -> None:
+        names = sorted(self._patient.machines) if fault.kind == "power-cut-all" else [name]
+        for one in names:
+            self._patient.crash(one, power_cut=fault.kind != "kill", why=fault.kind)
+        await self._hold(fault.seconds, lambda: _each(self._patient.start, names))
+
+    async def _failpoint(self, fault: Fault, name: str) -> None:
+        self._patient.arm(name, fault.name, 1 + int(fault.amount * 10) % 5, power_cut=fault.amount < 0.5)
+        await self._hold(fault.seconds + 5.0, lambda: self._patient.disarm(name))
+
+    async def _pause(self, fault: Fault, name: str) -> None:
+        process = self._patient.machines[name].process
+        if process is not None:
+            self._loop.pause(process)
+            await self._hold(fault.seconds, lambda: self._loop.resume(process))
+
+    async def _admin(self, fault: Fault, name: str) -> None:
+        await self._patient.admin(name, fault.kind)
+        if fault.kind == "maintenance":
+            try:
+                await asyncio.sleep(fault.seconds)
+            finally:
+                self._loop.create_task(self._patient.admin(name, "end-maintenance"))
+
+    # --- disks --------------------------------------------------------------------------------------------------------
+    async def _slow_disk(self, fault: Fault, name: str) -> None:
+        device = self._patient.machines[name].device
+        device.slow = 10 + 200 * fault.amount
+        await self._hold(fault.seconds, lambda: setattr(device, "slow", 1.0))
+
+    async def _stalled_disk(self, fault: Fault, name: str) -> None:
+        device = self._patient.machines[name].device
+        device.stalled = True
+        await self._hold(fault.seconds, device.release)
+
+    async def _disk_error(self, fault: Fault, name: str) -> None:
+        disk = self._patient.machines[name].log_disk
+        disk.fail_commits = "ENOSPC" if fault.kind == "disk-full" else "EIO"
+        await self._hold(fault.seconds, lambda: setattr(disk, "fail_commits", ""))
+
+    async def _rot(self, fault: Fault, name: str) -> None:
+        """Bits rot while the machine is down; never on two machines of a run, so that good copies remain."""
+        if self._rotten and name not in self._rotten:
+            return
+        self._rotten.add(name)
+        self._patient.crash(name, power_cut=False, why=fault.kind)
+        key = self._patient.machines[name].log_disk.rot(b"g")
+        self._trace.tell(f"{name}: one bit of {key.hex() if key else 'nothing'} is flipped")
+        await self._hold(fault.seconds, lambda: self._patient.start(name))
+
+    # --- clocks -------------------------------------------------------------------------------------------------------
+    async def _clock_rate(self, fault: Fault, name: str) -> None:
+        """Stays within the bound that leased reads are promised for."""
+        self._patient.machines[name].clock.set_rate((2 * fault.amount - 1) * 0.0009)
+        await asyncio.sleep(0)
+
+    async def _wall_jump(self, fault: Fault, name: str) -> None:
+        self._patient.machines[name].clock.wall_offset += (2 * fault.amount - 1) * 86400
+        await asyncio.sleep(0)
+
+    # --- links --------------------------------------------------------------------------------------------------------
+    async def _weather(self, fault: Fault, name: str) -> None:
+        faults = self._network.faults
+        loss = stream(self._seed, "weather", fault.number)
+        faults.loss, faults.duplicate, faults.reorder = 0.3 * loss.random(), 0.2 * loss.random(), 0.3 * loss.random()
+        await self._hold(fault.seconds, self._network.clear_weather)
+
+    async def _network_fault(self, fault: Fault, name: str) -> None:
+        links = self._links(fault, name)
+        if fault.kind == "clog":
+            for link in links:
+                self._network.clog(*link, self._loop.time() + fault.seconds)
+            return
+        if fault.kind == "slow-link":
+            for link in links:
+                self._network.slow(*link, 5 + 100 * fault.amount)
+            await self._hold(fault.seconds, lambda: _each(lambda link: self._network.slow(*link, 1.0), links))
+            return
+        for link in links:
+            self._network.block(*link)
+        await self._hold(fault.seconds, lambda: _each(lambda link: self._network.unblock(*link), links))
+
+    def _links(self, fault: Fault, name: str) -> list[tuple[str, str]]:
+        """The directed links a fault is about. Clients are cut off together with the side they happen to be on."""
+        nodes = sorted(self._patient.machines)
+        rng = stream(self._seed, "links", fault.number)
+        others = [node for node in nodes if node != name]
+        if fault.kind in ("isolate", "isolate-leader"):
+            if fault.kind == "isolate-leader":
+                name = self._patient.leader() or name
+                others = [node for node in nodes if node != name]
+            return _both(name, others)
+        if fault.kind == "one-way":
+            return [(name, other) for other in others] if fault.amount < 0.5 else [(other, name) for other in others]
+        if fault.kind == "bridge":
+            rng.shuffle(others)
+            half = len(others) // 2
+            return [link for left in others[:half] for link in _both(left, others[half:])]
+        if fault.kind == "split":
+            side = {name, *rng.sample(others, (len(nodes) - 1) // 2)} if len(nodes) > 3 else {name}
+            return [link for left in sorted(side) for link in _both(left, [n for n in nodes if n not in side])]
+        other = others[rng.randrange(len(others))] if others else name
+        return [(name, other)] if fault.amount < 0.5 else _both(name, [other])
+
+
+def _each(action: Callable[[T], None], items: list[T]) -> None:
+    for item in items:
+        action(item)
+
+
+def _both(name: str, others: list[str]) -> list[tuple[str, str]]:
+    return [link for other in others for link in ((name, other), (other, name))]
+
+
+_HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
+    "kill": Injector._crash,
+    "power-cut": Injector._crash,
+    "power-cut-all": Injector._crash,
+    "failpoint": Injector._failpoint,
+    "pause": Injector._pause,
+    "step-down": Injector._admin,
+    "force-election": Injector._admin,
+    "maintenance": Injector._admin,
+    "slow-disk": Injector._slow_disk,
+    "stalled-disk": Injector._stalled_disk,
+    "disk-error": Injector._disk_error,
+    "disk-full": Injector._disk_error,
+    "rot": Injector._rot,
+    "clock-rate": Injector._clock_rate,
+    "wall-jump": Injector._wall_jump,
+    "weather": Injector._weather,
+}

@@ -1,0 +1,162 @@
+"""A simulated machine: its disks, clock and directory outlive the processes that run on it.
+
+Durability order: at a crash the directory is copied to a new one in which unsynced bytes may be missing, and the name
+the node knows (a symbolic link) is pointed there. The dead incarnation keeps the old inodes: whatever it still does to
+them reaches nobody. It must not know what runs on it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import Counter
+
+from needle.base.errors import DiskFailed
+from needle.multiraft.files import Files
+from needle.shard.disk import ReplicaDisk
+from needle.sim.disk import DiskDevice, LogDisk
+from needle.sim.event_loop import SimLoop
+from needle.sim.machine import SimClock, stream
+from needle.sim.process import Process
+from needle.sim.sqlite_crash import survive
+
+
+class SimMachine:
+    """Machine `name`; its processes come and go."""
+
+    def __init__(self, name: str, address: str, root: str, loop: SimLoop, seed: int, clock_error: float) -> None:
+        self.name = name
+        self.address = address
+        self.rng = stream(seed, "machine", name)
+        self.log_disk = LogDisk(stream(seed, "disk", name))
+        self.device = DiskDevice(stream(seed, "device", name))
+        self._loop = loop
+        self._clock_error = clock_error
+        self._root = os.path.join(root, name)
+        self._copies = 0
+        self.data_dir = os.path.join(self._root, "data")
+        os.makedirs(os.path.join(self._root, "0"))
+        os.symlink("0", self.data_dir)
+        self.clock = self._new_clock()
+        self.incarnation = 0
+        self.process: Process | None = None
+        self.wanted_up = True
+        self.counts: Counter[str] = Counter()
+
+    def _new_clock(self) -> SimClock:
+        error = (2 * self.rng.random() - 1) * self._clock_error
+        return SimClock(self._loop, error, offset=self.rng.random() * 1000)
+
+    def boot(self) -> Process:
+        """A new process. The machine must not run one."""
+        if self.process is not None:
+            raise RuntimeError(f"{self.name} already runs a process")
+        self.incarnation += 1
+        self.process = Process(self.name, self.incarnation)
+        return self.process
+
+    def crash(self, *, power_cut: bool) -> None:
+        """End the process; with `power_cut` unsynced data is lost and the clock starts anew."""
+        process, self.process = self.process, None
+        if process is not None:
+            self._loop.kill(process)
+        self.device.release()
+        if power_cut:
+            self.log_disk.power_cut()
+            self.clock = self._new_clock()
+        else:
+            self.log_disk.process_crash()
+        source = os.path.join(self._root, str(self._copies))
+        self._copies += 1
+        target = os.path.join(self._root, str(self._copies))
+        self.counts["lost_wal_bytes"] += survive(source, target, self.rng, power_cut=power_cut)
+        self._point_to(target)
+
+    def wipe(self) -> None:
+        """Empty disks. No process may run."""
+        self.log_disk.wipe()
+        self._copies += 1
+        target = os.path.join(self._root, str(self._copies))
+        os.makedirs(target)
+        self._point_to(target)
+
+    def _point_to(self, target: str) -> None:
+        link = self.data_dir + ".new"
+        os.symlink(os.path.basename(target), link)
+        os.replace(link, self.data_dir)
+
+    def remove(self) -> None:
+        """Delete everything from the real disk."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+class SimReplicaDisk(ReplicaDisk):
+    """The replica's file operations of one incarnation: fenced, and failing while the log disk fails."""
+
+    def __init__(self, machine: SimMachine, process: Process) -> None:
+        self._machine = machine
+        self._process = process
+
+    def _effect(self, path: str) -> None:
+        self._process.fence()
+        if self._machine.log_disk.fail_commits:
+            raise DiskFailed(f"simulated {self._machine.log_disk.fail_commits} on {os.path.basename(path)}", path=path)
+
+    def sync(self, path: str) -> None:
+        self._effect(path)
+
+    def make_directory(self, path: str) -> None:
+        self._effect(path)
+        super().make_directory(path)
+
+    def remove_tree(self, path: str) -> None:
+        self._process.fence()
+        super().remove_tree(path)
+
+    def remove(self, path: str) -> None:
+        self._process.fence()
+        super().remove(path)
+
+    def rename(self, source: str, target: str) -> None:
+        self._effect(target)
+        super().rename(source, target)
+
+    def write(self, path: str, data: bytes) -> None:
+        self._effect(path)
+        super().write(path, data)
+
+    def copy(self, source: str, target: str) -> None:
+        self._effect(target)
+        super().copy(source, target)
+
+    def link(self, source: str, target: str) -> None:
+        self._effect(target)
+        super().link(source, target)
+
+
+class SimFiles(Files):
+    """The snapshot files of one incarnation: fenced."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def make_directory(self, path: str) -> None:
+        self._process.fence()
+        super().make_directory(path)
+
+    def remove_tree(self, path: str) -> None:
+        self._process.fence()
+        super().remove_tree(path)
+
+    def write_at(self, path: str, offset: int, data: bytes) -> None:
+        self._process.fence()
+        super().write_at(path, offset, data)
+
+    def sync_tree(self, path: str) -> None:
+        self._process.fence()
+
+
+def majority(rng: random.Random, names: list[str]) -> list[str]:
+    """A random majority of `names`, sorted."""
+    return sorted(rng.sample(names, len(names) // 2 + 1))

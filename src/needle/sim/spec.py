@@ -1,0 +1,144 @@
+"""What one run is: everything that is drawn from the seed before the run begins. Pure.
+
+Each fault is drawn from its own stream of chance, so that leaving one out does not change the others: that is what
+lets a failing run be shrunk.
+"""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+
+from needle.multiraft.failpoints import FAILPOINTS
+from needle.sim.machine import stream
+
+KINDS = {
+    "kill": 10,
+    "power-cut": 10,
+    "power-cut-all": 2,
+    "failpoint": 14,
+    "pause": 6,
+    "isolate": 8,
+    "isolate-leader": 8,
+    "one-way": 6,
+    "bridge": 4,
+    "split": 5,
+    "weather": 8,
+    "clog": 5,
+    "slow-link": 5,
+    "slow-disk": 4,
+    "stalled-disk": 4,
+    "disk-error": 4,
+    "disk-full": 3,
+    "rot": 3,
+    "clock-rate": 4,
+    "wall-jump": 2,
+    "step-down": 6,
+    "force-election": 4,
+    "maintenance": 4,
+}
+"""Weight of each kind of fault."""
+
+TARGETS = ("leader", "leader", "follower", "any")
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One fault. at, seconds: when it begins and how long it lasts. target: leader, follower or any, resolved when it
+    begins. amount: 0..1, how bad. name: the failpoint, for that kind."""
+
+    number: int
+    at: float
+    kind: str
+    seconds: float
+    target: str
+    amount: float
+    name: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.kind} {self.name}".strip()
+        return f"fault {self.number}: {what} on {self.target} for {self.seconds:.2f} s (amount {self.amount:.2f})"
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """A run, but for what happens in it. faults: numbers of the faults to inject, None for all. operations_max: stop
+    the workload after so many."""
+
+    seed: int
+    nodes: int = 3
+    seconds: float = 120.0
+    clients: int = 4
+    operations_max: int = 1_000_000
+    faults: tuple[int, ...] | None = None
+    calm: bool = False
+
+    def schedule(self) -> list[Fault]:
+        """The faults of this run, by time."""
+        if self.calm:
+            return []
+        rate = 0.05 + 0.25 * stream(self.seed, "fault-rate").random()
+        made = [_draw(self.seed, number, self.seconds) for number in range(int(self.seconds * rate))]
+        kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
+        return sorted(kept, key=lambda fault: (fault.at, fault.number))
+
+    def replay_command(self) -> str:
+        """What to type to see this run again."""
+        parts = [f"python -m needle.sim --seed {self.seed} --nodes {self.nodes} --minutes {self.seconds / 60:g}"]
+        if self.faults is not None:
+            parts.append(f"--faults {','.join(map(str, self.faults)) or 'none'}")
+        if self.operations_max < 1_000_000:
+            parts.append(f"--operations {self.operations_max}")
+        return " ".join(parts)
+
+
+def _draw(seed: int, number: int, seconds: float) -> Fault:
+    rng = stream(seed, "fault", number)
+    kind = rng.choices(list(KINDS), weights=list(KINDS.values()))[0]
+    return Fault(
+        number=number,
+        at=2.0 + rng.random() * max(seconds - 4.0, 0.1),
+        kind=kind,
+        seconds=_duration(kind, rng),
+        target=TARGETS[rng.randrange(len(TARGETS))],
+        amount=rng.random(),
+        name=FAILPOINTS[rng.randrange(len(FAILPOINTS))] if kind == "failpoint" else "",
+    )
+
+
+def _duration(kind: str, rng: random.Random) -> float:
+    if kind in ("clog", "pause", "stalled-disk"):
+        return 0.2 + rng.expovariate(1 / 2.0)
+    return 0.5 + rng.expovariate(1 / 4.0)
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes and limits of a run: small, so that rare paths are common."""
+
+    dimensions: int
+    metric: str
+    snapshot_threshold: int
+    seal_rows: int
+    rows_max: int
+    think_seconds: float
+    delay: float
+    clock_error: float
+    key_slots: int
+    operations_per_key: int
+
+
+def profile(seed: int) -> Profile:
+    """The profile of a seed."""
+    rng = stream(seed, "profile")
+    seal = rng.choice([5, 12, 30])
+    return Profile(
+        dimensions=rng.choice([4, 8]),
+        metric=rng.choice(["cosine", "l2", "dot"]),
+        snapshot_threshold=rng.choice([5, 12, 30, 60, 400]),
+        seal_rows=seal,
+        rows_max=seal * rng.choice([4, 16]),
+        think_seconds=rng.choice([0.25, 0.4, 0.6]),
+        delay=rng.choice([0.0005, 0.002, 0.01]),
+        clock_error=rng.choice([0.0, 0.0005, 0.0009]),
+        key_slots=rng.choice([3, 6, 12]),
+        operations_per_key=rng.choice([15, 30]),
+    )
