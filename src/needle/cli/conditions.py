@@ -1,0 +1,110 @@
+"""The alert conditions of the operations guide, decided from what the nodes say about themselves. Pure.
+
+Invariant: a condition is reported if and only if it holds in the views given; the thresholds are the alert table's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from needle.base.model import RaftStatus
+
+LAG_WARNING_MS = 1_000.0
+LAG_CRITICAL_MS = 10_000.0
+ELECTING = ("Candidate", "PreCandidate")
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as seen from here. status is None when it did not answer; then error says why."""
+
+    node: str
+    address: str
+    status: RaftStatus | None = None
+    error: str = ""
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the alert table that holds now. severity: warning or critical; action: what to do first."""
+
+    severity: str
+    name: str
+    subject: str
+    action: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.subject}"
+
+
+def leader_of(views: Sequence[NodeView]) -> RaftStatus | None:
+    """The status of the node that leads in the highest term, if one does. An older leader that has not yet noticed
+    its successor does not count: it can commit nothing."""
+    statuses = [view.status for view in views if view.status is not None]
+    newest = max((status.current_term for status in statuses), default=0)
+    leaders = [status for status in statuses if status.state == "Leader" and status.current_term == newest]
+    return leaders[0] if leaders else None
+
+
+def lag_of(node: str, views: Sequence[NodeView]) -> tuple[int, float] | None:
+    """(entries, milliseconds) that `node` lags behind the leader; None when no leader is known to say."""
+    leader = leader_of(views)
+    if leader is None:
+        return None
+    if leader.node_id == node:
+        return 0, 0.0
+    for peer in leader.peers:
+        if peer.id == node:
+            return peer.lag_entries, peer.lag_ms
+    return None
+
+
+def conditions(views: Sequence[NodeView]) -> list[Condition]:
+    """Every condition that holds, critical ones first."""
+    found: list[Condition] = []
+    electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
+    if electing:
+        found.append(
+            Condition(
+                severity="warning",
+                name="leader election in progress",
+                subject=", ".join(electing),
+                action="wait a second; if it stays, read 'Election failures' in docs/troubleshooting.md",
+            )
+        )
+    if leader_of(views) is None:
+        answered = sum(view.status is not None for view in views)
+        found.append(
+            Condition(
+                severity="critical",
+                name="no leader",
+                subject=f"{answered} of {len(views)} nodes answer",
+                action="start nodes until a majority runs; writes and strong reads wait for it",
+            )
+        )
+    for view in views:
+        if view.status is None:
+            found.append(
+                Condition(
+                    severity="critical",
+                    name="node unreachable",
+                    subject=f"{view.node} at {view.address}",
+                    action=f"check the process and the network: {view.error}",
+                )
+            )
+    found += _lag_conditions(views)
+    return sorted(found, key=lambda condition: condition.severity != "critical")
+
+
+def _lag_conditions(views: Sequence[NodeView]) -> list[Condition]:
+    leader = leader_of(views)
+    found: list[Condition] = []
+    for peer in leader.peers if leader is not None else []:
+        subject = f"{peer.id} is {peer.lag_entries} entries, {peer.lag_ms / 1000:.1f} s behind"
+        if peer.lag_ms > LAG_CRITICAL_MS:
+            action = "its disk or network does not keep up, or it is down; do not stop another node"
+            found.append(Condition(severity="critical", name="replication lag > 10 s", subject=subject, action=action))
+        elif peer.lag_ms > LAG_WARNING_MS:
+            action = "check the network and the disk of that node"
+            found.append(Condition(severity="warning", name="replication lag > 1 s", subject=subject, action=action))
+    return found

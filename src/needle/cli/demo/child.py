@@ -1,0 +1,34 @@
+"""Runs `needle serve` so that it dies with the process that started it: `python -m needle.cli.demo.child PID ARGS...`.
+
+A demo that is killed with SIGKILL cannot clean up behind itself; the kernel does it for us (prctl(2),
+PR_SET_PDEATHSIG, on Linux). PID is the parent's, to notice that it died before we asked. PID 0: stay alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+from needle.cli.app import main
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent thread ends; at once if it already has."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    parent_pid = int(sys.argv[1])
+    if parent_pid:
+        die_with(parent_pid)
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,181 @@
+"""Files of vectors: what `needle insert` and `needle search --vector` read.
+
+Every reader yields documents in batches, so that a file larger than memory works (except .npy, which is mapped), and
+names the line or row it refuses. Nothing here knows about clusters.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from needle.base.errors import ConfigError, InvalidArgument
+
+Embed = Callable[[list[str]], NDArray[np.float32]]
+NPY_MAGIC = b"\x93NUMPY"
+
+
+class Record(NamedTuple):
+    """One document to insert: vector is float32 of shape (dimensions,), metadata any JSON."""
+
+    id: str
+    vector: NDArray[np.float32]
+    metadata: Any
+
+
+def refuse(where: str, problem: str) -> InvalidArgument:
+    return InvalidArgument(f"{where}: {problem}")
+
+
+def as_vector(value: object, where: str) -> NDArray[np.float32]:
+    """`value` as float32 of shape (dimensions,); a single row of shape (1, dimensions) also fits."""
+    try:
+        array = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise refuse(where, "the vector must be a list of numbers") from None
+    if array.ndim == 2 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 1 or array.size == 0:
+        raise refuse(where, f"the vector must have one dimension, not shape {array.shape}")
+    return array
+
+
+def read_records(path: Path, embed: Callable[[], Embed], id_prefix: str, batch: int) -> Iterator[list[Record]]:
+    """The documents of a .jsonl, .npy or .parquet file, `batch` at a time. embed: makes the embedder when the file
+    holds text. Raises InvalidArgument naming file and line."""
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        return _read_jsonl(path, embed, batch)
+    if suffix == ".npy":
+        return _read_npy(path, id_prefix, batch)
+    if suffix == ".parquet":
+        return _read_parquet(path, batch)
+    raise refuse(str(path), "the name must end in .jsonl, .npy or .parquet")
+
+
+def count_records(path: Path) -> int | None:
+    """How many documents a file holds when that is cheap to know, else None."""
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return int(_open_npy(path).shape[0])
+    if suffix == ".parquet":
+        return int(_parquet().ParquetFile(path).metadata.num_rows)
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def read_query_vector(source: str) -> NDArray[np.float32]:
+    """The vector in a .npy file, or on standard input ("-") as .npy or as a JSON list."""
+    if source == "-":
+        data = sys.stdin.buffer.read()
+        if data.startswith(NPY_MAGIC):
+            return as_vector(_load_npy(io.BytesIO(data), "standard input"), "standard input")
+        try:
+            return as_vector(json.loads(data), "standard input")
+        except ValueError:
+            raise refuse("standard input", "neither .npy nor a JSON list of numbers") from None
+    if not Path(source).is_file():
+        raise refuse(source, "no such file")
+    return as_vector(_load_npy(source, source), source)
+
+
+def _load_npy(file: str | io.BytesIO, where: str) -> Any:
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise refuse(where, f"not a .npy file: {error}") from None
+
+
+def _read_jsonl(path: Path, embed: Callable[[], Embed], batch: int) -> Iterator[list[Record]]:
+    embedder: Embed | None = None
+    with path.open(encoding="utf-8") as file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        while chunk := list(islice(lines, batch)):
+            rows = [_json_row(line, f"{path}:{number}") for number, line in chunk]
+            texts = [row["text"] for row in rows if "vector" not in row]
+            if texts and embedder is None:
+                embedder = embed()
+            embedded = iter(embedder(texts) if embedder is not None and texts else [])
+            records = []
+            for (number, _), row in zip(chunk, rows, strict=True):
+                where = f"{path}:{number}"
+                vector = as_vector(row["vector"], where) if "vector" in row else next(embedded)
+                records.append(Record(row["id"], vector, _metadata(row, where)))
+            yield records
+
+
+def _metadata(row: dict[str, Any], where: str) -> Any:
+    """The value of "metadata", joined by every other key that is not "id" or "vector"."""
+    given = row.get("metadata")
+    others = {key: value for key, value in row.items() if key not in ("id", "vector", "metadata")}
+    if not others:
+        return given
+    if given is not None and not isinstance(given, dict):
+        raise refuse(where, f'"metadata" must be an object when there are other keys: {", ".join(others)}')
+    return {**(given or {}), **others}
+
+
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    """One parsed line, checked: an id, and a vector or a text."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise refuse(where, f"not JSON: {error}") from None
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+        raise refuse(where, 'every line must be an object with a string "id"')
+    if "vector" not in row and not isinstance(row.get("text"), str):
+        raise refuse(where, 'every line must have a "vector" (list of numbers) or a "text" (string)')
+    return row
+
+
+def _open_npy(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise refuse(str(path), f"not a .npy file: {error}") from None
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise refuse(str(path), f"must hold a 2-d array of numbers, not {array.dtype} of shape {array.shape}")
+    return array
+
+
+def _read_npy(path: Path, id_prefix: str, batch: int) -> Iterator[list[Record]]:
+    array = _open_npy(path)
+    for start in range(0, array.shape[0], batch):
+        rows = np.asarray(array[start : start + batch], dtype=np.float32)
+        yield [Record(f"{id_prefix}{start + offset}", row, None) for offset, row in enumerate(rows)]
+
+
+def _parquet() -> Any:
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ConfigError("reading .parquet needs pyarrow: pip install 'needle-vdb[parquet]'", field="parquet") from None
+
+
+def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
+    parquet = _parquet()
+    arrow_error = importlib.import_module("pyarrow").ArrowException
+    try:
+        file = parquet.ParquetFile(path)
+    except (arrow_error, OSError) as error:
+        raise refuse(str(path), f"not a Parquet file: {error}") from None
+    for name in ("id", "vector"):
+        if name not in file.schema_arrow.names:
+            raise refuse(str(path), f"has no column {name!r}, only {', '.join(file.schema_arrow.names)}")
+    row_number = 0
+    for table in file.iter_batches(batch_size=batch):
+        records = []
+        for row in table.to_pylist():
+            vector = as_vector(row.pop("vector"), f"{path} row {row_number}")
+            records.append(Record(str(row.pop("id")), vector, row or None))
+            row_number += 1
+        yield records

@@ -1,0 +1,84 @@
+"""The alert table: each condition holds exactly when its cause is there."""
+
+from needle.base.model import PeerStatus, RaftStatus
+from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leader_of
+
+
+def peer(node: str, lag_ms: float = 0.0, lag_entries: int = 0) -> PeerStatus:
+    return PeerStatus(
+        id=node,
+        address=f"{node}:1",
+        match_index=10,
+        state="Replicate",
+        recently_active=True,
+        is_learner=False,
+        lag_entries=lag_entries,
+        lag_ms=lag_ms,
+    )
+
+
+def view(node: str, state: str = "Follower", term: int = 3, peers: list[PeerStatus] | None = None) -> NodeView:
+    status = RaftStatus(
+        node_id=node,
+        group=1,
+        state=state,
+        current_term=term,
+        leader="a",
+        commit_index=10,
+        last_applied=10,
+        first_index=1,
+        last_index=10,
+        peers=peers or [],
+        voters=["a", "b", "c"],
+        learners=[],
+        lease_remaining=0.1,
+        leader_changes=1,
+    )
+    return NodeView(node=node, address=f"{node}:1", status=status)
+
+
+def down(node: str) -> NodeView:
+    return NodeView(node=node, address=f"{node}:1", error="connection refused")
+
+
+def names(found: list[Condition]) -> list[tuple[str, str]]:
+    return [(condition.severity, condition.name) for condition in found]
+
+
+def test_a_healthy_cluster_has_none() -> None:
+    assert conditions([view("a", "Leader", peers=[peer("b"), peer("c", lag_ms=999)]), view("b"), view("c")]) == []
+
+
+def test_no_leader_is_critical() -> None:
+    found = conditions([view("a"), view("b"), down("c")])
+    assert names(found) == [("critical", "no leader"), ("critical", "node unreachable")]
+    assert "2 of 3 nodes answer" in found[0].subject
+    assert "c at c:1" in found[1].subject and "connection refused" in found[1].action
+
+
+def test_an_election_is_a_warning_after_the_critical_ones() -> None:
+    found = conditions([view("a"), view("b", "PreCandidate"), view("c", "Candidate")])
+    assert names(found) == [("critical", "no leader"), ("warning", "leader election in progress")]
+    assert found[1].subject == "b, c"
+
+
+def test_lag_has_two_thresholds() -> None:
+    leader = view("a", "Leader", peers=[peer("b", 1000.1, 5), peer("c", 10_000.1, 50)])
+    found = conditions([leader, view("b"), view("c")])
+    assert names(found) == [("critical", "replication lag > 10 s"), ("warning", "replication lag > 1 s")]
+    assert "c is 50 entries, 10.0 s behind" in found[0].subject
+
+
+def test_a_deposed_leader_does_not_count() -> None:
+    old, new = view("a", "Leader", term=3), view("b", "Leader", term=4)
+    assert leader_of([old, new]) is new.status
+    assert leader_of([old, view("b", term=4)]) is None
+    assert leader_of([down("a")]) is None
+
+
+def test_lag_of_a_node_is_what_the_leader_says() -> None:
+    views = [view("a", "Leader", peers=[peer("b", 20.0, 2)]), view("b")]
+    assert lag_of("a", views) == (0, 0.0)
+    assert lag_of("b", views) == (2, 20.0)
+    assert lag_of("z", views) is None
+    assert lag_of("b", views[1:]) is None

@@ -1,0 +1,145 @@
+"""Readers of vector files: what they accept, and that what they refuse is named with its line."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from needle.base.errors import InvalidArgument
+from needle.cli import inputs
+from needle.cli.inputs import Record, count_records, read_query_vector, read_records
+
+
+def no_embedder() -> inputs.Embed:
+    raise AssertionError("nothing here needs an embedding")
+
+
+def read_all(path: Path, embed=no_embedder, prefix: str = "", batch: int = 2) -> list[Record]:
+    batches = list(read_records(path, embed, prefix, batch))
+    assert all(0 < len(part) <= batch for part in batches)
+    return [record for part in batches for record in part]
+
+
+def write_lines(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def test_jsonl_vectors_with_metadata_in_batches(tmp_path: Path) -> None:
+    rows = [{"id": f"d{n}", "vector": [n, 0.5], "metadata": {"n": n}} for n in range(5)]
+    path = write_lines(tmp_path / "a.jsonl", *rows, "")
+    records = read_all(path)
+    assert [record.id for record in records] == ["d0", "d1", "d2", "d3", "d4"]
+    assert records[3].vector.dtype == np.float32 and records[3].vector.tolist() == [3.0, 0.5]
+    assert records[3].metadata == {"n": 3}
+    assert count_records(path) == 5
+
+
+def test_jsonl_texts_are_embedded_in_order_and_other_keys_become_metadata(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        seen.extend(texts)
+        return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+
+    path = write_lines(
+        tmp_path / "a.jsonl",
+        {"id": "a", "text": "one", "lang": "en"},
+        {"id": "b", "vector": [7, 7], "metadata": None},
+        {"id": "c", "text": "three", "metadata": {"x": 1}},
+    )
+    records = read_all(path, lambda: embed, batch=10)
+    assert seen == ["one", "three"]
+    assert [record.vector[0] for record in records] == [3, 7, 5]
+    assert [record.metadata for record in records] == [
+        {"text": "one", "lang": "en"},
+        None,
+        {"x": 1, "text": "three"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "not JSON"),
+        ("[]", 'string "id"'),
+        ('{"id": 7, "vector": [1]}', 'string "id"'),
+        ('{"id": "a"}', '"vector"'),
+        ('{"id": "a", "vector": "no"}', "list of numbers"),
+        ('{"id": "a", "vector": [[1, 2], [3, 4]]}', "one dimension"),
+        ('{"id": "a", "vector": []}', "one dimension"),
+        ('{"id": "a", "vector": [1], "metadata": [1], "x": 2}', "must be an object"),
+    ],
+)
+def test_jsonl_names_the_line_it_refuses(tmp_path: Path, line: str, problem: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"id": "good", "vector": [1]}, "", line)
+    with pytest.raises(InvalidArgument, match=problem) as caught:
+        read_all(path)
+    assert f"{path}:3" in caught.value.message
+
+
+def test_npy_rows_are_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "v.npy"
+    np.save(path, np.arange(6, dtype=np.float64).reshape(3, 2))
+    records = read_all(path, prefix="doc-")
+    assert [record.id for record in records] == ["doc-0", "doc-1", "doc-2"]
+    assert records[2].vector.dtype == np.float32 and records[2].vector.tolist() == [4, 5]
+    assert count_records(path) == 3
+
+
+def test_npy_of_another_shape_or_not_npy_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "v.npy"
+    np.save(path, np.zeros(4))
+    with pytest.raises(InvalidArgument, match="2-d"):
+        read_all(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(InvalidArgument, match=r"not a \.npy"):
+        read_all(path)
+
+
+def test_parquet_columns_become_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    table = {"id": ["a", "b", "c"], "vector": [[1.0, 2.0]] * 3, "lang": ["en", "de", None]}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    records = read_all(path)
+    assert [record.id for record in records] == ["a", "b", "c"]
+    assert records[1].metadata == {"lang": "de"} and records[1].vector.tolist() == [1, 2]
+    assert count_records(path) == 3
+
+
+def test_parquet_without_vectors_or_not_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"id": ["a"]}), path)
+    with pytest.raises(InvalidArgument, match="no column 'vector', only id"):
+        read_all(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(InvalidArgument, match="not a Parquet"):
+        read_all(path)
+
+
+def test_other_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"\.jsonl, \.npy or \.parquet"):
+        read_all(tmp_path / "a.csv")
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_query_vector_from_file_and_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "q.npy"
+    np.save(path, np.array([[1.0, 2.0]]))
+    assert read_query_vector(str(path)).tolist() == [1, 2]
+    feed(monkeypatch, path.read_bytes())
+    assert read_query_vector("-").tolist() == [1, 2]
+    feed(monkeypatch, b"[3, 4]\n")
+    assert read_query_vector("-").tolist() == [3, 4]
+    feed(monkeypatch, b"three")
+    with pytest.raises(InvalidArgument, match="standard input"):
+        read_query_vector("-")
+    with pytest.raises(InvalidArgument, match="no such file"):
+        read_query_vector(str(tmp_path / "none.npy"))
