@@ -30,7 +30,7 @@ class LinkProxy:
     async def start(self, port: int = 0) -> str:
         """Listen; returns the address to connect to."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        return "127.0.0.1:%d" % self._server.sockets[0].getsockname()[1]
+        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def cut(self) -> None:
         """Break every connection and refuse new ones until `heal`."""

@@ -1,0 +1,102 @@
+"""From a document to its routing key: the bytes that decide which shard owns it.
+
+Byte for byte, stable across releases and platforms (test vectors in tests/cluster/routing_vectors.json):
+
+- consistent hash: XXH3-64 (seed 0) of the id's UTF-8 bytes, as 8 big-endian bytes.
+- hash: 2 big-endian bytes of (that hash modulo the number of shards), then the 8 bytes of the hash.
+- range: the id's UTF-8 bytes themselves, so that a range of ids is a range of keys.
+- custom: XXH3-64 of the canonical JSON (sorted keys, no spaces) of the list of the fields' values, as 8 big-endian
+  bytes; a registered callable returns the text to hash instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import xxhash
+
+from needle.base.errors import InvalidArgument, invalid
+
+Router = Callable[[str, Any], str]
+"""A registered custom strategy: (id, metadata) -> the text whose hash decides."""
+
+
+class ShardStrategy(msgspec.Struct, frozen=True, array_like=True):
+    """How documents are spread. Use the class attributes CONSISTENT_HASH, HASH, RANGE, or `custom(...)`."""
+
+    kind: str
+    fields: tuple[str, ...] = ()
+    router: str = ""
+
+    @staticmethod
+    def custom(*fields: str | Router) -> ShardStrategy:
+        """Route by one metadata field, by several (a composite key), or by one callable made known with `register`."""
+        if len(fields) == 1 and callable(fields[0]):
+            names = [name for name, router in _routers.items() if router is fields[0]]
+            if not names:
+                raise invalid("strategy", fields[0], "a callable registered with needle.cluster.strategy.register")
+            return ShardStrategy("custom", (), names[0])
+        named = tuple(field for field in fields if isinstance(field, str) and field)
+        if not fields or len(named) != len(fields):
+            raise invalid("strategy", fields, "one or more metadata field names, or one registered callable")
+        return ShardStrategy("custom", named)
+
+
+CONSISTENT_HASH = ShardStrategy("consistent_hash")
+HASH = ShardStrategy("hash")
+RANGE = ShardStrategy("range")
+
+_routers: dict[str, Router] = {}
+
+
+def register(name: str, router: Router) -> Router:
+    """Make a custom routing callable known by `name`; every process of the cluster must register the same one.
+
+    The name is what the catalog stores. Registering another callable under a used name is refused.
+    """
+    if _routers.setdefault(name, router) is not router:
+        raise invalid("name", name, "a name that no other router has")
+    return router
+
+
+def key_hash(text: str) -> int:
+    """XXH3-64 with seed 0 of the UTF-8 bytes of `text`."""
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def routing_key(strategy: ShardStrategy, shard_count: int, document_id: str, metadata: Any = None) -> bytes:
+    """The key of a document under `strategy`; metadata (decoded JSON) counts for custom strategies only.
+
+    Raises InvalidArgument when a custom strategy's field is missing: a document without its shard key has no home.
+    """
+    if strategy.kind == "range":
+        return document_id.encode()
+    if strategy.kind == "custom":
+        return _custom_hash(strategy, document_id, metadata).to_bytes(8, "big")
+    value = key_hash(document_id)
+    if strategy.kind == "hash":
+        return (value % shard_count).to_bytes(2, "big") + value.to_bytes(8, "big")
+    return value.to_bytes(8, "big")
+
+
+def field_key(values: Sequence[Any]) -> bytes:
+    """The routing key of a custom strategy for these values of its fields, in the strategy's order."""
+    return key_hash(msgspec.json.encode(list(values), order="deterministic").decode()).to_bytes(8, "big")
+
+
+def _custom_hash(strategy: ShardStrategy, document_id: str, metadata: Any) -> int:
+    if strategy.router:
+        router = _routers.get(strategy.router)
+        if router is None:
+            raise invalid("strategy", strategy.router, "a router registered in this process")
+        return key_hash(router(document_id, metadata))
+    values = []
+    for field in strategy.fields:
+        if not isinstance(metadata, dict) or field not in metadata:
+            raise InvalidArgument(
+                f"document {document_id!r} has no metadata field {field!r}, which is its shard key", field=field
+            )
+        values.append(metadata[field])
+    return int.from_bytes(field_key(values), "big")

@@ -1,0 +1,101 @@
+"""Placement: the guide's table, zones, weights, spread leaders, and as few moves as possible."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from needle.base.errors import InvalidArgument
+from needle.cluster.placement import Assignment, Move, PlacementNode, check_invariants, moves, place
+
+
+def nodes(count: int, zones: int = 1, first: int = 1) -> list[PlacementNode]:
+    return [PlacementNode(id=f"node-{n}", zone=f"z{n % zones}") for n in range(first, first + count)]
+
+
+def test_twelve_nodes_give_the_guides_table() -> None:
+    assert place(4, 3, nodes(12), {}) == {
+        0: ("node-1", "node-2", "node-3"),
+        1: ("node-4", "node-5", "node-6"),
+        2: ("node-7", "node-8", "node-9"),
+        3: ("node-10", "node-11", "node-12"),
+    }
+
+
+def test_fewer_nodes_serve_several_shards_with_leaders_spread() -> None:
+    placed = place(8, 3, nodes(4), {})
+    assert Counter(n for replicas in placed.values() for n in replicas) == {f"node-{n}": 6 for n in range(1, 5)}
+    assert Counter(replicas[0] for replicas in placed.values()) == {f"node-{n}": 2 for n in range(1, 5)}
+
+
+def test_replicas_take_different_zones_while_there_are() -> None:
+    placed = place(6, 3, nodes(9, zones=3), {})
+    for replicas in placed.values():
+        assert len({int(node.split("-")[1]) % 3 for node in replicas}) == 3
+
+
+def test_a_crowded_zone_is_left_when_another_appears() -> None:
+    two = [PlacementNode(id="a", zone="x"), PlacementNode(id="b", zone="x")]
+    before = place(1, 2, two, {})
+    after = place(1, 2, [*two, PlacementNode(id="c", zone="y")], before)
+    assert "c" in after[0]
+
+
+def test_a_node_of_double_weight_holds_about_twice_as_much() -> None:
+    heavy = [PlacementNode(id="big", zone="z0", weight=2.0), *nodes(4)]
+    load = Counter(n for replicas in place(12, 2, heavy, {}).values() for n in replicas)
+    assert load["big"] == 8
+    assert sorted(load.values()) == [4, 4, 4, 4, 8]
+
+
+def test_a_lost_node_moves_its_own_replicas_and_at_most_one_other_for_balance() -> None:
+    all_nodes = nodes(6)
+    before = place(8, 3, all_nodes, {})
+    without = [PlacementNode(id=n.id, usable=n.id != "node-2") for n in all_nodes]
+    after = place(8, 3, without, before)
+    planned = moves(before, after)
+    lost = sum("node-2" in replicas for replicas in before.values())
+    assert sum(move.frm == "node-2" for move in planned) == lost
+    assert len(planned) <= lost + 1
+
+
+def test_fewer_nodes_than_the_factor_give_one_replica_each() -> None:
+    assert {len(replicas) for replicas in place(4, 3, nodes(2), {}).values()} == {2}
+    with pytest.raises(InvalidArgument, match="usable"):
+        place(1, 1, [PlacementNode(id="n", usable=False)], {})
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 10), st.integers(1, 4), st.integers(0, 4), st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_change_keeps_the_invariants_and_settles(
+    shards: int, factor: int, count: int, zones: int, added: int, data: st.DataObject
+) -> None:
+    known = nodes(count, zones)
+    placed = place(shards, factor, known, {})
+    check_invariants(placed, known)
+    dead = data.draw(st.sets(st.sampled_from([n.id for n in known]), max_size=count - 1))
+    known = [PlacementNode(id=n.id, zone=n.zone, usable=n.id not in dead) for n in known]
+    known += nodes(added, zones, first=count + 1)
+    again = place(shards, factor, known, placed)
+    check_invariants(again, known)
+    assert not dead & {node for replicas in again.values() for node in replicas}
+    assert _leaders_even(again)
+    assert place(shards, factor, known, again) == again
+    assert all(set(again[s]) <= replicas for s, replicas in _applied(placed, moves(placed, again)).items())
+
+
+def _applied(before: Assignment, planned: list[Move]) -> dict[int, set[str]]:
+    state = {shard: set(replicas) for shard, replicas in before.items()}
+    for move in planned:
+        state[move.shard].add(move.to)
+        state[move.shard].discard(move.frm or "")
+    return state
+
+
+def _leaders_even(placed: Assignment) -> bool:
+    """No single hand-over could make two nodes' numbers of leads more even."""
+    leads = Counter(replicas[0] for replicas in placed.values())
+    return all(leads[r[0]] - leads[other] <= 1 for r in placed.values() for other in r[1:])
