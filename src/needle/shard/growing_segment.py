@@ -62,10 +62,20 @@ class Chunk:
             self.norm_max,
         )
 
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """Row numbers (start, stop) of the ordinals [first, last]."""
+        ordinals = self.ordinals[: self.rows]
+        return int(np.searchsorted(ordinals, first)), int(np.searchsorted(ordinals, last, side="right"))
+
+    def live_between(self, first: int, last: int) -> int:
+        """Live rows with ordinals in [first, last]."""
+        start, stop = self.span(first, last)
+        return stop - start if self.live is None else int(np.count_nonzero(self.live[start:stop]))
+
     def rows_of(self, first: int, last: int) -> tuple[Ints, Floats]:
         """Live rows with ordinals in [first, last]: (ordinals, vectors)."""
         ordinals = self.ordinals[: self.rows]
-        start, stop = np.searchsorted(ordinals, first), np.searchsorted(ordinals, last, side="right")
+        start, stop = self.span(first, last)
         ordinals, vectors = ordinals[start:stop], self.vectors[start:stop]
         if self.live is None:
             return ordinals, vectors
@@ -97,7 +107,7 @@ class GrowingSegment:
 
     def live_between(self, first: int, last: int) -> int:
         """Live rows with ordinals in [first, last]."""
-        return sum(len(c.rows_of(first, last)[0]) for c in self.chunks if c.last >= first and c.first <= last)
+        return sum(c.live_between(first, last) for c in self.chunks if c.last >= first and c.first <= last)
 
     def appended(self, ordinals: Ints, vectors: Floats) -> GrowingSegment:
         """With rows added. ordinals: (n,) ascending, above every ordinal held. vectors: (n, d) float32."""
@@ -132,8 +142,7 @@ class GrowingSegment:
             if chunk.last < first or chunk.first > last:
                 chunks.append(chunk)
                 continue
-            ordinals = chunk.ordinals[: chunk.rows]
-            start, stop = int(np.searchsorted(ordinals, first)), int(np.searchsorted(ordinals, last, side="right"))
+            start, stop = chunk.span(first, last)
             if start > 0:
                 chunks.append(chunk.slice(0, start))
             if stop < chunk.rows:

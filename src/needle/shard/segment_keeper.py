@@ -1,0 +1,434 @@
+"""Keeps one replica's segment files as the manifest says: builds on the leader, fetches on the others, repairs.
+
+Leader: plan -> build in a thread -> attach -> propose PublishSegment. Every replica: a published segment whose file is
+not here is fetched from whoever has it (leader first), verified and attached; if nobody offers it within
+`ship_timeout`, it is built here from the vectors at hand ("own" file). Files that the manifest no longer names are
+deleted; open mappings of them stay valid. Searches are right at every moment, only slower, while files are missing.
+
+Invariant: nothing here can change which documents exist; the worst a fault can do is cost time. It sleeps until
+`kick()`; only while something is missing or failed does a timer wake it. It does not know Raft or the network: both
+are arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError, StorageError
+from needle.base.ids import NodeId
+from needle.base.runtime import Clock, Pool
+from needle.shard.commands import PublishSegment, encode
+from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
+from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment, sync_directory
+from needle.shard.segment_plan import BuildTask, PublishedSegment, plan
+from needle.shard.segment_set import CollectionVectors, VectorsView
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 20
+RETRY_SECONDS = 1.0
+_FILE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)-[0-9a-f]{32}\.(seg|own)\Z")
+_TEMPORARY_NAME = re.compile(r"(\d+)-(\d+)-(\d+)[-.0-9a-z]*" + re.escape(TEMPORARY) + r"\Z")
+
+
+class VectorsHost(Protocol):
+    """The replica, as the keeper sees it."""
+
+    def collection_vectors(self) -> Sequence[CollectionVectors]:
+        """The vectors of every collection that exists now, in a fixed order."""
+        ...
+
+
+FetchChunk = Callable[[NodeId, str, int, int], Awaitable[bytes]]
+"""fetch_chunk(peer, file name, offset, length): the peer's `serve_chunk`. Raises NeedleError."""
+
+
+@dataclass(slots=True)
+class KeeperStats:
+    """Counters since start. built: segments built to be published. shipped: files fetched. rebuilt: own builds because
+    nobody offered the published file. corrupt: damaged files found. unpublished: builds whose proposal failed."""
+
+    built: int = 0
+    build_seconds: float = 0.0
+    inserted_rows: int = 0
+    shipped: int = 0
+    shipped_bytes: int = 0
+    rebuilt: int = 0
+    corrupt: int = 0
+    unpublished: int = 0
+    deleted: int = 0
+
+
+class SegmentKeeper:
+    """One replica's keeper. All methods run on the event loop, except `serve_chunk`, which blocks."""
+
+    def __init__(
+        self,
+        host: VectorsHost,
+        *,
+        is_leader: Callable[[], bool],
+        propose: Callable[[bytes], Awaitable[object]],
+        fetch_chunk: FetchChunk,
+        peers: Callable[[], Sequence[NodeId]],
+        build_pool: Pool,
+        file_pool: Pool,
+        clock: Clock,
+    ) -> None:
+        """peers: the other replicas, leader first. build_pool: for builds only (they take minutes). file_pool: reads
+        and writes of files."""
+        self._host = host
+        self._is_leader = is_leader
+        self._propose = propose
+        self._fetch_chunk = fetch_chunk
+        self._peers = peers
+        self._build_pool = build_pool
+        self._file_pool = file_pool
+        self._clock = clock
+        self._build_wanted = asyncio.Event()
+        self._files_wanted = asyncio.Event()
+        self._leading = False
+        self._stopping = False
+        self._building: set[int] = set()
+        self._unpublished: dict[int, SealedSegment] = {}
+        self._missing_since: dict[PublishedSegment, float] = {}
+        self._distrusted: set[PublishedSegment] = set()
+        self._damaged: set[PublishedSegment] = set()
+        self._manifests: dict[int, list[PublishedSegment]] = {}
+        self.stats = KeeperStats()
+
+    def kick(self) -> None:
+        """Something changed: an apply batch, the leader, a collection. Cheap; call it on the event loop's thread."""
+        self._leading = self._is_leader()
+        self._build_wanted.set()
+        self._files_wanted.set()
+
+    async def run(self) -> None:
+        """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
+        self._stopping = False
+        for vectors in self._host.collection_vectors():
+            await self._file_pool.run(_delete_temporary, vectors.directory, vectors.collection_id)
+        tasks = [asyncio.ensure_future(self._build_loop()), asyncio.ensure_future(self._files_loop())]
+        self.kick()
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            self._stopping = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- building, on the leader -------------------------------------------------------------------------------------
+    async def _build_loop(self) -> None:
+        while True:
+            await self._build_wanted.wait()
+            self._build_wanted.clear()
+            done, failed = await self._build_pass()
+            if done:
+                self._build_wanted.set()
+            elif failed:
+                await _wait(self._build_wanted, RETRY_SECONDS)
+                self._build_wanted.set()
+
+    async def _build_pass(self) -> tuple[int, int]:
+        """At most one build for each collection, so that none waits for all of another's: (done, failed)."""
+        done = failed = 0
+        for vectors in self._host.collection_vectors():
+            self._leading = self._is_leader()
+            if not self._leading:
+                break
+            if vectors.closed:
+                continue
+            loads, next_ordinal, waiting, view = vectors.loads()
+            task = plan(loads, next_ordinal, waiting, vectors.config)
+            if task is None:
+                continue
+            if await self._build_and_publish(vectors, task, view):
+                done += 1
+            else:
+                failed += 1
+        return done, failed
+
+    async def _build_and_publish(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
+        self._drop_unpublished(vectors)
+        self._building.add(vectors.collection_id)
+        try:
+            started = self._clock.monotonic()
+            sealed = await self._build_pool.run(self._build, vectors, task, view)
+            self.stats.built += 1
+            self.stats.build_seconds += self._clock.monotonic() - started
+            self.stats.inserted_rows += task.inserts
+            vectors.attach(sealed)
+            self._unpublished[vectors.collection_id] = sealed
+            await self._propose(encode(_command(sealed.segment)))
+        except BuildCancelled:
+            return False
+        except CorruptSegment as error:
+            await self._found_corrupt(vectors, task.base, error)
+            return False
+        except NeedleError as error:
+            self.stats.unpublished += 1
+            log.warning("segment [%d, %d] of %s not published: %s", task.first, task.last, vectors.spec.name, error)
+            return False
+        finally:
+            self._building.discard(vectors.collection_id)
+            self._files_wanted.set()
+        self._drop_unpublished(vectors)
+        return True
+
+    def _build(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> SealedSegment:
+        base = next((s.sealed for s in view.served if task.base and s.sealed.segment == task.base), None)
+        segment, path = build_segment(
+            vectors.directory,
+            vectors.collection_id,
+            task.first,
+            task.last,
+            view.live_blocks(base.segment.last + 1 if base else task.first, task.last),
+            vectors.spec,
+            base=base,
+            threads=vectors.config.build_threads,
+            cancelled=lambda: self._stopping or not self._leading or vectors.closed,
+        )
+        return SealedSegment(path, segment, vectors.spec)
+
+    def _drop_unpublished(self, vectors: CollectionVectors) -> None:
+        """Forget a build that the log did not take. One whose fate is unknown is kept until the next build."""
+        sealed = self._unpublished.pop(vectors.collection_id, None)
+        if sealed is not None and sealed.segment not in vectors.manifest():
+            vectors.forget(sealed.segment)
+            _delete(sealed.path)
+
+    # --- files, on every replica -------------------------------------------------------------------------------------
+    async def _files_loop(self) -> None:
+        while True:
+            await self._files_wanted.wait()
+            self._files_wanted.clear()
+            if not await self._files_pass():
+                await _wait(self._files_wanted, RETRY_SECONDS)
+                self._files_wanted.set()
+
+    async def _files_pass(self) -> bool:
+        """Get every missing file and delete what is not needed. False: some are still missing."""
+        complete, seen = True, set()
+        for vectors in self._host.collection_vectors():
+            for segment in vectors.take_corrupt():
+                await self._refused(vectors, segment)
+            damaged = [segment for segment in vectors.manifest() if segment in self._damaged]
+            for segment in [*vectors.missing(), *damaged]:
+                seen.add(segment)
+                self._missing_since.setdefault(segment, self._clock.monotonic())
+                if not await self._provide(vectors, segment):
+                    complete = False
+            await self._sweep(vectors)
+        self._missing_since = {s: at for s, at in self._missing_since.items() if s in seen}
+        return complete
+
+    async def _provide(self, vectors: CollectionVectors, segment: PublishedSegment) -> bool:
+        """Attach one published segment: from disk, from a peer, or after a while from an own build."""
+        peers = list(self._peers())
+        if segment not in self._distrusted:
+            for peer in peers:
+                sealed = await self._fetch(vectors, segment, peer)
+                if sealed is not None:
+                    return self._attach(vectors, sealed)
+                if segment not in vectors.manifest() or vectors.closed:
+                    return True
+        waited = self._clock.monotonic() - self._missing_since[segment]
+        if peers and waited < vectors.config.ship_timeout and segment not in self._distrusted:
+            return False
+        return await self._build_own(vectors, segment)
+
+    def _attach(self, vectors: CollectionVectors, sealed: SealedSegment) -> bool:
+        vectors.attach(sealed)
+        self._damaged.discard(sealed.segment)
+        self._files_wanted.set()
+        return True
+
+    async def _fetch(self, vectors: CollectionVectors, segment: PublishedSegment, peer: NodeId) -> SealedSegment | None:
+        """Download, verify and open. None: this peer cannot serve it, or what it sent is damaged."""
+        path = os.path.join(vectors.directory, segment_file(segment))
+        part = path + TEMPORARY
+        try:
+            for offset in range(0, segment.size, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, segment.size - offset)
+                chunk = await self._fetch_chunk(peer, segment_file(segment), offset, length)
+                if len(chunk) != length:
+                    raise CorruptSegment(f"{peer} sent {len(chunk)} of {length} bytes of {segment_file(segment)}")
+                await self._file_pool.run(_write_chunk, part, offset, chunk)
+            sealed = await self._file_pool.run(_finish, part, path, segment, vectors)
+        except CorruptSegment as error:
+            self.stats.corrupt += 1
+            log.warning("segment file from %s is damaged: %s", peer, error)
+        except NeedleError as error:
+            log.info("segment [%d, %d] not fetched from %s: %s", segment.first, segment.last, peer, error)
+        else:
+            self.stats.shipped += 1
+            self.stats.shipped_bytes += segment.size
+            return sealed
+        await self._file_pool.run(_delete, part)
+        return None
+
+    async def _build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> bool:
+        log.warning(
+            "building segment [%d, %d] of %s here: nobody offers the published file",
+            segment.first,
+            segment.last,
+            vectors.spec.name,
+        )
+        view = vectors.view()
+        try:
+            sealed = await self._build_pool.run(self._build_for, vectors, segment, view)
+        except BuildCancelled:
+            return True
+        except NeedleError as error:
+            log.warning("own build of segment [%d, %d] failed: %s", segment.first, segment.last, error)
+            return False
+        self.stats.rebuilt += 1
+        self._distrusted.discard(segment)
+        return self._attach(vectors, sealed)
+
+    def _build_for(self, vectors: CollectionVectors, segment: PublishedSegment, view: VectorsView) -> SealedSegment:
+        _, path = build_segment(
+            vectors.directory,
+            vectors.collection_id,
+            segment.first,
+            segment.last,
+            view.live_blocks(segment.first, segment.last),
+            vectors.spec,
+            threads=vectors.config.build_threads,
+            cancelled=lambda: self._stopping or vectors.closed or segment not in vectors.manifest(),
+            own_for=segment,
+        )
+        return SealedSegment(path, segment, vectors.spec, own=True)
+
+    async def _sweep(self, vectors: CollectionVectors) -> None:
+        """Delete files that neither the manifest nor an open segment needs, when the manifest changed."""
+        busy = vectors.collection_id in self._building or vectors.collection_id in self._unpublished
+        manifest = vectors.manifest()
+        if vectors.closed or busy or self._manifests.get(vectors.collection_id) == manifest:
+            return
+        keep = {segment_file(segment, own=own) for segment in manifest for own in (False, True)}
+        keep |= {os.path.basename(sealed.path) for sealed in vectors.attached()}
+        self.stats.deleted += await self._file_pool.run(_sweep, vectors.directory, vectors.collection_id, keep)
+        if not vectors.missing():
+            self._manifests[vectors.collection_id] = manifest
+
+    # --- damage ------------------------------------------------------------------------------------------------------
+    async def scrub(self) -> int:
+        """Read every attached file and compare checksums; repair what is damaged. Returns how many were."""
+        found = 0
+        for vectors in self._host.collection_vectors():
+            for sealed in vectors.attached():
+                try:
+                    await self._file_pool.run(verify_file, sealed.path)
+                except CorruptSegment as error:
+                    if sealed.segment in vectors.manifest():
+                        found += 1
+                        await self._found_corrupt(vectors, sealed.segment, error)
+        return found
+
+    async def _found_corrupt(
+        self, vectors: CollectionVectors, segment: PublishedSegment | None, error: CorruptSegment
+    ) -> None:
+        """A file in use is damaged: stop using it, read its rows from the documents, and get it again."""
+        self.stats.corrupt += 1
+        log.error("%s; it will be fetched or built again", error)
+        if segment is None:
+            return
+        for own in (False, True):
+            await self._file_pool.run(_delete, os.path.join(vectors.directory, segment_file(segment, own=own)))
+        if not await self._file_pool.run(vectors.detach, segment):
+            self._damaged.add(segment)
+        self._files_wanted.set()
+
+    async def _refused(self, vectors: CollectionVectors, segment: PublishedSegment) -> None:
+        """Damaged at open (the file is gone already), or whole but not the right rows (do not fetch that again)."""
+        self.stats.corrupt += 1
+        log.error("segment [%d, %d] of %s was damaged on disk", segment.first, segment.last, vectors.spec.name)
+        for own in (False, True):
+            path = os.path.join(vectors.directory, segment_file(segment, own=own))
+            if await self._file_pool.run(os.path.exists, path):
+                self._distrusted.add(segment)
+                await self._file_pool.run(_delete, path)
+
+    def serve_chunk(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes [offset, offset + length) of a segment file, for a peer's fetch_chunk. Blocking: call it in a thread.
+
+        Raises InvalidArgument (not a segment's name, or a bad range) or CorruptSegment (not here).
+        """
+        match = _FILE_NAME.match(name)
+        if match is None or offset < 0 or not 0 < length <= CHUNK_BYTES:
+            raise InvalidArgument(f"segment chunk {name!r} [{offset}, +{length}] is not allowed", field="name")
+        for vectors in self._host.collection_vectors():
+            if vectors.collection_id == int(match[1]):
+                try:
+                    with open(os.path.join(vectors.directory, name), "rb") as file:
+                        return os.pread(file.fileno(), length, offset)
+                except OSError as error:
+                    raise CorruptSegment(f"segment file {name} is not here: {error.strerror}") from error
+        raise CorruptSegment(f"segment file {name} is not here: no such collection")
+
+
+def _command(segment: PublishedSegment) -> PublishSegment:
+    return PublishSegment(
+        segment.collection_id, segment.first, segment.last, segment.rows, segment.size, segment.checksum
+    )
+
+
+async def _wait(event: asyncio.Event, timeout: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout)
+    except TimeoutError:
+        return
+
+
+def _write_chunk(path: str, offset: int, chunk: bytes) -> None:
+    try:
+        with open(path, "r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(chunk)
+    except OSError as error:
+        raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
+
+
+def _finish(part: str, path: str, segment: PublishedSegment, vectors: CollectionVectors) -> SealedSegment:
+    """Verify a download, make it durable and open it. The temporary name is checked first, so that a damaged file
+    never gets the final name."""
+    held, _ = verify_file(part)
+    if held != segment:
+        raise CorruptSegment(f"{os.path.basename(path)} holds {held}, expected {segment}")
+    try:
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(part, path)
+        sync_directory(os.path.dirname(path))
+    except OSError as error:
+        raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
+    return SealedSegment(path, segment, vectors.spec)
+
+
+def _delete(path: str) -> None:
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def _delete_temporary(directory: str, collection_id: int) -> None:
+    for name in sorted(os.listdir(directory)):
+        match = _TEMPORARY_NAME.match(name)
+        if match and int(match[1]) == collection_id:
+            os.unlink(os.path.join(directory, name))
+
+
+def _sweep(directory: str, collection_id: int, keep: set[str]) -> int:
+    deleted = 0
+    for name in sorted(os.listdir(directory)):
+        match = _FILE_NAME.match(name)
+        if match and int(match[1]) == collection_id and name not in keep:
+            os.unlink(os.path.join(directory, name))
+            deleted += 1
+    return deleted
