@@ -46,7 +46,7 @@ def test_decode_names_the_kind():
 def test_hello_refusals_name_both_sides():
     mine = Hello(version=1, cluster_id="red", node_id="a")
     check_hello(mine, Hello(version=1, cluster_id="red", node_id="b"), expected_node="b")
-    with pytest.raises(UnsupportedVersion, match=r"version 2.*version 1"):
+    with pytest.raises(UnsupportedVersion, match=r"version 2.*speaks 1"):
         check_hello(mine, Hello(version=2, cluster_id="red"))
     with pytest.raises(WrongCluster, match="'blue'.*'red'"):
         check_hello(mine, Hello(version=1, cluster_id="blue"))

@@ -110,6 +110,9 @@ class FrameConnection(asyncio.Protocol):
         out.extend(parts)
         self._out_bytes += size + HEADER_BYTES - ENVELOPE_BYTES
         self.stats.frames_out += 1
+        if self._out_bytes > JOIN_BYTES_MAX:
+            # Large answers within one turn: hand them over, so that the transport can say that the peer is slow.
+            self._flush()
 
     def unsent_bytes(self) -> int:
         """Bytes queued here and, once the transport reported itself slow, in its buffer."""

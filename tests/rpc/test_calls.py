@@ -1,0 +1,216 @@
+"""Calls: answers, errors, many in flight, timeouts, reconnecting, refusals by name."""
+
+import asyncio
+import logging
+
+import pytest
+
+from needle.base.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    FrameTooLarge,
+    Internal,
+    NotLeader,
+    ProtocolError,
+    Unavailable,
+    UnsupportedVersion,
+    WrongCluster,
+)
+
+
+@pytest.mark.parametrize("method", ["sync", "future", "task"])
+async def test_every_kind_of_answer(net, recorder, method):
+    server = await net.server(recorder)
+    assert await net.client().call(server.address, method, b"body", 5.0) == b"body"
+
+
+async def test_parts_are_joined_and_large_bodies_arrive_whole(net, recorder):
+    server = await net.server(recorder)
+    client = net.client()
+    body = bytes(range(256)) * 12_000
+    assert await client.call(server.address, "parts", body, 5.0) == b"<" + body + b">"
+
+
+async def test_a_thousand_in_flight_on_one_connection(net, recorder, until):
+    server = await net.server(recorder)
+    client = net.client()
+    calls = [asyncio.create_task(client.call(server.address, "wait", b"%d" % n, 20.0)) for n in range(1000)]
+    await until(lambda: recorder.entered == 1000)
+    assert server.stats.connections == 1
+    recorder.gate.set()
+    assert await asyncio.gather(*calls) == [b"%d" % n for n in range(1000)]
+
+
+@pytest.mark.parametrize("method", ["raise", "raise_sync"])
+async def test_a_needle_error_crosses_with_its_details(net, recorder, method):
+    server = await net.server(recorder)
+    recorder.boom = NotLeader("not me", leader="n2")
+    with pytest.raises(NotLeader, match="not me") as caught:
+        await net.client().call(server.address, method, b"", 5.0)
+    assert caught.value.details == {"leader": "n2"}
+
+
+@pytest.mark.parametrize("method", ["raise", "raise_sync"])
+async def test_any_other_exception_is_internal_and_logged_and_the_connection_lives(net, recorder, method, caplog):
+    server = await net.server(recorder)
+    client = net.client()
+    recorder.boom = KeyError("lost key")
+    with caplog.at_level(logging.ERROR), pytest.raises(Internal, match="KeyError.*lost key"):
+        await client.call(server.address, method, b"", 5.0)
+    assert "KeyError" in caplog.text
+    assert server.stats.handler_failures == 1
+    assert await client.call(server.address, "echo", b"on", 5.0) == b"on"
+    assert client.stats.connects == 1
+
+
+async def test_a_call_times_out_and_its_late_answer_is_counted(net, recorder, until):
+    server = await net.server(recorder)
+    client = net.client()
+    with pytest.raises(DeadlineExceeded):
+        await client.call(server.address, "wait", b"", 0.02)
+    recorder.gate.set()
+    await until(lambda: client.stats.late_answers == 1)
+    assert client.stats.timeouts == 1
+    assert await client.call(server.address, "echo", b"on", 5.0) == b"on"
+
+
+async def test_a_shorter_timeout_is_not_delayed_by_a_longer_one(net, recorder):
+    server = await net.server(recorder)
+    client = net.client()
+    long = asyncio.create_task(client.call(server.address, "wait", b"long", 30.0))
+    async with asyncio.timeout(5.0):
+        with pytest.raises(DeadlineExceeded):
+            await client.call(server.address, "wait", b"short", 0.02)
+    assert not long.done()
+    recorder.gate.set()
+    assert await long == b"long"
+
+
+async def test_a_server_that_restarts_is_reconnected(net, recorder, until):
+    server = await net.server(recorder)
+    client = net.client(backoff_min=0.001, backoff_max=0.002)
+    address, port = server.address, server.port
+    await client.call(address, "echo", b"1", 5.0)
+    await server.stop()
+    await until(lambda: client.stats.connections == 0)
+    with pytest.raises(ConnectionLost, match=address):
+        await client.call(address, "echo", b"2", 5.0)
+    await net.server(recorder, port=port)
+    async with asyncio.timeout(5.0):
+        while True:
+            try:
+                answer = await client.call(address, "echo", b"3", 5.0)
+            except ConnectionLost:
+                await asyncio.sleep(0)
+            else:
+                break
+    assert answer == b"3"
+    assert client.stats.reconnects == 1
+
+
+async def test_backoff_grows_with_jitter_and_calls_fail_at_once_inside_it(net, recorder):
+    class Manual:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+        def wall(self):
+            return self.now
+
+    server = await net.server(recorder)
+    address = server.address
+    await server.stop()
+    clock = Manual()
+    client = net.client(clock=clock, backoff_min=1.0, backoff_max=4.0)
+    pauses = []
+    for failures in range(1, 6):
+        with pytest.raises(ConnectionLost):
+            await client.call(address, "echo", b"", 5.0)
+        assert client.stats.connect_failures == failures
+        with pytest.raises(ConnectionLost):
+            await client.call(address, "echo", b"", 5.0)
+        assert client.stats.connect_failures == failures
+        pauses.append(client._links[address].retry_at - clock.now)
+        clock.now = client._links[address].retry_at
+    for pause, full in zip(pauses, [1, 2, 4, 4, 4], strict=True):
+        assert full / 2 <= pause <= full
+    assert len(set(pauses)) == 5
+
+
+async def test_calls_in_flight_end_with_connection_lost_when_forgotten(net, recorder, until):
+    server = await net.server(recorder)
+    client = net.client()
+    call = asyncio.create_task(client.call(server.address, "wait", b"", 20.0))
+    await until(lambda: recorder.entered == 1)
+    client.forget(server.address)
+    with pytest.raises(ConnectionLost):
+        await call
+    # The handler's work goes on without its caller, and its answer is dropped.
+    recorder.gate.set()
+    await until(lambda: recorder.finished == 1)
+
+
+async def test_stopping_lets_running_requests_finish(net, recorder, until):
+    server = await net.server(recorder)
+    call = asyncio.create_task(net.client().call(server.address, "wait", b"kept", 20.0))
+    await until(lambda: recorder.entered == 1)
+    stop = asyncio.create_task(server.stop())
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    await stop
+    assert await call == b"kept"
+
+
+async def test_stopping_cancels_what_does_not_finish(net, recorder, until):
+    server = await net.server(recorder, stop_timeout=0.02)
+    call = asyncio.create_task(net.client().call(server.address, "wait", b"", 20.0))
+    await until(lambda: recorder.entered == 1)
+    await server.stop()
+    with pytest.raises(Unavailable, match="stopping"):
+        await call
+    assert not server.tasks
+
+
+async def test_version_mismatch_is_refused_by_name(net, recorder):
+    server = await net.server(recorder, version=2)
+    with pytest.raises(UnsupportedVersion, match=r"version 1.*speaks 2"):
+        await net.client().call(server.address, "echo", b"", 5.0)
+
+
+async def test_a_wrong_cluster_is_named_on_both_sides(net, recorder, caplog):
+    server = await net.server(recorder, cluster_id="blue")
+    with caplog.at_level(logging.WARNING), pytest.raises(WrongCluster, match="'red'.*'blue'"):
+        await net.client().call(server.address, "echo", b"", 5.0)
+    assert "'red'" in caplog.text
+    assert "'blue'" in caplog.text
+    assert recorder.entered == 0
+
+
+async def test_a_wrong_node_is_refused(net, recorder):
+    server = await net.server(recorder, node_id="n3")
+    client = net.client()
+    client.expect(server.address, "n2")
+    with pytest.raises(ProtocolError, match="'n3'.*'n2'"):
+        await client.call(server.address, "echo", b"", 5.0)
+
+
+async def test_oversize_is_refused_on_either_side_and_the_connection_lives(net, recorder):
+    server = await net.server(recorder, frame_bytes_max=2000)
+    client = net.client(frame_bytes_max=2000)
+    with pytest.raises(FrameTooLarge, match="request"):
+        await client.call(server.address, "echo", b"x" * 2000, 5.0)
+    with pytest.raises(FrameTooLarge, match="answer"):
+        await client.call(server.address, "big", b"3000", 5.0)
+    assert await client.call(server.address, "echo", b"on", 5.0) == b"on"
+    assert client.stats.connects == 1
+
+
+async def test_a_closed_client_refuses(net, recorder):
+    server = await net.server(recorder)
+    client = net.client()
+    await client.call(server.address, "echo", b"", 5.0)
+    await client.close()
+    with pytest.raises(ConnectionLost, match="closed"):
+        await client.call(server.address, "echo", b"", 5.0)
+    assert not client.send(server.address, b"")
