@@ -112,7 +112,7 @@ def recorder():
 def until():
     async def wait(condition, seconds=5.0):
         async with asyncio.timeout(seconds):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - conditions are of many kinds; none has an Event
                 await asyncio.sleep(0)
 
     return wait

@@ -55,7 +55,7 @@ async def test_any_other_exception_is_internal_and_logged_and_the_connection_liv
     server = await net.server(recorder)
     client = net.client()
     recorder.boom = KeyError("lost key")
-    with caplog.at_level(logging.ERROR), pytest.raises(Internal, match="KeyError.*lost key"):
+    with caplog.at_level(logging.ERROR), pytest.raises(Internal, match=r"KeyError.*lost key"):
         await client.call(server.address, method, b"", 5.0)
     assert "KeyError" in caplog.text
     assert server.stats.handler_failures == 1
@@ -74,10 +74,11 @@ async def test_a_call_times_out_and_its_late_answer_is_counted(net, recorder, un
     assert await client.call(server.address, "echo", b"on", 5.0) == b"on"
 
 
-async def test_a_shorter_timeout_is_not_delayed_by_a_longer_one(net, recorder):
+async def test_a_shorter_timeout_is_not_delayed_by_a_longer_one(net, recorder, until):
     server = await net.server(recorder)
     client = net.client()
     long = asyncio.create_task(client.call(server.address, "wait", b"long", 30.0))
+    await until(lambda: recorder.entered == 1)
     async with asyncio.timeout(5.0):
         with pytest.raises(DeadlineExceeded):
             await client.call(server.address, "wait", b"short", 0.02)
@@ -180,7 +181,7 @@ async def test_version_mismatch_is_refused_by_name(net, recorder):
 
 async def test_a_wrong_cluster_is_named_on_both_sides(net, recorder, caplog):
     server = await net.server(recorder, cluster_id="blue")
-    with caplog.at_level(logging.WARNING), pytest.raises(WrongCluster, match="'red'.*'blue'"):
+    with caplog.at_level(logging.WARNING), pytest.raises(WrongCluster, match=r"'red'.*'blue'"):
         await net.client().call(server.address, "echo", b"", 5.0)
     assert "'red'" in caplog.text
     assert "'blue'" in caplog.text
@@ -191,7 +192,7 @@ async def test_a_wrong_node_is_refused(net, recorder):
     server = await net.server(recorder, node_id="n3")
     client = net.client()
     client.expect(server.address, "n2")
-    with pytest.raises(ProtocolError, match="'n3'.*'n2'"):
+    with pytest.raises(ProtocolError, match=r"'n3'.*'n2'"):
         await client.call(server.address, "echo", b"", 5.0)
 
 

@@ -48,9 +48,9 @@ def test_hello_refusals_name_both_sides():
     check_hello(mine, Hello(version=1, cluster_id="red", node_id="b"), expected_node="b")
     with pytest.raises(UnsupportedVersion, match=r"version 2.*speaks 1"):
         check_hello(mine, Hello(version=2, cluster_id="red"))
-    with pytest.raises(WrongCluster, match="'blue'.*'red'"):
+    with pytest.raises(WrongCluster, match=r"'blue'.*'red'"):
         check_hello(mine, Hello(version=1, cluster_id="blue"))
-    with pytest.raises(ProtocolError, match="'b'.*'c'"):
+    with pytest.raises(ProtocolError, match=r"'b'.*'c'"):
         check_hello(mine, Hello(version=1, cluster_id="red", node_id="b"), expected_node="c")
 
 

@@ -25,7 +25,7 @@ async def test_no_address_is_a_drop_or_a_named_error(net):
 async def test_another_node_at_the_address_is_refused_and_gets_nothing(net, recorder):
     server = await net.server(recorder, node_id="n3")
     peers = PeerTransport(net.client(node_id="n1"), {"n2": server.address}.get)
-    with pytest.raises(ProtocolError, match="'n3'.*'n2'"):
+    with pytest.raises(ProtocolError, match=r"'n3'.*'n2'"):
         await peers.call("n2", "echo", b"", 5.0)
     assert not peers.send("n2", b"m")
     assert recorder.oneways == []
@@ -54,5 +54,28 @@ async def test_update_drops_nodes_that_left_and_nodes_that_swapped(net, recorder
     assert b.stats.connections == 1
     book["b"], book["a"] = a.address, b.address
     peers.update()
-    with pytest.raises(ProtocolError, match="'a'.*'b'"):
+    with pytest.raises(ProtocolError, match=r"'a'.*'b'"):
         await peers.call("b", "echo", b"", 5.0)
+
+
+async def test_nodes_that_swap_addresses_are_both_checked_under_their_new_address(net, recorder):
+    a, b = await net.server(recorder, node_id="a"), await net.server(recorder, node_id="b")
+    book = {"a": a.address, "b": b.address}
+    peers = PeerTransport(net.client(node_id="n1"), book.get)
+    await peers.call("a", "echo", b"", 5.0)
+    await peers.call("b", "echo", b"", 5.0)
+    book["a"], book["b"] = b.address, a.address
+    peers.update()
+    for node in ("a", "b"):
+        with pytest.raises(ProtocolError, match="expected was node"):
+            await peers.call(node, "echo", b"", 5.0)
+
+
+async def test_a_forgotten_node_is_still_checked_when_it_is_reached_again(net, recorder, until):
+    server = await net.server(recorder, node_id="n2")
+    peers = PeerTransport(net.client(node_id="n1"), {"n2": server.address}.get)
+    await peers.call("n2", "echo", b"", 5.0)
+    peers.forget("n2")
+    await until(lambda: server.stats.connections == 0)
+    await peers.call("n2", "echo", b"", 5.0)
+    assert peers.client._links[server.address].expected_node == "n2"

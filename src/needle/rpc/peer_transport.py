@@ -50,6 +50,12 @@ class PeerTransport:
                 if address is not None:
                     self._moved(node, address)
 
+    def forget(self, node: NodeId) -> None:
+        """Close the connection to `node`; the next message connects anew, and checks the node's name anew."""
+        used = self._used.pop(node, None)
+        if used is not None:
+            self._release(used)
+
     def _moved(self, node: NodeId, address: str) -> None:
         old = self._used.get(node)
         self._used[node] = address
