@@ -1,0 +1,436 @@
+"""Filters over JSON metadata: a builder, the MongoDB-style dict form, one canonical form, and what they mean.
+
+Semantics (docs/filters.md repeats them for users; `Filter.matches` is the definition, indexes must agree with it):
+
+- A field is a path: "a.b" is key b of the object under key a. An array on the way stands for each of its objects
+  ("a.b" of {"a": [{"b": 1}, {"b": 2}]} has the values 1 and 2). Array positions and keys with dots have no path.
+- An array at the end of a path stands for each of its elements, one level deep; a comparison holds if it holds for
+  any element. Elements that are arrays or objects, and objects at the end of a path, equal nothing.
+- Missing: no value at the end of the path (always so when the metadata is not an object). Comparisons do not hold for
+  a missing field, except `eq(field, None)`, which holds for null and for missing. `ne`, `not_in` and `not_` are exact
+  complements, so they do hold for missing fields. `exists(field)` is true for null, {} and [] too.
+- Types: numbers compare with numbers (1 equals 1.0; integers are exact), strings with strings by code point, booleans
+  equal booleans. Values of different types are different and never ordered; true is not 1.
+- `between` is inclusive, and one element of an array must satisfy both ends. `contains` and `starts_with` look into a
+  string, or any string of an array. `$all`: every given value equals the field (or an element of it). An empty
+  `$in` or `$all` matches nothing, an empty `$nin` everything.
+- Everything at one level of a dict is ANDed: fields, operators of a field, `$and`, `$or`, `$not`. {} matches all.
+
+Pure: it knows neither bitmaps nor SQLite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from needle.base.config import Limits
+from needle.base.errors import InvalidArgument, invalid
+
+Scalar = str | int | float | bool | None
+
+PATH_BYTES_MAX: Final = 512
+VALUES_MAX: Final = 10_000
+INT_MIN: Final = -(2**63)
+INT_MAX: Final = 2**64 - 1
+
+COMPARISONS: Final = (
+    *("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin"),
+    *("$between", "$contains", "$starts_with", "$exists", "$all"),
+)
+LOGIC: Final = ("$and", "$or", "$not")
+
+
+class Compare(msgspec.Struct, frozen=True):
+    """field <op> value. path: the field's segments. value: a scalar; a tuple for $in, $nin, $all, $between."""
+
+    field: str
+    path: tuple[str, ...]
+    op: str
+    value: Any
+
+
+class And(msgspec.Struct, frozen=True):
+    children: tuple[Node, ...]
+
+
+class Or(msgspec.Struct, frozen=True):
+    children: tuple[Node, ...]
+
+
+class Not(msgspec.Struct, frozen=True):
+    child: Node
+
+
+Node = Compare | And | Or | Not
+
+
+def lookup(metadata: object, path: Sequence[str]) -> tuple[bool, list[Scalar]]:
+    """What a path finds: (is anything there, the scalars it stands for). See the module docstring."""
+    level: list[object] = [metadata]
+    for depth, key in enumerate(path):
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                if key in value:
+                    below.append(value[key])
+            elif isinstance(value, list) and depth > 0:
+                below.extend(item[key] for item in value if isinstance(item, dict) and key in item)
+        if not below:
+            return False, []
+        level = below
+    found: list[Scalar] = []
+    for value in level:
+        if isinstance(value, list):
+            found.extend(item for item in value if not isinstance(item, dict | list))
+        elif not isinstance(value, dict):
+            found.append(value)  # type: ignore[arg-type]  # JSON has no other types
+    return True, found
+
+
+def kind(value: object) -> str:
+    """The type class that decides what a value compares with: null, bool, number, string or none of them."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int | float):
+        return "number"
+    return "string" if isinstance(value, str) else "none"
+
+
+def same(a: Scalar, b: Scalar) -> bool:
+    """Equality of two scalars; true is not 1, and 1 is 1.0."""
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
+
+
+def ordered_test(op: str, bound: Any) -> Callable[[Any], bool]:
+    """The test of one value of the same type as `bound`, for $gt, $gte, $lt, $lte, $between."""
+    if op == "$gt":
+        return lambda value: bool(value > bound)
+    if op == "$gte":
+        return lambda value: bool(value >= bound)
+    if op == "$lt":
+        return lambda value: bool(value < bound)
+    if op == "$lte":
+        return lambda value: bool(value <= bound)
+    low, high = bound
+    return lambda value: bool(low <= value <= high)
+
+
+def _compare(node: Compare, present: bool, found: list[Scalar]) -> bool:
+    op, value = node.op, node.value
+    if op == "$exists":
+        return present is value
+    if op in ("$ne", "$nin"):
+        return not _compare(Compare(node.field, node.path, "$eq" if op == "$ne" else "$in", value), present, found)
+    if op == "$eq":
+        return any(same(item, value) for item in found) or (value is None and not present)
+    if op in ("$in", "$all"):
+        each = (_compare(Compare(node.field, node.path, "$eq", item), present, found) for item in value)
+        return any(each) if op == "$in" else bool(value) and all(each)
+    if op == "$contains":
+        return any(isinstance(item, str) and value in item for item in found)
+    if op == "$starts_with":
+        return any(isinstance(item, str) and item.startswith(value) for item in found)
+    test, wanted = ordered_test(op, value), kind(value[0] if op == "$between" else value)
+    return any(kind(item) == wanted and test(item) for item in found)
+
+
+def evaluate(node: Node, metadata: object) -> bool:
+    """Whether decoded JSON metadata matches. The definition of every operator."""
+    if isinstance(node, And):
+        return all(evaluate(child, metadata) for child in node.children)
+    if isinstance(node, Or):
+        return any(evaluate(child, metadata) for child in node.children)
+    if isinstance(node, Not):
+        return not evaluate(node.child, metadata)
+    return _compare(node, *lookup(metadata, node.path))
+
+
+class Filter:
+    """A condition on metadata. Build it with the static methods, combine with & | ~, or parse the dict form.
+
+    Immutable. Every constructor raises InvalidArgument naming the field, operator or value that is wrong.
+    """
+
+    __slots__ = ("_depth", "_nodes", "node")
+
+    def __init__(self, node: Node, depth: int, nodes: int) -> None:
+        self.node, self._depth, self._nodes = node, depth, nodes
+
+    @staticmethod
+    def eq(field: str, value: Scalar) -> Filter:
+        return _leaf(field, "$eq", value)
+
+    @staticmethod
+    def ne(field: str, value: Scalar) -> Filter:
+        return _leaf(field, "$ne", value)
+
+    @staticmethod
+    def gt(field: str, value: str | float) -> Filter:
+        return _leaf(field, "$gt", value)
+
+    @staticmethod
+    def gte(field: str, value: str | float) -> Filter:
+        return _leaf(field, "$gte", value)
+
+    @staticmethod
+    def lt(field: str, value: str | float) -> Filter:
+        return _leaf(field, "$lt", value)
+
+    @staticmethod
+    def lte(field: str, value: str | float) -> Filter:
+        return _leaf(field, "$lte", value)
+
+    @staticmethod
+    def in_(field: str, values: Sequence[Scalar]) -> Filter:
+        return _leaf(field, "$in", values)
+
+    @staticmethod
+    def not_in(field: str, values: Sequence[Scalar]) -> Filter:
+        return _leaf(field, "$nin", values)
+
+    @staticmethod
+    def between(field: str, low: str | float, high: str | float) -> Filter:
+        """low <= value <= high."""
+        return _leaf(field, "$between", (low, high))
+
+    @staticmethod
+    def contains(field: str, text: str) -> Filter:
+        """The field, or any string of an array, has `text` in it."""
+        return _leaf(field, "$contains", text)
+
+    @staticmethod
+    def starts_with(field: str, prefix: str) -> Filter:
+        return _leaf(field, "$starts_with", prefix)
+
+    @staticmethod
+    def exists(field: str, present: bool = True) -> Filter:
+        return _leaf(field, "$exists", present)
+
+    @staticmethod
+    def all(*conditions: Any) -> Filter:
+        """all(f1, f2, ...) or all([f1, f2]): every filter holds. all("tags", ["a", "b"]): the array has every value."""
+        if len(conditions) == 2 and isinstance(conditions[0], str):
+            return _leaf(conditions[0], "$all", conditions[1])
+        return _combine("$and", And, _members("$and", conditions), Limits())
+
+    @staticmethod
+    def any_(*conditions: Any) -> Filter:
+        """any_(f1, f2, ...) or any_([f1, f2]): at least one filter holds."""
+        return _combine("$or", Or, _members("$or", conditions), Limits())
+
+    @staticmethod
+    def not_(condition: Filter | Mapping[str, Any]) -> Filter:
+        return _negate(Filter.parse(condition), Limits())
+
+    def __and__(self, other: Filter) -> Filter:
+        return Filter.all(self, other)
+
+    def __or__(self, other: Filter) -> Filter:
+        return Filter.any_(self, other)
+
+    def __invert__(self) -> Filter:
+        return Filter.not_(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filter) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __repr__(self) -> str:
+        return f"Filter({self.to_dict()!r})"
+
+    @staticmethod
+    def parse(value: Filter | Mapping[str, Any], limits: Limits | None = None) -> Filter:
+        """A filter from its dict form (or a Filter, checked against the limits)."""
+        limits = limits or Limits()
+        parsed = value if isinstance(value, Filter) else _parse(value, limits, 0)
+        if parsed._depth > limits.filter_depth_max or parsed._nodes > limits.filter_nodes_max:
+            raise _too_large(parsed._depth, parsed._nodes, limits)
+        return parsed
+
+    @staticmethod
+    def from_json(data: bytes, limits: Limits | None = None) -> Filter:
+        """A filter from the JSON bytes that `to_json` makes."""
+        try:
+            value = msgspec.json.decode(data)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise invalid("filter", data[:60], f"JSON of a filter ({error})") from None
+        return Filter.parse(value, limits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The canonical dict form: one field and one operator, or one of $and, $or, $not, per level."""
+        return _to_dict(self.node)
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self.to_dict())
+
+    def matches(self, metadata: object) -> bool:
+        """Whether a document with this (decoded JSON) metadata matches."""
+        return evaluate(self.node, metadata)
+
+
+def _to_dict(node: Node) -> dict[str, Any]:
+    if isinstance(node, Compare):
+        return {node.field: {node.op: list(node.value) if isinstance(node.value, tuple) else node.value}}
+    if isinstance(node, Not):
+        return {"$not": _to_dict(node.child)}
+    if not node.children:  # the filter {}, which matches everything
+        return {}
+    return {"$and" if isinstance(node, And) else "$or": [_to_dict(child) for child in node.children]}
+
+
+def _too_large(depth: int, nodes: int, limits: Limits) -> InvalidArgument:
+    if depth > limits.filter_depth_max:
+        return invalid("filter depth", depth, f"at most {limits.filter_depth_max} levels of $and, $or and $not")
+    return invalid("filter nodes", nodes, f"at most {limits.filter_nodes_max} conditions")
+
+
+def _combine(name: str, make: type[And] | type[Or], parts: Sequence[Filter], limits: Limits) -> Filter:
+    depth = 1 + max((part._depth for part in parts), default=0)
+    nodes = 1 + sum(part._nodes for part in parts)
+    if depth > limits.filter_depth_max or nodes > limits.filter_nodes_max:
+        raise _too_large(depth, nodes, limits)
+    return Filter(make(tuple(part.node for part in parts)), depth, nodes)
+
+
+def _negate(part: Filter, limits: Limits) -> Filter:
+    if part._depth >= limits.filter_depth_max:
+        raise _too_large(part._depth + 1, part._nodes + 1, limits)
+    return Filter(Not(part.node), part._depth + 1, part._nodes + 1)
+
+
+def _members(name: str, conditions: Sequence[Any]) -> list[Filter]:
+    if len(conditions) == 1 and isinstance(conditions[0], list | tuple):
+        conditions = conditions[0]
+    if not conditions:
+        raise invalid(name, list(conditions), "a non-empty list of filters")
+    return [Filter.parse(condition) for condition in conditions]
+
+
+def _leaf(field: str, op: str, value: Any) -> Filter:
+    return Filter(Compare(field, _path(field), op, _operand(field, op, value)), 0, 1)
+
+
+def _path(field: object) -> tuple[str, ...]:
+    allowed = f'a path such as "a.b": no empty part, no leading $, at most {PATH_BYTES_MAX} bytes'
+    if not isinstance(field, str) or not field or field.startswith("$") or len(field) > PATH_BYTES_MAX:
+        raise invalid("filter field", field, allowed)
+    path = tuple(field.split("."))
+    if "" in path or not _encodes(field):
+        raise invalid("filter field", field, allowed)
+    return path
+
+
+def _encodes(text: str) -> bool:
+    try:
+        return len(text.encode()) >= 0
+    except UnicodeEncodeError:  # a lone surrogate is not text
+        return False
+
+
+def _scalar(where: str, value: object, kinds: tuple[str, ...]) -> Any:
+    what = kind(value)
+    fits = what in kinds
+    if fits and isinstance(value, float):
+        fits = math.isfinite(value)
+    elif fits and what == "number":
+        fits = isinstance(value, int) and INT_MIN <= value <= INT_MAX
+    elif fits and isinstance(value, str):
+        fits = _encodes(value)
+    if not fits:
+        raise invalid(where, value, f"{' or '.join(kinds)}; numbers finite, integers of 64 bits, text valid Unicode")
+    return value
+
+
+_ANY = ("null", "bool", "number", "string")
+_ORDERED = ("number", "string")
+
+
+def _operand(field: str, op: str, value: Any) -> Any:
+    where = f"filter {field} {op}"
+    if op in ("$eq", "$ne"):
+        return _scalar(where, value, _ANY)
+    if op in ("$gt", "$gte", "$lt", "$lte"):
+        return _scalar(where, value, _ORDERED)
+    if op in ("$contains", "$starts_with"):
+        return _scalar(where, value, ("string",))
+    if op == "$exists":
+        return _scalar(where, value, ("bool",))
+    if not isinstance(value, list | tuple | set | frozenset) or len(value) > VALUES_MAX:
+        raise invalid(where, value, f"a list of at most {VALUES_MAX} values")
+    if isinstance(value, set | frozenset):  # an order that does not depend on the hash seed
+        value = sorted(value, key=lambda item: (kind(item), str(item)))
+    if op == "$between":
+        pair = tuple(_scalar(where, item, _ORDERED) for item in value)
+        if len(pair) != 2 or kind(pair[0]) != kind(pair[1]):
+            raise invalid(where, value, "[low, high], both numbers or both strings")
+        return pair
+    return tuple(_scalar(where, item, _ANY) for item in value)
+
+
+def _parse(value: object, limits: Limits, depth: int) -> Filter:
+    """`depth` is counted on the way down, so that a hostile nesting is refused before it exhausts the stack."""
+    if depth > limits.filter_depth_max:
+        raise _too_large(depth, 0, limits)
+    if isinstance(value, Filter):
+        return value
+    if not isinstance(value, Mapping):
+        raise invalid("filter", value, "a Filter or a dict such as {'field': {'$gt': 1}}")
+    parts: list[Filter] = []
+    # More than one condition at a level is an implicit $and, one level of its own.
+    inner = depth if sum(_width(item) for item in value.items()) == 1 else depth + 1
+    for key, below in value.items():
+        if isinstance(key, str) and key.startswith("$"):
+            parts.append(_parse_logic(key, below, limits, inner))
+        else:
+            parts.extend(_parse_field(key, below, limits, inner))
+    return parts[0] if len(parts) == 1 else _combine("$and", And, parts, limits)
+
+
+def _width(item: tuple[object, object]) -> int:
+    """Conditions that one key of a dict stands for."""
+    key, below = item
+    nested = isinstance(below, Mapping) and not (isinstance(key, str) and key.startswith("$"))
+    return len(below) if nested and isinstance(below, Mapping) else 1
+
+
+def _parse_logic(op: str, below: object, limits: Limits, depth: int) -> Filter:
+    if op == "$not":
+        return _negate(_parse(below, limits, depth + 1), limits)
+    if op not in LOGIC:
+        known = ", ".join(LOGIC if op not in COMPARISONS else COMPARISONS)
+        where = "a field's condition" if op in COMPARISONS else "this place"
+        raise invalid("filter operator", op, f"in {where}, one of {known}")
+    if not isinstance(below, list | tuple) or not below:
+        raise invalid(f"filter {op}", below, "a non-empty list of filters")
+    parts = [_parse(part, limits, depth + 1) for part in below]
+    return _combine(op, And if op == "$and" else Or, parts, limits)
+
+
+def _parse_field(field: object, below: object, limits: Limits, depth: int) -> list[Filter]:
+    path = _path(field)
+    name = ".".join(path)
+    if not isinstance(below, Mapping):
+        return [_leaf(name, "$eq", below)]
+    if not below:
+        raise invalid(f"filter {name}", below, f"a value or operators: {', '.join(COMPARISONS)}, $not")
+    parts = []
+    for op, value in below.items():
+        if op == "$not":
+            if depth + 1 > limits.filter_depth_max:
+                raise _too_large(depth + 1, 0, limits)
+            if not isinstance(value, Mapping):
+                raise invalid(f"filter {name} $not", value, "operators, such as {'$gt': 1}")
+            parts.append(_negate(_parse({name: value}, limits, depth + 1), limits))
+        elif op in COMPARISONS:
+            parts.append(_leaf(name, op, value))
+        else:
+            raise invalid(f"filter {name} operator", op, f"one of {', '.join(COMPARISONS)}, $not")
+    return parts

@@ -1,0 +1,317 @@
+"""Executing log entries: pure decisions over the current state, gathered into one write set.
+
+Deterministic: the results and the write set depend on the state and the entries only, never on how entries are grouped
+into batches. Invariant: a refused command changes nothing but its session's stored answer. Conditions that depend on
+state (collections, versions, shapes) are checked here, on every replica alike; everything else was checked by the
+proposer (`validation`).
+
+It must not know SQLite or faiss: documents are looked up through `find`, and changes leave as a `WriteSet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from needle.base.errors import (
+    AlreadyExists,
+    CollectionExists,
+    CollectionNotFound,
+    InvalidArgument,
+    NeedleError,
+    UnsupportedFormat,
+    VersionMismatch,
+    invalid,
+)
+from needle.base.model import WriteResult
+from needle.shard.commands import (
+    NO_SESSION,
+    Command,
+    CreateCollection,
+    Delete,
+    DropCollection,
+    Insert,
+    OpenSession,
+    PublishSegment,
+    Session,
+    decode,
+)
+from needle.shard.digest import MODULUS, document_hash
+from needle.shard.documents import ORDINAL_MAX, AppliedAt, CollectionRecord, DocRef, WriteSet, row_id
+from needle.shard.segment_plan import PublishedSegment, with_published
+from needle.shard.sessions import SessionTable
+
+FLOAT_BYTES: Final = 4
+
+Result = WriteResult | NeedleError
+Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
+
+
+@dataclass
+class CollectionChange:
+    """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent."""
+
+    record: CollectionRecord
+    first_ordinal: int
+    created: bool
+    refs: dict[str, DocRef | None] = field(default_factory=dict)
+    written: dict[str, None] = field(default_factory=dict)
+    rows: list[tuple[int, str, int, bytes]] = field(default_factory=list)
+    vectors: list[bytes | memoryview] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+    manifest: list[PublishedSegment] | None = None
+    published: list[PublishedSegment] = field(default_factory=list)
+    touched: bool = False
+
+
+class Batch:
+    """One run of consecutive log entries. Call `prefetch`, then `execute` for each, then `write_set`."""
+
+    def __init__(
+        self,
+        at: AppliedAt,
+        records: Mapping[str, CollectionRecord],
+        manifests: Callable[[int], list[PublishedSegment]],
+        sessions: SessionTable,
+        find: Find,
+    ) -> None:
+        self._next_id = at.next_collection_id
+        self._records = dict(records)
+        self._manifests = manifests
+        self._sessions = sessions
+        self._find = find
+        self.changes: dict[int, CollectionChange] = {}
+        self.dropped: list[int] = []
+
+    def prefetch(self, commands: Sequence[Command | NeedleError | None]) -> None:
+        """Look up the ids of all commands with few queries."""
+        wanted: dict[int, dict[str, None]] = {}
+        for command in commands:
+            if isinstance(command, Insert | Delete):
+                record = self._records.get(command.collection)
+                if record is not None and record.documents:
+                    wanted.setdefault(record.id, {}).update(dict.fromkeys(command.ids))
+        by_id = {record.id: record for record in self._records.values()}
+        for collection_id, ids in wanted.items():
+            self._lookup(self._change(by_id[collection_id]), list(ids))
+
+    def _lookup(self, change: CollectionChange, ids: Sequence[str]) -> None:
+        missing = [id_ for id_ in ids if id_ not in change.refs]
+        if not missing:
+            return
+        found = {} if change.created else self._find(change.record.id, missing)
+        change.refs.update((id_, found.get(id_)) for id_ in missing)
+
+    def _change(self, record: CollectionRecord) -> CollectionChange:
+        change = self.changes.get(record.id)
+        if change is None:
+            change = CollectionChange(record, record.next_ordinal, False)
+            self.changes[record.id] = change
+        return change
+
+    def execute(self, index: int, command: Command | NeedleError | None) -> Result | None:
+        """The result of one entry. None: the entry carries no command. A NeedleError: it did not decode."""
+        if command is None or isinstance(command, NeedleError):
+            return command
+        if isinstance(command, OpenSession):
+            session = self._sessions.open(command.nonce, index)
+            return WriteResult(version=session, index=session)
+        numbered: Session = getattr(command, "session", NO_SESSION)
+        if not numbered.id:
+            return self._run(index, command)
+        known = self._sessions.find(numbered, index)
+        if known is not None:
+            return known
+        result = self._run(index, command)
+        self._sessions.record(numbered, result)
+        return result
+
+    def _run(self, index: int, command: Command) -> Result:
+        try:
+            if isinstance(command, Insert):
+                return self._insert(index, command)
+            if isinstance(command, Delete):
+                return self._delete(index, command)
+            if isinstance(command, CreateCollection):
+                return self._create(index, command)
+            if isinstance(command, DropCollection):
+                return self._drop(index, command)
+            if isinstance(command, PublishSegment):
+                return self._publish(index, command)
+        except NeedleError as refused:
+            return refused
+        return UnsupportedFormat(f"unknown command {type(command).__name__}")
+
+    def _record(self, name: str) -> CollectionRecord:
+        record = self._records.get(name)
+        if record is None:
+            raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
+        return record
+
+    def _create(self, index: int, command: CreateCollection) -> WriteResult:
+        spec = command.spec
+        held = self._records.get(spec.name)
+        if held is not None:
+            if command.if_absent and held.spec == spec:
+                return WriteResult(version=index, index=index, existed=True, count=0)
+            how = "with the same" if held.spec == spec else "with other"
+            raise CollectionExists(f"collection {spec.name!r} exists {how} parameters", collection=spec.name)
+        record = CollectionRecord(id=self._next_id, spec=spec)
+        self._next_id += 1
+        self._records[spec.name] = record
+        self.changes[record.id] = CollectionChange(record, 0, True, touched=True)
+        return WriteResult(version=index, index=index)
+
+    def _drop(self, index: int, command: DropCollection) -> WriteResult:
+        record = self._record(command.name)
+        del self._records[command.name]
+        change = self.changes.pop(record.id, None)
+        if change is None or not change.created:
+            self.dropped.append(record.id)
+        return WriteResult(version=index, index=index, existed=True, count=record.documents)
+
+    def _insert(self, index: int, command: Insert) -> WriteResult:
+        record = self._record(command.collection)
+        ids, width = command.ids, record.spec.dimensions * FLOAT_BYTES
+        _check_shape(command, width)
+        if record.next_ordinal + len(ids) > ORDINAL_MAX:
+            raise InvalidArgument(
+                f"collection {record.spec.name!r} has used up its {ORDINAL_MAX} ordinals; recreate it"
+            )
+        change = self._change(record)
+        self._lookup(change, ids)
+        _check_versions(command, change.refs)
+        vectors, ordinal, total, existed = memoryview(command.vectors), record.next_ordinal, record.total, 0
+        base = row_id(record.id, 0)
+        for at, id_ in enumerate(ids):
+            metadata = command.metadata[at]
+            old = change.refs[id_]
+            if old is not None:
+                existed += 1
+                change.dead.append(old.ordinal)
+                total -= int.from_bytes(old.hash, "little")
+            hash_ = document_hash(ordinal, index, id_, metadata, vectors[at * width : (at + 1) * width])
+            total += int.from_bytes(hash_, "little")
+            change.refs[id_] = DocRef(ordinal, index, hash_)
+            change.rows.append((base | ordinal, id_, index, metadata))
+            ordinal += 1
+        change.written.update(dict.fromkeys(ids))
+        change.vectors.append(command.vectors)
+        documents = record.documents + len(ids) - existed
+        self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
+        return WriteResult(version=index, index=index, existed=existed > 0, count=len(ids))
+
+    def _delete(self, index: int, command: Delete) -> WriteResult:
+        record = self._record(command.collection)
+        ids = list(dict.fromkeys(command.ids))
+        change = self._change(record)
+        self._lookup(change, ids)
+        _check_versions(command, change.refs)
+        total, deleted = record.total, 0
+        for id_ in ids:
+            old = change.refs[id_]
+            if old is not None:
+                deleted += 1
+                change.dead.append(old.ordinal)
+                total -= int.from_bytes(old.hash, "little")
+                change.refs[id_] = None
+                change.written[id_] = None
+        if deleted:
+            documents = record.documents - deleted
+            self._set(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
+        return WriteResult(version=index, index=index, existed=deleted > 0, count=deleted)
+
+    def _publish(self, index: int, command: PublishSegment) -> WriteResult:
+        segment = PublishedSegment(*msgspec.structs.astuple(command))
+        record = next((r for r in self._records.values() if r.id == command.collection_id), None)
+        if record is None:
+            raise CollectionNotFound(f"there is no collection with id {command.collection_id}")
+        change = self._change(record)
+        held = self._manifests(record.id) if change.manifest is None and not change.created else change.manifest or []
+        manifest = with_published(held, segment, record.next_ordinal)
+        if manifest is None:
+            raise InvalidArgument(f"segment [{command.first}, {command.last}] does not fit the manifest any more")
+        change.manifest = manifest
+        change.published.append(segment)
+        change.touched = True
+        return WriteResult(version=index, index=index)
+
+    def _set(self, change: CollectionChange, *, next_ordinal: int, documents: int, total: int) -> None:
+        change.record = CollectionRecord(
+            id=change.record.id, spec=change.record.spec, next_ordinal=next_ordinal, documents=documents, total=total
+        )
+        change.touched = True
+        self._records[change.record.spec.name] = change.record
+
+    def write_set(self, index: int, term: int, conf: bytes) -> WriteSet:
+        """Everything the batch changed; `at` is the position of its last entry."""
+        sessions, evicted = self._sessions.dirty()
+        out = WriteSet(
+            at=AppliedAt(index, term, conf, self._next_id), collections=[], removed=self.dropped, documents=[],
+            vectors=[], ids=[], ids_removed=[], graves=[], manifests={}, sessions=sessions, sessions_removed=evicted,
+        )  # fmt: skip
+        for collection_id, change in self.changes.items():
+            if not change.touched:
+                continue
+            out.collections.append(change.record)
+            if change.manifest is not None:
+                out.manifests[collection_id] = change.manifest
+            out.documents.extend(change.rows)
+            out.vectors.extend(_vector_rows(change))
+            base = row_id(collection_id, 0)
+            out.graves.extend((base | ordinal,) for ordinal in change.dead)
+            for id_ in change.written:
+                ref = change.refs[id_]
+                if ref is None:
+                    out.ids_removed.append((collection_id, id_))
+                else:
+                    out.ids.append((collection_id, id_, ref.ordinal, ref.version, ref.hash))
+        return out
+
+
+def _vector_rows(change: CollectionChange) -> list[tuple[int, bytes | memoryview]]:
+    width = change.record.spec.dimensions * FLOAT_BYTES
+    rows = iter(change.rows)
+    return [
+        (next(rows)[0], block if len(block) == width else memoryview(block)[start : start + width])
+        for block in change.vectors
+        for start in range(0, len(block), width)
+    ]
+
+
+def _check_shape(command: Insert, width: int) -> None:
+    count = len(command.ids)
+    if len(command.vectors) != count * width:
+        raise invalid(
+            "vectors", f"{len(command.vectors)} bytes", f"{count} documents x {width // FLOAT_BYTES} float32 values"
+        )
+    if len(command.metadata) != count or len(set(command.ids)) != count:
+        raise invalid("ids", f"{count} ids", f"different ids, one for each of {len(command.metadata)} metadata")
+
+
+def _check_versions(command: Insert | Delete, refs: Mapping[str, DocRef | None]) -> None:
+    if command.expected is None:
+        return
+    for id_ in command.ids:
+        ref = refs[id_]
+        actual = 0 if ref is None else ref.version
+        if actual == command.expected:
+            continue
+        if command.expected == 0:
+            raise AlreadyExists(f"document {id_!r} exists with version {actual}", id=id_[:80], version=actual)
+        raise VersionMismatch(
+            f"document {id_!r} has version {actual}, not {command.expected}", id=id_[:80], actual=actual
+        )
+
+
+def decode_entry(data: bytes) -> Command | NeedleError | None:
+    """The command of a log entry; None for an entry without data. A NeedleError result if it does not decode."""
+    if not data:
+        return None
+    try:
+        return decode(data)
+    except UnsupportedFormat as error:
+        return error

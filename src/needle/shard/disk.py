@@ -1,0 +1,162 @@
+"""What a replica asks of the file system, and the translation of SQLite's and the system's errors.
+
+Durability order: nothing a replica writes is assumed durable except what `ReplicaDisk.sync` and a truncating SQLite
+checkpoint have made so. A power loss may cut any suffix off a `-wal` file (see `cut_power`); the Raft log replays it.
+
+It must not know tables, commands or Raft.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import xxhash
+
+from needle.base.errors import DiskFailed, StorageError
+
+_CHUNK = 1 << 20
+_CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DEVICE = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+)
+
+
+@contextmanager
+def disk_errors(path: str) -> Iterator[None]:
+    """Turn sqlite3 and OS errors about `path` into DiskFailed or StorageError, with what to do about them."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise sqlite_failure(error, path) from error
+    except OSError as error:
+        raise os_failure(error, path) from error
+
+
+def sqlite_failure(error: sqlite3.Error, path: str) -> StorageError:
+    """The Needle error for a sqlite3 error. The primary result code decides, never the message."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _CORRUPT:
+        return StorageError(
+            f"{path} is damaged ({error}). Stop this node, delete the replica's directory {os.path.dirname(path)} and "
+            f"start the node again: it gets the data from the other replicas",
+            path=path,
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFailed(f"no space left for {path} ({error}). Free space, then restart the node", path=path)
+    if code in _DEVICE:
+        return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
+    return StorageError(f"SQLite failed on {path}: {error} (code {code})", path=path)
+
+
+def os_failure(error: OSError, path: str) -> DiskFailed:
+    """The Needle error for an operating system error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFailed(f"no space left for {path} ({error}). Free space, then restart the node", path=path)
+    return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
+
+
+class ReplicaDisk:
+    """The real file system. A simulator overrides methods to lose, delay or fail writes.
+
+    Every method raises DiskFailed; a failed sync is never retried.
+    """
+
+    def sync(self, path: str) -> None:
+        """fsync a file or a directory."""
+        with disk_errors(path):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def make_directory(self, path: str) -> None:
+        with disk_errors(path):
+            os.makedirs(path, exist_ok=True)
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def names(self, directory: str) -> list[str]:
+        """Sorted names in a directory."""
+        with disk_errors(directory):
+            return sorted(os.listdir(directory))
+
+    def files(self, directory: str) -> list[str]:
+        """Sorted paths of all files below a directory, relative to it."""
+        found = []
+        with disk_errors(directory):
+            for root, _, names in os.walk(directory):
+                found += [os.path.relpath(os.path.join(root, name), directory) for name in names]
+        return sorted(found)
+
+    def remove_tree(self, path: str) -> None:
+        """Delete a directory and all in it; fine if it is not there."""
+        with disk_errors(path):
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+
+    def remove(self, path: str) -> None:
+        """Delete a file; fine if it is not there."""
+        with disk_errors(path):
+            Path(path).unlink(missing_ok=True)
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomically replace `target`. Durable after `sync` of the directory."""
+        with disk_errors(target):
+            os.replace(source, target)
+
+    def read(self, path: str) -> bytes:
+        with disk_errors(path):
+            return Path(path).read_bytes()
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a whole file and sync it."""
+        with disk_errors(path), open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def copy(self, source: str, target: str) -> None:
+        with disk_errors(target):
+            shutil.copyfile(source, target)
+
+    def link(self, source: str, target: str) -> None:
+        """Share an immutable file, or copy it where the file system cannot link."""
+        with disk_errors(target):
+            try:
+                os.link(source, target)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                    raise
+                shutil.copyfile(source, target)
+
+    def fingerprint(self, path: str) -> tuple[int, str]:
+        """(size in bytes, xxh3-128 hex) of a file."""
+        digest, size = xxhash.xxh3_128(), 0
+        with disk_errors(path), open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        return size, digest.hexdigest()
+
+
+def cut_power(directory: str, close: Callable[[], None], surviving: Callable[[int], int]) -> None:
+    """Simulate a power loss of the replica in `directory`, for tests and the simulator.
+
+    close: closes the replica (SQLite would then write its WAL back, which a power loss does not). surviving: given the
+    size of a WAL, how many of its bytes reach the disk. Legal for any answer from 0 to the size, because a checkpoint
+    leaves an empty WAL behind.
+    """
+    paths = [str(path) for path in sorted(Path(directory).rglob("*.db")) + sorted(Path(directory).rglob("*.db-wal"))]
+    images = [(path, Path(path).read_bytes()) for path in paths]
+    close()
+    for path, image in images:
+        Path(path + "-shm").unlink(missing_ok=True)
+        Path(path).write_bytes(image[: surviving(len(image))] if path.endswith("-wal") else image)

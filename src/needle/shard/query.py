@@ -1,0 +1,146 @@
+"""Searches of one collection view: filter -> allow-list -> nearest ordinals -> documents.
+
+Invariant: an answer holds the k nearest of what the vectors find, by (distance, id). Ordinals decide ties inside the
+vectors, so where the k-th distance is shared, more is asked for until the tie is complete (up to a bound).
+
+It must not know apply, SQLite or faiss; the view and the store are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pyroaring import BitMap
+
+from needle.base.config import Limits
+from needle.base.errors import Internal, NeedleError
+from needle.base.filters import Filter
+from needle.base.model import HitBatch, Metric, SearchRequest
+from needle.shard.documents import CollectionRecord, DocumentStore, StoredDocument
+from needle.shard.payload_index import PayloadIndex
+from needle.shard.segment_set import VectorsView
+from needle.shard.validation import check_search
+
+TIES_EXACT_MAX: Final = 16_384
+TIES_APPROXIMATE_MAX: Final = 256
+
+Ordinals = npt.NDArray[np.int64]
+Distances = npt.NDArray[np.float32]
+
+
+class Collection(Protocol):
+    """One collection at one applied index (state_machine.CollectionView)."""
+
+    @property
+    def record(self) -> CollectionRecord: ...
+    @property
+    def vectors(self) -> VectorsView: ...
+    @property
+    def dead(self) -> BitMap: ...
+    @property
+    def payload(self) -> PayloadIndex: ...
+
+
+def search_group(
+    collection: Collection, store: DocumentStore, requests: Sequence[SearchRequest], applied: int, limits: Limits
+) -> list[HitBatch | NeedleError]:
+    """Answer requests that differ in their vector only. Raises what concerns all of them; an error in place of an
+    answer concerns one."""
+    first = requests[0]
+    answers: dict[int, HitBatch | NeedleError] = {}
+    queries: list[npt.NDArray[np.float32]] = []
+    good: list[int] = []
+    for at, request in enumerate(requests):
+        try:
+            queries.append(check_search(request, collection.record.spec, limits))
+            good.append(at)
+        except NeedleError as error:
+            answers[at] = error
+    if good:
+        allow = _allowed(collection, first.filter, limits)
+        found = _nearest(collection, np.stack(queries), first, allow)
+        answers.update(zip(good, _batches(collection.record, store, first, found, applied), strict=True))
+    return [answers[at] for at in range(len(requests))]
+
+
+def _allowed(collection: Collection, filter_json: bytes, limits: Limits) -> BitMap | None:
+    """The ordinals that a filter allows; None for no filter."""
+    if not filter_json:
+        return None
+    node = Filter.from_json(filter_json, limits).node
+    return collection.payload.matching(node, collection.record.next_ordinal, collection.dead)
+
+
+def _nearest(
+    collection: Collection, queries: npt.NDArray[np.float32], request: SearchRequest, allow: BitMap | None
+) -> list[tuple[Ordinals, Distances]]:
+    """For each query, at least the k nearest (fewer if there are fewer) and everything tied with the last of them."""
+    k = min(request.k, collection.record.documents if allow is None else len(allow))
+    if not k:
+        return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    ordinals, distances = _ask(collection, queries, k + 1, request, allow)
+    return [
+        _with_ties(collection, queries[at : at + 1], k, request, allow, ordinals[at], distances[at])
+        for at in range(len(queries))
+    ]
+
+
+def _ask(
+    collection: Collection, queries: npt.NDArray[np.float32], k: int, request: SearchRequest, allow: BitMap | None
+) -> tuple[Ordinals, Distances]:
+    return collection.vectors.search(queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search)
+
+
+def _with_ties(
+    collection: Collection,
+    query: npt.NDArray[np.float32],
+    k: int,
+    request: SearchRequest,
+    allow: BitMap | None,
+    ordinals: Ordinals,
+    distances: Distances,
+) -> tuple[Ordinals, Distances]:
+    bound = TIES_EXACT_MAX if request.exact else TIES_APPROXIMATE_MAX
+    while True:
+        asked, there = len(ordinals), int(np.count_nonzero(ordinals >= 0))
+        open_end = there == asked and distances[asked - 1] == distances[k - 1]
+        if not open_end or asked >= max(bound, 2 * k):
+            return ordinals[:there], distances[:there]
+        more = _ask(collection, query, 2 * asked, request, allow)
+        ordinals, distances = more[0][0], more[1][0]
+
+
+def _batches(
+    record: CollectionRecord,
+    store: DocumentStore,
+    request: SearchRequest,
+    found: list[tuple[Ordinals, Distances]],
+    applied: int,
+) -> list[HitBatch]:
+    wanted = sorted({int(ordinal) for ordinals, _ in found for ordinal in ordinals})
+    documents = store.by_ordinal(record.id, wanted, metadata=request.with_metadata, vectors=request.with_vectors)
+    if len(documents) != len(wanted):
+        raise Internal(f"{len(wanted) - len(documents)} found ordinals of {record.spec.name!r} have no document")
+    return [
+        _batch([documents[int(o)] for o in ordinals], distances, request, applied, record.spec.metric)
+        for ordinals, distances in found
+    ]
+
+
+def _batch(
+    documents: list[StoredDocument], distances: Distances, request: SearchRequest, applied: int, metric: Metric
+) -> HitBatch:
+    pairs = zip(distances.tolist(), documents, strict=True)
+    best = sorted(pairs, key=lambda pair: (pair[0], pair[1].id))[: request.k]
+    return HitBatch(
+        ids=[document.id for _, document in best],
+        distances=[distance for distance, _ in best],
+        versions=[document.version for _, document in best],
+        metadata=[document.metadata or b"null" for _, document in best] if request.with_metadata else [],
+        vectors=b"".join(document.vector for _, document in best) if request.with_vectors else b"",
+        applied_index=applied,
+        metric=metric,
+    )

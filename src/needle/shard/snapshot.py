@@ -1,0 +1,149 @@
+"""A replica's image as files: export, verify, install.
+
+An image is `documents.db` (a compacted copy of the SQLite file at one applied index), the segment files that exist
+here, and `image.json`, which names the others with size and xxh3-128. A missing segment file is no error: the replica
+that installs the image fetches or rebuilds it.
+
+On disk a replica is `<directory>/CURRENT`, which names one `state-<n>` directory beside it. Installing stages a new
+state directory, syncs it, and swaps it in by renaming CURRENT: after a crash either the old or the new state is there,
+and installing again works. It must not know Raft or what the tables mean.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from needle.base.errors import CorruptSnapshot, StorageError
+from needle.shard.disk import ReplicaDisk
+from needle.shard.documents import FILE_NAME
+
+IMAGE_NAME: Final = "image.json"
+CURRENT: Final = "CURRENT"
+SEGMENTS: Final = "segments"
+_STATE: Final = "state-"
+
+INSTALL_STEPS: Final = ("install-verified", "install-staged", "install-synced", "install-swapped")
+"""Failpoints of an installation, in order."""
+
+
+class ImageFile(msgspec.Struct, frozen=True, array_like=True):
+    """One file of an image: name, size in bytes, xxh3-128 hex. Same shape as multiraft.ports.SnapshotFile."""
+
+    name: str
+    size: int
+    checksum: str
+
+
+class Image(msgspec.Struct, frozen=True):
+    """What image.json holds."""
+
+    format: int
+    index: int
+    term: int
+    files: list[ImageFile]
+
+
+def write_image(directory: str, index: int, term: int, segments: Sequence[str], disk: ReplicaDisk) -> list[ImageFile]:
+    """Finish an image whose documents.db is in `directory`: link the segment files, write image.json. All its files."""
+    names = [FILE_NAME]
+    for path in segments:
+        name = os.path.basename(path)
+        disk.link(path, os.path.join(directory, name))
+        names.append(name)
+    files = [ImageFile(name, *disk.fingerprint(os.path.join(directory, name))) for name in names]
+    disk.write(os.path.join(directory, IMAGE_NAME), msgspec.json.encode(Image(1, index, term, files)))
+    return [*files, ImageFile(IMAGE_NAME, *disk.fingerprint(os.path.join(directory, IMAGE_NAME)))]
+
+
+def verify_image(directory: str, disk: ReplicaDisk) -> Image:
+    """The image in `directory`, every byte checked. Raises CorruptSnapshot saying which file and what to do."""
+    remedy = "Nothing was installed; the leader sends it again"
+    path = os.path.join(directory, IMAGE_NAME)
+    if not disk.exists(path):
+        raise CorruptSnapshot(f"{directory} holds no {IMAGE_NAME}. {remedy}", path=path)
+    try:
+        image = msgspec.json.decode(disk.read(path), type=Image)
+    except msgspec.MsgspecError as error:
+        raise CorruptSnapshot(f"{path} is damaged ({error}). {remedy}", path=path) from None
+    for file in image.files:
+        here = os.path.join(directory, file.name)
+        if os.path.basename(file.name) != file.name:
+            raise CorruptSnapshot(f"{path} names a file outside of its directory: {file.name!r}. {remedy}", path=path)
+        if not disk.exists(here):
+            raise CorruptSnapshot(f"{here} is missing. {remedy}", path=here)
+        size, checksum = disk.fingerprint(here)
+        if (size, checksum) != (file.size, file.checksum):
+            raise CorruptSnapshot(
+                f"{here} is damaged: {size} bytes with checksum {checksum}, not {file.size} with {file.checksum}. "
+                f"{remedy}",
+                path=here,
+            )
+    if FILE_NAME not in {file.name for file in image.files}:
+        raise CorruptSnapshot(f"{path} names no {FILE_NAME}. {remedy}", path=path)
+    return image
+
+
+def current_state(directory: str, disk: ReplicaDisk) -> str:
+    """The state directory in use, made if the replica is new. Deletes what an interrupted installation left."""
+    disk.make_directory(directory)
+    path = os.path.join(directory, CURRENT)
+    if disk.exists(path):
+        name = disk.read(path).decode("ascii", "replace").strip()
+        if not name.startswith(_STATE) or not disk.exists(os.path.join(directory, name)):
+            raise StorageError(
+                f"{path} names {name!r}, which is not there. Stop this node, delete {directory} and start the node "
+                f"again: it gets the data from the other replicas",
+                path=path,
+            )
+        for other in disk.names(directory):
+            if other.startswith(_STATE) and other != name:
+                disk.remove_tree(os.path.join(directory, other))
+    else:
+        name = f"{_STATE}1"
+        _make_state(os.path.join(directory, name), disk)
+        _point(directory, name, disk)
+    return os.path.join(directory, name)
+
+
+def _make_state(path: str, disk: ReplicaDisk) -> None:
+    disk.remove_tree(path)
+    disk.make_directory(os.path.join(path, SEGMENTS))
+
+
+def _point(directory: str, name: str, disk: ReplicaDisk) -> None:
+    disk.sync(directory)
+    disk.write(os.path.join(directory, CURRENT + ".new"), name.encode())
+    disk.rename(os.path.join(directory, CURRENT + ".new"), os.path.join(directory, CURRENT))
+    disk.sync(directory)
+
+
+def install_image(directory: str, image_directory: str, disk: ReplicaDisk, failpoint: Callable[[str], None]) -> str:
+    """Make the image the replica's state, durably and atomically; returns the new state directory.
+
+    The old state directory stays until the next `current_state`, as the caller may still have it open.
+    """
+    image = verify_image(image_directory, disk)
+    failpoint("install-verified")
+    old = os.path.basename(current_state(directory, disk))
+    name = f"{_STATE}{int(old.removeprefix(_STATE)) + 1}"
+    target = os.path.join(directory, name)
+    _make_state(target, disk)
+    for file in image.files:
+        source = os.path.join(image_directory, file.name)
+        if file.name == FILE_NAME:  # it will be written to: the image must stay as it is
+            disk.copy(source, os.path.join(target, FILE_NAME))
+        else:
+            disk.link(source, os.path.join(target, SEGMENTS, file.name))
+    failpoint("install-staged")
+    for file_name in disk.files(target):
+        disk.sync(os.path.join(target, file_name))
+    disk.sync(os.path.join(target, SEGMENTS))
+    disk.sync(target)
+    failpoint("install-synced")
+    _point(directory, name, disk)
+    failpoint("install-swapped")
+    return target

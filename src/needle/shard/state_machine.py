@@ -1,0 +1,403 @@
+"""One replica of a shard: applies log entries, answers searches, makes and installs snapshots.
+
+Invariants:
+- Equal applied index means equal documents, ordinals, manifest and sessions on every replica (`digest`, `verify`).
+- A search works on one immutable `ReplicaView`, so it sees exactly the state at `HitBatch.applied_index`.
+- A batch is in SQLite (one transaction with its applied index) before any search can see it; rows that a search may
+  still read are purged only after it has left.
+
+Durability order: see documents.py and snapshot.py. Any error while applying or installing closes the replica for good
+(`_broken`): its memory may be behind its disk, so it has to be opened again.
+
+Threads: apply, checkpoint, export and install come from the host, one at a time or not (a lock orders them); search,
+get, digest and count from any thread. It does not know Raft, the network or the clock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pyroaring import BitMap
+
+from needle.base.commands import Command
+from needle.base.config import Limits, SegmentConfig
+from needle.base.errors import CollectionNotFound, CorruptSnapshot, NeedleError, StorageError
+from needle.base.model import CollectionSpec, HitBatch, SearchRequest
+from needle.shard.batch import Batch, decode_entry
+from needle.shard.digest import replica_digest
+from needle.shard.disk import ReplicaDisk
+from needle.shard.documents import FILE_NAME, AppliedAt, CollectionRecord, DocumentStore, StoredDocument, WriteSet
+from needle.shard.in_flight import InFlight
+from needle.shard.payload_index import PayloadIndex
+from needle.shard.query import search_group
+from needle.shard.sealed_segment import segment_file
+from needle.shard.segment_plan import PublishedSegment
+from needle.shard.segment_set import CollectionVectors, VectorsView
+from needle.shard.sessions import SessionRow, SessionTable
+from needle.shard.snapshot import SEGMENTS, ImageFile, current_state, install_image, write_image
+from needle.shard.validation import check_command
+
+PURGE_ROWS: Final = 1000
+FAILPOINTS: Final = ("apply-before-commit", "apply-after-commit", "checkpoint-before", "checkpoint-after")
+
+
+class Entry(Protocol):
+    """A committed entry (multiraft.ports.Applied)."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def conf(self) -> bytes | None: ...
+
+
+def _no_failpoint(_: str) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionView:
+    """One collection at one applied index. dead: ordinals below record.next_ordinal that no id points at."""
+
+    record: CollectionRecord
+    vectors: VectorsView
+    dead: BitMap
+    payload: PayloadIndex
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """What searches see: all collections by name, at one applied index."""
+
+    at: AppliedAt
+    collections: Mapping[str, CollectionView]
+
+
+class _Live:
+    """One open collection incarnation; only apply changes it."""
+
+    def __init__(self, record: CollectionRecord, store: DocumentStore, directory: str, config: SegmentConfig) -> None:
+        self.record = record
+        self.dead = BitMap()
+        self.manifest: list[PublishedSegment] = []
+        self.vectors = CollectionVectors(record.id, record.spec, directory, config)
+        self.payload = PayloadIndex(lambda first, end: store.metadata_between(record.id, first, end))
+        self._store = store
+
+    def rows(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Live vectors of [first, last] from SQLite: (ordinals (n,) ascending, vectors (n, d) float32)."""
+        ordinals, vectors = self._store.vectors_between(self.record.id, self.record.spec.dimensions, first, last)
+        gone = np.array(self.dead.to_array(), np.int64)
+        keep = ~np.isin(ordinals, gone, assume_unique=True)
+        return ordinals[keep], vectors[keep]
+
+    def load(self, manifest: list[PublishedSegment]) -> None:
+        live = BitMap(self._store.live_ordinals(self.record.id))
+        self.dead = BitMap(range(self.record.next_ordinal)) - live
+        self.manifest = manifest
+        self.vectors.load(self.record.next_ordinal, self.dead, manifest, self.rows)
+
+    def view(self) -> CollectionView:
+        return CollectionView(self.record, self.vectors.view(), self.dead, self.payload)
+
+
+class Replica:
+    """The state machine of one replica. Make it with `Replica.open`."""
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        limits: Limits,
+        segments: SegmentConfig,
+        disk: ReplicaDisk,
+        failpoint: Callable[[str], None] = _no_failpoint,
+    ) -> None:
+        self.directory = directory
+        self.limits = limits
+        self._config = segments
+        self._disk = disk
+        self._failpoint = failpoint
+        self._applying = threading.Lock()
+        self._in_flight = InFlight()
+        self._broken: NeedleError | None = None
+        self._closed = False
+        self._load(current_state(directory, disk))
+
+    @classmethod
+    def open(
+        cls,
+        directory: str,
+        *,
+        limits: Limits,
+        segments: SegmentConfig,
+        disk: ReplicaDisk,
+        failpoint: Callable[[str], None] = _no_failpoint,
+    ) -> Replica:
+        """Open or create the replica in `directory`.
+
+        Raises DiskFailed, StorageError (damaged files, with the remedy), or UnsupportedFormat.
+        """
+        return cls(directory, limits=limits, segments=segments, disk=disk, failpoint=failpoint)
+
+    def _load(self, state: str) -> None:
+        self._segment_directory = os.path.join(state, SEGMENTS)
+        self._disk.make_directory(self._segment_directory)
+        self._store = DocumentStore(state, self._disk)
+        self._live: dict[str, _Live] = {}
+        try:
+            at, records, manifests, sessions = self._store.load()
+            self._sessions = SessionTable(sessions)
+            for record in records:
+                live = _Live(record, self._store, self._segment_directory, self._config)
+                self._live[record.spec.name] = live
+                live.load(manifests.get(record.id, []))
+        except BaseException:
+            self._store.close()
+            raise
+        self._view = ReplicaView(at, {name: live.view() for name, live in self._live.items()})
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+    def applied_index(self) -> int:
+        """Index of the last applied entry, 0 for none."""
+        return self._view.at.index
+
+    def applied_term(self) -> int:
+        return self._view.at.term
+
+    def conf(self) -> bytes:
+        """The encoded configuration in force at applied_index; b"" for none yet."""
+        return self._view.at.conf
+
+    def apply(self, entries: Sequence[Entry]) -> list[Any]:
+        """Apply consecutive entries in one transaction. One result each: a WriteResult, a NeedleError instance for a
+        refused command, or None for an entry without a command. Entries already applied are skipped (None)."""
+        with self._exclusive():
+            at = self._view.at
+            fresh = [entry for entry in entries if entry.index > at.index]
+            if not fresh:
+                return [None] * len(entries)
+            records = {name: live.record for name, live in self._live.items()}
+            batch = Batch(at, records, self._manifest_of, self._sessions, self._store.find)
+            commands = [decode_entry(entry.data) for entry in fresh]
+            batch.prefetch(commands)
+            results = [batch.execute(entry.index, command) for entry, command in zip(fresh, commands, strict=True)]
+            conf = next((entry.conf for entry in reversed(fresh) if entry.conf is not None), at.conf)
+            changes = batch.write_set(fresh[-1].index, fresh[-1].term, conf)
+            self._store.write(changes, lambda: self._failpoint("apply-before-commit"))
+            self._failpoint("apply-after-commit")
+            self._swap(batch, changes)
+        return [None] * (len(entries) - len(fresh)) + results
+
+    def _manifest_of(self, collection_id: int) -> list[PublishedSegment]:
+        return next((live.manifest for live in self._live.values() if live.record.id == collection_id), [])
+
+    def _swap(self, batch: Batch, changes: WriteSet) -> None:
+        """Bring memory to what SQLite holds, then show it to searches at once."""
+        views = dict(self._view.collections)
+        for name, live in list(self._live.items()):
+            if live.record.id in batch.dropped:
+                live.vectors.close()
+                del self._live[name], views[name]
+        for change in batch.changes.values():
+            if not change.touched or change.record.id in batch.dropped:
+                continue
+            name = change.record.spec.name
+            if change.created:
+                self._live[name] = _Live(change.record, self._store, self._segment_directory, self._config)
+                self._live[name].load([])
+            live = self._live[name]
+            live.record = change.record
+            live.vectors.begin()
+            if change.rows:
+                block = b"".join(change.vectors) if len(change.vectors) > 1 else change.vectors[0]
+                vectors = np.frombuffer(block, "<f4").reshape(-1, change.record.spec.dimensions)
+                live.vectors.append(change.first_ordinal, vectors)
+                first = change.first_ordinal
+                live.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])
+            if change.dead:
+                live.dead = live.dead | BitMap(change.dead)
+                live.vectors.tombstone(change.dead)
+            for segment in change.published:
+                live.vectors.publish(segment)
+            if change.manifest is not None:
+                live.manifest = change.manifest
+            live.vectors.commit()
+            views[name] = live.view()
+        self._view = ReplicaView(changes.at, views)
+
+    def checkpoint(self) -> int:
+        """Make everything applied durable; returns the applied index that is safe to compact below. Also purges rows
+        that nothing points at any more."""
+        self._check_usable()
+        self._failpoint("checkpoint-before")
+        self._purge()
+        index = self._store.checkpoint()
+        self._failpoint("checkpoint-after")
+        return index
+
+    def _purge(self) -> None:
+        with self._applying:
+            # Everything named here is dead in the current view; only searches on older views may still read it.
+            doomed = self._store.doomed()
+        if doomed:
+            self._in_flight.drain()
+            while self._store.purge(doomed, PURGE_ROWS):
+                pass
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._applying:
+            self._check_usable()
+            try:
+                yield
+            except NeedleError as error:
+                self._broken = error
+                raise
+            except BaseException as error:
+                self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
+                raise
+
+    def _check_usable(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if self._closed:
+            raise StorageError(f"replica {self.directory} is closed")
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    def search(self, request: SearchRequest) -> HitBatch:
+        """The nearest documents of one collection, exactly as of `HitBatch.applied_index`.
+
+        Raises InvalidArgument, CollectionNotFound or a StorageError.
+        """
+        found = self.search_many([request])[0]
+        if isinstance(found, NeedleError):
+            raise found
+        return found
+
+    def search_many(self, requests: list[SearchRequest]) -> list[HitBatch | NeedleError]:
+        """Searches that share collection, k and options go as one matrix product or faiss call; each answer, or why
+        there is none, stands where its request stood. All see the same applied index."""
+        self._check_usable()
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for at, r in enumerate(requests):
+            key = (r.collection, r.k, r.filter, r.with_metadata, r.with_vectors, r.exact, r.ef_search)
+            groups.setdefault(key, []).append(at)
+        results: dict[int, HitBatch | NeedleError] = {}
+        with self._in_flight.enter():
+            view, store = self._view, self._store
+            for members in groups.values():
+                asked = [requests[at] for at in members]
+                try:
+                    collection = self._collection(view, asked[0].collection)
+                    answers = search_group(collection, store, asked, view.at.index, self.limits)
+                except NeedleError as error:
+                    answers = [error] * len(asked)
+                results.update(zip(members, answers, strict=True))
+        return [results[at] for at in range(len(requests))]
+
+    @staticmethod
+    def _collection(view: ReplicaView, name: str) -> CollectionView:
+        collection = view.collections.get(name)
+        if collection is None:
+            raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+        return collection
+
+    def get(self, collection: str, ids: list[str], with_vectors: bool) -> list[StoredDocument]:
+        """The documents with these ids, in the order asked for; absent ids are left out."""
+        self._check_usable()
+        with self._in_flight.enter():
+            record = self._collection(self._view, collection).record
+            return self._store.by_id(record.id, ids, vectors=with_vectors)
+
+    def collections(self) -> list[CollectionSpec]:
+        """Every collection, by name."""
+        views = self._view.collections
+        return [views[name].record.spec for name in sorted(views)]
+
+    def count(self, collection: str | None = None) -> int:
+        """Documents in one collection, or in all."""
+        view = self._view
+        if collection is not None:
+            return self._collection(view, collection).record.documents
+        return sum(held.record.documents for held in view.collections.values())
+
+    def collection_vectors(self) -> list[CollectionVectors]:
+        """The vectors of every collection, for the segment keeper; ask again after a snapshot was installed."""
+        return [live.vectors for live in list(self._live.values())]
+
+    def digest(self) -> str:
+        """32 hex digits over collections, ordinals, ids, versions, metadata and vectors. O(collections)."""
+        records = [held.record for held in self._view.collections.values()]
+        return replica_digest((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records)
+
+    def session_rows(self) -> list[SessionRow]:
+        """The dedupe table, equal on replicas at equal applied index."""
+        with self._applying:
+            return self._sessions.rows()
+
+    def verify(self) -> None:
+        """Recompute the digest from every stored row; raises StorageError where memory, sums and rows disagree."""
+        with self._applying:
+            totals = self._store.recompute()
+            held = {r.record.id: (r.record.documents, r.record.total) for r in self._live.values()}
+        if totals != held:
+            raise StorageError(f"{self.directory}: documents and their sums disagree: {totals} is stored, not {held}")
+
+    def validate(self, command: Command) -> Command:
+        """The command to propose, checked against the current collections; cosine vectors are normalised."""
+        views = self._view.collections
+
+        def find(name: str) -> CollectionSpec | None:
+            held = views.get(name)
+            return None if held is None else held.record.spec
+
+        return check_command(command, find, self.limits, len(views))
+
+    # --- snapshots ---------------------------------------------------------------------------------------------------
+    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[ImageFile]]:
+        """Write an image of one applied index into the empty `directory`: (index, term, conf, files)."""
+        self._check_usable()
+        at, manifest = self._store.copy_to(os.path.join(directory, FILE_NAME))
+        paths = [os.path.join(self._segment_directory, segment_file(segment)) for segment in manifest]
+        here = [path for path in paths if self._disk.exists(path)]
+        return at.index, at.term, at.conf, write_image(directory, at.index, at.term, here, self._disk)
+
+    def install_snapshot(self, directory: str) -> None:
+        """Replace all state by the image in `directory`. Raises CorruptSnapshot before anything is changed."""
+        with self._applying:
+            self._check_usable()
+            try:
+                state = install_image(self.directory, directory, self._disk, self._failpoint)
+                self._in_flight.drain()
+                self._close_files()
+                self._load(state)
+                current_state(self.directory, self._disk)  # removes the old state
+            except CorruptSnapshot:
+                raise
+            except BaseException as error:
+                self._broken = StorageError(f"installing a snapshot failed half way ({error!r}); restart the node")
+                raise
+
+    def _close_files(self) -> None:
+        for live in self._live.values():
+            live.vectors.close()
+        self._store.close()
+
+    def close(self) -> None:
+        """Close files after running searches have left. Idempotent."""
+        with self._applying:
+            if not self._closed:
+                self._closed = True
+                self._in_flight.drain()
+                self._close_files()
