@@ -1,0 +1,104 @@
+"""Growing rows: exact results, and chunks that never change under a reader."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from needle.base.errors import Internal
+from needle.base.model import Metric
+from needle.shard.growing_segment import CHUNK_ROWS_MAX, CHUNK_ROWS_MIN, GrowingSegment
+from needle.shard.scoring import Scan, top_k
+from shard.vectors_util import check_against_brute, clustered
+
+
+def search(growing: GrowingSegment, metric: Metric, queries: np.ndarray, k: int, allowed: np.ndarray | None = None):
+    scan = Scan(metric, queries, k, growing.norm_max)
+    growing.scan(scan, allowed)
+    return top_k(scan.found, len(queries), k)
+
+
+def filled(data: np.ndarray, step: int) -> GrowingSegment:
+    growing = GrowingSegment(data.shape[1])
+    for at in range(0, len(data), step):
+        part = data[at : at + step]
+        growing = growing.appended(np.arange(at, at + len(part)), part)
+    return growing
+
+
+@given(
+    st.sampled_from(list(Metric)),
+    st.integers(1, 600),
+    st.integers(1, 200),
+    st.integers(1, 25),
+    st.lists(st.integers(0, 599), max_size=80),
+    st.one_of(st.none(), st.lists(st.integers(0, 700), max_size=300)),
+)
+def test_search_equals_brute_force(
+    metric: Metric, rows: int, step: int, k: int, dead: list[int], allow: list[int] | None
+) -> None:
+    data = clustered(rows, 12, rows, normalise=metric == Metric.COSINE)
+    growing = filled(data, step).without(np.unique(np.array(dead, np.int64)))
+    live = np.setdiff1d(np.arange(rows), dead)
+    assert len(growing) == len(live)
+    allowed = None if allow is None else np.unique(np.array(allow, np.int64))
+    counted = live if allowed is None else np.intersect1d(live, allowed)
+    queries = clustered(3, 12, 7, normalise=metric == Metric.COSINE)
+    check_against_brute(metric, search(growing, metric, queries, k, allowed), data, counted, queries, k)
+
+
+@given(st.integers(2, 500), st.integers(1, 90), st.data())
+def test_removed_range_is_gone_and_the_rest_stays(rows: int, step: int, draw: st.DataObject) -> None:
+    data = clustered(rows, 4, 3)
+    first = draw.draw(st.integers(0, rows - 1))
+    last = draw.draw(st.integers(first, rows - 1))
+    dead = np.unique(np.array(draw.draw(st.lists(st.integers(0, rows - 1), max_size=20)), np.int64))
+    growing = filled(data, step).without(dead).removed(first, last)
+    growing = growing.appended(np.arange(rows, rows + 5), data[:2].repeat(3, axis=0)[:5])
+    kept = [o for o in range(rows) if not first <= o <= last and o not in set(dead.tolist())] + list(
+        range(rows, rows + 5)
+    )
+    assert [o for ordinals, _ in growing.blocks(0, rows + 5) for o in ordinals.tolist()] == kept
+    assert growing.live_between(0, rows - 1) == len(kept) - 5
+    for ordinals, vectors in growing.blocks(0, rows - 1):
+        assert vectors.tobytes() == data[ordinals].tobytes()
+
+
+def test_a_reader_is_not_touched_by_later_changes() -> None:
+    data = clustered(300, 8, 1)
+    old = filled(data[:100], 100)
+    before = [(ordinals.tolist(), vectors.tobytes()) for ordinals, vectors in old.blocks(0, 1000)]
+    new = old.appended(np.arange(100, 300), data[100:]).without(np.arange(50, 150)).removed(0, 20)
+    assert [(ordinals.tolist(), vectors.tobytes()) for ordinals, vectors in old.blocks(0, 1000)] == before
+    assert len(old) == 100 and len(new) == 300 - 21 - 100
+
+
+def test_chunks_start_small_and_grow_to_a_bound() -> None:
+    growing = filled(np.zeros((CHUNK_ROWS_MAX * 3, 2), np.float32), 1000)
+    sizes = [len(chunk.vectors) for chunk in growing.chunks]
+    assert sizes[0] == CHUNK_ROWS_MIN and max(sizes) == CHUNK_ROWS_MAX
+    assert growing.bytes_held() <= (CHUNK_ROWS_MAX * 3 + CHUNK_ROWS_MAX) * 2 * 4
+
+
+def test_matrix_products_stay_float32() -> None:
+    growing = filled(clustered(200, 8, 1), 50)
+    ordinals, distances = search(growing, Metric.COSINE, clustered(2, 8, 2), 5)
+    assert ordinals.dtype == np.int64 and distances.dtype == np.float32
+    assert all(chunk.vectors.dtype == chunk.norms.dtype == np.float32 for chunk in growing.chunks)
+
+
+def test_ordinals_must_grow() -> None:
+    growing = filled(clustered(10, 4, 1), 10)
+    with pytest.raises(Internal, match="9"):
+        growing.appended(np.array([9]), clustered(1, 4, 1))
+
+
+def test_rows_come_back_between_others_but_never_twice() -> None:
+    data = clustered(90, 4, 1)
+    growing = filled(data, 90).removed(30, 59)
+    back = GrowingSegment(4).appended(np.arange(30, 60), data[30:60])
+    assert [o for ordinals, _ in growing.inserted(back).blocks(0, 89) for o in ordinals.tolist()] == list(range(90))
+    with pytest.raises(Internal, match="overlap"):
+        growing.inserted(back).inserted(back)

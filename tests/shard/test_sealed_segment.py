@@ -1,0 +1,194 @@
+"""Segment files: built the same every time, verified before use, searched well under any mask."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from needle.base.errors import CorruptSegment, StorageError
+from needle.base.model import CollectionSpec, Metric
+from needle.shard.scoring import top_k
+from needle.shard.sealed_segment import TAIL_BYTES, SealedSegment, segment_file, verify_file
+from needle.shard.segment_builder import BuildCancelled, build_segment
+from needle.shard.segment_plan import PublishedSegment
+from shard.vectors_util import brute, clustered, spec_of
+
+
+def build(
+    directory: Path, data: np.ndarray, ordinals: np.ndarray | None = None, metric: Metric = Metric.COSINE, **options
+) -> tuple[PublishedSegment, str, CollectionSpec]:
+    directory.mkdir(exist_ok=True)
+    spec = spec_of(metric, data.shape[1])
+    held = np.arange(len(data)) if ordinals is None else ordinals
+    last = int(held[-1]) if len(held) else 9
+    segment, path = build_segment(str(directory), 3, 0, last, [(held, data)], spec, **options)
+    return segment, path, spec
+
+
+def recall(segment: SealedSegment, data: np.ndarray, queries: np.ndarray, mask: np.ndarray | None = None) -> float:
+    found = segment.search(queries, 10, 64, mask)
+    ordinals, _ = top_k(found, len(queries), 10)
+    live = segment.all_ordinals() if mask is None else segment.all_ordinals()[mask]
+    hits = 0
+    for row, query in enumerate(queries):
+        exact, _ = brute(segment.metric, data[live], live, query, 10)
+        hits += len(np.intersect1d(exact, ordinals[row]))
+    return hits / (10 * len(queries))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[SealedSegment, np.ndarray, np.ndarray]:
+    """20,000 x 128 clustered, with default index parameters; and which cluster... see `side`."""
+    data = clustered(20_000, 128, 1)
+    segment, path, spec = build(tmp_path_factory.mktemp("large"), data)
+    return SealedSegment(path, segment, spec), data, clustered(100, 128, 2)
+
+
+def test_recall_with_default_parameters(large) -> None:
+    segment, data, queries = large
+    assert recall(segment, data, queries) >= 0.95
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.35, 0.2, 0.05, 0.001])
+def test_recall_under_a_random_mask(large, share: float) -> None:
+    segment, data, queries = large
+    mask = np.random.default_rng(3).random(segment.rows) < share
+    assert recall(segment, data, queries, mask) >= 0.95
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.4])
+def test_recall_when_the_mask_excludes_what_is_near(large, share: float) -> None:
+    """The hardest filter: rows near the query do not count, so a beam around it holds nothing that does."""
+    segment, data, _ = large
+    query = clustered(1, 128, 5)
+    nearness = data @ query[0]
+    mask = nearness < np.quantile(nearness, share)
+    assert recall(segment, data, query, mask) >= 0.9
+
+
+def test_batches_and_single_queries_agree(large) -> None:
+    segment, _, queries = large
+    together = top_k(segment.search(queries[:16], 10, 64, None), 16, 10)
+    for row in range(16):
+        alone = top_k(segment.search(queries[row : row + 1], 10, 64, None), 1, 10)
+        assert alone[0].tobytes() == together[0][row].tobytes()
+        assert alone[1].tobytes() == together[1][row].tobytes()
+
+
+def test_every_query_gets_k_hits_even_if_k_is_large(large) -> None:
+    segment, _, queries = large
+    for k in (1, 500, 15_000, 30_000):
+        ordinals, _ = top_k(segment.search(queries[:1], k, 64, None), 1, k)
+        assert np.count_nonzero(ordinals >= 0) == min(k, segment.rows)
+        assert len(np.unique(ordinals[ordinals >= 0])) == min(k, segment.rows)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    data = clustered(3000, 16, 1)
+    first, path, _ = build(tmp_path / "a", data)
+    second, other, _ = build(tmp_path / "b", data)
+    assert first == second
+    assert Path(path).read_bytes() == Path(other).read_bytes()
+    changed, _, _ = build(tmp_path / "c", data[::-1].copy())
+    assert changed.checksum != first.checksum
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_holes_are_mapped_to_the_right_ordinals(tmp_path: Path, metric: Metric) -> None:
+    data = clustered(500, 8, 1)
+    ordinals = np.setdiff1d(np.arange(500), np.arange(3, 490, 7))
+    segment, path, spec = build(tmp_path, data[ordinals], ordinals, metric)
+    opened = SealedSegment(path, segment, spec)
+    assert opened.all_ordinals().tolist() == ordinals.tolist()
+    assert opened.rows == segment.rows == len(ordinals) < segment.last + 1
+    for block, vectors in opened.blocks(None):
+        assert vectors.tobytes() == data[block].tobytes()
+    assert opened.locals_of(np.array([0, 3, 4, 499, 700])).tolist() == [0, 3, len(ordinals) - 1]
+
+
+def test_extending_a_base_keeps_its_rows_and_searches_as_well(tmp_path: Path) -> None:
+    data = clustered(8000, 32, 1)
+    held = np.setdiff1d(np.arange(5000), [1, 2, 3])
+    base, path, spec = build(tmp_path, data[held], held)
+    opened = SealedSegment(path, base, spec)
+    segment, longer = build_segment(
+        str(tmp_path), 3, 0, 7999, [(np.arange(5000, 8000), data[5000:])], spec, base=opened
+    )
+    extended = SealedSegment(longer, segment, spec)
+    assert segment.rows == 7997
+    assert extended.all_ordinals().tolist() == [*held.tolist(), *range(5000, 8000)]
+    for block, vectors in extended.blocks(None):
+        assert vectors.tobytes() == data[block].tobytes()
+    assert recall(extended, data, clustered(50, 32, 2)) >= 0.95
+
+
+def test_an_empty_segment_is_a_valid_file(tmp_path: Path) -> None:
+    segment, path, spec = build(tmp_path, np.empty((0, 8), np.float32), np.empty(0, np.int64))
+    opened = SealedSegment(path, segment, spec)
+    assert opened.rows == 0 and opened.search(clustered(1, 8, 1), 5, 64, None) == []
+
+
+def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
+    segment, path, spec = build(tmp_path, clustered(300, 8, 1))
+    whole = Path(path).read_bytes()
+    damages = {
+        "empty": b"",
+        "short": whole[: TAIL_BYTES - 1],
+        "torn": whole[:-1],
+        "cut in half": whole[: len(whole) // 2],
+        "longer": whole + b"x",
+    }
+    for at in (0, len(whole) // 2, len(whole) - TAIL_BYTES, len(whole) - 1):
+        damages[f"bit at {at}"] = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    for kind, content in damages.items():
+        Path(path).write_bytes(content)
+        with pytest.raises(CorruptSegment):
+            SealedSegment(path, segment, spec)
+            pytest.fail(f"{kind} was not noticed")
+    os.unlink(path)
+    with pytest.raises(CorruptSegment, match="cannot be read"):
+        verify_file(path)
+
+
+def test_a_whole_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    segment, path, spec = build(tmp_path, clustered(300, 8, 1))
+    SealedSegment(path, segment, spec)
+    for other in (
+        msgspec.structs.replace(segment, collection_id=4),
+        msgspec.structs.replace(segment, last=300),
+        msgspec.structs.replace(segment, checksum="0" * 32),
+    ):
+        with pytest.raises(CorruptSegment, match="expected"):
+            SealedSegment(path, other, spec)
+    with pytest.raises(CorruptSegment):
+        SealedSegment(path, segment, spec_of(Metric.L2, 8))
+    with pytest.raises(CorruptSegment):
+        SealedSegment(path, segment, spec_of(Metric.COSINE, 9))
+
+
+def test_an_own_build_serves_a_published_segment_but_only_its_range(tmp_path: Path) -> None:
+    data = clustered(300, 8, 1)
+    published = PublishedSegment(3, 0, 299, 300, 12345, "ab" * 16)
+    _, path, spec = build(tmp_path, data, own_for=published)
+    assert os.path.basename(path) == segment_file(published, own=True)
+    assert SealedSegment(path, published, spec, own=True).segment == published
+    with pytest.raises(CorruptSegment):
+        SealedSegment(path, published, spec)
+    with pytest.raises(CorruptSegment):
+        SealedSegment(path, msgspec.structs.replace(published, last=500), spec, own=True)
+
+
+def test_cancelling_leaves_nothing_behind(tmp_path: Path) -> None:
+    asked = iter([False, True])
+    with pytest.raises(BuildCancelled):
+        build(tmp_path, clustered(5000, 8, 1), cancelled=lambda: next(asked))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be written"):
+        build_segment(str(tmp_path / "absent"), 3, 0, 0, [(np.arange(1), clustered(1, 8, 1))], spec_of(Metric.L2, 8))

@@ -1,0 +1,128 @@
+"""Searches are batched by what waits, answered in order, and never left hanging."""
+
+# ruff: noqa: ASYNC110 - the condition is a recorded call, which nothing announces
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from needle.base.errors import CollectionNotFound, Internal, Overloaded
+from needle.base.model import HitBatch, SearchRequest
+from needle.shard.search_batcher import SearchBatcher
+
+
+def request(name: str) -> SearchRequest:
+    return SearchRequest(collection=name, vector=b"", k=1)
+
+
+def answer(name: str) -> HitBatch:
+    return HitBatch([name], [0.0], [1], [], b"", 1)
+
+
+class GatedPool:
+    """Runs a batch inline once the gate is open, and records the batches."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.batches: list[int] = []
+        self.running = 0
+        self.running_max = 0
+
+    async def run(self, fn, /, *args):
+        self.batches.append(len(args[0]))
+        self.running += 1
+        self.running_max = max(self.running_max, self.running)
+        try:
+            await self.gate.wait()
+            return fn(*args)
+        finally:
+            self.running -= 1
+
+    def close(self) -> None:
+        pass
+
+
+def search_many(requests: list[SearchRequest]) -> list:
+    return [CollectionNotFound("no") if r.collection == "absent" else answer(r.collection) for r in requests]
+
+
+async def test_one_turn_is_shared_between_free_workers_and_the_rest_waits_for_them() -> None:
+    pool = GatedPool()
+    batcher = SearchBatcher(search_many, pool)
+    tasks = [asyncio.ensure_future(batcher.search(request(str(i)))) for i in range(20)]
+    while len(pool.batches) < 2:
+        await asyncio.sleep(0)
+    assert pool.batches == [10, 10]
+    tasks += [asyncio.ensure_future(batcher.search(request(str(i)))) for i in range(20, 70)]
+    await asyncio.sleep(0)
+    assert pool.batches == [10, 10]
+    pool.gate.set()
+    results = await asyncio.gather(*tasks)
+    assert [r.ids[0] for r in results] == [str(i) for i in range(70)]
+    assert max(pool.batches) == 16 and sum(pool.batches) == 70 and pool.running_max == 2
+
+
+async def test_a_lone_search_goes_at_once() -> None:
+    pool = GatedPool()
+    pool.gate.set()
+    assert (await SearchBatcher(search_many, pool).search(request("x"))).ids == ["x"]
+    assert pool.batches == [1]
+
+
+async def test_an_error_reaches_only_its_search() -> None:
+    pool = GatedPool()
+    pool.gate.set()
+    batcher = SearchBatcher(search_many, pool, in_flight_max=1)
+    good, bad = await asyncio.gather(
+        batcher.search(request("x")), batcher.search(request("absent")), return_exceptions=True
+    )
+    assert isinstance(good, HitBatch) and isinstance(bad, CollectionNotFound)
+    assert pool.batches == [2]
+
+
+async def test_a_failing_call_fails_its_searches_and_later_ones_go_on() -> None:
+    pool = GatedPool()
+    pool.gate.set()
+    fail = [True]
+
+    def sometimes(requests: list[SearchRequest]) -> list:
+        if fail.pop() if fail else False:
+            raise Internal("broken")
+        return search_many(requests)
+
+    batcher = SearchBatcher(sometimes, pool)
+    with pytest.raises(Internal):
+        await batcher.search(request("x"))
+    assert (await batcher.search(request("x"))).ids == ["x"]
+
+
+async def test_a_cancelled_search_does_not_disturb_its_batch() -> None:
+    pool = GatedPool()
+    batcher = SearchBatcher(search_many, pool, in_flight_max=1)
+    tasks = [asyncio.ensure_future(batcher.search(request(str(i)))) for i in range(3)]
+    while not pool.batches:
+        await asyncio.sleep(0)
+    tasks[1].cancel()
+    pool.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert [r.ids for r in (results[0], results[2])] == [["0"], ["2"]]
+
+
+async def test_too_many_waiting_are_refused_and_close_answers_the_rest() -> None:
+    pool = GatedPool()
+    batcher = SearchBatcher(search_many, pool, waiting_max=2, in_flight_max=1)
+    first = asyncio.ensure_future(batcher.search(request("first")))
+    while not pool.batches:
+        await asyncio.sleep(0)
+    waiting = [asyncio.ensure_future(batcher.search(request("w"))) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="2"):
+        await batcher.search(request("x"))
+    closing = asyncio.ensure_future(batcher.close())
+    await asyncio.sleep(0)
+    pool.gate.set()
+    await closing
+    assert (await first).ids == ["first"]
+    assert all(isinstance(r, Overloaded) for r in await asyncio.gather(*waiting, return_exceptions=True))

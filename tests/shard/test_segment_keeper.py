@@ -1,0 +1,338 @@
+"""Two replicas in memory, one "log", and a network that loses and damages chunks."""
+
+# ruff: noqa: ASYNC110, ASYNC240 - conditions are states of the replicas; files are tiny
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from pyroaring import BitMap
+
+from needle.base.config import SegmentConfig
+from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, NotLeader, OutcomeUnknown
+from needle.base.model import Metric
+from needle.shard import segment_keeper
+from needle.shard.commands import PublishSegment, decode
+from needle.shard.segment_keeper import CHUNK_BYTES, SegmentKeeper
+from needle.shard.segment_plan import PublishedSegment
+from needle.shard.segment_set import CollectionVectors
+from shard.vectors_util import clustered, spec_of
+
+DATA = clustered(4000, 16, 1)
+QUERIES = clustered(4, 16, 2)
+
+
+class ThreadPool:
+    async def run(self, fn, /, *args):
+        return await asyncio.to_thread(fn, *args)
+
+    def close(self) -> None:
+        pass
+
+
+class LoopClock:
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        return 0.0
+
+
+class Replica:
+    def __init__(self, name: str, directory: Path, cluster: Cluster) -> None:
+        directory.mkdir(exist_ok=True)
+        self.name = name
+        self.cluster = cluster
+        self.dead: set[int] = set()
+        self.vectors = CollectionVectors(7, spec_of(Metric.COSINE, 16), str(directory), cluster.config)
+        self.vectors.load(0, BitMap(), [], self.rows)
+        self.start_keeper()
+
+    def start_keeper(self) -> None:
+        self.keeper = SegmentKeeper(
+            self,
+            is_leader=lambda: self.cluster.leader == self.name,
+            propose=self.cluster.propose,
+            fetch_chunk=self.cluster.fetch,
+            peers=lambda: [n for n in sorted(self.cluster.replicas) if n != self.name],
+            build_pool=ThreadPool(),
+            file_pool=ThreadPool(),
+            clock=LoopClock(),
+        )
+
+    def collection_vectors(self) -> list[CollectionVectors]:
+        return [self.vectors]
+
+    def rows(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        ordinals = np.array([o for o in range(first, last + 1) if o not in self.dead], np.int64)
+        return ordinals, DATA[ordinals]
+
+    def restart(self) -> None:
+        """As after a crash: memory is gone, files and documents are there."""
+        old = self.vectors
+        self.vectors = CollectionVectors(7, old.spec, old.directory, old.config)
+        self.vectors.load(old.next_ordinal, BitMap(self.dead), old.manifest(), self.rows)
+        self.start_keeper()
+
+    def files(self) -> list[str]:
+        return sorted(os.listdir(self.vectors.directory))
+
+
+class Cluster:
+    def __init__(self, directory: Path, ship_timeout: float = 600.0) -> None:
+        self.config = SegmentConfig(seal_rows=500, ship_timeout=ship_timeout)
+        self.leader = "a"
+        self.lose = 0.0
+        self.damage = 0.0
+        self.down = False
+        self.rng = Random(1)
+        self.proposal_error: Exception | None = None
+        self.replicas: dict[str, Replica] = {}
+        for name in ("a", "b"):
+            self.replicas[name] = Replica(name, directory / name, self)
+        self.a, self.b = self.replicas["a"], self.replicas["b"]
+
+    def each(self, change: Callable[[Replica], object]) -> None:
+        for replica in self.replicas.values():
+            change(replica)
+            replica.keeper.kick()
+
+    async def propose(self, data: bytes) -> object:
+        if self.proposal_error is not None:
+            raise self.proposal_error
+        command = decode(data)
+        assert isinstance(command, PublishSegment)
+        segment = PublishedSegment(
+            command.collection_id, command.first, command.last, command.rows, command.size, command.checksum
+        )
+        self.each(lambda replica: replica.vectors.publish(segment))
+        return None
+
+    async def fetch(self, peer: str, name: str, offset: int, length: int) -> bytes:
+        if self.down or self.rng.random() < self.lose:
+            raise ConnectionLost("lost")
+        chunk = self.replicas[peer].keeper.serve_chunk(name, offset, length)
+        if self.rng.random() < self.damage:
+            return bytes([chunk[0] ^ 1]) + chunk[1:]
+        return chunk
+
+    def same_answers(self) -> bool:
+        answers = [r.vectors.search(QUERIES, 10) for r in self.replicas.values()]
+        return all(a[0].tobytes() == answers[0][0].tobytes() for a in answers) and all(
+            a[1].tobytes() == answers[0][1].tobytes() for a in answers
+        )
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class Running:
+    """Runs keepers for the length of a `with` block."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self._replicas = replicas
+
+    async def __aenter__(self) -> None:
+        self._tasks = [asyncio.ensure_future(r.keeper.run()) for r in self._replicas]
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results), results
+
+
+@pytest.fixture(autouse=True)
+def short_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_keeper, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(segment_keeper, "CHUNK_BYTES", 10_000)
+
+
+def settled(cluster: Cluster) -> Callable[[], bool]:
+    return lambda: all(
+        r.vectors.manifest() and not r.vectors.missing() and len(r.vectors.view().growing) < 500
+        for r in cluster.replicas.values()
+    )
+
+
+async def test_one_build_serves_both_replicas(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    async with Running(cluster.a, cluster.b):
+        for first in range(0, 4000, 800):
+            cluster.each(lambda r, first=first: r.vectors.append(first, DATA[first : first + 800]))
+            await until(settled(cluster))
+        assert cluster.same_answers()
+        wanted = [os.path.basename(s.path) for s in cluster.a.vectors.attached()]
+        await until(lambda: cluster.a.files() == cluster.b.files() == sorted(wanted))
+    assert cluster.b.keeper.stats.built == 0 and cluster.b.keeper.stats.rebuilt == 0
+    assert cluster.b.keeper.stats.shipped >= 1
+    assert cluster.a.keeper.stats.built == 5 and cluster.a.keeper.stats.deleted > 0
+    assert cluster.a.keeper.stats.inserted_rows <= 4000 * 1.5
+
+
+async def test_a_lossy_and_damaging_network_only_costs_time(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.lose, cluster.damage = 0.02, 0.01
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA))
+        await until(settled(cluster))
+    assert cluster.same_answers()
+    assert cluster.a.files() == cluster.b.files()
+    assert cluster.b.keeper.stats.rebuilt == 0
+
+
+async def test_nobody_offers_the_file_so_it_is_built_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster(tmp_path, ship_timeout=0.05)
+    cluster.down = True
+    cluster.each(lambda r: r.vectors.append(0, DATA))
+    cluster.each(lambda r: r.vectors.tombstone([1, 2, 3]))
+    async with Running(cluster.a, cluster.b):
+        await until(settled(cluster))
+    assert cluster.b.keeper.stats.rebuilt == 1 and "nobody offers" in caplog.text
+    assert [name[-4:] for name in cluster.b.files()] == [".own"]
+    expected = cluster.a.vectors.search(QUERIES, 10, exact=True)
+    assert cluster.b.vectors.search(QUERIES, 10, exact=True)[1].tobytes() == expected[1].tobytes()
+    cluster.b.dead = {1, 2, 3}
+    cluster.b.restart()
+    assert cluster.b.vectors.missing() == [], "an own build is found again at the next start"
+
+
+async def test_while_the_timeout_runs_nothing_is_built_here(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, ship_timeout=600)
+    cluster.down = True
+    cluster.each(lambda r: r.vectors.append(0, DATA))
+    async with Running(cluster.a, cluster.b):
+        await until(lambda: bool(cluster.b.vectors.manifest()))
+        cluster.down = False
+        await until(settled(cluster))
+    assert cluster.b.keeper.stats.rebuilt == 0 and cluster.b.keeper.stats.shipped == 1
+
+
+@pytest.mark.parametrize("victim", ["a", "b"])
+@pytest.mark.parametrize("damage", ["deleted", "changed"])
+async def test_a_damaged_file_at_restart_is_fetched_again(tmp_path: Path, victim: str, damage: str) -> None:
+    cluster = Cluster(tmp_path)
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA))
+        await until(settled(cluster))
+    replica = cluster.replicas[victim]
+    path = Path(replica.vectors.attached()[0].path)
+    content = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(content[:500] + b"\xff" + content[501:])
+    replica.restart()
+    assert len(replica.vectors.missing()) == 1
+    async with Running(cluster.a, cluster.b):
+        await until(settled(cluster))
+    assert path.read_bytes() == content
+    assert replica.keeper.stats.corrupt == (damage == "changed")
+    assert cluster.same_answers()
+
+
+async def test_scrub_finds_and_repairs_damage_while_running(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA))
+        await until(settled(cluster))
+        assert await cluster.b.keeper.scrub() == 0
+        path = Path(cluster.b.vectors.attached()[0].path)
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-1] + b"\x00")
+        assert await cluster.b.keeper.scrub() == 1
+        await until(settled(cluster))
+        assert path.read_bytes() == content
+        assert await cluster.b.keeper.scrub() == 0
+    assert cluster.b.keeper.stats.corrupt == 1 and cluster.same_answers()
+
+
+async def test_a_damaged_base_is_not_extended(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:2000]))
+        await until(settled(cluster))
+        path = Path(cluster.a.vectors.attached()[0].path)
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:1000] + b"\xff" + content[1001:])
+        cluster.each(lambda r: r.vectors.append(2000, DATA[2000:]))
+        await until(lambda: settled(cluster)() and cluster.a.vectors.manifest()[-1].last == 3999)
+    assert cluster.a.keeper.stats.corrupt == 1
+    expected = cluster.a.vectors.search(QUERIES, 10, exact=True)
+    assert cluster.b.vectors.search(QUERIES, 10, exact=True)[0].tobytes() == expected[0].tobytes()
+
+
+@pytest.mark.parametrize("error", [NotLeader("gone"), OutcomeUnknown("who knows")])
+async def test_a_lost_proposal_is_built_and_proposed_again(tmp_path: Path, error: Exception) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.proposal_error = error
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:600]))
+        await until(lambda: cluster.a.keeper.stats.unpublished >= 2)
+        assert cluster.a.vectors.attached() == []
+        cluster.proposal_error = None
+        await until(settled(cluster))
+        await until(lambda: len(cluster.a.files()) == 1)
+
+
+async def test_only_the_leader_builds_and_a_new_one_takes_over(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:1000]))
+        await until(settled(cluster))
+        cluster.leader = "b"
+        cluster.each(lambda r: r.vectors.append(1000, DATA[1000:]))
+        await until(lambda: settled(cluster)() and cluster.a.vectors.manifest()[-1].last == 3999)
+    assert cluster.b.keeper.stats.built == 1 and cluster.a.keeper.stats.built == 1
+    assert cluster.same_answers()
+
+
+async def test_dead_rows_are_purged(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:2000]))
+        await until(settled(cluster))
+        cluster.each(lambda r: r.vectors.tombstone(range(0, 2000, 2)))
+        await until(lambda: settled(cluster)() and cluster.a.vectors.manifest()[0].rows == 1000)
+        await until(lambda: cluster.b.files() == cluster.a.files() and len(cluster.a.files()) == 1)
+    assert cluster.same_answers()
+
+
+async def test_leftovers_of_a_crash_are_deleted(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    directory = Path(cluster.a.vectors.directory)
+    stale = [f"7-0-99-{'a' * 32}.seg", "7-0-99.new.tmp", f"7-0-99-{'a' * 32}.seg.tmp", f"7-0-9-{'b' * 32}.own"]
+    other = ["documents.db", f"8-0-99-{'a' * 32}.seg", "8-0-99.new.tmp"]
+    for name in stale + other:
+        (directory / name).write_bytes(b"x")
+    async with Running(cluster.a):
+        await until(lambda: cluster.a.files() == sorted(other))
+
+
+def test_only_segment_files_are_served(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    (Path(cluster.a.vectors.directory) / "documents.db").write_bytes(b"secret")
+    for name, offset, length in (
+        ("documents.db", 0, 10),
+        ("../a/documents.db", 0, 10),
+        (f"7-0-9-{'a' * 32}.seg/../documents.db", 0, 10),
+        (f"7-0-9-{'a' * 32}.seg", -1, 10),
+        (f"7-0-9-{'a' * 32}.seg", 0, CHUNK_BYTES + 1),
+        (f"7-0-9-{'a' * 32}.seg", 0, 0),
+    ):
+        with pytest.raises(InvalidArgument):
+            cluster.a.keeper.serve_chunk(name, offset, length)
+    with pytest.raises(CorruptSegment, match="not here"):
+        cluster.a.keeper.serve_chunk(f"7-0-9-{'a' * 32}.seg", 0, 10)
+    with pytest.raises(CorruptSegment, match="no such collection"):
+        cluster.a.keeper.serve_chunk(f"9-0-9-{'a' * 32}.seg", 0, 10)
