@@ -1,0 +1,51 @@
+"""Settings of a multi-Raft host. Durations are seconds, sizes are bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from needle.base.ids import NodeId
+from needle.raft.config import CoreConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostConfig:
+    """How a host runs its groups.
+
+    snapshot_threshold: applied entries in the log at which it is compacted; a quarter of it stays for slow followers.
+    proposals_max: proposals in flight per group before Overloaded. snapshot_keep: how long an exported snapshot that
+    nobody fetches stays.
+    """
+
+    election_timeout: float = 0.150
+    heartbeat_interval: float = 0.050
+    clock_error_max: float = 0.001
+    snapshot_threshold: int = 10_000
+    uncommitted_bytes_max: int = 128 << 20
+    append_bytes_max: int = 1 << 20
+    apply_bytes_max: int = 8 << 20
+    inflight_messages_max: int = 64
+    inflight_bytes_max: int = 8 << 20
+    proposals_max: int = 65_536
+    frame_bytes_max: int = 4 << 20
+    snapshot_chunk_bytes: int = 1 << 20
+    snapshot_chunk_timeout: float = 10.0
+    snapshot_attempts_max: int = 8
+    snapshot_retry: float = 2.0
+    snapshot_keep: float = 30.0
+    snapshot_exports_max: int = 2
+
+    def core(self, node_id: NodeId) -> CoreConfig:
+        """The Raft core's part."""
+        return CoreConfig(
+            node_id=node_id,
+            election_timeout=self.election_timeout,
+            heartbeat_interval=self.heartbeat_interval,
+            clock_error_max=self.clock_error_max,
+            append_bytes_max=self.append_bytes_max,
+            inflight_messages_max=self.inflight_messages_max,
+            inflight_bytes_max=self.inflight_bytes_max,
+            uncommitted_bytes_max=self.uncommitted_bytes_max,
+            apply_bytes_max=self.apply_bytes_max,
+            snapshot_retry=self.snapshot_retry,
+        )

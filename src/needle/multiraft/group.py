@@ -1,0 +1,417 @@
+"""One replica of one group: the Raft core, its log, its state machine and whoever waits for them.
+
+Durability order of a Ready (messages.py has the contract): `messages` go out at once; entries and HardState go into
+the host's next transaction, and only after it do `messages_after_persist` go out and the core count its own ack;
+committed entries are applied by one batch at a time, in one transaction of the state machine, then `applied_to`, then
+proposals are answered. A commit index alone is not written: the core hands it out with the next write.
+Invariant: at most one Ready with something to persist is out per group; the state machine is called by one thread at
+a time. It must not know the other groups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+
+from needle.base.errors import (
+    CorruptSnapshot,
+    DeadlineExceeded,
+    DiskFailed,
+    NeedleError,
+    NoQuorum,
+    NotLeader,
+    StorageError,
+)
+from needle.base.ids import GroupId, NodeId
+from needle.base.runtime import Clock, Pool
+from needle.multiraft.codec import Addressed, encode_conf
+from needle.multiraft.config import HostConfig
+from needle.multiraft.failpoints import Failpoint
+from needle.multiraft.group_log import GroupLog, LogWrite
+from needle.multiraft.lag import AppendTimes
+from needle.multiraft.log_records import PendingInstall, StartRecord
+from needle.multiraft.ports import Applied, StateMachine
+from needle.multiraft.proposals import Proposals, Waiters
+from needle.multiraft.reads import ReadRounds, not_leader
+from needle.multiraft.repair import repair_done
+from needle.multiraft.snapshot_receiver import SnapshotFetcher
+from needle.multiraft.snapshot_sender import SnapshotShelf
+from needle.raft.messages import Entry, EntryKind, HardState, Message, MessageType, Ready
+from needle.raft.raft import Raft
+from needle.raft.state import Role
+
+_log = logging.getLogger("needle.multiraft")
+_NORMAL = int(EntryKind.NORMAL)
+_VOTE_REQUESTS = (int(MessageType.VOTE), int(MessageType.PRE_VOTE))
+_SNAPSHOT = int(MessageType.SNAPSHOT)
+
+
+class Work(msgspec.Struct):
+    """What a group wants durable, and the Ready to advance afterwards."""
+
+    group: Group
+    ready: Ready
+    write: LogWrite
+
+
+class Turn:
+    """What one loop turn gathers over all groups: messages by peer, and writes."""
+
+    __slots__ = ("outbox", "work")
+
+    def __init__(self) -> None:
+        self.outbox: dict[NodeId, list[Addressed]] = {}
+        self.work: list[Work] = []
+
+    def post(self, group: GroupId, messages: tuple[Message, ...]) -> None:
+        """Send these at the end of the turn."""
+        for message in messages:
+            box = self.outbox.get(message.to)
+            if box is None:
+                box = self.outbox[message.to] = []
+            box.append((group, message))
+
+
+class Surroundings(Protocol):
+    """What a group needs of its host."""
+
+    config: HostConfig
+    clock: Clock
+    apply_pool: Pool
+    shelf: SnapshotShelf
+    fetcher: SnapshotFetcher
+    failpoint: Failpoint
+    maintenance: bool
+    stopped: bool
+
+    def wake(self, group: Group) -> None:
+        """Have the group's Ready taken in the next loop turn."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run in the background; a failure is fatal for the node."""
+        ...
+
+    def post(self, group: GroupId, messages: tuple[Message, ...]) -> None:
+        """Send these with the next loop turn."""
+        ...
+
+    async def durable(self, write: LogWrite) -> None:
+        """Put a write into the next transaction; returns once it is durable."""
+        ...
+
+
+Condition = tuple[Callable[[], bool], asyncio.Future[None], float, Callable[[], NeedleError]]
+
+
+class Group:
+    """See the module. Created by the host, with a core that was started on what `repair.Opener` found."""
+
+    def __init__(self, host: Surroundings, group: GroupId, raft: Raft, log: GroupLog, machine: StateMachine) -> None:
+        self.id = group
+        self.raft = raft
+        self.log = log
+        self.machine = machine
+        self.machine_lock = asyncio.Lock()
+        self.proposals = Proposals(group)
+        self.reads = ReadRounds()
+        self.waiters = Waiters()
+        self.appended = AppendTimes()
+        self._host = host
+        self._persisting = False
+        self._applying = False
+        self._compacting = False
+        self._clearing_repair = False
+        self._fetch: asyncio.Task[None] | None = None
+        self._fetching = b""
+        self._offering = False
+        self._wanting: dict[NodeId, None] = {}
+        self._conditions: list[Condition] = []
+
+    @property
+    def may_vote(self) -> bool:
+        """False while the log is under repair (repair.py says why)."""
+        return self.log.repair is None
+
+    def set_quiesced(self) -> None:
+        """Tell the core whether it may campaign."""
+        self.raft.set_quiesced(self._host.maintenance or not self.may_vote)
+
+    # --- messages in ------------------------------------------------------------------------------------------------
+    def receive(self, message: Message, now: float) -> None:
+        """One message from a peer."""
+        if message.type == _SNAPSHOT:
+            self._offered(message)
+        elif self.may_vote or message.type not in _VOTE_REQUESTS:
+            self.raft.step(message, now)
+
+    # --- a loop turn ------------------------------------------------------------------------------------------------
+    def take(self, turn: Turn, now: float, may_persist: bool) -> bool:
+        """Take what the core has ready. True if something waits for the transaction in flight to finish."""
+        raft = self.raft
+        if self.reads.queued:
+            self._begin_reads(now)
+        persist = may_persist and not self._persisting
+        while raft.has_ready(persist=persist, apply=not self._applying):
+            ready = raft.ready(persist=persist, apply=not self._applying)
+            self._hand_out(turn, ready, now)
+            if ready.snapshot is not None:
+                persist = False
+                self._persisting = True
+                self._host.spawn(self._install(ready))
+            elif ready.must_sync:
+                persist = False
+                self._persisting = True
+                write = LogWrite(log=self.log, entries=ready.entries, hard_state=ready.hard_state)
+                turn.work.append(Work(self, ready, write))
+            else:
+                turn.post(self.id, ready.messages_after_persist)
+        if self._conditions:
+            self._check_conditions()
+        return not may_persist and raft.has_ready(apply=False)
+
+    def _hand_out(self, turn: Turn, ready: Ready, now: float) -> None:
+        """Everything of a Ready that need not wait for the disk."""
+        if ready.messages:
+            turn.post(self.id, ready.messages)
+            if self.raft.role is Role.LEADER:
+                self.appended.mark(self.raft.last_index, now)
+        if ready.committed:
+            self._applying = True
+            self._host.spawn(self._apply(self._to_apply(ready.committed)))
+        if ready.reads:
+            late = DeadlineExceeded(f"group {self.id} did not apply what the read waits for in time", group=self.id)
+            self.reads.confirmed(ready.reads, self.raft.applied, self.waiters, late)
+        for context in ready.dropped_reads:
+            self.reads.refuse(context, not_leader(self.id, self.raft.leader))
+        if ready.snapshot_requests:
+            self._wanting.update(dict.fromkeys(ready.snapshot_requests))
+            if not self._offering:
+                self._offering = True
+                self._host.spawn(self._offer())
+
+    def persisted(self, turn: Turn, work: Work) -> None:
+        """The write is durable and noted in the log."""
+        self._persisting = False
+        self.raft.advance(work.ready)
+        turn.post(self.id, work.ready.messages_after_persist)
+        if not self.may_vote and not self._clearing_repair and repair_done(self.log):
+            self._clearing_repair = True
+            self._host.spawn(self._end_repair())
+
+    async def _end_repair(self) -> None:
+        await self._host.durable(LogWrite(log=self.log, repair=False))
+        self._clearing_repair = False
+        self.set_quiesced()
+        _log.warning("group %d: the log is repaired; this replica votes again", self.id)
+
+    def _begin_reads(self, now: float) -> None:
+        context = self.reads.begin()
+        try:
+            self.raft.read_index(context, now)
+        except NotLeader as error:
+            self.reads.refuse(context, error)
+
+    # --- apply ------------------------------------------------------------------------------------------------------
+    def _to_apply(self, entries: tuple[Entry, ...]) -> list[Applied]:
+        batch = []
+        for entry in entries:
+            if entry.kind == _NORMAL:
+                batch.append(Applied(entry.index, entry.term, entry.data, None))
+            else:
+                conf = self.raft.apply_conf_change(entry)
+                batch.append(Applied(entry.index, entry.term, b"", encode_conf(conf)))
+        return batch
+
+    async def _apply(self, batch: list[Applied]) -> None:
+        host = self._host
+        async with self.machine_lock:
+            host.failpoint("apply.before")
+            results = await host.apply_pool.run(self.machine.apply, batch)
+            host.failpoint("apply.after")
+        self._applying = False
+        if host.stopped:
+            return
+        last = batch[-1].index
+        self.raft.applied_to(last)
+        if self.proposals:
+            applied = self.proposals.applied
+            for entry, result in zip(batch, results, strict=True):
+                applied(entry.index, entry.term, result)
+        self.waiters.reached(last)
+        host.wake(self)
+        threshold = host.config.snapshot_threshold
+        if last - self.log.first_index() >= threshold and not self._compacting and self.log.pending is None:
+            self._compacting = True
+            host.spawn(self._compact())
+
+    async def _compact(self) -> None:
+        """Drop the log's beginning, but nothing that the state machine might still lose with the power."""
+        host = self._host
+        async with self.machine_lock:
+            host.failpoint("compact.before_checkpoint")
+            durable = await host.apply_pool.run(self.machine.checkpoint)
+            host.failpoint("compact.after_checkpoint")
+        target = min(durable, self.raft.applied - host.config.snapshot_threshold // 4)
+        if self.log.first_index() <= target <= self.log.last_index() and self.log.pending is None:
+            start = StartRecord(target, self.log.term(target))
+            await host.durable(LogWrite(log=self.log, compact=start))
+            host.failpoint("compact.after_commit")
+        self._compacting = False
+
+    # --- snapshots: as the leader -----------------------------------------------------------------------------------
+    async def _offer(self) -> None:
+        """Offer the waiting peers a snapshot from which the log can go on; make one if there is none."""
+        host = self._host
+        while self._wanting and not host.stopped:
+            exported = host.shelf.current(self.id)
+            if exported is None or exported.meta.index < self.log.first_index() - 1:
+                try:
+                    exported = await host.shelf.export(self.id, self.machine, self.machine_lock, host.clock.monotonic())
+                except DiskFailed:
+                    raise
+                except StorageError as error:
+                    _log.warning("group %d: no snapshot could be made: %s", self.id, error)
+            now = host.clock.monotonic()
+            peers, self._wanting = self._wanting, {}
+            for peer in peers:
+                if self.raft.role is not Role.LEADER:
+                    continue
+                if exported is None or exported.meta.index < self.log.first_index() - 1:
+                    self.raft.report_snapshot_failed(peer, now)
+                else:
+                    exported.used = now
+                    self.raft.send_snapshot(peer, exported.meta, now)
+            host.wake(self)
+        self._offering = False
+
+    def snapshot_wanted(self, now: float) -> bool:
+        """Whether the exported snapshot should stay: a peer is being sent one, or read from it lately."""
+        exported = self._host.shelf.current(self.id)
+        return exported is not None and now - exported.used < self._host.config.snapshot_keep
+
+    # --- snapshots: as a follower -----------------------------------------------------------------------------------
+    def _offered(self, message: Message) -> None:
+        """A leader offers a snapshot: fetch it first; the core sees the offer once the files are here."""
+        meta = message.snapshot
+        if meta is None or message.term < self.raft.term or meta.index <= self.raft.commit:
+            self.raft.step(message, self._host.clock.monotonic())
+            self._host.wake(self)
+            return
+        if self._fetch is not None and not self._fetch.done():
+            if meta.descriptor == self._fetching or self._persisting:
+                return
+            self._fetch.cancel()
+        if self.log.pending is None:
+            self._fetching = meta.descriptor
+            self._fetch = self._host.spawn(self._fetch_offer(message))
+
+    async def _fetch_offer(self, message: Message) -> None:
+        host = self._host
+        if message.snapshot is None:
+            return
+        try:
+            await host.fetcher.fetch(self.id, message.frm, message.snapshot.descriptor)
+        except NeedleError as error:
+            _log.warning("group %d: no snapshot from %s: %s; waiting for its next offer", self.id, message.frm, error)
+            return
+        if not host.stopped:
+            self.raft.step(message, host.clock.monotonic())
+            host.wake(self)
+
+    async def _install(self, ready: Ready) -> None:
+        """Replace state and log. Each step leaves what repair.py can finish or abandon: record what is pending, let
+        the state machine swap, then swap the log and clear the record in one transaction."""
+        host, log, meta = self._host, self.log, ready.snapshot
+        if meta is None:
+            return
+        directory = host.fetcher.staging(self.id, meta.descriptor)
+        hard_state = ready.hard_state or log.hard_state or HardState()
+        known = log.hard_state.commit if log.hard_state is not None else 0
+        before = HardState(hard_state.term, hard_state.vote, known)
+        await host.durable(LogWrite(log=log, pending=PendingInstall(meta, directory), hard_state=before))
+        host.failpoint("snapshot.after_pending")
+        async with self.machine_lock:
+            await host.apply_pool.run(self.machine.install_snapshot, directory)
+            host.failpoint("snapshot.after_install")
+        if self.machine.applied_index() != meta.index:
+            raise CorruptSnapshot(
+                f"group {self.id}: the snapshot of index {meta.index} left the state at {self.machine.applied_index()}",
+                group=self.id,
+            )
+        after = HardState(hard_state.term, hard_state.vote, max(known, meta.index))
+        start = StartRecord(meta.index, meta.term)
+        await host.durable(LogWrite(log=log, reset=start, entries=ready.entries, hard_state=after, pending=False))
+        host.failpoint("snapshot.after_reset")
+        if host.stopped:
+            return
+        self.raft.advance(ready)
+        self.proposals.covered(meta.index)
+        self.waiters.reached(meta.index)
+        self._persisting = False
+        host.post(self.id, ready.messages_after_persist)
+        host.wake(self)
+        await host.fetcher.discard_others(self.id, "")
+
+    # --- waiting ----------------------------------------------------------------------------------------------------
+    def until(
+        self, condition: Callable[[], bool], deadline: float, late: Callable[[], NeedleError]
+    ) -> asyncio.Future[None]:
+        """A future that is done once `condition()` holds, checked after every turn of this group."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if condition():
+            future.set_result(None)
+        else:
+            self._conditions.append((condition, future, deadline, late))
+        return future
+
+    def _check_conditions(self) -> None:
+        waiting = []
+        for condition in self._conditions:
+            if condition[1].done():
+                continue
+            if condition[0]():
+                condition[1].set_result(None)
+            else:
+                waiting.append(condition)
+        self._conditions = waiting
+
+    def next_deadline(self) -> float:
+        """When `tick` must be called next."""
+        first = min(self.raft.next_deadline(), self.proposals.next_deadline, self.reads.next_deadline)
+        if self.waiters or self._conditions:
+            first = min(first, self.waiters.next_deadline, *(condition[2] for condition in self._conditions))
+        return first
+
+    def tick(self, now: float) -> None:
+        """Drive the core's timers and the deadlines of whoever waits."""
+        self.raft.tick(now)
+        self.proposals.expire(now)
+        if now >= self.reads.next_deadline:
+            self.reads.expire(now, NoQuorum(f"no majority of group {self.id} confirmed a read in time", group=self.id))
+        self.waiters.expire(now)
+        if self._conditions:
+            self._expire_conditions(now)
+
+    def _expire_conditions(self, now: float) -> None:
+        self._check_conditions()
+        for _, future, deadline, late in self._conditions:
+            if deadline <= now and not future.done():
+                future.set_exception(late())
+        self._conditions = [condition for condition in self._conditions if not condition[1].done()]
+
+    def fail_all(self, error: NeedleError) -> None:
+        """The node stops: answer everyone."""
+        self.proposals.fail_all(error.message)
+        self.reads.fail_all(error)
+        self.waiters.fail_all(error)
+        for _, future, _, _ in self._conditions:
+            if not future.done():
+                future.set_exception(error)
+        self._conditions = []
+        if self._fetch is not None:
+            self._fetch.cancel()

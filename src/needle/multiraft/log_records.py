@@ -1,0 +1,148 @@
+"""How the Raft log of a node is laid out in an ordered key-value store: keys, values and their checksums.
+
+Invariant: every value starts with the CRC-32 of its key and the rest of it, so that a flipped bit, a torn value and a
+value under a wrong key are all detected. It must not know what store is below. LMDB pages carry no checksum of their
+own (design: architecture.md, section 2).
+
+    m                      what node, cluster and format this store belongs to
+    g <group> c            the configuration the group was bootstrapped with
+    g <group> e <index>    one log entry
+    g <group> h            HardState
+    g <group> p            a snapshot install that was begun
+    g <group> r            the replica is being repaired and must not vote
+    g <group> s            where the log starts: index and term of the last entry that is no longer in it
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TypeVar
+
+import msgspec
+
+from needle.base.errors import CorruptLog
+from needle.base.ids import GroupId
+from needle.raft.messages import Entry, EntryKind, SnapshotMeta
+
+FORMAT_VERSION = 1
+META_KEY = b"m"
+BOOTSTRAP, ENTRY, HARD, PENDING, REPAIR, START = b"c", b"e", b"h", b"p", b"r", b"s"
+NAMES = {
+    BOOTSTRAP: "bootstrap configuration",
+    ENTRY: "entry",
+    HARD: "HardState",
+    PENDING: "pending snapshot",
+    REPAIR: "repair record",
+    START: "log start",
+}
+
+_KEY = struct.Struct(">cIc")
+_ENTRY_KEY = struct.Struct(">cIcQ")
+_CRC = struct.Struct("<I")
+_HEAD = struct.Struct("<QB")
+_BODY = _CRC.size + _HEAD.size
+_KINDS = (EntryKind.NORMAL, EntryKind.CONF_CHANGE)
+_encoder = msgspec.msgpack.Encoder()
+
+T = TypeVar("T")
+
+
+class MetaRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Whose log this is."""
+
+    format_version: int
+    node_id: str
+    cluster_id: str
+
+
+class StartRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The last entry that is no longer in the log, or (0, 0)."""
+
+    index: int
+    term: int
+
+
+class PendingInstall(msgspec.Struct, frozen=True, array_like=True):
+    """A verified snapshot that is about to replace state machine and log. directory: where its files are."""
+
+    meta: SnapshotMeta
+    directory: str
+
+
+class RepairRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The log lost entries this replica may have acknowledged, in terms up to lost_term. See repair.py."""
+
+    lost_term: int
+    lost_index: int
+    reason: str
+
+
+def record_key(group: GroupId, kind: bytes) -> bytes:
+    """The key of a group's record of a kind other than ENTRY."""
+    return _KEY.pack(b"g", group, kind)
+
+
+def entry_key(group: GroupId, index: int) -> bytes:
+    """The key of one entry. Keys of a group's entries sort by index."""
+    return _ENTRY_KEY.pack(b"g", group, ENTRY, index)
+
+
+def entries_end(group: GroupId) -> bytes:
+    """The first key after all entries of a group."""
+    return _KEY.pack(b"g", group, bytes([ENTRY[0] + 1]))
+
+
+def group_range(group: GroupId) -> tuple[bytes, bytes]:
+    """[start, end) of every key of a group."""
+    head = struct.Struct(">cI")
+    return head.pack(b"g", group), head.pack(b"g", group + 1)
+
+
+def parse_key(key: bytes) -> tuple[GroupId, bytes, int]:
+    """(group, kind, index) of a group's key; index is 0 for kinds other than ENTRY. Raises CorruptLog."""
+    if len(key) == _ENTRY_KEY.size and key[5:6] == ENTRY:
+        _, group, kind, index = _ENTRY_KEY.unpack(key)
+        return group, kind, index
+    if len(key) == _KEY.size and key[5:6] in NAMES and key[5:6] != ENTRY:
+        _, group, kind = _KEY.unpack(key)
+        return group, kind, 0
+    raise CorruptLog(f"the Raft log holds a key that is none of its own: {key.hex()}", key=key.hex())
+
+
+def encode_entry(key: bytes, entry: Entry) -> bytes:
+    """The value of an entry under `key`: CRC-32, term, kind, data."""
+    head = _HEAD.pack(entry.term, entry.kind)
+    crc = zlib.crc32(entry.data, zlib.crc32(head, zlib.crc32(key)))
+    return _CRC.pack(crc) + head + entry.data
+
+
+def decode_entry(key: bytes, value: bytes, group: GroupId, index: int) -> Entry:
+    """The entry under `key`. Raises CorruptLog that names group and index."""
+    if len(value) >= _BODY and zlib.crc32(value[_CRC.size :], zlib.crc32(key)) == _CRC.unpack_from(value)[0]:
+        term, kind = _HEAD.unpack_from(value, _CRC.size)
+        if kind in _KINDS:
+            return Entry(index, term, kind, value[_BODY:])
+    raise corrupt(group, ENTRY, index)
+
+
+def encode_record(key: bytes, record: msgspec.Struct) -> bytes:
+    """The value of any other record: CRC-32 and MessagePack."""
+    body = _encoder.encode(record)
+    return _CRC.pack(zlib.crc32(body, zlib.crc32(key))) + body
+
+
+def decode_record(key: bytes, value: bytes, kind: type[T]) -> T | None:
+    """The record under `key`, or None if its checksum or shape is wrong."""
+    if len(value) < _CRC.size or zlib.crc32(value[_CRC.size :], zlib.crc32(key)) != _CRC.unpack_from(value)[0]:
+        return None
+    try:
+        return msgspec.msgpack.decode(value[_CRC.size :], type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+def corrupt(group: GroupId, kind: bytes, index: int, why: str = "fails its checksum") -> CorruptLog:
+    """The error for a bad record: names group, record and index."""
+    where = f"entry {index}" if kind == ENTRY else NAMES[kind]
+    return CorruptLog(f"Raft log of group {group}: {where} {why}", group=group, record=NAMES[kind], index=index)

@@ -1,0 +1,200 @@
+"""Opening a group: make log and state machine agree again after whatever happened, before Raft sees them.
+
+Why a replica with a corrupt log may go on (and how). It may have acknowledged entries that are now lost, so that a
+quorum counts it for entries it does not hold. Let t be the term in its intact HardState: all it ever acknowledged or
+voted for was in terms <= t. It drops the log from the first bad entry on, moves to term t + 1 without a vote, and
+until the repair is over neither votes, pre-votes nor campaigns (`Group.may_vote`).
+ 1. It takes entries only from leaders of terms > t, who start it at match 0: no stale match of it survives.
+ 2. Every vote quorum of such a leader excludes it, so it meets the quorum of each entry committed with its lost
+    acknowledgement in another replica, which holds the entry. So the leader holds every such entry.
+ 3. Once its last entry's term is > t, its log is, up to there, that leader's log, hence holds every entry committed
+    in terms <= t. It lacks nothing it ever acknowledged, and may vote again. Each new leader appends a no-op of its
+    term, so this comes about without client writes.
+If HardState itself is corrupt, t is unknown and the node refuses to start (log_store.py).
+
+Invariant: what is on disk after each step is a state this module can be started on again.
+It must not know the Raft core.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from needle.base.errors import CorruptLog, NeedleError, StorageError
+from needle.base.ids import GroupId, NodeId
+from needle.multiraft.codec import decode_conf, decode_manifest, encode_conf
+from needle.multiraft.failpoints import Failpoint
+from needle.multiraft.files import Files
+from needle.multiraft.group_log import GroupLog, LogWrite
+from needle.multiraft.log_records import RepairRecord, StartRecord
+from needle.multiraft.log_store import LogStore
+from needle.multiraft.ports import Applied, StateMachine
+from needle.raft.messages import ConfState, HardState
+
+_log = logging.getLogger("needle.multiraft")
+BOOTSTRAP_AT = StartRecord(1, 1)
+REMEDY = "remove this node from the cluster, delete its data directory and add it again under a new node id"
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """What the Raft core is started with."""
+
+    hard_state: HardState
+    conf: ConfState
+    applied: int
+
+
+class Opener:
+    """Opens one group of a node."""
+
+    def __init__(
+        self,
+        store: LogStore,
+        group: GroupId,
+        machine: StateMachine,
+        node_id: NodeId,
+        files: Files,
+        failpoint: Failpoint,
+    ) -> None:
+        self._store = store
+        self._log: GroupLog = store.group(group)
+        self._machine = machine
+        self._node_id = node_id
+        self._files = files
+        self._failpoint = failpoint
+
+    def open(self, voters: tuple[NodeId, ...]) -> Opened:
+        """Continue the group, or bootstrap it with these voters (none: it waits for a leader's snapshot).
+
+        Raises CorruptLog if what is lost cannot be had from peers safely; the message names a remedy.
+        """
+        log, machine = self._log, self._machine
+        if log.hard_state is None:
+            self._bootstrap(voters)
+        if log.pending is not None:
+            self._finish_install()
+        if machine.applied_index() == 0 and log.start == BOOTSTRAP_AT and log.bootstrap is not None:
+            machine.apply([Applied(BOOTSTRAP_AT.index, BOOTSTRAP_AT.term, b"", encode_conf(log.bootstrap))])
+            self._failpoint("bootstrap.after_apply")
+        self._mend()
+        hard_state = log.hard_state
+        if hard_state is None:
+            raise CorruptLog(f"group {log.group} has no HardState after it was opened", group=log.group)
+        applied = machine.applied_index()
+        commit = min(max(hard_state.commit, applied), log.last_index())
+        return Opened(HardState(hard_state.term, hard_state.vote, commit), self._conf(), applied)
+
+    def _conf(self) -> ConfState:
+        stored = self._machine.conf()
+        return decode_conf(stored) if stored else self._log.bootstrap or ConfState()
+
+    def _write(self, write: LogWrite) -> None:
+        self._store.write([write])
+        self._store.note([write])
+
+    # --- a new group ------------------------------------------------------------------------------------------------
+    def _bootstrap(self, voters: tuple[NodeId, ...]) -> None:
+        """The initial configuration counts as entry (1, 1), already compacted: so whoever joins later cannot start
+        from the log alone, and gets the configuration with its first snapshot."""
+        log, applied = self._log, self._machine.applied_index()
+        if applied > 0:
+            raise CorruptLog(
+                f"group {log.group}: the state machine has applied {applied} entries, but the Raft log knows nothing "
+                f"of the group: the log was lost, and with it this node's term and vote. Remedy: {REMEDY}",
+                group=log.group,
+                applied=applied,
+            )
+        if voters:
+            conf = ConfState(voters=tuple(sorted(set(voters))))
+            self._write(LogWrite(log=log, reset=BOOTSTRAP_AT, hard_state=HardState(1, "", 1), bootstrap=conf))
+        else:
+            self._write(LogWrite(log=log, hard_state=HardState(), bootstrap=ConfState()))
+        self._failpoint("bootstrap.after_log")
+
+    # --- a snapshot install that a crash interrupted ----------------------------------------------------------------
+    def _finish_install(self) -> None:
+        log, machine = self._log, self._machine
+        pending, hard_state = log.pending, log.hard_state
+        if pending is None or hard_state is None:
+            return
+        meta = pending.meta
+        if machine.applied_index() < meta.index and self._intact(pending.directory, meta.descriptor):
+            machine.install_snapshot(pending.directory)
+        if machine.applied_index() >= meta.index:
+            commit = max(hard_state.commit, meta.index)
+            hard_state = HardState(max(hard_state.term, meta.term), hard_state.vote, commit)
+            start = StartRecord(meta.index, meta.term)
+            log.damage = None  # the whole log is replaced
+            self._write(LogWrite(log=log, reset=start, hard_state=hard_state, pending=False))
+        else:
+            _log.warning("group %d: an interrupted snapshot install is abandoned", log.group)
+            self._write(LogWrite(log=log, pending=False))
+        self._files.remove_tree(pending.directory)
+
+    def _intact(self, directory: str, descriptor: bytes) -> bool:
+        try:
+            for file in decode_manifest(descriptor).files:
+                path = f"{directory}/{file.name}"
+                if self._files.size(path) != file.size or self._files.checksum(path) != file.checksum:
+                    return False
+        except StorageError as error:
+            _log.warning("group %d: a staged snapshot cannot be read: %s", self._log.group, error)
+            return False
+        return True
+
+    # --- a log that lost entries, or a state machine that lost state ------------------------------------------------
+    def _mend(self) -> None:
+        log, machine = self._log, self._machine
+        damage, applied = log.damage, machine.applied_index()
+        if damage is not None and damage.last_bad <= applied and applied == machine.checkpoint():
+            # The state machine durably holds all that the log lost.
+            _log.warning(
+                "group %d: %s; the state machine has it, so the log goes on after it", log.group, damage.reason
+            )
+            log.shown(max(damage.last_seen, applied))
+            log.damage = None
+            self._write(LogWrite(log=log, compact=StartRecord(applied, machine.applied_term())))
+        elif damage is not None:
+            self._lose(damage.first_bad, damage.last_seen, damage.reason)
+        elif applied > log.last_index():
+            self._lose(log.last_index() + 1, applied, f"the log ends at {log.last_index()}, the state is at {applied}")
+        elif applied < log.start.index:
+            self._lose(
+                applied + 1, log.last_index(), f"the log starts after {log.start.index}, the state is at {applied}"
+            )
+
+    def _lose(self, first_bad: int, lost_index: int, why: str) -> None:
+        """Drop the log from first_bad on, and record that the replica must not vote."""
+        log, machine, hard_state = self._log, self._machine, self._log.hard_state
+        error = CorruptLog(f"group {log.group}: {why}", group=log.group, index=first_bad)
+        conf = self._conf()
+        if hard_state is None or {*conf.voters, *conf.voters_outgoing} == {self._node_id}:
+            raise CorruptLog(f"{error.message}; no other replica has a copy. Remedy: restore a backup", **error.details)
+        _log.warning("%s; this replica does not vote until it has fetched from its peers what it lost", error.message)
+        applied, keep = machine.applied_index(), max(first_bad - 1, log.start.index)
+        write = LogWrite(log=log)
+        if log.start.index <= applied <= keep <= log.last_index():
+            write.truncate_from = keep + 1
+        else:
+            keep = applied
+            write.reset = StartRecord(applied, machine.applied_term())
+        commit = max(applied, min(hard_state.commit, keep))
+        write.hard_state = HardState(hard_state.term + 1, "", commit)
+        write.repair = RepairRecord(hard_state.term, max(lost_index, log.last_index()), why)
+        self._failpoint("repair.before_commit")
+        self._write(write)
+        log.damage = None
+        self._failpoint("repair.after_commit")
+
+
+def repair_done(log: GroupLog) -> bool:
+    """Whether a replica under repair may vote again: its last entry is of a later term than anything it lost."""
+    return log.repair is not None and log.term(log.last_index()) > log.repair.lost_term
+
+
+def not_while_repairing(log: GroupLog) -> NeedleError:
+    """The refusal to campaign."""
+    reason = log.repair.reason if log.repair else ""
+    return CorruptLog(f"group {log.group} is being repaired from its peers and cannot lead: {reason}", group=log.group)

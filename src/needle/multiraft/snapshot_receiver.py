@@ -1,0 +1,98 @@
+"""Fetching a snapshot from a leader: chunk by chunk into a staging directory, verified before anyone sees it.
+
+Invariant: `fetch` returns a directory in which every file of the manifest has its size and checksum, durably. A file
+that is partly there (an earlier connection, or this node before a restart) is continued, not fetched again.
+It must not know Raft, nor the state machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from needle.base.errors import ConnectionLost, CorruptSnapshot, DeadlineExceeded, Overloaded
+from needle.base.ids import GroupId, NodeId
+from needle.base.runtime import Pool
+from needle.multiraft.codec import ChunkRequest, decode_manifest, encode_chunk_request
+from needle.multiraft.config import HostConfig
+from needle.multiraft.failpoints import Failpoint
+from needle.multiraft.files import Files
+from needle.multiraft.ports import SnapshotFile, Transport
+
+CHUNK_METHOD = "raft.snapshot_chunk"
+_log = logging.getLogger("needle.multiraft")
+
+
+class SnapshotFetcher:
+    """Fetches snapshots of any group into `directory`."""
+
+    def __init__(
+        self, directory: str, files: Files, pool: Pool, transport: Transport, config: HostConfig, failpoint: Failpoint
+    ) -> None:
+        self._directory = directory
+        self._files = files
+        self._pool = pool
+        self._transport = transport
+        self._config = config
+        self._failpoint = failpoint
+        self.bytes_fetched = 0
+
+    def staging(self, group: GroupId, descriptor: bytes) -> str:
+        """Where the snapshot with this descriptor is, or will be, staged."""
+        return f"{self._directory}/in-{group}-{decode_manifest(descriptor).snapshot}"
+
+    async def fetch(self, group: GroupId, frm: NodeId, descriptor: bytes) -> str:
+        """Fetch and verify; the directory. Raises the peer's NeedleError, CorruptSnapshot or StorageError."""
+        manifest = decode_manifest(descriptor)
+        directory = self.staging(group, descriptor)
+        await self.discard_others(group, directory)
+        await self._pool.run(self._files.make_directory, directory)
+        for file in manifest.files:
+            await self._fetch_file(group, frm, manifest.snapshot, directory, file)
+        await self._pool.run(self._files.sync_tree, directory)
+        self._failpoint("snapshot.after_stage")
+        return directory
+
+    async def discard_others(self, group: GroupId, keep: str) -> None:
+        """Remove what is staged for this group, but for the directory `keep` ("" keeps none)."""
+        for name in await self._pool.run(self._files.names, self._directory):
+            path = f"{self._directory}/{name}"
+            if name.startswith(f"in-{group}-") and path != keep:
+                await self._pool.run(self._files.remove_tree, path)
+
+    async def _fetch_file(self, group: GroupId, frm: NodeId, snapshot: str, directory: str, file: SnapshotFile) -> None:
+        path = f"{directory}/{file.name}"
+        for attempt in range(2):
+            have = await self._pool.run(self._files.size, path)
+            if have < 0 or have > file.size:
+                have = 0
+                await self._pool.run(self._files.write_at, path, 0, b"")
+            while have < file.size:
+                length = min(self._config.snapshot_chunk_bytes, file.size - have)
+                request = ChunkRequest(group, snapshot, file.name, have, length)
+                chunk = await self._chunk(frm, request)
+                if not chunk or len(chunk) > length:
+                    raise CorruptSnapshot(f"{frm} answered {len(chunk)} bytes of {file.name} where {length} were asked")
+                await self._pool.run(self._files.write_at, path, have, chunk)
+                self._failpoint("snapshot.after_chunk")
+                have += len(chunk)
+                self.bytes_fetched += len(chunk)
+            if await self._pool.run(self._files.checksum, path) == file.checksum:
+                return
+            _log.warning("group %d: snapshot file %s fails its checksum (attempt %d)", group, file.name, attempt + 1)
+            await self._pool.run(self._files.write_at, path, 0, b"")
+        raise CorruptSnapshot(f"snapshot file {file.name} of group {group} from {frm} fails its checksum", group=group)
+
+    async def _chunk(self, frm: NodeId, request: ChunkRequest) -> bytes:
+        """One chunk, asked for again when the connection breaks. Raises the last error."""
+        config = self._config
+        for attempt in range(config.snapshot_attempts_max):
+            try:
+                body = encode_chunk_request(request)
+                return await self._transport.call(frm, CHUNK_METHOD, body, config.snapshot_chunk_timeout)
+            except (ConnectionLost, DeadlineExceeded, Overloaded) as error:
+                if attempt + 1 == config.snapshot_attempts_max:
+                    raise
+                _log.info("snapshot chunk of group %d from %s: %s; asking again", request.group, frm, error)
+                await asyncio.sleep(config.heartbeat_interval * 2**attempt)
+        raise CorruptSnapshot("no attempt to fetch a snapshot chunk is allowed", group=request.group)

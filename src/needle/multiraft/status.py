@@ -1,0 +1,60 @@
+"""A replica's view of its group, for people and monitors. Reads only."""
+
+from __future__ import annotations
+
+from needle.base.ids import NodeId
+from needle.base.model import PeerStatus, RaftStatus
+from needle.multiraft.group import Group
+from needle.raft.state import Role
+
+_STATES = {
+    Role.LEADER: "Leader",
+    Role.FOLLOWER: "Follower",
+    Role.CANDIDATE: "Candidate",
+    Role.PRE_CANDIDATE: "PreCandidate",
+}
+
+
+def group_status(group: Group, node_id: NodeId, maintenance: bool, now: float) -> RaftStatus:
+    """The status of one replica; per-peer lag on a leader only. now: seconds of the node's monotonic clock."""
+    raft, log = group.raft, group.log
+    conf = raft.conf
+    voter = node_id in conf.voters or node_id in conf.voters_outgoing
+    state = _STATES[raft.role]
+    if raft.role is Role.FOLLOWER and not voter:
+        state = "Learner"
+    return RaftStatus(
+        node_id=node_id,
+        group=group.id,
+        state=state,
+        current_term=raft.term,
+        leader=raft.leader or None,
+        commit_index=raft.commit,
+        last_applied=raft.applied,
+        first_index=log.first_index(),
+        last_index=raft.last_index,
+        peers=_peers(group, node_id, now) if raft.role is Role.LEADER else [],
+        voters=sorted(conf.voters),
+        learners=sorted(conf.learners),
+        lease_remaining=max(0.0, raft.lease_remaining(now)),
+        leader_changes=raft.leader_changes,
+        maintenance=maintenance,
+    )
+
+
+def _peers(group: Group, node_id: NodeId, now: float) -> list[PeerStatus]:
+    raft = group.raft
+    return [
+        PeerStatus(
+            id=peer,
+            address="",
+            match_index=progress.match,
+            state=progress.state.value,
+            recently_active=progress.recent_active,
+            is_learner=progress.is_learner,
+            lag_entries=max(0, raft.commit - progress.match),
+            lag_ms=group.appended.lag_ms(progress.match, raft.last_index, now),
+        )
+        for peer, progress in sorted(raft.progress().items())
+        if peer != node_id
+    ]

@@ -1,0 +1,272 @@
+"""Hosts together: elections, commits, reads, membership, back-pressure, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, put, until
+from needle.base.errors import (
+    DiskFailed,
+    InvalidArgument,
+    NeedleError,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+)
+
+
+async def test_three_hosts_commit_and_apply_everywhere(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        index = await cluster.put("a", 1)
+        assert await cluster.put("b", 2) == index + 1
+        assert await cluster.converged() == {"a": 1, "b": 2}
+        leader = await cluster.leader()
+        with pytest.raises(InvalidArgument, match="c is refused"):
+            await leader.host.propose(0, put("c", "refuse"), 5)
+
+
+async def test_a_single_voter_commits_alone(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), nodes=1) as cluster:
+        await cluster.put("a", 1)
+        assert cluster.nodes["n1"].machines[0].data == {"a": 1}
+        assert await cluster.nodes["n1"].host.read_index(0, 1) >= 2
+        await cluster.nodes["n1"].restart()
+        await cluster.put("b", 1)
+
+
+async def test_fifty_groups_elect_and_share_transactions_and_frames(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), groups=50) as cluster:
+        for group in cluster.groups:
+            await cluster.leader(group, 20)
+        before = {
+            n.name: (n.store.commits, n.host.counters.frames_out, n.host.counters.messages_out)
+            for n in cluster.running()
+        }
+        await asyncio.gather(*(cluster.put("k", group, group) for group in cluster.groups))
+        for name, (commits, _, _) in before.items():
+            # 50 writes, each to be durable on each node: far fewer transactions than writes.
+            assert cluster.nodes[name].store.commits - commits < 30
+        await until(lambda: all(n.host.counters.messages_out - before[n.name][2] > 500 for n in cluster.running()), 20)
+        for n in cluster.running():
+            assert (
+                n.host.counters.frames_out - before[n.name][1] < (n.host.counters.messages_out - before[n.name][2]) / 2
+            )
+
+
+async def test_failover_keeps_acknowledged_writes(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        for number in range(20):
+            await cluster.put(f"k{number}", number)
+        old = await cluster.leader()
+        await old.down()
+        await cluster.leader(but=old.name)
+        await cluster.put("after", 1)
+        await old.start()
+        state = await cluster.converged()
+        assert state == {**{f"k{number}": number for number in range(20)}, "after": 1}
+
+
+async def test_not_leader_names_the_leader(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        follower = next(n for n in cluster.running() if n is not leader)
+        with pytest.raises(NotLeader) as refused:
+            await follower.host.propose(0, put("a", 1), 1)
+        assert refused.value.details["leader"] == leader.name
+        with pytest.raises(NotLeader):
+            await follower.host.read_index(0, 1)
+        with pytest.raises(Unavailable, match="no replica"):
+            await leader.host.propose(99, b"", 1)
+
+
+async def test_a_write_of_an_isolated_leader_is_never_answered_not_leader(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        old = await cluster.leader()
+        await cluster.put("a", 1)
+        cluster.network.isolate(old.name)
+        lost = asyncio.ensure_future(old.host.propose(0, put("lost", 1), 8))
+        unknown = asyncio.ensure_future(old.host.propose(0, put("late", 1), 0.2))
+        with pytest.raises(OutcomeUnknown):
+            await unknown
+        await until(lambda: any(n.host.is_leader(0) for n in cluster.running() if n is not old))
+        new = next(n for n in cluster.running() if n is not old and n.host.is_leader(0))
+        for number in range(4):
+            await new.host.propose(0, put(f"new{number}", 1), 5)
+        assert not lost.done()
+        cluster.network.heal()
+        with pytest.raises(NeedleError) as dropped:
+            await lost
+        assert dropped.value.code == "proposal_dropped"
+        assert "lost" not in await cluster.converged()
+
+
+async def test_isolated_leader_serves_neither_strong_nor_expired_leased_reads(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        old = await cluster.leader()
+        await cluster.put("a", 1)
+        await old.host.read_leased(0, 1)
+        cluster.network.isolate(old.name)
+        with pytest.raises(NeedleError) as strong:
+            await old.host.read_index(0, 0.5)
+        assert strong.value.code in ("no_quorum", "not_leader")
+        assert old.host.status(0).lease_remaining == 0
+        with pytest.raises(NeedleError):
+            await old.host.read_leased(0, 0.3)
+
+
+async def test_a_leader_that_stepped_down_serves_no_leased_read(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        old = await cluster.leader()
+        await old.host.read_leased(0, 1)
+        target = await old.host.transfer(0, None, 2)
+        assert target != old.name
+        assert old.host.status(0).lease_remaining == 0
+        with pytest.raises(NotLeader):
+            await old.host.read_leased(0, 0.5)
+        assert (await cluster.leader()).name == target
+
+
+async def test_strong_reads_share_a_round_and_see_acknowledged_writes(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        index = await cluster.put("a", 1)
+        frames = cluster.network.frames
+        answers = await asyncio.gather(*(leader.host.read_index(0, 2) for _ in range(200)))
+        assert all(answer >= index for answer in answers)
+        assert cluster.network.frames - frames < 40
+
+
+async def test_overload_is_refused_clearly(tmp_path: Path) -> None:
+    config = replace(FAST, proposals_max=8, uncommitted_bytes_max=1000)
+    async with Cluster(str(tmp_path), config=config) as cluster:
+        leader = await cluster.leader()
+        cluster.network.isolate(leader.name)
+        waiting = [asyncio.ensure_future(leader.host.propose(0, put("k", 1), 0.5)) for _ in range(8)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="8 writes wait"):
+            await leader.host.propose(0, put("k", 1), 0.5)
+        for future in waiting:
+            with pytest.raises(OutcomeUnknown):
+                await future
+        cluster.network.heal()
+        leader = await cluster.leader()
+        cluster.network.isolate(leader.name)
+        first = asyncio.ensure_future(leader.host.propose(0, put("k", "x" * 900), 0.2))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="1000 bytes"):
+            await leader.host.propose(0, put("k", "x" * 900), 0.2)
+        with pytest.raises(OutcomeUnknown):
+            await first
+
+
+async def test_fsync_error_is_fatal_for_all_groups_and_acknowledges_nothing(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), groups=4) as cluster:
+        for group in cluster.groups:
+            await cluster.put("a", 1, group)
+        leader = await cluster.leader(0)
+        leader.store.error = DiskFailed("fsync failed")
+        with pytest.raises(OutcomeUnknown):
+            await leader.host.propose(0, put("b", 2), 5)
+        assert [error.code for error in leader.fatal] == ["disk_failed"]
+        leader.store.error = None
+        before = leader.host.counters.frames_out
+        for group in cluster.groups:
+            with pytest.raises(Unavailable, match="fsync failed"):
+                await leader.host.propose(group, put("c", 3), 1)
+        for group in cluster.groups:
+            assert await cluster.leader(group, but=leader.name) is not leader
+            await cluster.put("d", 4, group)
+        assert leader.host.counters.frames_out == before
+        assert len(leader.fatal) == 1
+
+
+async def test_a_leader_whose_disk_stalls_loses_leadership(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), groups=2) as cluster:
+        old = await cluster.leader(1)
+        gate = threading.Event()
+        old.store.gate = lambda: (gate.wait(20), None)[1]
+        try:
+            waiting = asyncio.ensure_future(old.host.propose(1, put("a", 1), 10))
+            new = await cluster.leader(1, but=old.name)
+            await new.host.propose(1, put("b", 1), 5)
+        finally:
+            gate.set()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert (await cluster.converged(1))["b"] == 1
+
+
+async def test_restart_replays_what_the_state_machine_lost(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), nodes=1) as cluster:
+        node = cluster.nodes["n1"]
+        await node.down()
+        node.lazy = True
+        await node.start()
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        await node.down()
+        assert node.disks[0].saved["index"] < 3
+        await node.start()
+        await cluster.leader()
+        await until(lambda: len(node.machines[0].data) == 30)
+
+
+async def test_membership_change_and_a_joining_replica(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        for number in range(5):
+            await cluster.put(f"k{number}", number)
+        joiner = cluster.nodes["n4"] = Node(cluster, "n4")
+        await joiner.start(voters=[])
+        leader = await cluster.leader()
+        await leader.host.change_membership(0, ["n1", "n2", "n3"], ["n4"], 5)
+        await until(lambda: joiner.machines[0].data.get("k4") == 4)
+        assert joiner.host.status(0).state == "Learner"
+        await leader.host.change_membership(0, ["n1", "n2", "n4"], [], 5)
+        status = leader.host.status(0)
+        assert status.voters == ["n1", "n2", "n4"]
+        await cluster.put("z", 1)
+        await until(lambda: joiner.machines[0].data.get("z") == 1)
+        assert joiner.host.status(0).voters == ["n1", "n2", "n4"]
+        with pytest.raises(InvalidArgument):
+            (await cluster.leader()).host.open_group(0, DictMachine(Disk()), voters=[])
+
+
+async def test_maintenance_drains_and_takes_no_leadership(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), groups=6) as cluster:
+        for group in cluster.groups:
+            await cluster.leader(group)
+        node = await cluster.leader(0)
+        node.host.set_maintenance(True)
+        await until(lambda: not any(node.host.is_leader(group) for group in cluster.groups))
+        with pytest.raises(Unavailable):
+            node.host.force_election(0)
+        for group in cluster.groups:
+            await cluster.put("a", 1, group)
+        assert node.host.status(0).maintenance
+        node.host.set_maintenance(False)
+        node.host.force_election(0)
+        await cluster.put("b", 1)
+
+
+async def test_status_shows_lag_and_leader_changes_wake_watchers(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        away = next(n for n in cluster.running() if n is not leader)
+        watcher = asyncio.ensure_future(leader.host.leader_changed(0))
+        cluster.network.isolate(away.name)
+        for number in range(7):
+            await cluster.put(f"k{number}", number)
+        peer = next(p for p in leader.host.status(0).peers if p.id == away.name)
+        assert peer.lag_entries >= 7
+        assert peer.lag_ms > 0
+        other = next(p for p in leader.host.status(0).peers if p.id not in (away.name, leader.name))
+        await until(lambda: next(p for p in leader.host.status(0).peers if p.id == other.id).lag_entries == 0)
+        cluster.network.heal()
+        await until(lambda: next(p for p in leader.host.status(0).peers if p.id == away.name).lag_ms == 0)
+        await leader.host.transfer(0, other.id, 2)
+        assert await watcher != leader.name
