@@ -93,7 +93,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
 class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     """Search results as columns, nearest first, ties by id. metadata: JSON bytes each (empty tuple when not asked
     for); vectors: k x dimensions float32 bytes (b"" when not asked for); applied_index: the log index the replica
-    had applied when it searched: exactly that state was searched."""
+    had applied when it searched: exactly that state was searched. metric: the collection's, which tells the score."""
 
     ids: list[str]
     distances: list[float]
@@ -101,6 +101,7 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     metadata: list[bytes]
     vectors: bytes
     applied_index: int
+    metric: Metric = Metric.COSINE
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,6 @@
+"""The client: `Client` for asyncio, `SyncClient` for everyone else. `needle.connect` and `connect_sync` make them."""
+
+from needle.client.client import Client
+from needle.client.sync import SyncClient
+
+__all__ = ["Client", "SyncClient"]

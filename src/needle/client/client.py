@@ -1,0 +1,449 @@
+"""The asynchronous client: documents and collections in, hits out; and looking after the nodes.
+
+Every method is safe to call concurrently from one event loop. Writes are acknowledged after quorum commit and apply,
+and executed exactly once even when they are repeated. Reads are strong unless another mode is asked for. Raises only
+NeedleErrors. It is handed its network (a `Caller`) and its chance; `needle.connect` makes both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+from needle.base import protocol
+from needle.base.commands import CreateCollection, Delete, DropCollection, Insert
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, invalid
+from needle.base.filters import Filter
+from needle.base.ids import shard_group
+from needle.base.model import (
+    CollectionSpec,
+    Document,
+    Hit,
+    HitBatch,
+    IndexParams,
+    Metric,
+    ReadMode,
+    SearchRequest,
+    WriteResult,
+)
+from needle.base.protocol import (
+    CollectionsAnswer,
+    CollectionsCall,
+    DocumentBatch,
+    Freshness,
+    GetCall,
+    SearchCall,
+)
+from needle.base.runtime import Rng
+from needle.client import values
+from needle.client.admin import TIMEOUT, AdminCalls
+from needle.client.directory import Caller
+
+DEFAULT_COLLECTION = "default"
+BATCH_BYTES_MAX = 1 << 20
+BATCH_DOCUMENTS_MAX = 10_000
+BATCHES_IN_FLIGHT = 4
+
+FilterLike = Filter | Mapping[str, Any] | None
+
+
+class Client(AdminCalls):
+    """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        addresses: Iterable[str],
+        *,
+        rng: Rng,
+        prefer: str | None = None,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
+    ) -> None:
+        """addresses: of some or all nodes, "host:port"; the others are learned. prefer: the address that eventual
+        reads ask first. batch_bytes_max: insert_batch splits what is larger into several log entries."""
+        super().__init__(caller, addresses, rng, prefer)
+        self._batch_bytes_max = values.check_count(batch_bytes_max, "batch_bytes_max")
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections; calls in flight end with ConnectionLost. Idempotent."""
+        await self._caller.close()
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def insert(
+        self,
+        id: str,
+        vector: Any,
+        metadata: Any = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Insert a document, or replace the one with this id.
+
+        vector: `dimensions` numbers, anything numpy makes a float32 array of. metadata: any JSON value.
+        """
+        return await self._put(id, vector, metadata, None, collection, timeout)
+
+    async def insert_if_absent(
+        self,
+        id: str,
+        vector: Any,
+        metadata: Any = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Insert a document; raises AlreadyExists (details["version"]) if there is one with this id."""
+        return await self._put(id, vector, metadata, 0, collection, timeout)
+
+    async def compare_and_set(
+        self,
+        id: str,
+        expected_version: int,
+        vector: Any,
+        metadata: Any = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Replace a document only if its version is `expected_version` (0: only if there is none); raises
+        VersionMismatch (details["actual"]) or AlreadyExists otherwise."""
+        expected = values.check_count(expected_version, "expected_version", 0)
+        return await self._put(id, vector, metadata, expected, collection, timeout)
+
+    async def _put(
+        self, id: str, vector: Any, metadata: Any, expected: int | None, collection: str, timeout: float
+    ) -> WriteResult:
+        ids = [values.check_id(id)]
+        data = values.vector_bytes(vector)
+        json = [values.metadata_bytes(metadata)]
+        return await self._data().write(
+            lambda session: Insert(collection, ids, data, json, expected, session), values.check_timeout(timeout)
+        )
+
+    async def insert_batch(
+        self,
+        documents: Iterable[Sequence[Any]] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
+        vectors: Any = None,
+        metadatas: Sequence[Any] | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> list[WriteResult]:
+        """Insert or replace many documents: either (id, vector[, metadata]) tuples, or ids, a 2-d array of vectors and
+        optionally metadatas, one a row.
+
+        Split into log entries of at most `batch_bytes_max`; each entry is all or nothing, and gets one WriteResult
+        (`count` documents). On an error, details["documents_written"] says how many documents were acknowledged.
+        """
+        batch = values.columns(documents, ids, vectors, metadatas)
+        seconds = values.check_timeout(timeout)
+        if not batch.ids:
+            return []
+        parts = values.slices(batch, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
+        # Parts may overtake each other, so an id that is there twice forces them into order.
+        ordered = len(parts) > 1 and len(set(batch.ids)) < len(batch.ids)
+        permits = asyncio.Semaphore(1 if ordered else BATCHES_IN_FLIGHT)
+        failed = False
+
+        async def send(part: slice) -> WriteResult | NeedleError | None:
+            nonlocal failed
+            async with permits:
+                if failed:
+                    return None
+                rows = batch.vectors[part].tobytes()
+                try:
+                    return await self._data().write(
+                        lambda session: Insert(collection, batch.ids[part], rows, batch.metadata[part], None, session),
+                        seconds,
+                    )
+                except NeedleError as error:
+                    failed = True
+                    return error
+
+        if len(parts) == 1:
+            outcomes = [await send(parts[0])]
+        else:
+            outcomes = list(await asyncio.gather(*(send(part) for part in parts)))
+        results = [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
+        for outcome in outcomes:
+            if isinstance(outcome, NeedleError):
+                outcome.details["documents_written"] = sum(result.count for result in results)
+                raise outcome
+        return results
+
+    async def delete(
+        self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
+    ) -> WriteResult:
+        """Delete one document or several, all at once; absent ids are fine. existed: whether any was there; count: how
+        many were."""
+        names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
+        if not names:
+            raise invalid("ids", names, "at least one id")
+        return await self._data().write(
+            lambda session: Delete(collection, names, None, session), values.check_timeout(timeout)
+        )
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    @overload
+    async def get(  # type: ignore[overload-overlap]  # a str is an iterable of str, but it means one id
+        self,
+        ids: str,
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_vectors: bool = ...,
+        session: bool = ...,
+        max_staleness: float | None = ...,
+        timeout: float = ...,
+    ) -> Document | None: ...
+    @overload
+    async def get(
+        self,
+        ids: Iterable[str],
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_vectors: bool = ...,
+        session: bool = ...,
+        max_staleness: float | None = ...,
+        timeout: float = ...,
+    ) -> list[Document]: ...
+    async def get(
+        self,
+        ids: str | Iterable[str],
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_vectors: bool = True,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Document | list[Document] | None:
+        """One document, or None; or for several ids a list of those that exist, in the order asked."""
+        if isinstance(ids, str):
+            names = [values.check_id(ids, "ids")]
+        else:
+            names = values.check_ids(ids)
+        freshness = self._freshness(mode, session, max_staleness)
+        answer = await self._read(
+            protocol.GET,
+            freshness,
+            lambda fresh: GetCall(shard_group(0), collection, names, with_vectors, fresh),
+            timeout,
+        )
+        batch = protocol.decode(answer, DocumentBatch)
+        self._data().saw(batch.applied_index)
+        found = values.documents(batch)
+        if isinstance(ids, str):
+            return found[0] if found else None
+        return found
+
+    async def get_many(
+        self,
+        ids: Iterable[str],
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_vectors: bool = True,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Document]:
+        """`get` of several ids: those that exist, in the order asked."""
+        return await self.get(
+            list(ids),
+            mode=mode,
+            collection=collection,
+            with_vectors=with_vectors,
+            session=session,
+            max_staleness=max_staleness,
+            timeout=timeout,
+        )
+
+    async def search(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """The k nearest documents, nearest first, ties by id; fewer if fewer match.
+
+        query: `dimensions` numbers. filter: a Filter or its dict form. exact: score every vector instead of using the
+        index. ef_search: accuracy of the index, 0 for the collection's own. session: an eventual read that sees this
+        client's own writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
+        """
+        request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, self._freshness(mode, session, max_staleness), timeout)
+
+    async def _search(self, request: SearchRequest, freshness: Freshness, timeout: float) -> list[Hit]:
+        answer = await self._read(
+            protocol.SEARCH, freshness, lambda fresh: SearchCall(shard_group(0), request, fresh), timeout
+        )
+        batch = protocol.decode(answer, HitBatch)
+        self._data().saw(batch.applied_index)
+        return values.hits(batch)
+
+    async def search_strong(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
+        request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, self._freshness(ReadMode.STRONG, False, None), timeout)
+
+    async def search_leased(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
+        the configured bound."""
+        request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, self._freshness(ReadMode.LEASED, False, None), timeout)
+
+    async def search_eventual(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search` on any replica, leader or not: sees some earlier state. See `search` for session, max_staleness."""
+        request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, self._freshness(ReadMode.EVENTUAL, session, max_staleness), timeout)
+
+    def _freshness(self, mode: ReadMode | str, session: bool, max_staleness: float | None) -> Freshness:
+        wanted = values.choose(mode, ReadMode, "mode")
+        if wanted is not ReadMode.EVENTUAL and (session or max_staleness is not None):
+            name = "session" if session else "max_staleness"
+            raise InvalidArgument(f"{name} is for eventual reads; {wanted.value} reads are fresh anyway", field=name)
+        stale = 0.0 if max_staleness is None else values.check_timeout(max_staleness, "max_staleness")
+        return Freshness(wanted, self._data().last_index if session else 0, stale, 0.0)
+
+    async def _read(self, method: str, fresh: Freshness, make: Any, timeout: float) -> bytes:
+        seconds = values.check_timeout(timeout)
+        encode = protocol.encode
+
+        def body(left: float) -> bytes:
+            return encode(make(Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)))
+
+        group = self._data()
+        if fresh.mode is ReadMode.EVENTUAL:
+            return await group.ask_any(method, body, seconds)
+        return await group.ask_leader(method, body, seconds)
+
+    # --- collections -------------------------------------------------------------------------------------------------
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        dimensions: int,
+        metric: Metric | str = Metric.COSINE,
+        index: IndexParams | None = None,
+        if_absent: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Create a collection. Raises CollectionExists, unless if_absent and the one there is equal."""
+        spec = CollectionSpec(
+            name=values.check_id(name, "name"),
+            dimensions=values.check_count(dimensions, "dimensions"),
+            metric=values.choose(metric, Metric, "metric"),
+            index=index or IndexParams(),
+        )
+        return await self._data().write(
+            lambda session: CreateCollection(spec, if_absent, session), values.check_timeout(timeout)
+        )
+
+    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
+        """Delete a collection and all its documents. Raises CollectionNotFound."""
+        values.check_id(name, "name")
+        return await self._data().write(lambda session: DropCollection(name, session), values.check_timeout(timeout))
+
+    async def collections(
+        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> list[CollectionSpec]:
+        """All collections, by name."""
+        return (await self._collections(mode, timeout)).collections
+
+    async def count(
+        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> int:
+        """How many documents a collection holds. Raises CollectionNotFound."""
+        answer = await self._collections(mode, timeout)
+        for spec, count in zip(answer.collections, answer.counts, strict=True):
+            if spec.name == collection:
+                return count
+        raise CollectionNotFound(f"there is no collection {collection!r}", collection=collection)
+
+    async def _collections(self, mode: ReadMode | str, timeout: float) -> CollectionsAnswer:
+        freshness = self._freshness(mode, False, None)
+        answer = await self._read(
+            protocol.COLLECTIONS, freshness, lambda fresh: CollectionsCall(shard_group(0), fresh), timeout
+        )
+        return protocol.decode(answer, CollectionsAnswer)
+
+
+def _request(
+    query: Any,
+    k: int,
+    filter: FilterLike,
+    collection: str,
+    with_metadata: bool,
+    with_vectors: bool,
+    exact: bool,
+    ef_search: int,
+) -> SearchRequest:
+    return SearchRequest(
+        collection=collection,
+        vector=values.vector_bytes(query, "query"),
+        k=values.check_count(k, "k"),
+        filter=values.filter_bytes(filter),
+        with_metadata=with_metadata,
+        with_vectors=with_vectors,
+        exact=exact,
+        ef_search=values.check_count(ef_search, "ef_search", 0),
+    )

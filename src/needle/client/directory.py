@@ -1,0 +1,174 @@
+"""Which nodes there are, which of them leads a group, and which have failed lately.
+
+Invariant: at most one search for a group's leader runs at a time; all callers share its result. What a node says about
+the leader is a hint only: Raft decides, a wrong hint costs one refused request. Knows the RPC calls `leader` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+from needle.base import protocol
+from needle.base.errors import ConfigError, NeedleError, ProtocolError
+from needle.base.ids import GroupId, NodeId
+from needle.base.protocol import GroupCall, LeaderAnswer
+
+ASK_SECONDS = 0.5
+"""How long a node may take to say who leads."""
+SETTLE_SECONDS = 0.05
+"""How long to wait for a better answer once one node has named another as leader."""
+SUSPECT_SECONDS = 1.0
+"""How long a node that failed is tried last."""
+
+
+class Caller(Protocol):
+    """What a client needs of the network: `rpc.RpcClient`, or the simulator's."""
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes: ...
+    def connected(self, address: str) -> bool: ...
+    async def connect(self, address: str, timeout: float) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Directory:
+    """The nodes of one cluster, learned from seeds."""
+
+    def __init__(self, caller: Caller, seeds: Iterable[str]) -> None:
+        self.caller = caller
+        self._seeds = dict.fromkeys(seeds)
+        if not self._seeds:
+            raise ConfigError("addresses = [] is not allowed: at least one 'host:port'", field="addresses")
+        self._by_node: dict[NodeId, str] = {}
+        self._from_seed: dict[NodeId, None] = {}
+        self._leaders: dict[GroupId, str] = {}
+        self._searches: dict[GroupId, asyncio.Task[str | None]] = {}
+        self._suspect: dict[str, float] = {}
+        self._turn = 0
+        self.failures: dict[str, NeedleError] = {}
+        """Why each address did not answer when last asked who leads."""
+        self.refusal: NeedleError | None = None
+        """Set when a node refused to talk at all (other cluster, other protocol)."""
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+    def addresses(self) -> list[str]:
+        """Every known address; seeds that have not said which node they are come last."""
+        return list(dict.fromkeys([*self._by_node.values(), *self._seeds]))
+
+    def address_of(self, node: NodeId) -> str | None:
+        return self._by_node.get(node)
+
+    def nodes(self) -> dict[NodeId, str]:
+        """Known nodes and their addresses, by id."""
+        return dict(sorted(self._by_node.items()))
+
+    def learn(self, address: str, answer: LeaderAnswer) -> None:
+        """A node answered at `address`. An address we were given or that answered is kept over one we are told."""
+        if address in self._seeds:
+            del self._seeds[address]
+            self._from_seed[answer.node_id] = None
+        if answer.node_id not in self._from_seed or self._by_node.get(answer.node_id) is None:
+            self._by_node[answer.node_id] = address
+        for node, told in sorted(answer.addresses.items()):
+            if node not in self._from_seed and node != answer.node_id:
+                self._by_node[node] = told
+
+    def suspect(self, address: str) -> None:
+        """`address` failed: try others first for a while."""
+        self._suspect[address] = asyncio.get_running_loop().time() + SUSPECT_SECONDS
+
+    def in_turn(self, prefer: str | None = None) -> list[str]:
+        """Addresses for a read that any node may answer: the next in turn first (or `prefer`), failing ones last."""
+        known = self.addresses()
+        self._turn = (self._turn + 1) % len(known)
+        order = known[self._turn :] + known[: self._turn]
+        if prefer is not None and prefer in order:
+            order.remove(prefer)
+            order.insert(0, prefer)
+        if self._suspect:
+            now = asyncio.get_running_loop().time()
+            self._suspect = {address: until for address, until in self._suspect.items() if until > now}
+            order.sort(key=lambda address: address in self._suspect)
+        return order
+
+    # --- leaders -----------------------------------------------------------------------------------------------------
+    def known_leader(self, group: GroupId) -> str | None:
+        return self._leaders.get(group)
+
+    def set_leader(self, group: GroupId, address: str | None) -> None:
+        if address is None:
+            self._leaders.pop(group, None)
+        else:
+            self._leaders[group] = address
+
+    def forget_leader(self, group: GroupId, address: str) -> None:
+        """`address` does not lead any more; keeps what was learned meanwhile."""
+        if self._leaders.get(group) == address:
+            del self._leaders[group]
+
+    async def find_leader(self, group: GroupId, timeout: float) -> str | None:
+        """Ask all nodes at once; the address of the leader, or None if nobody names one in time."""
+        search = self._searches.get(group)
+        if search is None:
+            search = asyncio.get_running_loop().create_task(self._search(group))
+            self._searches[group] = search
+            search.add_done_callback(lambda _: self._searches.pop(group, None))
+        # wait() leaves the search running for the others when this caller is cancelled or its time is up.
+        done, _ = await asyncio.wait((search,), timeout=timeout)
+        return search.result() if done else None
+
+    async def _search(self, group: GroupId) -> str | None:
+        loop = asyncio.get_running_loop()
+        waiting = [loop.create_task(self.ask(address, group)) for address in self.addresses()]
+        deadline = loop.time() + ASK_SECONDS
+        best: LeaderAnswer | None = None
+        try:
+            while waiting and (left := deadline - loop.time()) > 0:
+                await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                done = [task for task in waiting if task.done()]
+                waiting = [task for task in waiting if not task.done()]
+                for answer in filter(None, (task.result() for task in done)):
+                    if answer.leader is not None and (best is None or answer.term >= best.term):
+                        best = answer
+                if best is not None and best.leader == best.node_id:
+                    break
+                if best is not None:
+                    deadline = min(deadline, loop.time() + SETTLE_SECONDS)
+        finally:
+            for task in waiting:
+                task.cancel()
+        if best is None or best.leader is None:
+            return None
+        address = self._by_node.get(best.leader) or best.addresses.get(best.leader)
+        self.set_leader(group, address)
+        return address
+
+    async def ask(self, address: str, group: GroupId) -> LeaderAnswer | None:
+        """What the node at `address` knows; None if it does not answer (see `failures`)."""
+        try:
+            body = await self.caller.call(
+                address, protocol.LEADER, protocol.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
+            )
+        except NeedleError as error:
+            self.failures[address] = error
+            if isinstance(error, ProtocolError):
+                self.refusal = error
+            return None
+        self.failures.pop(address, None)
+        answer = protocol.decode(body, LeaderAnswer)
+        self.learn(address, answer)
+        return answer
+
+    def explain(self) -> str:
+        """Which nodes did not answer and why, for an error message."""
+        known = self.addresses()
+        names = {address: node for node, address in self._by_node.items()}
+        silent = [
+            f"{names.get(address, '?')} at {address} ({self.failures[address].message})"
+            for address in known
+            if address in self.failures
+        ]
+        if not silent:
+            return f"all {len(known)} nodes answer, but none leads"
+        return f"{len(silent)} of {len(known)} nodes did not answer: {'; '.join(silent)}"

@@ -1,0 +1,219 @@
+"""What callers pass in becomes bytes for the wire, and answers become what callers get out. Pure.
+
+Invariant: bad input raises InvalidArgument that names the field before anything is sent; vectors never become lists of
+Python floats. Knows no nodes and no connections.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.filters import Filter
+from needle.base.model import Document, Hit, HitBatch, Metric
+from needle.base.protocol import DocumentBatch
+
+Vectors = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+_json = msgspec.json.Encoder()
+_parse = msgspec.json.Decoder()
+_FLOAT32 = np.dtype("<f4")
+
+
+def as_array(value: Any, field: str, dimensions: int) -> Vectors:
+    """`value` as a C-contiguous little-endian float32 array of `dimensions` axes, all numbers finite."""
+    try:
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(value, dtype=_FLOAT32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise invalid(field, value, f"numbers that numpy can make a float32 array of ({error})") from None
+    if array.ndim != dimensions or isinstance(value, str | bytes) or np.ndim(value) != dimensions:
+        shape = "(dimensions,)" if dimensions == 1 else "(documents, dimensions)"
+        raise invalid(field, np.shape(value), f"an array of shape {shape}")
+    if array.size == 0:
+        raise invalid(field, f"an array of shape {array.shape}", "at least one number")
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))[0]
+        where = f"{field}[{', '.join(str(int(n)) for n in bad)}]"
+        raise invalid(where, float(array[tuple(bad)]), "finite float32 numbers (no NaN, no infinity)")
+    return array
+
+
+def vector_bytes(value: Any, field: str = "vector") -> bytes:
+    """One vector as little-endian float32 bytes."""
+    return as_array(value, field, 1).tobytes()
+
+
+def check_id(value: object, field: str = "id") -> str:
+    """A document id: a non-empty string that UTF-8 can encode. The server checks its length."""
+    if not isinstance(value, str) or not value:
+        raise invalid(field, value, "a non-empty string")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise invalid(field, value, "a string that UTF-8 can encode (no lone surrogates)") from None
+    return value
+
+
+def check_ids(values: Any, field: str = "ids") -> list[str]:
+    """A list of document ids."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise invalid(field, values, "a list of strings")
+    return [check_id(value, f"{field}[{n}]") for n, value in enumerate(values)]
+
+
+def metadata_bytes(value: Any, field: str = "metadata") -> bytes:
+    """JSON bytes; b"" for None."""
+    if value is None:
+        return b""
+    try:
+        data = _json.encode(value)
+    except (TypeError, ValueError, RecursionError, OverflowError, UnicodeEncodeError) as error:
+        raise invalid(field, value, f"anything JSON can hold ({error})") from None
+    if b"null" in data and _holds_nan(value):  # the encoder writes NaN and infinity as null
+        raise invalid(field, value, "anything JSON can hold (no NaN, no infinity)")
+    return data
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_holds_nan, value.values()))
+    return isinstance(value, list | tuple | set | frozenset) and any(map(_holds_nan, value))
+
+
+def filter_bytes(value: Filter | Mapping[str, Any] | None) -> bytes:
+    """The canonical JSON of a filter; b"" for none."""
+    return b"" if value is None else Filter.parse(value).to_json()
+
+
+def check_count(value: object, field: str, low: int = 1) -> int:
+    """A whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise invalid(field, value, f"a whole number of at least {low}")
+    return int(value)
+
+
+def check_timeout(value: object, field: str = "timeout") -> float:
+    """Seconds, or a timedelta, as a positive float."""
+    seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 86_400:
+        raise invalid(field, value, "seconds, more than 0 and at most 86400")
+    return float(seconds)
+
+
+def choose(value: object, kind: type[T], field: str) -> T:
+    """`value` as a member of the enumeration `kind`."""
+    try:
+        return kind(value)  # type: ignore[call-arg]
+    except ValueError:
+        raise invalid(field, value, f"one of {', '.join(map(str, kind))}") from None  # type: ignore[call-overload]
+
+
+class Columns(msgspec.Struct, frozen=True):
+    """A batch of documents as columns; vectors has one row a document."""
+
+    ids: list[str]
+    vectors: Vectors
+    metadata: list[bytes]
+
+
+def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
+    """From (id, vector[, metadata]) tuples, or from ids, a 2-d array and optionally metadata, one a row."""
+    if documents is not None:
+        if ids is not None or vectors is not None or metadatas is not None:
+            raise InvalidArgument("give either documents, or ids and vectors, not both", field="documents")
+        ids, vectors, metadatas = _split(documents)
+    elif ids is None or vectors is None:
+        raise InvalidArgument("give documents, or ids and vectors", field="ids" if ids is None else "vectors")
+    names = check_ids(ids)
+    if not names:
+        return Columns([], np.zeros((0, 0), _FLOAT32), [])
+    rows = as_array(vectors, "vectors", 2)
+    if len(rows) != len(names):
+        raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
+    if metadatas is None:
+        return Columns(names, rows, [b""] * len(names))
+    if isinstance(metadatas, str | bytes | Mapping) or len(metadatas) != len(names):
+        raise invalid("metadatas", metadatas, f"a list with one value for each of the {len(names)} ids")
+    return Columns(names, rows, [metadata_bytes(value, f"metadatas[{n}]") for n, value in enumerate(metadatas)])
+
+
+def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+        raise invalid("documents", documents, "a list of (id, vector) or (id, vector, metadata)")
+    ids, vectors, metadatas = [], [], []
+    for n, document in enumerate(documents):
+        if not isinstance(document, Sequence) or isinstance(document, str) or len(document) not in (2, 3):
+            raise invalid(f"documents[{n}]", document, "(id, vector) or (id, vector, metadata)")
+        ids.append(document[0])
+        vectors.append(as_array(document[1], f"documents[{n}].vector", 1))
+        metadatas.append(document[2] if len(document) == 3 else None)
+    for n, vector in enumerate(vectors):
+        if len(vector) != len(vectors[0]):
+            raise invalid(f"documents[{n}].vector", f"{len(vector)} numbers", f"{len(vectors[0])} as in documents[0]")
+    return ids, np.stack(vectors) if vectors else None if ids else np.zeros((0, 0), _FLOAT32), metadatas
+
+
+def slices(batch: Columns, bytes_max: int, documents_max: int) -> list[slice]:
+    """Consecutive parts of a batch, each within both bounds (one document may exceed the bytes alone)."""
+    parts, start, size = [], 0, 0
+    row = batch.vectors.shape[1] * 4 + 16
+    for n, (name, metadata) in enumerate(zip(batch.ids, batch.metadata, strict=True)):
+        weight = row + len(name) + len(metadata)
+        if n > start and (size + weight > bytes_max or n - start >= documents_max):
+            parts.append(slice(start, n))
+            start, size = n, 0
+        size += weight
+    parts.append(slice(start, len(batch.ids)))
+    return parts
+
+
+def json_value(data: bytes) -> Any:
+    """What JSON bytes hold; None for b""."""
+    return _parse.decode(data) if data else None
+
+
+def hits(batch: HitBatch) -> list[Hit]:
+    """The rows of a search's answer. The score follows from the distance and the metric."""
+    metadata = batch.metadata
+    rows = _rows(batch.vectors, len(batch.ids))
+    cosine = batch.metric is Metric.COSINE
+    return [
+        Hit(
+            id=name,
+            distance=distance,
+            score=1.0 - distance if cosine else -distance,
+            metadata=json_value(metadata[n]) if metadata else None,
+            version=batch.versions[n],
+            vector=None if rows is None else rows[n],
+        )
+        for n, (name, distance) in enumerate(zip(batch.ids, batch.distances, strict=True))
+    ]
+
+
+def documents(batch: DocumentBatch) -> list[Document]:
+    """The rows of a get's answer."""
+    rows = _rows(batch.vectors, len(batch.ids))
+    return [
+        Document(
+            id=name,
+            vector=None if rows is None else rows[n],
+            metadata=json_value(batch.metadata[n]),
+            version=batch.versions[n],
+        )
+        for n, name in enumerate(batch.ids)
+    ]
+
+
+def _rows(data: bytes, count: int) -> Vectors | None:
+    return np.frombuffer(data, _FLOAT32).reshape(count, -1) if data and count else None
