@@ -1,0 +1,55 @@
+"""The core's settings: one frozen value per replica. Durations are seconds, sizes are bytes.
+
+It must not know where they come from; `needle.base.config` holds the user's configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from needle.base.ids import NodeId
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreConfig:
+    """Settings of one replica's core. Pre-vote and check-quorum are always on.
+
+    election_timeout is also T of the lease rules: how long a follower refuses votes after a leader's message.
+    clock_error_max bounds the rate error of every clock, as a fraction; lease_margin is taken off every lease.
+    """
+
+    node_id: NodeId
+    election_timeout: float
+    heartbeat_interval: float
+    clock_error_max: float = 0.001
+    lease_margin: float = 0.005
+    append_bytes_max: int = 1 << 20
+    inflight_messages_max: int = 64
+    inflight_bytes_max: int = 8 << 20
+    uncommitted_bytes_max: int = 128 << 20
+    apply_bytes_max: int = 8 << 20
+    snapshot_retry: float = 2.0
+
+    @property
+    def lease_duration(self) -> float:
+        """How long after the send time of a confirmed round the leader may serve leased reads (thesis, 6.4.1).
+
+        Followers compare absolute times, so nothing is lost to tick granularity: T * (1 - e) / (1 + e) - margin.
+        """
+        error = self.clock_error_max
+        return self.election_timeout * (1 - error) / (1 + error) - self.lease_margin
+
+    @property
+    def commit_notice_delay(self) -> float:
+        """How long a new commit index waits for an append to travel with before it gets a heartbeat of its own."""
+        return self.heartbeat_interval / 10
+
+    @property
+    def disk_stall_timeout(self) -> float:
+        """A write outstanding for longer costs the leader its office."""
+        return 2 * self.election_timeout
+
+    @property
+    def transfer_timeout(self) -> float:
+        """How long a leadership transfer may block proposals."""
+        return 2 * self.election_timeout

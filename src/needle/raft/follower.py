@@ -1,0 +1,104 @@
+"""The follower's side of replication: appends, heartbeats and snapshots from the leader of this term (paper, 5.3, 7).
+
+Invariant: the log is truncated only at a conflicting term and never at or below the commit index; an answer leaves
+only when what it acknowledges is durable.
+"""
+
+from __future__ import annotations
+
+from needle.base.errors import Internal
+from needle.base.ids import NodeId
+from needle.raft.messages import Message, MessageType
+from needle.raft.state import Role, State
+
+
+def follow(s: State, leader: NodeId) -> None:
+    """A message of this term's leader has arrived: no vote and no campaign for an election timeout (lease rule 1)."""
+    if s.role is Role.LEADER:
+        raise Internal(f"two leaders in term {s.term}: {s.id} and {leader}")
+    if s.role is not Role.FOLLOWER or s.leader != leader:
+        s.become_follower(s.term, leader)
+    else:
+        s.extend_election_deadline()
+    s.promise_until = s.now + s.config.election_timeout
+
+
+def answer_stale_leader(s: State, m: Message) -> None:
+    """Free a leader of an older term, or a node stranded with a higher one: the answer's term makes it step down."""
+    s.send_after_persist(Message(MessageType.APPEND_RESP, to=m.frm, frm=s.id, term=s.term))
+
+
+def _acknowledge(s: State, m: Message, index: int) -> None:
+    """Everything up to `index` is here (and durable when this leaves). Takes the place of an older one not yet sent."""
+    round_id = m.round
+    waiting = s.messages_after_persist
+    if waiting:
+        earlier = waiting[-1]
+        if (
+            earlier.type == MessageType.APPEND_RESP
+            and earlier.to == m.frm
+            and earlier.term == s.term
+            and not earlier.reject
+        ):
+            index = max(index, earlier.index)
+            round_id = max(round_id, earlier.round)
+            waiting.pop()
+    waiting.append(Message(MessageType.APPEND_RESP, to=m.frm, frm=s.id, term=s.term, index=index, round=round_id))
+
+
+def on_append(s: State, m: Message) -> None:
+    follow(s, m.frm)
+    log = s.log
+    if m.index < s.commit:
+        _acknowledge(s, m, s.commit)
+        return
+    if not log.matches(m.index, m.log_term):
+        hint, hint_term = log.find_conflict_by_term(m.index, m.log_term)
+        s.send_after_persist(
+            Message(
+                MessageType.APPEND_RESP,
+                to=m.frm,
+                frm=s.id,
+                term=s.term,
+                index=m.index,
+                reject=True,
+                hint=hint,
+                hint_term=hint_term,
+                round=m.round,
+            )
+        )
+        return
+    if m.entries:
+        if not log.entries:
+            s.disk_idle_at = s.now
+        log.extend(m.index, m.entries, s.commit)
+    last = m.index + len(m.entries)
+    s.commit = max(s.commit, min(m.commit, last))
+    _acknowledge(s, m, last)
+
+
+def on_heartbeat(s: State, m: Message) -> None:
+    follow(s, m.frm)
+    # The leader promises commit <= match. If the log is shorter, the disk lost data: an append will tell the leader.
+    if s.commit < m.commit <= s.log.last_index():
+        s.commit = m.commit
+    answer = Message(MessageType.HEARTBEAT_RESP, to=m.frm, frm=s.id, term=s.term, round=m.round)
+    if s.durable_hard_state.term == s.term:
+        s.send(answer)
+    else:
+        s.send_after_persist(answer)
+
+
+def on_snapshot(s: State, m: Message) -> None:
+    """The host has fetched and verified the snapshot's files; decide what becomes of it (etcd's restore)."""
+    follow(s, m.frm)
+    meta = m.snapshot
+    if meta is None:
+        raise Internal("a SNAPSHOT message without a snapshot")
+    if meta.index > s.commit:
+        if s.log.matches(meta.index, meta.term):
+            # All of it is in the log already: only the commit index is news.
+            s.commit = meta.index
+        else:
+            s.restore(meta)
+    _acknowledge(s, m, s.commit)

@@ -1,0 +1,78 @@
+"""Configurations and how they change: joint consensus with learners (paper, section 6; etcd's confchange).
+
+Invariant: two consecutive configurations share a node in any pair of their quorums. Every change of voters goes
+through a joint configuration; a change of learners only takes effect at once. Pure functions.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.errors import Internal, invalid
+from needle.base.ids import NodeId
+from needle.raft.messages import ConfChange, ConfState, Entry, EntryKind
+
+_decoder = msgspec.msgpack.Decoder(ConfChange)
+
+
+def encode_change(change: ConfChange) -> bytes:
+    """The data of a CONF_CHANGE entry."""
+    return msgspec.msgpack.encode(change)
+
+
+def decode_change(entry: Entry) -> ConfChange:
+    """The change that a CONF_CHANGE entry carries. Raises Internal for any other entry."""
+    if entry.kind != EntryKind.CONF_CHANGE:
+        raise Internal(f"entry {entry.index} is not a configuration change")
+    try:
+        return _decoder.decode(entry.data)
+    except msgspec.MsgspecError as error:
+        raise Internal(f"entry {entry.index} holds no readable configuration change: {error}") from error
+
+
+def check_change(change: ConfChange) -> None:
+    """Raises InvalidArgument for a target that no leader may propose."""
+    if change.leave:
+        raise invalid("leave", change.leave, "False: the leader proposes the second half itself")
+    if not change.voters:
+        raise invalid("voters", change.voters, "at least one node")
+    for name, ids in (("voters", change.voters), ("learners", change.learners)):
+        if len(set(ids)) != len(ids) or "" in ids:
+            raise invalid(name, ids, "distinct, non-empty node ids")
+    both = sorted(set(change.voters) & set(change.learners))
+    if both:
+        raise invalid("learners", change.learners, f"nodes that are not voters too ({', '.join(both)})")
+
+
+def is_joint(conf: ConfState) -> bool:
+    return bool(conf.voters_outgoing)
+
+
+def is_voter(conf: ConfState, node: NodeId) -> bool:
+    """Whether the node's vote counts in any active voter set."""
+    return node in conf.voters or node in conf.voters_outgoing
+
+
+def members(conf: ConfState) -> list[NodeId]:
+    """Every node that receives the log, sorted: the order in which a leader addresses them."""
+    return sorted({*conf.voters, *conf.learners, *conf.voters_outgoing, *conf.learners_next})
+
+
+def apply_change(conf: ConfState, change: ConfChange) -> ConfState:
+    """The configuration after `change`. A `leave` without a joint configuration changes nothing."""
+    if change.leave:
+        if not is_joint(conf):
+            return conf
+        return ConfState(voters=conf.voters, learners=tuple(sorted({*conf.learners, *conf.learners_next})))
+    voters = tuple(sorted(change.voters))
+    if is_joint(conf):
+        raise Internal("a configuration change was committed while another one was under way")
+    if set(voters) == set(conf.voters):
+        return ConfState(voters=conf.voters, learners=tuple(sorted(change.learners)))
+    old = set(conf.voters)
+    return ConfState(
+        voters=voters,
+        learners=tuple(sorted(set(change.learners) - old)),
+        voters_outgoing=conf.voters,
+        learners_next=tuple(sorted(set(change.learners) & old)),
+    )

@@ -1,0 +1,437 @@
+"""One replica's consensus as a state machine without I/O: inputs in, `Ready` out (after etcd's RawNode).
+
+The host's loop: feed `step`, `tick` and the requests; while `has_ready()`, take `ready()`, do what it says in the
+order that `messages.Ready` states, then `advance()` and `applied_to()`. At most one write and one page of committed
+entries are under way at a time. The host reads the clock fresh for every call (lease rule 3). This class keeps
+no clock, starts no thread and draws no random number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from needle.base.errors import CorruptLog, Internal, MembershipChangePending, NotLeader, Overloaded
+from needle.base.ids import NodeId
+from needle.raft import election, follower, lease, membership, replication, rounds, transfer
+from needle.raft.config import CoreConfig
+from needle.raft.log import LogStorage, RaftLog
+from needle.raft.messages import (
+    NO_LEADER,
+    ConfChange,
+    ConfState,
+    Entry,
+    EntryKind,
+    HardState,
+    Message,
+    MessageType,
+    Ready,
+    SnapshotMeta,
+)
+from needle.raft.progress import Progress
+from needle.raft.quorum import quorum_value
+from needle.raft.state import Role, State
+
+__all__ = ["Raft", "Role"]
+
+_FROM_LEADER = frozenset((MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT))
+_VOTE_REQUESTS = frozenset((MessageType.VOTE, MessageType.PRE_VOTE))
+_HANDLERS: dict[int, Callable[[State, Message], None]] = {
+    MessageType.PRE_VOTE: election.on_vote_request,
+    MessageType.PRE_VOTE_RESP: election.on_vote_answer,
+    MessageType.VOTE: election.on_vote_request,
+    MessageType.VOTE_RESP: election.on_vote_answer,
+    MessageType.APPEND: follower.on_append,
+    MessageType.HEARTBEAT: follower.on_heartbeat,
+    MessageType.SNAPSHOT: follower.on_snapshot,
+    MessageType.TIMEOUT_NOW: election.on_timeout_now,
+}
+_LEADER_HANDLERS: dict[int, Callable[[State, Message], None]] = {
+    MessageType.APPEND_RESP: replication.on_append_answer,
+    MessageType.HEARTBEAT_RESP: replication.on_heartbeat_answer,
+}
+
+
+class Raft:
+    """See the module. Every method that takes `now` wants the node's monotonic clock in seconds, never going back."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        storage: LogStorage,
+        *,
+        hard_state: HardState,
+        conf: ConfState,
+        applied: int,
+        now: float,
+        random_timeout: Callable[[], float],
+    ) -> None:
+        """Continue from what is durable. `conf` is the configuration in force at `applied`; `random_timeout` returns
+        floats in [0, 1). Raises CorruptLog if the parts do not fit together."""
+        first, last = storage.first_index(), storage.last_index()
+        if not first - 1 <= applied <= last:
+            raise CorruptLog(f"applied index {applied} lies outside the log, which covers {first - 1} to {last}")
+        if hard_state.commit > last:
+            raise CorruptLog(f"the log ends at {last}, but entries up to {hard_state.commit} were committed")
+        self._s = State(config, RaftLog(storage), hard_state, conf, applied, now, random_timeout)
+        self._persisting: Ready | None = None
+        if conf.voters != (config.node_id,) or conf.voters_outgoing:
+            self._s.reset_election_deadline()
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+    def step(self, message: Message, now: float) -> None:
+        """Take one message of a peer."""
+        s = self._s
+        s.now = now
+        kind, term = message.type, message.term
+        if term < s.term:
+            if kind in _FROM_LEADER:
+                follower.answer_stale_leader(s, message)
+            elif kind == MessageType.PRE_VOTE:
+                election.refuse_stale_pre_vote(s, message)
+            return
+        if kind in _VOTE_REQUESTS and not message.force and election.is_promised(s, message.frm):
+            return
+        # A pre-vote asks about a term that has not begun, and so does a granted one.
+        hypothetical = kind == MessageType.PRE_VOTE or (kind == MessageType.PRE_VOTE_RESP and not message.reject)
+        if term > s.term and not hypothetical:
+            s.become_follower(term, message.frm if kind in _FROM_LEADER else NO_LEADER)
+        if s.role is Role.LEADER:
+            on_answer = _LEADER_HANDLERS.get(kind)
+            if on_answer is not None:
+                on_answer(s, message)
+                self._maybe_leave_joint()
+                return
+        handler = _HANDLERS.get(kind)
+        if handler is not None:
+            handler(s, message)
+
+    def tick(self, now: float) -> None:
+        """Let time pass: elections, heartbeats, check-quorum, transfer timeout, snapshot retry, stalled disk."""
+        s = self._s
+        s.now = now
+        if self._persisting is None and not self._needs_disk():
+            s.disk_idle_at = now
+        if s.role is Role.LEADER:
+            self._tick_leader()
+        elif now >= s.election_deadline:
+            election.campaign(s)
+
+    def _tick_leader(self) -> None:
+        s = self._s
+        if election.is_disk_stalled(s) or not self._hears_quorum():
+            s.become_follower(s.term, NO_LEADER)
+            return
+        transfer.on_tick(s)
+        replication.retry_snapshots(s)
+        self._maybe_leave_joint()
+        if s.now >= s.heartbeat_due:
+            s.heartbeat_wanted = True
+            s.heartbeat_due = s.now + s.config.heartbeat_interval
+            if transfer.is_under_way(s):
+                transfer.on_progress(s, s.transfer_target, s.progress[s.transfer_target])
+        if s.now >= s.commit_notice_at:
+            s.heartbeat_wanted = True
+
+    def _hears_quorum(self) -> bool:
+        s = self._s
+        own = s.progress.get(s.id)
+        if own is not None:
+            own.contact = s.now
+        progress = s.progress
+
+        def contact(node: NodeId) -> float:
+            return progress[node].contact
+
+        return s.now - quorum_value(s.conf, contact) <= s.config.election_timeout
+
+    def next_deadline(self) -> float:
+        """When `tick` must be called next, at the latest."""
+        s = self._s
+        if s.role is Role.LEADER:
+            return min(s.heartbeat_due, s.commit_notice_at, s.transfer_deadline)
+        return s.election_deadline
+
+    def propose(self, data: bytes, now: float) -> tuple[int, int]:
+        """Append a command to the leader's log; returns its (index, term). Sent and written by the next Ready.
+
+        Raises NotLeader, TransferFailed while leadership moves, Overloaded beyond uncommitted_bytes_max.
+        """
+        s = self._s
+        s.now = now
+        if s.role is not Role.LEADER:
+            raise self._not_leader()
+        transfer.check_none(s)
+        limit = s.config.uncommitted_bytes_max
+        if s.uncommitted_bytes and s.uncommitted_bytes + len(data) > limit:
+            raise Overloaded(f"more than {limit} bytes of writes wait for a quorum", bytes_max=limit)
+        return s.append_entry(EntryKind.NORMAL, data), s.term
+
+    def propose_conf_change(self, change: ConfChange, now: float) -> tuple[int, int]:
+        """Begin a membership change; returns the (index, term) of its first half. The leader adds the second itself.
+
+        Raises NotLeader, InvalidArgument, TransferFailed, MembershipChangePending (also until the lease of the last
+        change's quorum covers the one before: lease rule 5).
+        """
+        s = self._s
+        s.now = now
+        if s.role is not Role.LEADER:
+            raise self._not_leader()
+        membership.check_change(change)
+        transfer.check_none(s)
+        if membership.is_joint(s.conf) or s.applied < s.pending_conf_index or not lease.covers_old(s):
+            raise MembershipChangePending("another membership change is under way")
+        return self._append_conf_change(change), s.term
+
+    def _append_conf_change(self, change: ConfChange) -> int:
+        s = self._s
+        s.pending_conf_index = s.append_entry(EntryKind.CONF_CHANGE, membership.encode_change(change))
+        return s.pending_conf_index
+
+    def _maybe_leave_joint(self) -> None:
+        """The second half of a membership change, once the first is applied and the lease allows it."""
+        s = self._s
+        if (
+            s.role is Role.LEADER
+            and membership.is_joint(s.conf)
+            and s.applied >= s.pending_conf_index
+            and not transfer.is_under_way(s)
+            and lease.covers_old(s)
+        ):
+            self._append_conf_change(ConfChange(leave=True))
+
+    def read_index(self, context: int, now: float) -> None:
+        """Ask for a linearizable read; answered by Ready.reads or Ready.dropped_reads. Raises NotLeader."""
+        s = self._s
+        s.now = now
+        if s.role is not Role.LEADER:
+            raise self._not_leader()
+        s.reads_new.append(context)
+
+    def read_lease(self, now: float) -> int | None:
+        """The index to wait for if this node leads within its lease, else None: then use `read_index`."""
+        self._s.now = now
+        return self._s.commit if lease.remaining(self._s) > 0 else None
+
+    def lease_remaining(self, now: float) -> float:
+        """Seconds for which `read_lease` would still answer; 0 without a lease."""
+        self._s.now = now
+        return lease.remaining(self._s)
+
+    def transfer_leadership(self, to: NodeId | None, now: float) -> NodeId:
+        """Hand leadership to `to`, or to the most caught-up voter; returns the target. Ends by a change of leader,
+        or after two election timeouts. Raises NotLeader, InvalidArgument, TransferFailed."""
+        s = self._s
+        s.now = now
+        if s.role is not Role.LEADER:
+            raise self._not_leader()
+        return transfer.start(s, to)
+
+    def campaign(self, now: float) -> None:
+        """Force an election as soon as this node's own promise to a leader allows. No effect on a leader."""
+        s = self._s
+        s.now = now
+        if s.role is Role.LEADER:
+            return
+        election.campaign(s)
+
+    def set_quiesced(self, on: bool) -> None:
+        """Maintenance: while on, never campaigns and ignores TIMEOUT_NOW; still votes and follows."""
+        self._s.quiesced = on
+
+    # --- outputs ------------------------------------------------------------------------------------------------
+    def has_ready(self, *, persist: bool = True, apply: bool = True) -> bool:
+        """Whether `ready(persist=persist, apply=apply)` would carry something. Cheap."""
+        s = self._s
+        if s.messages or s.reads or s.dropped_reads or s.snapshot_requests:
+            return True
+        if s.role is Role.LEADER and replication.wants_to_send(s):
+            return True
+        if persist and self._may_persist() and (s.messages_after_persist or self._needs_disk()):
+            return True
+        return apply and s.applying == s.applied < min(s.commit, s.log.durable_index)
+
+    def _needs_disk(self) -> bool:
+        """Whether anything waits to be written that needs an fsync. A new commit index alone does not: it is
+        written along with the next thing that does."""
+        s = self._s
+        handed = s.handed_hard_state
+        log = s.log
+        return log.has_unwritten() or log.snapshot is not None or s.term != handed.term or s.vote != handed.vote
+
+    def _may_persist(self) -> bool:
+        """One write at a time; and no snapshot is installed under a running apply."""
+        s = self._s
+        return self._persisting is None and (s.log.snapshot is None or s.applying == s.applied)
+
+    def ready(self, *, persist: bool = True, apply: bool = True) -> Ready:
+        """What is to be done now. persist=False leaves everything that goes to disk, or waits for it, to a later
+        Ready (so does a write under way); apply=False leaves the committed entries (so does a page under way)."""
+        s = self._s
+        if s.role is Role.LEADER and replication.wants_to_send(s):
+            replication.emit(s)
+        hard_state: HardState | None = None
+        entries: tuple[Entry, ...] = ()
+        snapshot: SnapshotMeta | None = None
+        after: tuple[Message, ...] = ()
+        must_sync = False
+        if persist and self._may_persist():
+            must_sync = self._needs_disk()
+            if must_sync:
+                snapshot = s.log.snapshot
+                entries = s.log.unwritten()
+                s.log.mark_handed()
+                current = s.hard_state()
+                if current != s.handed_hard_state:
+                    hard_state = s.handed_hard_state = current
+            after, s.messages_after_persist = tuple(s.messages_after_persist), []
+        result = Ready(
+            hard_state=hard_state,
+            entries=entries,
+            snapshot=snapshot,
+            messages=tuple(s.messages),
+            messages_after_persist=after,
+            committed=self._next_page() if apply else (),
+            reads=tuple(s.reads),
+            dropped_reads=tuple(s.dropped_reads),
+            snapshot_requests=tuple(s.snapshot_requests),
+            must_sync=must_sync,
+        )
+        for waiting in (s.messages, s.reads, s.dropped_reads, s.snapshot_requests):
+            waiting.clear()
+        if must_sync:
+            self._persisting = result
+        return result
+
+    def _next_page(self) -> tuple[Entry, ...]:
+        """Committed entries that are on this disk too, up to apply_bytes_max; none while a page is being applied."""
+        s = self._s
+        last = min(s.commit, s.log.durable_index)
+        if s.applying != s.applied or last <= s.applied:
+            return ()
+        page = tuple(s.log.slice(s.applied + 1, last + 1, s.config.apply_bytes_max))
+        s.applying = page[-1].index
+        s.uncommitted_bytes = max(0, s.uncommitted_bytes - sum([len(e.data) for e in page]))
+        return page
+
+    def advance(self, ready: Ready) -> None:
+        """`ready`'s snapshot, entries and hard_state are durable. A Ready that wrote nothing needs no call; one that
+        is not the write under way is ignored. Entries that were replaced meanwhile are not counted."""
+        if ready is not self._persisting:
+            return
+        self._persisting = None
+        s = self._s
+        s.disk_idle_at = s.now
+        if ready.snapshot is not None:
+            s.log.snapshot_installed(ready.snapshot)
+            s.applied = s.applying = max(s.applied, ready.snapshot.index)
+        if ready.hard_state is not None:
+            s.durable_hard_state = ready.hard_state
+        s.log.stable_to(ready.entries)
+        if s.role is Role.LEADER:
+            replication.on_durable(s)
+        else:
+            election.on_durable(s)
+
+    def applied_to(self, index: int) -> None:
+        """The committed entries up to `index` are applied. Raises Internal for an index that was not handed out."""
+        s = self._s
+        if index <= s.applied:
+            return
+        if index > s.applying:
+            raise Internal(f"applied {index}, but only {s.applying} was handed out")
+        s.applied = index
+        election.on_applied(s)
+        self._maybe_leave_joint()
+
+    def apply_conf_change(self, entry: Entry) -> ConfState:
+        """Put the change that a committed CONF_CHANGE entry carries into force; returns the configuration after it."""
+        s = self._s
+        before = s.conf
+        s.conf = membership.apply_change(before, membership.decode_change(entry))
+        if s.role is not Role.LEADER or s.conf == before:
+            return s.conf
+        lease.on_conf_change(s)
+        if not membership.is_voter(s.conf, s.id):
+            self._leave_office()
+            return s.conf
+        s.track_members()
+        transfer.on_conf_change(s)
+        s.append_wanted = s.heartbeat_wanted = True
+        replication.maybe_commit(s)
+        rounds.confirm(s)
+        return s.conf
+
+    def _leave_office(self) -> None:
+        """This leader was removed: tell the others what is committed, name a successor, and step down."""
+        s = self._s
+        s.heartbeat_wanted = True
+        replication.emit(s)
+        transfer.hand_over_on_removal(s)
+        farewell = list(s.messages)
+        s.become_follower(s.term, NO_LEADER)
+        s.messages.extend(farewell)
+
+    def send_snapshot(self, to: NodeId, meta: SnapshotMeta, now: float) -> None:
+        """Answer Ready.snapshot_requests: the files that `meta.descriptor` names can be fetched."""
+        self._s.now = now
+        if self._s.role is Role.LEADER:
+            replication.send_snapshot(self._s, to, meta)
+
+    def report_snapshot_failed(self, to: NodeId, now: float) -> None:
+        """The snapshot for `to` could not be made or fetched; it is asked for again after snapshot_retry."""
+        self._s.now = now
+        replication.snapshot_failed(self._s, to)
+
+    def report_unreachable(self, to: NodeId, now: float) -> None:
+        """Messages to `to` were lost on this side."""
+        self._s.now = now
+        replication.unreachable(self._s, to)
+
+    # --- state --------------------------------------------------------------------------------------------------
+    def _not_leader(self) -> NotLeader:
+        s = self._s
+        known = f"{s.leader} does" if s.leader else "no leader is known"
+        return NotLeader(f"{s.id} does not lead this group; {known}", leader=s.leader or None)
+
+    @property
+    def term(self) -> int:
+        return self._s.term
+
+    @property
+    def vote(self) -> NodeId:
+        return self._s.vote
+
+    @property
+    def leader(self) -> NodeId:
+        """The leader of this term, "" if unknown."""
+        return self._s.leader
+
+    @property
+    def role(self) -> Role:
+        return self._s.role
+
+    @property
+    def commit(self) -> int:
+        return self._s.commit
+
+    @property
+    def applied(self) -> int:
+        return self._s.applied
+
+    @property
+    def last_index(self) -> int:
+        return self._s.log.last_index()
+
+    @property
+    def conf(self) -> ConfState:
+        """The configuration in force here."""
+        return self._s.conf
+
+    @property
+    def leader_changes(self) -> int:
+        """How often this replica learned of a new leader since it started."""
+        return self._s.leader_changes
+
+    def progress(self) -> dict[NodeId, Progress]:
+        """Leader: how far every member is, itself included. Empty elsewhere."""
+        return dict(self._s.progress)

@@ -1,0 +1,256 @@
+"""All state of one replica, and the transitions between its roles (paper, figure 2 and 4).
+
+Invariant: term and vote change only here and in `election`; every role is entered through one function of this
+module, which resets what belongs to the role before. It must not know how messages are handled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from needle.base.ids import NodeId
+from needle.raft import membership
+from needle.raft.config import CoreConfig
+from needle.raft.log import RaftLog
+from needle.raft.messages import (
+    NO_LEADER,
+    ConfState,
+    Entry,
+    EntryKind,
+    HardState,
+    Message,
+    ReadState,
+    SnapshotMeta,
+)
+from needle.raft.progress import Progress, ProgressState
+
+NEVER = float("-inf")
+FAR = float("inf")
+
+
+class Role(Enum):
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre_candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class State:
+    """Plain fields, grouped by the module that rules them. Times are the node's monotonic clock in seconds."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        log: RaftLog,
+        hard_state: HardState,
+        conf: ConfState,
+        applied: int,
+        now: float,
+        random_timeout: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.id: NodeId = config.node_id
+        self.log = log
+        self.random_timeout = random_timeout
+        self.now = now
+
+        self.role = Role.FOLLOWER
+        self.term = hard_state.term
+        self.vote: NodeId = hard_state.vote
+        self.leader: NodeId = NO_LEADER
+        self.leader_changes = 0
+        self.commit = max(hard_state.commit, applied)
+        self.applied = applied
+        self.applying = applied  # last index handed out for applying
+        self.conf = conf
+
+        # what the disk knows, or was told
+        self.handed_hard_state = hard_state
+        self.durable_hard_state = hard_state
+        self.disk_idle_at = now  # when the last write finished, or nothing waited for one
+
+        # outputs that wait for the next Ready
+        self.messages: list[Message] = []
+        self.messages_after_persist: list[Message] = []
+        self.reads: list[ReadState] = []
+        self.dropped_reads: list[int] = []
+        self.snapshot_requests: list[NodeId] = []
+
+        # election
+        self.quiesced = False
+        self.votes: dict[NodeId, bool] = {}
+        self.promise_until = now + config.election_timeout  # refuses votes until then (lease rule 1)
+        if self.is_fresh():
+            # Nobody can hold a lease that counts on this node: it never acknowledged anything in any term.
+            self.promise_until = NEVER
+        self.timeout_factor = 1.0
+        self.election_deadline = now
+        self.deferred_timeout_now = 0  # term in which a TIMEOUT_NOW waits for a configuration to be applied
+
+        # leader
+        self.progress: dict[NodeId, Progress] = {}
+        self.term_start = 0  # index of this term's no-op
+        self.pending_conf_index = 0
+        self.uncommitted_bytes = 0
+        self.heartbeat_due = FAR
+        self.commit_notice_at = FAR
+        self.append_wanted = False
+        self.heartbeat_wanted = False
+
+        # confirmation rounds, reads, lease
+        self.round = 0
+        self.round_started_at = NEVER
+        self.round_times: deque[tuple[int, float]] = deque()
+        self.confirmed_round = 0
+        self.reads_new: list[int] = []
+        self.reads_waiting: deque[tuple[int, int, list[int]]] = deque()  # (round, index, contexts)
+        self.lease_start = NEVER
+        self.lease_suspended = False
+        self.lease_floor = NEVER  # end of the lease under the configuration before the last change (rule 5)
+
+        # leadership transfer
+        self.transfer_target: NodeId = NO_LEADER
+        self.transfer_deadline = FAR
+
+    # --- small questions ----------------------------------------------------------------------------------------
+    def is_fresh(self) -> bool:
+        """Whether this replica has never seen a term, a log or a snapshot."""
+        return self.term == 0 and self.log.last_index() == 0
+
+    def hard_state(self) -> HardState:
+        return HardState(self.term, self.vote, self.commit)
+
+    def has_committed_in_term(self) -> bool:
+        """Leader: whether an entry of its own term is committed, so that its commit index is current (paper, 8)."""
+        return self.commit >= self.term_start
+
+    def is_promotable(self) -> bool:
+        return membership.is_voter(self.conf, self.id) and self.log.snapshot is None
+
+    def has_unapplied_conf_change(self) -> bool:
+        """Whether a committed configuration change still waits to be applied here: then the configuration in force
+        is not known, and this node must not campaign."""
+        low = self.applied + 1
+        while low <= self.commit:
+            page = self.log.slice(low, self.commit + 1, self.config.apply_bytes_max)
+            if any(e.kind == EntryKind.CONF_CHANGE for e in page):
+                return True
+            low = page[-1].index + 1
+        return False
+
+    # --- outputs ------------------------------------------------------------------------------------------------
+    def send(self, message: Message) -> None:
+        """At once, in parallel with the disk."""
+        self.messages.append(message)
+
+    def send_after_persist(self, message: Message) -> None:
+        """Only when everything decided up to now is durable."""
+        self.messages_after_persist.append(message)
+
+    # --- roles --------------------------------------------------------------------------------------------------
+    def reset_election_deadline(self) -> None:
+        """Draw a new random timeout, so that candidates do not stay in step (paper, 5.2)."""
+        self.timeout_factor = 1 + self.random_timeout()
+        self.extend_election_deadline()
+
+    def extend_election_deadline(self) -> None:
+        self.election_deadline = self.now + self.config.election_timeout * self.timeout_factor
+
+    def set_leader(self, leader: NodeId) -> None:
+        if leader != self.leader:
+            self.leader = leader
+            if leader != NO_LEADER:
+                self.leader_changes += 1
+
+    def _enter_term(self, term: int) -> None:
+        """Forget everything that belongs to a role; and the vote, if the term is new."""
+        if term != self.term:
+            self.term = term
+            self.vote = NO_LEADER
+            # Answers given in an older term help nobody any more; to send none keeps "durable before sent" simple.
+            self.messages_after_persist.clear()
+        self.messages.clear()
+        self.votes.clear()
+        self.snapshot_requests.clear()
+        self.progress.clear()
+        self.heartbeat_due = self.commit_notice_at = self.transfer_deadline = FAR
+        self.append_wanted = self.heartbeat_wanted = False
+        self.dropped_reads.extend(self.reads_new)
+        for _, _, contexts in self.reads_waiting:
+            self.dropped_reads.extend(contexts)
+        self.reads_new.clear()
+        self.reads_waiting.clear()
+        self.round_times.clear()
+        self.lease_start = self.lease_floor = NEVER
+        self.lease_suspended = False
+        self.transfer_target = NO_LEADER
+        self.reset_election_deadline()
+
+    def become_follower(self, term: int, leader: NodeId) -> None:
+        self._enter_term(term)
+        self.role = Role.FOLLOWER
+        self.set_leader(leader)
+
+    def become_pre_candidate(self) -> None:
+        """Asks for votes without raising the term (thesis, 9.6)."""
+        self._enter_term(self.term)
+        self.role = Role.PRE_CANDIDATE
+        self.set_leader(NO_LEADER)
+
+    def become_candidate(self) -> None:
+        self._enter_term(self.term + 1)
+        self.role = Role.CANDIDATE
+        self.vote = self.id
+        self.set_leader(NO_LEADER)
+
+    def become_leader(self) -> None:
+        """Starts the term with a no-op: without it neither commits nor reads of this term are possible."""
+        self._enter_term(self.term)
+        self.role = Role.LEADER
+        self.set_leader(self.id)
+        last = self.log.last_index()
+        # The tail may hold a configuration change that this node has not applied.
+        self.pending_conf_index = last
+        self.uncommitted_bytes = 0
+        self.confirmed_round = self.round
+        self.round_started_at = NEVER
+        self.track_members()
+        self.term_start = last + 1
+        self.append_entry(EntryKind.NORMAL, b"")
+        self.heartbeat_due = self.now + self.config.heartbeat_interval
+        self.heartbeat_wanted = True
+
+    # --- the leader's own log -----------------------------------------------------------------------------------
+    def append_entry(self, kind: EntryKind, data: bytes) -> int:
+        """Append one entry of this term; returns its index. Sending and writing wait for the next Ready."""
+        log = self.log
+        if not log.entries:
+            self.disk_idle_at = self.now
+        index = log.last_index() + 1
+        log.append(Entry(index, self.term, int(kind), data))
+        self.uncommitted_bytes += len(data)
+        self.append_wanted = True
+        return index
+
+    def track_members(self) -> None:
+        """Make `progress` follow the configuration: in sorted order, new members probed from the end of the log."""
+        known = self.progress
+        self.progress = {}
+        learners = {*self.conf.learners, *self.conf.learners_next}
+        for node in membership.members(self.conf):
+            progress = known.get(node)
+            if progress is None:
+                progress = Progress(self.log.last_index() + 1, self.now, is_learner=False)
+                if node == self.id:
+                    progress.match = self.log.durable_index
+                    progress.state = ProgressState.REPLICATE
+            progress.is_learner = node in learners and not membership.is_voter(self.conf, node)
+            self.progress[node] = progress
+
+    # --- snapshots ----------------------------------------------------------------------------------------------
+    def restore(self, snapshot: SnapshotMeta) -> None:
+        self.log.restore(snapshot)
+        self.commit = snapshot.index
+        self.conf = snapshot.conf
