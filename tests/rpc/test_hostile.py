@@ -1,6 +1,7 @@
 """Slow, silent and hostile peers: memory stays bounded and everybody else goes on."""
 
 import asyncio
+import socket
 
 import pytest
 
@@ -125,13 +126,25 @@ async def test_one_way_frames_arrive_in_order_and_a_failing_one_is_logged(net, r
     assert client.stats.dropped_frames == 0
 
 
-async def test_send_connects_but_drops_and_counts_until_connected(net, recorder, until):
+async def test_frames_sent_while_connecting_arrive_in_order_once_connected(net, recorder, until):
     server = await net.server(recorder)
+    client = net.client(node_id="n1")
+    assert client.send(server.address, b"vote")
+    assert client.send(server.address, b"again")
+    await until(lambda: len(recorder.oneways) == 2)
+    assert recorder.oneways == [("n1", b"vote"), ("n1", b"again")]
+    assert client.stats.dropped_frames == 0
+
+
+async def test_frames_held_for_a_connection_that_fails_are_dropped_and_counted(net, until):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
     client = net.client()
-    assert not client.send(server.address, b"four")
-    assert (client.stats.dropped_frames, client.stats.dropped_bytes) == (1, 4)
-    await until(lambda: client.connected(server.address))
-    assert client.send(server.address, b"five!")
+    assert client.send(address, b"four")
+    await until(lambda: client.stats.dropped_frames == 1)
+    assert client.stats.dropped_bytes == 4
+    assert not client.send(address, b"within the backoff")
 
 
 async def test_a_full_one_way_queue_drops_the_newest_and_memory_stays_bounded(net, until):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
@@ -65,7 +66,7 @@ class RpcStats(msgspec.Struct):
     handler_failures: int = 0
 
 
-class FrameConnection(asyncio.Protocol):
+class FrameConnection(asyncio.Protocol, ABC):
     """One end of a connection. Subclasses implement `on_frames`, `on_lost` and `on_flow`."""
 
     def __init__(self, limits: RpcLimits, stats: RpcStats) -> None:
@@ -83,17 +84,17 @@ class FrameConnection(asyncio.Protocol):
         self._linger: asyncio.TimerHandle | None = None
 
     # --- what a subclass provides ------------------------------------------------------------------------------------
+    @abstractmethod
     def on_frames(self, frames: list[Frame]) -> None:
         """Frames arrived, in order; `decoder.error` may be set behind them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_lost(self, error: Exception | None) -> None:
         """The connection is gone; called once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_flow(self) -> None:
         """`write_paused` changed."""
-        raise NotImplementedError
 
     # --- writing -----------------------------------------------------------------------------------------------------
     def write_frame(self, kind: int, request_id: int, parts: Sequence[Payload]) -> None:

@@ -33,6 +33,7 @@ from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
 from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame
 
 SWEEP_SECONDS = 0.005
+HELD_BYTES_MAX = 1 << 20
 """Calls that are due are looked for by one timer a connection, at most this often."""
 
 
@@ -187,6 +188,13 @@ class Link:
         self.failures = 0
         self.retry_at = 0.0
         self.error: NeedleError | None = None
+        self.held: list[bytes] = []
+        """One-way frames that wait for the connection under way."""
+        self.held_bytes = 0
+
+    def take_held(self) -> list[bytes]:
+        held, self.held, self.held_bytes = self.held, [], 0
+        return held
 
     def lost(self, connection: ClientConnection) -> None:
         if self.connection is connection:
@@ -242,13 +250,18 @@ class RpcClient:
         return await connection.request(head, body, deadline)
 
     def send(self, address: str, body: bytes) -> bool:
-        """Queue a one-way frame. False if it was dropped: not connected (connecting starts), the queue is full, or
-        the frame is over the limit."""
+        """Queue a one-way frame. False if it was dropped: not connected and the backoff forbids to try, the queue is
+        full, or the frame is over the limit. Frames queued while connecting are sent when that succeeds: an election
+        must not wait another timeout because its first vote request only opened the connection."""
         link = self._links.get(address)
         connection = link.connection if link is not None else None
         size = len(body) + ENVELOPE_BYTES
         if connection is None:
-            self._start_connecting(self._link(address))
+            link = self._link(address)
+            if self._start_connecting(link) and link.held_bytes + size <= HELD_BYTES_MAX:
+                link.held.append(body)
+                link.held_bytes += size
+                return True
         elif size <= self._limits.frame_bytes_max and not connection.closing:
             unsent = connection.unsent_bytes()
             # A frame larger than the whole queue may pass alone, otherwise it never could.
@@ -352,6 +365,8 @@ class RpcClient:
                 self.stats.reconnects += link.was_connected
                 link.connection, link.was_connected, link.failures, link.error = connection, True, 0, None
                 connection = None
+                for body in link.take_held():
+                    link.connection.write_frame(ONEWAY, 0, (body,))
             else:
                 self._failed(link, connection.lost_error())
         finally:
@@ -363,6 +378,9 @@ class RpcClient:
     def _failed(self, link: Link, error: NeedleError) -> None:
         """Remember why, and pause: backoff_min doubling to backoff_max, times 0.5 to 1 so that clients spread out."""
         self.stats.connect_failures += 1
+        for body in link.take_held():
+            self.stats.dropped_frames += 1
+            self.stats.dropped_bytes += len(body)
         pause = min(self._limits.backoff_max, self._limits.backoff_min * 2.0 ** min(link.failures, 30))
         link.failures += 1
         link.error = error

@@ -1,0 +1,61 @@
+"""Three Needle node processes on 127.0.0.1 for a benchmark, stopped and removed at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import needle
+from needle.cli.demo.supervisor import LocalCluster, free_ports
+from needle.client import Client
+
+
+class NeedleCluster:
+    """Use as a context manager. settings: any node setting, e.g. dimensions, election_timeout."""
+
+    def __init__(self, **settings: object) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="bench-needle-"))
+        self._nodes = LocalCluster(self._directory, free_ports(3), settings, detached=False)
+
+    def __enter__(self) -> NeedleCluster:
+        self._nodes.start_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._nodes.stop_all()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def client(self) -> Client:
+        """A client, once the cluster has a leader."""
+        client = await needle.connect(list(self._nodes.addresses.values()))
+        while await client.leader() is None:
+            self._nodes.check_alive()
+            await asyncio.sleep(0.05)
+        return client
+
+    def kill(self, node: str) -> None:
+        self._nodes.kill(node)
+
+    def restart(self, node: str) -> None:
+        self._nodes.start(node)
+
+    async def caught_up(self, client: Client) -> None:
+        """Returns when every node answers and has applied the same index."""
+        while True:
+            statuses = (await client.status()).values()
+            applied = {status.last_applied for status in statuses if status is not None}
+            if len(applied) == 1 and all(status is not None for status in statuses):
+                return
+            self._nodes.check_alive()
+            await asyncio.sleep(0.05)
+
+    def memory_mb(self) -> list[float]:
+        """Resident memory of each node in MB: anonymous pages and the mapped segments it touched."""
+        used = []
+        for pid in self._nodes.pids().values():
+            lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+            used.append(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024)
+        return used
