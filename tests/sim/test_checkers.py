@@ -13,7 +13,7 @@ from needle.sim.checkers.digests import Digests
 from needle.sim.checkers.durability import append_ack, vote_granted, write_acknowledged
 from needle.sim.checkers.elections import Elections
 from needle.sim.checkers.monotone import Monotone, Position
-from needle.sim.checkers.replay import LogModel, ModelDocument, SearchSeen, check_search
+from needle.sim.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get, check_search
 from needle.sim.history import History
 from needle.sim.shrink import fewest, smallest
 from needle.sim.violation import Violation
@@ -291,7 +291,7 @@ def log_of_points():
 
 
 def seen(hits, *, at=4, **changes):
-    fields = {"collection": "d", "mode": "strong", "vector": np.array([0, 0]), "k": 2, "keep": None, "exact": True}
+    fields = {"mode": "strong", "vector": np.array([0, 0]), "k": 2, "keep": None, "exact": True}
     return SearchSeen(**{**fields, "hits": hits, "applied_index": at, "required_index": 0, "label": "#1", **changes})
 
 
@@ -320,6 +320,20 @@ def test_a_search_equals_the_replayed_log():
 def test_a_search_that_differs_from_the_log_is_refused(hits, changes, why):
     with pytest.raises(Violation, match=why):
         check_search(log_of_points(), seen(hits, **changes), "l2")
+
+
+def test_a_get_equals_the_replayed_log():
+    def get(key, version, at, required=0):
+        check_get(
+            log_of_points(), GetSeen(key=key, version=version, applied_index=at, required_index=required, label="#")
+        )
+
+    get("a", 1, 3)
+    get("a", 0, 4)
+    with pytest.raises(Violation, match="returned version 1"):
+        get("a", 1, 4)
+    with pytest.raises(Violation, match="before 4"):
+        get("a", 1, 3, required=4)
 
 
 def test_shrinking_finds_the_guilty():

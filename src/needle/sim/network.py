@@ -12,30 +12,16 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from inspect import isawaitable
 
 import msgspec
 
-from needle.base.errors import ConnectionLost, DeadlineExceeded, Internal, NeedleError, from_wire
+from needle.base.errors import ConnectionLost, DeadlineExceeded, Internal, NeedleError
+from needle.rpc.codec import decode_error, encode_error, request_head, split_request
+from needle.rpc.server import Handler, Peer
 from needle.sim.event_loop import SimLoop
 from needle.sim.process import Killed, Process
 from needle.sim.trace import Trace
-
-
-class SimPeer(msgspec.Struct, frozen=True):
-    """Who sent something; fits needle.rpc's Peer."""
-
-    node_id: str
-    address: str
-    incarnation: int = 0
-
-
-class Handler(Protocol):
-    """The server side, as needle.rpc's Handler."""
-
-    def on_oneway(self, peer: SimPeer, body: bytes) -> None: ...
-
-    async def on_request(self, peer: SimPeer, method: str, body: bytes) -> bytes | list[bytes]: ...
 
 
 class NetworkFaults(msgspec.Struct):
@@ -154,7 +140,7 @@ class SimNetwork:
         if self.faults.duplicate and self._rng.random() < self.faults.duplicate:
             self.counts["duplicated"] += 1
             copies = 2
-        peer = SimPeer(node_id, source, process.incarnation)
+        peer = Peer(node_id, process.incarnation, source)
         for _ in range(copies):
             delay = self._delay(source, target)
             if delay is not None:
@@ -169,13 +155,13 @@ class SimNetwork:
         self._last_arrival[(source, target)] = arrival
         return arrival - self._loop.time()
 
-    def _arrive(self, peer: SimPeer, address: str, body: bytes) -> None:
+    def _arrive(self, peer: Peer, address: str, body: bytes) -> None:
         listener = self._listeners.get(address)
         if listener is not None:
             self._loop.call_soon(listener.handler.on_oneway, peer, body, context=listener.process.context)
 
     async def call(
-        self, source: str, peer: SimPeer, process: Process, address: str, method: str, body: bytes, timeout: float
+        self, source: str, peer: Peer, process: Process, address: str, method: str, body: bytes, timeout: float
     ) -> bytes:
         """One call. Raises the peer's NeedleError, ConnectionLost or DeadlineExceeded."""
         target = self._machines.get(address, address)
@@ -187,40 +173,62 @@ class SimNetwork:
         timer = self._loop.call_later(timeout, self._expire, call, method, timeout)
         try:
             delay = self._delay(source, target)
+            request = request_head(method) + body
             if delay is None:
                 self._swallow(call)
             else:
-                self._loop.call_in(self._loop.root, delay, self._serve, number, call, peer, address, method, body)
+                self._loop.call_in(self._loop.root, delay, self._serve, number, call, peer, address, request)
             return await call.future
         finally:
             timer.cancel()
 
-    def _serve(self, number: int, call: _Call, peer: SimPeer, address: str, method: str, body: bytes) -> None:
+    async def probe(self, source: str, process: Process, address: str, timeout: float) -> None:
+        """Reach `address` and come back, without asking anything. Raises like `call`."""
+        target = self._machines.get(address, address)
+        call = _Call(process, self._loop.create_future(), source, target)
+        timer = self._loop.call_later(timeout, self._expire, call, "connecting", timeout)
+        try:
+            delay = self._delay(source, target)
+            if delay is None:
+                self._swallow(call)
+            else:
+                self._loop.call_in(self._loop.root, delay, self._accept, call, address)
+            await call.future
+        finally:
+            timer.cancel()
+
+    def _accept(self, call: _Call, address: str) -> None:
+        refused = address not in self._listeners
+        self._reply(call, ConnectionLost(f"connection to {address} refused") if refused else b"")
+
+    def _serve(self, number: int, call: _Call, peer: Peer, address: str, request: bytes) -> None:
         listener = self._listeners.get(address)
         if listener is None:
             self._reply(call, ConnectionLost(f"connection to {address} refused"))
             return
         self._handling[number] = (listener.process, call)
-        self._loop.call_soon(self._start, number, listener, call, peer, method, body, context=listener.process.context)
+        self._loop.call_soon(self._start, number, listener, call, peer, request, context=listener.process.context)
 
-    def _start(self, number: int, listener: _Listener, call: _Call, peer: SimPeer, method: str, body: bytes) -> None:
-        self._loop.create_task(self._handle(number, listener, call, peer, method, body))
+    def _start(self, number: int, listener: _Listener, call: _Call, peer: Peer, request: bytes) -> None:
+        self._loop.create_task(self._handle(number, listener, call, peer, request))
 
-    async def _handle(
-        self, number: int, listener: _Listener, call: _Call, peer: SimPeer, method: str, body: bytes
-    ) -> None:
+    async def _handle(self, number: int, listener: _Listener, call: _Call, peer: Peer, request: bytes) -> None:
         answer: bytes | NeedleError
         try:
-            parts = await listener.handler.on_request(peer, method, body)
+            parts = listener.handler.on_request(peer, *split_request(request))
+            if isawaitable(parts):
+                parts = await parts
             answer = b"".join(parts) if isinstance(parts, list) else bytes(parts)
         except NeedleError as error:
-            answer = from_wire(error.code, error.message, error.details)
+            answer = decode_error(encode_error(error))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  # a bug of the product: reported to the run, and to the caller
             self._forget(number)
             self._reply(call, Internal(f"{type(error).__name__}: {error}"))
-            self._loop.call_exception_handler({"message": f"handler of {method}", "exception": error})
+            self._loop.call_exception_handler(
+                {"message": f"handler of {split_request(request)[0]}", "exception": error}
+            )
             return
         self._forget(number)
         listener.process.fence()
@@ -268,15 +276,23 @@ class SimEndpoint:
         self._network = network
         self._machine = machine
         self._process = process
-        self._peer = SimPeer(node_id, machine, process.incarnation)
+        self._peer = Peer(node_id, process.incarnation, machine)
         self._closed = False
+        self._reached: dict[str, None] = {}
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         """See SimNetwork.call."""
         self._process.fence()
         if self._closed:
             raise ConnectionLost("this client is closed")
-        return await self._network.call(self._machine, self._peer, self._process, address, method, bytes(body), timeout)
+        network = self._network
+        try:
+            answer = await network.call(self._machine, self._peer, self._process, address, method, bytes(body), timeout)
+        except ConnectionLost:
+            self._reached.pop(address, None)
+            raise
+        self._reached[address] = None
+        return answer
 
     def send(self, address: str, body: bytes) -> bool:
         """One-way; True: accepted, not: delivered."""
@@ -288,6 +304,22 @@ class SimEndpoint:
             self._network.tap(self._peer.node_id, address, body)
         self._network.oneway(self._machine, self._peer.node_id, self._process, address, bytes(body))
         return True
+
+    def connected(self, address: str) -> bool:
+        """As RpcClient.connected: whether the last use of `address` succeeded."""
+        return address in self._reached
+
+    async def connect(self, address: str, timeout: float) -> None:
+        """As RpcClient.connect: raises ConnectionLost or DeadlineExceeded."""
+        self._process.fence()
+        await self._network.probe(self._machine, self._process, address, timeout)
+        self._reached[address] = None
+
+    def expect(self, address: str, node_id: str) -> None:
+        """As RpcClient.expect: here an address never changes hands."""
+
+    def forget(self, address: str) -> None:
+        """As RpcClient.forget."""
 
     async def close(self) -> None:
         """Later calls fail, later sends are dropped."""

@@ -32,13 +32,22 @@ class ModelDocument(msgspec.Struct, frozen=True):
 class SearchSeen(msgspec.Struct, kw_only=True):
     """One answered search. hits: (id, version, distance). required_index: applied_index may not be lower."""
 
-    collection: str
     mode: str
     vector: Any
     k: int
     keep: Callable[[Any], bool] | None
     exact: bool
     hits: list[tuple[str, int, float]]
+    applied_index: int
+    required_index: int
+    label: str
+
+
+class GetSeen(msgspec.Struct, kw_only=True):
+    """One answered get. version: 0 for absent."""
+
+    key: str
+    version: int
     applied_index: int
     required_index: int
     label: str
@@ -84,18 +93,34 @@ def distances(query: Any, vectors: Any, metric: str) -> Any:
     return 1.0 - (vectors @ query) / np.where(norms == 0, 1.0, norms)
 
 
+def check_get(model: LogModel, seen: GetSeen) -> None:
+    """Raises Violation when a get is not the prefix's answer."""
+    _check_fresh(seen.label, seen.applied_index, seen.required_index)
+    document = model.get(seen.key, seen.applied_index)
+    actual = document.version if document is not None else 0
+    if actual != seen.version:
+        raise Violation(
+            NAME, f"{seen.label} at {seen.applied_index} returned version {seen.version}, the log: {actual}"
+        )
+
+
+def _check_fresh(label: str, applied_index: int, required_index: int) -> None:
+    if applied_index < required_index:
+        raise Violation(
+            "read freshness", f"{label} ran at {applied_index}, before {required_index} which it had to see"
+        )
+
+
 def check_search(model: LogModel, seen: SearchSeen, metric: str) -> None:
     """Raises Violation when an answer is not the prefix's answer."""
-    if seen.applied_index < seen.required_index:
-        raise Violation(
-            "read freshness",
-            f"{seen.label} ({seen.mode}) ran at {seen.applied_index}, before {seen.required_index} which it had to see",
-        )
+    _check_fresh(f"{seen.label} ({seen.mode})", seen.applied_index, seen.required_index)
     documents = model.at(seen.applied_index)
     expected = {key: doc for key, doc in documents.items() if seen.keep is None or seen.keep(doc.metadata)}
     order = list(expected)
-    vectors = np.array([expected[key].vector for key in order], np.float64).reshape(len(order), -1)
-    true = dict(zip(order, distances(seen.vector, vectors, metric), strict=True)) if order else {}
+    true: dict[str, float] = {}
+    if order:
+        vectors = np.array([expected[key].vector for key in order], np.float64)
+        true = dict(zip(order, distances(seen.vector, vectors, metric), strict=True))
     _check_hits(seen, expected, true)
     if seen.exact:
         _check_complete(seen, true)

@@ -1,0 +1,223 @@
+"""Looks into every running replica after each of its steps, and into what it sends, and feeds the checkers.
+
+Invariant: observing changes nothing: no effect on the run, no draw from its chance. It must not know the workload.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from needle.base.ids import GroupId
+from needle.multiraft.codec import decode_frame
+from needle.multiraft.log_records import (
+    HARD,
+    START,
+    StartRecord,
+    decode_record,
+    entries_end,
+    entry_key,
+    parse_key,
+    record_key,
+)
+from needle.multiraft.ports import Applied
+from needle.raft.messages import HardState, MessageType
+from needle.sim.checkers import durability, log_matching
+from needle.sim.checkers.committed import Committed, CommittedEntry
+from needle.sim.checkers.digests import Digests
+from needle.sim.checkers.elections import Elections
+from needle.sim.checkers.monotone import Monotone, Position
+from needle.sim.disk import Image, LogDisk
+from needle.sim.machines import SimMachine
+from needle.sim.trace import Trace
+from needle.sim.violation import Violation
+
+_APPEND_RESP = int(MessageType.APPEND_RESP)
+_VOTE_RESP = int(MessageType.VOTE_RESP)
+
+
+class Replicating(Protocol):
+    """A group of a running node, as needle.multiraft.group.Group has it."""
+
+    raft: Any
+    log: Any
+    machine: Any
+
+
+class DurableLog:
+    """A group's log as a power cut now would leave it."""
+
+    def __init__(self, disk: LogDisk, group: GroupId) -> None:
+        self._image: Image = disk.durable
+        self._group = group
+
+    def start(self) -> int:
+        """Index before the first entry."""
+        key = record_key(self._group, START)
+        record = decode_record(key, self._image.values.get(key, b""), StartRecord)
+        return record.index if record is not None else 0
+
+    def last(self) -> int:
+        """Index of the last entry."""
+        keys = self._image.keys(entry_key(self._group, 0), entries_end(self._group))
+        return max(self.start(), parse_key(keys[-1])[2] if keys else 0)
+
+    def holds(self, index: int) -> bool:
+        """Whether entry `index` is there, or was compacted away."""
+        return entry_key(self._group, index) in self._image.values or index <= self.start()
+
+    def hard_state(self) -> HardState:
+        """Term and vote."""
+        key = record_key(self._group, HARD)
+        return decode_record(key, self._image.values.get(key, b""), HardState) or HardState()
+
+
+class Observer:
+    """All continuous checkers of one run."""
+
+    def __init__(self, machines: dict[str, SimMachine], trace: Trace) -> None:
+        self._machines = machines
+        self._trace = trace
+        self._last: dict[tuple[str, int, GroupId], tuple[Any, ...]] = {}
+        self.elections = Elections()
+        self.monotone = Monotone()
+        self.committed = Committed()
+        self.digests = Digests()
+        self.snapshots_installed = 0
+        self.compactions = 0
+        self.rotten: set[str] = set()
+        self.acks = 0
+
+    # --- after each step ----------------------------------------------------------------------------------------------
+    def look(self, name: str, incarnation: int, group: GroupId, replica: Replicating) -> None:
+        """Raises Violation."""
+        raft = replica.raft
+        now = (raft.term, raft.vote, raft.role, raft.commit, raft.applied, raft.last_index, replica.log.first_index())
+        key = (name, incarnation, group)
+        before = self._last.get(key)
+        if before == now:
+            return
+        self._last[key] = now
+        term, vote, role, commit, applied, last, first = now
+        leads = role.name == "LEADER"
+        snapshot_pending = last < first - 1
+        if not snapshot_pending:
+            self.monotone.observe(
+                group, name, incarnation, Position(term, min(first - 1, commit), applied, commit, last)
+            )
+        if before is not None and first != before[6]:
+            self.compactions += 1
+        if self.elections.observe(group, name, term, vote, leads):
+            self._trace.tell(f"{name} leads group {group} in term {term} (last entry {last}, commit {commit})")
+            self.committed.elected(group, name, first, lambda index: _term(raft, index), term)
+        elif before is not None and (before[0], before[2]) != (term, role):
+            self._trace.note(f"{name} is {role.name} of group {group} in term {term}")
+
+    def compare_logs(self, groups: dict[GroupId, dict[str, Replicating]]) -> None:
+        """Log matching over all running replicas. Raises Violation."""
+        for group, replicas in groups.items():
+            logs = {}
+            for name, replica in replicas.items():
+                storage = replica.log
+                entries = storage.entries(storage.first_index(), storage.last_index() + 1, 1 << 40)
+                logs[name] = {e.index: (e.term, zlib.crc32(e.data, e.kind)) for e in entries}
+            log_matching.check(group, logs)
+
+    def compare_digests(self, groups: dict[GroupId, dict[str, Replicating]]) -> None:
+        """Equal applied index, equal documents. Raises Violation."""
+        for group, replicas in groups.items():
+            for name, replica in replicas.items():
+                self.digests.observe(group, name, replica.machine.applied_index(), replica.machine.digest())
+
+    # --- what the state machines do -----------------------------------------------------------------------------------
+    def opened(self, group: GroupId, name: str, incarnation: int, applied: int) -> None:
+        """A state machine was opened at `applied`."""
+        self.committed.opened(group, name, incarnation, applied)
+
+    def installed(self, group: GroupId, name: str, incarnation: int, applied: int) -> None:
+        """A snapshot replaced the state."""
+        self.snapshots_installed += 1
+        self._trace.tell(f"{name} installed a snapshot of group {group} at {applied}")
+        self.committed.opened(group, name, incarnation, applied)
+
+    def applied(self, group: GroupId, name: str, incarnation: int, batch: list[tuple[Applied, Any]]) -> None:
+        """A batch was applied. Raises Violation."""
+        for entry, result in batch:
+            data = entry.data if entry.conf is None else b"conf:" + entry.conf
+            shown = CommittedEntry(entry.term, data, repr(result))
+            self.committed.apply(group, name, incarnation, entry.index, shown, result)
+
+    # --- what is said -------------------------------------------------------------------------------------------------
+    def sent(self, name: str, body: bytes) -> None:
+        """A frame of Raft messages leaves a node. Raises Violation."""
+        disk = self._machines[name].log_disk
+        for group, message in decode_frame(body):
+            if message.reject:
+                continue
+            if message.type == _APPEND_RESP:
+                self.acks += 1
+                durability.append_ack(group, name, message.index, DurableLog(disk, group).last())
+            elif message.type == _VOTE_RESP:
+                state = DurableLog(disk, group).hard_state()
+                durability.vote_granted(group, name, message.term, message.to, (state.term, state.vote))
+
+    def write_acknowledged(self, group: GroupId, index: int, voters: list[str]) -> None:
+        """A client was told that its write is done. Raises Violation."""
+
+        def holds(node: str) -> int:
+            disk = self._machines[node].log_disk
+            return index if node in self.rotten or DurableLog(disk, group).holds(index) else 0
+
+        durability.write_acknowledged(group, index, voters, holds)
+        if index not in self.committed.log(group):
+            raise Violation("acknowledged means applied", f"write {index} of group {group} was applied by nobody")
+
+
+def _term(raft: Any, index: int) -> int | None:
+    term: int | None = raft._s.log.term(index)
+    return term
+
+
+class ObservedMachine:
+    """A state machine that shows the observer what it does; fits multiraft's StateMachine."""
+
+    def __init__(self, inner: Any, observer: Observer, group: GroupId, name: str, incarnation: int) -> None:
+        self.inner = inner
+        self._observer = observer
+        self._where = (group, name, incarnation)
+        observer.opened(*self._where, inner.applied_index())
+
+    def apply(self, entries: Sequence[Applied]) -> list[Any]:
+        before = self.inner.applied_index()
+        results: list[Any] = self.inner.apply(entries)
+        fresh = [(entry, result) for entry, result in zip(entries, results, strict=True) if entry.index > before]
+        self._observer.applied(*self._where, fresh)
+        return results
+
+    def install_snapshot(self, directory: str) -> None:
+        self.inner.install_snapshot(directory)
+        self._observer.installed(*self._where, self.inner.applied_index())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Counts(msgspec.Struct):
+    """What a run did, for the summary."""
+
+    virtual_seconds: float = 0.0
+    operations: int = 0
+    answered: int = 0
+    refused: int = 0
+    failed: int = 0
+    unknown: int = 0
+    elections: int = 0
+    snapshots: int = 0
+    entries: int = 0
+    restarts: int = 0
+    messages: int = 0
+    steps: int = 0
+    searches: int = 0
