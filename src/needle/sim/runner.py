@@ -1,0 +1,80 @@
+"""Runs seeds, on several processes if asked, and makes a failing one small."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import msgspec
+
+from needle.sim.shrink import fewest, smallest
+from needle.sim.spec import Spec
+from needle.sim.world import Report, World
+
+
+def run(spec: Spec, *, keep_trace: bool = False) -> tuple[Report, list[str]]:
+    """One run: its report, and the trace if kept."""
+    world = World(spec, keep_trace=keep_trace)
+    report = world.run()
+    return report, world.trace.lines
+
+
+def _run(spec: Spec) -> Report:
+    return run(spec)[0]
+
+
+def run_all(specs: Iterable[Spec], jobs: int) -> Iterator[Report]:
+    """Reports in the order of the specs."""
+    if jobs <= 1:
+        yield from map(_run, specs)
+        return
+    # Each worker starts fresh: what one run leaves in memory must not reach another machine's results.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=50) as pool:
+        yield from pool.map(_run, specs)
+
+
+def shrink(failed: Report, tries_max: int, say: Callable[[str], None]) -> Report:
+    """A smaller run that breaks the same promise: fewer faults, then less time, then fewer operations."""
+    best = failed
+
+    def fails(spec: Spec) -> bool:
+        nonlocal best
+        report = _run(spec)
+        same = report.failure is not None and report.checker == failed.checker
+        if same:
+            best = report
+            say(f"  still fails with {len(spec.schedule())} faults, {report.counts.operations} operations")
+        return same
+
+    spec = failed.spec
+    numbers = [fault.number for fault in spec.schedule()]
+    kept = fewest(numbers, lambda some: fails(msgspec.structs.replace(spec, faults=some)), tries_max)
+    spec = msgspec.structs.replace(spec, faults=kept)
+    operations = smallest(
+        best.counts.operations, lambda n: fails(msgspec.structs.replace(spec, operations_max=n)), tries_max // 3
+    )
+    last = msgspec.structs.replace(spec, operations_max=operations)
+    if best.spec != last:
+        fails(last)
+    return best
+
+
+def summary(reports: list[Report]) -> str:
+    """Many runs in one line."""
+    faults: Counter[str] = Counter()
+    for report in reports:
+        faults.update(report.faults)
+    total = {
+        name: sum(getattr(report.counts, name) for report in reports)
+        for name in ("operations", "searches", "elections", "snapshots", "restarts", "entries", "unknown")
+    }
+    hours = sum(report.counts.virtual_seconds for report in reports) / 3600
+    failed = sum(report.failure is not None for report in reports)
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
+    rest = ", ".join(f"{count} {name}" for name, count in total.items())
+    return (
+        f"{len(reports)} seeds, {failed} failed, {hours:.2f} virtual hours, {rest}; {faults.total()} faults ({kinds})"
+    )
