@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 PAIR_BLOCK = 4096
+GATHER_ROWS = 1024
 UNIT_ROUNDOFF = 2.0**-24
 
 
@@ -95,6 +96,7 @@ class Scan:
         self._k = k
         self._slack = slack(metric, queries, norm_max)
         self._bound = np.full((len(queries), 1), np.inf, np.float32)
+        self._gathered: Floats | None = None
         self.found: list[Candidates] = []
 
     def add(self, rows: Floats, ordinals: Ints, mask: Bools | None = None, norms: Floats | None = None) -> None:
@@ -105,8 +107,8 @@ class Scan:
                 return
             if count < len(rows) // 4:
                 chosen = np.flatnonzero(mask)
-                rows, ordinals, mask = rows[chosen], ordinals[chosen], None
-                norms = None if norms is None else norms[chosen]
+                self.add_chosen(rows, chosen, ordinals[chosen])
+                return
         if len(rows) == 0:
             return
         keys = _keys(self._metric, self._queries, rows, norms)
@@ -125,6 +127,16 @@ class Scan:
             distance = pair_distances(self._metric, self._queries[q], rows[r])
             self.found.append(Candidates(q, ordinals[r], distance))
 
+    def add_chosen(self, rows: Floats, chosen: Ints, ordinals: Ints) -> None:
+        """Score rows[chosen]; ordinals: (len(chosen),). Gathered through one small buffer, which stays in the cache."""
+        if self._gathered is None:
+            self._gathered = np.empty((GATHER_ROWS, rows.shape[1]), np.float32)
+        for at in range(0, len(chosen), GATHER_ROWS):
+            part = chosen[at : at + GATHER_ROWS]
+            block = self._gathered[: len(part)]
+            np.take(rows, part, axis=0, out=block, mode="clip")
+            self.add(block, ordinals[at : at + GATHER_ROWS])
+
 
 def top_k(found: list[Candidates], queries: int, k: int) -> tuple[Ints, Floats]:
     """The k nearest of each query, by (distance, ordinal): ordinals (queries, k) int64 with -1 for none, distances
@@ -133,8 +145,15 @@ def top_k(found: list[Candidates], queries: int, k: int) -> tuple[Ints, Floats]:
     distances = np.full((queries, k), np.inf, np.float32)
     if not found:
         return ordinals, distances
-    query, ordinal, distance = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.lexsort((ordinal, distance, query))
+    query, ordinal, distance = found[0]
+    if len(found) > 1:
+        query, ordinal, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((ordinal, distance) if queries == 1 else (ordinal, distance, query))
+    if queries == 1:
+        order = order[:k]
+        ordinals[0, : len(order)] = ordinal[order]
+        distances[0, : len(order)] = distance[order]
+        return ordinals, distances
     query, ordinal, distance = query[order], ordinal[order], distance[order]
     rank = np.arange(len(query)) - np.searchsorted(query, query)
     keep = rank < k

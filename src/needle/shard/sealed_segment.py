@@ -160,9 +160,7 @@ class SealedSegment:
         """Score every row that counts exactly."""
         if mask is not None and np.count_nonzero(mask) < self.rows // 4:
             chosen = np.flatnonzero(mask)
-            for at in range(0, len(chosen), SCAN_ROWS):
-                local = chosen[at : at + SCAN_ROWS]
-                scan.add(self.vectors[local], self.ordinals(local))
+            scan.add_chosen(self.vectors, chosen, self.ordinals(chosen))
             return
         for at in range(0, self.rows, SCAN_ROWS):
             local = np.arange(at, min(at + SCAN_ROWS, self.rows))
@@ -183,6 +181,8 @@ class SealedSegment:
         wanted = k + RESCORE_MARGIN
         width = wanted if mask is None else beam
         near = self._nearest(queries, width, beam)
+        if mask is None and near.min() >= 0:
+            return [self._scored(queries, np.repeat(np.arange(len(queries)), width), near.ravel())]
         counts = near >= 0
         if mask is not None:
             counts &= mask[near]
@@ -190,13 +190,15 @@ class SealedSegment:
         enough = counts.sum(axis=1) >= (k if mask is None else min(count, max(k, _base_beam(k, ef_search) // 2)))
         counts &= (np.cumsum(counts, axis=1) <= wanted) & enough[:, None]
         query, column = np.nonzero(counts)
-        local = near[query, column]
-        distance = pair_distances(self.metric, queries[query], self.vectors[local])
-        found = [Candidates(query, self.ordinals(local), distance)]
+        found = [self._scored(queries, query, near[query, column])]
         if not enough.all():
             rest = np.flatnonzero(~enough)
             found += [Candidates(rest[c.query], c.ordinal, c.distance) for c in self._exact(queries[rest], k, mask)]
         return found
+
+    def _scored(self, queries: Floats, query: Ints, local: Ints) -> Candidates:
+        distance = pair_distances(self.metric, queries[query], self.vectors[local])
+        return Candidates(query, self.ordinals(local), distance)
 
     def _exact(self, queries: Floats, k: int, mask: Bools | None) -> list[Candidates]:
         scan = Scan(self.metric, queries, k, self.norm_max)

@@ -24,7 +24,7 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import CorruptSegment, Internal
 from needle.base.model import CollectionSpec
 from needle.shard.growing_segment import GrowingSegment
-from needle.shard.scoring import Bools, Floats, Ints, Scan, top_k
+from needle.shard.scoring import Bools, Candidates, Floats, Ints, Scan, top_k
 from needle.shard.sealed_segment import SealedSegment, segment_file
 from needle.shard.segment_plan import PublishedSegment, SegmentLoad, check_manifest, covered, with_published
 
@@ -94,17 +94,20 @@ class VectorsView:
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         allowed = None if allow is None else sorted_ordinals(allow)
-        norm_max = max([self.growing.norm_max, *(s.sealed.norm_max for s in self.served)])
-        scan = Scan(self.spec.metric, queries, k, norm_max)
-        self.growing.scan(scan, allowed)
-        found = scan.found
+        found: list[Candidates] = []
+        scan = None
+        if exact or self.growing.chunks:
+            norm_max = max([self.growing.norm_max, *(s.sealed.norm_max for s in self.served)])
+            scan = Scan(self.spec.metric, queries, k, norm_max)
+            found = scan.found
+            self.growing.scan(scan, allowed)
         for served in self.served:
             segment = served.sealed.segment
             part = None if allowed is None else between(allowed, segment.first, segment.last)
             if part is not None and len(part) == 0:
                 continue
             mask = served.mask(part)
-            if exact:
+            if exact and scan is not None:
                 served.sealed.scan(scan, mask)
             else:
                 found += served.sealed.search(queries, k, ef_search or self.spec.index.ef_search, mask)
@@ -285,14 +288,17 @@ class CollectionVectors:
         """Stop using a segment whose file turned out damaged; its rows are read back from the documents.
 
         False: it is not attached, or there are no documents to read from (then it goes on being served)."""
+        if self._rows is None:
+            return False
+        # Read outside the lock: the documents have locks of their own, which the apply thread may hold.
+        restored = self._read_rows(GrowingSegment(self.spec.dimensions), segment.first, segment.last).closed()
         with self._lock:
             served = next((s for s in self._served if s.sealed.segment == segment), None)
-            if served is None or self._rows is None:
+            if served is None:
                 return False
-            restored = self._read_rows(GrowingSegment(self.spec.dimensions), segment.first, segment.last)
             if served.live is not None:
                 restored = restored.without(served.sealed.all_ordinals()[~served.live])
-            self._growing = self._growing.inserted(restored.closed())
+            self._growing = self._growing.inserted(restored)
             self._served = tuple(s for s in self._served if s is not served)
             self._refresh()
             return True
