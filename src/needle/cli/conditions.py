@@ -82,16 +82,16 @@ def conditions(views: Sequence[NodeView]) -> list[Condition]:
                 action="start nodes until a majority runs; writes and strong reads wait for it",
             )
         )
-    for view in views:
-        if view.status is None:
-            found.append(
-                Condition(
-                    severity="critical",
-                    name="node unreachable",
-                    subject=f"{view.node} at {view.address}",
-                    action=f"check the process and the network: {view.error}",
-                )
-            )
+    found += [
+        Condition(
+            severity="critical",
+            name="node unreachable",
+            subject=f"{view.node} at {view.address}",
+            action=f"check the process and the network: {view.error}",
+        )
+        for view in views
+        if view.status is None
+    ]
     found += _lag_conditions(views)
     return sorted(found, key=lambda condition: condition.severity != "critical")
 

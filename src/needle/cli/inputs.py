@@ -158,7 +158,7 @@ def _parquet() -> Any:
     try:
         return importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise ConfigError("reading .parquet needs pyarrow: pip install 'needle-vdb[parquet]'", field="parquet") from None
+        raise ConfigError(".parquet files need pyarrow: pip install 'needle-vdb[parquet]'", field="parquet") from None
 
 
 def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:

@@ -54,6 +54,7 @@ class LocalCluster:
         self.addresses = {f"node-{number}": f"127.0.0.1:{port}" for number, port in enumerate(ports, start=1)}
         self._settings = settings
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.kept: dict[str, int] = {}
 
     @property
     def cluster(self) -> str:
@@ -89,6 +90,7 @@ class LocalCluster:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the demo, which then stops the nodes in order
             )
+        self._write_state()  # from now on `stop_kept` finds it, even if this process is killed
 
     def _toml(self, node: str) -> str:
         nodes = [f"{name}={address}" for name, address in self.addresses.items()]
@@ -140,12 +142,16 @@ class LocalCluster:
             del self._processes[node]
 
     def release(self) -> None:
-        """Leave the nodes running and write down how to find them, for `stop_kept`."""
-        state = {"pids": self.pids(), "addresses": self.addresses}
-        (self.directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        """Leave the nodes running; `kept` then holds their pids, and `stop_kept` can stop them."""
+        self._write_state()
+        self.kept = self.pids()
         for process in self._processes.values():
             process.returncode = 0  # not ours to wait for any more
         self._processes.clear()
+
+    def _write_state(self) -> None:
+        state = {"pids": self.pids(), "addresses": self.addresses}
+        (self.directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 def _literal(value: object) -> str:

@@ -1,0 +1,81 @@
+"""The `needle` command: which commands there are, their examples, and what an error looks like.
+
+Exit codes: 0 done; 1 an error of the cluster or the input, shown as one line; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from needle.base.errors import NeedleError
+from needle.cli import cluster_commands, collection_commands, document_commands, serve_command
+from needle.cli.common import notes, show_error
+from needle.cli.demo import command as demo_command
+
+app = typer.Typer(
+    name="needle",
+    help="A distributed, strongly consistent vector database: every write goes through Raft.",
+    epilog="Example: needle demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+collections_app = typer.Typer(
+    help="List the collections, create or drop one.",
+    epilog="Example: needle collections --json",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+maintenance_app = typer.Typer(
+    help="Take a node out of leadership for work on it, and bring it back.",
+    epilog="Example: needle maintenance enter node-2",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+def _add(group: typer.Typer, name: str, function: Callable[..., Any], example: str) -> None:
+    group.command(name, epilog=f"Example: {example}")(function)
+
+
+_add(app, "demo", demo_command.demo, "needle demo --keep")
+_add(app, "serve", serve_command.serve, "needle serve --config node-1.toml")
+_add(app, "status", cluster_commands.status, "needle status --watch")
+_add(app, "leader", cluster_commands.leader, "needle leader")
+_add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
+_add(app, "insert", document_commands.insert, "needle insert documents.jsonl")
+_add(app, "get", document_commands.get, "needle get json.dumps shlex.split --json")
+_add(app, "delete", document_commands.delete, "needle delete doc-1 doc-2")
+_add(app, "step-down", cluster_commands.step_down, "needle step-down --to node-2")
+_add(app, "force-election", cluster_commands.force_election, "needle force-election")
+_add(maintenance_app, "enter", cluster_commands.maintenance_enter, "needle maintenance enter node-2")
+_add(maintenance_app, "exit", cluster_commands.maintenance_exit, "needle maintenance exit node-2")
+collections_app.callback()(collection_commands.collections)
+_add(collections_app, "create", collection_commands.create, "needle collections create images --dimensions 512")
+_add(collections_app, "drop", collection_commands.drop, "needle collections drop images --yes")
+app.add_typer(maintenance_app, name="maintenance")
+app.add_typer(collections_app, name="collections")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code. Never shows a traceback for an error of the tree."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        app(arguments)
+    except NeedleError as error:
+        show_error(error)
+        return 1
+    except KeyboardInterrupt:
+        notes.print("interrupted")
+        return 130
+    except BrokenPipeError:  # `needle ... | head`
+        sys.stderr.close()
+        return 1
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0

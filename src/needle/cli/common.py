@@ -1,0 +1,103 @@
+"""What the commands share: options, output, running a coroutine against a cluster, and how errors are shown.
+
+The only module of the CLI that constructs a client. Data goes to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+
+import needle
+from needle.base.config import parse_address
+from needle.base.errors import NeedleError
+
+T = TypeVar("T")
+
+DEFAULT_CLUSTER = "127.0.0.1:5001,127.0.0.1:5002,127.0.0.1:5003"
+
+Cluster = Annotated[
+    str,
+    typer.Option("--cluster", envvar="NEEDLE_CLUSTER", help="Addresses of nodes, host:port, separated by commas."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds to wait for the answer.")]
+
+console = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+ADVICE = {
+    "no_quorum": "start nodes until a majority runs; `needle status` shows which are down",
+    "not_leader": "an election is under way; try again in a second",
+    "connection_lost": "check --cluster (or NEEDLE_CLUSTER) and that the nodes run; `needle demo --keep` starts some",
+    "deadline_exceeded": "`needle status` shows whether there is a leader; --timeout waits longer",
+    "unavailable": "`needle status` shows what is wrong",
+    "overloaded": "send less at once and try again",
+    "in_maintenance": "`needle maintenance exit` brings the node back",
+    "outcome_unknown": "`needle get` tells whether the write took effect; repeating an insert is harmless",
+    "collection_not_found": "`needle collections` lists them, `needle collections create` makes one",
+    "collection_exists": "choose another name, or drop it first",
+    "wrong_cluster": "--cluster points at the nodes of another cluster",
+    "unsupported_format": "docs/data-on-disk.md says which files belong to which node and release",
+    "corrupt_log": "docs/troubleshooting.md, 'A node does not start', says how to replace a node's data",
+    "disk_failed": "the disk refused a write: replace it; docs/troubleshooting.md says how a node is rebuilt",
+    "internal": "please report this with the message",
+}
+
+
+def show_error(error: NeedleError) -> None:
+    """One line: what happened, its code, what to do."""
+    notes.print(f"[bold red]error[/] \\[{error.code}]", end=" ")
+    advice = ADVICE.get(error.code)
+    notes.print(error.message, markup=False, end="", soft_wrap=True)
+    notes.print(f" - {advice}" if advice else "", markup=False, soft_wrap=True)
+
+
+def addresses(cluster: str) -> list[str]:
+    """The addresses in "host:port,host:port". Raises ConfigError naming the part that is not one."""
+    parts = [part.strip() for part in cluster.split(",") if part.strip()]
+    for part in parts or [cluster]:
+        parse_address("--cluster", part)
+    return parts
+
+
+def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]]) -> T:
+    """Run `work` with a client of the cluster and return its result."""
+
+    async def connected() -> T:
+        async with needle.connect(addresses(cluster)) as client:
+            return await work(client)
+
+    return asyncio.run(connected())
+
+
+def as_json(value: object) -> Any:
+    """`value` as what json.dumps takes: structs as objects, arrays as lists."""
+    return msgspec.to_builtins(value, enc_hook=_encode_array)
+
+
+def _encode_array(value: object) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise NotImplementedError(f"{type(value).__name__} has no JSON form")
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(as_json(value), ensure_ascii=False) + "\n")
+
+
+def brief(value: object, width: int) -> str:
+    """Any JSON value as one line of at most `width` characters."""
+    text = value if isinstance(value, str) else json.dumps(as_json(value), ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."

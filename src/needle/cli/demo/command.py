@@ -1,0 +1,149 @@
+"""`needle demo`: sets the stage, tells the story, clears up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+import needle
+from needle.base.errors import InvalidArgument
+from needle.cli.common import Json, console, notes, print_json
+from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
+from needle.cli.demo.outcome import Outcome
+from needle.cli.demo.story import Story
+from needle.cli.demo.supervisor import LocalCluster, free_ports, kept_pids, stop_kept
+from needle.cli.embedding import DIMENSIONS, Embedder
+
+KEPT_PORT = 5001
+SETTINGS: dict[str, Any] = {"dimensions": DIMENSIONS, "metric": "cosine", "segments": {"seal_rows": 2000}}
+
+
+def kept_directory() -> Path:
+    """Where `needle demo --keep` puts its nodes unless told otherwise: one place for each user."""
+    return Path(tempfile.gettempdir()) / f"needle-demo-{os.getuid()}"
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster running and say how to use it.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left running; delete its data.")] = False,
+    nodes: Annotated[int, typer.Option("--nodes", min=3, max=7, help="How many nodes.")] = 3,
+    limit: Annotated[int | None, typer.Option("--limit", min=10, help="Insert only this many passages.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where the nodes keep their data; default: the temporary directory.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """See Needle work: a real cluster on this machine, searched in words, its leader killed, nothing lost.
+
+    Embeds the docstrings of Python's standard library, inserts them into a cluster of processes, asks questions, kills
+    the leader with kill -9 in the middle of writes, proves that every acknowledged write survived, and brings the dead
+    node back. Needs no network. The nodes end with the demo unless --keep is given.
+    """
+    if stop:
+        _stop(directory or kept_directory())
+        return
+    place = _prepare(directory, keep)
+    told = notes if json else console
+    ports = free_ports(nodes, range(KEPT_PORT, KEPT_PORT + nodes) if keep else ())
+    cluster = LocalCluster(place, ports, SETTINGS, detached=keep)
+    finished = False
+    try:
+        outcome = asyncio.run(_perform(cluster, limit, told))
+        finished = True
+    finally:
+        if not (finished and keep):
+            cluster.stop_all()
+        if finished and not keep:
+            shutil.rmtree(place)
+        elif not finished:
+            notes.print(f"the nodes are stopped; their logs and data are in {place}", markup=False, soft_wrap=True)
+    if keep:
+        cluster.release()
+        _say_what_next(cluster, directory, told)
+    if json:
+        print_json(outcome)
+
+
+def _stop(place: Path) -> None:
+    stopped = stop_kept(place)
+    shutil.rmtree(place, ignore_errors=True)
+    notes.print(f"stopped {', '.join(stopped)}" if stopped else f"no demo is running in {place}", markup=False)
+
+
+def _prepare(directory: Path | None, keep: bool) -> Path:
+    """An empty directory for this run. Raises InvalidArgument rather than touch what is not a demo's."""
+    if directory is None and not keep:
+        return Path(tempfile.mkdtemp(prefix="needle-demo-"))
+    place = (directory or kept_directory()).absolute()
+    running = kept_pids(place)
+    if running:
+        raise InvalidArgument(f"a demo is running in {place} ({', '.join(running)}); `needle demo --stop` ends it")
+    if directory is None:
+        shutil.rmtree(place, ignore_errors=True)  # what an earlier run left
+    elif place.exists() and any(place.iterdir()):
+        raise InvalidArgument(f"--dir {place} is not empty")
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return place
+
+
+async def _perform(cluster: LocalCluster, limit: int | None, told: Console) -> Outcome:
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    began = time.perf_counter()
+    cluster.start_all()  # they start while the corpus is read
+    passages, vectors, seconds, embedder = await asyncio.to_thread(_corpus, limit)
+    told.print(
+        f"[bold]{len(passages)} passages[/] from the docstrings of {stdlib_directory()} read in {seconds[0]:.1f} s, "
+        f"embedded in {seconds[1]:.1f} s ({DIMENSIONS} dimensions)",
+        soft_wrap=True,
+    )
+    async with needle.connect(list(cluster.addresses.values())) as client:
+        story = Story(cluster, client, embedder, told)
+        outcome = story.outcome
+        outcome.passages, (outcome.read_seconds, outcome.embed_seconds) = len(passages), seconds
+        await story.wait_ready()
+        await story.load(passages, vectors)
+        await story.ask()
+        await story.prove(await story.lose_the_leader(vectors))
+    outcome.total_seconds = time.perf_counter() - began
+    told.print(f"[bold green]done[/] in {outcome.total_seconds:.0f} s")
+    return outcome
+
+
+def _corpus(limit: int | None) -> tuple[list[Passage], NDArray[np.float32], tuple[float, float], Embedder]:
+    """Passages, their vectors, seconds to read and to embed."""
+    started = time.perf_counter()
+    embedder = Embedder()
+    loaded = time.perf_counter()
+    passages = read_corpus(stdlib_directory(), limit)
+    read = time.perf_counter()
+    vectors = embedder.embed([passage.sentence for passage in passages])
+    return passages, vectors, (read - loaded, time.perf_counter() - read + loaded - started), embedder
+
+
+def _say_what_next(cluster: LocalCluster, directory: Path | None, told: Console) -> None:
+    default = all(address.endswith(f":{KEPT_PORT + n}") for n, address in enumerate(cluster.addresses.values()))
+    place = f" --dir {directory}" if directory else ""
+    lines = ["The cluster is still running. Next:", ""]
+    if not default or len(cluster.addresses) != 3:
+        lines.append(f"  export NEEDLE_CLUSTER={cluster.cluster}")
+    lines += [
+        "  needle status --watch",
+        '  needle search "read a CSV file" -k 5',
+        "  needle step-down",
+        f"  kill -9 {next(iter(cluster.kept.values()))}    # one of the nodes; watch `needle status`",
+        f"  needle demo --stop{place}",
+    ]
+    told.print("\n".join(lines), markup=False, soft_wrap=True)

@@ -1,0 +1,300 @@
+"""What the demo does, step by step, against real processes; every claim it prints is checked first.
+
+A step that does not hold raises Internal with what was expected and what was found. Knows the cluster only through
+the client and the supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import needle
+from needle.base.errors import DeadlineExceeded, Internal, NeedleError, OutcomeUnknown
+from needle.base.model import Hit, RaftStatus
+from needle.cli.common import brief
+from needle.cli.demo.corpus import Passage
+from needle.cli.demo.outcome import Answer, Failover, Outcome, Proof
+from needle.cli.demo.supervisor import LocalCluster
+from needle.cli.document_commands import insert_all
+from needle.cli.embedding import Embedder
+from needle.cli.inputs import Record
+
+COLLECTION = "default"
+QUESTIONS = (
+    "compress a file",
+    "how do I parse a date",
+    "split a string into shell words",
+    "run a command in another process",
+)
+HITS = 3
+BATCH = 250
+WRITERS = 8
+WRITES_BEFORE = 300
+WRITES_AFTER = 300
+READY_SECONDS = 30.0
+WRITE_SECONDS = 15.0
+
+
+class Story:
+    """One run. `outcome` fills while the steps go on."""
+
+    def __init__(self, cluster: LocalCluster, client: needle.Client, embedder: Embedder, console: Console) -> None:
+        self._cluster = cluster
+        self._client = client
+        self._embedder = embedder
+        self._console = console
+        self.outcome = Outcome(nodes=len(cluster.addresses))
+
+    def say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
+    async def wait_ready(self) -> None:
+        """Until one node leads and every node has applied what is committed."""
+
+        async def ready() -> bool:
+            statuses = await self._statuses()
+            return len(statuses) == len(self._cluster.addresses) and any(s.state == "Leader" for s in statuses)
+
+        started = time.perf_counter()
+        await self._until(ready, READY_SECONDS, "the nodes do not elect a leader")
+        self.outcome.start_seconds = time.perf_counter() - started
+        leader = next(status for status in await self._statuses() if status.state == "Leader")
+        self.say(
+            f"[bold]{self.outcome.nodes} nodes[/] up after {self.outcome.start_seconds:.1f} s; "
+            f"[green]{leader.node_id}[/] leads in term {leader.current_term}"
+        )
+
+    async def load(self, passages: list[Passage], vectors: NDArray[np.float32]) -> None:
+        """Insert every passage; each batch is one log entry that a majority has on disk before it is acknowledged."""
+        records = [
+            Record(passage.id, vector, passage.metadata) for passage, vector in zip(passages, vectors, strict=True)
+        ]
+        batches = iter([records[start : start + BATCH] for start in range(0, len(records), BATCH)])
+        columns = (TextColumn("inserting"), BarColumn(), MofNCompleteColumn(), _rate(), TimeElapsedColumn())
+        started = time.perf_counter()
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task("", total=len(records), rate=0.0)
+
+            def done(count: int) -> None:
+                elapsed = time.perf_counter() - started
+                progress.update(task, advance=count, rate=progress.tasks[task].completed / max(elapsed, 1e-9))
+
+            inserted = await insert_all(self._client, batches, COLLECTION, WRITE_SECONDS, done)
+        self.outcome.load_seconds = time.perf_counter() - started
+        if inserted != len(records):
+            raise Internal(f"{inserted} of {len(records)} passages were acknowledged, yet no error was reported")
+        self.say(
+            f"[bold]{inserted} passages[/] replicated in {self.outcome.load_seconds:.1f} s "
+            f"({inserted / self.outcome.load_seconds:,.0f} a second, each on disk on a majority)"
+        )
+
+    async def ask(self) -> None:
+        """A few questions in words, in each read mode; all replicas must give the same hits."""
+        await self._settle(len(self._cluster.addresses))
+        table = Table("question", "nearest passages", "strong", "leased", "eventual", title="Ask in words")
+        for question in QUESTIONS:
+            vector = self._embedder.embed([question])[0]
+            await self._client.search_strong(vector, HITS)  # the first search after loading reads the segments in
+            hits, strong = await _timed(self._client.search_strong(vector, HITS))
+            leased_hits, leased = await _timed(self._client.search_leased(vector, HITS))
+            eventual = 0.0
+            for _ in self._cluster.addresses:  # the client asks the nodes in turn
+                eventual_hits, eventual = await _timed(self._client.search_eventual(vector, HITS))
+                _same_hits(question, hits, eventual_hits)
+            _same_hits(question, hits, leased_hits)
+            self.outcome.answers.append(
+                Answer(
+                    question=question,
+                    ids=[hit.id for hit in hits],
+                    strong_ms=strong,
+                    leased_ms=leased,
+                    eventual_ms=eventual,
+                )
+            )
+            shown = "\n".join(f"[bold]{hit.id}[/] {_escape(brief(hit.metadata['text'], 48))}" for hit in hits)
+            table.add_row(question, shown, f"{strong:.1f} ms", f"{leased:.1f} ms", f"{eventual:.1f} ms")
+        self._console.print(table)
+        self.say("every replica and every read mode returned the same hits")
+
+    async def lose_the_leader(self, vectors: NDArray[np.float32]) -> list[str]:
+        """kill -9 the leader in the middle of a stream of writes; returns the ids of all acknowledged writes."""
+        stream = _WriteStream(self._client, vectors)
+        async with stream.running():
+            await self._until(stream.reached(WRITES_BEFORE), WRITE_SECONDS, "the stream of writes does not flow")
+            before = await self._leader_status()
+            killed_at, acknowledged_before = time.perf_counter(), len(stream.acknowledged)
+            self._cluster.kill(before.node_id)
+            self.say(
+                f"[bold red]kill -9 {before.node_id}[/], the leader, after {acknowledged_before} acknowledged writes"
+            )
+            goal = acknowledged_before + WRITES_AFTER
+            await self._until(stream.reached(goal), READY_SECONDS, "no write is acknowledged after the leader's death")
+        first = min(done for sent, done in stream.acknowledged.values() if sent >= killed_at)
+        after = await self._leader_status()
+        self.outcome.failover = Failover(
+            killed=before.node_id,
+            new_leader=after.node_id,
+            term_before=before.current_term,
+            term_after=after.current_term,
+            failover_ms=(first - killed_at) * 1000,
+            acknowledged_before=acknowledged_before,
+            acknowledged_after=len(stream.acknowledged) - acknowledged_before,
+            unknown=len(stream.unknown),
+        )
+        self.say(
+            f"[green]{after.node_id}[/] leads in term {after.current_term}; the next write was acknowledged "
+            f"[bold]{self.outcome.failover.failover_ms:.0f} ms[/] after the kill"
+        )
+        return list(stream.acknowledged)
+
+    async def prove(self, acknowledged: list[str]) -> None:
+        """Every acknowledged write is there, on every replica, also on the one that was dead."""
+        failover = self.outcome.failover
+        if failover is None:
+            raise Internal("nothing to prove before the leader was lost")
+        survivors = await self._settle(len(self._cluster.addresses) - 1)
+        missing = await self._missing(acknowledged)
+        if missing:
+            raise Internal(f"{len(missing)} acknowledged writes are gone, such as {missing[0]}")
+        self.say(
+            f"all [bold]{len(acknowledged)} acknowledged writes[/] are there; "
+            f"{len(survivors)} survivors hold {survivors[0].documents} documents, digest {survivors[0].digest[:16]}"
+        )
+        started = time.perf_counter()
+        self._cluster.start(failover.killed)
+        replicas = await self._settle(len(self._cluster.addresses))
+        seconds = time.perf_counter() - started
+        if replicas[0].digest != survivors[0].digest:
+            raise Internal("the digest changed although nothing was written")
+        expected = self.outcome.passages + len(acknowledged)
+        if not expected <= replicas[0].documents <= expected + failover.unknown:
+            raise Internal(f"{replicas[0].documents} documents, expected {expected}")
+        self.outcome.proof = Proof(
+            acknowledged=len(acknowledged),
+            missing=0,
+            documents=replicas[0].documents,
+            digest=replicas[0].digest,
+            replicas=len(replicas),
+            catch_up_seconds=seconds,
+        )
+        self.say(
+            f"[green]{failover.killed}[/] restarted and caught up in {seconds:.1f} s: all {len(replicas)} replicas at "
+            f"index {replicas[0].last_applied} with the same {replicas[0].documents} documents and the same digest"
+        )
+
+    async def _missing(self, ids: list[str]) -> list[str]:
+        found: set[str] = set()
+        for start in range(0, len(ids), 500):
+            documents = await self._client.get_many(ids[start : start + 500], collection=COLLECTION)
+            found.update(document.id for document in documents)
+        return [identifier for identifier in ids if identifier not in found]
+
+    async def _settle(self, replicas: int) -> list[RaftStatus]:
+        """Wait until `replicas` nodes have applied the same index and hold the same documents; their statuses."""
+        settled: list[RaftStatus] = []
+
+        async def equal() -> bool:
+            settled[:] = await self._statuses(digest=True)
+            return len(settled) == replicas and len({(s.last_applied, s.documents, s.digest) for s in settled}) == 1
+
+        await self._until(equal, READY_SECONDS, f"{replicas} replicas do not become equal")
+        return settled
+
+    async def _statuses(self, digest: bool = False) -> list[RaftStatus]:
+        """Of the nodes that answer."""
+        found = []
+        for address in self._cluster.addresses.values():
+            with suppress(NeedleError):  # a node that is starting or dead is left out
+                found.append(await self._client.node_status(address, digest=digest, timeout=5.0))
+        return found
+
+    async def _leader_status(self) -> RaftStatus:
+        leaders: list[RaftStatus] = []
+
+        async def one() -> bool:
+            leaders[:] = [status for status in await self._statuses() if status.state == "Leader"]
+            return len(leaders) == 1
+
+        await self._until(one, READY_SECONDS, "there is no leader")
+        return leaders[0]
+
+    async def _until(self, holds: Callable[[], Awaitable[bool]], seconds: float, problem: str) -> None:
+        """Poll until `holds`; DeadlineExceeded with `problem` after `seconds`, at once if a node died by itself."""
+        deadline = time.monotonic() + seconds
+        while not await holds():
+            self._cluster.check_alive()
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{problem} within {seconds:.0f} s")
+            await asyncio.sleep(0.02)
+
+
+class _WriteStream:
+    """Writers that insert one document each, over and over. acknowledged: (sent, answered) times by id."""
+
+    def __init__(self, client: needle.Client, vectors: NDArray[np.float32]) -> None:
+        self._client = client
+        self._vectors = vectors
+        self._next = 0
+        self._stopping = False
+        self.acknowledged: dict[str, tuple[float, float]] = {}
+        self.unknown: list[str] = []
+
+    def reached(self, count: int) -> Callable[[], Awaitable[bool]]:
+        async def holds() -> bool:
+            return len(self.acknowledged) >= count
+
+        return holds
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Write while the body runs; then let the writes in flight end."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(WRITERS):
+                group.create_task(self._write())
+            try:
+                yield
+            finally:
+                self._stopping = True
+
+    async def _write(self) -> None:
+        while not self._stopping:
+            self._next += 1
+            identifier, vector = f"live/{self._next:06d}", self._vectors[self._next % len(self._vectors)]
+            sent = time.perf_counter()
+            try:
+                await self._client.insert(identifier, vector, {"live": True}, timeout=WRITE_SECONDS)
+            except OutcomeUnknown:
+                self.unknown.append(identifier)
+            else:
+                self.acknowledged[identifier] = (sent, time.perf_counter())
+
+
+def _rate() -> TextColumn:
+    return TextColumn("{task.fields[rate]:,.0f}/s")
+
+
+async def _timed(search: Awaitable[list[Hit]]) -> tuple[list[Hit], float]:
+    """The hits, and how long the search took in milliseconds."""
+    started = time.perf_counter()
+    hits = await search
+    return hits, (time.perf_counter() - started) * 1000
+
+
+def _same_hits(question: str, expected: list[Hit], found: list[Hit]) -> None:
+    if [(hit.id, hit.distance) for hit in expected] != [(hit.id, hit.distance) for hit in found]:
+        raise Internal(
+            f"replicas disagree on {question!r}: {[hit.id for hit in expected]} and {[hit.id for hit in found]}"
+        )
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

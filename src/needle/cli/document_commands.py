@@ -1,0 +1,257 @@
+"""`needle search | insert | get | delete`: documents in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import needle
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.model import Document, Hit, ReadMode
+from needle.cli.common import (
+    DEFAULT_CLUSTER,
+    Cluster,
+    Collection,
+    Json,
+    Timeout,
+    brief,
+    console,
+    notes,
+    print_json,
+    run,
+)
+from needle.cli.embedding import DIMENSIONS, Embedder
+from needle.cli.inputs import Record, count_records, read_query_vector, read_records
+
+T = TypeVar("T")
+
+Ids = Annotated[list[str], typer.Argument(help="Ids of documents.")]
+BATCH_BYTES = 512 * 1024
+BATCHES_IN_FLIGHT = 4
+
+
+def search(
+    words: Annotated[str | None, typer.Argument(help="What to look for, in words (needs the demo's model).")] = None,
+    vector: Annotated[
+        str | None, typer.Option("--vector", help="Search by the vector in this .npy file; - reads standard input.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
+    mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
+    filter: Annotated[str | None, typer.Option("--filter", help='Condition on metadata: \'{"lang": "en"}\'.')] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Score every vector instead of using the index.")] = False,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Find the documents nearest to words or to a vector."""
+    if (words is None) == (vector is None):
+        raise typer.BadParameter("give either words or --vector FILE")
+    condition = _parse_filter(filter)
+    query = read_query_vector(vector) if vector is not None else Embedder().embed([words or ""])[0]
+
+    async def work(client: needle.Client) -> tuple[list[Hit], float]:
+        if words is not None:
+            await _check_dimensions(client, collection)
+        started = time.perf_counter()
+        hits = await client.search(query, k, condition, mode=mode, collection=collection, exact=exact, timeout=timeout)
+        return hits, time.perf_counter() - started
+
+    hits, seconds = run(cluster, work)
+    if json:
+        print_json(hits)
+        return
+    table = Table("distance", "id", "metadata", title=None)
+    for hit in hits:
+        table.add_row(f"{hit.distance:.4f}", hit.id, brief(hit.metadata, 200) if hit.metadata is not None else "")
+    console.print(table, markup=False)
+    notes.print(f"{len(hits)} hits, {mode} read, {seconds * 1000:.1f} ms", markup=False)
+
+
+def _parse_filter(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = jsonlib.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--filter is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter('--filter must be an object such as {"lang": "en"}')
+    return value
+
+
+async def _check_dimensions(client: needle.Client, collection: str) -> None:
+    """Words become vectors of 256; say so before the cluster refuses them."""
+    for spec in await client.collections():
+        if spec.name == collection and spec.dimensions != DIMENSIONS:
+            raise InvalidArgument(
+                f"words become vectors of {DIMENSIONS} dimensions, but collection {collection} has {spec.dimensions}; "
+                "search it with --vector FILE"
+            )
+
+
+def insert(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="Documents: a .jsonl, .npy or .parquet file.")
+    ],
+    id_prefix: Annotated[str, typer.Option("--id-prefix", help="Before the row numbers of a .npy file.")] = "",
+    batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Most documents of one write.")] = 500,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 30.0,
+    json: Json = False,
+) -> None:
+    """Insert or replace the documents of a file.
+
+    .jsonl: one object a line with "id" and "vector" (or "text", which is embedded with the demo's model); other keys
+    become metadata. .npy: a 2-d array, ids are row numbers. .parquet: columns id and vector, others become metadata.
+    """
+    total = count_records(file)
+
+    async def work(client: needle.Client) -> tuple[int, float]:
+        batches = _by_bytes(read_records(file, lambda: Embedder().embed, id_prefix, batch))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=notes, disable=json) as progress:
+            task = progress.add_task(file.name, total=total)
+            started = time.perf_counter()
+            inserted = await insert_all(
+                client, batches, collection, timeout, lambda count: progress.advance(task, count)
+            )
+            return inserted, time.perf_counter() - started
+
+    inserted, seconds = run(cluster, work)
+    if json:
+        print_json({"inserted": inserted, "seconds": round(seconds, 3)})
+    else:
+        notes.print(f"{inserted} documents in {seconds:.1f} s, {inserted / max(seconds, 1e-9):,.0f} a second")
+
+
+def _by_bytes(batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
+    """Split batches whose vectors exceed BATCH_BYTES, so that log entries stay small."""
+    for records in batches:
+        rows = max(1, BATCH_BYTES // max(1, records[0].vector.nbytes))
+        for start in range(0, len(records), rows):
+            yield records[start : start + rows]
+
+
+async def insert_all(
+    client: needle.Client,
+    batches: Iterator[list[Record]],
+    collection: str,
+    timeout: float,
+    done: Callable[[int], None],
+) -> int:
+    """Insert every batch, a few in flight, `done(count)` after each; returns how many documents were acknowledged.
+
+    The last of several documents with one id wins, as if they were inserted one by one: batches that share an id do
+    not overtake each other. An error says how many documents were acknowledged before it.
+    """
+    inserted = 0
+    in_flight: set[str] = set()
+    changed = asyncio.Condition()
+
+    async def next_batch() -> dict[str, Record] | None:
+        async with changed:
+            records = {record.id: record for record in next(batches, [])}
+            await changed.wait_for(lambda: in_flight.isdisjoint(records))
+            in_flight.update(records)
+            return records or None
+
+    async def worker() -> None:
+        nonlocal inserted
+        while records := await taking.run(next_batch):
+            items = [(record.id, record.vector, record.metadata) for record in records.values()]
+            await client.insert_batch(items, collection=collection, timeout=timeout)
+            inserted += len(items)
+            done(len(items))
+            async with changed:
+                in_flight.difference_update(records)
+                changed.notify_all()
+
+    taking = _OneAtATime()
+    failures: list[NeedleError] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(BATCHES_IN_FLIGHT):
+                group.create_task(worker())
+    except* NeedleError as errors:
+        failures += _leaves(errors)
+    if failures:
+        first = failures[0]
+        raise type(first)(f"{first.message} ({inserted} documents were acknowledged before)", **first.details)
+    return inserted
+
+
+class _OneAtATime:
+    """Runs coroutines one after the other, so that batches are taken in the order of the file."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def run(self, take: Callable[[], Awaitable[T]]) -> T:
+        async with self._lock:
+            return await take()
+
+
+def _leaves(group: BaseExceptionGroup[NeedleError]) -> list[NeedleError]:
+    found: list[NeedleError] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def get(
+    ids: Ids,
+    collection: Collection = "default",
+    with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Show the vectors too.")] = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    json: Json = False,
+) -> None:
+    """Show documents by id (a strong read). Exit code 1 if one is missing."""
+
+    async def work(client: needle.Client) -> list[Document]:
+        return list(await client.get_many(ids, collection=collection, with_vectors=with_vectors))
+
+    documents = run(cluster, work)
+    if json:
+        print_json(documents)
+    else:
+        table = Table("id", "version", "metadata", *(["vector"] if with_vectors else []))
+        for document in documents:
+            row = [document.id, str(document.version), brief(document.metadata, 400)]
+            table.add_row(*row, *([_brief_vector(document.vector)] if with_vectors else []))
+        console.print(table, markup=False)
+    missing = sorted(set(ids) - {document.id for document in documents})
+    if missing:
+        notes.print(f"not there: {', '.join(missing)}", markup=False)
+        raise typer.Exit(1)
+
+
+def _brief_vector(vector: NDArray[np.float32]) -> str:
+    shown = ", ".join(f"{value:.3f}" for value in vector[:4])
+    return f"[{shown}{', ...' if len(vector) > 4 else ''}] ({len(vector)})"
+
+
+def delete(
+    ids: Ids, collection: Collection = "default", cluster: Cluster = DEFAULT_CLUSTER, json: Json = False
+) -> None:
+    """Delete documents by id; an id that is not there is no error."""
+
+    async def work(client: needle.Client) -> int:
+        return (await client.delete(ids, collection=collection)).count
+
+    deleted = run(cluster, work)
+    if json:
+        print_json({"deleted": deleted})
+    else:
+        notes.print(f"deleted {deleted} of {len(ids)}")

@@ -1,0 +1,65 @@
+"""docs/cli.md, made from the commands themselves: `python -m needle.cli.reference > docs/cli.md`.
+
+A test compares the file with this, and fails for a command or option without help or a command without an example.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from needle.cli.app import app
+
+HEAD = """# Commands
+
+Made from the commands by `python -m needle.cli.reference > docs/cli.md`; do not edit.
+
+Every command that talks to a cluster takes `--cluster host:port,...` (or the variable `NEEDLE_CLUSTER`); any one
+reachable node is enough. `--json` prints one JSON document on standard output; messages and progress go to standard
+error. Exit codes: 0 done, 1 error (one line on standard error, with its code in brackets), 2 wrong usage, 130
+interrupted.
+"""
+
+
+def commands(command: Any = None, path: str = "needle") -> Iterator[tuple[str, Any]]:
+    """Every command as (full name, command), groups before what is in them."""
+    command = command or typer.main.get_command(app)
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, f"{path} {name}")
+
+
+def example(command: Any) -> str:
+    """The command line of a command's example; "" if it has none."""
+    epilog = str(command.epilog or "")
+    return epilog.removeprefix("Example: ") if epilog.startswith("Example: ") else ""
+
+
+def _option_line(parameter: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in parameter.opts)
+    if parameter.param_type_name == "argument":
+        names = f"`{parameter.human_readable_name}`"
+    facts = ["required"] if parameter.required else []
+    if parameter.default not in (None, False, [], ()) and not parameter.required:
+        facts.append(f"default `{getattr(parameter.default, 'value', parameter.default)}`")
+    if parameter.envvar:
+        facts.append(f"variable `{parameter.envvar}`")
+    return f"- {names}: {parameter.help}" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def render() -> str:
+    """The whole reference as Markdown."""
+    parts = [HEAD]
+    for name, command in commands():
+        parts.append(f"## {name}\n\n{' '.join(str(command.help).split())}\n\n```\n{example(command)}\n```\n")
+        options = [_option_line(p) for p in command.params if p.name != "help"]
+        if options:
+            parts.append("\n".join(options) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
