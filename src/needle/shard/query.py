@@ -109,7 +109,7 @@ def _with_ties(
         open_end = there == asked and distances[asked - 1] == distances[k - 1]
         if not open_end or asked >= max(bound, 2 * k):
             return ordinals[:there], distances[:there]
-        more = _ask(collection, query, 2 * asked, request, allow)
+        more = _ask(collection, query, 4 * asked, request, allow)
         ordinals, distances = more[0][0], more[1][0]
 
 

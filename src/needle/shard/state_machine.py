@@ -122,12 +122,14 @@ class Replica:
         segments: SegmentConfig,
         disk: ReplicaDisk,
         failpoint: Callable[[str], None] = _no_failpoint,
+        purge_rows_min: int = PURGE_ROWS,
     ) -> None:
         self.directory = directory
         self.limits = limits
         self._config = segments
         self._disk = disk
         self._failpoint = failpoint
+        self._purge_rows_min = purge_rows_min
         self._applying = threading.Lock()
         self._in_flight = InFlight()
         self._broken: NeedleError | None = None
@@ -143,12 +145,22 @@ class Replica:
         segments: SegmentConfig,
         disk: ReplicaDisk,
         failpoint: Callable[[str], None] = _no_failpoint,
+        purge_rows_min: int = PURGE_ROWS,
     ) -> Replica:
         """Open or create the replica in `directory`.
 
+        failpoint: called with the names in FAILPOINTS and snapshot.INSTALL_STEPS. purge_rows_min: superseded rows are
+        deleted once there are this many, and an eighth of the documents.
         Raises DiskFailed, StorageError (damaged files, with the remedy), or UnsupportedFormat.
         """
-        return cls(directory, limits=limits, segments=segments, disk=disk, failpoint=failpoint)
+        return cls(
+            directory,
+            limits=limits,
+            segments=segments,
+            disk=disk,
+            failpoint=failpoint,
+            purge_rows_min=purge_rows_min,
+        )
 
     def _load(self, state: str) -> None:
         self._segment_directory = os.path.join(state, SEGMENTS)
@@ -214,7 +226,8 @@ class Replica:
                 continue
             name = change.record.spec.name
             if change.created:
-                self._live[name] = _Live(change.record, self._store, self._segment_directory, self._config)
+                empty = CollectionRecord(id=change.record.id, spec=change.record.spec)
+                self._live[name] = _Live(empty, self._store, self._segment_directory, self._config)
                 self._live[name].load([])
             live = self._live[name]
             live.record = change.record
@@ -250,6 +263,9 @@ class Replica:
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
             doomed = self._store.doomed()
+        # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
+        if len(doomed.rows) < max(self._purge_rows_min, self.count() // 8):
+            doomed.rows.clear()
         if doomed:
             self._in_flight.drain()
             while self._store.purge(doomed, PURGE_ROWS):
