@@ -116,6 +116,10 @@ class Observer:
         elif before is not None and (before[0], before[2]) != (term, role):
             self._trace.note(f"{name} is {role.name} of group {group} in term {term}")
 
+    def booted(self, name: str, group: GroupId) -> None:
+        """A node starts on what its disk holds."""
+        self.monotone.booted(group, name, DurableLog(self._machines[name].log_disk, group).hard_state().term)
+
     def compare_logs(self, groups: dict[GroupId, dict[str, Replicating]]) -> None:
         """Log matching over all running replicas. Raises Violation."""
         for group, replicas in groups.items():

@@ -220,6 +220,7 @@ class World:
         machine = self.machines[name]
         if machine.process is not None or self._held_down[name] or name in self.retired:
             return
+        self.observer.booted(name, DATA_GROUP)
         process = machine.boot()
         node = self.nodes[name] = SimNode(self, machine, process)
         self.trace.note(f"{name} boots, incarnation {machine.incarnation}")
@@ -291,6 +292,10 @@ class World:
         self.crash(name, power_cut=armed[2], why=f"at {place}")
         self.loop.call_in(self.loop.root, 3 * RESTART_SECONDS, self._restart, name)
         raise Killed(f"{name} at {place}")
+
+    def rotted(self, name: str) -> None:
+        """Bits of the node's log are damaged from now on: it need not hold what it once did."""
+        self.observer.rotten.add(name)
 
     async def admin(self, name: str, what: str) -> None:
         """An operator's command to a node; it may be refused."""

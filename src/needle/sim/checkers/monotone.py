@@ -1,5 +1,5 @@
-"""snapshot index <= applied <= commit <= last; term, commit and applied never go back within an incarnation, and the
-term not even across one (raft.md, section 3)."""
+"""snapshot index <= applied <= commit <= last; term, commit and applied never go back within an incarnation, and a
+term that was durable not even across one (raft.md, section 3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Monotone:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, str, int], Position] = {}
-        self._terms: dict[tuple[int, str], int] = {}
+        self._floors: dict[tuple[int, str], int] = {}
 
     def observe(self, group: int, node: str, incarnation: int, now: Position) -> None:
         """Raises Violation."""
@@ -36,12 +36,10 @@ class Monotone:
             now.term < before.term or now.commit < before.commit or now.applied < before.applied
         ):
             raise Violation(NAME, f"{node} group {group} went back from {before} to {now}")
-        if now.term < self._terms.get((group, node), 0):
-            raise Violation(NAME, f"{node} group {group} forgot term {self._terms[(group, node)]}: now {now.term}")
+        if now.term < self._floors.get((group, node), 0):
+            raise Violation(NAME, f"{node} group {group} forgot term {self._floors[(group, node)]}: now {now.term}")
         self._seen[(group, node, incarnation)] = now
-        self._terms[(group, node)] = now.term
 
-    def forget(self, node: str) -> None:
-        """The node got an empty disk: its promises went with it."""
-        for key in [key for key in self._terms if key[1] == node]:
-            del self._terms[key]
+    def booted(self, group: int, node: str, durable_term: int) -> None:
+        """The node starts on a disk that holds `durable_term`."""
+        self._floors[(group, node)] = durable_term
