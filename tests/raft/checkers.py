@@ -105,12 +105,10 @@ class Checkers:
         if raft.role is not Role.LEADER:
             raise InvariantBroken(f"commit: {node.id} knows of commit {raft.commit} before any leader")
         self._check_quorum_durable(node, raft.conf, raft.commit)
-        storage = node.disk.storage
         while len(self.committed) < raft.commit:
             index = len(self.committed) + 1
             holder = next(n for n in self._holders(node, raft.commit) if n.disk.storage.base_index < index)
             self.committed.append(holder.disk.storage.log[index - holder.disk.storage.base_index - 1])
-        del storage
 
     def _holders(self, leader: Node, index: int) -> list[Node]:
         """Nodes that hold, durably, the leader's entry at `index`."""

@@ -11,11 +11,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from raft.checkers import Checkers
-
 from needle.raft.config import CoreConfig
 from needle.raft.messages import ConfState, Entry, EntryKind, HardState, Message, MessageType, Ready, SnapshotMeta
 from needle.raft.raft import Raft, Role
+from raft.checkers import Checkers
 
 T = 0.150
 HEARTBEAT = 0.050
@@ -171,6 +170,7 @@ class Node:
 
     def pump(self) -> None:
         raft = self.core()
+        self.cluster.checkers.check_commit(self)
         while raft.has_ready(persist=self.writing is None):
             ready = raft.ready(persist=self.writing is None)
             self._send(ready.messages)

@@ -57,10 +57,21 @@ def _become_candidate(s: State, *, force: bool) -> None:
 
 def _ask(s: State, kind: MessageType, term: int, *, force: bool) -> None:
     index, log_term = s.log.last_index(), s.log.last_term()
+    commit_term = s.log.term(s.commit) or 0
     for node in sorted({*s.conf.voters, *s.conf.voters_outgoing}):
         if node != s.id:
             s.send_after_persist(
-                Message(kind, to=node, frm=s.id, term=term, index=index, log_term=log_term, force=force)
+                Message(
+                    kind,
+                    to=node,
+                    frm=s.id,
+                    term=term,
+                    index=index,
+                    log_term=log_term,
+                    hint=s.commit,
+                    hint_term=commit_term,
+                    force=force,
+                )
             )
 
 
@@ -86,11 +97,21 @@ def on_durable(s: State) -> None:
         _decide(s)
 
 
+def _learn_commit(s: State, m: Message) -> None:
+    """Candidates and voters tell each other what is committed. Without it a removed leader, who alone knows that its
+    removal is committed and whose log is the longest, would block the election of the others for ever (raft-rs)."""
+    if m.hint > s.commit and s.role is not Role.LEADER and s.log.matches(m.hint, m.hint_term):
+        s.commit = m.hint
+        if s.role is not Role.FOLLOWER and s.has_unapplied_conf_change():
+            s.become_follower(s.term, NO_LEADER)
+
+
 def on_vote_request(s: State, m: Message) -> None:
     """VOTE or PRE_VOTE, of this term or (PRE_VOTE only) a later one. Learners answer too: they may be voters by now.
 
     The promise was checked before.
     """
+    _learn_commit(s, m)
     free = s.vote == m.frm or (s.vote == NO_LEADER and s.leader == NO_LEADER)
     is_pre = m.type == MessageType.PRE_VOTE
     grant = (free or (is_pre and m.term > s.term)) and s.log.is_up_to_date(m.index, m.log_term)
@@ -104,6 +125,8 @@ def on_vote_request(s: State, m: Message) -> None:
             frm=s.id,
             term=m.term if grant else s.term,
             reject=not grant,
+            hint=s.commit,
+            hint_term=s.log.term(s.commit) or 0,
         )
     )
 
@@ -115,6 +138,7 @@ def refuse_stale_pre_vote(s: State, m: Message) -> None:
 
 def on_vote_answer(s: State, m: Message) -> None:
     """VOTE_RESP or PRE_VOTE_RESP. An answer counts only for the phase and the term that asked."""
+    _learn_commit(s, m)
     if m.type == MessageType.VOTE_RESP:
         expected = s.role is Role.CANDIDATE and m.term == s.term
     else:

@@ -322,8 +322,7 @@ class Raft:
         s = self._s
         s.disk_idle_at = s.now
         if ready.snapshot is not None:
-            s.log.snapshot_installed(ready.snapshot)
-            s.applied = s.applying = max(s.applied, ready.snapshot.index)
+            s.installed(ready.snapshot)
         if ready.hard_state is not None:
             s.durable_hard_state = ready.hard_state
         s.log.stable_to(ready.entries)

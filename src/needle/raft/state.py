@@ -251,6 +251,13 @@ class State:
 
     # --- snapshots ----------------------------------------------------------------------------------------------
     def restore(self, snapshot: SnapshotMeta) -> None:
+        """Take over the snapshot's log. Its configuration comes into force when it is installed: entries of before
+        may be under application now, and they change the configuration of before."""
         self.log.restore(snapshot)
         self.commit = snapshot.index
+
+    def installed(self, snapshot: SnapshotMeta) -> None:
+        """The host has installed the snapshot; maybe a newer one waits already."""
+        self.log.snapshot_installed(snapshot)
+        self.applied = self.applying = snapshot.index
         self.conf = snapshot.conf
