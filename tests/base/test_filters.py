@@ -13,8 +13,8 @@ from needle.base.errors import InvalidArgument
 from needle.base.filters import Filter
 
 DOC = {
-    "s": "red wine", "n": 5, "f": 2.5, "t": True, "z": None, "tags": ["a", "b"], "nums": [1, 10], "e": [], "o": {"p": {"q": 1}},
-    "list": [{"x": 1}, {"x": 2, "y": "k"}, 7], "nested": [[1, 2]], "one": 1,
+    "s": "red wine", "n": 5, "f": 2.5, "t": True, "z": None, "tags": ["a", "b"], "nums": [1, 10], "e": [],
+    "o": {"p": {"q": 1}}, "list": [{"x": 1}, {"x": 2, "y": "k"}, 7], "nested": [[1, 2]], "one": 1,
 }  # fmt: skip
 
 
@@ -145,8 +145,8 @@ BAD: list[tuple[Any, str]] = [
     ({"a": {"$in": "xy"}}, "$in"), ({"a": {"$in": [[1]]}}, "$in"), ({"a": {"$in": [1] * 10_001}}, "$in"),
     ({"a": {"$between": [1]}}, "$between"), ({"a": {"$between": [1, "x"]}}, "$between"),
     ({"a": {"$contains": 5}}, "$contains"), ({"a": {"$starts_with": None}}, "$starts_with"),
-    ({"a": {"$exists": 1}}, "$exists"), ({"": 1}, "field"), ({"a..b": 1}, "field"), ({".": 1}, "field"), ({5: 1}, "field"),
-    ({"x" * 513: 1}, "field"), ({"a": {"$not": 5}}, "$not"),
+    ({"a": {"$exists": 1}}, "$exists"), ({"": 1}, "field"), ({"a..b": 1}, "field"), ({".": 1}, "field"),
+    ({5: 1}, "field"), ({"x" * 513: 1}, "field"), ({"a": {"$not": 5}}, "$not"),
 ]  # fmt: skip
 
 

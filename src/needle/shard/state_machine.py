@@ -77,10 +77,11 @@ class CollectionView:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """What searches see: all collections by name, at one applied index."""
+    """What searches see: all collections by name, at one applied index, and the file that holds their documents."""
 
     at: AppliedAt
     collections: Mapping[str, CollectionView]
+    store: DocumentStore
 
 
 class _Live:
@@ -163,21 +164,22 @@ class Replica:
         )
 
     def _load(self, state: str) -> None:
-        self._segment_directory = os.path.join(state, SEGMENTS)
-        self._disk.make_directory(self._segment_directory)
-        self._store = DocumentStore(state, self._disk)
-        self._live: dict[str, _Live] = {}
+        """Open a state directory and make it the current one; on an error the former one stays."""
+        directory = os.path.join(state, SEGMENTS)
+        self._disk.make_directory(directory)
+        store = DocumentStore(state, self._disk)
+        loaded: dict[str, _Live] = {}
         try:
-            at, records, manifests, sessions = self._store.load()
-            self._sessions = SessionTable(sessions)
+            at, records, manifests, sessions = store.load()
             for record in records:
-                live = _Live(record, self._store, self._segment_directory, self._config)
-                self._live[record.spec.name] = live
-                live.load(manifests.get(record.id, []))
+                loaded[record.spec.name] = _Live(record, store, directory, self._config)
+                loaded[record.spec.name].load(manifests.get(record.id, []))
         except BaseException:
-            self._store.close()
+            store.close()
             raise
-        self._view = ReplicaView(at, {name: live.view() for name, live in self._live.items()})
+        self._segment_directory, self._store, self._live = directory, store, loaded
+        self._sessions = SessionTable(sessions)
+        self._view = ReplicaView(at, {name: live.view() for name, live in loaded.items()}, store)
 
     # --- the log -----------------------------------------------------------------------------------------------------
     def applied_index(self) -> int:
@@ -247,7 +249,7 @@ class Replica:
                 live.manifest = change.manifest
             live.vectors.commit()
             views[name] = live.view()
-        self._view = ReplicaView(changes.at, views)
+        self._view = ReplicaView(changes.at, views, self._store)
 
     def checkpoint(self) -> int:
         """Make everything applied durable; returns the applied index that is safe to compact below. Also purges rows
@@ -311,12 +313,12 @@ class Replica:
             groups.setdefault(key, []).append(at)
         results: dict[int, HitBatch | NeedleError] = {}
         with self._in_flight.enter():
-            view, store = self._view, self._store
+            view = self._view
             for members in groups.values():
                 asked = [requests[at] for at in members]
                 try:
                     collection = self._collection(view, asked[0].collection)
-                    answers = search_group(collection, store, asked, view.at.index, self.limits)
+                    answers = search_group(collection, view.store, asked, view.at.index, self.limits)
                 except NeedleError as error:
                     answers = [error] * len(asked)
                 results.update(zip(members, answers, strict=True))
@@ -333,8 +335,9 @@ class Replica:
         """The documents with these ids, in the order asked for; absent ids are left out."""
         self._check_usable()
         with self._in_flight.enter():
-            record = self._collection(self._view, collection).record
-            return self._store.by_id(record.id, ids, vectors=with_vectors)
+            view = self._view
+            record = self._collection(view, collection).record
+            return view.store.by_id(record.id, ids, vectors=with_vectors)
 
     def collections(self) -> list[CollectionSpec]:
         """Every collection, by name."""
@@ -395,9 +398,10 @@ class Replica:
             self._check_usable()
             try:
                 state = install_image(self.directory, directory, self._disk, self._failpoint)
-                self._in_flight.drain()
-                self._close_files()
+                old_store, old_live = self._store, self._live
                 self._load(state)
+                self._in_flight.drain()  # searches on the old view still read its files
+                _close_files(old_store, old_live)
                 current_state(self.directory, self._disk)  # removes the old state
             except CorruptSnapshot:
                 raise
@@ -405,15 +409,16 @@ class Replica:
                 self._broken = StorageError(f"installing a snapshot failed half way ({error!r}); restart the node")
                 raise
 
-    def _close_files(self) -> None:
-        for live in self._live.values():
-            live.vectors.close()
-        self._store.close()
-
     def close(self) -> None:
         """Close files after running searches have left. Idempotent."""
         with self._applying:
             if not self._closed:
                 self._closed = True
                 self._in_flight.drain()
-                self._close_files()
+                _close_files(self._store, self._live)
+
+
+def _close_files(store: DocumentStore, live: Mapping[str, _Live]) -> None:
+    for held in live.values():
+        held.vectors.close()
+    store.close()

@@ -197,8 +197,8 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
             raise _bad_vector(vectors, int(zero[0]), ids, "not all zeros: the cosine of a zero vector is undefined")
         vectors = (vectors / np.sqrt(squares)[:, None]).astype(np.float32)
     # A distance must be finite in float32, too.
-    huge = np.flatnonzero(squares > float(np.finfo(np.float32).max) / 8) if spec.metric != Metric.COSINE else ()
-    if len(huge):
+    huge = np.flatnonzero(squares > float(np.finfo(np.float32).max) / 8)
+    if spec.metric != Metric.COSINE and len(huge):
         raise _bad_vector(vectors, int(huge[0]), ids, "shorter than 6e18, so that distances fit float32")
     return vectors.astype(np.float32, copy=sys.byteorder == "big")
 

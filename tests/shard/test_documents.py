@@ -1,0 +1,153 @@
+"""The SQLite file: durability of checkpoints, damage, full disks, and what it refuses."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from needle.base.commands import CreateCollection
+from needle.base.errors import DiskFailed, StorageError, UnsupportedFormat
+from needle.shard.disk import ReplicaDisk, cut_power
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, open_replica, put, spec
+
+
+def filled(directory: Path) -> tuple[Replica, Log]:
+    replica, log = open_replica(directory), Log()
+    replica.apply(log.add(CreateCollection(spec()), put(["a", "b"], [[1, 2, 3], [4, 5, 6]])))
+    return replica, log
+
+
+def database(directory: Path) -> Path:
+    return directory / "state-1" / "documents.db"
+
+
+def test_a_checkpoint_survives_the_loss_of_the_whole_wal(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    assert replica.checkpoint() == 2
+    assert Path(f"{database(tmp_path)}-wal").stat().st_size == 0
+    digest = replica.digest()
+    replica.apply(log.add(put(["c"], [[1, 1, 1]])))
+    cut_power(str(tmp_path), replica.close, lambda _: 0)
+    replica = open_replica(tmp_path)
+    assert replica.applied_index() == 2 and replica.digest() == digest
+    replica.verify()
+
+
+def test_without_a_checkpoint_a_power_loss_takes_whole_batches(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    replica.checkpoint()
+    replica.apply(log.add(put(["c"], [[1, 1, 1]])))
+    sizes: list[int] = []
+    replica.apply(log.add(put(["d"], [[1, 1, 1]])))
+
+    def nearly_all(size: int) -> int:
+        sizes.append(size)
+        return size - 1
+
+    cut_power(str(tmp_path), replica.close, nearly_all)
+    replica = open_replica(tmp_path)
+    assert sizes and sizes[0] > 0 and replica.applied_index() == 3
+    assert [d.id for d in replica.get("c", ["c", "d"], False)] == ["c"]
+
+
+def test_a_checkpoint_during_a_long_read_is_durable_and_loses_nothing(tmp_path: Path) -> None:
+    synced: list[str] = []
+
+    class Recording(ReplicaDisk):
+        def sync(self, path: str) -> None:
+            synced.append(Path(path).name)
+            super().sync(path)
+
+    replica, log = filled(tmp_path)
+    replica.close()
+    store_path = database(tmp_path)
+    replica = open_replica(tmp_path)
+    replica._store._disk = Recording()
+    replica._store._writer.execute("PRAGMA busy_timeout=1")
+    reader = sqlite3.connect(store_path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM meta").fetchall()
+    replica.apply(log.add(put(["c"], [[1, 1, 1]])))
+    assert replica.checkpoint() == 3
+    assert "documents.db-wal" in synced
+    reader.close()
+
+
+@pytest.mark.parametrize("damage", ["header", "page"])
+def test_a_damaged_file_is_reported_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    replica, _ = filled(tmp_path)
+    replica.checkpoint()
+    replica.close()
+    data = bytearray(database(tmp_path).read_bytes())
+    start, end = (0, 100) if damage == "header" else (16384, len(data))
+    data[start:end] = b"\xa5" * (end - start)
+    database(tmp_path).write_bytes(data)
+    with pytest.raises(StorageError, match="delete the replica's directory"):
+        open_replica(tmp_path)
+
+
+def test_a_full_disk_is_a_disk_failure_and_ends_the_replica(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    before = replica.digest()
+    pages = replica._store._writer.execute("PRAGMA page_count").fetchone()[0]
+    replica._store._writer.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(DiskFailed, match="no space left"):
+        replica.apply(log.add(put([f"x{at}" for at in range(5000)], [[1, 2, 3]] * 5000)))
+    with pytest.raises(DiskFailed):
+        replica.checkpoint()
+    replica.close()
+    replica = open_replica(tmp_path)
+    assert replica.applied_index() == 2 and replica.digest() == before
+    replica.apply(log.entries)
+    assert replica.count() == 5002
+
+
+def test_another_format_version_is_refused(tmp_path: Path) -> None:
+    replica, _ = filled(tmp_path)
+    replica.close()
+    with sqlite3.connect(database(tmp_path)) as connection:
+        connection.execute("UPDATE meta SET value = 99 WHERE name = 'format'")
+    connection.close()
+    with pytest.raises(UnsupportedFormat, match="99"):
+        open_replica(tmp_path)
+
+
+def test_a_directory_that_cannot_be_made_is_a_disk_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DiskFailed):
+        open_replica(tmp_path / "file" / "r")
+
+
+@pytest.mark.parametrize("column", ["metadata", "vector", "version"])
+def test_verify_finds_a_changed_row(tmp_path: Path, column: str) -> None:
+    replica, _ = filled(tmp_path)
+    replica.close()
+    table, value = ("vectors", b"\0" * 12) if column == "vector" else ("documents", b"5" if column == "metadata" else 7)
+    with sqlite3.connect(database(tmp_path)) as connection:
+        connection.execute(f"UPDATE {table} SET {column} = ? WHERE row = 1 << 40", (value,))
+    connection.close()
+    with pytest.raises(StorageError):
+        open_replica(tmp_path).verify()
+
+
+def test_verify_finds_a_document_that_the_sums_do_not_know(tmp_path: Path) -> None:
+    replica, _ = filled(tmp_path)
+    replica.close()
+    with sqlite3.connect(database(tmp_path)) as connection:
+        connection.execute("DELETE FROM ids WHERE id = 'a'")
+    connection.close()
+    with pytest.raises(StorageError, match="disagree"):
+        open_replica(tmp_path).verify()
+
+
+def test_close_is_idempotent_and_later_calls_say_so(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    replica.close()
+    replica.close()
+    with pytest.raises(StorageError, match="closed"):
+        replica.apply(log.add(None))
+    with pytest.raises(StorageError, match="closed"):
+        replica.get("c", ["a"], False)

@@ -1,0 +1,155 @@
+"""Images: round trip, refusal of damage, and installations killed at every step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from needle.base.commands import CreateCollection, Delete, PublishSegment, Session
+from needle.base.errors import CorruptSnapshot, StorageError
+from needle.base.model import SearchRequest
+from needle.multiraft.ports import Applied
+from needle.shard.sealed_segment import segment_file
+from needle.shard.segment_plan import PublishedSegment
+from needle.shard.snapshot import IMAGE_NAME, INSTALL_STEPS
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, floats, open_replica, put, spec
+
+
+def filled(directory: Path) -> tuple[Replica, Log]:
+    replica, log = open_replica(directory), Log()
+    replica.apply(log.add(CreateCollection(spec())))
+    session = log.session(replica)
+    replica.apply(log.add(put(["a", "b", "c"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [{"n": 1}, None, {"n": 2}])))
+    replica.apply(log.add(put(["a"], [[2, 0, 0]], session=Session(session, 1, 0)), Delete("c", ["b"])))
+    replica.apply([Applied(len(log.entries) + 1, 3, b"", b"conf")])
+    return replica, log
+
+
+def exported(replica: Replica, directory: Path) -> Path:
+    directory.mkdir()
+    replica.export_snapshot(str(directory))
+    return directory
+
+
+def test_round_trip_carries_everything(tmp_path: Path) -> None:
+    source, _ = filled(tmp_path / "source")
+    (tmp_path / "image").mkdir()
+    index, term, conf, files = source.export_snapshot(str(tmp_path / "image"))
+    assert (index, term, conf) == (6, 3, b"conf") == (source.applied_index(), source.applied_term(), source.conf())
+    assert sorted(file.name for file in files) == sorted(os.listdir(tmp_path / "image"))
+    assert all((tmp_path / "image" / file.name).stat().st_size == file.size for file in files)
+
+    target, log = open_replica(tmp_path / "target"), Log()
+    target.apply(log.add(CreateCollection(spec("other")), put(["x"], [[1, 1, 1]], collection="other")))
+    target.install_snapshot(str(tmp_path / "image"))
+    for replica in (target, open_replica(tmp_path / "again")):
+        if replica is not target:
+            replica.install_snapshot(str(tmp_path / "image"))
+        assert replica.digest() == source.digest() and replica.session_rows() == source.session_rows()
+        assert (replica.applied_index(), replica.applied_term(), replica.conf()) == (6, 3, b"conf")
+        assert replica.search(SearchRequest(collection="c", vector=floats([2, 0, 0]), k=1)).versions == [4]
+        replica.verify()
+        # Both go on from there alike, and the image stays as it was.
+        new = Applied(7, 3, source_entry(), None)
+        assert replica.apply([new])[0].version == 7
+        replica.close()
+    source.apply([Applied(7, 3, source_entry(), None)])
+    target = open_replica(tmp_path / "target")
+    assert target.digest() == source.digest()
+    target.install_snapshot(str(tmp_path / "image"))
+    assert target.applied_index() == 6
+
+
+def source_entry() -> bytes:
+    log = Log()
+    return log.add(put(["z"], [[5, 5, 5]]))[0].data
+
+
+def test_segment_files_that_are_here_travel_and_missing_ones_do_not_matter(tmp_path: Path) -> None:
+    source, log = filled(tmp_path / "source")
+    log.entries.append(log.entries[-1])  # filled() applied one entry more
+    publish = [PublishSegment(1, 0, 1, 2, 4, "0" * 32), PublishSegment(1, 2, 3, 2, 4, "1" * 32)]
+    source.apply(log.add(*publish))
+    (vectors,) = source.collection_vectors()
+    name = segment_file(PublishedSegment(1, 0, 1, 2, 4, "0" * 32))
+    Path(vectors.directory, name).write_bytes(b"file")
+    image = exported(source, tmp_path / "image")
+    assert sorted(os.listdir(image)) == sorted(["documents.db", IMAGE_NAME, name])
+    assert (image / name).read_bytes() == b"file"
+    (image / name).unlink()
+    with pytest.raises(CorruptSnapshot, match=name):
+        open_replica(tmp_path / "target").install_snapshot(str(image))
+
+
+@pytest.mark.parametrize("name", ["documents.db", IMAGE_NAME])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_image_is_refused_and_nothing_changes(tmp_path: Path, name: str, damage: str) -> None:
+    source, _ = filled(tmp_path / "source")
+    image = exported(source, tmp_path / "image")
+    path = image / name
+    data = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        data[len(data) // 2] ^= 0x40
+        path.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    target, log = open_replica(tmp_path / "target"), Log()
+    target.apply(log.add(CreateCollection(spec("mine"))))
+    before = target.digest()
+    with pytest.raises(CorruptSnapshot, match="Nothing was installed"):
+        target.install_snapshot(str(image))
+    assert target.digest() == before and target.applied_index() == 1
+    target.apply(log.add(put(["x"], [[1, 1, 1]], collection="mine")))
+    target.close()
+    assert open_replica(tmp_path / "target").count("mine") == 1
+
+
+def test_an_image_may_not_name_files_elsewhere(tmp_path: Path) -> None:
+    source, _ = filled(tmp_path / "source")
+    image = exported(source, tmp_path / "image")
+    text = (image / IMAGE_NAME).read_text().replace('"documents.db"', '"../documents.db"')
+    (image / IMAGE_NAME).write_text(text)
+    with pytest.raises(CorruptSnapshot, match="outside"):
+        open_replica(tmp_path / "target").install_snapshot(str(image))
+
+
+class Killed(BaseException):
+    """A process that dies at a failpoint."""
+
+
+@pytest.mark.parametrize("step", INSTALL_STEPS)
+def test_killed_at_each_step_of_an_installation(tmp_path: Path, step: str) -> None:
+    source, _ = filled(tmp_path / "source")
+    image = exported(source, tmp_path / "image")
+
+    def failpoint(at: str) -> None:
+        if at == step:
+            raise Killed
+
+    target, log = open_replica(tmp_path / "target", failpoint), Log()
+    target.apply(log.add(CreateCollection(spec("mine"))))
+    old = target.digest()
+    with pytest.raises(Killed):
+        target.install_snapshot(str(image))
+    with pytest.raises(StorageError, match="restart"):
+        target.apply(log.add(None))
+    target.close()
+
+    target = open_replica(tmp_path / "target")
+    assert target.digest() == (source.digest() if step == "install-swapped" else old)
+    assert len([name for name in os.listdir(tmp_path / "target") if name.startswith("state-")]) == 1
+    target.install_snapshot(str(image))
+    assert target.digest() == source.digest()
+    target.verify()
+    target.close()
+
+
+def test_a_replica_whose_state_is_gone_says_what_to_do(tmp_path: Path) -> None:
+    replica, _ = filled(tmp_path / "r")
+    replica.close()
+    (tmp_path / "r" / "CURRENT").write_text("state-9")
+    with pytest.raises(StorageError, match="delete"):
+        open_replica(tmp_path / "r")

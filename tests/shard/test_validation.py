@@ -1,0 +1,145 @@
+"""What a proposer refuses, value by value, and what it lets through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from needle.base.commands import (
+    Command,
+    CreateCollection,
+    Delete,
+    DropCollection,
+    Insert,
+    OpenSession,
+    PublishSegment,
+    Session,
+)
+from needle.base.config import Limits
+from needle.base.errors import CollectionNotFound, InvalidArgument
+from needle.base.model import CollectionSpec, IndexParams, Metric, SearchRequest
+from needle.shard.validation import check_command, check_search
+from shard.replica_util import floats, put
+
+LIMITS = Limits(batch_documents_max=5, batch_bytes_max=2000, metadata_bytes_max=200, collections_max=3)
+SPECS = {
+    "c": CollectionSpec(name="c", dimensions=3, metric=Metric.COSINE),
+    "l": CollectionSpec(name="l", dimensions=3, metric=Metric.L2),
+}
+
+
+def check(command: Command, collections: int = 2) -> Command:
+    return check_command(command, SPECS.get, LIMITS, collections)
+
+
+def one(id_: str = "a", row: Any = (1, 2, 3), **kw: Any) -> Insert:
+    return put([id_], [row], **kw)
+
+
+def raw(metadata: bytes) -> Insert:
+    return Insert("c", ["a"], floats([1, 2, 3]), [metadata])
+
+
+def create(**kw: Any) -> CreateCollection:
+    return CreateCollection(CollectionSpec(**{"name": "n", "dimensions": 3, **kw}))
+
+
+BAD: dict[str, tuple[Command, str]] = {
+    "no documents": (put([], []), "ids"),
+    "too many documents": (put(list("abcdef"), [[1, 2, 3]] * 6), "ids"),
+    "too many bytes": (put(["a", "b"], [[1, 2, 3]] * 2, ["x" * 150, "y" * 1900]), "batch"),
+    "twice the same id": (put(["a", "b", "a"], [[1, 2, 3]] * 3), "'a'"),
+    "empty id": (one(""), "id"),
+    "id of 513 bytes": (one("é" * 257), "id"),
+    "id of 10 MB": (one("x" * 10_000_000), "id"),
+    "id with a lone surrogate": (one("\ud800"), "id"),
+    "two dimensions": (one(row=[1, 2]), "vector"),
+    "four dimensions": (one(row=[1, 2, 3, 4]), "vector"),
+    "half a float": (msgspec.structs.replace(one(), vectors=b"\0" * 11), "vector"),
+    "NaN": (one(row=[1, float("nan"), 3]), "vector of 'a'"),
+    "infinity": (one(row=[1, float("-inf"), 3]), "vector of 'a'"),
+    "zero vector with cosine": (one(row=[0, 0, 0]), "zero"),
+    "too long for float32 distances": (one(row=[1e30, 0, 0], collection="l"), "vector of 'a'"),
+    "metadata is no JSON": (raw(b"{a}"), "metadata of 'a'"),
+    "metadata is NaN": (raw(b"NaN"), "metadata of 'a'"),
+    "metadata is no UTF-8": (raw(b'"\xff"'), "metadata of 'a'"),
+    "metadata too large": (raw(b'"' + b"x" * 200 + b'"'), "metadata of 'a'"),
+    "metadata too deep": (raw(b"[" * 65 + b"]" * 65), "metadata of 'a'"),
+    "metadata missing": (msgspec.structs.replace(one(), metadata=[]), "metadata"),
+    "expected below zero": (one(expected=-1), "expected"),
+    "delete nothing": (Delete("c", []), "ids"),
+    "delete with expected 0": (Delete("c", ["a"], 0), "expected"),
+    "delete twice": (Delete("c", ["a", "a"]), "ids"),
+    "session seq 0": (one(session=Session(1, 0, 0)), "session.seq"),
+    "session acked ahead": (one(session=Session(1, 2, 3)), "session.acked"),
+    "nonce too large": (OpenSession(2**64), "nonce"),
+    "empty name": (create(name=""), "collection"),
+    "name of 256 bytes": (create(name="x" * 256), "collection"),
+    "name with a newline": (create(name="a\nb"), "collection"),
+    "name with a space at the end": (create(name="a "), "collection"),
+    "no dimensions": (create(dimensions=0), "dimensions"),
+    "too many dimensions": (create(dimensions=8193), "dimensions"),
+    "m": (create(index=IndexParams(m=1)), "index.m"),
+    "ef": (create(index=IndexParams(ef_search=0)), "index.ef_search"),
+    "segment range": (PublishSegment(1, 5, 4, 1, 1, "x"), "first"),
+    "segment rows": (PublishSegment(1, 0, 4, 6, 1, "x"), "rows"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_by_name_and_shortly(case: str) -> None:
+    command, named = BAD[case]
+    with pytest.raises(InvalidArgument) as caught:
+        check(command)
+    assert named in caught.value.message
+    assert len(caught.value.message) < 600
+
+
+@pytest.mark.parametrize(
+    "command", [one(collection="no"), Delete("no", ["a"]), DropCollection("no"), one(collection="x" * 10_000_000)]
+)
+def test_unknown_collections_are_named(command: Command) -> None:
+    with pytest.raises(CollectionNotFound) as caught:
+        check(command)
+    assert len(caught.value.message) < 200
+
+
+def test_the_number_of_collections_is_bounded_but_existing_ones_may_be_created_again() -> None:
+    with pytest.raises(InvalidArgument, match="collections"):
+        check(create(), collections=3)
+    assert check(CreateCollection(SPECS["c"], True), collections=3)
+
+
+def test_cosine_vectors_are_normalised_and_others_left_alone() -> None:
+    command = put(["a", "b"], [[3, 4, 0], [1e-30, 0, 0]])
+    checked = check(command)
+    assert isinstance(checked, Insert)
+    assert np.frombuffer(checked.vectors, "<f4").tolist() == pytest.approx([0.6, 0.8, 0, 1, 0, 0])
+    euclid = put(["a"], [[3, 4, 0]], collection="l")
+    assert check(euclid) == euclid
+    assert check(put(["a"], [[1e25, 1e25, 0]])) is not None
+    # What was normalised before stays the same, so that a retry proposes equal bytes.
+    assert check(checked) == checked or np.allclose(
+        np.frombuffer(check(checked).vectors, "<f4"), np.frombuffer(checked.vectors, "<f4"), rtol=1e-6  # type: ignore[union-attr]
+    )  # fmt: skip
+
+
+def test_metadata_with_many_brackets_in_strings_is_not_deep() -> None:
+    text = b'["' + b"[{" * 70 + b'\\"[", ' + b"[" * 60 + b"]" * 60 + b"]"
+    assert check_command(raw(text), SPECS.get, Limits()) is not None
+
+
+@pytest.mark.parametrize(("field", "value"), [("k", 0), ("k", 10**9), ("k", -1), ("k", True), ("ef_search", -1)])
+def test_bad_searches(field: str, value: Any) -> None:
+    request = SearchRequest(**{"collection": "c", "vector": floats([1, 2, 3]), "k": 1, field: value})
+    with pytest.raises(InvalidArgument, match=field):
+        check_search(request, SPECS["c"], LIMITS)
+
+
+@pytest.mark.parametrize("vector", [b"", floats([1, 2]), floats([0, 0, 0]), floats([1, float("nan"), 1])])
+def test_bad_queries(vector: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="vector"):
+        check_search(SearchRequest(collection="c", vector=vector, k=1), SPECS["c"], LIMITS)
