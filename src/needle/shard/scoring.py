@@ -20,7 +20,6 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 PAIR_BLOCK = 4096
-GATHER_ROWS = 1024
 UNIT_ROUNDOFF = 2.0**-24
 
 
@@ -96,7 +95,6 @@ class Scan:
         self._k = k
         self._slack = slack(metric, queries, norm_max)
         self._bound = np.full((len(queries), 1), np.inf, np.float32)
-        self._gathered: Floats | None = None
         self.found: list[Candidates] = []
 
     def add(self, rows: Floats, ordinals: Ints, mask: Bools | None = None, norms: Floats | None = None) -> None:
@@ -107,8 +105,8 @@ class Scan:
                 return
             if count < len(rows) // 4:
                 chosen = np.flatnonzero(mask)
-                self.add_chosen(rows, chosen, ordinals[chosen])
-                return
+                rows, ordinals, mask = rows[chosen], ordinals[chosen], None
+                norms = None if norms is None else norms[chosen]
         if len(rows) == 0:
             return
         keys = _keys(self._metric, self._queries, rows, norms)
@@ -126,16 +124,6 @@ class Scan:
             q, r = query[at : at + PAIR_BLOCK], row[at : at + PAIR_BLOCK]
             distance = pair_distances(self._metric, self._queries[q], rows[r])
             self.found.append(Candidates(q, ordinals[r], distance))
-
-    def add_chosen(self, rows: Floats, chosen: Ints, ordinals: Ints) -> None:
-        """Score rows[chosen]; ordinals: (len(chosen),). Gathered through one small buffer, which stays in the cache."""
-        if self._gathered is None:
-            self._gathered = np.empty((GATHER_ROWS, rows.shape[1]), np.float32)
-        for at in range(0, len(chosen), GATHER_ROWS):
-            part = chosen[at : at + GATHER_ROWS]
-            block = self._gathered[: len(part)]
-            np.take(rows, part, axis=0, out=block, mode="clip")
-            self.add(block, ordinals[at : at + GATHER_ROWS])
 
 
 def top_k(found: list[Candidates], queries: int, k: int) -> tuple[Ints, Floats]:
