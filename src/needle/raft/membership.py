@@ -12,16 +12,17 @@ from needle.base.errors import Internal, invalid
 from needle.base.ids import NodeId
 from needle.raft.messages import ConfChange, ConfState, Entry, EntryKind
 
-_decoder = msgspec.msgpack.Decoder(ConfChange)
+_decoder = msgspec.msgpack.Decoder(ConfState)
 
 
-def encode_change(change: ConfChange) -> bytes:
-    """The data of a CONF_CHANGE entry."""
-    return msgspec.msgpack.encode(change)
+def encode_conf(conf: ConfState) -> bytes:
+    """The data of a CONF_CHANGE entry: all of the configuration that it puts into force, not a difference. So it
+    means the same to a node that joined with an empty configuration, and applying it twice does no harm."""
+    return msgspec.msgpack.encode(conf)
 
 
-def decode_change(entry: Entry) -> ConfChange:
-    """The change that a CONF_CHANGE entry carries. Raises Internal for any other entry."""
+def decode_conf(entry: Entry) -> ConfState:
+    """The configuration that a CONF_CHANGE entry puts into force. Raises Internal for any other entry."""
     if entry.kind != EntryKind.CONF_CHANGE:
         raise Internal(f"entry {entry.index} is not a configuration change")
     try:
@@ -59,14 +60,12 @@ def members(conf: ConfState) -> list[NodeId]:
 
 
 def apply_change(conf: ConfState, change: ConfChange) -> ConfState:
-    """The configuration after `change`. A `leave` without a joint configuration changes nothing."""
+    """The configuration that follows `conf` by `change`. Raises Internal for a change of voters while joint."""
     if change.leave:
-        if not is_joint(conf):
-            return conf
         return ConfState(voters=conf.voters, learners=tuple(sorted({*conf.learners, *conf.learners_next})))
     voters = tuple(sorted(change.voters))
     if is_joint(conf):
-        raise Internal("a configuration change was committed while another one was under way")
+        raise Internal("a membership change began while another one was under way")
     if set(voters) == set(conf.voters):
         return ConfState(voters=conf.voters, learners=tuple(sorted(change.learners)))
     old = set(conf.voters)

@@ -16,7 +16,7 @@ NO_LEADER: NodeId = ""
 
 class EntryKind(IntEnum):
     NORMAL = 0  # data is a command of the state machine; empty data is the leader's no-op
-    CONF_CHANGE = 1  # data is an encoded ConfChange
+    CONF_CHANGE = 1  # data is the encoded ConfState that it puts into force
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):

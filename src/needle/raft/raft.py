@@ -184,7 +184,8 @@ class Raft:
 
     def _append_conf_change(self, change: ConfChange) -> int:
         s = self._s
-        s.pending_conf_index = s.append_entry(EntryKind.CONF_CHANGE, membership.encode_change(change))
+        target = membership.apply_change(s.conf, change)
+        s.pending_conf_index = s.append_entry(EntryKind.CONF_CHANGE, membership.encode_conf(target))
         return s.pending_conf_index
 
     def _maybe_leave_joint(self) -> None:
@@ -346,7 +347,7 @@ class Raft:
         """Put the change that a committed CONF_CHANGE entry carries into force; returns the configuration after it."""
         s = self._s
         before = s.conf
-        s.conf = membership.apply_change(before, membership.decode_change(entry))
+        s.conf = membership.decode_conf(entry)
         if s.role is not Role.LEADER or s.conf == before:
             return s.conf
         lease.on_conf_change(s)
