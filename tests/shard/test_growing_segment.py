@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import Internal
@@ -28,6 +28,7 @@ def filled(data: np.ndarray, step: int) -> GrowingSegment:
     return growing
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(list(Metric)),
     st.integers(1, 600),
@@ -49,6 +50,7 @@ def test_search_equals_brute_force(
     check_against_brute(metric, search(growing, metric, queries, k, allowed), data, counted, queries, k)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 500), st.integers(1, 90), st.data())
 def test_removed_range_is_gone_and_the_rest_stays(rows: int, step: int, draw: st.DataObject) -> None:
     data = clustered(rows, 4, 3)

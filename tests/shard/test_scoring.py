@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.model import Metric
@@ -13,6 +13,7 @@ from needle.shard.scoring import Candidates, Scan, pair_distances, top_k
 METRICS = list(Metric)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 700), st.integers(1, 40), st.sampled_from(METRICS), st.integers(0, 2**32 - 1))
 def test_distance_does_not_depend_on_the_batch(dimensions: int, rows: int, metric: Metric, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -33,6 +34,7 @@ def test_known_distances() -> None:
     assert pair_distances(Metric.COSINE, query, row)[0] == 0.0  # clipped, never negative
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(METRICS),
     st.integers(1, 300),

@@ -68,7 +68,7 @@ class Model:
         self.builds += 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60), st.floats(0, 0.6)), min_size=1, max_size=40), st.integers(0, 2**16))
 def test_every_ordinal_is_covered_once_and_building_ends(steps: list[tuple[int, float]], seed: int) -> None:
     model = Model(SegmentConfig(seal_rows=10, rows_max=200, dead_ratio_max=0.3))
@@ -90,7 +90,7 @@ def test_every_ordinal_is_covered_once_and_building_ends(steps: list[tuple[int, 
             assert s.rows - len(live) <= 0.3 * s.rows
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(10, 3000), st.integers(1, 200))
 def test_inserts_and_bytes_are_bounded(total: int, arriving: int) -> None:
     """arriving: how many rows come during one build."""

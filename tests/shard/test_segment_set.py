@@ -144,6 +144,24 @@ def test_a_batch_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
     assert len(old) == 300 and old.search(data[5:6], 1)[0].tolist() == [[5]]
 
 
+def test_a_view_that_is_held_uses_files_that_arrive_later(tmp_path: Path) -> None:
+    """A replica without new writes keeps its view; it must not go on scoring what is indexed by now."""
+    vectors = new_vectors(tmp_path)
+    vectors.append(0, DATA[Metric.COSINE][:300])
+    segment, path = seal(vectors, 0, 199)
+    assert vectors.publish(segment)
+    held, pinned = vectors.view(), vectors.view().frozen()
+    before = held.search(QUERIES[Metric.COSINE], 10, exact=True)
+    vectors.attach(SealedSegment(path, segment, vectors.spec))
+    assert len(held.growing) == 100 and [s.sealed.segment for s in held.served] == [segment]
+    assert len(pinned.growing) == 300 and pinned.served == ()
+    for view in (held, pinned):
+        after = view.search(QUERIES[Metric.COSINE], 10, exact=True)
+        assert after[0].tobytes() == before[0].tobytes() and after[1].tobytes() == before[1].tobytes()
+    vectors.tombstone([5])
+    assert held.search(DATA[Metric.COSINE][5:6], 1)[0].tolist() == [[5]], "a later delete does not reach it"
+
+
 def test_a_file_that_arrives_within_a_batch_is_used_after_it(tmp_path: Path) -> None:
     vectors = new_vectors(tmp_path)
     vectors.append(0, DATA[Metric.COSINE][:300])
@@ -264,6 +282,7 @@ def test_searches_beside_appends_tombstones_and_publishes(tmp_path: Path) -> Non
     data = clustered(documents, 16, 8)
     vectors.append(0, data)
     failures: list[str] = []
+    built: list[bool] = []
     stop = threading.Event()
 
     def search() -> None:
@@ -278,14 +297,13 @@ def test_searches_beside_appends_tombstones_and_publishes(tmp_path: Path) -> Non
 
     def build() -> None:
         while not stop.is_set():
-            loads, end, waiting, view = vectors.loads()
+            loads, end, waiting, _ = vectors.loads()
             if waiting < 50:
                 continue
             first = loads[-1].segment.last + 1 if loads else 0
-            segment, path = seal(vectors, first, end - 1) if view is vectors.view() else (None, "")
-            if segment is not None:
-                vectors.attach(SealedSegment(path, segment, vectors.spec))
-                vectors.publish(segment)
+            segment, path = seal(vectors, first, end - 1)
+            vectors.attach(SealedSegment(path, segment, vectors.spec))
+            built.append(vectors.publish(segment))
 
     def write() -> None:
         for turn in range(1, rounds):
@@ -301,6 +319,6 @@ def test_searches_beside_appends_tombstones_and_publishes(tmp_path: Path) -> Non
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert failures == [] and not any(thread.is_alive() for thread in threads)
+    assert failures == [] and True in built and not any(thread.is_alive() for thread in threads)
     assert len(vectors.view()) == documents
     assert isinstance(vectors, CollectionVectors) and vectors.next_ordinal == documents * rounds

@@ -280,7 +280,7 @@ class SegmentKeeper:
             segment.last,
             vectors.spec.name,
         )
-        view = vectors.view()
+        view = vectors.view().frozen()
         try:
             sealed = await self._build_pool.run(self._build_for, vectors, segment, view)
         except BuildCancelled:
@@ -418,6 +418,7 @@ def _delete(path: str) -> None:
 
 
 def _delete_temporary(directory: str, collection_id: int) -> None:
+    """What a crash left behind; called before anything is built or fetched."""
     for name in sorted(os.listdir(directory)):
         match = _TEMPORARY_NAME.match(name)
         if match and int(match[1]) == collection_id:

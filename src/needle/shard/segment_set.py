@@ -2,7 +2,7 @@
 
 Invariants:
 - a live ordinal is served by exactly one place: an open segment that holds it, or the growing segment;
-- a reader works on one immutable `VectorsView`, swapped whole, so it sees the state between two apply batches;
+- a reader works on one `VectorsView`, swapped whole, so it sees the vectors as they were between two apply batches;
 - a published segment whose file is not here changes nothing for readers: what served its range goes on (exact rows,
   or the smaller segments that it replaces) until `attach` swaps the file in.
 
@@ -72,16 +72,36 @@ def sorted_ordinals(bitmap: BitMap) -> Ints:
 
 
 class VectorsView:
-    """One consistent, immutable state of a collection's vectors. Any number of threads may search it."""
+    """The vectors of a collection between two apply batches. Any number of threads may search it.
+
+    Which vectors those are never changes; how they are served may: a file that arrives later is used by the views that
+    are already held, so that a reader who keeps the last view does not keep scoring exactly.
+    """
 
     def __init__(self, spec: CollectionSpec, growing: GrowingSegment, served: tuple[Served, ...]) -> None:
         self.spec = spec
-        self.growing = growing
-        self.served = served
+        self._state = growing, served
+
+    @property
+    def growing(self) -> GrowingSegment:
+        return self._state[0]
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        return self._state[1]
+
+    def serve_by(self, growing: GrowingSegment, served: tuple[Served, ...]) -> None:
+        """Serve the same vectors from other places from now on; one assignment, so that no search sees half of it."""
+        self._state = growing, served
+
+    def frozen(self) -> VectorsView:
+        """A view whose places do not change either: for a build that reads them one by one."""
+        return VectorsView(self.spec, *self._state)
 
     def __len__(self) -> int:
         """Live vectors."""
-        return len(self.growing) + sum(s.live_rows() for s in self.served)
+        growing, served = self._state
+        return len(growing) + sum(s.live_rows() for s in served)
 
     def search(
         self, queries: Floats, k: int, *, allow: BitMap | None = None, exact: bool = False, ef_search: int = 0
@@ -96,12 +116,13 @@ class VectorsView:
         allowed = None if allow is None else sorted_ordinals(allow)
         found: list[Candidates] = []
         scan = None
-        if exact or self.growing.chunks:
-            norm_max = max([self.growing.norm_max, *(s.sealed.norm_max for s in self.served)])
+        growing, places = self._state
+        if exact or growing.chunks:
+            norm_max = max([growing.norm_max, *(s.sealed.norm_max for s in places)])
             scan = Scan(self.spec.metric, queries, k, norm_max)
             found = scan.found
-            self.growing.scan(scan, allowed)
-        for served in self.served:
+            growing.scan(scan, allowed)
+        for served in places:
             segment = served.sealed.segment
             part = None if allowed is None else between(allowed, segment.first, segment.last)
             if part is not None and len(part) == 0:
@@ -115,14 +136,15 @@ class VectorsView:
 
     def live_blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
         """(ordinals, vectors) of the live rows of [first, last], ascending; segments lie wholly in or out."""
+        growing, places = self._state
         parts: list[tuple[int, Iterator[tuple[Ints, Floats]]]] = [
             (served.sealed.segment.first, served.sealed.blocks(served.live))
-            for served in self.served
+            for served in places
             if first <= served.sealed.segment.first and served.sealed.segment.last <= last
         ]
         parts += [
             (chunk.first, iter([chunk.rows_of(first, last)]))
-            for chunk in self.growing.chunks
+            for chunk in growing.chunks
             if chunk.last >= first and chunk.first <= last
         ]
         for _, blocks in sorted(parts, key=lambda part: part[0]):
@@ -255,9 +277,9 @@ class CollectionVectors:
         return [served.sealed for served in self._view.served]
 
     def loads(self) -> tuple[list[SegmentLoad], int, int, VectorsView]:
-        """What the planner needs, of one moment: (manifest loads, next ordinal, waiting live rows, view)."""
+        """What the planner needs, of one moment: (manifest loads, next ordinal, waiting live rows, frozen view)."""
         with self._lock:
-            view = self._view
+            view = self._view.frozen()
             here = {served.sealed.segment: served for served in view.served}
             loads = []
             for segment in self._manifest:
@@ -277,7 +299,9 @@ class CollectionVectors:
         """
         with self._lock:
             self._arrived.append(sealed)
-            self._refresh()
+            if not self._in_batch:
+                self._take_arrived()
+                self._view.serve_by(self._growing, self._served)
 
     def forget(self, segment: PublishedSegment) -> None:
         """Drop an attached file that was never published (its proposal was lost)."""
@@ -300,7 +324,8 @@ class CollectionVectors:
                 restored = restored.without(served.sealed.all_ordinals()[~served.live])
             self._growing = self._growing.inserted(restored)
             self._served = tuple(s for s in self._served if s is not served)
-            self._refresh()
+            if not self._in_batch:
+                self._view.serve_by(self._growing, self._served)
             return True
 
     def take_corrupt(self) -> list[PublishedSegment]:
@@ -329,6 +354,11 @@ class CollectionVectors:
             self._served = tuple(
                 s.without(between(dead, s.sealed.segment.first, s.sealed.segment.last)) for s in self._served
             )
+        self._take_arrived()
+        self._view = VectorsView(self.spec, self._growing, self._served)
+
+    def _take_arrived(self) -> None:
+        """Swap in every file that the manifest names."""
         for sealed in [s for s in self._arrived if s.segment in self._manifest]:
             self._arrived = [a for a in self._arrived if a is not sealed]
             try:
@@ -336,7 +366,6 @@ class CollectionVectors:
             except CorruptSegment:
                 # What served the range goes on; the keeper learns of it by take_corrupt().
                 self._corrupt.append(sealed.segment)
-        self._view = VectorsView(self.spec, self._growing, self._served)
 
     def _swap_in(self, sealed: SealedSegment) -> None:
         """Replace what serves the segment's range by the segment."""
