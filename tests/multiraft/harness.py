@@ -302,9 +302,9 @@ class Cluster:
 
         def agreed() -> Node | None:
             for node in self.running():
-                if node.name == but or node.host.stopped or not node.host.is_leader(group):
+                if node.name == but or not _has(node, group) or not node.host.is_leader(group):
                     continue
-                followers = [n for n in self.running() if not n.host.stopped and n.host.leader(group) == node.name]
+                followers = [n for n in self.running() if _has(n, group) and n.host.leader(group) == node.name]
                 if len(followers) * 2 > len(self.names):
                     return node
             return None
@@ -343,3 +343,7 @@ def put(key: str, value: Any) -> bytes:
 def _quiet_crashes(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     if not isinstance(context.get("exception"), Crash):
         loop.default_exception_handler(context)
+
+
+def _has(node: Node, group: int) -> bool:
+    return not node.host.stopped and group in node.host.groups()

@@ -270,3 +270,23 @@ async def test_status_shows_lag_and_leader_changes_wake_watchers(tmp_path: Path)
         await until(lambda: next(p for p in leader.host.status(0).peers if p.id == away.name).lag_ms == 0)
         await leader.host.transfer(0, other.id, 2)
         assert await watcher != leader.name
+
+
+async def test_a_closed_group_answers_its_callers_and_can_be_opened_again(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), groups=2) as cluster:
+        await cluster.put("a", 1, 1)
+        leader = await cluster.leader(1)
+        cluster.network.isolate(leader.name)
+        waiting = asyncio.ensure_future(leader.host.propose(1, put("b", 1), 20))
+        await asyncio.sleep(0)
+        await leader.host.close_group(1)
+        with pytest.raises(OutcomeUnknown):
+            await waiting
+        assert leader.host.groups() == [0]
+        cluster.network.heal()
+        await cluster.put("a", 2, 0)
+        machine = DictMachine(leader.disks[1])
+        leader.machines[1] = machine
+        leader.host.open_group(1, machine, voters=[])
+        await cluster.put("c", 1, 1)
+        assert (await cluster.converged(1))["c"] == 1

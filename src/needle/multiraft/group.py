@@ -128,6 +128,7 @@ class Group:
         self._clearing_repair = False
         self._fetch: asyncio.Task[None] | None = None
         self._fetching = b""
+        self._staged_index = 0
         self._offering = False
         self._wanting: dict[NodeId, None] = {}
         self._conditions: list[Condition] = []
@@ -136,6 +137,11 @@ class Group:
     def may_vote(self) -> bool:
         """False while the log is under repair (repair.py says why)."""
         return self.log.repair is None
+
+    @property
+    def busy(self) -> bool:
+        """Whether disk or state machine are at work for this group."""
+        return self._persisting or self._applying or self._compacting or self._offering
 
     def set_quiesced(self) -> None:
         """Tell the core whether it may campaign."""
@@ -170,6 +176,9 @@ class Group:
                 turn.work.append(Work(self, ready, write))
             else:
                 turn.post(self.id, ready.messages_after_persist)
+        if not self.may_vote and not self._clearing_repair and repair_done(self.log):
+            self._clearing_repair = True
+            self._host.spawn(self._end_repair())
         if self._conditions:
             self._check_conditions()
         return not may_persist and raft.has_ready(apply=False)
@@ -199,9 +208,6 @@ class Group:
         self._persisting = False
         self.raft.advance(work.ready)
         turn.post(self.id, work.ready.messages_after_persist)
-        if not self.may_vote and not self._clearing_repair and repair_done(self.log):
-            self._clearing_repair = True
-            self._host.spawn(self._end_repair())
 
     async def _end_repair(self) -> None:
         await self._host.durable(LogWrite(log=self.log, repair=False))
@@ -302,6 +308,8 @@ class Group:
             self.raft.step(message, self._host.clock.monotonic())
             self._host.wake(self)
             return
+        if self.raft.applied < self._staged_index <= self.raft.commit:
+            return  # the core took an earlier one, whose files must stay until it is installed
         if self._fetch is not None and not self._fetch.done():
             if meta.descriptor == self._fetching or self._persisting:
                 return
@@ -320,6 +328,7 @@ class Group:
             _log.warning("group %d: no snapshot from %s: %s; waiting for its next offer", self.id, message.frm, error)
             return
         if not host.stopped:
+            self._staged_index = message.snapshot.index
             self.raft.step(message, host.clock.monotonic())
             host.wake(self)
 

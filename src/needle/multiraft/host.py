@@ -177,10 +177,23 @@ class Host:
         if self._loop is not None:
             self.wake(replica)
 
+    async def close_group(self, group: GroupId) -> None:
+        """Stop this replica; its log stays, so that it can be opened again. The state machine is idle on return."""
+        replica = self._group(group)
+        del self._groups[group]
+        self._timers.forget(group)
+        replica.fail_all(Unavailable(f"group {group} is closed on node {self.node_id}", group=group))
+        while replica.busy:  # noqa: ASYNC110 - closing is rare; an event would cost every write
+            await asyncio.sleep(self.config.heartbeat_interval)
+        await self.shelf.drop(group)
+
     # --- loop turns -------------------------------------------------------------------------------------------------
     def wake(self, group: Group) -> None:
         """Take the group's Ready in the next loop turn."""
         self._dirty[group.id] = group
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled and self._loop is not None:
             self._scheduled = True
             self._loop.call_soon(self._run_turn)
@@ -208,6 +221,8 @@ class Host:
         dirty, self._dirty = self._dirty, {}
         may_persist = not self._writing
         for group in dirty.values():
+            if group.id not in self._groups:
+                continue  # closed meanwhile
             if group.take(turn, now, may_persist):
                 self._waiting[group.id] = group
             self._timers.arm(group.id, group.next_deadline())
@@ -235,14 +250,16 @@ class Host:
         self.counters.frames_out += 1
         if not self._transport.send(to, encode_frame(messages)):
             now = self.clock.monotonic()
-            for group, _ in messages:
-                self._groups[group].raft.report_unreachable(to, now)
+            for group_id, _ in messages:
+                group = self._groups.get(group_id)
+                if group is not None:
+                    group.raft.report_unreachable(to, now)
 
     async def durable(self, write: LogWrite) -> None:
         """Put a write into the next transaction; returns once it is durable and noted."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._extra.append((write, future))
-        self.wake(self._groups[write.log.group])
+        self._schedule()
         await future
 
     async def _persist(self, work: list[Work], extra: list[Extra]) -> None:
@@ -295,7 +312,9 @@ class Host:
             return
         now = self.clock.monotonic()
         for group_id in self._timers.due(now):
-            group = self._groups[group_id]
+            group = self._groups.get(group_id)
+            if group is None:
+                continue
             deadline = group.next_deadline()
             if deadline > now:
                 self._timers.arm(group_id, deadline)
@@ -333,6 +352,9 @@ class Host:
                     self.wake(group)
         except NeedleError as error:
             self._fail(error)
+        except Exception as error:
+            self._fail(Internal(f"a message of {frm} could not be handled: {error!r}"))
+            raise
 
     async def on_call(self, frm: NodeId, method: str, body: bytes) -> bytes:
         """A peer's question: "raft.snapshot_chunk". Raises InvalidArgument for any other method."""

@@ -1,0 +1,174 @@
+"""Logs that lost entries: what a replica may still do, and how it gets them back."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from multiraft.harness import Cluster, DictMachine, Disk, Node, until
+from needle.base.errors import CorruptLog
+from needle.multiraft.group_log import LogWrite
+from needle.multiraft.lmdb_store import LmdbStore
+from needle.multiraft.log_records import StartRecord, entry_key
+from needle.raft.messages import Message, MessageType
+
+
+def damage(node: Node, indexes: list[int], *, group: int = 0) -> None:
+    """Flip a bit in entries of a node that is down."""
+    store = LmdbStore(f"{node.directory}/log", size_max=1 << 28)
+    for index in indexes:
+        key = entry_key(group, index)
+        value = store.get(key)
+        assert value is not None, index
+        broken = value[:-1] + bytes([value[-1] ^ 16])
+        store.commit(lambda txn, key=key, broken=broken: txn.put(key, broken), True)
+    store.close()
+
+
+async def _written(cluster: Cluster) -> dict[str, int]:
+    for number in range(12):
+        await cluster.put(f"k{number}", number)
+    await cluster.converged()
+    return {f"k{number}": number for number in range(12)}
+
+
+async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_before(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        state = await _written(cluster)
+        victim = next(n for n in cluster.running() if not n.host.is_leader(0))
+        await victim.down()
+        victim.disks[0].saved = {
+            "index": 4,
+            "term": victim.disks[0].saved["term"],
+            "conf": victim.disks[0].saved["conf"],
+            "data": {k: v for k, v in state.items() if v < 2},
+        }
+        damage(victim, [7, 9])
+        cluster.network.isolate(victim.name)
+        await victim.start()
+        assert victim.host.is_repairing(0)
+        group = victim.host._groups[0]
+        old_term = group.log.repair.lost_term if group.log.repair else 0
+        assert group.raft.term == old_term + 1
+        assert group.log.last_index() == 6
+        posted = group.raft.has_ready()
+        ask = Message(MessageType.VOTE, to=victim.name, frm="n1", term=group.raft.term + 5, index=99, log_term=99)
+        group.receive(ask, victim.host.clock.monotonic())
+        assert group.raft.term == old_term + 1
+        assert group.raft.has_ready() == posted
+        with pytest.raises(CorruptLog, match="being repaired"):
+            victim.host.force_election(0)
+        cluster.network.heal()
+        await until(lambda: not victim.host.is_repairing(0))
+        assert await cluster.converged() == state
+        await victim.restart()
+        assert not victim.host.is_repairing(0)
+        await cluster.put("z", 1)
+
+
+async def test_a_quorum_with_a_damaged_replica_elects_only_who_has_everything(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        await _written(cluster)
+        followers = [n for n in cluster.running() if not n.host.is_leader(0)]
+        leader = await cluster.leader()
+        behind, victim = followers
+        cluster.network.isolate(behind.name)
+        await leader.host.propose(0, b'["only-on-two", 1]', 5)
+        last = leader.host.status(0).last_index
+        for node in (leader, victim, behind):
+            await node.down()
+        cluster.network.heal()
+        victim.disks[0].saved["index"] = last - 1
+        victim.disks[0].saved["data"].pop("only-on-two", None)
+        damage(victim, [last])
+        await victim.start()
+        await behind.start()
+        assert victim.host.is_repairing(0)
+        # The two that run are a majority, but neither holds the acknowledged entry: they must not elect a leader.
+        with pytest.raises(AssertionError):
+            await until(lambda: any(n.host.is_leader(0) for n in (victim, behind)), 1.2)
+        await leader.start()
+        await until(lambda: not victim.host.is_repairing(0))
+        assert (await cluster.converged())["only-on-two"] == 1
+
+
+async def test_what_the_state_machine_holds_needs_no_repair(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        state = await _written(cluster)
+        victim = await cluster.leader()
+        await victim.down()
+        damage(victim, [3, 5])
+        await victim.start()
+        assert not victim.host.is_repairing(0)
+        await cluster.put("z", 1)
+        assert await cluster.converged() == {**state, "z": 1}
+
+
+async def test_a_single_voter_refuses_a_damaged_log(tmp_path: Path) -> None:
+    cluster = Cluster(str(tmp_path), nodes=1)
+    node = cluster.nodes["n1"]
+    await node.start()
+    for number in range(5):
+        await cluster.put(f"k{number}", number)
+    await node.down()
+    saved = node.disks[0].saved
+    node.disks[0].saved = {**saved, "index": 3}
+    damage(node, [5])
+    with pytest.raises(CorruptLog, match=r"group 0.*entry 5.*no other replica"):
+        await node.start()
+
+
+async def test_a_lost_log_below_a_state_machine_is_refused(tmp_path: Path) -> None:
+    cluster = Cluster(str(tmp_path))
+    node = cluster.nodes["n1"]
+    node.disks[0] = Disk()
+    node.disks[0].saved["index"] = 100
+    with pytest.raises(CorruptLog, match=r"has applied 100 entries.*new node id"):
+        await node.start()
+
+
+async def test_a_lost_state_machine_or_a_short_log_is_repaired_by_peers(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        state = await _written(cluster)
+        emptied, shortened = [n for n in cluster.running() if not n.host.is_leader(0)]
+        for node in (emptied, shortened):
+            await node.down()
+        store = LmdbStore(f"{shortened.directory}/log", size_max=1 << 28)
+        store.commit(lambda txn: txn.delete_range(entry_key(0, 0), entry_key(0, 1 << 40)), True)
+        store.close()
+        emptied.disks[0] = Disk()
+        await shortened.start()
+        assert shortened.host.is_repairing(0) or shortened.disks[0].saved["index"] >= 13
+        await emptied.start()
+        assert await cluster.converged() == state
+        assert not emptied.host.stopped
+
+
+async def test_a_compacted_log_whose_state_is_gone_gets_a_snapshot(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        state = await _written(cluster)
+        victim = next(n for n in cluster.running() if not n.host.is_leader(0))
+        await victim.down()
+        for node in cluster.nodes.values():
+            if node is not victim:
+                log = node.host._groups[0].log
+                await node.host.durable(LogWrite(log=log, compact=StartRecord(10, log.term(10))))
+        victim.disks[0] = Disk()
+        store = LmdbStore(f"{victim.directory}/log", size_max=1 << 28)
+        store.commit(lambda txn: txn.delete_range(entry_key(0, 0), entry_key(0, 1 << 40)), True)
+        store.close()
+        await victim.start()
+        assert victim.host.is_repairing(0)
+        await until(lambda: not victim.host.is_repairing(0))
+        assert await cluster.converged() == state
+        assert "snapshot.after_install" in victim.reached
+
+
+def test_harness_machine_refuses_gaps() -> None:
+    from needle.multiraft.ports import Applied
+
+    machine = DictMachine(Disk())
+    with pytest.raises(AssertionError):
+        machine.apply([Applied(random.Random(1).randint(5, 9), 1, b"", None)])

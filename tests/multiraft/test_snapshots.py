@@ -1,0 +1,195 @@
+"""Snapshots between hosts: catching up, lost chunks, corrupt bytes, restarts in the middle."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from multiraft.harness import FAST, Cluster, Node, until
+from needle.base.errors import CorruptSnapshot, InvalidArgument, ProtocolError, Unavailable
+from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_chunk_request, encode_manifest
+from needle.multiraft.ports import SnapshotFile
+
+TINY = replace(FAST, snapshot_threshold=8, snapshot_chunk_bytes=64)
+
+
+async def _left_behind(cluster: Cluster) -> tuple[Node, dict[str, int]]:
+    """A follower that is down, and the state it has missed; the others have compacted what it lacks."""
+    await cluster.put("before", 1)
+    await cluster.converged()
+    leader = await cluster.leader()
+    away = next(n for n in cluster.running() if n is not leader)
+    await away.down()
+    for number in range(40):
+        await cluster.put(f"k{number}", number)
+    await until(lambda: all(n.host.status(0).first_index > 20 for n in cluster.running()))
+    return away, {"before": 1, **{f"k{number}": number for number in range(40)}}
+
+
+def _scribble(node: Node) -> None:
+    """Damage the snapshot that is staged on a node."""
+    folder = next(name for name in os.listdir(f"{node.directory}/snapshots") if name.startswith("in-"))
+    with open(f"{node.directory}/snapshots/{folder}/state.json", "r+b") as file:
+        file.write(b"XX")
+
+
+async def test_a_follower_behind_the_log_catches_up_by_snapshot(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        await away.start()
+        assert await cluster.converged() == state
+        assert away.host.fetcher.bytes_fetched > 100
+        await cluster.put("after", 1)
+        assert (await cluster.converged())["after"] == 1
+        await until(lambda: not any(name.startswith("in-") for name in os.listdir(f"{away.directory}/snapshots")))
+        await away.restart()
+        assert (await cluster.converged())["after"] == 1
+
+
+async def test_lost_chunks_are_asked_for_again_and_not_fetched_twice(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        calls = 0
+
+        def every_second(_: str, to: str) -> bool:
+            nonlocal calls
+            calls += 1
+            return calls % 2 == 0
+
+        cluster.network.drop_call = every_second
+        await away.start()
+        assert await cluster.converged() == state
+        exported = (await cluster.leader()).host.shelf.current(0)
+        assert exported is not None
+        assert away.host.fetcher.bytes_fetched == sum(file.size for file in exported.files.values())
+        assert calls > 10
+
+
+async def test_a_restarted_receiver_resumes(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        await away.start()
+        away.crash_at("snapshot.after_chunk", 5)
+        await until(lambda: away.crashed)
+        await away.down()
+        await away.start()
+        assert await cluster.converged() == state
+        exported = (await cluster.leader()).host.shelf.current(0)
+        assert exported is not None
+        whole = sum(file.size for file in exported.files.values())
+        assert away.host.fetcher.bytes_fetched == whole - 5 * 64
+
+
+async def test_a_corrupt_file_is_never_installed(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        await away.start()
+        away.crash_at("snapshot.after_chunk", 5)
+        await until(lambda: away.crashed)
+        await away.down()
+        _scribble(away)
+        await away.start()
+        assert await cluster.converged() == state
+
+
+async def test_a_snapshot_that_is_gone_is_replaced_by_another(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        leader = await cluster.leader()
+        dropped = False
+
+        def drop_once(_: str, to: str) -> bool:
+            nonlocal dropped
+            if not dropped:
+                dropped = True
+                leader.host.shelf._shelf.clear()
+            return False
+
+        cluster.network.drop_call = drop_once
+        await away.start()
+        assert await cluster.converged() == state
+        assert leader.reached.count("snapshot.after_export") == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "snapshot.after_stage",
+        "snapshot.after_pending",
+        "snapshot.after_install",
+        "snapshot.after_reset",
+        "snapshot.after_chunk",
+    ],
+)
+async def test_a_crash_in_any_step_of_an_install_is_finished_or_abandoned(tmp_path: Path, name: str) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        await away.start()
+        away.crash_at(name)
+        await until(lambda: away.crashed)
+        await away.down()
+        await away.start()
+        assert away.host._groups[0].log.pending is None
+        assert not away.host.is_repairing(0)
+        if name in ("snapshot.after_pending", "snapshot.after_install", "snapshot.after_reset"):
+            assert away.machines[0].applied_index() > 20
+        assert await cluster.converged() == state
+
+
+async def test_a_pending_install_whose_files_are_damaged_is_abandoned(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        await away.start()
+        away.crash_at("snapshot.after_pending")
+        await until(lambda: away.crashed)
+        await away.down()
+        _scribble(away)
+        before = away.disks[0].saved["index"]
+        cluster.network.isolate(away.name)
+        await away.start()
+        assert away.machines[0].applied_index() == before
+        cluster.network.heal()
+        assert await cluster.converged() == state
+
+
+async def test_the_log_is_compacted_only_below_what_is_durable(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for node in cluster.nodes.values():
+            node.machines[0].lazy = True
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        for node in cluster.running():
+            await until(lambda node=node: node.host.status(0).first_index > 3)
+            assert node.host.status(0).first_index <= node.disks[0].saved["index"] + 1
+            status = node.host.status(0)
+            assert status.last_applied - status.first_index >= TINY.snapshot_threshold // 4 - 1
+
+
+def test_a_manifest_cannot_name_files_elsewhere() -> None:
+    for name in ("../x", "/etc/passwd", "a/../../b", "a//b", "", "a\\b"):
+        with pytest.raises(ProtocolError, match="outside"):
+            decode_manifest(encode_manifest(Manifest("s", (SnapshotFile(name, 1, ""),))))
+    for snapshot in ("..", "a/b"):
+        with pytest.raises(ProtocolError):
+            decode_manifest(encode_manifest(Manifest(snapshot, ())))
+    good = Manifest("1-ab", (SnapshotFile("segments/a.faiss", 1, "00"),))
+    assert decode_manifest(encode_manifest(good)) == good
+
+
+async def test_chunks_are_served_only_from_finished_snapshots(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), nodes=1) as cluster:
+        host = cluster.nodes["n1"].host
+        with pytest.raises(Unavailable, match="not here any more"):
+            await host.on_call(
+                "n2", "raft.snapshot_chunk", encode_chunk_request(ChunkRequest(0, "x", "../log/data.mdb", 0, 9))
+            )
+        with pytest.raises(InvalidArgument):
+            await host.on_call("n2", "raft.other", b"")
+        with pytest.raises(ProtocolError):
+            await host.on_call("n2", "raft.snapshot_chunk", b"\x01")
+        with pytest.raises(ProtocolError):
+            host.on_raft("n2", b"\x93")
+    assert CorruptSnapshot.code == "corrupt_snapshot"
