@@ -30,6 +30,7 @@ def test_tables_are_merged_by_key() -> None:
     config = resolve(FILE, {"NEEDLE_SEGMENTS_SEAL_ROWS": "9", "NEEDLE_INDEX_EF_SEARCH": "33"}, {})
     assert (config.segments.seal_rows, config.segments.build_threads) == (9, 2)
     assert config.index.ef_search == 33
+    assert resolve(FILE, {"NEEDLE_JOIN": "True"}, {}).join and not resolve(FILE, {"NEEDLE_JOIN": "false"}, {}).join
     assert merge({"t": {"a": 1}}, {"t": {"a": 2, "b": 3}}, {"t": None}) == {"t": {"a": 2, "b": 3}}
 
 
@@ -45,6 +46,7 @@ def test_lists_are_separated_by_commas() -> None:
         ({"NEEDLE_ELECTION_TIMEOUT": "soon"}, "NEEDLE_ELECTION_TIMEOUT = 'soon' is not allowed: a number"),
         ({"NEEDLE_DIMENSIONS": "2.5"}, "NEEDLE_DIMENSIONS = '2.5' is not allowed: a whole number"),
         ({"NEEDLE_ELECTION_TIMOUT": "1"}, "NEEDLE_ELECTION_TIMOUT = '1' is not allowed: a known setting"),
+        ({"NEEDLE_JOIN": "yes"}, "NEEDLE_JOIN = 'yes' is not allowed: true or false"),
         ({"NEEDLE_SEGMENTS": "1"}, "a known setting"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from needle.base.errors import NeedleError
-from needle.cli import cluster_commands, collection_commands, document_commands, serve_command
+from needle.cli import cluster_commands, collection_commands, document_commands, member_commands, serve_command
 from needle.cli.common import notes, show_error
 from needle.cli.demo import command as demo_command
 
@@ -28,6 +28,12 @@ app = typer.Typer(
 collections_app = typer.Typer(
     help="List the collections, create or drop one.",
     epilog="Example: needle collections --json",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+members_app = typer.Typer(
+    help="List the voters and learners, add or remove a node.",
+    epilog="Example: needle members --json",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -58,6 +64,10 @@ _add(maintenance_app, "exit", cluster_commands.maintenance_exit, "needle mainten
 collections_app.callback()(collection_commands.collections)
 _add(collections_app, "create", collection_commands.create, "needle collections create images --dimensions 512")
 _add(collections_app, "drop", collection_commands.drop, "needle collections drop images --yes")
+members_app.callback()(member_commands.members)
+_add(members_app, "add", member_commands.add, "needle members add node-4=10.0.0.4:5000")
+_add(members_app, "remove", member_commands.remove, "needle members remove node-2")
+app.add_typer(members_app, name="members")
 app.add_typer(maintenance_app, name="maintenance")
 app.add_typer(collections_app, name="collections")
 
@@ -66,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Never shows a traceback for an error of the tree."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        app(arguments)
+        app(arguments, prog_name="needle")
     except NeedleError as error:
         show_error(error)
         return 1

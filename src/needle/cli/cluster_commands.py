@@ -30,7 +30,7 @@ from needle.cli.common import (
 from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leader_of
 
 STATUS_TIMEOUT = 2.0
-Node = Annotated[str, typer.Argument(help="The node's id, as in `needle status`.")]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle status`.")]
 
 
 async def look(client: needle.Client, known: list[str], timeout: float = STATUS_TIMEOUT) -> list[NodeView]:
@@ -163,7 +163,7 @@ def step_down(
 
 def force_election(
     node: Annotated[
-        str | None, typer.Argument(help="The node that campaigns; default: one that does not lead.")
+        str | None, typer.Argument(metavar="[NODE]", help="The node that campaigns; default: one that does not lead.")
     ] = None,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,

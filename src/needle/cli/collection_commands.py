@@ -12,7 +12,7 @@ from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, IndexParams, Metric
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
 
-Name = Annotated[str, typer.Argument(help="Name of the collection.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the collection.")]
 
 
 def collections(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:

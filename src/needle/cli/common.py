@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
@@ -19,6 +20,7 @@ from rich.console import Console
 import needle
 from needle.base.config import parse_address
 from needle.base.errors import NeedleError
+from needle.server.connecting import DEFAULT_CLUSTER_ID
 
 T = TypeVar("T")
 
@@ -74,7 +76,8 @@ def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]]) -> T:
     """Run `work` with a client of the cluster and return its result."""
 
     async def connected() -> T:
-        async with needle.connect(addresses(cluster)) as client:
+        cluster_id = os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID)
+        async with needle.connect(addresses(cluster), cluster_id=cluster_id) as client:
             return await work(client)
 
     return asyncio.run(connected())

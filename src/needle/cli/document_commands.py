@@ -35,13 +35,15 @@ from needle.cli.inputs import Record, count_records, read_query_vector, read_rec
 
 T = TypeVar("T")
 
-Ids = Annotated[list[str], typer.Argument(help="Ids of documents.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of documents.")]
 BATCH_BYTES = 512 * 1024
 BATCHES_IN_FLIGHT = 4
 
 
 def search(
-    words: Annotated[str | None, typer.Argument(help="What to look for, in words (needs the demo's model).")] = None,
+    words: Annotated[
+        str | None, typer.Argument(metavar="WORDS", help="What to look for, in words (needs the demo's model).")
+    ] = None,
     vector: Annotated[
         str | None, typer.Option("--vector", help="Search by the vector in this .npy file; - reads standard input.")
     ] = None,
@@ -102,7 +104,8 @@ async def _check_dimensions(client: needle.Client, collection: str) -> None:
 
 def insert(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="Documents: a .jsonl, .npy or .parquet file.")
+        Path,
+        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Documents: a .jsonl, .npy or .parquet file."),
     ],
     id_prefix: Annotated[str, typer.Option("--id-prefix", help="Before the row numbers of a .npy file.")] = "",
     batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Most documents of one write.")] = 500,

@@ -41,6 +41,9 @@ def serve(
     snapshot_threshold: Annotated[
         int | None, typer.Option("--snapshot-threshold", help="Log entries kept before they are compacted.")
     ] = None,
+    join: Annotated[
+        bool | None, typer.Option("--join/--no-join", help="A new node of an existing cluster: wait to be added to it.")
+    ] = None,
     cluster_id: Annotated[
         str | None, typer.Option("--cluster-id", help="Nodes with another cluster id are refused.")
     ] = None,
@@ -61,6 +64,7 @@ def serve(
         "election_timeout": election_timeout,
         "heartbeat_interval": heartbeat_interval,
         "snapshot_threshold": snapshot_threshold,
+        "join": join,
         "cluster_id": cluster_id,
     }
     serve_node(resolve(read_file(config) if config else {}, os.environ, flags))

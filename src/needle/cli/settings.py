@@ -23,6 +23,7 @@ PREFIX = "NEEDLE_"
 NOT_SETTINGS = frozenset({"NEEDLE_CLUSTER", "NEEDLE_CONFIG"})
 INTEGERS = frozenset({"snapshot_threshold", "dimensions", "log_bytes_max"})
 FLOATS = frozenset({"election_timeout", "heartbeat_interval", "clock_error_max"})
+FLAGS = frozenset({"join"})
 LISTS = frozenset({"cluster_nodes"})
 TABLES: dict[str, dict[str, str]] = {
     "segments": {f.name: str(f.type) for f in fields(SegmentConfig)},
@@ -60,7 +61,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _kind(name: str) -> str:
-    for kind, names in (("int", INTEGERS), ("float", FLOATS), ("list", LISTS)):
+    for kind, names in (("int", INTEGERS), ("float", FLOATS), ("list", LISTS), ("bool", FLAGS)):
         if name in names:
             return kind
     return "str"
@@ -74,6 +75,10 @@ def _parse(variable: str, text: str, kind: str) -> Any:
             return float(text)
     except ValueError:
         raise refuse(variable, text, "a whole number" if kind == "int" else "a number") from None
+    if kind == "bool":
+        if text.lower() not in ("true", "false"):
+            raise refuse(variable, text, "true or false")
+        return text.lower() == "true"
     return [part.strip() for part in text.split(",") if part.strip()] if kind == "list" else text
 
 

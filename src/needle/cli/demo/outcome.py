@@ -6,7 +6,7 @@ import msgspec
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One question in words: ids of the nearest passages and the latency of each read mode in milliseconds."""
+    """One question in words: ids of the nearest passages and the median latency of each read mode in milliseconds."""
 
     question: str
     ids: list[str]
@@ -47,7 +47,6 @@ class Outcome(msgspec.Struct, kw_only=True):
     passages: int = 0
     read_seconds: float = 0.0
     embed_seconds: float = 0.0
-    start_seconds: float = 0.0
     load_seconds: float = 0.0
     answers: list[Answer] = []
     failover: Failover | None = None

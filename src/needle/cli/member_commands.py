@@ -1,0 +1,93 @@
+"""`needle members`: which nodes vote, adding one, removing one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import needle
+from needle.base.config import parse_node
+from needle.base.errors import DeadlineExceeded, InvalidArgument
+from needle.base.model import RaftStatus
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
+
+LOOK_SECONDS = 0.1
+Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the whole change.")]
+
+
+def members(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
+    """List the voters and learners, add or remove a node."""
+    if context.invoked_subcommand is not None:
+        return
+
+    async def work(client: needle.Client) -> RaftStatus:
+        return await client.status()
+
+    status = run(cluster, work)
+    if json:
+        print_json({"voters": status.voters, "learners": status.learners})
+        return
+    table = Table("node", "member as")
+    for node in status.voters:
+        table.add_row(node, "voter")
+    for node in status.learners:
+        table.add_row(node, "learner")
+    console.print(table)
+
+
+def add(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The new node as name=host:port.")],
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Wait = 600.0,
+) -> None:
+    """Add a running node that was started with `--join`: as a learner, then, once it has caught up, as a voter."""
+    name, address = parse_node(node)
+
+    async def work(client: needle.Client) -> None:
+        deadline = time.monotonic() + timeout
+        status = await client.status()
+        if name in status.voters:
+            raise InvalidArgument(f"{name} is a voter already")
+        if name not in status.learners:
+            await client.change_membership(
+                status.voters, [*status.learners, name], addresses={name: address}, timeout=timeout
+            )
+        notes.print(f"{name} is a learner; waiting until it has caught up", markup=False)
+        while not _caught_up(status := await client.status(), name):
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{name} has not caught up within {timeout:g} s; it stays a learner")
+            await asyncio.sleep(LOOK_SECONDS)
+        learners = [learner for learner in status.learners if learner != name]
+        await client.change_membership([*status.voters, name], learners, timeout=timeout)
+
+    run(cluster, work)
+    notes.print(f"{name} is a voter", markup=False)
+
+
+def _caught_up(status: RaftStatus, name: str) -> bool:
+    return any(peer.id == name and peer.match_index > 0 and peer.lag_entries == 0 for peer in status.peers)
+
+
+def remove(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node's id; it may be dead.")],
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Wait = 60.0,
+) -> None:
+    """Take a node out of the cluster for ever; its name is not used again."""
+
+    async def work(client: needle.Client) -> None:
+        status = await client.status()
+        if node not in [*status.voters, *status.learners]:
+            raise InvalidArgument(f"{node} is not a member; members are {', '.join(status.voters + status.learners)}")
+        if status.voters == [node]:
+            raise InvalidArgument(f"{node} is the only voter")
+        voters = [voter for voter in status.voters if voter != node]
+        learners = [learner for learner in status.learners if learner != node]
+        await client.change_membership(voters, learners, timeout=timeout)
+
+    run(cluster, work)
+    notes.print(f"{node} is no longer a member; stop it and delete its data directory", markup=False)

@@ -1,0 +1,104 @@
+"""Nothing undocumented: commands, options, settings, error codes, and words in the documents that must exist."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from needle.base.config import Limits, RaftConfig, SegmentConfig
+from needle.base.errors import by_code
+from needle.cli.app import main
+from needle.cli.common import ADVICE
+from needle.cli.reference import commands, example, render
+from needle.cli.settings import TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+ALL = list(commands())
+
+
+def table_rows(path: Path) -> set[str]:
+    """What stands in backquotes in the first column of a document's tables."""
+    return set(re.findall(r"^\| `([^`]+)` \|", path.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(("name", "command"), ALL, ids=[name for name, _ in ALL])
+def test_every_command_has_help_an_example_and_documented_options(name: str, command) -> None:
+    assert command.help and command.help.strip().endswith((".", ")")), f"{name} has no help"
+    assert example(command).startswith(name), f"{name} has no example of itself"
+    undocumented = [p.name for p in command.params if p.name != "help" and not p.help]
+    assert not undocumented, f"{name}: no help for {undocumented}"
+
+
+def test_the_expected_commands_are_there() -> None:
+    names = {name for name, _ in ALL}
+    wanted = "serve demo status search insert get delete step-down force-election leader"
+    assert {f"needle {name}" for name in wanted.split()} <= names
+    assert {"needle maintenance enter", "needle maintenance exit", "needle collections create"} <= names
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert (DOCS / "cli.md").read_text() == render(), "run: python -m needle.cli.reference > docs/cli.md"
+
+
+@pytest.mark.parametrize("name", [name for name, _ in ALL])
+def test_help_shows_the_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*name.split()[1:], "--help"]) == 0
+    assert "Example: needle" in capsys.readouterr().out
+
+
+def test_documents_name_only_commands_that_exist() -> None:
+    names = {name for name, _ in ALL}
+    for path in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        for words in re.findall(r"(?:`|^ *(?:\.venv/bin/)?)needle ([a-z][a-z -]*)", path.read_text(), re.MULTILINE):
+            parts = words.split()
+            known = f"needle {parts[0]}" in names or f"needle {' '.join(parts[:2])}" in names
+            assert known, f"{path.name} names `needle {words}`"
+
+
+def test_every_setting_is_documented() -> None:
+    expected = {f.name for f in fields(RaftConfig)}
+    expected |= {f"segments.{f.name}" for f in fields(SegmentConfig)} | {f"limits.{f.name}" for f in fields(Limits)}
+    assert expected <= table_rows(DOCS / "operations.md")
+
+
+def test_every_default_in_the_documents_is_the_default() -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| ([0-9.]+) \|", (DOCS / "operations.md").read_text(), re.MULTILINE)
+    defaults = {f.name: f.default for f in fields(RaftConfig)}
+    defaults |= {f"segments.{f.name}": f.default for f in fields(SegmentConfig)}
+    defaults |= {f"limits.{f.name}": f.default for f in fields(Limits)}
+    assert len(rows) > 15
+    for name, shown in rows:
+        assert float(shown) == float(defaults[name]), name
+
+
+def test_the_environment_reaches_every_table() -> None:
+    tables = {f.name for f in fields(RaftConfig) if f.name in TABLES}
+    assert tables == set(TABLES)
+    assert all(kind in ("int", "float") for table in TABLES.values() for kind in table.values())
+
+
+def test_every_error_code_is_documented_and_advice_is_for_real_codes() -> None:
+    codes = set(by_code())
+    assert codes <= table_rows(DOCS / "troubleshooting.md")
+    assert set(ADVICE) <= codes
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_glossary_is_sorted() -> None:
+    words = re.findall(r"^\| ([a-z][a-z -]+) \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)[1:]
+    assert len(words) > 30 and words == sorted(words)
+
+
+def test_index_parameters_are_those_of_the_model() -> None:
+    from needle.base.model import IndexParams
+
+    shown = ", ".join(f"{f.name} {f.default}" for f in msgspec.structs.fields(IndexParams))
+    assert shown in (DOCS / "operations.md").read_text()

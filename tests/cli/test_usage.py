@@ -1,0 +1,105 @@
+"""Wrong usage is exit code 2 with a hint, a wrong value exit code 1 with one line; never a traceback."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from needle.base.errors import NotLeader
+from needle.cli import common
+from needle.cli.app import main
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    return captured.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["serach"], "Did you mean 'search'?"),
+        (["maintenance", "entr", "x"], "Did you mean 'enter'?"),
+        (["search"], "either words or --vector"),
+        (["search", "words", "--vector", "v.npy"], "either words or --vector"),
+        (["search", "words", "--mode", "lazy"], "'strong', 'leased', 'eventual'"),
+        (["search", "words", "--filter", "{"], "--filter is not JSON"),
+        (["search", "words", "--filter", "[]"], "--filter must be an object"),
+        (["search", "words", "-k", "0"], "-k"),
+        (["insert", "nowhere.jsonl"], "does not exist"),
+        (["get"], "Missing argument"),
+        (["collections", "create", "x"], "--dimensions"),
+        (["demo", "--nodes", "2"], "--nodes"),
+        (["status", "--cluter", "x"], "--cluster"),
+    ],
+)
+def test_usage_errors(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert hint in "\n".join(lines(capsys))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["status", "--cluster", "localhost"], "[invalid_config] --cluster = 'localhost' is not allowed"),
+        (["status", "--cluster", ""], "[invalid_config] --cluster = ''"),
+        (["status", "--every", "0"], "[invalid_config] --every = 0"),
+        (["search", "--vector", "nowhere.npy"], "[invalid_argument] nowhere.npy: no such file"),
+        (["serve"], "[invalid_config] node_id = None"),
+        (["serve", "--config", "nowhere.toml"], "[invalid_config] config = 'nowhere.toml' cannot be read"),
+        (["serve", "--node-id", "a", "--cluster-node", "a=h:1", "--data-dir", "d", "--metric", "x"], "metric = 'x'"),
+        (["leader", "--cluster", "127.0.0.1:1"], "[unavailable]"),
+    ],
+)
+def test_errors_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 1
+    (line,) = lines(capsys)
+    assert line.startswith("error [") and message in line
+
+
+def test_an_error_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    common.show_error(NotLeader("node-1 does not lead [bold]"))
+    assert lines(capsys) == [f"error [not_leader] node-1 does not lead [bold] - {common.ADVICE['not_leader']}"]
+
+
+def test_unreachable_nodes_are_a_condition_not_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--json", "--cluster", "127.0.0.1:1,127.0.0.1:2"]) == 1
+    captured = capsys.readouterr()
+    status = json.loads(captured.out)
+    assert status["leader"] is None and [node["status"] for node in status["nodes"]] == [None, None]
+    names = [condition["name"] for condition in status["conditions"]]
+    assert names == ["no leader", "node unreachable", "node unreachable"]
+    assert captured.err == ""
+
+
+def test_a_missing_model_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wordllama", None)
+    assert main(["search", "words"]) == 1
+    (line,) = lines(capsys)
+    assert "[invalid_config]" in line and "pip install 'needle-vdb[demo]'" in line and "--vector" in line
+
+
+def test_embedding_gives_unit_vectors_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    from needle.base.errors import InvalidArgument
+    from needle.cli.embedding import DIMENSIONS, Embedder
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("the model must not use the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    embedder = Embedder()
+    vectors = embedder.embed(["compress a file", "zip archive", "the colour of the sky"])
+    assert vectors.shape == (3, DIMENSIONS) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+    with pytest.raises(InvalidArgument, match="no word"):
+        embedder.embed(["fine", ""])
+
+
+def test_json_holds_arrays(tmp_path: Path) -> None:
+    assert common.as_json({"v": np.array([1, 2], dtype=np.float32), "n": np.float32(0.5)}) == {"v": [1, 2], "n": 0.5}
+    assert common.brief({"a": "x" * 50}, 20) == '{"a": "xxxxxxxxxx...'
