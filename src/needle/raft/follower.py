@@ -69,8 +69,6 @@ def on_append(s: State, m: Message) -> None:
         )
         return
     if m.entries:
-        if not log.entries:
-            s.disk_idle_at = s.now
         log.extend(m.index, m.entries, s.commit)
     last = m.index + len(m.entries)
     s.commit = max(s.commit, min(m.commit, last))

@@ -82,6 +82,7 @@ class Raft:
         """Take one message of a peer."""
         s = self._s
         s.now = now
+        s.note_disk()
         kind, term = message.type, message.term
         if term < s.term:
             if kind in _FROM_LEADER:
@@ -109,8 +110,7 @@ class Raft:
         """Let time pass: elections, heartbeats, check-quorum, transfer timeout, snapshot retry, stalled disk."""
         s = self._s
         s.now = now
-        if self._persisting is None and not self._needs_disk():
-            s.disk_idle_at = now
+        s.note_disk()
         if s.role is Role.LEADER:
             self._tick_leader()
         elif now >= s.election_deadline:
@@ -231,9 +231,9 @@ class Raft:
         """Force an election as soon as this node's own promise to a leader allows. No effect on a leader."""
         s = self._s
         s.now = now
-        if s.role is Role.LEADER:
-            return
-        election.campaign(s)
+        s.note_disk()
+        if s.role is not Role.LEADER:
+            election.campaign(s)
 
     def set_quiesced(self, on: bool) -> None:
         """Maintenance: while on, never campaigns and ignores TIMEOUT_NOW; still votes and follows."""
@@ -247,17 +247,9 @@ class Raft:
             return True
         if s.role is Role.LEADER and replication.wants_to_send(s):
             return True
-        if persist and self._may_persist() and (s.messages_after_persist or self._needs_disk()):
+        if persist and self._may_persist() and (s.messages_after_persist or s.needs_disk()):
             return True
         return apply and s.applying == s.applied < min(s.commit, s.log.durable_index)
-
-    def _needs_disk(self) -> bool:
-        """Whether anything waits to be written that needs an fsync. A new commit index alone does not: it is
-        written along with the next thing that does."""
-        s = self._s
-        handed = s.handed_hard_state
-        log = s.log
-        return log.has_unwritten() or log.snapshot is not None or s.term != handed.term or s.vote != handed.vote
 
     def _may_persist(self) -> bool:
         """One write at a time; and no snapshot is installed under a running apply."""
@@ -276,7 +268,7 @@ class Raft:
         after: tuple[Message, ...] = ()
         must_sync = False
         if persist and self._may_persist():
-            must_sync = self._needs_disk()
+            must_sync = s.needs_disk()
             if must_sync:
                 snapshot = s.log.snapshot
                 entries = s.log.unwritten()
@@ -301,6 +293,7 @@ class Raft:
             waiting.clear()
         if must_sync:
             self._persisting = result
+            s.is_writing = True
         return result
 
     def _next_page(self) -> tuple[Entry, ...]:
@@ -321,6 +314,7 @@ class Raft:
             return
         self._persisting = None
         s = self._s
+        s.is_writing = False
         s.disk_idle_at = s.now
         if ready.snapshot is not None:
             s.installed(ready.snapshot)

@@ -69,6 +69,7 @@ class State:
         # what the disk knows, or was told
         self.handed_hard_state = hard_state
         self.durable_hard_state = hard_state
+        self.is_writing = False  # a Ready with something to write is with the host
         self.disk_idle_at = now  # when the last write finished, or nothing waited for one
 
         # outputs that wait for the next Ready
@@ -139,6 +140,18 @@ class State:
                 return True
             low = page[-1].index + 1
         return False
+
+    def needs_disk(self) -> bool:
+        """Whether anything waits to be written that needs an fsync. A new commit index alone does not: it is
+        written along with the next thing that does."""
+        handed = self.handed_hard_state
+        log = self.log
+        return log.has_unwritten() or log.snapshot is not None or self.term != handed.term or self.vote != handed.vote
+
+    def note_disk(self) -> None:
+        """Keep `disk_idle_at` fresh while nothing is written."""
+        if not self.is_writing and not self.needs_disk():
+            self.disk_idle_at = self.now
 
     # --- outputs ------------------------------------------------------------------------------------------------
     def send(self, message: Message) -> None:

@@ -1,0 +1,183 @@
+"""Elections: pre-vote, votes, check-quorum (raft.md, sections 1 and 6)."""
+
+from __future__ import annotations
+
+import pytest
+
+from needle.raft.messages import MessageType
+from needle.raft.raft import Role
+from raft.harness import Cluster, T
+from raft.solo import Solo
+
+
+@pytest.mark.parametrize("voters", [1, 2, 3, 4, 5])
+def test_every_cluster_size_elects_one_leader_and_commits(voters: int) -> None:
+    cluster = Cluster(voters)
+    index = cluster.put(b"x")
+    cluster.converge()
+    assert [e.data for e in cluster.checkers.committed][index - 1] == b"x"
+    assert len(cluster.leaders()) == 1
+
+
+@pytest.mark.parametrize(
+    ("voters", "down", "works"), [(2, 1, False), (3, 1, True), (4, 2, False), (5, 2, True), (5, 3, False)]
+)
+def test_half_of_an_even_cluster_commits_nothing(voters: int, down: int, works: bool) -> None:
+    cluster = Cluster(voters)
+    leader = cluster.leader()
+    before = len(cluster.checkers.committed)
+    for node in [n for n in cluster.nodes.values() if n is not leader][:down]:
+        node.crash()
+    leader.propose(b"x")
+    cluster.run(1.0)
+    assert (len(cluster.checkers.committed) > before) is works
+    assert bool(cluster.leaders()) is works  # check-quorum
+
+
+@pytest.mark.parametrize(
+    ("own", "index", "log_term", "granted"),
+    [((1, 1), 2, 1, True), ((1, 1), 1, 1, False), ((1, 2), 5, 1, False), ((1, 2), 1, 3, True), ((), 0, 0, True)],
+)
+def test_a_vote_goes_only_to_a_log_that_is_as_complete(
+    own: tuple[int, ...], index: int, log_term: int, granted: bool
+) -> None:
+    solo = Solo(*own, term=3)
+    solo.now += 1
+    solo.receive(MessageType.VOTE, "b", 4, index=index, log_term=log_term)
+    assert [m.reject for m in solo.settle()] == [not granted]
+    assert solo.raft.vote == ("b" if granted else "")
+
+
+def test_one_vote_per_term_also_after_a_restart() -> None:
+    solo = Solo(term=4, vote="b")
+    solo.now += 1
+    for candidate, reject in (("c", True), ("b", False)):
+        solo.receive(MessageType.VOTE, candidate, 4)
+        assert [m.reject for m in solo.settle()] == [reject]
+
+
+def test_a_pre_vote_changes_nothing_at_the_voter() -> None:
+    solo = Solo(term=4)
+    solo.now += 1
+    solo.receive(MessageType.PRE_VOTE, "c", 9)
+    (answer,) = solo.settle()
+    assert (answer.reject, answer.term) == (False, 9)
+    assert (solo.raft.term, solo.raft.vote) == (4, "")
+
+
+def test_a_vote_is_sent_only_after_it_is_durable() -> None:
+    solo = Solo()
+    solo.receive(MessageType.VOTE, "b", 1)
+    assert not solo.raft.ready(persist=False).messages_after_persist
+    ready = solo.ready()
+    assert ready.must_sync and ready.hard_state is not None and ready.hard_state.vote == "b"
+    assert not ready.messages and len(ready.messages_after_persist) == 1
+
+
+def test_a_lone_voter_leads_only_when_its_own_vote_is_durable() -> None:
+    solo = Solo(voters=("a",))
+    solo.raft.tick(solo.now)
+    ready = solo.ready()
+    assert solo.raft.role is Role.CANDIDATE
+    solo.write(ready)
+    assert solo.raft.role is Role.LEADER
+    assert solo.raft.commit == 0  # and commits only what is on its disk
+    solo.settle()
+    assert solo.raft.commit == 1
+
+
+def test_an_answer_of_a_higher_term_is_no_granted_vote() -> None:
+    solo = Solo(term=1)
+    solo.pass_time(1.6 * T)
+    solo.receive(MessageType.PRE_VOTE_RESP, "b", 2)
+    solo.settle()
+    assert solo.raft.role is Role.CANDIDATE
+    solo.receive(MessageType.VOTE_RESP, "b", 7)
+    assert (solo.raft.role, solo.raft.term) == (Role.FOLLOWER, 7)
+
+
+def test_answers_of_non_voters_do_not_elect() -> None:
+    solo = Solo(term=1)
+    solo.pass_time(1.6 * T)
+    for node in ("x", "y", "z"):
+        solo.receive(MessageType.PRE_VOTE_RESP, node, 2)
+    assert solo.raft.role is Role.PRE_CANDIDATE
+
+
+def test_a_learner_never_campaigns_but_votes_when_asked() -> None:
+    solo = Solo(term=1, voters=("b", "c"), learners=("a",))
+    solo.pass_time(5.0)
+    assert solo.raft.role is Role.FOLLOWER and not solo.out
+    solo.receive(MessageType.VOTE, "b", 2)
+    assert [m.reject for m in solo.settle()] == [False]
+
+
+def test_a_partitioned_follower_does_not_disturb_the_leader_when_it_comes_back() -> None:
+    cluster = Cluster(3)
+    leader = cluster.leader()
+    other = next(n for n in cluster.nodes.values() if n is not leader)
+    cluster.isolate(other.id)
+    cluster.run(3.0)
+    term = leader.core().term
+    assert other.core().term == term  # pre-vote did not raise it
+    cluster.heal()
+    cluster.run(1.0)
+    assert leader.core().role is Role.LEADER and leader.core().term == term
+
+
+def test_a_node_stranded_in_a_higher_term_is_freed() -> None:
+    cluster = Cluster(3)
+    leader = cluster.leader()
+    stuck = next(n for n in cluster.nodes.values() if n is not leader)
+    stuck.crash()
+    stuck.disk.hard_state = type(stuck.disk.hard_state)(leader.core().term + 5, stuck.id, 0)
+    stuck.start()
+    cluster.run_until(lambda: len({n.core().term for n in cluster.nodes.values()}) == 1 and bool(cluster.leaders()))
+    assert cluster.leader().core().term > stuck.disk.hard_state.term - 1
+    cluster.put(b"works again")
+
+
+def test_a_leader_without_contact_to_a_quorum_steps_down() -> None:
+    cluster = Cluster(3)
+    leader = cluster.leader()
+    cluster.isolate(leader.id)
+    cluster.run(T + 0.06)
+    assert leader.core().role is Role.FOLLOWER
+
+
+def test_voters_help_the_ex_leader_they_made_their_promise_to() -> None:
+    solo = Solo(term=1)
+    solo.now += 1
+    solo.receive(MessageType.HEARTBEAT, "b", 1)
+    solo.settle()
+    solo.receive(MessageType.PRE_VOTE, "c", 2)
+    assert solo.settle() == []
+    solo.receive(MessageType.PRE_VOTE, "b", 2)
+    assert [m.reject for m in solo.settle()] == [False]
+
+
+def test_a_leader_whose_disk_stalls_loses_leadership_and_does_not_campaign() -> None:
+    cluster = Cluster(3)
+    sick = cluster.leader()
+    sick.disk_stalled = True
+    sick.propose(b"x")
+    cluster.run(1.0)
+    assert sick.core().role is not Role.LEADER
+    assert cluster.leader() is not sick
+    cluster.put(b"y")
+    sick.disk_stalled = False
+    cluster.converge()
+
+
+def test_a_node_in_maintenance_follows_and_votes_but_never_leads() -> None:
+    cluster = Cluster(3)
+    leader = cluster.leader()
+    resting, other = [n for n in cluster.nodes.values() if n is not leader]
+    resting.core().set_quiesced(True)
+    leader.core().transfer_leadership(resting.id, leader.now())
+    leader.pump()
+    cluster.run(0.6)
+    assert cluster.leader() is leader
+    leader.crash()
+    cluster.run_until(lambda: other.core().role is Role.LEADER)
+    cluster.converge()
