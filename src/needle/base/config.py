@@ -110,7 +110,8 @@ class RaftConfig:
     cluster_nodes: every voter at the first start, "name=host:port" or "name:port"; 1 to 7. Later the replicated
     configuration counts. dimensions: creates the collection `default` at the first start; None creates none.
     clock_error_max: bound on the clocks' rate error, as a fraction; leased reads are linearizable while it holds.
-    http_address: "host:port" of /metrics, /livez, /readyz; None for none.
+    http_address: "host:port" of /metrics, /livez, /readyz; None for none. join: at the first start, wait to be added
+    to a running cluster instead of founding one with the nodes of cluster_nodes.
     """
 
     node_id: NodeId
@@ -125,6 +126,7 @@ class RaftConfig:
     cluster_id: str = "needle"
     listen: str | None = None
     http_address: str | None = None
+    join: bool = False
     clock_error_max: float = 0.001
     log_bytes_max: int = 16 * 1024**3
     segments: SegmentConfig = field(default_factory=SegmentConfig)

@@ -1,0 +1,52 @@
+"""Where each node listens. Configured addresses win over those learned when nodes joined.
+
+Invariant: what was learned is on disk before it is used. Knows no connections: `changed` is called after each change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from needle.base.config import check_node_id, parse_address
+from needle.base.ids import NodeId
+
+
+class AddressBook:
+    """The addresses of all nodes."""
+
+    def __init__(
+        self,
+        configured: Mapping[NodeId, str],
+        learned: Mapping[NodeId, str],
+        save: Callable[[dict[NodeId, str]], None],
+    ) -> None:
+        """save: makes the learned addresses durable."""
+        self._configured = dict(configured)
+        self._learned = {node: address for node, address in learned.items() if node not in configured}
+        self._save = save
+        self.changed: Callable[[], None] = lambda: None
+
+    def get(self, node: NodeId) -> str | None:
+        """The address of a node, None if it is not known."""
+        return self._configured.get(node) or self._learned.get(node)
+
+    def all(self) -> dict[NodeId, str]:
+        """Every known address, by id."""
+        return dict(sorted({**self._learned, **self._configured}.items()))
+
+    def learn(self, addresses: Mapping[NodeId, str]) -> bool:
+        """Add addresses of nodes that are not configured; whether anything was new. Blocking (a small file)."""
+        for node, address in addresses.items():
+            check_node_id("node", node)
+            parse_address(f"address of {node}", address)
+        new = {
+            node: address
+            for node, address in sorted(addresses.items())
+            if node not in self._configured and self._learned.get(node) != address
+        }
+        if new:
+            merged = {**self._learned, **new}
+            self._save(merged)
+            self._learned = merged
+            self.changed()
+        return bool(new)

@@ -1,0 +1,136 @@
+"""A node's data directory: whose it is, and that only one process uses it.
+
+Layout: node.json (whose), lock (held while a process runs), addresses.json (nodes added later), log/ (Raft logs),
+shards/<number>/ (replicas), snapshots/ (on their way in or out). Invariant: a directory is written by one process at a
+time, and only by the node whose id and cluster stand in node.json.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from needle.base.errors import DiskFailed, StorageError, UnsupportedFormat
+from needle.base.ids import NodeId
+
+FORMAT_VERSION = 1
+NODE_FILE = "node.json"
+ADDRESSES_FILE = "addresses.json"
+LOCK_FILE = "lock"
+
+
+class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What node.json holds."""
+
+    node_id: str
+    cluster_id: str
+    format_version: int = FORMAT_VERSION
+
+
+def log_directory(data_dir: str) -> str:
+    """Where the Raft logs are."""
+    return os.path.join(data_dir, "log")
+
+
+def shard_directory(data_dir: str, shard: int) -> str:
+    """Where the replica of a shard is."""
+    return os.path.join(data_dir, "shards", str(shard))
+
+
+def snapshot_directory(data_dir: str) -> str:
+    """Where snapshots are staged."""
+    return os.path.join(data_dir, "snapshots")
+
+
+def claim(data_dir: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]:
+    """Take `data_dir` for this process; creates it if need be. Returns what gives it back.
+
+    Raises StorageError if another process has it, UnsupportedFormat if it belongs to another node, cluster or format,
+    DiskFailed if it cannot be written.
+    """
+    try:
+        os.makedirs(data_dir, exist_ok=True)
+        lock = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise DiskFailed(f"data_dir = {data_dir!r} cannot be used: {error}", directory=data_dir) from error
+    try:
+        _lock(lock, data_dir)
+        _check_owner(data_dir, NodeFile(node_id=node_id, cluster_id=cluster_id))
+    except BaseException:
+        os.close(lock)
+        raise
+    return lambda: os.close(lock)
+
+
+def _lock(handle: int, data_dir: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "?"
+        raise StorageError(
+            f"data_dir = {data_dir!r} is in use by process {holder}; two nodes cannot share a directory",
+            directory=data_dir,
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+
+
+def _check_owner(data_dir: str, mine: NodeFile) -> None:
+    path = os.path.join(data_dir, NODE_FILE)
+    try:
+        with open(path, "rb") as file:
+            found = msgspec.json.decode(file.read(), type=NodeFile)
+    except FileNotFoundError:
+        _write(path, msgspec.json.encode(mine))
+        return
+    except msgspec.MsgspecError as error:
+        raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be read: {error}", path=path) from error
+    for field in ("format_version", "cluster_id", "node_id"):
+        there, here = getattr(found, field), getattr(mine, field)
+        if there != here:
+            raise UnsupportedFormat(
+                f"data_dir = {data_dir!r} belongs to a node with {field} {there!r}; this node has {here!r}",
+                directory=data_dir,
+            )
+
+
+def load_addresses(data_dir: str) -> dict[NodeId, str]:
+    """Addresses of nodes that joined after the first start."""
+    path = os.path.join(data_dir, ADDRESSES_FILE)
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except msgspec.MsgspecError as error:
+        raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be read: {error}", path=path) from error
+
+
+def save_addresses(data_dir: str, addresses: dict[NodeId, str]) -> None:
+    """Replace addresses.json, durably."""
+    _write(os.path.join(data_dir, ADDRESSES_FILE), msgspec.json.encode(dict(sorted(addresses.items()))))
+
+
+def _write(path: str, data: bytes) -> None:
+    """Atomically: whole and durable, or as before."""
+    part = path + ".part"
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be written: {error}", path=path) from error

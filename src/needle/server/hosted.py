@@ -1,0 +1,197 @@
+"""One replica that this node hosts: its state machine, its segment keeper, its searches, and how fresh it is.
+
+Invariant: an eventual read with `max_staleness` is served only from a state that contains everything acknowledged
+before (now - max_staleness), proven by a leader's confirmed read index, not by its heartbeats alone. It must not know
+the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from needle.base import protocol
+from needle.base.commands import CreateCollection, encode
+from needle.base.config import RaftConfig
+from needle.base.errors import CollectionExists, NeedleError, StorageError, TooStale, Unavailable
+from needle.base.ids import GroupId, NodeId
+from needle.base.model import CollectionSpec, Metric
+from needle.base.protocol import GroupCall
+from needle.base.runtime import Clock
+from needle.multiraft.host import Host
+from needle.server.ports import NodePorts
+from needle.shard.search_batcher import SearchBatcher
+from needle.shard.segment_keeper import SegmentKeeper
+from needle.shard.state_machine import Replica
+
+log = logging.getLogger("needle.server")
+
+READ_INDEX = "raft.read_index"
+SEGMENT_CHUNK = "shard.segment_chunk"
+LOOK_SECONDS = 0.1
+CATCH_UP_SECONDS = 1.0
+PROPOSE_SECONDS = 30.0
+CHUNK_SECONDS = 10.0
+
+
+class HostedReplica:
+    """One group's replica on this node."""
+
+    def __init__(
+        self,
+        group: GroupId,
+        replica: Replica,
+        *,
+        host: Host,
+        ports: NodePorts,
+        config: RaftConfig,
+        call: Callable[[NodeId, str, bytes, float], Awaitable[bytes]],
+        fatal: Callable[[NeedleError], None],
+    ) -> None:
+        """call: asks another node. fatal: stops this node."""
+        self.group = group
+        self.replica = replica
+        self.batcher = SearchBatcher(replica.search_many, ports.search_pool, in_flight_max=ports.search_threads)
+        self.caught_up = False
+        """Whether this replica has had, since the start, all that was committed when it found a leader."""
+        self._host = host
+        self._config = config
+        self._clock: Clock = ports.clock
+        self._call = call
+        self._fatal = fatal
+        self._tasks: list[asyncio.Task[None]] = []
+        self._fresh_at = float("-inf")
+        self._fresh_index = 0
+        self._asking: asyncio.Task[None] | None = None
+        self.keeper = SegmentKeeper(
+            replica,
+            is_leader=lambda: not host.stopped and host.is_leader(group),
+            propose=lambda data: host.propose(group, data, PROPOSE_SECONDS),
+            fetch_chunk=self._fetch_chunk,
+            peers=self._others,
+            build_pool=ports.build_pool,
+            file_pool=ports.file_pool,
+            clock=ports.clock,
+        )
+
+    def start(self) -> None:
+        """Begin to keep segments and to watch the leader."""
+        loop = asyncio.get_running_loop()
+        for work in (self.keeper.run(), self._watch()):
+            task = loop.create_task(work)
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
+
+    async def stop(self) -> None:
+        """End the background work; searches that run finish."""
+        tasks = [*self._tasks, *([self._asking] if self._asking is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.batcher.close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._host.stopped:
+            log.error("background work of group %d failed", self.group, exc_info=error)
+            self._fatal(error if isinstance(error, NeedleError) else StorageError(f"background work failed: {error!r}"))
+
+    def _others(self) -> Sequence[NodeId]:
+        """The other replicas' nodes, leader first."""
+        status = self._host.status(self.group)
+        others = [node for node in [*status.voters, *status.learners] if node != status.node_id]
+        return sorted(others, key=lambda node: node != status.leader)
+
+    async def _fetch_chunk(self, peer: NodeId, name: str, offset: int, length: int) -> bytes:
+        body = protocol.encode((self.group, name, offset, length))
+        return await self._call(peer, SEGMENT_CHUNK, body, CHUNK_SECONDS)
+
+    # --- watching ----------------------------------------------------------------------------------------------------
+    async def _watch(self) -> None:
+        """Tell the keeper what changed; catch up once; make the first collection when this node leads."""
+        host, group = self._host, self.group
+        seen: tuple[int, str | None] | None = None
+        created = self._config.dimensions is None
+        while not host.stopped:
+            now = (host.applied_index(group), host.leader(group))
+            if now != seen:
+                seen = now
+                self.keeper.kick()
+            if not self.caught_up and now[1] is not None:
+                await self._catch_up()
+            if not created and host.is_leader(group):
+                created = await self._create_default()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _catch_up(self) -> None:
+        try:
+            index = await self.leader_index(CATCH_UP_SECONDS)
+            await self._host.wait_applied(self.group, index, CATCH_UP_SECONDS)
+        except Unavailable as error:
+            log.debug("group %d has not caught up yet: %s", self.group, error)
+        else:
+            self.caught_up = True
+
+    async def _create_default(self) -> bool:
+        """The collection `default` of the configuration; whether that is settled."""
+        dimensions = self._config.dimensions
+        if dimensions is None:
+            return True
+        spec = CollectionSpec(
+            name="default", dimensions=dimensions, metric=Metric(self._config.metric), index=self._config.index
+        )
+        if spec in self.replica.collections():
+            return True
+        command = CreateCollection(spec, True)
+        try:
+            await self._host.propose(self.group, encode(self.replica.validate(command)), PROPOSE_SECONDS)
+        except CollectionExists as error:
+            log.warning("dimensions, metric or index of the configuration are not those of `default`: %s", error)
+        except NeedleError as error:
+            log.info("collection `default` not created yet: %s", error)
+            return False
+        return True
+
+    # --- freshness ---------------------------------------------------------------------------------------------------
+    async def leader_index(self, timeout: float) -> int:
+        """An index confirmed by the leader: everything acknowledged before this call is at or below it."""
+        leader = self._host.leader(self.group)
+        if self._host.is_leader(self.group):
+            return await self._host.read_index(self.group, timeout)
+        if leader is None:
+            raise Unavailable(f"no leader of group {self.group} is known", group=self.group)
+        body = protocol.encode(GroupCall(self.group, timeout))
+        return protocol.decode(await self._call(leader, READ_INDEX, body, timeout), int)
+
+    async def be_fresh(self, max_staleness: float, timeout: float) -> None:
+        """Wait until this replica is at most `max_staleness` seconds behind. Raises TooStale."""
+        deadline = self._clock.monotonic() + timeout
+        while self._clock.monotonic() - self._fresh_at > max_staleness:
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                raise TooStale(f"no leader confirmed within {timeout:g} s how fresh this replica is")
+            if self._asking is None:
+                self._asking = asyncio.get_running_loop().create_task(self._ask(left))
+            asking = self._asking
+            await asyncio.wait((asking,), timeout=left)
+            if asking.done() and (error := asking.exception()) is not None:
+                raise TooStale(f"no leader confirms how fresh this replica is: {error}") from error
+        left = max(0.0, deadline - self._clock.monotonic())
+        try:
+            await self._host.wait_applied(self.group, self._fresh_index, left)
+        except Unavailable as error:
+            applied = self._host.applied_index(self.group)
+            raise TooStale(
+                f"this replica has applied index {applied}, not yet {self._fresh_index}",
+                applied=applied,
+                wanted=self._fresh_index,
+            ) from error
+
+    async def _ask(self, timeout: float) -> None:
+        asked_at = self._clock.monotonic()
+        try:
+            index = await self.leader_index(timeout)
+        finally:
+            self._asking = None
+        self._fresh_at, self._fresh_index = asked_at, index

@@ -1,0 +1,31 @@
+"""Fits a shard's replica to what the Raft host asks of a state machine: the two packages do not know each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from needle.multiraft.ports import Applied, SnapshotFile
+from needle.shard.state_machine import Replica
+
+
+class ReplicaMachine:
+    """`multiraft.ports.StateMachine` over a Replica. Blocking, like the replica."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.applied_index = replica.applied_index
+        self.applied_term = replica.applied_term
+        self.conf = replica.conf
+        self.checkpoint = replica.checkpoint
+        self.install_snapshot = replica.install_snapshot
+        self.close = replica.close
+
+    def apply(self, entries: Sequence[Applied]) -> list[Any]:
+        """Apply in order, in one transaction."""
+        return self.replica.apply(entries)
+
+    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
+        """Write a consistent image into `directory`."""
+        index, term, conf, files = self.replica.export_snapshot(directory)
+        return index, term, conf, [SnapshotFile(file.name, file.size, file.checksum) for file in files]

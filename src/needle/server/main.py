@@ -1,0 +1,68 @@
+"""A node as a process: event loop, signals, HTTP, exit code.
+
+Exit codes: 0 after SIGTERM or SIGINT, 1 when the node could not start, 2 when its disk or state failed while it ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import Any
+
+import uvloop
+
+from needle.base.config import RaftConfig
+from needle.base.errors import NeedleError
+from needle.multiraft.failpoints import Failpoint, no_failpoint
+from needle.server.http import HttpServer
+from needle.server.metrics import NodeMetrics
+from needle.server.node import Node
+from needle.server.ports import system_ports
+
+log = logging.getLogger("needle.server")
+
+EXIT_OK, EXIT_START, EXIT_FAILED = 0, 1, 2
+
+
+async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> int:
+    """Run a node until a signal or a failure; its exit code."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    metrics = NodeMetrics()
+    node = Node(config, metrics.measured(system_ports(config, failpoint=failpoint)))
+    http: HttpServer | None = None
+    try:
+        await node.start()
+        metrics.watch(node)
+        if config.http_address is not None:
+            http = HttpServer(config.http_address, node, metrics)
+            await http.start()
+    except NeedleError as error:
+        sys.stderr.write(f"needle: node {config.node_id} cannot start: {error}\n")
+        await node.stop(hand_over=False)
+        return EXIT_START
+    waiting = asyncio.ensure_future(told.wait())
+    ends: list[asyncio.Future[Any]] = [waiting, node.failed]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    failure = node.failed.result() if node.failed.done() else None
+    if failure is not None:
+        waiting.cancel()
+        sys.stderr.write(f"needle: node {config.node_id} stops: {failure}\n")
+    if http is not None:
+        http.draining = True
+    await node.stop(hand_over=failure is None)
+    if http is not None:
+        await http.stop()
+    return EXIT_OK if failure is None else EXIT_FAILED
+
+
+def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> None:
+    """Run a node in the foreground and leave the process with its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    code = uvloop.run(run_node(config, failpoint=failpoint))
+    sys.stderr.flush()
+    sys.exit(code)

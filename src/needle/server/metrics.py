@@ -1,0 +1,200 @@
+"""What a node tells Prometheus: the only importer of prometheus_client.
+
+State (terms, indexes, lags, documents, segments) is read from the node when it is scraped; durations are observed as
+they happen. Every name is listed in docs/metrics.md. Invariant: no metric keeps a value of its own that the node could
+contradict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from needle.base import protocol
+from needle.base.errors import NeedleError
+from needle.base.runtime import Clock
+from needle.multiraft.ports import KeyValueStore, KeyValueTxn
+from needle.server.node import Node
+from needle.server.ports import NodePorts
+
+FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class MeasuredStore:
+    """A key-value store that times its durable commits."""
+
+    def __init__(self, store: KeyValueStore, clock: Clock, observe: Callable[[float], None]) -> None:
+        self.get = store.get
+        self.scan = store.scan
+        self.close = store.close
+        self._commit = store.commit
+        self._clock = clock
+        self._observe = observe
+
+    def commit(self, fill: Callable[[KeyValueTxn], None], sync: bool) -> None:
+        """As below, timed when it syncs."""
+        start = self._clock.monotonic()
+        self._commit(fill, sync)
+        if sync:
+            self._observe(self._clock.monotonic() - start)
+
+
+class NodeMetrics:
+    """The metrics of one node. `measured(ports)` before the node is made, `watch(node)` after it has started."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._fsync = Histogram(
+            "needle_fsync_seconds",
+            "One durable transaction of the Raft log, all groups together.",
+            registry=registry,
+            buckets=FAST,
+        )
+        self._calls = Histogram(
+            "needle_request_seconds",
+            "Served calls, from decoding to the answer.",
+            ["method"],
+            registry=registry,
+            buckets=FAST,
+        )
+        self._searches = Histogram(
+            "needle_search_seconds", "Searches of this node's replicas.", registry=registry, buckets=FAST
+        )
+        self._writes = Counter("needle_writes", "Writes acknowledged by this node as leader.", registry=registry)
+        self._failures = Counter(
+            "needle_request_errors", "Calls answered with an error, by its code.", ["method", "code"], registry=registry
+        )
+
+    def measured(self, ports: NodePorts) -> NodePorts:
+        """The same ports, with the log's commits timed."""
+        inner = ports.open_store
+
+        def open_store(directory: str) -> KeyValueStore:
+            return MeasuredStore(inner(directory), ports.clock, self._fsync.observe)
+
+        return dataclasses.replace(ports, open_store=open_store)
+
+    def watch(self, node: Node) -> None:
+        """Read this node's state at every scrape, and observe its calls."""
+        self._registry.register(_NodeState(node))
+        calls = {name: self._calls.labels(name) for name in (protocol.WRITE, protocol.SEARCH, protocol.GET)}
+        searches, writes, failures = self._searches.observe, self._writes.inc, self._failures
+
+        def observe(method: str, seconds: float, error: NeedleError | None) -> None:
+            if error is not None:
+                failures.labels(method, error.code).inc()
+                return
+            histogram = calls.get(method)
+            if histogram is None:
+                histogram = calls[method] = self._calls.labels(method)
+            histogram.observe(seconds)
+            if method == protocol.SEARCH:
+                searches(seconds)
+            elif method == protocol.WRITE:
+                writes()
+
+        node.observer = observe
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self._registry)
+
+
+class _NodeState(Collector):
+    """Reads a node's state at scrape time."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def collect(self) -> Iterator[Metric]:
+        node = self._node
+        if not node.alive():
+            yield GaugeMetricFamily("needle_node_up", "1 while the node does its work.", value=0)
+            return
+        yield GaugeMetricFamily("needle_node_up", "1 while the node does its work.", value=1)
+        yield GaugeMetricFamily(
+            "needle_node_ready", "1 when the node should get traffic.", value=0 if node.not_ready() else 1
+        )
+        yield GaugeMetricFamily("needle_maintenance", "1 in maintenance mode.", value=int(node.host.maintenance))
+        yield from self._raft()
+        yield from self._replicas()
+        yield from self._network()
+
+    def _raft(self) -> Iterator[Metric]:
+        gauges = {
+            name: GaugeMetricFamily(name, text, labels=["shard"])
+            for name, text in (
+                ("raft_term", "Current term."),
+                ("raft_commit_index", "Highest committed log index known here."),
+                ("raft_apply_index", "Highest log index applied here."),
+                ("raft_lease_seconds", "Seconds left of the leader's lease, 0 without one."),
+                ("needle_shard_followers", "Followers and learners the leader heard from lately; on the leader."),
+            )
+        }
+        changes = CounterMetricFamily("raft_leader_changes", "Changes of leader seen since start.", labels=["shard"])
+        leader = GaugeMetricFamily("needle_shard_leader", "1 on the node that leads.", labels=["shard", "node"])
+        lag = GaugeMetricFamily("raft_replication_lag", "Entries a replica lacks.", labels=["shard", "follower"])
+        seconds = GaugeMetricFamily(
+            "raft_replication_lag_seconds", "Age of the oldest entry a replica lacks.", labels=["shard", "follower"]
+        )
+        millis = GaugeMetricFamily(
+            "needle_replication_lag_ms", "Age of the oldest entry a replica lacks.", labels=["shard", "follower"]
+        )
+        for group in self._node.groups:
+            shard, status = str(group - 1), self._node.status(group)
+            gauges["raft_term"].add_metric([shard], status.current_term)
+            gauges["raft_commit_index"].add_metric([shard], status.commit_index)
+            gauges["raft_apply_index"].add_metric([shard], status.last_applied)
+            gauges["raft_lease_seconds"].add_metric([shard], status.lease_remaining)
+            changes.add_metric([shard], status.leader_changes)
+            leads = status.state == "Leader"
+            leader.add_metric([shard, status.node_id], int(leads))
+            if leads:
+                active = sum(peer.recently_active for peer in status.peers)
+                gauges["needle_shard_followers"].add_metric([shard], active)
+            for peer in status.peers:
+                lag.add_metric([shard, peer.id], peer.lag_entries)
+                seconds.add_metric([shard, peer.id], peer.lag_ms / 1000)
+                millis.add_metric([shard, peer.id], peer.lag_ms)
+        yield from gauges.values()
+        yield from (changes, leader, lag, seconds, millis)
+
+    def _replicas(self) -> Iterator[Metric]:
+        documents = GaugeMetricFamily("needle_documents", "Documents held.", labels=["shard", "collection"])
+        vectors = GaugeMetricFamily("needle_shard_vector_count", "Documents in the shard.", labels=["shard"])
+        segments = GaugeMetricFamily("needle_segments", "Index segments open.", labels=["shard", "collection"])
+        events = CounterMetricFamily(
+            "needle_segment_events",
+            "Segments built, shipped, rebuilt, corrupt, deleted.",
+            labels=["shard", "event"],
+        )
+        seconds = CounterMetricFamily("needle_segment_build_seconds", "Time spent building.", labels=["shard"])
+        shipped = CounterMetricFamily("needle_segment_shipped_bytes", "Bytes fetched.", labels=["shard"])
+        for group, hosted in self._node.groups.items():
+            shard = str(group - 1)
+            vectors.add_metric([shard], hosted.replica.count())
+            for held in hosted.replica.collection_vectors():
+                documents.add_metric([shard, held.spec.name], hosted.replica.count(held.spec.name))
+                segments.add_metric([shard, held.spec.name], len(held.attached()))
+            stats = hosted.keeper.stats
+            for event in ("built", "shipped", "rebuilt", "corrupt", "unpublished", "deleted"):
+                events.add_metric([shard, event], getattr(stats, event))
+            seconds.add_metric([shard], stats.build_seconds)
+            shipped.add_metric([shard], stats.shipped_bytes)
+        yield from (documents, vectors, segments, events, seconds, shipped)
+
+    def _network(self) -> Iterator[Metric]:
+        counters = self._node.host.counters
+        turns = CounterMetricFamily("needle_raft_events", "What the Raft host did.", labels=["event"])
+        for name in ("turns", "persists", "applied_batches", "frames_in", "frames_out", "messages_in", "messages_out"):
+            turns.add_metric([name], getattr(counters, name))
+        yield turns
+        drops = CounterMetricFamily("needle_rpc_dropped_frames", "One-way frames not sent to peers.")
+        drops.add_metric([], self._node.peers.dropped_frames())
+        yield drops

@@ -1,0 +1,291 @@
+"""A node: puts log, Raft host, replicas, keeper, service and listener together, and takes them apart in order.
+
+Start: claim the directory, open the log, open every replica, listen, run Raft, keep segments. Stop: hand leadership
+over, stop listening, end background work, stop Raft, close replicas, log and directory. Invariant: after the first
+failure of the disk the node stops by itself (`failed`) and acknowledges nothing more. Everything that touches the
+outside comes in as `NodePorts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from needle.base import protocol
+from needle.base.config import RaftConfig
+from needle.base.errors import DeadlineExceeded, NeedleError, Unavailable
+from needle.base.ids import GroupId, NodeId, shard_group
+from needle.base.model import RaftStatus
+from needle.base.protocol import AddressBook as AddressBookMessage
+from needle.multiraft.config import HostConfig
+from needle.multiraft.host import Host
+from needle.multiraft.log_store import LogStore
+from needle.server import data_dir
+from needle.server.address_book import AddressBook
+from needle.server.hosted import HostedReplica
+from needle.server.ports import Listener, NodePorts, Peers
+from needle.server.rpc_service import RpcService
+from needle.shard.state_machine import Replica
+
+log = logging.getLogger("needle.server")
+
+SHARDS = (0,)
+LOOK_SECONDS = 0.01
+Observe = Callable[[str, float, "NeedleError | None"], None]
+
+
+class Node:
+    """One node of a cluster. `await start()`, `await stop()`; `failed` resolves when it can no longer go on."""
+
+    def __init__(self, config: RaftConfig, ports: NodePorts) -> None:
+        self.config = config
+        self.ports = ports
+        self.node_id = config.node_id
+        self.failed: asyncio.Future[NeedleError] = asyncio.get_running_loop().create_future()
+        self.groups: dict[GroupId, HostedReplica] = {}
+        self.host: Host
+        self.peers: Peers
+        self.service: RpcService
+        self.listener: Listener
+        self.observer: Observe | None = None
+        """Called after each call: method, seconds, error. For metrics."""
+        self._book = AddressBook(config.addresses, {}, lambda _: None)
+        self._undo: list[Callable[[], Any]] = []
+        self._stopping = False
+        self._running = False
+
+    # --- life --------------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Open everything and begin to serve. On an error what was opened is closed again, and the error raised."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def _start(self) -> None:
+        config, ports = self.config, self.ports
+        self._undo.append(ports.close_pools)
+        self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id))
+        learned = data_dir.load_addresses(config.data_dir)
+        self._book = AddressBook(config.addresses, learned, lambda new: data_dir.save_addresses(config.data_dir, new))
+        store = await ports.file_pool.run(self._open_log)
+        self._undo.append(store.close)
+        self.peers = ports.peers(self._book.get)
+        self._undo.append(self.peers.close)
+        self._book.changed = self.peers.update
+        self.host = Host(
+            config.node_id,
+            host_config(config),
+            transport=self.peers,
+            store=store,
+            log_pool=ports.log_pool,
+            apply_pool=ports.apply_pool,
+            clock=ports.clock,
+            rng=ports.rng,
+            on_fatal=self._fatal,
+            snapshot_dir=data_dir.snapshot_directory(config.data_dir),
+            files=ports.files,
+            failpoint=ports.failpoint,
+        )
+        for shard in SHARDS:
+            await self._open_shard(shard)
+        self._undo.append(ports.close_pools)  # after Raft has stopped, before what its threads work on is closed
+        await self.host.start()
+        self._undo.append(self.host.stop)
+        for hosted in self.groups.values():
+            hosted.start()
+            self._undo.append(hosted.stop)
+        self.service = RpcService(self)
+        self.listener = ports.listen(self.service)
+        await self.listener.start()
+        self._undo.append(self.listener.stop)
+        self._running = True
+        log.info("node %s of cluster %s listens on %s", self.node_id, config.cluster_id, self.listener.address)
+
+    def _open_log(self) -> LogStore:
+        config, ports = self.config, self.ports
+        store = ports.open_store(data_dir.log_directory(config.data_dir))
+        try:
+            return LogStore(store, node_id=config.node_id, cluster_id=config.cluster_id, failpoint=ports.failpoint)
+        except BaseException:
+            store.close()
+            raise
+
+    async def _open_shard(self, shard: int) -> None:
+        config, ports, group = self.config, self.ports, shard_group(shard)
+        replica = await ports.file_pool.run(self._open_replica, data_dir.shard_directory(config.data_dir, shard))
+        self._undo.append(replica.close)
+        voters = [] if config.join else sorted(config.addresses)
+        self.host.open_group(group, ports.machine(group, replica), voters=voters)
+        self.groups[group] = HostedReplica(
+            group,
+            replica,
+            host=self.host,
+            ports=ports,
+            config=config,
+            call=self.peers.call,
+            fatal=self._fatal,
+        )
+
+    def _open_replica(self, directory: str) -> Replica:
+        ports, config = self.ports, self.config
+        return Replica.open(
+            directory, limits=config.limits, segments=config.segments, disk=ports.disk, failpoint=ports.failpoint
+        )
+
+    async def stop(self, *, hand_over: bool = True) -> None:
+        """Stop serving and close everything. hand_over: first give leadership away, so that nobody waits for an
+        election. Idempotent."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._running and hand_over and not self.host.stopped:
+            self.host.set_maintenance(True)
+            await self._led_elsewhere(4 * self.config.election_timeout)
+        await self._close()
+
+    async def _close(self) -> None:
+        self._running = False
+        first: Exception | None = None
+        while self._undo:
+            undo = self._undo.pop()
+            try:
+                result = undo()
+                if isinstance(result, Awaitable):
+                    await result
+            except Exception as error:
+                log.error("closing failed", exc_info=error)
+                first = first or error
+        if first is not None:
+            raise first
+
+    def _fatal(self, error: NeedleError) -> None:
+        log.critical("node %s stops: %s", self.node_id, error)
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    # --- state -------------------------------------------------------------------------------------------------------
+    @property
+    def address(self) -> str:
+        """Where the node listens."""
+        return self.listener.address
+
+    def alive(self) -> bool:
+        """Whether the node still does its work; False means it should be restarted."""
+        return self._running and not self.failed.done() and not self.host.stopped
+
+    def not_ready(self) -> str:
+        """Why the node should get no traffic now; "" when it should."""
+        if not self.alive():
+            return "stopped"
+        if self.host.maintenance:
+            return "in maintenance"
+        for group, hosted in self.groups.items():
+            if self.host.leader(group) is None:
+                return f"group {group} has no leader"
+            if not hosted.caught_up:
+                return f"group {group} has not caught up since the start"
+        return ""
+
+    def hosted(self, group: GroupId) -> HostedReplica:
+        """The replica of a group on this node. Raises Unavailable if there is none."""
+        found = self.groups.get(group)
+        if found is None:
+            raise Unavailable(f"group {group} has no replica on node {self.node_id}", group=group)
+        return found
+
+    def status(self, group: GroupId, digest: bool = False) -> RaftStatus:
+        """This node's view of a group, with addresses and the number of documents."""
+        status, replica = self.host.status(group), self.hosted(group).replica
+        peers = [msgspec.structs.replace(peer, address=self._book.get(peer.id) or "") for peer in status.peers]
+        return msgspec.structs.replace(
+            status, peers=peers, documents=replica.count(), digest=replica.digest() if digest else ""
+        )
+
+    # --- what the service needs --------------------------------------------------------------------------------------
+    def address_of(self, node: NodeId) -> str | None:
+        return self._book.get(node)
+
+    def addresses(self) -> dict[NodeId, str]:
+        return self._book.all()
+
+    def now(self) -> float:
+        return self.ports.clock.monotonic()
+
+    @property
+    def blocking(self) -> Callable[..., Awaitable[Any]]:
+        return self.ports.search_pool.run
+
+    def observe(self, what: str, seconds: float, error: NeedleError | None) -> None:
+        if self.observer is not None:
+            self.observer(what, seconds, error)
+
+    async def learn_addresses(self, addresses: dict[NodeId, str], timeout: float) -> None:
+        """Remember where nodes listen; with a timeout, also tell all nodes (those that do not answer learn it when
+        the next change is made)."""
+        self._book.learn(addresses)
+        if not timeout:
+            return
+        body = protocol.encode(AddressBookMessage(self.addresses()))
+        others = [node for node in self.addresses() if node != self.node_id]
+        answers = await asyncio.gather(
+            *(self.peers.call(node, protocol.ADDRESSES, body, timeout) for node in others), return_exceptions=True
+        )
+        for node, answer in zip(others, answers, strict=True):
+            if isinstance(answer, NeedleError):
+                log.warning("node %s was not told the new addresses: %s", node, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+
+    async def set_maintenance(self, on: bool, timeout: float) -> None:
+        """On: give leadership away and take none, drain eventual reads; returns when both are done. Off: returns when
+        this node has caught up. Raises DeadlineExceeded; the mode stays as it was set."""
+        self.host.set_maintenance(on)
+        if on:
+            if not await self._led_elsewhere(timeout):
+                raise DeadlineExceeded(
+                    f"node {self.node_id} still leads after {timeout:g} s: nobody else can take over"
+                )
+            if not await self._until(lambda: self.service.reading == 0, timeout):
+                raise DeadlineExceeded(f"reads did not drain from node {self.node_id} within {timeout:g} s")
+            return
+        for group, hosted in self.groups.items():
+            await self.host.wait_applied(group, await self._leader_index(hosted, timeout), timeout)
+
+    async def _leader_index(self, hosted: HostedReplica, timeout: float) -> int:
+        await self._until(lambda: self.host.leader(hosted.group) is not None, timeout)
+        return await hosted.leader_index(timeout)
+
+    async def _led_elsewhere(self, timeout: float) -> bool:
+        """Whether other nodes lead every group that has another voter."""
+
+        def elsewhere() -> bool:
+            return not any(
+                self.host.is_leader(group) and len(self.host.status(group).voters) > 1 for group in self.groups
+            )
+
+        return await self._until(elsewhere, timeout)
+
+    async def _until(self, holds: Callable[[], bool], timeout: float) -> bool:
+        deadline = self.now() + timeout
+        while not holds():
+            if self.now() >= deadline or self.host.stopped:
+                return False
+            await asyncio.sleep(LOOK_SECONDS)
+        return True
+
+
+def host_config(config: RaftConfig) -> HostConfig:
+    """The Raft host's settings in a node's configuration."""
+    return HostConfig(
+        election_timeout=config.election_timeout,
+        heartbeat_interval=config.heartbeat_interval,
+        clock_error_max=config.clock_error_max,
+        snapshot_threshold=config.snapshot_threshold,
+        uncommitted_bytes_max=config.limits.uncommitted_bytes_max,
+    )

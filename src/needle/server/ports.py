@@ -1,0 +1,159 @@
+"""What a node is built on, as one bundle: the real system's here, the simulator's in `needle.sim`.
+
+Invariant: a node reaches clocks, chance, threads, network and disk through its `NodePorts` only.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from needle.base.config import RaftConfig
+from needle.base.ids import GroupId, NodeId
+from needle.base.runtime import Clock, Pool, Rng
+from needle.multiraft.failpoints import Failpoint, no_failpoint
+from needle.multiraft.files import Files
+from needle.multiraft.lmdb_store import LmdbStore
+from needle.multiraft.ports import KeyValueStore, StateMachine, Transport
+from needle.rpc.connection import RpcLimits
+from needle.rpc.peer_transport import PeerTransport
+from needle.rpc.server import RpcServer
+from needle.rpc.transport import RpcClient
+from needle.server.data_dir import claim
+from needle.server.machine import ReplicaMachine
+from needle.server.runtime import SystemClock, ThreadPool
+from needle.shard.disk import ReplicaDisk
+from needle.shard.state_machine import Replica
+
+AddressOf = Callable[[NodeId], str | None]
+
+
+class PeerLike(Protocol):
+    """Who asks: `rpc.server.Peer`. node_id: "" for clients."""
+
+    node_id: str
+
+
+class Handler(Protocol):
+    """What a listener serves (rpc.server.Handler)."""
+
+    def on_oneway(self, peer: Any, body: bytes) -> None: ...
+    def on_request(self, peer: Any, method: str, body: Any) -> bytes | list[bytes] | Awaitable[bytes | list[bytes]]: ...
+
+
+class Listener(Protocol):
+    """Accepts connections and hands requests to a handler."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    @property
+    def address(self) -> str: ...
+
+
+class Peers(Transport, Protocol):
+    """The way to other nodes, by name."""
+
+    def update(self) -> None:
+        """The address book changed."""
+        ...
+
+    def dropped_frames(self) -> int:
+        """One-way frames not sent since the start."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePorts:
+    """Everything a node needs from outside.
+
+    log_pool: Raft log transactions, one thread. apply_pool: state machines. search_pool: searches and gets.
+    build_pool: index builds (minutes). file_pool: segment files and checkpoints' reads. claim: takes a data directory
+    for this node or raises; returns what releases it. machine: lets an observer stand between Raft and the replica.
+    """
+
+    clock: Clock
+    rng: Rng
+    log_pool: Pool
+    apply_pool: Pool
+    search_pool: Pool
+    build_pool: Pool
+    file_pool: Pool
+    listen: Callable[[Handler], Listener]
+    peers: Callable[[AddressOf], Peers]
+    open_store: Callable[[str], KeyValueStore]
+    disk: ReplicaDisk
+    files: Files
+    claim: Callable[[str, NodeId, str], Callable[[], None]]
+    failpoint: Failpoint = no_failpoint
+    machine: Callable[[GroupId, Replica], StateMachine] = lambda _, replica: ReplicaMachine(replica)
+    search_threads: int = 2
+
+    def close_pools(self) -> None:
+        """Wait for what runs in the pools, then stop them."""
+        for pool in (self.log_pool, self.apply_pool, self.search_pool, self.build_pool, self.file_pool):
+            pool.close()
+
+
+class SystemPeers(PeerTransport):
+    """Peers over TCP, with the client they alone use."""
+
+    def dropped_frames(self) -> int:
+        """One-way frames not sent since the start."""
+        return self.client.stats.dropped_frames
+
+    async def close(self) -> None:
+        """Close the connections to all peers."""
+        await self.client.close()
+
+
+def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> NodePorts:
+    """The real clock, threads, sockets and disk for a node of `config`."""
+    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
+    clock = SystemClock()
+    incarnation = rng.getrandbits(63)
+    limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max)
+    threads = max(1, min(os.cpu_count() or 1, 16))
+
+    def listen(handler: Handler) -> Listener:
+        return RpcServer(
+            config.address,
+            handler,
+            cluster_id=config.cluster_id,
+            node_id=config.node_id,
+            incarnation=incarnation,
+            limits=limits,
+        )
+
+    def peers(address_of: AddressOf) -> Peers:
+        client = RpcClient(
+            cluster_id=config.cluster_id,
+            node_id=config.node_id,
+            rng=rng,
+            clock=clock,
+            incarnation=incarnation,
+            limits=limits,
+        )
+        return SystemPeers(client, address_of)
+
+    return NodePorts(
+        clock=clock,
+        rng=rng,
+        log_pool=ThreadPool("log"),
+        apply_pool=ThreadPool("apply", 2),
+        search_pool=ThreadPool("search", threads),
+        build_pool=ThreadPool("build"),
+        file_pool=ThreadPool("files"),
+        listen=listen,
+        peers=peers,
+        open_store=lambda directory: LmdbStore(directory, size_max=config.log_bytes_max),
+        disk=ReplicaDisk(),
+        files=Files(),
+        claim=claim,
+        failpoint=failpoint,
+        search_threads=threads,
+    )

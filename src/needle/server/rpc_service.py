@@ -1,0 +1,282 @@
+"""Dispatch of inbound calls: decodes, asks host and replica, encodes. The only code between the wire and the node.
+
+Invariant: a strong or leased read is answered only after its confirmed index is applied here; a write only after quorum
+commit and apply. Whatever a caller sends, it gets one answer or one NeedleError, and nothing else happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from needle.base import commands, protocol
+from needle.base.errors import (
+    DeadlineExceeded,
+    InMaintenance,
+    InvalidArgument,
+    NeedleError,
+    NotLeader,
+    TooStale,
+    invalid,
+)
+from needle.base.ids import GroupId, NodeId
+from needle.base.model import HitBatch, RaftStatus, ReadMode
+from needle.base.protocol import (
+    AddressBook as AddressBookMessage,
+)
+from needle.base.protocol import (
+    CollectionsAnswer,
+    CollectionsCall,
+    DigestAnswer,
+    DocumentBatch,
+    Freshness,
+    GetCall,
+    GroupCall,
+    LeaderAnswer,
+    MaintenanceCall,
+    MembershipCall,
+    SearchCall,
+    StatusCall,
+    StepDownCall,
+    WriteCall,
+)
+from needle.multiraft.host import Host
+from needle.multiraft.snapshot_receiver import CHUNK_METHOD
+from needle.server.hosted import READ_INDEX, SEGMENT_CHUNK, HostedReplica
+from needle.server.ports import PeerLike
+
+Method = Callable[[Any, Any], Awaitable[bytes]]
+FORWARD_SECONDS = 2.0
+
+
+class ServedNode(Protocol):
+    """The node, as its service sees it."""
+
+    node_id: NodeId
+    host: Host
+
+    def hosted(self, group: GroupId) -> HostedReplica: ...
+    def status(self, group: GroupId, digest: bool) -> RaftStatus: ...
+    def address_of(self, node: NodeId) -> str | None: ...
+    def addresses(self) -> dict[NodeId, str]: ...
+    async def learn_addresses(self, addresses: dict[NodeId, str], timeout: float) -> None: ...
+    async def set_maintenance(self, on: bool, timeout: float) -> None: ...
+    def observe(self, what: str, seconds: float, error: NeedleError | None) -> None: ...
+    def now(self) -> float: ...
+    @property
+    def blocking(self) -> Callable[..., Awaitable[Any]]:
+        """Runs short blocking calls in the search threads."""
+        ...
+
+
+class RpcService:
+    """The methods of base.protocol, and those that nodes ask each other."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+        self._host = node.host
+        self.reading = 0
+        self._methods: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
+            protocol.WRITE: (WriteCall, self._write),
+            protocol.SEARCH: (SearchCall, self._search),
+            protocol.GET: (GetCall, self._get),
+            protocol.COLLECTIONS: (CollectionsCall, self._collections),
+            protocol.LEADER: (GroupCall, self._leader),
+            protocol.STATUS: (StatusCall, self._status),
+            protocol.DIGEST: (GroupCall, self._digest),
+            protocol.STEP_DOWN: (StepDownCall, self._step_down),
+            protocol.FORCE_ELECTION: (GroupCall, self._force_election),
+            protocol.MAINTENANCE: (MaintenanceCall, self._maintenance),
+            protocol.MEMBERSHIP: (MembershipCall, self._membership),
+            protocol.ADDRESSES: (AddressBookMessage, self._addresses),
+            READ_INDEX: (GroupCall, self._read_index),
+            SEGMENT_CHUNK: (tuple[int, str, int, int], self._segment_chunk),
+        }
+        self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
+
+    # --- rpc.server.Handler ------------------------------------------------------------------------------------------
+    def on_oneway(self, peer: PeerLike, body: bytes) -> None:
+        """Raft messages of another node."""
+        if peer.node_id:
+            self._host.on_raft(peer.node_id, body)
+
+    def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[bytes]:
+        """One call of a client or a node."""
+        if method == CHUNK_METHOD:
+            return self._host.on_call(peer.node_id, method, bytes(body))
+        found = self._methods.get(method)
+        if found is None:
+            raise InvalidArgument(f"there is no method {method[:80]!r}", field="method")
+        try:
+            call = self._decoders[method].decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidArgument(f"the body of {method!r} is malformed: {error}", field="body") from None
+        return self._serve(method, found[1], call)
+
+    async def _serve(self, method: str, run: Callable[[Any], Awaitable[Any]], call: Any) -> bytes:
+        start = self._node.now()
+        failure: NeedleError | None = None
+        try:
+            answer = await run(call)
+            return answer if isinstance(answer, bytes) else protocol.encode(answer)
+        except NotLeader as error:
+            failure = error
+            leader = error.details.get("leader")
+            if leader:
+                error.details["leader_address"] = self._node.address_of(str(leader))
+            raise
+        except NeedleError as error:
+            failure = error
+            raise
+        finally:
+            self._node.observe(method, self._node.now() - start, failure)
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def _write(self, call: WriteCall) -> object:
+        hosted, host, group = self._node.hosted(call.group), self._host, call.group
+        if not host.is_leader(group):
+            raise self._not_leader(group)
+        command = commands.decode(call.command)
+        if isinstance(command, commands.PublishSegment):
+            raise InvalidArgument("segments are published by leaders only", field="command")
+        timeout = _timeout(call.timeout)
+        try:
+            checked = hosted.replica.validate(command)
+        except NeedleError:
+            # A new leader may not have applied all that is committed; then it judges by an old state.
+            await host.read_index(group, timeout)
+            checked = hosted.replica.validate(command)
+        data = call.command if checked is command else commands.encode(checked)
+        return await host.propose(group, data, timeout)
+
+    def _not_leader(self, group: GroupId) -> NotLeader:
+        leader = self._host.leader(group)
+        where = f"{leader} does" if leader else "no leader is known"
+        return NotLeader(f"node {self._node.node_id} does not lead group {group}; {where}", leader=leader, group=group)
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    async def _fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
+        """Wait until this replica may answer a read of that freshness."""
+        hosted, host = self._node.hosted(group), self._host
+        timeout = _timeout(fresh.timeout)
+        if fresh.mode is ReadMode.STRONG:
+            await host.read_index(group, timeout)
+        elif fresh.mode is ReadMode.LEASED:
+            await host.read_leased(group, timeout)
+        else:
+            if host.maintenance:
+                raise InMaintenance(f"node {self._node.node_id} is in maintenance and serves no eventual reads")
+            if fresh.max_staleness:
+                await hosted.be_fresh(fresh.max_staleness, timeout * 0.9)
+        if fresh.min_index > host.applied_index(group):
+            try:
+                await host.wait_applied(group, fresh.min_index, timeout * 0.9)
+            except DeadlineExceeded as error:
+                applied = host.applied_index(group)
+                raise TooStale(
+                    f"node {self._node.node_id} has applied index {applied}, the session needs {fresh.min_index}",
+                    applied=applied,
+                    wanted=fresh.min_index,
+                ) from error
+        return hosted
+
+    async def _search(self, call: SearchCall) -> HitBatch:
+        self.reading += 1
+        try:
+            hosted = await self._fresh(call.group, call.freshness)
+            return await hosted.batcher.search(call.request)
+        finally:
+            self.reading -= 1
+
+    async def _get(self, call: GetCall) -> DocumentBatch:
+        limit = 10_000
+        if len(call.ids) > limit:
+            raise invalid("ids", f"{len(call.ids)} ids", f"at most {limit} in one call")
+        self.reading += 1
+        try:
+            hosted = await self._fresh(call.group, call.freshness)
+            applied = self._host.applied_index(call.group)
+            found = await self._node.blocking(hosted.replica.get, call.collection, call.ids, call.with_vectors)
+        finally:
+            self.reading -= 1
+        return DocumentBatch(
+            [document.id for document in found],
+            [document.version for document in found],
+            [document.metadata for document in found],
+            b"".join(document.vector for document in found),
+            applied,
+        )
+
+    async def _collections(self, call: CollectionsCall) -> CollectionsAnswer:
+        hosted = await self._fresh(call.group, call.freshness)
+        specs = hosted.replica.collections()
+        counts = [hosted.replica.count(spec.name) for spec in specs]
+        return CollectionsAnswer(specs, counts, self._host.applied_index(call.group))
+
+    async def _read_index(self, call: GroupCall) -> int:
+        return await self._host.read_index(call.group, _timeout(call.timeout))
+
+    async def _segment_chunk(self, call: tuple[int, str, int, int]) -> bytes:
+        group, name, offset, length = call
+        data: bytes = await self._node.blocking(self._node.hosted(group).keeper.serve_chunk, name, offset, length)
+        return data
+
+    # --- the node ----------------------------------------------------------------------------------------------------
+    async def _leader(self, call: GroupCall) -> LeaderAnswer:
+        return self._led_by(call.group)
+
+    def _led_by(self, group: GroupId) -> LeaderAnswer:
+        host = self._host
+        status = host.status(group)
+        return LeaderAnswer(
+            self._node.node_id, status.leader, status.current_term, self._node.addresses(), host.maintenance
+        )
+
+    async def _status(self, call: StatusCall) -> RaftStatus:
+        return self._node.status(call.group, call.digest)
+
+    async def _digest(self, call: GroupCall) -> DigestAnswer:
+        replica = self._node.hosted(call.group).replica
+        while True:
+            before = replica.applied_index()
+            digest = await self._node.blocking(replica.digest)
+            if replica.applied_index() == before:
+                return DigestAnswer(self._node.node_id, before, digest)
+
+    async def _step_down(self, call: StepDownCall) -> LeaderAnswer:
+        if not self._host.is_leader(call.group):
+            raise self._not_leader(call.group)
+        await self._host.transfer(call.group, call.to, _timeout(call.timeout))
+        return self._led_by(call.group)
+
+    async def _force_election(self, call: GroupCall) -> bytes:
+        self._host.force_election(call.group)
+        return b""
+
+    async def _maintenance(self, call: MaintenanceCall) -> bytes:
+        await self._node.set_maintenance(call.on, _timeout(call.timeout))
+        return b""
+
+    async def _membership(self, call: MembershipCall) -> bytes:
+        if not self._host.is_leader(call.group):
+            raise self._not_leader(call.group)
+        known = {**self._node.addresses(), **call.addresses}
+        for node in [*call.voters, *call.learners]:
+            if node not in known:
+                raise invalid("addresses", dict(call.addresses), f"the address of {node}, which is not known here")
+        await self._node.learn_addresses(call.addresses, FORWARD_SECONDS)
+        await self._host.change_membership(call.group, call.voters, call.learners, _timeout(call.timeout))
+        return b""
+
+    async def _addresses(self, call: AddressBookMessage) -> AddressBookMessage:
+        await self._node.learn_addresses(call.addresses, 0.0)
+        return AddressBookMessage(self._node.addresses())
+
+
+def _timeout(seconds: float) -> float:
+    """What a caller allows us, bounded: nothing waits for ever on behalf of a caller that is long gone."""
+    if not 0 < seconds <= 86_400:
+        raise invalid("timeout", seconds, "seconds, more than 0 and at most 86400")
+    return seconds
