@@ -323,15 +323,21 @@ def test_a_search_that_differs_from_the_log_is_refused(hits, changes, why):
 
 
 def test_a_get_equals_the_replayed_log():
-    def get(key, version, at, required=0):
-        check_get(
-            log_of_points(), GetSeen(key=key, version=version, applied_index=at, required_index=required, label="#")
+    def get(key, version, at, latest=None, required=0):
+        latest = latest or at
+        seen = GetSeen(
+            key=key, version=version, applied_index=at, latest_index=latest, required_index=required, label="#"
         )
+        check_get(log_of_points(), seen)
 
     get("a", 1, 3)
     get("a", 0, 4)
+    get("a", 1, 3, latest=4)
+    get("a", 0, 3, latest=4)
     with pytest.raises(Violation, match="returned version 1"):
         get("a", 1, 4)
+    with pytest.raises(Violation, match="returned version 0"):
+        get("a", 0, 3)
     with pytest.raises(Violation, match="before 4"):
         get("a", 1, 3, required=4)
 

@@ -17,7 +17,7 @@ STORY_LINES = 60
 def main(arguments: list[str] | None = None) -> int:
     """0 if every seed held, 1 if one failed."""
     options = _parser().parse_args(arguments)
-    logging.getLogger("needle").setLevel(logging.INFO if options.trace else logging.CRITICAL)
+    logging.getLogger("needle").setLevel(logging.INFO if options.trace else logging.CRITICAL + 1)
     specs = [_spec(options, seed) for seed in range(options.seed, options.seed + options.seeds)]
     began = time.perf_counter()
     if options.trace:

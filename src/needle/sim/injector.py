@@ -110,11 +110,12 @@ class Injector:
 
     async def _admin(self, fault: Fault, name: str) -> None:
         await self._patient.admin(name, fault.kind)
-        if fault.kind == "maintenance":
+        after = {"maintenance": "end-maintenance", "demote": "restore", "remove": "restore"}.get(fault.kind)
+        if after is not None:
             try:
                 await asyncio.sleep(fault.seconds)
             finally:
-                self._loop.create_task(self._patient.admin(name, "end-maintenance"))
+                self._loop.create_task(self._patient.admin(name, after))
 
     # --- disks --------------------------------------------------------------------------------------------------------
     async def _slow_disk(self, fault: Fault, name: str) -> None:
@@ -216,6 +217,8 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "step-down": Injector._admin,
     "force-election": Injector._admin,
     "maintenance": Injector._admin,
+    "demote": Injector._admin,
+    "remove": Injector._admin,
     "slow-disk": Injector._slow_disk,
     "stalled-disk": Injector._stalled_disk,
     "disk-error": Injector._disk_error,

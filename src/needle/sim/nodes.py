@@ -5,28 +5,26 @@ It must not know faults, clients or checkers.
 
 from __future__ import annotations
 
-import contextlib
-import os
+import asyncio
 import random
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from needle.base import protocol
-from needle.base.commands import CreateCollection, decode, encode
-from needle.base.config import Limits, SegmentConfig
+from needle.base.config import RaftConfig, SegmentConfig
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId, shard_group
-from needle.base.model import CollectionSpec, HitBatch, Metric, ReadMode, WriteResult
-from needle.base.protocol import DocumentBatch, GetCall, LeaderAnswer, SearchCall, WriteCall
+from needle.base.model import HitBatch, ReadMode, WriteResult
+from needle.base.protocol import DocumentBatch
 from needle.client.client import Client as RealClient
-from needle.multiraft.config import HostConfig
-from needle.multiraft.host import Host
-from needle.multiraft.log_store import LogStore
-from needle.shard.state_machine import Replica
+from needle.rpc.peer_transport import PeerTransport
+from needle.rpc.transport import RpcClient
+from needle.server.node import Node
+from needle.server.ports import NodePorts
 from needle.sim.disk import SimStore
 from needle.sim.event_loop import SimLoop
 from needle.sim.machine import SimPool, stream
 from needle.sim.machines import SimFiles, SimMachine, SimReplicaDisk
-from needle.sim.network import SimEndpoint
+from needle.sim.network import SimEndpoint, SimNetwork
 from needle.sim.observer import ObservedMachine, Observer
 from needle.sim.process import Process
 from needle.sim.spec import Profile, Spec
@@ -44,7 +42,7 @@ class Surroundings(Protocol):
     profile: Profile
     loop: SimLoop
     machines: dict[str, SimMachine]
-    network: Any
+    network: SimNetwork
     observer: Observer
 
     def fatal(self, name: str, process: Process, error: NeedleError) -> None: ...
@@ -52,135 +50,101 @@ class Surroundings(Protocol):
 
 
 class SimNode:
-    """One incarnation of a node."""
+    """One incarnation of a node: the real composition root on simulated ports."""
 
     def __init__(self, world: Surroundings, machine: SimMachine, process: Process) -> None:
         self._world = world
         self._machine = machine
         self.process = process
-        self._host: Host | None = None
-        self._replica: Replica | None = None
-        self._groups: dict[GroupId, Any] = {}
+        self._node: Node | None = None
 
     async def start(self) -> None:
-        world, machine, process, profile = self._world, self._machine, self.process, self._world.profile
-        name, loop = machine.name, world.loop
+        """Build the node and start it. Raises NeedleError when it refuses."""
+        world, machine, process = self._world, self._machine, self.process
+        node = self._node = Node(self._config(), self._ports())
 
-        def failpoint(place: str) -> None:
-            world.failpoint(name, process, place)
+        def ended(failed: asyncio.Future[NeedleError]) -> None:
+            world.fatal(machine.name, process, failed.result())
 
-        disk = SimReplicaDisk(machine, process)
-        store = LogStore(SimStore(machine.log_disk, process), node_id=name, cluster_id="sim", failpoint=failpoint)
-        endpoint = world.network.endpoint(name, process, name)
-        self._replica = Replica.open(
-            os.path.join(machine.data_dir, "shard-0"),
-            limits=Limits(),
+        node.failed.add_done_callback(ended)
+        await node.start()
+
+    def _config(self) -> RaftConfig:
+        world, profile = self._world, self._world.profile
+        return RaftConfig(
+            node_id=self._machine.name,
+            cluster_nodes=[f"{name}={machine.address}" for name, machine in sorted(world.machines.items())],
+            data_dir=self._machine.data_dir,
+            cluster_id="sim",
+            election_timeout=ELECTION_TIMEOUT,
+            heartbeat_interval=HEARTBEAT_INTERVAL,
+            snapshot_threshold=profile.snapshot_threshold,
+            dimensions=profile.dimensions,
+            metric=profile.metric,
             segments=SegmentConfig(seal_rows=profile.seal_rows, rows_max=profile.rows_max, ship_timeout=3.0),
-            disk=disk,
         )
-        observed = ObservedMachine(self._replica, world.observer, DATA_GROUP, name, process.incarnation)
-        self._host = Host(
-            name,
-            HostConfig(
-                election_timeout=ELECTION_TIMEOUT,
-                heartbeat_interval=HEARTBEAT_INTERVAL,
-                snapshot_threshold=profile.snapshot_threshold,
-                snapshot_keep=5.0,
-            ),
-            transport=_Transport(world, endpoint),
-            store=store,
-            log_pool=SimPool(loop, process, machine.device),
-            apply_pool=SimPool(loop, process),
+
+    def _ports(self) -> NodePorts:
+        world, machine, process = self._world, self._machine, self.process
+        loop, name = world.loop, machine.name
+        endpoint = world.network.endpoint(name, process, name)
+        return NodePorts(
             clock=machine.clock,
             rng=stream(world.spec.seed, "node", name, process.incarnation),
-            on_fatal=lambda error: world.fatal(name, process, error),
-            snapshot_dir=os.path.join(machine.data_dir, "snapshots"),
+            log_pool=SimPool(loop, process, machine.device),
+            apply_pool=SimPool(loop, process),
+            search_pool=SimPool(loop, process),
+            build_pool=SimPool(loop, process),
+            file_pool=SimPool(loop, process),
+            listen=lambda handler: _Listener(world.network, machine, process, handler),
+            peers=lambda address_of: _Peers(cast("RpcClient", endpoint), address_of),
+            open_store=lambda directory: SimStore(machine.log_disk, process),
+            disk=SimReplicaDisk(machine, process),
             files=SimFiles(process),
-            failpoint=failpoint,
+            claim=lambda directory, node_id, cluster_id: lambda: None,
+            failpoint=lambda place: world.failpoint(name, process, place),
+            machine=lambda group, replica: ObservedMachine(replica, world.observer, group, name, process.incarnation),
         )
-        self._host.open_group(DATA_GROUP, observed, voters=sorted(world.machines))
-        await self._host.start()
-        world.network.listen(machine.address, name, process, _Service(self._host, self._replica, world))
-        self._groups = self._host._groups
 
     def groups(self) -> dict[GroupId, Any]:
-        return self._groups
-
-    async def admin(self, what: str) -> None:
-        host = self._host
-        if host is None:
-            return
-        with contextlib.suppress(NeedleError):
-            if what == "step-down":
-                await host.transfer(DATA_GROUP, None, 5.0)
-            elif what == "force-election":
-                host.force_election(DATA_GROUP)
-            else:
-                host.set_maintenance(what == "maintenance")
+        """The running replicas, with their Raft core, log and state machine."""
+        host = getattr(self._node, "host", None)
+        return host._groups if host is not None else {}
 
     def discard(self) -> None:
-        if self._replica is not None:
-            self._replica.close()
+        """Close the files of a dead incarnation, so that a long run does not collect them."""
+        for hosted in self._node.groups.values() if self._node is not None else ():
+            hosted.replica.close()
 
 
-class _Transport:
-    def __init__(self, world: Surroundings, endpoint: SimEndpoint) -> None:
-        self._world = world
-        self._endpoint = endpoint
+class _Listener:
+    """The server side of one process."""
 
-    def send(self, to: str, body: bytes) -> bool:
-        return self._endpoint.send(self._world.machines[to].address, body)
+    def __init__(self, network: SimNetwork, machine: SimMachine, process: Process, handler: Any) -> None:
+        self._network = network
+        self._machine = machine
+        self._process = process
+        self._handler = handler
 
-    async def call(self, to: str, method: str, body: bytes, timeout: float) -> bytes:
-        return await self._endpoint.call(self._world.machines[to].address, method, body, timeout)
+    async def start(self) -> None:
+        self._process.fence()
+        self._network.listen(self._machine.address, self._machine.name, self._process, self._handler)
+
+    async def stop(self) -> None:
+        self._network.unlisten(self._machine.address, self._process)
+
+    @property
+    def address(self) -> str:
+        return self._machine.address
 
 
-class _Service:
-    def __init__(self, host: Host, replica: Replica, world: Surroundings) -> None:
-        self._host = host
-        self._replica = replica
-        self._addresses = {name: machine.address for name, machine in world.machines.items()}
+class _Peers(PeerTransport):
+    """The real peer transport over a simulated client."""
 
-    def on_oneway(self, peer: Any, body: bytes) -> None:
-        self._host.on_raft(peer.node_id, body)
+    dropped_frames = 0
 
-    async def on_request(self, peer: Any, method: str, body: Any) -> bytes:
-        host, replica = self._host, self._replica
-        if method == protocol.LEADER:
-            status = host.status(DATA_GROUP)
-            return protocol.encode(
-                LeaderAnswer(host.node_id, status.leader or None, status.current_term, self._addresses)
-            )
-        if method == protocol.WRITE:
-            write = protocol.decode(body, WriteCall)
-            command = replica.validate(decode(write.command))
-            return protocol.encode(await host.propose(write.group, encode(command), write.timeout))
-        if method == protocol.SEARCH:
-            search = protocol.decode(body, SearchCall)
-            await self._fresh(search.freshness)
-            return protocol.encode(replica.search(search.request))
-        if method == protocol.GET:
-            get = protocol.decode(body, GetCall)
-            await self._fresh(get.freshness)
-            docs = replica.get(get.collection, get.ids, False)
-            return protocol.encode(
-                DocumentBatch(
-                    [d.id for d in docs],
-                    [d.version for d in docs],
-                    [d.metadata for d in docs],
-                    b"",
-                    replica.applied_index(),
-                )
-            )
-        return await host.on_call(peer.node_id, method, bytes(body))
-
-    async def _fresh(self, freshness: Any) -> None:
-        if freshness.mode is ReadMode.STRONG:
-            await self._host.read_index(DATA_GROUP, freshness.timeout)
-        elif freshness.mode is ReadMode.LEASED:
-            await self._host.read_leased(DATA_GROUP, freshness.timeout)
-        elif freshness.min_index:
-            await self._host.wait_applied(DATA_GROUP, freshness.min_index, freshness.timeout)
+    async def close(self) -> None:
+        await self.client.close()
 
 
 class _Recorder:
@@ -216,11 +180,6 @@ class RealDatabase:
         self._recorder = recorder
         self._client = client
 
-    async def create(self, dimensions: int, metric: str) -> None:
-        """Create the collection, unless it is there."""
-        spec = CollectionSpec(name="default", dimensions=dimensions, metric=Metric(metric))
-        await self._client._data().write(lambda session: CreateCollection(spec, True, session), CALL_TIMEOUT)
-
     async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
         return await self._client.insert(key, vector, metadata, timeout=CALL_TIMEOUT)
 
@@ -250,7 +209,12 @@ class RealDatabase:
         return self._client._data().last_index
 
 
-async def connect(endpoint: SimEndpoint, addresses: dict[str, str], rng: random.Random) -> RealDatabase:
+async def connect(endpoint: SimEndpoint, addresses: list[str], rng: random.Random) -> RealDatabase:
     """A client session on its own machine."""
     recorder = _Recorder(endpoint)
-    return RealDatabase(recorder, RealClient(recorder, list(addresses.values()), rng=rng))
+    return RealDatabase(recorder, RealClient(recorder, addresses, rng=rng))
+
+
+async def administrate(endpoint: SimEndpoint, addresses: list[str], rng: random.Random) -> RealClient:
+    """An operator's client."""
+    return RealClient(endpoint, addresses, rng=rng)

@@ -18,7 +18,7 @@ KINDS = {
     "power-cut": 10,
     "power-cut-all": 2,
     "failpoint": 14,
-    "pause": 6,
+    "pause": 10,
     "isolate": 8,
     "isolate-leader": 8,
     "one-way": 6,
@@ -37,6 +37,8 @@ KINDS = {
     "step-down": 6,
     "force-election": 4,
     "maintenance": 4,
+    "demote": 4,
+    "remove": 4,
 }
 """Weight of each kind of fault."""
 
@@ -108,6 +110,8 @@ def _draw(seed: int, number: int, seconds: float) -> Fault:
 def _duration(kind: str, rng: random.Random) -> float:
     if kind in ("clog", "pause", "stalled-disk"):
         return 0.2 + rng.expovariate(1 / 2.0)
+    if kind in ("demote", "remove", "maintenance"):
+        return 4.0 + rng.expovariate(1 / 6.0)
     return 0.5 + rng.expovariate(1 / 4.0)
 
 

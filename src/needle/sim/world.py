@@ -12,16 +12,16 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from needle.base.commands import CreateCollection, Delete, Insert, decode
-from needle.base.errors import NeedleError
+from needle.base.errors import CorruptLog, InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import GroupId
 from needle.base.model import ReadMode, WriteResult
+from needle.client.client import Client as AdminClient
 from needle.sim.checkers import linearizability
 from needle.sim.checkers.committed import CommittedEntry
 from needle.sim.checkers.replay import LogModel, ModelDocument, check_get, check_search
@@ -31,7 +31,7 @@ from needle.sim.injector import Injector
 from needle.sim.machine import stream
 from needle.sim.machines import SimMachine, majority
 from needle.sim.network import SimNetwork
-from needle.sim.nodes import DATA_GROUP, RealDatabase, SimNode, connect
+from needle.sim.nodes import DATA_GROUP, SimNode, administrate, connect
 from needle.sim.observer import Counts, Observer
 from needle.sim.process import Killed, Process
 from needle.sim.spec import Spec, profile
@@ -41,6 +41,7 @@ from needle.sim.workload import COLLECTION, Budget, Client, Workload
 
 RESTART_SECONDS = 1.0
 LIVENESS_SECONDS = 40.0
+ADMIN_SECONDS = 5.0
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -55,6 +56,13 @@ class Report(msgspec.Struct, kw_only=True):
     story: list[str] = []
     history: list[str] = []
     given_up: int = 0
+
+
+class Operator(msgspec.Struct):
+    """Who gives orders to the cluster."""
+
+    client: AdminClient
+    process: Process
 
 
 class World:
@@ -82,13 +90,14 @@ class World:
         budget = Budget(spec.operations_max)
         self.work = Workload(self.loop, self.history, self.trace, self.profile, spec.seed, budget)
         self.work.on_ack = self._acknowledged
+        self.work.latest = lambda: self.last_committed
         self.restarts = 0
+        self.last_committed = 0
         self.retired: set[str] = set()
         self._armed: dict[str, tuple[str, int, bool]] = {}
         self._held_down: Counter[str] = Counter()
         self._graves: list[SimNode] = []
         self._clients: list[Client] = []
-        self._databases: list[RealDatabase] = []
         self.metric = self.profile.metric
         self._violation: BaseException | None = None
         self._given_up = 0
@@ -119,8 +128,12 @@ class World:
     async def _main(self) -> None:
         for name in self.machines:
             self.start(name)
+        operator = Process("operator", 1)
+        endpoint = self.network.endpoint("operator", operator)
+        work = administrate(endpoint, self._addresses(), stream(self.spec.seed, "operator"))
+        self._operator = Operator(await self.loop.spawn(operator, work), operator)
         self._clients = [await self._client(f"c{number}") for number in range(self.spec.clients)]
-        await self._until("the first leader", LIVENESS_SECONDS, self._collection_exists)
+        await self._until("the first leader", LIVENESS_SECONDS, self._serves)
         self.injector.begin(self.spec.schedule())
         workers = [self.loop.create_task(client.run()) for client in self._clients]
         watch = self.loop.create_task(self._watch())
@@ -138,18 +151,17 @@ class World:
     async def _client(self, name: str) -> Client:
         process = Process(name, 1)
         endpoint = self.network.endpoint(name, process)
-        addresses = {node: machine.address for node, machine in self.machines.items()}
-        database = await self.loop.spawn(process, connect(endpoint, addresses, stream(self.spec.seed, name)))
-        self._databases.append(database)
+        work = connect(endpoint, self._addresses(), stream(self.spec.seed, name))
+        database = await self.loop.spawn(process, work)
         return Client(name, database, self.work)
 
-    async def _collection_exists(self) -> bool:
-        try:
-            await self._databases[0].create(self.profile.dimensions, self.profile.metric)
-        except NeedleError as error:
-            self.trace.note(f"no collection yet: {error}")
-            return False
-        return await self._clients[0].put("first")
+    def _addresses(self) -> list[str]:
+        return [machine.address for machine in self.machines.values()]
+
+    async def _serves(self) -> bool:
+        """Whether a leader has created the first collection, and takes a write."""
+        ready = any(replica.machine.collections() for replica in self._replicas().get(DATA_GROUP, {}).values())
+        return ready and await self._clients[0].put("first")
 
     async def _watch(self) -> None:
         """Now and then, compare what is costly to compare after each step."""
@@ -165,6 +177,7 @@ class World:
     async def _recover(self) -> None:
         """Heal a random majority only: it alone must serve again."""
         self.network.heal()
+        await self._until("all nodes to be voters again", LIVENESS_SECONDS, self._all_vote)
         good = [name for name in sorted(self.machines) if name not in self.retired]
         rng = stream(self.spec.seed, "recover")
         alive = majority(rng, sorted(self.machines)) if len(good) == len(self.machines) else good
@@ -177,6 +190,16 @@ class World:
         for name in rest:
             self.release(name)
         self.trace.tell("every node is back")
+
+    async def _all_vote(self) -> bool:
+        every = sorted(self.machines)
+        name = self.leader()
+        conf = self.nodes[name].groups()[DATA_GROUP].raft.conf if name else None
+        if conf is not None and sorted(conf.voters) == every and not conf.voters_outgoing:
+            return True
+        await self.admin("", "restore")
+        await asyncio.sleep(1.0)
+        return False
 
     async def _read_everything(self) -> None:
         """Every acknowledged write must still be there: read each key once more, into the history."""
@@ -262,7 +285,7 @@ class World:
             return
         self.trace.tell(f"{name} stops: {error}")
         self.crash(name, power_cut=False, why=error.code)
-        if "Remedy" in error.message:
+        if isinstance(error, CorruptLog) and name in self.observer.rotten:
             self.retired.add(name)
             self.trace.tell(f"{name} is out for good: its disk lost what it promised")
         else:
@@ -298,15 +321,33 @@ class World:
         self.observer.rotten.add(name)
 
     async def admin(self, name: str, what: str) -> None:
-        """An operator's command to a node; it may be refused."""
-        node = self.nodes.get(name)
-        process = self.machines[name].process
-        if node is not None and process is not None:
-            self._in_process(process, node.admin(what))
+        """An operator's command; it may be refused or time out."""
+        self.loop.spawn(self._operator.process, self._administer(name, what))
         await asyncio.sleep(0)
 
-    def _in_process(self, process: Process, work: Coroutine[Any, Any, None]) -> None:
-        self.loop.spawn(process, work)
+    async def _administer(self, name: str, what: str) -> None:
+        client, every = self._operator.client, sorted(self.machines)
+        try:
+            if what == "step-down":
+                await client.step_down(timeout=ADMIN_SECONDS)
+            elif what == "force-election":
+                await client.force_new_election(name, timeout=ADMIN_SECONDS)
+            elif what == "maintenance":
+                await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
+            elif what == "end-maintenance":
+                await client.exit_maintenance_mode(name, timeout=ADMIN_SECONDS)
+            elif what == "demote":
+                rest = [node for node in every if node != name]
+                await client.change_membership(rest, [name], timeout=ADMIN_SECONDS)
+            elif what == "remove":
+                rest = [node for node in every if node != name]
+                await client.change_membership(rest, timeout=ADMIN_SECONDS)
+            else:
+                await client.change_membership(every, timeout=ADMIN_SECONDS)
+        except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError) as error:
+            self.trace.note(f"{what} of {name}: {error.code}")
+        else:
+            self.trace.tell(f"{what} of {name} is done")
 
     # --- watching -----------------------------------------------------------------------------------------------------
     def _replicas(self) -> dict[GroupId, dict[str, Any]]:
@@ -350,10 +391,14 @@ class World:
     def _acknowledged(self, index: int) -> None:
         name = self.leader()
         replica = self.nodes[name].groups()[DATA_GROUP] if name else None
-        voters = list(replica.raft.conf.voters) if replica is not None else sorted(self.machines)
-        self._guard(lambda: self.observer.write_acknowledged(DATA_GROUP, index, voters))
+        conf = replica.raft.conf if replica is not None else None
+        for voters in (conf.voters, conf.voters_outgoing) if conf is not None else ():
+            if voters:
+                self._guard(lambda voters=voters: self.observer.write_acknowledged(DATA_GROUP, index, list(voters)))
 
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
+        if group == DATA_GROUP:
+            self.last_committed = index
         if group != DATA_GROUP or not entry.data or entry.data.startswith(b"conf:"):
             return
         command = decode(entry.data)
