@@ -251,14 +251,14 @@ class Node:
                 raise DeadlineExceeded(
                     f"node {self.node_id} still leads after {timeout:g} s: nobody else can take over"
                 )
-            if not await self._until(lambda: self.service.reading == 0, timeout):
+            if not await self.until(lambda: self.service.reading == 0, timeout):
                 raise DeadlineExceeded(f"reads did not drain from node {self.node_id} within {timeout:g} s")
             return
         for group, hosted in self.groups.items():
             await self.host.wait_applied(group, await self._leader_index(hosted, timeout), timeout)
 
     async def _leader_index(self, hosted: HostedReplica, timeout: float) -> int:
-        await self._until(lambda: self.host.leader(hosted.group) is not None, timeout)
+        await self.until(lambda: self.host.leader(hosted.group) is not None, timeout)
         return await hosted.leader_index(timeout)
 
     async def _led_elsewhere(self, timeout: float) -> bool:
@@ -269,9 +269,10 @@ class Node:
                 self.host.is_leader(group) and len(self.host.status(group).voters) > 1 for group in self.groups
             )
 
-        return await self._until(elsewhere, timeout)
+        return await self.until(elsewhere, timeout)
 
-    async def _until(self, holds: Callable[[], bool], timeout: float) -> bool:
+    async def until(self, holds: Callable[[], bool], timeout: float) -> bool:
+        """Wait until `holds()`; False if it does not within `timeout` seconds."""
         deadline = self.now() + timeout
         while not holds():
             if self.now() >= deadline or self.host.stopped:
