@@ -52,6 +52,7 @@ class Model:
     def __init__(self) -> None:
         self.docs: dict[str, dict[str, tuple[int, Any, list[float]]]] = {}
         self.sessions: dict[int, dict[int, Any]] = {}
+        self.nonces: dict[int, int] = {}
 
     def apply(self, index: int, command: Command | None) -> Any:
         session = getattr(command, "session", Session())
@@ -68,8 +69,9 @@ class Model:
         if command is None:
             return None
         if isinstance(command, OpenSession):
-            self.sessions[index] = {}
-            return index, index, False, 1
+            session = self.nonces.setdefault(command.nonce, index)
+            self.sessions.setdefault(session, {})
+            return session, session, False, 1
         if isinstance(command, CreateCollection):
             if command.spec.name in self.docs:
                 return (index, index, True, 0) if command.if_absent else "CollectionExists"
@@ -152,7 +154,7 @@ def commands(draw: st.DrawFn) -> Command | None:
         return CreateCollection(spec(name, 2), draw(st.booleans()), session)
     if kind == "drop":
         return DropCollection(name, session)
-    return OpenSession(draw(st.integers(1, 2**60))) if kind == "open" else None
+    return OpenSession(draw(st.integers(0, 2))) if kind == "open" else None
 
 
 START: list[Command | None] = [OpenSession(0), CreateCollection(spec("c", 2)), OpenSession(2**61)]

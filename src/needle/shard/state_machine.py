@@ -41,7 +41,7 @@ from needle.shard.sealed_segment import segment_file
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.segment_set import CollectionVectors, VectorsView
 from needle.shard.sessions import SessionRow, SessionTable
-from needle.shard.snapshot import SEGMENTS, ImageFile, current_state, install_image, write_image
+from needle.shard.snapshot import SEGMENTS, current_state, install_image, write_image
 from needle.shard.validation import check_command
 
 PURGE_ROWS: Final = 1000
@@ -384,8 +384,8 @@ class Replica:
         return check_command(command, find, self.limits, len(views))
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
-    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[ImageFile]]:
-        """Write an image of one applied index into the empty `directory`: (index, term, conf, files)."""
+    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[Any]]:
+        """Write an image of one applied index into the empty `directory`: (index, term, conf, files as ImageFile)."""
         self._check_usable()
         at, manifest = self._store.copy_to(os.path.join(directory, FILE_NAME))
         paths = [os.path.join(self._segment_directory, segment_file(segment)) for segment in manifest]
