@@ -141,7 +141,8 @@ class _Listener:
 class _Peers(PeerTransport):
     """The real peer transport over a simulated client."""
 
-    dropped_frames = 0
+    def dropped_frames(self) -> int:
+        return 0
 
     async def close(self) -> None:
         await self.client.close()

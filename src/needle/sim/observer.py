@@ -94,21 +94,24 @@ class Observer:
     # --- after each step ----------------------------------------------------------------------------------------------
     def look(self, name: str, incarnation: int, group: GroupId, replica: Replicating) -> None:
         """Raises Violation."""
-        raft = replica.raft
-        now = (raft.term, raft.vote, raft.role, raft.commit, raft.applied, raft.last_index, replica.log.first_index())
+        raft, state = replica.raft, replica.raft._s  # the fields, not the properties: this runs after every step
+        entries = state.log
+        last_index = entries.offset + len(entries.entries) - 1
+        now = (state.term, state.vote, state.role, state.commit, state.applied, last_index, replica.log.start.index)
         key = (name, incarnation, group)
         before = self._last.get(key)
         if before == now:
             return
         self._last[key] = now
-        term, vote, role, commit, applied, last, first = now
+        term, vote, role, commit, applied, last, start = now
+        first = start + 1
         leads = role.name == "LEADER"
         snapshot_pending = last < first - 1
         if not snapshot_pending:
             self.monotone.observe(
                 group, name, incarnation, Position(term, min(first - 1, commit), applied, commit, last)
             )
-        if before is not None and first != before[6]:
+        if before is not None and start != before[6]:
             self.compactions += 1
         if self.elections.observe(group, name, term, vote, leads):
             self._trace.tell(f"{name} leads group {group} in term {term} (last entry {last}, commit {commit})")

@@ -140,7 +140,7 @@ def profile(seed: int) -> Profile:
         snapshot_threshold=rng.choice([5, 12, 30, 60, 400]),
         seal_rows=seal,
         rows_max=seal * rng.choice([4, 16]),
-        think_seconds=rng.choice([0.25, 0.4, 0.6]),
+        think_seconds=rng.choice([0.3, 0.6, 1.0]),
         delay=rng.choice([0.0005, 0.002, 0.01]),
         clock_error=rng.choice([0.0, 0.0005, 0.0009]),
         key_slots=rng.choice([3, 6, 12]),
