@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import CorruptLog, DiskFailed, StorageError, UnsupportedFormat
@@ -340,6 +340,7 @@ _STEP = st.one_of(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(steps=[("reset", 0, 0), ("reopen", 0, 0)], cache=1)
 @given(steps=st.lists(_STEP, max_size=25), cache=st.sampled_from([1, 200, 1 << 20]))
 def test_the_log_equals_a_dict(steps: list[tuple[str, int, int]], cache: int) -> None:
     store = MemoryStore()

@@ -4,8 +4,9 @@ Durability order of a Ready (messages.py has the contract): `messages` go out at
 the host's next transaction, and only after it do `messages_after_persist` go out and the core count its own ack;
 committed entries are applied by one batch at a time, in one transaction of the state machine, then `applied_to`, then
 proposals are answered. A commit index alone is not written: the core hands it out with the next write.
-Invariant: at most one Ready with something to persist is out per group; the state machine is called by one thread at
-a time. It must not know the other groups.
+Invariant: at most one Ready with something to persist is out per group; apply and install never run at the same time,
+nor do checkpoint, export and install (a checkpoint or export may run beside applies, so that neither delays writes).
+It must not know the other groups.
 """
 
 from __future__ import annotations
@@ -18,13 +19,10 @@ from typing import Any, Protocol
 import msgspec
 
 from needle.base.errors import (
-    CorruptSnapshot,
     DeadlineExceeded,
-    DiskFailed,
     NeedleError,
     NoQuorum,
     NotLeader,
-    StorageError,
 )
 from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import Clock, Pool
@@ -32,15 +30,16 @@ from needle.multiraft.codec import Addressed, encode_conf
 from needle.multiraft.config import HostConfig
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.group_log import GroupLog, LogWrite
+from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.lag import AppendTimes
-from needle.multiraft.log_records import PendingInstall, StartRecord
+from needle.multiraft.log_records import StartRecord
 from needle.multiraft.ports import Applied, StateMachine
 from needle.multiraft.proposals import Proposals, Waiters
 from needle.multiraft.reads import ReadRounds, not_leader
 from needle.multiraft.repair import repair_done
 from needle.multiraft.snapshot_receiver import SnapshotFetcher
 from needle.multiraft.snapshot_sender import SnapshotShelf
-from needle.raft.messages import Entry, EntryKind, HardState, Message, MessageType, Ready
+from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
 from needle.raft.raft import Raft
 from needle.raft.state import Role
 
@@ -116,7 +115,9 @@ class Group:
         self.raft = raft
         self.log = log
         self.machine = machine
-        self.machine_lock = asyncio.Lock()
+        self.machine_lock = asyncio.Lock()  # apply, install
+        self.image_lock = asyncio.Lock()  # checkpoint, export, install
+        self.snapshots = SnapshotTraffic(self, host)
         self.proposals = Proposals(group)
         self.reads = ReadRounds()
         self.waiters = Waiters()
@@ -126,11 +127,6 @@ class Group:
         self._applying = False
         self._compacting = False
         self._clearing_repair = False
-        self._fetch: asyncio.Task[None] | None = None
-        self._fetching = b""
-        self._staged_index = 0
-        self._offering = False
-        self._wanting: dict[NodeId, None] = {}
         self._conditions: list[Condition] = []
 
     @property
@@ -141,7 +137,7 @@ class Group:
     @property
     def busy(self) -> bool:
         """Whether disk or state machine are at work for this group."""
-        return self._persisting or self._applying or self._compacting or self._offering
+        return self._persisting or self._applying or self._compacting or self.snapshots.offering
 
     def set_quiesced(self) -> None:
         """Tell the core whether it may campaign."""
@@ -151,7 +147,7 @@ class Group:
     def receive(self, message: Message, now: float) -> None:
         """One message from a peer."""
         if message.type == _SNAPSHOT:
-            self._offered(message)
+            self.snapshots.offered(message, self._persisting)
         elif self.may_vote or message.type not in _VOTE_REQUESTS:
             self.raft.step(message, now)
 
@@ -168,7 +164,7 @@ class Group:
             if ready.snapshot is not None:
                 persist = False
                 self._persisting = True
-                self._host.spawn(self._install(ready))
+                self._host.spawn(self._install(ready, ready.snapshot))
             elif ready.must_sync:
                 persist = False
                 self._persisting = True
@@ -198,10 +194,7 @@ class Group:
         for context in ready.dropped_reads:
             self.reads.refuse(context, not_leader(self.id, self.raft.leader))
         if ready.snapshot_requests:
-            self._wanting.update(dict.fromkeys(ready.snapshot_requests))
-            if not self._offering:
-                self._offering = True
-                self._host.spawn(self._offer())
+            self.snapshots.requested(ready.snapshot_requests)
 
     def persisted(self, turn: Turn, work: Work) -> None:
         """The write is durable and noted in the log."""
@@ -258,7 +251,7 @@ class Group:
     async def _compact(self) -> None:
         """Drop the log's beginning, but nothing that the state machine might still lose with the power."""
         host = self._host
-        async with self.machine_lock:
+        async with self.image_lock:
             host.failpoint("compact.before_checkpoint")
             durable = await host.apply_pool.run(self.machine.checkpoint)
             host.failpoint("compact.after_checkpoint")
@@ -269,102 +262,18 @@ class Group:
             host.failpoint("compact.after_commit")
         self._compacting = False
 
-    # --- snapshots: as the leader -----------------------------------------------------------------------------------
-    async def _offer(self) -> None:
-        """Offer the waiting peers a snapshot from which the log can go on; make one if there is none."""
-        host = self._host
-        while self._wanting and not host.stopped:
-            exported = host.shelf.current(self.id)
-            if exported is None or exported.meta.index < self.log.first_index() - 1:
-                try:
-                    exported = await host.shelf.export(self.id, self.machine, self.machine_lock, host.clock.monotonic())
-                except DiskFailed:
-                    raise
-                except StorageError as error:
-                    _log.warning("group %d: no snapshot could be made: %s", self.id, error)
-            now = host.clock.monotonic()
-            peers, self._wanting = self._wanting, {}
-            for peer in peers:
-                if self.raft.role is not Role.LEADER:
-                    continue
-                if exported is None or exported.meta.index < self.log.first_index() - 1:
-                    self.raft.report_snapshot_failed(peer, now)
-                else:
-                    exported.used = now
-                    self.raft.send_snapshot(peer, exported.meta, now)
-            host.wake(self)
-        self._offering = False
-
-    def snapshot_wanted(self, now: float) -> bool:
-        """Whether the exported snapshot should stay: a peer is being sent one, or read from it lately."""
-        exported = self._host.shelf.current(self.id)
-        return exported is not None and now - exported.used < self._host.config.snapshot_keep
-
-    # --- snapshots: as a follower -----------------------------------------------------------------------------------
-    def _offered(self, message: Message) -> None:
-        """A leader offers a snapshot: fetch it first; the core sees the offer once the files are here."""
-        meta = message.snapshot
-        if meta is None or message.term < self.raft.term or meta.index <= self.raft.commit:
-            self.raft.step(message, self._host.clock.monotonic())
-            self._host.wake(self)
-            return
-        if self.raft.applied < self._staged_index <= self.raft.commit:
-            return  # the core took an earlier one, whose files must stay until it is installed
-        if self._fetch is not None and not self._fetch.done():
-            if meta.descriptor == self._fetching or self._persisting:
-                return
-            self._fetch.cancel()
-        if self.log.pending is None:
-            self._fetching = meta.descriptor
-            self._fetch = self._host.spawn(self._fetch_offer(message))
-
-    async def _fetch_offer(self, message: Message) -> None:
-        host = self._host
-        if message.snapshot is None:
-            return
-        try:
-            await host.fetcher.fetch(self.id, message.frm, message.snapshot.descriptor)
-        except NeedleError as error:
-            _log.warning("group %d: no snapshot from %s: %s; waiting for its next offer", self.id, message.frm, error)
-            return
-        if not host.stopped:
-            self._staged_index = message.snapshot.index
-            self.raft.step(message, host.clock.monotonic())
-            host.wake(self)
-
-    async def _install(self, ready: Ready) -> None:
-        """Replace state and log. Each step leaves what repair.py can finish or abandon: record what is pending, let
-        the state machine swap, then swap the log and clear the record in one transaction."""
-        host, log, meta = self._host, self.log, ready.snapshot
-        if meta is None:
-            return
-        directory = host.fetcher.staging(self.id, meta.descriptor)
-        hard_state = ready.hard_state or log.hard_state or HardState()
-        known = log.hard_state.commit if log.hard_state is not None else 0
-        before = HardState(hard_state.term, hard_state.vote, known)
-        await host.durable(LogWrite(log=log, pending=PendingInstall(meta, directory), hard_state=before))
-        host.failpoint("snapshot.after_pending")
-        async with self.machine_lock:
-            await host.apply_pool.run(self.machine.install_snapshot, directory)
-            host.failpoint("snapshot.after_install")
-        if self.machine.applied_index() != meta.index:
-            raise CorruptSnapshot(
-                f"group {self.id}: the snapshot of index {meta.index} left the state at {self.machine.applied_index()}",
-                group=self.id,
-            )
-        after = HardState(hard_state.term, hard_state.vote, max(known, meta.index))
-        start = StartRecord(meta.index, meta.term)
-        await host.durable(LogWrite(log=log, reset=start, entries=ready.entries, hard_state=after, pending=False))
-        host.failpoint("snapshot.after_reset")
-        if host.stopped:
+    async def _install(self, ready: Ready, meta: SnapshotMeta) -> None:
+        """The core took a snapshot: install it, then go on behind it."""
+        await self.snapshots.install(ready, meta)
+        if self._host.stopped:
             return
         self.raft.advance(ready)
+        self._persisting = False
         self.proposals.covered(meta.index)
         self.waiters.reached(meta.index)
-        self._persisting = False
-        host.post(self.id, ready.messages_after_persist)
-        host.wake(self)
-        await host.fetcher.discard_others(self.id, "")
+        self._host.post(self.id, ready.messages_after_persist)
+        self._host.wake(self)
+        await self._host.fetcher.discard_others(self.id, "")
 
     # --- waiting ----------------------------------------------------------------------------------------------------
     def until(
@@ -422,5 +331,4 @@ class Group:
             if not future.done():
                 future.set_exception(error)
         self._conditions = []
-        if self._fetch is not None:
-            self._fetch.cancel()
+        self.snapshots.cancel()

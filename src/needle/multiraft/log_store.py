@@ -202,18 +202,19 @@ class _Scan:
 
     def record(self, key: bytes, value: bytes, kind: bytes) -> None:
         log = self.log
+        found: object
         if kind == HARD:
-            log.hard_state = decode_record(key, value, HardState)
+            found = log.hard_state = decode_record(key, value, HardState)
         elif kind == BOOTSTRAP:
-            log.bootstrap = decode_record(key, value, ConfState)
+            found = log.bootstrap = decode_record(key, value, ConfState)
         elif kind == PENDING:
-            log.pending = decode_record(key, value, PendingInstall)
+            found = log.pending = decode_record(key, value, PendingInstall)
         elif kind == REPAIR:
-            log.repair = decode_record(key, value, RepairRecord)
+            found = log.repair = decode_record(key, value, RepairRecord)
         else:
-            log.start = decode_record(key, value, StartRecord) or log.start
-        fields = {HARD: log.hard_state, BOOTSTRAP: log.bootstrap, PENDING: log.pending, REPAIR: log.repair}
-        self._records[kind] = fields.get(kind, log.start.index or None) is not None
+            found = start = decode_record(key, value, StartRecord)
+            log.start = start or log.start
+        self._records[kind] = found is not None
 
     def finish(self) -> None:
         """Decide what is intact. Raises CorruptLog for a record without which the node must not speak."""

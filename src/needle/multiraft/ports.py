@@ -70,7 +70,8 @@ class SnapshotFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StateMachine(Protocol):
-    """What a group replicates. Blocking methods; the host calls them from one thread at a time, except search."""
+    """What a group replicates. Blocking methods. apply and install_snapshot never run at the same time, nor do
+    checkpoint, export_snapshot and install_snapshot; but a checkpoint or an export may run beside an apply."""
 
     def applied_index(self) -> int:
         """Index of the last applied entry (0 for none), as found on disk when opened."""

@@ -22,7 +22,7 @@ import logging
 
 import msgspec
 
-from needle.base.errors import CorruptLog, NeedleError, StorageError
+from needle.base.errors import CorruptLog, CorruptSnapshot, NeedleError, StorageError
 from needle.base.ids import GroupId, NodeId
 from needle.multiraft.codec import decode_conf, decode_manifest, encode_conf
 from needle.multiraft.failpoints import Failpoint
@@ -121,7 +121,10 @@ class Opener:
             return
         meta = pending.meta
         if machine.applied_index() < meta.index and self._intact(pending.directory, meta.descriptor):
-            machine.install_snapshot(pending.directory)
+            try:
+                machine.install_snapshot(pending.directory)
+            except CorruptSnapshot as error:
+                _log.warning("group %d: a staged snapshot is refused by the state machine: %s", log.group, error)
         if machine.applied_index() >= meta.index:
             commit = max(hard_state.commit, meta.index)
             hard_state = HardState(max(hard_state.term, meta.term), hard_state.vote, commit)

@@ -1,0 +1,371 @@
+"""The engine of the multi-Raft host: loop turns, one transaction for all groups, one frame per peer, timers.
+
+A loop turn takes the Ready of every dirty group, sends what may go at once (a leader's appends travel in parallel
+with its own fsync) and hands everything that must be durable to the log pool as one transaction. While that is in
+flight, further turns take messages and committed entries only; what waits is gathered into the next transaction.
+Invariant: after the first error of the disk nothing is sent, acknowledged or answered with success any more, for any
+group. It must not know what a state machine stores, nor how messages travel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from needle.base.errors import (
+    Internal,
+    NeedleError,
+    Unavailable,
+    invalid,
+)
+from needle.base.ids import GroupId, NodeId
+from needle.base.runtime import Clock, Pool, Rng
+from needle.multiraft.codec import Addressed, decode_chunk_request, decode_frame, encode_frame, message_bytes
+from needle.multiraft.config import HostConfig
+from needle.multiraft.failpoints import Failpoint, no_failpoint
+from needle.multiraft.files import Files
+from needle.multiraft.group import Group, Turn, Work
+from needle.multiraft.group_log import LogWrite
+from needle.multiraft.log_store import LogStore
+from needle.multiraft.ports import StateMachine, Transport
+from needle.multiraft.repair import Opener
+from needle.multiraft.snapshot_receiver import CHUNK_METHOD, SnapshotFetcher
+from needle.multiraft.snapshot_sender import SnapshotShelf
+from needle.multiraft.timers import Timers
+from needle.raft.messages import Message
+from needle.raft.raft import Raft
+
+_QUANTA_PER_HEARTBEAT = 10
+Extra = tuple[LogWrite, asyncio.Future[None]]
+
+
+class Counters:
+    """What a host has done since it started, for metrics."""
+
+    __slots__ = ("applied_batches", "frames_in", "frames_out", "messages_in", "messages_out", "persists", "turns")
+
+    def __init__(self) -> None:
+        self.turns = self.persists = self.applied_batches = 0
+        self.frames_in = self.frames_out = self.messages_in = self.messages_out = 0
+
+
+class Engine:
+    """Runs the groups. The methods that servers call are in host.py. Methods are called on the event loop."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        config: HostConfig,
+        *,
+        transport: Transport,
+        store: LogStore,
+        log_pool: Pool,
+        apply_pool: Pool,
+        clock: Clock,
+        rng: Rng,
+        on_fatal: Callable[[NeedleError], None],
+        snapshot_dir: str,
+        files: Files,
+        failpoint: Failpoint = no_failpoint,
+    ) -> None:
+        self.node_id = node_id
+        self.config = config
+        self.clock = clock
+        self.apply_pool = apply_pool
+        self.failpoint = failpoint
+        self.maintenance = False
+        self.stopped = False
+        self.failure: NeedleError | None = None
+        self.counters = Counters()
+        self._files = files
+        self._snapshot_dir = snapshot_dir
+        self._transport = transport
+        self._store = store
+        self._log_pool = log_pool
+        self._rng = rng
+        self._on_fatal = on_fatal
+        self.shelf = SnapshotShelf(
+            snapshot_dir, files, apply_pool, rng, config.snapshot_exports_max, config.snapshot_chunk_bytes, failpoint
+        )
+        self.fetcher = SnapshotFetcher(snapshot_dir, files, apply_pool, transport, config, failpoint)
+        self._groups: dict[GroupId, Group] = {}
+        self._dirty: dict[GroupId, Group] = {}
+        self._waiting: dict[GroupId, Group] = {}
+        self._turn = Turn()
+        self._extra: list[Extra] = []
+        self._writing = False
+        self._scheduled = False
+        self._timers = Timers(config.heartbeat_interval / _QUANTA_PER_HEARTBEAT)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Begin to run the groups, those opened already and later ones."""
+        self._loop = asyncio.get_running_loop()
+        await self.apply_pool.run(self._files.make_directory, self._snapshot_dir)
+        await self.apply_pool.run(self.shelf.clean)
+        for group in self._groups.values():
+            self.wake(group)
+        self.spawn(self._sweep())
+
+    async def stop(self) -> None:
+        """Stop at once, without handing leadership over (see set_maintenance). Waiting callers are answered
+        OutcomeUnknown (writes) or Unavailable. Idempotent."""
+        self._halt(Unavailable("this node is stopping"))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _halt(self, error: NeedleError) -> None:
+        if self.stopped:
+            return
+        self.stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for group in self._groups.values():
+            group.fail_all(error)
+
+    def _fail(self, error: NeedleError) -> None:
+        """The node can no longer keep its promises: every group stops now."""
+        if self.failure is None and not self.stopped:
+            self.failure = error
+            self._halt(Unavailable(f"this node has stopped: {error.message}"))
+            self._on_fatal(error)
+
+    def open_group(self, group: GroupId, machine: StateMachine, *, voters: Sequence[NodeId]) -> None:
+        """Run a replica of `group` on `machine`. One that is on disk continues; a new one is bootstrapped with
+        `voters` (the same on each of them), or, with none, waits until a leader contacts it.
+
+        Blocking (disk). Raises CorruptLog, StorageError; InvalidArgument if the group is open.
+        """
+        self._check_running()
+        if group in self._groups:
+            raise invalid("group", group, "a group that is not open on this node yet")
+        opener = Opener(self._store, group, machine, self.node_id, self._files, self.failpoint)
+        opened = opener.open(tuple(voters))
+        log = self._store.group(group)
+        raft = Raft(
+            self.config.core(self.node_id),
+            log,
+            hard_state=opened.hard_state,
+            conf=opened.conf,
+            applied=opened.applied,
+            now=self.clock.monotonic(),
+            random_timeout=self._rng.random,
+        )
+        replica = self._groups[group] = Group(self, group, raft, log, machine)
+        replica.set_quiesced()
+        if self._loop is not None:
+            self.wake(replica)
+
+    async def close_group(self, group: GroupId) -> None:
+        """Stop this replica; its log stays, so that it can be opened again. The state machine is idle on return."""
+        replica = self._group(group)
+        del self._groups[group]
+        self._timers.forget(group)
+        replica.fail_all(Unavailable(f"group {group} is closed on node {self.node_id}", group=group))
+        while replica.busy:  # noqa: ASYNC110 - closing is rare; an event would cost every write
+            await asyncio.sleep(self.config.heartbeat_interval)
+        await self.shelf.drop(group)
+
+    # --- loop turns -------------------------------------------------------------------------------------------------
+    def wake(self, group: Group) -> None:
+        """Take the group's Ready in the next loop turn."""
+        self._dirty[group.id] = group
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._loop is not None:
+            self._scheduled = True
+            self._loop.call_soon(self._run_turn)
+
+    def post(self, group: GroupId, messages: tuple[Message, ...]) -> None:
+        """Send these with the next loop turn."""
+        self._turn.post(group, messages)
+
+    def _run_turn(self) -> None:
+        self._scheduled = False
+        if self.stopped:
+            return
+        try:
+            self._take_all()
+        except NeedleError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(Internal(f"a loop turn failed: {error!r}"))
+            raise
+
+    def _take_all(self) -> None:
+        self.counters.turns += 1
+        now = self.clock.monotonic()
+        turn, self._turn = self._turn, Turn()
+        dirty, self._dirty = self._dirty, {}
+        may_persist = not self._writing
+        for group in dirty.values():
+            if group.id not in self._groups:
+                continue  # closed meanwhile
+            if group.take(turn, now, may_persist):
+                self._waiting[group.id] = group
+            self._timers.arm(group.id, group.next_deadline())
+        for to, messages in turn.outbox.items():
+            self._send(to, messages)
+        if may_persist and (turn.work or self._extra):
+            extra, self._extra = self._extra, []
+            self._writing = True
+            self.spawn(self._persist(turn.work, extra))
+        self._set_timer(now)
+
+    def _send(self, to: NodeId, messages: list[Addressed]) -> None:
+        """One frame, unless it would be too large."""
+        self.counters.messages_out += len(messages)
+        start, size = 0, 0
+        for at, (_, message) in enumerate(messages):
+            more = message_bytes(message)
+            if size + more > self.config.frame_bytes_max and at > start:
+                self._send_frame(to, messages[start:at])
+                start, size = at, 0
+            size += more
+        self._send_frame(to, messages[start:] if start else messages)
+
+    def _send_frame(self, to: NodeId, messages: list[Addressed]) -> None:
+        self.counters.frames_out += 1
+        if not self._transport.send(to, encode_frame(messages)):
+            now = self.clock.monotonic()
+            for group_id, _ in messages:
+                group = self._groups.get(group_id)
+                if group is not None:
+                    group.raft.report_unreachable(to, now)
+
+    async def durable(self, write: LogWrite) -> None:
+        """Put a write into the next transaction; returns once it is durable and noted."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._extra.append((write, future))
+        self._schedule()
+        await future
+
+    async def _persist(self, work: list[Work], extra: list[Extra]) -> None:
+        writes = [item.write for item in work]
+        writes.extend(write for write, _ in extra)
+        await self._log_pool.run(self._store.write, writes)
+        if self.stopped:
+            return
+        self.counters.persists += 1
+        self._writing = False
+        self._store.note(writes)
+        for item in work:
+            item.group.persisted(self._turn, item)
+            self._dirty[item.group.id] = item.group
+        for _, future in extra:
+            if not future.done():
+                future.set_result(None)
+        self._dirty.update(self._waiting)
+        self._waiting = {}
+        self._run_turn()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run in the background; a failure is fatal for the node."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, NeedleError):
+            self._fail(error)
+        elif isinstance(error, Exception):
+            self._fail(Internal(f"background work of the Raft host failed: {error!r}"))
+
+    # --- timers -----------------------------------------------------------------------------------------------------
+    def _set_timer(self, now: float) -> None:
+        fire = self._timers.next_fire()
+        if self._loop is None or (self._timer is not None and fire >= self._timer_at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = fire
+        self._timer = self._loop.call_later(max(0.0, fire - now), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self.stopped:
+            return
+        now = self.clock.monotonic()
+        for group_id in self._timers.due(now):
+            group = self._groups.get(group_id)
+            if group is None:
+                continue
+            deadline = group.next_deadline()
+            if deadline > now:
+                self._timers.arm(group_id, deadline)
+            else:
+                group.tick(now)
+                self._dirty[group_id] = group
+        if self._dirty:
+            self._run_turn()
+        else:
+            self._set_timer(now)
+
+    async def _sweep(self) -> None:
+        """Remove exported snapshots that no peer fetches any more."""
+        while True:
+            await asyncio.sleep(self.config.snapshot_keep / 4)
+            now = self.clock.monotonic()
+            for group in list(self._groups.values()):
+                if not group.snapshots.wanted(now):
+                    await self.shelf.drop(group.id)
+
+    # --- from other nodes -------------------------------------------------------------------------------------------
+    def on_raft(self, frm: NodeId, body: bytes) -> None:
+        """One frame of a peer. Messages for groups that are not open here are dropped. Raises ProtocolError."""
+        if self.stopped or self._loop is None:
+            return
+        messages = decode_frame(body)
+        self.counters.frames_in += 1
+        self.counters.messages_in += len(messages)
+        now = self.clock.monotonic()
+        try:
+            for group_id, message in messages:
+                group = self._groups.get(group_id)
+                if group is not None and message.to == self.node_id and message.frm == frm:
+                    group.receive(message, now)
+                    self.wake(group)
+        except NeedleError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(Internal(f"a message of {frm} could not be handled: {error!r}"))
+            raise
+
+    async def on_call(self, frm: NodeId, method: str, body: bytes) -> bytes:
+        """A peer's question: "raft.snapshot_chunk". Raises InvalidArgument for any other method."""
+        self._check_running()
+        if method != CHUNK_METHOD:
+            raise invalid("method", method, f"only {CHUNK_METHOD!r} is known here")
+        request = decode_chunk_request(body)
+        try:
+            return await self.shelf.read(request, self.clock.monotonic())
+        except Unavailable:
+            # The peer was offered a snapshot that is gone: have the core ask for another one.
+            group = self._groups.get(request.group)
+            if group is not None and not self.stopped:
+                group.raft.report_snapshot_failed(frm, self.clock.monotonic())
+            raise
+
+    # --- looking groups up ----------------------------------------------------------------------------------------
+    def _check_running(self) -> None:
+        if self.stopped:
+            why = self.failure.message if self.failure is not None else "it is stopping"
+            raise Unavailable(f"this node has stopped: {why}")
+
+    def _group(self, group: GroupId) -> Group:
+        self._check_running()
+        found = self._groups.get(group)
+        if found is None:
+            raise Unavailable(f"group {group} has no replica on node {self.node_id}", group=group)
+        return found
