@@ -7,6 +7,7 @@ all replicas store the same bytes (a float computation repeated elsewhere might 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -35,6 +36,7 @@ NAME_BYTES_MAX: Final = 255
 VERSION_MAX: Final = 2**63 - 1
 METADATA_DEPTH_MAX: Final = 64
 EF_MAX: Final = 100_000
+SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
 
 FindSpec = Callable[[str], CollectionSpec | None]
 
@@ -186,6 +188,15 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
         got = f"{len(data) / (4 * count):g} values a vector"
         raise invalid("vector", got, f"{spec.dimensions} float32 values, as collection {spec.name!r} has")
     vectors: npt.NDArray[np.float32] = np.frombuffer(data, "<f4").reshape(count, spec.dimensions)
+    if count == 1:
+        # Most writes carry one vector: the same arithmetic without the passes that find the offender among many.
+        wide = vectors[0].astype(np.float64)
+        square = float(wide.dot(wide))
+        if 0 < square <= SQUARE_MAX:
+            if spec.metric == Metric.COSINE:
+                wide /= math.sqrt(square)
+                return wide.astype(np.float32).reshape(1, -1)
+            return vectors.astype(np.float32, copy=sys.byteorder == "big")
     # Squares in float64: the sum of 8192 squares of the largest float32 does not overflow.
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64, casting="safe")
     bad = np.flatnonzero(~np.isfinite(squares))
@@ -197,7 +208,7 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
             raise _bad_vector(vectors, int(zero[0]), ids, "not all zeros: the cosine of a zero vector is undefined")
         vectors = (vectors / np.sqrt(squares)[:, None]).astype(np.float32)
     # A distance must be finite in float32, too.
-    huge = np.flatnonzero(squares > float(np.finfo(np.float32).max) / 8)
+    huge = np.flatnonzero(squares > SQUARE_MAX)
     if spec.metric != Metric.COSINE and len(huge):
         raise _bad_vector(vectors, int(huge[0]), ids, "shorter than 6e18, so that distances fit float32")
     return vectors.astype(np.float32, copy=sys.byteorder == "big")
