@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 import needle
@@ -26,6 +25,7 @@ from needle.cli.common import (
     notes,
     print_json,
     run,
+    table,
 )
 from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leader_of
 
@@ -105,26 +105,26 @@ def _status_json(views: list[NodeView]) -> dict[str, object]:
 
 
 def _status_table(views: list[NodeView]) -> RenderableType:
-    table = Table("node", "address", "state", "term", "commit", "applied", "lag", "documents", "lease")
+    rows = table("node", "address", "state", "term", "commit", "applied", "lag", "documents", "lease")
     for view in views:
         if view.status is None:
-            table.add_row(view.node, view.address, Text("unreachable", style="bold red"))
+            rows.add_row(view.node, view.address, Text("unreachable", style="bold red"))
             continue
         status = view.status
         state = f"{status.state}, maintenance" if status.maintenance else status.state
         lag = lag_of(view.node, views)
-        table.add_row(
+        rows.add_row(
             view.node,
             view.address,
             Text(state, style="bold green" if status.state == "Leader" else ""),
             str(status.current_term),
             str(status.commit_index),
             str(status.last_applied),
-            "?" if lag is None else f"{lag[0]} entries, {lag[1]:.0f} ms",
+            "?" if lag is None else f"{lag[0]}, {lag[1]:.0f} ms",
             str(status.documents),
             f"{status.lease_remaining * 1000:.0f} ms" if status.lease_remaining > 0 else "",
         )
-    return Group(table, *(_condition_line(condition) for condition in conditions(views)))
+    return Group(rows, *(_condition_line(condition) for condition in conditions(views)))
 
 
 def _condition_line(condition: Condition) -> Text:
@@ -169,7 +169,7 @@ def force_election(
     timeout: Timeout = 10.0,
     json: Json = False,
 ) -> None:
-    """Make the nodes elect anew, when a split brain is suspected. Safe: at most one leader can ever commit."""
+    """Have a node start an election now. Safe at any time: a leader that a majority hears stays."""
 
     async def work(client: needle.Client) -> str | None:
         await client.force_new_election(node, timeout=timeout)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import needle
 from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, IndexParams, Metric
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the collection.")]
 
@@ -27,11 +26,11 @@ def collections(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json
     if json:
         print_json(specs)
         return
-    table = Table("collection", "dimensions", "metric", "index")
+    rows = table("collection", "dimensions", "metric", "index")
     for spec in specs:
         index = f"HNSW m={spec.index.m} ef_construction={spec.index.ef_construction} ef_search={spec.index.ef_search}"
-        table.add_row(spec.name, str(spec.dimensions), str(spec.metric), index)
-    console.print(table)
+        rows.add_row(spec.name, str(spec.dimensions), str(spec.metric), index)
+    console.print(rows)
 
 
 def create(

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import typer
 from rich.console import Console
+from rich.table import Table
 
 import needle
 from needle.base.config import parse_address
@@ -34,8 +35,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds to wait for the answer.")]
 
-console = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+PIPE_WIDTH = 160
+
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+notes = Console(stderr=True, highlight=False, emoji=False)
 
 ADVICE = {
     "no_quorum": "start nodes until a majority runs; `needle status` shows which are down",
@@ -81,6 +84,14 @@ def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]]) -> T:
             return await work(client)
 
     return asyncio.run(connected())
+
+
+def table(*columns: str) -> Table:
+    """A table without lines; only metadata and vectors are wrapped where the terminal is narrow."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, no_wrap=column not in ("metadata", "vector"), overflow="fold")
+    return made
 
 
 def as_json(value: object) -> Any:

@@ -13,7 +13,6 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import needle
 from needle.base.errors import InvalidArgument, NeedleError
@@ -29,6 +28,7 @@ from needle.cli.common import (
     notes,
     print_json,
     run,
+    table,
 )
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.cli.inputs import Record, count_records, read_query_vector, read_records
@@ -73,10 +73,10 @@ def search(
     if json:
         print_json(hits)
         return
-    table = Table("distance", "id", "metadata", title=None)
+    rows = table("distance", "id", "metadata")
     for hit in hits:
-        table.add_row(f"{hit.distance:.4f}", hit.id, brief(hit.metadata, 200) if hit.metadata is not None else "")
-    console.print(table, markup=False)
+        rows.add_row(f"{hit.distance:.4f}", hit.id, brief(hit.metadata, 200) if hit.metadata is not None else "")
+    console.print(rows)
     notes.print(f"{len(hits)} hits, {mode} read, {seconds * 1000:.1f} ms", markup=False)
 
 
@@ -229,11 +229,11 @@ def get(
     if json:
         print_json(documents)
     else:
-        table = Table("id", "version", "metadata", *(["vector"] if with_vectors else []))
+        rows = table("id", "version", "metadata", *(["vector"] if with_vectors else []))
         for document in documents:
             row = [document.id, str(document.version), brief(document.metadata, 400)]
-            table.add_row(*row, *([_brief_vector(document.vector)] if with_vectors else []))
-        console.print(table, markup=False)
+            rows.add_row(*row, *([_brief_vector(document.vector)] if with_vectors else []))
+        console.print(rows)
     missing = sorted(set(ids) - {document.id for document in documents})
     if missing:
         notes.print(f"not there: {', '.join(missing)}", markup=False)

@@ -104,7 +104,7 @@ def _read_jsonl(path: Path, embed: Callable[[], Embed], batch: int) -> Iterator[
             texts = [row["text"] for row in rows if "vector" not in row]
             if texts and embedder is None:
                 embedder = embed()
-            embedded = iter(embedder(texts) if embedder is not None and texts else [])
+            embedded = iter(embedder(texts)) if embedder is not None and texts else iter(())
             records = []
             for (number, _), row in zip(chunk, rows, strict=True):
                 where = f"{path}:{number}"

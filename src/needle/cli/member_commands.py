@@ -7,13 +7,12 @@ import time
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import needle
 from needle.base.config import parse_node
 from needle.base.errors import DeadlineExceeded, InvalidArgument
 from needle.base.model import RaftStatus
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 
 LOOK_SECONDS = 0.1
 Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the whole change.")]
@@ -31,12 +30,12 @@ def members(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json: Js
     if json:
         print_json({"voters": status.voters, "learners": status.learners})
         return
-    table = Table("node", "member as")
+    rows = table("node", "member as")
     for node in status.voters:
-        table.add_row(node, "voter")
+        rows.add_row(node, "voter")
     for node in status.learners:
-        table.add_row(node, "learner")
-    console.print(table)
+        rows.add_row(node, "learner")
+    console.print(rows)
 
 
 def add(

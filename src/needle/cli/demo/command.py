@@ -18,7 +18,7 @@ from rich.console import Console
 
 import needle
 from needle.base.errors import InvalidArgument
-from needle.cli.common import Json, console, notes, print_json
+from needle.cli.common import Json, notes, print_json
 from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
 from needle.cli.demo.outcome import Outcome
 from needle.cli.demo.story import Story
@@ -54,7 +54,7 @@ def demo(
         _stop(directory or kept_directory())
         return
     place = _prepare(directory, keep)
-    told = notes if json else console
+    told = notes if json else Console(highlight=False, emoji=False)
     ports = free_ports(nodes, range(KEPT_PORT, KEPT_PORT + nodes) if keep else ())
     cluster = LocalCluster(place, ports, SETTINGS, detached=keep)
     finished = False

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import needle
 from needle.base.errors import DeadlineExceeded, Internal, NeedleError, OutcomeUnknown
-from needle.base.model import Hit, RaftStatus
+from needle.base.model import Hit, RaftStatus, ReadMode
 from needle.cli.common import brief
 from needle.cli.demo.corpus import Passage
 from needle.cli.demo.outcome import Answer, Failover, Outcome, Proof
@@ -101,9 +101,9 @@ class Story:
         for question in QUESTIONS:
             vector = self._embedder.embed([question])[0]
             hits = await self._client.search_strong(vector, HITS)
-            strong = await self._median_ms(hits, lambda: self._client.search_strong(vector, HITS))
-            leased = await self._median_ms(hits, lambda: self._client.search_leased(vector, HITS))
-            eventual = await self._median_ms(hits, lambda: self._client.search_eventual(vector, HITS))
+            strong = await self._median_ms(ReadMode.STRONG, vector, hits)
+            leased = await self._median_ms(ReadMode.LEASED, vector, hits)
+            eventual = await self._median_ms(ReadMode.EVENTUAL, vector, hits)
             self.outcome.answers.append(
                 Answer(
                     question=question,
@@ -121,13 +121,13 @@ class Story:
                 self._console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
         self.say("every replica and every read mode returned the same hits")
 
-    async def _median_ms(self, expected: list[Hit], search: Callable[[], Awaitable[list[Hit]]]) -> float:
+    async def _median_ms(self, mode: ReadMode, vector: NDArray[np.float32], expected: list[Hit]) -> float:
         """The median latency of SEARCHES_EACH searches by turns (eventual reads ask the nodes in turn), which must all
         return `expected`."""
         latencies = []
         for _ in range(SEARCHES_EACH * len(self._cluster.addresses)):
             started = time.perf_counter()
-            hits = await search()
+            hits = await self._client.search(vector, HITS, mode=mode)
             latencies.append((time.perf_counter() - started) * 1000)
             if [(hit.id, hit.distance) for hit in hits] != [(hit.id, hit.distance) for hit in expected]:
                 found, wanted = [hit.id for hit in hits], [hit.id for hit in expected]

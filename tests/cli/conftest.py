@@ -1,0 +1,81 @@
+"""A real cluster of three node processes for the tests of commands."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from needle.cli.app import main
+from needle.cli.demo.supervisor import LocalCluster, free_ports
+
+DIMENSIONS = 4
+
+
+class Needle:
+    """Runs commands against a cluster, in this process."""
+
+    def __init__(self, cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> None:
+        self.cluster = cluster
+        self._capsys = capsys
+
+    def run(self, *argv: str, expect: int = 0) -> str:
+        """Standard output of a command, which must end with the exit code `expect`."""
+        self._capsys.readouterr()
+        code = main([*argv, "--cluster", self.cluster.cluster])
+        captured = self._capsys.readouterr()
+        assert code == expect, f"{argv} ended with {code}: {captured.out}{captured.err}"
+        assert "Traceback" not in captured.err
+        self.notes = captured.err
+        return captured.out
+
+    def json(self, *argv: str, expect: int = 0) -> Any:
+        """What a command prints with --json."""
+        return json.loads(self.run(*argv, "--json", expect=expect))
+
+    def status(self) -> dict[str, Any]:
+        """`needle status --json`, whatever its exit code."""
+        self._capsys.readouterr()
+        main(["status", "--json", "--cluster", self.cluster.cluster])
+        found: dict[str, Any] = json.loads(self._capsys.readouterr().out)
+        return found
+
+    def conditions(self) -> list[str]:
+        """Names and subjects of the conditions that hold."""
+        return [f"{condition['name']}: {condition['subject']}" for condition in self.status()["conditions"]]
+
+    def until(self, holds: Callable[[], bool], seconds: float = 30.0) -> None:
+        """Look again and again until it holds; fails after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, f"not within {seconds} s; status {self.status()}"
+            self.cluster.check_alive()
+
+
+def healthy(needle: Needle) -> bool:
+    status = needle.status()
+    applied = {node["status"]["last_applied"] for node in status["nodes"] if node["status"]}
+    return not status["conditions"] and status["leader"] is not None and len(applied) == 1
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    directory: Path = tmp_path_factory.mktemp("cluster")
+    cluster = LocalCluster(directory, free_ports(3), {"dimensions": DIMENSIONS, "metric": "l2"}, detached=False)
+    cluster.start_all()
+    try:
+        yield cluster
+    finally:
+        cluster.stop_all()
+
+
+@pytest.fixture
+def needle(processes: LocalCluster, capsys: pytest.CaptureFixture[str]) -> Needle:
+    """Commands against a cluster whose three nodes are up and equal."""
+    for node in processes.addresses.keys() - processes.pids().keys():
+        processes.start(node)
+    needle = Needle(processes, capsys)
+    needle.until(lambda: healthy(needle))
+    return needle

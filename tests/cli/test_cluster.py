@@ -1,0 +1,127 @@
+"""Looking after nodes through the commands, against real processes: every condition is caused, seen and cleared."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+from needle.cli.demo.supervisor import LocalCluster, free_ports
+
+
+def states(needle) -> dict[str, str]:
+    return {node["node"]: node["status"]["state"] for node in needle.status()["nodes"] if node["status"]}
+
+
+def test_status_of_a_healthy_cluster(needle) -> None:
+    shown = needle.run("status")
+    assert shown.count("Follower") == 2 and shown.count("Leader") == 1
+    assert "CRITICAL" not in shown and "WARNING" not in shown
+    status = needle.status()
+    assert [node["node"] for node in status["nodes"]] == ["node-1", "node-2", "node-3"]
+    assert all(node["lag_entries"] == 0 for node in status["nodes"])
+    assert needle.run("leader").strip() == status["leader"] == needle.json("leader")["leader"]
+
+
+def test_one_address_is_enough_to_see_all_nodes(needle) -> None:
+    from needle.cli.app import main
+
+    leader = needle.status()["leader"]
+    needle._capsys.readouterr()
+    assert main(["status", "--cluster", needle.cluster.addresses[leader]]) == 0
+    assert len(re.findall(r"^node-\d", needle._capsys.readouterr().out, re.MULTILINE)) == 3
+
+
+def test_leadership_moves_where_it_is_told(needle) -> None:
+    for node in ("node-1", "node-2", "node-3"):
+        if needle.status()["leader"] != node:
+            needle.run("step-down", "--to", node)
+        needle.until(lambda node=node: needle.status()["leader"] == node)
+    before = needle.status()["leader"]
+    needle.json("step-down")
+    needle.until(lambda: needle.status()["leader"] not in (None, before))
+    needle.run("step-down", "--to", "nobody", expect=1)
+    assert "nobody" in needle.notes
+
+
+def test_force_election_leaves_a_leader(needle) -> None:
+    assert needle.json("force-election")["leader"] in needle.cluster.addresses
+    needle.run("force-election", "nobody", expect=1)
+    assert "[invalid_argument]" in needle.notes
+
+
+def test_maintenance_keeps_leadership_off_a_node(needle) -> None:
+    node = needle.status()["leader"]
+    needle.run("maintenance", "enter", node)
+    try:
+        assert states(needle)[node] == "Follower"
+        assert "Follower, maintenance" in needle.run("status")
+        needle.run("step-down", "--to", node, "--timeout", "2", expect=1)
+    finally:
+        needle.run("maintenance", "exit", node)
+    assert "maintenance" not in needle.run("status")
+    needle.run("maintenance", "enter", "nobody", expect=1)
+    assert "node = 'nobody'" in needle.notes
+
+
+def test_a_dead_node_is_a_critical_condition_until_it_is_back(needle) -> None:
+    needle.cluster.kill("node-1")
+    needle.until(lambda: needle.status()["leader"] is not None)
+    shown = needle.run("status", expect=1)
+    assert "CRITICAL node unreachable: node-1" in shown
+    needle.cluster.start("node-1")
+    needle.until(lambda: needle.conditions() == [])
+
+
+def test_no_majority_is_no_leader_until_nodes_are_back(needle, tmp_path: Path) -> None:
+    needle.cluster.kill("node-1")
+    needle.cluster.kill("node-2")
+    needle.until(lambda: any(condition.startswith("no leader") for condition in needle.conditions()))
+    needle.run("leader", expect=1)
+    needle.cluster.start("node-1")
+    needle.until(lambda: needle.status()["leader"] is not None)
+    assert not any(condition.startswith("no leader") for condition in needle.conditions())
+
+
+def test_a_stalled_follower_lags_until_it_goes_on(needle, tmp_path: Path) -> None:
+    followers = [node for node, state in states(needle).items() if state == "Follower"]
+    stalled, pid = followers[0], needle.cluster.pids()[followers[0]]
+    (tmp_path / "a.jsonl").write_text('{"id": "lag", "vector": [1, 2, 3, 4]}')
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        needle.run("insert", str(tmp_path / "a.jsonl"))
+        lagging = f"replication lag > 1 s: {stalled} is"
+        needle.until(lambda: any(condition.startswith(lagging) for condition in needle.conditions()))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    needle.until(lambda: needle.conditions() == [])
+
+
+def test_a_node_joins_and_leaves(needle, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "joined", "vector": [1, 2, 3, 4]}')
+    needle.run("insert", str(tmp_path / "a.jsonl"))
+    (port,) = free_ports(1)
+    others = [f"{node}={address}" for node, address in needle.cluster.addresses.items()]
+    settings = {"join": True, "cluster_nodes": [f"node-4=127.0.0.1:{port}", *others]}
+    fourth = LocalCluster(tmp_path, [port], settings, detached=False)
+    fourth.addresses = {"node-4": f"127.0.0.1:{port}"}
+    fourth.start("node-4")
+    try:
+        needle.run("members", "add", f"node-4=127.0.0.1:{port}", "--timeout", "60")
+        assert needle.json("members") == {"voters": ["node-1", "node-2", "node-3", "node-4"], "learners": []}
+        needle.until(lambda: "node-4" in states(needle))
+        documents = {node["node"]: node["status"]["documents"] for node in needle.status()["nodes"]}
+        assert documents["node-4"] == documents["node-1"] > 0
+        needle.run("members", "add", f"node-4=127.0.0.1:{port}", expect=1)
+        assert "node-4 is a voter already" in needle.notes
+        needle.run("members", "remove", "node-4")
+    finally:
+        fourth.stop_all()
+    assert needle.json("members") == {"voters": ["node-1", "node-2", "node-3"], "learners": []}
+    needle.run("members", "remove", "node-4", expect=1)
+    assert "node-4 is not a member" in needle.notes
+
+
+def test_an_unknown_cluster_id_is_refused(needle, monkeypatch) -> None:
+    monkeypatch.setenv("NEEDLE_CLUSTER_ID", "another")
+    needle.run("get", "x", expect=1)
+    assert "[wrong_cluster]" in needle.notes

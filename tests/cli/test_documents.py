@@ -1,0 +1,151 @@
+"""Documents through the commands, against real processes."""
+
+import asyncio
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from needle.base.errors import Overloaded
+from needle.cli.document_commands import BATCH_BYTES, _by_bytes, insert_all
+from needle.cli.inputs import Record
+
+
+def test_jsonl_in_and_out(needle, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"id": f"j{n}", "vector": [n, 0, 0, 0], "metadata": {"n": n, "even": n % 2 == 0}} for n in range(25)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert needle.json("insert", str(path), "--batch", "4")["inserted"] == 25
+
+    documents = needle.json("get", "j3", "j24", "--with-vectors")
+    assert [(d["id"], d["metadata"], d["vector"]) for d in documents] == [
+        ("j3", {"n": 3, "even": False}, [3, 0, 0, 0]),
+        ("j24", {"n": 24, "even": True}, [24, 0, 0, 0]),
+    ]
+    assert "not there: jx" in (needle.run("get", "j3", "jx", expect=1) and needle.notes)
+    assert needle.json("delete", "j3", "j4", "jx") == {"deleted": 2}
+    assert needle.json("get", "j3", expect=1) == []
+
+
+def test_npy_and_parquet_in(needle, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.eye(4))
+    assert needle.json("insert", str(tmp_path / "v.npy"), "--id-prefix", "row-")["inserted"] == 4
+    assert needle.json("get", "row-2", "--with-vectors")[0]["vector"] == [0, 0, 1, 0]
+    table = pyarrow.table({"id": ["p1", "p2"], "vector": [[9.0, 9, 9, 9], [8.0, 8, 8, 8]], "lang": ["en", "de"]})
+    pyarrow.parquet.write_table(table, tmp_path / "v.parquet")
+    needle.run("insert", str(tmp_path / "v.parquet"))
+    assert "2 documents in" in needle.notes
+    assert needle.json("get", "p2")[0]["metadata"] == {"lang": "de"}
+
+
+def test_search_in_every_mode(needle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": f"s{n}", "vector": [0, 0, 100 + n, 0], "kind": "odd" if n % 2 else "even"} for n in range(10)]
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    needle.run("insert", str(tmp_path / "s.jsonl"))
+    np.save(tmp_path / "q.npy", np.array([0, 0, 103, 0], dtype=np.float32))
+    query = ["search", "--vector", str(tmp_path / "q.npy"), "-k", "3"]
+    for extra in (["--mode", "strong"], ["--mode", "leased"], ["--exact"]):
+        hits = needle.json(*query, *extra)
+        assert [hit["id"] for hit in hits] == ["s3", "s2", "s4"]
+        assert [hit["distance"] for hit in hits] == [0, 1, 1]
+    needle.until(lambda: [hit["id"] for hit in needle.json(*query, "--mode", "eventual")] == ["s3", "s2", "s4"])
+    filtered = needle.json(*query, "--filter", '{"kind": "even"}')
+    assert [hit["id"] for hit in filtered] == ["s2", "s4", "s0"]
+    shown = needle.run(*query)
+    assert "s3" in shown and '"kind": "odd"' in shown and "3 hits, strong read" in needle.notes
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[0, 0, 109, 0]")))
+    assert needle.json("search", "--vector", "-", "-k", "1")[0]["id"] == "s9"
+
+
+def test_words_need_the_models_dimensions(needle) -> None:
+    needle.run("search", "any words", expect=1)
+    assert "words become vectors of 256 dimensions, but collection default has 4" in needle.notes
+
+
+def test_words_are_found_by_words(needle, tmp_path: Path) -> None:
+    needle.run("collections", "create", "texts", "--dimensions", "256")
+    texts = {"fruit": "a ripe red apple", "sky": "clouds above the mountains", "code": "parse the command line"}
+    lines = [json.dumps({"id": name, "text": text}) for name, text in texts.items()]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    needle.run("insert", str(tmp_path / "t.jsonl"), "--collection", "texts")
+    hits = needle.json("search", "pears and bananas", "-k", "1", "-c", "texts")
+    assert hits[0]["id"] == "fruit" and hits[0]["metadata"] == {"text": "a ripe red apple"}
+
+
+def test_what_the_cluster_refuses_is_one_line(needle, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.ones((2, 3)))
+    needle.run("insert", str(tmp_path / "v.npy"), expect=1)
+    (line,) = [line for line in needle.notes.splitlines() if line.startswith("error")]
+    assert "[invalid_argument]" in line and "0 documents were acknowledged before" in line
+    needle.run("get", "x", "--collection", "nope", expect=1)
+    assert "[collection_not_found]" in needle.notes and "`needle collections` lists them" in needle.notes
+
+
+def test_collections(needle) -> None:
+    needle.run("collections", "create", "images", "--dimensions", "512", "--metric", "dot", "--m", "32")
+    specs = {spec["name"]: spec for spec in needle.json("collections")}
+    assert specs["images"]["dimensions"] == 512 and specs["images"]["metric"] == "dot"
+    assert specs["images"]["index"]["m"] == 32 and specs["default"]["metric"] == "l2"
+    assert "images" in needle.run("collections")
+    needle.run("collections", "create", "images", "--dimensions", "512", expect=1)
+    assert "[collection_exists]" in needle.notes
+    needle.run("collections", "drop", "images", "--yes")
+    assert "images" not in needle.run("collections")
+    needle.run("collections", "drop", "images", "--yes", expect=1)
+    assert "[collection_not_found]" in needle.notes
+
+
+class FakeClient:
+    """Applies batches in the order in which it lets them finish."""
+
+    def __init__(self, finish: Callable[[list[str]], int]) -> None:
+        self.state: dict[str, float] = {}
+        self.in_flight_max = 0
+        self._in_flight = 0
+        self._turns = finish
+
+    async def insert_batch(self, items, *, collection: str, timeout: float) -> None:
+        self._in_flight += 1
+        self.in_flight_max = max(self.in_flight_max, self._in_flight)
+        for _ in range(self._turns([item[0] for item in items])):
+            await asyncio.sleep(0)
+        self._in_flight -= 1
+        self.state.update({identifier: float(vector[0]) for identifier, vector, _ in items})
+
+
+def batches(*ids: list[str]) -> Iterator[list[Record]]:
+    for number, part in enumerate(ids):
+        yield [Record(identifier, np.array([number], dtype=np.float32), None) for identifier in part]
+
+
+async def test_the_last_of_equal_ids_wins_however_long_batches_take() -> None:
+    slow_first = FakeClient(lambda ids: 50 if "slow" in ids else 1)
+    seen: list[int] = []
+    count = await insert_all(slow_first, batches(["slow", "a"], ["b"], ["a", "c"], ["d"]), "default", 1.0, seen.append)
+    assert slow_first.state == {"slow": 0, "a": 2, "b": 1, "c": 2, "d": 3}
+    assert count == sum(seen) == 6 and slow_first.in_flight_max > 1
+
+
+async def test_an_error_says_how_much_was_acknowledged() -> None:
+    def refuse(ids: list[str]) -> int:
+        if "bad" in ids:
+            raise Overloaded("full", limit=7)
+        return 0
+
+    with pytest.raises(Overloaded, match=r"full \(1 documents were acknowledged before\)") as caught:
+        await insert_all(FakeClient(refuse), batches(["a"], ["bad"]), "default", 1.0, lambda count: None)
+    assert caught.value.details["limit"] == 7
+
+
+def test_batches_are_split_by_bytes() -> None:
+    wide = np.zeros(BATCH_BYTES // 4 // 3, dtype=np.float32)
+    records = [Record(str(n), wide, None) for n in range(7)]
+    parts = list(_by_bytes(iter([records])))
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert [record.id for part in parts for record in part] == list("0123456")
