@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sim clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,12 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench
+
+# Deterministic simulation: make sim SEEDS=200 SEED=1 (docs/proof.md)
+SEEDS ?= 200
+SEED ?= 1
+sim: $(STAMP)
+	$(BIN)/python -m needle.sim --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

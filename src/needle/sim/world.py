@@ -113,6 +113,7 @@ class World:
         failure: BaseException | None = None
         try:
             self.loop.run_until_complete(self._main())
+            gc.collect()  # a task whose exception nobody retrieved says so when it is collected
         except (Violation, SimulationError) as error:
             failure = error
         finally:
@@ -254,6 +255,8 @@ class World:
             await node.start()
         except NeedleError as error:
             self.loop.call_soon(self._exited, name, process, error, context=self.loop.root.context)
+        except Exception as error:  # noqa: BLE001  # a bug of the product: it ends the run
+            self._unhandled(process, error, "start")
         else:
             self.trace.tell(f"{name} is up, incarnation {process.incarnation}")
 
