@@ -37,6 +37,7 @@ from needle.base.model import Metric, SearchRequest, WriteResult
 from needle.multiraft.ports import Applied
 from needle.shard.disk import cut_power
 from needle.shard.payload_index import decode_metadata
+from needle.shard.query import search_group
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
@@ -389,3 +390,17 @@ def test_session_of_a_duplicate_is_not_executed_again(tmp_path: Path) -> None:
     assert isinstance(refused, WriteResult)
     (unknown,) = replica.apply(log.add(put(["z"], [[1, 2, 3]], session=Session(999, 1, 0))))
     assert isinstance(unknown, SessionExpired)
+
+
+def test_a_view_taken_before_a_write_never_changes(tmp_path: Path) -> None:
+    replica, log = open_replica(tmp_path), Log()
+    replica.apply(log.add(CreateCollection(spec()), put(["a", "b"], [[1, 2, 3], [4, 5, 6]], [{"n": 1}, {"n": 1}])))
+    view = replica._view
+    replica.apply(log.add(put(["a", "c"], [[9, 9, 9], [1, 1, 1]], [{"n": 1}] * 2), Delete("c", ["b"])))
+    for condition in (b"", Filter.eq("n", 1).to_json(), Filter.ne("n", 2).to_json()):
+        request = SearchRequest(collection="c", vector=floats([1, 2, 3]), k=9, filter=condition)
+        (old,) = search_group(view.collections["c"], view.store, [request], view.at.index, replica.limits)
+        assert not isinstance(old, NeedleError)
+        assert (old.ids, old.versions, old.applied_index) == (["a", "b"], [2, 2], 2)
+        new = replica.search(request)
+        assert (new.ids, new.versions, new.applied_index) == (["c", "a"], [3, 3], 4)

@@ -40,7 +40,7 @@ from needle.shard.commands import (
     decode,
 )
 from needle.shard.digest import MODULUS, document_hash
-from needle.shard.documents import ORDINAL_MAX, AppliedAt, CollectionRecord, DocRef, WriteSet, row_id
+from needle.shard.records import ORDINAL_MAX, AppliedAt, CollectionRecord, DocRef, WriteSet, row_id
 from needle.shard.segment_plan import PublishedSegment, with_published
 from needle.shard.sessions import SessionTable
 

@@ -34,13 +34,21 @@ from needle.base.errors import StorageError, UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.shard.digest import MODULUS, document_hash
 from needle.shard.disk import ReplicaDisk, disk_errors
+from needle.shard.records import (
+    ORDINAL_BITS,
+    AppliedAt,
+    CollectionRecord,
+    DocRef,
+    Doomed,
+    StoredDocument,
+    WriteSet,
+    row_id,
+)
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.sessions import SessionRow
 
 FILE_NAME: Final = "documents.db"
 FORMAT_VERSION: Final = 1
-ORDINAL_BITS: Final = 40
-ORDINAL_MAX: Final = 2**32 - 1  # what a roaring bitmap holds
 _CHUNK: Final = 512
 
 _SCHEMA = """
@@ -57,74 +65,6 @@ CREATE TABLE segments (collection_id INTEGER, first INTEGER, last INTEGER NOT NU
     size INTEGER NOT NULL, checksum TEXT NOT NULL, PRIMARY KEY (collection_id, first)) WITHOUT ROWID;
 CREATE TABLE sessions (id INTEGER PRIMARY KEY, nonce BLOB NOT NULL, used INTEGER NOT NULL, state BLOB NOT NULL);
 """
-
-
-class DocRef(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """Where the current version of an id is. hash: digest.document_hash of it."""
-
-    ordinal: int
-    version: int
-    hash: bytes
-
-
-class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One collection incarnation. total: sum of its documents' hashes modulo 2^128."""
-
-    id: int
-    spec: CollectionSpec
-    next_ordinal: int = 0
-    documents: int = 0
-    total: int = 0
-
-
-class StoredDocument(msgspec.Struct, frozen=True, gc=False):
-    """One document as stored. metadata: JSON bytes (b"" for null). vector: little-endian float32 bytes, or b""."""
-
-    id: str
-    ordinal: int
-    version: int
-    metadata: bytes
-    vector: bytes = b""
-
-
-class AppliedAt(msgspec.Struct, frozen=True):
-    """The log position the state stands at, and the ids handed out so far."""
-
-    index: int = 0
-    term: int = 0
-    conf: bytes = b""
-    next_collection_id: int = 1
-
-
-class Doomed(msgspec.Struct):
-    """Row ids, and ids of dropped collections, that nothing points at any more."""
-
-    rows: list[int]
-    collections: list[int]
-
-    def __bool__(self) -> bool:
-        return bool(self.rows or self.collections)
-
-
-class WriteSet(msgspec.Struct):
-    """What one batch of entries changes, ready for executemany. Row ids as in the module docstring."""
-
-    at: AppliedAt
-    collections: list[CollectionRecord]
-    removed: list[int]
-    documents: list[tuple[int, str, int, bytes]]
-    vectors: list[tuple[int, bytes | memoryview]]
-    ids: list[tuple[int, str, int, int, bytes]]
-    ids_removed: list[tuple[int, str]]
-    graves: list[tuple[int]]
-    manifests: dict[int, list[PublishedSegment]]
-    sessions: list[SessionRow]
-    sessions_removed: list[int]
-
-
-def row_id(collection_id: int, ordinal: int) -> int:
-    """The SQLite row of an ordinal."""
-    return collection_id << ORDINAL_BITS | ordinal
 
 
 def _connect(path: str, uri_options: str = "") -> sqlite3.Connection:

@@ -19,8 +19,9 @@ from needle.base.config import Limits
 from needle.base.errors import Internal, NeedleError
 from needle.base.filters import Filter
 from needle.base.model import HitBatch, Metric, SearchRequest
-from needle.shard.documents import CollectionRecord, DocumentStore, StoredDocument
+from needle.shard.documents import DocumentStore
 from needle.shard.payload_index import PayloadIndex
+from needle.shard.records import CollectionRecord, StoredDocument
 from needle.shard.segment_set import VectorsView
 from needle.shard.validation import check_search
 

@@ -33,10 +33,11 @@ from needle.base.model import CollectionSpec, HitBatch, SearchRequest
 from needle.shard.batch import Batch, decode_entry
 from needle.shard.digest import replica_digest
 from needle.shard.disk import ReplicaDisk
-from needle.shard.documents import FILE_NAME, AppliedAt, CollectionRecord, DocumentStore, StoredDocument, WriteSet
+from needle.shard.documents import FILE_NAME, DocumentStore
 from needle.shard.in_flight import InFlight
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.query import search_group
+from needle.shard.records import AppliedAt, CollectionRecord, StoredDocument, WriteSet
 from needle.shard.sealed_segment import segment_file
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.segment_set import CollectionVectors, VectorsView
@@ -241,7 +242,7 @@ class Replica:
                 first = change.first_ordinal
                 live.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])
             if change.dead:
-                live.dead = live.dead | BitMap(change.dead)
+                live.dead = live.dead | BitMap(change.dead)  # older views keep theirs
                 live.vectors.tombstone(change.dead)
             for segment in change.published:
                 live.vectors.publish(segment)

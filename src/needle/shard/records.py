@@ -1,0 +1,85 @@
+"""The records of a replica's state: what `batch` decides, `documents` stores and searches get to see.
+
+Row id = collection id << 40 | ordinal. Plain values; they know neither SQLite nor commands.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from needle.base.model import CollectionSpec
+from needle.shard.segment_plan import PublishedSegment
+from needle.shard.sessions import SessionRow
+
+ORDINAL_BITS: Final = 40
+ORDINAL_MAX: Final = 2**32 - 1  # what a roaring bitmap holds
+
+
+class DocRef(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Where the current version of an id is. hash: digest.document_hash of it."""
+
+    ordinal: int
+    version: int
+    hash: bytes
+
+
+class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One collection incarnation. total: sum of its documents' hashes modulo 2^128."""
+
+    id: int
+    spec: CollectionSpec
+    next_ordinal: int = 0
+    documents: int = 0
+    total: int = 0
+
+
+class StoredDocument(msgspec.Struct, frozen=True, gc=False):
+    """One document as stored. metadata: JSON bytes (b"" for null). vector: little-endian float32 bytes, or b""."""
+
+    id: str
+    ordinal: int
+    version: int
+    metadata: bytes
+    vector: bytes = b""
+
+
+class AppliedAt(msgspec.Struct, frozen=True):
+    """The log position the state stands at, and the ids handed out so far."""
+
+    index: int = 0
+    term: int = 0
+    conf: bytes = b""
+    next_collection_id: int = 1
+
+
+class Doomed(msgspec.Struct):
+    """Row ids, and ids of dropped collections, that nothing points at any more."""
+
+    rows: list[int]
+    collections: list[int]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.collections)
+
+
+class WriteSet(msgspec.Struct):
+    """What one batch of entries changes, ready for executemany. Row ids as in the module docstring."""
+
+    at: AppliedAt
+    collections: list[CollectionRecord]
+    removed: list[int]
+    documents: list[tuple[int, str, int, bytes]]
+    vectors: list[tuple[int, bytes | memoryview]]
+    ids: list[tuple[int, str, int, int, bytes]]
+    ids_removed: list[tuple[int, str]]
+    graves: list[tuple[int]]
+    manifests: dict[int, list[PublishedSegment]]
+    sessions: list[SessionRow]
+    sessions_removed: list[int]
+
+
+def row_id(collection_id: int, ordinal: int) -> int:
+    """The SQLite row of an ordinal."""
+    return collection_id << ORDINAL_BITS | ordinal
