@@ -75,6 +75,9 @@ def test_a_reader_is_not_touched_by_later_changes() -> None:
     new = old.appended(np.arange(100, 300), data[100:]).without(np.arange(50, 150)).removed(0, 20)
     assert [(ordinals.tolist(), vectors.tobytes()) for ordinals, vectors in old.blocks(0, 1000)] == before
     assert len(old) == 100 and len(new) == 300 - 21 - 100
+    once = old.without(np.array([5]))
+    twice = once.without(np.array([6]))
+    assert (len(old), len(once), len(twice)) == (100, 99, 98)
 
 
 def test_chunks_start_small_and_grow_to_a_bound() -> None:

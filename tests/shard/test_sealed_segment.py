@@ -36,6 +36,7 @@ def recall(segment: SealedSegment, data: np.ndarray, queries: np.ndarray, mask: 
     hits = 0
     for row, query in enumerate(queries):
         exact, _ = brute(segment.metric, data[live], live, query, 10)
+        assert len(np.unique(ordinals[row])) == min(10, len(live)), "a hit is missing or doubled"
         hits += len(np.intersect1d(exact, ordinals[row]))
     return hits / (10 * len(queries))
 
@@ -58,6 +59,17 @@ def test_recall_under_a_random_mask(large, share: float) -> None:
     segment, data, queries = large
     mask = np.random.default_rng(3).random(segment.rows) < share
     assert recall(segment, data, queries, mask) >= 0.95
+
+
+def test_the_widened_beam_answers_without_scoring_everything(large, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment, _, queries = large
+
+    def refuse(*_: object) -> None:
+        pytest.fail("scored exactly")
+
+    monkeypatch.setattr(SealedSegment, "_exact", refuse)
+    mask = np.random.default_rng(4).random(segment.rows) < 0.5
+    assert segment.search(queries, 10, 64, mask)
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.4])
