@@ -156,3 +156,14 @@ def test_a_membership_change_starts_the_lease_anew_and_blocks_the_next_until_it_
     solo.ack("b", index, round_id=beat.round)
     solo.settle()
     assert solo.raft.lease_remaining(solo.now) > 0 and solo.raft.last_index == index + 1
+
+
+def test_only_the_campaign_that_a_leader_asked_for_may_disregard_promises() -> None:
+    cluster = Cluster(3)
+    leader = cluster.leader()
+    leader.crash()
+    cluster.leader()
+    asked = [m for n in cluster.nodes.values() for m in n.sent if m.type in (MessageType.VOTE, MessageType.PRE_VOTE)]
+    assert asked and not any(m.force for m in asked)
+    target = cluster.elect(next(n.id for n in cluster.nodes.values() if n.raft and n.core().role is not Role.LEADER))
+    assert [m.force for m in target.sent if m.type == MessageType.VOTE and m.term == target.core().term] == [True, True]

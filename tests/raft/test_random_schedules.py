@@ -17,7 +17,7 @@ from needle.raft.messages import ConfChange
 from needle.raft.raft import Role
 from raft.harness import Cluster, Node, Weather
 
-SEEDS = int(os.environ.get("NEEDLE_RAFT_SEEDS", "40"))
+SEEDS = int(os.environ.get("NEEDLE_RAFT_SEEDS", "300"))
 EVENTS = 1500
 
 
