@@ -114,6 +114,37 @@ def test_bitmaps_agree_with_the_definition(
         assert all(ordinal < len(before) for ordinal in old)
 
 
+def test_every_bound_of_every_ordered_operator() -> None:
+    stored = Stored()
+    index = PayloadIndex(stored)
+    stored.append(index, *({"a": n / 2, "s": "x" * n} for n in range(6)), {"a": "x"}, {"a": True}, {}, None)
+    for field, bounds in (("a", [n / 4 for n in range(-1, 12)]), ("s", ["", "x", "xx", "xxy"])):
+        pairs = [(op, bound) for op in ("$gt", "$gte", "$lt", "$lte", "$eq", "$ne") for bound in bounds]
+        pairs += [("$between", [low, high]) for low in bounds for high in bounds]  # type: ignore[misc]
+        for op, bound in pairs:
+            condition = Filter.parse({field: {op: bound}})
+            assert list(index.matching(condition.node, 10, BitMap())) == brute(stored, condition, BitMap()), condition
+
+
+def test_documents_that_arrive_while_a_field_is_being_indexed_are_in_it() -> None:
+    stored = Stored()
+    calls = 0
+
+    def rows(first: int, end: int) -> list[tuple[int, bytes]]:
+        nonlocal calls
+        calls += 1
+        found = stored(first, end)
+        if calls == 1:
+            stored.append(index, {"n": 1})  # apply stores it and tells the index, which does not have the field yet
+        return found
+
+    index = PayloadIndex(rows)
+    stored.append(index, {"n": 1})
+    condition = Filter.eq("n", 1)
+    assert list(index.matching(condition.node, 1, BitMap())) == [0]
+    assert list(index.matching(condition.node, 2, BitMap())) == [0, 1]
+
+
 def test_a_field_where_every_value_differs_is_scanned_and_still_exact() -> None:
     stored = Stored()
     index = PayloadIndex(stored, values_max=10)
