@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from multiraft.harness import FAST, Cluster, Node, until
 from needle.base.errors import CorruptSnapshot, InvalidArgument, ProtocolError, Unavailable
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_chunk_request, encode_manifest
+from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.ports import SnapshotFile
+from needle.raft.messages import ConfState, Message, MessageType, SnapshotMeta
 
 TINY = replace(FAST, snapshot_threshold=8, snapshot_chunk_bytes=64)
 
@@ -166,6 +170,37 @@ async def test_the_log_is_compacted_only_below_what_is_durable(tmp_path: Path) -
             assert node.host.status(0).first_index <= node.disks[0].saved["index"] + 1
             status = node.host.status(0)
             assert status.last_applied - status.first_index >= TINY.snapshot_threshold // 4 - 1
+
+
+async def test_an_exported_snapshot_that_nobody_fetches_is_removed(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=replace(TINY, snapshot_keep=0.2)) as cluster:
+        away, state = await _left_behind(cluster)
+        leader = await cluster.leader()
+        await away.start()
+        assert await cluster.converged() == state
+        assert "snapshot.after_export" in leader.reached
+        await until(lambda: leader.host.shelf.current(0) is None)
+        await until(lambda: not any(name.startswith("out-") for name in os.listdir(f"{leader.directory}/snapshots")))
+
+
+def test_files_the_core_waits_for_are_not_replaced_by_a_newer_offer() -> None:
+    spawned: list[str] = []
+    raft = SimpleNamespace(applied=3, commit=9, term=1)
+    group = SimpleNamespace(id=0, raft=raft, log=SimpleNamespace(pending=None))
+
+    def spawn(work: Coroutine[object, object, None]) -> object:
+        spawned.append(work.__name__)
+        work.close()
+        return SimpleNamespace(done=lambda: True)
+
+    traffic = SnapshotTraffic(group, SimpleNamespace(spawn=spawn))  # type: ignore[arg-type]
+    traffic._staged_index = 9
+    offer = Message(MessageType.SNAPSHOT, to="n1", frm="n2", term=1, snapshot=SnapshotMeta(20, 1, ConfState(), b"x"))
+    traffic.offered(offer, False)
+    assert spawned == []
+    raft.applied = 9
+    traffic.offered(offer, False)
+    assert spawned == ["_fetch_offer"]
 
 
 def test_a_manifest_cannot_name_files_elsewhere() -> None:
