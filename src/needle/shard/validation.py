@@ -195,7 +195,8 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
         if 0 < square <= SQUARE_MAX:
             if spec.metric == Metric.COSINE:
                 wide /= math.sqrt(square)
-                return wide.astype(np.float32).reshape(1, -1)
+                unit: npt.NDArray[np.float32] = wide.astype(np.float32).reshape(1, -1)
+                return unit
             return vectors.astype(np.float32, copy=sys.byteorder == "big")
     # Squares in float64: the sum of 8192 squares of the largest float32 does not overflow.
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64, casting="safe")
