@@ -185,15 +185,18 @@ def test_history_lines_are_ordered_events(script):
 
 def test_elections():
     checker = Elections()
-    assert checker.observe(1, "a", 1, "a", True)
-    assert not checker.observe(1, "a", 1, "a", True)
-    assert not checker.observe(1, "b", 1, "a", False)
-    assert checker.observe(1, "b", 2, "b", True)
-    assert checker.count == 2
+    assert checker.leads(1, "a", 1)
+    assert not checker.leads(1, "a", 1)
+    assert checker.leads(2, "b", 1)
+    assert checker.leads(1, "b", 2)
+    assert checker.count == 3
     with pytest.raises(Violation, match="one leader per term"):
-        checker.observe(1, "a", 2, "b", True)
+        checker.leads(1, "a", 2)
+    checker.voted(1, "b", 1, "a")
+    checker.voted(1, "b", 1, "a")
+    checker.voted(1, "b", 2, "c")
     with pytest.raises(Violation, match="one vote per term"):
-        checker.observe(1, "b", 1, "c", False)
+        checker.voted(1, "b", 1, "c")
 
 
 def position(**changes):

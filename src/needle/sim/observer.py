@@ -36,6 +36,7 @@ from needle.sim.trace import Trace
 from needle.sim.violation import Violation
 
 _APPEND_RESP = int(MessageType.APPEND_RESP)
+_VOTE = int(MessageType.VOTE)
 _VOTE_RESP = int(MessageType.VOTE_RESP)
 
 
@@ -97,13 +98,13 @@ class Observer:
         raft, state = replica.raft, replica.raft._s  # the fields, not the properties: this runs after every step
         entries = state.log
         last_index = entries.offset + len(entries.entries) - 1
-        now = (state.term, state.vote, state.role, state.commit, state.applied, last_index, replica.log.start.index)
+        now = (state.term, state.role, state.commit, state.applied, last_index, replica.log.start.index)
         key = (name, incarnation, group)
         before = self._last.get(key)
         if before == now:
             return
         self._last[key] = now
-        term, vote, role, commit, applied, last, start = now
+        term, role, commit, applied, last, start = now
         first = start + 1
         leads = role.name == "LEADER"
         snapshot_pending = last < first - 1
@@ -111,12 +112,12 @@ class Observer:
             self.monotone.observe(
                 group, name, incarnation, Position(term, min(first - 1, commit), applied, commit, last)
             )
-        if before is not None and start != before[6]:
+        if before is not None and start != before[5]:
             self.compactions += 1
-        if self.elections.observe(group, name, term, vote, leads):
+        if leads and self.elections.leads(group, name, term):
             self._trace.tell(f"{name} leads group {group} in term {term} (last entry {last}, commit {commit})")
             self.committed.elected(group, name, first, lambda index: _term(raft, index), term)
-        elif before is not None and (before[0], before[2]) != (term, role):
+        elif before is not None and (before[0], before[1]) != (term, role):
             self._trace.note(f"{name} is {role.name} of group {group} in term {term}")
 
     def booted(self, name: str, group: GroupId) -> None:
@@ -167,9 +168,11 @@ class Observer:
             if message.type == _APPEND_RESP:
                 self.acks += 1
                 durability.append_ack(group, name, message.index, DurableLog(disk, group).last())
-            elif message.type == _VOTE_RESP:
+            elif message.type in (_VOTE, _VOTE_RESP):
+                vote = name if message.type == _VOTE else message.to
                 state = DurableLog(disk, group).hard_state()
-                durability.vote_granted(group, name, message.term, message.to, (state.term, state.vote))
+                durability.vote_granted(group, name, message.term, vote, (state.term, state.vote))
+                self.elections.voted(group, name, message.term, vote)
 
     def write_acknowledged(self, group: GroupId, index: int, voters: list[str]) -> None:
         """A client was told that its write is done. Raises Violation."""

@@ -6,7 +6,7 @@ from needle.sim.violation import Violation
 
 
 class Elections:
-    """Fed with every node's term, vote and role whenever they may have changed."""
+    """Fed with every vote that leaves a node, and with who leads. A vote that was never sent binds nobody."""
 
     def __init__(self) -> None:
         self._leaders: dict[tuple[int, int], str] = {}
@@ -17,20 +17,19 @@ class Elections:
         """Elections won so far."""
         return len(self._leaders)
 
-    def observe(self, group: int, node: str, term: int, vote: str, leads: bool) -> bool:
-        """True when this is a newly elected leader. Raises Violation."""
-        if vote:
-            before = self._votes.setdefault((group, node, term), vote)
-            if before != vote:
-                raise Violation(
-                    "one vote per term", f"{node} voted for {before} and for {vote} in term {term} of group {group}"
-                )
-        if not leads:
-            return False
+    def voted(self, group: int, node: str, term: int, vote: str) -> None:
+        """`node` tells others of its vote for `vote`: by an answer, or by asking for theirs. Raises Violation."""
+        before = self._votes.setdefault((group, node, term), vote)
+        if before != vote:
+            raise Violation(
+                "one vote per term", f"{node} voted for {before} and {vote} in term {term} of group {group}"
+            )
+
+    def leads(self, group: int, node: str, term: int) -> bool:
+        """`node` leads in `term`; True when that is news. Raises Violation."""
         known = self._leaders.get((group, term))
         if known is None:
             self._leaders[(group, term)] = node
-            return True
-        if known != node:
+        elif known != node:
             raise Violation("one leader per term", f"{known} and {node} both lead group {group} in term {term}")
-        return False
+        return known is None
