@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
-from needle.cluster.ring import SPACE, Ring
-from needle.cluster.shard_map import ShardMap, initial_map, uncovered
-from needle.cluster.strategy import CONSISTENT_HASH, HASH, RANGE, ShardStrategy, key_hash, register, routing_key
+from needle.base.routing.ring import SPACE, Ring
+from needle.base.routing.shard_map import ShardMap, initial_map, uncovered
+from needle.base.routing.strategy import CONSISTENT_HASH, HASH, RANGE, ShardStrategy, key_hash, register, routing_key
 
 VECTORS = json.loads((Path(__file__).parent / "routing_vectors.json").read_text())
 
@@ -124,3 +124,16 @@ def test_uncovered_names_exactly_the_missing_keys(pairs: list[tuple[bytes, bytes
         inside = any(low <= key and (high is None or key < high) for low, high in ranges)
         missing = any(low <= key and (high is None or key < high) for low, high in gaps)
         assert inside != missing
+
+
+def test_documents_that_an_equality_filter_finds_together_have_one_custom_key() -> None:
+    strategy = ShardStrategy.custom("tenant.id")
+
+    def key(tenant: object) -> bytes:
+        return routing_key(strategy, 4, "id", {"tenant": tenant})
+
+    assert key({"id": 7}) == key({"id": 7.0}) == key({"id": [7]}) == key([{"id": 7}])
+    assert len({key({"id": value}) for value in (1, True, "1", None, 1.5, 2**63, -1e30)}) == 7
+    for unusable in ({}, {"id": []}, {"id": [1, 2]}, {"id": {"deeper": 1}}, "text"):
+        with pytest.raises(InvalidArgument, match="shard key"):
+            key(unusable)

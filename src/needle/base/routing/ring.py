@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from needle.base.errors import invalid
-from needle.cluster.strategy import key_hash
+from needle.base.routing.strategy import key_hash
 
 SPACE = 1 << 64
 

@@ -1,12 +1,13 @@
 """From a document to its routing key: the bytes that decide which shard owns it.
 
-Byte for byte, stable across releases and platforms (test vectors in tests/cluster/routing_vectors.json):
+Byte for byte, stable across releases and platforms (test vectors in tests/base/routing/routing_vectors.json):
 
 - consistent hash: XXH3-64 (seed 0) of the id's UTF-8 bytes, as 8 big-endian bytes.
 - hash: 2 big-endian bytes of (that hash modulo the number of shards), then the 8 bytes of the hash.
 - range: the id's UTF-8 bytes themselves, so that a range of ids is a range of keys.
-- custom: XXH3-64 of the canonical JSON (sorted keys, no spaces) of the list of the fields' values, as 8 big-endian
-  bytes; a registered callable returns the text to hash instead.
+- custom: XXH3-64 of the JSON (no spaces) of the list of the fields' values, as 8 big-endian bytes; a field stands for
+  the one scalar that a filter on it would find, and a whole number is written without a fraction, so that documents
+  which a filter calls equal have equal keys. A registered callable returns the text to hash instead.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 import xxhash
 
 from needle.base.errors import InvalidArgument, invalid
+from needle.base.filters import INT_MAX, INT_MIN, lookup
 
 Router = Callable[[str, Any], str]
 """A registered custom strategy: (id, metadata) -> the text whose hash decides."""
@@ -36,7 +38,7 @@ class ShardStrategy(msgspec.Struct, frozen=True, array_like=True):
         if len(fields) == 1 and callable(fields[0]):
             names = [name for name, router in _routers.items() if router is fields[0]]
             if not names:
-                raise invalid("strategy", fields[0], "a callable registered with needle.cluster.strategy.register")
+                raise invalid("strategy", fields[0], "a callable registered with needle.base.routing.strategy.register")
             return ShardStrategy("custom", (), names[0])
         named = tuple(field for field in fields if isinstance(field, str) and field)
         if not fields or len(named) != len(fields):
@@ -82,8 +84,12 @@ def routing_key(strategy: ShardStrategy, shard_count: int, document_id: str, met
 
 
 def field_key(values: Sequence[Any]) -> bytes:
-    """The routing key of a custom strategy for these values of its fields, in the strategy's order."""
-    return key_hash(msgspec.json.encode(list(values), order="deterministic").decode()).to_bytes(8, "big")
+    """The routing key of a custom strategy for these scalars of its fields, in the strategy's order."""
+    whole = [
+        int(value) if isinstance(value, float) and value.is_integer() and INT_MIN <= value <= INT_MAX else value
+        for value in values
+    ]
+    return key_hash(msgspec.json.encode(whole).decode()).to_bytes(8, "big")
 
 
 def _custom_hash(strategy: ShardStrategy, document_id: str, metadata: Any) -> int:
@@ -94,9 +100,12 @@ def _custom_hash(strategy: ShardStrategy, document_id: str, metadata: Any) -> in
         return key_hash(router(document_id, metadata))
     values = []
     for field in strategy.fields:
-        if not isinstance(metadata, dict) or field not in metadata:
+        found = lookup(metadata, field.split("."))[1]
+        if len(found) != 1:
             raise InvalidArgument(
-                f"document {document_id!r} has no metadata field {field!r}, which is its shard key", field=field
+                f"document {document_id!r} has {len(found) or 'no'} values in metadata field {field!r}, which is its "
+                f"shard key: it must have one string, number, boolean or null there",
+                field=field,
             )
-        values.append(metadata[field])
+        values.append(found[0])
     return int.from_bytes(field_key(values), "big")

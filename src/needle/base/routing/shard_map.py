@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from needle.base.errors import invalid
-from needle.cluster.ring import Ring
-from needle.cluster.strategy import ShardStrategy
+from needle.base.routing.ring import Ring
+from needle.base.routing.strategy import ShardStrategy
 
 KeyRange = tuple[bytes, bytes | None]
 """[start, end); end None: to the end of the key space."""
