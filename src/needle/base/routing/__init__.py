@@ -1,0 +1,1 @@
+"""Which shard owns a document: ring, strategies, epoch-versioned map, and the topology that nodes and clients hold."""
