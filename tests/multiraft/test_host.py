@@ -41,7 +41,8 @@ async def test_a_single_voter_commits_alone(tmp_path: Path) -> None:
 
 
 async def test_fifty_groups_elect_and_share_transactions_and_frames(tmp_path: Path) -> None:
-    async with Cluster(str(tmp_path), groups=50) as cluster:
+    calm = replace(FAST, election_timeout=1.0, heartbeat_interval=0.05)  # no elections while writes are counted
+    async with Cluster(str(tmp_path), groups=50, config=calm) as cluster:
         for group in cluster.groups:
             await cluster.leader(group, 20)
         before = {

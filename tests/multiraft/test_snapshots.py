@@ -172,6 +172,19 @@ async def test_the_log_is_compacted_only_below_what_is_durable(tmp_path: Path) -
             assert status.last_applied - status.first_index >= TINY.snapshot_threshold // 4 - 1
 
 
+async def test_a_checkpoint_that_lags_holds_compaction_back(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), nodes=1, config=TINY) as cluster:
+        node = cluster.nodes["n1"]
+        await cluster.leader()
+        machine = node.machines[0]
+        machine.lazy = True
+        machine.checkpoint = lambda: 5  # type: ignore[method-assign]
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        await until(lambda: node.reached.count("compact.after_checkpoint") > 2)
+        assert node.host.status(0).first_index == 6
+
+
 async def test_an_exported_snapshot_that_nobody_fetches_is_removed(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), config=replace(TINY, snapshot_keep=0.2)) as cluster:
         away, state = await _left_behind(cluster)
