@@ -22,7 +22,7 @@ from needle.cli.common import Json, notes, print_json
 from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
 from needle.cli.demo.outcome import Outcome
 from needle.cli.demo.story import Story
-from needle.cli.demo.supervisor import LocalCluster, free_ports, kept_pids, stop_kept
+from needle.cli.demo.supervisor import STATE_FILE, LocalCluster, free_ports, kept_pids, stop_kept
 from needle.cli.embedding import DIMENSIONS, Embedder
 
 KEPT_PORT = 5001
@@ -58,10 +58,12 @@ def demo(
     ports = free_ports(nodes, range(KEPT_PORT, KEPT_PORT + nodes) if keep else ())
     cluster = LocalCluster(place, ports, SETTINGS, detached=keep)
     finished = False
+    terminated = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so both clear up
     try:
-        outcome = asyncio.run(_perform(cluster, limit, told))
+        outcome = _perform(cluster, limit, told)
         finished = True
     finally:
+        signal.signal(signal.SIGTERM, terminated)
         if not (finished and keep):
             cluster.stop_all()
         if finished and not keep:
@@ -76,6 +78,9 @@ def demo(
 
 
 def _stop(place: Path) -> None:
+    place = place.absolute()
+    if place.exists() and not (place / STATE_FILE).exists():
+        raise InvalidArgument(f"--dir {place} is not a demo's directory")
     stopped = stop_kept(place)
     shutil.rmtree(place, ignore_errors=True)
     notes.print(f"stopped {', '.join(stopped)}" if stopped else f"no demo is running in {place}", markup=False)
@@ -97,26 +102,27 @@ def _prepare(directory: Path | None, keep: bool) -> Path:
     return place
 
 
-async def _perform(cluster: LocalCluster, limit: int | None, told: Console) -> Outcome:
-    task = asyncio.current_task()
-    if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+def _perform(cluster: LocalCluster, limit: int | None, told: Console) -> Outcome:
     began = time.perf_counter()
     cluster.start_all()  # they start while the corpus is read
-    passages, vectors, seconds, embedder = await asyncio.to_thread(_corpus, limit)
+    passages, vectors, seconds, embedder = _corpus(limit)
     told.print(
         f"[bold]{len(passages)} passages[/] from the docstrings of {stdlib_directory()} read in {seconds[0]:.1f} s, "
         f"embedded in {seconds[1]:.1f} s ({DIMENSIONS} dimensions)",
         soft_wrap=True,
     )
-    async with needle.connect(list(cluster.addresses.values())) as client:
-        story = Story(cluster, client, embedder, told)
-        outcome = story.outcome
-        outcome.passages, (outcome.read_seconds, outcome.embed_seconds) = len(passages), seconds
-        await story.wait_ready()
-        await story.load(passages, vectors)
-        await story.ask()
-        await story.prove(await story.lose_the_leader(vectors))
+
+    async def tell() -> Outcome:
+        async with needle.connect(list(cluster.addresses.values())) as client:
+            story = Story(cluster, client, embedder, told)
+            await story.wait_ready()
+            await story.load(passages, vectors)
+            await story.ask()
+            await story.prove(await story.lose_the_leader(vectors))
+            return story.outcome
+
+    outcome = asyncio.run(tell())
+    outcome.read_seconds, outcome.embed_seconds = seconds
     outcome.total_seconds = time.perf_counter() - began
     told.print(f"[bold green]done[/] in {outcome.total_seconds:.0f} s")
     return outcome

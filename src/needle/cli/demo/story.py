@@ -88,6 +88,7 @@ class Story:
 
             inserted = await insert_all(self._client, batches, COLLECTION, WRITE_SECONDS, done)
         self.outcome.load_seconds = time.perf_counter() - started
+        self.outcome.passages = inserted
         if inserted != len(records):
             raise Internal(f"{inserted} of {len(records)} passages were acknowledged, yet no error was reported")
         self.say(

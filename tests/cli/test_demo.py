@@ -1,0 +1,125 @@
+"""The demo, end to end in a process of its own: what it shows is true, and it leaves nothing behind however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from needle.cli.app import main
+from needle.cli.demo.supervisor import STATE_FILE
+
+NEEDLE = [sys.executable, "-m", "needle"]
+
+
+def running_in(directory: Path) -> list[int]:
+    """Pids of nodes whose configuration is in `directory`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(argument.startswith(f"{directory}/".encode()) for argument in arguments):
+                found.append(int(entry.name))
+    return found
+
+
+def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.01)
+
+
+def started(directory: Path) -> bool:
+    """Whether all three nodes of a demo in `directory` run."""
+    try:
+        return len(json.loads((directory / STATE_FILE).read_text())["pids"]) == 3 and len(running_in(directory)) == 3
+    except (OSError, ValueError):
+        return False
+
+
+@pytest.fixture
+def place(tmp_path: Path):
+    directory = tmp_path / "demo"
+    yield directory
+    for pid in running_in(directory):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_the_demo_tells_the_truth_and_leaves_nothing_behind(place: Path) -> None:
+    began = time.monotonic()
+    argv = [*NEEDLE, "demo", "--limit", "2000", "--json", "--dir", str(place)]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert time.monotonic() - began < 90
+    outcome = json.loads(ran.stdout)
+    failover, proof = outcome["failover"], outcome["proof"]
+    assert outcome["passages"] == 2000 and len(outcome["answers"]) == 4
+    assert all(len(answer["ids"]) == 3 and answer["strong_ms"] > 0 for answer in outcome["answers"])
+    assert failover["killed"] != failover["new_leader"] and failover["term_after"] > failover["term_before"]
+    assert 0 < failover["failover_ms"] < 10_000
+    assert proof["acknowledged"] == failover["acknowledged_before"] + failover["acknowledged_after"] >= 600
+    assert proof["missing"] == 0 and proof["replicas"] == 3 and len(proof["digest"]) >= 32
+    assert 0 <= proof["documents"] - 2000 - proof["acknowledged"] <= failover["unknown"]
+    assert "kill -9 node-" in ran.stderr and "caught up" in ran.stderr
+    assert running_in(place) == [] and not place.exists()
+
+
+def test_a_kept_cluster_can_be_used_and_stopped(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*NEEDLE, "demo", "--keep", "--limit", "500", "--dir", str(place)]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert len(running_in(place)) == 3 and f"needle demo --stop --dir {place}" in ran.stdout
+    cluster = ",".join(json.loads((place / STATE_FILE).read_text())["addresses"].values())
+    assert main(["search", "compress a file", "--json", "-k", "1", "--cluster", cluster]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["metadata"]["text"]
+    assert main(["demo", "--keep", "--dir", str(place)]) == 1
+    assert "a demo is running in" in capsys.readouterr().err
+    assert main(["demo", "--stop", "--dir", str(place)]) == 0
+    stopped = capsys.readouterr().err
+    assert stopped.startswith("stopped ") and all(f"node-{number}" in stopped for number in (1, 2, 3))
+    assert running_in(place) == [] and not place.exists()
+    assert main(["demo", "--stop", "--dir", str(place)]) == 0
+    assert "no demo is running" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_an_interrupted_demo_takes_its_nodes_along(place: Path, number: signal.Signals, code: int) -> None:
+    argv = [*NEEDLE, "demo", "--dir", str(place)]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: started(place))
+        process.send_signal(number)
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert process.wait(30) == code
+    until(lambda: running_in(place) == [])
+    assert "Traceback" not in errors
+
+
+def test_a_demo_that_fails_says_so_and_stops_its_nodes(place: Path) -> None:
+    program = "import sys; sys.modules['wordllama'] = None; from needle.cli import main; main()"
+    argv = [sys.executable, "-c", program, "demo", "--dir", str(place)]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert "error [invalid_config] embedding words needs the model" in ran.stderr
+    assert f"their logs and data are in {place}" in ran.stderr
+    assert running_in(place) == []
+
+
+def test_a_directory_with_something_in_it_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place.mkdir()
+    (place / "precious").write_text("mine")
+    assert main(["demo", "--dir", str(place)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["demo", "--stop", "--dir", str(place)]) == 1
+    assert (place / "precious").read_text() == "mine"
