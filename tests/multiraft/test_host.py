@@ -291,3 +291,31 @@ async def test_a_closed_group_answers_its_callers_and_can_be_opened_again(tmp_pa
         leader.host.open_group(1, machine, voters=[])
         await cluster.put("c", 1, 1)
         assert (await cluster.converged(1))["c"] == 1
+
+
+async def test_nothing_is_acknowledged_before_its_fsync(tmp_path: Path) -> None:
+    """Followers whose disks hang hold an entry in memory only: it must not count, nor may the leader alone answer."""
+    calm = replace(FAST, election_timeout=1.0, heartbeat_interval=0.05)
+    async with Cluster(str(tmp_path), config=calm) as cluster:
+        await cluster.put("a", 1)
+        leader = await cluster.leader()
+        await cluster.converged()
+        gate = threading.Event()
+        for hung in ([n for n in cluster.running() if n is not leader], [leader]):
+            gate.clear()
+            for node in hung:
+                node.store.gate = lambda: (gate.wait(20), None)[1]
+            try:
+                writing = asyncio.ensure_future(leader.host.propose(0, put("b", 1), 10))
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(writing), 0.3)
+                followers = [n for n in cluster.running() if n is not leader]
+                for peer in leader.host.status(0).peers:
+                    durable = next(n for n in followers if n.name == peer.id).host._groups[0].log.last_index()
+                    assert peer.match_index <= durable
+            finally:
+                gate.set()
+            assert await writing > 2
+            for node in hung:
+                node.store.gate = lambda: None
+            await cluster.converged()
