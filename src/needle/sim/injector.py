@@ -110,7 +110,9 @@ class Injector:
 
     async def _admin(self, fault: Fault, name: str) -> None:
         await self._patient.admin(name, fault.kind)
-        after = {"maintenance": "end-maintenance", "demote": "restore", "remove": "restore"}.get(fault.kind)
+        after = {"maintenance": "end-maintenance", "demote": "restore", "remove": "restore", "replace": "restore"}.get(
+            fault.kind
+        )
         if after is not None:
             try:
                 await asyncio.sleep(fault.seconds)
@@ -219,6 +221,7 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "maintenance": Injector._admin,
     "demote": Injector._admin,
     "remove": Injector._admin,
+    "replace": Injector._admin,
     "slow-disk": Injector._slow_disk,
     "stalled-disk": Injector._stalled_disk,
     "disk-error": Injector._disk_error,

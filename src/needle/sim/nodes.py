@@ -42,6 +42,7 @@ class Surroundings(Protocol):
     profile: Profile
     loop: SimLoop
     machines: dict[str, SimMachine]
+    founders: list[str]
     network: SimNetwork
     observer: Observer
 
@@ -71,9 +72,12 @@ class SimNode:
 
     def _config(self) -> RaftConfig:
         world, profile = self._world, self._world.profile
+        name = self._machine.name
+        founders = list(world.founders)
         return RaftConfig(
-            node_id=self._machine.name,
-            cluster_nodes=[f"{name}={machine.address}" for name, machine in sorted(world.machines.items())],
+            node_id=name,
+            cluster_nodes=[f"{node}={world.machines[node].address}" for node in dict.fromkeys([*founders, name])],
+            join=name not in founders,
             data_dir=self._machine.data_dir,
             cluster_id="sim",
             election_timeout=ELECTION_TIMEOUT,

@@ -46,7 +46,7 @@ def shrink(failed: Report, tries_max: int, say: Callable[[str], None]) -> Report
         same = report.failure is not None and report.checker == failed.checker
         if same:
             best = report
-            say(f"  still fails with {len(spec.schedule())} faults, {report.counts.operations} operations")
+            say(f"  still fails with {len(spec.schedule())} faults: {spec.replay_command()}")
         return same
 
     spec = failed.spec

@@ -39,6 +39,7 @@ KINDS = {
     "maintenance": 4,
     "demote": 4,
     "remove": 4,
+    "replace": 3,
 }
 """Weight of each kind of fault."""
 
@@ -137,7 +138,7 @@ def profile(seed: int) -> Profile:
     return Profile(
         dimensions=rng.choice([4, 8]),
         metric=rng.choice(["cosine", "l2", "dot"]),
-        snapshot_threshold=rng.choice([5, 12, 30, 60, 400]),
+        snapshot_threshold=rng.choice([5, 5, 12, 30, 100]),
         seal_rows=seal,
         rows_max=seal * rng.choice([4, 16]),
         think_seconds=rng.choice([0.3, 0.6, 1.0]),

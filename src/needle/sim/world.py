@@ -42,6 +42,7 @@ from needle.sim.workload import COLLECTION, Budget, Client, Workload
 RESTART_SECONDS = 1.0
 LIVENESS_SECONDS = 40.0
 ADMIN_SECONDS = 5.0
+REPLACEMENTS_MAX = 2
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -76,11 +77,9 @@ class World:
         self.network = SimNetwork(self.loop, stream(spec.seed, "network"), self.trace)
         self.network.faults.delay = self.profile.delay
         self._root = tempfile.mkdtemp(prefix="needle-sim-", dir=_fast_directory())
-        names = [f"n{number}" for number in range(1, spec.nodes + 1)]
-        self.machines = {
-            name: SimMachine(name, f"{name}:7000", self._root, self.loop, spec.seed, self.profile.clock_error)
-            for name in names
-        }
+        self.machines: dict[str, SimMachine] = {}
+        self.founders = [self._add_machine() for _ in range(spec.nodes)]
+        self.members = list(self.founders)
         self.nodes: dict[str, SimNode] = {}
         self.observer = Observer(self.machines, self.trace)
         self.observer.committed.on_new = self._committed
@@ -179,9 +178,9 @@ class World:
         """Heal a random majority only: it alone must serve again."""
         self.network.heal()
         await self._until("all nodes to be voters again", LIVENESS_SECONDS, self._all_vote)
-        good = [name for name in sorted(self.machines) if name not in self.retired]
+        good = [name for name in self.members if name not in self.retired]
         rng = stream(self.spec.seed, "recover")
-        alive = majority(rng, sorted(self.machines)) if len(good) == len(self.machines) else good
+        alive = majority(rng, self.members) if good == self.members else good
         rest = [name for name in good if name not in alive]
         self.trace.tell(f"faults end; only {', '.join(alive)} may go on")
         for name in rest:
@@ -193,10 +192,9 @@ class World:
         self.trace.tell("every node is back")
 
     async def _all_vote(self) -> bool:
-        every = sorted(self.machines)
         name = self.leader()
         conf = self.nodes[name].groups()[DATA_GROUP].raft.conf if name else None
-        if conf is not None and sorted(conf.voters) == every and not conf.voters_outgoing:
+        if conf is not None and sorted(conf.voters) == self.members and not conf.voters_outgoing:
             return True
         await self.admin("", "restore")
         await asyncio.sleep(1.0)
@@ -216,7 +214,7 @@ class World:
         async def equal() -> bool:
             replicas = self._replicas().get(DATA_GROUP, {})
             applied = {replica.machine.applied_index() for replica in replicas.values()}
-            return len(applied) == 1 and len(replicas) == len(self.machines) - len(self.retired)
+            return len(applied) == 1 and len(replicas) == len(set(self.members) - self.retired)
 
         await self._until("every replica to catch up", LIVENESS_SECONDS, equal)
         self.observer.compare_logs(self._replicas())
@@ -329,7 +327,10 @@ class World:
         await asyncio.sleep(0)
 
     async def _administer(self, name: str, what: str) -> None:
-        client, every = self._operator.client, sorted(self.machines)
+        client = self._operator.client
+        rest = [node for node in self.members if node != name]
+        if what in ("demote", "remove", "replace") and any(node in self.retired for node in rest):
+            return  # nobody in their senses shrinks a group that has lost a member for good
         try:
             if what == "step-down":
                 await client.step_down(timeout=ADMIN_SECONDS)
@@ -340,17 +341,40 @@ class World:
             elif what == "end-maintenance":
                 await client.exit_maintenance_mode(name, timeout=ADMIN_SECONDS)
             elif what == "demote":
-                rest = [node for node in every if node != name]
                 await client.change_membership(rest, [name], timeout=ADMIN_SECONDS)
             elif what == "remove":
-                rest = [node for node in every if node != name]
                 await client.change_membership(rest, timeout=ADMIN_SECONDS)
+            elif what == "replace":
+                await self._replace(client, name, rest)
             else:
-                await client.change_membership(every, timeout=ADMIN_SECONDS)
+                await client.change_membership(self.members, addresses=self._book(), timeout=ADMIN_SECONDS)
         except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError) as error:
             self.trace.note(f"{what} of {name}: {error.code}")
         else:
-            self.trace.tell(f"{what} of {name} is done")
+            self.trace.tell(f"{what} of {name or 'all'} is done")
+
+    async def _replace(self, client: AdminClient, name: str, rest: list[str]) -> None:
+        """A member's machine is lost: a new one with a new name takes its place, as a learner first."""
+        if name not in self.members or len(self.machines) >= self.spec.nodes + REPLACEMENTS_MAX:
+            return
+        self.retired.add(name)
+        self.crash(name, power_cut=True, why="lost for good")
+        fresh = self._add_machine()
+        self.members = sorted([*rest, fresh])
+        self.start(fresh)
+        await client.change_membership([*rest, name], [fresh], addresses=self._book(), timeout=ADMIN_SECONDS)
+        await asyncio.sleep(2.0)
+        await client.change_membership(self.members, addresses=self._book(), timeout=ADMIN_SECONDS)
+
+    def _add_machine(self) -> str:
+        name = f"n{len(self.machines) + 1}"
+        self.machines[name] = SimMachine(
+            name, f"{name}:7000", self._root, self.loop, self.spec.seed, self.profile.clock_error
+        )
+        return name
+
+    def _book(self) -> dict[str, str]:
+        return {name: self.machines[name].address for name in self.members}
 
     # --- watching -----------------------------------------------------------------------------------------------------
     def _replicas(self) -> dict[GroupId, dict[str, Any]]:
