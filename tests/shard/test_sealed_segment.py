@@ -82,6 +82,15 @@ def test_recall_when_the_mask_excludes_what_is_near(large, share: float) -> None
     assert recall(segment, data, query, mask) >= 0.9
 
 
+def test_a_beam_that_holds_too_few_is_not_mixed_with_the_exact_answer(large) -> None:
+    segment, data, _ = large
+    query = clustered(1, 128, 5)
+    nearness = data @ query[0]
+    mask = nearness < np.quantile(nearness, 0.5)
+    mask[np.argsort(nearness)[-3:]] = True
+    assert recall(segment, data, query, mask) == 1.0
+
+
 def test_batches_and_single_queries_agree(large) -> None:
     segment, _, queries = large
     together = top_k(segment.search(queries[:16], 10, 64, None), 16, 10)

@@ -264,7 +264,7 @@ async def test_a_damaged_base_is_not_extended(tmp_path: Path) -> None:
         path = Path(cluster.a.vectors.attached()[0].path)
         content = path.read_bytes()
         path.unlink()
-        path.write_bytes(content[:1000] + b"\xff" + content[1001:])
+        path.write_bytes(content[:-20_000] + bytes([content[-20_000] ^ 1]) + content[-19_999:])
         cluster.each(lambda r: r.vectors.append(2000, DATA[2000:]))
         await until(lambda: settled(cluster)() and cluster.a.vectors.manifest()[-1].last == 3999)
     assert cluster.a.keeper.stats.corrupt == 1

@@ -235,6 +235,23 @@ def test_restart_with_any_state_of_the_files(tmp_path: Path, damage: str) -> Non
     assert merged.rows == 900 - len([o for o in dead if o < 900])
 
 
+def test_rows_around_a_served_segment_stay_apart(tmp_path: Path) -> None:
+    """The first and the third file are gone: their rows must not share a chunk across the second."""
+    data = DATA[Metric.COSINE][:900]
+    vectors = new_vectors(tmp_path)
+    vectors.append(0, data)
+    for first in (0, 300, 600):
+        publish(vectors, *seal(vectors, first, first + 299))
+    manifest = vectors.manifest()
+    for segment in (manifest[0], manifest[2]):
+        (tmp_path / segment_file(segment)).unlink()
+    again = new_vectors(tmp_path)
+    again.load(900, BitMap(), manifest, rows_of(data, set()))
+    ordinals = np.concatenate([ordinals for ordinals, _ in again.view().live_blocks(0, 899)])
+    assert ordinals.tolist() == list(range(900))
+    assert again.detach(manifest[1])
+
+
 def test_detach_reads_the_rows_back(tmp_path: Path) -> None:
     data, queries = DATA[Metric.L2][:900], QUERIES[Metric.L2]
     vectors = new_vectors(tmp_path, Metric.L2)
