@@ -116,6 +116,13 @@ class TooStale(Unavailable):
     code = "too_stale"
 
 
+class StaleEpoch(Unavailable):
+    """The request was routed by another version of the shard map than this node's; `details["version"]` is the
+    catalog version that tells better, `details["epoch"]` this node's epoch."""
+
+    code = "stale_epoch"
+
+
 class DeadlineExceeded(Unavailable):
     """A read or an idempotent call did not finish within its timeout."""
 

@@ -1,0 +1,84 @@
+"""The replicated commands of the catalog (group 0): what an entry of its log means. Versioned like the shards'.
+
+Each is safe to repeat: applied a second time it answers as the first time and changes nothing. What had to be decided
+(placement, ring) is decided by the proposer and carried whole, so that nodes of different releases apply it alike.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.errors import UnsupportedFormat
+from needle.base.ids import NodeId
+from needle.base.model import CollectionSpec
+from needle.base.routing.shard_map import ShardMap
+from needle.base.routing.topology import ClusterSettings, NodeInfo
+
+FORMAT = b"\x01"
+
+
+class CreateCluster(msgspec.Struct, frozen=True, tag="cluster", array_like=True):
+    """Found the cluster. assignment: the replicas of each shard in order, preferred leader first."""
+
+    settings: ClusterSettings
+    map: ShardMap
+    nodes: list[NodeInfo]
+    catalog: list[NodeId]
+    assignment: list[list[NodeId]]
+
+
+class RegisterNode(msgspec.Struct, frozen=True, tag="node", array_like=True):
+    """Add a node, or note its new address, zone or weight. Refused for a removed id and for another incarnation."""
+
+    node: NodeInfo
+
+
+class RemoveNode(msgspec.Struct, frozen=True, tag="remove", array_like=True):
+    """Forget a node that holds no replica; its id is never used again."""
+
+    node: NodeId
+
+
+class SetReplicas(msgspec.Struct, frozen=True, tag="replicas", array_like=True):
+    """Change a shard's replicas, preferred leader first, if they still are `before`."""
+
+    shard: int
+    before: list[NodeId]
+    after: list[NodeId]
+
+
+class CreateCollection(msgspec.Struct, frozen=True, tag="create", array_like=True):
+    """nonce: random, so that a repeated call is recognised."""
+
+    spec: CollectionSpec
+    if_absent: bool
+    nonce: int
+
+
+class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
+    """Drop the collection `name` with that id; fine if it is gone already."""
+
+    name: str
+    id: int
+
+
+CatalogCommand = CreateCluster | RegisterNode | RemoveNode | SetReplicas | CreateCollection | DropCollection
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(CatalogCommand)
+
+
+def encode(command: CatalogCommand) -> bytes:
+    """The bytes that go into the log."""
+    return FORMAT + _encoder.encode(command)
+
+
+def decode(data: bytes | memoryview) -> CatalogCommand:
+    """The command in a log entry's data. Raises UnsupportedFormat for an unknown version or shape."""
+    if bytes(data[:1]) != FORMAT:
+        raise UnsupportedFormat(f"catalog command of format {bytes(data[:1]).hex() or 'none'}; this release reads 01")
+    try:
+        command: CatalogCommand = _decoder.decode(memoryview(data)[1:])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnsupportedFormat(f"catalog command does not decode: {error}") from None
+    return command

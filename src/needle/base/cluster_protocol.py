@@ -1,0 +1,99 @@
+"""What nodes and shard-aware clients of a sharded cluster say to each other, besides `base.protocol`.
+
+| method | takes | answers |
+|---|---|---|
+| shard | ShardCall | ShardAnswer |
+| topology | TopologyCall | TopologyAnswer |
+| catalog | CatalogCall | WriteResult |
+| sync | SyncCall | b"" |
+| found | FoundCall | WhoAnswer |
+| who | b"" as WhoCall | WhoAnswer |
+
+Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) it was computed on.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from needle.base.ids import GroupId, NodeId
+from needle.base.routing.topology import Topology
+
+SHARD: Final = "shard"
+TOPOLOGY: Final = "topology"
+CATALOG: Final = "catalog"
+SYNC: Final = "sync"
+FOUND: Final = "found"
+WHO: Final = "who"
+
+
+class ShardCall(msgspec.Struct, frozen=True, array_like=True):
+    """A call of `base.protocol` (method, body) about one shard's documents, routed by the map of `epoch`. Answered
+    StaleEpoch when the node knows another map, or the shard does not own what is written."""
+
+    epoch: int
+    method: str
+    body: msgspec.Raw
+
+
+class ShardAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """fingerprint: of the ranges that the shard owned (`routing.topology.Ownership`)."""
+
+    epoch: int
+    fingerprint: int
+    body: msgspec.Raw
+
+
+class TopologyCall(msgspec.Struct, frozen=True, array_like=True):
+    """The newest topology the node has, as soon as it is newer than `version` or `wait` seconds are over."""
+
+    version: int
+    wait: float = 0.0
+
+
+class TopologyAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """topology: None when none is newer than the version asked with."""
+
+    node_id: NodeId
+    topology: Topology | None
+
+
+class CatalogCall(msgspec.Struct, frozen=True, array_like=True):
+    """A command for the catalog (base.catalog_commands); any node passes it on. hops: how often it was passed on."""
+
+    command: bytes
+    timeout: float = 10.0
+    hops: int = 0
+
+
+class SyncCall(msgspec.Struct, frozen=True, array_like=True):
+    """Give the group's shard the collections of the catalog of at least `version`; asked of the shard's leader."""
+
+    group: GroupId
+    version: int
+    timeout: float = 10.0
+
+
+class FoundCall(msgspec.Struct, frozen=True, array_like=True):
+    """Start the catalog's group with these nodes, this one among them. uid: of the cluster to be."""
+
+    uid: int
+    voters: dict[NodeId, str]
+
+
+class WhoCall(msgspec.Struct, frozen=True, array_like=True):
+    """Who a node is, and whether it belongs to a cluster already."""
+
+
+class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """uid: 0 while the node belongs to no cluster. version: of the topology that it has."""
+
+    node_id: NodeId
+    address: str
+    incarnation: int
+    zone: str
+    weight: float
+    uid: int
+    version: int

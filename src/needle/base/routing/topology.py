@@ -1,0 +1,138 @@
+"""What is known about a sharded cluster at one version of its catalog: settings, nodes, shards, ownership, collections.
+
+Nodes and clients hold the same struct. Invariant: immutable; a newer one replaces it whole. `version` is the log index
+of the catalog command that made it; the map's `epoch` changes only when a key changes its shard.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+import xxhash
+
+from needle.base.errors import invalid
+from needle.base.ids import NodeId
+from needle.base.model import CollectionSpec
+from needle.base.routing.shard_map import KeyRange, ShardMap
+from needle.base.routing.strategy import CONSISTENT_HASH, ShardStrategy
+
+
+class NodeState(StrEnum):
+    """active: takes replicas. draining: keeps what it has until it is placed elsewhere. removed: gone for good; the id
+    is never used again."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    REMOVED = "removed"
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """incarnation: drawn when the node's data directory was made: the same id on another directory is another node."""
+
+    id: NodeId
+    address: str
+    incarnation: int
+    zone: str = ""
+    weight: float = 1.0
+    state: NodeState = NodeState.ACTIVE
+
+
+class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """replicas: nodes, the preferred leader first. founders: those that started the shard's Raft group; a node that is
+    added later waits until the group contacts it."""
+
+    shard: int
+    replicas: tuple[NodeId, ...]
+    founders: tuple[NodeId, ...]
+
+
+class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """id: tells a collection from an earlier one of the same name. nonce: of the call that created it."""
+
+    id: int
+    spec: CollectionSpec
+    nonce: int = 0
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the cluster was created."""
+
+    shard_count: int
+    replication_factor: int
+    virtual_nodes_per_shard: int = 100
+    strategy: ShardStrategy = CONSISTENT_HASH
+
+
+class Topology(msgspec.Struct, frozen=True, kw_only=True):
+    """See the module. Before the cluster is created: version 0, no settings, no map."""
+
+    version: int = 0
+    settings: ClusterSettings | None = None
+    map: ShardMap | None = None
+    catalog: tuple[NodeId, ...] = ()
+    nodes: tuple[NodeInfo, ...] = ()
+    shards: tuple[ShardInfo, ...] = ()
+    collections: tuple[CollectionInfo, ...] = ()
+
+    def node(self, node: NodeId) -> NodeInfo | None:
+        """What is known of a node, removed ones included."""
+        return next((info for info in self.nodes if info.id == node), None)
+
+    def address_of(self, node: NodeId) -> str | None:
+        """Where a node that was not removed listens."""
+        info = self.node(node)
+        return info.address if info is not None and info.state is not NodeState.REMOVED else None
+
+    def addresses(self) -> dict[NodeId, str]:
+        """Where each node listens, removed ones left out."""
+        return {info.id: info.address for info in self.nodes if info.state is not NodeState.REMOVED}
+
+    def collection(self, name: str) -> CollectionInfo | None:
+        return next((info for info in self.collections if info.spec.name == name), None)
+
+    def hosted_by(self, node: NodeId) -> list[ShardInfo]:
+        """The shards with a replica on `node`."""
+        return [info for info in self.shards if node in info.replicas]
+
+    def check_invariants(self) -> None:
+        """Raises InvalidArgument if nodes, shards and map contradict each other."""
+        known = set(self.addresses())
+        for info in self.shards:
+            if len(set(info.replicas)) != len(info.replicas) or not set(info.replicas) <= known or not info.replicas:
+                raise invalid(f"shard {info.shard}", info.replicas, "different nodes of the cluster, at least one")
+        if [info.shard for info in self.shards] != list(range(len(self.shards))):
+            raise invalid("shards", [info.shard for info in self.shards], "the numbers from 0, in order")
+        if not set(self.catalog) <= known:
+            raise invalid("catalog", self.catalog, "nodes of the cluster")
+        if self.map is not None:
+            self.map.check_invariants()
+            if not set(self.map.owners) <= set(range(len(self.shards))):
+                raise invalid("shard_map", sorted(set(self.map.owners)), "shards of the cluster only")
+
+
+class Ownership:
+    """The ranges of each shard at a map's epoch, with a fingerprint each: what an answer says it was computed on.
+
+    Naming a range list by (epoch, fingerprint) instead of spelling it out keeps 100 ranges a shard off every answer;
+    two lists that differ have different fingerprints (XXH3-64 of their encoding).
+    """
+
+    def __init__(self, shard_map: ShardMap) -> None:
+        self.map = shard_map
+        self.epoch = shard_map.epoch
+        self.owners = sorted(set(shard_map.owners))
+        self._ranges = {shard: shard_map.ranges(shard) for shard in self.owners}
+        self._prints = {shard: _fingerprint(ranges) for shard, ranges in self._ranges.items()}
+
+    def ranges(self, shard: int) -> list[KeyRange]:
+        """What a shard owns; [] for a shard that owns nothing."""
+        return self._ranges.get(shard, [])
+
+    def fingerprint(self, shard: int) -> int:
+        """Of its ranges."""
+        return self._prints.get(shard) or _fingerprint([])
+
+
+def _fingerprint(ranges: list[KeyRange]) -> int:
+    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(ranges))

@@ -1,0 +1,201 @@
+"""Group 0's state machine on disk: the topology, the applied index, its term and configuration, in one SQLite row.
+
+Durability order: a batch of entries is one synced transaction (synchronous=FULL: the catalog changes rarely), so
+everything applied is durable and a checkpoint has nothing to do. Installing a snapshot is one such transaction too:
+after a crash the old or the new state is there. Structurally `multiraft.ports.StateMachine`; it must not know Raft.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+import xxhash
+
+from needle.base import catalog_commands
+from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError, UnsupportedFormat
+from needle.base.routing.topology import Topology
+from needle.cluster.catalog import execute
+
+FILE_NAME: Final = "catalog.db"
+IMAGE_NAME: Final = "catalog.image"
+FORMAT_VERSION: Final = 1
+
+
+class Entry(Protocol):
+    """A committed entry (multiraft.ports.Applied)."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def conf(self) -> bytes | None: ...
+
+
+class ImageFile(msgspec.Struct, frozen=True, array_like=True):
+    """One file of a snapshot: name, size in bytes, xxh3-128 hex. Same shape as multiraft.ports.SnapshotFile."""
+
+    name: str
+    size: int
+    checksum: str
+
+
+class _State(msgspec.Struct, frozen=True):
+    """What the row and an image hold."""
+
+    topology: Topology = Topology()
+    index: int = 0
+    term: int = 0
+    conf: bytes = b""
+    format: int = FORMAT_VERSION
+
+
+class CatalogMachine:
+    """One replica of the catalog. Blocking; apply, export and install are ordered by a lock, `topology` is free."""
+
+    def __init__(self, directory: str) -> None:
+        """Open or create. Raises DiskFailed, StorageError or UnsupportedFormat."""
+        self._path = os.path.join(directory, FILE_NAME)
+        self._lock = threading.Lock()
+        self._broken: NeedleError | None = None
+        with _disk_errors(self._path):
+            os.makedirs(directory, exist_ok=True)
+            self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute("CREATE TABLE IF NOT EXISTS catalog (id INTEGER PRIMARY KEY, state BLOB NOT NULL)")
+                row = self._db.execute("SELECT state FROM catalog WHERE id = 1").fetchone()
+            except BaseException:
+                self._db.close()
+                raise
+        self._state = _decode(row[0], self._path) if row else _State()
+
+    # --- what the rest of the node reads -----------------------------------------------------------------------------
+    @property
+    def topology(self) -> Topology:
+        """As of the last applied entry."""
+        return self._state.topology
+
+    def digest(self) -> str:
+        """Equal at equal applied indexes on every replica: 32 hex digits over the topology."""
+        return xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode(self._state.topology))
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+    def applied_index(self) -> int:
+        return self._state.index
+
+    def applied_term(self) -> int:
+        return self._state.term
+
+    def conf(self) -> bytes:
+        """The encoded configuration in force at applied_index."""
+        return self._state.conf
+
+    def apply(self, entries: Sequence[Entry]) -> list[Any]:
+        """Apply consecutive entries in one transaction. One result each: a WriteResult, a NeedleError instance, or
+        None for an entry without a command or applied before."""
+        with self._exclusive():
+            topology, index, term, conf = msgspec.structs.astuple(self._state)[:4]
+            results: list[Any] = []
+            for entry in entries:
+                result: Any = None
+                if entry.index > index:
+                    if entry.data:
+                        topology, result = _execute(topology, entry)
+                    index, term = entry.index, entry.term
+                    conf = conf if entry.conf is None else entry.conf
+                results.append(result)
+            self._write(_State(topology, index, term, conf))
+            return results
+
+    def checkpoint(self) -> int:
+        """Everything applied is durable already; the applied index."""
+        return self._state.index
+
+    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[ImageFile]]:
+        """Write an image into `directory`: (index, term, conf, files)."""
+        state = self._state
+        data = msgspec.msgpack.encode(state)
+        path = os.path.join(directory, IMAGE_NAME)
+        with _disk_errors(path), open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        files = [ImageFile(IMAGE_NAME, len(data), xxhash.xxh3_128_hexdigest(data))]
+        return state.index, state.term, state.conf, files
+
+    def install_snapshot(self, directory: str) -> None:
+        """Replace everything by the image in `directory`, atomically; may be repeated."""
+        path = os.path.join(directory, IMAGE_NAME)
+        with _disk_errors(path):
+            data = Path(path).read_bytes()
+        try:
+            state = _decode(data, path)
+        except UnsupportedFormat as error:
+            raise CorruptSnapshot(f"{error.message}. Nothing was installed; the leader sends it again") from error
+        with self._exclusive():
+            self._write(state)
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock:
+            self._broken = self._broken or StorageError(f"{self._path} is closed")
+            self._db.close()
+
+    def _write(self, state: _State) -> None:
+        with _disk_errors(self._path):
+            self._db.execute("INSERT OR REPLACE INTO catalog VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+        self._state = state
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            try:
+                yield
+            except StorageError as error:
+                self._broken = error  # what is on disk is not known any more: open it again
+                raise
+
+
+def _execute(topology: Topology, entry: Entry) -> tuple[Topology, Any]:
+    # A command that this release cannot read must stop the replica: skipping it would make replicas differ.
+    return execute(topology, entry.index, catalog_commands.decode(entry.data))
+
+
+def _decode(data: bytes, path: str) -> _State:
+    try:
+        state = msgspec.msgpack.decode(data, type=_State)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnsupportedFormat(f"{path} does not hold a catalog: {error}", path=path) from None
+    if state.format != FORMAT_VERSION:
+        raise UnsupportedFormat(f"{path} has format {state.format}; this release reads {FORMAT_VERSION}", path=path)
+    return state
+
+
+@contextmanager
+def _disk_errors(path: str) -> Iterator[None]:
+    """SQLite's and the system's errors as ours."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise StorageError(
+                f"{path} is damaged ({error}). Stop this node, delete its directory and start it again: it gets the "
+                f"catalog from the other replicas",
+                path=path,
+            ) from error
+        raise DiskFailed(f"{path} cannot be read or written: {error}", path=path) from error
+    except (sqlite3.Error, OSError) as error:
+        raise DiskFailed(f"{path} cannot be read or written: {error}", path=path) from error

@@ -1,0 +1,169 @@
+"""The catalog: what it refuses, what a repeated command does, and that it survives restarts and snapshots."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.catalog_util import create, entry, node, spec, topology
+from needle.base.catalog_commands import (
+    CatalogCommand,
+    CreateCollection,
+    DropCollection,
+    RegisterNode,
+    RemoveNode,
+    SetReplicas,
+    decode,
+    encode,
+)
+from needle.base.errors import CollectionExists, CorruptSnapshot, InvalidArgument, StorageError, UnsupportedFormat
+from needle.base.model import WriteResult
+from needle.base.routing.shard_map import initial_map
+from needle.base.routing.strategy import HASH
+from needle.base.routing.topology import NodeState, Topology
+from needle.cluster.catalog import execute
+from needle.cluster.catalog_machine import IMAGE_NAME, CatalogMachine
+
+_nodes = st.integers(1, 8)
+_names = st.sampled_from(["a", "b", "c"])
+_commands: st.SearchStrategy[CatalogCommand] = st.one_of(
+    st.just(create()),
+    st.just(create(shards=2)),
+    st.builds(lambda n, port: RegisterNode(node(n, address=f"h:{port}")), _nodes, st.integers(1, 3)),
+    st.builds(lambda n: RegisterNode(node(n, incarnation=7)), _nodes),
+    st.builds(lambda n: RemoveNode(f"node-{n}"), _nodes),
+    st.builds(
+        lambda shard, after: SetReplicas(shard, list(topology().shards[shard % 4].replicas), after),
+        st.integers(-1, 4),
+        st.lists(_nodes.map(lambda n: f"node-{n}"), max_size=4),
+    ),
+    st.builds(
+        lambda name, d, ok, nonce: CreateCollection(spec(name, d), ok, nonce), _names, _nodes, st.booleans(), _nodes
+    ),
+    st.builds(DropCollection, _names, st.integers(1, 40)),
+)
+
+
+@given(st.lists(_commands, max_size=25))
+@settings(max_examples=150, deadline=None)
+def test_any_commands_keep_the_invariants_and_repeating_one_changes_nothing(commands: list[CatalogCommand]) -> None:
+    now, removed, used = Topology(), set[str](), set[int]()
+    for index, command in enumerate(commands, 1):
+        before = now
+        now, result = execute(now, index, decode(encode(command)))
+        now.check_invariants()
+        assert (now.version == index) == (now != before)
+        if not isinstance(result, WriteResult):
+            assert now is before
+        again, _ = execute(now, index + 1000, command)
+        assert again is now
+        removed |= {info.id for info in now.nodes if info.state is NodeState.REMOVED}
+        assert not removed & set(now.addresses())
+        new = {info.id for info in now.collections} - {info.id for info in before.collections}
+        assert not new & used
+        used |= new
+
+
+@given(st.lists(_commands, min_size=1, max_size=12), st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_restarts_and_snapshots_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory, commands: list[CatalogCommand], data: st.DataObject
+) -> None:
+    directory = tmp_path_factory.mktemp("catalog")
+    one, two = CatalogMachine(str(directory / "one")), CatalogMachine(str(directory / "two"))
+    for index, command in enumerate(commands, 1):
+        told = one.apply([entry(index, command, b"conf-%d" % index)])
+        assert told[0] is not None
+        if data.draw(st.booleans()):
+            one.close()
+            one = CatalogMachine(str(directory / "one"))
+        assert (one.applied_index(), one.applied_term(), one.conf()) == (index, 1, b"conf-%d" % index)
+    image = directory / "image"
+    image.mkdir()
+    index, _, conf, files = one.export_snapshot(str(image))
+    assert (index, conf) == (one.applied_index(), one.conf())
+    assert files[0].size == (image / IMAGE_NAME).stat().st_size
+    two.install_snapshot(str(image))
+    assert (two.digest(), two.topology, two.conf()) == (one.digest(), one.topology, one.conf())
+    assert two.apply([entry(index, commands[-1])]) == [None]
+    one.close()
+    two.close()
+
+
+def test_a_removed_or_forgetful_node_does_not_come_back() -> None:
+    now = topology()
+    now, _ = execute(now, 2, RegisterNode(node(9)))
+    moved, _ = execute(now, 3, RegisterNode(node(9, address="elsewhere:1", zone="b")))
+    assert moved.address_of("node-9") == "elsewhere:1"
+    assert execute(now, 3, RegisterNode(node(9)))[0] is now
+    _, forgot = execute(now, 4, RegisterNode(node(9, incarnation=5)))
+    assert isinstance(forgot, InvalidArgument)
+    assert "data directory" in forgot.message
+    gone, _ = execute(now, 5, RemoveNode("node-9"))
+    assert gone.address_of("node-9") is None
+    _, back = execute(gone, 6, RegisterNode(node(9)))
+    assert isinstance(back, InvalidArgument)
+    assert "not used again" in back.message
+    _, held = execute(now, 7, RemoveNode("node-1"))
+    assert isinstance(held, InvalidArgument)
+    assert "replicas" in held.message
+
+
+def test_collections_of_one_name_are_told_apart() -> None:
+    now, first = execute(topology(), 2, CreateCollection(spec("a"), False, 77))
+    assert isinstance(first, WriteResult)
+    same, again = execute(now, 3, CreateCollection(spec("a"), False, 77))
+    assert same is now
+    assert isinstance(again, WriteResult)
+    assert (again.version, again.existed) == (first.version, False)
+    assert isinstance(execute(now, 4, CreateCollection(spec("a"), False, 78))[1], CollectionExists)
+    assert isinstance(execute(now, 4, CreateCollection(spec("a", 5), True, 78))[1], CollectionExists)
+    dropped, _ = execute(now, 5, DropCollection("a", first.version))
+    later, _ = execute(dropped, 6, CreateCollection(spec("a"), False, 79))
+    assert execute(later, 7, DropCollection("a", first.version))[0] is later
+    assert later.collections[0].id == 6
+
+
+def test_a_cluster_is_created_once_and_completely() -> None:
+    now = topology(shards=4, factor=3, nodes=12)
+    assert [info.replicas for info in now.shards] == [tuple(f"node-{3 * s + n}" for n in (1, 2, 3)) for s in range(4)]
+    assert isinstance(execute(now, 2, create(shards=5, nodes=12))[1], InvalidArgument)
+    for broken in (
+        create().__class__(create().settings, create().map, create().nodes, ["node-99"], create().assignment),
+        create().__class__(create().settings, create().map, create().nodes[:2], [], create().assignment),
+        create().__class__(create().settings, initial_map(HASH, 5), create().nodes, ["node-1"], create().assignment),
+        create().__class__(
+            create().settings, create().map, [*create().nodes, node(1)], ["node-1"], create().assignment
+        ),
+    ):
+        same, error = execute(Topology(), 1, broken)
+        assert same == Topology()
+        assert isinstance(error, InvalidArgument)
+
+
+def test_damage_is_named_and_stops_the_replica(tmp_path: Path) -> None:
+    machine = CatalogMachine(str(tmp_path))
+    machine.apply([entry(1, create())])
+    (tmp_path / IMAGE_NAME).write_bytes(b"\x81nonsense")
+    with pytest.raises(CorruptSnapshot):
+        machine.install_snapshot(str(tmp_path))
+    assert machine.topology.version == 1
+    unknown = entry(2, None).__class__(2, 1, b"\x09x", None)
+    with pytest.raises(UnsupportedFormat):
+        machine.apply([unknown])
+    with pytest.raises(UnsupportedFormat):  # skipping it would make replicas differ
+        machine.apply([entry(3, create())])
+    machine.close()
+    with sqlite3.connect(tmp_path / "catalog.db") as db:
+        db.execute("UPDATE catalog SET state = x'00'")
+    with pytest.raises(UnsupportedFormat):
+        CatalogMachine(str(tmp_path))
+    for file in tmp_path.glob("catalog.db*"):
+        file.unlink()
+    (tmp_path / "catalog.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(StorageError, match="damaged"):
+        CatalogMachine(str(tmp_path))
