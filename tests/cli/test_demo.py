@@ -63,6 +63,7 @@ def test_the_demo_tells_the_truth_and_leaves_nothing_behind(place: Path) -> None
     outcome = json.loads(ran.stdout)
     failover, proof = outcome["failover"], outcome["proof"]
     assert outcome["passages"] == 2000 and len(outcome["answers"]) == 4
+    assert outcome["index_bytes"] > 2000 * 256 * 4  # the vectors alone
     assert all(len(answer["ids"]) == 3 and answer["strong_ms"] > 0 for answer in outcome["answers"])
     assert failover["killed"] != failover["new_leader"] and failover["term_after"] > failover["term_before"]
     assert 0 < failover["failover_ms"] < 10_000

@@ -26,7 +26,8 @@ from needle.cli.demo.supervisor import STATE_FILE, LocalCluster, free_ports, kep
 from needle.cli.embedding import DIMENSIONS, Embedder
 
 KEPT_PORT = 5001
-SETTINGS: dict[str, Any] = {"dimensions": DIMENSIONS, "metric": "cosine", "segments": {"seal_rows": 2000}}
+SEAL_ROWS = 2000
+SETTINGS: dict[str, Any] = {"dimensions": DIMENSIONS, "metric": "cosine", "segments": {"seal_rows": SEAL_ROWS}}
 
 
 def kept_directory() -> Path:
@@ -117,6 +118,7 @@ def _perform(cluster: LocalCluster, limit: int | None, told: Console) -> Outcome
             story = Story(cluster, client, embedder, told)
             await story.wait_ready()
             await story.load(passages, vectors)
+            await story.wait_indexed(SEAL_ROWS)
             await story.ask()
             await story.prove(await story.lose_the_leader(vectors))
             return story.outcome

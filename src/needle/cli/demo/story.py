@@ -96,6 +96,29 @@ class Story:
             f"({inserted / self.outcome.load_seconds:,.0f} a second, each on disk on a majority)"
         )
 
+    async def wait_indexed(self, vectors: int) -> None:
+        """Until every node has the index over all but the last, incomplete batch of vectors: the same bytes, built
+        once. `vectors`: how many wait at the most before they are indexed."""
+        if self.outcome.passages < vectors:
+            return  # so few are searched exactly, without an index
+
+        async def same() -> bool:
+            names = [[path.name for path in self._cluster.index_files(node)] for node in self._cluster.addresses]
+            covered = sum(_rows(name) for name in names[0])
+            return covered > self.outcome.passages - vectors and all(found == names[0] for found in names)
+
+        started = time.perf_counter()
+        await self._until(same, READY_SECONDS, "the replicas do not get the same index")
+        self.outcome.index_seconds = time.perf_counter() - started
+        files = [b"".join(path.read_bytes() for path in self._cluster.index_files(n)) for n in self._cluster.addresses]
+        if any(content != files[0] for content in files):
+            raise Internal("index files of one name differ between replicas")
+        self.outcome.index_bytes = len(files[0])
+        self.say(
+            f"index built once and shipped in {self.outcome.index_seconds:.1f} s: the same "
+            f"{len(files[0]) / 1e6:.1f} MB, byte for byte, on all {len(files)} replicas"
+        )
+
     async def ask(self) -> None:
         """A few questions in words, in each read mode; all replicas must give the same hits."""
         await self._settle(len(self._cluster.addresses))
@@ -245,6 +268,12 @@ class Story:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"{problem} within {seconds:.0f} s")
             await asyncio.sleep(0.02)
+
+
+def _rows(name: str) -> int:
+    """How many ordinals an index file covers, by its name `<collection>-<first>-<last>-<checksum>.seg`."""
+    _, first, last, _ = name.split("-")
+    return int(last) - int(first) + 1
 
 
 class _WriteStream:

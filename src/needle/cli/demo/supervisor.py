@@ -70,6 +70,10 @@ class LocalCluster:
     def log_file(self, node: str) -> Path:
         return self.directory / f"{node}.log"
 
+    def index_files(self, node: str) -> list[Path]:
+        """The published index files of a node, complete ones only (docs/segments.md); by name."""
+        return sorted(self.data_directory(node).glob("shards/*/state-*/segments/*.seg"), key=lambda path: path.name)
+
     def start_all(self) -> None:
         for node in self.addresses:
             self.start(node)
