@@ -158,7 +158,11 @@ class ProcessCluster:
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def __aenter__(self) -> ProcessCluster:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -187,7 +187,8 @@ class GroupClient:
         if isinstance(error, Overloaded):
             attempts.backoff = max(attempts.backoff, 0.05)
         elif isinstance(error, NotLeader):
-            hint = error.details.get("leader_address")
+            # The address that works for us, if we know one, rather than the one the nodes use among themselves.
+            hint = directory.address_of(str(error.details.get("leader"))) or error.details.get("leader_address")
             if hint and hint != address and attempts.hints < HINTS_MAX:
                 attempts.hints += 1
                 directory.set_leader(self.group, str(hint))

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from needle.base import protocol
 from needle.base.commands import CreateCollection, encode
 from needle.base.config import RaftConfig
-from needle.base.errors import CollectionExists, NeedleError, StorageError, TooStale, Unavailable
+from needle.base.errors import NeedleError, StorageError, TooStale, Unavailable
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, Metric
 from needle.base.protocol import GroupCall
@@ -64,6 +64,8 @@ class HostedReplica:
         self._fresh_at = float("-inf")
         self._fresh_index = 0
         self._asking: asyncio.Task[None] | None = None
+        self.settled = False
+        self._settling: asyncio.Task[None] | None = None
         self.keeper = SegmentKeeper(
             replica,
             is_leader=lambda: not host.stopped and host.is_leader(group),
@@ -85,7 +87,7 @@ class HostedReplica:
 
     async def stop(self) -> None:
         """End the background work; searches that run finish."""
-        tasks = [*self._tasks, *([self._asking] if self._asking is not None else [])]
+        tasks = [*self._tasks, *(task for task in (self._asking, self._settling) if task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -112,7 +114,6 @@ class HostedReplica:
         """Tell the keeper what changed; catch up once; make the first collection when this node leads."""
         host, group = self._host, self.group
         seen: tuple[int, str | None] | None = None
-        created = self._config.dimensions is None
         while not host.stopped:
             now = (host.applied_index(group), host.leader(group))
             if now != seen:
@@ -120,8 +121,8 @@ class HostedReplica:
                 self.keeper.kick()
             if not self.caught_up and now[1] is not None:
                 await self._catch_up()
-            if not created and host.is_leader(group):
-                created = await self._create_default()
+            if not self.settled and host.is_leader(group):
+                await self._try_to_settle()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _catch_up(self) -> None:
@@ -133,25 +134,66 @@ class HostedReplica:
         else:
             self.caught_up = True
 
-    async def _create_default(self) -> bool:
-        """The collection `default` of the configuration; whether that is settled."""
-        dimensions = self._config.dimensions
-        if dimensions is None:
-            return True
-        spec = CollectionSpec(
-            name="default", dimensions=dimensions, metric=Metric(self._config.metric), index=self._config.index
-        )
-        if spec in self.replica.collections():
-            return True
-        command = CreateCollection(spec, True)
+    async def _try_to_settle(self) -> None:
         try:
-            await self._host.propose(self.group, encode(self.replica.validate(command)), PROPOSE_SECONDS)
-        except CollectionExists as error:
-            log.warning("dimensions, metric or index of the configuration are not those of `default`: %s", error)
-        except NeedleError as error:
-            log.info("collection `default` not created yet: %s", error)
-            return False
-        return True
+            await self.settle(CATCH_UP_SECONDS)
+        except Unavailable as error:
+            log.info("%s", error)
+        else:
+            self._warn_of_other_settings()
+
+    def _warn_of_other_settings(self) -> None:
+        config = self._config
+        wanted = (config.dimensions, config.metric, config.index)
+        for spec in self.replica.collections():
+            if spec.name == "default" and config.dimensions is not None:
+                there = (spec.dimensions, str(spec.metric), spec.index)
+                if there != wanted:
+                    log.warning("the collection `default` has %s, the configuration says %s", there, wanted)
+
+    # --- the first collection ----------------------------------------------------------------------------------------
+    async def settle(self, timeout: float) -> None:
+        """On a leader, before it serves: the configured collection `default` exists, if this group was never used.
+
+        A group in which it was dropped has sessions, so it is not made again. Raises Unavailable when it cannot be
+        told in time.
+        """
+        if self.settled:
+            return
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().create_task(self._settle())
+        settling = self._settling
+        await asyncio.wait((settling,), timeout=timeout)
+        if not settling.done():
+            raise Unavailable(f"group {self.group} is still being set up", group=self.group)
+        if (error := settling.exception()) is not None:
+            raise Unavailable(f"group {self.group} is not set up yet: {error}", group=self.group) from error
+
+    async def _settle(self) -> None:
+        config, host = self._config, self._host
+        try:
+            await host.read_index(self.group, PROPOSE_SECONDS)
+            if config.dimensions is not None and not self.used():
+                spec = CollectionSpec(
+                    name="default", dimensions=config.dimensions, metric=Metric(config.metric), index=config.index
+                )
+                command = self.replica.validate(CreateCollection(spec, True))
+                await host.propose(self.group, encode(command), PROPOSE_SECONDS)
+            self.settled = True
+        finally:
+            self._settling = None
+
+    def used(self) -> bool:
+        """Whether anything was ever written to this group, as far as this replica knows."""
+        return bool(self.replica.collections() or self.replica.session_rows())
+
+    def check_used(self) -> None:
+        """On any replica, before an eventual read: a configured collection that is not here yet is no error of the
+        caller. Raises Unavailable."""
+        if not self.settled and self._config.dimensions is not None:
+            if not self.used():
+                raise Unavailable(f"this replica of group {self.group} has no data yet", group=self.group)
+            self.settled = True
 
     # --- freshness ---------------------------------------------------------------------------------------------------
     async def leader_index(self, timeout: float) -> int:

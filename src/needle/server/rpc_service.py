@@ -19,6 +19,7 @@ from needle.base.errors import (
     NeedleError,
     NotLeader,
     TooStale,
+    UnsupportedFormat,
     invalid,
 )
 from needle.base.ids import GroupId, NodeId
@@ -138,10 +139,15 @@ class RpcService:
         hosted, host, group = self._node.hosted(call.group), self._host, call.group
         if not host.is_leader(group):
             raise self._not_leader(group)
-        command = commands.decode(call.command)
+        try:
+            command = commands.decode(call.command)
+        except UnsupportedFormat as error:
+            raise InvalidArgument(error.message, field="command") from error
         if isinstance(command, commands.PublishSegment):
             raise InvalidArgument("segments are published by leaders only", field="command")
         timeout = _timeout(call.timeout)
+        if not hosted.settled:
+            await hosted.settle(timeout)
         try:
             checked = hosted.replica.validate(command)
         except NeedleError:
@@ -161,11 +167,13 @@ class RpcService:
         """Wait until this replica may answer a read of that freshness."""
         hosted, host = self._node.hosted(group), self._host
         timeout = _timeout(fresh.timeout)
-        if fresh.mode is ReadMode.STRONG:
-            await host.read_index(group, timeout)
-        elif fresh.mode is ReadMode.LEASED:
-            await host.read_leased(group, timeout)
+        if fresh.mode is not ReadMode.EVENTUAL:
+            if not hosted.settled and host.is_leader(group):
+                await hosted.settle(timeout)
+            read = host.read_index if fresh.mode is ReadMode.STRONG else host.read_leased
+            await read(group, timeout)
         else:
+            hosted.check_used()
             if host.maintenance:
                 raise InMaintenance(f"node {self._node.node_id} is in maintenance and serves no eventual reads")
             if fresh.max_staleness:

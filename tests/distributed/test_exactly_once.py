@@ -1,0 +1,54 @@
+"""A write whose answer is lost on the way is repeated by the client and executed once."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import needle
+from harness.link_proxy import LinkProxy
+from harness.process_cluster import ProcessCluster, wait_for
+from needle.base.errors import OutcomeUnknown
+
+VECTOR = np.ones(8, dtype=np.float32)
+
+
+async def test_a_write_whose_answer_is_lost_is_not_executed_twice(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, nodes=1) as cluster, cluster.connect() as observer:
+        proxy = LinkProxy(cluster.addresses[0])
+        async with needle.connect([await proxy.start()]) as client:
+            first = await client.insert_if_absent("first", VECTOR)
+            proxy.silence("back")
+            writes = [asyncio.create_task(client.insert_if_absent(f"lost-{n}", VECTOR)) for n in range(20)]
+            counted = asyncio.create_task(client.delete(["first"]))
+
+            async def all_executed() -> bool:
+                return await observer.count() == 20
+
+            await wait_for(all_executed, 5, "20 writes and a delete executed")
+            applied = (await observer.status()).last_applied
+            assert not any(task.done() for task in [*writes, counted])
+            proxy.drop_held()
+            proxy.heal()
+            results = await asyncio.gather(*writes)
+            # Executed twice, the second insert would have been AlreadyExists, and the second delete count 0.
+            assert (await counted).count == 1
+            assert all(first.version < result.version and result.index <= applied for result in results)
+            # They were sent again, and recognised: the log grew, the documents did not.
+            assert (await observer.status()).last_applied >= applied + 20
+            assert await observer.count() == 20
+        await proxy.stop()
+
+
+async def test_a_write_that_is_never_answered_has_an_unknown_outcome(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, nodes=1) as cluster:
+        proxy = LinkProxy(cluster.addresses[0])
+        async with needle.connect([await proxy.start()]) as client:
+            await client.insert("a", VECTOR)
+            proxy.silence("back")
+            with pytest.raises(OutcomeUnknown, match="may or may not"):
+                await client.insert("b", VECTOR, timeout=1.0)
+            proxy.heal()
+            await client.insert("c", VECTOR)
+        await proxy.stop()

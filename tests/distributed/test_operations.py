@@ -1,0 +1,130 @@
+"""Looking after real processes: handing leadership over, maintenance, forced elections, membership, stopping."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from harness.process_cluster import NodeProcess, ProcessCluster, free_ports, wait_for
+from needle.base.errors import InMaintenance, InvalidArgument
+
+VECTOR = [1.0] * 8
+
+
+async def test_step_down_moves_leadership_and_loses_no_write(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+        before = await cluster.leader()
+        writes = [asyncio.create_task(client.insert_if_absent(f"d{n}", VECTOR)) for n in range(200)]
+        target = next(name for name in cluster.nodes if name != before)
+        assert await client.step_down(target) == target
+        await asyncio.gather(*writes)
+        assert await cluster.leader() == target
+        assert await client.count() == 200
+        assert await client.step_down() != target
+        with pytest.raises(InvalidArgument, match="nobody"):
+            await client.step_down("nobody")
+
+
+async def test_maintenance_drains_a_leader_and_brings_it_back(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+        await client.insert("a", VECTOR)
+        node = await cluster.leader()
+        await client.enter_maintenance_mode(node)
+        assert await cluster.leader() != node
+        status, why = await cluster.http(node, "/readyz")
+        assert (status, why.strip()) == (503, "not ready: in maintenance")
+        assert (await cluster.http(node, "/livez"))[0] == 200
+        assert (await client.node_status(node)).maintenance
+        async with cluster.connect(node) as drained:
+            for _ in range(6):
+                # The node itself refuses eventual reads; the client goes to the others.
+                assert [hit.id for hit in await drained.search_eventual(VECTOR, 1, session=True)] == ["a"]
+        with pytest.raises(InMaintenance):
+            await client.force_new_election(node)
+        await client.insert("b", VECTOR)
+        await client.exit_maintenance_mode(node)
+        assert (await client.node_status(node)).documents == 2
+        await cluster.ready(node, deadline=5)
+        await client.step_down(node)
+        assert await cluster.leader() == node
+
+
+async def test_a_forced_election_elects_and_keeps_the_data(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+        await client.insert("a", VECTOR)
+        for name in cluster.nodes:
+            await client.force_new_election(name)
+        await cluster.leader()
+        await client.insert("b", VECTOR)
+        assert await client.count() == 2
+        await cluster.equal_digests()
+
+
+async def test_a_node_is_added_as_learner_then_promoted_and_another_removed(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, snapshot_threshold=40) as cluster, cluster.connect() as client:
+        for n in range(120):
+            await client.insert(f"d{n}", VECTOR)
+        ports = free_ports(2)
+        settings = cluster.nodes["node-1"].settings
+        new = NodeProcess(
+            "node-4",
+            tmp_path,
+            {
+                **settings,
+                "node_id": "node-4",
+                "join": True,
+                "cluster_nodes": [*settings["cluster_nodes"], f"node-4=127.0.0.1:{ports[0]}"],
+                "listen": f"127.0.0.1:{ports[0]}",
+                "http_address": f"127.0.0.1:{ports[1]}",
+                "data_dir": str(tmp_path / "node-4"),
+            },
+        )
+        cluster.nodes["node-4"] = new
+        new.start()
+        voters = ["node-1", "node-2", "node-3"]
+        with pytest.raises(InvalidArgument, match="node-4"):
+            await client.change_membership(voters, ["node-4"])
+        await client.change_membership(voters, ["node-4"], addresses={"node-4": new.address})
+        await cluster.ready("node-4")
+        assert (await client.node_status(new.address)).state == "Learner"
+        assert (await client.node_status(new.address)).documents == 120
+        await client.change_membership(["node-2", "node-3", "node-4"])
+        assert sorted((await client.status()).voters) == ["node-2", "node-3", "node-4"]
+        cluster.kill("node-1")
+        del cluster.nodes["node-1"]
+        await client.insert("after", VECTOR)
+        # The address of the new node survives a restart of those that learned it.
+        for name in ("node-2", "node-3"):
+            cluster.kill(name)
+            cluster.restart(name)
+        await cluster.ready()
+        async with cluster.connect() as again:
+            await again.insert("last", VECTOR)
+            assert await again.count() == 122
+
+
+async def test_sigterm_hands_over_and_exits_with_zero(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+        await client.insert("a", VECTOR)
+        leader = await cluster.leader()
+        code = await asyncio.to_thread(cluster.terminate, leader)
+        assert code == 0, cluster.nodes[leader].output()[-2000:]
+        await client.insert("b", VECTOR)
+        cluster.restart(leader)
+        await cluster.ready(leader)
+        await cluster.equal_digests()
+
+
+async def test_readyz_comes_back_after_every_restart(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, snapshot_threshold=20) as cluster, cluster.connect() as client:
+        leader = await cluster.leader()
+        follower = next(name for name in cluster.nodes if name != leader)
+        cluster.kill(follower)
+        for n in range(100):
+            await client.insert(f"d{n}", VECTOR)
+        cluster.restart(follower)
+        await cluster.ready(follower)
+        assert (await client.node_status(follower)).documents == 100
+        cluster.kill(follower)
+        cluster.restart(follower)
+        await wait_for(lambda: cluster.is_ready(follower), 10, "the follower being ready again")
