@@ -162,6 +162,7 @@ class HostedReplica:
             return
         if self._settling is None:
             self._settling = asyncio.get_running_loop().create_task(self._settle())
+            self._settling.add_done_callback(_seen)
         settling = self._settling
         await asyncio.wait((settling,), timeout=timeout)
         if not settling.done():
@@ -215,6 +216,7 @@ class HostedReplica:
                 raise TooStale(f"no leader confirmed within {timeout:g} s how fresh this replica is")
             if self._asking is None:
                 self._asking = asyncio.get_running_loop().create_task(self._ask(left))
+                self._asking.add_done_callback(_seen)
             asking = self._asking
             await asyncio.wait((asking,), timeout=left)
             if asking.done() and (error := asking.exception()) is not None:
@@ -237,3 +239,9 @@ class HostedReplica:
         finally:
             self._asking = None
         self._fresh_at, self._fresh_index = asked_at, index
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Whoever waits for the task raises its error; when nobody does any more, it counts as seen."""
+    if not task.cancelled():
+        task.exception()

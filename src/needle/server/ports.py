@@ -16,7 +16,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
-from needle.multiraft.lmdb_store import LmdbStore
+from needle.multiraft.wal_store import WalStore
 from needle.multiraft.ports import KeyValueStore, StateMachine, Transport
 from needle.rpc.connection import RpcLimits
 from needle.rpc.peer_transport import PeerTransport
@@ -150,7 +150,9 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
         file_pool=ThreadPool("files"),
         listen=listen,
         peers=peers,
-        open_store=lambda directory: LmdbStore(directory, size_max=config.log_bytes_max),
+        open_store=lambda directory: WalStore(
+            directory, size_max=config.log_bytes_max, salt=lambda: rng.getrandbits(64)
+        ),
         disk=ReplicaDisk(),
         files=Files(),
         claim=claim,

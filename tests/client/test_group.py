@@ -1,0 +1,195 @@
+"""The client's decisions against a scripted network: what is repeated, with which number, and which error is told."""
+
+import asyncio
+import random
+
+import pytest
+
+from harness.process_cluster import wait_for
+from needle.base import protocol
+from needle.base.commands import Insert, OpenSession, decode
+from needle.base.errors import (
+    AlreadyExists,
+    ConnectionLost,
+    DeadlineExceeded,
+    NeedleError,
+    NoQuorum,
+    NotLeader,
+    OutcomeUnknown,
+    SessionExpired,
+    WrongCluster,
+)
+from needle.base.model import HitBatch, WriteResult
+from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
+from needle.client import Client
+
+ADDRESSES = {"n1": "h:1", "n2": "h:2", "n3": "h:3"}
+VECTOR = [1.0, 0.0]
+
+
+class Network:
+    """Three nodes; `leader` leads. answers: for each write in turn an error to raise, None to execute it."""
+
+    def __init__(self) -> None:
+        self.leader: str | None = "n1"
+        self.down: set[str] = set()
+        self.script: list[NeedleError | None] = []
+        self.writes: list[tuple[str, Insert]] = []
+        self.calls: list[tuple[str, str]] = []
+        self.sessions = 0
+        self.stale_hint: str | None = None
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        self.calls.append((address, method))
+        await asyncio.sleep(0)
+        node = next(name for name, there in ADDRESSES.items() if there == address)
+        if node in self.down:
+            raise ConnectionLost(f"cannot connect to {address}", address=address)
+        if method == protocol.LEADER:
+            protocol.decode(body, GroupCall)
+            return protocol.encode(LeaderAnswer(node, self.stale_hint or self.leader, 1, ADDRESSES))
+        if method == protocol.SEARCH:
+            return protocol.encode(HitBatch([], [], [], [], b"", 7))
+        if node != self.leader:
+            raise NotLeader("not here", leader=self.leader, leader_address=ADDRESSES.get(self.leader or ""))
+        command = decode(protocol.decode(body, WriteCall).command)
+        if isinstance(command, OpenSession):
+            self.sessions += 1
+            return protocol.encode(WriteResult(version=0, index=100 * self.sessions))
+        assert isinstance(command, Insert)
+        self.writes.append((node, command))
+        error = self.script.pop(0) if self.script else None
+        if error is not None:
+            raise error
+        return protocol.encode(WriteResult(version=9, index=len(self.writes)))
+
+    def connected(self, address: str) -> bool:
+        return True
+
+    async def connect(self, address: str, timeout: float) -> None:
+        raise AssertionError("connected() says there is no need")
+
+    async def close(self) -> None:
+        return
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+@pytest.fixture
+def client(network: Network) -> Client:
+    return Client(network, ADDRESSES.values(), rng=random.Random(1))
+
+
+def numbers(network: Network) -> list[tuple[int, int]]:
+    return [(command.session.id, command.session.seq) for _, command in network.writes]
+
+
+async def test_a_lost_answer_is_asked_for_again_under_the_same_number(network: Network, client: Client) -> None:
+    network.script = [ConnectionLost("gone"), DeadlineExceeded("late"), OutcomeUnknown("leader lost"), None]
+    result = await client.insert("a", VECTOR)
+    assert result.version == 9
+    assert numbers(network) == [(100, 1)] * 4
+
+
+async def test_concurrent_writes_share_one_session_and_never_a_number(network: Network, client: Client) -> None:
+    await asyncio.gather(*(client.insert(f"d{n}", VECTOR) for n in range(50)))
+    assert network.sessions == 1
+    assert sorted(numbers(network)) == [(100, n) for n in range(1, 51)]
+
+
+async def test_acked_never_passes_a_write_that_still_waits(network: Network, client: Client) -> None:
+    await client.insert("first", VECTOR)
+    network.script = [ConnectionLost("gone")] * 3
+    slow = asyncio.create_task(client.insert("slow", VECTOR))
+    await wait_for(lambda: any(command.ids == ["slow"] for _, command in network.writes), 5)
+    for n in range(5):
+        await client.insert(f"quick-{n}", VECTOR)
+    await slow
+    sent = {command.ids[0]: command.session for _, command in network.writes}
+    waiting = next(command.session.seq for _, command in network.writes if command.ids == ["slow"])
+    assert sent["quick-0"].acked <= waiting
+    await client.insert("last", VECTOR)
+    assert network.writes[-1][1].session.acked == sent["quick-4"].seq + 1
+
+
+async def test_an_expired_session_is_opened_anew_unless_the_write_was_sent_before(
+    network: Network, client: Client
+) -> None:
+    network.script = [SessionExpired("unknown here")]
+    assert (await client.insert("a", VECTOR)).version == 9
+    assert numbers(network) == [(100, 1), (200, 1)]
+    network.script = [ConnectionLost("gone"), SessionExpired("unknown here")]
+    with pytest.raises(OutcomeUnknown):
+        await client.insert("b", VECTOR)
+
+
+async def test_a_refusal_is_told_at_once(network: Network, client: Client) -> None:
+    network.script = [AlreadyExists("there", version=3)]
+    with pytest.raises(AlreadyExists):
+        await client.insert_if_absent("a", VECTOR)
+    assert len(network.writes) == 1
+
+
+async def test_the_leader_is_found_again_after_it_moved(network: Network, client: Client) -> None:
+    await client.insert("a", VECTOR)
+    network.leader = "n3"
+    await client.insert("b", VECTOR)
+    assert [node for node, _ in network.writes] == ["n1", "n3"]
+    network.down = {"n3"}
+    network.leader = "n2"
+    await client.insert("c", VECTOR)
+    assert network.writes[-1][0] == "n2"
+
+
+async def test_many_callers_share_one_search_for_the_leader(network: Network, client: Client) -> None:
+    await asyncio.gather(*(client.insert(f"d{n}", VECTOR) for n in range(50)))
+    asked = [address for address, method in network.calls if method == protocol.LEADER]
+    assert len(asked) == 3
+
+
+async def test_without_a_leader_the_error_names_the_silent_nodes(network: Network, client: Client) -> None:
+    network.leader = None
+    network.down = {"n2", "n3"}
+    with pytest.raises(NoQuorum, match=r"2 of 3 nodes did not answer.*h:2.*h:3"):
+        await client.insert("a", VECTOR, timeout=0.2)
+
+
+async def test_a_write_sent_and_never_answered_is_unknown(network: Network, client: Client) -> None:
+    await client.insert("a", VECTOR)
+    network.script = [ConnectionLost("gone")] * 1000
+    with pytest.raises(OutcomeUnknown, match="may or may not"):
+        await client.insert("b", VECTOR, timeout=0.2)
+
+
+async def test_nodes_that_all_refuse_us_are_not_asked_for_ever() -> None:
+    class Refusing(Network):
+        async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+            raise WrongCluster("theirs, not ours")
+
+    with pytest.raises(WrongCluster):
+        await Client(Refusing(), ["h:1", "h:2"], rng=random.Random(1)).insert("a", VECTOR)
+
+
+async def test_eventual_reads_take_turns_and_avoid_a_failing_node(network: Network, client: Client) -> None:
+    def asked() -> list[str]:
+        return [address for address, method in network.calls if method == protocol.SEARCH]
+
+    for _ in range(6):
+        await client.search_eventual(VECTOR, 1)
+    assert sorted(asked()) == sorted(list(ADDRESSES.values()) * 2)
+    network.down = {"n2"}
+    network.calls.clear()
+    for _ in range(12):
+        await client.search_eventual(VECTOR, 1)
+    assert asked().count("h:2") == 1
+
+
+async def test_a_session_read_carries_the_newest_index_seen(network: Network, client: Client) -> None:
+    await client.insert("a", VECTOR)
+    group = client.group(1)
+    assert group.last_index == 1
+    await client.search_eventual(VECTOR, 1, session=True)
+    assert group.last_index == 7

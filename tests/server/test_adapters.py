@@ -1,0 +1,135 @@
+"""The real clock, threads, data directory, address book and HTTP of a node."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from needle.base.errors import ConfigError, StorageError, Unavailable, UnsupportedFormat
+from needle.server.address_book import AddressBook
+from needle.server.data_dir import claim, load_addresses, save_addresses
+from needle.server.http import HttpServer
+from needle.server.runtime import SystemClock, ThreadPool
+
+
+async def test_a_pool_runs_in_its_threads_and_raises_what_they_raise() -> None:
+    pool = ThreadPool("test", 2)
+    assert await pool.run(lambda: threading.current_thread().name) in ("needle-test-0", "needle-test-1")
+    with pytest.raises(KeyError):
+        await pool.run({}.__getitem__, "x")
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await pool.run(next, iter(()))
+    assert await asyncio.gather(*(pool.run(pow, n, 2) for n in range(100))) == [n * n for n in range(100)]
+    pool.close()
+    pool.close()
+    with pytest.raises(Unavailable):
+        await pool.run(print)
+
+
+async def test_a_cancelled_caller_does_not_stop_the_pool() -> None:
+    pool = ThreadPool("test")
+    gate = threading.Event()
+    waiting = asyncio.create_task(pool.run(gate.wait))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    gate.set()
+    assert await pool.run(lambda: 7) == 7
+    pool.close()
+
+
+def test_the_clock_never_goes_back() -> None:
+    clock = SystemClock()
+    times = [clock.monotonic() for _ in range(1000)]
+    assert times == sorted(times)
+    assert clock.wall() > 1.6e9
+
+
+def test_a_directory_belongs_to_one_process_and_one_node(tmp_path: Path) -> None:
+    path = str(tmp_path / "data")
+    release = claim(path, "a", "c")
+    with pytest.raises(StorageError, match="in use by process"):
+        claim(path, "a", "c")
+    release()
+    for node, cluster, field in (("b", "c", "node_id"), ("a", "d", "cluster_id")):
+        with pytest.raises(UnsupportedFormat, match=field):
+            claim(path, node, cluster)
+    claim(path, "a", "c")()
+
+
+def test_configured_addresses_win_and_learned_ones_are_kept(tmp_path: Path) -> None:
+    path = str(tmp_path)
+    changes = []
+    book = AddressBook({"a": "h:1"}, load_addresses(path), lambda new: save_addresses(path, new))
+    book.changed = lambda: changes.append(book.all())
+    assert book.learn({"a": "other:9", "b": "h:2"})
+    assert not book.learn({"b": "h:2"})
+    assert book.all() == {"a": "h:1", "b": "h:2"}
+    assert changes == [{"a": "h:1", "b": "h:2"}]
+    again = AddressBook({"a": "h:1"}, load_addresses(path), lambda new: None)
+    assert again.get("b") == "h:2"
+    with pytest.raises(ConfigError, match="address of c"):
+        book.learn({"c": "nowhere"})
+
+
+class _Health:
+    why = ""
+
+    def alive(self) -> bool:
+        return self.why != "stopped"
+
+    def not_ready(self) -> str:
+        return self.why
+
+    content_type = "text/plain"
+
+    def render(self) -> bytes:
+        return b"a_metric 1\n"
+
+
+async def _ask(address: str, request: bytes) -> bytes:
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "body"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nconnection: close\r\n\r\n", 200, b"a_metric 1\n"),
+        (b"HEAD /metrics HTTP/1.1\r\nconnection: close\r\n\r\n", 200, b""),
+        (b"GET /readyz?x=1 HTTP/1.1\r\nconnection: close\r\n\r\n", 200, b"ok\n"),
+        (b"GET /other HTTP/1.1\r\nconnection: close\r\n\r\n", 404, b"served here"),
+        (b"DELETE /metrics HTTP/1.1\r\nconnection: close\r\n\r\n", 405, b"only GET"),
+        (b"nonsense\r\n\r\n", 400, b""),
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", 400, b"at most"),
+    ],
+)
+async def test_http(request_bytes: bytes, status: int, body: bytes) -> None:
+    health = _Health()
+    server = HttpServer("127.0.0.1:1", health, health)
+    server._port = 0
+    await server.start()
+    try:
+        answer = await _ask(server.address, request_bytes)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert body in answer.partition(b"\r\n\r\n")[2]
+    finally:
+        await server.stop()
+
+
+async def test_probes_tell_why() -> None:
+    health = _Health()
+    server = HttpServer("127.0.0.1:1", health, health)
+    assert server.answer("GET", "/readyz")[0] == 200
+    health.why = "in maintenance"
+    assert server.answer("GET", "/readyz")[::2] == (503, b"not ready: in maintenance\n")
+    assert server.answer("GET", "/livez")[0] == 200
+    health.why = "stopped"
+    assert server.answer("GET", "/livez")[0] == 503
+    health.why = ""
+    server.draining = True
+    assert server.answer("GET", "/readyz")[0] == 503
