@@ -184,9 +184,13 @@ class SimLoop(asyncio.BaseEventLoop):
             self._runnable.remove(process)
 
     def resume(self, process: Process) -> None:
-        """SIGCONT."""
+        """SIGCONT. What arrived meanwhile comes before the timers that went off: asyncio looks at sockets first."""
         if process.paused:
             process.paused = False
+            late = [handle for handle in process.ready if isinstance(handle, asyncio.TimerHandle)]
+            arrived = [handle for handle in process.ready if not isinstance(handle, asyncio.TimerHandle)]
+            process.ready.clear()
+            process.ready.extend([*arrived, *late])
             if process.ready:
                 self._runnable.append(process)
 

@@ -108,6 +108,25 @@ class Injector:
             self._loop.pause(process)
             await self._hold(fault.seconds, lambda: self._loop.resume(process))
 
+    async def _pause_cut(self, fault: Fault, name: str) -> None:
+        """The leader is paused and cut off; when it goes on, clients reach it before it hears of its successor."""
+        name = self._patient.leader() or name
+        process = self._patient.machines[name].process
+        links = _both(name, [node for node in sorted(self._patient.machines) if node != name])
+        for link in links:
+            self._network.block(*link)
+        if process is not None:
+            self._loop.pause(process)
+        try:
+            await asyncio.sleep(fault.seconds)
+            if process is not None:
+                self._loop.resume(process)
+            await asyncio.sleep(0.5)
+        finally:
+            if process is not None:
+                self._loop.resume(process)
+            _each(lambda link: self._network.unblock(*link), links)
+
     async def _admin(self, fault: Fault, name: str) -> None:
         await self._patient.admin(name, fault.kind)
         after = {"maintenance": "end-maintenance", "demote": "restore", "remove": "restore", "replace": "restore"}.get(
@@ -118,6 +137,17 @@ class Injector:
                 await asyncio.sleep(fault.seconds)
             finally:
                 self._loop.create_task(self._patient.admin(name, after))
+
+    async def _step_down_cut(self, fault: Fault, name: str) -> None:
+        """The leader hands over, and is cut off while it does: it must not serve reads from its lease any more."""
+        name = self._patient.leader() or name
+        others = [node for node in sorted(self._patient.machines) if node != name]
+        await self._patient.admin(name, "step-down")
+        await asyncio.sleep(fault.amount * 10 * self._network.faults.delay)
+        links = _both(name, others)
+        for link in links:
+            self._network.block(*link)
+        await self._hold(fault.seconds, lambda: _each(lambda link: self._network.unblock(*link), links))
 
     # --- disks --------------------------------------------------------------------------------------------------------
     async def _slow_disk(self, fault: Fault, name: str) -> None:
@@ -216,7 +246,9 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "power-cut-all": Injector._crash,
     "failpoint": Injector._failpoint,
     "pause": Injector._pause,
+    "pause-cut": Injector._pause_cut,
     "step-down": Injector._admin,
+    "step-down-cut": Injector._step_down_cut,
     "force-election": Injector._admin,
     "maintenance": Injector._admin,
     "demote": Injector._admin,

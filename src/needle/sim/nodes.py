@@ -214,12 +214,12 @@ class RealDatabase:
         return self._client._data().last_index
 
 
-async def connect(endpoint: SimEndpoint, addresses: list[str], rng: random.Random) -> RealDatabase:
-    """A client session on its own machine."""
+def connect(endpoint: SimEndpoint, addresses: list[str], rng: random.Random) -> RealDatabase:
+    """A new client session."""
     recorder = _Recorder(endpoint)
     return RealDatabase(recorder, RealClient(recorder, addresses, rng=rng))
 
 
-async def administrate(endpoint: SimEndpoint, addresses: list[str], rng: random.Random) -> RealClient:
+def administrate(endpoint: SimEndpoint, addresses: list[str], rng: random.Random) -> RealClient:
     """An operator's client."""
     return RealClient(endpoint, addresses, rng=rng)

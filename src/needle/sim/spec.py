@@ -18,7 +18,8 @@ KINDS = {
     "power-cut": 10,
     "power-cut-all": 2,
     "failpoint": 14,
-    "pause": 10,
+    "pause": 8,
+    "pause-cut": 8,
     "isolate": 8,
     "isolate-leader": 8,
     "one-way": 6,
@@ -35,6 +36,7 @@ KINDS = {
     "clock-rate": 4,
     "wall-jump": 2,
     "step-down": 6,
+    "step-down-cut": 5,
     "force-election": 4,
     "maintenance": 4,
     "demote": 4,
@@ -109,6 +111,8 @@ def _draw(seed: int, number: int, seconds: float) -> Fault:
 
 
 def _duration(kind: str, rng: random.Random) -> float:
+    if kind == "pause-cut":
+        return 1.5 + rng.expovariate(1 / 1.0)
     if kind in ("clog", "pause", "stalled-disk"):
         return 0.2 + rng.expovariate(1 / 2.0)
     if kind in ("demote", "remove", "maintenance"):

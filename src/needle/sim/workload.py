@@ -35,6 +35,7 @@ from needle.sim.violation import Violation
 
 COLLECTION = "default"
 MODES = (ReadMode.STRONG, ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL)
+NEW_SESSION_CHANCE = 0.1
 Keep = Callable[[Any], bool]
 
 FILTERS: tuple[tuple[dict[str, Any] | None, Keep | None], ...] = (
@@ -112,9 +113,12 @@ class Workload:
 class Client:
     """One client session, one operation at a time."""
 
-    def __init__(self, name: str, database: Database, work: Workload) -> None:
+    def __init__(self, name: str, connect: Callable[[], Database], work: Workload, laziness: float = 1.0) -> None:
+        """connect: makes a new session, which knows no leader yet. laziness: factor of the pauses."""
         self.name = name
-        self._database = database
+        self._connect = connect
+        self._database = connect()
+        self._think = work.profile.think_seconds * laziness
         self._work = work
         self._rng = stream(work.seed, "client", name)
         self._versions: dict[str, int] = {}
@@ -122,13 +126,14 @@ class Client:
 
     async def run(self) -> None:
         """Until the workload stops or its budget is spent."""
-        think = self._work.profile.think_seconds
         while not self._work.stopping and self._work.budget.take():
             await self.step()
-            await asyncio.sleep(self._rng.expovariate(1 / think) if self._rng.random() < 0.8 else 0)
+            await asyncio.sleep(self._rng.expovariate(1 / self._think) if self._rng.random() < 0.8 else 0)
 
     async def step(self) -> None:
-        """One operation of a random kind."""
+        """One operation of a random kind, now and then in a new session."""
+        if self._rng.random() < NEW_SESSION_CHANCE:
+            self._database = self._connect()
         key, draw = self._work.keys.draw(self._rng), self._rng.random()
         if draw < 0.25:
             await self.put(key)

@@ -12,7 +12,9 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from typing import Any
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -39,10 +41,13 @@ from needle.sim.trace import Trace
 from needle.sim.violation import Violation
 from needle.sim.workload import COLLECTION, Budget, Client, Workload
 
+T = TypeVar("T")
+
 RESTART_SECONDS = 1.0
 LIVENESS_SECONDS = 40.0
 ADMIN_SECONDS = 5.0
 REPLACEMENTS_MAX = 2
+LAZINESS = 6.0
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -57,13 +62,6 @@ class Report(msgspec.Struct, kw_only=True):
     story: list[str] = []
     history: list[str] = []
     given_up: int = 0
-
-
-class Operator(msgspec.Struct):
-    """Who gives orders to the cluster."""
-
-    client: AdminClient
-    process: Process
 
 
 class World:
@@ -97,6 +95,8 @@ class World:
         self._held_down: Counter[str] = Counter()
         self._graves: list[SimNode] = []
         self._clients: list[Client] = []
+        self._processes: dict[str, Process] = {}
+        self._operator = self._operator_client()
         self.metric = self.profile.metric
         self._violation: BaseException | None = None
         self._given_up = 0
@@ -128,14 +128,10 @@ class World:
     async def _main(self) -> None:
         for name in self.machines:
             self.start(name)
-        operator = Process("operator", 1)
-        endpoint = self.network.endpoint("operator", operator)
-        work = administrate(endpoint, self._addresses(), stream(self.spec.seed, "operator"))
-        self._operator = Operator(await self.loop.spawn(operator, work), operator)
-        self._clients = [await self._client(f"c{number}") for number in range(self.spec.clients)]
+        self._clients = [self._client(f"c{number}") for number in range(self.spec.clients)]
         await self._until("the first leader", LIVENESS_SECONDS, self._serves)
         self.injector.begin(self.spec.schedule())
-        workers = [self.loop.create_task(client.run()) for client in self._clients]
+        workers: list[asyncio.Task[None]] = [self._ask(client.name, client.run()) for client in self._clients]
         watch = self.loop.create_task(self._watch())
         await asyncio.sleep(self.spec.seconds)
         self.work.stopping = True
@@ -148,12 +144,25 @@ class World:
         watch.cancel()
         self._check_history()
 
-    async def _client(self, name: str) -> Client:
-        process = Process(name, 1)
+    def _client(self, name: str) -> Client:
+        """A client on a machine of its own. The last one is slow: it knows who led, not who leads."""
+        lazy = LAZINESS if name == f"c{self.spec.clients - 1}" else 1.0
+        process, rng = Process(name, 1), stream(self.spec.seed, name)
+        self._processes[name] = process
         endpoint = self.network.endpoint(name, process)
-        work = connect(endpoint, self._addresses(), stream(self.spec.seed, name))
-        database = await self.loop.spawn(process, work)
-        return Client(name, database, self.work)
+        return Client(name, lambda: connect(endpoint, self._addresses(), rng), self.work, lazy)
+
+    def _operator_client(self) -> AdminClient:
+        process = self._processes["operator"] = Process("operator", 1)
+        endpoint = self.network.endpoint("operator", process)
+        return administrate(endpoint, self._addresses(), stream(self.spec.seed, "operator"))
+
+    async def _write(self, key: str) -> bool:
+        return await self._ask("c0", self._clients[0].put(key))
+
+    def _ask(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run in the process of client `name`."""
+        return self.loop.spawn(self._processes[name], work)
 
     def _addresses(self) -> list[str]:
         return [machine.address for machine in self.machines.values()]
@@ -161,7 +170,7 @@ class World:
     async def _serves(self) -> bool:
         """Whether a leader has created the first collection, and takes a write."""
         ready = any(replica.machine.collections() for replica in self._replicas().get(DATA_GROUP, {}).values())
-        return ready and await self._clients[0].put("first")
+        return ready and await self._write("first")
 
     async def _watch(self) -> None:
         """Now and then, compare what is costly to compare after each step."""
@@ -186,7 +195,9 @@ class World:
         for name in rest:
             self.hold(name)
             self.crash(name, power_cut=True, why="left out")
-        await self._until(f"a write by {alive} alone", LIVENESS_SECONDS, lambda: self._clients[0].put("fresh"))
+        await self._until(
+            f"a write by {alive} alone", LIVENESS_SECONDS, lambda: self._ask("c0", self._clients[0].put("fresh"))
+        )
         for name in rest:
             self.release(name)
         self.trace.tell("every node is back")
@@ -202,11 +213,15 @@ class World:
 
     async def _read_everything(self) -> None:
         """Every acknowledged write must still be there: read each key once more, into the history."""
-        reader = self._clients[-1]
+        reader = self._clients[0]
+
+        async def read(key: str) -> bool:
+            return await self._ask(reader.name, reader.get(key, ReadMode.STRONG))
+
         for key in sorted(self.history.by_key()):
-            await self._until(f"a read of {key}", LIVENESS_SECONDS, lambda key=key: reader.get(key, ReadMode.STRONG))
+            await self._until(f"a read of {key}", LIVENESS_SECONDS, partial(read, key))
         for _ in range(3):
-            await reader.search(ReadMode.STRONG)
+            await self._ask(reader.name, reader.search(ReadMode.STRONG))
 
     async def _converge(self) -> None:
         """All nodes apply everything, and hold the same documents."""
@@ -323,11 +338,11 @@ class World:
 
     async def admin(self, name: str, what: str) -> None:
         """An operator's command; it may be refused or time out."""
-        self.loop.spawn(self._operator.process, self._administer(name, what))
+        self._ask("operator", self._administer(name, what))
         await asyncio.sleep(0)
 
     async def _administer(self, name: str, what: str) -> None:
-        client = self._operator.client
+        client = self._operator
         rest = [node for node in self.members if node != name]
         if what in ("demote", "remove", "replace") and any(node in self.retired for node in rest):
             return  # nobody in their senses shrinks a group that has lost a member for good
