@@ -16,8 +16,8 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
-from needle.multiraft.wal_store import WalStore
 from needle.multiraft.ports import KeyValueStore, StateMachine, Transport
+from needle.multiraft.wal_store import WalStore
 from needle.rpc.connection import RpcLimits
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.server import RpcServer
