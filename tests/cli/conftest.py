@@ -63,7 +63,8 @@ def healthy(needle: Needle) -> bool:
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     directory: Path = tmp_path_factory.mktemp("cluster")
-    cluster = LocalCluster(directory, free_ports(3), {"dimensions": DIMENSIONS, "metric": "l2"}, detached=False)
+    settings = {"dimensions": DIMENSIONS, "metric": "l2", "segments": {"seal_rows": 50}}
+    cluster = LocalCluster(directory, free_ports(3), settings, detached=False)
     cluster.start_all()
     try:
         yield cluster

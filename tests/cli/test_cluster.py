@@ -2,8 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 from needle.cli.demo.supervisor import LocalCluster, free_ports
 
@@ -125,3 +129,31 @@ def test_an_unknown_cluster_id_is_refused(needle, monkeypatch) -> None:
     monkeypatch.setenv("NEEDLE_CLUSTER_ID", "another")
     needle.run("get", "x", expect=1)
     assert "[wrong_cluster]" in needle.notes
+
+
+@pytest.mark.parametrize("deleted", ["shards", "shards/0/state-*/segments", "snapshots"])
+def test_what_may_be_deleted_comes_back(needle, tmp_path: Path, deleted: str) -> None:
+    """docs/data-on-disk.md, "What may be deleted"."""
+    np.save(tmp_path / "v.npy", np.random.default_rng(3).normal(size=(200, 4)))
+    needle.run("insert", str(tmp_path / "v.npy"), "--id-prefix", "kept-", "--batch", "40")
+    needle.until(lambda: healthy(needle))
+    before = {node["node"]: node["status"]["documents"] for node in needle.status()["nodes"]}
+    needle.cluster.kill("node-2")
+    for path in needle.cluster.data_directory("node-2").glob(deleted):
+        shutil.rmtree(path)
+    needle.cluster.start("node-2")
+    needle.until(lambda: healthy(needle))
+    assert {node["node"]: node["status"]["documents"] for node in needle.status()["nodes"]} == before
+    needle.until(lambda: len({names(needle, node) for node in needle.cluster.addresses}) == 1)
+    assert names(needle, "node-2")
+
+
+def healthy(needle) -> bool:
+    status = needle.status()
+    applied = {node["status"]["last_applied"] for node in status["nodes"] if node["status"]}
+    return not status["conditions"] and len(applied) == 1
+
+
+def names(needle, node: str) -> tuple[str, ...]:
+    """Names of a node's published index files."""
+    return tuple(path.name for path in needle.cluster.index_files(node))

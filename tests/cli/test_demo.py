@@ -93,14 +93,23 @@ def test_a_kept_cluster_can_be_used_and_stopped(place: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
+    ("number", "code", "after"),
+    [
+        (signal.SIGINT, 130, ""),
+        (signal.SIGTERM, 130, ""),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+        (signal.SIGINT, 130, "the leader, after"),
+    ],
 )
-def test_an_interrupted_demo_takes_its_nodes_along(place: Path, number: signal.Signals, code: int) -> None:
-    argv = [*NEEDLE, "demo", "--dir", str(place)]
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+def test_an_interrupted_demo_takes_its_nodes_along(place: Path, number: int, code: int, after: str) -> None:
+    argv = [*NEEDLE, "demo", "--limit", "500", "--dir", str(place)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         until(lambda: started(place))
+        assert process.stdout is not None and process.stderr is not None
+        while after and after not in process.stdout.readline():
+            assert process.poll() is None
         process.send_signal(number)
-        assert process.stderr is not None
         errors = process.stderr.read()
         assert process.wait(30) == code
     until(lambda: running_in(place) == [])

@@ -1,0 +1,59 @@
+"""What a real node writes to disk and publishes as metrics is what the documents say."""
+
+import re
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from needle.cli.app import main
+from needle.cli.demo.supervisor import LocalCluster, free_ports
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture
+def single(tmp_path: Path):
+    """A cluster of one node that answers HTTP and has an index file."""
+    ports = free_ports(2)
+    address = f"127.0.0.1:{ports[1]}"
+    settings = {"dimensions": 4, "http_address": address, "segments": {"seal_rows": 50}}
+    cluster = LocalCluster(tmp_path, ports[:1], settings, detached=False)
+    cluster.start_all()
+    try:
+        np.save(tmp_path / "v.npy", np.random.default_rng(1).normal(size=(120, 4)))
+        assert main(["insert", str(tmp_path / "v.npy"), "--batch", "30", "--cluster", cluster.cluster]) == 0
+        yield cluster, address
+    finally:
+        cluster.stop_all()
+
+
+def fetch(address: str, path: str) -> str:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+        assert answer.status == 200
+        text: str = answer.read().decode()
+        return text
+
+
+def test_every_metric_and_probe_is_documented(single) -> None:
+    _, address = single
+    documented = set(re.findall(r"^\| `((?:raft|needle)_\w+|/\w+)` \|", (DOCS / "operations.md").read_text(), re.M))
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert fetch(address, path) and path in documented
+    published = set(re.findall(r"^# HELP (\S+)", fetch(address, "/metrics"), re.M))
+    published = {name for name in published if not name.endswith("_created")}
+    metrics = {name for name in documented if not name.startswith("/")}
+    assert published == metrics
+
+
+def test_every_file_of_a_node_is_documented(single) -> None:
+    cluster, _ = single
+    (tree,) = re.findall(r"^```\n(data_dir/.*?)^```", (DOCS / "data-on-disk.md").read_text(), re.M | re.S)
+    named = set(re.findall(r"^ *([^ ]+?)/?(?: |$)", tree, re.M))
+    found = set()
+    for path in cluster.data_directory("node-1").rglob("*"):
+        name = re.sub(r"^state-\d+$", "state-<n>", re.sub(r"\d{16}", "<number>", path.name))
+        if path.parent.name != "segments":  # their names are described in segments.md
+            found.add(name)
+    assert "documents.db" in found and found - named == set(), "docs/data-on-disk.md does not name these"
