@@ -1,4 +1,4 @@
-"""Several hosts in one process: an in-memory network, a state machine without a disk of its own, real LMDB logs.
+"""Several hosts in one process: an in-memory network, a state machine without a disk of its own, real write-ahead logs.
 
 A node "crashes" by being abandoned: its host is cut off and only what its disks hold is kept.
 """
@@ -16,13 +16,14 @@ from typing import Any
 
 import xxhash
 
+from multiraft.wal_util import open_wal
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError
 from needle.multiraft.config import HostConfig
 from needle.multiraft.files import Files
 from needle.multiraft.host import Host
-from needle.multiraft.lmdb_store import LmdbStore
 from needle.multiraft.log_store import LogStore
 from needle.multiraft.ports import Applied, KeyValueTxn, SnapshotFile
+from needle.multiraft.wal_store import WalStore
 
 FAST = HostConfig(election_timeout=0.15, heartbeat_interval=0.03, snapshot_retry=0.2, snapshot_chunk_timeout=0.5)
 
@@ -180,9 +181,9 @@ class Link:
 
 
 class FaultyStore:
-    """An LmdbStore whose commits can fail or stall."""
+    """A WalStore whose commits can fail or stall."""
 
-    def __init__(self, inner: LmdbStore) -> None:
+    def __init__(self, inner: WalStore) -> None:
         self.inner = inner
         self.error: NeedleError | None = None
         self.gate: Callable[[], None] = lambda: None
@@ -227,7 +228,7 @@ class Node:
     async def start(self, voters: Sequence[str] | None = None) -> None:
         cluster = self.cluster
         self.crashed, self.armed, self.fatal = False, ("", 0), []
-        self.store = FaultyStore(LmdbStore(f"{self.directory}/log", size_max=1 << 28))
+        self.store = FaultyStore(open_wal(f"{self.directory}/log", size_max=1 << 28))
         self.log_pool, self.apply_pool = ThreadPool(), ThreadPool()
         try:
             self.logs = LogStore(self.store, node_id=self.name, cluster_id="test", failpoint=self._failpoint)

@@ -6,14 +6,13 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import lmdb
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from multiraft.wal_util import open_wal
 from needle.base.errors import CorruptLog, DiskFailed, StorageError, UnsupportedFormat
 from needle.multiraft.group_log import LogWrite
-from needle.multiraft.lmdb_store import LmdbStore
 from needle.multiraft.log_records import (
     BOOTSTRAP,
     HARD,
@@ -28,6 +27,7 @@ from needle.multiraft.log_records import (
     record_key,
 )
 from needle.multiraft.log_store import GARBAGE_PER_WRITE, LogStore
+from needle.multiraft.wal_store import WalStore
 from needle.raft.messages import ConfState, Entry, HardState, SnapshotMeta
 
 
@@ -74,7 +74,7 @@ class MemoryStore:
 
 
 def opened(
-    store: MemoryStore | LmdbStore, *, node_id: str = "n1", cluster_id: str = "c", cache: int = 1 << 20
+    store: MemoryStore | WalStore, *, node_id: str = "n1", cluster_id: str = "c", cache: int = 1 << 20
 ) -> LogStore:
     return LogStore(store, node_id=node_id, cluster_id=cluster_id, cache_bytes_max=cache)
 
@@ -96,17 +96,17 @@ def filled(last: int = 9, groups: int = 1) -> MemoryStore:
     return store
 
 
-@pytest.fixture(params=["memory", "lmdb"])
+@pytest.fixture(params=["memory", "wal"])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[object]:
-    made: list[LmdbStore] = []
+    made: list[WalStore] = []
     memory = MemoryStore()
 
-    def make() -> MemoryStore | LmdbStore:
+    def make() -> MemoryStore | WalStore:
         if request.param == "memory":
             return memory
         for store in made:
             store.close()
-        made.append(LmdbStore(str(tmp_path / "log"), size_max=1 << 26))
+        made.append(open_wal(str(tmp_path / "log"), size_max=1 << 26))
         return made[-1]
 
     yield make
@@ -304,10 +304,10 @@ def test_many_groups_are_one_commit() -> None:
     assert store.commits == before + 1
 
 
-def test_lmdb_directory_is_locked_and_errors_are_translated(tmp_path: Path) -> None:
-    store = LmdbStore(str(tmp_path / "log"), size_max=1 << 20)
+def test_the_directory_is_locked_and_errors_are_translated(tmp_path: Path) -> None:
+    store = open_wal(str(tmp_path / "log"), size_max=1 << 20)
     with pytest.raises(StorageError, match="another process"):
-        LmdbStore(str(tmp_path / "log"), size_max=1 << 20)
+        open_wal(str(tmp_path / "log"), size_max=1 << 20)
     with pytest.raises(DiskFailed, match="log_bytes_max"):
         store.commit(lambda txn: txn.put(b"k", b"x" * (2 << 20)), True)
     with pytest.raises(DiskFailed):  # not retried: what the first error lost may not be found out
@@ -315,18 +315,7 @@ def test_lmdb_directory_is_locked_and_errors_are_translated(tmp_path: Path) -> N
     store.close()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DiskFailed):
-        LmdbStore(str(tmp_path / "file"), size_max=1 << 20)
-
-
-def test_lmdb_never_skips_a_flush(tmp_path: Path) -> None:
-    store = LmdbStore(str(tmp_path / "log"), size_max=1 << 20)
-    flags = store._env.flags()
-    assert flags["sync"]
-    assert flags["metasync"]
-    assert not flags["writemap"]
-    store.close()
-    environment = lmdb.open(str(tmp_path / "log"))
-    environment.close()
+        open_wal(str(tmp_path / "file"), size_max=1 << 20)
 
 
 _STEP = st.one_of(

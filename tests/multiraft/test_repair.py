@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from multiraft.harness import Cluster, DictMachine, Disk, Node, until
+from multiraft.wal_util import open_wal
 from needle.base.errors import CorruptLog
 from needle.multiraft.group_log import LogWrite
-from needle.multiraft.lmdb_store import LmdbStore
 from needle.multiraft.log_records import StartRecord, entry_key
 from needle.raft.messages import Message, MessageType
 
 
 def damage(node: Node, indexes: list[int], *, group: int = 0) -> None:
     """Flip a bit in entries of a node that is down."""
-    store = LmdbStore(f"{node.directory}/log", size_max=1 << 28)
+    store = open_wal(f"{node.directory}/log", size_max=1 << 28)
     for index in indexes:
         key = entry_key(group, index)
         value = store.get(key)
@@ -135,7 +135,7 @@ async def test_a_lost_state_machine_or_a_short_log_is_repaired_by_peers(tmp_path
         emptied, shortened = [n for n in cluster.running() if not n.host.is_leader(0)]
         for node in (emptied, shortened):
             await node.down()
-        store = LmdbStore(f"{shortened.directory}/log", size_max=1 << 28)
+        store = open_wal(f"{shortened.directory}/log", size_max=1 << 28)
         store.commit(lambda txn: txn.delete_range(entry_key(0, 0), entry_key(0, 1 << 40)), True)
         store.close()
         emptied.disks[0] = Disk()
@@ -156,7 +156,7 @@ async def test_a_compacted_log_whose_state_is_gone_gets_a_snapshot(tmp_path: Pat
                 log = node.host._groups[0].log
                 await node.host.durable(LogWrite(log=log, compact=StartRecord(10, log.term(10))))
         victim.disks[0] = Disk()
-        store = LmdbStore(f"{victim.directory}/log", size_max=1 << 28)
+        store = open_wal(f"{victim.directory}/log", size_max=1 << 28)
         store.commit(lambda txn: txn.delete_range(entry_key(0, 0), entry_key(0, 1 << 40)), True)
         store.close()
         await victim.start()

@@ -1,8 +1,7 @@
 """How the Raft log of a node is laid out in an ordered key-value store: keys, values and their checksums.
 
 Invariant: every value starts with the CRC-32 of its key and the rest of it, so that a flipped bit, a torn value and a
-value under a wrong key are all detected. It must not know what store is below. LMDB pages carry no checksum of their
-own (design: architecture.md, section 2).
+value under a wrong key are all detected. It must not know what store is below.
 
     m                      what node, cluster and format this store belongs to
     g <group> c            the configuration the group was bootstrapped with

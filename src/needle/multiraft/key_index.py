@@ -1,0 +1,82 @@
+"""Where each live key's value stands in the write-ahead log, in key order. In memory; no I/O.
+
+Keys are kept in sorted buckets by their first bytes (a Raft group's entries share them), so that appending to one
+group's log does not move the keys of the others.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+PREFIX_BYTES = 6
+
+
+class Place(NamedTuple):
+    """Segment number, offset of the value in its file, length of the value."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+class KeyIndex:
+    """Key -> Place, ordered. `live` counts the bytes of values that stand in each segment and are still current."""
+
+    def __init__(self) -> None:
+        self._places: dict[bytes, Place] = {}
+        self._buckets: dict[bytes, list[bytes]] = {}
+        self.live: Counter[int] = Counter()
+
+    def get(self, key: bytes) -> Place | None:
+        return self._places.get(key)
+
+    def put(self, key: bytes, place: Place) -> None:
+        """Set a key; its former place is dead."""
+        former = self._places.get(key)
+        if former is not None:
+            self.live[former.segment] -= _cost(key, former)
+        else:
+            bucket = self._buckets.setdefault(key[:PREFIX_BYTES], [])
+            if not bucket or key > bucket[-1]:
+                bucket.append(key)
+            else:
+                bucket.insert(bisect_left(bucket, key), key)
+        self._places[key] = place
+        self.live[place.segment] += _cost(key, place)
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Forget every key in [start, end)."""
+        for prefix in self._prefixes(start, end):
+            bucket = self._buckets[prefix]
+            low, high = bisect_left(bucket, start), bisect_left(bucket, end)
+            for key in bucket[low:high]:
+                place = self._places.pop(key)
+                self.live[place.segment] -= _cost(key, place)
+            del bucket[low:high]
+            if not bucket:
+                del self._buckets[prefix]
+
+    def delete(self, key: bytes) -> None:
+        self.delete_range(key, key + b"\0")
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, Place]]:
+        """Keys in [start, end) in order."""
+        for prefix in self._prefixes(start, end):
+            bucket = self._buckets[prefix]
+            for key in bucket[bisect_left(bucket, start) : bisect_left(bucket, end)]:
+                yield key, self._places[key]
+
+    def in_segment(self, segment: int) -> list[bytes]:
+        """The keys whose value stands in `segment`."""
+        return sorted(key for key, place in self._places.items() if place.segment == segment)
+
+    def _prefixes(self, start: bytes, end: bytes) -> list[bytes]:
+        first = start[:PREFIX_BYTES]
+        return sorted(prefix for prefix in self._buckets if first <= prefix < end)
+
+
+def _cost(key: bytes, place: Place) -> int:
+    return len(key) + place.length

@@ -1,0 +1,133 @@
+"""The bytes of the write-ahead log under the Raft logs: segments, records, operations. Pure: bytes in, values out.
+
+A segment file is a header and records behind one another, each at a multiple of 8 bytes:
+
+    segment header   8s magic, u64 segment number, u64 salt, u64 xxh3 of those                         (32 bytes)
+    record header    4s magic, u32 body length, u64 sequence number, u64 xxh3 of the body, u64 xxh3 of those (32 bytes)
+    record body      operations: u8 kind, u16 key length, u32 value length, u32 xxh3 of those and the key, key, value
+
+All integers are little-endian; xxh3 is XXH3-64, in records with the segment's salt as its seed. A record is one
+transaction. Sequence numbers grow by one from record to record, also from segment to segment. The salt is drawn anew
+each time a file begins a segment: neither what a recycled file still holds of its former life, nor bytes that a
+client chose, can pass for a record.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import xxhash
+
+SEGMENT_HEADER = struct.Struct("<8sQQQ")
+RECORD_HEADER = struct.Struct("<4sIQQQ")
+_CHECKED = struct.Struct("<4sIQQ")
+_OPERATION = struct.Struct("<BHII")
+_OPERATION_CHECKED = struct.Struct("<BHI")
+_SEGMENT_MAGIC = b"NDLWAL01"
+RECORD_MAGIC = b"NREC"
+ALIGNMENT = 8
+
+PUT, DELETE, DELETE_RANGE = 1, 2, 3
+
+
+class Operation(NamedTuple):
+    """kind PUT: key and its value. DELETE: key. DELETE_RANGE: the keys in [key, value), whose end is checked as a
+    value is: a spoilt one makes the whole record count as damaged."""
+
+    kind: int
+    key: bytes
+    value: bytes
+
+
+class RecordHead(NamedTuple):
+    """A record header whose own checksum holds."""
+
+    length: int
+    sequence: int
+    body_hash: int
+
+
+def segment_header(number: int, salt: int) -> bytes:
+    """The first bytes of segment `number`."""
+    head = _SEGMENT_MAGIC + number.to_bytes(8, "little") + salt.to_bytes(8, "little")
+    return head + xxhash.xxh3_64_intdigest(head).to_bytes(8, "little")
+
+
+def decode_segment_header(data: bytes | memoryview, number: int) -> int | None:
+    """The salt of segment `number`, or None if these are not its first bytes."""
+    if len(data) < SEGMENT_HEADER.size:
+        return None
+    salt: int = SEGMENT_HEADER.unpack_from(data)[2]
+    return salt if bytes(data[: SEGMENT_HEADER.size]) == segment_header(number, salt) else None
+
+
+def encode_operation(kind: int, key: bytes, value: bytes = b"") -> bytes:
+    """One operation of a record's body."""
+    return _OPERATION.pack(kind, len(key), len(value), _operation_hash(kind, key, len(value))) + key + value
+
+
+def _operation_hash(kind: int, key: bytes, value_length: int) -> int:
+    """Tells damage to an operation, which could put an old value back, from damage to a value, which only spoils it."""
+    return xxhash.xxh3_64_intdigest(_OPERATION_CHECKED.pack(kind, len(key), value_length) + key) & 0xFFFFFFFF
+
+
+OPERATION_HEAD_BYTES = _OPERATION.size
+
+
+def encode_record(sequence: int, body: bytes, salt: int) -> bytes:
+    """A record, padded to the alignment."""
+    checked = _CHECKED.pack(RECORD_MAGIC, len(body), sequence, xxhash.xxh3_64_intdigest(body, seed=salt))
+    head = checked + xxhash.xxh3_64_intdigest(checked, seed=salt).to_bytes(8, "little")
+    return head + body + b"\0" * (-len(body) % ALIGNMENT)
+
+
+def decode_head(data: bytes | memoryview, offset: int, salt: int) -> RecordHead | None:
+    """The record header at `offset`, or None if there is none or its checksum fails."""
+    if len(data) - offset < RECORD_HEADER.size:
+        return None
+    magic, length, sequence, body_hash, head_hash = RECORD_HEADER.unpack_from(data, offset)
+    if magic != RECORD_MAGIC:
+        return None
+    if head_hash != xxhash.xxh3_64_intdigest(data[offset : offset + _CHECKED.size], seed=salt):
+        return None
+    return RecordHead(length, sequence, body_hash)
+
+
+def record_size(length: int) -> int:
+    """Bytes that a record with a body of `length` takes in a segment."""
+    return RECORD_HEADER.size + length + (-length % ALIGNMENT)
+
+
+def body_is_intact(head: RecordHead, body: bytes | memoryview, salt: int) -> bool:
+    """Whether the whole body is there and its checksum holds."""
+    return len(body) == head.length and xxhash.xxh3_64_intdigest(body, seed=salt) == head.body_hash
+
+
+def decode_operations(body: bytes | memoryview) -> list[Operation] | None:
+    """The operations of a body, or None if anything but the value of a PUT may be damaged."""
+    found = []
+    for operation in _walk(body):
+        if operation is None:
+            return None
+        found.append(operation)
+    return found
+
+
+def _walk(body: bytes | memoryview) -> Iterator[Operation | None]:
+    at = 0
+    while at < len(body):
+        if len(body) - at < _OPERATION.size:
+            yield None
+            return
+        kind, key_length, value_length, checksum = _OPERATION.unpack_from(body, at)
+        at += _OPERATION.size
+        end = at + key_length + value_length
+        value_at = at + key_length
+        key = bytes(body[at:value_at])
+        if end > len(body) or checksum != _operation_hash(kind, key, value_length):
+            yield None
+            return
+        yield Operation(kind, key, bytes(body[value_at:end]))
+        at = end

@@ -1,0 +1,275 @@
+"""The write-ahead log: a dict that survives crashes, and damage that never passes for data."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from needle.base.errors import CorruptLog, DiskFailed, StorageError
+from needle.multiraft.wal_records import RECORD_HEADER, SEGMENT_HEADER
+from needle.multiraft.wal_store import WalStore
+
+SEGMENT = 1024
+Content = dict[bytes, bytes]
+
+
+def opened(directory: Path, *, size_max: int = 1 << 20, salt: Callable[[], int] | None = None) -> WalStore:
+    rng = random.Random(5)
+    draw = salt or (lambda: rng.getrandbits(64))
+    return WalStore(str(directory), size_max=size_max, salt=draw, segment_bytes=SEGMENT)
+
+
+def content(store: WalStore) -> Content:
+    return dict(store.scan(b"", b"\xff" * 8, 1 << 30))
+
+
+def put(store: WalStore, **pairs: bytes) -> None:
+    def fill(txn) -> None:
+        for key, value in pairs.items():
+            txn.put(key.encode(), value)
+
+    store.commit(fill, True)
+
+
+_keys = st.sampled_from([f"group-{g}-{n}".encode() for g in range(2) for n in range(8)] + [b"m", b"group-"])
+_operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), _keys, st.binary(max_size=120)),
+        st.tuples(st.just("delete"), _keys, st.just(b"")),
+        st.tuples(st.just("range"), _keys, _keys),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def apply_to(model: Content, operations: list[tuple[str, bytes, bytes]]) -> None:
+    for kind, key, value in operations:
+        if kind == "put":
+            model[key] = value
+        elif kind == "delete":
+            model.pop(key, None)
+        else:
+            for gone in [k for k in model if key <= k < value]:
+                del model[gone]
+
+
+def commit(store: WalStore, operations: list[tuple[str, bytes, bytes]]) -> None:
+    def fill(txn) -> None:
+        for kind, key, value in operations:
+            if kind == "put":
+                txn.put(key, value)
+            elif kind == "delete":
+                txn.delete(key)
+            else:
+                txn.delete_range(key, value)
+            assert txn.get(key) == (
+                value if kind == "put" else None if kind == "delete" or key < value else txn.get(key)
+            )
+
+    store.commit(fill, True)
+
+
+_steps = st.lists(st.one_of(_operations, st.just("reopen"), st.integers(0, 400)), max_size=40)
+
+
+@given(_steps)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_it_is_a_dict_that_survives_restarts_and_torn_commits(tmp_path: Path, steps: list) -> None:
+    directory = tmp_path / "log"
+    shutil.rmtree(directory, ignore_errors=True)
+    store, model = opened(directory), {}
+    for step in steps:
+        if isinstance(step, list):
+            commit(store, step)
+            apply_to(model, step)
+        else:
+            if isinstance(step, int):
+                _tear_a_commit(store, step)
+            store.close()
+            store = opened(directory)
+        assert content(store) == model
+        assert all(store.get(key) == value for key, value in model.items())
+    store.close()
+
+
+def _tear_a_commit(store: WalStore, kept: int) -> None:
+    """Leave what a power cut leaves of a commit that never returned: its first `kept` bytes, and no mark."""
+    segment = store._segments[-1]
+    before = (store._sequence, segment.end)
+    image = Path(store._path(segment.number)).read_bytes()
+    mark = Path(store._directory, "mark").read_bytes()
+    put(store, torn=b"x" * 200)
+    if store._segments[-1] is not segment:
+        newer = store._segments[-1]
+        whole = Path(store._path(newer.number)).read_bytes()
+        start, at = SEGMENT_HEADER.size, store._path(newer.number)
+    else:
+        whole, start, at, newer = (
+            Path(store._path(segment.number)).read_bytes(),
+            before[1],
+            store._path(segment.number),
+            segment,
+        )
+        assert whole[:start] == image[:start]
+    end = newer.end
+    cut = min(start + kept, end - 8)
+    Path(at).write_bytes(whole[:cut] + bytes(len(whole) - cut))
+    Path(store._directory, "mark").write_bytes(mark)
+
+
+def test_every_flipped_bit_is_refused_or_seen_in_exactly_the_value_it_hit(tmp_path: Path) -> None:
+    origin = tmp_path / "origin"
+    store = opened(origin)
+    for n in range(4):
+        put(store, **{f"key-{n}": bytes([n]) * 20, "again": b"%d" % n * 9})
+    expected, end = content(store), store._segments[-1].end
+    store.close()
+    refused = damaged = 0
+    for position, bit in itertools.product(range(end), (0, 7)):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(origin, copy)
+        file = copy / f"{1:016d}.wal"
+        data = bytearray(file.read_bytes())
+        data[position] ^= 1 << bit
+        file.write_bytes(data)
+        try:
+            store = opened(copy)
+        except CorruptLog as error:
+            assert "damaged" in error.message
+            refused += 1
+            continue
+        found = content(store)
+        store.close()
+        changed = [key for key in expected if found.get(key) != expected[key]]
+        assert len(changed) <= 1
+        assert found.keys() == expected.keys()
+        damaged += bool(changed)
+    assert refused > 100
+    assert damaged > 100
+
+
+def test_a_lost_last_commit_that_had_returned_is_damage_not_a_torn_tail(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    put(store, a=b"1")
+    start = store._segments[-1].end
+    put(store, b=b"2")
+    store.close()
+    file = tmp_path / f"{1:016d}.wal"
+    data = bytearray(file.read_bytes())
+    data[start : start + RECORD_HEADER.size] = bytes(RECORD_HEADER.size)
+    file.write_bytes(data)
+    with pytest.raises(CorruptLog, match="commit 2 had returned"):
+        opened(tmp_path)
+
+
+def test_segments_are_recycled_and_the_files_stay_few(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    put(store, meta=b"stays" * 4)
+    for n in range(400):
+        put(store, **{f"entry-{n:06d}": bytes([n % 256]) * 100})
+        store.commit(lambda txn, n=n: txn.delete_range(b"entry-", b"entry-%06d" % (n - 3)), True)
+    assert len(list(tmp_path.iterdir())) <= 8
+    expected = content(store)
+    assert expected[b"meta"] == b"stays" * 4
+    assert len(expected) == 5
+    store.close()
+    assert content(opened(tmp_path)) == expected
+
+
+def test_an_idle_group_does_not_keep_every_later_segment(tmp_path: Path) -> None:
+    store = opened(tmp_path, size_max=40 * SEGMENT)
+    for n in range(6):
+        put(store, **{f"idle--{n}": b"i" * 120})
+    for _ in range(2000):
+        put(store, **{"busy--": b"b" * 200})
+    assert len(content(store)) == 7
+    assert len(store._segments) < 20
+
+
+def test_a_commit_larger_than_a_segment_gets_one_of_its_own(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    put(store, small=b"s")
+    put(store, large=b"l" * (5 * SEGMENT))
+    put(store, after=b"a")
+    store.close()
+    assert content(opened(tmp_path)) == {b"small": b"s", b"large": b"l" * (5 * SEGMENT), b"after": b"a"}
+
+
+def test_scan_stops_after_the_pair_that_reaches_the_bound(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    put(store, a=b"1" * 10, b=b"2" * 10, c=b"3" * 10)
+    assert [key for key, _ in store.scan(b"a", b"z", 12)] == [b"a", b"b"]
+    assert [key for key, _ in store.scan(b"b", b"c", 1 << 20)] == [b"b"]
+
+
+def test_a_full_log_is_refused_by_name_and_nothing_is_written_afterwards(tmp_path: Path) -> None:
+    store = opened(tmp_path, size_max=3 * SEGMENT)
+    with pytest.raises(DiskFailed, match="log_bytes_max"):
+        for n in range(100):
+            put(store, **{f"key-{n}": b"v" * 100})
+    kept = content(store)
+    with pytest.raises(DiskFailed):
+        put(store, more=b"m")
+    store.close()
+    assert content(opened(tmp_path)) == kept
+
+
+def test_a_failed_fsync_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path)
+    put(store, a=b"1")
+
+    def broken(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("needle.multiraft.wal_store._flush", broken)
+        with pytest.raises(DiskFailed, match="Input/output error"):
+            put(store, b=b"2")
+    with pytest.raises(DiskFailed):
+        put(store, c=b"3")
+    assert content(store) == {b"a": b"1"}
+
+
+def test_what_fill_raises_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+
+    def fill(txn) -> None:
+        txn.put(b"a", b"1")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        store.commit(fill, True)
+    assert content(store) == {}
+    put(store, b=b"2")
+    assert content(store) == {b"b": b"2"}
+
+
+def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    with pytest.raises(StorageError, match="another process"):
+        opened(tmp_path)
+    store.close()
+    opened(tmp_path).close()
+
+
+def test_bytes_that_a_client_chose_cannot_pass_for_a_record(tmp_path: Path) -> None:
+    first = opened(tmp_path / "a", salt=lambda: 1)
+    put(first, victim=b"old")
+    put(first, victim=b"forged")
+    forged = Path(first._path(1)).read_bytes()[SEGMENT_HEADER.size : first._segments[-1].end]
+    first.close()
+    store = opened(tmp_path / "b", salt=lambda: 2)
+    put(store, value=forged)
+    expected = content(store)
+    _tear_a_commit(store, 0)
+    store.close()
+    assert content(opened(tmp_path / "b")) == expected
