@@ -34,7 +34,7 @@ class KeyValueTxn(Protocol):
 
 
 class KeyValueStore(Protocol):
-    """An ordered, durable key-value store: the disk under the Raft log. a write-ahead log in a node, simulated in tests."""
+    """An ordered, durable key-value store: the disk under the Raft log (wal_store.py; simulated in needle.sim)."""
 
     def get(self, key: bytes) -> bytes | None: ...
     def scan(self, start: bytes, end: bytes, bytes_max: int) -> list[tuple[bytes, bytes]]:
