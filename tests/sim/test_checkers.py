@@ -267,13 +267,14 @@ def test_log_matching():
 def test_durability():
     append_ack(1, "a", 5, 5)
     vote_granted(1, "a", 2, "b", (2, "b"))
-    write_acknowledged(1, 5, ["a", "b", "c"], {"a": 5, "b": 5, "c": 0}.__getitem__)
+    write_acknowledged(1, 5, [["a", "b", "c"]], {"a": 5, "b": 5, "c": 0}.__getitem__)
+    write_acknowledged(1, 5, [["a", "c"], ["a", "b", "c"]], {"a": 5, "b": 5, "c": 0}.__getitem__)
     with pytest.raises(Violation, match="acknowledged entry 6"):
         append_ack(1, "a", 6, 5)
     with pytest.raises(Violation, match="granted"):
         vote_granted(1, "a", 2, "b", (1, "b"))
-    with pytest.raises(Violation, match="durable on"):
-        write_acknowledged(1, 5, ["a", "b", "c", "d"], {"a": 5, "b": 5, "c": 0, "d": 0}.__getitem__)
+    with pytest.raises(Violation, match="no majority"):
+        write_acknowledged(1, 5, [["a", "b", "c", "d"]], {"a": 5, "b": 5, "c": 0, "d": 0}.__getitem__)
 
 
 def test_digests():

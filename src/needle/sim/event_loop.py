@@ -20,6 +20,7 @@ from needle.sim.process import CURRENT, Killed, Process
 T = TypeVar("T")
 
 STEPS_PER_INSTANT_MAX = 100_000
+TICK_SECONDS = 1e-6
 _PRUNE_MIN = 512
 _TASKS_SLACK = 64
 
@@ -74,6 +75,8 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
+        # Code that waits for a clock's next tick must see it tick: a real clock does not stand still meanwhile.
+        delay = max(delay, TICK_SECONDS) if delay > 0 else 0.0
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]

@@ -47,6 +47,7 @@ class Injector:
         self._tasks: list[asyncio.Task[None]] = []
         self._rotten: set[str] = set()
         self.counts: Counter[str] = Counter()
+        self.over = False
 
     def begin(self, schedule: list[Fault]) -> None:
         """Schedule all faults, relative to now."""
@@ -136,7 +137,8 @@ class Injector:
             try:
                 await asyncio.sleep(fault.seconds)
             finally:
-                self._loop.create_task(self._patient.admin(name, after))
+                if not self.over:
+                    self._loop.create_task(self._patient.admin(name, after))
 
     async def _step_down_cut(self, fault: Fault, name: str) -> None:
         """The leader hands over, and is cut off while it does: it must not serve reads from its lease any more."""

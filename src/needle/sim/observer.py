@@ -174,14 +174,14 @@ class Observer:
                 durability.vote_granted(group, name, message.term, vote, (state.term, state.vote))
                 self.elections.voted(group, name, message.term, vote)
 
-    def write_acknowledged(self, group: GroupId, index: int, voters: list[str]) -> None:
-        """A client was told that its write is done. Raises Violation."""
+    def write_acknowledged(self, group: GroupId, index: int, voter_sets: list[list[str]]) -> None:
+        """A client was told that its write is done: a majority of one of the sets holds it. Raises Violation."""
 
         def holds(node: str) -> int:
             disk = self._machines[node].log_disk
             return index if node in self.rotten or DurableLog(disk, group).holds(index) else 0
 
-        durability.write_acknowledged(group, index, voters, holds)
+        durability.write_acknowledged(group, index, voter_sets, holds)
         if index not in self.committed.log(group):
             raise Violation("acknowledged means applied", f"write {index} of group {group} was applied by nobody")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ def run(spec: Spec, *, keep_trace: bool = False) -> tuple[Report, list[str]]:
 
 
 def _run(spec: Spec) -> Report:
+    logging.getLogger("needle").setLevel(logging.CRITICAL + 1)
     return run(spec)[0]
 
 

@@ -433,10 +433,12 @@ class World:
     def _acknowledged(self, index: int) -> None:
         name = self.leader()
         replica = self.nodes[name].groups()[DATA_GROUP] if name else None
-        conf = replica.raft.conf if replica is not None else None
-        for voters in (conf.voters, conf.voters_outgoing) if conf is not None else ():
-            if voters:
-                self._guard(lambda voters=voters: self.observer.write_acknowledged(DATA_GROUP, index, list(voters)))
+        if replica is None:
+            return
+        # While joint, the entry may have been committed under the old configuration alone, or the new one since.
+        conf = replica.raft.conf
+        sets = [list(voters) for voters in (conf.voters, conf.voters_outgoing) if voters]
+        self._guard(lambda: self.observer.write_acknowledged(DATA_GROUP, index, sets))
 
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
         if group == DATA_GROUP:
@@ -467,6 +469,7 @@ class World:
     # --- the end ------------------------------------------------------------------------------------------------------
     def _tear_down(self) -> None:
         self.loop.after_step = None
+        self.injector.over = True
         self.loop.on_unhandled = lambda process, error, message: None
         for name in sorted(self.nodes):
             machine = self.machines[name]
