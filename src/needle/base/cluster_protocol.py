@@ -3,6 +3,7 @@
 | method | takes | answers |
 |---|---|---|
 | shard | ShardCall | ShardAnswer |
+| shard_write | ShardCall of a WriteCall | WriteResult |
 | topology | TopologyCall | TopologyAnswer |
 | catalog | CatalogCall | WriteResult |
 | sync | SyncCall | b"" |
@@ -22,6 +23,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.routing.topology import Topology
 
 SHARD: Final = "shard"
+SHARD_WRITE: Final = "shard_write"
 TOPOLOGY: Final = "topology"
 CATALOG: Final = "catalog"
 SYNC: Final = "sync"
@@ -35,7 +37,7 @@ class ShardCall(msgspec.Struct, frozen=True, array_like=True):
 
     epoch: int
     method: str
-    body: msgspec.Raw
+    body: bytes
 
 
 class ShardAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -43,7 +45,7 @@ class ShardAnswer(msgspec.Struct, frozen=True, array_like=True):
 
     epoch: int
     fingerprint: int
-    body: msgspec.Raw
+    body: bytes
 
 
 class TopologyCall(msgspec.Struct, frozen=True, array_like=True):

@@ -1,0 +1,132 @@
+"""Whether a sharded cluster is healthy, judged from what its replicas say. Pure.
+
+Invariant: healthy means that every shard has a leader that its replicas agree on, and every replica answers and keeps
+up; what a replication factor of 1 or a missing replica costs is said in words (`warnings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from needle.base.ids import NodeId
+from needle.base.model import RaftStatus
+from needle.base.routing.topology import Topology
+
+LAG_ENTRIES_MAX = 10_000
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica as its node sees it; status None: it did not answer, for the reason in `error`."""
+
+    shard: int
+    node: NodeId
+    address: str
+    status: RaftStatus | None
+    error: str = ""
+
+
+class ShardHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """state: "healthy"; "degraded": it serves, but a replica is down or behind; "unavailable": it has no leader, so
+    strong and leased reads and writes wait. documents: as the leader counts them, all collections."""
+
+    state: str
+    leader: NodeId | None
+    term: int
+    healthy_followers: int
+    total_followers: int
+    documents: int
+    share: float
+    problems: list[str]
+
+
+class ClusterHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """healthy: all shards are. warnings: what would be lost with one node, and other things to know."""
+
+    healthy: bool
+    shards: dict[int, ShardHealth]
+    warnings: list[str]
+
+
+def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealth:
+    """The health of all shards."""
+    shares = key_shares(topology)
+    shards = {
+        info.shard: _judge_shard(
+            len(info.replicas), [r for r in replicas if r.shard == info.shard], shares.get(info.shard, 0.0)
+        )
+        for info in topology.shards
+    }
+    return ClusterHealth(
+        healthy=bool(shards) and all(shard.state == "healthy" for shard in shards.values()),
+        shards=shards,
+        warnings=_warnings(topology),
+    )
+
+
+def key_shares(topology: Topology) -> dict[int, float]:
+    """The fraction of the key space of 64-bit keys that each shard owns; equal shares for other strategies."""
+    found = topology.map
+    if found is None:
+        return {}
+    owners = sorted(set(found.owners))
+    if found.strategy.kind in ("hash", "range"):
+        return {shard: 1 / len(owners) for shard in owners}
+    edges = [int.from_bytes(start.ljust(8, b"\0")[:8], "big") for start in found.starts] + [1 << 64]
+    shares = dict.fromkeys(owners, 0.0)
+    for at, owner in enumerate(found.owners):
+        shares[owner] += (edges[at + 1] - edges[at]) / (1 << 64)
+    return shares
+
+
+def _judge_shard(expected: int, replicas: Sequence[ReplicaStatus], share: float) -> ShardHealth:
+    answered = {r.node: r.status for r in replicas if r.status is not None}
+    leading = [status for status in answered.values() if status.state == "Leader"]
+    leader = max(leading, key=lambda status: status.current_term, default=None)
+    problems = [f"{r.node} does not answer: {r.error}" for r in replicas if r.status is None]
+    healthy = 0
+    for node, status in sorted(answered.items()):
+        if leader is None or node == leader.node_id:
+            continue
+        behind = leader.commit_index - status.last_applied
+        if status.leader != leader.node_id:
+            problems.append(f"{node} follows {status.leader or 'nobody'}, not {leader.node_id}")
+        elif behind > LAG_ENTRIES_MAX:
+            problems.append(f"{node} is {behind} entries behind")
+        else:
+            healthy += 1
+    if leader is None:
+        problems.insert(0, "no replica leads")
+    followers = expected - 1
+    state = "unavailable" if leader is None else "healthy" if healthy == followers else "degraded"
+    return ShardHealth(
+        state=state,
+        leader=leader.node_id if leader else None,
+        term=max((status.current_term for status in answered.values()), default=0),
+        healthy_followers=healthy,
+        total_followers=followers,
+        documents=leader.documents if leader else 0,
+        share=share,
+        problems=problems,
+    )
+
+
+def _warnings(topology: Topology) -> list[str]:
+    told: list[str] = []
+    settings = topology.settings
+    if settings is None:
+        return ["the cluster was not created yet"]
+    alone = [info.shard for info in topology.shards if len(info.replicas) == 1]
+    if alone:
+        told.append(f"not redundant: shards {', '.join(map(str, alone))} have one replica each; a lost disk loses them")
+    even = [info.shard for info in topology.shards if len(info.replicas) == 2]
+    if even:
+        told.append(f"shards {', '.join(map(str, even))} have two replicas: both must run to accept writes")
+    short = [info.shard for info in topology.shards if len(info.replicas) < settings.replication_factor]
+    if short:
+        told.append(
+            f"shards {', '.join(map(str, short))} have fewer than {settings.replication_factor} replicas: "
+            f"there are only {len(topology.addresses())} nodes"
+        )
+    return told

@@ -1,0 +1,380 @@
+"""The client of a sharded cluster: `Client`'s methods, routed straight to the shards' leaders.
+
+Values become bytes here as in `Client`; where they go is the router's business, handed in as `RouterLike`
+(`cluster.router.Router`), because client and cluster do not import each other. Nodes use it too, as proxies for
+clients that are not shard-aware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from needle.base import protocol
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, invalid
+from needle.base.ids import NodeId, shard_group
+from needle.base.model import (
+    CollectionSpec,
+    Hit,
+    HitBatch,
+    IndexParams,
+    Metric,
+    RaftStatus,
+    ReadMode,
+    SearchRequest,
+    WriteResult,
+)
+from needle.base.protocol import DigestAnswer, DocumentBatch, Freshness, GroupCall, StatusCall
+from needle.base.routing.shard_map import KeyRange
+from needle.base.routing.topology import Topology
+from needle.base.runtime import Rng
+from needle.client import values
+from needle.client.admin import TIMEOUT
+from needle.client.client import DEFAULT_COLLECTION, Client, FilterLike, _request
+from needle.client.directory import Caller
+from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.shards import ClusterShards
+
+STATUS_SECONDS = 2.0
+
+
+class FoundLike(Protocol):
+    """A search's answer (cluster.router.Found)."""
+
+    @property
+    def batch(self) -> HitBatch: ...
+    @property
+    def missing(self) -> dict[int, NeedleError]: ...
+    @property
+    def gaps(self) -> list[KeyRange]: ...
+
+
+class RouterLike(Protocol):
+    """What this client needs of `cluster.router.Router`."""
+
+    async def insert(
+        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
+    ) -> WriteResult: ...
+    async def insert_batch(
+        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+    ) -> list[WriteResult | NeedleError]: ...
+    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult: ...
+    async def search(
+        self,
+        request: SearchRequest,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = ...,
+        session: bool = ...,
+        partial: bool = ...,
+    ) -> FoundLike: ...
+    async def get(
+        self,
+        collection: str,
+        names: list[str],
+        with_vectors: bool,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = ...,
+        session: bool = ...,
+    ) -> DocumentBatch: ...
+    async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]: ...
+    async def create_collection(
+        self, spec: CollectionSpec, if_absent: bool, nonce: int, timeout: float
+    ) -> WriteResult: ...
+    async def drop_collection(self, name: str, timeout: float) -> WriteResult: ...
+
+
+class PartialHits(msgspec.Struct, frozen=True, kw_only=True):
+    """Hits of the shards that answered. missing: why other shards did not, by number. gaps: the ranges of routing keys
+    that were not searched, [start, end) with end None for the end of the key space. complete: nothing is missing."""
+
+    hits: list[Hit]
+    missing: dict[int, str]
+    gaps: list[KeyRange]
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+
+class ShardedClient(Client):
+    """A client of one sharded cluster. Made by `needle.connect`, which recognises one."""
+
+    def __init__(self, caller: Caller, addresses: Iterable[str], shards: ClusterShards, router: RouterLike, rng: Rng):
+        super().__init__(caller, addresses, rng=rng)
+        self._shards = shards
+        self._router = router
+
+    def topology(self) -> Topology:
+        """What this client knows of the cluster: settings, nodes, shards, map, collections."""
+        return self._shards.topology()
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def _put(
+        self, id: str, vector: Any, metadata: Any, expected: int | None, collection: str, timeout: float
+    ) -> WriteResult:
+        name, data = values.check_id(id), values.vector_bytes(vector)
+        json = values.metadata_bytes(metadata)
+        return await self._router.insert(collection, name, data, json, expected, values.check_timeout(timeout))
+
+    async def insert_batch(
+        self,
+        documents: Iterable[Sequence[Any]] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
+        vectors: Any = None,
+        metadatas: Sequence[Any] | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> list[WriteResult]:
+        """As Client.insert_batch, grouped by shard: one WriteResult a log entry. `insert_each` tells each id's fate."""
+        outcomes = await self.insert_each(
+            documents, ids=ids, vectors=vectors, metadatas=metadatas, collection=collection, timeout=timeout
+        )
+        entries: list[WriteResult] = []
+        failure: NeedleError | None = None
+        for outcome in outcomes.values():
+            if isinstance(outcome, NeedleError):
+                failure = failure or outcome
+            elif not any(outcome is entry for entry in entries[-64:]):
+                entries.append(outcome)
+        if failure is not None:
+            failure.details["documents_written"] = sum(isinstance(o, WriteResult) for o in outcomes.values())
+            raise failure
+        return entries
+
+    async def insert_each(
+        self,
+        documents: Iterable[Sequence[Any]] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
+        vectors: Any = None,
+        metadatas: Sequence[Any] | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> dict[str, WriteResult | NeedleError]:
+        """insert_batch that tells the fate of every id instead of raising: the result of the log entry that carries it,
+        or why it was not written. All ids of one log entry share one result object (`count` documents)."""
+        batch = values.columns(documents, ids, vectors, metadatas)
+        if not batch.ids:
+            return {}
+        rows = memoryview(batch.vectors.tobytes())
+        outcomes = await self._router.insert_batch(
+            collection, batch.ids, rows, batch.metadata, values.check_timeout(timeout)
+        )
+        return dict(zip(batch.ids, outcomes, strict=True))
+
+    async def delete(
+        self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
+    ) -> WriteResult:
+        """As Client.delete; all or nothing in each shard."""
+        names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
+        if not names:
+            raise invalid("ids", names, "at least one id")
+        return await self._router.delete(collection, names, values.check_timeout(timeout))
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    async def get(
+        self,
+        ids: str | Iterable[str],
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_vectors: bool = True,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Any:
+        """As Client.get."""
+        names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
+        fresh = self._freshness(mode, session, max_staleness)
+        batch = await self._router.get(
+            collection,
+            names,
+            with_vectors,
+            fresh.mode,
+            values.check_timeout(timeout),
+            max_staleness=fresh.max_staleness,
+            session=session,
+        )
+        found = values.documents(batch)
+        if isinstance(ids, str):
+            return found[0] if found else None
+        return found
+
+    def _freshness(self, mode: ReadMode | str, session: bool, max_staleness: float | None) -> Freshness:
+        """min_index is a flag here: each shard has its own indexes, which the router knows."""
+        wanted = values.choose(mode, ReadMode, "mode")
+        if wanted is not ReadMode.EVENTUAL and (session or max_staleness is not None):
+            name = "session" if session else "max_staleness"
+            raise InvalidArgument(f"{name} is for eventual reads; {wanted.value} reads are fresh anyway", field=name)
+        stale = 0.0 if max_staleness is None else values.check_timeout(max_staleness, "max_staleness")
+        return Freshness(wanted, int(session), stale, 0.0)
+
+    async def _search(self, request: SearchRequest, freshness: Freshness, timeout: float) -> list[Hit]:
+        found = await self._find(request, freshness, timeout, False)
+        return values.hits(found.batch)
+
+    async def _find(self, request: SearchRequest, fresh: Freshness, timeout: float, partial: bool) -> FoundLike:
+        return await self._router.search(
+            request,
+            fresh.mode,
+            values.check_timeout(timeout),
+            max_staleness=fresh.max_staleness,
+            session=bool(fresh.min_index),
+            partial=partial,
+        )
+
+    async def search_partial(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> PartialHits:
+        """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
+        request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        found = await self._find(request, self._freshness(mode, False, None), timeout, True)
+        missing = {shard: error.message for shard, error in found.missing.items()}
+        return PartialHits(hits=values.hits(found.batch), missing=missing, gaps=found.gaps)
+
+    # --- collections -------------------------------------------------------------------------------------------------
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        dimensions: int,
+        metric: Metric | str = Metric.COSINE,
+        index: IndexParams | None = None,
+        if_absent: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """As Client.create_collection: in the catalog, then in every shard."""
+        spec = CollectionSpec(
+            name=values.check_id(name, "name"),
+            dimensions=values.check_count(dimensions, "dimensions"),
+            metric=values.choose(metric, Metric, "metric"),
+            index=index or IndexParams(),
+        )
+        nonce = self._rng.getrandbits(63)
+        return await self._router.create_collection(spec, if_absent, nonce, values.check_timeout(timeout))
+
+    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
+        """As Client.drop_collection."""
+        return await self._router.drop_collection(values.check_id(name, "name"), values.check_timeout(timeout))
+
+    async def collections(
+        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> list[CollectionSpec]:
+        """All collections, by name, as this client's topology has them after asking a node for a newer one."""
+        now = self._shards.topology()
+        newest = await self._shards.refresh(now.version + 1, 0.2)
+        return [info.spec for info in newest.collections]
+
+    async def count(
+        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> int:
+        """How many documents a collection holds, all shards together. Raises CollectionNotFound."""
+        return sum((await self.counts(collection=collection, mode=mode, timeout=timeout)).values())
+
+    async def counts(
+        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> dict[int, int]:
+        """How many documents of a collection each shard holds."""
+        wanted = values.choose(mode, ReadMode, "mode")
+        counts = await self._router.counts(wanted, values.check_timeout(timeout))
+        if collection not in counts:
+            raise CollectionNotFound(f"there is no collection {collection!r}", collection=collection)
+        return counts[collection]
+
+    # --- the nodes ---------------------------------------------------------------------------------------------------
+    async def probe(self, timeout: float = 1.0) -> NodeId | None:
+        """The node that leads the catalog; None if none says so in time."""
+        group = self._shards.group(-1)
+        address = await group._directory.find_leader(group.group, timeout)
+        by_address = {there: node for node, there in self.topology().addresses().items()}
+        return by_address.get(address or "")
+
+    async def leader(self) -> NodeId | None:
+        """The node that leads the catalog, or None if no node names one now; for the shards see `health_check`."""
+        self._shards.group(-1)._directory.set_leader(0, None)
+        return await self.probe()
+
+    def nodes(self) -> dict[NodeId, str]:
+        """The nodes of the cluster and their addresses."""
+        return self.topology().addresses()
+
+    async def _where(self, node: str) -> str:
+        known = self.nodes()
+        if node in known:
+            return known[node]
+        if ":" in node:
+            return node
+        raise invalid("node", node, f"one of {', '.join(known)}")
+
+    async def status(self, *, timeout: float = TIMEOUT) -> RaftStatus:
+        """The catalog's group as its leader sees it. `cluster_status` has the shards."""
+        data = protocol.encode(StatusCall(0))
+        answer = await self._shards.group(-1).ask_leader(protocol.STATUS, lambda _: data, values.check_timeout(timeout))
+        return protocol.decode(answer, RaftStatus)
+
+    async def step_down(self, to: NodeId | None = None, *, shard: int = 0, timeout: float = TIMEOUT) -> NodeId:
+        """Hand the leadership of a shard to `to`, or to its most caught-up voter. The cluster gives it back to the
+        preferred leader after a while."""
+        group = self._shards.group(values.check_count(shard, "shard", 0))
+        answer = await group.ask_leader(
+            protocol.STEP_DOWN,
+            lambda left: protocol.encode(protocol.StepDownCall(shard_group(shard), to, left)),
+            values.check_timeout(timeout),
+        )
+        group._directory.set_leader(group.group, None)
+        return protocol.decode(answer, protocol.LeaderAnswer).leader or ""
+
+    async def cluster_status(self, *, timeout: float = STATUS_SECONDS) -> list[ReplicaStatus]:
+        """Every replica of every shard as its own node sees it, in order; `status` is None where none answered."""
+        topology = await self._shards.refresh(self.topology().version + 1, min(0.2, timeout / 4))
+        seconds = values.check_timeout(timeout)
+
+        async def one(shard: int, node: NodeId) -> ReplicaStatus:
+            address = topology.address_of(node) or ""
+            try:
+                body = protocol.encode(StatusCall(shard_group(shard)))
+                data = await self._caller.call(address, protocol.STATUS, body, seconds)
+            except NeedleError as error:
+                return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=error.message)
+            return ReplicaStatus(shard=shard, node=node, address=address, status=protocol.decode(data, RaftStatus))
+
+        return list(
+            await asyncio.gather(*(one(info.shard, node) for info in topology.shards for node in info.replicas))
+        )
+
+    async def health_check(self, *, timeout: float = STATUS_SECONDS) -> ClusterHealth:
+        """Whether every shard has a leader and all its replicas, and what is not redundant."""
+        replicas = await self.cluster_status(timeout=timeout)
+        return judge(self.topology(), replicas)
+
+    async def digests(self, *, timeout: float = TIMEOUT) -> dict[NodeId, DigestAnswer]:
+        """As Client.digests, of each replica: keys are "node/shard"."""
+        seconds = values.check_timeout(timeout)
+
+        async def one(shard: int, node: NodeId) -> DigestAnswer:
+            body = protocol.encode(GroupCall(shard_group(shard), seconds))
+            data = await self._caller.call(await self._where(node), protocol.DIGEST, body, seconds)
+            return protocol.decode(data, DigestAnswer)
+
+        pairs = [(info.shard, node) for info in self.topology().shards for node in info.replicas]
+        answers = await asyncio.gather(*(one(shard, node) for shard, node in pairs))
+        return {f"{node}/{shard}": answer for (shard, node), answer in zip(pairs, answers, strict=True)}

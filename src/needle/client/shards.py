@@ -1,0 +1,247 @@
+"""The shards of a cluster as a client reaches them: straight to their leaders, by the newest topology it has.
+
+Invariants: a write is routed again only if its shard said that nothing was done; a write of unknown fate stays with the
+shard that may have executed it. One question for a newer topology runs at a time. Knows no documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from needle.base import protocol
+from needle.base.catalog_commands import CatalogCommand, encode
+from needle.base.cluster_protocol import (
+    CATALOG,
+    SHARD_WRITE,
+    SYNC,
+    TOPOLOGY,
+    CatalogCall,
+    SyncCall,
+    TopologyAnswer,
+    TopologyCall,
+)
+from needle.base.commands import Command
+from needle.base.commands import encode as encode_command
+from needle.base.errors import DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
+from needle.base.ids import NodeId, shard_group
+from needle.base.model import WriteResult
+from needle.base.protocol import LeaderAnswer, WriteCall
+from needle.base.routing.topology import Topology
+from needle.base.runtime import Rng
+from needle.client.directory import Caller, Directory
+from needle.client.group import GroupClient, MakeBody, _Attempts
+
+Refresh = Callable[[int, float], Coroutine[Any, Any, Topology]]
+ASK_SECONDS = 1.0
+PAUSE_SECONDS = 0.02
+
+
+class ReplicaDirectory(Directory):
+    """The nodes that hold one shard's replicas, as the topology says."""
+
+    def __init__(self, caller: Caller, shard: int, topology: Callable[[], Topology], prefer: str | None) -> None:
+        self._shard = shard
+        self._topology = topology
+        self._prefer = prefer
+        self._seen: Topology | None = None
+        self._listed: list[str] = []
+        super().__init__(caller, self.addresses())
+
+    def addresses(self) -> list[str]:
+        """Of the shard's replicas, the preferred leader's first."""
+        now = self._topology()
+        if now is not self._seen:
+            replicas = now.shards[self._shard].replicas if 0 <= self._shard < len(now.shards) else now.catalog
+            self._listed = [address for node in replicas if (address := now.address_of(node)) is not None]
+            self._seen = now
+        return self._listed
+
+    def address_of(self, node: NodeId) -> str | None:
+        return self._topology().address_of(node)
+
+    def learn(self, address: str, answer: LeaderAnswer) -> None:
+        """The topology knows better."""
+        self._by_node[answer.node_id] = address
+
+    def replicas(self) -> list[str]:
+        """In turn, failing ones last, the node in this process first."""
+        return self.in_turn(self._prefer)
+
+
+class ShardGroup(GroupClient):
+    """Calls to one shard. Reads are made by the router; writes carry the newest epoch known at each attempt."""
+
+    def __init__(
+        self, shard: int, directory: ReplicaDirectory, rng: Rng, topology: Callable[[], Topology], refresh: Refresh
+    ) -> None:
+        super().__init__(shard_group(shard), directory, rng)
+        self._replicas = directory
+        self._topology = topology
+        self._refresh = refresh
+        self._write = SHARD_WRITE
+
+    def _body(self, command: Command) -> MakeBody:
+        group, data = self.group, encode_command(command)
+
+        def body(seconds: float) -> bytes:
+            found = self._topology().map
+            inner = protocol.encode(WriteCall(group, data, seconds))
+            return protocol.encode((found.epoch if found is not None else 0, protocol.WRITE, inner))
+
+        return body
+
+    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: _Attempts) -> bytes:
+        while True:
+            try:
+                return await super()._ask_leader(method, make_body, attempts)
+            except StaleEpoch as stale:
+                if method is not self._write or not attempts.unknown:
+                    raise
+                if stale.details.get("owned") is False:
+                    raise OutcomeUnknown(
+                        f"the write was sent before, no answer came, and now its shard has moved: {stale.message}"
+                    ) from stale
+                await self._refresh(int(stale.details.get("version") or 0), max(0.001, attempts.left()))
+                await attempts.pause(self._rng)
+
+    async def _after(self, error: NeedleError, address: str, attempts: _Attempts) -> None:
+        if isinstance(error, StaleEpoch):
+            raise error
+        await super()._after(error, address, attempts)
+
+    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        """Ask one replica, once."""
+        return await self._caller.call(address, method, body, timeout)
+
+    def replicas(self) -> list[str]:
+        """Addresses of the replicas, the one to ask first at the front."""
+        return self._replicas.replicas()
+
+    def suspect(self, address: str) -> None:
+        """That one failed: put it last for a while."""
+        self._directory.suspect(address)
+
+
+class ClusterShards:
+    """`cluster.router.Shards` over a network."""
+
+    def __init__(
+        self, caller: Caller, addresses: Iterable[str], topology: Topology, *, rng: Rng, prefer: str | None = None
+    ) -> None:
+        """addresses: where to ask when no node of the topology answers. prefer: asked first in eventual reads."""
+        self._caller = caller
+        self._seeds = list(addresses)
+        self._rng = rng
+        self._prefer = prefer
+        self._now = topology
+        self._groups: dict[int, ShardGroup] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._turn = 0
+
+    def topology(self) -> Topology:
+        """The newest known here."""
+        return self._now
+
+    def offer(self, topology: Topology | None) -> None:
+        """Keep a topology if it is newer."""
+        if topology is not None and topology.version > self._now.version:
+            self._now = topology
+
+    def group(self, shard: int) -> ShardGroup:
+        """The calls to one shard; -1 is the catalog's group."""
+        found = self._groups.get(shard)
+        if found is None:
+            directory = ReplicaDirectory(self._caller, shard, self.topology, self._prefer)
+            found = ShardGroup(shard, directory, self._rng, self.topology, self.refresh)
+            self._groups[shard] = found
+        return found
+
+    def _in_turn(self) -> list[str]:
+        known = list(dict.fromkeys([*self.topology().addresses().values(), *self._seeds]))
+        self._turn = (self._turn + 1) % len(known)
+        return known[self._turn :] + known[: self._turn]
+
+    async def refresh(self, version: int, timeout: float) -> Topology:
+        """A topology of at least `version`, asking one node after the other; the newest known if there is none in
+        time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self.topology().version < version and (left := deadline - loop.time()) > 0:
+            if self._asking is None:
+                self._asking = loop.create_task(self._ask())
+            asking = self._asking
+            await asyncio.wait((asking,), timeout=left)
+            if self.topology().version < version:
+                await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
+        return self.topology()
+
+    async def _ask(self) -> None:
+        """The next node's topology; one that does not answer is passed over."""
+        try:
+            for address in self._in_turn():
+                body = protocol.encode(TopologyCall(self.topology().version))
+                try:
+                    data = await self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
+                except NeedleError:
+                    continue  # the next node will know
+                self.offer(protocol.decode(data, TopologyAnswer).topology)
+                return
+        finally:
+            self._asking = None
+
+    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
+        """Execute a command of the catalog through any node, until one answers: commands may be repeated."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        data, last = encode(command), ""
+        while True:
+            for address in self._in_turn():
+                left = deadline - loop.time()
+                if left <= 0:
+                    raise DeadlineExceeded(f"the catalog did not answer within {timeout:g} s{last}")
+                seconds = min(left, max(ASK_SECONDS, timeout / 3))
+                try:
+                    answer = await self._caller.call(
+                        address, CATALOG, protocol.encode(CatalogCall(data, seconds)), seconds
+                    )
+                except NeedleError as error:
+                    if not error.retryable and not isinstance(error, OutcomeUnknown):
+                        raise
+                    last = f"; last error: {error.message}"
+                    continue
+                result = protocol.decode(answer, WriteResult)
+                await self.refresh(result.version, max(0.001, deadline - loop.time()))
+                return result
+            await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
+
+    async def sync(self, shard: int, version: int, timeout: float) -> None:
+        """Have the shard's leader apply the catalog's collections as of `version`."""
+        group = shard_group(shard)
+        await self.group(shard).ask_leader(SYNC, lambda left: protocol.encode(SyncCall(group, version, left)), timeout)
+
+
+async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float = ASK_SECONDS) -> Topology | None:
+    """The newest topology that the nodes at `addresses` have, as soon as one answers; None when none has one (they are
+    not nodes of a sharded cluster, or none answers)."""
+    body = protocol.encode(TopologyCall(0))
+
+    async def ask(address: str) -> Topology | None:
+        try:
+            return protocol.decode(await caller.call(address, TOPOLOGY, body, timeout), TopologyAnswer).topology
+        except NeedleError:
+            return None  # not a node of a sharded cluster, or down
+
+    loop = asyncio.get_running_loop()
+    waiting = {loop.create_task(ask(address)) for address in addresses}
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if (found := task.result()) is not None and found.settings is not None:
+                    return found
+    finally:
+        for task in waiting:
+            task.cancel()
+    return None
