@@ -100,7 +100,7 @@ class SimNode:
             search_pool=SimPool(loop, process),
             build_pool=SimPool(loop, process),
             file_pool=SimPool(loop, process),
-            listen=lambda handler: _Listener(world.network, machine, process, handler),
+            listen=self._listen,
             peers=lambda address_of: _Peers(cast("RpcClient", endpoint), address_of),
             open_store=lambda directory: SimStore(machine.log_disk, process),
             disk=SimReplicaDisk(machine, process),
@@ -109,6 +109,13 @@ class SimNode:
             failpoint=lambda place: world.failpoint(name, process, place),
             machine=lambda group, replica: ObservedMachine(replica, world.observer, group, name, process.incarnation),
         )
+
+    def _listen(self, handler: Any) -> _Listener:
+        """The node is about to serve: from now on its confirmed reads are watched."""
+        host: Any = self._node.host if self._node is not None else None
+        for how in ("read_index", "read_leased"):
+            setattr(host, how, self._world.observer.watched_read(self._machine.name, how, getattr(host, how)))
+        return _Listener(self._world.network, self._machine, self.process, handler)
 
     def groups(self) -> dict[GroupId, Any]:
         """The running replicas, with their Raft core, log and state machine."""

@@ -6,7 +6,7 @@ Invariant: observing changes nothing: no effect on the run, no draw from its cha
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -38,6 +38,9 @@ from needle.sim.violation import Violation
 _APPEND_RESP = int(MessageType.APPEND_RESP)
 _VOTE = int(MessageType.VOTE)
 _VOTE_RESP = int(MessageType.VOTE_RESP)
+
+
+Read = Callable[[GroupId, float], Awaitable[int]]
 
 
 class Replicating(Protocol):
@@ -91,6 +94,7 @@ class Observer:
         self.compactions = 0
         self.rotten: set[str] = set()
         self.acks = 0
+        self.broken: Violation | None = None
 
     # --- after each step ----------------------------------------------------------------------------------------------
     def look(self, name: str, incarnation: int, group: GroupId, replica: Replicating) -> None:
@@ -173,6 +177,21 @@ class Observer:
                 state = DurableLog(disk, group).hard_state()
                 durability.vote_granted(group, name, message.term, vote, (state.term, state.vote))
                 self.elections.voted(group, name, message.term, vote)
+
+    def watched_read(self, name: str, how: str, read: Read) -> Read:
+        """`read` of a host, with a check: the index it confirms covers whatever any replica had applied when it was
+        asked for. That is stricter than what clients can see, and does not depend on their luck."""
+
+        async def checked(group: GroupId, timeout: float) -> int:
+            before = self.committed.last(group)
+            index = await read(group, timeout)
+            if index < before:
+                self.broken = self.broken or Violation(
+                    "read freshness", f"{how} of {name} confirmed {index} of group {group}; {before} was applied before"
+                )
+            return index
+
+        return checked
 
     def write_acknowledged(self, group: GroupId, index: int, voter_sets: list[list[str]]) -> None:
         """A client was told that its write is done: a majority of one of the sets holds it. Raises Violation."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 
 class Violation(AssertionError):
-    """A promise of the product was broken. `checker` names the promise, the message the evidence."""
+    """A promise of the product was broken. `checker` names the promise, `message` the evidence, `key` the document."""
 
-    def __init__(self, checker: str, message: str) -> None:
+    def __init__(self, checker: str, message: str, key: str = "") -> None:
         super().__init__(f"{checker}: {message}")
         self.checker = checker
         self.message = message
+        self.key = key

@@ -205,7 +205,7 @@ class Client:
     async def get(self, key: str, mode: ReadMode) -> bool:
         """True if it was answered."""
         eventual = mode is ReadMode.EVENTUAL
-        required = self._database.token() if eventual else self._work.history.acknowledged_index
+        required = self._database.token() if eventual else self._work.latest()
         op = self._invoke("search" if eventual else "get", key, details={"mode": str(mode)})
         try:
             version, metadata, applied = await self._database.get(key, mode)
@@ -233,7 +233,7 @@ class Client:
         vector = self._vector()
         filter_, keep = FILTERS[self._rng.randrange(len(FILTERS))]
         k, exact = self._rng.choice([1, 3, 10, 100]), self._rng.random() < 0.7
-        required = self._database.token() if mode is ReadMode.EVENTUAL else self._work.history.acknowledged_index
+        required = self._database.token() if mode is ReadMode.EVENTUAL else self._work.latest()
         op = self._invoke("search", "", details={"mode": str(mode), "k": k, "filter": repr(filter_), "exact": exact})
         try:
             hits = await self._database.search(vector, k, filter_, mode, exact)

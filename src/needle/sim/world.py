@@ -87,9 +87,8 @@ class World:
         budget = Budget(spec.operations_max)
         self.work = Workload(self.loop, self.history, self.trace, self.profile, spec.seed, budget)
         self.work.on_ack = self._acknowledged
-        self.work.latest = lambda: self.last_committed
+        self.work.latest = lambda: self.observer.committed.last(DATA_GROUP)
         self.restarts = 0
-        self.last_committed = 0
         self.retired: set[str] = set()
         self._armed: dict[str, tuple[str, int, bool]] = {}
         self._held_down: Counter[str] = Counter()
@@ -203,9 +202,7 @@ class World:
         self.trace.tell("every node is back")
 
     async def _all_vote(self) -> bool:
-        name = self.leader()
-        conf = self.nodes[name].groups()[DATA_GROUP].raft.conf if name else None
-        if conf is not None and sorted(conf.voters) == self.members and not conf.voters_outgoing:
+        if self._all_are_voters():
             return True
         await self.admin("", "restore")
         await asyncio.sleep(1.0)
@@ -344,8 +341,8 @@ class World:
     async def _administer(self, name: str, what: str) -> None:
         client = self._operator
         rest = [node for node in self.members if node != name]
-        if what in ("demote", "remove", "replace") and any(node in self.retired for node in rest):
-            return  # nobody in their senses shrinks a group that has lost a member for good
+        if what in ("demote", "remove", "replace") and not self._may_shrink(rest):
+            return
         try:
             if what == "step-down":
                 await client.step_down(timeout=ADMIN_SECONDS)
@@ -367,6 +364,15 @@ class World:
             self.trace.note(f"{what} of {name}: {error.code}")
         else:
             self.trace.tell(f"{what} of {name or 'all'} is done")
+
+    def _may_shrink(self, rest: list[str]) -> bool:
+        """Nobody in their senses takes a voter from a group that lacks one already: what remains could be stuck."""
+        return self._all_are_voters() and not any(node in self.retired for node in rest)
+
+    def _all_are_voters(self) -> bool:
+        name = self.leader()
+        conf = self.nodes[name].groups()[DATA_GROUP].raft.conf if name else None
+        return conf is not None and sorted(conf.voters) == self.members and not conf.voters_outgoing
 
     async def _replace(self, client: AdminClient, name: str, rest: list[str]) -> None:
         """A member's machine is lost: a new one with a new name takes its place, as a learner first."""
@@ -404,8 +410,7 @@ class World:
         if node is not None and process.alive and node.process is process:
             for group, replica in node.groups().items():
                 self.observer.look(process.name, process.incarnation, group, replica)
-        if self._violation is None and self.work.broken is not None:
-            self._violation = self.work.broken
+        self._violation = self._violation or self.work.broken or self.observer.broken
         if self._violation is not None:
             raise Violation("run ends", str(self._violation))
 
@@ -441,8 +446,6 @@ class World:
         self._guard(lambda: self.observer.write_acknowledged(DATA_GROUP, index, sets))
 
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
-        if group == DATA_GROUP:
-            self.last_committed = index
         if group != DATA_GROUP or not entry.data or entry.data.startswith(b"conf:"):
             return
         command = decode(entry.data)
@@ -484,6 +487,11 @@ class World:
         self.loop.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
+    def _operations_of(self, failure: BaseException | None) -> list[str]:
+        """What clients did to the key of a violation."""
+        key = getattr(failure, "key", "")
+        return [linearizability.describe(op) for op in self.history.operations if key and op.key == key]
+
     def _report(self, failure: BaseException | None) -> Report:
         outcomes = Counter(op.outcome for op in self.history.operations)
         counts = Counts(
@@ -509,6 +517,7 @@ class World:
             failure=None if failure is None else str(failure),
             checker=getattr(failure, "checker", type(failure).__name__) if failure is not None else "",
             story=self.trace.story if failure is not None else [],
+            history=self._operations_of(failure),
             given_up=self._given_up,
         )
 

@@ -25,12 +25,17 @@ class Committed:
 
     def __init__(self) -> None:
         self._log: dict[int, dict[int, CommittedEntry]] = {}
+        self._last: dict[int, int] = {}
         self._applied: dict[tuple[int, str, int], int] = {}
         self.on_new: Callable[[int, int, CommittedEntry, Any], None] | None = None
 
     def log(self, group: int) -> dict[int, CommittedEntry]:
         """Committed entries by index."""
         return self._log.setdefault(group, {})
+
+    def last(self, group: int) -> int:
+        """The highest index that any replica has applied."""
+        return self._last.get(group, 0)
 
     def opened(self, group: int, node: str, incarnation: int, applied: int) -> None:
         """The state machine was opened, or a snapshot installed, at `applied`."""
@@ -46,6 +51,7 @@ class Committed:
         known = log.get(index)
         if known is None:
             log[index] = entry
+            self._last[group] = max(index, self._last.get(group, 0))
             if self.on_new is not None:
                 self.on_new(group, index, entry, result)
         elif (known.term, known.data) != (entry.term, entry.data):

@@ -98,14 +98,14 @@ def check(history: History) -> int:
     for key, operations in history.by_key().items():
         conflict = RegisterModel(operations).conflict
         if conflict:
-            raise Violation(NAME, f"key {key!r}: {conflict}")
+            raise Violation(NAME, f"key {key!r}: {conflict}", key)
         try:
             culprit = explain(operations)
         except TooComplex:
             given_up += 1
             continue
         if culprit is not None:
-            raise Violation(NAME, f"key {key!r} has no legal order; stuck at {describe(culprit)}")
+            raise Violation(NAME, f"key {key!r} has no legal order; stuck at {describe(culprit)}", key)
     return given_up
 
 
