@@ -1,6 +1,7 @@
 """Nothing undocumented: commands, options, settings, error codes, and words in the documents that must exist."""
 
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -102,3 +103,12 @@ def test_index_parameters_are_those_of_the_model() -> None:
 
     shown = ", ".join(f"{f.name} {f.default}" for f in msgspec.structs.fields(IndexParams))
     assert shown in (DOCS / "operations.md").read_text()
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    adr = (DOCS / "adr" / "0006-dependencies.md").read_text()
+    needed = {re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]}
+    assert needed == set(re.findall(r"^\| ([a-z-]+) \|", adr, re.MULTILINE)) - {"package"}
+    optional = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    assert [name for name in (re.split(r"[<>=\[]", text)[0] for text in optional) if name not in adr] == []

@@ -14,9 +14,8 @@ from needle.cli.demo.story import Story
 
 
 class FakeCluster:
-    addresses = {"a": "a:1", "b": "b:1", "c": "c:1"}
-
     def __init__(self) -> None:
+        self.addresses = {"a": "a:1", "b": "b:1", "c": "c:1"}
         self.started: list[str] = []
 
     def start(self, node: str) -> None:

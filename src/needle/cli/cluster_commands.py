@@ -34,19 +34,25 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in 
 
 
 async def look(client: needle.Client, known: list[str], timeout: float = STATUS_TIMEOUT) -> list[NodeView]:
-    """What every node of the cluster says, asked in parallel: those in `known` and those that the leader names."""
-    views = dict(zip(known, await _ask(client, known, timeout), strict=True))
-    leader = leader_of(list(views.values()))
-    names = {peer.address: peer.id for peer in leader.peers} if leader is not None else {}
-    others = [address for address in names if address not in views]
-    views |= dict(zip(others, await _ask(client, others, timeout), strict=True))
-    named = [
-        NodeView(node=names.get(view.address, view.node), address=view.address, error=view.error)
-        if view.status is None
-        else view
-        for view in views.values()
-    ]
-    return sorted({view.node: view for view in named}.values(), key=lambda view: view.node)
+    """What every node of the cluster says, asked in parallel: those in `known` and those that they name."""
+    names = {address: node for node, address in client.nodes().items()}
+    views = await _ask(client, list(dict.fromkeys([*known, *names])), timeout)
+    leader = leader_of(views)
+    names |= {peer.address: peer.id for peer in leader.peers} if leader is not None else {}
+    asked = {view.address for view in views}
+    views += await _ask(client, [address for address in names if address not in asked], timeout)
+    statuses = [view.status for view in views if view.status is not None]
+    newest = max(statuses, key=lambda status: status.commit_index, default=None)
+    members = [*newest.voters, *newest.learners] if newest is not None else list(names.values())
+    named: dict[str, NodeView] = {}
+    for view in views:
+        if view.status is None:
+            view = NodeView(node=names.get(view.address, view.node), address=view.address, error=view.error)
+            if view.node not in members and view.address not in known:
+                continue  # it was removed from the cluster; nodes remember its address
+        if view.status is not None or view.node not in named:  # a node may be known by two addresses
+            named[view.node] = view
+    return sorted(named.values(), key=lambda view: view.node)
 
 
 async def _ask(client: needle.Client, known: list[str], timeout: float) -> list[NodeView]:
@@ -136,7 +142,14 @@ def leader(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """Print the leader's node id. Exit code 1 if there is none."""
 
     async def work(client: needle.Client) -> str | None:
-        return await client.leader()
+        found = await client.leader()
+        if found is None:
+            return None
+        try:  # what others believe may be old: ask the node itself
+            status = await client.node_status(found, timeout=STATUS_TIMEOUT)
+        except NeedleError:
+            return None
+        return found if status.state == "Leader" else None
 
     found = run(cluster, work)
     if json:

@@ -1,0 +1,1 @@
+"""`needle demo`: a real cluster on this machine, and a story told with it."""
