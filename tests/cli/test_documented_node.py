@@ -1,6 +1,8 @@
 """What a real node writes to disk and publishes as metrics is what the documents say."""
 
 import re
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -30,10 +32,15 @@ def single(tmp_path: Path):
 
 
 def fetch(address: str, path: str) -> str:
-    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
-        assert answer.status == 200
-        text: str = answer.read().decode()
-        return text
+    """The body of a 200 answer; a node that has just started may say 503 for a moment."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+                text: str = answer.read().decode()
+                return text
+        except urllib.error.HTTPError as error:
+            assert error.code == 503 and time.monotonic() < deadline, error.read()
 
 
 def test_every_metric_and_probe_is_documented(single) -> None:
