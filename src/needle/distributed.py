@@ -12,11 +12,11 @@ answered by the node in this process without a socket. Invariant: nothing here d
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from needle.base.config import RaftConfig
-from needle.base.errors import ConnectionLost, DeadlineExceeded, Unavailable
+from needle.base.errors import DeadlineExceeded, Unavailable
 from needle.base.filters import Filter
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
@@ -26,51 +26,13 @@ from needle.rpc.transport import RpcClient
 from needle.server.config_file import load_config
 from needle.server.connecting import connect, connect_sync
 from needle.server.http import HttpServer
+from needle.server.local_caller import LocalCaller
 from needle.server.metrics import NodeMetrics
 from needle.server.node import Node
 from needle.server.ports import NodePorts, system_ports
 from needle.server.runtime import SystemClock
 
 __all__ = ["Filter", "RaftCluster", "RaftConfig", "connect", "connect_sync", "load_config"]
-
-
-class _LocalPeer:
-    """Who calls when the caller is this process."""
-
-    node_id = ""
-    remote = "local"
-
-
-class LocalCaller:
-    """A client's network in which one address is the node of this process: called directly, others through `remote`."""
-
-    def __init__(self, node: Node, address: str, remote: RpcClient) -> None:
-        self._node = node
-        self._address = address
-        self._remote = remote
-        self._peer = _LocalPeer()
-
-    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
-        """Like RpcClient.call. The node bounds the time of its own answers by the timeout in the body."""
-        if address != self._address:
-            return await self._remote.call(address, method, body, timeout)
-        if not self._node.alive():
-            raise ConnectionLost(f"the node at {address} in this process is stopped", address=address)
-        answer = self._node.service.on_request(self._peer, method, body)
-        return await answer if isinstance(answer, Awaitable) else answer
-
-    def connected(self, address: str) -> bool:
-        """Whether a call would be sent at once."""
-        return address == self._address or self._remote.connected(address)
-
-    async def connect(self, address: str, timeout: float) -> None:
-        """Connect to another node."""
-        if address != self._address:
-            await self._remote.connect(address, timeout)
-
-    async def close(self) -> None:
-        """Close the connections to other nodes."""
-        await self._remote.close()
 
 
 class RaftCluster:

@@ -6,9 +6,9 @@
 | shard_write | ShardCall of a WriteCall | WriteResult |
 | topology | TopologyCall | TopologyAnswer |
 | catalog | CatalogCall | WriteResult |
-| sync | SyncCall | b"" |
+| sync | SyncCall | WriteResult |
 | found | FoundCall | WhoAnswer |
-| who | b"" as WhoCall | WhoAnswer |
+| who | WhoCall | WhoAnswer |
 
 Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) it was computed on.
 """
@@ -49,10 +49,12 @@ class ShardAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TopologyCall(msgspec.Struct, frozen=True, array_like=True):
-    """The newest topology the node has, as soon as it is newer than `version` or `wait` seconds are over."""
+    """The newest topology the node has, as soon as it is newer than `version` or `wait` seconds are over. confirmed:
+    at least as new as everything committed before the call; the catalog's leader only."""
 
     version: int
     wait: float = 0.0
+    confirmed: bool = False
 
 
 class TopologyAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -79,7 +81,8 @@ class SyncCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FoundCall(msgspec.Struct, frozen=True, array_like=True):
-    """Start the catalog's group with these nodes, this one among them. uid: of the cluster to be."""
+    """Belong to the cluster `uid` from now on, whose catalog is founded by these nodes; one of them starts its replica
+    of the catalog's group, another one follows them."""
 
     uid: int
     voters: dict[NodeId, str]

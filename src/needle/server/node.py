@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -92,15 +92,15 @@ class Node:
             files=ports.files,
             failpoint=ports.failpoint,
         )
-        for shard in SHARDS:
-            await self._open_shard(shard)
+        self._undo.append(self._close_replicas)
+        await self._open_groups()
         self._undo.append(ports.close_pools)  # after Raft has stopped, before what its threads work on is closed
         await self.host.start()
         self._undo.append(self.host.stop)
+        self._undo.append(self._stop_replicas)
         for hosted in self.groups.values():
             hosted.start()
-            self._undo.append(hosted.stop)
-        self.service = RpcService(self)
+        self.service = self._make_service()
         self.listener = ports.listen(self.service)
         await self.listener.start()
         self._undo.append(self.listener.stop)
@@ -116,13 +116,24 @@ class Node:
             store.close()
             raise
 
-    async def _open_shard(self, shard: int) -> None:
+    async def _open_groups(self) -> None:
+        """Open what this node holds. One shard on every node of the configuration; ClusterNode knows others."""
+        voters = [] if self.config.join else sorted(self.config.addresses)
+        for shard in SHARDS:
+            await self._open_shard(shard, voters)
+
+    def _make_service(self) -> RpcService:
+        return RpcService(self)
+
+    async def _open_shard(self, shard: int, voters: Sequence[NodeId]) -> HostedReplica:
         config, ports, group = self.config, self.ports, shard_group(shard)
         replica = await ports.file_pool.run(self._open_replica, data_dir.shard_directory(config.data_dir, shard))
-        self._undo.append(replica.close)
-        voters = [] if config.join else sorted(config.addresses)
-        self.host.open_group(group, ports.machine(group, replica), voters=voters)
-        self.groups[group] = HostedReplica(
+        try:
+            self.host.open_group(group, ports.machine(group, replica), voters=voters)
+        except BaseException:
+            replica.close()
+            raise
+        hosted = self.groups[group] = HostedReplica(
             group,
             replica,
             host=self.host,
@@ -131,6 +142,15 @@ class Node:
             call=self.peers.call,
             fatal=self._fatal,
         )
+        return hosted
+
+    async def _stop_replicas(self) -> None:
+        for hosted in list(self.groups.values()):
+            await hosted.stop()
+
+    def _close_replicas(self) -> None:
+        for hosted in self.groups.values():
+            hosted.replica.close()
 
     def _open_replica(self, directory: str) -> Replica:
         ports, config = self.ports, self.config

@@ -54,6 +54,21 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     spec: CollectionSpec
     nonce: int = 0
 
+    @property
+    def stored_name(self) -> str:
+        """Its name inside the shards: a shard that was away must not take an old collection for a new one."""
+        return f"{self.spec.name}@{self.id}"
+
+    @property
+    def stored_spec(self) -> CollectionSpec:
+        """What the shards create."""
+        return msgspec.structs.replace(self.spec, name=self.stored_name)
+
+
+def public_name(stored: str) -> str:
+    """The name that users know, of a collection inside a shard."""
+    return stored.rpartition("@")[0]
+
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the cluster was created."""

@@ -1,0 +1,427 @@
+"""The router: which shards a request concerns, asking them, and making one answer of theirs.
+
+Writes go to the shard that owns the document's routing key, batches are grouped by shard; reads fan out (fan_out.py
+proves coverage) and are merged. A stale map is answered with StaleEpoch: the router gets the newer one and tries again;
+a write is tried again only when the shard has said that it did nothing. Reaches shards through `Shards` only, draws no
+randomness and reads no clock but the event loop's, so that it runs under simulation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from needle.base import catalog_commands, protocol
+from needle.base.commands import Command, Delete, Insert, Session
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, StaleEpoch
+from needle.base.ids import shard_group
+from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.protocol import CollectionsAnswer, CollectionsCall, DocumentBatch, Freshness, GetCall, SearchCall
+from needle.base.routing.shard_map import KeyRange
+from needle.base.routing.strategy import routing_key
+from needle.base.routing.topology import Ownership, Topology
+from needle.cluster.fan_out import FanOut, ShardGroup
+from needle.cluster.merge import by_owner, merge_documents, merge_hits
+from needle.cluster.pruning import pinned_keys
+
+BATCH_DOCUMENTS_MAX = 10_000
+BATCHES_IN_FLIGHT = 4
+REFRESH_SECONDS = 0.5
+
+T = TypeVar("T")
+
+
+class Shards(Protocol):
+    """How the router reaches shards and catalog: `client.sharded` in a client and in a node, a fake in tests."""
+
+    def group(self, shard: int) -> ShardGroup: ...
+    def topology(self) -> Topology:
+        """The newest topology known here."""
+        ...
+
+    async def refresh(self, version: int, timeout: float) -> Topology:
+        """Ask nodes for a topology of at least `version`; the newest known when there is none in time."""
+        ...
+
+    async def command(self, command: catalog_commands.CatalogCommand, timeout: float) -> WriteResult:
+        """Execute a command of the catalog; on return `topology` is at least that new."""
+        ...
+
+    async def sync(self, shard: int, version: int, timeout: float) -> None:
+        """Have a shard's leader apply the catalog's collections as of `version`."""
+        ...
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A search's answer. missing: shards without an answer and why, gaps: the ranges of the key space they own; both
+    empty unless partial answers were asked for. applied: the log index at which each shard was searched. fanout: how
+    many shards were asked. epoch: of the map."""
+
+    batch: HitBatch
+    missing: dict[int, NeedleError]
+    gaps: list[KeyRange]
+    applied: dict[int, int]
+    fanout: int
+    epoch: int
+
+
+class Router:
+    """Requests in, shards' answers out. Safe to call concurrently on one event loop."""
+
+    def __init__(self, shards: Shards, *, batch_bytes_max: int = 1 << 20) -> None:
+        """batch_bytes_max: a larger part of a batch becomes several log entries of its shard."""
+        self._shards = shards
+        self._batch_bytes_max = batch_bytes_max
+        self._seen: dict[int, int] = {}
+        self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
+        self.stats = self.fan_out.stats
+
+    # --- routing -----------------------------------------------------------------------------------------------------
+    def _owner(self, name: str, metadata: bytes) -> int:
+        owned = self.fan_out.ownership()
+        strategy = owned.map.strategy
+        decoded = msgspec.json.decode(metadata) if strategy.kind == "custom" and metadata else None
+        return owned.map.owner(routing_key(strategy, owned.map.shard_count, name, decoded))
+
+    def shard_of(self, name: str, metadata: bytes = b"") -> int:
+        """The shard that owns a document. metadata: JSON bytes, needed for custom strategies."""
+        return self._owner(name, metadata)
+
+    def _holders(self, owned: Ownership, names: Sequence[str]) -> dict[int, list[int]]:
+        """Where documents with these ids may be: positions of `names` by shard. Under a custom strategy an id does not
+        tell, so every shard is asked for every id."""
+        shard_map = owned.map
+        if shard_map.strategy.kind == "custom":
+            return {shard: list(range(len(names))) for shard in owned.owners}
+        count = shard_map.shard_count
+        return dict(by_owner([shard_map.owner(routing_key(shard_map.strategy, count, name)) for name in names]))
+
+    def _saw(self, shard: int, index: int) -> None:
+        if index > self._seen.get(shard, 0):
+            self._seen[shard] = index
+
+    async def _named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
+        """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made anew
+        meanwhile. Raises CollectionNotFound once a newer topology does not have it either."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        tried = 0
+        while True:
+            now = self._shards.topology()
+            info = now.collection(collection)
+            if info is None or info.id == tried:
+                left = max(0.001, deadline - loop.time())
+                newer = await self._shards.refresh(now.version + 1, min(REFRESH_SECONDS, left))
+                info = newer.collection(collection)
+            if info is None or info.id == tried:
+                raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
+            tried = info.id
+            try:
+                return await run(info.stored_name, max(0.001, deadline - loop.time()))
+            except CollectionNotFound:
+                continue
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def insert(
+        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
+    ) -> WriteResult:
+        """Insert or replace one document; expected as in `commands.Insert`."""
+
+        async def run(stored: str, left: float) -> WriteResult:
+            def make(session: Session) -> Command:
+                return Insert(stored, [name], vector, [metadata], expected, session)
+
+            return await self._write(lambda: self._owner(name, metadata), make, left)
+
+        return await self._named(collection, timeout, run)
+
+    async def _write(self, owner: Callable[[], int], make: Callable[[Session], Command], timeout: float) -> WriteResult:
+        """Write to the owning shard. StaleEpoch means that nothing was done: route again by a newer map."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while (left := deadline - loop.time()) > 0:
+            try:
+                shard = owner()
+                result = await self._shards.group(shard).write(make, left)
+            except StaleEpoch as stale:
+                await self.fan_out.renew(stale, max(0.001, deadline - loop.time()))
+            else:
+                self._saw(shard, result.index)
+                return result
+        raise DeadlineExceeded(f"no shard accepted the write within {timeout:g} s: its map is changing")
+
+    async def insert_batch(
+        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+    ) -> list[WriteResult | NeedleError]:
+        """Insert or replace many documents; each one's outcome, in order. rows: len(ids) rows of float32 bytes.
+
+        Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing; documents of
+        one id that is there twice are written in the order given.
+        """
+
+        async def run(stored: str, left: float) -> list[WriteResult | NeedleError]:
+            outcomes = await self._insert_rows(stored, ids, rows, metadata, left)
+            gone = [outcome for outcome in outcomes if isinstance(outcome, CollectionNotFound)]
+            if gone and len(gone) == len(outcomes):
+                raise gone[0]
+            return outcomes
+
+        return await self._named(collection, timeout, run)
+
+    async def _insert_rows(
+        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+    ) -> list[WriteResult | NeedleError]:
+        outcomes: list[WriteResult | NeedleError | None] = [None] * len(ids)
+        size = rows.nbytes // max(1, len(ids))
+        owners: list[int] = []
+        routed: list[int] = []
+        for at, name in enumerate(ids):
+            try:
+                owners.append(self._owner(name, metadata[at]))
+                routed.append(at)
+            except StaleEpoch:
+                raise
+            except NeedleError as error:
+                outcomes[at] = error
+        doubled = len(set(ids)) < len(ids)
+        permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+
+        async def send(shard: int, part: list[int]) -> None:
+            names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
+            json = [metadata[at] for at in part]
+
+            def owner() -> int:
+                now = {self._owner(name, meta) for name, meta in zip(names, json, strict=True)}
+                if now != {shard}:
+                    raise _Scattered
+                return shard
+
+            async with permits:
+                try:
+                    result: WriteResult | NeedleError = await self._write(
+                        owner, lambda session: Insert(collection, names, data, json, None, session), timeout
+                    )
+                except NeedleError as error:
+                    result = error
+                except _Scattered:  # the map changed and the part no longer has one owner: route it again
+                    again = await self._insert_rows(collection, names, memoryview(data), json, timeout)
+                    for at, outcome in zip(part, again, strict=True):
+                        outcomes[at] = outcome
+                    return
+            for at in part:
+                outcomes[at] = result
+
+        async def one_shard(shard: int, members: list[int]) -> None:
+            parts = self._parts(members, ids, metadata, size)
+            if doubled:
+                for part in parts:
+                    await send(shard, part)
+            else:
+                await asyncio.gather(*(send(shard, part) for part in parts))
+
+        groups = by_owner(owners)
+        await asyncio.gather(*(one_shard(shard, [routed[n] for n in at]) for shard, at in groups.items()))
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _parts(self, members: list[int], ids: list[str], metadata: list[bytes], row: int) -> list[list[int]]:
+        parts: list[list[int]] = [[]]
+        filled = 0
+        for at in members:
+            weight = row + 16 + len(ids[at]) + len(metadata[at])
+            if parts[-1] and (filled + weight > self._batch_bytes_max or len(parts[-1]) >= BATCH_DOCUMENTS_MAX):
+                parts.append([])
+                filled = 0
+            parts[-1].append(at)
+            filled += weight
+        return parts
+
+    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
+        """Delete documents; all or nothing in each shard. count: how many were there."""
+        return await self._named(collection, timeout, lambda stored, left: self._delete(stored, names, left))
+
+    async def _delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
+        deadline = asyncio.get_running_loop().time() + timeout
+
+        async def one(shard: int, part: list[str]) -> list[WriteResult]:
+            def make(session: Session) -> Command:
+                return Delete(collection, part, None, session)
+
+            def owner() -> int:
+                holders = self._holders(self.fan_out.ownership(), part)
+                if len(holders.get(shard, ())) != len(part):
+                    raise _Scattered
+                return shard
+
+            left = max(0.001, deadline - asyncio.get_running_loop().time())
+            try:
+                return [await self._write(owner, make, left)]
+            except _Scattered:
+                return await spread(part)
+
+        async def spread(some: list[str]) -> list[WriteResult]:
+            holders = self._holders(self.fan_out.ownership(), some)
+            done = await asyncio.gather(*(one(shard, [some[at] for at in part]) for shard, part in holders.items()))
+            return [result for results in done for result in results]
+
+        results = await spread(names)
+        return WriteResult(
+            version=max(result.version for result in results),
+            index=max(result.index for result in results),
+            existed=any(result.existed for result in results),
+            count=sum(result.count for result in results),
+        )
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Callable[[int], Freshness]:
+        return lambda shard: Freshness(mode, self._seen.get(shard, 0) if session else 0, max_staleness)
+
+    async def search(
+        self,
+        request: SearchRequest,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+        partial: bool = False,
+    ) -> Found:
+        """The k nearest documents of all shards (or of those that a filter on the shard key leaves). session: eventual
+        reads see this router's own writes and never go back. partial: answer without shards that cannot."""
+
+        async def run(stored: str, left: float) -> Found:
+            inner = msgspec.structs.replace(request, collection=stored)
+            return await self._search(inner, self._fresh(mode, max_staleness, session), left, partial)
+
+        return await self._named(request.collection, timeout, run)
+
+    async def _search(
+        self, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
+    ) -> Found:
+        def choose(owned: Ownership) -> Sequence[int]:
+            keys = pinned_keys(owned.map.strategy, request.filter)
+            if keys is None:
+                return owned.owners
+            return sorted({owned.map.owner(key) for key in keys}) or owned.owners[:1]
+
+        answers = await self.fan_out.read(
+            protocol.SEARCH,
+            lambda shard, fresh: SearchCall(shard_group(shard), request, fresh),
+            choose,
+            fresh,
+            timeout,
+            partial=partial,
+        )
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        batches = {shard: protocol.decode(body, HitBatch) for shard, body in answers.by_shard.items()}
+        for shard, batch in batches.items():
+            self._saw(shard, batch.applied_index)
+        merged = merge_hits(list(batches.values()), request.k)
+        self.stats.searches += 1
+        self.stats.fanout += len(batches) + len(answers.missing)
+        self.stats.merge_seconds += loop.time() - start
+        return Found(
+            merged,
+            answers.missing,
+            answers.gaps,
+            {shard: batch.applied_index for shard, batch in batches.items()},
+            len(batches) + len(answers.missing),
+            answers.epoch,
+        )
+
+    async def get(
+        self,
+        collection: str,
+        names: list[str],
+        with_vectors: bool,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> DocumentBatch:
+        """The documents with these ids that exist, in the order asked for."""
+        fresh = self._fresh(mode, max_staleness, session)
+        return await self._named(
+            collection, timeout, lambda stored, left: self._get(stored, names, with_vectors, fresh, left)
+        )
+
+    async def _get(
+        self,
+        collection: str,
+        names: list[str],
+        with_vectors: bool,
+        fresh: Callable[[int], Freshness],
+        timeout: float,
+    ) -> DocumentBatch:
+        asked: dict[int, list[str]] = {}
+
+        def choose(owned: Ownership) -> Sequence[int]:
+            asked.clear()
+            asked.update({s: [names[at] for at in part] for s, part in self._holders(owned, names).items()})
+            return list(asked)
+
+        answers = await self.fan_out.read(
+            protocol.GET,
+            lambda shard, fresh: GetCall(shard_group(shard), collection, asked[shard], with_vectors, fresh),
+            choose,
+            fresh,
+            timeout,
+        )
+        batches = {shard: protocol.decode(body, DocumentBatch) for shard, body in answers.by_shard.items()}
+        for shard, batch in batches.items():
+            self._saw(shard, batch.applied_index)
+        return merge_documents(list(batches.values()), names)
+
+    async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
+        """Documents of each collection by shard."""
+        answers = await self.fan_out.read(
+            protocol.COLLECTIONS,
+            lambda shard, fresh: CollectionsCall(shard_group(shard), fresh),
+            lambda owned: owned.owners,
+            self._fresh(mode, 0.0, False),
+            timeout,
+        )
+        known = {info.stored_name: info.spec.name for info in self._shards.topology().collections}
+        counts: dict[str, dict[int, int]] = {name: {} for name in known.values()}
+        for shard, body in answers.by_shard.items():
+            answer = protocol.decode(body, CollectionsAnswer)
+            for spec, count in zip(answer.collections, answer.counts, strict=True):
+                if spec.name in known:
+                    counts[known[spec.name]][shard] = count
+        return counts
+
+    # --- collections -------------------------------------------------------------------------------------------------
+    async def create_collection(self, spec: CollectionSpec, if_absent: bool, nonce: int, timeout: float) -> WriteResult:
+        """Create a collection in the catalog, then in every shard that answers; others get it when they are back."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        result = await self._shards.command(catalog_commands.CreateCollection(spec, if_absent, nonce), timeout)
+        await self._sync_all(result.version, deadline)
+        return result
+
+    async def drop_collection(self, name: str, timeout: float) -> WriteResult:
+        """Drop a collection and all its documents. Raises CollectionNotFound."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        found = self._shards.topology().collection(name)
+        if found is None:
+            found = (await self._shards.refresh(self._shards.topology().version + 1, timeout / 4)).collection(name)
+        if found is None:
+            raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+        result = await self._shards.command(catalog_commands.DropCollection(name, found.id), timeout)
+        await self._sync_all(result.version, deadline)
+        return result
+
+    async def _sync_all(self, version: int, deadline: float) -> None:
+        left = max(0.001, deadline - asyncio.get_running_loop().time())
+        shards = [info.shard for info in self._shards.topology().shards]
+        told = await asyncio.gather(*(self._shards.sync(s, version, left) for s in shards), return_exceptions=True)
+        for outcome in told:
+            if isinstance(outcome, BaseException) and not (isinstance(outcome, NeedleError) and outcome.retryable):
+                raise outcome
+
+
+class _Scattered(Exception):
+    """The documents of one part no longer have one owner: route them again."""

@@ -1,0 +1,58 @@
+"""A client's network for code inside a node's process: calls to the node itself need no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from needle.base.errors import ConnectionLost
+from needle.client.directory import Caller
+from needle.server.ports import Handler
+
+
+class LocalNode(Protocol):
+    """The node of this process."""
+
+    @property
+    def service(self) -> Handler: ...
+    def alive(self) -> bool: ...
+
+
+class _LocalPeer:
+    """Who calls when the caller is this process."""
+
+    node_id = ""
+    remote = "local"
+
+
+class LocalCaller:
+    """A client's network in which one address is the node of this process: called directly, others through `remote`."""
+
+    def __init__(self, node: LocalNode, address: str, remote: Caller) -> None:
+        self._node = node
+        self._address = address
+        self._remote = remote
+        self._peer = _LocalPeer()
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        """Like RpcClient.call. The node bounds the time of its own answers by the timeout in the body."""
+        if address != self._address:
+            return await self._remote.call(address, method, body, timeout)
+        if not self._node.alive():
+            raise ConnectionLost(f"the node at {address} in this process is stopped", address=address)
+        answer = self._node.service.on_request(self._peer, method, body)
+        whole = await answer if isinstance(answer, Awaitable) else answer
+        return whole if isinstance(whole, bytes) else b"".join(whole)
+
+    def connected(self, address: str) -> bool:
+        """Whether a call would be sent at once."""
+        return address == self._address or self._remote.connected(address)
+
+    async def connect(self, address: str, timeout: float) -> None:
+        """Connect to another node."""
+        if address != self._address:
+            await self._remote.connect(address, timeout)
+
+    async def close(self) -> None:
+        """Close the connections to other nodes."""
+        await self._remote.close()
