@@ -12,6 +12,7 @@ from needle.sim.checkers.committed import Committed, CommittedEntry
 from needle.sim.checkers.digests import Digests
 from needle.sim.checkers.durability import append_ack, vote_granted, write_acknowledged
 from needle.sim.checkers.elections import Elections
+from needle.sim.checkers.leases import Leases
 from needle.sim.checkers.monotone import Monotone, Position
 from needle.sim.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get, check_search
 from needle.sim.history import History
@@ -275,6 +276,16 @@ def test_durability():
         vote_granted(1, "a", 2, "b", (1, "b"))
     with pytest.raises(Violation, match="no majority"):
         write_acknowledged(1, 5, [["a", "b", "c", "d"]], {"a": 5, "b": 5, "c": 0, "d": 0}.__getitem__)
+
+
+def test_a_lease_must_be_over_before_a_higher_term_commits():
+    checker = Leases()
+    assert checker.is_new_term(1, 2)
+    assert not checker.is_new_term(1, 2)
+    assert checker.is_new_term(1, 3)
+    checker.check(1, 3, [("a", 2, 0.0), ("b", 3, 1.0)])
+    with pytest.raises(Violation, match="a leads group 1 in term 2"):
+        checker.check(1, 3, [("a", 2, 0.1), ("b", 3, 1.0)])
 
 
 def test_digests():

@@ -151,6 +151,17 @@ class Injector:
             self._network.block(*link)
         await self._hold(fault.seconds, lambda: _each(lambda link: self._network.unblock(*link), links))
 
+    async def _force_cut(self, fault: Fault, name: str) -> None:
+        """The leader is cut off, and another node is told to campaign while the leader's lease still lasts."""
+        name = self._patient.leader() or name
+        others = [node for node in sorted(self._patient.machines) if node != name]
+        links = _both(name, others)
+        for link in links:
+            self._network.block(*link)
+        for other in others:
+            await self._patient.admin(other, "force-election")
+        await self._hold(fault.seconds, lambda: _each(lambda link: self._network.unblock(*link), links))
+
     # --- disks --------------------------------------------------------------------------------------------------------
     async def _slow_disk(self, fault: Fault, name: str) -> None:
         device = self._patient.machines[name].device
@@ -252,6 +263,7 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "step-down": Injector._admin,
     "step-down-cut": Injector._step_down_cut,
     "force-election": Injector._admin,
+    "force-cut": Injector._force_cut,
     "maintenance": Injector._admin,
     "demote": Injector._admin,
     "remove": Injector._admin,

@@ -24,8 +24,10 @@ from needle.base.errors import CorruptLog, InvalidArgument, NeedleError, Outcome
 from needle.base.ids import GroupId
 from needle.base.model import ReadMode, WriteResult
 from needle.client.client import Client as AdminClient
+from needle.raft import lease
 from needle.sim.checkers import linearizability
 from needle.sim.checkers.committed import CommittedEntry
+from needle.sim.checkers.leases import Leases
 from needle.sim.checkers.replay import LogModel, ModelDocument, check_get, check_search
 from needle.sim.event_loop import SimLoop, SimulationError
 from needle.sim.history import History
@@ -81,6 +83,7 @@ class World:
         self.nodes: dict[str, SimNode] = {}
         self.observer = Observer(self.machines, self.trace)
         self.observer.committed.on_new = self._committed
+        self.leases = Leases()
         self.model = LogModel()
         self.history = History()
         self.injector = Injector(spec.seed, self.loop, self.network, self, self.trace)
@@ -445,7 +448,22 @@ class World:
         sets = [list(voters) for voters in (conf.voters, conf.voters_outgoing) if voters]
         self._guard(lambda: self.observer.write_acknowledged(DATA_GROUP, index, sets))
 
+    def _leases(self, group: GroupId) -> list[tuple[str, int, float]]:
+        """(node, term, seconds) of every leader that would answer a leased read now."""
+        found = []
+        for name, node in self.nodes.items():
+            replica = node.groups().get(group)
+            if replica is None or replica.raft.role.name != "LEADER":
+                continue
+            state = replica.raft._s
+            if not state.lease_suspended and state.has_committed_in_term():
+                left = lease.end(state) - self.machines[name].clock.monotonic()
+                found.append((name, state.term, left))
+        return found
+
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
+        if self.leases.is_new_term(group, entry.term):
+            self.leases.check(group, entry.term, self._leases(group))
         if group != DATA_GROUP or not entry.data or entry.data.startswith(b"conf:"):
             return
         command = decode(entry.data)
