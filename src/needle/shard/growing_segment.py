@@ -129,10 +129,16 @@ class GrowingSegment:
 
     def without(self, dead: Ints) -> GrowingSegment:
         """With the sorted ordinals `dead` tombstoned; ordinals that are not here do not matter."""
-        chunks = []
-        for chunk in self.chunks:
+        if not len(dead):
+            return self
+        lowest, highest = int(dead[0]), int(dead[-1])
+        chunks = list(self.chunks)
+        for at, chunk in enumerate(chunks):
+            if chunk.last < lowest or chunk.first > highest:
+                continue
             start, stop = np.searchsorted(dead, chunk.first), np.searchsorted(dead, chunk.last, side="right")
-            chunks.append(chunk.without(dead[start:stop]) if stop > start else chunk)
+            if stop > start:
+                chunks[at] = chunk.without(dead[start:stop])
         return GrowingSegment(self._dimensions, tuple(chunks))
 
     def removed(self, first: int, last: int) -> GrowingSegment:

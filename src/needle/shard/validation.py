@@ -191,7 +191,7 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
     if count == 1:
         # Most writes carry one vector: the same arithmetic without the passes that find the offender among many.
         wide = vectors[0].astype(np.float64)
-        square = float(wide.dot(wide))
+        square = float(np.add.reduce(wide * wide))  # not dot: it lets go of the GIL, and others take it
         if 0 < square <= SQUARE_MAX:
             if spec.metric == Metric.COSINE:
                 wide /= math.sqrt(square)
