@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     reports, failures = [], 0
     for report in run_all(specs, options.jobs):
         reports.append(report)
+        if options.progress and len(reports) % options.progress == 0:
+            _say(f"{len(reports)} seeds, {failures} failed, {time.perf_counter() - began:.0f} s")
         if report.failure is not None:
             failures += 1
             _say(_line(report))
@@ -44,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=2.0, help="virtual minutes with faults and load")
     parser.add_argument("--faults", help="only the faults with these numbers, as in 3,7,9 or none")
     parser.add_argument("--operations", type=int, default=1_000_000, help="stop the load after so many operations")
+    parser.add_argument("--progress", type=int, default=0, help="print a line after so many seeds")
     parser.add_argument("--jobs", type=int, default=1, help="processes to use")
     parser.add_argument("--trace", action="store_true", help="print every event of the first seed")
     parser.add_argument("--shrink", type=int, default=40, help="runs to spend on making a failure small; 0 for none")

@@ -36,6 +36,9 @@ from needle.sim.violation import Violation
 COLLECTION = "default"
 MODES = (ReadMode.STRONG, ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL)
 NEW_SESSION_CHANCE = 0.1
+WRITES_SHARE = 0.54
+LULL_EVERY, LULL_SECONDS = 15.0, 5.0
+"""Seconds. In a lull nobody writes: then every log is up to date, and only votes and leases keep order."""
 Keep = Callable[[Any], bool]
 
 FILTERS: tuple[tuple[dict[str, Any] | None, Keep | None], ...] = (
@@ -135,13 +138,15 @@ class Client:
         if self._rng.random() < NEW_SESSION_CHANCE:
             self._database = self._connect()
         key, draw = self._work.keys.draw(self._rng), self._rng.random()
+        if self._work.loop.time() % LULL_EVERY < LULL_SECONDS:
+            draw = max(draw, WRITES_SHARE)
         if draw < 0.25:
             await self.put(key)
         elif draw < 0.33:
             await self.insert(key)
         elif draw < 0.48:
             await self.compare_and_set(key)
-        elif draw < 0.54:
+        elif draw < WRITES_SHARE:
             await self.delete(key)
         elif draw < 0.76:
             await self.get(key, MODES[self._rng.randrange(len(MODES))])
