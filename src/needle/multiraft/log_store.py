@@ -41,6 +41,7 @@ from needle.raft.messages import ConfState, HardState
 
 SCAN_BYTES = 4 << 20
 GARBAGE_PER_WRITE = 512
+REMEDY = "Remedy: remove the node from the cluster, delete its data directory and add it again under a new node id"
 
 
 class LogStore:
@@ -223,13 +224,13 @@ class _Scan:
             what = "fails its checksum" if HARD in self._records else "is missing"
             error = corrupt(log.group, HARD, 0, what)
             raise CorruptLog(
-                f"{error.message}: its term and vote are unknown, so this node could vote twice. Remedy: remove the "
-                "node from the cluster, delete its data directory and add it again under a new node id",
+                f"{error.message}: its term and vote are unknown, so this node could vote twice. {REMEDY}",
                 **error.details,
             )
         for kind in (BOOTSTRAP, PENDING, REPAIR):
             if not self._records.get(kind, True):
-                raise corrupt(log.group, kind, 0)
+                error = corrupt(log.group, kind, 0)
+                raise CorruptLog(f"{error.message}. {REMEDY}", **error.details)
         start_lost = not self._records.get(START, True)
         self._finish_entries(start_lost)
 
