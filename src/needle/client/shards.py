@@ -24,7 +24,7 @@ from needle.base.cluster_protocol import (
 )
 from needle.base.commands import Command
 from needle.base.commands import encode as encode_command
-from needle.base.errors import DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, OutcomeUnknown, StaleEpoch
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
 from needle.base.protocol import LeaderAnswer, WriteCall
@@ -223,15 +223,18 @@ class ClusterShards:
 
 
 async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float = ASK_SECONDS) -> Topology | None:
-    """The newest topology that the nodes at `addresses` have, as soon as one answers; None when none has one (they are
-    not nodes of a sharded cluster, or none answers)."""
+    """The topology of the first node at `addresses` that has one; None as soon as one says that it is a node of another
+    kind of cluster, or when none answers."""
     body = protocol.encode(TopologyCall(0))
 
-    async def ask(address: str) -> Topology | None:
+    async def ask(address: str) -> tuple[bool, Topology | None]:
         try:
-            return protocol.decode(await caller.call(address, TOPOLOGY, body, timeout), TopologyAnswer).topology
+            found = protocol.decode(await caller.call(address, TOPOLOGY, body, timeout), TopologyAnswer).topology
+        except InvalidArgument:
+            return True, None  # it does not know the question
         except NeedleError:
-            return None  # not a node of a sharded cluster, or down
+            return False, None  # down, or refuses to talk: the calls that follow say so
+        return found is not None and found.settings is not None, found
 
     loop = asyncio.get_running_loop()
     waiting = {loop.create_task(ask(address)) for address in addresses}
@@ -239,7 +242,8 @@ async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                if (found := task.result()) is not None and found.settings is not None:
+                certain, found = task.result()
+                if certain:
                     return found
     finally:
         for task in waiting:

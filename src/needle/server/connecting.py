@@ -10,7 +10,9 @@ from typing import Any
 from needle.base.config import parse_address, refuse
 from needle.client import Client, SyncClient
 from needle.client.client import BATCH_BYTES_MAX
+from needle.client.shards import find_topology
 from needle.rpc.transport import RpcClient
+from needle.server.cluster_main import sharded_client
 from needle.server.runtime import SystemClock
 
 DEFAULT_CLUSTER_ID = "needle"
@@ -62,6 +64,9 @@ def connect(
 async def _connect(addresses: list[str], cluster_id: str, batch_bytes_max: int) -> Client:
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     caller = RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock())
+    topology = await find_topology(caller, addresses)
+    if topology is not None:
+        return sharded_client(caller, addresses, topology, batch_bytes_max)
     client = Client(caller, addresses, rng=rng, batch_bytes_max=batch_bytes_max)
     try:
         await client.probe()

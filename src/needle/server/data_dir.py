@@ -84,7 +84,7 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
         with open(path, "rb") as file:
             found = msgspec.json.decode(file.read(), type=NodeFile)
     except FileNotFoundError:
-        _write(path, msgspec.json.encode(mine))
+        replace_file(path, msgspec.json.encode(mine))
         return
     except msgspec.MsgspecError as error:
         raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
@@ -115,10 +115,10 @@ def load_addresses(data_dir: str) -> dict[NodeId, str]:
 
 def save_addresses(data_dir: str, addresses: dict[NodeId, str]) -> None:
     """Replace addresses.json, durably."""
-    _write(os.path.join(data_dir, ADDRESSES_FILE), msgspec.json.encode(dict(sorted(addresses.items()))))
+    replace_file(os.path.join(data_dir, ADDRESSES_FILE), msgspec.json.encode(dict(sorted(addresses.items()))))
 
 
-def _write(path: str, data: bytes) -> None:
+def replace_file(path: str, data: bytes) -> None:
     """Atomically: whole and durable, or as before."""
     part = path + ".part"
     try:

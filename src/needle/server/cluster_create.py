@@ -1,0 +1,118 @@
+"""Creating a sharded cluster out of running nodes: ask who they are, found the catalog, put the first topology into it.
+
+Every step may be repeated: after an error in the middle, calling again with the same nodes goes on. What has to be
+decided (placement, ring, which nodes hold the catalog) is decided here and committed as one command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from needle.base import protocol
+from needle.base.catalog_commands import CreateCluster
+from needle.base.cluster_protocol import FOUND, WHO, FoundCall, WhoAnswer, WhoCall
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, invalid
+from needle.base.ids import NodeId, shard_group
+from needle.base.protocol import GroupCall, LeaderAnswer
+from needle.base.routing.shard_map import initial_map
+from needle.base.routing.topology import ClusterSettings, NodeInfo, Topology
+from needle.base.runtime import Rng
+from needle.client.directory import Caller
+from needle.client.shards import ClusterShards
+from needle.cluster.placement import PlacementNode, place
+
+ASK_SECONDS = 2.0
+LOOK_SECONDS = 0.05
+
+
+def catalog_nodes(nodes: Sequence[NodeId]) -> list[NodeId]:
+    """Which nodes hold the catalog: the first 3 of up to 8 nodes, the first 5 of more, one of one or two."""
+    return list(nodes[: 1 if len(nodes) < 3 else 3 if len(nodes) <= 8 else 5])
+
+
+async def create_cluster(
+    caller: Caller,
+    settings: ClusterSettings,
+    nodes: Mapping[NodeId, str],
+    *,
+    rng: Rng,
+    boundaries: Sequence[str] = (),
+    timeout: float = 60.0,
+) -> Topology:
+    """Create the cluster on `nodes` (name -> address, in the order in which shards are placed); returns once every
+    shard has a leader. boundaries: for RANGE, see `initial_map`.
+
+    Raises InvalidArgument for nodes that are not who they should be or belong to another cluster, ConnectionLost or
+    DeadlineExceeded for nodes that do not answer.
+    """
+    deadline = asyncio.get_running_loop().time() + timeout
+    if not nodes:
+        raise invalid("nodes", dict(nodes), "at least one node")
+    who = await _ask_all(caller, nodes)
+    uids = {answer.uid for answer in who.values()} - {0}
+    if len(uids) > 1:
+        raise InvalidArgument("these nodes belong to different clusters", field="nodes")
+    uid = uids.pop() if uids else rng.getrandbits(62) + 1
+    voters = catalog_nodes(list(nodes))
+    found = protocol.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
+    await asyncio.gather(*(caller.call(address, FOUND, found, ASK_SECONDS) for address in nodes.values()))
+    infos = [
+        NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight)
+        for node, a in who.items()
+    ]
+    assignment = place(
+        settings.shard_count,
+        settings.replication_factor,
+        [PlacementNode(id=info.id, zone=info.zone, weight=info.weight) for info in infos],
+        {},
+    )
+    first_map = initial_map(settings.strategy, settings.shard_count, settings.virtual_nodes_per_shard, boundaries)
+    command = CreateCluster(settings, first_map, infos, voters, [list(assignment[s]) for s in sorted(assignment)])
+    shards = ClusterShards(caller, [nodes[node] for node in voters], Topology(), rng=rng)
+    await shards.command(command, deadline - asyncio.get_running_loop().time())
+    topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
+    await _led(caller, topology, deadline)
+    return topology
+
+
+async def _ask_all(caller: Caller, nodes: Mapping[NodeId, str]) -> dict[NodeId, WhoAnswer]:
+    body = protocol.encode(WhoCall())
+
+    async def ask(node: NodeId, address: str) -> WhoAnswer:
+        try:
+            answer = protocol.decode(await caller.call(address, WHO, body, ASK_SECONDS), WhoAnswer)
+        except NeedleError as error:
+            if "there is no method" in error.message:
+                raise InvalidArgument(
+                    f"{node} at {address} runs as a node of a fixed cluster; start it for a sharded one", field="nodes"
+                ) from error
+            raise type(error)(f"{node} at {address} does not answer: {error.message}") from error
+        if answer.node_id != node:
+            raise invalid("nodes", f"{node}={address}", f"the name of the node there, which is {answer.node_id}")
+        return answer
+
+    answers = await asyncio.gather(*(ask(node, address) for node, address in nodes.items()))
+    return dict(zip(nodes, answers, strict=True))
+
+
+async def _led(caller: Caller, topology: Topology, deadline: float) -> None:
+    """Wait until every shard has a leader."""
+    loop = asyncio.get_running_loop()
+    for info in topology.shards:
+        group = shard_group(info.shard)
+        body = protocol.encode(GroupCall(group, ASK_SECONDS))
+        turn = 0
+        while True:
+            address = topology.address_of(info.replicas[turn % len(info.replicas)]) or ""
+            try:
+                answer = protocol.decode(await caller.call(address, protocol.LEADER, body, ASK_SECONDS), LeaderAnswer)
+                if answer.leader is not None:
+                    break
+            except NeedleError as error:
+                if not error.retryable:
+                    raise
+            turn += 1
+            if loop.time() > deadline:
+                raise DeadlineExceeded(f"shard {info.shard} has no leader yet; its nodes are {info.replicas}")
+            await asyncio.sleep(LOOK_SECONDS)

@@ -1,0 +1,78 @@
+"""What a node of a sharded cluster keeps besides Raft: which cluster it belongs to, and the last topology it saw.
+
+`cluster.json` and `topology.bin` in the data directory. Invariant: `incarnation` is drawn once, when the directory is
+new; a node whose directory was lost gets another one, by which the catalog refuses it under its old name (a node that
+forgot its votes must not vote again). The topology is a cache: it lets a node open its shards before it reaches anyone.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from needle.base.errors import DiskFailed, UnsupportedFormat
+from needle.base.ids import NodeId
+from needle.base.routing.topology import Topology
+from needle.server.data_dir import replace_file
+
+CLUSTER_FILE = "cluster.json"
+TOPOLOGY_FILE = "topology.bin"
+
+
+class ClusterFile(msgspec.Struct, frozen=True, kw_only=True):
+    """uid: of the cluster, 0 for none yet. voters: those that founded the catalog's group, with their addresses."""
+
+    incarnation: int
+    uid: int = 0
+    voters: dict[NodeId, str] = {}
+
+
+def catalog_directory(data_dir: str) -> str:
+    """Where this node's replica of the catalog is."""
+    return os.path.join(data_dir, "catalog")
+
+
+def load_cluster(data_dir: str, draw: int) -> ClusterFile:
+    """What cluster.json says; a new directory gets `draw` as its incarnation, durably."""
+    path = os.path.join(data_dir, CLUSTER_FILE)
+    data = _read(path)
+    if data is None:
+        made = ClusterFile(incarnation=draw)
+        save_cluster(data_dir, made)
+        return made
+    try:
+        return msgspec.json.decode(data, type=ClusterFile)
+    except msgspec.MsgspecError as error:
+        raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
+
+
+def save_cluster(data_dir: str, cluster: ClusterFile) -> None:
+    """Replace cluster.json, durably."""
+    replace_file(os.path.join(data_dir, CLUSTER_FILE), msgspec.json.encode(cluster))
+
+
+def load_topology(data_dir: str) -> Topology:
+    """The topology last seen; an empty one if there is none or it is of another release: it will be fetched again."""
+    data = _read(os.path.join(data_dir, TOPOLOGY_FILE))
+    if data is None:
+        return Topology()
+    try:
+        return msgspec.msgpack.decode(data, type=Topology)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Topology()
+
+
+def save_topology(data_dir: str, topology: Topology) -> None:
+    """Replace topology.bin, durably."""
+    replace_file(os.path.join(data_dir, TOPOLOGY_FILE), msgspec.msgpack.encode(topology))
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be read: {error}", path=path) from error

@@ -1,0 +1,61 @@
+"""A node of a sharded cluster as made from configuration, and clients of one: the real network under both."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from needle.base.config import RaftConfig, check_range, parse_address, refuse
+from needle.base.routing.topology import Topology
+from needle.client.directory import Caller
+from needle.client.sharded import ShardedClient
+from needle.client.shards import ClusterShards
+from needle.cluster.router import Router
+from needle.rpc.transport import RpcClient
+from needle.server.cluster_node import ClusterNode, ClusterOptions
+from needle.server.ports import NodePorts
+from needle.server.runtime import SystemClock
+
+SECTION = "sharding"
+"""The table of a node's configuration file that makes it a node of a sharded cluster."""
+
+
+def cluster_options(values: Mapping[str, Any]) -> ClusterOptions:
+    """From the table `[sharding]`: join (addresses of nodes of a running cluster), zone, weight. Raises ConfigError."""
+    known = ("join", "zone", "weight")
+    for key in values:
+        if key not in known:
+            raise refuse(f"{SECTION}.{key}", values[key], f"one of {', '.join(known)}")
+    seeds = values.get("join", [])
+    for seed in [seeds] if isinstance(seeds, str) else seeds:
+        parse_address(f"{SECTION}.join", seed)
+    return ClusterOptions(
+        seeds=(seeds,) if isinstance(seeds, str) else tuple(seeds),
+        zone=str(values.get("zone", "")),
+        weight=check_range(f"{SECTION}.weight", values.get("weight", 1.0), 0, 1000),
+    )
+
+
+def cluster_node(config: RaftConfig, ports: NodePorts, options: ClusterOptions) -> ClusterNode:
+    """A node whose own client uses the real network."""
+
+    def clients() -> Caller:
+        rng = random.Random(ports.rng.getrandbits(64))
+        return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock)
+
+    return ClusterNode(config, ports, options, clients)
+
+
+def sharded_client(caller: Caller, addresses: list[str], topology: Topology, batch_bytes_max: int) -> ShardedClient:
+    """A shard-aware client over `caller`."""
+    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
+    shards = ClusterShards(caller, addresses, topology, rng=rng)
+    return ShardedClient(caller, addresses, shards, Router(shards, batch_bytes_max=batch_bytes_max), rng)
+
+
+def system_caller(cluster_id: str) -> RpcClient:
+    """A client's connections over the real network."""
+    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
+    return RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock())

@@ -1,0 +1,410 @@
+"""A node of a sharded cluster: hosts the catalog if it is one of its nodes, and the shards that the catalog gives it.
+
+It follows the catalog: from its own replica, or by asking the catalog's nodes and waiting for changes. Every newer
+topology is written down, then acted on: addresses, groups opened and closed, collections, leaders. Invariants: a group
+is bootstrapped only by the nodes that the catalog names as its founders, on the data directory it knows (incarnation);
+a shard's collection is dropped only by what the catalog's leader confirmed after the shard's list was taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from needle.base import catalog_commands, commands, protocol
+from needle.base.catalog_commands import CatalogCommand
+from needle.base.cluster_protocol import TOPOLOGY, WHO, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
+from needle.base.config import RaftConfig
+from needle.base.errors import Internal, InvalidArgument, NeedleError, Unavailable
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.base.model import RaftStatus, WriteResult
+from needle.base.routing.topology import NodeInfo, Ownership, Topology
+from needle.client.directory import Caller
+from needle.client.shards import ClusterShards
+from needle.cluster.catalog_machine import CatalogMachine
+from needle.cluster.router import Router
+from needle.multiraft.ports import Applied, SnapshotFile
+from needle.server.cluster_files import (
+    catalog_directory,
+    load_cluster,
+    load_topology,
+    save_cluster,
+    save_topology,
+)
+from needle.server.cluster_leaders import LeaderSpread
+from needle.server.cluster_service import ClusterService
+from needle.server.local_caller import LocalCaller
+from needle.server.node import Node
+from needle.server.ports import NodePorts
+
+log = logging.getLogger("needle.server")
+
+POLL_SECONDS = 1.0
+PAUSE_SECONDS = 0.2
+WAIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """seeds: addresses of nodes of a running cluster to join; () to wait for `needle cluster create`. zone, weight: for
+    placement."""
+
+    seeds: Sequence[str] = ()
+    zone: str = ""
+    weight: float = 1.0
+
+
+class CatalogAdapter:
+    """multiraft.ports.StateMachine over the catalog."""
+
+    def __init__(self, machine: CatalogMachine) -> None:
+        self.machine = machine
+        self.applied_index = machine.applied_index
+        self.applied_term = machine.applied_term
+        self.conf = machine.conf
+        self.checkpoint = machine.checkpoint
+        self.install_snapshot = machine.install_snapshot
+        self.close = machine.close
+
+    def apply(self, entries: Sequence[Applied]) -> list[Any]:
+        """Apply in order, in one transaction."""
+        return self.machine.apply(entries)
+
+    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
+        """Write an image into `directory`."""
+        index, term, conf, files = self.machine.export_snapshot(directory)
+        return index, term, conf, [SnapshotFile(file.name, file.size, file.checksum) for file in files]
+
+
+class NodeShards(ClusterShards):
+    """The router's way to shards from inside a node: the node's own topology, which follows the catalog."""
+
+    def __init__(self, node: ClusterNode, caller: Caller) -> None:
+        super().__init__(caller, [node.config.address], Topology(), rng=node.ports.rng, prefer=node.config.address)
+        self._node = node
+
+    def topology(self) -> Topology:
+        return self._node.topology
+
+    async def refresh(self, version: int, timeout: float) -> Topology:
+        await self._node.wait_topology(version, timeout)
+        return self._node.topology
+
+
+class ClusterNode(Node):
+    """See the module. `config.cluster_nodes` names this node only."""
+
+    def __init__(
+        self, config: RaftConfig, ports: NodePorts, options: ClusterOptions, clients: Callable[[], Caller]
+    ) -> None:
+        """clients: makes this node's own client to others' addresses."""
+        super().__init__(config, ports)
+        self.options = options
+        self.topology = Topology()
+        self.ownership: Ownership | None = None
+        self.catalog: CatalogMachine | None = None
+        self.router: Router
+        self.shards: NodeShards
+        self._clients = clients
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
+        self._adopting = asyncio.Lock()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+    async def _open_groups(self) -> None:
+        directory = self.config.data_dir
+        self.cluster = load_cluster(directory, self.ports.rng.getrandbits(63))
+        caller = LocalCaller(self, self.config.address, self._clients())
+        self._undo.append(caller.close)
+        self._caller = caller
+        self.shards = NodeShards(self, caller)
+        self.router = Router(self.shards)
+        self._undo.append(self._close_catalog)
+        self._book.learn({n: a for n, a in self.cluster.voters.items() if n != self.node_id})
+        if self.node_id in self.cluster.voters:
+            self._open_catalog()
+        await self._adopt(load_topology(directory), save=False)
+
+    def _make_service(self) -> ClusterService:
+        return ClusterService(self)
+
+    def _open_catalog(self) -> None:
+        if self.catalog is None:
+            machine = CatalogMachine(catalog_directory(self.config.data_dir))
+            try:
+                self.host.open_group(CATALOG_GROUP, CatalogAdapter(machine), voters=sorted(self.cluster.voters))
+            except BaseException:
+                machine.close()
+                raise
+            self.catalog = machine
+
+    def _close_catalog(self) -> None:
+        if self.catalog is not None:
+            self.catalog.close()
+
+    async def start(self) -> None:
+        """See Node.start; then follow the catalog."""
+        await super().start()
+        spread = LeaderSpread(self)
+        for work in (self._follow(), self._register(), spread.run(), self._reconcile_all()):
+            self._spawn(work)
+        self._undo.append(self._end_tasks)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks = [*(t for t in self._tasks if not t.done()), task]
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.host.stopped and not self._stopping:
+            log.error("background work of node %s failed", self.node_id, exc_info=error)
+            self._fatal(error if isinstance(error, NeedleError) else Internal(f"background work failed: {error!r}"))
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- the topology ------------------------------------------------------------------------------------------------
+    async def wait_topology(self, version: int, timeout: float) -> bool:
+        """Wait for a topology of at least `version`; False if it does not come in time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self.topology.version < version:
+            left = deadline - loop.time()
+            if left <= 0 or self.host.stopped:
+                return False
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), left)
+            except TimeoutError:
+                return False
+        return True
+
+    async def _adopt(self, topology: Topology, *, save: bool = True) -> None:
+        """Act on a newer topology."""
+        async with self._adopting:
+            if topology.version <= self.topology.version:
+                return
+            if save:
+                await self.ports.file_pool.run(save_topology, self.config.data_dir, topology)
+            self._book.learn({node: at for node, at in topology.addresses().items() if node != self.node_id})
+            self.topology = topology
+            if topology.map is not None and (self.ownership is None or self.ownership.map != topology.map):
+                self.ownership = Ownership(topology.map)
+            await self._open_and_close(topology)
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+
+    async def _open_and_close(self, topology: Topology) -> None:
+        me = topology.node(self.node_id)
+        if me is None or me.incarnation != self.cluster.incarnation:
+            return
+        mine = {shard_group(info.shard): info for info in topology.hosted_by(self.node_id)}
+        for group, info in mine.items():
+            if group not in self.groups:
+                founds = self.node_id in info.founders
+                hosted = await self._open_shard(info.shard, sorted(info.founders) if founds else [])
+                if self._running:
+                    hosted.start()
+                log.info("node %s opens shard %d", self.node_id, info.shard)
+        for group in [group for group in self.groups if group not in mine]:
+            hosted = self.groups.pop(group)
+            await hosted.stop()
+            await self.host.close_group(group)
+            hosted.replica.close()
+            log.info("node %s closes shard %d", self.node_id, group - 1)
+
+    async def _follow(self) -> None:
+        """Keep the topology as new as the catalog."""
+        while not self.host.stopped:
+            if self.catalog is not None:
+                await self._follow_own(self.catalog)
+            elif not await self._follow_others():
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _follow_own(self, catalog: CatalogMachine) -> None:
+        await self._adopt(catalog.topology)
+        try:
+            await self.host.wait_applied(CATALOG_GROUP, self.host.applied_index(CATALOG_GROUP) + 1, POLL_SECONDS)
+        except Unavailable:
+            return  # nothing new within the second
+
+    async def _follow_others(self) -> bool:
+        """Ask one node after the other; whether one answered."""
+        body = protocol.encode(TopologyCall(self.topology.version, POLL_SECONDS))
+        known = [*self.topology.catalog, *self.cluster.voters]
+        addresses = [at for node in dict.fromkeys(known) if (at := self.address_of(node)) is not None]
+        for address in [*addresses, *self.options.seeds]:
+            if address == self.config.address:
+                continue
+            try:
+                data = await self._caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS)
+                answer = protocol.decode(data, TopologyAnswer)
+                if self.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
+                    await self._belong_to(address)
+            except NeedleError as error:
+                log.debug("node %s does not get the topology from %s: %s", self.node_id, address, error)
+                continue
+            if answer.topology is not None:
+                await self._adopt(answer.topology)
+            return True
+        return False
+
+    async def _belong_to(self, address: str) -> None:
+        """Write down which cluster this node joins."""
+        told = protocol.decode(
+            await self._caller.call(address, WHO, protocol.encode(WhoCall()), POLL_SECONDS), WhoAnswer
+        )
+        if told.uid:
+            self.cluster = msgspec.structs.replace(self.cluster, uid=told.uid)
+            await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
+
+    async def found(self, call: FoundCall) -> None:
+        """Belong to the cluster that is being created. Raises InvalidArgument if this node belongs to another one."""
+        if self.cluster.uid not in (0, call.uid):
+            raise InvalidArgument(
+                f"node {self.node_id} belongs to another cluster; give it an empty data directory to use it here",
+                field="node",
+            )
+        if self.cluster.uid == 0:
+            self.cluster = msgspec.structs.replace(self.cluster, uid=call.uid, voters=dict(call.voters))
+            await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
+        self._book.learn({node: at for node, at in call.voters.items() if node != self.node_id})
+        if self.node_id in self.cluster.voters:
+            self._open_catalog()
+
+    def who(self) -> WhoAnswer:
+        """This node, for the catalog."""
+        return WhoAnswer(
+            self.node_id,
+            self.config.addresses[self.node_id],
+            self.cluster.incarnation,
+            self.options.zone,
+            self.options.weight,
+            self.cluster.uid,
+            self.topology.version,
+        )
+
+    def info(self) -> NodeInfo:
+        """This node, as the catalog should know it."""
+        return NodeInfo(
+            id=self.node_id,
+            address=self.config.addresses[self.node_id],
+            incarnation=self.cluster.incarnation,
+            zone=self.options.zone,
+            weight=self.options.weight,
+        )
+
+    async def _register(self) -> None:
+        """Tell the catalog about this node, when it joins, and when it comes back with another address."""
+        while not self.host.stopped:
+            if self.topology.settings is None:
+                await self.wait_topology(1, POLL_SECONDS)
+                continue
+            known, mine = self.topology.node(self.node_id), self.info()
+            if known is None or msgspec.structs.replace(mine, state=known.state) != known:
+                try:
+                    await self.shards.command(catalog_commands.RegisterNode(mine), WAIT_SECONDS)
+                except InvalidArgument as error:
+                    self._fatal(error)
+                    return
+                except NeedleError as error:
+                    log.warning("node %s is not registered yet: %s", self.node_id, error)
+            await self.wait_topology(self.topology.version + 1, 30.0)
+
+    # --- the catalog -------------------------------------------------------------------------------------------------
+    async def confirmed(self, timeout: float) -> Topology:
+        """At least as new as everything committed before the call."""
+        if self.catalog is not None and self.host.is_leader(CATALOG_GROUP):
+            await self.host.read_index(CATALOG_GROUP, timeout)
+            return self.catalog.topology
+        body = protocol.encode(TopologyCall(0, 0.0, True))
+        data = await self.shards.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)
+        found = protocol.decode(data, TopologyAnswer).topology
+        return found if found is not None else Topology()
+
+    async def execute(self, command: CatalogCommand, timeout: float) -> WriteResult:
+        """Propose to the catalog; this node leads it."""
+        result: WriteResult = await self.host.propose(CATALOG_GROUP, catalog_commands.encode(command), timeout)
+        if self.catalog is not None:
+            await self._adopt(self.catalog.topology)
+        return result
+
+    # --- collections -------------------------------------------------------------------------------------------------
+    async def _reconcile_all(self) -> None:
+        """Give the shards that this node leads their collections, whenever the catalog or a leader changes."""
+        done: dict[GroupId, tuple[int, int]] = {}
+        while not self.host.stopped:
+            for group in list(self.groups):
+                if not self.host.is_leader(group):
+                    continue
+                state = (self.topology.version, self.host.status(group).current_term)
+                if done.get(group) == state:
+                    continue
+                try:
+                    await self.reconcile(group, WAIT_SECONDS)
+                    done[group] = state
+                except NeedleError as error:
+                    log.info("shard %d does not have the catalog's collections yet: %s", group - 1, error)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def reconcile(self, group: GroupId, timeout: float) -> None:
+        """Make the shard's collections those of the catalog; this node leads it. Concurrent calls share the work."""
+        running = self._reconciling.get(group)
+        if running is not None:
+            await asyncio.wait((running,), timeout=timeout)  # it may have begun with an older topology: go on below
+        if group in self._reconciling:
+            await asyncio.shield(self._reconciling[group])
+            return
+        task = asyncio.get_running_loop().create_task(self._reconcile(group, timeout))
+        self._reconciling[group] = task
+        task.add_done_callback(lambda _: self._reconciling.pop(group, None))
+        await asyncio.shield(task)
+
+    async def _reconcile(self, group: GroupId, timeout: float) -> None:
+        await self.host.read_index(group, timeout)
+        replica = self.hosted(group).replica
+        here = {spec.name for spec in replica.collections()}
+        topology = self.topology
+        wanted = {info.stored_name: info.stored_spec for info in topology.collections}
+        if here - wanted.keys():
+            # `here` was taken before: what the confirmed catalog does not name was dropped, and its id never returns.
+            topology = await self.confirmed(timeout)
+            wanted = {info.stored_name: info.stored_spec for info in topology.collections}
+            for name in sorted(here - wanted.keys()):
+                await self.host.propose(group, commands.encode(commands.DropCollection(name)), timeout)
+        for name in sorted(wanted.keys() - here):
+            command = replica.validate(commands.CreateCollection(wanted[name], True))
+            await self.host.propose(group, commands.encode(command), timeout)
+
+    # --- state -------------------------------------------------------------------------------------------------------
+    def status(self, group: GroupId, digest: bool = False) -> RaftStatus:
+        """See Node.status; of the catalog too."""
+        if group != CATALOG_GROUP:
+            return super().status(group, digest)
+        status = self.host.status(group)
+        peers = [msgspec.structs.replace(peer, address=self._book.get(peer.id) or "") for peer in status.peers]
+        return msgspec.structs.replace(status, peers=peers)
+
+    def addresses(self) -> dict[NodeId, str]:
+        """What the topology says, and before there is one, what this node was told."""
+        known = {**self._book.all(), **self.topology.addresses()}
+        return dict(sorted(known.items()))
+
+    def address_of(self, node: NodeId) -> str | None:
+        return self.addresses().get(node)
+
+    def not_ready(self) -> str:
+        """See Node.not_ready."""
+        if self.alive() and self.topology.settings is None:
+            return "belongs to no cluster yet"
+        return super().not_ready()

@@ -1,0 +1,250 @@
+"""Dispatch of calls in a sharded cluster: the epoch and ownership checks around a shard's calls, and the catalog's.
+
+Invariants: a write reaches a shard's log only if the shard owns the routing key of every document in it by the map of
+the epoch that the caller routed by; a read's answer names epoch and ranges, and the map did not change while it ran.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from needle.base import catalog_commands, commands, protocol
+from needle.base.catalog_commands import CatalogCommand
+from needle.base.cluster_protocol import (
+    CATALOG,
+    FOUND,
+    SHARD,
+    SHARD_WRITE,
+    SYNC,
+    TOPOLOGY,
+    WHO,
+    CatalogCall,
+    FoundCall,
+    ShardAnswer,
+    ShardCall,
+    SyncCall,
+    TopologyAnswer,
+    TopologyCall,
+    WhoAnswer,
+    WhoCall,
+)
+from needle.base.config import RaftConfig
+from needle.base.errors import (
+    CollectionNotFound,
+    InvalidArgument,
+    NeedleError,
+    NotLeader,
+    StaleEpoch,
+    Unavailable,
+    UnsupportedFormat,
+    invalid,
+)
+from needle.base.ids import CATALOG_GROUP, GroupId
+from needle.base.model import WriteResult
+from needle.base.protocol import WriteCall
+from needle.base.routing.strategy import routing_key
+from needle.base.routing.topology import Ownership, Topology
+from needle.cluster.catalog_machine import CatalogMachine
+from needle.cluster.router import Router
+from needle.server.ports import Peers
+from needle.server.rpc_service import RpcService, ServedNode, _timeout
+from needle.shard.validation import check_spec
+
+BEHIND_SECONDS = 1.0
+HOPS_MAX = 2
+READS = (protocol.SEARCH, protocol.GET, protocol.COLLECTIONS)
+
+
+class ServedClusterNode(ServedNode, Protocol):
+    """The node of a sharded cluster, as its service sees it."""
+
+    config: RaftConfig
+    peers: Peers
+    topology: Topology
+    ownership: Ownership | None
+    catalog: CatalogMachine | None
+    router: Router
+
+    async def wait_topology(self, version: int, timeout: float) -> bool: ...
+    async def confirmed(self, timeout: float) -> Topology: ...
+    async def execute(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
+    async def reconcile(self, group: GroupId, timeout: float) -> None: ...
+    async def found(self, call: FoundCall) -> None: ...
+    def who(self) -> WhoAnswer: ...
+
+
+class ClusterService(RpcService):
+    """The methods of base.cluster_protocol, and those of RpcService."""
+
+    def __init__(self, node: ServedClusterNode) -> None:
+        super().__init__(node)
+        self._cluster = node
+        more: dict[str, tuple[Any, Any]] = {
+            SHARD: (ShardCall, self._shard),
+            SHARD_WRITE: (ShardCall, self._shard_write),
+            TOPOLOGY: (TopologyCall, self._topology),
+            CATALOG: (CatalogCall, self._catalog),
+            SYNC: (SyncCall, self._sync),
+            FOUND: (FoundCall, self._found),
+            WHO: (WhoCall, self._who),
+        }
+        self._methods.update(more)
+        self._decoders.update({name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in more.items()})
+
+    # --- a shard's documents -----------------------------------------------------------------------------------------
+    async def _owned(self, epoch: int) -> Ownership:
+        """The map of the caller's epoch. Raises StaleEpoch if this node's is another one."""
+        node = self._cluster
+        owned = node.ownership
+        if owned is None or owned.epoch < epoch:
+            # The caller knows a newer map: this node will have it in a moment.
+            await node.wait_topology(node.topology.version + 1, BEHIND_SECONDS)
+            owned = node.ownership
+        if owned is None or owned.epoch < epoch:
+            raise Unavailable(f"node {node.node_id} does not know the shard map of epoch {epoch} yet")
+        if owned.epoch > epoch:
+            raise self._stale(f"the shard map has epoch {owned.epoch}, not {epoch}", owned)
+        return owned
+
+    def _stale(self, text: str, here: Ownership, *, owned: bool = True) -> StaleEpoch:
+        return StaleEpoch(text, epoch=here.epoch, version=self._cluster.topology.version, owned=owned)
+
+    async def _shard(self, call: ShardCall) -> ShardAnswer:
+        if call.method not in READS:
+            raise invalid("method", call.method[:80], f"one of {', '.join(READS)}")
+        owned = await self._owned(call.epoch)
+        kind, run = self._methods[call.method]
+        inner = protocol.decode(call.body, kind)
+        try:
+            answer = await run(inner)
+        except CollectionNotFound:
+            await self._catch_up(inner.group, _named_in(inner), inner.freshness.timeout)
+            answer = await run(inner)
+        after = self._cluster.ownership
+        if after is None or after.map != owned.map:
+            raise self._stale("the shard map changed during the read", after or owned)
+        return ShardAnswer(owned.epoch, owned.fingerprint(inner.group - 1), protocol.encode(answer))
+
+    async def _shard_write(self, call: ShardCall) -> object:
+        owned = await self._owned(call.epoch)
+        inner = protocol.decode(call.body, WriteCall)
+        try:
+            command = commands.decode(inner.command)
+        except UnsupportedFormat as error:
+            raise InvalidArgument(error.message, field="command") from error
+        if isinstance(command, commands.CreateCollection | commands.DropCollection):
+            raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
+        self._check_owner(owned, inner.group, command)
+        try:
+            return await self._write(inner)
+        except CollectionNotFound:
+            collection = getattr(command, "collection", "")
+            await self._catch_up(inner.group, collection, inner.timeout)
+            return await self._write(inner)
+
+    def _check_owner(self, owned: Ownership, group: GroupId, command: commands.Command) -> None:
+        """Raises StaleEpoch (owned=False) for a document that another shard owns."""
+        shard_map, shard = owned.map, group - 1
+        strategy, count = shard_map.strategy, shard_map.shard_count
+        if isinstance(command, commands.Insert):
+            custom = strategy.kind == "custom"
+            for name, metadata in zip(command.ids, command.metadata, strict=False):
+                decoded = _json(metadata) if custom else None
+                if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:
+                    raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
+        elif isinstance(command, commands.Delete) and strategy.kind != "custom":
+            for name in command.ids:
+                if shard_map.owner(routing_key(strategy, count, name)) != shard:
+                    raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
+
+    async def _catch_up(self, group: GroupId, collection: str, timeout: float) -> None:
+        """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the
+        catalog does not have it, Unavailable on a replica that does not lead."""
+        if all(info.stored_name != collection for info in self._cluster.topology.collections):
+            raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
+        if not self._host.is_leader(group):
+            raise Unavailable(f"this replica of shard {group - 1} does not have collection {collection[:80]!r} yet")
+        await self._cluster.reconcile(group, _timeout(timeout))
+
+    # --- the cluster -------------------------------------------------------------------------------------------------
+    async def _topology(self, call: TopologyCall) -> TopologyAnswer:
+        node = self._cluster
+        if call.confirmed:
+            if node.catalog is None or not self._host.is_leader(CATALOG_GROUP):
+                raise self._not_leader_of_catalog()
+            return TopologyAnswer(node.node_id, await node.confirmed(BEHIND_SECONDS))
+        if call.wait > 0 and node.topology.version <= call.version:
+            await node.wait_topology(call.version + 1, min(call.wait, 60.0))
+        newer = node.topology.version > call.version
+        return TopologyAnswer(node.node_id, node.topology if newer else None)
+
+    def _not_leader_of_catalog(self) -> NotLeader:
+        leader = self._host.leader(CATALOG_GROUP) if self._cluster.catalog is not None else None
+        return NotLeader(f"node {self._node.node_id} does not lead the catalog", leader=leader, group=CATALOG_GROUP)
+
+    async def _catalog(self, call: CatalogCall) -> object:
+        try:
+            command = catalog_commands.decode(call.command)
+        except UnsupportedFormat as error:
+            raise InvalidArgument(error.message, field="command") from error
+        self._check_command(command)
+        timeout, node = _timeout(call.timeout), self._cluster
+        if node.catalog is not None and self._host.is_leader(CATALOG_GROUP):
+            return await node.execute(command, timeout)
+        if call.hops >= HOPS_MAX:
+            raise self._not_leader_of_catalog()
+        body = protocol.encode(CatalogCall(call.command, timeout, call.hops + 1))
+        leader = self._host.leader(CATALOG_GROUP) if node.catalog is not None else None
+        last: NeedleError = self._not_leader_of_catalog()
+        for peer in [leader] if leader else node.topology.catalog:
+            if peer == node.node_id:
+                continue
+            try:
+                answer = await node.peers.call(peer, CATALOG, body, timeout)
+            except NeedleError as error:
+                if not error.retryable:
+                    raise
+                last = error
+                continue
+            return answer
+        raise last
+
+    def _check_command(self, command: CatalogCommand) -> None:
+        """What shards would refuse must not get into the catalog."""
+        if isinstance(command, catalog_commands.CreateCollection):
+            limits = self._cluster.config.limits
+            longest = msgspec.structs.replace(command.spec, name=f"{command.spec.name}@{10**19}")
+            check_spec(command.spec, limits)
+            check_spec(longest, limits)
+
+    async def _sync(self, call: SyncCall) -> WriteResult:
+        if not self._host.is_leader(call.group):
+            raise self._not_leader(call.group)
+        timeout = _timeout(call.timeout)
+        if not await self._cluster.wait_topology(call.version, timeout):
+            raise Unavailable(f"node {self._node.node_id} does not know version {call.version} of the catalog yet")
+        await self._cluster.reconcile(call.group, timeout)
+        return WriteResult(version=call.version, index=self._host.applied_index(call.group))
+
+    async def _found(self, call: FoundCall) -> WhoAnswer:
+        await self._cluster.found(call)
+        return self._cluster.who()
+
+    async def _who(self, call: WhoCall) -> WhoAnswer:
+        return self._cluster.who()
+
+
+def _named_in(call: Any) -> str:
+    """The collection that a read is about."""
+    request = getattr(call, "request", None)
+    name: str = request.collection if request is not None else getattr(call, "collection", "")
+    return name
+
+
+def _json(metadata: bytes) -> Any:
+    try:
+        return msgspec.json.decode(metadata) if metadata else None
+    except msgspec.MsgspecError as error:
+        raise InvalidArgument(f"metadata is not JSON: {error}", field="metadata") from None
