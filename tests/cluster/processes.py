@@ -92,5 +92,3 @@ async def healthy(client: ShardedClient, deadline: float = 20.0) -> ClusterHealt
         return health if health.healthy else None
 
     return await wait_for(look, deadline, "health")
-
-

@@ -1,0 +1,194 @@
+"""A sharded and replicated cluster on real processes: 6 nodes, 4 shards of 3 replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.processes import ShardedProcesses, healthy
+from harness.process_cluster import free_ports, wait_for
+from needle import CollectionNotFound, Filter, InvalidArgument, NoQuorum
+from needle.base.errors import DeadlineExceeded, Unavailable
+from needle.base.routing.strategy import ShardStrategy
+from needle.base.routing.topology import Topology
+from needle.client.sharded import ShardedClient
+
+DIMENSIONS = 16
+COUNT = 1500
+
+
+def vectors(count: int = COUNT, seed: int = 1) -> np.ndarray:
+    made = np.random.default_rng(seed).normal(size=(count, DIMENSIONS)).astype("f4")
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def nearest(stored: np.ndarray, query: np.ndarray, k: int, rows: Iterable[int] | None = None) -> list[str]:
+    """One exact index in this process."""
+    keep = np.arange(len(stored)) if rows is None else np.array(list(rows))
+    distances = 1 - stored[keep] @ query
+    order = np.lexsort((np.array([f"doc-{n}" for n in keep]), distances))[:k]
+    return [f"doc-{keep[n]}" for n in order]
+
+
+def one_of_each(topology: Topology) -> list[str]:
+    """Nodes such that every shard loses exactly one replica... with 6 nodes in two groups of three: one of each."""
+    groups = {frozenset(info.replicas) for info in topology.shards}
+    return [sorted(group)[0] for group in sorted(groups, key=sorted)]
+
+
+async def test_the_sharded_cluster_end_to_end(tmp_path: Path) -> None:
+    stored = vectors()
+    queries = vectors(20, seed=2)
+    async with ShardedProcesses(tmp_path, nodes=6) as processes:
+        topology = await processes.create(4, 3)
+        assert sorted(len(topology.hosted_by(node)) for node in processes.nodes) == [2] * 6
+        async with processes.connect() as client:
+            assert isinstance(client, ShardedClient)
+            await healthy(client)
+            await client.create_collection("default", dimensions=DIMENSIONS)
+            metadata = [{"n": n, "even": n % 2 == 0} for n in range(COUNT)]
+            ids = [f"doc-{n}" for n in range(COUNT)]
+            outcomes = await client.insert_each(ids=ids, vectors=stored, metadatas=metadata)
+            assert all(outcome.version > 0 for outcome in outcomes.values())  # type: ignore[union-attr]
+            counts = await client.counts()
+            assert sum(counts.values()) == COUNT
+            assert all(count > 0 for count in counts.values())
+
+            async def same_hits(mode: str) -> None:
+                for query in queries:
+                    hits = await client.search(query, 10, exact=True, mode=mode)
+                    assert [hit.id for hit in hits] == nearest(stored, query, 10)
+                hits = await client.search(queries[0], 10, Filter.eq("even", True), exact=True, mode=mode)
+                assert [hit.id for hit in hits] == nearest(stored, queries[0], 10, range(0, COUNT, 2))
+
+            for mode in ("strong", "leased"):
+                await same_hits(mode)
+            found = await client.get(["doc-5", "nothing", "doc-3"], with_vectors=False)
+            assert [document.metadata["n"] for document in found] == [5, 3]
+
+            # one node of each shard dies: everything goes on
+            for name in one_of_each(topology):
+                processes.kill(name)
+            await same_hits("strong")
+            await client.insert("late", queries[0], timeout=20)
+            assert (await client.search(queries[0], 1, exact=True))[0].id == "late"
+            assert (await client.search(queries[0], 1, mode="eventual", exact=True))[0].id in ("late", "doc-1")
+            health = await client.health_check(timeout=1.0)
+            assert {shard.state for shard in health.shards.values()} == {"degraded"}
+
+            # a second node of the first two shards' group dies: those answer clearly, the others go on
+            group = topology.shards[0].replicas
+            lost = [info.shard for info in topology.shards if set(info.replicas) == set(group)]
+            second = next(name for name in sorted(group) if processes.nodes[name].running())
+            processes.kill(second)
+            with pytest.raises((NoQuorum, DeadlineExceeded)):
+                await client.search(queries[0], 10, timeout=2.0)
+            part = await client.search_partial(queries[0], 10, timeout=2.0)
+            assert sorted(part.missing) == lost
+            assert part.gaps
+            assert not part.complete
+            assert part.hits
+            router = client._router  # type: ignore[attr-defined]
+            assert not {router.shard_of(hit.id) for hit in part.hits} & set(lost)
+            served = next(f"new-{n}" for n in range(100) if router.shard_of(f"new-{n}") not in lost)
+            await client.insert(served, queries[1])
+            dead = next(f"new-{n}" for n in range(100) if router.shard_of(f"new-{n}") in lost)
+            with pytest.raises(Unavailable):
+                await client.insert(dead, queries[1], timeout=1.0)
+            health = await client.health_check(timeout=1.0)
+            assert not health.healthy
+            assert [shard for shard, info in sorted(health.shards.items()) if info.state == "unavailable"] == lost
+
+            # one comes back: without manual steps all shards serve again; with the rest it is healthy
+            processes.restart(second)
+            await wait_for(lambda: client.insert(dead, queries[1], timeout=1.0), 20, "writes to the lost shards")
+            for name, node in processes.nodes.items():
+                if not node.running():
+                    processes.restart(name)
+            await healthy(client)
+            digests = await wait_for(lambda: _equal_digests(client), 20, "equal replicas")
+            assert len(digests) == 4
+            await client.delete(["late", served, dead])
+            await same_hits("strong")
+
+
+async def _equal_digests(client: ShardedClient) -> dict[str, str] | None:
+    """One digest a shard, once its replicas are at one index."""
+    by_shard: dict[str, set[tuple[int, str]]] = {}
+    for key, answer in (await client.digests()).items():
+        by_shard.setdefault(key.partition("/")[2], set()).add((answer.applied_index, answer.digest))
+    if any(len({index for index, _ in seen}) > 1 for seen in by_shard.values()):
+        return None
+    assert all(len(seen) == 1 for seen in by_shard.values()), by_shard
+    return {shard: next(iter(seen))[1] for shard, seen in by_shard.items()}
+
+
+async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_joins(tmp_path: Path) -> None:
+    stored = vectors(400)
+    async with ShardedProcesses(tmp_path, nodes=3) as processes:
+        topology = await processes.create(8, 1, ShardStrategy.custom("tenant"))
+        again = await processes.create(8, 1, ShardStrategy.custom("tenant"))  # may be repeated
+        assert (again.version, again.shards) == (topology.version, topology.shards)
+        async with processes.connect("node-2") as client:
+            assert isinstance(client, ShardedClient)
+            health = await healthy(client)
+            assert "not redundant: shards 0, 1, 2, 3, 4, 5, 6, 7" in health.warnings[0]
+            await client.create_collection("a", dimensions=DIMENSIONS)
+            metadata = [{"tenant": n % 20} for n in range(400)]
+            ids = [f"doc-{n}" for n in range(400)]
+            await client.insert_batch(ids=ids, vectors=stored, metadatas=metadata, collection="a")
+            router = client._router  # type: ignore[attr-defined]
+            asked = router.stats.fanout
+            hits = await client.search(stored[7], 5, {"tenant": 7.0}, collection="a", exact=True)
+            assert router.stats.fanout - asked == 1
+            assert [hit.id for hit in hits] == nearest(stored, stored[7], 5, range(7, 400, 20))
+            assert [hit.id for hit in await client.search(stored[7], 5, collection="a", exact=True)] == nearest(
+                stored, stored[7], 5
+            )
+            assert (await client.delete(["doc-1", "doc-2"], collection="a")).count == 2
+            assert await client.get("doc-1", collection="a") is None
+            with pytest.raises(InvalidArgument, match="shard key"):
+                await client.insert("x", stored[0], {"other": 1}, collection="a")
+
+            # a collection of the same name is another one
+            await client.drop_collection("a")
+            with pytest.raises(CollectionNotFound):
+                await client.count(collection="a")
+            await client.create_collection("a", dimensions=DIMENSIONS)
+            assert await client.count(collection="a") == 0
+
+            # a new node joins by an address; the old one comes back with another one
+            ports = free_ports(4)
+            name = processes.add(ports[0], ports[1], join=[processes.nodes["node-3"].address])
+            processes.nodes[name].start()
+            await wait_for(lambda: _knows(client, name, f"127.0.0.1:{ports[0]}"), 15, "the new node")
+            processes.kill("node-3")
+            processes.nodes["node-3"].settings.update(
+                {"cluster_nodes": [f"node-3=127.0.0.1:{ports[2]}"], "listen": f"127.0.0.1:{ports[2]}"}
+            )
+            processes.restart("node-3")
+            await wait_for(lambda: _knows(client, "node-3", f"127.0.0.1:{ports[2]}"), 15, "the new address")
+            await healthy(client)
+            await client.insert("y", stored[0], {"tenant": 3}, collection="a")
+
+
+async def _knows(client: ShardedClient, node: str, address: str) -> bool:
+    await client._shards.refresh(client.topology().version + 1, 0.2)
+    return client.nodes().get(node) == address
+
+
+async def test_a_node_that_lost_its_disk_is_refused_under_its_name(tmp_path: Path) -> None:
+    async with ShardedProcesses(tmp_path, nodes=3) as processes:
+        await processes.create(1, 3)
+        processes.kill("node-3")
+        processes.nodes["node-3"].settings.update(
+            {"data_dir": str(tmp_path / "fresh"), "sharding": {"join": [processes.nodes["node-1"].address]}}
+        )
+        processes.restart("node-3")
+        code = await asyncio.to_thread(processes.nodes["node-3"].wait, 20)
+        assert code == 2
+        assert "another data directory" in processes.nodes["node-3"].output()
