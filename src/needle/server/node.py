@@ -35,6 +35,7 @@ log = logging.getLogger("needle.server")
 
 SHARDS = (0,)
 LOOK_SECONDS = 0.01
+ASK_SECONDS = 1.0
 Observe = Callable[[str, float, "NeedleError | None"], None]
 
 
@@ -55,6 +56,7 @@ class Node:
         """Called after each call: method, seconds, error. For metrics."""
         self._book = AddressBook(config.addresses, {}, lambda _: None)
         self._undo: list[Callable[[], Any]] = []
+        self._asking: asyncio.Task[None] | None = None
         self._stopping = False
         self._running = False
 
@@ -171,6 +173,8 @@ class Node:
 
     async def _close(self) -> None:
         self._running = False
+        if self._asking is not None:
+            self._asking.cancel()
         first: Exception | None = None
         while self._undo:
             undo = self._undo.pop()
@@ -246,11 +250,28 @@ class Node:
             self.observer(what, seconds, error)
 
     async def learn_addresses(self, addresses: dict[NodeId, str], timeout: float) -> None:
-        """Remember where nodes listen; with a timeout, also tell all nodes (those that do not answer learn it when
-        the next change is made)."""
+        """Remember where nodes listen; with a timeout, also tell all nodes (those that do not answer ask when they
+        first hear from a node they do not know)."""
         self._book.learn(addresses)
-        if not timeout:
-            return
+        if timeout:
+            await self._exchange_addresses(timeout)
+
+    def heard_from(self, node: NodeId) -> None:
+        """A node speaks to this one. If this node does not know where it listens (it was down when that one joined),
+        it could never answer: then the others are asked."""
+        if self._book.get(node) is None and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.get_running_loop().create_task(self._ask_addresses(node))
+
+    async def _ask_addresses(self, node: NodeId) -> None:
+        log.info("node %s speaks to this node, which does not know its address: asking the others", node)
+        try:
+            await self._exchange_addresses(ASK_SECONDS)
+        except NeedleError as error:
+            log.warning("the address of node %s could not be learned: %s", node, error)
+        await asyncio.sleep(ASK_SECONDS)  # if nobody knew it, the next frame asks again, not every frame
+
+    async def _exchange_addresses(self, timeout: float) -> None:
+        """Tell all known nodes what this one knows, and learn what they know."""
         body = protocol.encode(AddressBookMessage(self.addresses()))
         others = [node for node in self.addresses() if node != self.node_id]
         answers = await asyncio.gather(
@@ -261,6 +282,8 @@ class Node:
                 log.warning("node %s was not told the new addresses: %s", node, answer)
             elif isinstance(answer, BaseException):
                 raise answer
+            else:
+                self._book.learn(protocol.decode(answer, AddressBookMessage).addresses)
 
     async def set_maintenance(self, on: bool, timeout: float) -> None:
         """On: give leadership away and take none, drain eventual reads; returns when both are done. Off: returns when
