@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
 
 import needle
+from needle.base.errors import Unavailable
 from needle.cli.demo.supervisor import LocalCluster, free_ports
 from needle.client import Client
 
@@ -45,12 +47,23 @@ class NeedleCluster:
     async def caught_up(self, client: Client) -> None:
         """Returns when every node answers and has applied the same index."""
         while True:
-            statuses = (await client.status()).values()
-            applied = {status.last_applied for status in statuses if status is not None}
-            if len(applied) == 1 and all(status is not None for status in statuses):
-                return
+            with contextlib.suppress(Unavailable):
+                applied = [(await client.node_status(node, timeout=1.0)).last_applied for node in self._nodes.addresses]
+                if len(set(applied)) == 1:
+                    return
             self._nodes.check_alive()
             await asyncio.sleep(0.05)
+
+    async def indexed(self, rows: int, seal_rows: int) -> int:
+        """Returns when no replica has `seal_rows` or more of `rows` vectors outside its index and all hold the same
+        index files; says how many files that is."""
+        while True:
+            names = [[path.name for path in self._nodes.index_files(node)] for node in self._nodes.addresses]
+            covered = sum(rows_of(name) for name in names[0])
+            if covered > rows - seal_rows and all(found == names[0] for found in names):
+                return len(names[0])
+            self._nodes.check_alive()
+            await asyncio.sleep(0.02)
 
     def memory_mb(self) -> list[float]:
         """Resident memory of each node in MB: anonymous pages and the mapped segments it touched."""
@@ -59,3 +72,9 @@ class NeedleCluster:
             lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
             used.append(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024)
         return used
+
+
+def rows_of(name: str) -> int:
+    """How many ordinals an index file covers, by its name `<collection>-<first>-<last>-<checksum>.seg`."""
+    _, first, last, _ = name.split("-")
+    return int(last) - int(first) + 1
