@@ -15,6 +15,9 @@ from needle.sim.spec import Spec
 from needle.sim.world import Report, World
 
 
+RUNS_PER_WORKER = 50
+
+
 def run(spec: Spec, *, keep_trace: bool = False) -> tuple[Report, list[str]]:
     """One run: its report, and the trace if kept."""
     world = World(spec, keep_trace=keep_trace)
@@ -32,10 +35,12 @@ def run_all(specs: Iterable[Spec], jobs: int) -> Iterator[Report]:
     if jobs <= 1:
         yield from map(_run, specs)
         return
-    # Each worker starts fresh: what one run leaves in memory must not reach another machine's results.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=50) as pool:
-        yield from pool.map(_run, specs)
+    # New workers now and then, so that memory stays bounded. (max_tasks_per_child can hang: CPython issue 115634.)
+    context, rest = multiprocessing.get_context("spawn"), list(specs)
+    while rest:
+        batch, rest = rest[: RUNS_PER_WORKER * jobs], rest[RUNS_PER_WORKER * jobs :]
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            yield from pool.map(_run, batch)
 
 
 def shrink(failed: Report, tries_max: int, say: Callable[[str], None]) -> Report:
