@@ -89,7 +89,7 @@ class SegmentConfig:
     builds its own.
     """
 
-    seal_rows: int = 10_000
+    seal_rows: int = 2_000
     rows_max: int = 1_000_000
     build_threads: int = 1
     ship_timeout: float = 30.0
