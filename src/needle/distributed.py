@@ -1,4 +1,4 @@
-"""The guide's API: a replicated cluster whose node runs inside the caller's process.
+"""The guide's API: a replicated cluster whose node runs inside the caller's process, and sharded clusters.
 
     config = RaftConfig(node_id="node-1", cluster_nodes=[...], data_dir="data/node-1", dimensions=256)
     async with RaftCluster(config) as cluster:
@@ -20,9 +20,14 @@ from needle.base.errors import DeadlineExceeded, Unavailable
 from needle.base.filters import Filter
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.routing.strategy import ShardStrategy
+from needle.base.routing.strategy import register as register_router
 from needle.client.admin import TIMEOUT
 from needle.client.client import DEFAULT_COLLECTION, Client, FilterLike
+from needle.client.health import ClusterHealth, ShardHealth
+from needle.client.sharded import PartialHits
 from needle.rpc.transport import RpcClient
+from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
 from needle.server.config_file import load_config
 from needle.server.connecting import connect, connect_sync
 from needle.server.http import HttpServer
@@ -32,7 +37,24 @@ from needle.server.node import Node
 from needle.server.ports import NodePorts, system_ports
 from needle.server.runtime import SystemClock
 
-__all__ = ["Filter", "RaftCluster", "RaftConfig", "connect", "connect_sync", "load_config"]
+__all__ = [
+    "ClusterConfig",
+    "ClusterHealth",
+    "DistributedCluster",
+    "Filter",
+    "PartialHits",
+    "RaftCluster",
+    "RaftConfig",
+    "ShardConfig",
+    "ShardHealth",
+    "ShardManager",
+    "ShardRouter",
+    "ShardStrategy",
+    "connect",
+    "connect_sync",
+    "load_config",
+    "register_router",
+]
 
 
 class RaftCluster:

@@ -13,7 +13,7 @@ Byte for byte, stable across releases and platforms (test vectors in tests/base/
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import xxhash
@@ -27,6 +27,10 @@ Router = Callable[[str, Any], str]
 
 class ShardStrategy(msgspec.Struct, frozen=True, array_like=True):
     """How documents are spread. Use the class attributes CONSISTENT_HASH, HASH, RANGE, or `custom(...)`."""
+
+    CONSISTENT_HASH: ClassVar[ShardStrategy]
+    HASH: ClassVar[ShardStrategy]
+    RANGE: ClassVar[ShardStrategy]
 
     kind: str
     fields: tuple[str, ...] = ()
@@ -46,9 +50,9 @@ class ShardStrategy(msgspec.Struct, frozen=True, array_like=True):
         return ShardStrategy("custom", named)
 
 
-CONSISTENT_HASH = ShardStrategy("consistent_hash")
-HASH = ShardStrategy("hash")
-RANGE = ShardStrategy("range")
+CONSISTENT_HASH = ShardStrategy.CONSISTENT_HASH = ShardStrategy("consistent_hash")
+HASH = ShardStrategy.HASH = ShardStrategy("hash")
+RANGE = ShardStrategy.RANGE = ShardStrategy("range")
 
 _routers: dict[str, Router] = {}
 

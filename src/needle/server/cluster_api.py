@@ -1,0 +1,395 @@
+"""The guide's sharded API: `ShardManager`, `ShardRouter` and `DistributedCluster` over running nodes.
+
+    cluster = DistributedCluster(ClusterConfig(shard_count=4, replication_factor=3, dimensions=256))
+    await cluster.add_node("node-1", "host1:5000")     # a running `needle serve --sharded`; 12 of them for 4 x 3
+    ...
+    async with cluster:                                 # creates the cluster, or finds the one that is there
+        await cluster.insert("doc-1", vector, {"lang": "en"})
+        hits = await cluster.search(query, 10)
+
+Invariant: nothing here decides anything about data; the catalog does. The cluster is made of the nodes added before the
+first use, in their order; later ones join it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from needle.base import protocol
+from needle.base.catalog_commands import RegisterNode, RemoveNode
+from needle.base.cluster_protocol import FOUND, WHO, FoundCall, WhoAnswer, WhoCall
+from needle.base.config import RaftConfig, check_node_id, check_range, parse_address, refuse
+from needle.base.errors import ConfigError, Unavailable, invalid
+from needle.base.ids import NodeId
+from needle.base.model import Document, Hit, IndexParams, Metric, ReadMode, WriteResult
+from needle.base.routing.shard_map import ShardMap, initial_map
+from needle.base.routing.strategy import ShardStrategy, routing_key
+from needle.base.routing.topology import ClusterSettings, NodeInfo, Topology
+from needle.client.admin import TIMEOUT
+from needle.client.client import BATCH_BYTES_MAX, DEFAULT_COLLECTION, FilterLike
+from needle.client.health import ClusterHealth
+from needle.client.sharded import PartialHits, ShardedClient
+from needle.client.shards import find_topology
+from needle.server.cluster_create import ASK_SECONDS, create_cluster
+from needle.server.cluster_main import cluster_node, sharded_client, system_caller
+from needle.server.cluster_node import ClusterNode, ClusterOptions
+from needle.server.ports import system_ports
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """How a cluster is sharded. boundaries: for ShardStrategy.RANGE, the first id of every shard but the first.
+    dimensions, metric, index: of the collection `default`, made with the cluster; None makes none."""
+
+    shard_count: int = 1
+    replication_factor: int = 3
+    virtual_nodes_per_shard: int = 100
+    strategy: ShardStrategy = ShardStrategy.CONSISTENT_HASH
+    boundaries: Sequence[str] = ()
+    dimensions: int | None = None
+    metric: str = Metric.COSINE
+    index: IndexParams | None = None
+    cluster_id: str = "needle"
+
+    def __post_init__(self) -> None:
+        check_range("shard_count", self.shard_count, 1, 4096)
+        check_range("replication_factor", self.replication_factor, 1, 7)
+        check_range("virtual_nodes_per_shard", self.virtual_nodes_per_shard, 1, 10_000)
+        if not isinstance(self.strategy, ShardStrategy):
+            raise refuse("strategy", self.strategy, "a ShardStrategy, such as ShardStrategy.CONSISTENT_HASH")
+        if self.dimensions is not None:
+            check_range("dimensions", self.dimensions, 1, 8192)
+        if self.metric not in list(Metric):
+            raise refuse("metric", self.metric, f"one of {', '.join(Metric)}")
+        self.first_map()
+
+    @property
+    def settings(self) -> ClusterSettings:
+        """What the catalog keeps of it."""
+        return ClusterSettings(
+            shard_count=self.shard_count,
+            replication_factor=self.replication_factor,
+            virtual_nodes_per_shard=self.virtual_nodes_per_shard,
+            strategy=self.strategy,
+        )
+
+    def first_map(self) -> ShardMap:
+        """Who owns which keys when the cluster is made."""
+        return initial_map(self.strategy, self.shard_count, self.virtual_nodes_per_shard, self.boundaries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(ShardConfig):
+    """ShardConfig of a cluster whose shards are replicated. raft_enabled: False means one replica a shard."""
+
+    raft_enabled: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.raft_enabled and self.replication_factor != 1:
+            raise refuse("replication_factor", self.replication_factor, "1 with raft_enabled=False")
+
+
+class ShardManager:
+    """The nodes and shards of one cluster. Use as an async context manager, or `await start()` and `await stop()`."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        self.config = config
+        self._added: dict[NodeId, str] = {}
+        self._rng = random.Random(int.from_bytes(os.urandom(16), "little"))
+        self._caller = system_caller(config.cluster_id)
+        self._client: ShardedClient | None = None
+        self._local: list[ClusterNode] = []
+        self._map: ShardMap | None = None
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+    async def add_node(self, name: str, address: str) -> None:
+        """Add a running node of that name at `address` ("host:port"). Once the cluster is made, the node joins it: it
+        is there for shards that are placed later. Raises InvalidArgument if another node answers there."""
+        check_node_id("name", name)
+        parse_address("address", address)
+        who = await self._who(name, address)
+        if self._client is None:
+            self._added[name] = address
+            return
+        topology = self._client.topology()
+        voters = {node: at for node in topology.catalog if (at := topology.address_of(node)) is not None}
+        uid = (await self._who(*next(iter(voters.items())))).uid
+        await self._caller.call(address, FOUND, protocol.encode(FoundCall(uid, voters)), ASK_SECONDS)
+        info = NodeInfo(id=name, address=address, incarnation=who.incarnation, zone=who.zone, weight=who.weight)
+        await self._client._shards.command(RegisterNode(info), TIMEOUT)
+
+    async def _who(self, name: str, address: str) -> WhoAnswer:
+        data = await self._caller.call(address, WHO, protocol.encode(WhoCall()), ASK_SECONDS)
+        answer = protocol.decode(data, WhoAnswer)
+        if answer.node_id != name:
+            raise invalid("name", name, f"the name of the node at {address}, which is {answer.node_id}")
+        return answer
+
+    async def add_local_node(self, name: str, address: str, data_dir: str, *, zone: str = "") -> None:
+        """Run a node in this process and add it. It ends with `stop`."""
+        config = RaftConfig(
+            node_id=name, cluster_nodes=[f"{name}={address}"], data_dir=data_dir, cluster_id=self.config.cluster_id
+        )
+        node = cluster_node(config, system_ports(config), ClusterOptions(zone=zone))
+        await node.start()
+        self._local.append(node)
+        await self.add_node(name, address)
+
+    async def remove_node(self, name: str) -> None:
+        """Forget a node. Raises InvalidArgument while it holds replicas. Its name is never used again."""
+        if self._client is not None:
+            await self._client._shards.command(RemoveNode(name), TIMEOUT)
+        elif self._added.pop(name, None) is None:
+            raise invalid("name", name, f"one of {', '.join(self._added) or 'the nodes added (none is)'}")
+
+    def nodes(self) -> dict[NodeId, str]:
+        """The nodes and their addresses."""
+        return dict(self._added) if self._client is None else self._client.nodes()
+
+    def shard_for(self, id: str, metadata: Any = None) -> int:
+        """The shard that owns a document: the same on every platform and in every release. metadata: for custom
+        strategies. Before `start`, by the map that the cluster will be made with."""
+        found = self._client.topology().map if self._client is not None else None
+        if found is None:
+            found = self._map = self._map or self.config.first_map()
+        return found.owner(routing_key(found.strategy, found.shard_count, id, metadata))
+
+    # --- life --------------------------------------------------------------------------------------------------------
+    async def start(self, timeout: float = 60.0) -> None:
+        """Make the cluster out of the nodes added, or find the one that they belong to. Raises ConfigError if that has
+        other settings. Returns when every shard has a leader."""
+        if self._client is not None:
+            return
+        if not self._added:
+            raise Unavailable("no node was added; call add_node first")
+        addresses = list(self._added.values())
+        topology: Topology | None = await find_topology(self._caller, addresses)
+        if topology is None:
+            topology = await create_cluster(
+                self._caller,
+                self.config.settings,
+                self._added,
+                rng=self._rng,
+                boundaries=self.config.boundaries,
+                timeout=timeout,
+            )
+        if topology.settings != self.config.settings:
+            raise ConfigError(f"these nodes belong to a cluster with other settings: {topology.settings}")
+        client = sharded_client(self._caller, addresses, topology, BATCH_BYTES_MAX)
+        if self.config.dimensions is not None:
+            await client.create_collection(
+                DEFAULT_COLLECTION,
+                dimensions=self.config.dimensions,
+                metric=self.config.metric,
+                index=self.config.index,
+                if_absent=True,
+                timeout=timeout,
+            )
+        self._client = client
+
+    async def client(self) -> ShardedClient:
+        """The client behind router and cluster; starts the cluster at the first use."""
+        await self.start()
+        if self._client is None:
+            raise Unavailable("the cluster is stopped")
+        return self._client
+
+    async def stop(self) -> None:
+        """Close the connections, and the nodes that run in this process. Other nodes go on. Idempotent."""
+        self._client = None
+        await self._caller.close()
+        while self._local:
+            await self._local.pop().stop()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def health_check(self, *, timeout: float = 2.0) -> ClusterHealth:
+        """Whether every shard has a leader and all its replicas, and what is not redundant."""
+        return await (await self.client()).health_check(timeout=timeout)
+
+
+class ShardRouter:
+    """Documents and searches over all shards of a manager's cluster."""
+
+    def __init__(self, manager: ShardManager) -> None:
+        self._manager = manager
+
+    async def insert(
+        self,
+        id: str,
+        vector: Any,
+        metadata: Any = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Insert or replace a document in the shard that owns it."""
+        client = await self._manager.client()
+        return await client.insert(id, vector, metadata, collection=collection, timeout=timeout)
+
+    async def insert_batch(
+        self,
+        documents: Iterable[Sequence[Any]] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
+        vectors: Any = None,
+        metadatas: Sequence[Any] | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> dict[str, Any]:
+        """Insert many: (id, vector[, metadata]) tuples, or columns. The outcome of each id: a WriteResult, or the
+        NeedleError for which it was not written. All or nothing for each log entry of a shard (1 MiB)."""
+        client = await self._manager.client()
+        return dict(
+            await client.insert_each(
+                documents, ids=ids, vectors=vectors, metadatas=metadatas, collection=collection, timeout=timeout
+            )
+        )
+
+    async def get(
+        self,
+        id: str,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_vectors: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> Document | None:
+        """One document, or None."""
+        client = await self._manager.client()
+        found: Document | None = await client.get(
+            id, mode=mode, collection=collection, with_vectors=with_vectors, timeout=timeout
+        )
+        return found
+
+    async def delete(
+        self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
+    ) -> WriteResult:
+        """Delete one document or several; all or nothing in each shard."""
+        return await (await self._manager.client()).delete(ids, collection=collection, timeout=timeout)
+
+    async def search(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """The k nearest documents of all shards. See Client.search."""
+        return await (await self._manager.client()).search(
+            query,
+            k,
+            filter,
+            mode=mode,
+            collection=collection,
+            with_metadata=with_metadata,
+            with_vectors=with_vectors,
+            exact=exact,
+            timeout=timeout,
+        )
+
+    async def search_filtered(
+        self,
+        query: Any,
+        k: int,
+        filter: FilterLike,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        exact: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search` with a filter; one that pins the shard key asks the owning shards only."""
+        return await self.search(
+            query,
+            k,
+            filter,
+            mode=mode,
+            collection=collection,
+            with_metadata=with_metadata,
+            exact=exact,
+            timeout=timeout,
+        )
+
+    async def search_partial(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        exact: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> PartialHits:
+        """`search` that answers without the shards that cannot, and says which."""
+        return await (await self._manager.client()).search_partial(
+            query, k, filter, mode=mode, collection=collection, exact=exact, timeout=timeout
+        )
+
+
+class DistributedCluster(ShardManager, ShardRouter):
+    """A sharded and replicated cluster: its nodes, its health, its documents."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        ShardManager.__init__(self, config)
+        ShardRouter.__init__(self, self)
+
+    async def search_strong(self, query: Any, k: int = 10, filter: FilterLike = None, **options: Any) -> list[Hit]:
+        """`search` in strong mode: linearizable in each shard."""
+        return await self.search(query, k, filter, mode=ReadMode.STRONG, **options)
+
+    async def search_leased(self, query: Any, k: int = 10, filter: FilterLike = None, **options: Any) -> list[Hit]:
+        """`search` in leased mode: as fresh while clocks drift less than the configured bound."""
+        return await self.search(query, k, filter, mode=ReadMode.LEASED, **options)
+
+    async def search_eventual(self, query: Any, k: int = 10, filter: FilterLike = None, **options: Any) -> list[Hit]:
+        """`search` on any replica of each shard: sees some earlier state of each."""
+        return await self.search(query, k, filter, mode=ReadMode.EVENTUAL, **options)
+
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        dimensions: int,
+        metric: Metric | str = Metric.COSINE,
+        index: IndexParams | None = None,
+        if_absent: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Create a collection in the catalog and every shard."""
+        return await (await self.client()).create_collection(
+            name, dimensions=dimensions, metric=metric, index=index, if_absent=if_absent, timeout=timeout
+        )
+
+    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
+        """Drop a collection and all its documents."""
+        return await (await self.client()).drop_collection(name, timeout=timeout)
+
+    async def count(self, *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT) -> int:
+        """How many documents a collection holds."""
+        return await (await self.client()).count(collection=collection, timeout=timeout)
