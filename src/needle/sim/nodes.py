@@ -16,6 +16,7 @@ from needle.base.ids import GroupId, shard_group
 from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.base.protocol import DocumentBatch
 from needle.client.client import Client as RealClient
+from needle.client.directory import Caller
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
 from needle.server.node import Node
@@ -162,7 +163,7 @@ class _Peers(PeerTransport):
 class _Recorder:
     """Notes the applied index that answers carry, which the real client keeps to itself."""
 
-    def __init__(self, endpoint: SimEndpoint) -> None:
+    def __init__(self, endpoint: Caller) -> None:
         self._endpoint = endpoint
         self.batch: HitBatch | None = None
         self.applied_index = 0
@@ -221,7 +222,7 @@ class RealDatabase:
         return self._client._data().last_index
 
 
-def connect(endpoint: SimEndpoint, addresses: list[str], rng: random.Random) -> RealDatabase:
+def connect(endpoint: Caller, addresses: list[str], rng: random.Random) -> RealDatabase:
     """A new client session."""
     recorder = _Recorder(endpoint)
     return RealDatabase(recorder, RealClient(recorder, addresses, rng=rng))

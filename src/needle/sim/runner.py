@@ -14,7 +14,6 @@ from needle.sim.shrink import fewest, smallest
 from needle.sim.spec import Spec
 from needle.sim.world import Report, World
 
-
 RUNS_PER_WORKER = 50
 
 

@@ -26,7 +26,6 @@ from needle.base.errors import (
 )
 from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.sim.checkers.replay import GetSeen, SearchSeen
-from needle.sim.event_loop import SimLoop
 from needle.sim.history import History, Kind, Operation
 from needle.sim.machine import stream
 from needle.sim.spec import Profile
@@ -68,6 +67,12 @@ class Database(Protocol):
         ...
 
 
+class Timed(Protocol):
+    """What the workload needs of an event loop, virtual or real."""
+
+    def time(self) -> float: ...
+
+
 class Budget:
     """Operations that all clients together may still begin."""
 
@@ -96,9 +101,10 @@ class Workload:
     """State shared by the clients of a run."""
 
     def __init__(
-        self, loop: SimLoop, history: History, trace: Trace, profile: Profile, seed: int, budget: Budget
+        self, loop: Timed, history: History, trace: Trace, profile: Profile, seed: int, budget: Budget
     ) -> None:
         self.loop = loop
+        self.lulls = True
         self.history = history
         self.trace = trace
         self.profile = profile
@@ -138,7 +144,7 @@ class Client:
         if self._rng.random() < NEW_SESSION_CHANCE:
             self._database = self._connect()
         key, draw = self._work.keys.draw(self._rng), self._rng.random()
-        if self._work.loop.time() % LULL_EVERY < LULL_SECONDS:
+        if self._work.lulls and self._work.loop.time() % LULL_EVERY < LULL_SECONDS:
             draw = max(draw, WRITES_SHARE)
         if draw < 0.25:
             await self.put(key)
