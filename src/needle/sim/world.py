@@ -332,6 +332,10 @@ class World:
         self.loop.call_in(self.loop.root, 3 * RESTART_SECONDS, self._restart, name)
         raise Killed(f"{name} at {place}")
 
+    def may_lose(self, name: str) -> bool:
+        """Whether a good quorum remains without this node's data."""
+        return self._may_shrink([node for node in self.members if node != name])
+
     def rotted(self, name: str) -> None:
         """Bits of the node's log are damaged from now on: it need not hold what it once did."""
         self.observer.rotten.add(name)
