@@ -12,7 +12,14 @@ from typing import Any
 import typer
 
 from needle.base.errors import NeedleError
-from needle.cli import cluster_commands, collection_commands, document_commands, member_commands, serve_command
+from needle.cli import (
+    cluster_commands,
+    collection_commands,
+    document_commands,
+    member_commands,
+    serve_command,
+    shard_commands,
+)
 from needle.cli.common import notes, show_error
 from needle.cli.demo import command as demo_command
 
@@ -35,6 +42,12 @@ members_app = typer.Typer(
     help="List the voters and learners, add or remove a node.",
     epilog="Example: needle members --json",
     invoke_without_command=True,
+    rich_markup_mode=None,
+)
+cluster_app = typer.Typer(
+    help="Make a sharded cluster out of running nodes.",
+    epilog="Example: needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000",
+    no_args_is_help=True,
     rich_markup_mode=None,
 )
 maintenance_app = typer.Typer(
@@ -67,6 +80,13 @@ _add(collections_app, "drop", collection_commands.drop, "needle collections drop
 members_app.callback()(member_commands.members)
 _add(members_app, "add", member_commands.add, "needle members add node-4=10.0.0.4:5000")
 _add(members_app, "remove", member_commands.remove, "needle members remove node-2")
+_add(
+    cluster_app,
+    "create",
+    shard_commands.create,
+    "needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000 node-3=10.0.0.3:5000",
+)
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(members_app, name="members")
 app.add_typer(maintenance_app, name="maintenance")
 app.add_typer(collections_app, name="collections")

@@ -14,6 +14,7 @@ from rich.text import Text
 import needle
 from needle.base.config import check_range
 from needle.base.errors import NeedleError, Unavailable
+from needle.cli import shard_commands
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -28,6 +29,7 @@ from needle.cli.common import (
     table,
 )
 from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leader_of
+from needle.client.sharded import ShardedClient
 
 STATUS_TIMEOUT = 2.0
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle status`.")]
@@ -72,31 +74,43 @@ def status(
     cluster: Cluster = DEFAULT_CLUSTER,
     json: Json = False,
 ) -> None:
-    """Show every node's state and the alert conditions that hold now. Exit code 1 if a critical one holds."""
+    """Show every node's state and the alert conditions that hold now. Exit code 1 if a critical one holds.
+
+    Of a sharded cluster: every replica of every shard, what is not well, and how even the shards are.
+    """
     check_range("--every", every, 0.1, 3600)
     known = addresses(cluster)
 
-    async def once(client: needle.Client) -> list[NodeView]:
-        return await look(client, known)
+    async def once(client: needle.Client) -> tuple[dict[str, object], RenderableType, bool]:
+        """As JSON, as a table, and whether something critical holds."""
+        if isinstance(client, ShardedClient):
+            health, replicas = await shard_commands.look(client)
+            critical = any(shard.state == "unavailable" for shard in health.shards.values())
+            critical |= any(replica.status is None for replica in replicas)
+            shown = shard_commands.status_table(health, replicas)
+            return shard_commands.status_json(health, replicas), shown, critical
+        views = await look(client, known)
+        critical = any(condition.severity == "critical" for condition in conditions(views))
+        return _status_json(views), _status_table(views), critical
 
     async def again(client: needle.Client) -> None:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                views = await look(client, known)
+                found, shown, _ = await once(client)
                 if json:
-                    print_json(_status_json(views))
+                    print_json(found)
                 else:
-                    live.update(_status_table(views), refresh=True)
+                    live.update(shown, refresh=True)
                 await asyncio.sleep(every)
 
     if watch:
         run(cluster, again)
-    views = run(cluster, once)
+    found, shown, critical = run(cluster, once)
     if json:
-        print_json(_status_json(views))
+        print_json(found)
     else:
-        console.print(_status_table(views))
-    if any(condition.severity == "critical" for condition in conditions(views)):
+        console.print(shown)
+    if critical:
         raise typer.Exit(1)
 
 
@@ -162,6 +176,7 @@ def leader(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
 
 def step_down(
     to: Annotated[str | None, typer.Option("--to", help="The node to lead next; default: the most caught-up.")] = None,
+    shard: Annotated[int, typer.Option("--shard", help="Of a sharded cluster: which shard's leadership.")] = 0,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,
     json: Json = False,
@@ -169,6 +184,8 @@ def step_down(
     """Hand leadership to another node without losing a write in flight."""
 
     async def work(client: needle.Client) -> str | None:
+        if isinstance(client, ShardedClient):
+            return await client.step_down(to, shard=shard, timeout=timeout)
         return await client.step_down(to, timeout=timeout) or await _led_by_any(client, timeout)
 
     _report_leader(run(cluster, work), json)

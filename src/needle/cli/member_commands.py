@@ -43,7 +43,7 @@ def add(
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Wait = 600.0,
 ) -> None:
-    """Add a running node that was started with `--join`: as a learner, then, once it has caught up, as a voter."""
+    """Add a running node that was started with `--wait`: as a learner, then, once it has caught up, as a voter."""
     name, address = parse_node(node)
 
     async def work(client: needle.Client) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from needle.cli.settings import read_file, resolve
+from needle.cli.settings import from_environment, merge, read_file, resolve
+from needle.server.cluster_main import SECTION, cluster_options
 from needle.server.main import serve as serve_node
 
 
@@ -41,14 +42,31 @@ def serve(
     snapshot_threshold: Annotated[
         int | None, typer.Option("--snapshot-threshold", help="Log entries kept before they are compacted.")
     ] = None,
+    wait: Annotated[
+        bool | None,
+        typer.Option("--wait/--no-wait", help="A new node: wait until `needle members add` adds it to a cluster."),
+    ] = None,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="A node of a sharded cluster: wait for `needle cluster create`.")
+    ] = False,
     join: Annotated[
-        bool | None, typer.Option("--join/--no-join", help="A new node of an existing cluster: wait to be added to it.")
+        list[str] | None,
+        typer.Option("--join", help="Join the sharded cluster of the node at host:port. Once for each known node."),
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option("--zone", help="Sharded: what fails with this node, such as its rack.")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option("--weight", help="Sharded: this node's share of replicas; 1 by default.")
     ] = None,
     cluster_id: Annotated[
         str | None, typer.Option("--cluster-id", help="Nodes with another cluster id are refused.")
     ] = None,
 ) -> None:
     """Run one node until it is stopped with SIGTERM or Ctrl-C.
+
+    With --sharded or --join it is a node of a sharded cluster: it then needs --node-id, --listen and --data-dir only
+    (and its own --cluster-node, if others reach it under another address than it binds).
 
     A setting on the command line wins over the environment (NEEDLE_DATA_DIR and so on), that over the file, that over
     the default. docs/operations.md lists all settings.
@@ -64,7 +82,15 @@ def serve(
         "election_timeout": election_timeout,
         "heartbeat_interval": heartbeat_interval,
         "snapshot_threshold": snapshot_threshold,
-        "join": join,
+        "join": wait,
         "cluster_id": cluster_id,
     }
-    serve_node(resolve(read_file(config) if config else {}, os.environ, flags))
+    file = read_file(config) if config else {}
+    sharded = sharded or SECTION in file
+    section = merge(file.pop(SECTION, {}), {"join": join or None, "zone": zone, "weight": weight})
+    options = cluster_options(section) if section or sharded else None
+    if options is not None:
+        known = merge(file, from_environment(os.environ), flags)
+        if "cluster_nodes" not in known and {"node_id", "listen"} <= known.keys():
+            file["cluster_nodes"] = [f"{known['node_id']}={known['listen']}"]
+    serve_node(resolve(file, os.environ, flags), options=options)

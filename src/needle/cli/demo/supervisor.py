@@ -97,7 +97,8 @@ class LocalCluster:
         self._write_state()  # from now on `stop_kept` finds it, even if this process is killed
 
     def _toml(self, node: str) -> str:
-        nodes = [f"{name}={address}" for name, address in self.addresses.items()]
+        alone = "sharding" in self._settings  # such nodes learn of each other when the cluster is created
+        nodes = [f"{name}={at}" for name, at in self.addresses.items() if name == node or not alone]
         values = {
             "node_id": node,
             "cluster_nodes": nodes,

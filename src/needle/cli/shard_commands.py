@@ -1,0 +1,162 @@
+"""`needle cluster create`, and what `needle status` shows of a sharded cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from needle.base.config import parse_node, refuse
+from needle.base.model import Metric
+from needle.base.routing.strategy import ShardStrategy
+from needle.cli.common import Json, as_json, notes, print_json, table
+from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.sharded import ShardedClient
+from needle.server.cluster_api import ClusterConfig, DistributedCluster
+from needle.server.connecting import DEFAULT_CLUSTER_ID
+
+STATUS_TIMEOUT = 2.0
+STRATEGIES = {
+    "consistent_hash": ShardStrategy.CONSISTENT_HASH,
+    "hash": ShardStrategy.HASH,
+    "range": ShardStrategy.RANGE,
+}
+
+
+def parse_strategy(text: str) -> ShardStrategy:
+    """consistent_hash, hash, range, or custom:FIELD[,FIELD...]. Raises ConfigError."""
+    if text in STRATEGIES:
+        return STRATEGIES[text]
+    kind, _, names = text.partition(":")
+    if kind != "custom" or not names:
+        raise refuse("--strategy", text, f"one of {', '.join(STRATEGIES)}, custom:FIELD or custom:FIELD,FIELD")
+    return ShardStrategy.custom(*names.split(","))
+
+
+def create(
+    nodes: Annotated[
+        list[str],
+        typer.Argument(metavar="NODE...", help="Running nodes, name=host:port, in the order shards are placed."),
+    ],
+    shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = 4,
+    replicas: Annotated[int, typer.Option("--replicas", help="Copies of each shard, each on its own node.")] = 3,
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="consistent_hash, hash, range, or custom:FIELD[,FIELD].")
+    ] = "consistent_hash",
+    virtual_nodes: Annotated[
+        int, typer.Option("--virtual-nodes", help="Points of each shard on the ring of consistent_hash.")
+    ] = 100,
+    boundary: Annotated[
+        list[str] | None,
+        typer.Option("--boundary", help="With range: the first id of a shard but the first. Once for each."),
+    ] = None,
+    dimensions: Annotated[
+        int | None, typer.Option("--dimensions", help="Create the collection 'default' with vectors of this length.")
+    ] = None,
+    metric: Annotated[str, typer.Option("--metric", help="Of that collection: cosine, l2 or dot.")] = Metric.COSINE,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until every shard has a leader.")] = 60.0,
+    json: Json = False,
+) -> None:
+    """Make a sharded cluster out of nodes that run `needle serve --sharded`. May be repeated after an error."""
+    config = ClusterConfig(
+        shard_count=shards,
+        replication_factor=replicas,
+        virtual_nodes_per_shard=virtual_nodes,
+        strategy=parse_strategy(strategy),
+        boundaries=tuple(boundary or ()),
+        dimensions=dimensions,
+        metric=metric,
+        cluster_id=os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID),
+    )
+    parsed = [parse_node(node) for node in nodes]
+
+    async def work() -> tuple[ClusterHealth, list[ReplicaStatus]]:
+        cluster = DistributedCluster(config)
+        try:
+            for name, address in parsed:
+                await cluster.add_node(name, address)
+            await cluster.start(timeout)
+            client = await cluster.client()
+            replicas = await client.cluster_status(timeout=STATUS_TIMEOUT)
+            return judge(client.topology(), replicas), replicas
+        finally:
+            await cluster.stop()
+
+    health, found = asyncio.run(work())
+    if json:
+        print_json(status_json(health, found))
+        return
+    names = ",".join(address for _, address in parsed[:3])
+    led = sum(shard.leader is not None for shard in health.shards.values())
+    notes.print(
+        f"{shards} shards on {len(parsed)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}", markup=False
+    )
+    for warning in health.warnings:
+        notes.print(f"note: {warning}", markup=False)
+
+
+async def look(client: ShardedClient) -> tuple[ClusterHealth, list[ReplicaStatus]]:
+    """The health and every replica's own status."""
+    replicas = await client.cluster_status(timeout=STATUS_TIMEOUT)
+    return judge(client.topology(), replicas), replicas
+
+
+def status_json(health: ClusterHealth, replicas: list[ReplicaStatus]) -> dict[str, object]:
+    """What `needle status --json` prints."""
+    return {
+        "healthy": health.healthy,
+        "shards": as_json(health.shards),
+        "replicas": [as_json(replica) for replica in replicas],
+        "warnings": health.warnings,
+    }
+
+
+def status_table(health: ClusterHealth, replicas: list[ReplicaStatus]) -> RenderableType:
+    """Shards by replicas, the preferred leader's first, and what is wrong."""
+    rows = table("shard", "keys", "node", "address", "state", "term", "applied", "lag", "documents")
+    first: set[int] = set()
+    for replica in replicas:
+        shard = health.shards[replica.shard]
+        head = () if replica.shard in first else (str(replica.shard), f"{shard.share:.1%}")
+        first.add(replica.shard)
+        status = replica.status
+        if status is None:
+            rows.add_row(*(head or ("", "")), replica.node, replica.address, Text("unreachable", style="bold red"))
+            continue
+        commits = [r.status.commit_index for r in replicas if r.shard == replica.shard and r.status is not None]
+        rows.add_row(
+            *(head or ("", "")),
+            replica.node,
+            replica.address,
+            Text(
+                f"{status.state}, maintenance" if status.maintenance else status.state,
+                style="bold green" if status.state == "Leader" else "",
+            ),
+            str(status.current_term),
+            str(status.last_applied),
+            str(max(commits) - status.last_applied),
+            str(status.documents),
+        )
+    lines: list[Text] = []
+    for number, shard in health.shards.items():
+        style = "bold red" if shard.state == "unavailable" else "yellow"
+        lines += [Text.assemble((f"shard {number} {shard.state}", style), f": {problem}") for problem in shard.problems]
+    lines += [Text.assemble(("note", "yellow"), f": {warning}") for warning in health.warnings]
+    return Group(rows, *lines, Text(balance(health)))
+
+
+def balance(health: ClusterHealth) -> str:
+    """One line on how even the shards are: keys by the ring, documents by count."""
+    shares = [shard.share for shard in health.shards.values()]
+    counts = [shard.documents for shard in health.shards.values()]
+    if not shares:
+        return ""
+    keys = max(shares) * len(shares)
+    if not sum(counts):
+        return f"balance: the largest shard owns {keys:.2f} of a fair share of the keys; no documents yet"
+    documents = max(counts) * len(counts) / sum(counts)
+    return f"balance: of a fair share the largest shard owns {keys:.2f} in keys, the fullest {documents:.2f} in documents"

@@ -1,0 +1,77 @@
+"""A sharded cluster through the commands: nodes without lists of nodes, created, shown, used, joined."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from needle.base.errors import ConfigError
+from needle.base.routing.strategy import ShardStrategy
+from needle.cli.app import main
+from needle.cli.demo.supervisor import LocalCluster, free_ports
+from needle.cli.shard_commands import parse_strategy
+
+
+def until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, "not in time"
+    return found
+
+
+def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*argv: str, expect: int | None = 0) -> str:
+        capsys.readouterr()
+        code = main([*argv])
+        captured = capsys.readouterr()
+        assert expect is None or code == expect, f"{argv}: {code} {captured.out}{captured.err}"
+        assert "Traceback" not in captured.err
+        return captured.out + captured.err
+
+    settings = {"election_timeout": 0.5, "heartbeat_interval": 0.1, "sharding": {"zone": "a"}}
+    cluster = LocalCluster(tmp_path, free_ports(3), settings, detached=False)
+    try:
+        cluster.start_all()
+        nodes = [f"{name}={address}" for name, address in cluster.addresses.items()]
+        at = ("--cluster", cluster.cluster)
+        create = ("cluster", "create", "--shards", "2", "--replicas", "3", "--dimensions", "3", *nodes)
+        until(lambda: "2 shards on 3 nodes" in run(*create, expect=None))
+        run(*create)  # may be repeated
+        assert "other settings" in run("cluster", "create", "--shards", "3", *nodes, expect=1)
+
+        status: dict[str, Any] = until(
+            lambda: (found := json.loads(run("status", "--json", *at)))["healthy"] and found  # type: ignore[return-value]
+        )
+        assert sorted(status["shards"]) == ["0", "1"]
+        assert len(status["replicas"]) == 6
+        lines = "\n".join(
+            json.dumps({"id": f"doc-{n}", "vector": [1, n, 2 * n], "metadata": {"n": n}}) for n in range(20)
+        )
+        (tmp_path / "documents.jsonl").write_text(lines)
+        run("insert", str(tmp_path / "documents.jsonl"), *at)
+        shown = run("status", *at)
+        assert shown.count("Leader") == 2
+        assert shown.count("Follower") == 4
+        assert "balance: of a fair share" in shown
+        found = json.loads(run("get", "doc-3", "--json", *at))
+        assert "doc-3" in json.dumps(found)
+        run("step-down", "--shard", "1", *at)
+        cluster.kill("node-3")
+        assert "unreachable" in run("status", *at, expect=1)
+        cluster.start("node-3")
+        until(lambda: json.loads(run("status", "--json", *at, expect=None))["healthy"])
+    finally:
+        cluster.stop_all()
+
+
+def test_strategies_by_name() -> None:
+    assert parse_strategy("hash") == ShardStrategy.HASH
+    assert parse_strategy("custom:tenant,region") == ShardStrategy.custom("tenant", "region")
+    for wrong in ("rendezvous", "custom", "custom:"):
+        with pytest.raises(ConfigError, match="--strategy"):
+            parse_strategy(wrong)
