@@ -159,4 +159,4 @@ def balance(health: ClusterHealth) -> str:
     if not sum(counts):
         return f"balance: the largest shard owns {keys:.2f} of a fair share of the keys; no documents yet"
     documents = max(counts) * len(counts) / sum(counts)
-    return f"balance: of a fair share the largest shard owns {keys:.2f} in keys, the fullest {documents:.2f} in documents"
+    return f"balance: of a fair share the largest shard owns {keys:.2f} in keys, {documents:.2f} in documents"

@@ -10,7 +10,7 @@ Any replica will do for eventual reads: the next one in turn is asked, and a sec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -112,18 +112,20 @@ class FanOut:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
+        last: StaleEpoch | None = None
         while True:
             try:
                 owned = self.ownership()
                 shards = choose(owned)
                 return await self._once(owned, shards, method, make, fresh, deadline, partial)
             except StaleEpoch as stale:
-                left = deadline - loop.time()
-                if left <= 0:
-                    raise DeadlineExceeded(
-                        f"no agreement on the shard map within {timeout:g} s: {stale.message}"
-                    ) from None
-                await self.renew(stale, left)
+                last = stale
+            except DeadlineExceeded:
+                if last is None:
+                    raise
+            if (left := deadline - loop.time()) <= 0.001:
+                raise DeadlineExceeded(f"no agreement on the shard map within {timeout:g} s: {last.message}")
+            await self.renew(last, left)
 
     async def renew(self, stale: StaleEpoch, timeout: float) -> None:
         """Get the newer map that a shard told of."""
@@ -230,8 +232,14 @@ class FanOut:
                     group.suspect(address)
             return None
         finally:
-            for task in waiting:
-                task.cancel()
+            _forget(waiting)
+
+
+def _forget(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Nobody waits for these any more: end those that run; failures of the others count as seen."""
+    for task in tasks:
+        if not task.cancel() and not task.cancelled():
+            task.exception()
 
 
 async def _gather(
@@ -254,6 +262,5 @@ async def _gather(
                     raise error
                 failed[tasks[task]] = error
     finally:
-        for task in waiting:
-            task.cancel()
+        _forget(tasks)
     return {shard: task.result() for task, shard in tasks.items() if shard not in failed}, dict(sorted(failed.items()))

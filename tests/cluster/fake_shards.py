@@ -1,0 +1,177 @@
+"""Shards in memory, on virtual time, with maps that change, replicas that are slow, dead or behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from cluster.catalog_util import spec, topology
+from needle.base import catalog_commands, protocol
+from needle.base.cluster_protocol import ShardAnswer, ShardCall
+from needle.base.commands import NO_SESSION, Command, Delete, Insert, Session
+from needle.base.errors import CollectionNotFound, ConnectionLost, NoQuorum, StaleEpoch
+from needle.base.filters import Filter
+from needle.base.model import HitBatch, SearchRequest, WriteResult
+from needle.base.protocol import CollectionsAnswer, CollectionsCall, DocumentBatch, GetCall, SearchCall
+from needle.base.routing.shard_map import KeyRange
+from needle.base.routing.strategy import CONSISTENT_HASH, ShardStrategy, routing_key
+from needle.base.routing.topology import CollectionInfo, Ownership, Topology
+from needle.sim.event_loop import SimLoop
+
+KINDS = {protocol.SEARCH: SearchCall, protocol.GET: GetCall, protocol.COLLECTIONS: CollectionsCall}
+
+
+class FakeShards:
+    """`cluster.router.Shards`: `real` is what the nodes know, `known` what the router was told."""
+
+    def __init__(self, shards: int = 4, strategy: ShardStrategy = CONSISTENT_HASH) -> None:
+        made = CollectionInfo(id=7, spec=spec("default", 2))
+        self.real = msgspec.structs.replace(topology(shards=shards, strategy=strategy), collections=(made,))
+        self.known = self.real
+        self.data: dict[int, dict[str, tuple[int, bytes, bytes]]] = {s: {} for s in range(shards)}
+        self.dead: set[int] = set()
+        self.delay: dict[str, float] = {}
+        self.asked: list[tuple[int, str]] = []
+        self.log: dict[int, int] = dict.fromkeys(range(shards), 0)
+        self.refreshed = 0
+        self.lies: dict[int, int] = {}
+        """Shards that answer with another fingerprint."""
+        self.before_answer: Callable[[int], None] = lambda _: None
+
+    def group(self, shard: int) -> FakeGroup:
+        return FakeGroup(self, shard)
+
+    def topology(self) -> Topology:
+        return self.known
+
+    async def refresh(self, version: int, timeout: float) -> Topology:
+        self.refreshed += 1
+        await asyncio.sleep(min(timeout, 0.003))
+        self.known = self.real
+        return self.known
+
+    async def command(self, command: catalog_commands.CatalogCommand, timeout: float) -> WriteResult:
+        raise NotImplementedError
+
+    async def sync(self, shard: int, version: int, timeout: float) -> None:
+        raise NotImplementedError
+
+    def move(self, moved: KeyRange, shard: int) -> None:
+        """The range changes its owner, with its documents, at once; routers are not told."""
+        assert self.real.map is not None
+        new = self.real.map.with_owner(moved, shard)
+        everything = [(s, name, row) for s, held in self.data.items() for name, row in held.items()]
+        for held in self.data.values():
+            held.clear()
+        for _, name, row in everything:
+            key = routing_key(new.strategy, new.shard_count, name, msgspec.json.decode(row[2]) if row[2] else None)
+            self.data[new.owner(key)][name] = row
+        self.real = msgspec.structs.replace(self.real, map=new, version=self.real.version + 1)
+
+    def owned(self) -> Ownership:
+        assert self.real.map is not None
+        return Ownership(self.real.map)
+
+
+class FakeGroup:
+    """One shard with replicas "0/a", "0/b", "0/c"."""
+
+    def __init__(self, shards: FakeShards, shard: int) -> None:
+        self.all = shards
+        self.shard = shard
+
+    def _check(self, epoch: int) -> None:
+        owned = self.all.owned()
+        if epoch != owned.epoch:
+            raise StaleEpoch("other map", version=self.all.real.version, epoch=owned.epoch)
+
+    async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult:
+        shards = self.all
+        assert shards.known.map is not None
+        epoch = shards.known.map.epoch
+        await asyncio.sleep(shards.delay.get(f"{self.shard}/a", 0.001))
+        if self.shard in shards.dead:
+            await asyncio.sleep(timeout)
+            raise NoQuorum(f"shard {self.shard} is dead")
+        self._check(epoch)
+        command = make(NO_SESSION)
+        assert isinstance(command, Insert | Delete)
+        if command.collection != "default@7":
+            raise CollectionNotFound(f"no {command.collection}")
+        held = shards.data[self.shard]
+        shards.log[self.shard] = index = shards.log[self.shard] + 1
+        there = sum(name in held for name in command.ids)
+        if isinstance(command, Delete):
+            for name in command.ids:
+                held.pop(name, None)
+            return WriteResult(version=index, index=index, existed=there > 0, count=there)
+        size = len(command.vectors) // len(command.ids)
+        for at, name in enumerate(command.ids):
+            held[name] = (index, command.vectors[at * size : (at + 1) * size], command.metadata[at])
+        return WriteResult(version=index, index=index, existed=there > 0, count=len(command.ids))
+
+    async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> bytes:
+        if self.shard in self.all.dead:
+            await asyncio.sleep(timeout)
+            raise NoQuorum(f"shard {self.shard} is dead")
+        return await self.ask_replica(f"{self.shard}/a", method, make_body(timeout), timeout)
+
+    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        shards = self.all
+        shards.asked.append((self.shard, address))
+        await asyncio.sleep(shards.delay.get(address, 0.001))
+        if self.shard in shards.dead or shards.delay.get(address, 0.0) < 0:
+            raise ConnectionLost(f"{address} is dead")
+        shards.before_answer(self.shard)
+        call = protocol.decode(body, ShardCall)
+        self._check(call.epoch)
+        answer = self._answer(protocol.decode(call.body, KINDS[call.method]))
+        owned = shards.owned()
+        fingerprint = owned.fingerprint(self.shard) + shards.lies.get(self.shard, 0)
+        return protocol.encode(ShardAnswer(owned.epoch, fingerprint, protocol.encode(answer)))
+
+    def _answer(self, call: Any) -> object:
+        held, index = self.all.data[self.shard], self.all.log[self.shard]
+        if isinstance(call, CollectionsCall):
+            return CollectionsAnswer([self.all.real.collections[0].stored_spec], [len(held)], index)
+        collection = call.request.collection if isinstance(call, SearchCall) else call.collection
+        if collection != "default@7":
+            raise CollectionNotFound(f"no {collection}")
+        if isinstance(call, GetCall):
+            found = [(name, *held[name]) for name in call.ids if name in held]
+            return DocumentBatch(
+                [row[0] for row in found], [row[1] for row in found], [row[3] for row in found],
+                b"".join(row[2] for row in found), index,
+            )  # fmt: skip
+        return _search(call.request, held, index)
+
+    def replicas(self) -> list[str]:
+        return [f"{self.shard}/{name}" for name in "abc"]
+
+    def suspect(self, address: str) -> None:
+        return None
+
+
+def _search(request: SearchRequest, held: dict[str, tuple[int, bytes, bytes]], index: int) -> HitBatch:
+    query = np.frombuffer(request.vector, "<f4")
+    wanted = Filter.from_json(request.filter) if request.filter else None
+    rows = sorted(
+        (float(np.sum((np.frombuffer(vector, "<f4") - query) ** 2)), name, version, metadata)
+        for name, (version, vector, metadata) in held.items()
+        if wanted is None or wanted.matches(msgspec.json.decode(metadata))
+    )[: request.k]
+    return HitBatch([r[1] for r in rows], [r[0] for r in rows], [r[2] for r in rows], [r[3] for r in rows], b"", index)
+
+
+def virtually(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run on virtual time."""
+    loop = SimLoop(random.Random(1))
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
