@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench sim clean
+.PHONY: demo test lint bench sim chaos clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,12 @@ SEEDS ?= 200
 SEED ?= 1
 sim: $(STAMP)
 	$(BIN)/python -m needle.sim --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
+
+# Faults on real processes: make chaos MINUTES=5 NODES=3 SEED=1 (docs/proof.md)
+MINUTES ?= 5
+NODES ?= 3
+chaos: $(STAMP)
+	$(BIN)/python -m needle.sim.chaos --minutes $(MINUTES) --nodes $(NODES) --seed $(SEED) --verbose
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

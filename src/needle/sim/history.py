@@ -87,23 +87,43 @@ class History:
         return keys
 
     def to_json_lines(self) -> Iterator[str]:
-        """One JSON object an event: {"type": invoke|ok|fail|info, "id", "process", "f", "key", ...}, by position."""
-        events: list[tuple[int, dict[str, Any]]] = []
+        """One JSON object an event (docs/history-format.md), by position; unknown outcomes at the end."""
+        events: list[tuple[int, int, dict[str, Any]]] = []
         for op in self.operations:
-            base = {"id": op.id, "process": op.client, "f": op.kind, "key": op.key}
-            events.append(
-                (op.invoked, {"type": "invoke", **base, "value": op.tag, "expected": op.expected, "time": op.time})
-            )
+            events.append((op.invoked, op.id, invoke_event(op)))
             if op.outcome != "open":
-                kind = {"ok": "ok", "refused": "fail", "failed": "fail", "unknown": "info"}[op.outcome]
-                answer = {
-                    "value": op.seen or op.tag,
-                    "version": op.version,
-                    "error": op.error,
-                    "time": op.returned_time,
-                }
-                events.append(
-                    (op.returned or self._events + 1, {"type": kind, **base, "outcome": op.outcome, **answer})
-                )
-        for _, event in sorted(events, key=lambda pair: (pair[0], pair[1]["id"])):
+                events.append((op.returned or self._events + 1, op.id, return_event(op)))
+        for _, _, event in sorted(events, key=lambda event: event[:2]):
             yield json.dumps(event, sort_keys=True)
+
+
+ASKED = ("mode", "required", "k", "filter", "exact", "vector", "metadata")
+"""Details of an operation that its invocation states; the others are part of the answer."""
+TYPES = {"ok": "ok", "refused": "fail", "failed": "fail", "unknown": "info"}
+
+
+def invoke_event(op: Operation) -> dict[str, Any]:
+    """The line that says that an operation begins: {"type": "invoke", "id", "process", "f", "key", "value", ...}."""
+    asked = {name: op.details[name] for name in ASKED if name in op.details}
+    return {**_base("invoke", op), "value": op.tag, "expected": op.expected, "time": op.time, **asked}
+
+
+def return_event(op: Operation) -> dict[str, Any]:
+    """The line that says how it ended: type ok, fail (no effect) or info (its fate is unknown)."""
+    answered = {name: value for name, value in op.details.items() if name not in ASKED}
+    return {
+        **_base(TYPES[op.outcome], op),
+        "outcome": op.outcome,
+        "value": op.seen or op.tag,
+        "version": op.version,
+        "index": op.index,
+        "existed": op.existed,
+        "error": op.error,
+        "time": op.returned_time,
+        **answered,
+    }
+
+
+def _base(kind: str, op: Operation) -> dict[str, Any]:
+    f = "get" if op.kind == "search" and op.key else op.kind  # an eventual get is checked as a search is
+    return {"type": kind, "id": op.id, "process": op.client, "f": f, "key": op.key}

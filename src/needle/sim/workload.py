@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from needle.base.errors import (
@@ -172,11 +173,20 @@ class Client:
     async def put(self, key: str) -> bool:
         """True if it was acknowledged."""
         tag, vector, metadata = self._document()
-        return await self._write("put", key, tag, 0, lambda: self._database.put(key, vector, metadata))
+        return await self._write(
+            "put", key, tag, 0, lambda: self._database.put(key, vector, metadata), _shown(vector, metadata)
+        )
 
     async def insert(self, key: str) -> None:
         tag, vector, metadata = self._document()
-        await self._write("insert", key, tag, 0, lambda: self._database.insert_if_absent(key, vector, metadata))
+        await self._write(
+            "insert",
+            key,
+            tag,
+            0,
+            lambda: self._database.insert_if_absent(key, vector, metadata),
+            _shown(vector, metadata),
+        )
 
     async def compare_and_set(self, key: str) -> None:
         tag, vector, metadata = self._document()
@@ -187,14 +197,21 @@ class Client:
         if expected:
             version = expected
             await self._write(
-                "cas", key, tag, version, lambda: self._database.compare_and_set(key, version, vector, metadata)
+                "cas",
+                key,
+                tag,
+                version,
+                lambda: self._database.compare_and_set(key, version, vector, metadata),
+                _shown(vector, metadata),
             )
 
     async def delete(self, key: str) -> None:
-        await self._write("delete", key, "", 0, lambda: self._database.delete(key))
+        await self._write("delete", key, "", 0, lambda: self._database.delete(key), {})
 
-    async def _write(self, kind: Kind, key: str, tag: str, expected: int, ask: Callable[[], Any]) -> bool:
-        op = self._invoke(kind, key, tag=tag, expected=expected)
+    async def _write(
+        self, kind: Kind, key: str, tag: str, expected: int, ask: Callable[[], Any], details: dict[str, Any]
+    ) -> bool:
+        op = self._invoke(kind, key, tag=tag, expected=expected, details=details)
         try:
             result: WriteResult = await ask()
         except (AlreadyExists, VersionMismatch) as error:
@@ -217,7 +234,7 @@ class Client:
         """True if it was answered."""
         eventual = mode is ReadMode.EVENTUAL
         required = self._database.token() if eventual else self._work.latest()
-        op = self._invoke("search" if eventual else "get", key, details={"mode": str(mode)})
+        op = self._invoke("search" if eventual else "get", key, details={"mode": str(mode), "required": required})
         try:
             version, metadata, applied = await self._database.get(key, mode)
         except NeedleError as error:
@@ -226,6 +243,7 @@ class Client:
             return False
         seen = metadata["tag"] if version else ""
         self._versions[key] = version
+        op.details["applied"] = applied
         self._finish(op, "ok", version=version, seen=seen)
         if applied:
             self._work.gets.append(
@@ -245,13 +263,17 @@ class Client:
         filter_, keep = FILTERS[self._rng.randrange(len(FILTERS))]
         k, exact = self._rng.choice([1, 3, 10, 100]), self._rng.random() < 0.7
         required = self._database.token() if mode is ReadMode.EVENTUAL else self._work.latest()
-        op = self._invoke("search", "", details={"mode": str(mode), "k": k, "filter": repr(filter_), "exact": exact})
+        asked = {"mode": str(mode), "k": k, "filter": filter_, "exact": exact, "vector": vector.tolist()}
+        op = self._invoke("search", "", details={**asked, "required": required})
         try:
             hits = await self._database.search(vector, k, filter_, mode, exact)
         except NeedleError as error:
             self._finish(op, "failed", error=error.code)
             self._expect(op, error)
             return
+        tags = [msgspec.json.decode(metadata)["tag"] for metadata in hits.metadata]
+        op.details |= {"applied": hits.applied_index}
+        op.details["hits"] = [list(hit) for hit in zip(hits.ids, hits.versions, hits.distances, tags, strict=True)]
         self._finish(op, "ok", index=hits.applied_index, version=len(hits.ids))
         self._work.searches.append(
             SearchSeen(
@@ -290,3 +312,8 @@ class Client:
 def _surely_without_effect(error: NeedleError) -> bool:
     """The client's promise: a write whose fate is open raises OutcomeUnknown, or breaks off with ConnectionLost."""
     return error.retryable and not isinstance(error, ConnectionLost)
+
+
+def _shown(vector: Any, metadata: Any) -> dict[str, Any]:
+    """What a write carries, for the record."""
+    return {"vector": vector.tolist(), "metadata": metadata}

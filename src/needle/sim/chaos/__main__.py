@@ -1,0 +1,136 @@
+"""`python -m needle.sim.chaos [--minutes 5] [--nodes 3|5] [--seed n]`, and `... check FILE`. See docs/proof.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from needle.base.errors import NeedleError
+from needle.sim.chaos.check import Verdict, check, story
+from needle.sim.chaos.history_file import read
+from needle.sim.chaos.run import ChaosRun, ChaosSpec, Outcome
+from needle.sim.violation import Violation
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 if every promise held, 1 if one was broken, 2 for a file that is no history."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.getLogger("needle").setLevel(logging.CRITICAL + 1)
+    if arguments[:1] == ["check"]:
+        return _check(arguments[1:])
+    options = _parser().parse_args(arguments)
+    spec = ChaosSpec(
+        seed=options.seed,
+        nodes=options.nodes,
+        seconds=options.minutes * 60,
+        election_timeout=options.election_timeout,
+        heartbeat_interval=options.election_timeout / 5,
+    )
+    directory = Path(options.directory or tempfile.mkdtemp(prefix="needle-chaos-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    _say(f"chaos on {spec.nodes} nodes for {options.minutes:g} minutes, seed {spec.seed}; history in {directory}")
+    began = time.monotonic()
+
+    async def run() -> Outcome:
+        return await ChaosRun(spec, directory, _say if options.verbose else lambda line: None).run()
+
+    outcome = asyncio.run(run())
+    for line in table(outcome, time.monotonic() - began):
+        _say(line)
+    return 1 if outcome.failure is not None else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m needle.sim.chaos",
+        description="Faults on real processes; or: check FILE, to judge a recorded history again.",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the faults and the operations")
+    parser.add_argument("--nodes", type=int, choices=(3, 5), default=3)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of faults and load")
+    parser.add_argument("--election-timeout", type=float, default=0.5, help="seconds")
+    parser.add_argument("--directory", help="for the nodes' files and the history; default: a new one")
+    parser.add_argument("--verbose", action="store_true", help="print faults and recoveries as they happen")
+    return parser
+
+
+def _check(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        _say("usage: python -m needle.sim.chaos check FILE")
+        return 2
+    try:
+        recorded = read(Path(arguments[0]).read_text().splitlines())
+    except (OSError, NeedleError) as error:
+        _say(f"{arguments[0]}: {error}")
+        return 2
+    try:
+        verdict = check(recorded)
+    except Violation as violation:
+        _say(f"FAILED {violation}")
+        for line in story(recorded, violation):
+            _say(f"  {line}")
+        return 1
+    for line in _judged(verdict):
+        _say(line)
+    if not recorded.complete:
+        _say("the run did not come to its end: replicas at the end were not compared")
+    return 0
+
+
+def table(outcome: Outcome, seconds: float) -> list[str]:
+    """The summary, line by line."""
+    spec = outcome.spec
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(outcome.faults.items()))
+    lines = [
+        f"nodes            {spec.nodes}, seed {spec.seed}, {seconds:.0f} s; timeout {spec.election_timeout:g} s",
+        f"faults           {sum(outcome.faults.values())} ({kinds})",
+        f"full disks       {outcome.full_disks_met} nodes stopped with a clear message and came back",
+        f"elections        {outcome.elections}",
+    ]
+    for after in ("begin", "heal"):
+        times = sorted(one.seconds for one in outcome.recoveries if one.after == after)
+        if times:
+            slow = sum(1 for one in outcome.recoveries if one.after == after and one.reason)
+            lines.append(
+                f"recovery, {after:<6} {len(times)} measured: median {statistics.median(times):.2f} s, "
+                f"p90 {times[int(len(times) * 0.9)]:.2f} s, max {times[-1]:.2f} s; "
+                f"{slow} above 3 election timeouts ({outcome.recoveries[0].bound:g} s)"
+            )
+    lines.extend(
+        f"  {one.seconds:6.2f} s after the {one.after} of {one.what}: {one.reason}"
+        for one in sorted(outcome.recoveries, key=lambda one: -one.seconds)
+        if one.reason
+    )
+    if outcome.verdict is not None:
+        lines += _judged(outcome.verdict)
+    if outcome.failure is None:
+        lines.append("verdict          every promise held")
+    else:
+        lines += [f"verdict          FAILED {outcome.failure}", *(f"  {line}" for line in outcome.story)]
+    return lines
+
+
+def _judged(verdict: Verdict) -> list[str]:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in verdict.operations.items())
+    return [
+        f"operations       {sum(verdict.operations.values())} ({counts})",
+        f"linearizable     {verdict.keys} keys, {verdict.given_up} given up as too many orders",
+        f"searches         {verdict.searches} replayed, {verdict.exact} of them exact; {verdict.undetermined} may have "
+        f"met a write of unknown fate; {verdict.eventual_gets} eventual gets",
+        f"replicas         {verdict.replicas} equal, each with every acknowledged write",
+    ]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Does to real processes what a schedule says, and undoes it.
+
+Each kind of fault is a pair: begin hurts some nodes and returns which of them cannot take part in a quorum meanwhile;
+end heals them and returns once their processes run. Invariant: a node is down only while it stands in `down`; a process
+that ends otherwise is a violation. It must not know the workload.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from itertools import permutations
+
+from needle.base.errors import NeedleError
+from needle.client import Client
+from needle.server.main import EXIT_FAILED
+from needle.sim.chaos.disks import SmallDisk
+from needle.sim.chaos.link_proxy import LinkProxy
+from needle.sim.chaos.process_cluster import ProcessCluster, wait_for
+from needle.sim.chaos.schedule import Fault
+from needle.sim.violation import Violation
+
+READY_SECONDS = 60.0
+FULL_DISK_SECONDS = 20.0
+"""How long a node with a full disk may go on before it must have met it."""
+ADMIN_SECONDS = 3.0
+SLOW_SECONDS_MAX = 0.2
+Heal = Callable[[], Awaitable[None]]
+
+
+class Injured:
+    """One fault under way. without: nodes that a quorum has to do without. note: what came of it."""
+
+    def __init__(self, without: set[str], heal: Heal, note: str = "") -> None:
+        self.without = without
+        self.heal = heal
+        self.note = note
+
+
+class Injector:
+    """The faults of one run."""
+
+    def __init__(
+        self,
+        cluster: ProcessCluster,
+        links: dict[tuple[str, str], LinkProxy],
+        disks: dict[str, SmallDisk],
+        operator: Client,
+        rng: random.Random,
+        timeout: float,
+    ) -> None:
+        """links: by (from, to). disks: empty if nodes have none of their own. timeout: election timeout, seconds."""
+        self.cluster, self.links, self.disks = cluster, links, disks
+        self.operator, self.timeout = operator, timeout
+        self._rng = rng
+        self.down: set[str] = set()
+        self.full_disks_met = 0
+
+    # --- which node --------------------------------------------------------------------------------------------------
+    async def leader(self) -> str | None:
+        """Who leads, as far as the operator can find out now."""
+        try:
+            return await self.operator.leader()
+        except NeedleError:
+            return None
+
+    async def target(self, fault: Fault) -> str:
+        """The node that a fault means."""
+        names = list(self.cluster.nodes)
+        leader = await self.leader()
+        if fault.target == "leader" and leader is not None:
+            return leader
+        if fault.target == "follower" and leader is not None:
+            names.remove(leader)
+        return self._rng.choice(names)
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+    async def begin(self, fault: Fault, name: str) -> Injured:
+        """Hurt `name`."""
+        kind = fault.kind
+        if kind.startswith("kill"):
+            return self._kill(fault, name)
+        if kind == "pause":
+            return self._pause(name)
+        if kind in ("isolate", "silence", "one-way", "cut-link", "slow-link"):
+            return self._links(fault, name)
+        if kind == "disk-full":
+            return await self._fill(name)
+        return await self._operate(kind, name)
+
+    def _kill(self, fault: Fault, name: str) -> Injured:
+        names = list(self.cluster.nodes)
+        if fault.kind == "kill-minority":
+            others = [other for other in names if other != name]
+            names = [name, *self._rng.sample(others, (len(names) - 1) // 2 - 1)]
+        elif fault.kind == "kill":
+            names = [name]
+        dead = [one for one in names if one not in self.down]
+        self.down |= set(dead)
+        for one in dead:
+            self.cluster.nodes[one].signal(signal.SIGKILL)
+        for one in dead:
+            self.cluster.nodes[one].wait()
+
+        async def heal() -> None:
+            await self.restart(*dead)
+
+        return Injured(set(dead), heal, ", ".join(dead))
+
+    async def restart(self, *names: str) -> None:
+        """Start processes again, and wait until they serve."""
+        for name in names:
+            self.cluster.restart(name)
+            self.down.discard(name)
+        await self.cluster.ready(*names, deadline=READY_SECONDS) if names else None
+
+    def _pause(self, name: str) -> Injured:
+        if name in self.down:
+            return Injured(set(), _nothing, "was down")
+        self.cluster.pause(name)
+
+        async def heal() -> None:
+            self.cluster.resume(name)
+
+        return Injured({name}, heal, name)
+
+    def _links(self, fault: Fault, name: str) -> Injured:
+        out = {link: proxy for link, proxy in self.links.items() if link[0] == name}
+        into = {link: proxy for link, proxy in self.links.items() if link[1] == name}
+        hurt = {**out, **into}
+        without = {name}
+        if fault.kind == "isolate":
+            for proxy in hurt.values():
+                proxy.cut()
+        elif fault.kind == "silence":
+            for proxy in hurt.values():
+                proxy.silence()
+        elif fault.kind == "one-way":
+            deaf = fault.amount < 0.5
+            for link, proxy in hurt.items():
+                proxy.silence("forward" if (link in into) == deaf else "back")
+        elif fault.kind == "cut-link":
+            peer = self._rng.choice([other for other in self.cluster.nodes if other != name])
+            hurt = {link: proxy for link, proxy in hurt.items() if set(link) == {name, peer}}
+            without = set()
+            for proxy in hurt.values():
+                proxy.cut()
+        else:
+            without = set()
+            for proxy in hurt.values():
+                proxy.delay = SLOW_SECONDS_MAX * fault.amount
+
+        async def heal() -> None:
+            for proxy in hurt.values():
+                if fault.amount < 0.3 and fault.kind != "slow-link":
+                    proxy.drop_held()
+                proxy.heal()
+
+        return Injured(without, heal, " ".join(f"{a}>{b}" for a, b in hurt) if len(hurt) == 2 else name)
+
+    async def _fill(self, name: str) -> Injured:
+        disk, node = self.disks.get(name), self.cluster.nodes[name]
+        if disk is None:
+            return Injured(set(), _nothing, "no disks of their own: not root")
+        self.down.add(name)
+        before = len(node.output())
+        disk.fill()
+
+        async def heal() -> None:
+            try:
+                await wait_for(lambda: not node.running(), FULL_DISK_SECONDS, f"{name} noticing its full disk")
+                self._check_end(name, node.wait(), node.output()[before:])
+            finally:
+                disk.free()
+            await self.restart(name)
+
+        return Injured({name}, heal, name)
+
+    def _check_end(self, name: str, code: int, said: str) -> None:
+        """A node with a full disk stops in order and says why."""
+        self.full_disks_met += 1
+        last = [line for line in said.splitlines() if line.startswith("needle: node")]
+        clear = any("space" in line or "full" in line for line in last)
+        if code != EXIT_FAILED or not clear:
+            raise Violation("a full disk stops a node clearly", f"{name} ended with {code}: {said[-1500:]}")
+
+    async def _operate(self, kind: str, name: str) -> Injured:
+        try:
+            if kind == "step-down":
+                after = await self.operator.step_down(timeout=ADMIN_SECONDS)
+                return Injured(set(), _nothing, f"to {after}")
+            if kind == "force-election":
+                await self.operator.force_new_election(name, timeout=ADMIN_SECONDS)
+                return Injured(set(), _nothing, name)
+            await self.operator.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
+        except NeedleError as error:
+            if kind == "maintenance":
+                return Injured(set(), lambda: self._leave(name), f"refused: {error.code}")
+            return Injured(set(), _nothing, f"refused: {error.code}")
+        return Injured(set(), lambda: self._leave(name), name)
+
+    async def _leave(self, name: str) -> None:
+        async def left() -> bool:
+            await self.operator.exit_maintenance_mode(name, timeout=ADMIN_SECONDS)
+            return True
+
+        await wait_for(left, READY_SECONDS, f"{name} leaving maintenance")
+
+    # --- always ------------------------------------------------------------------------------------------------------
+    def check_processes(self) -> None:
+        """Raises Violation if a process ended that nobody hurt."""
+        for name, node in self.cluster.nodes.items():
+            if name not in self.down and not node.running():
+                raise Violation("processes live", f"{name} ended with {node.wait()}: {node.output()[-2000:]}")
+
+    def heal_links(self) -> None:
+        for proxy in self.links.values():
+            proxy.heal()
+
+
+async def _nothing() -> None:
+    """A fault that passes by itself."""
+
+
+def make_links(own: dict[str, str]) -> dict[tuple[str, str], LinkProxy]:
+    """A proxy for each directed pair of nodes; own: where they listen. Not started yet."""
+    return {(a, b): LinkProxy(own[b]) for a, b in permutations(own, 2)}
