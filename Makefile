@@ -19,13 +19,18 @@ test: $(STAMP)
 	$(BIN)/pytest
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
 	$(BIN)/python -m bench
+
+# The same with etcd beside it, in short: installs Debian's etcd-server, so it needs root and apt.
+bench-etcd: $(STAMP)
+	command -v etcd >/dev/null || (apt-get update -qq && apt-get install -y -qq etcd-server >/dev/null)
+	$(BIN)/python -m bench writes failover --quick
 
 # Deterministic simulation: make sim SEEDS=200 SEED=1 (docs/proof.md)
 SEEDS ?= 200
