@@ -43,12 +43,13 @@ from needle.base.errors import (
 )
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
-from needle.base.protocol import WriteCall
+from needle.base.protocol import CollectionsCall, GetCall, SearchCall, WriteCall
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Ownership, Topology
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
-from needle.server.ports import Peers
+from needle.server.cluster_proxy import Proxy
+from needle.server.ports import NodePorts, Peers
 from needle.server.rpc_service import RpcService, ServedNode, _timeout
 from needle.shard.validation import check_spec
 
@@ -61,6 +62,7 @@ class ServedClusterNode(ServedNode, Protocol):
     """The node of a sharded cluster, as its service sees it."""
 
     config: RaftConfig
+    ports: NodePorts
     peers: Peers
     topology: Topology
     ownership: Ownership | None
@@ -81,6 +83,16 @@ class ClusterService(RpcService):
     def __init__(self, node: ServedClusterNode) -> None:
         super().__init__(node)
         self._cluster = node
+        self._of_a_shard = dict(self._methods)
+        """The calls as one shard's replica answers them; without a ShardCall around them they are proxied."""
+        self.proxy = proxy = Proxy(node, node.ports.rng)
+        whole = (
+            (protocol.WRITE, WriteCall, proxy.write),
+            (protocol.SEARCH, SearchCall, proxy.search),
+            (protocol.GET, GetCall, proxy.get),
+            (protocol.COLLECTIONS, CollectionsCall, proxy.collections),
+        )
+        self._methods.update({name: (kind, run) for name, kind, run in whole})
         more: dict[str, tuple[Any, Any]] = {
             SHARD: (ShardCall, self._shard),
             SHARD_WRITE: (ShardCall, self._shard_write),
@@ -115,7 +127,7 @@ class ClusterService(RpcService):
         if call.method not in READS:
             raise invalid("method", call.method[:80], f"one of {', '.join(READS)}")
         owned = await self._owned(call.epoch)
-        kind, run = self._methods[call.method]
+        kind, run = self._of_a_shard[call.method]
         inner = protocol.decode(call.body, kind)
         try:
             answer = await run(inner)

@@ -1,0 +1,161 @@
+"""Any node as a proxy: calls of clients that know nothing of shards are routed by the node that gets them.
+
+Such a client sends the calls of `base.protocol` as if there were one group; each is answered as the whole cluster.
+Invariant: a numbered write is executed at most once through this node; sessions live in this process, so a write
+repeated at another node is answered SessionExpired, which its client reports as unknown, never as done or not done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from needle.base import commands
+from needle.base.config import RaftConfig
+from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, SessionExpired, UnsupportedFormat
+from needle.base.model import HitBatch, ReadMode, WriteResult
+from needle.base.protocol import (
+    CollectionsAnswer,
+    CollectionsCall,
+    DocumentBatch,
+    Freshness,
+    GetCall,
+    SearchCall,
+    WriteCall,
+)
+from needle.base.routing.topology import Topology
+from needle.base.runtime import Rng
+from needle.cluster.router import Router
+from needle.shard.validation import check_spec
+
+SESSIONS_MAX = 10_000
+
+
+class ProxyNode(Protocol):
+    """The node that routes."""
+
+    config: RaftConfig
+    router: Router
+    topology: Topology
+
+
+class Proxy:
+    """See the module."""
+
+    def __init__(self, node: ProxyNode, rng: Rng) -> None:
+        self._node = node
+        self._rng = rng
+        self._sessions: dict[int, dict[int, asyncio.Task[WriteResult]]] = {}
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def write(self, call: WriteCall) -> WriteResult:
+        """One command of a client that is not shard-aware."""
+        try:
+            command = commands.decode(call.command)
+        except UnsupportedFormat as error:
+            raise InvalidArgument(error.message, field="command") from error
+        if isinstance(command, commands.OpenSession):
+            return self._open()
+        if isinstance(command, commands.PublishSegment):
+            raise InvalidArgument("segments are published by leaders only", field="command")
+        session = command.session
+        if session.id == 0:
+            return await self._run(command, call.timeout)
+        answers = self._sessions.pop(session.id, None)
+        if answers is None:
+            raise SessionExpired("this node does not know the session: it was opened through another node")
+        self._sessions[session.id] = answers  # the ones used last stay longest
+        for old in [seq for seq in answers if seq < session.acked]:
+            del answers[old]
+        task = answers.get(session.seq)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._run(command, call.timeout))
+            answers[session.seq] = task
+        done, _ = await asyncio.wait((task,), timeout=call.timeout)
+        if not done:
+            raise OutcomeUnknown(f"the write was not answered within {call.timeout:g} s; it may take effect")
+        failure = task.exception()
+        if isinstance(failure, NeedleError) and failure.retryable and answers.get(session.seq) is task:
+            del answers[session.seq]  # nothing happened: the client may send it again
+        return task.result()
+
+    def _open(self) -> WriteResult:
+        while len(self._sessions) >= SESSIONS_MAX:
+            del self._sessions[next(iter(self._sessions))]
+        made = self._rng.getrandbits(52) + 1
+        self._sessions[made] = {}
+        return WriteResult(version=0, index=made)
+
+    async def _run(self, command: commands.Command, timeout: float) -> WriteResult:
+        router = self._node.router
+        if isinstance(command, commands.Insert):
+            return await self._insert(command, timeout)
+        if isinstance(command, commands.Delete):
+            if command.expected is not None:
+                raise InvalidArgument("conditional deletes need a shard-aware client", field="expected")
+            return await router.delete(command.collection, command.ids, timeout)
+        if isinstance(command, commands.CreateCollection):
+            check_spec(command.spec, self._node.config.limits)
+            nonce = self._rng.getrandbits(63)
+            return await router.create_collection(command.spec, command.if_absent, nonce, timeout)
+        if isinstance(command, commands.DropCollection):
+            return await router.drop_collection(command.name, timeout)
+        raise InvalidArgument(f"{type(command).__name__} is not for clients", field="command")
+
+    async def _insert(self, command: commands.Insert, timeout: float) -> WriteResult:
+        router, collection = self._node.router, command.collection
+        count = len(command.ids)
+        if count != len(command.metadata) or not count or len(command.vectors) % count:
+            raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
+        if count == 1:
+            return await router.insert(
+                collection, command.ids[0], command.vectors, command.metadata[0], command.expected, timeout
+            )
+        if command.expected is not None:
+            raise InvalidArgument("a condition on several documents needs a shard-aware client", field="expected")
+        outcomes = await router.insert_batch(
+            collection, command.ids, memoryview(command.vectors), command.metadata, timeout
+        )
+        written = [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
+        for outcome in outcomes:
+            if isinstance(outcome, NeedleError):
+                outcome.details["documents_written"] = len(written)
+                raise outcome
+        return WriteResult(
+            version=max(result.version for result in written),
+            index=max(result.index for result in written),
+            existed=any(result.existed for result in written),
+            count=count,
+        )
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _mode(fresh: Freshness) -> ReadMode:
+        """A session's index means nothing across shards: its reads are answered by the leaders instead."""
+        return ReadMode.LEASED if fresh.mode is ReadMode.EVENTUAL and fresh.min_index else fresh.mode
+
+    async def search(self, call: SearchCall) -> HitBatch:
+        """The nearest of all shards."""
+        fresh = call.freshness
+        found = await self._node.router.search(
+            call.request, self._mode(fresh), fresh.timeout, max_staleness=fresh.max_staleness
+        )
+        return found.batch
+
+    async def get(self, call: GetCall) -> DocumentBatch:
+        """From whichever shards hold them."""
+        fresh = call.freshness
+        return await self._node.router.get(
+            call.collection,
+            call.ids,
+            call.with_vectors,
+            self._mode(fresh),
+            fresh.timeout,
+            max_staleness=fresh.max_staleness,
+        )
+
+    async def collections(self, call: CollectionsCall) -> CollectionsAnswer:
+        """Of the catalog, with the counts of all shards."""
+        counts = await self._node.router.counts(self._mode(call.freshness), call.freshness.timeout)
+        specs = [info.spec for info in self._node.topology.collections]
+        return CollectionsAnswer(specs, [sum(counts.get(spec.name, {}).values()) for spec in specs], 0)

@@ -1,0 +1,84 @@
+"""A client that knows nothing of shards works through any node of a sharded cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.process_cluster import free_ports
+from needle.base import protocol
+from needle.base.commands import Insert, OpenSession, Session, encode
+from needle.base.errors import AlreadyExists, CollectionNotFound, InvalidArgument, SessionExpired, VersionMismatch
+from needle.base.filters import Filter
+from needle.base.ids import shard_group
+from needle.base.model import WriteResult
+from needle.base.protocol import WriteCall
+from needle.client import Client
+from needle.distributed import ClusterConfig, DistributedCluster
+from needle.server.cluster_main import system_caller
+
+
+async def test_a_plain_client_through_each_node(tmp_path: Path) -> None:
+    ports = free_ports(3)
+    cluster = DistributedCluster(ClusterConfig(shard_count=4, replication_factor=1))
+    caller = system_caller("needle")
+    try:
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+        for n, address in enumerate(addresses):
+            await cluster.add_local_node(f"node-{n}", address, str(tmp_path / f"node-{n}"))
+        await cluster.start()
+        client = Client(caller, addresses, rng=random.Random(1))
+        await client.create_collection("default", dimensions=4)
+        rows = np.random.default_rng(1).normal(size=(200, 4)).astype("f4")
+        ids = [f"doc-{n}" for n in range(200)]
+        results = await client.insert_batch(ids=ids, vectors=rows, metadatas=[{"n": n} for n in range(200)])
+        assert sum(result.count for result in results) == 200
+        assert [spec.name for spec in await client.collections()] == ["default"]
+        assert await client.count() == 200
+        expected = [hit.id for hit in await cluster.search(rows[9], 8, exact=True)]
+        for mode in ("strong", "leased", "eventual"):
+            for session in {False, mode == "eventual"}:
+                hits = await client.search(rows[9], 8, exact=True, mode=mode, session=session)
+                assert [hit.id for hit in hits] == expected
+        assert [hit.id for hit in await client.search(rows[9], 3, Filter.eq("n", 9))] == ["doc-9"]
+        assert [doc.id for doc in await client.get_many(["doc-3", "x", "doc-1"])] == ["doc-3", "doc-1"]
+        with pytest.raises(AlreadyExists):
+            await client.insert_if_absent("doc-3", rows[0])
+        document = await client.get("doc-3")
+        assert document is not None
+        await client.compare_and_set("doc-3", document.version, rows[0])
+        with pytest.raises(VersionMismatch):
+            await client.compare_and_set("doc-3", document.version, rows[0])
+        assert (await client.delete(["doc-3", "doc-4"])).count == 2
+        with pytest.raises(CollectionNotFound):
+            await client.count(collection="nothing")
+
+        async def send(address: str, session: Session, value: int) -> WriteResult:
+            command = Insert("default", ["cas"], rows[value].tobytes(), [b""], 0, session)
+            body = protocol.encode(WriteCall(shard_group(0), encode(command), 5.0))
+            return protocol.decode(await caller.call(address, protocol.WRITE, body, 5), WriteResult)
+
+        # a repeated write is executed once, and another node does not guess
+        body = protocol.encode(WriteCall(shard_group(0), encode(OpenSession(1)), 5.0))
+        opened = protocol.decode(await caller.call(addresses[1], protocol.WRITE, body, 5), WriteResult)
+        session = Session(opened.index, 1, 1)
+        first, again = await asyncio.gather(send(addresses[1], session, 1), send(addresses[1], session, 1))
+        assert first == again
+        assert await send(addresses[1], session, 2) == first
+        with pytest.raises(SessionExpired):
+            await send(addresses[0], session, 1)
+        with pytest.raises(AlreadyExists):
+            await send(addresses[1], Session(opened.index, 2, 2), 1)
+        with pytest.raises(InvalidArgument, match="shard-aware"):
+            command = Insert("default", ["p", "q"], rows[:2].tobytes(), [b"", b""], 0)
+            body = protocol.encode(WriteCall(shard_group(0), encode(command), 5.0))
+            await caller.call(addresses[1], protocol.WRITE, body, 5)
+        await client.drop_collection("default")
+        assert await client.collections() == []
+    finally:
+        await caller.close()
+        await cluster.stop()
