@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import statistics
 import sys
 import tempfile
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
 
     async def run() -> Outcome:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        if task is not None:
+            loop.add_signal_handler(signal.SIGTERM, task.cancel)  # processes and mounts must not outlive us
         return await ChaosRun(spec, directory, _say if options.verbose else lambda line: None).run()
 
     outcome = asyncio.run(run())

@@ -7,9 +7,11 @@ that ends otherwise is a violation. It must not know the workload.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import permutations
 
 from needle.base.errors import NeedleError
@@ -56,6 +58,8 @@ class Injector:
         self._rng = rng
         self.down: set[str] = set()
         self.full_disks_met = 0
+        self.lived_at = 0.0
+        """When the processes that were last started again had opened their files and listened; loop time."""
 
     # --- which node --------------------------------------------------------------------------------------------------
     async def leader(self) -> str | None:
@@ -113,7 +117,14 @@ class Injector:
         for name in names:
             self.cluster.restart(name)
             self.down.discard(name)
-        await self.cluster.ready(*names, deadline=READY_SECONDS) if names else None
+        for name in names:
+            await wait_for(partial(self._lives, name), READY_SECONDS, f"{name} living")
+        self.lived_at = asyncio.get_running_loop().time()
+        if names:
+            await self.cluster.ready(*names, deadline=READY_SECONDS)
+
+    async def _lives(self, name: str) -> bool:
+        return (await self.cluster.http(name, "/livez"))[0] == 200
 
     def _pause(self, name: str) -> Injured:
         if name in self.down:

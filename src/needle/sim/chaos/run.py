@@ -227,11 +227,11 @@ class ChaosRun:
             await asyncio.gather(*heals)
         except (TimeoutError, AssertionError) as error:
             raise Violation("liveness", f"after {what}: {error}") from error
-        up = self._loop.time() - healed
+        up, lived = self._loop.time() - healed, max(0.0, injector.lived_at - healed)
         for fault, name in zip(one.faults, targets, strict=True):
             self._tell(history, "heal", fault, f"{name}; all its processes serve after {up:.2f} s")
         elections = await probes.term(names) - term
-        self._note(history, probes, "heal", what, await measuring, elections, processes=up, quorum=quorum)
+        self._note(history, probes, "heal", what, await measuring, elections, lived=lived, quorum=quorum)
 
     def _tell(self, history: Recorder, kind: str, fault: Fault, text: str) -> None:
         if kind == "fault":
@@ -250,12 +250,12 @@ class ChaosRun:
         seconds: float,
         elections: int,
         *,
-        processes: float = 0.0,
+        lived: float = 0.0,
         quorum: bool = True,
     ) -> None:
         found = Recovery(after, what, seconds, probes.bound, max(0, elections))
         if seconds > probes.bound:
-            found.reason = _reason(found, processes, quorum)
+            found.reason = _reason(found, lived, quorum)
         self.outcome.recoveries.append(found)
         history.note("recovery", **msgspec.structs.asdict(found))
         self._trace.tell(f"recovered {seconds:.2f} s after the {after} of {what} {found.reason}")
@@ -337,10 +337,10 @@ def _settings(spec: ChaosSpec, profile: Profile) -> dict[str, Any]:
     }
 
 
-def _reason(found: Recovery, processes: float, quorum: bool) -> str:
+def _reason(found: Recovery, lived: float, quorum: bool) -> str:
     """Why it took longer than the bound, as far as can be told from outside."""
     if not quorum:
-        return f"no quorum ran: its processes needed {processes:.2f} s to start and serve"
+        return f"no quorum ran: its processes needed {lived:.2f} s to start and open their files, the rest is Raft's"
     if found.elections > 1:
         return f"{found.elections} terms: more than one election was needed"
     if found.elections == 1:

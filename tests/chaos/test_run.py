@@ -1,0 +1,40 @@
+"""Half a minute of chaos on three real nodes: every promise holds, and a spoiled record of it is found out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from needle.sim.chaos.__main__ import main, table
+from needle.sim.chaos.check import check
+from needle.sim.chaos.history_file import read
+from needle.sim.chaos.run import ChaosRun, ChaosSpec
+from needle.sim.violation import Violation
+
+SECONDS = 20.0
+
+
+async def test_chaos(tmp_path: Path) -> None:
+    run = ChaosRun(ChaosSpec(seed=5, nodes=3, seconds=SECONDS), tmp_path)
+    outcome = await run.run()
+    assert outcome.failure is None, "\n".join(table(outcome, SECONDS))
+    assert sum(outcome.faults.values()) >= 3 and outcome.recoveries
+    verdict = outcome.verdict
+    assert verdict is not None and verdict.replicas == 3
+    assert verdict.operations["ok"] > 200 and verdict.exact > 20 and verdict.eventual_gets > 5
+
+    lines = run.file.read_text().splitlines()
+    assert main(["check", str(run.file)]) == 0
+    spoiled = tmp_path / "spoiled.jsonl"
+    spoiled.write_text("\n".join(lose_a_write(lines)))
+    assert main(["check", str(spoiled)]) == 1
+    with pytest.raises(Violation):
+        check(read(spoiled.read_text().splitlines()))
+
+
+def lose_a_write(lines: list[str]) -> list[str]:
+    """The record of a database that forgot what its last strong reads found."""
+    events = [json.loads(line) for line in lines]
+    last = next(e for e in reversed(events) if e["type"] == "ok" and e["process"] == "final" and e["version"])
+    last |= {"version": 0, "value": ""}
+    return [json.dumps(event) for event in events]
