@@ -110,10 +110,16 @@ async def test_the_sharded_cluster_end_to_end(tmp_path: Path) -> None:
                 if not node.running():
                     processes.restart(name)
             await healthy(client)
+            await wait_for(lambda: _led_as_placed(client), 30, "every shard led by its preferred node")
             digests = await wait_for(lambda: _equal_digests(client), 20, "equal replicas")
             assert len(digests) == 4
             await client.delete(["late", served, dead])
             await same_hits("strong")
+
+
+async def _led_as_placed(client: ShardedClient) -> bool:
+    health = await client.health_check(timeout=1.0)
+    return all(health.shards[info.shard].leader == info.replicas[0] for info in client.topology().shards)
 
 
 async def _equal_digests(client: ShardedClient) -> dict[str, str] | None:
