@@ -21,6 +21,7 @@ from needle.base.errors import InvalidArgument
 from needle.cli.common import Json, notes, print_json
 from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
 from needle.cli.demo.outcome import Outcome
+from needle.cli.demo.shard_story import ShardOutcome, ShardStory
 from needle.cli.demo.story import Story
 from needle.cli.demo.supervisor import STATE_FILE, LocalCluster, free_ports, kept_pids, stop_kept
 from needle.cli.embedding import DIMENSIONS, Embedder
@@ -28,6 +29,13 @@ from needle.cli.embedding import DIMENSIONS, Embedder
 KEPT_PORT = 5001
 SEAL_ROWS = 2000
 SETTINGS: dict[str, Any] = {"dimensions": DIMENSIONS, "metric": "cosine", "segments": {"seal_rows": SEAL_ROWS}}
+VOTERS_MAX = 7
+SHARD_SETTINGS: dict[str, Any] = {
+    "election_timeout": 0.6,
+    "heartbeat_interval": 0.15,
+    "sharding": {},
+    "segments": {"seal_rows": SEAL_ROWS},
+}
 
 
 def kept_directory() -> Path:
@@ -38,7 +46,10 @@ def kept_directory() -> Path:
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster running and say how to use it.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left running; delete its data.")] = False,
-    nodes: Annotated[int, typer.Option("--nodes", min=3, max=7, help="How many nodes.")] = 3,
+    nodes: Annotated[int, typer.Option("--nodes", min=3, max=16, help="How many nodes; 7 at most without shards.")] = 3,
+    shards: Annotated[
+        int, typer.Option("--shards", min=0, max=64, help="Show a sharded cluster with this many shards instead.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=10, help="Insert only this many passages.")] = None,
     directory: Annotated[
         Path | None, typer.Option("--dir", help="Where the nodes keep their data; default: the temporary directory.")
@@ -49,19 +60,24 @@ def demo(
 
     Embeds the docstrings of Python's standard library, inserts them into a cluster of processes, asks questions, kills
     the leader with kill -9 in the middle of writes, proves that every acknowledged write survived, and brings the dead
-    node back. Needs no network. The nodes end with the demo unless --keep is given.
+    node back. Needs no network. The nodes end with the demo unless --keep is given. With --shards: several shards of
+    three replicas; one node of every shard is killed.
     """
     if stop:
         _stop(directory or kept_directory())
         return
+    if not shards and nodes > VOTERS_MAX:
+        raise InvalidArgument(
+            f"--nodes {nodes} needs --shards: one shard has at most {VOTERS_MAX} replicas", field="nodes"
+        )
     place = _prepare(directory, keep)
     told = notes if json else Console(highlight=False, emoji=False)
     ports = free_ports(nodes, range(KEPT_PORT, KEPT_PORT + nodes) if keep else ())
-    cluster = LocalCluster(place, ports, SETTINGS, detached=keep)
+    cluster = LocalCluster(place, ports, SHARD_SETTINGS if shards else SETTINGS, detached=keep)
     finished = False
     terminated = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so both clear up
     try:
-        outcome = _perform(cluster, limit, told)
+        outcome = _perform_sharded(cluster, shards, limit, told) if shards else _perform(cluster, limit, told)
         finished = True
     finally:
         signal.signal(signal.SIGTERM, terminated)
@@ -125,6 +141,17 @@ def _perform(cluster: LocalCluster, limit: int | None, told: Console) -> Outcome
 
     outcome = asyncio.run(tell())
     outcome.read_seconds, outcome.embed_seconds = seconds
+    outcome.total_seconds = time.perf_counter() - began
+    told.print(f"[bold green]done[/] in {outcome.total_seconds:.0f} s")
+    return outcome
+
+
+def _perform_sharded(cluster: LocalCluster, shards: int, limit: int | None, told: Console) -> ShardOutcome:
+    began = time.perf_counter()
+    cluster.start_all()
+    passages, vectors, _, embedder = _corpus(limit)
+    told.print(f"[bold]{len(passages)} passages[/] from the docstrings of {stdlib_directory()}", soft_wrap=True)
+    outcome = asyncio.run(ShardStory(cluster, shards, 3, embedder, told).tell(passages, vectors))
     outcome.total_seconds = time.perf_counter() - began
     told.print(f"[bold green]done[/] in {outcome.total_seconds:.0f} s")
     return outcome
