@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ProposalDropped,
         ProtocolError,
         SessionExpired,
+        StaleEpoch,
         StorageError,
         TooStale,
         TransferFailed,
@@ -67,7 +68,7 @@ _ERRORS = (
     *("Internal", "InvalidArgument", "MembershipChangePending", "NeedleError", "NoQuorum", "NotLeader"),
     *("OutcomeUnknown", "Overloaded", "ProposalDropped", "ProtocolError", "SessionExpired", "StorageError"),
     *("TooStale", "TransferFailed", "Unauthorized", "Unavailable", "UnsupportedFormat", "UnsupportedVersion"),
-    *("VersionMismatch", "WrongCluster"),
+    *("StaleEpoch", "VersionMismatch", "WrongCluster"),
 )
 _MODEL = ("CollectionSpec", "Document", "Hit", "IndexParams", "Metric", "PeerStatus", "RaftStatus", "ReadMode")
 
@@ -136,6 +137,7 @@ __all__ = [
     "ReadMode",
     "SegmentConfig",
     "SessionExpired",
+    "StaleEpoch",
     "StorageError",
     "SyncClient",
     "TooStale",
