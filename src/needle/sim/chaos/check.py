@@ -70,9 +70,27 @@ class RevealedLog(LogModel):
                 changes.append((index, op.key, _document(op, index)))
             elif op.outcome in ("open", "unknown"):
                 self.open.setdefault(op.key, []).append(op)
-        for index, key, document in sorted(changes, key=lambda change: change[0]):
+        changes.sort(key=lambda change: change[0])
+        for index, key, document in changes:
             self.write(index, key, document)
         self._unchanged = _unchanged(history)
+        self._ordered = changes
+        self._now: dict[str, ModelDocument] = {}
+        self._applied, self._index = 0, 0
+
+    def at(self, index: int) -> dict[str, ModelDocument]:
+        """Documents after entry `index`; the caller may not change them. Fast for ascending indexes."""
+        if index < self._index:
+            self._now, self._applied = {}, 0
+        self._index = index
+        while self._applied < len(self._ordered) and self._ordered[self._applied][0] <= index:
+            _, key, document = self._ordered[self._applied]
+            self._applied += 1
+            if document is None:
+                self._now.pop(key, None)
+            else:
+                self._now[key] = document
+        return self._now
 
     def hidden(self, index: int, position: int, shown: set[str]) -> set[str]:
         """Keys that a write of unknown fate, begun before `position`, may have taken out of the state at `index`."""
@@ -109,9 +127,8 @@ def replay(history: History, metric: str, verdict: Verdict) -> None:
     """Compare every search and eventual get with the log. Raises Violation."""
     log = RevealedLog(history)
     fresh = _Freshness(history)
-    for op in history.operations:
-        if op.kind != "search" or op.outcome != "ok":
-            continue
+    reads = [op for op in history.operations if op.kind == "search" and op.outcome == "ok"]
+    for op in sorted(reads, key=lambda op: (op.details["applied"], op.id)):
         position = op.returned or 0
         required = fresh.before(op) if op.details["mode"] != "eventual" else op.details["required"]
         applied = op.details["applied"]
@@ -132,7 +149,7 @@ def replay(history: History, metric: str, verdict: Verdict) -> None:
         hidden = log.hidden(applied, position, shown)
         verdict.searches += 1
         verdict.exact += op.details["exact"]
-        verdict.undetermined += bool(hidden & set(log.at(applied)))
+        verdict.undetermined += bool(hidden) and not hidden.isdisjoint(log.at(applied))
         check_search(_View(log, hidden), _seen(op, required), metric)
 
 

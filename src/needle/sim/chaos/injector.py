@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from itertools import permutations
 
@@ -32,12 +32,24 @@ Heal = Callable[[], Awaitable[None]]
 
 
 class Injured:
-    """One fault under way. without: nodes that a quorum has to do without. note: what came of it."""
+    """One fault under way. without: nodes that a quorum has to do without; apart: links (from, to) that are cut while
+    both ends may be well. note: what came of it."""
 
-    def __init__(self, without: set[str], heal: Heal, note: str = "") -> None:
+    def __init__(self, without: set[str], heal: Heal, note: str = "", apart: Iterable[tuple[str, str]] = ()) -> None:
         self.without = without
+        self.apart = set(apart)
         self.heal = heal
         self.note = note
+
+
+def has_quorum(names: Iterable[str], hurt: Iterable[Injured]) -> bool:
+    """Whether some node can talk to a majority, itself included."""
+    everyone = list(names)
+    without = {name for one in hurt for name in one.without}
+    apart = {link for one in hurt for link in one.apart}
+    well = [name for name in everyone if name not in without]
+    reach = (sum(1 for peer in well if (name, peer) not in apart) for name in well)
+    return any(count > len(everyone) // 2 for count in reach)
 
 
 class Injector:
@@ -140,7 +152,7 @@ class Injector:
         out = {link: proxy for link, proxy in self.links.items() if link[0] == name}
         into = {link: proxy for link, proxy in self.links.items() if link[1] == name}
         hurt = {**out, **into}
-        without = {name}
+        without, apart = {name}, False
         if fault.kind == "isolate":
             for proxy in hurt.values():
                 proxy.cut()
@@ -154,7 +166,7 @@ class Injector:
         elif fault.kind == "cut-link":
             peer = self._rng.choice([other for other in self.cluster.nodes if other != name])
             hurt = {link: proxy for link, proxy in hurt.items() if set(link) == {name, peer}}
-            without = set()
+            without, apart = set(), True
             for proxy in hurt.values():
                 proxy.cut()
         else:
@@ -168,7 +180,8 @@ class Injector:
                     proxy.drop_held()
                 proxy.heal()
 
-        return Injured(without, heal, " ".join(f"{a}>{b}" for a, b in hurt) if len(hurt) == 2 else name)
+        note = " ".join(f"{a}>{b}" for a, b in hurt) if fault.kind == "cut-link" else name
+        return Injured(without, heal, note, hurt if apart else ())
 
     async def _fill(self, name: str) -> Injured:
         disk, node = self.disks.get(name), self.cluster.nodes[name]

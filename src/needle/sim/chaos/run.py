@@ -22,7 +22,7 @@ from needle.server.runtime import SystemClock
 from needle.sim.chaos import check
 from needle.sim.chaos.disks import SmallDisk, may_mount
 from needle.sim.chaos.history_file import Recorder, Replica, read
-from needle.sim.chaos.injector import Injector, Injured, make_links
+from needle.sim.chaos.injector import Injector, Injured, has_quorum, make_links
 from needle.sim.chaos.process_cluster import ProcessCluster, free_ports, wait_for
 from needle.sim.chaos.recovery import Probes, Recovery
 from needle.sim.chaos.schedule import Fault, Round, schedule
@@ -211,14 +211,12 @@ class ChaosRun:
             injured = await injector.begin(fault, name)
             hurt.append(injured)
             self._tell(history, "fault", fault, f"{name}{' (leads)' if name == leader else ''}: {injured.note}")
-        without = set().union(*(injured.without for injured in hurt))
         lasting = asyncio.create_task(asyncio.sleep(max(f.timeouts for f in one.faults) * self.spec.election_timeout))
         what = "+".join(fault.kind for fault in one.faults) + (" of the leader" if leader in targets else "")
-        quorum = len(names) - len(without) > len(names) // 2
+        quorum = has_quorum(names, hurt)
         if quorum:
             seconds = await probes.measure(since, seen)
-            reachable = [name for name in names if name not in without]
-            self._note(history, probes, "begin", what, seconds, await probes.term(reachable) - term)
+            self._note(history, probes, "begin", what, seconds, await probes.term(names) - term)
         await lasting
         healed, seen = self._loop.time(), len(history.operations)
         heals = [asyncio.ensure_future(injured.heal()) for injured in hurt]
