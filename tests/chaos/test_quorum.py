@@ -26,7 +26,8 @@ def without(*names: str) -> Injured:
         ("abc", [without("c"), cut("a", "b")], False),
         ("abc", [without("a"), cut("a", "b")], True),
         ("abcde", [without("e"), cut("a", "b")], True),
-        ("abcde", [without("d", "e"), cut("a", "b")], False),
+        ("abcde", [without("d", "e"), cut("a", "b")], True),
+        ("abcde", [without("d", "e"), cut("a", "b"), cut("b", "c"), cut("a", "c")], False),
         ("abcde", [without("c", "d", "e")], False),
     ],
 )
