@@ -1,0 +1,176 @@
+"""Real processes: a follower that was away while the log was compacted gets a snapshot, index files included.
+
+Nothing is built twice: a replica that was away takes the files that the leader built (design/architecture.md §5).
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.linked_cluster import LinkedCluster, Pinned, linked
+from harness.process_cluster import wait_for
+from needle.base.errors import NeedleError
+from needle.base.model import SearchRequest
+from needle.client import Client
+
+DIMENSIONS = 128
+ROWS = 3000
+SETTINGS = {
+    "dimensions": DIMENSIONS,
+    "snapshot_threshold": 20,
+    "segments": {"seal_rows": 500, "ship_timeout": 600.0},
+    "election_timeout": 0.5,
+    "heartbeat_interval": 0.1,
+}
+RNG = np.random.default_rng(7)
+VECTORS = RNG.standard_normal((2 * ROWS, DIMENSIONS)).astype(np.float32)
+QUERIES = RNG.standard_normal((10, DIMENSIONS)).astype(np.float32)
+
+
+async def load(client: Client, first: int, rows: int) -> None:
+    """Insert documents [first, first + rows), 100 a log entry."""
+    for at in range(first, first + rows, 100):
+        await client.insert_batch(ids=[f"d{n}" for n in range(at, at + 100)], vectors=VECTORS[at : at + 100])
+
+
+async def metric(cluster: LinkedCluster, name: str, sample: str) -> float:
+    """A sample of a node's metrics, named with its labels."""
+    _, text = await cluster.http(name, "/metrics")
+    found = re.search(rf"^{re.escape(sample)} (\S+)$", text, re.MULTILINE)
+    assert found is not None, f"{name} has no metric {sample}"
+    return float(found[1])
+
+
+async def events(cluster: LinkedCluster, name: str) -> dict[str, float]:
+    return {
+        event: await metric(cluster, name, f'needle_segment_events_total{{event="{event}",shard="0"}}')
+        for event in ("built", "rebuilt", "shipped", "corrupt")
+    }
+
+
+async def indexed(cluster: LinkedCluster, *names: str) -> None:
+    """Wait until these replicas hold the same number of index segments, and nothing large waits for one."""
+
+    async def same() -> bool:
+        sample = 'needle_segments{collection="default",shard="0"}'
+        held = {await metric(cluster, name, sample) for name in names}
+        return len(held) == 1 and held.pop() >= 1
+
+    await wait_for(same, 20, f"index segments on {names}")
+
+
+async def same_hits(cluster: LinkedCluster) -> None:
+    """Every replica gives the same hits, in the default mode of search, not the exact one."""
+    answers = []
+    for node in cluster.nodes.values():
+        async with Pinned(node.address) as pinned:
+            hits = [
+                await pinned.search(SearchRequest(collection="default", vector=query.tobytes(), k=10))
+                for query in QUERIES
+            ]
+            answers.append([(batch.ids, batch.distances) for batch in hits])
+    assert answers[0] == answers[1] == answers[2]
+    assert all(len(ids) == 10 for ids, _ in answers[0])
+
+
+async def settled(cluster: LinkedCluster, away: str) -> None:
+    """The node that was away has everything, and built nothing."""
+    await cluster.ready(away)
+    await cluster.equal_digests(20)
+    await indexed(cluster, *cluster.nodes)
+    found = await events(cluster, away)
+    assert (found["built"], found["rebuilt"], found["corrupt"]) == (0, 0, 0), found
+    await same_hits(cluster)
+
+
+async def follower_of(cluster: LinkedCluster) -> str:
+    leader = await cluster.leader()
+    return next(name for name in cluster.nodes if name != leader)
+
+
+async def start_of_log(cluster: LinkedCluster, name: str) -> int:
+    """What a node has applied."""
+    async with cluster.connect(name) as client:
+        return (await client.node_status(cluster.nodes[name].address)).last_applied
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+async def test_a_follower_that_was_away_gets_a_snapshot_with_its_index_files(how: str, tmp_path: Path) -> None:
+    async with linked(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
+        await load(client, 0, 300)
+        away = await follower_of(cluster)
+        others = [name for name in cluster.nodes if name != away]
+        if how == "killed":
+            cluster.kill(away)
+        else:
+            cluster.isolate(away)
+        async with cluster.connect(*others) as near:
+            await load(near, 300, ROWS - 300)
+            await near.delete([f"d{n}" for n in range(0, 200, 3)])
+        await indexed(cluster, *others)
+        if how == "killed":
+            cluster.restart(away)
+        else:
+            cluster.heal()
+        await settled(cluster, away)
+        state = [path.name for path in (cluster.nodes[away].data_dir / "shards" / "0").glob("state-*")]
+        assert state != ["state-1"], "it was caught up by the log, not by a snapshot"
+        assert list((cluster.nodes[away].data_dir / "snapshots").glob("in-*")) == []
+
+
+def staged_bytes(cluster: LinkedCluster, name: str) -> int:
+    staged = (cluster.nodes[name].data_dir / "snapshots").glob("in-*/*")
+    return sum(path.stat().st_size for path in staged)
+
+
+async def test_a_transfer_that_was_killed_in_the_middle_is_continued(tmp_path: Path) -> None:
+    async with linked(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
+        away = await follower_of(cluster)
+        cluster.kill(away)
+        await load(client, 0, ROWS)
+        leader = await cluster.leader()
+        await indexed(cluster, *(name for name in cluster.nodes if name != away))
+        cluster.restart(away, "snapshot.after_chunk:3")
+        await wait_for(lambda: not cluster.nodes[away].running(), 20, "its death at the third chunk")
+        assert cluster.nodes[away].wait() == -signal.SIGKILL
+        there = staged_bytes(cluster, away)
+        assert there >= 2 << 20
+        exported = (cluster.nodes[leader].data_dir / "snapshots").glob("out-*/*")
+        whole = sum(path.stat().st_size for path in exported)
+        assert whole > there
+        link = cluster.links[away, leader]
+        before = link.forwarded_bytes
+        cluster.restart(away)
+        await settled(cluster, away)
+        assert await cluster.leader() == leader
+        assert link.forwarded_bytes - before < whole - there + (1 << 19), "it began again"
+
+
+async def test_the_leader_is_killed_in_the_middle_of_a_transfer(tmp_path: Path) -> None:
+    async with linked(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
+        away = await follower_of(cluster)
+        cluster.kill(away)
+        await load(client, 0, ROWS)
+        leader = await cluster.leader()
+        await indexed(cluster, *(name for name in cluster.nodes if name != away))
+        cluster.links[away, leader].delay = 0.05  # slow enough to be met in the middle
+        cluster.restart(away)
+        await wait_for(lambda: staged_bytes(cluster, away) >= 1 << 20, 15, "some of the snapshot")
+        cluster.kill(leader)
+        assert staged_bytes(cluster, away) > 0
+
+        async def writes() -> object:
+            return await client.insert("after", VECTORS[0])
+
+        await wait_for(writes, 15, "a write without the old leader")
+        cluster.restart(leader)
+        cluster.heal()
+        await cluster.ready()
+        await settled(cluster, away)
+        with pytest.raises(NeedleError):
+            await client.insert_if_absent("after", VECTORS[0])
