@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench sim chaos clean
+.PHONY: demo test lint bench sim mutants chaos clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ SEEDS ?= 200
 SEED ?= 1
 sim: $(STAMP)
 	$(BIN)/python -m needle.sim --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
+
+# Plants bugs on purpose, one at a time: each must be seen by the simulation or by tests (docs/proof.md)
+mutants: $(STAMP)
+	$(BIN)/python -m needle.sim.mutants --jobs $$(nproc)
 
 # Faults on real processes: make chaos MINUTES=5 NODES=3 SEED=1 (docs/proof.md)
 MINUTES ?= 5

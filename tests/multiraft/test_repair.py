@@ -54,7 +54,16 @@ async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_befor
         assert group.raft.term == old_term + 1
         assert group.log.last_index() == 6
         posted = group.raft.has_ready()
-        ask = Message(MessageType.VOTE, to=victim.name, frm="n1", term=group.raft.term + 5, index=99, log_term=99)
+        ask = Message(
+            # force: what refuses must be the repair, not the promise that every restarted node keeps for a while
+            MessageType.VOTE,
+            to=victim.name,
+            frm="n1",
+            term=group.raft.term + 5,
+            index=99,
+            log_term=99,
+            force=True,
+        )
         group.receive(ask, victim.host.clock.monotonic())
         assert group.raft.term == old_term + 1
         assert group.raft.has_ready() == posted

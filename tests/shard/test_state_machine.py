@@ -373,6 +373,9 @@ def test_killed_around_the_commit(tmp_path: Path, name: str, survives: bool) -> 
     replica.verify()
     replica.apply(log.entries[:3])
     assert [d.id for d in replica.get("c", ["a", "b"], False)] == ["a", "b"]
+    undisturbed = open_replica(tmp_path / "undisturbed")
+    undisturbed.apply(log.entries[:3])
+    assert replica.digest() == undisturbed.digest()
 
 
 def test_session_of_a_duplicate_is_not_executed_again(tmp_path: Path) -> None:

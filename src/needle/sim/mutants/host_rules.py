@@ -1,0 +1,172 @@
+"""Bugs around the Raft core: the log on disk, restarts, repair, snapshots, answers (raft.md, sections 1 and 6)."""
+
+from __future__ import annotations
+
+from needle.sim.mutants.planting import Edit, Mutant
+
+_HOST = "tests/multiraft/test_host.py::"
+_LOG = "tests/multiraft/test_log_store.py::"
+_REPAIR = "tests/multiraft/test_repair.py::"
+_SNAPSHOTS = "tests/multiraft/test_snapshots.py::"
+_HOLES = "tests/multiraft/test_planted_bugs.py::"
+
+MUTANTS = (
+    Mutant(
+        name="log-not-synced",
+        breaks="the log is written without fsync: a power cut takes back votes and acknowledgements",
+        edits=(
+            Edit(
+                "multiraft.log_store:LogStore.write",
+                "self._store.commit(fill, True)",
+                "self._store.commit(fill, False)",
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
+        name="vote-not-persisted",
+        breaks="HardState is written without the vote: a restarted node votes again in the same term",
+        edits=(
+            Edit(
+                "multiraft.log_store:_fill",
+                "(HARD, write.hard_state),",
+                '(HARD, write.hard_state and HardState(write.hard_state.term, "", write.hard_state.commit)),',
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
+        name="vote-forgotten-at-restart",
+        breaks="a restarted node starts without its vote: it can vote twice in a term",
+        edits=(
+            Edit(
+                "multiraft.repair:Opener.open",
+                "HardState(hard_state.term, hard_state.vote, commit)",
+                'HardState(hard_state.term, "", commit)',
+            ),
+        ),
+        tests=(_HOLES + "test_a_restarted_replica_knows_its_term_and_its_vote",),
+    ),
+    Mutant(
+        name="term-forgotten-at-restart",
+        breaks="a restarted node starts with the term of its last entry: it votes again in terms it voted in before",
+        edits=(
+            Edit(
+                "multiraft.repair:Opener.open",
+                "HardState(hard_state.term, hard_state.vote, commit)",
+                'HardState(log.term(log.last_index()), "", commit)',
+            ),
+        ),
+        sim=True,
+        tests=(_HOLES + "test_a_restarted_replica_knows_its_term_and_its_vote",),
+    ),
+    Mutant(
+        name="answer-when-proposed",
+        breaks="a write is answered when it is in the leader's log, before any disk holds it",
+        edits=(
+            Edit(
+                "multiraft.host:Host.propose",
+                "return await future",
+                "from needle.base import model; return model.WriteResult(version=index, index=index)",
+            ),
+        ),
+        sim=True,
+        tests=(_HOST + "test_nothing_is_acknowledged_before_its_fsync",),
+    ),
+    Mutant(
+        name="answer-of-another-entry",
+        breaks="a write is answered with the result of whatever entry took its index: a lost write is confirmed",
+        edits=(Edit("multiraft.proposals:Proposals.applied", "if pending.term != term:", "if pending.term < 0:"),),
+        sim=True,
+    ),
+    Mutant(
+        name="fsync-error-is-not-fatal",
+        breaks="after a failed fsync the node goes on: the kernel has dropped the pages, a later fsync proves nothing",
+        edits=(Edit("multiraft.engine:Engine._reap", "self._fail(error)", "self._writing = False"),),
+        tests=(_HOST + "test_fsync_error_is_fatal_for_all_groups_and_acknowledges_nothing",),
+    ),
+    Mutant(
+        name="entry-checksum-not-checked",
+        breaks="a flipped bit in a log entry is not noticed: one replica applies something else",
+        edits=(
+            Edit(
+                "multiraft.log_records:decode_entry",
+                "and zlib.crc32(value[_CRC.size :], zlib.crc32(key)) == _CRC.unpack_from(value)[0]:",
+                "and value:",
+            ),
+        ),
+        tests=(_LOG + "test_a_flipped_bit_in_the_middle_is_told_from_a_torn_tail",),
+    ),
+    Mutant(
+        name="record-checksum-not-checked",
+        breaks="a flipped bit in HardState is not noticed: the node forgets a term or a vote",
+        edits=(
+            Edit(
+                "multiraft.log_records:decode_record",
+                "or zlib.crc32(value[_CRC.size :], zlib.crc32(key)) != _CRC.unpack_from(value)[0]:",
+                "or not value:",
+            ),
+        ),
+        tests=(_LOG + "test_a_flipped_bit_in_a_record_is_refused_by_name",),
+    ),
+    Mutant(
+        name="torn-tail-accepted",
+        breaks="the torn last record of the write-ahead log counts as whole: entries of garbage",
+        edits=(
+            Edit(
+                "multiraft.wal_records:body_is_intact",
+                "len(body) == head.length and xxhash.xxh3_64_intdigest(body, seed=salt) == head.body_hash",
+                "len(body) <= head.length",
+            ),
+        ),
+        tests=("tests/multiraft/test_wal_store.py::test_it_is_a_dict_that_survives_restarts_and_torn_commits",),
+    ),
+    Mutant(
+        name="wal-not-synced",
+        breaks="the write-ahead log is written and not flushed: all of the above, on real disks",
+        edits=(Edit("multiraft.wal_store:WalStore._append", "_flush(segment.handle)", "pass"),),
+        tests=("tests/multiraft/test_wal_store.py::test_a_failed_fsync_is_final",),
+    ),
+    Mutant(
+        name="votes-while-repairing",
+        breaks="a replica whose disk lost entries votes before it has them back: a leader without committed entries",
+        edits=(
+            Edit(
+                "multiraft.group:Group.receive",
+                "elif self.may_vote or message.type not in _VOTE_REQUESTS:",
+                "else:",
+            ),
+        ),
+        tests=(_REPAIR + "test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_before",),
+    ),
+    Mutant(
+        name="compaction-beyond-what-is-durable",
+        breaks="the log is cut where the state machine's disk does not reach: a power cut leaves a gap",
+        edits=(
+            Edit(
+                "multiraft.group:Group._compact",
+                "target = min(durable, self.raft.applied -",
+                "target = max(0, self.raft.applied -",
+            ),
+        ),
+        tests=(_SNAPSHOTS + "test_a_checkpoint_that_lags_holds_compaction_back",),
+    ),
+    Mutant(
+        name="interrupted-install-forgotten",
+        breaks="a crash inside a snapshot's installation is not finished: state and log are of different times",
+        edits=(Edit("multiraft.repair:Opener.open", "if log.pending is not None:", "if log is None:"),),
+        tests=(_SNAPSHOTS + "test_a_crash_in_any_step_of_an_install_is_finished_or_abandoned",),
+    ),
+    Mutant(
+        name="snapshot-files-not-verified",
+        breaks="a snapshot is installed whatever arrived: a damaged file becomes the state",
+        edits=(
+            Edit(
+                "multiraft.snapshot_receiver:SnapshotFetcher._fetch_file",
+                "if await self._pool.run(self._files.checksum, path) == file.checksum:",
+                "if have == file.size:",
+            ),
+        ),
+        tests=(_SNAPSHOTS + "test_a_corrupt_file_is_never_installed",),
+    ),
+)

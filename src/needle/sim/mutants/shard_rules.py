@@ -1,0 +1,113 @@
+"""Bugs in the state machine, its segments and the client: dedupe, deletes, filters (raft.md, 1, 5, 6)."""
+
+from __future__ import annotations
+
+from needle.sim.mutants.planting import Edit, Mutant
+
+_MACHINE = "tests/shard/test_state_machine.py::"
+_SEGMENTS = "tests/shard/test_segment_set.py::"
+
+MUTANTS = (
+    Mutant(
+        name="applied-index-outside-transaction",
+        breaks="the applied index is committed after the data (etcd#13766): a crash in between applies entries twice",
+        edits=(
+            Edit(
+                "shard.documents:DocumentStore.write",
+                "at = changes.at",
+                'run("COMMIT"); run("BEGIN IMMEDIATE"); at = changes.at',
+            ),
+        ),
+        sim=True,
+        tests=(_MACHINE + "test_killed_around_the_commit",),
+    ),
+    Mutant(
+        name="no-dedupe",
+        breaks="a repeated write is executed again: a lost answer doubles its effect",
+        edits=(Edit("shard.batch:Batch.execute", "if known is not None:", "if isinstance(known, NeedleError):"),),
+        sim=True,
+        tests=(_MACHINE + "test_session_of_a_duplicate_is_not_executed_again",),
+    ),
+    Mutant(
+        name="sessions-left-out-of-the-snapshot",
+        breaks="an installed snapshot brings no dedupe table: replicas disagree on what was executed before",
+        edits=(
+            Edit(
+                "shard.state_machine:Replica.install_snapshot",
+                "self._load(state)",
+                "self._load(state); self._sessions = SessionTable()",
+            ),
+        ),
+        sim=True,
+        tests=("tests/shard/test_snapshot.py::test_round_trip_carries_everything",),
+    ),
+    Mutant(
+        name="sessions-forgotten-at-restart",
+        breaks="the dedupe table is not read back: a restarted replica executes repeated writes again",
+        edits=(
+            Edit(
+                "shard.state_machine:Replica._load",
+                "self._sessions = SessionTable(sessions)",
+                "self._sessions = SessionTable()",
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
+        name="retry-with-a-new-number",
+        breaks="the client numbers a repeated write anew: it is executed twice",
+        edits=(
+            Edit(
+                "client.group:GroupClient.write",
+                "self._body(make(session))",
+                "lambda left: self._body(make(numbers.next()))(left)",
+            ),
+        ),
+        sim=True,
+        tests=("tests/client/test_group.py::test_a_lost_answer_is_asked_for_again_under_the_same_number",),
+    ),
+    Mutant(
+        name="deletes-lost-when-a-segment-arrives",
+        breaks="a built or merged segment serves rows that were deleted meanwhile",
+        edits=(Edit("shard.segment_set:CollectionVectors._swap_in", "mask[local] = True", "mask[:] = True"),),
+        sim=True,
+        tests=(_SEGMENTS + "test_results_do_not_depend_on_when_files_arrive",),
+    ),
+    Mutant(
+        name="search-ignores-deletes",
+        breaks="a search finds deleted and replaced documents",
+        edits=(Edit("shard.segment_set:CollectionVectors.tombstone", "self._staged_dead.extend(ordinals)", "pass"),),
+        sim=True,
+        tests=(_SEGMENTS + "test_search_equals_brute_force",),
+    ),
+    Mutant(
+        name="filter-dropped",
+        breaks="a filtered search returns documents that the filter excludes",
+        edits=(Edit("shard.query:_allowed", "if not filter_json:", "if filter_json is not None:"),),
+        sim=True,
+        tests=(
+            "tests/shard/test_payload_index.py::test_filtered_search_is_exact_and_sees_one_applied_index_while_writes_go_on",
+        ),
+    ),
+    Mutant(
+        name="conditions-not-checked",
+        breaks="compare-and-set and insert-if-absent always succeed",
+        edits=(
+            Edit("shard.batch:_check_versions", "if command.expected is None:", "if command.expected is not Ellipsis:"),
+        ),
+        sim=True,
+        tests=(_MACHINE + "test_refusals_change_nothing_and_name_the_reason",),
+    ),
+    Mutant(
+        name="session-token-ignored",
+        breaks="an eventual read with a session answers from before the session's own writes",
+        edits=(
+            Edit(
+                "server.rpc_service:RpcService._fresh",
+                "if fresh.min_index > host.applied_index(group):",
+                "if fresh.min_index < 0:",
+            ),
+        ),
+        sim=True,
+    ),
+)
