@@ -15,6 +15,7 @@ from pathlib import Path
 from needle.base.errors import NeedleError
 from needle.sim.chaos.check import Verdict, check, story
 from needle.sim.chaos.history_file import read
+from needle.sim.chaos.recovery import Recovery
 from needle.sim.chaos.run import ChaosRun, ChaosSpec, Outcome
 from needle.sim.violation import Violation
 
@@ -92,20 +93,18 @@ def table(outcome: Outcome, seconds: float) -> list[str]:
     spec = outcome.spec
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(outcome.faults.items()))
     lines = [
-        f"nodes            {spec.nodes}, seed {spec.seed}, {seconds:.0f} s; timeout {spec.election_timeout:g} s",
+        f"nodes            {spec.nodes}, seed {spec.seed}, {seconds:.0f} s, "
+        f"election timeout {spec.election_timeout:g} s",
         f"faults           {sum(outcome.faults.values())} ({kinds})",
         f"full disks       {outcome.full_disks_met} nodes stopped with a clear message and came back",
         f"elections        {outcome.elections}",
     ]
-    for after in ("begin", "heal"):
-        times = sorted(one.seconds for one in outcome.recoveries if one.after == after)
-        if times:
-            slow = sum(1 for one in outcome.recoveries if one.after == after and one.reason)
-            lines.append(
-                f"recovery, {after:<6} {len(times)} measured: median {statistics.median(times):.2f} s, "
-                f"p90 {times[int(len(times) * 0.9)]:.2f} s, max {times[-1]:.2f} s; "
-                f"{slow} above 3 election timeouts ({outcome.recoveries[0].bound:g} s)"
-            )
+    groups = {
+        "a fault": [one for one in outcome.recoveries if one.after == "begin"],
+        "of these with an election": [one for one in outcome.recoveries if one.after == "begin" and one.elections],
+        "its end": [one for one in outcome.recoveries if one.after == "heal"],
+    }
+    lines += [line for what, found in groups.items() for line in _times(what, found)]
     lines.extend(
         f"  {one.seconds:6.2f} s after the {one.after} of {one.what}: {one.reason}"
         for one in sorted(outcome.recoveries, key=lambda one: -one.seconds)
@@ -118,6 +117,18 @@ def table(outcome: Outcome, seconds: float) -> list[str]:
     else:
         lines += [f"verdict          FAILED {outcome.failure}", *(f"  {line}" for line in outcome.story)]
     return lines
+
+
+def _times(what: str, recoveries: list[Recovery]) -> list[str]:
+    if not recoveries:
+        return []
+    times = sorted(one.seconds for one in recoveries)
+    slow = sum(1 for one in recoveries if one.reason)
+    return [
+        f"recovery from {what}: {len(times)}, median {statistics.median(times):.2f} s, "
+        f"p90 {times[int(len(times) * 0.9)]:.2f} s, max {times[-1]:.2f} s; "
+        f"{slow} above 3 election timeouts ({recoveries[0].bound:g} s)"
+    ]
 
 
 def _judged(verdict: Verdict) -> list[str]:
