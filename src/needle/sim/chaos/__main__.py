@@ -21,7 +21,7 @@ from needle.sim.violation import Violation
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if every promise held, 1 if one was broken, 2 for a file that is no history."""
+    """0 if every promise held, 1 if one was broken, 2 for a file or directory that cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.getLogger("needle").setLevel(logging.CRITICAL + 1)
     if arguments[:1] == ["check"]:
@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     directory = Path(options.directory or tempfile.mkdtemp(prefix="needle-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        _say(f"{directory} is not empty: what an earlier run left there would be taken for this one's")
+        return 2
     _say(f"chaos on {spec.nodes} nodes for {options.minutes:g} minutes, seed {spec.seed}; history in {directory}")
     began = time.monotonic()
 
