@@ -86,7 +86,7 @@ class SegmentConfig:
 
     seal_rows: build a segment when this many vectors wait. rows_max: segments are merged up to this size.
     build_threads: OpenMP threads of one build. ship_timeout: seconds a replica waits for a built segment before it
-    builds its own.
+    builds its own. scrub_interval: seconds between two readings of every index file, to find damage.
     """
 
     seal_rows: int = 2_000
@@ -94,6 +94,7 @@ class SegmentConfig:
     build_threads: int = 1
     ship_timeout: float = 30.0
     dead_ratio_max: float = 0.3
+    scrub_interval: float = 3600.0
 
     def __post_init__(self) -> None:
         check_range("segments.seal_rows", self.seal_rows, 1, 10_000_000)
@@ -101,6 +102,7 @@ class SegmentConfig:
         check_range("segments.build_threads", self.build_threads, 1, 256)
         check_range("segments.ship_timeout", self.ship_timeout, 0, 86_400)
         check_range("segments.dead_ratio_max", self.dead_ratio_max, 0.01, 1)
+        check_range("segments.scrub_interval", self.scrub_interval, 0.1, 31_536_000)
 
 
 @dataclass(frozen=True, kw_only=True)

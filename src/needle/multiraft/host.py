@@ -186,6 +186,10 @@ class Host(Engine):
         """Whether this node leads the group, as far as it knows."""
         return self._group(group).raft.role is Role.LEADER
 
+    def term(self, group: GroupId) -> int:
+        """The current term, as far as this node knows."""
+        return self._group(group).raft.term
+
     def applied_index(self, group: GroupId) -> int:
         """The last index applied here."""
         return self._group(group).raft.applied

@@ -14,6 +14,7 @@ from needle.base.errors import FrameTooLarge, ProtocolError
 
 HELLO, HELLO_ACK, REQUEST, RESPONSE, ERROR, ONEWAY = range(1, 7)
 HEADER = struct.Struct("<IBQ")
+_HTTP = int.from_bytes(b"HTTP", "little")
 HEADER_BYTES = HEADER.size
 LENGTH_BYTES = 4
 ENVELOPE_BYTES = HEADER_BYTES - LENGTH_BYTES
@@ -130,7 +131,9 @@ class FrameDecoder:
     def _refuse(self, length: int, kind: int | None) -> None:
         self._parts.clear()
         self._have = 0
-        if length > self._frame_bytes_max:
+        if length == _HTTP:
+            self.error = ProtocolError("the other side speaks HTTP, not Needle's protocol: is this an http_address?")
+        elif length > self._frame_bytes_max:
             self.error = FrameTooLarge(
                 f"a frame of {length} bytes is over the limit of {self._frame_bytes_max}",
                 bytes=length,

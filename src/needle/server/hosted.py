@@ -66,6 +66,7 @@ class HostedReplica:
         self._asking: asyncio.Task[None] | None = None
         self.settled = False
         self._settling: asyncio.Task[None] | None = None
+        self._judged_term = 0
         self.keeper = SegmentKeeper(
             replica,
             is_leader=lambda: not host.stopped and host.is_leader(group),
@@ -78,9 +79,9 @@ class HostedReplica:
         )
 
     def start(self) -> None:
-        """Begin to keep segments and to watch the leader."""
+        """Begin to keep segments, to check their files, and to watch the leader."""
         loop = asyncio.get_running_loop()
-        for work in (self.keeper.run(), self._watch()):
+        for work in (self.keeper.run(), self._scrub(), self._watch()):
             task = loop.create_task(work)
             task.add_done_callback(self._ended)
             self._tasks.append(task)
@@ -124,6 +125,12 @@ class HostedReplica:
             if not self.settled and host.is_leader(group):
                 await self._try_to_settle()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _scrub(self) -> None:
+        """Read the index files from time to time: damage to one that is in use shows nowhere else."""
+        while not self._host.stopped:
+            await asyncio.sleep(self._config.segments.scrub_interval)
+            await self.keeper.scrub()
 
     async def _catch_up(self) -> None:
         try:
@@ -183,6 +190,14 @@ class HostedReplica:
             self.settled = True
         finally:
             self._settling = None
+
+    async def be_up_to_date(self, timeout: float) -> None:
+        """On a leader, before it judges a write: all that earlier leaders committed is applied here, so that it does
+        not judge by an old state. Once a term. Raises what Host.read_index does."""
+        term = self._host.term(self.group)
+        if term != self._judged_term:
+            await self._host.read_index(self.group, timeout)
+            self._judged_term = term
 
     def used(self) -> bool:
         """Whether anything was ever written to this group, as far as this replica knows."""

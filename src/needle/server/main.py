@@ -6,6 +6,7 @@ Exit codes: 0 after SIGTERM or SIGINT, 1 when the node could not start, 2 when i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -48,7 +49,12 @@ async def run_node(
             http = HttpServer(config.http_address, node, metrics)
             await http.start()
     except NeedleError as error:
-        sys.stderr.write(f"needle: node {config.node_id} cannot start: {error}\n")
+        _say(f"node {config.node_id} cannot start: {error}")
+        await node.stop(hand_over=False)
+        return EXIT_START
+    except Exception as error:  # a bug, or a failure of the system that no adapter knows: still an end in order
+        log.exception("the node cannot start")
+        _say(f"node {config.node_id} cannot start: {error!r} [internal]")
         await node.stop(hand_over=False)
         return EXIT_START
     waiting = asyncio.ensure_future(told.wait())
@@ -57,7 +63,7 @@ async def run_node(
     failure = node.failed.result() if node.failed.done() else None
     if failure is not None:
         waiting.cancel()
-        sys.stderr.write(f"needle: node {config.node_id} stops: {failure}\n")
+        _say(f"node {config.node_id} stops: {failure}")
     if http is not None:
         http.draining = True
     await node.stop(hand_over=failure is None)
@@ -74,5 +80,12 @@ def serve(config: RaftConfig, *, options: ClusterOptions | None = None, failpoin
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     code = uvloop.run(run_node(config, options=options, failpoint=failpoint))
-    sys.stderr.flush()
     sys.exit(code)
+
+
+def _say(text: str) -> None:
+    """The last words of a node. Where they cannot be written (the log is on the disk that failed), the exit code has
+    to do."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"needle: {text}\n")
+        sys.stderr.flush()

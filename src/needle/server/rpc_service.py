@@ -150,12 +150,8 @@ class RpcService:
         timeout = _timeout(call.timeout)
         if not hosted.settled:
             await hosted.settle(timeout)
-        try:
-            checked = hosted.replica.validate(command)
-        except NeedleError:
-            # A new leader may not have applied all that is committed; then it judges by an old state.
-            await host.read_index(group, timeout)
-            checked = hosted.replica.validate(command)
+        await hosted.be_up_to_date(timeout)
+        checked = hosted.replica.validate(command)
         data = call.command if checked is command else commands.encode(checked)
         return await host.propose(group, data, timeout)
 

@@ -1,0 +1,107 @@
+"""A leader judges a write only by a state that holds all that earlier leaders committed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from needle.base.commands import Delete, Session, encode
+from needle.base.errors import CollectionNotFound, NotLeader
+from needle.base.protocol import WriteCall
+from needle.server.hosted import HostedReplica
+from needle.server.rpc_service import RpcService
+
+CALL = WriteCall(1, encode(Delete("books", ["a"], None, Session())), 5.0)
+
+
+class NewLeader:
+    """A host that leads, but has applied its term's first entry only after a confirmed read."""
+
+    def __init__(self) -> None:
+        self.term_now = 2
+        self.applied_term = 0
+        self.rounds = 0
+        self.proposed: list[bytes] = []
+        self.deposed = False
+
+    def is_leader(self, group: int) -> bool:
+        return True
+
+    def term(self, group: int) -> int:
+        return self.term_now
+
+    async def read_index(self, group: int, timeout: float) -> int:
+        self.rounds += 1
+        await asyncio.sleep(0)
+        if self.deposed:
+            raise NotLeader("deposed")
+        self.applied_term = self.term_now
+        return 1
+
+    async def propose(self, group: int, data: bytes, timeout: float) -> Any:
+        self.proposed.append(data)
+        return None
+
+
+class Books:
+    """A replica that knows the collection once everything is applied."""
+
+    def __init__(self, host: NewLeader) -> None:
+        self._host = host
+
+    def validate(self, command: Any) -> Any:
+        if self._host.applied_term != self._host.term_now or command.collection != "books":
+            raise CollectionNotFound(f"there is no collection {command.collection!r}")
+        return command
+
+
+def service() -> tuple[RpcService, NewLeader]:
+    host = NewLeader()
+    hosted = object.__new__(HostedReplica)  # only what a write uses
+    hosted.group, hosted.replica, hosted.settled = 1, Books(host), True
+    hosted._host, hosted._judged_term = host, 0
+
+    class Node:
+        node_id = "node-1"
+
+        def __init__(self) -> None:
+            self.host = host
+
+        def hosted(self, group: int) -> HostedReplica:
+            return hosted
+
+    return RpcService(Node()), host
+
+
+async def test_a_new_leader_confirms_its_state_once_a_term_before_it_judges() -> None:
+    rpc, host = service()
+    for term in (2, 5):
+        host.term_now = term
+        before = host.rounds
+        for _ in range(3):
+            await rpc._write(CALL)
+        assert host.rounds == before + 1
+    assert len(host.proposed) == 6
+
+
+async def test_a_leader_that_cannot_confirm_proposes_nothing_and_tries_again() -> None:
+    rpc, host = service()
+    host.deposed = True
+    for _ in range(2):
+        with pytest.raises(NotLeader):
+            await rpc._write(CALL)
+    assert host.proposed == []
+    host.deposed = False
+    await rpc._write(CALL)
+    assert len(host.proposed) == 1
+
+
+async def test_what_is_truly_absent_is_refused_without_another_round() -> None:
+    rpc, host = service()
+    await rpc._write(CALL)
+    missing = WriteCall(1, encode(Delete("films", ["a"], None, Session())), 5.0)
+    with pytest.raises(CollectionNotFound, match="films"):
+        await rpc._write(missing)
+    assert host.rounds == 1
