@@ -1,6 +1,7 @@
 """Half a minute of chaos on three real nodes: every promise holds, and a spoiled record of it is found out."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import pytest
 from needle.sim.chaos.__main__ import main, table
 from needle.sim.chaos.check import check
 from needle.sim.chaos.history_file import read
+from needle.sim.chaos.injector import Injector
+from needle.sim.chaos.process_cluster import ProcessCluster
 from needle.sim.chaos.run import ChaosRun, ChaosSpec
+from needle.sim.chaos.schedule import Fault
 from needle.sim.violation import Violation
 
 SECONDS = 20.0
@@ -38,3 +42,19 @@ def lose_a_write(lines: list[str]) -> list[str]:
     last = next(e for e in reversed(events) if e["type"] == "ok" and e["process"] == "final" and e["version"])
     last |= {"version": 0, "value": ""}
     return [json.dumps(event) for event in events]
+
+
+async def test_a_paused_node_that_is_killed_is_healed_once(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, nodes=1) as cluster, cluster.connect() as operator:
+        injector = Injector(cluster, {}, {}, operator, random.Random(1), 0.5)
+        faults = [Fault(n, kind, "any", 1.0, 0.5) for n, kind in enumerate(("pause", "kill"))]
+        for order in (faults, faults[::-1]):
+            hurt = [await injector.begin(fault, "node-1") for fault in order]
+            with pytest.raises(Violation):
+                injector.down.clear()  # as if nobody had been told to kill it
+                injector.check_processes()
+            injector.down.add("node-1")
+            for injured in hurt:
+                await injured.heal()
+            injector.check_processes()
+            await cluster.ready()

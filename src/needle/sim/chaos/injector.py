@@ -144,7 +144,8 @@ class Injector:
         self.cluster.pause(name)
 
         async def heal() -> None:
-            self.cluster.resume(name)
+            if name not in self.down:  # the other fault of the round may have killed it
+                self.cluster.resume(name)
 
         return Injured({name}, heal, name)
 
