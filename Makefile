@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench sim mutants chaos clean
+.PHONY: demo test lint bench sim mutants chaos soak clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,11 @@ MINUTES ?= 5
 NODES ?= 3
 chaos: $(STAMP)
 	$(BIN)/python -m needle.sim.chaos --minutes $(MINUTES) --nodes $(NODES) --seed $(SEED) --verbose
+
+# No election without a fault: a bulk load at the guide's timeouts: make soak SOAK_SECONDS=60
+SOAK_SECONDS ?= 60
+soak: $(STAMP)
+	NEEDLE_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/pytest -q tests/distributed/test_stability.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
