@@ -154,9 +154,7 @@ async def test_the_wrong_port_gives_a_named_error_in_time(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("limit", [1 << 16, 64])
-async def test_a_node_whose_log_cannot_be_written_stops_with_2_and_the_others_go_on(
-    limit: int, tmp_path: Path
-) -> None:
+async def test_a_node_whose_log_cannot_be_written_stops_with_2_and_the_others_go_on(limit: int, tmp_path: Path) -> None:
     """limit: bytes of a file that can still be written; with 64 not even its last words can."""
     async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
         acknowledged = [f"d{n}" for n in range(20)]
