@@ -1,67 +1,18 @@
-"""Damage to the Raft log of a stopped node, and to SQLite's unsynced tail: repaired from peers, replayed, or refused.
+"""Damage to the Raft log of a stopped node: repaired from peers, or refused with the remedy named.
 
 Never a wrong answer, never a lost acknowledged write (docs/data-on-disk.md, design/raft.md §4).
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-import shutil
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from harness.damage import (
-    cut_documents_wal,
-    documents,
-    find_in_log,
-    flip_bit,
-    lose_last_commit,
-    record_before,
-    tear_tail,
-)
+from harness.damage import cut_documents_wal, find_in_log, flip_bit, lose_last_commit, record_before, tear_tail
+from harness.marked_documents import CALM, DOCUMENTS, complete, ended, fill, follower_of, marker, vector
 from harness.process_cluster import ProcessCluster, wait_for
-from needle.client import Client
-
-DOCUMENTS = 60
-CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
-
-
-def vector(n: int) -> list[float]:
-    rng = random.Random(n)
-    return [rng.random() for _ in range(8)]
-
-
-def marker(n: int) -> str:
-    return f"marker-of-document-{n:04d}"
-
-
-async def fill(client: Client, first: int = 0, count: int = DOCUMENTS) -> None:
-    for n in range(first, first + count):
-        await client.insert(f"d{n}", vector(n), {"m": marker(n)})
-
-
-async def complete(cluster: ProcessCluster, count: int = DOCUMENTS) -> None:
-    """Every document is on every replica, as it was written."""
-    await cluster.ready()
-    await cluster.equal_digests()
-    async with cluster.connect() as client:
-        found = await client.get([f"d{n}" for n in range(count)], with_vectors=False)
-        assert [(d.id, d.metadata["m"]) for d in found] == [(f"d{n}", marker(n)) for n in range(count)]
-
-
-async def follower_of(cluster: ProcessCluster) -> str:
-    leader = await cluster.leader()
-    return next(name for name in cluster.nodes if name != leader)
-
-
-async def ended(cluster: ProcessCluster, name: str) -> int:
-    """The exit code of a node that is expected to give up."""
-    node = cluster.nodes[name]
-    await wait_for(lambda: not node.running(), 15, f"{name} giving up")
-    return node.wait()
 
 
 async def test_a_torn_tail_is_dropped(tmp_path: Path) -> None:
@@ -148,66 +99,3 @@ async def test_a_flipped_bit_on_the_only_node_is_refused_or_harmless(tmp_path: P
         cluster.restart("node-1")
         assert await ended(cluster, "node-1") == 1
         assert "Remedy: restore a backup" in node.output()
-
-
-Lose = Callable[[ProcessCluster, random.Random], Awaitable[list[str]]]
-
-
-async def one_node(cluster: ProcessCluster, rng: random.Random) -> list[str]:
-    return [rng.choice(list(cluster.nodes))]
-
-
-async def all_nodes(cluster: ProcessCluster, rng: random.Random) -> list[str]:
-    return list(cluster.nodes)
-
-
-@pytest.mark.parametrize("who", [one_node, all_nodes])
-async def test_the_power_takes_the_tail_of_the_documents_and_the_log_brings_it_back(who: Lose, tmp_path: Path) -> None:
-    rng = random.Random(11)
-    count = 0
-    async with ProcessCluster(tmp_path, snapshot_threshold=40, **CALM) as cluster:
-        for _ in range(3):
-            async with cluster.connect() as client:
-                await fill(client, count, 30)
-                count += 30
-            names = await who(cluster, rng)
-            for name in names:
-                cluster.nodes[name].signal(9)
-            cuts = []
-            for name in names:
-                cluster.nodes[name].wait()
-                wal = documents(cluster.nodes[name].data_dir).with_name("documents.db-wal")
-                if wal.exists() and wal.stat().st_size:
-                    cuts.append(cut_documents_wal(cluster.nodes[name].data_dir, rng))
-            assert cuts, "no node had anything to lose"
-            for name in names:
-                cluster.restart(name)
-            await complete(cluster, count)
-
-
-@pytest.mark.parametrize("damage", ["deleted", "first page", "tables"])
-async def test_documents_that_are_gone_or_damaged_come_back_from_the_peers(damage: str, tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path, snapshot_threshold=20, **CALM) as cluster, cluster.connect() as client:
-        await fill(client)
-        hurt = await follower_of(cluster)
-        node = cluster.nodes[hurt]
-        assert await asyncio.to_thread(cluster.terminate, hurt) == 0
-        path = documents(node.data_dir)
-        if damage == "deleted":
-            for file in path.parent.glob("documents.db*"):
-                file.unlink()
-        else:
-            size = path.stat().st_size
-            first, last = (0, 100) if damage == "first page" else (16384, size)
-            with path.open("r+b") as file:
-                file.seek(first)
-                file.write(random.Random(5).randbytes(last - first))
-        cluster.restart(hurt)
-        if damage != "deleted":
-            assert await ended(cluster, hurt) == 1
-            said = node.output().splitlines()[-1]
-            assert "is damaged" in said
-            assert "start the node again: it gets the data from the other replicas" in said
-            shutil.rmtree(node.data_dir / "shards")  # as the line and docs/troubleshooting.md say
-            cluster.restart(hurt)
-        await complete(cluster)

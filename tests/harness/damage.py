@@ -6,7 +6,6 @@ Only formats that docs/data-on-disk.md and wal_records.py describe are known her
 from __future__ import annotations
 
 import random
-import sqlite3
 from pathlib import Path
 
 from needle.multiraft.wal_records import (
@@ -89,12 +88,6 @@ def documents(data_dir: Path) -> Path:
     """The SQLite file of shard 0's replica."""
     (found,) = (data_dir / "shards" / "0").glob("state-*/documents.db")
     return found
-
-
-def applied_on_disk(data_dir: Path) -> int:
-    """The applied index that the replica's files hold."""
-    with sqlite3.connect(documents(data_dir)) as connection:
-        return int(connection.execute("SELECT value FROM meta WHERE name = 'index'").fetchone()[0])
 
 
 def cut_documents_wal(data_dir: Path, rng: random.Random, *, at: int | None = None) -> tuple[int, int]:
