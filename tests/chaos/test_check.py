@@ -129,7 +129,7 @@ def test_a_document_seen_later_was_not_deleted_before(script: Script):
 def test_one_value_has_one_version(script: Script):
     script.get("a", 6, "t1", 6, mode="eventual")
     script.get("a", 5, "t1", 6, mode="eventual")
-    assert "one version a value" in script.broken()
+    assert "value t1 was reported with versions 5 and 6" in script.broken()
 
 
 def test_an_eventual_get_of_a_state_that_never_was(script: Script):

@@ -97,6 +97,38 @@ def test_an_unknown_write_may_take_effect_late_or_never(script):
     assert not script.legal()
 
 
+def test_an_eventual_read_reveals_the_version_of_an_unknown_write(script):
+    script.do("put", "unknown", tag="a")
+    script.do("search", seen="a", version=7)
+    script.do("cas", tag="b", expected=7, version=8)
+    assert script.legal()
+    script.do("get", seen="a", version=9)
+    assert not script.legal()
+
+
+def test_a_refusal_reveals_the_version_of_an_unknown_write(script):
+    script.do("put", tag="z", version=1)
+    script.do("put", "unknown", tag="a")
+    script.do("insert", "refused", tag="b", version=7)
+    script.do("cas", "refused", tag="c", expected=1, version=7)
+    script.do("cas", tag="d", expected=7, version=8)
+    assert script.legal()
+
+
+def test_a_refusal_settles_the_version_of_an_unknown_write(script):
+    script.do("put", "unknown", tag="a")
+    script.do("insert", "refused", tag="b", version=7)
+    script.do("insert", "refused", tag="c", version=6)
+    assert not script.legal()
+
+
+def test_an_unknown_compare_and_set_on_an_unknown_version_may_have_taken_effect(script):
+    script.do("put", "unknown", tag="a")
+    script.do("cas", "unknown", tag="b", expected=7)
+    script.do("get", seen="b", version=8)
+    assert script.legal()
+
+
 def test_a_failed_write_that_took_effect_is_refused(script):
     script.do("put", "failed", tag="a")
     script.do("get", seen="a", version=1)

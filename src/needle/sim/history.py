@@ -86,6 +86,14 @@ class History:
                 keys.setdefault(operation.key, []).append(operation)
         return keys
 
+    def eventual_by_key(self) -> dict[str, list[Operation]]:
+        """Eventual gets per key: they are recorded as searches of one key, for they promise no place in its order."""
+        keys: dict[str, list[Operation]] = {}
+        for operation in self.operations:
+            if operation.kind == "search" and operation.key and operation.outcome == "ok":
+                keys.setdefault(operation.key, []).append(operation)
+        return keys
+
     def to_json_lines(self) -> Iterator[str]:
         """One JSON object an event (docs/history-format.md), by position; unknown outcomes at the end."""
         events: list[tuple[int, int, dict[str, Any]]] = []

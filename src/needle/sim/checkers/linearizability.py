@@ -7,6 +7,8 @@ each configuration visited once. Source: Lowe, "Testing for linearizability" (20
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from needle.sim.checkers.register_model import ABSENT, RegisterModel, State
 from needle.sim.history import History, Operation
 from needle.sim.violation import Violation
@@ -52,12 +54,13 @@ class _Timeline:
                 self.previous[self.next[place]] = place
 
 
-def explain(operations: list[Operation]) -> Operation | None:
+def explain(operations: list[Operation], eventual: Sequence[Operation] = ()) -> Operation | None:
     """None if the operations of one key are linearizable; otherwise the first one that fits nowhere.
 
+    eventual: reads of the key that promise no order (register_model.py says what they are good for).
     Raises TooComplex after CONFIGURATIONS_MAX configurations.
     """
-    model = RegisterModel(operations)
+    model = RegisterModel(operations, eventual)
     timeline = _Timeline(operations)
     seen: set[tuple[int, State]] = set()
     stack: list[tuple[int, State]] = []
@@ -95,12 +98,13 @@ def explain(operations: list[Operation]) -> Operation | None:
 def check(history: History) -> int:
     """Check every key; the number of keys whose search was given up as too complex. Raises Violation."""
     given_up = 0
+    eventual = history.eventual_by_key()
     for key, operations in history.by_key().items():
-        conflict = RegisterModel(operations).conflict
+        conflict = RegisterModel(operations, eventual.get(key, ())).conflict
         if conflict:
             raise Violation(NAME, f"key {key!r}: {conflict}", key)
         try:
-            culprit = explain(operations)
+            culprit = explain(operations, eventual.get(key, ()))
         except TooComplex:
             given_up += 1
             continue
