@@ -7,9 +7,9 @@ import logging
 import sys
 import time
 
+from needle.sim.report import Report
 from needle.sim.runner import run, run_all, shrink, summary
 from needle.sim.spec import Spec
-from needle.sim.world import Report
 
 STORY_LINES = 60
 

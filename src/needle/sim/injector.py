@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from needle.sim.event_loop import SimLoop
+from needle.sim.fleet import Fleet
 from needle.sim.machine import stream
-from needle.sim.machines import SimMachine
 from needle.sim.network import SimNetwork
 from needle.sim.spec import Fault
 from needle.sim.trace import Trace
@@ -21,29 +21,33 @@ from needle.sim.trace import Trace
 T = TypeVar("T")
 
 
-class Patient(Protocol):
-    """What faults are done to."""
+class Controls(Protocol):
+    """What faults need to know of the cluster, and the commands of its operator."""
 
-    machines: dict[str, SimMachine]
+    def leader(self, hint: int = 0) -> str | None:
+        """A node that leads. hint: picks the group, where there are several."""
+        ...
 
-    def leader(self) -> str | None: ...
-    def crash(self, name: str, *, power_cut: bool, why: str) -> None: ...
-    def start(self, name: str) -> None: ...
-    def arm(self, name: str, failpoint: str, hits: int, *, power_cut: bool) -> None: ...
-    def disarm(self, name: str) -> None: ...
-    def may_lose(self, name: str) -> bool: ...
-    def rotted(self, name: str) -> None: ...
-    async def admin(self, name: str, what: str) -> None: ...
+    def may_lose(self, name: str) -> bool:
+        """Whether a good quorum remains without this node's data."""
+        ...
+
+    async def admin(self, name: str, what: str) -> None:
+        """An operator's command; it may be refused or time out."""
+        ...
 
 
 class Injector:
     """Runs each fault as a task of the world."""
 
-    def __init__(self, seed: int, loop: SimLoop, network: SimNetwork, patient: Patient, trace: Trace) -> None:
+    def __init__(
+        self, seed: int, loop: SimLoop, network: SimNetwork, fleet: Fleet, controls: Controls, trace: Trace
+    ) -> None:
         self._seed = seed
         self._loop = loop
         self._network = network
-        self._patient = patient
+        self._fleet = fleet
+        self._controls = controls
         self._trace = trace
         self._tasks: list[asyncio.Task[None]] = []
         self._rotten: set[str] = set()
@@ -78,8 +82,8 @@ class Injector:
         self._trace.note(f"fault {fault.number} is over")
 
     def _resolve(self, fault: Fault) -> str | None:
-        names = sorted(self._patient.machines)
-        leader = self._patient.leader()
+        names = sorted(self._fleet.machines)
+        leader = self._controls.leader(fault.number)
         rng = stream(self._seed, "target", fault.number)
         if fault.target == "leader" and leader is not None:
             return leader
@@ -95,26 +99,26 @@ class Injector:
 
     # --- processes ----------------------------------------------------------------------------------------------------
     async def _crash(self, fault: Fault, name: str) -> None:
-        names = sorted(self._patient.machines) if fault.kind == "power-cut-all" else [name]
+        names = sorted(self._fleet.machines) if fault.kind == "power-cut-all" else [name]
         for one in names:
-            self._patient.crash(one, power_cut=fault.kind != "kill", why=fault.kind)
-        await self._hold(fault.seconds, lambda: _each(self._patient.start, names))
+            self._fleet.crash(one, power_cut=fault.kind != "kill", why=fault.kind)
+        await self._hold(fault.seconds, lambda: _each(self._fleet.start, names))
 
     async def _failpoint(self, fault: Fault, name: str) -> None:
-        self._patient.arm(name, fault.name, 1 + int(fault.amount * 10) % 5, power_cut=fault.amount < 0.5)
-        await self._hold(fault.seconds + 5.0, lambda: self._patient.disarm(name))
+        self._fleet.arm(name, fault.name, 1 + int(fault.amount * 10) % 5, power_cut=fault.amount < 0.5)
+        await self._hold(fault.seconds + 5.0, lambda: self._fleet.disarm(name))
 
     async def _pause(self, fault: Fault, name: str) -> None:
-        process = self._patient.machines[name].process
+        process = self._fleet.machines[name].process
         if process is not None:
             self._loop.pause(process)
             await self._hold(fault.seconds, lambda: self._loop.resume(process))
 
     async def _pause_cut(self, fault: Fault, name: str) -> None:
         """The leader is paused and cut off; when it goes on, clients reach it before it hears of its successor."""
-        name = self._patient.leader() or name
-        process = self._patient.machines[name].process
-        links = _both(name, [node for node in sorted(self._patient.machines) if node != name])
+        name = self._controls.leader(fault.number) or name
+        process = self._fleet.machines[name].process
+        links = _both(name, [node for node in sorted(self._fleet.machines) if node != name])
         for link in links:
             self._network.block(*link)
         if process is not None:
@@ -130,7 +134,7 @@ class Injector:
             _each(lambda link: self._network.unblock(*link), links)
 
     async def _admin(self, fault: Fault, name: str) -> None:
-        await self._patient.admin(name, fault.kind)
+        await self._controls.admin(name, fault.kind)
         after = {"maintenance": "end-maintenance", "demote": "restore", "remove": "restore", "replace": "restore"}.get(
             fault.kind
         )
@@ -139,13 +143,13 @@ class Injector:
                 await asyncio.sleep(fault.seconds)
             finally:
                 if not self.over:
-                    self._loop.create_task(self._patient.admin(name, after))
+                    self._loop.create_task(self._controls.admin(name, after))
 
     async def _step_down_cut(self, fault: Fault, name: str) -> None:
         """The leader hands over, and is cut off while it does: it must not serve reads from its lease any more."""
-        name = self._patient.leader() or name
-        others = [node for node in sorted(self._patient.machines) if node != name]
-        await self._patient.admin(name, "step-down")
+        name = self._controls.leader(fault.number) or name
+        others = [node for node in sorted(self._fleet.machines) if node != name]
+        await self._controls.admin(name, "step-down")
         await asyncio.sleep(fault.amount * 10 * self._network.faults.delay)
         links = _both(name, others)
         for link in links:
@@ -154,50 +158,50 @@ class Injector:
 
     async def _force_cut(self, fault: Fault, name: str) -> None:
         """The leader is cut off, and another node is told to campaign while the leader's lease still lasts."""
-        name = self._patient.leader() or name
-        others = [node for node in sorted(self._patient.machines) if node != name]
+        name = self._controls.leader(fault.number) or name
+        others = [node for node in sorted(self._fleet.machines) if node != name]
         links = _both(name, others)
         for link in links:
             self._network.block(*link)
         for other in others:
-            await self._patient.admin(other, "force-election")
+            await self._controls.admin(other, "force-election")
         await self._hold(fault.seconds, lambda: _each(lambda link: self._network.unblock(*link), links))
 
     # --- disks --------------------------------------------------------------------------------------------------------
     async def _slow_disk(self, fault: Fault, name: str) -> None:
-        device = self._patient.machines[name].device
+        device = self._fleet.machines[name].device
         device.slow = 10 + 200 * fault.amount
         await self._hold(fault.seconds, lambda: setattr(device, "slow", 1.0))
 
     async def _stalled_disk(self, fault: Fault, name: str) -> None:
-        device = self._patient.machines[name].device
+        device = self._fleet.machines[name].device
         device.stalled = True
         await self._hold(fault.seconds, device.release)
 
     async def _disk_error(self, fault: Fault, name: str) -> None:
-        disk = self._patient.machines[name].log_disk
+        disk = self._fleet.machines[name].log_disk
         disk.fail_commits = "ENOSPC" if fault.kind == "disk-full" else "EIO"
         await self._hold(fault.seconds, lambda: setattr(disk, "fail_commits", ""))
 
     async def _rot(self, fault: Fault, name: str) -> None:
         """Bits rot while the machine is down; never on two machines of a run, so that good copies remain."""
-        if (self._rotten and name not in self._rotten) or not self._patient.may_lose(name):
+        if (self._rotten and name not in self._rotten) or not self._controls.may_lose(name):
             return
         self._rotten.add(name)
-        self._patient.rotted(name)
-        self._patient.crash(name, power_cut=False, why=fault.kind)
-        key = self._patient.machines[name].log_disk.rot(b"g")
+        self._fleet.rotted(name)
+        self._fleet.crash(name, power_cut=False, why=fault.kind)
+        key = self._fleet.machines[name].log_disk.rot(b"g")
         self._trace.tell(f"{name}: one bit of {key.hex() if key else 'nothing'} is flipped")
-        await self._hold(fault.seconds, lambda: self._patient.start(name))
+        await self._hold(fault.seconds, lambda: self._fleet.start(name))
 
     # --- clocks -------------------------------------------------------------------------------------------------------
     async def _clock_rate(self, fault: Fault, name: str) -> None:
         """Stays within the bound that leased reads are promised for."""
-        self._patient.machines[name].clock.set_rate((2 * fault.amount - 1) * 0.0009)
+        self._fleet.machines[name].clock.set_rate((2 * fault.amount - 1) * 0.0009)
         await asyncio.sleep(0)
 
     async def _wall_jump(self, fault: Fault, name: str) -> None:
-        self._patient.machines[name].clock.wall_offset += (2 * fault.amount - 1) * 86400
+        self._fleet.machines[name].clock.wall_offset += (2 * fault.amount - 1) * 86400
         await asyncio.sleep(0)
 
     # --- links --------------------------------------------------------------------------------------------------------
@@ -224,12 +228,12 @@ class Injector:
 
     def _links(self, fault: Fault, name: str) -> list[tuple[str, str]]:
         """The directed links a fault is about. Clients are cut off together with the side they happen to be on."""
-        nodes = sorted(self._patient.machines)
+        nodes = sorted(self._fleet.machines)
         rng = stream(self._seed, "links", fault.number)
         others = [node for node in nodes if node != name]
         if fault.kind in ("isolate", "isolate-leader"):
             if fault.kind == "isolate-leader":
-                name = self._patient.leader() or name
+                name = self._controls.leader(fault.number) or name
                 others = [node for node in nodes if node != name]
             return _both(name, others)
         if fault.kind == "one-way":

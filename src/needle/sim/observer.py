@@ -124,9 +124,11 @@ class Observer:
         elif before is not None and (before[0], before[1]) != (term, role):
             self._trace.note(f"{name} is {role.name} of group {group} in term {term}")
 
-    def booted(self, name: str, group: GroupId) -> None:
+    def booted(self, name: str) -> None:
         """A node starts on what its disk holds."""
-        self.monotone.booted(group, name, DurableLog(self._machines[name].log_disk, group).hard_state().term)
+        disk = self._machines[name].log_disk
+        for group in _groups_on(disk):
+            self.monotone.booted(group, name, DurableLog(disk, group).hard_state().term)
 
     def compare_logs(self, groups: dict[GroupId, dict[str, Replicating]]) -> None:
         """Log matching over all running replicas. Raises Violation."""
@@ -203,6 +205,12 @@ class Observer:
         durability.write_acknowledged(group, index, voter_sets, holds)
         if index not in self.committed.log(group):
             raise Violation("acknowledged means applied", f"write {index} of group {group} was applied by nobody")
+
+
+def _groups_on(disk: LogDisk) -> list[GroupId]:
+    """The groups that have a HardState on a disk."""
+    keys = (key for key in disk.durable.order if key.startswith(b"g") and key.endswith(HARD))
+    return [group for group, kind, _ in map(parse_key, keys) if kind == HARD]
 
 
 def _term(raft: Any, index: int) -> int | None:

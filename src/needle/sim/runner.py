@@ -10,9 +10,10 @@ from concurrent.futures import ProcessPoolExecutor
 
 import msgspec
 
+from needle.sim.report import Report
 from needle.sim.shrink import fewest, smallest
 from needle.sim.spec import Spec
-from needle.sim.world import Report, World
+from needle.sim.world import World
 
 RUNS_PER_WORKER = 50
 

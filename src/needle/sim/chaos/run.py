@@ -26,8 +26,8 @@ from needle.sim.chaos.injector import Injector, Injured, has_quorum, make_links
 from needle.sim.chaos.process_cluster import ProcessCluster, free_ports, wait_for
 from needle.sim.chaos.recovery import Probes, Recovery
 from needle.sim.chaos.schedule import Fault, Round, schedule
+from needle.sim.databases import connect
 from needle.sim.machine import stream
-from needle.sim.nodes import connect
 from needle.sim.spec import Profile
 from needle.sim.trace import Trace
 from needle.sim.violation import Violation
