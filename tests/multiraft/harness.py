@@ -51,6 +51,10 @@ class ThreadPool:
     async def run(self, fn: Callable[..., Any], /, *args: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, fn, *args)
 
+    def call(self, done: Callable[..., None], fn: Callable[..., Any], /, *args: object, quick: bool = False) -> None:
+        future = asyncio.ensure_future(self.run(fn, *args))
+        future.add_done_callback(lambda f: done(None, f.exception()) if f.exception() else done(f.result(), None))
+
     def close(self) -> None:
         self._threads.shutdown(wait=True)
 

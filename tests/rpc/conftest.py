@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from needle.rpc.connection import RpcLimits
+from needle.rpc.promise import Promise
 from needle.rpc.server import RpcServer
 from needle.rpc.transport import RpcClient
 
@@ -29,6 +30,7 @@ class Recorder:
         self.entered = 0
         self.finished = 0
         self.boom = None
+        self.promises = []
 
     def on_oneway(self, peer, body):
         if body == b"boom":
@@ -44,6 +46,9 @@ class Recorder:
             future = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().call_soon(future.set_result, bytes(body))
             return future
+        if method == "promise":
+            self.promises.append(Promise())
+            return self.promises[-1]
         if method == "big":
             return b"b" * int(bytes(body))
         if method in ("raise", "wait", "task"):

@@ -163,6 +163,43 @@ async def test_stopping_lets_running_requests_finish(net, recorder, until):
     assert await call == b"kept"
 
 
+async def test_a_promise_is_answered_when_it_is_settled(net, recorder, until):
+    server = await net.server(recorder)
+    client = net.client()
+    calls = [asyncio.create_task(client.call(server.address, "promise", b"", 20.0)) for _ in range(2)]
+    await until(lambda: len(recorder.promises) == 2)
+    recorder.promises[1].set_result(b"second")
+    assert await calls[1] == b"second"
+    recorder.promises[0].set_exception(Unavailable("first"))
+    with pytest.raises(Unavailable, match="first"):
+        await calls[0]
+
+
+async def test_stopping_waits_for_promised_answers(net, recorder, until):
+    server = await net.server(recorder)
+    call = asyncio.create_task(net.client().call(server.address, "promise", b"", 20.0))
+    await until(lambda: recorder.promises)
+    stop = asyncio.create_task(server.stop())
+    await asyncio.sleep(0)
+    assert not stop.done()
+    recorder.promises[0].set_result(b"kept")
+    await stop
+    assert await call == b"kept"
+
+
+async def test_promised_requests_count_as_in_flight(net, recorder, until):
+    server = await net.server(recorder, inflight_requests_max=2)
+    client = net.client()
+    calls = [asyncio.create_task(client.call(server.address, "promise", b"", 20.0)) for _ in range(5)]
+    await until(lambda: len(recorder.promises) == 2)
+    assert await net.client().call(server.address, "echo", b"another connection", 20.0) == b"another connection"
+    assert len(recorder.promises) == 2, "the connection is at its bound: nothing more is read from it"
+    for n in range(5):
+        await until(lambda n=n: len(recorder.promises) > n)
+        recorder.promises[n].set_result(b"%d" % n)
+    assert await asyncio.gather(*calls) == [b"0", b"1", b"2", b"3", b"4"]
+
+
 async def test_stopping_cancels_what_does_not_finish(net, recorder, until):
     server = await net.server(recorder, stop_timeout=0.02)
     call = asyncio.create_task(net.client().call(server.address, "wait", b"", 20.0))

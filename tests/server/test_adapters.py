@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.process_cluster import wait_for
 from needle.base.errors import ConfigError, StorageError, Unavailable, UnsupportedFormat
 from needle.server.address_book import AddressBook
 from needle.server.data_dir import claim, load_addresses, save_addresses
@@ -36,6 +37,44 @@ async def test_a_cancelled_caller_does_not_stop_the_pool() -> None:
     gate.set()
     assert await pool.run(lambda: 7) == 7
     pool.close()
+
+
+async def test_a_quick_call_is_made_at_once_while_calls_are_quick() -> None:
+    pool, answers = ThreadPool("test"), []
+
+    async def threads_used(count: int) -> list[str]:
+        asked = len(answers)
+        for n in range(count):
+            pool.call(lambda result, error: answers.append((result, error)), _where, quick=True)
+            await wait_for(lambda n=n: len(answers) > asked + n, 5, "an answer")
+        return [result for result, _ in answers[asked:]]
+
+    first = await threads_used(40)
+    assert first[0] == "needle-test-0", "nothing is known yet about how quick they are"
+    assert first[-1] == threading.current_thread().name
+    gate = threading.Event()
+    pool.call(lambda *_: None, gate.wait)
+    pool.call(lambda result, error: answers.append((result, error)), _where, quick=True)
+    assert len(answers) == 40, "calls take effect in order: it waits for the one that runs"
+    gate.set()
+    await wait_for(lambda: len(answers) == 41, 5, "the answer")
+    pool.call(lambda *_: None, threading.Event().wait, 0.05, quick=True)
+    assert set(await threads_used(5)) == {"needle-test-0"}, "after a slow one"
+    pool.close()
+
+
+async def test_a_quick_call_hands_on_what_it_raises() -> None:
+    pool, errors = ThreadPool("test"), []
+    for _ in range(40):
+        count = len(errors)
+        pool.call(lambda _, error: errors.append(error), {}.__getitem__, "x", quick=True)
+        await wait_for(lambda count=count: len(errors) > count, 5, "the error")
+    assert {type(error) for error in errors} == {KeyError}
+    pool.close()
+
+
+def _where() -> str:
+    return threading.current_thread().name
 
 
 def test_the_clock_never_goes_back() -> None:

@@ -6,9 +6,10 @@ own event loop.
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+Done = Callable[[Any, BaseException | None], None]
 
 
 class Clock(Protocol):
@@ -44,6 +45,12 @@ class Pool(Protocol):
 
     async def run(self, fn: Callable[..., T], /, *args: object) -> T:
         """Run `fn(*args)` off the event loop and return its result; its exception is raised here unchanged."""
+        ...
+
+    def call(self, done: Done, fn: Callable[..., Any], /, *args: object, quick: bool = False) -> None:
+        """Run `fn(*args)` and call `done(result, None)` or `done(None, exception)` on the event loop: `run` without a
+        task. quick: it is expected to take well below a millisecond; then it may be run, and `done` called, before
+        this returns."""
         ...
 
     def close(self) -> None:

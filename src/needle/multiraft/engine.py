@@ -96,6 +96,8 @@ class Engine:
         self._extra: list[Extra] = []
         self._writing = False
         self._scheduled = False
+        self._in_turn = False
+        self._again = False
         self._timers = Timers(config.heartbeat_interval / _QUANTA_PER_HEARTBEAT)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -180,7 +182,9 @@ class Engine:
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._loop is not None:
+        if self._in_turn:
+            self._again = True
+        elif not self._scheduled and self._loop is not None:
             self._scheduled = True
             self._loop.call_soon(self._run_turn)
 
@@ -189,16 +193,23 @@ class Engine:
         self._turn.post(group, messages)
 
     def _run_turn(self) -> None:
+        """One turn, and what its own disk writes and applies bring if they were quick enough to be done within it."""
         self._scheduled = False
-        if self.stopped:
+        if self.stopped or self._in_turn:
             return
+        self._in_turn = True
         try:
             self._take_all()
+            while self._again and not self.stopped:
+                self._again = False
+                self._take_all()
         except NeedleError as error:
             self._fail(error)
         except Exception as error:
             self._fail(Internal(f"a loop turn failed: {error!r}"))
             raise
+        finally:
+            self._in_turn = False
 
     def _take_all(self) -> None:
         self.counters.turns += 1
@@ -217,7 +228,9 @@ class Engine:
         if may_persist and (turn.work or self._extra):
             extra, self._extra = self._extra, []
             self._writing = True
-            self.spawn(self._persist(turn.work, extra))
+            self._persist(turn.work, extra)
+        for group, batch in turn.applies:
+            group.apply(batch)
         self._set_timer(now)
 
     def _send(self, to: NodeId, messages: list[Addressed]) -> None:
@@ -248,12 +261,20 @@ class Engine:
         self._schedule()
         await future
 
-    async def _persist(self, work: list[Work], extra: list[Extra]) -> None:
+    def _persist(self, work: list[Work], extra: list[Extra]) -> None:
         writes = [item.write for item in work]
         writes.extend(write for write, _ in extra)
-        await self._log_pool.run(self._store.write, writes)
-        if self.stopped:
-            return
+        quick = not extra and self.config.is_quick([entry for write in writes for entry in write.entries])
+
+        def done(_: None, error: BaseException | None) -> None:
+            if error is not None:
+                self.background_failed(error)
+            elif not self.stopped:
+                self._persisted(work, extra, writes)
+
+        self._log_pool.call(done, self._store.write, writes, quick=quick)
+
+    def _persisted(self, work: list[Work], extra: list[Extra], writes: list[LogWrite]) -> None:
         self.counters.persists += 1
         self._writing = False
         self._store.note(writes)
@@ -265,7 +286,10 @@ class Engine:
                 future.set_result(None)
         self._dirty.update(self._waiting)
         self._waiting = {}
-        self._run_turn()
+        if self._in_turn:
+            self._again = True
+        else:
+            self._run_turn()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run in the background; a failure is fatal for the node."""
@@ -277,6 +301,11 @@ class Engine:
     def _reap(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
         error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.background_failed(error)
+
+    def background_failed(self, error: BaseException) -> None:
+        """Work that nobody awaits failed: the node stops."""
         if isinstance(error, NeedleError):
             self._fail(error)
         elif isinstance(error, Exception):

@@ -58,13 +58,14 @@ class Work(msgspec.Struct):
 
 
 class Turn:
-    """What one loop turn gathers over all groups: messages by peer, and writes."""
+    """What one loop turn gathers over all groups: messages by peer, writes, and entries to apply after both."""
 
-    __slots__ = ("outbox", "work")
+    __slots__ = ("applies", "outbox", "work")
 
     def __init__(self) -> None:
         self.outbox: dict[NodeId, list[Addressed]] = {}
         self.work: list[Work] = []
+        self.applies: list[tuple[Group, list[Applied]]] = []
 
     def post(self, group: GroupId, messages: tuple[Message, ...]) -> None:
         """Send these at the end of the turn."""
@@ -95,6 +96,10 @@ class Surroundings(Protocol):
         """Run in the background; a failure is fatal for the node."""
         ...
 
+    def background_failed(self, error: BaseException) -> None:
+        """Work that nobody awaits failed: stop the node."""
+        ...
+
     def post(self, group: GroupId, messages: tuple[Message, ...]) -> None:
         """Send these with the next loop turn."""
         ...
@@ -115,7 +120,7 @@ class Group:
         self.raft = raft
         self.log = log
         self.machine = machine
-        self.machine_lock = asyncio.Lock()  # apply, install
+        self.machine_lock = asyncio.Lock()  # install; no apply begins while it is held
         self.image_lock = asyncio.Lock()  # checkpoint, export, install
         self.snapshots = SnapshotTraffic(self, host)
         self.proposals = Proposals(group)
@@ -125,6 +130,8 @@ class Group:
         self._host = host
         self._persisting = False
         self._applying = False
+        self._in_machine = False
+        self._machine_idle: asyncio.Future[None] | None = None
         self._compacting = False
         self._clearing_repair = False
         self._conditions: list[Condition] = []
@@ -187,7 +194,7 @@ class Group:
                 self.appended.mark(self.raft.last_index, now)
         if ready.committed:
             self._applying = True
-            self._host.spawn(self._apply(self._to_apply(ready.committed)))
+            turn.applies.append((self, self._to_apply(ready.committed)))
         if ready.reads:
             late = DeadlineExceeded(f"group {self.id} did not apply what the read waits for in time", group=self.id)
             self.reads.confirmed(ready.reads, self.raft.applied, self.waiters, late)
@@ -226,13 +233,38 @@ class Group:
                 batch.append(Applied(entry.index, entry.term, b"", encode_conf(conf)))
         return batch
 
-    async def _apply(self, batch: list[Applied]) -> None:
-        host = self._host
+    def apply(self, batch: list[Applied]) -> None:
+        """Apply what the core handed out; a few small entries within this call."""
+        if self.machine_lock.locked():
+            self._host.spawn(self._apply_after_install(batch))
+        else:
+            self._start_apply(batch)
+
+    async def _apply_after_install(self, batch: list[Applied]) -> None:
         async with self.machine_lock:
-            host.failpoint("apply.before")
-            results = await host.apply_pool.run(self.machine.apply, batch)
-            host.failpoint("apply.after")
-        self._applying = False
+            pass
+        self.apply(batch)
+
+    def _start_apply(self, batch: list[Applied]) -> None:
+        host = self._host
+        self._in_machine = True
+        host.failpoint("apply.before")
+
+        def done(results: list[Any], error: BaseException | None) -> None:
+            if error is not None:
+                host.background_failed(error)
+            else:
+                self._applied(batch, results)
+
+        host.apply_pool.call(done, self.machine.apply, batch, quick=host.config.is_quick(batch))
+
+    def _applied(self, batch: list[Applied], results: list[Any]) -> None:
+        host = self._host
+        host.failpoint("apply.after")
+        self._applying = self._in_machine = False
+        if self._machine_idle is not None:
+            self._machine_idle.set_result(None)
+            self._machine_idle = None
         if host.stopped:
             return
         last = batch[-1].index
@@ -247,6 +279,12 @@ class Group:
         if last - self.log.first_index() >= threshold and not self._compacting and self.log.pending is None:
             self._compacting = True
             host.spawn(self._compact())
+
+    async def machine_idle(self) -> None:
+        """Wait until no entry is being applied. The caller holds the machine's lock, so that none begins then."""
+        if self._in_machine:
+            self._machine_idle = asyncio.get_running_loop().create_future()
+            await self._machine_idle
 
     async def _compact(self) -> None:
         """Drop the log's beginning, but nothing that the state machine might still lose with the power."""

@@ -124,6 +124,7 @@ class SnapshotTraffic:
         await host.durable(LogWrite(log=log, pending=PendingInstall(meta, directory), hard_state=before))
         host.failpoint("snapshot.after_pending")
         async with group.image_lock, group.machine_lock:
+            await group.machine_idle()
             await host.apply_pool.run(group.machine.install_snapshot, directory)
             host.failpoint("snapshot.after_install")
         found = group.machine.applied_index()

@@ -22,6 +22,7 @@ from needle.base.errors import (
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import RaftStatus
 from needle.multiraft.engine import Engine
+from needle.multiraft.proposals import Receiver
 from needle.multiraft.reads import not_leader
 from needle.multiraft.repair import not_while_repairing
 from needle.multiraft.status import group_status
@@ -38,18 +39,25 @@ class Host(Engine):
     async def propose(self, group: GroupId, data: bytes, timeout: float) -> Any:
         """Replicate `data`; the state machine's result after commit by a quorum and apply here. timeout: seconds.
 
-        Raises the NeedleError with which the state machine refused it; NotLeader, Overloaded, Unavailable (it has no
-        effect); ProposalDropped (neither); OutcomeUnknown (it may have).
+        Raises what `submit` raises and what it settles with.
+        """
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.submit(group, data, timeout, future)
+        return await future
+
+    def submit(self, group: GroupId, data: bytes, timeout: float, receiver: Receiver) -> None:
+        """Replicate `data`, and settle `receiver` as `propose` answers: in the turn in which the entry is applied.
+
+        Raises NotLeader, Overloaded, Unavailable: it has no effect. Settles with the NeedleError with which the state
+        machine refused it, ProposalDropped (no effect) or OutcomeUnknown (it may have one).
         """
         replica = self._group(group)
         if len(replica.proposals) >= self.config.proposals_max:
             raise Overloaded(f"{self.config.proposals_max} writes wait in group {group}; slow down", group=group)
         now = self.clock.monotonic()
         index, term = replica.raft.propose(data, now)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        replica.proposals.add(index, term, future, now + timeout)
+        replica.proposals.add(index, term, receiver, now + timeout)
         self.wake(replica)
-        return await future
 
     async def read_index(self, group: GroupId, timeout: float) -> int:
         """Confirm leadership and wait until all that was committed before is applied here; that index.

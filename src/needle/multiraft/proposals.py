@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from needle.base.errors import NeedleError, OutcomeUnknown, ProposalDropped
 from needle.base.ids import GroupId
@@ -17,10 +17,18 @@ from needle.base.ids import GroupId
 _NEVER = float("inf")
 
 
+class Receiver(Protocol):
+    """Who is told the outcome: an asyncio.Future, or what settles like one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, error: Exception, /) -> None: ...
+
+
 class _Pending:
     __slots__ = ("deadline", "future", "next", "term")
 
-    def __init__(self, term: int, future: asyncio.Future[Any], deadline: float) -> None:
+    def __init__(self, term: int, future: Receiver, deadline: float) -> None:
         self.term = term
         self.future = future
         self.deadline = deadline
@@ -38,7 +46,7 @@ class Proposals:
     def __len__(self) -> int:
         return len(self._by_index)
 
-    def add(self, index: int, term: int, future: asyncio.Future[Any], deadline: float) -> None:
+    def add(self, index: int, term: int, future: Receiver, deadline: float) -> None:
         """Wait for (index, term); deadline in seconds of the node's monotonic clock."""
         pending = _Pending(term, future, deadline)
         pending.next = self._by_index.get(index)

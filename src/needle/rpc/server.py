@@ -35,6 +35,7 @@ from needle.rpc.codec import (
 )
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
 from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame, Payload
+from needle.rpc.promise import Promise
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Handler(Protocol):
         ...
 
     def on_request(self, peer: Peer, method: str, body: Payload) -> Answer | Awaitable[Answer]:
-        """The answer, or a future of it (answered from its callback, no task), or any awaitable (run as a task).
+        """The answer, or a promise of it, or any awaitable (run as a task).
 
         A NeedleError is sent to the caller; any other exception as Internal. When the caller is gone the work still
         finishes and its answer is dropped. body: a view into the received chunk when large; decode it, or copy it.
@@ -93,6 +94,8 @@ class RpcServer:
         self.stats = RpcStats()
         self.connections: dict[ServerConnection, None] = {}
         self.tasks: dict[asyncio.Future[Any], None] = {}
+        self._promised = 0
+        self._kept: asyncio.Future[None] | None = None
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -117,6 +120,12 @@ class RpcServer:
         host = self.endpoint[0]
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
+    def promised(self, more: int) -> None:
+        """So many more answers are promised."""
+        self._promised += more
+        if self._kept is not None and not self._promised and not self._kept.done():
+            self._kept.set_result(None)
+
     async def stop(self) -> None:
         """Accept no more, let running requests finish (at most stop_timeout), cancel the rest, close. Idempotent."""
         server, self._server = self._server, None
@@ -124,8 +133,12 @@ class RpcServer:
             server.close()
         for connection in list(self.connections):
             connection.drain()
-        if self.tasks:
-            _, late = await asyncio.wait(list(self.tasks), timeout=self.limits.stop_timeout)
+        running: list[asyncio.Future[Any]] = list(self.tasks)
+        if self._promised:
+            self._kept = asyncio.get_running_loop().create_future()
+            running.append(self._kept)
+        if running:
+            _, late = await asyncio.wait(running, timeout=self.limits.stop_timeout)
             for task in late:
                 task.cancel()
             if late:
@@ -236,12 +249,35 @@ class ServerConnection(FrameConnection):
         if isinstance(answer, list):
             self._answer(request_id, answer)
             return
+        if isinstance(answer, Promise):
+            self._promise(request_id, len(payload), answer)
+            return
         future: asyncio.Future[Answer] = asyncio.ensure_future(answer)
         size = len(payload)
         self.inflight += 1
         self.inflight_bytes += size
         self.server.tasks[future] = None
         future.add_done_callback(partial(self._done, request_id, size))
+        if self._blocked():
+            self._set_reading(False)
+
+    def _promise(self, request_id: int, size: int, promise: Promise[Answer]) -> None:
+        self.inflight += 1
+        self.inflight_bytes += size
+        self.server.promised(1)
+
+        def settled(answer: Answer | None, error: BaseException | None) -> None:
+            self.server.promised(-1)
+            self.inflight -= 1
+            self.inflight_bytes -= size
+            if answer is None:
+                self._answer_error(request_id, error or Internal("no answer"))
+            else:
+                self._answer(request_id, answer if isinstance(answer, list) else (answer,))
+            if not self._reading:
+                self.loop.call_soon(self.on_flow)
+
+        promise.then(settled)
         if self._blocked():
             self._set_reading(False)
 

@@ -199,6 +199,11 @@ class HostedReplica:
             await self._host.read_index(self.group, timeout)
             self._judged_term = term
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether `be_up_to_date` would return at once."""
+        return self._host.term(self.group) == self._judged_term
+
     def used(self) -> bool:
         """Whether anything was ever written to this group, as far as this replica knows."""
         return bool(self.replica.collections() or self.replica.session_rows())

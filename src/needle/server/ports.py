@@ -28,6 +28,9 @@ from needle.server.runtime import SystemClock, ThreadPool
 from needle.shard.disk import ReplicaDisk
 from needle.shard.state_machine import Replica
 
+BACKGROUND_NICE = 10
+"""Index builds and file checks get a tenth of a busy core: acknowledged writes, searches and heartbeats go first."""
+
 AddressOf = Callable[[NodeId], str | None]
 
 
@@ -73,7 +76,8 @@ class NodePorts:
 
     log_pool: Raft log transactions, one thread. apply_pool: state machines. search_pool: searches and gets.
     build_pool: index builds (minutes). file_pool: segment files and checkpoints' reads. claim: takes a data directory
-    for this node or raises; returns what releases it. machine: lets an observer stand between Raft and the replica.
+    for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
+    replica, or the catalog.
     """
 
     clock: Clock
@@ -91,6 +95,7 @@ class NodePorts:
     claim: Callable[[str, NodeId, str], Callable[[], None]]
     failpoint: Failpoint = no_failpoint
     machine: Callable[[GroupId, Replica], StateMachine] = lambda _, replica: ReplicaMachine(replica)
+    catalog: Callable[[GroupId, StateMachine], StateMachine] = lambda _, machine: machine
     search_threads: int = 2
 
     def close_pools(self) -> None:
@@ -146,8 +151,8 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
         log_pool=ThreadPool("log"),
         apply_pool=ThreadPool("apply", 2),
         search_pool=ThreadPool("search", threads),
-        build_pool=ThreadPool("build"),
-        file_pool=ThreadPool("files"),
+        build_pool=ThreadPool("build", nice=BACKGROUND_NICE),
+        file_pool=ThreadPool("files", nice=BACKGROUND_NICE),
         listen=listen,
         peers=peers,
         open_store=lambda directory: WalStore(

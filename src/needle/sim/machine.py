@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
+from needle.base.runtime import Done
 from needle.sim.event_loop import SimLoop
 from needle.sim.process import Process
 
@@ -79,10 +81,20 @@ class SimPool:
         self._closed = False
 
     async def run(self, fn: Callable[..., T], /, *args: object) -> T:
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._submit(future, fn, args)
+        return await future
+
+    def call(self, done: Done, fn: Callable[..., Any], /, *args: object, quick: bool = False) -> None:
+        """quick changes nothing here: a call that is made at once has no latency, and that is drawn, too."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.add_done_callback(partial(_tell, done), context=self._process.context)
+        self._submit(future, fn, args)
+
+    def _submit(self, future: asyncio.Future[T], fn: Callable[..., T], args: tuple[object, ...]) -> None:
         self._process.fence()
         if self._closed:
             raise RuntimeError("pool is closed")
-        future: asyncio.Future[T] = self._loop.create_future()
         before, after = self._device.latency() if self._device is not None else (0.0, 0.0)
         begin = max(self._loop.time(), self._free_at) + before
         self._free_at = begin + after
@@ -90,7 +102,6 @@ class SimPool:
             self._loop.call_at(begin, self._execute, future, fn, args, after, context=self._process.context)
         else:
             self._loop.call_soon(self._execute, future, fn, args, after, context=self._process.context)
-        return await future
 
     def _execute(self, future: asyncio.Future[T], fn: Callable[..., T], args: tuple[object, ...], after: float) -> None:
         if self._device is not None and self._device.hold(lambda: self._resume(future, fn, args, after)):
@@ -123,3 +134,8 @@ class SimPool:
 
     def close(self) -> None:
         self._closed = True
+
+
+def _tell(done: Done, future: asyncio.Future[Any]) -> None:
+    error = future.exception()
+    done(None if error is not None else future.result(), error)

@@ -65,9 +65,9 @@ MUTANTS = (
         breaks="a write is answered when it is in the leader's log, before any disk holds it",
         edits=(
             Edit(
-                "multiraft.host:Host.propose",
-                "return await future",
-                "from needle.base import model; return model.WriteResult(version=index, index=index)",
+                "multiraft.host:Host.submit",
+                "replica.proposals.add(index, term, receiver, now + timeout)",
+                "from needle.base import model; receiver.set_result(model.WriteResult(version=index, index=index))",
             ),
         ),
         sim=True,
@@ -82,7 +82,7 @@ MUTANTS = (
     Mutant(
         name="fsync-error-is-not-fatal",
         breaks="after a failed fsync the node goes on: the kernel has dropped the pages, a later fsync proves nothing",
-        edits=(Edit("multiraft.engine:Engine._reap", "self._fail(error)", "self._writing = False"),),
+        edits=(Edit("multiraft.engine:Engine.background_failed", "self._fail(error)", "self._writing = False"),),
         tests=(_HOST + "test_fsync_error_is_fatal_for_all_groups_and_acknowledges_nothing",),
     ),
     Mutant(

@@ -45,10 +45,17 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
 def plant(mutant: Mutant) -> None:
     """Plant all edits. Raises PlantingFailed."""
     for edit in mutant.edits:
-        _replace(edit)
+        function, code = _bugged(edit)
+        function.__code__ = code
 
 
-def _replace(edit: Edit) -> None:
+def check_plantable(mutant: Mutant) -> None:
+    """Plant nothing, but raise what `plant` would raise."""
+    for edit in mutant.edits:
+        _bugged(edit)
+
+
+def _bugged(edit: Edit) -> tuple[FunctionType, CodeType]:
     function = _function(edit.where)
     source = textwrap.dedent(inspect.getsource(function))
     if source.count(edit.old) != 1:
@@ -65,7 +72,7 @@ def _replace(edit: Edit) -> None:
     if code is None or code.co_freevars != function.__code__.co_freevars:
         raise PlantingFailed(f"{edit.where} is no plain function any more")
     _check_names(edit, code, vars(module))
-    function.__code__ = code
+    return function, code
 
 
 def _function(where: str) -> FunctionType:
