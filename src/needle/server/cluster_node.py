@@ -68,6 +68,7 @@ class CatalogAdapter:
         self.applied_term = machine.applied_term
         self.conf = machine.conf
         self.checkpoint = machine.checkpoint
+        self.digest = machine.digest
         self.install_snapshot = machine.install_snapshot
         self.close = machine.close
 
@@ -138,7 +139,8 @@ class ClusterNode(Node):
         if self.catalog is None:
             machine = CatalogMachine(catalog_directory(self.config.data_dir))
             try:
-                self.host.open_group(CATALOG_GROUP, CatalogAdapter(machine), voters=sorted(self.cluster.voters))
+                watched = self.ports.catalog(CATALOG_GROUP, CatalogAdapter(machine))
+                self.host.open_group(CATALOG_GROUP, watched, voters=sorted(self.cluster.voters))
             except BaseException:
                 machine.close()
                 raise

@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m needle.sim", description="Deterministic simulation of a cluster.")
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, counting up")
-    parser.add_argument("--nodes", type=int, choices=(1, 3, 5, 7), help="default: 3, every fourth seed 5")
+    parser.add_argument("--nodes", type=int, choices=(1, 3, 4, 5, 7), help="default: from the seed")
+    parser.add_argument("--sharded", action="store_true", help="a sharded cluster: a catalog and several groups")
     parser.add_argument("--minutes", type=float, default=2.0, help="virtual minutes with faults and load")
     parser.add_argument("--faults", help="only the faults with these numbers, as in 3,7,9 or none")
     parser.add_argument("--operations", type=int, default=1_000_000, help="stop the load after so many operations")
@@ -58,8 +59,15 @@ def _spec(options: argparse.Namespace, seed: int) -> Spec:
     faults = None
     if options.faults is not None:
         faults = () if options.faults == "none" else tuple(int(number) for number in options.faults.split(","))
-    nodes = options.nodes or (5 if seed % 4 == 0 else 3)
-    return Spec(seed=seed, nodes=nodes, seconds=options.minutes * 60, faults=faults, operations_max=options.operations)
+    nodes = options.nodes or (3 + seed % 3 if options.sharded else 5 if seed % 4 == 0 else 3)
+    return Spec(
+        seed=seed,
+        nodes=nodes,
+        seconds=options.minutes * 60,
+        faults=faults,
+        operations_max=options.operations,
+        sharded=options.sharded,
+    )
 
 
 def _traced(spec: Spec) -> int:

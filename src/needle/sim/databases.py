@@ -18,7 +18,7 @@ from needle.sim.network import SimEndpoint
 CALL_TIMEOUT = 5.0
 
 
-class _Recorder:
+class Recorder:
     """Notes the applied index that answers carry, which the real client keeps to itself."""
 
     def __init__(self, endpoint: Caller) -> None:
@@ -47,7 +47,7 @@ class _Recorder:
 class RealDatabase:
     """The real client, in the shape the workload uses."""
 
-    def __init__(self, recorder: _Recorder, client: RealClient) -> None:
+    def __init__(self, recorder: Recorder, client: RealClient) -> None:
         self._recorder = recorder
         self._client = client
 
@@ -76,13 +76,13 @@ class RealDatabase:
             raise RuntimeError("the client answered a search that no node did")
         return self._recorder.batch
 
-    def token(self) -> int:
+    def token(self, key: str) -> int:
         return self._client._data().last_index
 
 
 def connect(endpoint: Caller, addresses: list[str], rng: random.Random) -> RealDatabase:
     """A new client session."""
-    recorder = _Recorder(endpoint)
+    recorder = Recorder(endpoint)
     return RealDatabase(recorder, RealClient(recorder, addresses, rng=rng))
 
 

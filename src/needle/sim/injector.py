@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar
 
 from needle.sim.event_loop import SimLoop
@@ -19,6 +19,8 @@ from needle.sim.spec import Fault
 from needle.sim.trace import Trace
 
 T = TypeVar("T")
+Handler = Callable[[Fault, str], Awaitable[None]]
+"""Carries out a fault on a node, and undoes it; it is cancelled when faults end."""
 
 
 class Controls(Protocol):
@@ -53,6 +55,8 @@ class Injector:
         self._rotten: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.over = False
+        self.more: Mapping[str, Handler] = {}
+        """Faults of other kinds."""
 
     def begin(self, schedule: list[Fault]) -> None:
         """Schedule all faults, relative to now."""
@@ -77,8 +81,10 @@ class Injector:
             return
         self.counts[fault.kind] += 1
         self._trace.tell(f"{name}: {fault}")
-        handler = _HANDLERS.get(fault.kind, Injector._network_fault)
-        await handler(self, fault, name)
+        if fault.kind in self.more:
+            await self.more[fault.kind](fault, name)
+        else:
+            await _HANDLERS.get(fault.kind, Injector._network_fault)(self, fault, name)
         self._trace.note(f"fault {fault.number} is over")
 
     def _resolve(self, fault: Fault) -> str | None:
@@ -102,7 +108,7 @@ class Injector:
         names = sorted(self._fleet.machines) if fault.kind == "power-cut-all" else [name]
         for one in names:
             self._fleet.crash(one, power_cut=fault.kind != "kill", why=fault.kind)
-        await self._hold(fault.seconds, lambda: _each(self._fleet.start, names))
+        await self._hold(fault.seconds, lambda: each(self._fleet.start, names))
 
     async def _failpoint(self, fault: Fault, name: str) -> None:
         self._fleet.arm(name, fault.name, 1 + int(fault.amount * 10) % 5, power_cut=fault.amount < 0.5)
@@ -118,7 +124,7 @@ class Injector:
         """The leader is paused and cut off; when it goes on, clients reach it before it hears of its successor."""
         name = self._controls.leader(fault.number) or name
         process = self._fleet.machines[name].process
-        links = _both(name, [node for node in sorted(self._fleet.machines) if node != name])
+        links = both(name, [node for node in sorted(self._fleet.machines) if node != name])
         for link in links:
             self._network.block(*link)
         if process is not None:
@@ -131,7 +137,7 @@ class Injector:
         finally:
             if process is not None:
                 self._loop.resume(process)
-            _each(lambda link: self._network.unblock(*link), links)
+            each(lambda link: self._network.unblock(*link), links)
 
     async def _admin(self, fault: Fault, name: str) -> None:
         await self._controls.admin(name, fault.kind)
@@ -151,21 +157,21 @@ class Injector:
         others = [node for node in sorted(self._fleet.machines) if node != name]
         await self._controls.admin(name, "step-down")
         await asyncio.sleep(fault.amount * 10 * self._network.faults.delay)
-        links = _both(name, others)
+        links = both(name, others)
         for link in links:
             self._network.block(*link)
-        await self._hold(fault.seconds, lambda: _each(lambda link: self._network.unblock(*link), links))
+        await self._hold(fault.seconds, lambda: each(lambda link: self._network.unblock(*link), links))
 
     async def _force_cut(self, fault: Fault, name: str) -> None:
         """The leader is cut off, and another node is told to campaign while the leader's lease still lasts."""
         name = self._controls.leader(fault.number) or name
         others = [node for node in sorted(self._fleet.machines) if node != name]
-        links = _both(name, others)
+        links = both(name, others)
         for link in links:
             self._network.block(*link)
         for other in others:
             await self._controls.admin(other, "force-election")
-        await self._hold(fault.seconds, lambda: _each(lambda link: self._network.unblock(*link), links))
+        await self._hold(fault.seconds, lambda: each(lambda link: self._network.unblock(*link), links))
 
     # --- disks --------------------------------------------------------------------------------------------------------
     async def _slow_disk(self, fault: Fault, name: str) -> None:
@@ -220,11 +226,11 @@ class Injector:
         if fault.kind == "slow-link":
             for link in links:
                 self._network.slow(*link, 5 + 100 * fault.amount)
-            await self._hold(fault.seconds, lambda: _each(lambda link: self._network.slow(*link, 1.0), links))
+            await self._hold(fault.seconds, lambda: each(lambda link: self._network.slow(*link, 1.0), links))
             return
         for link in links:
             self._network.block(*link)
-        await self._hold(fault.seconds, lambda: _each(lambda link: self._network.unblock(*link), links))
+        await self._hold(fault.seconds, lambda: each(lambda link: self._network.unblock(*link), links))
 
     def _links(self, fault: Fault, name: str) -> list[tuple[str, str]]:
         """The directed links a fault is about. Clients are cut off together with the side they happen to be on."""
@@ -235,26 +241,28 @@ class Injector:
             if fault.kind == "isolate-leader":
                 name = self._controls.leader(fault.number) or name
                 others = [node for node in nodes if node != name]
-            return _both(name, others)
+            return both(name, others)
         if fault.kind == "one-way":
             return [(name, other) for other in others] if fault.amount < 0.5 else [(other, name) for other in others]
         if fault.kind == "bridge":
             rng.shuffle(others)
             half = len(others) // 2
-            return [link for left in others[:half] for link in _both(left, others[half:])]
+            return [link for left in others[:half] for link in both(left, others[half:])]
         if fault.kind == "split":
             side = {name, *rng.sample(others, (len(nodes) - 1) // 2)} if len(nodes) > 3 else {name}
-            return [link for left in sorted(side) for link in _both(left, [n for n in nodes if n not in side])]
+            return [link for left in sorted(side) for link in both(left, [n for n in nodes if n not in side])]
         other = others[rng.randrange(len(others))] if others else name
-        return [(name, other)] if fault.amount < 0.5 else _both(name, [other])
+        return [(name, other)] if fault.amount < 0.5 else both(name, [other])
 
 
-def _each(action: Callable[[T], None], items: list[T]) -> None:
+def each(action: Callable[[T], None], items: list[T]) -> None:
+    """Do it to all."""
     for item in items:
         action(item)
 
 
-def _both(name: str, others: list[str]) -> list[tuple[str, str]]:
+def both(name: str, others: list[str]) -> list[tuple[str, str]]:
+    """The links between a machine and others, in both directions."""
     return [link for other in others for link in ((name, other), (other, name))]
 
 

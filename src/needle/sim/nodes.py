@@ -14,6 +14,7 @@ from needle.base.errors import NeedleError
 from needle.base.ids import GroupId, shard_group
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
+from needle.server.cluster_node import ClusterNode
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.sim.disk import SimStore
@@ -96,6 +97,7 @@ class SimNode:
             claim=lambda directory, node_id, cluster_id: lambda: None,
             failpoint=lambda place: stage.fleet.failpoint(name, process, place),
             machine=self._observed,
+            catalog=self._observed,
         )
 
     def _observed(self, group: GroupId, machine: Any) -> ObservedMachine:
@@ -113,10 +115,17 @@ class SimNode:
         host = getattr(self._node, "host", None)
         return host._groups if host is not None else {}
 
+    def topology_version(self) -> int:
+        """Of the catalog, as this node knows it; 0 for a node without one."""
+        return self._node.topology.version if isinstance(self._node, ClusterNode) else 0
+
     def discard(self) -> None:
         """Close the files of a dead incarnation, so that a long run does not collect them."""
-        for hosted in self._node.groups.values() if self._node is not None else ():
+        node = self._node
+        for hosted in node.groups.values() if node is not None else ():
             hosted.replica.close()
+        if isinstance(node, ClusterNode) and node.catalog is not None:
+            node.catalog.close()
 
 
 class _Listener:

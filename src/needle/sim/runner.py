@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 import msgspec
 
 from needle.sim.report import Report
+from needle.sim.shards.world import ShardWorld
 from needle.sim.shrink import fewest, smallest
 from needle.sim.spec import Spec
 from needle.sim.world import World
@@ -20,7 +21,7 @@ RUNS_PER_WORKER = 50
 
 def run(spec: Spec, *, keep_trace: bool = False) -> tuple[Report, list[str]]:
     """One run: its report, and the trace if kept."""
-    world = World(spec, keep_trace=keep_trace)
+    world = (ShardWorld if spec.sharded else World)(spec, keep_trace=keep_trace)
     report = world.run()
     return report, world.trace.lines
 

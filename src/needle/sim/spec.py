@@ -46,6 +46,21 @@ KINDS = {
 }
 """Weight of each kind of fault."""
 
+SHARD_KINDS = {
+    **{kind: weight for kind, weight in KINDS.items() if kind not in ("demote", "remove", "replace", "rot")},
+    "catalog-leader": 8,
+    "shard-down": 5,
+    "client-off-catalog": 8,
+    "node-off-catalog": 6,
+    "client-off-shard": 8,
+    "node-off-shard": 8,
+    "move": 8,
+    "join": 3,
+    "leave": 3,
+    "prefer": 5,
+}
+"""The same for a sharded cluster; what the first of these are about is in shards/faults.py."""
+
 TARGETS = ("leader", "leader", "follower", "any")
 
 
@@ -68,7 +83,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """A run, but for what happens in it. faults: numbers of the faults to inject, None for all. operations_max: stop
-    the workload after so many."""
+    the workload after so many. sharded: several groups and a catalog (shards/), not one group."""
 
     seed: int
     nodes: int = 3
@@ -77,19 +92,23 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     operations_max: int = 1_000_000
     faults: tuple[int, ...] | None = None
     calm: bool = False
+    sharded: bool = False
 
     def schedule(self) -> list[Fault]:
         """The faults of this run, by time."""
         if self.calm:
             return []
         rate = 0.05 + 0.25 * stream(self.seed, "fault-rate").random()
-        made = [_draw(self.seed, number, self.seconds) for number in range(int(self.seconds * rate))]
+        kinds = SHARD_KINDS if self.sharded else KINDS
+        made = [_draw(self.seed, number, self.seconds, kinds) for number in range(int(self.seconds * rate))]
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 
     def replay_command(self) -> str:
         """What to type to see this run again."""
         parts = [f"python -m needle.sim --seed {self.seed} --nodes {self.nodes} --minutes {self.seconds / 60:g}"]
+        if self.sharded:
+            parts.append("--sharded")
         if self.faults is not None:
             parts.append(f"--faults {','.join(map(str, self.faults)) or 'none'}")
         if self.operations_max < 1_000_000:
@@ -97,9 +116,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join(parts)
 
 
-def _draw(seed: int, number: int, seconds: float) -> Fault:
+def _draw(seed: int, number: int, seconds: float, kinds: dict[str, int]) -> Fault:
     rng = stream(seed, "fault", number)
-    kind = rng.choices(list(KINDS), weights=list(KINDS.values()))[0]
+    kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
     return Fault(
         number=number,
         at=2.0 + rng.random() * max(seconds - 4.0, 0.1),

@@ -6,6 +6,7 @@ Invariant: observing changes nothing. It must not know clients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -22,7 +23,8 @@ from needle.sim.stage import Stage
 
 
 class Watch:
-    """models: by group and by the collection's name inside it. metrics: of collections, by that name."""
+    """models: by group and by the collection's name inside it. metrics: of collections, by that name. on_catalog: told
+    of each committed command of the catalog; on_document: of each document that is written."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -30,6 +32,8 @@ class Watch:
         self._leases = Leases()
         self.models: dict[tuple[GroupId, str], LogModel] = {}
         self.metrics: dict[str, str] = {}
+        self.on_catalog: Callable[[int, bytes], None] = lambda index, data: None
+        self.on_document: Callable[[GroupId, str, str], None] = lambda group, collection, key: None
         stage.observer.committed.on_new = self._committed
 
     def model(self, group: GroupId, collection: str) -> LogModel:
@@ -67,7 +71,10 @@ class Watch:
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
         if self._leases.is_new_term(group, entry.term):
             self._leases.check(group, entry.term, self._leading(group))
-        if group == CATALOG_GROUP or not entry.data or entry.data.startswith(b"conf:"):
+        if not entry.data or entry.data.startswith(b"conf:"):
+            return
+        if group == CATALOG_GROUP:
+            self.on_catalog(index, entry.data)
             return
         command = decode(entry.data)
         if isinstance(command, CreateCollection):
@@ -80,6 +87,7 @@ class Watch:
             for key, vector, metadata in zip(command.ids, vectors, command.metadata, strict=True):
                 value = msgspec.json.decode(metadata) if metadata else None
                 model.write(index, key, ModelDocument(result.version, vector, value))
+                self.on_document(group, command.collection, key)
         elif isinstance(command, Delete):
             for key in command.ids:
                 self.model(group, command.collection).write(index, key, None)

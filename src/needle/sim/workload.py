@@ -63,8 +63,8 @@ class Database(Protocol):
         ...
 
     async def search(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> HitBatch: ...
-    def token(self) -> int:
-        """The log index that this session's eventual reads must have seen."""
+    def token(self, key: str) -> int:
+        """The log index that this session's eventual reads of a key must have seen."""
         ...
 
 
@@ -116,8 +116,8 @@ class Workload:
         self.gets: list[GetSeen] = []
         self.stopping = False
         self.broken: Violation | None = None
-        self.on_ack: Callable[[int], None] = lambda index: None
-        self.latest: Callable[[], int] = lambda: 0
+        self.on_ack: Callable[[str, int], None] = lambda key, index: None
+        self.latest: Callable[[str], int] = lambda key: 0
 
 
 class Client:
@@ -145,7 +145,7 @@ class Client:
         if self._rng.random() < NEW_SESSION_CHANCE:
             self._database = self._connect()
         key, draw = self._work.keys.draw(self._rng), self._rng.random()
-        if self._work.lulls and self._work.loop.time() % LULL_EVERY < LULL_SECONDS:
+        if self._is_lull():
             draw = max(draw, WRITES_SHARE)
         if draw < 0.25:
             await self.put(key)
@@ -159,6 +159,9 @@ class Client:
             await self.get(key, MODES[self._rng.randrange(len(MODES))])
         else:
             await self.search(MODES[self._rng.randrange(len(MODES))])
+
+    def _is_lull(self) -> bool:
+        return self._work.lulls and self._work.loop.time() % LULL_EVERY < LULL_SECONDS
 
     # --- writes -------------------------------------------------------------------------------------------------------
     def _document(self) -> tuple[str, Any, dict[str, Any]]:
@@ -174,7 +177,7 @@ class Client:
         """True if it was acknowledged."""
         tag, vector, metadata = self._document()
         return await self._write(
-            "put", key, tag, 0, lambda: self._database.put(key, vector, metadata), _shown(vector, metadata)
+            "put", key, tag, 0, lambda: self._database.put(key, vector, metadata), shown(vector, metadata)
         )
 
     async def insert(self, key: str) -> None:
@@ -185,7 +188,7 @@ class Client:
             tag,
             0,
             lambda: self._database.insert_if_absent(key, vector, metadata),
-            _shown(vector, metadata),
+            shown(vector, metadata),
         )
 
     async def compare_and_set(self, key: str) -> None:
@@ -202,7 +205,7 @@ class Client:
                 tag,
                 version,
                 lambda: self._database.compare_and_set(key, version, vector, metadata),
-                _shown(vector, metadata),
+                shown(vector, metadata),
             )
 
     async def delete(self, key: str) -> None:
@@ -218,13 +221,13 @@ class Client:
             found = error.details.get("version" if isinstance(error, AlreadyExists) else "actual")
             self._finish(op, "refused", version=int(found or 0), error=error.code)
         except NeedleError as error:
-            self._finish(op, "failed" if _surely_without_effect(error) else "unknown", error=error.code)
+            self._finish(op, "failed" if surely_without_effect(error) else "unknown", error=error.code)
             self._expect(op, error)
         else:
             self._versions[key] = 0 if kind == "delete" else result.version
             version = 0 if kind == "delete" else result.version
             self._finish(op, "ok", version=version, index=result.index, existed=result.existed)
-            self._work.on_ack(result.index)
+            self._work.on_ack(key, result.index)
             return True
         self._versions.pop(key, None)
         return False
@@ -233,7 +236,7 @@ class Client:
     async def get(self, key: str, mode: ReadMode) -> bool:
         """True if it was answered."""
         eventual = mode is ReadMode.EVENTUAL
-        required = self._database.token() if eventual else self._work.latest()
+        required = self._database.token(key) if eventual else self._work.latest(key)
         op = self._invoke("search" if eventual else "get", key, details={"mode": str(mode), "required": required})
         try:
             version, metadata, applied = await self._database.get(key, mode)
@@ -251,7 +254,7 @@ class Client:
                     key=key,
                     version=version,
                     applied_index=applied,
-                    latest_index=self._work.latest(),
+                    latest_index=self._work.latest(key),
                     required_index=required,
                     label=f"get #{op.id} of {key} ({mode})",
                 )
@@ -262,7 +265,7 @@ class Client:
         vector = self._vector()
         filter_, keep = FILTERS[self._rng.randrange(len(FILTERS))]
         k, exact = self._rng.choice([1, 3, 10, 100]), self._rng.random() < 0.7
-        required = self._database.token() if mode is ReadMode.EVENTUAL else self._work.latest()
+        required = self._database.token("") if mode is ReadMode.EVENTUAL else self._work.latest("")
         asked = {"mode": str(mode), "k": k, "filter": filter_, "exact": exact, "vector": vector.tolist()}
         op = self._invoke("search", "", details={**asked, "required": required})
         try:
@@ -309,11 +312,11 @@ class Client:
             )
 
 
-def _surely_without_effect(error: NeedleError) -> bool:
+def surely_without_effect(error: NeedleError) -> bool:
     """The client's promise: a write whose fate is open raises OutcomeUnknown, or breaks off with ConnectionLost."""
     return error.retryable and not isinstance(error, ConnectionLost)
 
 
-def _shown(vector: Any, metadata: Any) -> dict[str, Any]:
+def shown(vector: Any, metadata: Any) -> dict[str, Any]:
     """What a write carries, for the record."""
     return {"vector": vector.tolist(), "metadata": metadata}

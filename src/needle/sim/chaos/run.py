@@ -141,7 +141,7 @@ class ChaosRun:
     async def _load(self, history: Recorder, injector: Injector) -> None:
         work = Workload(self._loop, history, self._trace, self.profile, self.spec.seed, Budget(1 << 60))
         work.lulls = False
-        work.latest = lambda: history.acknowledged_index
+        work.latest = lambda _: history.acknowledged_index
         addresses = injector.cluster.addresses
         probes = Probes(
             [self._client(f"p{n}", work, addresses) for n in range(PROBES)],

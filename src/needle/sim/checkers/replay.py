@@ -77,6 +77,15 @@ class LogModel:
                 found[key] = document
         return found
 
+    def history(self, key: str) -> list[tuple[int, ModelDocument | None]]:
+        """Every entry that wrote or deleted a document."""
+        return self._changes.get(key, [])
+
+    def states(self, first: int, last: int) -> list[int]:
+        """Indices whose states are all that the collection had from entry `first` to entry `last`."""
+        changed = {index for changes in self._changes.values() for index, _ in changes if first < index <= last}
+        return [first, *sorted(changed)]
+
     def versions(self, key: str, first: int, last: int) -> set[int]:
         """The versions (0: absent) a document has after the entries first to last."""
         changes = self._changes.get(key, [])

@@ -1,0 +1,150 @@
+"""The operator of a sharded cluster: creates it, hands leaderships over, changes preferred leaders, removes nodes.
+
+It must not know clients or checkers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from needle.base import protocol
+from needle.base.catalog_commands import RemoveNode, SetReplicas
+from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
+from needle.base.ids import CATALOG_GROUP, GroupId
+from needle.base.protocol import GroupCall
+from needle.base.routing.topology import ClusterSettings, NodeState, Topology
+from needle.server.cluster_create import create_cluster
+from needle.sim.machine import stream
+from needle.sim.shards.databases import ShardAware
+from needle.sim.shards.profile import ShardProfile
+from needle.sim.shards.truth import Truth
+from needle.sim.stage import Stage
+from needle.sim.workload import COLLECTION
+
+ADMIN_SECONDS = 5.0
+CREATE_SECONDS = 10.0
+NAME = "operator"
+
+
+class ShardOperator:
+    """See the module. Fits the injector's Controls."""
+
+    def __init__(self, stage: Stage, truth: Truth, profile: ShardProfile, founders: list[str]) -> None:
+        self._stage = stage
+        self._fleet = stage.fleet
+        self._truth = truth
+        self._profile = profile
+        self._founders = founders
+        self._rng = stream(stage.spec.seed, NAME)
+        self._endpoint = stage.network.endpoint(NAME, stage.client_process(NAME))
+
+    # --- the beginning ------------------------------------------------------------------------------------------------
+    async def create(self) -> bool:
+        """Create the cluster and its first collection; False if it has to be tried again."""
+        return await self._stage.ask(NAME, self._create())
+
+    async def _create(self) -> bool:
+        profile, machines = self._profile, self._fleet.machines
+        settings = ClusterSettings(
+            shard_count=profile.shards,
+            replication_factor=profile.replicas,
+            virtual_nodes_per_shard=profile.virtual_nodes,
+            strategy=profile.strategy,
+        )
+        nodes = {name: machines[name].address for name in self._founders}
+        try:
+            await create_cluster(
+                self._endpoint,
+                settings,
+                nodes,
+                rng=self._rng,
+                boundaries=profile.boundaries,
+                timeout=CREATE_SECONDS,
+            )
+            await self._client().client.create_collection(
+                COLLECTION,
+                dimensions=self._stage.profile.dimensions,
+                metric=self._stage.profile.metric,
+                if_absent=True,
+                timeout=CREATE_SECONDS,
+            )
+        except (Unavailable, OutcomeUnknown) as error:
+            self._stage.trace.tell(f"the cluster is not created yet: {error}")
+            return False
+        return True
+
+    def _client(self) -> ShardAware:
+        return ShardAware(self._endpoint, self._fleet.addresses(), self._truth.now, self._rng)
+
+    # --- the injector's Controls --------------------------------------------------------------------------------------
+    def group(self, hint: int) -> GroupId:
+        """One of the groups."""
+        groups = self._truth.groups()
+        return groups[hint % len(groups)]
+
+    def leader(self, hint: int = 0) -> str | None:
+        """The node that leads one of the groups."""
+        return self._fleet.leader(self.group(hint))
+
+    def may_lose(self, name: str) -> bool:
+        """Replicas cannot be replaced yet."""
+        return False
+
+    async def admin(self, name: str, what: str) -> None:
+        """An operator's command; it may be refused or time out."""
+        self._stage.ask(NAME, self._told(f"{what} of {name}", self._administer(name, what)))
+        await asyncio.sleep(0)
+
+    async def _told(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError) as error:
+            self._stage.trace.note(f"{what}: {error.code}")
+        else:
+            self._stage.trace.tell(f"{what} is done")
+
+    async def _administer(self, name: str, what: str) -> None:
+        client, shards = self._client().client, len(self._truth.now.shards)
+        if what == "step-down":
+            await client.step_down(shard=self._rng.randrange(shards), timeout=ADMIN_SECONDS)
+        elif what == "force-election":
+            group = self.group(self._rng.randrange(shards + 1))
+            body = protocol.encode(GroupCall(group, ADMIN_SECONDS))
+            address = self._fleet.machines[name].address
+            await self._endpoint.call(address, protocol.FORCE_ELECTION, body, ADMIN_SECONDS)
+        elif what == "maintenance":
+            await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
+        elif what == "end-maintenance":
+            await client.exit_maintenance_mode(name, timeout=ADMIN_SECONDS)
+        elif what == "prefer":
+            info = self._truth.now.shards[self._rng.randrange(shards)]
+            turned = [*info.replicas[1:], info.replicas[0]]
+            command = SetReplicas(info.shard, list(info.replicas), turned)
+            await client._shards.command(command, ADMIN_SECONDS)
+        elif what == "leave":
+            await client._shards.command(RemoveNode(name), ADMIN_SECONDS)
+        else:
+            raise ValueError(what)
+
+    # --- what it knows ------------------------------------------------------------------------------------------------
+    def catalog_nodes(self) -> list[str]:
+        """The nodes that hold the catalog."""
+        return self._truth.nodes_of(CATALOG_GROUP)
+
+    def knows(self, name: str) -> bool:
+        """Whether the catalog has the node where its machine listens."""
+        return self._truth.now.address_of(name) == self._fleet.machines[name].address
+
+    def removed(self, name: str) -> bool:
+        """Whether the catalog has removed the node."""
+        info = self._truth.now.node(name)
+        return info is not None and info.state is NodeState.REMOVED
+
+    async def newest(self) -> Topology | None:
+        """The topology as a client that has just come is told."""
+        try:
+            return await self._client().client._shards.refresh(self._truth.now.version, ADMIN_SECONDS)
+        except NeedleError:
+            return None

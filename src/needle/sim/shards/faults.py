@@ -1,0 +1,152 @@
+"""Faults that only a sharded cluster has: the catalog's leader, a whole shard, routers and clients with old maps,
+partial partitions between a router and one shard, nodes that come back elsewhere, join and leave.
+
+Invariant: what it cuts or holds down is given back when the fault is over or cancelled; at most one node is on the move
+at a time (two of three catalog nodes that moved at once could not find each other).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from needle.base.ids import CATALOG_GROUP
+from needle.sim.injector import Handler, both, each
+from needle.sim.machine import stream
+from needle.sim.shards.administration import ShardOperator
+from needle.sim.shards.truth import Truth
+from needle.sim.spec import Fault
+from needle.sim.stage import Stage
+
+JOINS_MAX = 2
+MOVED_SECONDS = 30.0
+
+
+class ShardFaults:
+    """See the module. clients: names of the clients' machines."""
+
+    def __init__(self, stage: Stage, truth: Truth, operator: ShardOperator, clients: list[str]) -> None:
+        self._stage = stage
+        self._fleet = stage.fleet
+        self._network = stage.network
+        self._truth = truth
+        self._operator = operator
+        self._clients = clients
+        self._moves = 0
+        self._moving = False
+        self.joined: list[str] = []
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """By kind of fault."""
+        return {
+            "catalog-leader": self._catalog_leader,
+            "shard-down": self._shard_down,
+            "client-off-catalog": self._client_off_catalog,
+            "node-off-catalog": self._node_off_catalog,
+            "client-off-shard": self._client_off_shard,
+            "node-off-shard": self._node_off_shard,
+            "move": self._move,
+            "join": self._join,
+            "leave": self._leave,
+            "prefer": self._prefer,
+        }
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+    async def _catalog_leader(self, fault: Fault, name: str) -> None:
+        """The catalog's leader dies."""
+        name = self._fleet.leader(CATALOG_GROUP) or name
+        self._fleet.crash(name, power_cut=fault.amount < 0.5, why=fault.kind)
+        await self._hold(fault.seconds, [name])
+
+    async def _shard_down(self, fault: Fault, name: str) -> None:
+        """A majority of one shard's replicas is away: its range has no leader, the others go on."""
+        replicas = self._truth.now.shards[fault.number % len(self._truth.now.shards)].replicas
+        rng = stream(self._stage.spec.seed, "shard-down", fault.number)
+        names = sorted(rng.sample(replicas, len(replicas) // 2 + 1))
+        for one in names:
+            self._fleet.crash(one, power_cut=fault.amount < 0.5, why=fault.kind)
+        await self._hold(fault.seconds + 3.0, names)
+
+    async def _hold(self, seconds: float, names: list[str]) -> None:
+        for name in names:
+            self._fleet.hold(name)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            each(self._fleet.release, names)
+
+    # --- maps that grow old -------------------------------------------------------------------------------------------
+    async def _client_off_catalog(self, fault: Fault, name: str) -> None:
+        await self._cut(self._a_client(fault), self._operator.catalog_nodes(), fault.seconds + 4.0)
+
+    async def _node_off_catalog(self, fault: Fault, name: str) -> None:
+        """A router that cannot follow the catalog. Where every node holds the catalog: away from its leader."""
+        others = [node for node in self._operator.catalog_nodes() if node != name]
+        if name in self._operator.catalog_nodes():
+            leader = self._fleet.leader(CATALOG_GROUP)
+            others = [leader] if leader is not None and leader != name else others
+        await self._cut(name, others, fault.seconds + 4.0)
+
+    async def _client_off_shard(self, fault: Fault, name: str) -> None:
+        await self._cut(self._a_client(fault), self._a_shard(fault), fault.seconds)
+
+    async def _node_off_shard(self, fault: Fault, name: str) -> None:
+        await self._cut(name, [node for node in self._a_shard(fault) if node != name], fault.seconds)
+
+    def _a_client(self, fault: Fault) -> str:
+        return self._clients[fault.number % len(self._clients)]
+
+    def _a_shard(self, fault: Fault) -> list[str]:
+        """The replicas of one shard, or only its leader."""
+        shards = self._truth.now.shards
+        info = shards[int(fault.amount * 997) % len(shards)]
+        leader = self._fleet.leader(info.shard + 1)
+        return [leader] if fault.amount < 0.4 and leader is not None else list(info.replicas)
+
+    async def _cut(self, name: str, others: list[str], seconds: float) -> None:
+        links = both(name, others)
+        each(lambda link: self._network.block(*link), links)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            each(lambda link: self._network.unblock(*link), links)
+
+    # --- where nodes are ----------------------------------------------------------------------------------------------
+    async def _move(self, fault: Fault, name: str) -> None:
+        """The node comes back with another address."""
+        machine = self._fleet.machines[name]
+        if self._moving or name in self._fleet.retired or not self._operator.knows(name):
+            return
+        self._moving = True
+        try:
+            self._fleet.crash(name, power_cut=fault.amount < 0.3, why=fault.kind)
+            self._moves += 1
+            machine.address = f"{name}:{7000 + self._moves}"
+            await self._hold(min(fault.seconds, 5.0), [name])
+            await self._stage.until(f"{name} to be known at its address", MOVED_SECONDS, lambda: self._known(name))
+        finally:
+            self._moving = False
+
+    async def _known(self, name: str) -> bool:
+        return self._operator.knows(name)
+
+    async def _join(self, fault: Fault, name: str) -> None:
+        """A node joins that holds no shard: it is a router, and may become one of placement's choices."""
+        if len(self.joined) < JOINS_MAX:
+            fresh = self._fleet.add()
+            self.joined.append(fresh)
+            self._fleet.start(fresh)
+        await asyncio.sleep(0)
+
+    async def _leave(self, fault: Fault, name: str) -> None:
+        """A node that joined is removed; its id is never used again."""
+        here = [node for node in self.joined if node not in self._fleet.retired and self._operator.knows(node)]
+        if not here:
+            return
+        gone = here[fault.number % len(here)]
+        self._fleet.retired.add(gone)
+        self._fleet.crash(gone, power_cut=False, why=fault.kind)
+        await self._operator.admin(gone, "leave")
+
+    async def _prefer(self, fault: Fault, name: str) -> None:
+        await self._operator.admin("a shard", "prefer")

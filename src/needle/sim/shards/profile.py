@@ -1,0 +1,36 @@
+"""What a run of a sharded cluster is: drawn from the seed, before it begins. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.routing.strategy import ShardStrategy
+from needle.sim.machine import stream
+
+
+class ShardProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """rough_start: nodes die while the cluster is created."""
+
+    shards: int
+    replicas: int
+    virtual_nodes: int
+    strategy: ShardStrategy
+    boundaries: tuple[str, ...]
+    rough_start: bool
+
+
+def shard_profile(seed: int) -> ShardProfile:
+    """The profile of a seed."""
+    rng = stream(seed, "shards")
+    shards = rng.choice([2, 2, 3, 4])
+    strategy = rng.choice(
+        [ShardStrategy.CONSISTENT_HASH, ShardStrategy.CONSISTENT_HASH, ShardStrategy.HASH, ShardStrategy.RANGE]
+    )
+    return ShardProfile(
+        shards=shards,
+        replicas=rng.choice([3, 3, 3, 3, 1]),
+        virtual_nodes=rng.choice([1, 20]),
+        strategy=strategy,
+        boundaries=tuple(f"k{n}" for n in range(1, shards)) if strategy.kind == "range" else (),
+        rough_start=rng.random() < 0.3,
+    )

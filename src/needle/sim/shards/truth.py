@@ -1,0 +1,90 @@
+"""The catalog as its log says, replayed; and every topology there ever was, for clients that know an old one.
+
+Invariant: written by committed entries only. Checks that a shard's log gets only documents that the shard owns.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.catalog_commands import decode
+from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.routing.shard_map import ShardMap, initial_map
+from needle.base.routing.strategy import routing_key
+from needle.base.routing.topology import Topology
+from needle.cluster.catalog import execute
+from needle.sim.checkers.replay import LogModel
+from needle.sim.stage import Stage
+from needle.sim.violation import Violation
+from needle.sim.watch import Watch
+from needle.sim.workload import COLLECTION
+
+OLD_VIRTUAL_NODES = 3
+
+
+class Truth:
+    """See the module. topologies: all, oldest first."""
+
+    def __init__(self, stage: Stage, watch: Watch) -> None:
+        self._stage = stage
+        self._watch = watch
+        self.topologies: list[Topology] = [Topology()]
+        watch.on_catalog = self._catalog
+        watch.on_document = self._document
+
+    @property
+    def now(self) -> Topology:
+        """The newest."""
+        return self.topologies[-1]
+
+    @property
+    def map(self) -> ShardMap:
+        """Who owns what. The cluster must exist."""
+        if self.now.map is None:
+            raise RuntimeError("there is no cluster yet")
+        return self.now.map
+
+    def owner(self, key: str) -> int:
+        """The shard that owns a document."""
+        shard_map = self.map
+        return shard_map.owner(routing_key(shard_map.strategy, shard_map.shard_count, key))
+
+    def groups(self) -> list[GroupId]:
+        """The catalog's and all shards'."""
+        return [CATALOG_GROUP, *(shard_group(info.shard) for info in self.now.shards)]
+
+    def nodes_of(self, group: GroupId) -> list[str]:
+        """The nodes that hold a group."""
+        return list(self.now.catalog if group == CATALOG_GROUP else self.now.shards[group - 1].replicas)
+
+    def models(self) -> dict[int, LogModel]:
+        """What each shard's log did to the workload's collection."""
+        found = self.now.collection(COLLECTION)
+        stored = found.stored_name if found is not None else COLLECTION
+        return {info.shard: self._watch.model(shard_group(info.shard), stored) for info in self.now.shards}
+
+    def last(self) -> dict[int, int]:
+        """By shard, the highest index that any replica has applied."""
+        return {info.shard: self._watch.last(shard_group(info.shard)) for info in self.now.shards}
+
+    def before_the_first(self) -> Topology:
+        """A topology from before all others, with another ring of an older epoch: what a router knows that has slept
+        through a resharding."""
+        first = self.topologies[1]
+        settings = first.settings
+        if settings is None or first.map is None:
+            raise RuntimeError("the first topology has no map")
+        other = initial_map(settings.strategy, settings.shard_count, OLD_VIRTUAL_NODES)
+        old = msgspec.structs.replace(other, epoch=first.map.epoch - 1, owners=other.owners[::-1])
+        return msgspec.structs.replace(first, version=first.version - 1, map=old)
+
+    def _catalog(self, index: int, data: bytes) -> None:
+        changed, _ = execute(self.now, index, decode(data))
+        if changed is not self.now:
+            self.topologies.append(changed)
+            self._stage.trace.note(f"the catalog is at version {changed.version}")
+
+    def _document(self, group: GroupId, collection: str, key: str) -> None:
+        owner = shard_group(self.owner(key))
+        if owner != group:
+            raise Violation("ownership", f"{key} of {collection} was written to group {group}; {owner} owns it", key)
