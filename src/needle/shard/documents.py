@@ -105,7 +105,7 @@ class DocumentStore:
         fresh = not self._disk.exists(self.path)
         connection = _connect(self.path)
         self._all.append(connection)
-        connection.execute("PRAGMA page_size=16384")
+        connection.execute("PRAGMA page_size=4096")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
