@@ -39,6 +39,9 @@ class FakeShards:
         self.asked: list[tuple[int, str]] = []
         self.log: dict[int, int] = dict.fromkeys(range(shards), 0)
         self.refreshed = 0
+        self.catalog_dead = False
+        self.behind = 0
+        """How often shards still say that they do not have the collection."""
         self.lies: dict[int, int] = {}
         """Shards that answer with another fingerprint."""
         self.before_answer: Callable[[int], None] = lambda _: None
@@ -54,6 +57,12 @@ class FakeShards:
         await asyncio.sleep(min(timeout, 0.003))
         self.known = self.real
         return self.known
+
+    async def confirmed(self, timeout: float) -> Topology:
+        if self.catalog_dead:
+            await asyncio.sleep(timeout)
+            raise NoQuorum("the catalog is dead")
+        return await self.refresh(0, timeout)
 
     async def command(self, command: catalog_commands.CatalogCommand, timeout: float) -> WriteResult:
         raise NotImplementedError
@@ -140,7 +149,8 @@ class FakeGroup:
         if isinstance(call, CollectionsCall):
             return CollectionsAnswer([self.all.real.collections[0].stored_spec], [len(held)], index)
         collection = call.request.collection if isinstance(call, SearchCall) else call.collection
-        if collection != "default@7":
+        self.all.behind -= 1
+        if collection != "default@7" or self.all.behind >= 0:
             raise CollectionNotFound(f"no {collection}")
         if isinstance(call, GetCall):
             found = [(name, *held[name]) for name in call.ids if name in held]

@@ -219,9 +219,39 @@ def test_a_collection_made_anew_is_found_and_a_dropped_one_is_not() -> None:
         shards.known = msgspec.structs.replace(shards.real, version=shards.real.version - 1, collections=(old,))
         await fill(router)
         assert (await router.search(ask(1), ReadMode.STRONG, 5)).batch.ids[0] == "doc-001"
-        shards.known = shards.real = msgspec.structs.replace(shards.real, collections=(old,))
+        shards.real = msgspec.structs.replace(shards.real, collections=())
+        shards.known = msgspec.structs.replace(shards.real, collections=(old,))
         with pytest.raises(CollectionNotFound, match="'default'"):
             await router.insert("default", "x", vector(1), b"", None, 5)
+
+    virtually(work())
+
+
+def test_a_collection_is_not_said_to_be_missing_because_nobody_could_be_asked() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = Router(shards)
+        await fill(router)
+        shards.known = msgspec.structs.replace(shards.real, collections=())
+        shards.catalog_dead = True
+        with pytest.raises(NoQuorum):
+            await router.search(ask(1), ReadMode.STRONG, 1)
+        shards.catalog_dead = False
+        assert (await router.search(ask(1), ReadMode.STRONG, 1)).batch.ids
+
+    virtually(work())
+
+
+def test_a_shard_that_does_not_have_a_collection_yet_is_waited_for() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = Router(shards)
+        await fill(router)
+        shards.behind = 9
+        assert (await router.search(ask(1), ReadMode.STRONG, 5)).batch.ids
+        shards.behind = 1 << 30
+        with pytest.raises(DeadlineExceeded, match="does not have collection 'default'"):
+            await router.search(ask(1), ReadMode.STRONG, 1)
 
     virtually(work())
 

@@ -191,6 +191,13 @@ class ClusterShards:
         finally:
             self._asking = None
 
+    async def confirmed(self, timeout: float) -> Topology:
+        """What the catalog's leader confirms to be the newest. Raises when it does not answer in time."""
+        body = protocol.encode(TopologyCall(0, 0.0, True))
+        data = await self.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)
+        self.offer(protocol.decode(data, TopologyAnswer).topology)
+        return self.topology()
+
     async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
         """Execute a command of the catalog through any node, until one answers: commands may be repeated."""
         loop = asyncio.get_running_loop()

@@ -29,7 +29,7 @@ from needle.cluster.pruning import pinned_keys
 
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
-REFRESH_SECONDS = 0.5
+PAUSE_SECONDS = 0.02
 
 T = TypeVar("T")
 
@@ -44,6 +44,11 @@ class Shards(Protocol):
 
     async def refresh(self, version: int, timeout: float) -> Topology:
         """Ask nodes for a topology of at least `version`; the newest known when there is none in time."""
+        ...
+
+    async def confirmed(self, timeout: float) -> Topology:
+        """A topology at least as new as all that was committed before the call. Raises when the catalog does not
+        answer in time."""
         ...
 
     async def command(self, command: catalog_commands.CatalogCommand, timeout: float) -> WriteResult:
@@ -105,19 +110,23 @@ class Router:
 
     async def _named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
         """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made anew
-        meanwhile. Raises CollectionNotFound once a newer topology does not have it either."""
+        meanwhile, or a shard does not have it yet. Raises CollectionNotFound once the catalog confirms it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         tried = 0
         while True:
-            now = self._shards.topology()
-            info = now.collection(collection)
+            info = self._shards.topology().collection(collection)
             if info is None or info.id == tried:
-                left = max(0.001, deadline - loop.time())
-                newer = await self._shards.refresh(now.version + 1, min(REFRESH_SECONDS, left))
-                info = newer.collection(collection)
-            if info is None or info.id == tried:
+                confirmed = await self._shards.confirmed(max(0.001, deadline - loop.time()))
+                info = confirmed.collection(collection)
+            if info is None:
                 raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
+            if info.id == tried:
+                if loop.time() >= deadline - PAUSE_SECONDS:
+                    raise DeadlineExceeded(
+                        f"a shard does not have collection {collection[:80]!r} of the catalog after {timeout:g} s"
+                    )
+                await asyncio.sleep(PAUSE_SECONDS)
             tried = info.id
             try:
                 return await run(info.stored_name, max(0.001, deadline - loop.time()))
@@ -407,7 +416,7 @@ class Router:
         deadline = asyncio.get_running_loop().time() + timeout
         found = self._shards.topology().collection(name)
         if found is None:
-            found = (await self._shards.refresh(self._shards.topology().version + 1, timeout / 4)).collection(name)
+            found = (await self._shards.confirmed(timeout)).collection(name)
         if found is None:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
         result = await self._shards.command(catalog_commands.DropCollection(name, found.id), timeout)

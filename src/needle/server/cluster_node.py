@@ -20,7 +20,7 @@ from needle.base import catalog_commands, commands, protocol
 from needle.base.catalog_commands import CatalogCommand
 from needle.base.cluster_protocol import TOPOLOGY, WHO, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
 from needle.base.config import RaftConfig
-from needle.base.errors import Internal, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import DeadlineExceeded, Internal, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.routing.topology import NodeInfo, Ownership, Topology
@@ -83,22 +83,38 @@ class CatalogAdapter:
 
 
 class NodeShards(ClusterShards):
-    """The router's way to shards from inside a node: the node's own topology, which follows the catalog."""
+    """The router's way to shards from inside a node: the node's own topology, which follows the catalog, with the
+    addresses by which this node reaches the others (those of its configuration, where it names others)."""
 
     def __init__(self, node: ClusterNode, caller: Caller) -> None:
         super().__init__(caller, [node.config.address], Topology(), rng=node.ports.rng, prefer=node.config.address)
         self._node = node
+        self._of = self._reached = Topology()
 
     def topology(self) -> Topology:
-        return self._node.topology
+        now = self._node.topology
+        if now is not self._of:
+            reach = self._node.reach
+            nodes = (msgspec.structs.replace(info, address=reach(info.id) or info.address) for info in now.nodes)
+            self._of, self._reached = now, msgspec.structs.replace(now, nodes=tuple(nodes))
+        return self._reached
 
     async def refresh(self, version: int, timeout: float) -> Topology:
         await self._node.wait_topology(version, timeout)
-        return self._node.topology
+        return self.topology()
+
+    async def confirmed(self, timeout: float) -> Topology:
+        if self._node.topology.settings is None:
+            raise Unavailable(f"node {self._node.node_id} belongs to no cluster yet")
+        version = (await self._node.confirmed(timeout)).version
+        if not await self._node.wait_topology(version, timeout):
+            raise DeadlineExceeded(f"version {version} of the catalog did not come within {timeout:g} s")
+        return self.topology()
 
 
 class ClusterNode(Node):
-    """See the module. `config.cluster_nodes` names this node only."""
+    """See the module. `config.cluster_nodes` names this node, and others only if this node does not reach them under
+    the addresses that the catalog knows."""
 
     def __init__(
         self, config: RaftConfig, ports: NodePorts, options: ClusterOptions, clients: Callable[[], Caller]
@@ -244,7 +260,7 @@ class ClusterNode(Node):
         """Ask one node after the other; whether one answered."""
         body = protocol.encode(TopologyCall(self.topology.version, POLL_SECONDS))
         known = [*self.topology.catalog, *self.cluster.voters]
-        addresses = [at for node in dict.fromkeys(known) if (at := self.address_of(node)) is not None]
+        addresses = [at for node in dict.fromkeys(known) if (at := self.reach(node)) is not None]
         for address in [*addresses, *self.options.seeds]:
             if address == self.config.address:
                 continue
@@ -404,6 +420,10 @@ class ClusterNode(Node):
 
     def address_of(self, node: NodeId) -> str | None:
         return self.addresses().get(node)
+
+    def reach(self, node: NodeId) -> str | None:
+        """The address by which this node reaches another one."""
+        return self._book.get(node)
 
     def not_ready(self) -> str:
         """See Node.not_ready."""
