@@ -11,8 +11,9 @@ from needle.sim.chaos.check import check
 from needle.sim.chaos.history_file import read
 from needle.sim.chaos.injector import Injector
 from needle.sim.chaos.process_cluster import ProcessCluster
-from needle.sim.chaos.run import ChaosRun, ChaosSpec
+from needle.sim.chaos.run import ChaosRun
 from needle.sim.chaos.schedule import Fault
+from needle.sim.chaos.spec import ChaosSpec
 from needle.sim.violation import Violation
 
 SECONDS = 20.0
@@ -25,7 +26,7 @@ async def test_chaos(tmp_path: Path) -> None:
     assert sum(outcome.faults.values()) >= 3 and outcome.recoveries
     verdict = outcome.verdict
     assert verdict is not None and verdict.replicas == 3
-    assert verdict.operations["ok"] > 200 and verdict.exact > 20 and verdict.eventual_gets > 5
+    assert verdict.operations["ok"] > 200 and verdict.reads.exact > 20 and verdict.reads.eventual_gets > 5
 
     lines = run.file.read_text().splitlines()
     assert main(["check", str(run.file)]) == 0

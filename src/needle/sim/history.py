@@ -105,7 +105,7 @@ class History:
             yield json.dumps(event, sort_keys=True)
 
 
-ASKED = ("mode", "required", "k", "filter", "exact", "vector", "metadata")
+ASKED = ("mode", "required", "k", "filter", "exact", "vector", "metadata", "shard")
 """Details of an operation that its invocation states; the others are part of the answer."""
 TYPES = {"ok": "ok", "refused": "fail", "failed": "fail", "unknown": "info"}
 

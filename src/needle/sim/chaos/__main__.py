@@ -16,7 +16,8 @@ from needle.base.errors import NeedleError
 from needle.sim.chaos.check import Verdict, check, story
 from needle.sim.chaos.history_file import read
 from needle.sim.chaos.recovery import Recovery
-from needle.sim.chaos.run import ChaosRun, ChaosSpec, Outcome
+from needle.sim.chaos.run import ChaosRun, Outcome
+from needle.sim.chaos.spec import ChaosSpec
 from needle.sim.violation import Violation
 
 
@@ -29,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     spec = ChaosSpec(
         seed=options.seed,
-        nodes=options.nodes,
+        nodes=options.nodes or (6 if options.shards else 3),
+        shards=options.shards,
         seconds=options.minutes * 60,
         election_timeout=options.election_timeout,
         heartbeat_interval=options.election_timeout / 5,
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     if any(directory.iterdir()):
         _say(f"{directory} is not empty: what an earlier run left there would be taken for this one's")
         return 2
-    _say(f"chaos on {spec.nodes} nodes for {options.minutes:g} minutes, seed {spec.seed}; history in {directory}")
+    size = f"{spec.nodes} nodes" + (f" and {spec.shards} shards" if spec.shards else "")
+    _say(f"chaos on {size} for {options.minutes:g} minutes, seed {spec.seed}; history in {directory}")
     began = time.monotonic()
 
     async def run() -> Outcome:
@@ -60,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Faults on real processes; or: check FILE, to judge a recorded history again.",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the faults and the operations")
-    parser.add_argument("--nodes", type=int, choices=(3, 5), default=3)
+    parser.add_argument("--nodes", type=int, choices=(3, 4, 5, 6, 7), help="default: 3, with shards 6")
+    parser.add_argument("--shards", type=int, default=0, help="of three replicas each; default: one group, no shards")
     parser.add_argument("--minutes", type=float, default=5.0, help="of faults and load")
     parser.add_argument("--election-timeout", type=float, default=0.5, help="seconds")
     parser.add_argument("--directory", help="for the nodes' files and the history; default: a new one")
@@ -95,8 +99,9 @@ def table(outcome: Outcome, seconds: float) -> list[str]:
     """The summary, line by line."""
     spec = outcome.spec
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(outcome.faults.items()))
+    shards = f"{spec.shards} shards, " if spec.shards else ""
     lines = [
-        f"nodes            {spec.nodes}, seed {spec.seed}, {seconds:.0f} s, "
+        f"nodes            {spec.nodes}, {shards}seed {spec.seed}, {seconds:.0f} s, "
         f"election timeout {spec.election_timeout:g} s",
         f"faults           {sum(outcome.faults.values())} ({kinds})",
         f"full disks       {outcome.full_disks_met} nodes stopped with a clear message and came back",
@@ -136,11 +141,12 @@ def _times(what: str, recoveries: list[Recovery]) -> list[str]:
 
 def _judged(verdict: Verdict) -> list[str]:
     counts = ", ".join(f"{count} {outcome}" for outcome, count in verdict.operations.items())
+    reads = verdict.reads
     return [
         f"operations       {sum(verdict.operations.values())} ({counts})",
         f"linearizable     {verdict.keys} keys, {verdict.given_up} given up as too many orders",
-        f"searches         {verdict.searches} replayed, {verdict.exact} of them exact; {verdict.undetermined} may have "
-        f"met a write of unknown fate; {verdict.eventual_gets} eventual gets",
+        f"searches         {reads.searches} replayed, {reads.exact} of them exact; {reads.undetermined} may have "
+        f"met a write of unknown fate; {reads.eventual_gets} eventual gets",
         f"replicas         {verdict.replicas} equal, each with every acknowledged write",
     ]
 

@@ -41,17 +41,26 @@ class Recorder(History):
         """A line that is no operation: run, fault, heal, recovery, replica."""
         self._write({"type": kind, **fields})
 
+    def latest_of(self, key: str = "") -> int:
+        """What a strong read of `key` must have seen."""
+        return self.acknowledged_index
+
+    def replica(self, replica: Replica) -> None:
+        """What a node held at the end."""
+        self.note("replica", **msgspec.structs.asdict(replica))
+
     def _write(self, event: dict[str, Any]) -> None:
         self._file.write(json.dumps(event, sort_keys=True) + "\n")
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """What one node held at the end. documents: version by key."""
+    """What one node held at the end (of a shard). documents: version by key."""
 
     node: str
     applied_index: int
     digest: str
     documents: dict[str, int]
+    shard: int = 0
 
 
 class Recorded(msgspec.Struct):

@@ -81,6 +81,17 @@ class Injector:
         except NeedleError:
             return None
 
+    async def terms(self, names: Iterable[str]) -> list[int]:
+        """The term that each of these nodes tells of; 0 for one that does not answer."""
+
+        async def ask(name: str) -> int:
+            try:
+                return (await self.operator.node_status(name, timeout=0.5)).current_term
+            except NeedleError:
+                return 0
+
+        return await asyncio.gather(*(ask(name) for name in names))
+
     async def target(self, fault: Fault) -> str:
         """The node that a fault means."""
         names = list(self.cluster.nodes)
@@ -108,8 +119,7 @@ class Injector:
     def _kill(self, fault: Fault, name: str) -> Injured:
         names = list(self.cluster.nodes)
         if fault.kind == "kill-minority":
-            others = [other for other in names if other != name]
-            names = [name, *self._rng.sample(others, (len(names) - 1) // 2 - 1)]
+            names = self.minority(name)
         elif fault.kind == "kill":
             names = [name]
         dead = [one for one in names if one not in self.down]
@@ -123,6 +133,11 @@ class Injector:
             await self.restart(*dead)
 
         return Injured(set(dead), heal, ", ".join(dead))
+
+    def minority(self, name: str) -> list[str]:
+        """As many nodes as may be down at once, `name` among them."""
+        others = [other for other in self.cluster.nodes if other != name]
+        return [name, *self._rng.sample(others, len(others) // 2 - 1)]
 
     async def restart(self, *names: str) -> None:
         """Start processes again, and wait until they serve."""
@@ -248,6 +263,8 @@ async def _nothing() -> None:
     """A fault that passes by itself."""
 
 
-def make_links(own: dict[str, str]) -> dict[tuple[str, str], LinkProxy]:
-    """A proxy for each directed pair of nodes; own: where they listen. Not started yet."""
-    return {(a, b): LinkProxy(own[b]) for a, b in permutations(own, 2)}
+def make_links(own: dict[str, str], outsiders: Iterable[str] = ()) -> dict[tuple[str, str], LinkProxy]:
+    """A proxy for each directed pair of nodes, and from each outsider to each node; own: where they listen. Not
+    started yet."""
+    pairs = [*permutations(own, 2), *((outsider, name) for outsider in outsiders for name in own)]
+    return {(a, b): LinkProxy(own[b]) for a, b in pairs}

@@ -14,8 +14,7 @@ class LinkProxy:
     """Forwards connections to `target`. Directions: forward is what the connecting side sends, back the answers."""
 
     def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
+        self.retarget(target)
         self._server: asyncio.Server | None = None
         self._pipes: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -26,6 +25,11 @@ class LinkProxy:
         self.delay = 0.0
         """Seconds added to each chunk in both directions."""
         self.forwarded_bytes = 0
+
+    def retarget(self, target: str) -> None:
+        """Where new connections go from now on."""
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
 
     async def start(self, port: int = 0) -> str:
         """Listen; returns the address to connect to."""

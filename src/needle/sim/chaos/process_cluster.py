@@ -122,8 +122,8 @@ class NodeProcess:
 
 
 class ProcessCluster:
-    """`nodes` processes. settings: of RaftConfig, for every node. peers_through: addresses under which each node
-    (first) reaches the others, {(from, to): address}; for tests with link proxies."""
+    """`nodes` processes. settings: of RaftConfig, for every node (None: not set). peers_through: addresses under which
+    each node (first) reaches the others, {(from, to): address}; for tests with link proxies."""
 
     def __init__(
         self,
@@ -139,6 +139,7 @@ class ProcessCluster:
         names = [f"node-{n + 1}" for n in range(nodes)]
         ports = ports or free_ports(2 * nodes)
         own = {name: f"127.0.0.1:{ports[n]}" for n, name in enumerate(names)}
+        common = {name: value for name, value in {"dimensions": 8, **settings}.items() if value is not None}
         self.nodes: dict[str, NodeProcess] = {}
         for n, name in enumerate(names):
             self.nodes[name] = NodeProcess(
@@ -150,8 +151,7 @@ class ProcessCluster:
                     "listen": own[name],
                     "http_address": f"127.0.0.1:{ports[nodes + n]}",
                     "data_dir": str(directory / name),
-                    "dimensions": 8,
-                    **settings,
+                    **common,
                 },
             )
 

@@ -7,18 +7,18 @@ fault. It must not know what the faults are.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
-from needle.base.errors import NeedleError
-from needle.client import Client as RealClient
-from needle.sim.history import History
+from needle.sim.history import History, Operation
 from needle.sim.violation import Violation
 from needle.sim.workload import Client
 
 PROBE_EVERY = 0.1
 RECOVERY_SECONDS_MAX = 60.0
 BOUND_TIMEOUTS = 3.0
+WRITES = ("put", "insert", "cas", "delete")
 
 
 class Recovery(msgspec.Struct):
@@ -35,22 +35,17 @@ class Recovery(msgspec.Struct):
 class Probes:
     """Measures recoveries."""
 
-    def __init__(self, clients: list[Client], history: History, operator: RealClient, timeout: float) -> None:
-        """timeout: election timeout, seconds."""
-        self._clients, self._history, self._operator = clients, history, operator
+    def __init__(
+        self,
+        clients: list[Client],
+        history: History,
+        key: Callable[[int], str] = "probe.{}".format,
+        counts: Callable[[Operation], bool] = lambda op: True,
+    ) -> None:
+        """key: of a probe, by the number of operations so far. counts: whose writes are those of the group."""
+        self._clients, self._history = clients, history
+        self._key, self._counts = key, counts
         self._writing: dict[asyncio.Task[bool], Client] = {}
-        self.bound = BOUND_TIMEOUTS * timeout
-
-    async def term(self, names: list[str]) -> int:
-        """The highest term that a node of `names` tells of; 0 when none answers."""
-
-        async def ask(name: str) -> int:
-            try:
-                return (await self._operator.node_status(name, timeout=0.5)).current_term
-            except NeedleError:
-                return 0
-
-        return max(await asyncio.gather(*(ask(name) for name in names)))
 
     async def measure(self, since: float, seen: int) -> float:
         """Seconds from `since` (of the loop's clock) to the answer of the first write begun after it. seen: how many
@@ -68,7 +63,7 @@ class Probes:
             busy = set(self._writing.values())
             idle = next((client for client in self._clients if client not in busy), None)
             if idle is not None:
-                self._writing[asyncio.ensure_future(idle.put(f"probe.{seen}"))] = idle
+                self._writing[asyncio.ensure_future(idle.put(self._key(seen)))] = idle
             await asyncio.wait(self._writing, timeout=PROBE_EVERY, return_when=asyncio.FIRST_COMPLETED)
 
     async def finish(self) -> None:
@@ -80,6 +75,6 @@ class Probes:
         times = [
             op.returned_time
             for op in self._history.operations[seen:]
-            if op.outcome == "ok" and op.kind in ("put", "insert", "cas", "delete") and op.time >= since
+            if op.outcome == "ok" and op.kind in WRITES and op.time >= since and self._counts(op)
         ]
         return min(times, default=None)

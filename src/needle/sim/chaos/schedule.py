@@ -7,7 +7,7 @@ timeouts, so that a slower cluster gets the same run. It must not know processes
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -29,9 +29,22 @@ KINDS = {
     "maintenance": 5,
 }
 """Weight of each kind of fault."""
+SHARDED_KINDS = {
+    **{kind: weight for kind, weight in KINDS.items() if kind != "kill-all"},
+    "kill-all": 2,
+    "kill-catalog": 8,
+    "lose-shard": 6,
+    "cut-router": 12,
+    "move": 6,
+}
+"""The same of a sharded cluster: also the catalog's leader, a shard's majority, the links between a router and one
+shard, and nodes that come back with another address."""
 TARGETS = ("leader", "leader", "follower", "any")
 TOGETHER_CHANCE = 0.2
-LONELY = ("kill-minority", "kill-all", "disk-full", "step-down", "force-election", "maintenance")
+LONELY = (
+    *("kill-minority", "kill-all", "disk-full", "step-down", "force-election", "maintenance"),
+    *("kill-catalog", "lose-shard", "move"),
+)
 """Kinds that come alone: the others may come in pairs."""
 
 
@@ -56,24 +69,24 @@ class Round(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...]
 
 
-def schedule(seed: int) -> Iterator[Round]:
+def schedule(seed: int, kinds: Mapping[str, int] = KINDS) -> Iterator[Round]:
     """Rounds without end. Every kind comes once, in an order of the seed's, before any comes by weight."""
     rng = stream(seed, "chaos")
     number = 0
-    first = list(KINDS)
+    first = list(kinds)
     rng.shuffle(first)
     while True:
-        kinds = [first.pop() if first else _kind(rng)]
-        if kinds[0] not in LONELY and rng.random() < TOGETHER_CHANCE:
-            other = _kind(rng)
-            kinds += [other] if other not in LONELY and other != kinds[0] else []
-        faults = tuple(_fault(rng, number + n, kind) for n, kind in enumerate(kinds))
+        chosen = [first.pop() if first else _kind(rng, kinds)]
+        if chosen[0] not in LONELY and rng.random() < TOGETHER_CHANCE:
+            other = _kind(rng, kinds)
+            chosen += [other] if other not in LONELY and other != chosen[0] else []
+        faults = tuple(_fault(rng, number + n, kind) for n, kind in enumerate(chosen))
         number += len(faults)
         yield Round(0.3 + rng.expovariate(1 / 0.7), faults)
 
 
-def _kind(rng: random.Random) -> str:
-    return rng.choices(list(KINDS), weights=list(KINDS.values()))[0]
+def _kind(rng: random.Random, kinds: Mapping[str, int]) -> str:
+    return rng.choices(list(kinds), weights=list(kinds.values()))[0]
 
 
 def _fault(rng: random.Random, number: int, kind: str) -> Fault:

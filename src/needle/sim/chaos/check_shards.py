@@ -1,0 +1,163 @@
+"""Judge the searches and eventual gets of a sharded cluster's history: shard by shard, each with its own log.
+
+There is no snapshot across shards, but each shard answers from one state of its own: the hits that a shard owns must be
+the nearest of one state of its log, no older than what the search had to see, and no document of that state may be
+nearer than the farthest hit and be missing. So an answer never misses an acknowledged document. A shard-aware client
+knows the index of each shard's state; for one that went through a node, some state must fit, up to the writes begun
+before the answer came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from needle.sim.chaos.revealed_log import Freshness, Replayed, RevealedLog, View, eventual_get, search_seen
+from needle.sim.checkers.replay import TOLERANCE, check_search, distances
+from needle.sim.history import History, Operation
+from needle.sim.violation import Violation
+
+NAME = "search across shards"
+ANY = -1
+"""Index of a state that the answer does not name."""
+
+
+def replay_shards(history: History, shards: int, metric: str) -> Replayed:
+    """Raises Violation with the evidence."""
+    counts = Replayed()
+    owners = {op.key: op.details["shard"] for op in history.operations if op.key}
+    for op in _searches(history):
+        _check_whole(op, owners)
+        counts.searches += 1
+        counts.exact += op.details["exact"]
+    undetermined: set[int] = set()
+    for shard in range(shards):
+        part = _of_shard(history, shard, owners)
+        _Replay(part, metric, counts, undetermined).run()
+    counts.undetermined = len(undetermined)
+    return counts
+
+
+def _searches(history: History) -> Iterator[Operation]:
+    return (op for op in history.operations if op.kind == "search" and not op.key and op.outcome == "ok")
+
+
+def _check_whole(op: Operation, owners: dict[str, int]) -> None:
+    """What concerns all shards together: nothing twice, nothing unheard of, in order."""
+    hits, k = op.details["hits"], op.details["k"]
+    names = [hit[0] for hit in hits]
+    if len(names) > k or len(set(names)) != len(names):
+        raise Violation(NAME, f"search #{op.id} by {op.client} asked for {k} and got {names}")
+    unknown = [name for name in names if name not in owners]
+    if unknown:
+        raise Violation(NAME, f"search #{op.id} by {op.client} found {unknown}, which nobody wrote", unknown[0])
+    for (_, _, before, _), (name, _, after, _) in pairwise(hits):
+        if after < before:
+            raise Violation(NAME, f"search #{op.id} by {op.client}: {name} is not in order of distance", name)
+
+
+def _of_shard(history: History, shard: int, owners: dict[str, int]) -> History:
+    """What concerns one shard. Positions stay those of the whole."""
+    part = History()
+    for op in history.operations:
+        if not op.key:
+            part.operations.append(_part_of_search(op, shard, owners))
+        elif owners[op.key] == shard:
+            part.operations.append(op)
+    return part
+
+
+def _part_of_search(op: Operation, shard: int, owners: dict[str, int]) -> Operation:
+    details = dict(op.details)
+    hits = [hit for hit in details.get("hits", ()) if owners.get(hit[0]) == shard]
+    told = details.get("applied")
+    details["hits"] = hits
+    details["required"] = int((details.get("required") or {}).get(str(shard), 0))
+    details["at"] = int(told[str(shard)]) if told else ANY
+    # Without an index of its own the state is at least as new as the newest hit.
+    details["applied"] = details["at"] if told else max((hit[1] for hit in hits), default=0)
+    full = op.outcome == "ok" and len(op.details["hits"]) >= details["k"]
+    details["reach"] = op.details["hits"][-1][2] if full else None
+    return Operation(
+        id=op.id,
+        client=op.client,
+        kind=op.kind,
+        key="",
+        invoked=op.invoked,
+        time=op.time,
+        returned=op.returned,
+        returned_time=op.returned_time,
+        outcome=op.outcome,
+        details=details,
+    )
+
+
+class _Replay:
+    """One shard's reads against its log."""
+
+    def __init__(self, part: History, metric: str, counts: Replayed, undetermined: set[int]) -> None:
+        self._history, self._metric = part, metric
+        self._counts, self._undetermined = counts, undetermined
+        self._log = RevealedLog(part)
+        self._fresh = Freshness(part)
+
+    def run(self) -> None:
+        reads = [op for op in self._history.operations if op.kind == "search" and op.outcome == "ok"]
+        for op in sorted(reads, key=lambda op: (op.details["applied"], op.id)):
+            strong = op.details["mode"] != "eventual"
+            required = self._fresh.before(op) if strong else op.details["required"]
+            if op.key:
+                self._counts.eventual_gets += 1
+                eventual_get(self._log, op, required)
+            else:
+                self._search(op, required)
+
+    def _search(self, op: Operation, required: int) -> None:
+        failure: Violation | None = None
+        for index in self._states(op, required):
+            try:
+                self._at(op, index, required)
+            except Violation as violation:
+                failure = failure or violation
+            else:
+                return
+        if failure is not None:
+            raise failure
+
+    def _states(self, op: Operation, required: int) -> Iterator[int]:
+        """The indexes at which the shard may have answered: the last one of each state, the newest state first."""
+        at = op.details["at"]
+        if at != ANY:
+            yield at
+            return
+        first = max(required, op.details["applied"])
+        *older, newest = self._log.state_ends(first, self._log.newest(op.returned or 0))
+        yield newest
+        yield from older
+
+    def _at(self, op: Operation, index: int, required: int) -> None:
+        """Raises Violation unless the hits are the answer of the state at `index`."""
+        log, hits, reach = self._log, op.details["hits"], op.details["reach"]
+        shown = {hit[0] for hit in hits}
+        hidden = log.hidden(index, op.returned or 0, shown)
+        if hidden and not hidden.isdisjoint(log.at(index)):
+            self._undetermined.add(op.id)
+        view = View(log, hidden)
+        seen = search_seen(op, required, index, len(hits) + (reach is None))
+        check_search(view, seen, self._metric)
+        if reach is None or not op.details["exact"]:
+            return
+        others = {
+            key: doc
+            for key, doc in view.at(index).items()
+            if key not in shown and (seen.keep is None or seen.keep(doc.metadata))
+        }
+        if not others:
+            return
+        far = distances(seen.vector, np.array([doc.vector for doc in others.values()], np.float64), self._metric)
+        nearest = int(np.argmin(far))
+        if far[nearest] < reach - TOLERANCE * max(1.0, abs(reach)):
+            key = list(others)[nearest]
+            raise Violation(NAME, f"{seen.label} at {index}: {key} at {far[nearest]:.6f} is missing", key)
