@@ -12,7 +12,15 @@ import pytest
 from harness.process_cluster import free_ports
 from needle.base import protocol
 from needle.base.commands import Insert, OpenSession, Session, encode
-from needle.base.errors import AlreadyExists, CollectionNotFound, InvalidArgument, SessionExpired, VersionMismatch
+from needle.base.errors import (
+    AlreadyExists,
+    CollectionNotFound,
+    InvalidArgument,
+    OutcomeUnknown,
+    SessionExpired,
+    Unavailable,
+    VersionMismatch,
+)
 from needle.base.filters import Filter
 from needle.base.ids import shard_group
 from needle.base.model import WriteResult
@@ -79,6 +87,39 @@ async def test_a_plain_client_through_each_node(tmp_path: Path) -> None:
             await caller.call(addresses[1], protocol.WRITE, body, 5)
         await client.drop_collection("default")
         assert await client.collections() == []
+    finally:
+        await caller.close()
+        await cluster.stop()
+
+
+async def test_one_address_of_any_node_is_enough_whatever_shard_0_does(tmp_path: Path) -> None:
+    cluster = DistributedCluster(ClusterConfig(shard_count=3, replication_factor=1, dimensions=4))
+    caller = system_caller("needle")
+    try:
+        addresses = {f"node-{n}": f"127.0.0.1:{port}" for n, port in enumerate(free_ports(3))}
+        for node, address in addresses.items():
+            await cluster.add_local_node(node, address, str(tmp_path / node))
+        await cluster.start()
+        topology = (await cluster.client()).topology()
+        keys = {cluster.shard_for(f"doc-{n}"): f"doc-{n}" for n in range(100)}
+        assert len(keys) == 3
+        for node, address in addresses.items():
+            client = Client(caller, [address], rng=random.Random(1))
+            for key in keys.values():
+                await client.insert(key, [1.0, 2.0, 3.0, 4.0], {"by": node}, timeout=5)
+                document = await client.get(key, timeout=5)
+                assert document is not None
+                assert document.metadata == {"by": node}
+
+        # without the only replica of shard 0 the other shards are served as before
+        holder = topology.shards[0].replicas[0]
+        await next(node for node in cluster._manager._local if node.node_id == holder).stop(hand_over=False)
+        other = next(node for node in addresses if node not in (holder, topology.catalog[0]))
+        client = Client(caller, [addresses[other]], rng=random.Random(1))
+        served = next(key for shard, key in keys.items() if topology.shards[shard].replicas == (other,))
+        await client.insert(served, [4.0, 3.0, 2.0, 1.0], {"by": "late"}, timeout=5)
+        with pytest.raises((Unavailable, OutcomeUnknown)):
+            await client.insert(keys[0], [4.0, 3.0, 2.0, 1.0], timeout=1)
     finally:
         await caller.close()
         await cluster.stop()

@@ -4,11 +4,14 @@
 |---|---|---|
 | shard | ShardCall | ShardAnswer |
 | shard_write | ShardCall of a WriteCall | WriteResult |
+| shard_leader | GroupCall | LeaderAnswer |
 | topology | TopologyCall | TopologyAnswer |
 | catalog | CatalogCall | WriteResult |
 | sync | SyncCall | WriteResult |
 | found | FoundCall | WhoAnswer |
 | who | WhoCall | WhoAnswer |
+
+`leader` of base.protocol is asked by clients that are not shard-aware: every node names itself, for it routes.
 
 Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) it was computed on.
 """
@@ -24,6 +27,7 @@ from needle.base.routing.topology import Topology
 
 SHARD: Final = "shard"
 SHARD_WRITE: Final = "shard_write"
+SHARD_LEADER: Final = "shard_leader"
 TOPOLOGY: Final = "topology"
 CATALOG: Final = "catalog"
 SYNC: Final = "sync"

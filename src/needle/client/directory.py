@@ -1,7 +1,7 @@
 """Which nodes there are, which of them leads a group, and which have failed lately.
 
 Invariant: at most one search for a group's leader runs at a time; all callers share its result. What a node says about
-the leader is a hint only: Raft decides, a wrong hint costs one refused request. Knows the RPC calls `leader` only.
+the leader is a hint only: Raft decides, a wrong hint costs one refused request. Knows the RPC call for the leader only.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Caller(Protocol):
 
 class Directory:
     """The nodes of one cluster, learned from seeds."""
+
+    asks = protocol.LEADER
+    """The method by which a node is asked who leads."""
 
     def __init__(self, caller: Caller, seeds: Iterable[str]) -> None:
         self.caller = caller
@@ -148,7 +151,7 @@ class Directory:
         """What the node at `address` knows; None if it does not answer (see `failures`)."""
         try:
             body = await self.caller.call(
-                address, protocol.LEADER, protocol.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
+                address, self.asks, protocol.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
             )
         except NeedleError as error:
             self.failures[address] = error

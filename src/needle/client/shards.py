@@ -14,6 +14,7 @@ from needle.base import protocol
 from needle.base.catalog_commands import CatalogCommand, encode
 from needle.base.cluster_protocol import (
     CATALOG,
+    SHARD_LEADER,
     SHARD_WRITE,
     SYNC,
     TOPOLOGY,
@@ -40,6 +41,8 @@ PAUSE_SECONDS = 0.02
 
 class ReplicaDirectory(Directory):
     """The nodes that hold one shard's replicas, as the topology says."""
+
+    asks = SHARD_LEADER
 
     def __init__(self, caller: Caller, shard: int, topology: Callable[[], Topology], prefer: str | None) -> None:
         self._shard = shard

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from needle.base import protocol
 from needle.base.catalog_commands import CreateCluster
-from needle.base.cluster_protocol import FOUND, WHO, FoundCall, WhoAnswer, WhoCall
+from needle.base.cluster_protocol import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.protocol import GroupCall, LeaderAnswer
@@ -106,7 +106,7 @@ async def _led(caller: Caller, topology: Topology, deadline: float) -> None:
         while True:
             address = topology.address_of(info.replicas[turn % len(info.replicas)]) or ""
             try:
-                answer = protocol.decode(await caller.call(address, protocol.LEADER, body, ASK_SECONDS), LeaderAnswer)
+                answer = protocol.decode(await caller.call(address, SHARD_LEADER, body, ASK_SECONDS), LeaderAnswer)
                 if answer.leader is not None:
                     break
             except NeedleError as error:

@@ -11,6 +11,7 @@ import logging
 from typing import Protocol
 
 from needle.base import protocol
+from needle.base.cluster_protocol import SHARD_LEADER
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId, NodeId
 from needle.base.protocol import GroupCall, LeaderAnswer
@@ -77,7 +78,7 @@ class LeaderSpread:
     async def _willing(self, group: GroupId, wanted: NodeId) -> bool:
         try:
             data = await self._node.peers.call(
-                wanted, protocol.LEADER, protocol.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
+                wanted, SHARD_LEADER, protocol.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
             )
         except NeedleError as error:
             log.debug("preferred leader %s of group %d does not answer: %s", wanted, group, error)

@@ -16,6 +16,7 @@ from needle.base.cluster_protocol import (
     CATALOG,
     FOUND,
     SHARD,
+    SHARD_LEADER,
     SHARD_WRITE,
     SYNC,
     TOPOLOGY,
@@ -43,7 +44,7 @@ from needle.base.errors import (
 )
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
-from needle.base.protocol import CollectionsCall, GetCall, SearchCall, WriteCall
+from needle.base.protocol import CollectionsCall, GetCall, GroupCall, LeaderAnswer, SearchCall, WriteCall
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Ownership, Topology
 from needle.cluster.catalog_machine import CatalogMachine
@@ -91,11 +92,13 @@ class ClusterService(RpcService):
             (protocol.SEARCH, SearchCall, proxy.search),
             (protocol.GET, GetCall, proxy.get),
             (protocol.COLLECTIONS, CollectionsCall, proxy.collections),
+            (protocol.LEADER, GroupCall, self._itself),
         )
         self._methods.update({name: (kind, run) for name, kind, run in whole})
         more: dict[str, tuple[Any, Any]] = {
             SHARD: (ShardCall, self._shard),
             SHARD_WRITE: (ShardCall, self._shard_write),
+            SHARD_LEADER: (GroupCall, self._leader),
             TOPOLOGY: (TopologyCall, self._topology),
             CATALOG: (CatalogCall, self._catalog),
             SYNC: (SyncCall, self._sync),
@@ -181,6 +184,12 @@ class ClusterService(RpcService):
         await self._cluster.reconcile(group, _timeout(timeout))
 
     # --- the cluster -------------------------------------------------------------------------------------------------
+    async def _itself(self, call: GroupCall) -> LeaderAnswer:
+        """A client that is not shard-aware asks who leads: whichever node it asks routes for it."""
+        node = self._cluster
+        leads = node.node_id if node.topology.settings is not None else None
+        return LeaderAnswer(node.node_id, leads, 0, node.addresses(), self._host.maintenance)
+
     async def _topology(self, call: TopologyCall) -> TopologyAnswer:
         node = self._cluster
         if call.confirmed:
