@@ -196,6 +196,11 @@ class ClusterShards:
 
     async def confirmed(self, timeout: float) -> Topology:
         """What the catalog's leader confirms to be the newest. Raises when it does not answer in time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        if not (await self.refresh(1, timeout)).catalog:
+            raise DeadlineExceeded(f"no node named the catalog's nodes within {timeout:g} s")
+        timeout = max(0.001, deadline - loop.time())
         body = protocol.encode(TopologyCall(0, 0.0, True))
         data = await self.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)
         self.offer(protocol.decode(data, TopologyAnswer).topology)

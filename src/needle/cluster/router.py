@@ -16,7 +16,7 @@ import msgspec
 
 from needle.base import catalog_commands, protocol
 from needle.base.commands import Command, Delete, Insert, Session
-from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, StaleEpoch
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.protocol import CollectionsAnswer, CollectionsCall, DocumentBatch, Freshness, GetCall, SearchCall
@@ -254,7 +254,7 @@ class Router:
     async def _delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
         deadline = asyncio.get_running_loop().time() + timeout
 
-        async def one(shard: int, part: list[str]) -> list[WriteResult]:
+        async def one(shard: int, part: list[str]) -> list[WriteResult | NeedleError]:
             def make(session: Session) -> Command:
                 return Delete(collection, part, None, session)
 
@@ -269,13 +269,18 @@ class Router:
                 return [await self._write(owner, make, left)]
             except _Scattered:
                 return await spread(part)
+            except NeedleError as error:
+                return [error]
 
-        async def spread(some: list[str]) -> list[WriteResult]:
+        async def spread(some: list[str]) -> list[WriteResult | NeedleError]:
             holders = self._holders(self.fan_out.ownership(), some)
             done = await asyncio.gather(*(one(shard, [some[at] for at in part]) for shard, part in holders.items()))
             return [result for results in done for result in results]
 
-        results = await spread(names)
+        outcomes = await spread(names)
+        results = [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
+        if len(results) < len(outcomes):
+            raise _incomplete(results, [outcome for outcome in outcomes if isinstance(outcome, NeedleError)])
         return WriteResult(
             version=max(result.version for result in results),
             index=max(result.index for result in results),
@@ -430,6 +435,19 @@ class Router:
         for outcome in told:
             if isinstance(outcome, BaseException) and not (isinstance(outcome, NeedleError) and outcome.retryable):
                 raise outcome
+
+
+def _incomplete(done: Sequence[WriteResult], failures: Sequence[NeedleError]) -> NeedleError:
+    """What to say of a write whose parts have different fates. "Nothing happened" only if it is true of all."""
+    gone = [error for error in failures if isinstance(error, CollectionNotFound)]
+    if gone or (not done and all(error.retryable for error in failures)):
+        return (gone or failures)[0]
+    final = [error for error in failures if not error.retryable and not isinstance(error, OutcomeUnknown)]
+    if final and not done:
+        return final[0]
+    return OutcomeUnknown(
+        f"{len(done)} of {len(done) + len(failures)} shards have done it, others not or perhaps: {failures[0].message}"
+    )
 
 
 class _Scattered(Exception):

@@ -37,6 +37,7 @@ from needle.server.cluster_files import (
     save_topology,
 )
 from needle.server.cluster_leaders import LeaderSpread
+from needle.server.cluster_registration import Registration
 from needle.server.cluster_service import ClusterService
 from needle.server.local_caller import LocalCaller
 from needle.server.node import Node
@@ -170,7 +171,7 @@ class ClusterNode(Node):
         """See Node.start; then follow the catalog."""
         await super().start()
         spread = LeaderSpread(self)
-        for work in (self._follow(), self._register(), spread.run(), self._reconcile_all()):
+        for work in (self._follow(), Registration(self).run(), spread.run(), self._reconcile_all()):
             self._spawn(work)
         self._undo.append(self._end_tasks)
 
@@ -321,23 +322,6 @@ class ClusterNode(Node):
             zone=self.options.zone,
             weight=self.options.weight,
         )
-
-    async def _register(self) -> None:
-        """Tell the catalog about this node, when it joins, and when it comes back with another address."""
-        while not self.host.stopped:
-            if self.topology.settings is None:
-                await self.wait_topology(1, POLL_SECONDS)
-                continue
-            known, mine = self.topology.node(self.node_id), self.info()
-            if known is None or msgspec.structs.replace(mine, state=known.state) != known:
-                try:
-                    await self.shards.command(catalog_commands.RegisterNode(mine), WAIT_SECONDS)
-                except InvalidArgument as error:
-                    self._fatal(error)
-                    return
-                except NeedleError as error:
-                    log.warning("node %s is not registered yet: %s", self.node_id, error)
-            await self.wait_topology(self.topology.version + 1, 30.0)
 
     # --- the catalog -------------------------------------------------------------------------------------------------
     async def confirmed(self, timeout: float) -> Topology:

@@ -29,6 +29,8 @@ from needle.cluster.router import Router
 from needle.shard.validation import check_spec
 
 SESSIONS_MAX = 10_000
+SHARE = 0.9
+"""Of a call's time for the shards, so that what they say still reaches the client."""
 
 
 class ProxyNode(Protocol):
@@ -39,13 +41,30 @@ class ProxyNode(Protocol):
     topology: Topology
 
 
+class _Session:
+    """answers: by write number. written: what is written of a batch of that number that did not get through whole."""
+
+    __slots__ = ("answers", "written")
+
+    def __init__(self) -> None:
+        self.answers: dict[int, asyncio.Task[WriteResult]] = {}
+        self.written: dict[int, dict[int, WriteResult]] = {}
+
+    def forget(self, acked: int) -> None:
+        """The client will not repeat writes below `acked`."""
+        for old in [seq for seq in self.answers if seq < acked]:
+            del self.answers[old]
+        for old in [seq for seq in self.written if seq < acked]:
+            del self.written[old]
+
+
 class Proxy:
     """See the module."""
 
     def __init__(self, node: ProxyNode, rng: Rng) -> None:
         self._node = node
         self._rng = rng
-        self._sessions: dict[int, dict[int, asyncio.Task[WriteResult]]] = {}
+        self._sessions: dict[int, _Session] = {}
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, call: WriteCall) -> WriteResult:
@@ -60,36 +79,38 @@ class Proxy:
             raise InvalidArgument("segments are published by leaders only", field="command")
         session = command.session
         if session.id == 0:
-            return await self._run(command, call.timeout)
-        answers = self._sessions.pop(session.id, None)
-        if answers is None:
+            return await self._run(command, call.timeout, {})
+        known = self._sessions.pop(session.id, None)
+        if known is None:
             raise SessionExpired("this node does not know the session: it was opened through another node")
-        self._sessions[session.id] = answers  # the ones used last stay longest
-        for old in [seq for seq in answers if seq < session.acked]:
-            del answers[old]
+        self._sessions[session.id] = known  # the ones used last stay longest
+        known.forget(session.acked)
+        answers = known.answers
         task = answers.get(session.seq)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._run(command, call.timeout))
+            written = known.written.setdefault(session.seq, {})
+            task = asyncio.get_running_loop().create_task(self._run(command, SHARE * call.timeout, written))
+            task.add_done_callback(_seen)
             answers[session.seq] = task
         done, _ = await asyncio.wait((task,), timeout=call.timeout)
         if not done:
             raise OutcomeUnknown(f"the write was not answered within {call.timeout:g} s; it may take effect")
         failure = task.exception()
         if isinstance(failure, NeedleError) and failure.retryable and answers.get(session.seq) is task:
-            del answers[session.seq]  # nothing happened: the client may send it again
+            del answers[session.seq]  # nothing happened but what is in `written`: the client may send it again
         return task.result()
 
     def _open(self) -> WriteResult:
         while len(self._sessions) >= SESSIONS_MAX:
             del self._sessions[next(iter(self._sessions))]
         made = self._rng.getrandbits(52) + 1
-        self._sessions[made] = {}
+        self._sessions[made] = _Session()
         return WriteResult(version=0, index=made)
 
-    async def _run(self, command: commands.Command, timeout: float) -> WriteResult:
+    async def _run(self, command: commands.Command, timeout: float, written: dict[int, WriteResult]) -> WriteResult:
         router = self._node.router
         if isinstance(command, commands.Insert):
-            return await self._insert(command, timeout)
+            return await self._insert(command, timeout, written)
         if isinstance(command, commands.Delete):
             if command.expected is not None:
                 raise InvalidArgument("conditional deletes need a shard-aware client", field="expected")
@@ -102,31 +123,49 @@ class Proxy:
             return await router.drop_collection(command.name, timeout)
         raise InvalidArgument(f"{type(command).__name__} is not for clients", field="command")
 
-    async def _insert(self, command: commands.Insert, timeout: float) -> WriteResult:
-        router, collection = self._node.router, command.collection
+    async def _insert(self, command: commands.Insert, timeout: float, written: dict[int, WriteResult]) -> WriteResult:
         count = len(command.ids)
         if count != len(command.metadata) or not count or len(command.vectors) % count:
             raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
         if count == 1:
-            return await router.insert(
-                collection, command.ids[0], command.vectors, command.metadata[0], command.expected, timeout
+            return await self._node.router.insert(
+                command.collection, command.ids[0], command.vectors, command.metadata[0], command.expected, timeout
             )
         if command.expected is not None:
             raise InvalidArgument("a condition on several documents needs a shard-aware client", field="expected")
-        outcomes = await router.insert_batch(
-            collection, command.ids, memoryview(command.vectors), command.metadata, timeout
-        )
-        written = [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
-        for outcome in outcomes:
-            if isinstance(outcome, NeedleError):
-                outcome.details["documents_written"] = len(written)
-                raise outcome
+        await self._insert_batch(command, timeout, written)
         return WriteResult(
-            version=max(result.version for result in written),
-            index=max(result.index for result in written),
-            existed=any(result.existed for result in written),
+            version=max(result.version for result in written.values()),
+            index=max(result.index for result in written.values()),
+            existed=any(result.existed for result in written.values()),
             count=count,
         )
+
+    async def _insert_batch(self, command: commands.Insert, timeout: float, written: dict[int, WriteResult]) -> None:
+        """Write what is not `written` yet: what was written before this call is not written again. Raises what did not
+        get through."""
+        rows, size = memoryview(command.vectors), len(command.vectors) // len(command.ids)
+        left = [at for at in range(len(command.ids)) if at not in written]
+        outcomes = await self._node.router.insert_batch(
+            command.collection,
+            [command.ids[at] for at in left],
+            memoryview(b"".join(rows[at * size : (at + 1) * size] for at in left)),
+            [command.metadata[at] for at in left],
+            timeout,
+        )
+        failures: list[NeedleError] = []
+        for at, outcome in zip(left, outcomes, strict=True):
+            if isinstance(outcome, NeedleError):
+                failures.append(outcome)
+            else:
+                written[at] = outcome
+        if not failures:
+            return
+        failure = min(failures, key=_repeatable)
+        if failure.retryable and written and len(set(command.ids)) < len(command.ids):
+            failure = OutcomeUnknown(f"some of the documents with the same id were written: {failure.message}")
+        failure.details["documents_written"] = len(written)
+        raise failure
 
     # --- reads -------------------------------------------------------------------------------------------------------
     @staticmethod
@@ -159,3 +198,14 @@ class Proxy:
         counts = await self._node.router.counts(self._mode(call.freshness), call.freshness.timeout)
         specs = [info.spec for info in self._node.topology.collections]
         return CollectionsAnswer(specs, [sum(counts.get(spec.name, {}).values()) for spec in specs], 0)
+
+
+def _repeatable(error: NeedleError) -> int:
+    """Which error tells the fate of a batch: one of unknown fate must not be repeated, whatever the others say."""
+    return 0 if isinstance(error, OutcomeUnknown) else 1 + error.retryable
+
+
+def _seen(task: asyncio.Task[WriteResult]) -> None:
+    """A failure counts as seen even if the client has stopped waiting."""
+    if not task.cancelled():
+        task.exception()
