@@ -107,3 +107,43 @@ def test_rows_come_back_between_others_but_never_twice() -> None:
     assert [o for ordinals, _ in growing.inserted(back).blocks(0, 89) for o in ordinals.tolist()] == list(range(90))
     with pytest.raises(Internal, match="overlap"):
         growing.inserted(back).inserted(back)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 400), st.integers(1, 90), st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 400))
+def test_compacting_changes_nothing_but_the_memory(rows: int, step: int, shares: list[float], first: int) -> None:
+    data = clustered(rows, 4, 3)
+    growing, rng, live = filled(data, step), np.random.default_rng(rows), np.arange(rows)
+    for share in shares:
+        dead = live[rng.random(len(live)) < share]
+        live = np.setdiff1d(live, dead)
+        growing = growing.without(dead).compacted(first)
+        blocks = [*growing.blocks(0, rows)]
+        assert np.concatenate([np.empty(0), *(ordinals for ordinals, _ in blocks)]).tolist() == live.tolist()
+        assert b"".join(vectors.tobytes() for _, vectors in blocks) == data[live].tobytes()
+        for chunk in growing.chunks[:-1]:
+            assert chunk.first < first or 2 * chunk.live_rows() >= chunk.rows
+    growing = growing.appended(np.arange(rows, rows + 3), data[:1].repeat(3, axis=0))
+    assert len(growing) == len(live) + 3
+
+
+def test_overwriting_for_ever_fills_no_memory() -> None:
+    growing = GrowingSegment(8)
+    keys, data = 1000, clustered(100, 8, 1)
+    for first in range(0, 200_000, 100):
+        growing = growing.appended(np.arange(first, first + 100), data)
+        if first >= keys:
+            growing = growing.without(np.arange(first - keys, first - keys + 100)).compacted(0)
+    assert len(growing) == keys
+    assert growing.bytes_held() <= 2 * CHUNK_ROWS_MAX * 8 * 4 + 2 * keys * 8 * 4
+    assert len(growing.chunks) <= 3
+
+
+def test_compacting_keeps_out_of_the_ranges_of_segments() -> None:
+    data = clustered(400, 4, 1)
+    dead = np.concatenate((np.arange(64, 190), np.arange(200, 390)))
+    growing = filled(data, 100).closed().without(dead)
+    kept = growing.compacted(192)
+    below = [chunk for chunk in growing.chunks if chunk.first < 192]
+    assert len(below) == 2 and list(kept.chunks[:2]) == below
+    assert kept.bytes_held() < growing.bytes_held()

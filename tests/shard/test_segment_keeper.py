@@ -16,10 +16,10 @@ from pyroaring import BitMap
 from needle.base.config import SegmentConfig
 from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, NotLeader, OutcomeUnknown
 from needle.base.model import Metric
-from needle.shard import segment_keeper
+from needle.shard import segment_keeper, segment_plan
 from needle.shard.commands import PublishSegment, decode
 from needle.shard.segment_keeper import CHUNK_BYTES, SegmentKeeper
-from needle.shard.segment_plan import PublishedSegment
+from needle.shard.segment_plan import PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors
 from shard.vectors_util import clustered, spec_of
 
@@ -38,6 +38,16 @@ class ThreadPool:
 class LoopClock:
     def monotonic(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        return 0.0
+
+
+class HandClock:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
     def wall(self) -> float:
         return 0.0
@@ -62,7 +72,7 @@ class Replica:
             peers=lambda: [n for n in sorted(self.cluster.replicas) if n != self.name],
             build_pool=ThreadPool(),
             file_pool=ThreadPool(),
-            clock=LoopClock(),
+            clock=self.cluster.clock,
         )
 
     def collection_vectors(self) -> list[CollectionVectors]:
@@ -84,8 +94,9 @@ class Replica:
 
 
 class Cluster:
-    def __init__(self, directory: Path, ship_timeout: float = 600.0) -> None:
-        self.config = SegmentConfig(seal_rows=500, ship_timeout=ship_timeout)
+    def __init__(self, directory: Path, ship_timeout: float = 600.0, seal_rows: int | None = 500) -> None:
+        self.config = SegmentConfig(seal_rows=seal_rows, ship_timeout=ship_timeout)
+        self.clock: LoopClock | HandClock = LoopClock()
         self.leader = "a"
         self.lose = 0.0
         self.damage = 0.0
@@ -150,10 +161,23 @@ class Running:
         assert all(isinstance(result, asyncio.CancelledError) for result in results), results
 
 
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """A list that grows with every decision of a keeper; 2,000 rows of DATA are as much as is sealed while writing."""
+    passes: list[None] = []
+
+    def counted(*args, **kwargs):
+        passes.append(None)
+        return plan(*args, **kwargs)
+
+    monkeypatch.setattr(segment_keeper, "plan", counted)
+    return passes
+
+
 @pytest.fixture(autouse=True)
 def short_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_keeper, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(segment_keeper, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(segment_plan, "SEAL_BYTES", 1)  # so SEAL_ROWS_MIN counts
 
 
 def settled(cluster: Cluster) -> Callable[[], bool]:
@@ -336,3 +360,54 @@ def test_only_segment_files_are_served(tmp_path: Path) -> None:
         cluster.a.keeper.serve_chunk(f"7-0-9-{'a' * 32}.seg", 0, 10)
     with pytest.raises(CorruptSegment, match="no such collection"):
         cluster.a.keeper.serve_chunk(f"9-0-9-{'a' * 32}.seg", 0, 10)
+
+
+async def test_what_waits_is_sealed_once_no_write_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_keeper, "QUIET_SECONDS", 0.2)
+    cluster = Cluster(tmp_path, seal_rows=None)
+    started = asyncio.get_running_loop().time()
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:250]))
+        await until(settled(cluster))
+    assert asyncio.get_running_loop().time() - started >= 0.2
+    assert cluster.a.vectors.manifest()[-1].last == 249
+
+
+async def test_while_writes_come_more_is_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour of one write each 0.9 s, by a clock that the test moves."""
+    passes = count_passes(monkeypatch)
+    cluster = Cluster(tmp_path, seal_rows=None)
+    cluster.clock = clock = HandClock()
+    cluster.a.start_keeper()
+    async with Running(cluster.a):
+        for first in range(4000):
+            cluster.a.vectors.append(first, DATA[first : first + 1])
+            before = len(passes)
+            cluster.a.keeper.kick()
+            await until(lambda before=before: len(passes) > before)
+            clock.now += 0.9
+        assert cluster.a.keeper.stats.built == 1, "2,000 rows are sealed at once, the rest waits for the end of writing"
+        clock.now += 0.2
+        cluster.a.keeper.kick()
+        await until(lambda: cluster.a.keeper.stats.built == 2)
+    assert cluster.a.vectors.manifest()[-1].last == 3999
+
+
+async def test_with_too_little_to_seal_no_timer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, waits = count_passes(monkeypatch), []
+
+    async def wait(_: asyncio.Event, timeout: float) -> None:
+        waits.append(timeout)
+
+    monkeypatch.setattr(segment_keeper, "_wait", wait)
+    cluster = Cluster(tmp_path, seal_rows=None)
+    async with Running(cluster.a):
+        cluster.a.vectors.append(0, DATA[:249])
+        cluster.a.keeper.kick()
+        before = len(passes)
+        await until(lambda: len(passes) > before)
+        assert waits == []
+        cluster.a.vectors.append(249, DATA[249:250])
+        cluster.a.keeper.kick()
+        await until(lambda: len(waits) > 0)
+    assert 0.9 < waits[0] <= 1.0

@@ -12,6 +12,8 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import Internal
 from needle.shard.segment_plan import (
     GROWTH,
+    QUIET_SHARE,
+    SEAL_BYTES,
     BuildTask,
     PublishedSegment,
     SegmentLoad,
@@ -21,9 +23,16 @@ from needle.shard.segment_plan import (
     with_published,
 )
 
+DIMENSIONS = 64
+SEAL_ROWS = SEAL_BYTES // (4 * DIMENSIONS)
+
 
 def segment(first: int, last: int, rows: int | None = None, checksum: str = "c") -> PublishedSegment:
     return PublishedSegment(1, first, last, last - first + 1 if rows is None else rows, 10, checksum)
+
+
+def decide(loads: list[SegmentLoad], next_ordinal: int, waiting: int, config: SegmentConfig) -> BuildTask | None:
+    return plan(loads, next_ordinal, waiting, config, dimensions=DIMENSIONS, quiet=False)
 
 
 class Model:
@@ -37,12 +46,13 @@ class Model:
         self.inserts = 0
         self.written = 0
         self.builds = 0
+        self.quiet = False
 
     def step(self) -> bool:
         """Plan and build once. False when there is nothing to do."""
         loads = [SegmentLoad(s, sum(not self.live[o] for o in self.held[s]), True) for s in self.manifest]
         waiting = sum(self.live[covered(self.manifest) :])
-        task = plan(loads, len(self.live), waiting, self.config)
+        task = plan(loads, len(self.live), waiting, self.config, dimensions=DIMENSIONS, quiet=self.quiet)
         if task is None:
             return False
         self.build(task)
@@ -120,25 +130,67 @@ def test_a_bulk_load_inserts_each_row_about_once_and_ends_in_one_segment() -> No
     assert model.builds <= 5
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "at", "when_quiet"), [(16, 65_536, 8192), (112, 9362, 1171), (384, 2730, 342), (4096, 2000, 250)]
+)
+def test_by_default_it_seals_by_what_a_scan_costs(dimensions: int, at: int, when_quiet: int) -> None:
+    config = SegmentConfig()
+    for waiting, quiet, builds in (
+        (at - 1, False, False),
+        (at, False, True),
+        (when_quiet - 1, True, False),
+        (when_quiet, True, True),
+    ):
+        task = plan([], waiting, waiting, config, dimensions=dimensions, quiet=quiet)
+        assert (task == BuildTask(0, waiting - 1, None, waiting)) is builds, (waiting, quiet)
+
+
+def test_an_explicit_seal_rows_means_the_same_at_all_times() -> None:
+    for quiet in (False, True):
+        assert plan([], 99, 99, SegmentConfig(seal_rows=100), dimensions=16, quiet=quiet) is None
+        task = plan([], 100, 100, SegmentConfig(seal_rows=100), dimensions=16, quiet=quiet)
+        assert task == BuildTask(0, 99, None, 100)
+
+
+def test_small_segments_seal_in_time() -> None:
+    task = plan([], 1500, 1500, SegmentConfig(rows_max=1000), dimensions=16, quiet=False)
+    assert task == BuildTask(0, 999, None, 1000)
+
+
+def test_writing_in_bursts_keeps_the_bounds() -> None:
+    """Quiet after every few rows: inserts and bytes written stay bounded, by the smaller size that is sealed then."""
+    model = Model(SegmentConfig(rows_max=10_000_000))
+    smallest = -(-SEAL_ROWS // QUIET_SHARE)
+    model.quiet = True
+    while len(model.live) < 200_000:
+        model.live += [True] * 3000
+        while model.step():
+            pass
+    total = len(model.live)
+    assert model.inserts <= total * (1 + math.log(total / smallest, GROWTH))
+    assert model.written <= (GROWTH + 1) * model.inserts
+    assert len(model.manifest) <= 2 + math.log(total / smallest, GROWTH)
+
+
 def test_dead_rows_are_purged_without_a_base() -> None:
     config = SegmentConfig(seal_rows=100)
     loads = [SegmentLoad(segment(0, 999), 301, True)]
-    assert plan(loads, 1000, 0, config) == BuildTask(0, 999, None, 699)
-    assert plan([SegmentLoad(segment(0, 999), 300, True)], 1000, 0, config) is None
+    assert decide(loads, 1000, 0, config) == BuildTask(0, 999, None, 699)
+    assert decide([SegmentLoad(segment(0, 999), 300, True)], 1000, 0, config) is None
 
 
 def test_a_segment_without_its_file_is_left_alone() -> None:
     config = SegmentConfig(seal_rows=100)
     away = SegmentLoad(segment(0, 99), 90, False)
-    assert plan([away], 100, 0, config) is None
-    assert plan([away], 200, 100, config) == BuildTask(100, 199, None, 100)
+    assert decide([away], 100, 0, config) is None
+    assert decide([away], 200, 100, config) == BuildTask(100, 199, None, 100)
 
 
 def test_sizes_stay_under_the_bound() -> None:
     config = SegmentConfig(seal_rows=100, rows_max=1000)
-    task = plan([SegmentLoad(segment(0, 949), 0, True)], 1100, 150, config)
+    task = decide([SegmentLoad(segment(0, 949), 0, True)], 1100, 150, config)
     assert task == BuildTask(950, 1099, None, 150)
-    assert plan([], 5000, 5000, config) == BuildTask(0, 999, None, 1000)
+    assert decide([], 5000, 5000, config) == BuildTask(0, 999, None, 1000)
 
 
 def test_publishing_that_does_not_fit_is_ignored() -> None:

@@ -84,12 +84,13 @@ class Limits:
 class SegmentConfig:
     """When vectors are indexed. A collection's not yet indexed vectors are searched exactly.
 
-    seal_rows: build a segment when this many vectors wait. rows_max: segments are merged up to this size.
+    seal_rows: build a segment when this many vectors wait; None: when what waits would make an exact search slow, or
+    when no write comes for a while (shard/segment_plan.py). rows_max: segments are merged up to this size.
     build_threads: OpenMP threads of one build. ship_timeout: seconds a replica waits for a built segment before it
     builds its own. scrub_interval: seconds between two readings of every index file, to find damage.
     """
 
-    seal_rows: int = 2_000
+    seal_rows: int | None = None
     rows_max: int = 1_000_000
     build_threads: int = 1
     ship_timeout: float = 30.0
@@ -97,8 +98,9 @@ class SegmentConfig:
     scrub_interval: float = 3600.0
 
     def __post_init__(self) -> None:
-        check_range("segments.seal_rows", self.seal_rows, 1, 10_000_000)
-        check_range("segments.rows_max", self.rows_max, self.seal_rows, 100_000_000)
+        if self.seal_rows is not None:
+            check_range("segments.seal_rows", self.seal_rows, 1, 10_000_000)
+        check_range("segments.rows_max", self.rows_max, self.seal_rows or 1, 100_000_000)
         check_range("segments.build_threads", self.build_threads, 1, 256)
         check_range("segments.ship_timeout", self.ship_timeout, 0, 86_400)
         check_range("segments.dead_ratio_max", self.dead_ratio_max, 0.01, 1)

@@ -26,7 +26,7 @@ FLOATS = frozenset({"election_timeout", "heartbeat_interval", "clock_error_max"}
 FLAGS = frozenset({"join"})
 LISTS = frozenset({"cluster_nodes"})
 TABLES: dict[str, dict[str, str]] = {
-    "segments": {f.name: str(f.type) for f in fields(SegmentConfig)},
+    "segments": {f.name: str(f.type).removesuffix(" | None") for f in fields(SegmentConfig)},
     "limits": {f.name: str(f.type) for f in fields(Limits)},
     "index": {f.name: "int" for f in msgspec.structs.fields(IndexParams)},
 }

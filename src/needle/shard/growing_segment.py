@@ -141,6 +141,25 @@ class GrowingSegment:
                 chunks[at] = chunk.without(dead[start:stop])
         return GrowingSegment(self._dimensions, tuple(chunks))
 
+    def compacted(self, first: int) -> GrowingSegment:
+        """With full chunks from ordinal `first` on copied without their dead rows once these are more than half, so
+        that overwriting the same documents for ever neither fills the memory nor slows scans. Neighbours that then fit
+        are joined; a row is copied about once each time its chunk halves.
+
+        From `first` on no segment may be served from a file: a joined chunk could span it.
+        """
+        if not any(_mostly_dead(chunk, first) for chunk in self.chunks):
+            return self
+        chunks: list[Chunk] = []
+        for chunk in self.chunks:
+            if not _mostly_dead(chunk, first):
+                chunks.append(chunk)
+            elif live := chunk.live_rows():
+                before = chunks[-1] if chunks else None
+                joins = before is not None and before.first >= first and before.live_rows() + live <= CHUNK_ROWS_MAX
+                chunks.append(_copied(*((chunks.pop(), chunk) if joins else (chunk,))))
+        return GrowingSegment(self._dimensions, tuple(chunks))
+
     def removed(self, first: int, last: int) -> GrowingSegment:
         """Without the rows [first, last], which an index serves now."""
         chunks: list[Chunk] = []
@@ -204,6 +223,26 @@ def _fill(chunk: Chunk, ordinals: Ints, vectors: Floats) -> Chunk:
     # Kept a little high: it bounds a rounding error.
     norm_max = max(chunk.norm_max, float(np.sqrt(norms.max())) * 1.001)
     return Chunk(chunk.vectors, chunk.ordinals, chunk.norms, rows, live, norm_max)
+
+
+def _mostly_dead(chunk: Chunk, first: int) -> bool:
+    full = chunk.rows == len(chunk.vectors)
+    return full and chunk.live is not None and chunk.first >= first and 2 * chunk.live_rows() < chunk.rows
+
+
+def _copied(*chunks: Chunk) -> Chunk:
+    """The live rows of neighbouring chunks as one."""
+    live = [slice(0, chunk.rows) if chunk.live is None else np.flatnonzero(chunk.live) for chunk in chunks]
+    parts = list(zip(chunks, live, strict=True))
+    ordinals = np.concatenate([chunk.ordinals[rows] for chunk, rows in parts])
+    return Chunk(
+        np.concatenate([chunk.vectors[rows] for chunk, rows in parts]),
+        ordinals,
+        np.concatenate([chunk.norms[rows] for chunk, rows in parts]),
+        len(ordinals),
+        None,
+        max(chunk.norm_max for chunk in chunks),
+    )
 
 
 def positions(ordinals: Ints, wanted: Ints) -> Ints:

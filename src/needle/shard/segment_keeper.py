@@ -6,8 +6,8 @@ not here is fetched from whoever has it (leader first), verified and attached; i
 deleted; open mappings of them stay valid. Searches are right at every moment, only slower, while files are missing.
 
 Invariant: nothing here can change which documents exist; the worst a fault can do is cost time. It sleeps until
-`kick()`; only while something is missing or failed does a timer wake it. It does not know Raft or the network: both
-are arguments.
+`kick()`; only while something is missing or failed, or will be built once no write comes, does a timer wake it. It
+does not know Raft or the network: both are arguments.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError, StorageError
+from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.shard.commands import PublishSegment, encode
 from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
-from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment, sync_directory
+from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment
+from needle.shard.segment_files import FILE_NAME, delete, delete_temporary, finish_download, sweep, write_chunk
 from needle.shard.segment_plan import BuildTask, PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors, VectorsView
 
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
 RETRY_SECONDS = 1.0
-_FILE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)-[0-9a-f]{32}\.(seg|own)\Z")
-_TEMPORARY_NAME = re.compile(r"(\d+)-(\d+)-(\d+)[-.0-9a-z]*" + re.escape(TEMPORARY) + r"\Z")
+QUIET_SECONDS = 1.0
+"""No vector has come for so long: what waits is indexed earlier."""
 
 
 class VectorsHost(Protocol):
@@ -96,6 +97,7 @@ class SegmentKeeper:
         self._stopping = False
         self._building: set[int] = set()
         self._unpublished: dict[int, SealedSegment] = {}
+        self._written: dict[int, tuple[int, float]] = {}  # by collection: next ordinal, and since when it is that
         self._missing_since: dict[PublishedSegment, float] = {}
         self._distrusted: set[PublishedSegment] = set()
         self._damaged: set[PublishedSegment] = set()
@@ -112,7 +114,7 @@ class SegmentKeeper:
         """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
         self._stopping = False
         for vectors in self._host.collection_vectors():
-            await self._file_pool.run(_delete_temporary, vectors.directory, vectors.collection_id)
+            await self._file_pool.run(delete_temporary, vectors.directory, vectors.collection_id)
         tasks = [asyncio.ensure_future(self._build_loop()), asyncio.ensure_future(self._files_loop())]
         self.kick()
         try:
@@ -128,16 +130,16 @@ class SegmentKeeper:
         while True:
             await self._build_wanted.wait()
             self._build_wanted.clear()
-            done, failed = await self._build_pass()
-            if done:
-                self._build_wanted.set()
-            elif failed:
-                await _wait(self._build_wanted, RETRY_SECONDS)
+            again = await self._build_pass()
+            if again is not None:
+                if again > 0:
+                    await _wait(self._build_wanted, again)
                 self._build_wanted.set()
 
-    async def _build_pass(self) -> tuple[int, int]:
-        """At most one build for each collection, so that none waits for all of another's: (done, failed)."""
-        done = failed = 0
+    async def _build_pass(self) -> float | None:
+        """At most one build for each collection, so that none waits for all of another's. Returns after how many
+        seconds to look again though nothing changes; None: not before something does."""
+        again: list[float] = []
         for vectors in self._host.collection_vectors():
             self._leading = self._is_leader()
             if not self._leading:
@@ -145,14 +147,23 @@ class SegmentKeeper:
             if vectors.closed:
                 continue
             loads, next_ordinal, waiting, view = vectors.loads()
-            task = plan(loads, next_ordinal, waiting, vectors.config)
-            if task is None:
-                continue
-            if await self._build_and_publish(vectors, task, view):
-                done += 1
-            else:
-                failed += 1
-        return done, failed
+            quiet_in = self._quiet_in(vectors)
+            decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=vectors.spec.dimensions)
+            task = decide(quiet=quiet_in <= 0)
+            if task is not None:
+                again.append(0.0 if await self._build_and_publish(vectors, task, view) else RETRY_SECONDS)
+            elif quiet_in > 0 and decide(quiet=True) is not None:
+                again.append(quiet_in)
+        return min(again, default=None)
+
+    def _quiet_in(self, vectors: CollectionVectors) -> float:
+        """After how many seconds the collection counts as quiet if no vector comes; 0 or less: it does."""
+        now, next_ordinal = self._clock.monotonic(), vectors.next_ordinal
+        held, since = self._written.get(vectors.collection_id, (-1, now))
+        if held != next_ordinal:
+            since = now
+            self._written[vectors.collection_id] = next_ordinal, since
+        return since + QUIET_SECONDS - now
 
     async def _build_and_publish(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
         self._drop_unpublished(vectors)
@@ -201,7 +212,7 @@ class SegmentKeeper:
         sealed = self._unpublished.pop(vectors.collection_id, None)
         if sealed is not None and sealed.segment not in vectors.manifest():
             vectors.forget(sealed.segment)
-            _delete(sealed.path)
+            delete(sealed.path)
 
     # --- files, on every replica -------------------------------------------------------------------------------------
     async def _files_loop(self) -> None:
@@ -259,8 +270,8 @@ class SegmentKeeper:
                 chunk = await self._fetch_chunk(peer, segment_file(segment), offset, length)
                 if len(chunk) != length:
                     raise CorruptSegment(f"{peer} sent {len(chunk)} of {length} bytes of {segment_file(segment)}")
-                await self._file_pool.run(_write_chunk, part, offset, chunk)
-            sealed = await self._file_pool.run(_finish, part, path, segment, vectors)
+                await self._file_pool.run(write_chunk, part, offset, chunk)
+            sealed = await self._file_pool.run(finish_download, part, path, segment, vectors.spec)
         except CorruptSegment as error:
             self.stats.corrupt += 1
             log.warning("segment file from %s is damaged: %s", peer, error)
@@ -270,7 +281,7 @@ class SegmentKeeper:
             self.stats.shipped += 1
             self.stats.shipped_bytes += segment.size
             return sealed
-        await self._file_pool.run(_delete, part)
+        await self._file_pool.run(delete, part)
         return None
 
     async def _build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> bool:
@@ -314,7 +325,7 @@ class SegmentKeeper:
             return
         keep = {segment_file(segment, own=own) for segment in manifest for own in (False, True)}
         keep |= {os.path.basename(sealed.path) for sealed in vectors.attached()}
-        self.stats.deleted += await self._file_pool.run(_sweep, vectors.directory, vectors.collection_id, keep)
+        self.stats.deleted += await self._file_pool.run(sweep, vectors.directory, vectors.collection_id, keep)
         if not vectors.missing():
             self._manifests[vectors.collection_id] = manifest
 
@@ -341,7 +352,7 @@ class SegmentKeeper:
         if segment is None:
             return
         for own in (False, True):
-            await self._file_pool.run(_delete, os.path.join(vectors.directory, segment_file(segment, own=own)))
+            await self._file_pool.run(delete, os.path.join(vectors.directory, segment_file(segment, own=own)))
         if not await self._file_pool.run(vectors.detach, segment):
             self._damaged.add(segment)
         self._files_wanted.set()
@@ -354,14 +365,14 @@ class SegmentKeeper:
             path = os.path.join(vectors.directory, segment_file(segment, own=own))
             if await self._file_pool.run(os.path.exists, path):
                 self._distrusted.add(segment)
-                await self._file_pool.run(_delete, path)
+                await self._file_pool.run(delete, path)
 
     def serve_chunk(self, name: str, offset: int, length: int) -> bytes:
         """Bytes [offset, offset + length) of a segment file, for a peer's fetch_chunk. Blocking: call it in a thread.
 
         Raises InvalidArgument (not a segment's name, or a bad range) or CorruptSegment (not here).
         """
-        match = _FILE_NAME.match(name)
+        match = FILE_NAME.match(name)
         if match is None or offset < 0 or not 0 < length <= CHUNK_BYTES:
             raise InvalidArgument(f"segment chunk {name!r} [{offset}, +{length}] is not allowed", field="name")
         for vectors in self._host.collection_vectors():
@@ -385,51 +396,3 @@ async def _wait(event: asyncio.Event, timeout: float) -> None:
         await asyncio.wait_for(event.wait(), timeout)
     except TimeoutError:
         return
-
-
-def _write_chunk(path: str, offset: int, chunk: bytes) -> None:
-    try:
-        with open(path, "r+b" if offset else "wb") as file:
-            file.seek(offset)
-            file.write(chunk)
-    except OSError as error:
-        raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
-
-
-def _finish(part: str, path: str, segment: PublishedSegment, vectors: CollectionVectors) -> SealedSegment:
-    """Verify a download, make it durable and open it. The temporary name is checked first, so that a damaged file
-    never gets the final name."""
-    held, _ = verify_file(part)
-    if held != segment:
-        raise CorruptSegment(f"{os.path.basename(path)} holds {held}, expected {segment}")
-    try:
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.rename(part, path)
-        sync_directory(os.path.dirname(path))
-    except OSError as error:
-        raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
-    return SealedSegment(path, segment, vectors.spec)
-
-
-def _delete(path: str) -> None:
-    if os.path.exists(path):
-        os.unlink(path)
-
-
-def _delete_temporary(directory: str, collection_id: int) -> None:
-    """What a crash left behind; called before anything is built or fetched."""
-    for name in sorted(os.listdir(directory)):
-        match = _TEMPORARY_NAME.match(name)
-        if match and int(match[1]) == collection_id:
-            os.unlink(os.path.join(directory, name))
-
-
-def _sweep(directory: str, collection_id: int, keep: set[str]) -> int:
-    deleted = 0
-    for name in sorted(os.listdir(directory)):
-        match = _FILE_NAME.match(name)
-        if match and int(match[1]) == collection_id and name not in keep:
-            os.unlink(os.path.join(directory, name))
-            deleted += 1
-    return deleted

@@ -9,6 +9,9 @@ is extended. Then only the rows after it are inserted. With GROWTH = 8:
 - a base is rewritten (disk and network) only when at least 1/8 of its rows come on top: bytes written <= 9 x inserts;
 - a row is inserted again only when its segment joins one at least 8 times larger: inserts per row <= 1 + log8(n/seal).
 
+When to seal (unless `seal_rows` says it): once an exact scan of what waits costs as much as a search of a graph, and,
+when no write comes any more, already at an eighth of that. A scan's cost goes with its bytes (docs/adr/0008).
+
 It does not know files, threads or Raft.
 """
 
@@ -23,6 +26,9 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import Internal
 
 GROWTH = 8
+SEAL_BYTES = 4 << 20
+SEAL_ROWS_MIN = 2_000
+QUIET_SHARE = 8
 
 
 class PublishedSegment(msgspec.Struct, frozen=True, array_like=True):
@@ -94,12 +100,34 @@ def with_published(
     return [*before, segment, *after]
 
 
-def plan(loads: Sequence[SegmentLoad], next_ordinal: int, waiting_rows: int, config: SegmentConfig) -> BuildTask | None:
+def seal_at(config: SegmentConfig, dimensions: int) -> int:
+    """How many waiting rows are sealed while writes go on."""
+    if config.seal_rows is not None:
+        return config.seal_rows
+    return min(max(SEAL_BYTES // (4 * dimensions), SEAL_ROWS_MIN), config.rows_max)
+
+
+def seal_when_quiet_at(config: SegmentConfig, dimensions: int) -> int:
+    """How many waiting rows are sealed once no write comes any more; an explicit seal_rows knows no such time."""
+    rows = seal_at(config, dimensions)
+    return rows if config.seal_rows is not None else -(-rows // QUIET_SHARE)
+
+
+def plan(
+    loads: Sequence[SegmentLoad],
+    next_ordinal: int,
+    waiting_rows: int,
+    config: SegmentConfig,
+    *,
+    dimensions: int,
+    quiet: bool,
+) -> BuildTask | None:
     """What the leader should build next, or None.
 
     loads: the manifest in order. next_ordinal: ordinals below it exist. waiting_rows: live rows that no segment covers.
+    quiet: no vector has come for a while.
     """
-    if waiting_rows >= config.seal_rows:
+    if waiting_rows >= (seal_when_quiet_at if quiet else seal_at)(config, dimensions):
         return _seal(loads, next_ordinal, waiting_rows, config)
     return _purge(loads, config) or _merge(loads, config)
 

@@ -350,7 +350,7 @@ class CollectionVectors:
         if self._staged_dead:
             dead = np.unique(np.array(self._staged_dead, dtype=np.int64))
             self._staged_dead = []
-            self._growing = self._growing.without(dead)
+            self._growing = self._growing.without(dead).compacted(covered(self._manifest))
             self._served = tuple(
                 s.without(between(dead, s.sealed.segment.first, s.sealed.segment.last)) for s in self._served
             )

@@ -1,0 +1,69 @@
+"""What is done to segment files besides building and searching them: downloads, and deleting what nobody needs.
+
+Blocking: the keeper calls these in a thread. They do not know the manifest; what to keep is an argument.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from needle.base.errors import CorruptSegment, StorageError
+from needle.base.model import CollectionSpec
+from needle.shard.sealed_segment import SealedSegment, verify_file
+from needle.shard.segment_builder import TEMPORARY, sync_directory
+from needle.shard.segment_plan import PublishedSegment
+
+FILE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)-[0-9a-f]{32}\.(seg|own)\Z")
+TEMPORARY_NAME = re.compile(r"(\d+)-(\d+)-(\d+)[-.0-9a-z]*" + re.escape(TEMPORARY) + r"\Z")
+
+
+def write_chunk(path: str, offset: int, chunk: bytes) -> None:
+    """Part of a download; the first one, at offset 0, begins a new file."""
+    try:
+        with open(path, "r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(chunk)
+    except OSError as error:
+        raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
+
+
+def finish_download(part: str, path: str, segment: PublishedSegment, spec: CollectionSpec) -> SealedSegment:
+    """Verify a download, make it durable and open it. The temporary name is checked first, so that a damaged file
+    never gets the final name."""
+    held, _ = verify_file(part)
+    if held != segment:
+        raise CorruptSegment(f"{os.path.basename(path)} holds {held}, expected {segment}")
+    try:
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(part, path)
+        sync_directory(os.path.dirname(path))
+    except OSError as error:
+        raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
+    return SealedSegment(path, segment, spec)
+
+
+def delete(path: str) -> None:
+    """Delete a file that may be gone already."""
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def delete_temporary(directory: str, collection_id: int) -> None:
+    """What a crash left behind; called before anything is built or fetched."""
+    for name in sorted(os.listdir(directory)):
+        match = TEMPORARY_NAME.match(name)
+        if match and int(match[1]) == collection_id:
+            os.unlink(os.path.join(directory, name))
+
+
+def sweep(directory: str, collection_id: int, keep: set[str]) -> int:
+    """Delete a collection's segment files but for the names in `keep`; how many were deleted."""
+    deleted = 0
+    for name in sorted(os.listdir(directory)):
+        match = FILE_NAME.match(name)
+        if match and int(match[1]) == collection_id and name not in keep:
+            os.unlink(os.path.join(directory, name))
+            deleted += 1
+    return deleted
