@@ -28,13 +28,14 @@ from needle.multiraft.files import Files
 from needle.multiraft.group import Group, Turn, Work
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_store import LogStore
-from needle.multiraft.ports import StateMachine, Transport
+from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.repair import Opener
 from needle.multiraft.snapshot_receiver import CHUNK_METHOD, SnapshotFetcher
 from needle.multiraft.snapshot_sender import SnapshotShelf
 from needle.multiraft.timers import Timers
 from needle.raft.messages import Message
 from needle.raft.raft import Raft
+from needle.raft.state import Role
 
 _QUANTA_PER_HEARTBEAT = 10
 Extra = tuple[LogWrite, asyncio.Future[None]]
@@ -94,6 +95,7 @@ class Engine:
         self._waiting: dict[GroupId, Group] = {}
         self._turn = Turn()
         self._extra: list[Extra] = []
+        self._held: list[tuple[Group, list[Applied]]] = []
         self._writing = False
         self._scheduled = False
         self._in_turn = False
@@ -228,10 +230,31 @@ class Engine:
         if may_persist and (turn.work or self._extra):
             extra, self._extra = self._extra, []
             self._writing = True
-            self._persist(turn.work, extra)
+            if turn.outbox:
+                self._after_sending(self._persist, turn.work, extra)
+            else:
+                self._persist(turn.work, extra)
         for group, batch in turn.applies:
-            group.apply(batch)
+            if self._writing and group.raft.role is not Role.LEADER and self.config.is_quick(batch):
+                self._held.append((group, batch))  # what is written now is waited for; what is applied is not
+            else:
+                self._after_sending(group.apply, batch)
         self._set_timer(now)
+
+    def _after_sending(self, work: Callable[..., None], *arguments: object) -> None:
+        """Frames are joined at the end of this turn of the event loop and leave at the end of the next: what may block
+        it for the time of an fsync comes behind them, so that neither peers nor callers wait for it."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._guarded, work, arguments)
+
+    def _guarded(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        if self.stopped:
+            return
+        try:
+            work(*arguments)
+        except Exception as error:
+            self.background_failed(error)
+            raise
 
     def _send(self, to: NodeId, messages: list[Addressed]) -> None:
         """One frame, unless it would be too large."""
@@ -286,6 +309,9 @@ class Engine:
                 future.set_result(None)
         self._dirty.update(self._waiting)
         self._waiting = {}
+        held, self._held = self._held, []
+        for group, batch in held:
+            self._after_sending(group.apply, batch)
         if self._in_turn:
             self._again = True
         else:

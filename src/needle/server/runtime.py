@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _Job = tuple[Callable[..., Any], tuple[object, ...], Done, asyncio.AbstractEventLoop]
 
-QUICK_SECONDS = 0.001
+QUICK_SECONDS = 0.002
 """A call that is said to be quick is made on the event loop itself while calls like it took less than this."""
 QUICK_CALLS = 16
 """Of so many calls the mean counts: after a stall of 50 ms the threads take the next 19."""
