@@ -39,7 +39,7 @@ class FakeShards:
         self.asked: list[tuple[int, str]] = []
         self.log: dict[int, int] = dict.fromkeys(range(shards), 0)
         self.refreshed = 0
-        self.catalog_dead = False
+        self.catalog_dead = self.cut_off = False
         self.behind = 0
         """How often shards still say that they do not have the collection."""
         self.lies: dict[int, int] = {}
@@ -55,7 +55,8 @@ class FakeShards:
     async def refresh(self, version: int, timeout: float) -> Topology:
         self.refreshed += 1
         await asyncio.sleep(min(timeout, 0.003))
-        self.known = self.real
+        if not self.cut_off:
+            self.known = self.real
         return self.known
 
     async def confirmed(self, timeout: float) -> Topology:

@@ -143,7 +143,7 @@ class Directory:
                 task.cancel()
         if best is None or best.leader is None:
             return None
-        address = self._by_node.get(best.leader) or best.addresses.get(best.leader)
+        address = self.address_of(best.leader) or best.addresses.get(best.leader)
         self.set_leader(group, address)
         return address
 

@@ -161,7 +161,7 @@ class GroupClient:
                 address = await directory.find_leader(self.group, attempts.left())
             if address is None:
                 self._check_refusal()
-                await attempts.pause(self._rng)
+                await self._unreached(attempts)
                 continue
             attempts.sent = False
             try:
@@ -199,6 +199,12 @@ class GroupClient:
             directory.forget_leader(self.group, address)
             if isinstance(error, ConnectionLost):
                 directory.suspect(address)
+                await self._unreached(attempts)
+                return
+        await attempts.pause(self._rng)
+
+    async def _unreached(self, attempts: _Attempts) -> None:
+        """No leader was found, or it cannot be reached: wait before the next attempt."""
         await attempts.pause(self._rng)
 
     def _check_refusal(self) -> None:

@@ -37,6 +37,8 @@ from needle.client.group import GroupClient, MakeBody, _Attempts
 Refresh = Callable[[int, float], Coroutine[Any, Any, Topology]]
 ASK_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
+LOOK_SECONDS = 0.001
+"""Long enough to have the question for a newer topology asked; who waits for it goes on."""
 
 
 class ReplicaDirectory(Directory):
@@ -113,6 +115,11 @@ class ShardGroup(GroupClient):
         if isinstance(error, StaleEpoch):
             raise error
         await super()._after(error, address, attempts)
+
+    async def _unreached(self, attempts: _Attempts) -> None:
+        """Nodes may have moved since this topology: ask for a newer one meanwhile."""
+        await self._refresh(self._topology().version + 1, LOOK_SECONDS)
+        await super()._unreached(attempts)
 
     async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         """Ask one replica, once."""

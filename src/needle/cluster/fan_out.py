@@ -192,7 +192,8 @@ class FanOut:
             answer = await self._hedged(group, group.replicas(), body, left, failures)
             if answer is not None:
                 return answer
-            await asyncio.sleep(min(max(0.0, deadline - loop.time()), PAUSE_SECONDS))
+            # Nodes may have moved since this topology: a newer one tells where to.
+            await self._refresh(self._topology().version + 1, min(max(0.0, deadline - loop.time()), PAUSE_SECONDS))
         told = "; ".join(f"{address}: {error.message}" for address, error in sorted(failures.items()))
         raise DeadlineExceeded(f"no replica of shard {shard} answered within {timeout:g} s ({told or 'none reached'})")
 

@@ -30,6 +30,7 @@ from needle.cluster.pruning import pinned_keys
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
 PAUSE_SECONDS = 0.02
+LOOK_SECONDS = 0.1
 
 T = TypeVar("T")
 
@@ -115,7 +116,11 @@ class Router:
         deadline = loop.time() + timeout
         tried = 0
         while True:
-            info = self._shards.topology().collection(collection)
+            now = self._shards.topology()
+            info = now.collection(collection)
+            if info is None:  # any node may know it, also while the catalog cannot confirm anything
+                newer = await self._shards.refresh(now.version + 1, min(LOOK_SECONDS, timeout / 4))
+                info = newer.collection(collection)
             if info is None or info.id == tried:
                 confirmed = await self._shards.confirmed(max(0.001, deadline - loop.time()))
                 info = confirmed.collection(collection)

@@ -1,0 +1,94 @@
+"""A client whose topology is old finds nodes that have moved since, also when none of a shard is where it was."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from cluster.catalog_util import spec, topology
+from cluster.fake_shards import virtually
+from needle.base import commands, protocol
+from needle.base.cluster_protocol import SHARD_LEADER, SHARD_WRITE, TOPOLOGY, ShardCall, TopologyAnswer, TopologyCall
+from needle.base.errors import ConnectionLost
+from needle.base.model import ReadMode, SearchRequest, WriteResult
+from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
+from needle.base.routing.topology import CollectionInfo, Topology
+from needle.client.shards import ClusterShards
+from needle.cluster.router import Router
+
+VECTOR = b"\0" * 8
+LEADER = "node-2"
+
+
+class Moved:
+    """A network on which nodes are where `now` says; node-2 leads every shard."""
+
+    def __init__(self, now: Topology) -> None:
+        self.now = now
+        self.reached: list[str] = []
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        node = next((info.id for info in self.now.nodes if info.address == address), None)
+        if node is None:
+            raise ConnectionLost(f"nobody listens on {address}")
+        self.reached.append(node)
+        if method == TOPOLOGY:
+            known = protocol.decode(body, TopologyCall).version
+            return protocol.encode(TopologyAnswer(node, self.now if self.now.version > known else None))
+        if method == SHARD_LEADER:
+            protocol.decode(body, GroupCall)
+            return protocol.encode(LeaderAnswer(node, LEADER, 1, self.now.addresses()))
+        assert method == SHARD_WRITE
+        assert node == LEADER
+        command = commands.decode(protocol.decode(protocol.decode(body, ShardCall).body, WriteCall).command)
+        return protocol.encode(WriteResult(version=1, index=5 if isinstance(command, commands.OpenSession) else 6))
+
+    def connected(self, address: str) -> bool:
+        return True
+
+    async def connect(self, address: str, timeout: float) -> None:
+        raise AssertionError("connected() says there is no need")
+
+    async def close(self) -> None:
+        return
+
+
+def moved(old: Topology, *names: str) -> Topology:
+    nodes = tuple(
+        msgspec.structs.replace(info, address=f"10.9.9.{n}:5000") if info.id in names else info
+        for n, info in enumerate(old.nodes)
+    )
+    return msgspec.structs.replace(old, nodes=nodes, version=old.version + 1)
+
+
+@pytest.mark.parametrize("names", [[LEADER], ["node-1", "node-2", "node-3"]])
+def test_moved_nodes_are_found(names: list[str]) -> None:
+    async def work() -> None:
+        made = CollectionInfo(id=7, spec=spec("default", 2))
+        old = msgspec.structs.replace(topology(shards=1, nodes=4), collections=(made,))
+        network = Moved(old)
+        shards = ClusterShards(network, ["10.0.0.4:5000"], old, rng=random.Random(1))
+        router = Router(shards)
+        first = await router.insert("default", "a", VECTOR, b"", None, 5.0)
+        network.now = moved(old, *names)
+        again = await router.insert("default", "a", VECTOR, b"", None, 5.0)
+        assert first.index == again.index == 6
+        assert shards.topology() == network.now
+
+    virtually(work())
+
+
+def test_an_eventual_read_finds_moved_nodes() -> None:
+    async def work() -> None:
+        made = CollectionInfo(id=7, spec=spec("default", 2))
+        old = msgspec.structs.replace(topology(shards=1, nodes=4), collections=(made,))
+        network = Moved(moved(old, "node-1", "node-2", "node-3"))
+        shards = ClusterShards(network, ["10.0.0.4:5000"], old, rng=random.Random(1))
+        request = SearchRequest(collection="default", vector=VECTOR, k=1)
+        with pytest.raises(AssertionError):  # it comes to a node, which this network does not let search
+            await Router(shards).search(request, ReadMode.EVENTUAL, 5.0)
+        assert shards.topology() == network.now
+
+    virtually(work())
