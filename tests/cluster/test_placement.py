@@ -51,6 +51,15 @@ def test_a_node_of_double_weight_holds_about_twice_as_much() -> None:
     assert sorted(load.values()) == [4, 4, 4, 4, 8]
 
 
+def test_leaders_stay_where_they_are_when_that_is_even() -> None:
+    before = place(10, 2, nodes(7, zones=3), {})
+    dead = {"node-1", "node-2", "node-5", "node-7"}
+    known = [PlacementNode(id=n.id, zone=n.zone, usable=n.id not in dead) for n in nodes(7, zones=3)]
+    known += nodes(2, zones=3, first=8)
+    after = place(10, 2, known, before)
+    assert place(10, 2, known, after) == after
+
+
 def test_a_lost_node_moves_its_own_replicas_and_at_most_one_other_for_balance() -> None:
     all_nodes = nodes(6)
     before = place(8, 3, all_nodes, {})

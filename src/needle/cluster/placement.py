@@ -61,7 +61,9 @@ def place(
         kept[shard][kept[shard].index(old)] = new
         load[old] -= 1
         load[new] += 1
-    return _order_by_leader({shard: replicas[:replication_factor] for shard, replicas in kept.items()}, by_id)
+    kept = {shard: replicas[:replication_factor] for shard, replicas in kept.items()}
+    led = {shard: replicas[0] for shard, replicas in current.items() if replicas and replicas[0] in kept.get(shard, ())}
+    return _order_by_leader(kept, by_id, led)
 
 
 def moves(current: Mapping[int, Sequence[NodeId]], wanted: Assignment) -> list[Move]:
@@ -142,14 +144,17 @@ def _zone_fits(
     return new.zone == old.zone or new.zone not in others
 
 
-def _order_by_leader(kept: dict[int, list[NodeId]], by_id: dict[NodeId, PlacementNode]) -> Assignment:
-    """Put each shard's preferred leader first, so that leaders are spread as evenly as the replicas allow.
+def _order_by_leader(
+    kept: dict[int, list[NodeId]], by_id: dict[NodeId, PlacementNode], led: dict[int, NodeId]
+) -> Assignment:
+    """Put each shard's preferred leader first, so that leaders are spread as evenly as the replicas allow. led: who is
+    preferred now, and stays so unless that is uneven.
 
     Greedy, then improved along chains of hand-overs (an augmenting path in the bipartite graph shards x nodes).
     """
-    leader: dict[int, NodeId] = {}
-    leads: Counter[NodeId] = Counter()
-    for shard, replicas in sorted(kept.items()):
+    leader = dict(led)
+    leads = Counter(led.values())
+    for shard, replicas in sorted((shard, replicas) for shard, replicas in kept.items() if shard not in led):
         leader[shard] = min(replicas, key=lambda node: leads[node] / by_id[node].weight)
         leads[leader[shard]] += 1
     while chain := _relief(kept, leader, leads, by_id):
