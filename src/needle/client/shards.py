@@ -25,7 +25,14 @@ from needle.base.cluster_protocol import (
 )
 from needle.base.commands import Command
 from needle.base.commands import encode as encode_command
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, OutcomeUnknown, StaleEpoch
+from needle.base.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    StaleEpoch,
+)
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
 from needle.base.protocol import LeaderAnswer, WriteCall
@@ -79,9 +86,17 @@ class ShardGroup(GroupClient):
     """Calls to one shard. Reads are made by the router; writes carry the newest epoch known at each attempt."""
 
     def __init__(
-        self, shard: int, directory: ReplicaDirectory, rng: Rng, topology: Callable[[], Topology], refresh: Refresh
+        self,
+        shard: int,
+        directory: ReplicaDirectory,
+        rng: Rng,
+        topology: Callable[[], Topology],
+        refresh: Refresh,
+        look: Callable[[], None],
     ) -> None:
+        """look: ask for a newer topology in the background."""
         super().__init__(shard_group(shard), directory, rng)
+        self._look = look
         self._replicas = directory
         self._topology = topology
         self._refresh = refresh
@@ -114,6 +129,8 @@ class ShardGroup(GroupClient):
     async def _after(self, error: NeedleError, address: str, attempts: _Attempts) -> None:
         if isinstance(error, StaleEpoch):
             raise error
+        if isinstance(error, ConnectionLost | DeadlineExceeded):
+            self._look()  # it may have moved
         await super()._after(error, address, attempts)
 
     async def _unreached(self, attempts: _Attempts) -> None:
@@ -132,6 +149,7 @@ class ShardGroup(GroupClient):
     def suspect(self, address: str) -> None:
         """That one failed: put it last for a while."""
         self._directory.suspect(address)
+        self._look()
 
 
 class ClusterShards:
@@ -164,7 +182,7 @@ class ClusterShards:
         found = self._groups.get(shard)
         if found is None:
             directory = ReplicaDirectory(self._caller, shard, self.topology, self._prefer)
-            found = ShardGroup(shard, directory, self._rng, self.topology, self.refresh)
+            found = ShardGroup(shard, directory, self._rng, self.topology, self.refresh, self.look)
             self._groups[shard] = found
         return found
 
@@ -179,13 +197,20 @@ class ClusterShards:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while self.topology().version < version and (left := deadline - loop.time()) > 0:
-            if self._asking is None:
-                self._asking = loop.create_task(self._ask())
-            asking = self._asking
+            asking = self._ask_soon()
             await asyncio.wait((asking,), timeout=left)
             if self.topology().version < version:
                 await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
         return self.topology()
+
+    def look(self) -> None:
+        """A node does not answer: ask another one, in the background, whether there is a newer topology."""
+        self._ask_soon()
+
+    def _ask_soon(self) -> asyncio.Task[None]:
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+        return self._asking
 
     async def _ask(self) -> None:
         """The next node's topology; one that does not answer is passed over."""

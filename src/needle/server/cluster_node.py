@@ -104,6 +104,9 @@ class NodeShards(ClusterShards):
         await self._node.wait_topology(version, timeout)
         return self.topology()
 
+    def look(self) -> None:
+        """The node follows the catalog anyway."""
+
     async def confirmed(self, timeout: float) -> Topology:
         if self._node.topology.settings is None:
             raise Unavailable(f"node {self._node.node_id} belongs to no cluster yet")
@@ -133,6 +136,7 @@ class ClusterNode(Node):
         self._tasks: list[asyncio.Task[None]] = []
         self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
         self._adopting = asyncio.Lock()
+        self._turn = 0
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def _open_groups(self) -> None:
@@ -255,28 +259,40 @@ class ClusterNode(Node):
         try:
             await self.host.wait_applied(CATALOG_GROUP, self.host.applied_index(CATALOG_GROUP) + 1, POLL_SECONDS)
         except Unavailable:
-            return  # nothing new within the second
+            # Nothing new within the second; or the catalog's leader has moved, and this replica's answers do not
+            # reach it: another node knows where it is.
+            for address in self._sources()[:1]:
+                await self._ask_topology(address, 0.0)
 
     async def _follow_others(self) -> bool:
         """Ask one node after the other; whether one answered."""
-        body = protocol.encode(TopologyCall(self.topology.version, POLL_SECONDS))
-        known = [*self.topology.catalog, *self.cluster.voters]
-        addresses = [at for node in dict.fromkeys(known) if (at := self.reach(node)) is not None]
-        for address in [*addresses, *self.options.seeds]:
-            if address == self.config.address:
-                continue
-            try:
-                data = await self._caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS)
-                answer = protocol.decode(data, TopologyAnswer)
-                if self.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
-                    await self._belong_to(address)
-            except NeedleError as error:
-                log.debug("node %s does not get the topology from %s: %s", self.node_id, address, error)
-                continue
-            if answer.topology is not None:
-                await self._adopt(answer.topology)
-            return True
+        for address in self._sources():
+            if await self._ask_topology(address, POLL_SECONDS):
+                return True
         return False
+
+    def _sources(self) -> list[str]:
+        """Nodes to ask for the topology, another one first each time: one of them may know nothing new for ever."""
+        known = [node for node in dict.fromkeys([*self.topology.catalog, *self.cluster.voters]) if node != self.node_id]
+        self._turn += 1
+        turned = [known[(self._turn + n) % len(known)] for n in range(len(known))]
+        addresses = [at for node in turned if (at := self.reach(node)) is not None]
+        return [at for at in [*addresses, *self.options.seeds] if at != self.config.address]
+
+    async def _ask_topology(self, address: str, wait: float) -> bool:
+        """Whether the node at `address` answered; what it knows is adopted."""
+        try:
+            body = protocol.encode(TopologyCall(self.topology.version, wait))
+            data = await self._caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS)
+            answer = protocol.decode(data, TopologyAnswer)
+            if self.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
+                await self._belong_to(address)
+        except NeedleError as error:
+            log.debug("node %s does not get the topology from %s: %s", self.node_id, address, error)
+            return False
+        if answer.topology is not None:
+            await self._adopt(answer.topology)
+        return True
 
     async def _belong_to(self, address: str) -> None:
         """Write down which cluster this node joins."""

@@ -140,10 +140,14 @@ class Client:
             await self.step()
             await asyncio.sleep(self._rng.expovariate(1 / self._think) if self._rng.random() < 0.8 else 0)
 
+    def renew(self) -> None:
+        """Begin a new session."""
+        self._database = self._connect()
+
     async def step(self) -> None:
         """One operation of a random kind, now and then in a new session."""
         if self._rng.random() < NEW_SESSION_CHANCE:
-            self._database = self._connect()
+            self.renew()
         key, draw = self._work.keys.draw(self._rng), self._rng.random()
         if self._is_lull():
             draw = max(draw, WRITES_SHARE)
