@@ -18,7 +18,7 @@ import msgspec
 
 from needle.base import catalog_commands, commands, protocol
 from needle.base.catalog_commands import CatalogCommand
-from needle.base.cluster_protocol import TOPOLOGY, WHO, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
+from needle.base.cluster_protocol import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
 from needle.base.config import RaftConfig
 from needle.base.errors import DeadlineExceeded, Internal, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
@@ -36,6 +36,7 @@ from needle.server.cluster_files import (
     save_cluster,
     save_topology,
 )
+from needle.server.cluster_follower import CatalogFollower
 from needle.server.cluster_leaders import LeaderSpread
 from needle.server.cluster_registration import Registration
 from needle.server.cluster_service import ClusterService
@@ -136,7 +137,7 @@ class ClusterNode(Node):
         self._tasks: list[asyncio.Task[None]] = []
         self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
         self._adopting = asyncio.Lock()
-        self._turn = 0
+        self.caller: Caller
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def _open_groups(self) -> None:
@@ -144,14 +145,14 @@ class ClusterNode(Node):
         self.cluster = load_cluster(directory, self.ports.rng.getrandbits(63))
         caller = LocalCaller(self, self.config.address, self._clients())
         self._undo.append(caller.close)
-        self._caller = caller
+        self.caller = caller
         self.shards = NodeShards(self, caller)
         self.router = Router(self.shards)
         self._undo.append(self._close_catalog)
         self._book.learn({n: a for n, a in self.cluster.voters.items() if n != self.node_id})
         if self.node_id in self.cluster.voters:
             self._open_catalog()
-        await self._adopt(load_topology(directory), save=False)
+        await self.adopt(load_topology(directory), save=False)
 
     def _make_service(self) -> ClusterService:
         return ClusterService(self)
@@ -175,7 +176,7 @@ class ClusterNode(Node):
         """See Node.start; then follow the catalog."""
         await super().start()
         spread = LeaderSpread(self)
-        for work in (self._follow(), Registration(self).run(), spread.run(), self._reconcile_all()):
+        for work in (CatalogFollower(self).run(), Registration(self).run(), spread.run(), self._reconcile_all()):
             self._spawn(work)
         self._undo.append(self._end_tasks)
 
@@ -212,7 +213,7 @@ class ClusterNode(Node):
                 return False
         return True
 
-    async def _adopt(self, topology: Topology, *, save: bool = True) -> None:
+    async def adopt(self, topology: Topology, *, save: bool = True) -> None:
         """Act on a newer topology."""
         async with self._adopting:
             if topology.version <= self.topology.version:
@@ -246,62 +247,10 @@ class ClusterNode(Node):
             hosted.replica.close()
             log.info("node %s closes shard %d", self.node_id, group - 1)
 
-    async def _follow(self) -> None:
-        """Keep the topology as new as the catalog."""
-        while not self.host.stopped:
-            if self.catalog is not None:
-                await self._follow_own(self.catalog)
-            elif not await self._follow_others():
-                await asyncio.sleep(PAUSE_SECONDS)
-
-    async def _follow_own(self, catalog: CatalogMachine) -> None:
-        await self._adopt(catalog.topology)
-        try:
-            await self.host.wait_applied(CATALOG_GROUP, self.host.applied_index(CATALOG_GROUP) + 1, POLL_SECONDS)
-        except Unavailable:
-            # Nothing new within the second; or the catalog's leader has moved, and this replica's answers do not
-            # reach it: another node knows where it is.
-            for address in self._sources()[:1]:
-                await self._ask_topology(address, 0.0)
-
-    async def _follow_others(self) -> bool:
-        """Ask one node after the other; whether one answered."""
-        for address in self._sources():
-            if await self._ask_topology(address, POLL_SECONDS):
-                return True
-        return False
-
-    def _sources(self) -> list[str]:
-        """Nodes to ask for the topology, another one first each time: one of them may know nothing new for ever."""
-        known = [node for node in dict.fromkeys([*self.topology.catalog, *self.cluster.voters]) if node != self.node_id]
-        self._turn += 1
-        turned = [known[(self._turn + n) % len(known)] for n in range(len(known))]
-        addresses = [at for node in turned if (at := self.reach(node)) is not None]
-        return [at for at in [*addresses, *self.options.seeds] if at != self.config.address]
-
-    async def _ask_topology(self, address: str, wait: float) -> bool:
-        """Whether the node at `address` answered; what it knows is adopted."""
-        try:
-            body = protocol.encode(TopologyCall(self.topology.version, wait))
-            data = await self._caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS)
-            answer = protocol.decode(data, TopologyAnswer)
-            if self.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
-                await self._belong_to(address)
-        except NeedleError as error:
-            log.debug("node %s does not get the topology from %s: %s", self.node_id, address, error)
-            return False
-        if answer.topology is not None:
-            await self._adopt(answer.topology)
-        return True
-
-    async def _belong_to(self, address: str) -> None:
+    async def belong_to(self, uid: int) -> None:
         """Write down which cluster this node joins."""
-        told = protocol.decode(
-            await self._caller.call(address, WHO, protocol.encode(WhoCall()), POLL_SECONDS), WhoAnswer
-        )
-        if told.uid:
-            self.cluster = msgspec.structs.replace(self.cluster, uid=told.uid)
-            await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
+        self.cluster = msgspec.structs.replace(self.cluster, uid=uid)
+        await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
 
     async def found(self, call: FoundCall) -> None:
         """Belong to the cluster that is being created. Raises InvalidArgument if this node belongs to another one."""
@@ -354,7 +303,7 @@ class ClusterNode(Node):
         """Propose to the catalog; this node leads it."""
         result: WriteResult = await self.host.propose(CATALOG_GROUP, catalog_commands.encode(command), timeout)
         if self.catalog is not None:
-            await self._adopt(self.catalog.topology)
+            await self.adopt(self.catalog.topology)
         return result
 
     # --- collections -------------------------------------------------------------------------------------------------
@@ -420,6 +369,10 @@ class ClusterNode(Node):
 
     def address_of(self, node: NodeId) -> str | None:
         return self.addresses().get(node)
+
+    def seeds(self) -> list[str]:
+        """Addresses of nodes of the cluster to join."""
+        return list(self.options.seeds)
 
     def reach(self, node: NodeId) -> str | None:
         """The address by which this node reaches another one."""

@@ -1,0 +1,107 @@
+"""A node keeps its topology as new as the catalog: from its own replica, or by asking other nodes and waiting.
+
+Invariant: no node is the only source. A replica of the catalog may be cut off by what it does not know (its leader has
+moved, and its answers go to the old address), and a node that follows that replica with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from needle.base import protocol
+from needle.base.cluster_protocol import TOPOLOGY, WHO, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
+from needle.base.config import RaftConfig
+from needle.base.errors import NeedleError, Unavailable
+from needle.base.ids import CATALOG_GROUP, NodeId
+from needle.base.routing.topology import Topology
+from needle.client.directory import Caller
+from needle.cluster.catalog_machine import CatalogMachine
+from needle.multiraft.host import Host
+from needle.server.cluster_files import ClusterFile
+
+log = logging.getLogger("needle.server")
+
+POLL_SECONDS = 1.0
+PAUSE_SECONDS = 0.2
+
+
+class FollowingNode(Protocol):
+    """The node that follows."""
+
+    node_id: NodeId
+    config: RaftConfig
+    host: Host
+    topology: Topology
+    cluster: ClusterFile
+    catalog: CatalogMachine | None
+    caller: Caller
+
+    async def adopt(self, topology: Topology) -> None: ...
+    async def belong_to(self, uid: int) -> None: ...
+    def seeds(self) -> list[str]: ...
+    def reach(self, node: NodeId) -> str | None: ...
+
+
+class CatalogFollower:
+    """See the module."""
+
+    def __init__(self, node: FollowingNode) -> None:
+        self._node = node
+        self._turn = 0
+
+    async def run(self) -> None:
+        """Until the node stops."""
+        node = self._node
+        while not node.host.stopped:
+            if node.catalog is not None:
+                await self._follow_own(node.catalog)
+            elif not await self._follow_others():
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _follow_own(self, catalog: CatalogMachine) -> None:
+        host = self._node.host
+        await self._node.adopt(catalog.topology)
+        try:
+            await host.wait_applied(CATALOG_GROUP, host.applied_index(CATALOG_GROUP) + 1, POLL_SECONDS)
+        except Unavailable:
+            for address in self._sources()[:1]:  # nothing new within the second, or it does not reach this replica
+                await self._ask(address, 0.0)
+
+    async def _follow_others(self) -> bool:
+        """Ask one node after the other; whether one answered."""
+        for address in self._sources():
+            if await self._ask(address, POLL_SECONDS):
+                return True
+        return False
+
+    def _sources(self) -> list[str]:
+        """The nodes to ask, another one first each time."""
+        node = self._node
+        known = [one for one in dict.fromkeys([*node.topology.catalog, *node.cluster.voters]) if one != node.node_id]
+        self._turn += 1
+        turned = [known[(self._turn + n) % len(known)] for n in range(len(known))]
+        addresses = [at for one in turned if (at := node.reach(one)) is not None]
+        return [at for at in [*addresses, *node.seeds()] if at != node.config.address]
+
+    async def _ask(self, address: str, wait: float) -> bool:
+        """Whether the node at `address` answered; what it knows is adopted."""
+        node = self._node
+        try:
+            body = protocol.encode(TopologyCall(node.topology.version, wait))
+            answer = protocol.decode(await node.caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS), TopologyAnswer)
+            if node.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
+                await self._belong_to(address)
+        except NeedleError as error:
+            log.debug("node %s does not get the topology from %s: %s", node.node_id, address, error)
+            return False
+        if answer.topology is not None:
+            await node.adopt(answer.topology)
+        return True
+
+    async def _belong_to(self, address: str) -> None:
+        data = await self._node.caller.call(address, WHO, protocol.encode(WhoCall()), POLL_SECONDS)
+        told = protocol.decode(data, WhoAnswer)
+        if told.uid:
+            await self._node.belong_to(told.uid)
