@@ -28,8 +28,9 @@ def replay_shards(history: History, shards: int, metric: str) -> Replayed:
     """Raises Violation with the evidence."""
     counts = Replayed()
     owners = {op.key: op.details["shard"] for op in history.operations if op.key}
+    begun = {op.tag: op.invoked for op in history.operations if op.tag}
     for op in _searches(history):
-        _check_whole(op, owners)
+        _check_whole(op, begun)
         counts.searches += 1
         counts.exact += op.details["exact"]
     undetermined: set[int] = set()
@@ -44,15 +45,16 @@ def _searches(history: History) -> Iterator[Operation]:
     return (op for op in history.operations if op.kind == "search" and not op.key and op.outcome == "ok")
 
 
-def _check_whole(op: Operation, owners: dict[str, int]) -> None:
-    """What concerns all shards together: nothing twice, nothing unheard of, in order."""
+def _check_whole(op: Operation, begun: dict[str, int]) -> None:
+    """What concerns all shards together: nothing twice, nothing that nobody had written, in order. begun: by value."""
     hits, k = op.details["hits"], op.details["k"]
     names = [hit[0] for hit in hits]
     if len(names) > k or len(set(names)) != len(names):
         raise Violation(NAME, f"search #{op.id} by {op.client} asked for {k} and got {names}")
-    unknown = [name for name in names if name not in owners]
+    answered = op.returned or 0
+    unknown = [name for name, _, _, tag in hits if begun.get(tag, answered) >= answered]
     if unknown:
-        raise Violation(NAME, f"search #{op.id} by {op.client} found {unknown}, which nobody wrote", unknown[0])
+        raise Violation(NAME, f"search #{op.id} by {op.client} found {unknown}, which nobody had written", unknown[0])
     for (_, _, before, _), (name, _, after, _) in pairwise(hits):
         if after < before:
             raise Violation(NAME, f"search #{op.id} by {op.client}: {name} is not in order of distance", name)

@@ -45,6 +45,7 @@ class RevealedLog(LogModel):
         for index, key, document in changes:
             self.write(index, key, document)
         self._unchanged = _unchanged(history)
+        self._top = max((max(op.index, op.details.get("applied", 0)) for op in history.operations), default=0)
         self._ordered = changes
         self._indexes = [index for index, _, _ in changes]
         self._now: dict[str, ModelDocument] = {}
@@ -69,10 +70,11 @@ class RevealedLog(LogModel):
         return max((index for index, invoked in self._begun if invoked < position), default=0)
 
     def state_ends(self, first: int, last: int) -> list[int]:
-        """The last index of each state that the documents had from entry `first` to entry `last`, in order."""
+        """The last index of each state that the documents had from entry `first` to entry `last`, in order. The last
+        state may end behind every index that an answer names: a write of unknown fate may be there."""
         start = bisect_right(self._indexes, first)
         stop = bisect_right(self._indexes, max(first, last))
-        following = self._indexes[stop] if stop < len(self._indexes) else max(first, last, self.last_index) + 1
+        following = self._indexes[stop] if stop < len(self._indexes) else max(first, last, self._top) + 2
         return [index - 1 for index in (*self._indexes[start:stop], following)]
 
     def hidden(self, index: int, position: int, shown: set[str]) -> set[str]:

@@ -94,7 +94,9 @@ class ShardedSite(Site):
 
     # --- clients -----------------------------------------------------------------------------------------------------
     def prepare(self, work: Workload) -> None:
-        self.clients = [*(self._aware(name, work) for name in AWARE), *(self._plain(name, work) for name in PLAIN)]
+        plain = [self._plain(name, work, self.names) for name in PLAIN]
+        self.clients = [*(self._aware(name, work) for name in AWARE), *plain]
+        self._through_each = [self._plain(f"through {node}", work, [node]) for node in self.names]
         self._reader = self._aware(check.FINAL, work)
         self._probes = {shard: self._probe(shard, work) for shard in self.groups}
 
@@ -118,11 +120,11 @@ class ShardedSite(Site):
         names = {node.address: name for name, node in self.cluster.nodes.items()}
         return self._through[ROUTER, names[address]] if address in names else address
 
-    def _plain(self, name: str, work: Workload) -> Client:
+    def _plain(self, name: str, work: Workload, nodes: list[str]) -> Client:
         rpc, rng = self.caller(name), stream(self.spec.seed, "session", name)
 
         def addresses() -> dict[str, str]:
-            return {node: process.address for node, process in self.cluster.nodes.items()}
+            return {node: self.cluster.nodes[node].address for node in nodes}
 
         def connect() -> PlainSession:
             return self._begin(name, PlainSession(Balancer(rpc, addresses, rng), rng, self._history.latest_of))
@@ -158,8 +160,12 @@ class ShardedSite(Site):
 
     # --- the end -----------------------------------------------------------------------------------------------------
     async def final(self, history: Recorder) -> None:
-        keys, reader = sorted(history.by_key()), self._reader
         await wait_for(self._one_topology, FINAL_SECONDS, "one topology on all nodes")
+        for client in self._through_each:
+            key = f"final.{client.name}"
+            await wait_for(partial(client.put, key), FINAL_SECONDS, f"a write {client.name}")
+            await wait_for(partial(client.get, key, ReadMode.STRONG), FINAL_SECONDS, f"a read {client.name}")
+        keys, reader = sorted(history.by_key()), self._reader
         while True:
             digests = await wait_for(self._digests, FINAL_SECONDS, "one applied index on all replicas of each shard")
             for key in keys:

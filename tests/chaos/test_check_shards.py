@@ -1,0 +1,164 @@
+"""The judgement of a sharded history: two shards, "a.." in shard 0 and "b.." in shard 1, each with its own log."""
+
+import io
+from typing import Any
+
+import pytest
+
+from needle.sim.chaos.check import FINAL, Verdict, check
+from needle.sim.chaos.history_file import Recorder, read
+from needle.sim.chaos.revealed_log import Replayed
+from needle.sim.history import Operation
+from needle.sim.violation import Violation
+
+Hit = tuple[str, int, float, str]
+A1, A2, B1, B2 = ("a1", 5, 1.0, "t1"), ("a2", 7, 3.0, "t2"), ("b1", 4, 2.0, "t3"), ("b2", 9, 4.0, "t4")
+
+
+class Script:
+    """A history written by hand; metric l2, vectors (x, 0), a search asks for what is near (0, 0)."""
+
+    def __init__(self) -> None:
+        self.file = io.StringIO()
+        self.history = Recorder(self.file, metric="l2", shards=2)
+
+    def begin_put(self, key: str, tag: str, x: float, n: int = 0) -> Operation:
+        details = {"vector": [x, 0.0], "metadata": {"tag": tag, "n": n, "odd": False}, "shard": "ab".index(key[0])}
+        return self.history.invoke("c0", "put", key, 0.0, tag=tag, details=details)
+
+    def acknowledge(self, op: Operation, index: int) -> None:
+        self.history.finish(op, "ok", 0.0, version=index, index=index)
+
+    def lose(self, op: Operation) -> None:
+        self.history.finish(op, "unknown", 0.0, error="outcome_unknown")
+
+    def put(self, hit: Hit, n: int = 0) -> None:
+        self.acknowledge(self.begin_put(hit[0], hit[3], hit[2], n), hit[1])
+
+    def begin_delete(self, key: str) -> Operation:
+        return self.history.invoke("c0", "delete", key, 0.0, details={"shard": "ab".index(key[0])})
+
+    def begin_search(self, k: int = 10, **asked: Any) -> Operation:
+        details = {"mode": "strong", "k": k, "filter": None, "exact": True, "vector": [0.0, 0.0], "required": {}}
+        return self.history.invoke("c1", "search", "", 0.0, details=details | asked)
+
+    def answer(self, op: Operation, *hits: Hit, applied: dict[int, int] | None = None) -> None:
+        op.details |= {"applied": applied, "hits": [list(hit) for hit in hits]}
+        self.history.finish(op, "ok", 0.0, version=len(hits))
+
+    def search(self, *hits: Hit, applied: dict[int, int] | None = None, **asked: Any) -> None:
+        self.answer(self.begin_search(**asked), *hits, applied=applied)
+
+    def get(self, hit: Hit, applied: int, mode: str = "strong", client: str = "c1") -> None:
+        kind: Any = "search" if mode == "eventual" else "get"
+        details = {"mode": mode, "required": 0, "shard": "ab".index(hit[0][0])}
+        op = self.history.invoke(client, kind, hit[0], 0.0, details=details)
+        op.details["applied"] = applied
+        self.history.finish(op, "ok", 0.0, version=hit[1], seen=hit[3])
+
+    def check(self) -> Verdict:
+        return check(read(self.file.getvalue().splitlines()))
+
+    def broken(self) -> str:
+        with pytest.raises(Violation) as caught:
+            self.check()
+        return str(caught.value)
+
+
+@pytest.fixture
+def script() -> Script:
+    made = Script()
+    for hit in (A1, A2, B1, B2):
+        made.put(hit, n=hit[1])
+    return made
+
+
+@pytest.mark.parametrize("applied", [{0: 7, 1: 9}, None])
+def test_right_answers_pass(script: Script, applied: dict[int, int] | None):
+    script.search(A1, B1, A2, B2, applied=applied)
+    script.search(A1, B1, applied=applied, k=2)
+    script.search(A1, A2, B2, applied=applied, filter={"n": {"$gte": 5}})
+    script.get(("b1", 4, 2.0, "t3"), 9, mode="eventual")
+    assert script.check().reads == Replayed(searches=3, exact=3, eventual_gets=1)
+
+
+@pytest.mark.parametrize("applied", [{0: 7, 1: 9}, None])
+@pytest.mark.parametrize(
+    ("hits", "k", "says"),
+    [
+        ([A1, A2, B1], 10, "not in order"),
+        ([A1, B1, A2], 10, "1 hits, the log has 2"),
+        ([B1, A2, B2], 10, "1 hits, the log has 2"),
+        ([A1, A2], 2, "b1 at 2.000000 is missing"),
+        ([A1, A1, B1, A2, B2], 10, "and got"),
+        ([A1, B1, A2, B2], 3, "asked for 3"),
+        ([A1, B1, A2, ("c1", 3, 5.0, "t9")], 10, "nobody had written"),
+        ([A1, B1, ("a2", 7, 2.5, "t2"), B2], 10, "truly 3.0"),
+        ([A1, B1, ("a2", 6, 3.0, "t2"), B2], 10, "version 6"),
+    ],
+)
+def test_a_wrong_answer(script: Script, hits: list[Hit], k: int, says: str, applied: dict[int, int] | None):
+    script.search(*hits, k=k, applied=applied)
+    assert says in script.broken()
+
+
+def test_each_shard_has_its_own_index(script: Script):
+    script.search(A1, B1, B2, applied={0: 6, 1: 9})
+    assert "before 7 which it had to see" in script.broken()
+
+
+def test_an_eventual_search_may_see_an_older_state_of_each_shard_but_not_before_its_session(script: Script):
+    script.search(A1, B1, B2, applied={0: 6, 1: 9}, mode="eventual", required={"0": 5})
+    assert script.check().reads.searches == 1
+    script.search(B1, B2, applied={0: 4, 1: 9}, mode="eventual", required={"0": 5})
+    assert "before 5 which it had to see" in script.broken()
+
+
+def test_through_a_node_some_state_of_each_shard_must_fit(script: Script):
+    searching = script.begin_search()
+    late = script.begin_put("a3", "t5", 1.5)
+    later = script.begin_put("b3", "t6", 2.5)
+    script.acknowledge(late, 8)
+    script.acknowledge(later, 11)
+    script.answer(searching, A1, ("a3", 8, 1.5, "t5"), B1, A2, B2)  # b3 came after its shard had answered
+    script.check()
+    script.search(A1, ("a3", 8, 1.5, "t5"), B1, A2, B2)  # but this one began afterwards
+    assert "2 hits, the log has 3" in script.broken()
+
+
+def test_a_state_may_not_be_mixed_of_two(script: Script):
+    searching = script.begin_search()
+    again, other = script.begin_put("a1", "t5", 1.5), script.begin_put("a2", "t6", 2.5)
+    script.acknowledge(again, 8)
+    script.acknowledge(other, 10)
+    script.answer(searching, A1, B1, ("a2", 10, 2.5, "t6"), B2)
+    assert "a1" in script.broken()
+
+
+def test_what_began_after_the_answer_cannot_have_been_seen(script: Script):
+    script.search(A1, ("a3", 8, 1.5, "t5"), B1, A2, B2)
+    script.put(("a3", 8, 1.5, "t5"))
+    assert "['a3'], which nobody had written" in script.broken()
+
+
+def test_an_unknown_delete_may_hide_a_document_of_its_shard_only(script: Script):
+    script.lose(script.begin_delete("a1"))
+    script.search(B1, A2, B2)
+    script.search(A1, B1, A2, B2, applied={0: 7, 1: 9}, mode="eventual")
+    assert script.check().reads.undetermined == 1
+    script.search(A1, A2, B2)
+    assert "1 hits, the log has 2" in script.broken()
+
+
+def test_replicas_are_compared_shard_by_shard(script: Script):
+    for hit in (A1, A2, B1, B2):
+        script.get(hit, 9, client=FINAL)
+    for node, shard, digest, documents in (
+        ("node-1", 0, "x", {"a1": 5, "a2": 7}),
+        ("node-2", 0, "x", {"a1": 5, "a2": 7}),
+        ("node-2", 1, "y", {"b1": 4, "b2": 9}),
+    ):
+        script.history.note("replica", node=node, shard=shard, applied_index=9, digest=digest, documents=documents)
+    assert script.check().replicas == 3
+    script.history.note("replica", node="node-3", shard=1, applied_index=9, digest="y", documents={"b1": 4})
+    assert "node-3 holds version 0 of 'b2'" in script.broken()
