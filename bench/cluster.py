@@ -11,8 +11,9 @@ from types import TracebackType
 
 import needle
 from needle.base.errors import Unavailable
-from needle.cli.demo.supervisor import LocalCluster, free_ports
+from needle.cli.demo.supervisor import LocalCluster
 from needle.client import Client
+from needle.server.free_ports import free_ports
 
 
 class NeedleCluster:

@@ -10,23 +10,17 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import cast
 
+from needle.server.free_ports import free_ports
+
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class EtcdCluster:
@@ -34,8 +28,8 @@ class EtcdCluster:
 
     def __init__(self, heartbeat_ms: int = 100, election_ms: int = 1000) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="bench-etcd-"))
-        self.clients = [free_port() for _ in range(3)]
-        self.peers = [free_port() for _ in range(3)]
+        ports = free_ports(6)
+        self.clients, self.peers = ports[:3], ports[3:]
         self.timing = (heartbeat_ms, election_ms)
         self.processes: list[subprocess.Popen[bytes]] = []
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from needle.cli.demo.supervisor import LocalCluster, free_ports
+from needle.cli.demo.supervisor import LocalCluster
+from needle.server.free_ports import free_ports
 
 
 def states(needle) -> dict[str, str]:

@@ -13,8 +13,9 @@ import pytest
 from needle.base.errors import ConfigError
 from needle.base.routing.strategy import ShardStrategy
 from needle.cli.app import main
-from needle.cli.demo.supervisor import LocalCluster, free_ports
+from needle.cli.demo.supervisor import LocalCluster
 from needle.cli.shard_commands import parse_strategy
+from needle.server.free_ports import free_ports
 
 
 def until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:

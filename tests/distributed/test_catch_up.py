@@ -65,16 +65,22 @@ async def indexed(cluster: LinkedCluster, *names: str) -> None:
 
 
 async def same_hits(cluster: LinkedCluster) -> None:
-    """Every replica gives the same hits, in the default mode of search, not the exact one."""
-    answers = []
-    for node in cluster.nodes.values():
-        async with Pinned(node.address) as pinned:
-            hits = [
-                await pinned.search(SearchRequest(collection="default", vector=query.tobytes(), k=10))
-                for query in QUERIES
-            ]
-            answers.append([(batch.ids, batch.distances) for batch in hits])
-    assert answers[0] == answers[1] == answers[2]
+    """Every replica gives the same hits, in the default mode of search, not the exact one: at the latest when the last
+    index file has arrived everywhere (until then a replica reads those rows exactly)."""
+    answers: list[list[tuple[list[str], list[float]]]] = []
+
+    async def agree() -> bool:
+        answers.clear()
+        for node in cluster.nodes.values():
+            async with Pinned(node.address) as pinned:
+                hits = [
+                    await pinned.search(SearchRequest(collection="default", vector=query.tobytes(), k=10))
+                    for query in QUERIES
+                ]
+                answers.append([(list(batch.ids), list(batch.distances)) for batch in hits])
+        return answers[0] == answers[1] == answers[2]
+
+    await wait_for(agree, 20, "the same hits from every replica")
     assert all(len(ids) == 10 for ids, _ in answers[0])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,24 +20,6 @@ from needle.base.errors import StorageError, Unavailable
 
 STOP_TIMEOUT = 10.0
 STATE_FILE = "demo.json"
-
-
-def free_ports(count: int, preferred: Sequence[int] = ()) -> list[int]:
-    """Ports of 127.0.0.1 on which nothing listens: the preferred ones if all are free, else any."""
-    for candidates in (list(preferred), [0] * count):
-        sockets = [socket.socket() for _ in candidates]
-        try:
-            for listener, port in zip(sockets, candidates, strict=True):
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind(("127.0.0.1", port))
-            if len(sockets) == count:
-                return [int(listener.getsockname()[1]) for listener in sockets]
-        except OSError:
-            continue
-        finally:
-            for listener in sockets:
-                listener.close()
-    raise StorageError("no free ports on 127.0.0.1")
 
 
 class LocalCluster:

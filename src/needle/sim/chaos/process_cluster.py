@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,22 +26,10 @@ from typing import Any
 import needle
 from needle.base.errors import NeedleError
 from needle.server.connecting import Connecting
+from needle.server.free_ports import free_ports
 
 START_SECONDS = 15.0
 LOOK_SECONDS = 0.02
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; distinct."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 async def wait_for(condition: Callable[[], Any], deadline: float, what: str = "the condition") -> Any:

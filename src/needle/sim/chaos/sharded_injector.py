@@ -16,8 +16,9 @@ from needle.base.ids import shard_group
 from needle.base.protocol import GroupCall
 from needle.base.routing.topology import Topology
 from needle.client.sharded import ShardedClient
+from needle.server.free_ports import free_ports
 from needle.sim.chaos.injector import ADMIN_SECONDS, READY_SECONDS, Heal, Injector, Injured
-from needle.sim.chaos.process_cluster import free_ports, wait_for
+from needle.sim.chaos.process_cluster import wait_for
 from needle.sim.chaos.schedule import Fault
 
 CATALOG = -1

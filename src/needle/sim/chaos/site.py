@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from needle.rpc.transport import RpcClient
+from needle.server.free_ports import free_ports
 from needle.server.runtime import SystemClock
 from needle.sim.chaos.disks import SmallDisk, may_mount
 from needle.sim.chaos.history_file import Recorder
 from needle.sim.chaos.injector import Injector, Injured, make_links
 from needle.sim.chaos.link_proxy import LinkProxy
-from needle.sim.chaos.process_cluster import ProcessCluster, free_ports
+from needle.sim.chaos.process_cluster import ProcessCluster
 from needle.sim.chaos.spec import ChaosSpec
 from needle.sim.machine import stream
 from needle.sim.spec import Profile
