@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -18,6 +20,7 @@ from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, 
 from needle.base.model import Metric
 from needle.shard import segment_keeper, segment_plan
 from needle.shard.commands import PublishSegment, decode
+from needle.shard.segment_builder import BuildCancelled
 from needle.shard.segment_keeper import CHUNK_BYTES, SegmentKeeper
 from needle.shard.segment_plan import PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors
@@ -411,3 +414,25 @@ async def test_with_too_little_to_seal_no_timer_runs(tmp_path: Path, monkeypatch
         cluster.a.keeper.kick()
         await until(lambda: len(waits) > 0)
     assert 0.9 < waits[0] <= 1.0
+
+
+async def test_a_cancelled_build_leaves_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even until the collector of reference cycles runs, which may be an hour."""
+    graphs: list[weakref.ref[np.ndarray]] = []
+
+    def build(*_, **__):
+        graph = np.zeros(10)
+        graphs.append(weakref.ref(graph))
+        raise BuildCancelled
+
+    monkeypatch.setattr(segment_keeper, "build_segment", build)
+    cluster = Cluster(tmp_path)
+    gc.disable()
+    try:
+        async with Running(cluster.a):
+            cluster.a.vectors.append(0, DATA)
+            cluster.a.keeper.kick()
+            await until(lambda: len(graphs) > 0)
+            await until(lambda: graphs[0]() is None)
+    finally:
+        gc.enable()

@@ -7,6 +7,7 @@ without a lock. It does not know segments' files, SQLite or collections.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,6 +19,8 @@ from needle.shard.scoring import Bools, Floats, Ints, Scan, square_norms
 
 CHUNK_ROWS_MIN = 64
 CHUNK_ROWS_MAX = 8192
+PAGES_BYTES = 1 << 20
+"""Chunks from this size on have pages of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class GrowingSegment:
     def _new_chunk(self, chunks: list[Chunk]) -> Chunk:
         """Doubling up to CHUNK_ROWS_MAX, so that a thousand small collections stay small."""
         capacity = min(max(2 * len(chunks[-1].vectors), CHUNK_ROWS_MIN) if chunks else CHUNK_ROWS_MIN, CHUNK_ROWS_MAX)
-        vectors = np.empty((capacity, self._dimensions), np.float32)
+        vectors = _room(capacity, self._dimensions)
         return Chunk(vectors, np.empty(capacity, np.int64), np.empty(capacity, np.float32), 0, None, 0.0)
 
     def without(self, dead: Ints) -> GrowingSegment:
@@ -209,6 +212,16 @@ class GrowingSegment:
                 inside = _member(ordinals, allowed[start:stop])
                 mask = inside if mask is None else mask & inside
             scan.add(chunk.vectors[: chunk.rows], ordinals, mask, chunk.norms[: chunk.rows])
+
+
+def _room(rows: int, dimensions: int) -> Floats:
+    """(rows, dimensions) float32 to be filled. Large ones are pages of their own, which go back to the system the
+    moment an index serves the rows; the C library would keep them, in pieces, for as long as the process lives."""
+    size = 4 * rows * dimensions
+    if size < PAGES_BYTES:
+        return np.empty((rows, dimensions), np.float32)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, np.float32).reshape(rows, dimensions)
 
 
 def _fill(chunk: Chunk, ordinals: Ints, vectors: Floats) -> Chunk:

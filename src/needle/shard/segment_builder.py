@@ -9,6 +9,7 @@ It does not know the manifest's rules (segment_plan) nor who leads (segment_keep
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,6 +25,8 @@ from needle.shard.sealed_segment import SealedSegment, checksum_of, faiss_metric
 from needle.shard.segment_plan import PublishedSegment
 
 SLICE_ROWS = 1024
+TRIM_BYTES = 8 << 20
+"""After building or fetching a file of this size, memory that the C library keeps is given back."""
 TEMPORARY = ".tmp"
 
 Blocks = Iterable[tuple[Ints, Floats]]
@@ -112,6 +115,16 @@ def _write(
     os.rename(temporary, path)
     sync_directory(directory)
     return segment, path
+
+
+def give_back(size: int) -> None:
+    """Return freed memory to the system after work on `size` bytes (glibc; elsewhere nothing happens). What a load and
+    a build leave behind in many pieces, glibc keeps for the next one: 15 to 90 MB for 100,000 x 384."""
+    if size < TRIM_BYTES:
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def sync_directory(directory: str) -> None:

@@ -11,7 +11,7 @@ import re
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec
 from needle.shard.sealed_segment import SealedSegment, verify_file
-from needle.shard.segment_builder import TEMPORARY, sync_directory
+from needle.shard.segment_builder import TEMPORARY, give_back, sync_directory
 from needle.shard.segment_plan import PublishedSegment
 
 FILE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)-[0-9a-f]{32}\.(seg|own)\Z")
@@ -41,6 +41,7 @@ def finish_download(part: str, path: str, segment: PublishedSegment, spec: Colle
         sync_directory(os.path.dirname(path))
     except OSError as error:
         raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
+    give_back(segment.size)
     return SealedSegment(path, segment, spec)
 
 

@@ -25,7 +25,7 @@ from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.shard.commands import PublishSegment, encode
 from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
-from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment
+from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment, give_back
 from needle.shard.segment_files import FILE_NAME, delete, delete_temporary, finish_download, sweep, write_chunk
 from needle.shard.segment_plan import BuildTask, PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors, VectorsView
@@ -170,15 +170,15 @@ class SegmentKeeper:
         self._building.add(vectors.collection_id)
         try:
             started = self._clock.monotonic()
-            sealed = await self._build_pool.run(self._build, vectors, task, view)
+            sealed = await self._build_pool.run(_unless_cancelled, self._build, vectors, task, view)
+            if sealed is None:
+                return False
             self.stats.built += 1
             self.stats.build_seconds += self._clock.monotonic() - started
             self.stats.inserted_rows += task.inserts
             vectors.attach(sealed)
             self._unpublished[vectors.collection_id] = sealed
             await self._propose(encode(_command(sealed.segment)))
-        except BuildCancelled:
-            return False
         except CorruptSegment as error:
             await self._found_corrupt(vectors, task.base, error)
             return False
@@ -205,6 +205,7 @@ class SegmentKeeper:
             threads=vectors.config.build_threads,
             cancelled=lambda: self._stopping or not self._leading or vectors.closed,
         )
+        give_back(segment.size)
         return SealedSegment(path, segment, vectors.spec)
 
     def _drop_unpublished(self, vectors: CollectionVectors) -> None:
@@ -293,18 +294,18 @@ class SegmentKeeper:
         )
         view = vectors.view().frozen()
         try:
-            sealed = await self._build_pool.run(self._build_for, vectors, segment, view)
-        except BuildCancelled:
-            return True
+            sealed = await self._build_pool.run(_unless_cancelled, self._build_for, vectors, segment, view)
         except NeedleError as error:
             log.warning("own build of segment [%d, %d] failed: %s", segment.first, segment.last, error)
             return False
+        if sealed is None:
+            return True
         self.stats.rebuilt += 1
         self._distrusted.discard(segment)
         return self._attach(vectors, sealed)
 
     def _build_for(self, vectors: CollectionVectors, segment: PublishedSegment, view: VectorsView) -> SealedSegment:
-        _, path = build_segment(
+        built, path = build_segment(
             vectors.directory,
             vectors.collection_id,
             segment.first,
@@ -315,6 +316,7 @@ class SegmentKeeper:
             cancelled=lambda: self._stopping or vectors.closed or segment not in vectors.manifest(),
             own_for=segment,
         )
+        give_back(built.size)
         return SealedSegment(path, segment, vectors.spec, own=True)
 
     async def _sweep(self, vectors: CollectionVectors) -> None:
@@ -389,6 +391,15 @@ def _command(segment: PublishedSegment) -> PublishSegment:
     return PublishSegment(
         segment.collection_id, segment.first, segment.last, segment.rows, segment.size, segment.checksum
     )
+
+
+def _unless_cancelled(build: Callable[..., SealedSegment], *args: object) -> SealedSegment | None:
+    """What `build` returns, or None. BuildCancelled stays in the thread: on its way through a pool it would keep the
+    frames of the build, and so graph and vectors, in a reference cycle."""
+    try:
+        return build(*args)
+    except BuildCancelled:
+        return None
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:
