@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench sim mutants chaos soak clean
+.PHONY: demo test lint bench sim mutants chaos chaos-shards soak clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,12 @@ MINUTES ?= 5
 NODES ?= 3
 chaos: $(STAMP)
 	$(BIN)/python -m needle.sim.chaos --minutes $(MINUTES) --nodes $(NODES) --seed $(SEED) --verbose
+
+# The same on a sharded cluster: make chaos-shards MINUTES=5 SHARDS=4 SHARD_NODES=6
+SHARDS ?= 4
+SHARD_NODES ?= 6
+chaos-shards: $(STAMP)
+	$(BIN)/python -m needle.sim.chaos --minutes $(MINUTES) --shards $(SHARDS) --nodes $(SHARD_NODES) --seed $(SEED) --verbose
 
 # No election without a fault: a bulk load at the guide's timeouts: make soak SOAK_SECONDS=60
 SOAK_SECONDS ?= 60

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from chaos.documented import undocumented
 from needle.base.errors import InvalidArgument
 from needle.sim.chaos.history_file import Recorder, read
 from needle.sim.history import Operation
@@ -54,6 +55,11 @@ def test_lines_say_what_the_format_promises():
     assert lines[1]["vector"] == [1.0, 0.5] and lines[1]["value"] == "c0-1"
     assert lines[2]["f"] == "get" and lines[2]["mode"] == "eventual"
     assert lines[11]["hits"] == [["a", 5, 0.5, "c0-1"]]
+
+
+def test_every_field_is_documented():
+    assert undocumented(recorded()[1]) == set()
+    assert undocumented(['{"type": "surprise", "extra": 1}']) == {"surprise", "extra"}
 
 
 def test_an_unknown_outcome_stays_open():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from chaos.documented import undocumented
 from needle.sim.chaos.__main__ import main, table
 from needle.sim.chaos.check import check
 from needle.sim.chaos.history_file import read
@@ -29,6 +30,7 @@ async def test_chaos(tmp_path: Path) -> None:
     assert verdict.operations["ok"] > 200 and verdict.reads.exact > 20 and verdict.reads.eventual_gets > 5
 
     lines = run.file.read_text().splitlines()
+    assert undocumented(lines) == set()
     assert main(["check", str(run.file)]) == 0
     spoiled = tmp_path / "spoiled.jsonl"
     spoiled.write_text("\n".join(lose_a_write(lines)))

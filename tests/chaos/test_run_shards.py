@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from chaos.documented import undocumented
 from needle.sim.chaos.__main__ import main, table
 from needle.sim.chaos.check import check
 from needle.sim.chaos.history_file import read
@@ -30,6 +31,7 @@ async def test_chaos_on_shards(tmp_path: Path) -> None:
     assert verdict.reads.exact > 20
 
     lines = run.file.read_text().splitlines()
+    assert undocumented(lines) == set()
     assert main(["check", str(run.file)]) == 0
     spoiled = tmp_path / "spoiled.jsonl"
     spoiled.write_text("\n".join(miss_a_shard(lines)))

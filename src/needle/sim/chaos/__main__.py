@@ -1,4 +1,4 @@
-"""`python -m needle.sim.chaos [--minutes 5] [--nodes 3|5] [--seed n]`, and `... check FILE`. See docs/proof.md."""
+"""`python -m needle.sim.chaos [--minutes 5] [--nodes 3] [--shards 4] [--seed n]`, `... check FILE`: docs/proof.md."""
 
 from __future__ import annotations
 
