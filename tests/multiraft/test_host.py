@@ -265,6 +265,12 @@ async def test_status_shows_lag_and_leader_changes_wake_watchers(tmp_path: Path)
         peer = next(p for p in leader.host.status(0).peers if p.id == away.name)
         assert peer.lag_entries >= 7
         assert peer.lag_ms > 0
+
+        def active() -> dict[str, bool]:
+            return {p.id: p.recently_active for p in leader.host.status(0).peers}
+
+        await until(lambda: not active()[away.name])
+        await until(lambda: sum(active().values()) == 1)
         other = next(p for p in leader.host.status(0).peers if p.id not in (away.name, leader.name))
         await until(lambda: next(p for p in leader.host.status(0).peers if p.id == other.id).lag_entries == 0)
         cluster.network.heal()

@@ -105,8 +105,9 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a leader knows of a replica. lag_entries: commit index minus match index; lag_ms: how long ago the
-    oldest entry it lacks was appended on the leader (0 when it lacks none)."""
+    """What a leader knows of a replica. recently_active: heard from within two election timeouts. lag_entries: commit
+    index minus match index; lag_ms: how long ago the oldest entry it lacks was appended on the leader (0 when it lacks
+    none)."""
 
     id: str
     address: str

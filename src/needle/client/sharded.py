@@ -36,6 +36,7 @@ from needle.client.admin import TIMEOUT
 from needle.client.client import DEFAULT_COLLECTION, Client, FilterLike, _request
 from needle.client.directory import Caller
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.replicas import ask_replicas
 from needle.client.shards import ClusterShards
 
 STATUS_SECONDS = 2.0
@@ -346,20 +347,7 @@ class ShardedClient(Client):
     async def cluster_status(self, *, timeout: float = STATUS_SECONDS) -> list[ReplicaStatus]:
         """Every replica of every shard as its own node sees it, in order; `status` is None where none answered."""
         topology = await self._shards.refresh(self.topology().version + 1, min(0.2, timeout / 4))
-        seconds = values.check_timeout(timeout)
-
-        async def one(shard: int, node: NodeId) -> ReplicaStatus:
-            address = topology.address_of(node) or ""
-            try:
-                body = protocol.encode(StatusCall(shard_group(shard)))
-                data = await self._caller.call(address, protocol.STATUS, body, seconds)
-            except NeedleError as error:
-                return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=error.message)
-            return ReplicaStatus(shard=shard, node=node, address=address, status=protocol.decode(data, RaftStatus))
-
-        return list(
-            await asyncio.gather(*(one(info.shard, node) for info in topology.shards for node in info.replicas))
-        )
+        return await ask_replicas(self._caller, topology, values.check_timeout(timeout))
 
     async def health_check(self, *, timeout: float = STATUS_SECONDS) -> ClusterHealth:
         """Whether every shard has a leader and all its replicas, and what is not redundant."""

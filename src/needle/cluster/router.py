@@ -3,7 +3,7 @@
 Writes go to the shard that owns the document's routing key, batches are grouped by shard; reads fan out (fan_out.py
 proves coverage) and are merged. A stale map is answered with StaleEpoch: the router gets the newer one and tries again;
 a write is tried again only when the shard has said that it did nothing. Reaches shards through `Shards` only, draws no
-randomness and reads no clock but the event loop's, so that it runs under simulation.
+randomness and decides by no clock but the event loop's, so that it runs under simulation.
 """
 
 from __future__ import annotations
@@ -77,9 +77,13 @@ class Found(msgspec.Struct, frozen=True):
 class Router:
     """Requests in, shards' answers out. Safe to call concurrently on one event loop."""
 
-    def __init__(self, shards: Shards, *, batch_bytes_max: int = 1 << 20) -> None:
-        """batch_bytes_max: a larger part of a batch becomes several log entries of its shard."""
+    def __init__(
+        self, shards: Shards, *, batch_bytes_max: int = 1 << 20, monotonic: Callable[[], float] | None = None
+    ) -> None:
+        """batch_bytes_max: a larger part of a batch becomes several log entries of its shard. monotonic: measures
+        merges, which are shorter than the event loop's clock can tell."""
         self._shards = shards
+        self._monotonic = monotonic
         self._batch_bytes_max = batch_bytes_max
         self._seen: dict[int, int] = {}
         self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
@@ -333,15 +337,13 @@ class Router:
             timeout,
             partial=partial,
         )
-        loop = asyncio.get_running_loop()
-        start = loop.time()
+        monotonic = self._monotonic or asyncio.get_running_loop().time
+        start = monotonic()
         batches = {shard: protocol.decode(body, HitBatch) for shard, body in answers.by_shard.items()}
         for shard, batch in batches.items():
             self._saw(shard, batch.applied_index)
         merged = merge_hits(list(batches.values()), request.k)
-        self.stats.searches += 1
-        self.stats.fanout += len(batches) + len(answers.missing)
-        self.stats.merge_seconds += loop.time() - start
+        self.stats.searched(len(batches) + len(answers.missing), monotonic() - start)
         return Found(
             merged,
             answers.missing,

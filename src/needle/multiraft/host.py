@@ -208,4 +208,5 @@ class Host(Engine):
 
     def status(self, group: GroupId) -> RaftStatus:
         """This replica's view of the group. Addresses, documents and digest are the server's to fill in."""
-        return group_status(self._group(group), self.node_id, self.maintenance, self.clock.monotonic())
+        now, active = self.clock.monotonic(), 2 * self.config.election_timeout
+        return group_status(self._group(group), self.node_id, self.maintenance, now, active)

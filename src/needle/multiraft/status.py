@@ -15,8 +15,9 @@ _STATES = {
 }
 
 
-def group_status(group: Group, node_id: NodeId, maintenance: bool, now: float) -> RaftStatus:
-    """The status of one replica; per-peer lag on a leader only. now: seconds of the node's monotonic clock."""
+def group_status(group: Group, node_id: NodeId, maintenance: bool, now: float, active_seconds: float) -> RaftStatus:
+    """The status of one replica; per-peer lag on a leader only. now: seconds of the node's monotonic clock.
+    active_seconds: for how long a peer counts as active after it was heard from."""
     raft, log = group.raft, group.log
     conf = raft.conf
     voter = node_id in conf.voters or node_id in conf.voters_outgoing
@@ -33,7 +34,7 @@ def group_status(group: Group, node_id: NodeId, maintenance: bool, now: float) -
         last_applied=raft.applied,
         first_index=log.first_index(),
         last_index=raft.last_index,
-        peers=_peers(group, node_id, now) if raft.role is Role.LEADER else [],
+        peers=_peers(group, node_id, now, active_seconds) if raft.role is Role.LEADER else [],
         voters=sorted(conf.voters),
         learners=sorted(conf.learners),
         lease_remaining=max(0.0, raft.lease_remaining(now)),
@@ -42,7 +43,7 @@ def group_status(group: Group, node_id: NodeId, maintenance: bool, now: float) -
     )
 
 
-def _peers(group: Group, node_id: NodeId, now: float) -> list[PeerStatus]:
+def _peers(group: Group, node_id: NodeId, now: float, active_seconds: float) -> list[PeerStatus]:
     raft = group.raft
     return [
         PeerStatus(
@@ -50,7 +51,7 @@ def _peers(group: Group, node_id: NodeId, now: float) -> list[PeerStatus]:
             address="",
             match_index=progress.match,
             state=progress.state.value,
-            recently_active=progress.recent_active,
+            recently_active=progress.recent_active and now - progress.contact <= active_seconds,
             is_learner=progress.is_learner,
             lag_entries=max(0, raft.commit - progress.match),
             lag_ms=group.appended.lag_ms(progress.match, raft.last_index, now),

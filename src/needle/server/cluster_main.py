@@ -52,7 +52,8 @@ def sharded_client(caller: Caller, addresses: list[str], topology: Topology, bat
     """A shard-aware client over `caller`."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     shards = ClusterShards(caller, addresses, topology, rng=rng)
-    return ShardedClient(caller, addresses, shards, Router(shards, batch_bytes_max=batch_bytes_max), rng)
+    router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=SystemClock().monotonic)
+    return ShardedClient(caller, addresses, shards, router, rng)
 
 
 def system_caller(cluster_id: str) -> RpcClient:

@@ -37,6 +37,7 @@ from needle.server.cluster_files import (
     save_topology,
 )
 from needle.server.cluster_follower import CatalogFollower
+from needle.server.cluster_health import HealthWatch
 from needle.server.cluster_leaders import LeaderSpread
 from needle.server.cluster_registration import Registration
 from needle.server.cluster_service import ClusterService
@@ -147,7 +148,7 @@ class ClusterNode(Node):
         self._undo.append(caller.close)
         self.caller = caller
         self.shards = NodeShards(self, caller)
-        self.router = Router(self.shards)
+        self.router = Router(self.shards, monotonic=self.now)
         self._undo.append(self._close_catalog)
         self._book.learn({n: a for n, a in self.cluster.voters.items() if n != self.node_id})
         if self.node_id in self.cluster.voters:
@@ -179,6 +180,12 @@ class ClusterNode(Node):
         for work in (CatalogFollower(self).run(), Registration(self).run(), spread.run(), self._reconcile_all()):
             self._spawn(work)
         self._undo.append(self._end_tasks)
+
+    def watch_health(self) -> HealthWatch:
+        """Ask all replicas how they are, from now on until the node stops."""
+        watch = HealthWatch(self.caller, self.shards.topology)
+        self._spawn(watch.run())
+        return watch
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

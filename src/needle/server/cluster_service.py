@@ -6,6 +6,7 @@ the epoch that the caller routed by; a read's answer names epoch and ranges, and
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -107,6 +108,11 @@ class ClusterService(RpcService):
         }
         self._methods.update(more)
         self._decoders.update({name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in more.items()})
+
+    async def _serve(self, method: str, run: Callable[[Any], Awaitable[Any]], call: Any) -> bytes:
+        """As RpcService._serve; what a shard's replica answers is told apart from what is proxied (for metrics)."""
+        inner = call.method if method == SHARD else ""
+        return await super()._serve(f"shard_{inner}" if inner in READS else method, run, call)
 
     # --- a shard's documents -----------------------------------------------------------------------------------------
     async def _owned(self, epoch: int) -> Ownership:

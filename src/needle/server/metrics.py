@@ -1,8 +1,8 @@
 """What a node tells Prometheus: the only importer of prometheus_client.
 
 State (terms, indexes, lags, documents, segments) is read from the node when it is scraped; durations are observed as
-they happen. Every name is listed in docs/metrics.md. Invariant: no metric keeps a value of its own that the node could
-contradict.
+they happen. Every name is listed in docs/operations.md. Invariant: no metric keeps a value of its own that the node
+could contradict.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from needle.base import protocol
+from needle.base.cluster_protocol import SHARD_WRITE
 from needle.base.errors import NeedleError
 from needle.base.runtime import Clock
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
+from needle.server.cluster_health import HealthWatch
+from needle.server.cluster_node import ClusterNode
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 
 FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+MILLISECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0)
+SHARDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class MeasuredStore:
@@ -71,6 +76,19 @@ class NodeMetrics:
             "needle_request_errors", "Calls answered with an error, by its code.", ["method", "code"], registry=registry
         )
 
+        self._fan_out = Histogram(
+            "needle_search_fanout_count",
+            "Shards that a search was sent to, by the node that routed it.",
+            registry=registry,
+            buckets=SHARDS,
+        )
+        self._merge = Histogram(
+            "needle_search_merge_time_ms",
+            "Making one answer of the shards' answers, in the node that routed the search.",
+            registry=registry,
+            buckets=MILLISECONDS,
+        )
+
     def measured(self, ports: NodePorts) -> NodePorts:
         """The same ports, with the log's commits timed."""
         inner = ports.open_store
@@ -82,7 +100,14 @@ class NodeMetrics:
 
     def watch(self, node: Node) -> None:
         """Read this node's state at every scrape, and observe its calls."""
-        self._registry.register(_NodeState(node))
+        health: HealthWatch | None = None
+        searched, written = protocol.SEARCH, protocol.WRITE
+        if isinstance(node, ClusterNode):
+            # There these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
+            searched, written = f"shard_{protocol.SEARCH}", SHARD_WRITE
+            node.router.stats.on_search = self._routed
+            health = node.watch_health() if node.config.http_address is not None else None
+        self._registry.register(_NodeState(node, health))
         calls = {name: self._calls.labels(name) for name in (protocol.WRITE, protocol.SEARCH, protocol.GET)}
         searches, writes, failures = self._searches.observe, self._writes.inc, self._failures
 
@@ -94,12 +119,16 @@ class NodeMetrics:
             if histogram is None:
                 histogram = calls[method] = self._calls.labels(method)
             histogram.observe(seconds)
-            if method == protocol.SEARCH:
+            if method == searched:
                 searches(seconds)
-            elif method == protocol.WRITE:
+            elif method == written:
                 writes()
 
         node.observer = observe
+
+    def _routed(self, shards: int, merge_seconds: float) -> None:
+        self._fan_out.observe(shards)
+        self._merge.observe(merge_seconds * 1000)
 
     def render(self) -> bytes:
         """The exposition text."""
@@ -109,8 +138,10 @@ class NodeMetrics:
 class _NodeState(Collector):
     """Reads a node's state at scrape time."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, health: HealthWatch | None) -> None:
+        """health: of the whole cluster, on a node of a sharded one."""
         self._node = node
+        self._health = health
 
     def collect(self) -> Iterator[Metric]:
         node = self._node
@@ -122,6 +153,12 @@ class _NodeState(Collector):
             "needle_node_ready", "1 when the node should get traffic.", value=0 if node.not_ready() else 1
         )
         yield GaugeMetricFamily("needle_maintenance", "1 in maintenance mode.", value=int(node.host.maintenance))
+        if self._health is not None and self._health.latest is not None:
+            yield GaugeMetricFamily(
+                "needle_cluster_healthy",
+                "1 while every shard has a leader and all its replicas, as this node sees them.",
+                value=int(self._health.latest.healthy),
+            )
         yield from self._raft()
         yield from self._replicas()
         yield from self._network()

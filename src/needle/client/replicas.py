@@ -1,0 +1,30 @@
+"""Asking every replica of every shard how it is: what clients and nodes judge a cluster's health from."""
+
+from __future__ import annotations
+
+import asyncio
+
+from needle.base import protocol
+from needle.base.errors import NeedleError
+from needle.base.ids import NodeId, shard_group
+from needle.base.model import RaftStatus
+from needle.base.protocol import StatusCall
+from needle.base.routing.topology import Topology
+from needle.client.directory import Caller
+from needle.client.health import ReplicaStatus
+
+
+async def ask_replicas(caller: Caller, topology: Topology, timeout: float) -> list[ReplicaStatus]:
+    """Every replica as its own node sees it, in order of shards; all are asked at once, none for longer than
+    `timeout`."""
+
+    async def one(shard: int, node: NodeId) -> ReplicaStatus:
+        address = topology.address_of(node) or ""
+        try:
+            body = protocol.encode(StatusCall(shard_group(shard)))
+            data = await caller.call(address, protocol.STATUS, body, timeout)
+        except NeedleError as error:
+            return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=error.message)
+        return ReplicaStatus(shard=shard, node=node, address=address, status=protocol.decode(data, RaftStatus))
+
+    return list(await asyncio.gather(*(one(info.shard, node) for info in topology.shards for node in info.replicas)))

@@ -1,0 +1,140 @@
+"""What the nodes of a real sharded cluster publish is what happens in it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import signal
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.processes import ShardedProcesses, healthy
+from harness.process_cluster import wait_for
+from needle.client import Client
+from needle.client.sharded import ShardedClient
+from needle.server.cluster_main import system_caller
+
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+SEARCHES = 7
+
+
+class Scraped:
+    """One answer of /metrics."""
+
+    def __init__(self, text: str) -> None:
+        self.names = {name for name in re.findall(r"^# HELP (\S+)", text, re.M) if not name.endswith("_created")}
+        self._samples = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def get(self, name: str, **labels: object) -> float | None:
+        return self._samples.get((name, frozenset((key, str(value)) for key, value in labels.items())))
+
+
+async def scrape(processes: ShardedProcesses, node: str) -> Scraped:
+    def fetch() -> str:
+        with urllib.request.urlopen(f"http://{processes.nodes[node].http}/metrics", timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    return Scraped(await asyncio.to_thread(fetch))
+
+
+async def test_the_metrics_of_a_sharded_cluster_are_measurements(tmp_path: Path) -> None:
+    async with ShardedProcesses(tmp_path, nodes=3) as processes:
+        topology = await processes.create(2, 3)
+        async with processes.connect() as client:
+            assert isinstance(client, ShardedClient)
+            await healthy(client)
+            await client.create_collection("default", dimensions=8)
+            rows = np.random.default_rng(1).normal(size=(300, 8)).astype("f4")
+            await client.insert_batch(ids=[f"doc-{n}" for n in range(300)], vectors=rows)
+            await _documented_and_healthy(processes)
+            await _documents_and_leaders(processes, client)
+            await _searches(processes, rows)
+
+            stopped = topology.shards[0].replicas[2]
+            processes.nodes[stopped].signal(signal.SIGSTOP)
+            try:
+                await _lag_is_seen(processes, client, stopped)
+            finally:
+                processes.nodes[stopped].signal(signal.SIGCONT)
+            await wait_for(lambda: _healthy_everywhere(processes), 30, "health on all nodes after the pause")
+
+
+async def _healthy_everywhere(processes: ShardedProcesses) -> bool:
+    return all([(await scrape(processes, node)).get("needle_cluster_healthy") == 1 for node in processes.nodes])
+
+
+async def _documented_and_healthy(processes: ShardedProcesses) -> None:
+    await wait_for(lambda: _healthy_everywhere(processes), 20, "health on all nodes")
+    documented = set(re.findall(r"^\| `((?:raft|needle)_\w+)` \|", OPERATIONS.read_text(), re.M))
+    assert (await scrape(processes, "node-2")).names == documented
+
+
+async def _documents_and_leaders(processes: ShardedProcesses, client: ShardedClient) -> None:
+    counts = await client.counts()
+    assert sum(counts.values()) == 300
+
+    async def led_and_counted() -> bool:
+        shards = (await client.health_check(timeout=1.0)).shards
+        told = {node: await scrape(processes, node) for node in processes.nodes}
+        return all(
+            told[node].get("needle_shard_vector_count", shard=shard) == counts[shard]
+            and told[node].get("needle_shard_leader", shard=shard, node=node) == (info.leader == node)
+            and told[node].get("needle_shard_followers", shard=shard) == (2 if info.leader == node else None)
+            for shard, info in shards.items()
+            for node in processes.nodes
+        )
+
+    await wait_for(led_and_counted, 20, "documents and leaders on /metrics")
+
+
+async def _searches(processes: ShardedProcesses, rows: np.ndarray) -> None:
+    """Through one node: that one counts the fan-out, the leaders count the searches of their shards."""
+    names = ("needle_search_fanout_count", "needle_search_merge_time_ms", "needle_search_seconds")
+    before = {node: await scrape(processes, node) for node in processes.nodes}
+    caller = system_caller("needle")
+    try:
+        plain = Client(caller, [processes.nodes["node-3"].address], rng=random.Random(1))
+        for n in range(SEARCHES):
+            assert (await plain.search(rows[n], 3, exact=True))[0].id == f"doc-{n}"
+        await plain.insert("one", rows[0])
+    finally:
+        await caller.close()
+    after = {node: await scrape(processes, node) for node in processes.nodes}
+
+    def grew(node: str, name: str) -> float:
+        return (after[node].get(name) or 0) - (before[node].get(name) or 0)
+
+    fanned = {node: tuple(grew(node, f"{name}_count") for name in names[:2]) for node in processes.nodes}
+    assert fanned == {"node-1": (0, 0), "node-2": (0, 0), "node-3": (SEARCHES, SEARCHES)}
+    assert grew("node-3", f"{names[0]}_sum") == 2 * SEARCHES
+    assert 0 < grew("node-3", f"{names[1]}_sum") < 1000
+    assert sum(grew(node, f"{names[2]}_count") for node in processes.nodes) == 2 * SEARCHES
+    assert sum(grew(node, "needle_writes_total") for node in processes.nodes) == 2  # the session of its shard, too
+
+
+async def _lag_is_seen(processes: ShardedProcesses, client: ShardedClient, stopped: str) -> None:
+    leader = next(node for node in processes.nodes if node != stopped)
+    await client.insert_batch(ids=[f"late-{n}" for n in range(50)], vectors=np.ones((50, 8), "f4"), timeout=20)
+
+    async def late() -> bool:
+        health = await client.health_check(timeout=1.0)
+        leader = health.shards[0].leader
+        if leader in (None, stopped):
+            return False
+        told = await scrape(processes, str(leader))
+        lag = told.get("needle_replication_lag_ms", shard=0, follower=stopped) or 0.0
+        return (
+            lag > 500 and told.get("needle_cluster_healthy") == 0 and told.get("needle_shard_followers", shard=0) == 1
+        )
+
+    await wait_for(late, 30, "the paused follower's lag")
+    assert (await scrape(processes, leader)).get("needle_cluster_healthy") == 0
