@@ -29,6 +29,8 @@ from needle.cluster.router import Router
 from needle.shard.validation import check_spec
 
 SESSIONS_MAX = 10_000
+LEFT = "documents_left"
+"""Detail of the error for a batch that can be repeated for its rest."""
 SHARE = 0.9
 """Of a call's time for the shards, so that what they say still reaches the client."""
 
@@ -96,7 +98,8 @@ class Proxy:
         if not done:
             raise OutcomeUnknown(f"the write was not answered within {call.timeout:g} s; it may take effect")
         failure = task.exception()
-        if isinstance(failure, NeedleError) and failure.retryable and answers.get(session.seq) is task:
+        again = isinstance(failure, NeedleError) and (failure.retryable or LEFT in failure.details)
+        if again and answers.get(session.seq) is task:
             del answers[session.seq]  # nothing happened but what is in `written`: the client may send it again
         return task.result()
 
@@ -162,8 +165,12 @@ class Proxy:
         if not failures:
             return
         failure = min(failures, key=_repeatable)
-        if failure.retryable and written and len(set(command.ids)) < len(command.ids):
-            failure = OutcomeUnknown(f"some of the documents with the same id were written: {failure.message}")
+        if failure.retryable and written:
+            # Here the rest is written when it is repeated; another node would begin anew, so it must not be told that
+            # nothing happened.
+            twice = len(set(command.ids)) < len(command.ids)
+            text = f"{len(written)} of {len(command.ids)} documents are written; others not: {failure.message}"
+            failure = OutcomeUnknown(text, **({} if twice else {LEFT: len(command.ids) - len(written)}))
         failure.details["documents_written"] = len(written)
         raise failure
 

@@ -182,12 +182,17 @@ class ClusterService(RpcService):
 
     async def _catch_up(self, group: GroupId, collection: str, timeout: float) -> None:
         """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the
-        catalog does not have it, Unavailable on a replica that does not lead."""
-        if all(info.stored_name != collection for info in self._cluster.topology.collections):
-            raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
+        catalog confirms that it does not have it, Unavailable on a replica that does not lead."""
+        node, seconds = self._cluster, _timeout(timeout)
+        if not _lists(node.topology, collection):
+            newest = await node.confirmed(min(seconds, BEHIND_SECONDS))
+            if not _lists(newest, collection):
+                raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
+            if not await node.wait_topology(newest.version, min(seconds, BEHIND_SECONDS)):
+                raise Unavailable(f"node {node.node_id} does not know version {newest.version} of the catalog yet")
         if not self._host.is_leader(group):
             raise Unavailable(f"this replica of shard {group - 1} does not have collection {collection[:80]!r} yet")
-        await self._cluster.reconcile(group, _timeout(timeout))
+        await node.reconcile(group, seconds)
 
     # --- the cluster -------------------------------------------------------------------------------------------------
     async def _itself(self, call: GroupCall) -> LeaderAnswer:
@@ -261,6 +266,10 @@ class ClusterService(RpcService):
 
     async def _who(self, call: WhoCall) -> WhoAnswer:
         return self._cluster.who()
+
+
+def _lists(topology: Topology, collection: str) -> bool:
+    return any(info.stored_name == collection for info in topology.collections)
 
 
 def _named_in(call: Any) -> str:
