@@ -107,6 +107,11 @@ def test_each_shard_has_its_own_index(script: Script):
     assert "before 7 which it had to see" in script.broken()
 
 
+def test_a_shard_that_did_not_answer(script: Script):
+    script.search(A1, A2, applied={0: 7})
+    assert "answered by shards ['0'] of 2" in script.broken()
+
+
 def test_an_eventual_search_may_see_an_older_state_of_each_shard_but_not_before_its_session(script: Script):
     script.search(A1, B1, B2, applied={0: 6, 1: 9}, mode="eventual", required={"0": 5})
     assert script.check().reads.searches == 1

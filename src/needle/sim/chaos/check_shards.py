@@ -30,7 +30,7 @@ def replay_shards(history: History, shards: int, metric: str) -> Replayed:
     owners = {op.key: op.details["shard"] for op in history.operations if op.key}
     begun = {op.tag: op.invoked for op in history.operations if op.tag}
     for op in _searches(history):
-        _check_whole(op, begun)
+        _check_whole(op, begun, shards)
         counts.searches += 1
         counts.exact += op.details["exact"]
     undetermined: set[int] = set()
@@ -45,9 +45,12 @@ def _searches(history: History) -> Iterator[Operation]:
     return (op for op in history.operations if op.kind == "search" and not op.key and op.outcome == "ok")
 
 
-def _check_whole(op: Operation, begun: dict[str, int]) -> None:
-    """What concerns all shards together: nothing twice, nothing that nobody had written, in order. begun: by value."""
-    hits, k = op.details["hits"], op.details["k"]
+def _check_whole(op: Operation, begun: dict[str, int], shards: int) -> None:
+    """What concerns all shards together: none is missing, nothing twice, nothing that nobody had written, in order.
+    begun: by value."""
+    hits, k, told = op.details["hits"], op.details["k"], op.details["applied"]
+    if told is not None and set(told) != {str(shard) for shard in range(shards)}:
+        raise Violation(NAME, f"search #{op.id} by {op.client} was answered by shards {sorted(told)} of {shards}")
     names = [hit[0] for hit in hits]
     if len(names) > k or len(set(names)) != len(names):
         raise Violation(NAME, f"search #{op.id} by {op.client} asked for {k} and got {names}")
