@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         ReadMode,
         WriteResult,
     )
-    from needle.client import Client, SyncClient
+    from needle.client import Client, PartialHits, ShardedClient, SyncClient, SyncShardedClient
     from needle.distributed import RaftCluster
     from needle.server.connecting import connect, connect_sync
 
@@ -77,8 +77,7 @@ _HOMES: dict[str, str] = {
     **dict.fromkeys((*_MODEL, "WriteResult"), "needle.base.model"),
     **dict.fromkeys(("RaftConfig", "SegmentConfig"), "needle.base.config"),
     "Filter": "needle.base.filters",
-    "Client": "needle.client",
-    "SyncClient": "needle.client",
+    **dict.fromkeys(("Client", "PartialHits", "ShardedClient", "SyncClient", "SyncShardedClient"), "needle.client"),
     "RaftCluster": "needle.distributed",
     "connect": "needle.server.connecting",
     "connect_sync": "needle.server.connecting",
@@ -128,6 +127,7 @@ __all__ = [
     "NotLeader",
     "OutcomeUnknown",
     "Overloaded",
+    "PartialHits",
     "PeerStatus",
     "ProposalDropped",
     "ProtocolError",
@@ -137,9 +137,11 @@ __all__ = [
     "ReadMode",
     "SegmentConfig",
     "SessionExpired",
+    "ShardedClient",
     "StaleEpoch",
     "StorageError",
     "SyncClient",
+    "SyncShardedClient",
     "TooStale",
     "TransferFailed",
     "Unauthorized",

@@ -1,6 +1,8 @@
-"""The client: `Client` for asyncio, `SyncClient` for everyone else. `needle.connect` and `connect_sync` make them."""
+"""The client: `Client` for asyncio, `SyncClient` for everyone else, and both for sharded clusters with more methods.
+`needle.connect` and `connect_sync` make them."""
 
 from needle.client.client import Client
-from needle.client.sync import SyncClient
+from needle.client.sharded import PartialHits, ShardedClient
+from needle.client.sync import SyncClient, SyncShardedClient
 
-__all__ = ["Client", "SyncClient"]
+__all__ = ["Client", "PartialHits", "ShardedClient", "SyncClient", "SyncShardedClient"]

@@ -1,7 +1,8 @@
 """The synchronous client: the asynchronous one on an event loop in a background thread, method by method.
 
 Nothing is written twice: `SyncClient`'s methods are made from `Client`'s by `_face`, with their signatures and
-docstrings; `sync.pyi` is generated from the same signatures by `needle.client.sync_stub`, a test compares them.
+docstrings, and `SyncShardedClient`'s from `ShardedClient`'s; `sync.pyi` is generated from the same signatures by
+`needle.client.sync_stub`, a test compares them. Invariant: a call always reaches the method of the client's own class.
 May be used from many threads.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from needle.base.errors import Unavailable
 from needle.client.client import Client
+from needle.client.sharded import ShardedClient
 
 T = TypeVar("T")
 
@@ -23,11 +25,14 @@ CLOSE_SECONDS = 5.0
 _OWN = frozenset({"close"})
 
 
-def method_names() -> list[str]:
-    """The public methods of Client that SyncClient mirrors: all coroutines and plain methods, except internals."""
+def method_names(kind: type[Client] = Client) -> list[str]:
+    """The public methods of `kind` that its synchronous class mirrors: all coroutines and plain methods, except
+    internals and what a class above it has already."""
     names = []
-    for name, _ in inspect.getmembers(Client, inspect.isfunction):
-        if not name.startswith("_") and name not in _OWN and name != "group":
+    for name, method in inspect.getmembers(kind, inspect.isfunction):
+        if name.startswith("_") or name in _OWN or name == "group":
+            continue
+        if kind is Client or method is not getattr(Client, name, None):
             names.append(name)
     return sorted(names)
 
@@ -61,21 +66,21 @@ class LoopThread:
         self.loop.close()
 
 
-def _face(name: str) -> Callable[..., Any]:
-    original = getattr(Client, name)
+def _face(owner: str, kind: type[Client], name: str) -> Callable[..., Any]:
+    original = getattr(kind, name)
     if inspect.iscoroutinefunction(original):
 
         def method(self: SyncClient, *args: Any, **kwargs: Any) -> Any:
-            return self._thread.run(original(self._client, *args, **kwargs))
+            return self._thread.run(getattr(self._client, name)(*args, **kwargs))
     else:
 
         def method(self: SyncClient, *args: Any, **kwargs: Any) -> Any:
-            return original(self._client, *args, **kwargs)
+            return getattr(self._client, name)(*args, **kwargs)
 
     functools.update_wrapper(method, original)
     del method.__wrapped__  # type: ignore[attr-defined]  # else inspect would call it a coroutine function
     method.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    method.__qualname__ = f"SyncClient.{name}"
+    method.__qualname__ = f"{owner}.{name}"
     return method
 
 
@@ -83,14 +88,10 @@ class SyncClient:
     """`Client` for code without asyncio: the same methods, blocking. Made by `needle.connect_sync`; use as a context
     manager or call `close`."""
 
-    def __init__(self, make: Callable[[], Coroutine[Any, Any, Client]]) -> None:
-        """make: makes the asynchronous client; called on the background loop."""
-        self._thread = LoopThread()
-        try:
-            self._client = self._thread.run(make())
-        except BaseException:
-            self._thread.stop()
-            raise
+    def __init__(self, client: Client, thread: LoopThread) -> None:
+        """See sync_client, which makes it. client: lives on the loop of `thread`."""
+        self._client = client
+        self._thread = thread
 
     def close(self) -> None:
         """Close all connections and end the background thread. Idempotent."""
@@ -105,5 +106,26 @@ class SyncClient:
         self.close()
 
 
-for _name in method_names():
-    setattr(SyncClient, _name, _face(_name))
+class SyncShardedClient(SyncClient):
+    """`ShardedClient` for code without asyncio. Made by `needle.connect_sync`, which recognises a sharded cluster."""
+
+
+FACES: tuple[tuple[type[SyncClient], type[Client]], ...] = (
+    (SyncClient, Client),
+    (SyncShardedClient, ShardedClient),
+)
+for _mine, _kind in FACES:
+    for _name in method_names(_kind):
+        setattr(_mine, _name, _face(_mine.__name__, _kind, _name))
+
+
+def sync_client(make: Callable[[], Coroutine[Any, Any, Client]]) -> SyncClient:
+    """A SyncClient, or a SyncShardedClient if it is a ShardedClient that `make` makes, on a loop of its own."""
+    thread = LoopThread()
+    try:
+        client = thread.run(make())
+    except BaseException:
+        thread.stop()
+        raise
+    kind = SyncShardedClient if isinstance(client, ShardedClient) else SyncClient
+    return kind(client, thread)

@@ -3,21 +3,28 @@
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
+from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
 from needle.base.protocol import DigestAnswer
+from needle.base.routing.topology import Topology
 from needle.client.client import Client, FilterLike
+from needle.client.health import ClusterHealth, ReplicaStatus
+from needle.client.sharded import PartialHits
 
 T = TypeVar("T")
 
-def method_names() -> list[str]: ...
+FACES: tuple[tuple[type[SyncClient], type[Client]], ...]
+
+def method_names(kind: type[Client] = ...) -> list[str]: ...
+def sync_client(make: Callable[[], Coroutine[Any, Any, Client]]) -> SyncClient: ...
 
 class LoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
     def stop(self) -> None: ...
 
 class SyncClient:
-    def __init__(self, make: Callable[[], Coroutine[Any, Any, Client]]) -> None: ...
+    def __init__(self, client: Client, thread: LoopThread) -> None: ...
     def __enter__(self) -> SyncClient: ...
     def __exit__(self, *exc: object) -> None: ...
     def close(self) -> None: ...
@@ -246,3 +253,133 @@ class SyncClient:
         addresses: Mapping[NodeId, str] | None = ...,
         timeout: float = ...,
     ) -> None: ...
+
+class SyncShardedClient(SyncClient):
+    def topology(
+        self,
+    ) -> Topology: ...
+    def insert_batch(
+        self,
+        documents: Iterable[Sequence[Any]] | None = ...,
+        *,
+        ids: Iterable[str] | None = ...,
+        vectors: Any = ...,
+        metadatas: Sequence[Any] | None = ...,
+        collection: str = ...,
+        timeout: float = ...,
+    ) -> list[WriteResult]: ...
+    def insert_each(
+        self,
+        documents: Iterable[Sequence[Any]] | None = ...,
+        *,
+        ids: Iterable[str] | None = ...,
+        vectors: Any = ...,
+        metadatas: Sequence[Any] | None = ...,
+        collection: str = ...,
+        timeout: float = ...,
+    ) -> dict[str, WriteResult | NeedleError]: ...
+    def delete(
+        self,
+        ids: str | Iterable[str],
+        *,
+        collection: str = ...,
+        timeout: float = ...,
+    ) -> WriteResult: ...
+    def get(
+        self,
+        ids: str | Iterable[str],
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_vectors: bool = ...,
+        session: bool = ...,
+        max_staleness: float | None = ...,
+        timeout: float = ...,
+    ) -> Any: ...
+    def search_partial(
+        self,
+        query: Any,
+        k: int = ...,
+        filter: FilterLike = ...,
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_metadata: bool = ...,
+        with_vectors: bool = ...,
+        exact: bool = ...,
+        ef_search: int = ...,
+        timeout: float = ...,
+    ) -> PartialHits: ...
+    def create_collection(
+        self,
+        name: str,
+        *,
+        dimensions: int,
+        metric: Metric | str = ...,
+        index: IndexParams | None = ...,
+        if_absent: bool = ...,
+        timeout: float = ...,
+    ) -> WriteResult: ...
+    def drop_collection(
+        self,
+        name: str,
+        *,
+        timeout: float = ...,
+    ) -> WriteResult: ...
+    def collections(
+        self,
+        *,
+        mode: ReadMode | str = ...,
+        timeout: float = ...,
+    ) -> list[CollectionSpec]: ...
+    def count(
+        self,
+        *,
+        collection: str = ...,
+        mode: ReadMode | str = ...,
+        timeout: float = ...,
+    ) -> int: ...
+    def counts(
+        self,
+        *,
+        collection: str = ...,
+        mode: ReadMode | str = ...,
+        timeout: float = ...,
+    ) -> dict[int, int]: ...
+    def probe(
+        self,
+        timeout: float = ...,
+    ) -> NodeId | None: ...
+    def leader(
+        self,
+    ) -> NodeId | None: ...
+    def nodes(
+        self,
+    ) -> dict[NodeId, str]: ...
+    def status(
+        self,
+        *,
+        timeout: float = ...,
+    ) -> RaftStatus: ...
+    def step_down(
+        self,
+        to: NodeId | None = ...,
+        *,
+        shard: int = ...,
+        timeout: float = ...,
+    ) -> NodeId: ...
+    def cluster_status(
+        self,
+        *,
+        timeout: float = ...,
+    ) -> list[ReplicaStatus]: ...
+    def health_check(
+        self,
+        *,
+        timeout: float = ...,
+    ) -> ClusterHealth: ...
+    def digests(
+        self,
+        *,
+        timeout: float = ...,
+    ) -> dict[NodeId, DigestAnswer]: ...

@@ -11,6 +11,7 @@ from needle.base.config import parse_address, refuse
 from needle.client import Client, SyncClient
 from needle.client.client import BATCH_BYTES_MAX
 from needle.client.shards import find_topology
+from needle.client.sync import sync_client
 from needle.rpc.transport import RpcClient
 from needle.server.cluster_main import sharded_client
 from needle.server.runtime import SystemClock
@@ -82,6 +83,7 @@ def connect_sync(
     cluster_id: str = DEFAULT_CLUSTER_ID,
     batch_bytes_max: int = BATCH_BYTES_MAX,
 ) -> SyncClient:
-    """`connect` for code without asyncio: the same methods, blocking; use with `with`."""
+    """`connect` for code without asyncio: the same methods, blocking; use with `with`. Of a sharded cluster it is a
+    SyncShardedClient, which can do what a ShardedClient can."""
     listed = check_addresses(addresses)
-    return SyncClient(lambda: _connect(listed, cluster_id, batch_bytes_max))
+    return sync_client(lambda: _connect(listed, cluster_id, batch_bytes_max))
