@@ -1,36 +1,19 @@
-"""Filters over JSON metadata: a builder, the MongoDB-style dict form, one canonical form, and what they mean.
+"""Filters over JSON metadata: a builder, the MongoDB-style dict form, one canonical form.
 
-Semantics (docs/filters.md repeats them for users; `Filter.matches` is the definition, indexes must agree with it):
-
-- A field is a path: "a.b" is key b of the object under key a. An array on the way stands for each of its objects
-  ("a.b" of {"a": [{"b": 1}, {"b": 2}]} has the values 1 and 2). Array positions and keys with dots have no path.
-- An array at the end of a path stands for each of its elements, one level deep; a comparison holds if it holds for
-  any element. Elements that are arrays or objects, and objects at the end of a path, equal nothing.
-- Missing: no value at the end of the path (always so when the metadata is not an object). Comparisons do not hold for
-  a missing field, except `eq(field, None)`, which holds for null and for missing. `ne`, `not_in` and `not_` are exact
-  complements, so they do hold for missing fields. `exists(field)` is true for null, {} and [] too.
-- Types: numbers compare with numbers (1 equals 1.0; integers are exact), strings with strings by code point, booleans
-  equal booleans. Values of different types are different and never ordered; true is not 1.
-- `between` is inclusive, and one element of an array must satisfy both ends. `contains` and `starts_with` look into a
-  string, or any string of an array. `$all`: every given value equals the field (or an element of it). An empty
-  `$in` or `$all` matches nothing, an empty `$nin` everything.
-- Everything at one level of a dict is ANDed: fields, operators of a field, `$and`, `$or`, `$not`. {} matches all.
-
-Pure: it knows neither bitmaps nor SQLite.
+What they mean is in filter_nodes.py, and for users in docs/filters.md. Pure: it knows neither bitmaps nor SQLite.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from needle.base.config import Limits
 from needle.base.errors import InvalidArgument, invalid
-
-Scalar = str | int | float | bool | None
+from needle.base.filter_nodes import And, Compare, Node, Not, Or, Scalar, evaluate, kind
 
 PATH_BYTES_MAX: Final = 512
 VALUES_MAX: Final = 10_000
@@ -42,113 +25,6 @@ COMPARISONS: Final = (
     *("$between", "$contains", "$starts_with", "$exists", "$all"),
 )
 LOGIC: Final = ("$and", "$or", "$not")
-
-
-class Compare(msgspec.Struct, frozen=True):
-    """field <op> value. path: the field's segments. value: a scalar; a tuple for $in, $nin, $all, $between."""
-
-    field: str
-    path: tuple[str, ...]
-    op: str
-    value: Any
-
-
-class And(msgspec.Struct, frozen=True):
-    children: tuple[Node, ...]
-
-
-class Or(msgspec.Struct, frozen=True):
-    children: tuple[Node, ...]
-
-
-class Not(msgspec.Struct, frozen=True):
-    child: Node
-
-
-Node = Compare | And | Or | Not
-
-
-def lookup(metadata: object, path: Sequence[str]) -> tuple[bool, list[Scalar]]:
-    """What a path finds: (is anything there, the scalars it stands for). See the module docstring."""
-    level: list[object] = [metadata]
-    for depth, key in enumerate(path):
-        below: list[object] = []
-        for value in level:
-            if isinstance(value, dict):
-                if key in value:
-                    below.append(value[key])
-            elif isinstance(value, list) and depth > 0:
-                below.extend(item[key] for item in value if isinstance(item, dict) and key in item)
-        if not below:
-            return False, []
-        level = below
-    found: list[Scalar] = []
-    for value in level:
-        if isinstance(value, list):
-            found.extend(item for item in value if not isinstance(item, dict | list))
-        elif not isinstance(value, dict):
-            found.append(value)  # type: ignore[arg-type]  # JSON has no other types
-    return True, found
-
-
-def kind(value: object) -> str:
-    """The type class that decides what a value compares with: null, bool, number, string or none of them."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int | float):
-        return "number"
-    return "string" if isinstance(value, str) else "none"
-
-
-def same(a: Scalar, b: Scalar) -> bool:
-    """Equality of two scalars; true is not 1, and 1 is 1.0."""
-    return a == b and isinstance(a, bool) == isinstance(b, bool)
-
-
-def ordered_test(op: str, bound: Any) -> Callable[[Any], bool]:
-    """The test of one value of the same type as `bound`, for $gt, $gte, $lt, $lte, $between."""
-    if op == "$gt":
-        return lambda value: bool(value > bound)
-    if op == "$gte":
-        return lambda value: bool(value >= bound)
-    if op == "$lt":
-        return lambda value: bool(value < bound)
-    if op == "$lte":
-        return lambda value: bool(value <= bound)
-    low, high = bound
-    return lambda value: bool(low <= value <= high)
-
-
-def _compare(node: Compare, present: bool, found: list[Scalar]) -> bool:
-    op, value = node.op, node.value
-    if op == "$exists":
-        return present is value
-    if op in ("$ne", "$nin"):
-        return not _compare(Compare(node.field, node.path, "$eq" if op == "$ne" else "$in", value), present, found)
-    if op == "$eq":
-        return any(same(item, value) for item in found) or (value is None and not present)
-    if op in ("$in", "$all"):
-        each = (_compare(Compare(node.field, node.path, "$eq", item), present, found) for item in value)
-        return any(each) if op == "$in" else bool(value) and all(each)
-    if op == "$contains":
-        return any(isinstance(item, str) and value in item for item in found)
-    if op == "$starts_with":
-        return any(isinstance(item, str) and item.startswith(value) for item in found)
-    test, wanted = ordered_test(op, value), kind(value[0] if op == "$between" else value)
-    return any(kind(item) == wanted and test(item) for item in found)
-
-
-def evaluate(node: Node, metadata: object) -> bool:
-    """Whether decoded JSON metadata matches. The definition of every operator."""
-    if isinstance(node, And):
-        return all(evaluate(child, metadata) for child in node.children)
-    if isinstance(node, Or):
-        return any(evaluate(child, metadata) for child in node.children)
-    if isinstance(node, Not):
-        return not evaluate(node.child, metadata)
-    return _compare(node, *lookup(metadata, node.path))
 
 
 class Filter:

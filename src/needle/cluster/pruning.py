@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from needle.base.filters import And, Compare, Filter, Node
+from needle.base.filter_nodes import And, Compare, Node
+from needle.base.filters import Filter
 from needle.base.routing.strategy import ShardStrategy, field_key
 
 COMBINATIONS_MAX = 64

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from needle.base.errors import CorruptLog, DiskFailed, StorageError
+from needle.multiraft import wal_files
 from needle.multiraft.key_index import KeyIndex, Place
 from needle.multiraft.ports import KeyValueTxn
 from needle.multiraft.wal_records import (
@@ -50,7 +51,6 @@ SEGMENT_BYTES = 16 << 20
 COPY_BYTES_MAX = 256 << 10
 SPARES_MAX = 2
 _SUFFIX = ".wal"
-_MARK_BYTES = 16
 
 
 class _Txn:
@@ -200,13 +200,13 @@ class WalStore:
             self._roll(record_size(len(body)))
         segment = self._segments[-1]
         record = encode_record(self._sequence + 1, body, segment.salt)
-        _write_all(segment.handle, record, segment.end)
-        _flush(segment.handle)
+        wal_files.write_all(segment.handle, record, segment.end)
+        wal_files.flush(segment.handle)
         self._sequence += 1
         with self._guard:
             self._apply(operations, segment.number, segment.end + RECORD_HEADER.size)
             segment.end += len(record)
-        _write_all(self._mark, _mark(self._sequence), 0)
+        wal_files.write_all(self._mark, wal_files.mark(self._sequence), 0)
         for old in freed:
             self._free(old)
 
@@ -256,12 +256,12 @@ class WalStore:
             )
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         if spare is None:
-            _allocate(handle, size, zeros=number == 1)
+            wal_files.allocate(handle, size, zeros=number == 1)
         else:
             size = os.fstat(handle).st_size
         salt = self._salt()
-        _write_all(handle, segment_header(number, salt), 0)
-        _flush(handle)
+        wal_files.write_all(handle, segment_header(number, salt), 0)
+        wal_files.flush(handle)
         self._sync_directory()
         with self._guard:
             self._segments.append(_Segment(number, handle, size, salt))
@@ -286,7 +286,7 @@ class WalStore:
         names = sorted(os.listdir(self._directory))
         self._spares = [os.path.join(self._directory, name) for name in names if name.startswith("spare-")]
         numbers = [int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)]
-        marked = _read_mark(self._mark)
+        marked = wal_files.read_mark(self._mark)
         for number in numbers:
             handle = os.open(self._path(number), os.O_RDWR)
             size = os.fstat(handle).st_size
@@ -336,8 +336,8 @@ class WalStore:
         """A commit that never returned was cut short: its header goes, so that its number can be used again."""
         log.warning("%s: dropped commit %d, which was never finished", self._directory, self._sequence + 1)
         self.torn_records += 1
-        _write_all(segment.handle, b"\0" * RECORD_HEADER.size, segment.end)
-        _flush(segment.handle)
+        wal_files.write_all(segment.handle, b"\0" * RECORD_HEADER.size, segment.end)
+        wal_files.flush(segment.handle)
 
     # --- end ------------------------------------------------------------------------------------------------------
     def _path(self, number: int) -> str:
@@ -388,36 +388,3 @@ def _later_record(data: memoryview, segment: _Segment) -> int:
             return head.sequence
         at = rest.find(RECORD_MAGIC, at + 1)
     return 0
-
-
-_flush = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
-
-
-def _allocate(handle: int, size: int, *, zeros: bool) -> None:
-    """Give a new file its blocks. Writing zeros makes later commits cheapest; it is done for the first segment only,
-    where there is time for it. Later ones are mostly recycled."""
-    if not zeros and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-        return
-    block = bytes(1 << 20)
-    for at in range(0, size, len(block)):
-        _write_all(handle, block[: size - at], at)
-
-
-def _write_all(handle: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _mark(sequence: int) -> bytes:
-    number = sequence.to_bytes(8, "little")
-    return number + bytes(byte ^ 0xFF for byte in number)
-
-
-def _read_mark(handle: int) -> int:
-    """The last commit known to have returned; 0 if the mark itself was lost with the power."""
-    data = os.pread(handle, _MARK_BYTES, 0)
-    sequence = int.from_bytes(data[:8], "little")
-    return sequence if len(data) == _MARK_BYTES and data == _mark(sequence) else 0

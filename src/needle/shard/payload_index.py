@@ -22,7 +22,7 @@ import msgspec
 from pyroaring import BitMap
 
 from needle.base.errors import StorageError
-from needle.base.filters import And, Compare, Node, Not, Or, Scalar, evaluate, kind, lookup
+from needle.base.filter_nodes import And, Compare, Node, Not, Or, Scalar, evaluate, kind, lookup
 
 VALUES_MAX: Final = 1_000_000
 FIELDS_MAX: Final = 64

@@ -33,7 +33,7 @@ Distances = npt.NDArray[np.float32]
 
 
 class Collection(Protocol):
-    """One collection at one applied index (state_machine.CollectionView)."""
+    """One collection at one applied index (live_collection.CollectionView)."""
 
     @property
     def record(self) -> CollectionRecord: ...

@@ -19,11 +19,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.commands import Command
@@ -35,12 +33,12 @@ from needle.shard.digest import replica_digest
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import FILE_NAME, DocumentStore
 from needle.shard.in_flight import InFlight
-from needle.shard.payload_index import PayloadIndex
+from needle.shard.live_collection import CollectionView, LiveCollection, ReplicaView
 from needle.shard.query import search_group
-from needle.shard.records import AppliedAt, CollectionRecord, StoredDocument, WriteSet
+from needle.shard.records import CollectionRecord, StoredDocument, WriteSet
 from needle.shard.sealed_segment import segment_file
 from needle.shard.segment_plan import PublishedSegment
-from needle.shard.segment_set import CollectionVectors, VectorsView
+from needle.shard.segment_set import CollectionVectors
 from needle.shard.sessions import SessionRow, SessionTable
 from needle.shard.snapshot import SEGMENTS, current_state, install_image, write_image
 from needle.shard.validation import check_command
@@ -64,53 +62,6 @@ class Entry(Protocol):
 
 def _no_failpoint(_: str) -> None:
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionView:
-    """One collection at one applied index. dead: ordinals below record.next_ordinal that no id points at."""
-
-    record: CollectionRecord
-    vectors: VectorsView
-    dead: BitMap
-    payload: PayloadIndex
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaView:
-    """What searches see: all collections by name, at one applied index, and the file that holds their documents."""
-
-    at: AppliedAt
-    collections: Mapping[str, CollectionView]
-    store: DocumentStore
-
-
-class _Live:
-    """One open collection incarnation; only apply changes it."""
-
-    def __init__(self, record: CollectionRecord, store: DocumentStore, directory: str, config: SegmentConfig) -> None:
-        self.record = record
-        self.dead = BitMap()
-        self.manifest: list[PublishedSegment] = []
-        self.vectors = CollectionVectors(record.id, record.spec, directory, config)
-        self.payload = PayloadIndex(lambda first, end: store.metadata_between(record.id, first, end))
-        self._store = store
-
-    def rows(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Live vectors of [first, last] from SQLite: (ordinals (n,) ascending, vectors (n, d) float32)."""
-        ordinals, vectors = self._store.vectors_between(self.record.id, self.record.spec.dimensions, first, last)
-        gone = np.array(self.dead.to_array(), np.int64)
-        keep = ~np.isin(ordinals, gone, assume_unique=True)
-        return ordinals[keep], vectors[keep]
-
-    def load(self, manifest: list[PublishedSegment]) -> None:
-        live = BitMap(self._store.live_ordinals(self.record.id))
-        self.dead = BitMap(range(self.record.next_ordinal)) - live
-        self.manifest = manifest
-        self.vectors.load(self.record.next_ordinal, self.dead, manifest, self.rows)
-
-    def view(self) -> CollectionView:
-        return CollectionView(self.record, self.vectors.view(), self.dead, self.payload)
 
 
 class Replica:
@@ -169,11 +120,11 @@ class Replica:
         directory = os.path.join(state, SEGMENTS)
         self._disk.make_directory(directory)
         store = DocumentStore(state, self._disk)
-        loaded: dict[str, _Live] = {}
+        loaded: dict[str, LiveCollection] = {}
         try:
             at, records, manifests, sessions = store.load()
             for record in records:
-                loaded[record.spec.name] = _Live(record, store, directory, self._config)
+                loaded[record.spec.name] = LiveCollection(record, store, directory, self._config)
                 loaded[record.spec.name].load(manifests.get(record.id, []))
         except BaseException:
             store.close()
@@ -230,7 +181,7 @@ class Replica:
             name = change.record.spec.name
             if change.created:
                 empty = CollectionRecord(id=change.record.id, spec=change.record.spec)
-                self._live[name] = _Live(empty, self._store, self._segment_directory, self._config)
+                self._live[name] = LiveCollection(empty, self._store, self._segment_directory, self._config)
                 self._live[name].load([])
             live = self._live[name]
             live.record = change.record
@@ -419,7 +370,7 @@ class Replica:
                 _close_files(self._store, self._live)
 
 
-def _close_files(store: DocumentStore, live: Mapping[str, _Live]) -> None:
+def _close_files(store: DocumentStore, live: Mapping[str, LiveCollection]) -> None:
     for held in live.values():
         held.vectors.close()
     store.close()

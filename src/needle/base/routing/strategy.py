@@ -19,7 +19,8 @@ import msgspec
 import xxhash
 
 from needle.base.errors import InvalidArgument, invalid
-from needle.base.filters import INT_MAX, INT_MIN, lookup
+from needle.base.filter_nodes import lookup
+from needle.base.filters import INT_MAX, INT_MIN
 
 Router = Callable[[str, Any], str]
 """A registered custom strategy: (id, metadata) -> the text whose hash decides."""

@@ -124,7 +124,7 @@ MUTANTS = (
     Mutant(
         name="wal-not-synced",
         breaks="the write-ahead log is written and not flushed: all of the above, on real disks",
-        edits=(Edit("multiraft.wal_store:WalStore._append", "_flush(segment.handle)", "pass"),),
+        edits=(Edit("multiraft.wal_store:WalStore._append", "wal_files.flush(segment.handle)", "pass"),),
         tests=("tests/multiraft/test_wal_store.py::test_a_failed_fsync_is_final",),
     ),
     Mutant(
