@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from needle.base.errors import StorageError, UnsupportedFormat
+from needle.base.errors import StorageError
 from needle.base.model import CollectionSpec
 from needle.shard.digest import MODULUS, document_hash
 from needle.shard.disk import ReplicaDisk, disk_errors
@@ -46,36 +46,9 @@ from needle.shard.records import (
 )
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.sessions import SessionRow
+from needle.shard.sqlite_file import FILE_NAME, connect, open_writer
 
-FILE_NAME: Final = "documents.db"
-FORMAT_VERSION: Final = 1
 _CHUNK: Final = 512
-
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE collections (id INTEGER PRIMARY KEY, spec BLOB NOT NULL, next_ordinal INTEGER NOT NULL,
-    documents INTEGER NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE documents (row INTEGER PRIMARY KEY, id TEXT NOT NULL, version INTEGER NOT NULL, metadata BLOB NOT NULL);
-CREATE TABLE vectors (row INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE ids (collection_id INTEGER, id TEXT, ordinal INTEGER NOT NULL, version INTEGER NOT NULL,
-    hash BLOB NOT NULL, PRIMARY KEY (collection_id, id)) WITHOUT ROWID;
-CREATE TABLE graves (row INTEGER PRIMARY KEY);
-CREATE TABLE dropped (collection_id INTEGER PRIMARY KEY);
-CREATE TABLE segments (collection_id INTEGER, first INTEGER, last INTEGER NOT NULL, rows INTEGER NOT NULL,
-    size INTEGER NOT NULL, checksum TEXT NOT NULL, PRIMARY KEY (collection_id, first)) WITHOUT ROWID;
-CREATE TABLE sessions (id INTEGER PRIMARY KEY, nonce BLOB NOT NULL, used INTEGER NOT NULL, state BLOB NOT NULL);
-"""
-
-
-def _connect(path: str, uri_options: str = "") -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"file:{_quote(path)}{uri_options}", uri=True, isolation_level=None, check_same_thread=False, timeout=10.0,
-        cached_statements=256,
-    )  # fmt: skip
-
-
-def _quote(path: str) -> str:
-    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _padded(items: Sequence[Any]) -> Sequence[Any]:
@@ -99,35 +72,8 @@ class DocumentStore:
         # The writer's connection is shared by apply, checkpoint and purge, which may come from different threads.
         self._writing = threading.Lock()
         with disk_errors(self.path):
-            self._writer = self._open_writer()
-
-    def _open_writer(self) -> sqlite3.Connection:
-        fresh = not self._disk.exists(self.path)
-        connection = _connect(self.path)
-        self._all.append(connection)
-        connection.execute("PRAGMA page_size=4096")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint=0")
-        connection.execute("PRAGMA cache_size=-65536")
-        tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]
-        if not tables:
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [("format", FORMAT_VERSION), ("index", 0), ("term", 0), ("conf", b""), ("next_collection_id", 1)],
-            )
-            connection.execute("COMMIT")
-        if fresh:
-            self._disk.sync(os.path.dirname(self.path))
-        found = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
-        if found is None or found[0] != FORMAT_VERSION:
-            raise UnsupportedFormat(
-                f"{self.path} has format {found and found[0]}; this release reads {FORMAT_VERSION}", path=self.path
-            )
-        return connection
+            self._writer = open_writer(self.path, disk)
+        self._all.append(self._writer)
 
     def close(self) -> None:
         """Close every connection. Waits for a write that is under way."""
@@ -144,7 +90,7 @@ class DocumentStore:
             with self._guard:
                 connection = self._readers.pop() if self._readers else None
             if connection is None:
-                connection = _connect(self.path)
+                connection = connect(self.path)
                 connection.execute("PRAGMA query_only=1")
                 connection.execute("PRAGMA cache_size=-8192")
                 with self._guard:
@@ -387,7 +333,7 @@ class DocumentStore:
                 connection.execute("VACUUM INTO ?", (target,))
             finally:
                 connection.execute("PRAGMA query_only=1")
-        with disk_errors(target), closing(_connect(target, "?immutable=1")) as image:
+        with disk_errors(target), closing(connect(target, "?immutable=1")) as image:
             segments = image.execute("SELECT * FROM segments ORDER BY collection_id, first").fetchall()
             return _applied(image), [PublishedSegment(*row) for row in segments]
 

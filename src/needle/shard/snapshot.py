@@ -19,7 +19,7 @@ import msgspec
 
 from needle.base.errors import CorruptSnapshot, StorageError
 from needle.shard.disk import ReplicaDisk
-from needle.shard.documents import FILE_NAME
+from needle.shard.sqlite_file import FILE_NAME
 
 IMAGE_NAME: Final = "image.json"
 CURRENT: Final = "CURRENT"

@@ -31,7 +31,7 @@ from needle.base.model import CollectionSpec, HitBatch, SearchRequest
 from needle.shard.batch import Batch, decode_entry
 from needle.shard.digest import replica_digest
 from needle.shard.disk import ReplicaDisk
-from needle.shard.documents import FILE_NAME, DocumentStore
+from needle.shard.documents import DocumentStore
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import CollectionView, LiveCollection, ReplicaView
 from needle.shard.query import search_group
@@ -41,6 +41,7 @@ from needle.shard.segment_plan import PublishedSegment
 from needle.shard.segment_set import CollectionVectors
 from needle.shard.sessions import SessionRow, SessionTable
 from needle.shard.snapshot import SEGMENTS, current_state, install_image, write_image
+from needle.shard.sqlite_file import FILE_NAME
 from needle.shard.validation import check_command
 
 PURGE_ROWS: Final = 1000
