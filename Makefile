@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench sim mutants chaos chaos-shards soak clean
+.PHONY: demo test lint bench twelve sim mutants chaos chaos-shards soak clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,13 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench
+
+# 4 shards x 3 replicas on 12 processes hold the whole corpus and 100,000 x 256-d vectors, and lose nodes (docs/sharding.md)
+TWELVE_VECTORS ?= 100000
+TWELVE_DIMENSIONS ?= 256
+twelve: $(STAMP)
+	NEEDLE_TWELVE_VECTORS=$(TWELVE_VECTORS) NEEDLE_TWELVE_DIMENSIONS=$(TWELVE_DIMENSIONS) NEEDLE_TWELVE_PASSAGES=0 \
+		$(BIN)/pytest -s tests/cluster/test_twelve.py
 
 # The same with etcd beside it, in short: installs Debian's etcd-server, so it needs root and apt.
 bench-etcd: $(STAMP)

@@ -85,6 +85,8 @@ class GroupClient:
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
         self._write = protocol.WRITE
+        self._named = f"group {group}"
+        """In errors."""
 
     def saw(self, index: int) -> None:
         """An answer carried this log index."""
@@ -222,8 +224,8 @@ class GroupClient:
                 f"({why}{last})"
             )
         if self._directory.known_leader(self.group) is None:
-            raise NoQuorum(f"group {self.group} has no leader after {attempts.whole:g} s: {why}{last}")
-        raise DeadlineExceeded(f"group {self.group} did not answer within {attempts.whole:g} s: {why}{last}")
+            raise NoQuorum(f"{self._named} has no leader after {attempts.whole:.3g} s: {why}{last}")
+        raise DeadlineExceeded(f"{self._named} did not answer within {attempts.whole:.3g} s: {why}{last}")
 
     # --- any replica -------------------------------------------------------------------------------------------------
     async def ask_any(self, method: str, make_body: MakeBody, timeout: float) -> bytes:

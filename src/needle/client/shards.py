@@ -101,6 +101,7 @@ class ShardGroup(GroupClient):
         self._topology = topology
         self._refresh = refresh
         self._write = SHARD_WRITE
+        self._named = f"shard {shard}" if shard >= 0 else "the catalog"
 
     def _body(self, command: Command) -> MakeBody:
         group, data = self.group, encode_command(command)
