@@ -30,6 +30,8 @@ TIES_APPROXIMATE_MAX: Final = 256
 
 Ordinals = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float32]
+Nearest = tuple[list[int], list[float]]
+"""Ordinals and distances of one query's answer, nearest first."""
 
 
 class Collection(Protocol):
@@ -77,15 +79,21 @@ def _allowed(collection: Collection, filter_json: bytes, limits: Limits) -> BitM
 
 def _nearest(
     collection: Collection, queries: npt.NDArray[np.float32], request: SearchRequest, allow: BitMap | None
-) -> list[tuple[Ordinals, Distances]]:
-    """For each query, at least the k nearest (fewer if there are fewer) and everything tied with the last of them."""
+) -> list[Nearest]:
+    """For each query, the k nearest (fewer if there are fewer) and everything tied with the last of them."""
     k = min(request.k, collection.record.documents if allow is None else len(allow))
     if not k:
-        return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+        return [([], []) for _ in queries]
     ordinals, distances = _ask(collection, queries, k + 1, request, allow)
+    there = np.count_nonzero(ordinals[:, :k] >= 0, axis=1).tolist()
+    # One more than asked for is known: if it is as near as the k-th, there may be others.
+    tied = ((ordinals[:, k] >= 0) & (distances[:, k] == distances[:, k - 1])).tolist()
+    found = zip(ordinals[:, :k].tolist(), distances[:, :k].tolist(), strict=True)
     return [
-        _with_ties(collection, queries[at : at + 1], k, request, allow, ordinals[at], distances[at])
-        for at in range(len(queries))
+        _with_ties(collection, queries[at : at + 1], k, request, allow)
+        if tied[at]
+        else (near[: there[at]], far[: there[at]])
+        for at, (near, far) in enumerate(found)
     ]
 
 
@@ -101,47 +109,48 @@ def _with_ties(
     k: int,
     request: SearchRequest,
     allow: BitMap | None,
-    ordinals: Ordinals,
-    distances: Distances,
-) -> tuple[Ordinals, Distances]:
-    bound = TIES_EXACT_MAX if request.exact else TIES_APPROXIMATE_MAX
+) -> Nearest:
+    """The k nearest of one query and all that are as near as the last of them, up to a bound."""
+    bound = max(TIES_EXACT_MAX if request.exact else TIES_APPROXIMATE_MAX, 2 * k)
+    asked = k + 1
     while True:
-        asked, there = len(ordinals), int(np.count_nonzero(ordinals >= 0))
-        open_end = there == asked and distances[asked - 1] == distances[k - 1]
-        if not open_end or asked >= max(bound, 2 * k):
-            return ordinals[:there], distances[:there]
-        more = _ask(collection, query, 4 * asked, request, allow)
-        ordinals, distances = more[0][0], more[1][0]
+        asked *= 4
+        ordinals, distances = (found[0] for found in _ask(collection, query, asked, request, allow))
+        there = int(np.count_nonzero(ordinals >= 0))
+        if there < asked or distances[asked - 1] != distances[k - 1] or asked >= bound:
+            end = int(np.searchsorted(distances[:there], distances[k - 1], "right"))
+            return ordinals[:end].tolist(), distances[:end].tolist()
 
 
 def _batches(
     record: CollectionRecord,
     store: DocumentStore,
     request: SearchRequest,
-    found: list[tuple[Ordinals, Distances]],
+    found: list[Nearest],
     applied: int,
 ) -> list[HitBatch]:
-    wanted = sorted({int(ordinal) for ordinals, _ in found for ordinal in ordinals})
+    wanted = sorted({ordinal for ordinals, _ in found for ordinal in ordinals})
     documents = store.by_ordinal(record.id, wanted, metadata=request.with_metadata, vectors=request.with_vectors)
     if len(documents) != len(wanted):
         raise Internal(f"{len(wanted) - len(documents)} found ordinals of {record.spec.name!r} have no document")
     return [
-        _batch([documents[int(o)] for o in ordinals], distances, request, applied, record.spec.metric)
+        _batch([documents[o] for o in ordinals], distances, request, applied, record.spec.metric)
         for ordinals, distances in found
     ]
 
 
 def _batch(
-    documents: list[StoredDocument], distances: Distances, request: SearchRequest, applied: int, metric: Metric
+    documents: list[StoredDocument], distances: list[float], request: SearchRequest, applied: int, metric: Metric
 ) -> HitBatch:
-    pairs = zip(distances.tolist(), documents, strict=True)
-    best = sorted(pairs, key=lambda pair: (pair[0], pair[1].id))[: request.k]
+    if len(set(distances)) < len(distances):  # ties stand in the order of their ordinals so far
+        pairs = sorted(zip(distances, documents, strict=True), key=lambda pair: (pair[0], pair[1].id))[: request.k]
+        distances, documents = [distance for distance, _ in pairs], [document for _, document in pairs]
     return HitBatch(
-        ids=[document.id for _, document in best],
-        distances=[distance for distance, _ in best],
-        versions=[document.version for _, document in best],
-        metadata=[document.metadata or b"null" for _, document in best] if request.with_metadata else [],
-        vectors=b"".join(document.vector for _, document in best) if request.with_vectors else b"",
+        ids=[document.id for document in documents],
+        distances=distances,
+        versions=[document.version for document in documents],
+        metadata=[document.metadata or b"null" for document in documents] if request.with_metadata else [],
+        vectors=b"".join([document.vector for document in documents]) if request.with_vectors else b"",
         applied_index=applied,
         metric=metric,
     )
