@@ -5,6 +5,8 @@ Invariant: decode(encode(x)) == x. It must not know what a message means.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from needle.base.errors import ProtocolError
@@ -59,6 +61,18 @@ def decode_frame(body: bytes) -> list[Addressed]:
         return _frame.decode(body)
     except msgspec.MsgspecError as error:
         raise ProtocolError(f"a frame of Raft messages cannot be read: {error}") from error
+
+
+def in_frames(messages: list[Addressed], bytes_max: int) -> Iterator[list[Addressed]]:
+    """The messages in runs that fit into a frame of `bytes_max` (a message that does not is alone): mostly one."""
+    start, size = 0, 0
+    for at, (_, message) in enumerate(messages):
+        more = message_bytes(message)
+        if size + more > bytes_max and at > start:
+            yield messages[start:at]
+            start, size = at, 0
+        size += more
+    yield messages[start:] if start else messages
 
 
 def encode_chunk_request(request: ChunkRequest) -> bytes:

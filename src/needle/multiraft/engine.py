@@ -21,8 +21,9 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import Clock, Pool, Rng
-from needle.multiraft.codec import Addressed, decode_chunk_request, decode_frame, encode_frame, message_bytes
+from needle.multiraft.codec import Addressed, decode_chunk_request, decode_frame, encode_frame, in_frames
 from needle.multiraft.config import HostConfig
+from needle.multiraft.counters import Counters
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.group import Group, Turn, Work
@@ -39,16 +40,6 @@ from needle.raft.state import Role
 
 _QUANTA_PER_HEARTBEAT = 10
 Extra = tuple[LogWrite, asyncio.Future[None]]
-
-
-class Counters:
-    """What a host has done since it started, for metrics."""
-
-    __slots__ = ("applied_batches", "frames_in", "frames_out", "messages_in", "messages_out", "persists", "turns")
-
-    def __init__(self) -> None:
-        self.turns = self.persists = self.applied_batches = 0
-        self.frames_in = self.frames_out = self.messages_in = self.messages_out = 0
 
 
 class Engine:
@@ -259,23 +250,17 @@ class Engine:
     def _send(self, to: NodeId, messages: list[Addressed]) -> None:
         """One frame, unless it would be too large."""
         self.counters.messages_out += len(messages)
-        start, size = 0, 0
-        for at, (_, message) in enumerate(messages):
-            more = message_bytes(message)
-            if size + more > self.config.frame_bytes_max and at > start:
-                self._send_frame(to, messages[start:at])
-                start, size = at, 0
-            size += more
-        self._send_frame(to, messages[start:] if start else messages)
+        for some in in_frames(messages, self.config.frame_bytes_max):
+            self.counters.frames_out += 1
+            if not self._transport.send(to, encode_frame(some)):
+                self._unreachable(to, some)
 
-    def _send_frame(self, to: NodeId, messages: list[Addressed]) -> None:
-        self.counters.frames_out += 1
-        if not self._transport.send(to, encode_frame(messages)):
-            now = self.clock.monotonic()
-            for group_id, _ in messages:
-                group = self._groups.get(group_id)
-                if group is not None:
-                    group.raft.report_unreachable(to, now)
+    def _unreachable(self, to: NodeId, messages: list[Addressed]) -> None:
+        now = self.clock.monotonic()
+        for group_id, _ in messages:
+            group = self._groups.get(group_id)
+            if group is not None:
+                group.raft.report_unreachable(to, now)
 
     async def durable(self, write: LogWrite) -> None:
         """Put a write into the next transaction; returns once it is durable and noted."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from needle.base.errors import CorruptLog, Internal, MembershipChangePending, NotLeader, Overloaded
 from needle.base.ids import NodeId
-from needle.raft import election, follower, lease, membership, replication, rounds, transfer
+from needle.raft import election, follower, leadership, lease, membership, replication, rounds, transfer
 from needle.raft.config import CoreConfig
 from needle.raft.log import LogStorage, RaftLog
 from needle.raft.messages import (
@@ -28,7 +28,6 @@ from needle.raft.messages import (
     SnapshotMeta,
 )
 from needle.raft.progress import Progress
-from needle.raft.quorum import quorum_value
 from needle.raft.state import Role, State
 
 __all__ = ["Raft", "Role"]
@@ -112,37 +111,10 @@ class Raft:
         s.now = now
         s.note_disk()
         if s.role is Role.LEADER:
-            self._tick_leader()
+            leadership.tick(s)
+            self._maybe_leave_joint()
         elif now >= s.election_deadline:
             election.campaign(s)
-
-    def _tick_leader(self) -> None:
-        s = self._s
-        if election.is_disk_stalled(s) or not self._hears_quorum():
-            s.become_follower(s.term, NO_LEADER)
-            return
-        transfer.on_tick(s)
-        replication.retry_snapshots(s)
-        self._maybe_leave_joint()
-        if s.now >= s.heartbeat_due:
-            s.heartbeat_wanted = True
-            s.heartbeat_due = s.now + s.config.heartbeat_interval
-            if transfer.is_under_way(s):
-                transfer.on_progress(s, s.transfer_target, s.progress[s.transfer_target])
-        if s.now >= s.commit_notice_at:
-            s.heartbeat_wanted = True
-
-    def _hears_quorum(self) -> bool:
-        s = self._s
-        own = s.progress.get(s.id)
-        if own is not None:
-            own.contact = s.now
-        progress = s.progress
-
-        def contact(node: NodeId) -> float:
-            return progress[node].contact
-
-        return s.now - quorum_value(s.conf, contact) <= s.config.election_timeout
 
     def next_deadline(self) -> float:
         """When `tick` must be called next, at the latest."""

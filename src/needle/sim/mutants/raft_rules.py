@@ -76,7 +76,7 @@ MUTANTS = (
         breaks="a leader that hears no quorum stays: clients wait on it for ever",
         edits=(
             Edit(
-                "raft.raft:Raft._hears_quorum",
+                "raft.leadership:hears_quorum",
                 "return s.now - quorum_value(s.conf, contact) <= s.config.election_timeout",
                 "return True",
             ),

@@ -1,0 +1,41 @@
+"""What a leader does as time passes: heartbeats, check-quorum, transfers and snapshots that take too long.
+
+Invariant: a leader that hears no quorum for an election timeout, or whose disk stalls, leaves office (thesis, 6.2).
+"""
+
+from __future__ import annotations
+
+from needle.base.ids import NodeId
+from needle.raft import election, replication, transfer
+from needle.raft.messages import NO_LEADER
+from needle.raft.quorum import quorum_value
+from needle.raft.state import State
+
+
+def tick(s: State) -> None:
+    """Let time pass on a leader; afterwards it may be one no longer."""
+    if election.is_disk_stalled(s) or not hears_quorum(s):
+        s.become_follower(s.term, NO_LEADER)
+        return
+    transfer.on_tick(s)
+    replication.retry_snapshots(s)
+    if s.now >= s.heartbeat_due:
+        s.heartbeat_wanted = True
+        s.heartbeat_due = s.now + s.config.heartbeat_interval
+        if transfer.is_under_way(s):
+            transfer.on_progress(s, s.transfer_target, s.progress[s.transfer_target])
+    if s.now >= s.commit_notice_at:
+        s.heartbeat_wanted = True
+
+
+def hears_quorum(s: State) -> bool:
+    """Whether a quorum answered within the last election timeout. This node hears itself."""
+    own = s.progress.get(s.id)
+    if own is not None:
+        own.contact = s.now
+    progress = s.progress
+
+    def contact(node: NodeId) -> float:
+        return progress[node].contact
+
+    return s.now - quorum_value(s.conf, contact) <= s.config.election_timeout
