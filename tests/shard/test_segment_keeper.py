@@ -438,3 +438,24 @@ async def test_a_cancelled_build_leaves_nothing_in_memory(tmp_path: Path, monkey
             await until(lambda: graphs[0]() is None)
     finally:
         gc.enable()
+
+
+async def test_after_a_long_pause_segments_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = count_passes(monkeypatch)
+    cluster = Cluster(tmp_path, seal_rows=None)
+    cluster.clock = clock = HandClock()
+    cluster.a.start_keeper()
+    async with Running(cluster.a):
+        for first, last in ((0, 3700), (3700, 4000)):
+            cluster.a.vectors.append(first, DATA[first:last])
+            before = len(passes)
+            cluster.a.keeper.kick()
+            await until(lambda before=before: len(passes) > before)
+            clock.now += 1.1
+            cluster.a.keeper.kick()
+            await until(lambda last=last: [s.last + 1 for s in cluster.a.vectors.manifest()[-1:]] == [last])
+        assert len(cluster.a.vectors.manifest()) == 2
+        clock.now += 30
+        cluster.a.keeper.kick()
+        await until(lambda: len(cluster.a.vectors.manifest()) == 1)
+    assert cluster.a.keeper.stats.inserted_rows == 4300, "only the rows of the smaller one are inserted again"

@@ -12,6 +12,7 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import Internal
 from needle.shard.segment_plan import (
     GROWTH,
+    GROWTH_IDLE,
     QUIET_SHARE,
     SEAL_BYTES,
     BuildTask,
@@ -46,13 +47,15 @@ class Model:
         self.inserts = 0
         self.written = 0
         self.builds = 0
-        self.quiet = False
+        self.quiet = self.idle = False
 
     def step(self) -> bool:
         """Plan and build once. False when there is nothing to do."""
         loads = [SegmentLoad(s, sum(not self.live[o] for o in self.held[s]), True) for s in self.manifest]
         waiting = sum(self.live[covered(self.manifest) :])
-        task = plan(loads, len(self.live), waiting, self.config, dimensions=DIMENSIONS, quiet=self.quiet)
+        task = plan(
+            loads, len(self.live), waiting, self.config, dimensions=DIMENSIONS, quiet=self.quiet, idle=self.idle
+        )
         if task is None:
             return False
         self.build(task)
@@ -170,6 +173,33 @@ def test_writing_in_bursts_keeps_the_bounds() -> None:
     assert model.inserts <= total * (1 + math.log(total / smallest, GROWTH))
     assert model.written <= (GROWTH + 1) * model.inserts
     assert len(model.manifest) <= 2 + math.log(total / smallest, GROWTH)
+
+
+def test_idle_segments_are_joined_within_bounds() -> None:
+    config = SegmentConfig()
+
+    def decide_idle(sizes: list[int], idle: bool, config: SegmentConfig = config) -> BuildTask | None:
+        ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
+        loads = [SegmentLoad(segment(end - size, end - 1), 0, True) for size, end in zip(sizes, ends, strict=True)]
+        return plan(loads, ends[-1], 0, config, dimensions=384, quiet=True, idle=idle)
+
+    sizes = [100_000, 9_000, 1_000]
+    assert decide_idle(sizes, idle=False) is None
+    assert decide_idle(sizes, idle=True) == BuildTask(0, 108_999, segment(0, 99_999), 9_000)
+    assert decide_idle([109_000, 1_000], idle=True) is None, "too little comes on top of what would be written again"
+    assert decide_idle(sizes, True, SegmentConfig(seal_rows=500)) is None, "an explicit setting means the same always"
+
+
+def test_writing_in_bursts_with_long_pauses_keeps_the_bounds() -> None:
+    model = Model(SegmentConfig(rows_max=10_000_000))
+    model.quiet = model.idle = True
+    while len(model.live) < 200_000:
+        model.live += [True] * 3000
+        while model.step():
+            pass
+        assert len(model.manifest) <= 2 + math.log(max(1, len(model.live) * QUIET_SHARE / SEAL_ROWS), GROWTH_IDLE)
+    assert model.inserts <= 2 * len(model.live)
+    assert model.written <= (GROWTH_IDLE + 1) * model.inserts
 
 
 def test_dead_rows_are_purged_without_a_base() -> None:

@@ -36,6 +36,8 @@ CHUNK_BYTES = 1 << 20
 RETRY_SECONDS = 1.0
 QUIET_SECONDS = 1.0
 """No vector has come for so long: what waits is indexed earlier."""
+IDLE_SECONDS = 30.0
+"""And for so long: segments are joined that writing would soon have joined anyway."""
 
 
 class VectorsHost(Protocol):
@@ -147,23 +149,25 @@ class SegmentKeeper:
             if vectors.closed:
                 continue
             loads, next_ordinal, waiting, view = vectors.loads()
-            quiet_in = self._quiet_in(vectors)
+            quiet_for = self._quiet_for(vectors)
             decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=vectors.spec.dimensions)
-            task = decide(quiet=quiet_in <= 0)
+            task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
             if task is not None:
                 again.append(0.0 if await self._build_and_publish(vectors, task, view) else RETRY_SECONDS)
-            elif quiet_in > 0 and decide(quiet=True) is not None:
-                again.append(quiet_in)
+            elif quiet_for < QUIET_SECONDS and decide(quiet=True) is not None:
+                again.append(QUIET_SECONDS - quiet_for)
+            elif quiet_for < IDLE_SECONDS and decide(quiet=True, idle=True) is not None:
+                again.append(IDLE_SECONDS - quiet_for)
         return min(again, default=None)
 
-    def _quiet_in(self, vectors: CollectionVectors) -> float:
-        """After how many seconds the collection counts as quiet if no vector comes; 0 or less: it does."""
+    def _quiet_for(self, vectors: CollectionVectors) -> float:
+        """For how many seconds no vector has come, as far as this replica has watched."""
         now, next_ordinal = self._clock.monotonic(), vectors.next_ordinal
         held, since = self._written.get(vectors.collection_id, (-1, now))
         if held != next_ordinal:
             since = now
             self._written[vectors.collection_id] = next_ordinal, since
-        return since + QUIET_SECONDS - now
+        return now - since
 
     async def _build_and_publish(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
         self._drop_unpublished(vectors)

@@ -8,6 +8,8 @@ An HNSW graph takes new rows without touching the old ones' cost, so a task may 
 is extended. Then only the rows after it are inserted. With GROWTH = 8:
 - a base is rewritten (disk and network) only when at least 1/8 of its rows come on top: bytes written <= 9 x inserts;
 - a row is inserted again only when its segment joins one at least 8 times larger: inserts per row <= 1 + log8(n/seal).
+Every graph costs a search nearly as much as one that holds all, so after a longer time without writes a base may be 32
+times larger: then at most 33 bytes are written for each inserted.
 
 When to seal (unless `seal_rows` says it): once an exact scan of what waits costs as much as a search of a graph, and,
 when no write comes any more, already at an eighth of that. A scan's cost goes with its bytes (docs/adr/0008).
@@ -26,6 +28,7 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import Internal
 
 GROWTH = 8
+GROWTH_IDLE = 32
 SEAL_BYTES = 4 << 20
 SEAL_ROWS_MIN = 2_000
 QUIET_SHARE = 8
@@ -121,15 +124,17 @@ def plan(
     *,
     dimensions: int,
     quiet: bool,
+    idle: bool = False,
 ) -> BuildTask | None:
     """What the leader should build next, or None.
 
     loads: the manifest in order. next_ordinal: ordinals below it exist. waiting_rows: live rows that no segment covers.
-    quiet: no vector has come for a while.
+    quiet: no vector has come for a while. idle: nor for a much longer one.
     """
     if waiting_rows >= (seal_when_quiet_at if quiet else seal_at)(config, dimensions):
         return _seal(loads, next_ordinal, waiting_rows, config)
-    return _purge(loads, config) or _merge(loads, config)
+    growth = GROWTH_IDLE if idle and config.seal_rows is None else GROWTH
+    return _purge(loads, config) or _merge(loads, config, growth)
 
 
 def _live(load: SegmentLoad) -> int:
@@ -168,11 +173,11 @@ def _purge(loads: Sequence[SegmentLoad], config: SegmentConfig) -> BuildTask | N
     return None
 
 
-def _merge(loads: Sequence[SegmentLoad], config: SegmentConfig) -> BuildTask | None:
-    """Join neighbours that purging or a former configuration left too alike in size."""
+def _merge(loads: Sequence[SegmentLoad], config: SegmentConfig, growth: int) -> BuildTask | None:
+    """Join neighbours that purging, a former configuration or the end of writing left too alike in size."""
     for left, right in pairwise(loads):
         fits = left.segment.rows + _live(right) <= config.rows_max
-        if left.here and right.here and fits and left.segment.rows <= GROWTH * max(_live(right), 1):
+        if left.here and right.here and fits and left.segment.rows <= growth * max(_live(right), 1):
             base = left.segment if _extendable(left, config) and left.segment.rows >= _live(right) else None
             inserts = _live(right) + (0 if base else _live(left))
             return BuildTask(left.segment.first, right.segment.last, base, inserts)
