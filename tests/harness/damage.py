@@ -16,6 +16,7 @@ from needle.multiraft.wal_records import (
     encode_record,
     record_size,
 )
+from needle.shard.segment_builder import TEMPORARY
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
@@ -101,5 +102,6 @@ def cut_documents_wal(data_dir: Path, rng: random.Random, *, at: int | None = No
 
 
 def segment_files(data_dir: Path) -> list[Path]:
-    """The replica's index files, in use."""
-    return sorted((data_dir / "shards" / "0").glob("state-*/segments/*-*.*"))
+    """The replica's index files, in use; not those that are still being built or fetched."""
+    found = (data_dir / "shards" / "0").glob("state-*/segments/*-*.*")
+    return sorted(path for path in found if path.suffix != TEMPORARY)
