@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from needle.base.model import Metric
+from needle.shard.blas import use_one_thread
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -90,6 +91,7 @@ class Scan:
     """
 
     def __init__(self, metric: Metric, queries: Floats, k: int, norm_max: float) -> None:
+        use_one_thread()
         self._metric = metric
         self._queries = queries
         self._k = k
