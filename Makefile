@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve sim mutants chaos chaos-shards soak clean
+.PHONY: demo test lint bench twelve sim sim-shards mutants chaos chaos-shards soak clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,11 +39,16 @@ bench-etcd: $(STAMP)
 	command -v etcd >/dev/null || (apt-get update -qq && apt-get install -y -qq etcd-server >/dev/null)
 	$(BIN)/python -m bench writes failover --quick
 
-# Deterministic simulation: make sim SEEDS=200 SEED=1 (docs/proof.md)
+# Deterministic simulation: make sim SEEDS=200 SEED=1, a twentieth of them sharded; or sharded ones alone:
+# make sim-shards SEEDS=20 (docs/proof.md)
 SEEDS ?= 200
 SEED ?= 1
 sim: $(STAMP)
 	$(BIN)/python -m needle.sim --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
+	$(BIN)/python -m needle.sim --sharded --minutes 1 --seed $(SEED) --seeds $$(($(SEEDS) / 20 + 1)) --jobs $$(nproc)
+
+sim-shards: $(STAMP)
+	$(BIN)/python -m needle.sim --sharded --minutes 1 --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
 
 # Plants bugs on purpose, one at a time: each must be seen by the simulation or by tests (docs/proof.md)
 mutants: $(STAMP)

@@ -158,11 +158,14 @@ class Observer:
         self.committed.opened(group, name, incarnation, applied)
 
     def applied(self, group: GroupId, name: str, incarnation: int, batch: list[tuple[Applied, Any]]) -> None:
-        """A batch was applied. Raises Violation."""
-        for entry, result in batch:
-            data = entry.data if entry.conf is None else b"conf:" + entry.conf
-            shown = CommittedEntry(entry.term, data, repr(result))
-            self.committed.apply(group, name, incarnation, entry.index, shown, result)
+        """A batch was applied. A violation is kept in `broken`: raised here, the product would take it for its own."""
+        try:
+            for entry, result in batch:
+                data = entry.data if entry.conf is None else b"conf:" + entry.conf
+                shown = CommittedEntry(entry.term, data, repr(result))
+                self.committed.apply(group, name, incarnation, entry.index, shown, result)
+        except Violation as violation:
+            self.broken = self.broken or violation
 
     # --- what is said -------------------------------------------------------------------------------------------------
     def sent(self, name: str, body: bytes) -> None:

@@ -76,7 +76,7 @@ class Truth:
             raise RuntimeError("the first topology has no map")
         other = initial_map(settings.strategy, settings.shard_count, OLD_VIRTUAL_NODES)
         old = msgspec.structs.replace(other, epoch=first.map.epoch - 1, owners=other.owners[::-1])
-        return msgspec.structs.replace(first, version=first.version - 1, map=old)
+        return msgspec.structs.replace(first, version=first.version - 1, map=old, collections=self.now.collections)
 
     def _catalog(self, index: int, data: bytes) -> None:
         changed, _ = execute(self.now, index, decode(data))

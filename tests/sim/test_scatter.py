@@ -1,0 +1,92 @@
+"""The checker of scatter-gather searches: what it accepts, and each way in which an answer can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from needle.base.routing.shard_map import initial_map, uncovered
+from needle.base.routing.strategy import RANGE
+from needle.sim.checkers.replay import LogModel, ModelDocument
+from needle.sim.checkers.scatter import ScatterSeen, check_scatter
+from needle.sim.violation import Violation
+
+MAP = initial_map(RANGE, 2, boundaries=["m"])
+
+
+def models() -> dict[int, LogModel]:
+    """a, b in shard 0 and x, y in shard 1; b is replaced at 7, y deleted at 8."""
+    made = {0: LogModel(), 1: LogModel()}
+    for shard, index, key, place in ((0, 3, "a", 1), (0, 4, "b", 2), (1, 3, "x", 3), (1, 4, "y", 4), (0, 7, "b", 5)):
+        made[shard].write(index, key, ModelDocument(index, np.array([place], np.float32), {}))
+    made[1].write(8, "y", None)
+    return made
+
+
+BEFORE = [("a", 3, 1.0), ("b", 4, 2.0), ("x", 3, 3.0), ("y", 4, 4.0)]
+AFTER = [("a", 3, 1.0), ("x", 3, 3.0), ("b", 7, 5.0)]
+SEEN = ScatterSeen(
+    mode="strong",
+    vector=np.array([0], np.float32),
+    k=10,
+    keep=None,
+    exact=True,
+    hits=BEFORE,
+    applied={0: 4, 1: 4},
+    required={0: 4, 1: 4},
+    latest={0: 9, 1: 9},
+    label="search",
+)
+
+
+def check(**changed: Any) -> None:
+    owner: Callable[[str], int] = lambda key: int(key >= "m")  # noqa: E731
+    check_scatter(models(), MAP, owner, msgspec.structs.replace(SEEN, **changed), "l2")
+
+
+def test_it_accepts_what_the_logs_say() -> None:
+    check()
+    check(applied={0: 7, 1: 9}, hits=AFTER)
+    check(k=2, hits=BEFORE[:2])
+    check(exact=False, hits=BEFORE[1:])
+    check(keep=lambda _: False, hits=[])
+    # a client that is not told the indices: some state of each shard will do, not the same in all
+    check(applied=None)
+    check(applied=None, hits=[("a", 3, 1.0), ("x", 3, 3.0), ("y", 4, 4.0), ("b", 7, 5.0)])
+    check(partial=True, missing=(1,), gaps=MAP.ranges(1), applied={0: 4}, hits=BEFORE[:2])
+
+
+@pytest.mark.parametrize(
+    ("what", "changed"),
+    [
+        ("missing", {"hits": BEFORE[:3]}),
+        ("missing", {"hits": [BEFORE[0], BEFORE[2]], "k": 2}),
+        ("asked for 10 and got", {"hits": [*BEFORE, BEFORE[3]]}),
+        ("asked for 3", {"k": 3}),
+        ("order of distance", {"hits": BEFORE[::-1]}),
+        ("absent", {"applied": {0: 4, 1: 9}}),
+        ("the log: 7", {"applied": {0: 7, 1: 4}}),
+        ("truly", {"hits": [("a", 3, 1.5), *BEFORE[1:]]}),
+        ("before 4 which it had to see", {"applied": {0: 3, 1: 4}, "hits": [BEFORE[0], *BEFORE[2:]]}),
+        ("without being asked", {"missing": (1,), "applied": {0: 4}, "hits": BEFORE[:2]}),
+        ("should have", {"applied": {0: 4}}),
+        ("names the gaps", {"partial": True, "missing": (1,), "applied": {0: 4}, "hits": BEFORE[:2]}),
+        ("names the gaps", {"partial": True, "gaps": MAP.ranges(0)}),
+        (
+            "as missing, and has hits",
+            {"partial": True, "missing": (1,), "gaps": MAP.ranges(1), "applied": {0: 4}, "hits": BEFORE[:3]},
+        ),
+        ("the log: 4", {"applied": None, "hits": AFTER, "required": {0: 4, 1: 4}, "latest": {0: 6, 1: 9}}),
+    ],
+)
+def test_it_refuses(what: str, changed: dict[str, Any]) -> None:
+    with pytest.raises(Violation, match=what):
+        check(**changed)
+
+
+def test_the_gaps_of_the_test_are_those_of_the_map() -> None:
+    assert uncovered(MAP.ranges(0)) == MAP.ranges(1)

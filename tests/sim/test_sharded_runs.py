@@ -1,0 +1,108 @@
+"""Whole runs of a sharded cluster: one seed is one run, seeds hold, and bugs of routing that are planted are seen."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+
+import pytest
+
+from needle.sim.__main__ import main
+from needle.sim.mutants.planting import Edit, _bugged
+from needle.sim.runner import run
+from needle.sim.shards.profile import shard_profile
+from needle.sim.spec import KINDS, Spec
+
+
+def trace_hash(hash_seed: str) -> str:
+    command = [sys.executable, "-m", "needle.sim", "--sharded", "--seed", "5", "--minutes", "0.3"]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r"trace ([0-9a-f]{32})", done.stdout)
+    assert found is not None
+    return found[1]
+
+
+def test_one_seed_is_one_run_under_every_hash_seed() -> None:
+    assert trace_hash("1") == trace_hash("2")
+
+
+@pytest.mark.parametrize("seed", [2, 3, 7])
+def test_a_seed_holds(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--sharded", "--seed", str(seed), "--minutes", "0.5", "--shrink", "0"]) == 0, capsys.readouterr().out
+    assert "ok;" in capsys.readouterr().out
+
+
+def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
+    profiles = [shard_profile(seed) for seed in range(1, 60)]
+    assert {profile.shards for profile in profiles} == {2, 3, 4}
+    assert {profile.replicas for profile in profiles} == {1, 3}
+    assert {profile.strategy.kind for profile in profiles} == {"consistent_hash", "hash", "range"}
+    kinds = {fault.kind for seed in range(1, 60) for fault in Spec(seed=seed, sharded=True).schedule()}
+    assert {"catalog-leader", "client-off-catalog", "node-off-shard", "move", "join"} <= kinds
+    assert not {fault.kind for fault in Spec(seed=9).schedule()} - set(KINDS)
+    assert "--sharded" in Spec(seed=9, sharded=True).replay_command()
+
+
+NO_EPOCHS = Edit("server.cluster_service:ClusterService._owned", "if owned.epoch > epoch:", "if owned.epoch < 0:")
+PLANTED = {
+    "the epoch of an answer is not compared": (
+        (
+            NO_EPOCHS,
+            Edit("cluster.fan_out:FanOut._ask", "if answer.epoch != owned.epoch or", "if answer.epoch < 0 and"),
+        ),
+        2,
+        {"read freshness", "linearizability", "search replay"},
+    ),
+    "a shard takes what it does not own": (
+        (
+            NO_EPOCHS,
+            Edit(
+                "server.cluster_service:ClusterService._check_owner",
+                "if isinstance(command, commands.Insert):",
+                "if command is None:",
+            ),
+        ),
+        4,
+        {"ownership"},
+    ),
+    "a shard that fails is left out": (
+        (Edit("cluster.fan_out:FanOut._once", "_gather(asking, partial)", "_gather(asking, True)"),),
+        2,
+        {"coverage", "search replay", "collections"},
+    ),
+    "a shard's hits are merged twice": (
+        (Edit("cluster.router:Router._search", "list(batches.values())", "[*batches.values()] * 2"),),
+        1,
+        {"search replay", "collections"},
+    ),
+}
+"""By what is wrong: the edits, a seed that shows it, and the checkers that may be first to see it."""
+
+
+@pytest.fixture
+def plant() -> Iterator[Callable[[tuple[Edit, ...]], None]]:
+    """Plants bugs and takes them out again."""
+    planted: list[tuple[FunctionType, CodeType]] = []
+
+    def one(edits: tuple[Edit, ...]) -> None:
+        for edit in edits:
+            function, code = _bugged(edit)
+            planted.append((function, function.__code__))
+            function.__code__ = code
+
+    yield one
+    for function, code in reversed(planted):
+        function.__code__ = code
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_seen(bug: str, plant: Callable[[tuple[Edit, ...]], None]) -> None:
+    edits, seed, checkers = PLANTED[bug]
+    plant(edits)
+    report, _ = run(Spec(seed=seed, nodes=3 + seed % 3, seconds=30, sharded=True))
+    assert report.checker in checkers, report.failure
