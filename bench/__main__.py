@@ -1,4 +1,4 @@
-"""`python -m bench [writes] [search] [failover] [--quick] [--json]`: everything when none is named."""
+"""`python -m bench [writes] [failover] [search] [shards] [--quick] [--json]`: everything when none is named."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import asyncio
 import shutil
 import sys
 
-from bench import failover, search, writes
+from bench import failover, search, shards, writes
 from bench.report import Report
 
-PARTS = ("writes", "failover", "search")
+PARTS = ("writes", "failover", "search", "shards")
 
 
 async def measure(parts: list[str], report: Report, *, quick: bool) -> None:
@@ -22,6 +22,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool) -> None:
         await failover.run(report, quick=quick, with_etcd=with_etcd)
     if "search" in parts:
         await search.run(report, quick=quick)
+    if "shards" in parts:
+        await shards.run(report, quick=quick)
 
 
 def main() -> None:
