@@ -22,7 +22,7 @@ WRITES = ("put", "insert", "cas", "delete")
 
 
 class Recovery(msgspec.Struct):
-    """One measurement. after: begin or heal of a fault. elections: by how much the term grew."""
+    """One measurement. after: begin or heal of a fault. elections: new terms, in the shard with most of them."""
 
     after: str
     what: str

@@ -62,8 +62,8 @@ class ReplicatedSite(Site):
         leader = await self.injector.leader()
         return {leader: ""} if leader is not None else {}
 
-    async def terms(self) -> int:
-        return max(await self.injector.terms(self.names))
+    async def terms(self) -> dict[int, int]:
+        return {self.groups[0]: max(await self.injector.terms(self.names))}
 
     def serving(self, hurt: list[Injured]) -> list[int]:
         return self.groups if has_quorum(self.names, hurt) else []

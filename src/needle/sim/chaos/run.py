@@ -108,7 +108,7 @@ class ChaosRun:
             if work.broken is not None:
                 raise work.broken
             self.outcome.full_disks_met = site.injector.full_disks_met
-            self.outcome.elections = await site.terms() - first
+            self.outcome.elections = sum((await self._elections(first)).values())
         finally:
             work.stopping = True
             for task in (faults, watch):
@@ -147,7 +147,7 @@ class ChaosRun:
     async def _round(self, one: Round, history: Recorder) -> None:
         site, injector = self._site, self._site.injector
         targets = [await injector.target(fault) for fault in one.faults]
-        leading, term = await site.leading(), await site.terms()
+        leading, terms = await site.leading(), await site.terms()
         since, seen = self._loop.time(), len(history.operations)
         hurt: list[Injured] = []
         for fault, name in zip(one.faults, targets, strict=True):
@@ -161,7 +161,7 @@ class ChaosRun:
         serving = site.serving(hurt)
         if serving:
             seconds = await site.measure(since, seen, serving)
-            self._note(history, "begin", what, seconds, await site.terms() - term)
+            self._note(history, "begin", what, seconds, await self._elections(terms))
         await lasting
         healed, seen = self._loop.time(), len(history.operations)
         heals = [asyncio.ensure_future(injured.heal()) for injured in hurt]
@@ -173,9 +173,13 @@ class ChaosRun:
         up, lived = self._loop.time() - healed, max(0.0, injector.lived_at - healed)
         for fault, name in zip(one.faults, targets, strict=True):
             self._tell(history, "heal", fault, f"{name}; all its processes serve after {up:.2f} s")
-        elections = await site.terms() - term
+        elections = await self._elections(terms)
         quorum = serving == site.groups
         self._note(history, "heal", what, await measuring, elections, lived=lived, quorum=quorum)
+
+    async def _elections(self, before: dict[int, int]) -> dict[int, int]:
+        """By group, how many terms have begun since."""
+        return {group: max(0, term - before[group]) for group, term in (await self._site.terms()).items()}
 
     def _tell(self, history: Recorder, kind: str, fault: Fault, text: str) -> None:
         if kind == "fault":
@@ -191,12 +195,12 @@ class ChaosRun:
         after: str,
         what: str,
         seconds: float,
-        elections: int,
+        elections: dict[int, int],
         *,
         lived: float = 0.0,
         quorum: bool = True,
     ) -> None:
-        found = Recovery(after, what, seconds, BOUND_TIMEOUTS * self.spec.election_timeout, max(0, elections))
+        found = Recovery(after, what, seconds, BOUND_TIMEOUTS * self.spec.election_timeout, max(elections.values()))
         if seconds > found.bound:
             found.reason = _reason(found, lived, quorum)
         self.outcome.recoveries.append(found)

@@ -142,11 +142,11 @@ class ShardedSite(Site):
             found.setdefault(node, []).append("catalog" if shard == CATALOG else str(shard))
         return {node: " ".join(what) for node, what in found.items()}
 
-    async def terms(self) -> int:
+    async def terms(self) -> dict[int, int]:
         for replica in await self.operator.cluster_status(timeout=0.5):
             if replica.status is not None:
                 self._terms[replica.shard] = max(self._terms[replica.shard], replica.status.current_term)
-        return sum(self._terms.values())
+        return dict(self._terms)
 
     def serving(self, hurt: list[Injured]) -> list[int]:
         return [info.shard for info in self.first.shards if has_quorum(info.replicas, hurt)]

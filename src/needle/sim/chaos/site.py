@@ -109,8 +109,8 @@ class Site(ABC):
         """Which nodes lead now, and what: "" where there is one group only."""
 
     @abstractmethod
-    async def terms(self) -> int:
-        """The terms of all groups together: their growth counts elections."""
+    async def terms(self) -> dict[int, int]:
+        """The highest known term of each group: its growth counts elections."""
 
     @abstractmethod
     def serving(self, hurt: list[Injured]) -> list[int]:
