@@ -33,13 +33,14 @@ Heal = Callable[[], Awaitable[None]]
 
 class Injured:
     """One fault under way. without: nodes that a quorum has to do without; apart: links (from, to) that are cut while
-    both ends may be well. note: what came of it."""
+    both ends may be well. note: what came of it. since: when it took effect (loop time), if not at once."""
 
     def __init__(self, without: set[str], heal: Heal, note: str = "", apart: Iterable[tuple[str, str]] = ()) -> None:
         self.without = without
         self.apart = set(apart)
         self.heal = heal
         self.note = note
+        self.since = 0.0
 
 
 def has_quorum(names: Iterable[str], hurt: Iterable[Injured]) -> bool:
@@ -205,7 +206,8 @@ class Injector:
             return Injured(set(), _nothing, "no disks of their own: not root")
         self.down.add(name)
         before = len(node.output())
-        disk.fill()
+        await asyncio.to_thread(disk.fill)
+        full = asyncio.get_running_loop().time()
 
         async def heal() -> None:
             try:
@@ -215,7 +217,9 @@ class Injector:
                 disk.free()
             await self.restart(name)
 
-        return Injured({name}, heal, name)
+        injured = Injured({name}, heal, name)
+        injured.since = full
+        return injured
 
     def _check_end(self, name: str, code: int, said: str) -> None:
         """A node with a full disk stops in order and says why."""

@@ -158,6 +158,7 @@ class ChaosRun:
         lasting = asyncio.create_task(asyncio.sleep(max(f.timeouts for f in one.faults) * self.spec.election_timeout))
         of_leader = any(name in leading for name in targets)
         what = "+".join(fault.kind for fault in one.faults) + (" of the leader" if of_leader else "")
+        since = max(since, *(injured.since for injured in hurt))
         serving = site.serving(hurt)
         if serving:
             seconds = await site.measure(since, seen, serving)
