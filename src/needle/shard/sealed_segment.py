@@ -24,6 +24,7 @@ import xxhash
 
 from needle.base.errors import CorruptSegment
 from needle.base.model import CollectionSpec, Metric
+from needle.shard import page_cache
 from needle.shard.scoring import Bools, Candidates, Floats, Ints, Scan, pair_distances
 from needle.shard.segment_plan import PublishedSegment
 
@@ -117,6 +118,7 @@ class SealedSegment:
 
     def __init__(self, path: str, segment: PublishedSegment, spec: CollectionSpec, *, own: bool = False) -> None:
         """Verify and map the file. Raises CorruptSegment, also when it is not what `segment` and `spec` say."""
+        page_cache.fill(path)
         held, footer = verify_file(path)
         self.path = path
         self.segment = segment

@@ -20,6 +20,7 @@ import numpy as np
 
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec
+from needle.shard import page_cache
 from needle.shard.scoring import Floats, Ints, square_norms
 from needle.shard.sealed_segment import SealedSegment, checksum_of, faiss_metric, segment_file, verify_file, write_tail
 from needle.shard.segment_plan import PublishedSegment
@@ -109,6 +110,7 @@ def _write(
         size = file.tell()
         file.flush()
         os.fsync(file.fileno())
+        page_cache.drop(file.fileno())
     segment = msgspec.structs.replace(draft, size=size, checksum=checksum)
     name = segment_file(own_for, own=True) if own_for else segment_file(segment)
     path = os.path.join(directory, name)

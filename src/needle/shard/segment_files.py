@@ -10,6 +10,7 @@ import re
 
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec
+from needle.shard import page_cache
 from needle.shard.sealed_segment import SealedSegment, verify_file
 from needle.shard.segment_builder import TEMPORARY, give_back, sync_directory
 from needle.shard.segment_plan import PublishedSegment
@@ -37,6 +38,7 @@ def finish_download(part: str, path: str, segment: PublishedSegment, spec: Colle
     try:
         with open(part, "rb") as file:
             os.fsync(file.fileno())
+            page_cache.drop(file.fileno())
         os.rename(part, path)
         sync_directory(os.path.dirname(path))
     except OSError as error:
