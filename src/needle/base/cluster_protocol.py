@@ -97,7 +97,8 @@ class WhoCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """uid: 0 while the node belongs to no cluster. version: of the topology that it has."""
+    """uid: 0 while the node belongs to no cluster. version: of the topology that it has. routers: the custom routing
+    callables that it knows."""
 
     node_id: NodeId
     address: str
@@ -106,3 +107,4 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     weight: float
     uid: int
     version: int
+    routers: list[str] = []

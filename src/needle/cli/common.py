@@ -21,7 +21,9 @@ from rich.table import Table
 import needle
 from needle.base.config import parse_address
 from needle.base.errors import NeedleError
+from needle.cli.settings import named_routers
 from needle.server.connecting import DEFAULT_CLUSTER_ID
+from needle.server.routers import load_routers
 
 T = TypeVar("T")
 
@@ -77,6 +79,8 @@ def addresses(cluster: str) -> list[str]:
 
 def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]]) -> T:
     """Run `work` with a client of the cluster and return its result."""
+
+    load_routers(named_routers(os.environ), "NEEDLE_ROUTERS")
 
     async def connected() -> T:
         cluster_id = os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID)

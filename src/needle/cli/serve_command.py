@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from needle.cli.settings import from_environment, merge, read_file, resolve
+from needle.cli.settings import from_environment, merge, named_routers, read_file, resolve
 from needle.server.cluster_main import SECTION, cluster_options
 from needle.server.main import serve as serve_node
 
@@ -59,6 +59,14 @@ def serve(
     weight: Annotated[
         float | None, typer.Option("--weight", help="Sharded: this node's share of replicas; 1 by default.")
     ] = None,
+    routers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--routers",
+            help="Sharded: a Python module, or module:function, with a custom routing callable. Once for each; "
+            "NEEDLE_ROUTERS names them separated by commas, for the other commands too.",
+        ),
+    ] = None,
     cluster_id: Annotated[
         str | None, typer.Option("--cluster-id", help="Nodes with another cluster id are refused.")
     ] = None,
@@ -87,7 +95,9 @@ def serve(
     }
     file = read_file(config) if config else {}
     sharded = sharded or SECTION in file
-    section = merge(file.pop(SECTION, {}), {"join": join or None, "zone": zone, "weight": weight})
+    given = {"join": join or None, "zone": zone, "weight": weight, "router_modules": routers or None}
+    named = {"router_modules": named_routers(os.environ) or None} if sharded or join else {}
+    section = merge(file.pop(SECTION, {}), named, given)
     options = cluster_options(section) if section or sharded else None
     if options is not None:
         known = merge(file, from_environment(os.environ), flags)

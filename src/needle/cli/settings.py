@@ -20,7 +20,7 @@ from needle.base.errors import ConfigError
 from needle.base.model import IndexParams
 
 PREFIX = "NEEDLE_"
-NOT_SETTINGS = frozenset({"NEEDLE_CLUSTER", "NEEDLE_CONFIG"})
+NOT_SETTINGS = frozenset({"NEEDLE_CLUSTER", "NEEDLE_CONFIG", "NEEDLE_ROUTERS"})
 INTEGERS = frozenset({"snapshot_threshold", "dimensions", "log_bytes_max"})
 FLOATS = frozenset({"election_timeout", "heartbeat_interval", "clock_error_max"})
 FLAGS = frozenset({"join"})
@@ -58,6 +58,11 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         else:
             raise refuse(variable, text, "a known setting; see `needle serve --help` and docs/operations.md")
     return settings
+
+
+def named_routers(environment: Mapping[str, str]) -> list[str]:
+    """The modules of custom routing callables in NEEDLE_ROUTERS."""
+    return [name.strip() for name in environment.get("NEEDLE_ROUTERS", "").split(",") if name.strip()]
 
 
 def _kind(name: str) -> str:

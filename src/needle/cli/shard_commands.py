@@ -28,12 +28,15 @@ STRATEGIES = {
 
 
 def parse_strategy(text: str) -> ShardStrategy:
-    """consistent_hash, hash, range, or custom:FIELD[,FIELD...]. Raises ConfigError."""
+    """consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME. Raises ConfigError."""
     if text in STRATEGIES:
         return STRATEGIES[text]
     kind, _, names = text.partition(":")
+    if kind == "router" and names:
+        return ShardStrategy("custom", (), names)
     if kind != "custom" or not names:
-        raise refuse("--strategy", text, f"one of {', '.join(STRATEGIES)}, custom:FIELD or custom:FIELD,FIELD")
+        wanted = f"one of {', '.join(STRATEGIES)}, custom:FIELD, custom:FIELD,FIELD or router:NAME"
+        raise refuse("--strategy", text, wanted)
     return ShardStrategy.custom(*names.split(","))
 
 
@@ -45,7 +48,7 @@ def create(
     shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = 4,
     replicas: Annotated[int, typer.Option("--replicas", help="Copies of each shard, each on its own node.")] = 3,
     strategy: Annotated[
-        str, typer.Option("--strategy", help="consistent_hash, hash, range, or custom:FIELD[,FIELD].")
+        str, typer.Option("--strategy", help="consistent_hash, hash, range, custom:FIELD[,FIELD], or router:NAME.")
     ] = "consistent_hash",
     virtual_nodes: Annotated[
         int, typer.Option("--virtual-nodes", help="Points of each shard on the ring of consistent_hash.")

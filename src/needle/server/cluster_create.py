@@ -43,13 +43,22 @@ async def create_cluster(
     """Create the cluster on `nodes` (name -> address, in the order in which shards are placed); returns once every
     shard has a leader. boundaries: for RANGE, see `initial_map`.
 
-    Raises InvalidArgument for nodes that are not who they should be or belong to another cluster, ConnectionLost or
+    Raises InvalidArgument for nodes that are not who they should be, belong to another cluster or do not know the
+    strategy's router, ConnectionLost or
     DeadlineExceeded for nodes that do not answer.
     """
     deadline = asyncio.get_running_loop().time() + timeout
     if not nodes:
         raise invalid("nodes", dict(nodes), "at least one node")
     who = await _ask_all(caller, nodes)
+    router = settings.strategy.router
+    without = [node for node, answer in who.items() if router and router not in answer.routers]
+    if without:
+        raise InvalidArgument(
+            f"{', '.join(without)} {'does' if len(without) == 1 else 'do'} not know the router {router!r}: start every "
+            "node with --routers, or router_modules in [sharding]",
+            field="strategy",
+        )
     uids = {answer.uid for answer in who.values()} - {0}
     if len(uids) > 1:
         raise InvalidArgument("these nodes belong to different clusters", field="nodes")

@@ -16,6 +16,7 @@ from needle.cluster.router import Router
 from needle.rpc.transport import RpcClient
 from needle.server.cluster_node import ClusterNode, ClusterOptions
 from needle.server.ports import NodePorts
+from needle.server.routers import load_routers
 from needle.server.runtime import SystemClock
 
 SECTION = "sharding"
@@ -23,11 +24,14 @@ SECTION = "sharding"
 
 
 def cluster_options(values: Mapping[str, Any]) -> ClusterOptions:
-    """From the table `[sharding]`: join (addresses of nodes of a running cluster), zone, weight. Raises ConfigError."""
-    known = ("join", "zone", "weight")
+    """From the table `[sharding]`: join (addresses of nodes of a running cluster), zone, weight, router_modules (which
+    are imported here, see `routers`). Raises ConfigError."""
+    known = ("join", "zone", "weight", "router_modules")
     for key in values:
         if key not in known:
             raise refuse(f"{SECTION}.{key}", values[key], f"one of {', '.join(known)}")
+    modules = values.get("router_modules", [])
+    load_routers([modules] if isinstance(modules, str) else modules, f"{SECTION}.router_modules")
     seeds = values.get("join", [])
     for seed in [seeds] if isinstance(seeds, str) else seeds:
         parse_address(f"{SECTION}.join", seed)

@@ -20,9 +20,10 @@ from needle.base import catalog_commands, commands, protocol
 from needle.base.catalog_commands import CatalogCommand
 from needle.base.cluster_protocol import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
 from needle.base.config import RaftConfig
-from needle.base.errors import DeadlineExceeded, Internal, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import ConfigError, DeadlineExceeded, Internal, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
+from needle.base.routing.strategy import router_names
 from needle.base.routing.topology import NodeInfo, Ownership, Topology
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
@@ -225,6 +226,7 @@ class ClusterNode(Node):
         async with self._adopting:
             if topology.version <= self.topology.version:
                 return
+            self._check_router(topology)
             if save:
                 await self.ports.file_pool.run(save_topology, self.config.data_dir, topology)
             self._book.learn({node: at for node, at in topology.addresses().items() if node != self.node_id})
@@ -234,6 +236,16 @@ class ClusterNode(Node):
             await self._open_and_close(topology)
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
+
+    def _check_router(self, topology: Topology) -> None:
+        """A node that cannot tell who owns a document must not serve: writes to the shards it leads would all fail."""
+        name = topology.map.strategy.router if topology.map is not None else ""
+        if name and name not in router_names():
+            raise ConfigError(
+                f"documents of this cluster are routed by {name!r}, which node {self.node_id} does not know: start it "
+                "with --routers, or router_modules in [sharding]",
+                field="sharding.router_modules",
+            )
 
     async def _open_and_close(self, topology: Topology) -> None:
         me = topology.node(self.node_id)
@@ -283,6 +295,7 @@ class ClusterNode(Node):
             self.options.weight,
             self.cluster.uid,
             self.topology.version,
+            router_names(),
         )
 
     def info(self) -> NodeInfo:

@@ -68,6 +68,11 @@ def register(name: str, router: Router) -> Router:
     return router
 
 
+def router_names() -> list[str]:
+    """The custom routing callables known in this process."""
+    return sorted(_routers)
+
+
 def key_hash(text: str) -> int:
     """XXH3-64 with seed 0 of the UTF-8 bytes of `text`."""
     return xxhash.xxh3_64_intdigest(text.encode())
@@ -97,12 +102,28 @@ def field_key(values: Sequence[Any]) -> bytes:
     return key_hash(msgspec.json.encode(whole).decode()).to_bytes(8, "big")
 
 
+def _routed(name: str, router: Router, document_id: str, metadata: Any) -> str:
+    """What a registered callable says; documents it does not fit have no home."""
+    try:
+        text = router(document_id, metadata)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InvalidArgument(
+            f"router {name!r} fails on document {document_id!r}: {error!r}", field="metadata"
+        ) from error
+    if not isinstance(text, str):
+        raise InvalidArgument(
+            f"router {name!r} gives {text!r} for document {document_id!r}: it must give a string", field="metadata"
+        )
+    return text
+
+
 def _custom_hash(strategy: ShardStrategy, document_id: str, metadata: Any) -> int:
     if strategy.router:
         router = _routers.get(strategy.router)
         if router is None:
-            raise invalid("strategy", strategy.router, "a router registered in this process")
-        return key_hash(router(document_id, metadata))
+            known = ", ".join(router_names()) or "there is none"
+            raise invalid("strategy", strategy.router, f"a router registered in this process ({known})")
+        return key_hash(_routed(strategy.router, router, document_id, metadata))
     values = []
     for field in strategy.fields:
         found = lookup(metadata, field.split("."))[1]
