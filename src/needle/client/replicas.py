@@ -22,9 +22,9 @@ async def ask_replicas(caller: Caller, topology: Topology, timeout: float) -> li
         address = topology.address_of(node) or ""
         try:
             body = protocol.encode(StatusCall(shard_group(shard)))
-            data = await caller.call(address, protocol.STATUS, body, timeout)
+            status = protocol.decode(await caller.call(address, protocol.STATUS, body, timeout), RaftStatus)
         except NeedleError as error:
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=error.message)
-        return ReplicaStatus(shard=shard, node=node, address=address, status=protocol.decode(data, RaftStatus))
+        return ReplicaStatus(shard=shard, node=node, address=address, status=status)
 
     return list(await asyncio.gather(*(one(info.shard, node) for info in topology.shards for node in info.replicas)))
