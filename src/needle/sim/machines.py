@@ -20,6 +20,7 @@ from needle.sim.event_loop import SimLoop
 from needle.sim.machine import SimClock, stream
 from needle.sim.process import Process
 from needle.sim.sqlite_crash import survive
+from needle.sim.unsynced import Unsynced
 
 
 class SimMachine:
@@ -38,6 +39,7 @@ class SimMachine:
         self.data_dir = os.path.join(self._root, "data")
         os.makedirs(os.path.join(self._root, "0"))
         os.symlink("0", self.data_dir)
+        self.unsynced = Unsynced(self.data_dir, stream(seed, "unsynced", name))
         self.clock = self._new_clock()
         self.incarnation = 0
         self.process: Process | None = None
@@ -71,6 +73,8 @@ class SimMachine:
         self._copies += 1
         target = os.path.join(self._root, str(self._copies))
         self.counts["lost_wal_bytes"] += survive(source, target, self.rng, power_cut=power_cut)
+        if power_cut:
+            self.unsynced.power_cut(target)
         self._point_to(target)
 
     def wipe(self) -> None:
@@ -92,11 +96,13 @@ class SimMachine:
 
 
 class SimReplicaDisk(ReplicaDisk):
-    """The replica's file operations of one incarnation: fenced, and failing while the log disk fails."""
+    """The replica's file operations of one incarnation: fenced, failing while the log disk fails, and noted as long as
+    they are not synced. Nothing is synced in earnest."""
 
     def __init__(self, machine: SimMachine, process: Process) -> None:
         self._machine = machine
         self._process = process
+        self._unsynced = machine.unsynced
 
     def _effect(self, path: str) -> None:
         self._process.fence()
@@ -105,6 +111,7 @@ class SimReplicaDisk(ReplicaDisk):
 
     def sync(self, path: str) -> None:
         self._effect(path)
+        self._unsynced.synced(path)
 
     def make_directory(self, path: str) -> None:
         self._effect(path)
@@ -112,33 +119,43 @@ class SimReplicaDisk(ReplicaDisk):
 
     def remove_tree(self, path: str) -> None:
         self._process.fence()
+        self._unsynced.removed(path)
         super().remove_tree(path)
 
     def remove(self, path: str) -> None:
         self._process.fence()
+        self._unsynced.removed(path)
         super().remove(path)
 
     def rename(self, source: str, target: str) -> None:
         self._effect(target)
+        self._unsynced.before_rename(target)
         super().rename(source, target)
+        self._unsynced.renamed(source, target)
 
     def write(self, path: str, data: bytes) -> None:
         self._effect(path)
+        self._unsynced.before_name(path)
         super().write(path, data)
 
     def copy(self, source: str, target: str) -> None:
         self._effect(target)
+        self._unsynced.before_name(target)
         super().copy(source, target)
+        self._unsynced.wrote(target)
 
     def link(self, source: str, target: str) -> None:
         self._effect(target)
+        self._unsynced.before_name(target)
         super().link(source, target)
+        self._unsynced.linked(source, target)
 
 
 class SimFiles(Files):
-    """The snapshot files of one incarnation: fenced."""
+    """The snapshot files of one incarnation: fenced, and noted as long as they are not synced."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, machine: SimMachine, process: Process) -> None:
+        self._unsynced = machine.unsynced
         self._process = process
 
     def make_directory(self, path: str) -> None:
@@ -147,14 +164,19 @@ class SimFiles(Files):
 
     def remove_tree(self, path: str) -> None:
         self._process.fence()
+        self._unsynced.removed(path)
         super().remove_tree(path)
 
     def write_at(self, path: str, offset: int, data: bytes) -> None:
         self._process.fence()
+        self._unsynced.before_name(path)
         super().write_at(path, offset, data)
+        self._unsynced.wrote(path)
 
     def sync_tree(self, path: str) -> None:
         self._process.fence()
+        self._unsynced.synced_tree(path)
+        self._unsynced.synced(os.path.dirname(path))
 
 
 def majority(rng: random.Random, names: list[str]) -> list[str]:

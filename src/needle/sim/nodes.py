@@ -93,7 +93,7 @@ class SimNode:
             peers=lambda address_of: _Peers(cast("RpcClient", endpoint), address_of),
             open_store=lambda directory: SimStore(machine.log_disk, process),
             disk=SimReplicaDisk(machine, process),
-            files=SimFiles(process),
+            files=SimFiles(machine, process),
             claim=lambda directory, node_id, cluster_id: lambda: None,
             failpoint=lambda place: stage.fleet.failpoint(name, process, place),
             machine=self._observed,

@@ -61,6 +61,19 @@ SHARD_KINDS = {
 }
 """The same for a sharded cluster; what the first of these are about is in shards/faults.py."""
 
+REPLICA_FAILPOINTS = (
+    "apply-before-commit",
+    "apply-after-commit",
+    "checkpoint-before",
+    "checkpoint-after",
+    "install-verified",
+    "install-staged",
+    "install-synced",
+    "install-swapped",
+)
+"""Those of a replica's own files (shard/snapshot.py, shard/state_machine.py)."""
+PLACES = (*FAILPOINTS, *REPLICA_FAILPOINTS)
+
 TARGETS = ("leader", "leader", "follower", "any")
 
 
@@ -126,7 +139,7 @@ def _draw(seed: int, number: int, seconds: float, kinds: dict[str, int]) -> Faul
         seconds=_duration(kind, rng),
         target=TARGETS[rng.randrange(len(TARGETS))],
         amount=rng.random(),
-        name=FAILPOINTS[rng.randrange(len(FAILPOINTS))] if kind == "failpoint" else "",
+        name=PLACES[rng.randrange(len(PLACES))] if kind == "failpoint" else "",
     )
 
 

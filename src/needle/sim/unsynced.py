@@ -1,0 +1,114 @@
+"""What a power cut may take from a machine's files: contents and names that nobody has synced yet.
+
+Durability order: a file's content is safe after `sync` of the file, its name after `sync` of the directory it is in; a
+name that was replaced may come back with its old content. A crash of the process alone takes nothing, and nothing
+becomes safe by it. SQLite's files are sqlite_crash.py's. It must not know what the files mean.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+UNFINISHED = (".part", ".tmp")
+"""Names of files that are written without being handed through the replica's disk; they are synced before they get
+their name."""
+
+
+class Unsynced:
+    """Of one machine, by path relative to its data directory."""
+
+    def __init__(self, data_dir: str, rng: random.Random) -> None:
+        self._data_dir = data_dir
+        self._rng = rng
+        self._contents: dict[str, int] = {}
+        self._names: dict[str, bytes | None] = {}
+        self.lost = 0
+
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self._data_dir)
+
+    # --- what the node does -------------------------------------------------------------------------------------------
+    def wrote(self, path: str) -> None:
+        """The file's content is not synced."""
+        self._contents[self._relative(path)] = os.stat(path).st_ino
+
+    def linked(self, source: str, target: str) -> None:
+        """`target` is another name of the same content."""
+        inode = self._contents.get(self._relative(source))
+        if inode is not None:
+            self._contents[self._relative(target)] = inode
+
+    def before_name(self, path: str) -> None:
+        """A file is about to be made under this name, unless there is one."""
+        if not os.path.exists(path):
+            self._names[self._relative(path)] = None
+
+    def before_rename(self, target: str) -> None:
+        """This name is about to become another file's."""
+        old = Path(target).read_bytes() if os.path.isfile(target) else None
+        self._names.setdefault(self._relative(target), old)
+
+    def renamed(self, source: str, target: str) -> None:
+        """The content has moved with its name."""
+        inode = self._contents.pop(self._relative(source), None)
+        self._contents.pop(self._relative(target), None)
+        self._names.pop(self._relative(source), None)
+        if inode is not None:
+            self._contents[self._relative(target)] = inode
+
+    def synced(self, path: str) -> None:
+        """A file's content, or the names in a directory, are safe."""
+        if os.path.isdir(path):
+            where = self._relative(path)
+            self._names = {name: old for name, old in self._names.items() if (os.path.dirname(name) or ".") != where}
+        elif os.path.exists(path):
+            inode = os.stat(path).st_ino
+            self._contents = {name: found for name, found in self._contents.items() if found != inode}
+
+    def synced_tree(self, path: str) -> None:
+        """Everything below a directory is safe, and its name."""
+        for folder, _, names in os.walk(path):
+            for name in names:
+                self.synced(os.path.join(folder, name))
+            self.synced(folder)
+
+    def removed(self, path: str) -> None:
+        """A file or a tree is gone."""
+        gone = self._relative(path)
+        for known in (self._contents, self._names):
+            for name in [name for name in known if name == gone or name.startswith(gone + os.sep)]:
+                del known[name]
+
+    # --- the power cut ------------------------------------------------------------------------------------------------
+    def power_cut(self, directory: str) -> None:
+        """Take from `directory`, a copy of the data directory, what was not synced; some of it, at random."""
+        for name, old in self._names.items():
+            path = os.path.join(directory, name)
+            if os.path.isfile(path) and self._rng.random() < 0.5:
+                self.lost += 1
+                if old is None:
+                    os.unlink(path)
+                else:
+                    Path(path).write_bytes(old)
+        for path in [*(os.path.join(directory, name) for name in self._contents), *_unfinished(directory)]:
+            if os.path.isfile(path) and self._rng.random() < 0.7:
+                self.lost += 1
+                self._tear(path)
+        self._contents.clear()
+        self._names.clear()
+
+    def _tear(self, path: str) -> None:
+        """Its end is missing, or reads as zeros."""
+        size = os.path.getsize(path)
+        keep = self._rng.randint(0, size)
+        os.truncate(path, keep)
+        if self._rng.random() < 0.5:
+            os.truncate(path, size)
+
+
+def _unfinished(directory: str) -> Iterator[str]:
+    for folder, _, names in sorted(os.walk(directory)):
+        yield from (os.path.join(folder, name) for name in sorted(names) if name.endswith(UNFINISHED))
