@@ -1,8 +1,16 @@
 """Whether a quorum is left is told from what the faults of a round do together."""
 
+import random
+from pathlib import Path
+
 import pytest
 
-from needle.sim.chaos.injector import Injured, has_quorum
+from needle.client import Client
+from needle.rpc.transport import RpcClient
+from needle.server.runtime import SystemClock
+from needle.sim.chaos.injector import Injector, Injured, has_quorum, make_links
+from needle.sim.chaos.process_cluster import ProcessCluster
+from needle.sim.chaos.schedule import Fault
 
 
 async def heal() -> None: ...
@@ -33,3 +41,18 @@ def without(*names: str) -> Injured:
 )
 def test_has_quorum(names: str, hurt: list[Injured], left: bool) -> None:
     assert has_quorum(names, hurt) is left
+
+
+@pytest.mark.parametrize(("amount", "left"), [(0.95, False), (0.2, True)])
+async def test_a_link_that_is_too_slow_for_an_election_is_as_good_as_cut(tmp_path: Path, amount: float, left: bool):
+    cluster = ProcessCluster(tmp_path, nodes=3)  # never started
+    links = make_links({name: node.address for name, node in cluster.nodes.items()})
+    caller = RpcClient(cluster_id="needle", rng=random.Random(1), clock=SystemClock())
+    operator = Client(caller, cluster.addresses, rng=random.Random(1))
+    injector = Injector(cluster, links, {}, operator, random.Random(1), 0.5)
+    slow = await injector.begin(Fault(0, "slow-link", "any", 1.0, amount), "node-2")
+    assert has_quorum(cluster.nodes, [slow])
+    assert has_quorum(cluster.nodes, [slow, without("node-3")]) is left
+    await slow.heal()
+    assert all(proxy.delay == 0 for proxy in links.values())
+    await caller.close()

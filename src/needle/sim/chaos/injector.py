@@ -28,12 +28,16 @@ FULL_DISK_SECONDS = 20.0
 """How long a node with a full disk may go on before it must have met it."""
 ADMIN_SECONDS = 3.0
 SLOW_SECONDS_MAX = 0.2
+SLOW_TIMEOUTS_MAX = 1 / 8
+"""Over a link that delays by more than this part of an election timeout a quorum cannot be expected: an election takes
+two round trips, and what queues behind a delayed message waits twice."""
 Heal = Callable[[], Awaitable[None]]
 
 
 class Injured:
-    """One fault under way. without: nodes that a quorum has to do without; apart: links (from, to) that are cut while
-    both ends may be well. note: what came of it. since: when it took effect (loop time), if not at once."""
+    """One fault under way. without: nodes that a quorum has to do without; apart: links (from, to) that are cut, or too
+    slow for an election, while both ends may be well. note: what came of it. since: when it took effect (loop time), if
+    not at once."""
 
     def __init__(self, without: set[str], heal: Heal, note: str = "", apart: Iterable[tuple[str, str]] = ()) -> None:
         self.without = without
@@ -187,9 +191,10 @@ class Injector:
             for proxy in hurt.values():
                 proxy.cut()
         else:
-            without = set()
+            delay = SLOW_SECONDS_MAX * fault.amount
+            without, apart = set(), delay > self.timeout * SLOW_TIMEOUTS_MAX
             for proxy in hurt.values():
-                proxy.delay = SLOW_SECONDS_MAX * fault.amount
+                proxy.delay = delay
 
         async def heal() -> None:
             for proxy in hurt.values():
