@@ -26,6 +26,7 @@ from needle.sim.violation import Violation
 from needle.sim.workload import Budget, Workload
 
 LOOK_SECONDS = 0.2
+STALL_SECONDS = 0.25
 Say = Callable[[str], None]
 
 
@@ -54,6 +55,7 @@ class ChaosRun:
         self._began = self._loop.time()
         self._trace = Trace(lambda: self._loop.time() - self._began)
         self.outcome = Outcome(spec, {}, [])
+        self._stalls: list[tuple[float, float]] = []
 
     async def run(self) -> Outcome:
         """Raises only what is no verdict on the product (a machine on which processes do not start)."""
@@ -125,8 +127,13 @@ class ChaosRun:
             raise Violation("equal replicas at the end", str(error)) from error
 
     async def _watch(self, work: Workload, clients: list[asyncio.Task[None]]) -> None:
-        """Until something is wrong."""
+        """Until something is wrong. Notes how long this process was kept from running."""
+        looked = self._loop.time()
         while True:
+            late = self._loop.time() - looked - LOOK_SECONDS
+            looked = self._loop.time()
+            if late > STALL_SECONDS:
+                self._stalls.append((looked, late))
             self._site.injector.check_processes()
             if work.broken is not None:
                 raise work.broken
@@ -162,7 +169,7 @@ class ChaosRun:
         serving = site.serving(hurt)
         if serving:
             seconds = await site.measure(since, seen, serving)
-            self._note(history, "begin", what, seconds, await self._elections(terms))
+            self._note(history, "begin", what, since, seconds, await self._elections(terms))
         await lasting
         healed, seen = self._loop.time(), len(history.operations)
         heals = [asyncio.ensure_future(injured.heal()) for injured in hurt]
@@ -176,7 +183,7 @@ class ChaosRun:
             self._tell(history, "heal", fault, f"{name}; all its processes serve after {up:.2f} s")
         elections = await self._elections(terms)
         quorum = serving == site.groups
-        self._note(history, "heal", what, await measuring, elections, lived=lived, quorum=quorum)
+        self._note(history, "heal", what, healed, await measuring, elections, lived=lived, quorum=quorum)
 
     async def _elections(self, before: dict[int, int]) -> dict[int, int]:
         """By group, how many terms have begun since."""
@@ -195,6 +202,7 @@ class ChaosRun:
         history: Recorder,
         after: str,
         what: str,
+        since: float,
         seconds: float,
         elections: dict[int, int],
         *,
@@ -204,6 +212,9 @@ class ChaosRun:
         found = Recovery(after, what, seconds, BOUND_TIMEOUTS * self.spec.election_timeout, max(elections.values()))
         if seconds > found.bound:
             found.reason = _reason(found, lived, quorum)
+            stalled = sum(late for ended, late in self._stalls if ended >= since)
+            if stalled:
+                found.reason += f"; this machine kept the run itself from running for {stalled:.2f} s"
         self.outcome.recoveries.append(found)
         history.note("recovery", **msgspec.structs.asdict(found))
         self._trace.tell(f"recovered {seconds:.2f} s after the {after} of {what} {found.reason}")
