@@ -59,11 +59,13 @@ def drawn(name: str, count: int, dimensions: int, queries: int, seed: int = 7) -
 
 
 def corpus(name: str, limit: int, queries: Sequence[str]) -> Collection:
-    """Passages of the standard library's documentation, and questions in words."""
+    """Passages of the standard library's documentation; `queries` in words, and the beginnings of 46 passages."""
     passages = read_corpus(stdlib_directory(), limit or None)
+    beginnings = [" ".join(passage.text.split()[:6]) for passage in passages[:: max(1, len(passages) // 46)]]
+    asked = [*queries, *beginnings]
     embedder = Embedder()
     vectors = embedder.embed([passage.sentence for passage in passages])
-    return Collection(name, [passage.id for passage in passages], vectors, embedder.embed(list(queries)))
+    return Collection(name, [passage.id for passage in passages], vectors, embedder.embed(asked))
 
 
 class Twelve:
