@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from needle.base.config import SegmentConfig
 from needle.base.errors import Internal
 from needle.shard.segment_plan import (
+    BUILD_ROWS_MAX,
     GROWTH,
     GROWTH_IDLE,
     QUIET_SHARE,
@@ -158,6 +159,16 @@ def test_an_explicit_seal_rows_means_the_same_at_all_times() -> None:
 def test_small_segments_seal_in_time() -> None:
     task = plan([], 1500, 1500, SegmentConfig(rows_max=1000), dimensions=16, quiet=False)
     assert task == BuildTask(0, 999, None, 1000)
+
+
+def test_what_piled_up_is_sealed_in_parts_that_grow_one_segment() -> None:
+    """Nothing would be published for minutes otherwise, and a change of leaders would lose all of it."""
+    config, total = SegmentConfig(rows_max=10_000_000), 3 * BUILD_ROWS_MAX + 5
+    first = decide([], total, total, config)
+    assert first == BuildTask(0, BUILD_ROWS_MAX - 1, None, BUILD_ROWS_MAX)
+    held = segment(0, BUILD_ROWS_MAX - 1)
+    second = decide([SegmentLoad(held, 0, True)], total, total - BUILD_ROWS_MAX, config)
+    assert second == BuildTask(0, 2 * BUILD_ROWS_MAX - 1, held, BUILD_ROWS_MAX)
 
 
 def test_writing_in_bursts_keeps_the_bounds() -> None:

@@ -67,7 +67,10 @@ class ThreadPool:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self.call(partial(_deliver, future), fn, *args)
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # it holds the exception, whose traceback holds this frame: what `fn` held would live on
 
     def call(self, done: Done, fn: Callable[..., Any], /, *args: object, quick: bool = False) -> None:
         """See base.runtime.Pool. Raises Unavailable after `close`."""

@@ -28,6 +28,8 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import Internal
 
 GROWTH = 8
+BUILD_ROWS_MAX = 65_536
+"""A seal takes so many waiting rows at a time: a build that a change of leaders cuts short is lost."""
 GROWTH_IDLE = 32
 SEAL_BYTES = 4 << 20
 SEAL_ROWS_MIN = 2_000
@@ -149,10 +151,10 @@ def _seal(loads: Sequence[SegmentLoad], next_ordinal: int, waiting_rows: int, co
     """Seal what waits, together with every tail segment that is at most GROWTH times what would be added to it."""
     first = covered([load.segment for load in loads])
     last = next_ordinal - 1
-    if waiting_rows > config.rows_max:
-        # Dead ordinals may make this range hold fewer rows than rows_max; never more.
-        last = first + config.rows_max - 1
-        return BuildTask(first, last, None, config.rows_max)
+    most = min(config.rows_max, BUILD_ROWS_MAX)
+    if waiting_rows > most:
+        # Dead ordinals may make this range hold fewer rows; never more.
+        last, waiting_rows = first + most - 1, most
     added, total, best = waiting_rows, waiting_rows, BuildTask(first, last, None, waiting_rows)
     for load in reversed(loads):
         total += load.segment.rows
