@@ -4,6 +4,7 @@ routing and merging, not replication. Stopped and removed at the end."""
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from needle.server.free_ports import free_ports
 from needle.shard.segment_plan import seal_when_quiet_at
 
 NODES = 3
+TICKS = os.sysconf("SC_CLK_TCK")
 BATCH = 1000
 IN_FLIGHT = 4
 QUIET_SECONDS = 3.0
@@ -71,6 +73,14 @@ class ShardedNodes:
         await self._cluster.stop()
         self._nodes.stop_all()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def cpu_seconds(self) -> float:
+        """Processor time that this process and the nodes have used."""
+        spent = time.process_time()
+        for pid in self._nodes.pids().values():
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            spent += (int(fields[11]) + int(fields[12])) / TICKS
+        return spent
 
     def leader(self, shard: int) -> str:
         """The node that holds a shard."""

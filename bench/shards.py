@@ -1,12 +1,16 @@
 """What sharding costs a search: the same data in 1 and in several shards, and what each hop adds.
 
 The clusters run side by side and are measured in turns, so that whatever else the machine does meets all of them.
+Rates on a machine with few cores say as much about the cores as about sharding, so the processor time of a search,
+client and nodes together, is measured too: it does not depend on what else runs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import statistics
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,13 +22,37 @@ from needle.client import Client
 
 DIMENSIONS = 64
 WANTED_RECALL = 0.95
-TUNING_QUERIES = 200
-EF_SEARCH = (10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256)
+TUNING_QUERIES = 100
+EF_SEARCH = (10, 16, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256)
 CLIENTS = (1, 16)
 GROWTH = (1, 2, 4, 8, 16)
 K = 10
+IDLE_SECONDS = 3.0
 
 Search = Callable[[int], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """rate: of one round. cpu_us: processor time of one operation, what the nodes use when idle taken off."""
+
+    rate: Rate
+    cpu_us: float
+
+
+async def measure(nodes: ShardedNodes, idle: float, clients: int, seconds: float, one: Search) -> Measured:
+    """One round. idle: processor seconds that the nodes use in a second without work."""
+    before, start = nodes.cpu_seconds(), time.perf_counter()
+    rate = await closed_loop(clients, seconds, one)
+    used = nodes.cpu_seconds() - before - idle * (time.perf_counter() - start)
+    return Measured(rate, 1e6 * used / rate.operations)
+
+
+async def idle_shares(clusters: Sequence[ShardedNodes]) -> dict[int, float]:
+    """What each cluster uses in a second without work, by its number of shards."""
+    before = {nodes.shards: nodes.cpu_seconds() for nodes in clusters}
+    await asyncio.sleep(IDLE_SECONDS)
+    return {nodes.shards: (nodes.cpu_seconds() - before[nodes.shards]) / IDLE_SECONDS for nodes in clusters}
 
 
 @dataclass
@@ -37,7 +65,7 @@ class Loaded:
     files: int
     ef: int = 0
     recall: float = 0.0
-    rates: dict[int, list[Rate]] = field(default_factory=dict)
+    rounds: dict[int, list[Measured]] = field(default_factory=dict)
 
     async def search(self, n: int) -> list[int]:
         """One query of the data set, the numbers of its hits."""
@@ -57,7 +85,11 @@ class Loaded:
 
     def middle(self, clients: int, what: str) -> float:
         """The median over the rounds."""
-        return statistics.median([float(getattr(rate, what)) for rate in self.rates[clients]])
+        return statistics.median([float(getattr(found.rate, what)) for found in self.rounds[clients]])
+
+    def cpu_us(self, clients: int) -> float:
+        """The median over the rounds."""
+        return statistics.median([found.cpu_us for found in self.rounds[clients]])
 
     def shown(self, clients: int) -> str:
         rate, p50, p99 = (self.middle(clients, what) for what in ("per_second", "p50_ms", "p99_ms"))
@@ -68,7 +100,7 @@ async def run(report: Report, *, quick: bool) -> None:
     """Adds the overhead of 4 shards, its growth with the number of shards, and the cost of each hop."""
     small, large = (20_000, 0) if quick else (100_000, 400_000)
     counts = (1, 4) if quick else GROWTH
-    rounds, seconds = (2, 0.5) if quick else (5, 2.0)
+    rounds, seconds = (2, 0.5) if quick else (4, 1.5)
     async with contextlib.AsyncExitStack() as stack:
         clusters = [await stack.enter_async_context(ShardedNodes(shards)) for shards in counts]
         await _growth(report, clusters, small, rounds, seconds)
@@ -83,22 +115,26 @@ async def _growth(report: Report, clusters: Sequence[ShardedNodes], rows: int, r
     loaded = [Loaded(nodes, data, collection, await nodes.load(collection, data.vectors)) for nodes in clusters]
     for each in loaded:
         await each.tune()
+    idle = await idle_shares(clusters)
     for _ in range(rounds):
         for each in loaded:
             for clients in CLIENTS:
-                rate = await closed_loop(clients, seconds, each.search)
-                each.rates.setdefault(clients, []).append(rate)
+                found = await measure(each.nodes, idle[each.nodes.shards], clients, seconds, each.search)
+                each.rounds.setdefault(clients, []).append(found)
     one = loaded[0]
     for each in loaded:
         many = "1 shard" if each is one else f"{each.nodes.shards} shards"
-        found = f"recall@10 {each.recall:.3f} at ef {each.ef}, {each.files} files"
+        about = f"recall@10 {each.recall:.3f} at ef {each.ef}, {each.files} files"
         for clients in CLIENTS:
-            name = f"{rows:,} x {DIMENSIONS}-d, {many} on {NODES} nodes, {clients} client(s); {found}"
+            name = f"{rows:,} x {DIMENSIONS}-d, {many} on {NODES} nodes, {clients} client(s); {about}"
             report.row(name, each.shown(clients), f"1 shard: {one.shown(clients)}")
             if each is not one:
                 report.ratio(each.middle(clients, "per_second") / one.middle(clients, "per_second"), "QPS", ok=None)
                 report.row("  the same: p99", f"{each.middle(clients, 'p99_ms'):.2f} ms", "1 shard")
                 report.ratio(each.middle(clients, "p99_ms") / one.middle(clients, "p99_ms"), "p99", ok=None)
+                cpu, base = each.cpu_us(clients), one.cpu_us(clients)
+                report.row("  the same: processor time", f"{cpu:,.0f} us a search", f"1 shard: {base:,.0f} us")
+                report.ratio(cpu / base, "time", ok=None)
 
 
 async def _hops(report: Report, clusters: Sequence[ShardedNodes], rounds: int, seconds: float) -> None:
@@ -121,20 +157,30 @@ async def _hops(report: Report, clusters: Sequence[ShardedNodes], rounds: int, s
     ways["elsewhere"] = asking(single.plain(other))
     for nodes in clusters[1:]:
         ways[f"{nodes.shards} shards"] = asking(nodes.client)
-    medians: dict[str, list[float]] = {way: [] for way in ways}
+    of = dict.fromkeys(ways, single) | {f"{nodes.shards} shards": nodes for nodes in clusters[1:]}
+    idle = await idle_shares(clusters)
+    medians: dict[str, list[Measured]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, ask in ways.items():
-            medians[way].append((await closed_loop(1, seconds, ask)).p50_ms * 1000)
-    took = {way: statistics.median(found) for way, found in medians.items()}
+            medians[way].append(await measure(of[way], idle[of[way].shards], 1, seconds, ask))
+    took = {way: 1000 * statistics.median([each.rate.p50_ms for each in found]) for way, found in medians.items()}
+    used = {way: statistics.median([each.cpu_us for each in found]) for way, found in medians.items()}
     straight = took["straight"]
-    for way, text in (("at the leader", "client -> proxy with the leader"), ("elsewhere", "client -> proxy -> leader")):
-        report.row(
-            f"hop: {text}, empty shard", f"{took[way]:.0f} us: + {took[way] - straight:.0f} us", f"{straight:.0f} us"
-        )
+    texts = {"at the leader": "client -> proxy that leads", "elsewhere": "client -> proxy -> leader"}
+    for way, text in texts.items():
+        shown = f"{took[way]:.0f} us: + {took[way] - straight:.0f} us"
+        report.row(f"hop: {text}, empty shard, p50", shown, f"straight to the leader: {straight:.0f} us")
         report.ratio(took[way] / straight, "time", ok=None)
+        _cpu(report, used, way, used[way] - used["straight"], "")
     for nodes in clusters[1:]:
-        whole = took[f"{nodes.shards} shards"]
-        each = (whole - straight) / (nodes.shards - 1)
-        name = f"fan-out over {nodes.shards} empty shards on {NODES} nodes, shard-aware client"
-        report.row(name, f"{whole:.0f} us: + {each:.0f} us a further shard", f"1 shard: {straight:.0f} us")
-        report.ratio(whole / straight, "time", ok=None)
+        way, further = f"{nodes.shards} shards", nodes.shards - 1
+        shown = f"{took[way]:.0f} us: + {(took[way] - straight) / further:.0f} us a further shard"
+        report.row(f"fan-out over {way}, empty, shard-aware client, p50", shown, f"1 shard: {straight:.0f} us")
+        report.ratio(took[way] / straight, "time", ok=None)
+        _cpu(report, used, way, (used[way] - used["straight"]) / further, " a further shard")
+
+
+def _cpu(report: Report, used: dict[str, float], way: str, more: float, each: str) -> None:
+    base = used["straight"]
+    report.row("  the same: processor time", f"{used[way]:.0f} us: + {more:.0f} us{each}", f"straight: {base:.0f} us")
+    report.ratio(used[way] / base, "time", ok=None)
