@@ -106,6 +106,8 @@ class Stage:
         at_end()
         self.loop.on_unhandled = lambda process, error, message: None
         self.fleet.kill_all()
+        for process in self._processes.values():
+            self.loop.kill(process)
         self.loop.kill(self.loop.root)
         self.loop.bury()
         self.fleet.discard()
