@@ -40,6 +40,7 @@ class RegisteringNode(Protocol):
     @property
     def shards(self) -> ClusterShards: ...
     def info(self) -> NodeInfo: ...
+    def now(self) -> float: ...
     def _fatal(self, error: NeedleError) -> None: ...
     async def wait_topology(self, version: int, timeout: float) -> bool: ...
 
@@ -49,6 +50,7 @@ class Registration:
 
     def __init__(self, node: RegisteringNode) -> None:
         self._node = node
+        self._announced = float("-inf")
 
     async def run(self) -> None:
         """Register whenever the catalog knows something else of this node. Ends when the catalog refuses it."""
@@ -71,11 +73,13 @@ class Registration:
     async def _register(self) -> None:
         node = self._node
         known, mine = node.topology.node(node.node_id), node.info()
-        if known is not None and msgspec.structs.replace(mine, state=known.state) == known:
-            return
-        if known is not None and known.address != mine.address:
+        moved = known is not None and known.address != mine.address
+        if moved or node.now() >= self._announced + LOOK_SECONDS:
+            # Now and then also without having moved: a node that was away while all others moved can ask nobody.
+            self._announced = node.now()
             await self._announce(mine.address)
-        await node.shards.command(catalog_commands.RegisterNode(mine), COMMAND_SECONDS)
+        if known is None or msgspec.structs.replace(mine, state=known.state) != known:
+            await node.shards.command(catalog_commands.RegisterNode(mine), COMMAND_SECONDS)
 
     async def _announce(self, address: str) -> None:
         node = self._node

@@ -1,0 +1,82 @@
+"""Following the catalog: a source that knows nothing new for ever does not keep a node in the dark."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster.catalog_util import topology
+from cluster.fake_shards import virtually
+from needle.base import protocol
+from needle.base.cluster_protocol import TopologyAnswer, TopologyCall
+from needle.base.config import RaftConfig
+from needle.base.errors import ConnectionLost, DeadlineExceeded
+from needle.base.routing.topology import Topology
+from needle.server.cluster_files import ClusterFile
+from needle.server.cluster_follower import CatalogFollower
+
+
+class FakeNode:
+    """Knows version 1; others know `fresh` more, or nothing more, or are away."""
+
+    def __init__(self, *, catalog: bool, fresh: str, away: tuple[str, ...] = ()) -> None:
+        self.topology = topology()
+        self.fresh = fresh
+        self.away = away
+        self.node_id = "node-1" if catalog else "node-6"
+        self.config = RaftConfig(node_id=self.node_id, cluster_nodes=[f"{self.node_id}=me:1"], data_dir="unused")
+        self.cluster = ClusterFile(incarnation=1, uid=7)
+        self.catalog: Any = SimpleNamespace(topology=self.topology) if catalog else None
+        self.host: Any = self
+        self.caller: Any = self
+        self.stopped = False
+        self.asked: list[str] = []
+
+    def applied_index(self, group: int) -> int:
+        return 1
+
+    async def wait_applied(self, group: int, index: int, timeout: float) -> None:
+        await asyncio.sleep(timeout)
+        raise DeadlineExceeded("nothing new")
+
+    async def adopt(self, newer: Topology) -> None:
+        if newer.version > self.topology.version:
+            self.topology = newer
+
+    async def belong_to(self, uid: int) -> None:
+        raise AssertionError("it belongs to a cluster already")
+
+    def seeds(self) -> list[str]:
+        return []
+
+    def reach(self, node: str) -> str | None:
+        return self.topology.address_of(node)
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        call = protocol.decode(body, TopologyCall)
+        name = next(info.id for info in self.topology.nodes if info.address == address)
+        self.asked.append(name)
+        if name in self.away:
+            raise ConnectionLost(f"{name} is away")
+        await asyncio.sleep(call.wait)
+        newer = msgspec.structs.replace(self.topology, version=9) if name == self.fresh else None
+        return protocol.encode(TopologyAnswer(name, newer if call.version < 9 else None))
+
+
+@pytest.mark.parametrize("catalog", [True, False], ids=["holds the catalog", "does not"])
+@pytest.mark.parametrize("away", [(), ("node-2",)])
+def test_every_source_is_asked_in_turn(catalog: bool, away: tuple[str, ...]) -> None:
+    async def work() -> None:
+        node = FakeNode(catalog=catalog, fresh="node-3", away=away)
+        task = asyncio.get_running_loop().create_task(CatalogFollower(node).run())
+        await asyncio.sleep(8)
+        task.cancel()
+        assert node.topology.version == 9
+        assert node.node_id not in node.asked
+        assert len(node.asked) < 20
+
+    virtually(work())
