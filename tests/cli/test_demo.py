@@ -116,6 +116,21 @@ def test_an_interrupted_demo_takes_its_nodes_along(place: Path, number: int, cod
     assert "Traceback" not in errors
 
 
+def test_a_demo_in_the_background_of_a_script_can_be_ended(place: Path) -> None:
+    """A shell without job control has its background jobs ignore SIGINT."""
+    argv = [*NEEDLE, "demo", "--limit", "500", "--dir", str(place)]
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    with process:
+        until(lambda: started(place))
+        process.terminate()
+        assert process.wait(30) == 130
+    until(lambda: running_in(place) == [])
+
+
 def test_a_demo_that_fails_says_so_and_stops_its_nodes(place: Path) -> None:
     program = "import sys; sys.modules['wordllama'] = None; from needle.cli import main; main()"
     argv = [sys.executable, "-c", program, "demo", "--dir", str(place)]

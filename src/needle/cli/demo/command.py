@@ -76,6 +76,8 @@ def demo(
     ports = free_ports(nodes, range(KEPT_PORT, KEPT_PORT + nodes) if keep else ())
     cluster = LocalCluster(place, ports, SHARD_SETTINGS if shards else SETTINGS, detached=keep)
     finished = False
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: SIGTERM would be ignored, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     terminated = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so both clear up
     try:
         outcome = _perform_sharded(cluster, shards, limit, told) if shards else _perform(cluster, limit, told)
