@@ -8,7 +8,7 @@ from needle.base.errors import Internal, NotLeader, Overloaded
 from needle.raft.messages import MessageType
 from needle.raft.progress import ProgressState
 from needle.raft.raft import Role
-from raft.harness import Cluster
+from raft.harness import HEARTBEAT, Cluster
 from raft.solo import Solo, entries
 
 
@@ -112,6 +112,23 @@ def test_one_append_per_peer_and_ready_however_many_proposals() -> None:
         solo.raft.propose(b"x", solo.now)
     appends = [m for m in solo.ready().messages if m.type == MessageType.APPEND]
     assert sorted((m.to, len(m.entries)) for m in appends) == [("b", 256), ("c", 256)]
+
+
+@pytest.mark.parametrize(("proposals", "told"), [(7, []), (8, ["b", "c"])])
+def test_many_committed_entries_are_told_at_once_few_with_the_next_append(proposals: int, told: list[str]) -> None:
+    """Members apply many entries while the leader does; for a few, one more round of messages would cost more."""
+    solo = Solo()
+    solo.become_leader("b", "c")
+    solo.pass_time(solo.raft.next_deadline() - solo.now)  # what the election left to be told
+    for _ in range(proposals):
+        solo.raft.propose(b"x", solo.now)
+    solo.settle()
+    for member in ("b", "c"):
+        solo.ack(member, solo.raft.last_index)
+    sent = solo.settle()
+    assert [m.to for m in sent if m.commit == solo.raft.last_index] == told
+    later = solo.pass_time(HEARTBEAT)
+    assert [m.to for m in later if m.commit == solo.raft.last_index] == ["b", "c"]
 
 
 def test_a_heartbeat_never_carries_a_commit_beyond_the_match() -> None:

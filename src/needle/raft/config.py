@@ -16,6 +16,7 @@ class CoreConfig:
 
     election_timeout is also T of the lease rules: how long a follower refuses votes after a leader's message.
     clock_error_max bounds the rate error of every clock, as a fraction; lease_margin is taken off every lease.
+    commit_notice_entries: so many entries committed at once are told to the members at once.
     """
 
     node_id: NodeId
@@ -29,6 +30,7 @@ class CoreConfig:
     uncommitted_bytes_max: int = 128 << 20
     apply_bytes_max: int = 8 << 20
     snapshot_retry: float = 2.0
+    commit_notice_entries: int = 8
 
     @property
     def lease_duration(self) -> float:

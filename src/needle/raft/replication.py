@@ -110,6 +110,9 @@ def maybe_commit(s: State) -> bool:
     reached = quorum_value(s.conf, match)
     if reached <= s.commit or reached < s.term_start:
         return False
+    if reached - s.commit >= s.config.commit_notice_entries:
+        # Applying many takes the members a while: they may begin now, while the leader does, not behind the next append.
+        s.heartbeat_wanted = True
     s.commit = reached
     s.commit_notice_at = min(s.commit_notice_at, s.now + s.config.commit_notice_delay)
     return True
