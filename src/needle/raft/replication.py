@@ -111,7 +111,7 @@ def maybe_commit(s: State) -> bool:
     if reached <= s.commit or reached < s.term_start:
         return False
     if reached - s.commit >= s.config.commit_notice_entries:
-        # Applying many takes the members a while: they may begin now, while the leader does, not behind the next append.
+        # Applying many takes a while: the members begin now, as the leader does, and not behind the next append.
         s.heartbeat_wanted = True
     s.commit = reached
     s.commit_notice_at = min(s.commit_notice_at, s.now + s.config.commit_notice_delay)

@@ -6,6 +6,7 @@ Invariant: it never takes a voter from a group that lacks one already. It must n
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
 
 from needle.base.errors import InvalidArgument, OutcomeUnknown, StorageError, Unavailable
 from needle.client.client import Client
@@ -71,7 +72,8 @@ class Operator:
 
     def _may_shrink(self, rest: list[str]) -> bool:
         """Nobody in their senses takes a voter from a group that lacks one already: what remains could be stuck."""
-        return self.all_are_voters() and not any(node in self._fleet.retired for node in rest)
+        retired, rotten = self._fleet.retired, self._fleet.observer.rotten
+        return self.all_are_voters() and not retired.intersection(rest) and keeps_quorum(rest, rotten)
 
     def all_are_voters(self) -> bool:
         """Whether the group's configuration is what it should be."""
@@ -95,3 +97,8 @@ class Operator:
 
     def _book(self) -> dict[str, str]:
         return {name: self._fleet.machines[name].address for name in self.members}
+
+
+def keeps_quorum(voters: Sequence[str], rotten: Collection[str]) -> bool:
+    """Whether a majority of `voters` has disks that keep what they promised: nodes with others may be out for good."""
+    return 2 * sum(node not in rotten for node in voters) > len(voters)
