@@ -44,7 +44,7 @@ def judge(mutant: Mutant, seeds_max: int, *, with_sim: bool = True, with_tests: 
     sighting: Sighting | None = None
     if with_sim and mutant.sim:
         sighting = _simulate(mutant, seeds_max)
-        if not sighting.seeds and not mutant.tests:
+        if not sighting.seeds:
             missed.append(f"the simulation, in {seeds_max} seeds")
     failed = _test(mutant) if with_tests and mutant.tests else ()
     if with_tests:

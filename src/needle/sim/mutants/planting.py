@@ -29,9 +29,8 @@ class Edit(msgspec.Struct, frozen=True):
 
 
 class Mutant(msgspec.Struct, frozen=True, kw_only=True):
-    """A planted bug. breaks: what goes wrong with it. edits: all of them make the bug. sim: the simulation is
-    asked, and must see it unless tests do (what a seed meets changes with the product; a test does not). tests: pytest
-    node ids that must fail with it; at least one catcher is named. minutes, nodes: of the simulated runs;
+    """A planted bug. breaks: what goes wrong with it. edits: all of them make the bug. sim: the simulation must see it.
+    tests: pytest node ids that must fail with it; at least one catcher is named. minutes, nodes: of the simulated runs;
     nodes 0 for the usual mixture."""
 
     name: str
