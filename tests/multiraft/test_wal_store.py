@@ -231,7 +231,7 @@ def test_a_failed_fsync_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("needle.multiraft.wal_files.flush", broken)
+        patch.setattr("needle.multiraft.wal_files._sync", broken)
         with pytest.raises(DiskFailed, match="Input/output error"):
             put(store, b=b"2")
     with pytest.raises(DiskFailed):
