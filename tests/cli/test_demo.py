@@ -116,6 +116,15 @@ def test_an_interrupted_demo_takes_its_nodes_along(place: Path, number: int, cod
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_inside_code_made_from_a_string_exits_like_any_other(tmp_path: Path) -> None:
+    """Such as the import of a dataclass: CPython ends a process by SIGINT for it, though it was caught."""
+    lines = ["import needle.cli, needle.cli.app as module", "def app(*_, **__):", "    exec('raise KeyboardInterrupt')"]
+    (tmp_path / "interrupted.py").write_text("\n".join([*lines, "module.app = app", "needle.cli.main()"]))
+    argv = [sys.executable, "-m", "interrupted"]
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+    assert ran.returncode == 130 and "interrupted" in ran.stderr
+
+
 def test_a_demo_in_the_background_of_a_script_can_be_ended(place: Path) -> None:
     """A shell without job control has its background jobs ignore SIGINT."""
     argv = [*NEEDLE, "demo", "--limit", "500", "--dir", str(place)]
