@@ -8,7 +8,7 @@ def main() -> None:
     from needle.cli.app import main as run  # the server's dependencies load only when a command runs
 
     code = run()
-    # Under `python -m`, CPython remembers that Ctrl-C went through code made from a string (a dataclass, so any import),
+    # Under `python -m`, CPython remembers that Ctrl-C went through code made from a string (a dataclass: any import),
     # even when it was caught, and ends the process by SIGINT, not by exit code 130. The next such code makes it forget.
     exec("")
     sys.exit(code)

@@ -6,7 +6,7 @@ Invariant: it never takes a voter from a group that lacks one already. It must n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from needle.base.errors import InvalidArgument, OutcomeUnknown, StorageError, Unavailable
 from needle.client.client import Client
@@ -16,6 +16,7 @@ from needle.sim.nodes import DATA_GROUP
 from needle.sim.stage import Stage
 
 ADMIN_SECONDS = 5.0
+REPEAT_SECONDS = 1.0
 REPLACEMENTS_MAX = 2
 NAME = "operator"
 
@@ -56,7 +57,7 @@ class Operator:
             elif what == "maintenance":
                 await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
             elif what == "end-maintenance":
-                await client.exit_maintenance_mode(name, timeout=ADMIN_SECONDS)
+                await end_maintenance(client.exit_maintenance_mode, name, lambda: name in self._fleet.retired)
             elif what == "demote":
                 await client.change_membership(rest, [name], timeout=ADMIN_SECONDS)
             elif what == "remove":
@@ -97,6 +98,15 @@ class Operator:
 
     def _book(self) -> dict[str, str]:
         return {name: self._fleet.machines[name].address for name in self.members}
+
+
+async def end_maintenance(leave: Callable[..., Awaitable[None]], name: str, is_gone: Callable[[], bool]) -> None:
+    """An operator repeats this until the node has heard it: a node that is forgotten would never vote or lead again."""
+    while not is_gone():
+        try:
+            return await leave(name, timeout=ADMIN_SECONDS)
+        except (Unavailable, OutcomeUnknown):
+            await asyncio.sleep(REPEAT_SECONDS)
 
 
 def keeps_quorum(voters: Sequence[str], rotten: Collection[str]) -> bool:

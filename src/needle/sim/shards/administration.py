@@ -16,6 +16,7 @@ from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.protocol import GroupCall
 from needle.base.routing.topology import ClusterSettings, NodeState, Topology
 from needle.server.cluster_create import create_cluster
+from needle.sim.administration import end_maintenance
 from needle.sim.machine import stream
 from needle.sim.shards.databases import ShardAware
 from needle.sim.shards.profile import ShardProfile
@@ -117,7 +118,7 @@ class ShardOperator:
         elif what == "maintenance":
             await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
         elif what == "end-maintenance":
-            await client.exit_maintenance_mode(name, timeout=ADMIN_SECONDS)
+            await end_maintenance(client.exit_maintenance_mode, name, lambda: self.removed(name))
         elif what == "prefer":
             info = self._truth.now.shards[self._rng.randrange(shards)]
             turned = [*info.replicas[1:], info.replicas[0]]
