@@ -104,7 +104,8 @@ async def end_maintenance(leave: Callable[..., Awaitable[None]], name: str, is_g
     """An operator repeats this until the node has heard it: a node that is forgotten would never vote or lead again."""
     while not is_gone():
         try:
-            return await leave(name, timeout=ADMIN_SECONDS)
+            await leave(name, timeout=ADMIN_SECONDS)
+            return
         except (Unavailable, OutcomeUnknown):
             await asyncio.sleep(REPEAT_SECONDS)
 
