@@ -303,7 +303,7 @@ class Core:
 
     def __init__(self, role, term, terms, **matches):
         self.role, self.term = SimpleNamespace(name=role), term
-        self.log = SimpleNamespace(term=lambda index: terms.get(index), last_index=lambda: max(terms, default=0))
+        self.log = SimpleNamespace(term=terms.get, last_index=lambda: max(terms, default=0))
         self.progress = {node: SimpleNamespace(match=match) for node, match in matches.items()}
 
 
