@@ -13,6 +13,7 @@ from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, put, until
 from needle.base.errors import (
     DiskFailed,
     InvalidArgument,
+    MembershipChangePending,
     NeedleError,
     NotLeader,
     OutcomeUnknown,
@@ -235,6 +236,38 @@ async def test_membership_change_and_a_joining_replica(tmp_path: Path) -> None:
         assert joiner.host.status(0).voters == ["n1", "n2", "n4"]
         with pytest.raises(InvalidArgument):
             (await cluster.leader()).host.open_group(0, DictMachine(Disk()), voters=[])
+
+
+async def test_voters_without_a_live_majority_are_refused_and_dead_ones_can_be_removed(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        dead, alive = (node for node in cluster.names if node != leader.name)
+
+        async def change(*voters: str) -> None:
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        return await leader.host.change_membership(0, voters, [], 5)
+                    except MembershipChangePending:
+                        await asyncio.sleep(0.01)
+
+        await change(*cluster.names)  # all answer
+        await cluster.nodes[dead].down()
+        await until(lambda: not {p.id: p.recently_active for p in leader.host.status(0).peers}[dead])
+        for voters, missing in (
+            ([leader.name, dead], dead),
+            ([leader.name, "n4"], "n4"),
+            ([leader.name, alive, dead, "n4"], f"{dead}, n4"),
+        ):
+            with pytest.raises(InvalidArgument, match=f"{missing} did not") as refused:
+                await change(*voters)
+            assert refused.value.details["field"] == "voters"
+            assert leader.host.status(0).voters == cluster.names
+        await cluster.put("a", 1)  # nothing was begun
+        await change(leader.name, alive)
+        await change(leader.name, alive, "n4")  # a majority does without n4
+        await cluster.put("b", 1)
+        await cluster.nodes[dead].start()
 
 
 async def test_maintenance_drains_and_takes_no_leadership(tmp_path: Path) -> None:
