@@ -312,6 +312,35 @@ async def test_status_shows_lag_and_leader_changes_wake_watchers(tmp_path: Path)
         assert await watcher != leader.name
 
 
+async def test_a_caller_can_wait_for_the_leader_of_a_later_term(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        other = next(n for n in cluster.running() if n is not leader)
+        term = other.host.term(0)
+        await other.host.leader_after(0, term - 1, 10)  # known already
+        waiting = asyncio.ensure_future(other.host.leader_after(0, term, 10))
+        await other.host.leader_after(0, term, 0.01)  # in vain
+        assert not waiting.done()
+        cluster.network.isolate(leader.name)
+        await waiting
+        assert other.host.term(0) > term and other.host.leader(0) not in (None, leader.name)
+
+
+async def test_followers_of_a_node_that_ended_its_connection_campaign_sooner(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        other = next(n for n in cluster.running() if n is not leader)
+        raft = other.host._groups[0].raft
+        before = raft.next_deadline()
+        other.host.disconnected("n9")
+        assert raft.next_deadline() == before, "does not lead"
+        hints = []
+        for _ in range(20):
+            other.host.disconnected(leader.name)
+            hints.append(raft.next_deadline())
+        assert hints == sorted(hints, reverse=True) and hints[-1] < before
+
+
 async def test_a_closed_group_answers_its_callers_and_can_be_opened_again(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), groups=2) as cluster:
         await cluster.put("a", 1, 1)

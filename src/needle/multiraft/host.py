@@ -6,6 +6,7 @@ Invariant: "not leader" is answered only for what never entered a log. It must n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,6 +174,16 @@ class Host(Engine):
         replica.raft.campaign(self.clock.monotonic())
         self.wake(replica)
 
+    def disconnected(self, node: NodeId) -> None:
+        """`node` ended its connection to this one: followers of it take it for dead if they hear no more of it."""
+        if self.stopped:
+            return
+        now = self.clock.monotonic()
+        for group in self._groups.values():
+            if group.raft.leader == node:
+                group.raft.report_disconnected(node, now)
+                self.wake(group)
+
     def set_maintenance(self, on: bool) -> None:
         """While on, this node hands over the leadership of its groups, and takes none; it votes and follows."""
         started = on and not self.maintenance
@@ -207,6 +218,18 @@ class Host(Engine):
 
         await replica.until(lambda: (raft.term, raft.leader) != known, self.clock.monotonic() + timeout, late)
         return raft.leader or None
+
+    async def leader_after(self, group: GroupId, term: int, timeout: float) -> None:
+        """Wait until the leader of a later term than `term` is known here, for at most `timeout` seconds."""
+        replica = self._group(group)
+        raft = replica.raft
+
+        def late() -> NeedleError:
+            return DeadlineExceeded(f"group {group} had no new leader within {timeout:g} s", group=group)
+
+        self.wake(replica)
+        with contextlib.suppress(DeadlineExceeded):
+            await replica.until(lambda: bool(raft.leader) and raft.term > term, self.clock.monotonic() + timeout, late)
 
     # --- what is known here -----------------------------------------------------------------------------------------
     def groups(self) -> list[GroupId]:
