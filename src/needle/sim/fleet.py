@@ -126,7 +126,7 @@ class Fleet:
             return
         self._trace.tell(f"{name} dies ({why}{', power cut' if power_cut else ''})")
         machine.crash(power_cut=power_cut)
-        self._network.process_died(process)
+        self._network.process_died(process, power_cut=power_cut)
         self._graves.append(self.nodes.pop(name))
 
     def hold(self, name: str) -> None:
