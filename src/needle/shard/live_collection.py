@@ -17,7 +17,8 @@ from needle.shard.documents import DocumentStore
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.records import AppliedAt, CollectionRecord
 from needle.shard.segment_plan import PublishedSegment
-from needle.shard.segment_set import CollectionVectors, VectorsView
+from needle.shard.segment_set import CollectionVectors
+from needle.shard.vectors_view import VectorsView
 
 
 @dataclass(frozen=True, slots=True)
