@@ -14,6 +14,7 @@ from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Topology
 from needle.cluster.catalog import execute
 from needle.sim.checkers.replay import LogModel
+from needle.sim.shards.profile import metadata_of
 from needle.sim.stage import Stage
 from needle.sim.violation import Violation
 from needle.sim.watch import Watch
@@ -47,7 +48,7 @@ class Truth:
     def owner(self, key: str) -> int:
         """The shard that owns a document."""
         shard_map = self.map
-        return shard_map.owner(routing_key(shard_map.strategy, shard_map.shard_count, key))
+        return shard_map.owner(routing_key(shard_map.strategy, shard_map.shard_count, key, metadata_of(key)))
 
     def groups(self) -> list[GroupId]:
         """The catalog's and all shards'."""
