@@ -274,7 +274,7 @@ class ShardedClient(Client):
         return await self._router.create_collection(spec, if_absent, nonce, values.check_timeout(timeout))
 
     async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
-        """As Client.drop_collection."""
+        """As Client.drop_collection; OutcomeUnknown names the shards that have not confirmed it (docs/sharding.md)."""
         return await self._router.drop_collection(values.check_id(name, "name"), values.check_timeout(timeout))
 
     async def collections(
