@@ -33,7 +33,8 @@ from needle.base.routing.topology import Topology
 from needle.base.runtime import Rng
 from needle.client import values
 from needle.client.admin import TIMEOUT
-from needle.client.client import DEFAULT_COLLECTION, Client, FilterLike, _request
+from needle.client.client import Client, FilterLike, _request
+from needle.client.collections import DEFAULT_COLLECTION
 from needle.client.directory import Caller
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
 from needle.client.replicas import ask_replicas
