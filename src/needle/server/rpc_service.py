@@ -23,7 +23,8 @@ from needle.base.errors import (
     invalid,
 )
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import HitBatch, RaftStatus, ReadMode
+from needle.base.model import Claim, HitBatch, RaftStatus, ReadMode
+from needle.base.move_commands import MoveCommand
 from needle.base.protocol import (
     AddressBook as AddressBookMessage,
 )
@@ -194,15 +195,16 @@ class RpcService:
                 ) from error
         return hosted
 
-    async def _search(self, call: SearchCall) -> HitBatch:
+    async def _search(self, call: SearchCall, claim: Claim | None = None) -> HitBatch:
+        """claim: what a shard must own to answer."""
         self.reading += 1
         try:
             hosted = await self._fresh(call.group, call.freshness)
-            return await hosted.batcher.search(call.request)
+            return await hosted.batcher.search(msgspec.structs.replace(call.request, claim=claim))
         finally:
             self.reading -= 1
 
-    async def _get(self, call: GetCall) -> DocumentBatch:
+    async def _get(self, call: GetCall, claim: Claim | None = None) -> DocumentBatch:
         limit = 10_000
         if len(call.ids) > limit:
             raise invalid("ids", f"{len(call.ids)} ids", f"at most {limit} in one call")
@@ -210,7 +212,7 @@ class RpcService:
         try:
             hosted = await self._fresh(call.group, call.freshness)
             applied = self._host.applied_index(call.group)
-            found = await self._node.blocking(hosted.replica.get, call.collection, call.ids, call.with_vectors)
+            found = await self._node.blocking(hosted.replica.get, call.collection, call.ids, call.with_vectors, claim)
         finally:
             self.reading -= 1
         return DocumentBatch(
@@ -221,11 +223,11 @@ class RpcService:
             applied,
         )
 
-    async def _collections(self, call: CollectionsCall) -> CollectionsAnswer:
+    async def _collections(self, call: CollectionsCall, claim: Claim | None = None) -> CollectionsAnswer:
         hosted = await self._fresh(call.group, call.freshness)
-        specs = hosted.replica.collections()
-        counts = [hosted.replica.count(spec.name) for spec in specs]
-        return CollectionsAnswer(specs, counts, self._host.applied_index(call.group))
+        counts = hosted.replica.counts(claim)
+        applied = self._host.applied_index(call.group)
+        return CollectionsAnswer([spec for spec, _ in counts], [count for _, count in counts], applied)
 
     async def _read_index(self, call: GroupCall) -> int:
         return await self._host.read_index(call.group, _timeout(call.timeout))
@@ -323,8 +325,8 @@ def _judged(hosted: HostedReplica, call: WriteCall) -> bytes:
         command = commands.decode(call.command)
     except UnsupportedFormat as error:
         raise InvalidArgument(error.message, field="command") from error
-    if isinstance(command, commands.PublishSegment):
-        raise InvalidArgument("segments are published by leaders only", field="command")
+    if isinstance(command, commands.PublishSegment | MoveCommand):
+        raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
     checked = hosted.replica.validate(command)
     return call.command if checked is command else commands.encode(checked)
 
