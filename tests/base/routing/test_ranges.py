@@ -13,9 +13,8 @@ from needle.base.routing.strategy import RANGE
 
 KEYS = [bytes([n]) for n in range(12)]
 _ends = st.one_of(st.none(), st.sampled_from(KEYS))
-_raw = st.lists(
-    st.tuples(st.sampled_from([b"", *KEYS]), _ends).filter(lambda r: r[1] is None or r[0] < r[1]), max_size=4
-)
+_spans = st.tuples(st.sampled_from([b"", *KEYS]), _ends).filter(lambda span: span[1] is None or span[0] < span[1])
+_raw = st.lists(_spans, max_size=4)
 _ranges = _raw.map(union)
 
 
