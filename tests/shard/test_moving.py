@@ -187,6 +187,37 @@ def test_versions_grow_across_the_move(shards: tuple[Shard, Shard]) -> None:
     assert target.done(put(["m1"], [[1, 1, 1]], expected=held)).version > again.version
 
 
+def test_what_died_while_it_was_copied_is_not_purged(shards: tuple[Shard, Shard]) -> None:
+    source, _ = shards
+    source.done(prepare(9, False, ALL), Delete("c", ["m1", "a1"]), put(["m2"], [[1, 1, 1]]))
+    source.replica.checkpoint()
+    deleted, known = source.replica.copy_deleted("c", MOVED, 1000, BitMap())
+    assert deleted == ["m1"]
+    source.done(Delete("c", ["m2", "m3"]))
+    assert source.replica.copy_deleted("c", MOVED, 1000, known)[0] == ["m3", "m2"]
+    source.done(Freeze(9))
+    source.replica.checkpoint()
+    assert sorted(source.replica.copy_deleted("c", MOVED, 1000, BitMap())[0]) == ["m1", "m2", "m3"]
+    source.done(Release(9))
+    source.replica.checkpoint()
+    assert source.replica.copy_deleted("c", MOVED, 1000, BitMap())[0] == []
+
+
+def test_a_page_of_another_driver_is_refused(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    source.done(prepare(9, False, ALL))
+    target.done(prepare(9, True, []))
+    old, reached, _ = source.replica.copy_page("c", MOVED, -1, 5)
+    source.done(Delete("c", [row.id for row in old]))
+    target.done(imported(9, 0, reached, []))
+    error = target.told(imported(9, 0, reached, old))
+    assert isinstance(error, VersionMismatch)
+    assert error.details["actual"] == 1
+    assert isinstance(target.told(Own(9, 0, 100)), VersionMismatch)
+    target.done(Own(9, 1, 100))
+    assert target.there(MOVED) == {}
+
+
 def test_repeated_and_late_commands_change_nothing(shards: tuple[Shard, Shard]) -> None:
     source, target = shards
     rows, _, _ = source.replica.copy_page("c", MOVED, -1, 5)

@@ -92,6 +92,7 @@ class Replica:
         self._in_flight = InFlight()
         self._broken: NeedleError | None = None
         self._closed = False
+        self._last_fence: tuple[bytes, Fence] | None = None
         self._load(current_state(directory, disk))
 
     @classmethod
@@ -331,9 +332,16 @@ class Replica:
                 return view.store.by_id(record.id, ids, vectors=with_vectors)
             # What is read may be newer than the view: judge it by the holdings of the same moment.
             found, index, held = view.store.by_id_held(record.id, ids, vectors=with_vectors)
-            fence = None if held is None else Fence(decode_holdings(held))
+            fence = None if held is None else self._fence_of(held)
             check_claim(fence, claim, index)
             return found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
+
+    def _fence_of(self, held: bytes) -> Fence:
+        """Of holdings as stored; the last one is kept, for they rarely change."""
+        last = self._last_fence
+        if last is None or last[0] != held:
+            last = self._last_fence = (held, Fence(decode_holdings(held)))
+        return last[1]
 
     def collections(self) -> list[CollectionSpec]:
         """Every collection, by name."""

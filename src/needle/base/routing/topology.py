@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from itertools import pairwise
 
 import msgspec
 
 from needle.base.errors import invalid
 from needle.base.ids import NodeId
 from needle.base.model import Claim, CollectionSpec
-from needle.base.routing.ranges import check_ranges, contains, fingerprint, overlap
+from needle.base.routing.ranges import check_ranges, contains, fingerprint
 from needle.base.routing.shard_map import KeyRange, ShardMap
 from needle.base.routing.strategy import CONSISTENT_HASH, ShardStrategy
 
@@ -157,10 +158,12 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             self._check_moves(self.map)
 
     def _check_moves(self, shard_map: ShardMap) -> None:
-        for at, info in enumerate(self.moves):
+        spans = sorted((span for info in self.moves for span in info.ranges), key=lambda span: span[0])
+        for (_, end), (start, _) in pairwise(spans):
+            if end is None or start < end:
+                raise invalid("moves", start, "ranges that only one move is about")
+        for info in self.moves:
             check_ranges("ranges", info.ranges)
-            if any(overlap(info.ranges, other.ranges) for other in self.moves[:at]):
-                raise invalid(f"move {info.id}", list(info.ranges), "ranges that no other move is about")
             owner = info.target if info.state is MoveState.SWITCHED else info.source
             if not contains(shard_map.ranges(owner), info.ranges):
                 raise invalid(f"move {info.id}", list(info.ranges), f"ranges that shard {owner} owns")
