@@ -85,9 +85,8 @@ async def _searcher(client: ShardedClient, truth: Truth, ending: asyncio.Event) 
         truth.searches += 1
         found = [hit.id for hit in hits]
         assert len(found) == len(set(found))
-        sure = {
-            n for n in before if n in truth.there and n not in truth.open and truth.versions.get(n) == writes.get(n)
-        }
+        still = truth.there.keys() - truth.open.keys()
+        sure = {name for name, version in before.items() if name in still and truth.versions.get(name) == version}
         assert sure <= set(found), sorted(sure - set(found))
 
 
