@@ -67,11 +67,11 @@ class NeedleCluster:
             await asyncio.sleep(0.02)
 
     def memory_mb(self) -> list[float]:
-        """Resident memory of each node in MB: anonymous pages and the mapped segments it touched."""
+        """Resident memory of each node in MB (10^6 bytes): anonymous pages and the mapped segments it touched."""
         used = []
         for pid in self._nodes.pids().values():
             lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-            used.append(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024)
+            used.append(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024 / 1e6)
         return used
 
 

@@ -22,6 +22,7 @@ from needle.base.errors import (
 from needle.base.model import HitBatch, WriteResult
 from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
 from needle.client import Client
+from needle.client import group as group_calls
 
 ADDRESSES = {"n1": "h:1", "n2": "h:2", "n3": "h:3"}
 VECTOR = [1.0, 0.0]
@@ -38,6 +39,15 @@ class Network:
         self.calls: list[tuple[str, str]] = []
         self.sessions = 0
         self.stale_hint: str | None = None
+        self.term = 1
+        self.waits = True
+        self.waiting: list[GroupCall] = []
+        self.elected = asyncio.Event()
+
+    def elect(self, node: str) -> None:
+        self.leader, self.term, self.waiting = node, self.term + 1, []
+        self.elected.set()
+        self.elected = asyncio.Event()
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         self.calls.append((address, method))
@@ -46,8 +56,14 @@ class Network:
         if node in self.down:
             raise ConnectionLost(f"cannot connect to {address}", address=address)
         if method == protocol.LEADER:
-            protocol.decode(body, GroupCall)
-            return protocol.encode(LeaderAnswer(node, self.stale_hint or self.leader, 1, ADDRESSES))
+            asked = protocol.decode(body, GroupCall)
+            if self.waits and asked.after_term >= self.term:
+                self.waiting.append(asked)
+                try:
+                    await asyncio.wait_for(self.elected.wait(), timeout)
+                except TimeoutError:
+                    raise DeadlineExceeded("no answer in time") from None
+            return protocol.encode(LeaderAnswer(node, self.stale_hint or self.leader, self.term, ADDRESSES))
         if method == protocol.SEARCH:
             return protocol.encode(HitBatch([], [], [], [], b"", 7))
         if node != self.leader:
@@ -144,6 +160,33 @@ async def test_the_leader_is_found_again_after_it_moved(network: Network, client
     assert network.writes[-1][0] == "n2"
 
 
+async def test_a_new_leader_ends_the_pause_at_once_and_all_callers_share_the_question(
+    network: Network, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_calls, "BACKOFF_MIN", 60.0)
+    monkeypatch.setattr(group_calls, "BACKOFF_MAX", 60.0)
+    await client.insert("a", VECTOR)
+    network.down = {"n1"}
+    writes = [asyncio.create_task(client.insert(f"d{n}", VECTOR)) for n in range(20)]
+    await wait_for(lambda: len(network.waiting) == 2, 5, "n2 and n3 asked to wait")
+    assert {call.after_term for call in network.waiting} == {1}
+    network.elect("n2")
+    await asyncio.wait_for(asyncio.gather(*writes), 5)
+    assert sorted(node for node, _ in network.writes[1:]) == ["n2"] * 20
+
+
+async def test_nodes_that_name_the_same_term_again_are_not_asked_over_and_over(
+    network: Network, client: Client
+) -> None:
+    await client.insert("a", VECTOR)
+    network.waits = False
+    network.script = [ConnectionLost("gone")] * 1000
+    network.calls.clear()
+    with pytest.raises(OutcomeUnknown):
+        await client.insert("b", VECTOR, timeout=0.3)
+    assert sum(method == protocol.LEADER for _, method in network.calls) <= 6 * 12, "six a pause: a wait and a search"
+
+
 async def test_many_callers_share_one_search_for_the_leader(network: Network, client: Client) -> None:
     await asyncio.gather(*(client.insert(f"d{n}", VECTOR) for n in range(50)))
     asked = [address for address, method in network.calls if method == protocol.LEADER]
@@ -155,6 +198,16 @@ async def test_without_a_leader_the_error_names_the_silent_nodes(network: Networ
     network.down = {"n2", "n3"}
     with pytest.raises(NoQuorum, match=r"2 of 3 nodes did not answer.*h:2.*h:3"):
         await client.insert("a", VECTOR, timeout=0.2)
+
+
+async def test_a_node_that_says_nothing_within_the_search_is_named_too(client: Client, network: Network) -> None:
+    async def silent(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        await asyncio.sleep(timeout + 0.2)  # its own error comes too late for the search
+        raise DeadlineExceeded("late")
+
+    network.call = silent  # type: ignore[method-assign]
+    with pytest.raises(NoQuorum, match=r"3 of 3 nodes did not answer"):
+        await client.insert("a", VECTOR, timeout=0.8)
 
 
 async def test_a_write_sent_and_never_answered_is_unknown(network: Network, client: Client) -> None:

@@ -41,7 +41,8 @@ class Writers:
 async def check_all_there(cluster: ProcessCluster, acknowledged: list[str]) -> None:
     await cluster.equal_digests()
     async with cluster.connect() as client:
-        found = {document.id for document in await client.get(acknowledged, with_vectors=False)}
+        pages = [acknowledged[at : at + 5000] for at in range(0, len(acknowledged), 5000)]
+        found = {document.id for page in pages for document in await client.get(page, with_vectors=False)}
         assert set(acknowledged) - found == set()
 
 

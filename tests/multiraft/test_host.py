@@ -13,6 +13,7 @@ from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, put, until
 from needle.base.errors import (
     DiskFailed,
     InvalidArgument,
+    MembershipChangePending,
     NeedleError,
     NotLeader,
     OutcomeUnknown,
@@ -237,6 +238,38 @@ async def test_membership_change_and_a_joining_replica(tmp_path: Path) -> None:
             (await cluster.leader()).host.open_group(0, DictMachine(Disk()), voters=[])
 
 
+async def test_voters_without_a_live_majority_are_refused_and_dead_ones_can_be_removed(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        dead, alive = (node for node in cluster.names if node != leader.name)
+
+        async def change(*voters: str) -> None:
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        return await leader.host.change_membership(0, voters, [], 5)
+                    except MembershipChangePending:
+                        await asyncio.sleep(0.01)
+
+        await change(*cluster.names)  # all answer
+        await cluster.nodes[dead].down()
+        await until(lambda: not {p.id: p.recently_active for p in leader.host.status(0).peers}[dead])
+        for voters, missing in (
+            ([leader.name, dead], dead),
+            ([leader.name, "n4"], "n4"),
+            ([leader.name, alive, dead, "n4"], f"{dead}, n4"),
+        ):
+            with pytest.raises(InvalidArgument, match=f"{missing} did not") as refused:
+                await change(*voters)
+            assert refused.value.details["field"] == "voters"
+            assert leader.host.status(0).voters == cluster.names
+        await cluster.put("a", 1)  # nothing was begun
+        await change(leader.name, alive)
+        await change(leader.name, alive, "n4")  # a majority does without n4
+        await cluster.put("b", 1)
+        await cluster.nodes[dead].start()
+
+
 async def test_maintenance_drains_and_takes_no_leadership(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), groups=6) as cluster:
         for group in cluster.groups:
@@ -277,6 +310,35 @@ async def test_status_shows_lag_and_leader_changes_wake_watchers(tmp_path: Path)
         await until(lambda: next(p for p in leader.host.status(0).peers if p.id == away.name).lag_ms == 0)
         await leader.host.transfer(0, other.id, 2)
         assert await watcher != leader.name
+
+
+async def test_a_caller_can_wait_for_the_leader_of_a_later_term(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        other = next(n for n in cluster.running() if n is not leader)
+        term = other.host.term(0)
+        await other.host.leader_after(0, term - 1, 10)  # known already
+        waiting = asyncio.ensure_future(other.host.leader_after(0, term, 10))
+        await other.host.leader_after(0, term, 0.01)  # in vain
+        assert not waiting.done()
+        cluster.network.isolate(leader.name)
+        await waiting
+        assert other.host.term(0) > term and other.host.leader(0) not in (None, leader.name)
+
+
+async def test_followers_of_a_node_that_ended_its_connection_campaign_sooner(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        other = next(n for n in cluster.running() if n is not leader)
+        raft = other.host._groups[0].raft
+        before = raft.next_deadline()
+        other.host.disconnected("n9")
+        assert raft.next_deadline() == before, "does not lead"
+        hints = []
+        for _ in range(20):
+            other.host.disconnected(leader.name)
+            hints.append(raft.next_deadline())
+        assert hints == sorted(hints, reverse=True) and hints[-1] < before
 
 
 async def test_a_closed_group_answers_its_callers_and_can_be_opened_again(tmp_path: Path) -> None:

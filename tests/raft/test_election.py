@@ -104,6 +104,49 @@ def test_answers_of_non_voters_do_not_elect() -> None:
     assert solo.raft.role is Role.PRE_CANDIDATE
 
 
+def test_a_leader_that_ended_its_connection_is_followed_up_soon_after_the_promise() -> None:
+    solo = Solo(term=2)
+    solo.receive(MessageType.HEARTBEAT, "b", 2)
+    solo.settle()
+    heard = solo.now
+    assert solo.raft.next_deadline() == pytest.approx(heard + 1.5 * T)
+    solo.now += T / 2
+    solo.raft.report_disconnected("b", solo.now)
+    assert solo.raft.next_deadline() == pytest.approx(heard + 1.25 * T), "half a timeout x the random 0.5"
+    assert not solo.pass_time(T / 2 - 0.001), "never within the promise"
+    assert {m.type for m in solo.pass_time(T / 4 + 0.002)} == {MessageType.PRE_VOTE}
+
+
+def test_a_disconnected_leader_that_is_heard_again_is_followed_as_before() -> None:
+    solo = Solo(term=2)
+    solo.receive(MessageType.HEARTBEAT, "b", 2)
+    solo.raft.report_disconnected("b", solo.now)
+    solo.now += T / 2
+    solo.receive(MessageType.HEARTBEAT, "b", 2)
+    assert solo.raft.next_deadline() == pytest.approx(solo.now + 1.5 * T)
+    solo.settle()
+    solo.raft.report_disconnected("c", solo.now)
+    assert solo.raft.next_deadline() == pytest.approx(solo.now + 1.5 * T), "c does not lead"
+
+
+def test_a_hint_late_in_the_timeout_does_not_put_the_election_off() -> None:
+    solo = Solo(term=2)
+    solo.receive(MessageType.HEARTBEAT, "b", 2)
+    heard = solo.now
+    solo.now += 1.4 * T
+    solo.raft.report_disconnected("b", solo.now)
+    assert solo.raft.next_deadline() == pytest.approx(heard + 1.5 * T)
+
+
+def test_the_end_of_a_followers_connection_does_not_concern_the_leader() -> None:
+    solo = Solo()
+    solo.become_leader("b", "c")
+    due = solo.raft.next_deadline()
+    for node in "abc":
+        solo.raft.report_disconnected(node, solo.now)
+    assert solo.raft.next_deadline() == due and solo.raft.role is Role.LEADER
+
+
 def test_a_learner_never_campaigns_but_votes_when_asked() -> None:
     solo = Solo(term=1, voters=("b", "c"), learners=("a",))
     solo.pass_time(5.0)

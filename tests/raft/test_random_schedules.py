@@ -69,6 +69,7 @@ class Schedule:
             (self.stall_disk, 1),
             (self.mend_disk, 3),
             (self.report_unreachable, 2),
+            (self.report_disconnected, 3),
             (self.maintenance, 1),
         ]
 
@@ -162,6 +163,13 @@ class Schedule:
         if leader is not None:
             leader.core().report_unreachable(self.rng.choice(sorted(self.cluster.nodes)), leader.now())
             leader.pump()
+
+    def report_disconnected(self) -> None:
+        """A connection ends: of a dead node, or of a live one."""
+        if self.up():
+            node = self.rng.choice(self.up())
+            node.core().report_disconnected(self.rng.choice(sorted(self.cluster.nodes)), node.now())
+            node.pump()
 
     def maintenance(self) -> None:
         if self.up():

@@ -26,6 +26,7 @@ class Recorder:
 
     def __init__(self):
         self.oneways = []
+        self.gone = []
         self.gate = asyncio.Event()
         self.entered = 0
         self.finished = 0
@@ -36,6 +37,9 @@ class Recorder:
         if body == b"boom":
             raise ValueError("one-way boom")
         self.oneways.append((peer.node_id, body))
+
+    def on_gone(self, peer):
+        self.gone.append(peer.node_id)
 
     def on_request(self, peer, method, body):
         if method == "raise_sync":

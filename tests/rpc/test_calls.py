@@ -152,6 +152,19 @@ async def test_calls_in_flight_end_with_connection_lost_when_forgotten(net, reco
     await until(lambda: recorder.finished == 1)
 
 
+async def test_the_handler_hears_that_a_connection_ended(net, recorder, until):
+    server = await net.server(recorder)
+    client = net.client(node_id="n1")
+    await client.call(server.address, "echo", b"x", 5)
+    assert recorder.gone == []
+    await client.close()
+    await until(lambda: recorder.gone == ["n1"])
+    _, writer = await net.raw(server.port)
+    writer.close()  # one that never said its hello
+    await until(lambda: not server.stats.connections)
+    assert recorder.gone == ["n1"]
+
+
 async def test_stopping_lets_running_requests_finish(net, recorder, until):
     server = await net.server(recorder)
     call = asyncio.create_task(net.client().call(server.address, "wait", b"kept", 20.0))

@@ -1,6 +1,10 @@
 """The real clock, threads, data directory, address book and HTTP of a node."""
 
 import asyncio
+import os
+import platform
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -75,6 +79,39 @@ async def test_a_quick_call_hands_on_what_it_raises() -> None:
 
 def _where() -> str:
     return threading.current_thread().name
+
+
+HEAPS = """
+import ctypes, re, sys, threading
+from needle.server.runtime import share_one_heap
+share_one_heap()
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "malloc_info"):  # not glibc: there are no arenas
+    sys.exit(print(1))
+libc.fopen.restype = ctypes.c_void_p
+gate = threading.Barrier(5)
+def work():
+    held = [bytes(100_000) for _ in range(10)]
+    gate.wait()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+gate.wait()
+file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(len(re.findall("<heap nr", open(sys.argv[1]).read())))
+"""
+
+
+def test_the_threads_of_a_node_share_one_heap_unless_the_environment_says_otherwise(tmp_path: Path) -> None:
+    def heaps(**more: str) -> int:
+        env = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+        command = [sys.executable, "-c", HEAPS, str(tmp_path / "heaps.xml")]
+        return int(subprocess.run(command, env={**env, **more}, check=True, capture_output=True, text=True).stdout)
+
+    assert heaps() == 1
+    if platform.libc_ver()[0] == "glibc":
+        assert heaps(MALLOC_ARENA_MAX="4") > 1
 
 
 def test_the_clock_never_goes_back() -> None:

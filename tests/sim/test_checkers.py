@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from needle.sim.checkers import linearizability, log_matching
+from needle.sim.checkers import linearizability, log_matching, matches
 from needle.sim.checkers.committed import Committed, CommittedEntry
 from needle.sim.checkers.digests import Digests
 from needle.sim.checkers.durability import append_ack, vote_granted, write_acknowledged
@@ -295,6 +296,37 @@ def test_log_matching():
         log_matching.check(1, {"a": {1: (1, 10), 2: (2, 20)}, "b": {1: (1, 11), 2: (2, 20)}})
     with pytest.raises(Violation, match="log matching"):
         log_matching.check(1, {"a": {2: (2, 20)}, "b": {2: (2, 21)}})
+
+
+class Core:
+    """The state of a Raft core, as far as the checker of matches looks at it."""
+
+    def __init__(self, role, term, terms, **matches):
+        self.role, self.term = SimpleNamespace(name=role), term
+        self.log = SimpleNamespace(term=terms.get, last_index=lambda: max(terms, default=0))
+        self.progress = {node: SimpleNamespace(match=match) for node, match in matches.items()}
+
+
+@pytest.mark.parametrize(
+    ("follower", "match", "fine"),
+    [
+        ({1: 1, 2: 2, 3: 2}, 3, True),
+        ({3: 2}, 2, True),  # compacted: committed, so checked by others
+        ({1: 1, 2: 2}, 3, False),
+        ({1: 1, 2: 2, 3: 1}, 3, False),
+    ],
+)
+def test_a_match_is_in_the_followers_log(follower, match, fine):
+    leader = Core("LEADER", 2, {1: 1, 2: 2, 3: 2}, a=3, b=match)
+    rotten: set[str] = set()
+    for term in (3, 2):
+        cores = {"a": leader, "b": Core("FOLLOWER", term, follower)}
+        if fine or term == 3:  # a follower that has left the term owes the old leader nothing
+            matches.check(1, cores, rotten)
+        else:
+            with pytest.raises(Violation, match="match is real"):
+                matches.check(1, cores, rotten)
+            matches.check(1, cores, {"b"})
 
 
 def test_durability():

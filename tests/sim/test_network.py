@@ -17,10 +17,14 @@ from needle.sim.trace import Trace
 class Echo:
     def __init__(self):
         self.frames = []
+        self.gone = []
         self.calls = 0
 
     def on_oneway(self, peer, body):
         self.frames.append((peer.node_id, body))
+
+    def on_gone(self, peer):
+        self.gone.append((peer.node_id, len(self.frames)))
 
     async def on_request(self, peer, method, body):
         self.calls += 1
@@ -108,6 +112,20 @@ def test_a_server_that_dies_breaks_the_calls_it_was_handling():
     pair.run(main)
     assert pair.loop.time() < 2
     assert pair.echo.calls == 1
+
+
+@pytest.mark.parametrize(("power_cut", "gone"), [(False, [("a", 2)]), (True, [])])
+def test_a_process_that_is_killed_ends_its_connections_after_what_it_sent(power_cut, gone):
+    pair = Pair()
+
+    async def main():
+        pair.endpoint.send("b:1", b"1")
+        pair.endpoint.send("b:1", b"2")
+        pair.network.process_died(pair.a, power_cut=power_cut)
+        await asyncio.sleep(1)
+
+    pair.run(main)
+    assert pair.echo.gone == gone
 
 
 @pytest.mark.parametrize("direction", [("a", "b"), ("b", "a")])

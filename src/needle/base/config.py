@@ -78,6 +78,7 @@ class Limits:
     collections_max: int = 10_000
     frame_bytes_max: int = 64 * 1024 * 1024
     uncommitted_bytes_max: int = 128 * 1024 * 1024
+    append_bytes_max: int = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,10 +45,12 @@ T = TypeVar("T")
 
 
 class GroupCall(msgspec.Struct, frozen=True, array_like=True):
-    """About one group. timeout: seconds the node may take."""
+    """About one group. timeout: seconds the node may take. after_term: asked who leads, it waits for the leader of a
+    later term than this before it says what it knows; -1 for at once."""
 
     group: GroupId
     timeout: float = 10.0
+    after_term: int = -1
 
 
 class WriteCall(msgspec.Struct, frozen=True, array_like=True):

@@ -134,7 +134,8 @@ class AdminCalls:
     ) -> None:
         """Make exactly these nodes the voters and learners (joint consensus). addresses: of nodes that are new.
 
-        A node is added as a learner first, and promoted once `status()` shows that it has caught up.
+        A node is added as a learner first, and promoted once `status()` shows that it has caught up. Raises
+        InvalidArgument, naming the nodes that do not answer the leader, when no majority of `voters` does.
         """
         body = MembershipCall(shard_group(0), list(voters), list(learners), dict(addresses or {}), timeout)
         await self._ask(protocol.MEMBERSHIP, body, timeout)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from needle.base import protocol
-from needle.base.errors import ConfigError, NeedleError, ProtocolError
+from needle.base.errors import ConfigError, DeadlineExceeded, NeedleError, ProtocolError
 from needle.base.ids import GroupId, NodeId
 from needle.base.protocol import GroupCall, LeaderAnswer
 
@@ -46,7 +46,10 @@ class Directory:
         self._by_node: dict[NodeId, str] = {}
         self._from_seed: dict[NodeId, None] = {}
         self._leaders: dict[GroupId, str] = {}
+        self._terms: dict[GroupId, int] = {}
+        """The term of the leader that was named last."""
         self._searches: dict[GroupId, asyncio.Task[str | None]] = {}
+        self._watches: dict[GroupId, asyncio.Task[bool]] = {}
         self._suspect: dict[str, float] = {}
         self._turn = 0
         self.failures: dict[str, NeedleError] = {}
@@ -123,7 +126,8 @@ class Directory:
 
     async def _search(self, group: GroupId) -> str | None:
         loop = asyncio.get_running_loop()
-        waiting = [loop.create_task(self.ask(address, group)) for address in self.addresses()]
+        asked = {loop.create_task(self.ask(address, group)): address for address in self.addresses()}
+        waiting = list(asked)
         deadline = loop.time() + ASK_SECONDS
         best: LeaderAnswer | None = None
         try:
@@ -142,10 +146,59 @@ class Directory:
             for task in waiting:
                 task.cancel()
         if best is None or best.leader is None:
+            for task in waiting:
+                late = DeadlineExceeded(f"no answer from {asked[task]} in time", address=asked[task])
+                self.failures.setdefault(asked[task], late)
             return None
-        address = self.address_of(best.leader) or best.addresses.get(best.leader)
+        return self._named(group, best.leader, best)
+
+    def _named(self, group: GroupId, leader: NodeId, answer: LeaderAnswer) -> str | None:
+        """`answer` says that `leader` leads; its address, if anyone knows it."""
+        address = self.address_of(leader) or answer.addresses.get(leader)
         self.set_leader(group, address)
+        self._terms[group] = max(answer.term, self._terms.get(group, 0))
         return address
+
+    async def await_leader(self, group: GroupId, seconds: float) -> None:
+        """Returns when a node has named the leader of a later term than was known, which then is the known one; at the
+        latest after `seconds`. Callers share what is asked."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while (left := deadline - loop.time()) > 0:
+            watch = self._watches.get(group)
+            if watch is None:
+                watch = self._watches[group] = loop.create_task(self._watch(group, left))
+                watch.add_done_callback(lambda _: self._watches.pop(group, None))
+            done, _ = await asyncio.wait((watch,), timeout=left)
+            if done and watch.result():
+                return
+
+    async def _watch(self, group: GroupId, seconds: float) -> bool:
+        """Have every node say when it knows of a later leader; whether one did. Takes all of `seconds` otherwise: nodes
+        that do not wait before they answer are not asked over and over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        known = self._terms.get(group, 0)
+        body = protocol.encode(GroupCall(group, seconds, known))
+        waiting = {loop.create_task(self._told(address, body, seconds)) for address in self.addresses()}
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for answer in filter(None, (task.result() for task in done)):
+                    if answer.leader is not None and answer.term > known:
+                        return self._named(group, answer.leader, answer) is not None
+        finally:
+            for task in waiting:
+                task.cancel()
+        await asyncio.sleep(max(0.0, deadline - loop.time()))
+        return False
+
+    async def _told(self, address: str, body: bytes, seconds: float) -> LeaderAnswer | None:
+        """What the node at `address` says within `seconds`, if anything."""
+        try:
+            return protocol.decode(await self.caller.call(address, self.asks, body, seconds), LeaderAnswer)
+        except NeedleError:
+            return None  # the next search for the leader says why
 
     async def ask(self, address: str, group: GroupId) -> LeaderAnswer | None:
         """What the node at `address` knows; None if it does not answer (see `failures`)."""

@@ -65,10 +65,15 @@ class _Attempts:
         """A node that is paused must not use up the whole timeout, a slow one must not be asked twice too soon."""
         return min(self.left(), max(ATTEMPT_SECONDS_MIN, self.whole / 5))
 
-    async def pause(self, rng: Rng) -> None:
-        """Wait before the next attempt, longer each time, at a random point so that clients spread out."""
-        await asyncio.sleep(min(max(0.0, self.left()), self.backoff * rng.uniform(0.5, 1.5)))
+    def next_pause(self, rng: Rng) -> float:
+        """How long to wait before the next attempt: longer each time, at a random point so that clients spread out."""
+        seconds = min(max(0.0, self.left()), self.backoff * rng.uniform(0.5, 1.5))
         self.backoff = min(BACKOFF_MAX, self.backoff * 2)
+        return seconds
+
+    async def pause(self, rng: Rng) -> None:
+        """Wait before the next attempt."""
+        await asyncio.sleep(self.next_pause(rng))
 
 
 class GroupClient:
@@ -188,7 +193,9 @@ class GroupClient:
         attempts.last = error
         if isinstance(error, Overloaded):
             attempts.backoff = max(attempts.backoff, 0.05)
-        elif isinstance(error, NotLeader):
+            await attempts.pause(self._rng)
+            return
+        if isinstance(error, NotLeader):
             # The address that works for us, if we know one, rather than the one the nodes use among themselves.
             hint = directory.address_of(str(error.details.get("leader"))) or error.details.get("leader_address")
             if hint and hint != address and attempts.hints < HINTS_MAX:
@@ -203,11 +210,15 @@ class GroupClient:
                 directory.suspect(address)
                 await self._unreached(attempts)
                 return
-        await attempts.pause(self._rng)
+        await self._next_leader(attempts)
 
     async def _unreached(self, attempts: _Attempts) -> None:
         """No leader was found, or it cannot be reached: wait before the next attempt."""
-        await attempts.pause(self._rng)
+        await self._next_leader(attempts)
+
+    async def _next_leader(self, attempts: _Attempts) -> None:
+        """Wait before the next attempt, but no longer than until a node knows of a new leader."""
+        await self._directory.await_leader(self.group, attempts.next_pause(self._rng))
 
     def _check_refusal(self) -> None:
         """A node that refuses to talk to us (other cluster, other release) will go on refusing."""

@@ -431,24 +431,41 @@ class Router:
         return result
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
-        """Drop a collection and all its documents. Raises CollectionNotFound."""
+        """Drop a collection and all its documents: once this returns, no shard takes or shows one of them any more.
+
+        Raises OutcomeUnknown when the catalog has dropped it but not every shard confirmed that in time; they follow by
+        themselves. Raises CollectionNotFound if there is none of that name, and no shard has one left.
+        """
         deadline = asyncio.get_running_loop().time() + timeout
-        found = self._shards.topology().collection(name)
-        if found is None:
-            found = (await self._shards.confirmed(timeout)).collection(name)
+        now = await self._shards.confirmed(timeout)
+        found = now.collection(name)
+        version = now.version
+        if found is not None:
+            left = max(0.001, deadline - asyncio.get_running_loop().time())
+            version = (await self._shards.command(catalog_commands.DropCollection(name, found.id), left)).version
+        silent = await self._sync_all(version, deadline)
+        if silent:
+            shards, why = ", ".join(map(str, silent)), next(iter(silent.values())).message
+            raise OutcomeUnknown(
+                f"the catalog has no collection {name[:80]!r} any more, but shards {shards} did not confirm in "
+                f"time that they dropped it; they will once they can: {why}"
+            )
         if found is None:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
-        result = await self._shards.command(catalog_commands.DropCollection(name, found.id), timeout)
-        await self._sync_all(result.version, deadline)
-        return result
+        return WriteResult(version=version, index=version, existed=True)
 
-    async def _sync_all(self, version: int, deadline: float) -> None:
+    async def _sync_all(self, version: int, deadline: float) -> dict[int, NeedleError]:
+        """Have all shards apply the catalog's collections as of `version`; those that could not now, and why."""
         left = max(0.001, deadline - asyncio.get_running_loop().time())
         shards = [info.shard for info in self._shards.topology().shards]
         told = await asyncio.gather(*(self._shards.sync(s, version, left) for s in shards), return_exceptions=True)
-        for outcome in told:
-            if isinstance(outcome, BaseException) and not (isinstance(outcome, NeedleError) and outcome.retryable):
+        silent: dict[int, NeedleError] = {}
+        for shard, outcome in zip(shards, told, strict=True):
+            if isinstance(outcome, NeedleError) and (outcome.retryable or isinstance(outcome, OutcomeUnknown)):
+                silent[shard] = outcome
+            elif isinstance(outcome, BaseException):
                 raise outcome
+        return silent
 
 
 def _incomplete(done: Sequence[WriteResult], failures: Sequence[NeedleError]) -> NeedleError:

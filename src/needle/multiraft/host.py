@@ -6,6 +6,7 @@ Invariant: "not leader" is answered only for what never entered a log. It must n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ from needle.base.errors import (
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import RaftStatus
 from needle.multiraft.engine import Engine
+from needle.multiraft.group import Group
 from needle.multiraft.proposals import Receiver
 from needle.multiraft.reads import not_leader
 from needle.multiraft.repair import not_while_repairing
 from needle.multiraft.status import group_status
+from needle.raft import membership
 from needle.raft.messages import ConfChange
 from needle.raft.state import Role
 
@@ -99,23 +102,48 @@ class Host(Engine):
     ) -> None:
         """Replace the group's configuration by joint consensus; returns when the old one no longer counts.
 
-        Raises NotLeader, MembershipChangePending, InvalidArgument; OutcomeUnknown when it is not done in time.
+        Raises NotLeader, MembershipChangePending, InvalidArgument (also when no majority of `voters` is heard from);
+        OutcomeUnknown when it is not done in time.
         """
         replica = self._group(group)
+        deadline = self.clock.monotonic() + timeout
+        await self._hear_majority(replica, voters, deadline)
         raft, now = replica.raft, self.clock.monotonic()
         target = (tuple(sorted(set(voters))), tuple(sorted(set(learners))))
         index, term = raft.propose_conf_change(ConfChange(voters=target[0], learners=target[1]), now)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        replica.proposals.add(index, term, future, now + timeout)
+        replica.proposals.add(index, term, future, deadline)
         self.wake(replica)
         await future
 
         def late() -> NeedleError:
             return OutcomeUnknown(f"the membership change of group {group} was not finished in time", group=group)
 
-        await replica.until(lambda: not raft.conf.voters_outgoing, now + timeout, late)
+        await replica.until(lambda: not raft.conf.voters_outgoing, deadline, late)
         if (tuple(sorted(raft.conf.voters)), tuple(sorted(raft.conf.learners))) != target:
             raise OutcomeUnknown(f"another membership change of group {group} overtook this one", group=group)
+
+    async def _hear_majority(self, replica: Group, voters: Sequence[NodeId], deadline: float) -> None:
+        """On a leader: a majority of `voters` answers now. With another set nothing could be committed any more, not
+        even the way back. A leader that has just begun has heard nobody yet, so it waits a little."""
+        raft, within, needed = replica.raft, self.config.election_timeout, len(set(voters)) // 2 + 1
+
+        def silent() -> list[NodeId]:
+            return membership.silent(raft.progress(), self.node_id, voters, self.clock.monotonic(), within)
+
+        def late() -> NeedleError:
+            return InvalidArgument(
+                f"group {replica.id} could not work with the voters {', '.join(sorted(set(voters)))}: {needed} of them "
+                f"must answer, and {', '.join(silent())} did not within {within:g} s. Start them, or leave them out; "
+                f"a new node is added as a learner first",
+                field="voters",
+            )
+
+        def enough() -> bool:
+            return raft.role is not Role.LEADER or len(set(voters)) - len(silent()) >= needed
+
+        self.wake(replica)
+        await replica.until(enough, min(deadline, self.clock.monotonic() + 2 * within), late)
 
     async def transfer(self, group: GroupId, to: NodeId | None, timeout: float) -> NodeId:
         """Hand leadership to `to`, or to the most caught-up voter; the new leader. timeout: seconds, at most four
@@ -145,6 +173,16 @@ class Host(Engine):
             raise not_while_repairing(replica.log)
         replica.raft.campaign(self.clock.monotonic())
         self.wake(replica)
+
+    def disconnected(self, node: NodeId) -> None:
+        """`node` ended its connection to this one: followers of it take it for dead if they hear no more of it."""
+        if self.stopped:
+            return
+        now = self.clock.monotonic()
+        for group in self._groups.values():
+            if group.raft.leader == node:
+                group.raft.report_disconnected(node, now)
+                self.wake(group)
 
     def set_maintenance(self, on: bool) -> None:
         """While on, this node hands over the leadership of its groups, and takes none; it votes and follows."""
@@ -180,6 +218,18 @@ class Host(Engine):
 
         await replica.until(lambda: (raft.term, raft.leader) != known, self.clock.monotonic() + timeout, late)
         return raft.leader or None
+
+    async def leader_after(self, group: GroupId, term: int, timeout: float) -> None:
+        """Wait until the leader of a later term than `term` is known here, for at most `timeout` seconds."""
+        replica = self._group(group)
+        raft = replica.raft
+
+        def late() -> NeedleError:
+            return DeadlineExceeded(f"group {group} had no new leader within {timeout:g} s", group=group)
+
+        self.wake(replica)
+        with contextlib.suppress(DeadlineExceeded):
+            await replica.until(lambda: bool(raft.leader) and raft.term > term, self.clock.monotonic() + timeout, late)
 
     # --- what is known here -----------------------------------------------------------------------------------------
     def groups(self) -> list[GroupId]:

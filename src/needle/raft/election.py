@@ -6,9 +6,13 @@ it neither votes nor campaigns, unless the leader itself asked for it (`force`),
 
 from __future__ import annotations
 
+from needle.base.ids import NodeId
 from needle.raft.messages import NO_LEADER, Message, MessageType
 from needle.raft.quorum import Verdict, count_votes
 from needle.raft.state import Role, State
+
+DEAD_LEADER_JITTER = 0.5
+"""Of an election timeout, beyond the promise: how far those campaign apart who saw their leader's connection end."""
 
 
 def is_promised(s: State, candidate: str) -> bool:
@@ -37,6 +41,14 @@ def campaign(s: State) -> None:
     s.votes[s.id] = True
     if not _decide(s):
         _ask(s, MessageType.PRE_VOTE, s.term + 1, force=False)
+
+
+def on_disconnect(s: State, node: NodeId) -> None:
+    """The leader ended its connection, as a process that was killed does: be ready to campaign soon after the promise
+    to it ends, not up to an election timeout later. Any message of it takes that back (`follower.follow`)."""
+    if s.role is Role.FOLLOWER and node == s.leader:
+        pause = s.config.election_timeout * DEAD_LEADER_JITTER * s.random_timeout()
+        s.election_deadline = min(s.election_deadline, max(s.now, s.promise_until) + pause)
 
 
 def campaign_by_force(s: State) -> None:

@@ -6,11 +6,14 @@ through a joint configuration; a change of learners only takes effect at once. P
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import msgspec
 
 from needle.base.errors import Internal, invalid
 from needle.base.ids import NodeId
 from needle.raft.messages import ConfChange, ConfState, Entry, EntryKind
+from needle.raft.progress import Progress
 
 _decoder = msgspec.msgpack.Decoder(ConfState)
 
@@ -43,6 +46,15 @@ def check_change(change: ConfChange) -> None:
     both = sorted(set(change.voters) & set(change.learners))
     if both:
         raise invalid("learners", change.learners, f"nodes that are not voters too ({', '.join(both)})")
+
+
+def silent(
+    progress: Mapping[NodeId, Progress], leader: NodeId, voters: Collection[NodeId], now: float, within: float
+) -> list[NodeId]:
+    """Those of `voters` that have not answered `leader` for `within` seconds, or that it does not send its log to.
+    progress: as the leader has it."""
+    heard = {node for node, of in progress.items() if of.recent_active and now - of.contact <= within}
+    return sorted(set(voters) - heard - {leader})
 
 
 def is_joint(conf: ConfState) -> bool:

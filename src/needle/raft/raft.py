@@ -353,6 +353,11 @@ class Raft:
         self._s.now = now
         replication.unreachable(self._s, to)
 
+    def report_disconnected(self, node: NodeId, now: float) -> None:
+        """`node` ended its connection to this one. A hint only: it may be dead, it may connect again."""
+        self._s.now = now
+        election.on_disconnect(self._s, node)
+
     # --- state --------------------------------------------------------------------------------------------------
     def _not_leader(self) -> NotLeader:
         s = self._s

@@ -72,6 +72,10 @@ class Handler(Protocol):
         """
         ...
 
+    def on_gone(self, peer: Peer) -> None:
+        """A connection that had said its hello has ended; there may be others of the same peer."""
+        ...
+
 
 class RpcServer:
     """Listens on `address` ("host:port", port 0 for any)."""
@@ -347,5 +351,6 @@ class ServerConnection(FrameConnection):
         self.server.connections.pop(self, None)
         if self.peer is not None:
             self.peer.closed = True
+            self.handler.on_gone(self.peer)
         if error is not None:
             log.debug("connection from %s lost: %s", self.remote, error)

@@ -349,33 +349,39 @@ class ClusterNode(Node):
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def reconcile(self, group: GroupId, timeout: float) -> None:
-        """Make the shard's collections those of the catalog; this node leads it. Concurrent calls share the work."""
+        """Make the shard's collections those of the catalog, as this node knew it at the call or newer; this node leads
+        the shard. One runs at a time, and concurrent calls share the next."""
         running = self._reconciling.get(group)
         if running is not None:
-            await asyncio.wait((running,), timeout=timeout)  # it may have begun with an older topology: go on below
-        if group in self._reconciling:
-            await asyncio.shield(self._reconciling[group])
-            return
-        task = asyncio.get_running_loop().create_task(self._reconcile(group, timeout))
-        self._reconciling[group] = task
-        task.add_done_callback(lambda _: self._reconciling.pop(group, None))
+            done, _ = await asyncio.wait((running,), timeout=timeout)  # it may have begun with an older topology
+            if not done:
+                raise Unavailable(f"the collections of shard {group - 1} are still being brought up to date")
+        task = self._reconciling.get(group)
+        if task is None:
+            task = self._reconciling[group] = asyncio.get_running_loop().create_task(self._reconcile(group, timeout))
+            task.add_done_callback(lambda _: self._reconciling.pop(group, None))
         await asyncio.shield(task)
 
     async def _reconcile(self, group: GroupId, timeout: float) -> None:
-        await self.host.read_index(group, timeout)
+        """A dropped collection must not come back in a shard that was told to drop it, so one is only made when the
+        catalog confirmed it in the term in which the making is proposed: a leader of a later term has seen the end of
+        it, and this one lets it be applied before it looks what is there."""
+        host, term = self.host, self.host.term(group)
+        await host.read_index(group, timeout)
+        await host.wait_applied(group, host.status(group).last_index, timeout)
         replica = self.hosted(group).replica
         here = {spec.name for spec in replica.collections()}
-        topology = self.topology
-        wanted = {info.stored_name: info.stored_spec for info in topology.collections}
-        if here - wanted.keys():
-            # `here` was taken before: what the confirmed catalog does not name was dropped, and its id never returns.
-            topology = await self.confirmed(timeout)
-            wanted = {info.stored_name: info.stored_spec for info in topology.collections}
-            for name in sorted(here - wanted.keys()):
-                await self.host.propose(group, commands.encode(commands.DropCollection(name)), timeout)
+        if here == {info.stored_name for info in self.topology.collections}:
+            return
+        # `here` was taken before: what the confirmed catalog does not name was dropped, and its id never returns.
+        wanted = {info.stored_name: info.stored_spec for info in (await self.confirmed(timeout)).collections}
+        for name in sorted(here - wanted.keys()):
+            await host.propose(group, commands.encode(commands.DropCollection(name)), timeout)
         for name in sorted(wanted.keys() - here):
-            command = replica.validate(commands.CreateCollection(wanted[name], True))
-            await self.host.propose(group, commands.encode(command), timeout)
+            command = commands.encode(replica.validate(commands.CreateCollection(wanted[name], True)))
+            if host.term(group) != term:
+                raise Unavailable(f"shard {group - 1} got another leader while its collections were brought up to date")
+            await host.propose(group, command, timeout)
 
     # --- state -------------------------------------------------------------------------------------------------------
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus:

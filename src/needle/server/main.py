@@ -24,6 +24,7 @@ from needle.server.http import HttpServer
 from needle.server.metrics import NodeMetrics
 from needle.server.node import Node
 from needle.server.ports import system_ports
+from needle.server.runtime import share_one_heap
 
 log = logging.getLogger("needle.server")
 
@@ -79,6 +80,7 @@ def serve(config: RaftConfig, *, options: ClusterOptions | None = None, failpoin
     # quarter of the write path's time. What start-up made is never garbage.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    share_one_heap()
     code = uvloop.run(run_node(config, options=options, failpoint=failpoint))
     sys.exit(code)
 

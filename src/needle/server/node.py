@@ -332,4 +332,5 @@ def host_config(config: RaftConfig) -> HostConfig:
         clock_error_max=config.clock_error_max,
         snapshot_threshold=config.snapshot_threshold,
         uncommitted_bytes_max=config.limits.uncommitted_bytes_max,
+        append_bytes_max=config.limits.append_bytes_max,
     )

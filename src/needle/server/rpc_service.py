@@ -52,6 +52,8 @@ from needle.server.ports import PeerLike
 
 Method = Callable[[Any, Any], Awaitable[bytes]]
 FORWARD_SECONDS = 2.0
+AFTER_SECONDS_MAX = 1.0
+"""How long a caller may wait for a new leader in one call."""
 
 
 class ServedNode(Protocol):
@@ -107,6 +109,11 @@ class RpcService:
         if peer.node_id:
             self._node.heard_from(peer.node_id)
             self._host.on_raft(peer.node_id, body)
+
+    def on_gone(self, peer: PeerLike) -> None:
+        """A connection ended. That of a node whose process was killed ends at once."""
+        if peer.node_id:
+            self._host.disconnected(peer.node_id)
 
     def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[bytes]:
         """One call of a client or a node."""
@@ -239,6 +246,8 @@ class RpcService:
 
     # --- the node ----------------------------------------------------------------------------------------------------
     async def _leader(self, call: GroupCall) -> LeaderAnswer:
+        if call.after_term >= 0:
+            await self._host.leader_after(call.group, call.after_term, min(_timeout(call.timeout), AFTER_SECONDS_MAX))
         return self._led_by(call.group)
 
     def _led_by(self, group: GroupId) -> LeaderAnswer:

@@ -7,6 +7,7 @@ result is delivered on the event loop that asked. Knows nothing of what runs in 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import queue
 import sys
@@ -28,7 +29,21 @@ QUICK_SECONDS = 0.002
 QUICK_CALLS = 16
 """Of so many calls the mean counts: after a stall of 50 ms the threads take the next 19."""
 
+_M_ARENA_MAX = -8
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def share_one_heap() -> None:
+    """Have all threads of this process allocate from one heap (glibc; elsewhere, and where MALLOC_ARENA_MAX says
+    otherwise, nothing happens). Call it before threads are started.
+
+    By default each thread gets one or shares one of eight per core, and what a bulk load frees in one is of no use to
+    the others: 80 of 120 MB lay idle after 100,000 x 384. A node's threads rarely allocate at the same time.
+    """
+    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, 1)
 
 
 class SystemClock:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
+from needle.base import protocol
 from needle.base.errors import InvalidArgument, OutcomeUnknown, StorageError, Unavailable
+from needle.base.ids import GroupId
+from needle.base.protocol import Freshness, GetCall
 from needle.client.client import Client
 from needle.sim.databases import administrate
 from needle.sim.machine import stream
+from needle.sim.network import SimEndpoint
 from needle.sim.nodes import DATA_GROUP
 from needle.sim.stage import Stage
+from needle.sim.workload import COLLECTION
 
 ADMIN_SECONDS = 5.0
 REPEAT_SECONDS = 1.0
@@ -29,6 +34,7 @@ class Operator:
         self._fleet = stage.fleet
         self.members = list(founders)
         endpoint = stage.network.endpoint(NAME, stage.client_process(NAME))
+        self._endpoint = endpoint
         self._client = administrate(endpoint, stage.fleet.addresses(), stream(stage.spec.seed, NAME))
 
     def leader(self, hint: int = 0) -> str | None:
@@ -58,6 +64,8 @@ class Operator:
                 await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
             elif what == "end-maintenance":
                 await end_maintenance(client.exit_maintenance_mode, name, lambda: name in self._fleet.retired)
+            elif what == "read-there":
+                await read_there(self._endpoint, self._fleet.machines[name].address, DATA_GROUP, COLLECTION)
             elif what == "demote":
                 await client.change_membership(rest, [name], timeout=ADMIN_SECONDS)
             elif what == "remove":
@@ -98,6 +106,12 @@ class Operator:
 
     def _book(self) -> dict[str, str]:
         return {name: self._fleet.machines[name].address for name in self.members}
+
+
+async def read_there(endpoint: SimEndpoint, address: str, group: GroupId, collection: str) -> None:
+    """A strong read by a client that takes the node at `address` for the leader; the observer checks its index."""
+    call = GetCall(group, collection, ["first"], False, Freshness(timeout=ADMIN_SECONDS))
+    await endpoint.call(address, protocol.GET, protocol.encode(call), ADMIN_SECONDS)
 
 
 async def end_maintenance(leave: Callable[..., Awaitable[None]], name: str, is_gone: Callable[[], bool]) -> None:

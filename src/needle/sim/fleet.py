@@ -55,7 +55,7 @@ class Fleet:
         self.machines: dict[str, SimMachine] = {}
         self.nodes: dict[str, RunningNode] = {}
         self.retired: set[str] = set()
-        self.observer = Observer(self.machines, trace)
+        self.observer = Observer(self.machines, trace, self.replicas)
         self.make: Callable[[SimMachine, Process], RunningNode]
         self.unhandled: Unhandled
         self._armed: dict[str, tuple[str, int, bool]] = {}
@@ -79,6 +79,13 @@ class Fleet:
             for group, replica in self.nodes[name].groups().items():
                 found.setdefault(group, {})[name] = replica
         return found
+
+    def behind(self, name: str) -> list[GroupId]:
+        """The groups that a node takes itself to lead while others have applied more than it knows to be committed."""
+        node, last = self.nodes.get(name), self.observer.committed.last
+        groups = node.groups() if node is not None else {}
+        leads = {group: replica.raft for group, replica in groups.items() if replica.raft.role.name == "LEADER"}
+        return [group for group, raft in leads.items() if raft.commit < last(group)]
 
     def leader(self, group: GroupId) -> str | None:
         """The node that leads a group in the highest term."""
@@ -119,7 +126,7 @@ class Fleet:
             return
         self._trace.tell(f"{name} dies ({why}{', power cut' if power_cut else ''})")
         machine.crash(power_cut=power_cut)
-        self._network.process_died(process)
+        self._network.process_died(process, power_cut=power_cut)
         self._graves.append(self.nodes.pop(name))
 
     def hold(self, name: str) -> None:

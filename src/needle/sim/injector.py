@@ -19,6 +19,8 @@ from needle.sim.spec import Fault
 from needle.sim.trace import Trace
 
 T = TypeVar("T")
+LATE_SECONDS = 0.4
+"""How late the answers to a leader are in one kind of fault: less than an election timeout, so that it stays leader."""
 Handler = Callable[[Fault, str], Awaitable[None]]
 """Carries out a fault on a node, and undoes it; it is cancelled when faults end."""
 
@@ -155,12 +157,34 @@ class Injector:
         """The leader hands over, and is cut off while it does: it must not serve reads from its lease any more."""
         name = self._controls.leader(fault.number) or name
         others = [node for node in sorted(self._fleet.machines) if node != name]
+        if fault.number % 3:
+            await self._step_down_deaf(fault, name, others)
+            return
         await self._controls.admin(name, "step-down")
         await asyncio.sleep(fault.amount * 10 * self._network.faults.delay)
         links = both(name, others)
         for link in links:
             self._network.block(*link)
         await self._hold(fault.seconds, lambda: each(lambda link: self._network.unblock(*link), links))
+
+    async def _step_down_deaf(self, fault: Fault, name: str, others: list[str]) -> None:
+        """The leader hands over while what it is sent is late: after its successor's first writes come the answers that
+        the others gave before they had a successor. They prove nothing for the reads that it was asked meanwhile."""
+        step = self._network.faults.delay / 4
+        for other in others:
+            self._network.slow(other, name, LATE_SECONDS / self._network.faults.delay)
+        try:
+            await asyncio.sleep(2 * LATE_SECONDS)
+            await self._controls.admin(name, "step-down")
+            for _ in range(int(3 * LATE_SECONDS / step)):
+                if self._fleet.behind(name):
+                    await self._controls.admin(name, "read-there")
+                    break
+                await asyncio.sleep(step)
+            await asyncio.sleep(2 * LATE_SECONDS)
+        finally:
+            for other in others:
+                self._network.slow(other, name, 1.0)
 
     async def _force_cut(self, fault: Fault, name: str) -> None:
         """The leader is cut off, and another node is told to campaign while the leader's lease still lasts."""

@@ -60,6 +60,8 @@ class SimNetwork:
         self._slow: dict[tuple[str, str], float] = {}
         self._clogged: dict[tuple[str, str], float] = {}
         self._handling: dict[int, tuple[Process, _Call]] = {}
+        self._streams: dict[Process, dict[str, Peer]] = {}
+        """Where a process has sent frames to."""
         self._last_arrival: dict[tuple[str, str], float] = {}
         self._calls = 0
         self.faults = NetworkFaults()
@@ -79,8 +81,14 @@ class SimNetwork:
             del self._listeners[address]
         self._break_calls_into(process)
 
-    def process_died(self, process: Process) -> None:
-        """Its sockets close: callers waiting for it see the connection break."""
+    def process_died(self, process: Process, *, power_cut: bool = False) -> None:
+        """Its sockets close: callers waiting for it see the connection break. Those it sent frames to see that, too,
+        unless the whole machine went dark."""
+        for address, peer in sorted(self._streams.pop(process, {}).items()):
+            delay = None if power_cut else self._delay(peer.remote, self._machines.get(address, address))
+            if delay is not None:
+                delay = self._in_order(peer.remote, self._machines.get(address, address), delay)
+                self._loop.call_in(self._loop.root, delay, self._gone, peer, address)
         for address in [a for a, listener in self._listeners.items() if listener.process is process]:
             del self._listeners[address]
         self._break_calls_into(process)
@@ -141,6 +149,7 @@ class SimNetwork:
             self.counts["duplicated"] += 1
             copies = 2
         peer = Peer(node_id, process.incarnation, source)
+        self._streams.setdefault(process, {})[address] = peer
         for _ in range(copies):
             delay = self._delay(source, target)
             if delay is not None:
@@ -159,6 +168,11 @@ class SimNetwork:
         listener = self._listeners.get(address)
         if listener is not None:
             self._loop.call_soon(listener.handler.on_oneway, peer, body, context=listener.process.context)
+
+    def _gone(self, peer: Peer, address: str) -> None:
+        listener = self._listeners.get(address)
+        if listener is not None:
+            self._loop.call_soon(listener.handler.on_gone, peer, context=listener.process.context)
 
     async def call(
         self, source: str, peer: Peer, process: Process, address: str, method: str, body: bytes, timeout: float

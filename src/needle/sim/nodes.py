@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from needle.base.config import RaftConfig, SegmentConfig
+from needle.base.config import Limits, RaftConfig, SegmentConfig
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId, shard_group
 from needle.rpc.peer_transport import PeerTransport
@@ -46,6 +46,7 @@ def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> Raf
         dimensions=profile.dimensions,
         metric=profile.metric,
         segments=segment_config(profile),
+        limits=Limits(append_bytes_max=profile.append_bytes),
     )
 
 

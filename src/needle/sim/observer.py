@@ -25,7 +25,7 @@ from needle.multiraft.log_records import (
 )
 from needle.multiraft.ports import Applied
 from needle.raft.messages import HardState, MessageType
-from needle.sim.checkers import durability, log_matching
+from needle.sim.checkers import durability, log_matching, matches
 from needle.sim.checkers.committed import Committed, CommittedEntry
 from needle.sim.checkers.digests import Digests
 from needle.sim.checkers.elections import Elections
@@ -82,8 +82,15 @@ class DurableLog:
 class Observer:
     """All continuous checkers of one run."""
 
-    def __init__(self, machines: dict[str, SimMachine], trace: Trace) -> None:
+    def __init__(
+        self,
+        machines: dict[str, SimMachine],
+        trace: Trace,
+        replicas: Callable[[], dict[GroupId, dict[str, Replicating]]],
+    ) -> None:
+        """replicas: every running replica, by group and node."""
         self._machines = machines
+        self._replicas = replicas
         self._trace = trace
         self._last: dict[tuple[str, int, GroupId], tuple[Any, ...]] = {}
         self.elections = Elections()
@@ -118,6 +125,8 @@ class Observer:
             )
         if before is not None and start != before[5]:
             self.compactions += 1
+        if before is not None and last < before[4]:  # cut off: not what a leader counts on
+            self.compare_matches(group, self._replicas().get(group, {}))
         if leads and self.elections.leads(group, name, term):
             self._trace.tell(f"{name} leads group {group} in term {term} (last entry {last}, commit {commit})")
             self.committed.elected(group, name, first, lambda index: _term(raft, index), term)
@@ -131,14 +140,19 @@ class Observer:
             self.monotone.booted(group, name, DurableLog(disk, group).hard_state().term)
 
     def compare_logs(self, groups: dict[GroupId, dict[str, Replicating]]) -> None:
-        """Log matching over all running replicas. Raises Violation."""
+        """Log matching, and leaders' knowledge of it, over all running replicas. Raises Violation."""
         for group, replicas in groups.items():
+            self.compare_matches(group, replicas)
             logs = {}
             for name, replica in replicas.items():
                 storage = replica.log
                 entries = storage.entries(storage.first_index(), storage.last_index() + 1, 1 << 40)
                 logs[name] = {e.index: (e.term, zlib.crc32(e.data, e.kind)) for e in entries}
             log_matching.check(group, logs)
+
+    def compare_matches(self, group: GroupId, replicas: dict[str, Replicating]) -> None:
+        """What leaders take their followers' logs to hold is there. Raises Violation."""
+        matches.check(group, {name: replica.raft._s for name, replica in replicas.items()}, self.rotten)
 
     def compare_digests(self, groups: dict[GroupId, dict[str, Replicating]]) -> None:
         """Equal applied index, equal documents. Raises Violation."""
@@ -147,9 +161,10 @@ class Observer:
                 self.digests.observe(group, name, replica.machine.applied_index(), replica.machine.digest())
 
     # --- what the state machines do -----------------------------------------------------------------------------------
-    def opened(self, group: GroupId, name: str, incarnation: int, applied: int) -> None:
-        """A state machine was opened at `applied`."""
+    def opened(self, group: GroupId, name: str, incarnation: int, applied: int, digest: str) -> None:
+        """A state machine was opened at `applied`, with the documents of `digest`."""
         self.committed.opened(group, name, incarnation, applied)
+        self._hold(group, name, applied, digest)
 
     def installed(self, group: GroupId, name: str, incarnation: int, applied: int) -> None:
         """A snapshot replaced the state."""
@@ -157,8 +172,18 @@ class Observer:
         self._trace.tell(f"{name} installed a snapshot of group {group} at {applied}")
         self.committed.opened(group, name, incarnation, applied)
 
-    def applied(self, group: GroupId, name: str, incarnation: int, batch: list[tuple[Applied, Any]]) -> None:
-        """A batch was applied. A violation is kept in `broken`: raised here, the product would take it for its own."""
+    def _hold(self, group: GroupId, name: str, applied: int, digest: str) -> None:
+        """A violation is kept in `broken`: raised here, the product would take it for its own."""
+        try:
+            self.digests.observe(group, name, applied, digest)
+        except Violation as violation:
+            self.broken = self.broken or violation
+
+    def applied(
+        self, group: GroupId, name: str, incarnation: int, batch: list[tuple[Applied, Any]], at: int, digest: str
+    ) -> None:
+        """A batch was applied: now the state is at index `at`, with the documents of `digest`."""
+        self._hold(group, name, at, digest)
         try:
             for entry, result in batch:
                 data = entry.data if entry.conf is None else b"conf:" + entry.conf
@@ -228,13 +253,13 @@ class ObservedMachine:
         self.inner = inner
         self._observer = observer
         self._where = (group, name, incarnation)
-        observer.opened(*self._where, inner.applied_index())
+        observer.opened(*self._where, inner.applied_index(), inner.digest())
 
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         before = self.inner.applied_index()
         results: list[Any] = self.inner.apply(entries)
         fresh = [(entry, result) for entry, result in zip(entries, results, strict=True) if entry.index > before]
-        self._observer.applied(*self._where, fresh)
+        self._observer.applied(*self._where, fresh, self.inner.applied_index(), self.inner.digest())
         return results
 
     def install_snapshot(self, directory: str) -> None:

@@ -167,6 +167,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     clock_error: float
     key_slots: int
     operations_per_key: int
+    append_bytes: int = 1 << 20
+    burst_clients: int = 0
 
 
 def profile(seed: int) -> Profile:
@@ -184,4 +186,6 @@ def profile(seed: int) -> Profile:
         clock_error=rng.choice([0.0, 0.0005, 0.0009]),
         key_slots=rng.choice([3, 6, 12]),
         operations_per_key=rng.choice([15, 30]),
+        append_bytes=stream(seed, "append-bytes").choice([1 << 20, 1 << 20, 300, 1]),
+        burst_clients=stream(seed, "burst-clients").choice([0, 4]),
     )

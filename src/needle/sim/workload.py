@@ -39,6 +39,7 @@ NEW_SESSION_CHANCE = 0.1
 WRITES_SHARE = 0.54
 LULL_EVERY, LULL_SECONDS = 15.0, 5.0
 """Seconds. In a lull nobody writes: then every log is up to date, and only votes and leases keep order."""
+BURST_EVERY, BURST_WRITES = 4.0, 2
 Keep = Callable[[Any], bool]
 
 FILTERS: tuple[tuple[dict[str, Any] | None, Keep | None], ...] = (
@@ -139,6 +140,15 @@ class Client:
         while not self._work.stopping and self._work.budget.take():
             await self.step()
             await asyncio.sleep(self._rng.expovariate(1 / self._think) if self._rng.random() < 0.8 else 0)
+
+    async def run_in_bursts(self) -> None:
+        """Write together with all others that run like this, then rest: many appends are under way at once."""
+        while not self._work.stopping:
+            await asyncio.sleep(BURST_EVERY - self._work.loop.time() % BURST_EVERY)
+            for _ in range(0 if self._is_lull() else BURST_WRITES):
+                if self._work.stopping or not self._work.budget.take():
+                    return
+                await self.put(self._work.keys.draw(self._rng))
 
     def renew(self) -> None:
         """Begin a new session."""

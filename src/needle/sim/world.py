@@ -84,6 +84,8 @@ class World:
         await self.stage.until("the first leader", LIVENESS_SECONDS, self._serves)
         self.injector.begin(self.spec.schedule())
         workers: list[asyncio.Task[None]] = [self.stage.ask(client.name, client.run()) for client in self._clients]
+        together = [self._client(f"b{number}") for number in range(self.stage.profile.burst_clients)]
+        workers.extend(self.stage.ask(client.name, client.run_in_bursts()) for client in together)
         watch = self.loop.create_task(self.stage.watch())
         await asyncio.sleep(self.spec.seconds)
         self.work.stopping = True

@@ -11,9 +11,10 @@ from typing import Any
 
 from needle.base import protocol
 from needle.base.catalog_commands import RemoveNode, SetReplicas, StartMove
+from needle.base.cluster_protocol import SHARD, ShardCall
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId
-from needle.base.protocol import GroupCall
+from needle.base.protocol import Freshness, GetCall, GroupCall
 from needle.base.routing.topology import ClusterSettings, NodeState, Topology
 from needle.server.cluster_create import create_cluster
 from needle.sim.administration import end_maintenance
@@ -119,6 +120,8 @@ class ShardOperator:
             await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
         elif what == "end-maintenance":
             await end_maintenance(client.exit_maintenance_mode, name, lambda: self.removed(name))
+        elif what == "read-there":
+            await self._read_there(name)
         elif what == "prefer":
             info = self._truth.now.shards[self._rng.randrange(shards)]
             turned = [*info.replicas[1:], info.replicas[0]]
@@ -152,6 +155,16 @@ class ShardOperator:
             ranges = [(start, end)]
         target = rng.choice([info.shard for info in self._truth.now.shards if info.shard != source])
         return StartMove(rng.getrandbits(63), shard_map.epoch, ranges, source, target)
+
+    async def _read_there(self, name: str) -> None:
+        now = self._truth.now
+        found = now.collection(COLLECTION)
+        groups = [group for group in self._fleet.behind(name) if group != CATALOG_GROUP]
+        if found is None or now.map is None or not groups:
+            return
+        call = GetCall(groups[0], found.stored_name, [], False, Freshness(timeout=ADMIN_SECONDS))
+        body = protocol.encode(ShardCall(now.map.epoch, protocol.GET, protocol.encode(call)))
+        await self._endpoint.call(self._fleet.machines[name].address, SHARD, body, ADMIN_SECONDS)
 
     # --- what it knows ------------------------------------------------------------------------------------------------
     def catalog_nodes(self) -> list[str]:

@@ -1,7 +1,8 @@
 """A client that creates, fills, reads and drops a collection, over and over: the catalog never rests, maps grow old.
 
 Invariants checked: what was acknowledged in a collection is there until it is dropped; nothing of a dropped collection
-is ever seen in the next one of that name.
+is ever seen in the next one of that name; once a drop was acknowledged, a client that has not heard of it can neither
+write to the dropped collection nor read it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.model import Hit, WriteResult
+from needle.base.routing.topology import Topology
 from needle.client.sharded import ShardedClient
 from needle.sim.databases import CALL_TIMEOUT
 from needle.sim.machine import stream
@@ -27,9 +29,11 @@ REST_SECONDS = 4.0
 class Churn:
     """See the module. broken: the violation it found."""
 
-    def __init__(self, stage: Stage, client: ShardedClient) -> None:
+    def __init__(self, stage: Stage, connect: Callable[[Topology], ShardedClient], now: Topology) -> None:
+        """connect: makes a client that knows this topology."""
         self._stage = stage
-        self._client = client
+        self._connect = connect
+        self._client = connect(now)
         self._rng = stream(stage.spec.seed, "churn")
         self._written = 0
         self.rounds = 0
@@ -44,8 +48,11 @@ class Churn:
             await self._look(set(), set())
             await self._fill()
             await self._rest()
+            before = self._client.topology()
             if not await self._done(self._drop):
                 return
+            if before.collection(NAME) is not None:
+                await self._haunt(self._connect(before))
             self.rounds += 1
             self._stage.trace.note(f"churn: round {self.rounds}")
             await self._rest()
@@ -92,6 +99,23 @@ class Churn:
                 if isinstance(fate, NeedleError):
                     self._judge(fate)
         await self._look(sure, possible)
+
+    async def _haunt(self, late: ShardedClient) -> None:
+        """A client that knows the dropped collection only; nobody makes a new one meanwhile."""
+        vector = self._vector()
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "written to": lambda: late.insert("late", vector, collection=NAME, timeout=CALL_TIMEOUT),
+            "read": lambda: late.search(vector, 1, collection=NAME, timeout=CALL_TIMEOUT),
+        }
+        for what, call in calls.items():
+            try:
+                await call()
+            except CollectionNotFound:
+                continue
+            except NeedleError as error:
+                self._judge(error)
+            else:
+                self.broken = self.broken or Violation("collections", f"{NAME} was {what} after it was dropped")
 
     async def _look(self, sure: set[str], possible: set[str]) -> None:
         """An exact strong search finds what is surely there, and nothing that cannot be."""

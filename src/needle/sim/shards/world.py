@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -17,6 +16,7 @@ from needle.base.config import RaftConfig
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
 from needle.base.routing.topology import Topology
+from needle.client.sharded import ShardedClient
 from needle.server.cluster_node import ClusterNode, ClusterOptions
 from needle.server.ports import NodePorts
 from needle.sim.checkers import linearizability
@@ -163,7 +163,7 @@ class ShardWorld:
         self.trace.tell(f"{self.shape.shards} shards, {self.shape.replicas} replicas, {self.shape.strategy.kind}")
         self.clients = [self._client(f"c{number}") for number in range(self.spec.clients)]
         await stage.until("the first writes", LIVENESS_SECONDS, partial(self._serve, "first"))
-        churn = self.churn = Churn(stage, self._churning())
+        churn = self.churn = Churn(stage, self._churning, self.truth.now)
         self.injector.begin(self.spec.schedule())
         workers = [stage.ask(client.name, client.run()) for client in self.clients]
         churning = stage.ask("churn", churn.run())
@@ -190,9 +190,9 @@ class ShardWorld:
             if rng.random() < 0.3:
                 return
 
-    def _churning(self) -> Any:
+    def _churning(self, known: Topology) -> ShardedClient:
         endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
-        return ShardAware(endpoint, self._seeds(), self.truth.now, stream(self.spec.seed, "churning")).client
+        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
 
     async def _serve(self, stem: str) -> bool:
         """Whether every shard takes a write."""

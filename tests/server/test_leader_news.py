@@ -1,0 +1,57 @@
+"""What a node is told of its peers' connections, and how long a caller may wait to hear of a new leader."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from needle.base import protocol
+from needle.base.protocol import GroupCall, LeaderAnswer
+from needle.server.rpc_service import AFTER_SECONDS_MAX, RpcService
+
+
+class FakeHost:
+    maintenance = False
+
+    def __init__(self) -> None:
+        self.gone: list[str] = []
+        self.waits: list[tuple[int, int, float]] = []
+
+    def disconnected(self, node: str) -> None:
+        self.gone.append(node)
+
+    async def leader_after(self, group: int, term: int, timeout: float) -> None:
+        self.waits.append((group, term, timeout))
+
+    def status(self, group: int) -> SimpleNamespace:
+        return SimpleNamespace(leader="n2", current_term=4)
+
+
+def service(host: FakeHost) -> RpcService:
+    node = SimpleNamespace(
+        node_id="n1", host=host, addresses=lambda: {"n1": "h:1"}, now=lambda: 0.0, observe=lambda *_: None
+    )
+    return RpcService(node)  # type: ignore[arg-type]
+
+
+def test_the_end_of_a_nodes_connection_is_told_to_raft_and_that_of_a_client_is_not() -> None:
+    host = FakeHost()
+    served = service(host)
+    served.on_gone(SimpleNamespace(node_id=""))
+    assert host.gone == []
+    served.on_gone(SimpleNamespace(node_id="n3"))
+    assert host.gone == ["n3"]
+
+
+async def test_who_leads_is_told_at_once_unless_the_caller_waits_for_a_later_term() -> None:
+    host = FakeHost()
+    served = service(host)
+
+    async def ask(call: GroupCall) -> LeaderAnswer:
+        body = await served.on_request(SimpleNamespace(node_id=""), protocol.LEADER, protocol.encode(call))
+        return protocol.decode(body, LeaderAnswer)
+
+    assert (await ask(GroupCall(1, 0.5))).leader == "n2"
+    assert host.waits == []
+    assert (await ask(GroupCall(1, 0.5, 3))).term == 4
+    await ask(GroupCall(1, 3600.0, 3))
+    assert host.waits == [(1, 3, 0.5), (1, 3, AFTER_SECONDS_MAX)]
