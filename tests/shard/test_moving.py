@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyroaring import BitMap
 from needle.base.commands import Command, CreateCollection, Delete, Session
 from needle.base.errors import AlreadyExists, InvalidArgument, NeedleError, StaleEpoch, VersionMismatch
 from needle.base.model import Claim, SearchRequest, WriteResult
-from needle.base.move_commands import Forget, Freeze, Import, Own, PrepareMove, Release
+from needle.base.move_commands import Forget, Freeze, Import, Mark, Own, PrepareMove, Release
 from needle.base.routing.ranges import KeySet, difference, fingerprint, union
 from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routing_key
@@ -279,7 +280,12 @@ def test_batching_restarts_power_loss_and_snapshots_change_nothing(tmp_path: Pat
     log, script = Log(), _script(rng)
     entries = log.add(*script)
     one = open_replica(tmp_path / "one")
-    results = [one.apply([entry])[0] for entry in entries]
+    results = []
+    for entry in entries:
+        results.append(one.apply([entry])[0])
+        if one.fence is not None:
+            stored = [name for _, name, _ in one._store.live(one._view.collections["c"].record.id, metadata=False)]
+            assert sorted(_visible(one)) == sorted(name for name in stored if one.fence.shows(name, b""))
     other, at, told = open_replica(tmp_path / "other"), 0, []
     while at < len(entries):
         size = rng.randint(1, 9)
@@ -296,10 +302,9 @@ def test_batching_restarts_power_loss_and_snapshots_change_nothing(tmp_path: Pat
             at = other.applied_index()
             del told[at:]
         elif rng.random() < 0.2:
-            image = tmp_path / f"image{at}"
-            image.mkdir()
+            image = Path(tempfile.mkdtemp(dir=tmp_path))
             other.export_snapshot(str(image))
-            fresh = open_replica(tmp_path / f"fresh{at}")
+            fresh = open_replica(tempfile.mkdtemp(dir=tmp_path))
             fresh.install_snapshot(str(image))
             assert fresh.digest() == other.digest()
             assert fresh._view.collections["c"].hidden == other._view.collections["c"].hidden
@@ -346,8 +351,12 @@ def _script(rng: random.Random) -> list[Command]:
             script.append(Own(move, step + 1, 100 * move))
             owned = union(owned, ranges)
         else:
+            for upto in rng.sample(range(30), rng.randint(0, 2)):
+                script.append(Mark(move, "c", upto))
+                writes()
             script.append(Freeze(move))
             writes()
+            script.extend([Mark(move, "c", 10)] if rng.random() < 0.3 else [])
             script.append(Release(move))
             owned = difference(owned, ranges)
             writes()

@@ -26,6 +26,15 @@ class PrepareMove(msgspec.Struct, frozen=True, tag="move-prepare", array_like=Tr
     shard_count: int
 
 
+class Mark(msgspec.Struct, frozen=True, tag="move-mark", array_like=True):
+    """The source, not released yet: find out which documents of one collection, up to this ordinal, are of the ranges.
+    So that Release, which has to know all of them, does not have to look at a large shard at once."""
+
+    move: int
+    collection: str
+    upto: int
+
+
 class Freeze(msgspec.Struct, frozen=True, tag="move-freeze", array_like=True):
     """The source: from this entry on, writes to the ranges are refused. The answer's version is the highest version
     that the source has given or could have given to a document of them."""
@@ -72,5 +81,5 @@ class Forget(msgspec.Struct, frozen=True, tag="move-forget", array_like=True):
     limit: int
 
 
-MoveCommand = PrepareMove | Freeze | Release | Import | Own | Forget
-MOVE_COMMANDS = (PrepareMove, Freeze, Release, Import, Own, Forget)
+MoveCommand = PrepareMove | Mark | Freeze | Release | Import | Own | Forget
+MOVE_COMMANDS = (PrepareMove, Mark, Freeze, Release, Import, Own, Forget)

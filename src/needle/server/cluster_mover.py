@@ -25,7 +25,7 @@ from needle.base.cluster_protocol import MOVE, MoveAnswer, MoveCall
 from needle.base.errors import CollectionNotFound, NeedleError, Unavailable
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import WriteResult
-from needle.base.move_commands import Forget, Freeze, Import, MoveCommand, Own, PrepareMove, Release
+from needle.base.move_commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
 from needle.base.routing.topology import MoveInfo, MoveState, Topology
 from needle.multiraft.host import Host
 from needle.server.hosted import HostedReplica
@@ -38,6 +38,8 @@ PAUSE_SECONDS = 0.2
 STEP_SECONDS = 5.0
 ROUNDS_MAX = 8
 BYTES_MAX = 512 << 10
+MARKS = 16
+"""Marking looks at ids only: so many times more in one step."""
 
 
 class Groups(Protocol):
@@ -105,7 +107,9 @@ class Mover:
         if info.state is MoveState.COPYING:
             copy, _ = await self._prepare(info)
             for _ in range(ROUNDS_MAX):
-                if await self._copy(info, copy, self._node.topology) <= self._rows_max:
+                copied = await self._copy(info, copy, self._node.topology)
+                await self._mark(info, copy)
+                if copied <= self._rows_max:
                     break
             await self._tell_catalog(AdvanceMove(info.id, MoveState.FREEZING))
         elif info.state is MoveState.FREEZING:
@@ -163,6 +167,21 @@ class Mover:
                     await self._node.shards.sync(info.target, topology.version, STEP_SECONDS)
                     raise
         return copied
+
+    async def _mark(self, info: MoveInfo, copy: _Copy) -> None:
+        """Have the source know what it will have to hide, while it is in no hurry."""
+        fence = self._node.groups[shard_group(info.source)].replica.fence
+        transfer = fence.holdings.transfer(info.id) if fence is not None else None
+        if transfer is None:
+            return
+        for name, upto in copy.cursors.items():
+            at = transfer.cursors.get(name, -1)
+            while at < upto:
+                at = min(upto, at + MARKS * self._rows_max)
+                try:
+                    await self._propose(info, Mark(info.id, name, at))
+                except CollectionNotFound:
+                    break  # dropped meanwhile
 
     async def _copy_collection(self, info: MoveInfo, copy: _Copy, name: str) -> int:
         replica, blocking = self._node.groups[shard_group(info.source)].replica, self._node.blocking

@@ -58,7 +58,7 @@ Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
 @dataclass
 class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. hidden: by
-    move, the ordinals that are invisible after it; None: unchanged."""
+    move, the ordinals that are invisible after it; marked: that will be (moving.Stored); None: unchanged."""
 
     record: CollectionRecord
     first_ordinal: int
@@ -71,6 +71,7 @@ class CollectionChange:
     manifest: list[PublishedSegment] | None = None
     published: list[PublishedSegment] = field(default_factory=list)
     hidden: dict[int, BitMap] | None = None
+    marked: dict[int, BitMap] | None = None
     touched: bool = False
 
 
@@ -290,6 +291,15 @@ class Batch:
         if ordinals:
             hidden[move] = ordinals
         change.hidden = hidden
+        change.touched = True
+
+    def mark(self, change: CollectionChange, move: int, ordinals: BitMap) -> None:
+        """Keep these for the move's Release; none: forget them."""
+        marked = dict(self.stored.marked(change.record.id) if change.marked is None else change.marked)
+        marked.pop(move, None)
+        if ordinals:
+            marked[move] = ordinals
+        change.marked = marked
         change.touched = True
 
     def records(self) -> list[CollectionRecord]:

@@ -317,6 +317,19 @@ class DocumentStore:
                 f"SELECT {columns} FROM ids i {join}WHERE i.collection_id = ?", (collection_id,)
             )
 
+    def live_between(
+        self, collection_id: int, after: int, upto: int, *, metadata: bool
+    ) -> Iterator[tuple[int, str, bytes]]:
+        """`live`, of the ordinals above `after` and up to `upto`."""
+        base, column = row_id(collection_id, 0), "d.metadata" if metadata else "x''"
+        with self.reading() as connection:
+            yield from connection.execute(
+                f"SELECT i.ordinal, i.id, {column} FROM documents d "
+                f"JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
+                "WHERE d.row > ? AND d.row <= ?",
+                (collection_id, base + after, base + upto),
+            )
+
     def page(self, collection_id: int, after: int, rows_max: int) -> list[StoredDocument]:
         """The next current documents with ordinals above `after`, in their order, without vectors."""
         base = row_id(collection_id, 0)

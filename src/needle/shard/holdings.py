@@ -29,7 +29,7 @@ OPEN, FROZEN, RELEASED, OVER = "open", "frozen", "released", "over"
 class Transfer(msgspec.Struct, frozen=True, array_like=True):
     """One move, as this shard's log knows it. phase of a source: open, frozen, released, over; of a target: open, over.
     floor: of a frozen source, see Freeze. at: index of the entry that released or owned. step: imports applied.
-    cursors: by collection, the source's last ordinal that was looked at."""
+    cursors: by collection, the source's last ordinal that imports (of a target) or marks (of a source) looked at."""
 
     move: int
     incoming: bool
@@ -44,6 +44,11 @@ class Transfer(msgspec.Struct, frozen=True, array_like=True):
     def hides(self) -> bool:
         """Whether this shard may hold documents of the ranges that are invisible."""
         return self.phase == OPEN if self.incoming else self.phase == RELEASED
+
+    @property
+    def marks(self) -> bool:
+        """Whether this shard finds out what it will hide."""
+        return not self.incoming and self.phase in (OPEN, FROZEN)
 
 
 class Holdings(msgspec.Struct, frozen=True, array_like=True):
@@ -100,7 +105,7 @@ class Fence:
         frozen = union(*(t.ranges for t in holdings.transfers if not t.incoming and t.phase == FROZEN))
         self.freezes = bool(frozen)
         """Whether some owned keys take no writes."""
-        self.copies = any(not t.incoming and t.phase in (OPEN, FROZEN) for t in holdings.transfers)
+        self.copies = any(transfer.marks for transfer in holdings.transfers)
         """Whether documents are being copied to another shard."""
         self._owned = KeySet(holdings.owned)
         self._writable = KeySet(difference(holdings.owned, frozen))

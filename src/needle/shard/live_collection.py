@@ -58,6 +58,8 @@ class LiveCollection:
         self.dead = BitMap()
         self.hidden: Mapping[int, BitMap] = {}
         """By move (holdings.Transfer)."""
+        self.marked: Mapping[int, BitMap] = {}
+        """By move: what its Release will hide, as far as it was looked for; some of it may be dead by now."""
         self.manifest: list[PublishedSegment] = []
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
         self.payload = PayloadIndex(lambda first, end: store.metadata_between(record.id, first, end))
@@ -79,9 +81,13 @@ class LiveCollection:
     def hide(self, fence: Fence | None) -> None:
         """Find out what must not be seen, when the file is opened."""
         hiding = [one for one in fence.holdings.transfers if one.hides] if fence is not None else []
-        self.hidden = {one.move: found for one in hiding if (found := self.select(fence, one.ranges))}
+        self.hidden = {one.move: found for one in hiding if (found := self._of(fence, one.ranges))}
+        marking = [one for one in fence.holdings.transfers if one.marks] if fence is not None else []
+        reached = [(one, one.cursors.get(self.record.spec.name, -1)) for one in marking]
+        marked = {one.move: self._of(fence, one.ranges) & BitMap(range(upto + 1)) for one, upto in reached}
+        self.marked = {move: found for move, found in marked.items() if found}
 
-    def select(self, fence: Fence | None, ranges: Sequence[KeyRange]) -> BitMap:
+    def _of(self, fence: Fence | None, ranges: Sequence[KeyRange]) -> BitMap:
         """The ordinals of all current documents with keys in `ranges`."""
         if fence is None:
             return BitMap()

@@ -15,7 +15,7 @@ from pyroaring import BitMap
 
 from needle.base.errors import Internal, InvalidArgument, NeedleError, VersionMismatch, invalid
 from needle.base.model import WriteResult
-from needle.shard.commands import Forget, Freeze, Import, MoveCommand, Own, PrepareMove, Release
+from needle.shard.commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
 from needle.shard.holdings import FROZEN, OPEN, OVER, RELEASED, Fence, Transfer, prepared
 from needle.shard.records import StoredDocument
 
@@ -33,19 +33,27 @@ def _nothing_stored(_: int, __: Sequence[int]) -> Mapping[int, StoredDocument]:
     return {}
 
 
-def _nothing_selected(_: int, __: Member) -> Iterable[int]:
+def _nothing_selected(_: int, __: Member, ___: int, ____: int) -> Iterable[int]:
     return ()
+
+
+def _nothing_dead(_: int) -> BitMap:
+    return BitMap()
 
 
 @dataclass(frozen=True)
 class Stored:
     """What a batch may ask of the state before it, by collection id. hidden: the invisible ordinals of each move.
-    documents: by ordinal, without vectors. select: the live ordinals of documents that (id, metadata) tells."""
+    marked: what Mark has found for each move, also if it died since. dead: ordinals without a current document.
+    documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
+    the first and up to the second bound."""
 
     fence: Fence | None = None
     hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
     documents: Callable[[int, Sequence[int]], Mapping[int, StoredDocument]] = _nothing_stored
-    select: Callable[[int, Member], Iterable[int]] = _nothing_selected
+    select: Callable[[int, Member, int, int], Iterable[int]] = _nothing_selected
+    marked: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
+    dead: Callable[[int], BitMap] = _nothing_dead
 
 
 def execute_move(batch: Batch, index: int, command: MoveCommand) -> WriteResult:
@@ -60,6 +68,8 @@ def execute_move(batch: Batch, index: int, command: MoveCommand) -> WriteResult:
         return _own(batch, index, command, transfer)
     if transfer.incoming:
         raise InvalidArgument(f"this shard is the target of move {command.move}, not its source", field="move")
+    if isinstance(command, Mark):
+        return _mark(batch, index, command, transfer)
     if isinstance(command, Freeze):
         return _freeze(batch, index, transfer)
     if isinstance(command, Release):
@@ -79,6 +89,25 @@ def _changed(transfer: Transfer, **changes: object) -> Transfer:
     return made
 
 
+def _mark(batch: Batch, index: int, command: Mark, transfer: Transfer) -> WriteResult:
+    record = batch.record(command.collection)
+    reached = transfer.cursors.get(command.collection, -1)
+    upto = min(command.upto, record.next_ordinal - 1)
+    if transfer.phase in (RELEASED, OVER) or upto <= reached:
+        return WriteResult(version=index, index=index, existed=True, count=0)
+    found = BitMap(batch.stored.select(record.id, _member(batch, transfer), reached, upto))
+    marked = batch.stored.marked(record.id).get(command.move) or BitMap()
+    batch.mark(batch.change(record), command.move, marked | found)
+    batch.change_transfer(_changed(transfer, cursors={**transfer.cursors, command.collection: upto}))
+    return WriteResult(version=index, index=index, count=len(found))
+
+
+def _member(batch: Batch, transfer: Transfer) -> Member:
+    if batch.fence is None:
+        raise Internal("a transfer without holdings")
+    return batch.fence.member(transfer.ranges)
+
+
 def _freeze(batch: Batch, index: int, transfer: Transfer) -> WriteResult:
     floor = transfer.floor
     if transfer.phase == OPEN:
@@ -95,9 +124,13 @@ def _release(batch: Batch, index: int, transfer: Transfer) -> WriteResult:
     fence = batch.fence
     if fence is None:
         raise Internal("a transfer without holdings")
-    member = fence.member(transfer.ranges)
+    member, stored = _member(batch, transfer), batch.stored
     for record in batch.records():
-        left = BitMap(batch.stored.select(record.id, member))
+        reached = transfer.cursors.get(record.spec.name, -1)
+        left = (stored.marked(record.id).get(transfer.move) or BitMap()) - stored.dead(record.id)
+        left |= BitMap(stored.select(record.id, member, reached, record.next_ordinal))
+        if transfer.move in stored.marked(record.id):
+            batch.mark(batch.change(record), transfer.move, BitMap())
         if left:
             batch.hide(batch.change(record), transfer.move, left)
     batch.change_transfer(_changed(transfer, phase=RELEASED, at=index), owned=fence.holdings.giving(transfer.ranges))

@@ -170,7 +170,7 @@ class Replica:
         """One transaction."""
         at = self._view.at
         records = {name: live.record for name, live in self._live.items()}
-        stored = Stored(self._view.fence, self._hidden, self._documents, self._select)
+        stored = Stored(self._view.fence, self._hidden, self._documents, self._select, self._marked, self._dead)
         batch = Batch(at, records, self._manifest_of, self._sessions, self._store.find, stored)
         batch.prefetch(commands)
         results = [batch.execute(entry.index, command) for entry, command in zip(entries, commands, strict=True)]
@@ -188,12 +188,21 @@ class Replica:
         live = self._by_id(collection_id)
         return {} if live is None else live.hidden
 
+    def _marked(self, collection_id: int) -> Mapping[int, BitMap]:
+        live = self._by_id(collection_id)
+        return {} if live is None else live.marked
+
+    def _dead(self, collection_id: int) -> BitMap:
+        live = self._by_id(collection_id)
+        return BitMap() if live is None else live.dead
+
     def _documents(self, collection_id: int, ordinals: Sequence[int]) -> Mapping[int, StoredDocument]:
         return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)
 
-    def _select(self, collection_id: int, member: Callable[[str, bytes], bool]) -> list[int]:
+    def _select(self, collection_id: int, member: Callable[[str, bytes], bool], after: int, upto: int) -> list[int]:
         fence = self._view.fence
-        rows = self._store.live(collection_id, metadata=fence is not None and fence.custom)
+        custom = fence is not None and fence.custom
+        rows = self._store.live_between(collection_id, after, upto, metadata=custom)
         return [ordinal for ordinal, name, metadata in rows if member(name, metadata)]
 
     def _manifest_of(self, collection_id: int) -> list[PublishedSegment]:
@@ -232,6 +241,8 @@ class Replica:
                 live.manifest = change.manifest
             if change.hidden is not None:
                 live.hidden = change.hidden
+            if change.marked is not None:
+                live.marked = change.marked
             live.vectors.commit()
             views[name] = live.view()
         self._view = ReplicaView(changes.at, views, self._store, batch.fence)
