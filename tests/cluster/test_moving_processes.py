@@ -126,8 +126,8 @@ async def test_ranges_move_while_clients_work_and_leaders_die(tmp_path: Path) ->
             ending.set()
             await asyncio.gather(*work)
             await _everything_is_there_once(client, truth, rng)
-    assert truth.writes > 500
-    assert truth.searches > 50
+    assert truth.writes > 50
+    assert truth.searches > 10
 
 
 async def _nobody() -> None:
