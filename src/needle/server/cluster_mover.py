@@ -81,12 +81,16 @@ class Mover:
         """rows_max: documents looked at in one step."""
         self._node = node
         self._rows_max = rows_max
+        self._copies: dict[int, _Copy] = {}
+        """By move, of those that this node drives or drove."""
 
     async def run(self) -> None:
         """Until the node stops: one move after the other."""
         node = self._node
         while not node.host.stopped:
-            for info in node.topology.moves:
+            moves = node.topology.moves
+            self._copies = {info.id: copy for info in moves if (copy := self._copies.get(info.id)) is not None}
+            for info in moves:
                 await self._drive(info)
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -140,7 +144,10 @@ class Mover:
 
         await self._propose(info, command(info.source))
         target = await self._tell_target(info, command(info.target))
-        return _Copy(target.step, dict(target.cursors)), target
+        copy = self._copies.get(info.id)
+        if copy is None or copy.step != target.step:  # otherwise nobody has imported anything since
+            copy = self._copies[info.id] = _Copy(target.step, dict(target.cursors))
+        return copy, target
 
     async def _hand_over(self, info: MoveInfo) -> None:
         copy, target = await self._prepare(info)

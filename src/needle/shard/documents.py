@@ -325,7 +325,7 @@ class DocumentStore:
         with self.reading() as connection:
             yield from connection.execute(
                 f"SELECT i.ordinal, i.id, {column} FROM documents d "
-                f"JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
+                f"CROSS JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
                 "WHERE d.row > ? AND d.row <= ?",
                 (collection_id, base + after, base + upto),
             )
@@ -336,7 +336,7 @@ class DocumentStore:
         with self.reading() as connection:
             rows = connection.execute(
                 "SELECT d.id, i.ordinal, d.version, d.metadata FROM documents d "
-                f"JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
+                f"CROSS JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
                 "WHERE d.row > ? AND d.row < ? ORDER BY d.row LIMIT ?",
                 (collection_id, base + after, row_id(collection_id + 1, 0), rows_max),
             ).fetchall()

@@ -17,7 +17,7 @@ from needle.base.errors import Internal, InvalidArgument, NeedleError, VersionMi
 from needle.base.model import WriteResult
 from needle.shard.commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
 from needle.shard.holdings import FROZEN, OPEN, OVER, RELEASED, Fence, Transfer, prepared
-from needle.shard.records import StoredDocument
+from needle.shard.records import ORDINAL_MAX, StoredDocument
 
 if TYPE_CHECKING:
     from needle.shard.batch import Batch
@@ -168,6 +168,8 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     count = len(command.ids)
     if not len(command.versions) == len(command.metadata) == count or len(command.vectors) != count * width:
         raise invalid("ids", f"{count} ids", "versions, metadata and vectors for each")
+    if record.next_ordinal + count > ORDINAL_MAX:
+        raise InvalidArgument(f"collection {record.spec.name!r} has used up its {ORDINAL_MAX} ordinals")
     change = batch.change(record)
     batch.lookup(change, [*command.ids, *command.deleted])
     hidden = dict(batch.stored.hidden(record.id))
