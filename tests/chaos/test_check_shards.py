@@ -102,6 +102,53 @@ def test_a_wrong_answer(script: Script, hits: list[Hit], k: int, says: str, appl
     assert says in script.broken()
 
 
+RANGES = [[0, "", "62"], [1, "62", "63"], [0, "63", None]]
+A_GAPS, B_GAPS = [["", "62"], ["63", None]], [["62", "63"]]
+
+
+def part(
+    script: Script, *hits: Hit, applied: dict[int, int], missing: list[int], gaps: Any, asked: bool = True
+) -> None:
+    """A search that was answered in part."""
+    script.history.note("map", ranges=RANGES)
+    op = script.begin_search()
+    op.details |= {"partial": asked, "missing": missing, "gaps": gaps}
+    script.answer(op, *hits, applied=applied)
+
+
+def test_a_partial_answer_that_tells_the_truth(script: Script):
+    part(script, A1, A2, applied={0: 7}, missing=[1], gaps=B_GAPS)
+    part(script, B1, B2, applied={1: 9}, missing=[0], gaps=A_GAPS[::-1])
+    part(script, applied={}, missing=[0, 1], gaps=[["", None]])
+    part(script, A1, B1, A2, B2, applied={0: 7, 1: 9}, missing=[], gaps=[])
+    assert script.check().reads == Replayed(searches=4, exact=4, partial=4)
+
+
+@pytest.mark.parametrize(
+    ("hits", "applied", "missing", "gaps", "says"),
+    [
+        ([A1], {0: 7}, [1], B_GAPS, "1 hits, the log has 2"),
+        ([A1, A2], {0: 7}, [1], A_GAPS, "names the gaps"),
+        ([B1, B2], {1: 9}, [0], A_GAPS[:1], "names the gaps"),
+        ([A1, A2], {0: 7}, [1], [], "names the gaps"),
+        ([A1, A2], {0: 7}, [], [], "answered by shards ['0'] of 2"),
+        ([A1, B1, A2], {0: 7}, [1], B_GAPS, "leaves out shards [1], and has ['b1']"),
+        ([A1, A2], {0: 6}, [1], B_GAPS, "before 7 which it had to see"),
+        ([A1, B1, A2, B2], {0: 7, 1: 9}, [], B_GAPS, "names the gaps"),
+    ],
+)
+def test_a_partial_answer_that_does_not(
+    script: Script, hits: list[Hit], applied: dict[int, int], missing: list[int], gaps: Any, says: str
+):
+    part(script, *hits, applied=applied, missing=missing, gaps=gaps)
+    assert says in script.broken()
+
+
+def test_a_shard_is_left_out_on_request_only(script: Script):
+    part(script, A1, A2, applied={0: 7}, missing=[1], gaps=B_GAPS, asked=False)
+    assert "without being asked to" in script.broken()
+
+
 def test_each_shard_has_its_own_index(script: Script):
     script.search(A1, B1, B2, applied={0: 6, 1: 9})
     assert "before 7 which it had to see" in script.broken()

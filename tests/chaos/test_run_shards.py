@@ -29,6 +29,7 @@ async def test_chaos_on_shards(tmp_path: Path) -> None:
     assert verdict.replicas == 4 * 3
     assert verdict.operations["ok"] > 200
     assert verdict.reads.exact > 20
+    assert verdict.reads.partial
 
     lines = run.file.read_text().splitlines()
     assert undocumented(lines) == set()

@@ -12,6 +12,7 @@ import pytest
 from cluster.catalog_util import topology
 from cluster.fake_shards import virtually
 from needle.base import protocol
+from needle.base.cluster_protocol import WHO, WhoAnswer
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, NoQuorum
 from needle.base.protocol import AddressBook
 from needle.base.routing.topology import NodeInfo
@@ -29,6 +30,8 @@ class FakeNode:
         self.host = SimpleNamespace(stopped=False)
         self.peers: Any = self
         self.shards: Any = self
+        self.caller: Any = self
+        self.back = False
         self.told: list[tuple[float, str, str, dict[str, str]]] = []
         self.tries: list[float] = []
         self.refusals: list[NeedleError] = []
@@ -36,6 +39,12 @@ class FakeNode:
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def seeds(self) -> list[str]:
+        return []
+
+    def reach(self, node: str) -> str | None:
+        return self.topology.address_of(node)
 
     def info(self) -> NodeInfo:
         return self.mine
@@ -49,6 +58,8 @@ class FakeNode:
 
     async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
         self.told.append((self.now(), node, method, protocol.decode(body, AddressBook).addresses))
+        if self.back:
+            return protocol.encode(AddressBook({}))
         raise ConnectionLost("away")
 
     async def command(self, command: Any, timeout: float) -> None:
@@ -59,6 +70,7 @@ class FakeNode:
         self.topology = msgspec.structs.replace(self.topology, nodes=nodes, version=self.topology.version + 1)
 
     async def run_for(self, seconds: float) -> None:
+        self.host.stopped = False
         task = asyncio.get_running_loop().create_task(Registration(self).run())
         await asyncio.sleep(seconds)
         self.host.stopped = True
@@ -83,9 +95,12 @@ def test_it_tells_all_others_before_it_registers_and_tries_every_second() -> Non
 def test_it_goes_on_telling_those_that_were_away() -> None:
     async def work() -> None:
         node = FakeNode("")
-        await node.run_for(2.5 * LOOK_SECONDS)
+        await node.run_for(62)
         assert node.tries == []
-        assert sorted({round(when / LOOK_SECONDS) for when, _, _, _ in node.told}) == [0, 1, 2]
+        assert sorted({round(when) for when, _, _, _ in node.told}) == [0, 1, 3, 7, 15, 31, 61]
+        node.told, node.back = [], True
+        await node.run_for(2.5 * LOOK_SECONDS)
+        assert sorted({round((when - 62) / LOOK_SECONDS) for when, _, _, _ in node.told}) == [0, 1, 2]
 
     virtually(work())
 
@@ -96,5 +111,48 @@ def test_a_node_that_the_catalog_refuses_stops() -> None:
         node.refusals = [InvalidArgument("another data directory", field="node")]
         await node.run_for(5)
         assert len(node.tries) == len(node.fatal) == 1
+
+    virtually(work())
+
+
+class MovedNodes(FakeNode):
+    """All others moved and do not know of each other; at the seed there is the second, which knows the third. The
+    fourth's old address belongs to a stranger now, and an impostor has its name at another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second, third, fourth, *_ = self.topology.nodes
+        self.second, self.third, self.fourth = second, third, fourth
+        self.book = {second.id: second.address, third.id: "new:3", fourth.id: "impostor:4"}
+        self.who = {
+            "seed:2": second,
+            "new:3": third,
+            "impostor:4": msgspec.structs.replace(fourth, incarnation=fourth.incarnation + 1),
+            self.mine.address: first,
+        }
+        self.learned: dict[str, str] = {}
+
+    def seeds(self) -> list[str]:
+        return [self.mine.address, "seed:2", "seed:nobody"]
+
+    async def learn_addresses(self, addresses: dict[str, str], timeout: float) -> None:
+        assert timeout == 0
+        self.learned.update(addresses)
+
+    async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
+        if method == WHO and node in self.who:
+            info = self.who[node]
+            return protocol.encode(WhoAnswer(info.id, node, info.incarnation, "", 1.0, 1, 1))
+        if node == "seed:2":
+            return protocol.encode(AddressBook(self.book))
+        return await super().call(node, method, body, timeout)
+
+
+def test_those_that_moved_too_are_found_through_a_seed_and_must_be_themselves() -> None:
+    async def work() -> None:
+        node = MovedNodes()
+        node.refusals = [NoQuorum("no leader yet")] * 3
+        await node.run_for(0.5)
+        assert node.learned == {node.second.id: "seed:2", node.third.id: "new:3"}
 
     virtually(work())

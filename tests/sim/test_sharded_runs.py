@@ -41,7 +41,7 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     profiles = [shard_profile(seed) for seed in range(1, 60)]
     assert {profile.shards for profile in profiles} == {2, 3, 4}
     assert {profile.replicas for profile in profiles} == {1, 3}
-    assert {profile.strategy.kind for profile in profiles} == {"consistent_hash", "hash", "range"}
+    assert {profile.strategy.kind for profile in profiles} == {"consistent_hash", "hash", "range", "custom"}
     kinds = {fault.kind for seed in range(1, 60) for fault in Spec(seed=seed, sharded=True).schedule()}
     assert {"catalog-leader", "client-off-catalog", "node-off-shard", "move", "join"} <= kinds
     assert not {fault.kind for fault in Spec(seed=9).schedule()} - set(KINDS)

@@ -67,13 +67,17 @@ class Host(Engine):
 
         Raises NotLeader, NoQuorum, DeadlineExceeded.
         """
+        return await self.begin_read(group, timeout)
+
+    def begin_read(self, group: GroupId, timeout: float) -> asyncio.Future[int]:
+        """Like read_index, without waiting for it. Raises NotLeader at once; the rest comes with the future."""
         replica = self._group(group)
         if replica.raft.role is not Role.LEADER:
             raise not_leader(group, replica.raft.leader)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         replica.reads.add(future, self.clock.monotonic() + timeout)
         self.wake(replica)
-        return await future
+        return future
 
     async def read_leased(self, group: GroupId, timeout: float) -> int:
         """Like read_index, without a round while this node holds the lease."""
@@ -251,6 +255,11 @@ class Host(Engine):
     def applied_index(self, group: GroupId) -> int:
         """The last index applied here."""
         return self._group(group).raft.applied
+
+    def is_at_rest(self, group: GroupId) -> bool:
+        """Whether everything in this replica's log is applied here."""
+        raft = self._group(group).raft
+        return raft.applied == raft.last_index
 
     def is_repairing(self, group: GroupId) -> bool:
         """Whether the replica lost log entries and does not vote until it has them back (repair.py)."""

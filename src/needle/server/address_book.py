@@ -25,6 +25,8 @@ class AddressBook:
         self._learned = {node: address for node, address in learned.items() if node not in configured}
         self._save = save
         self.changed: Callable[[], None] = lambda: None
+        self.version = 0
+        """Counts changes."""
 
     def get(self, node: NodeId) -> str | None:
         """The address of a node, None if it is not known."""
@@ -33,6 +35,10 @@ class AddressBook:
     def all(self) -> dict[NodeId, str]:
         """Every known address, by id."""
         return dict(sorted({**self._learned, **self._configured}.items()))
+
+    def learn_missing(self, addresses: Mapping[NodeId, str]) -> None:
+        """Add addresses of nodes that have none."""
+        self.learn({node: address for node, address in addresses.items() if self.get(node) is None})
 
     def learn(self, addresses: Mapping[NodeId, str]) -> bool:
         """Add addresses of nodes that are not configured; whether anything was new. Blocking (a small file)."""
@@ -48,5 +54,6 @@ class AddressBook:
             merged = {**self._learned, **new}
             self._save(merged)
             self._learned = merged
+            self.version += 1
             self.changed()
         return bool(new)

@@ -96,13 +96,14 @@ class NodeShards(ClusterShards):
         super().__init__(caller, [node.config.address], Topology(), rng=node.ports.rng, prefer=node.config.address)
         self._node = node
         self._of = self._reached = Topology()
+        self._told = -1
 
     def topology(self) -> Topology:
-        now = self._node.topology
-        if now is not self._of:
-            reach = self._node.reach
-            nodes = (msgspec.structs.replace(info, address=reach(info.id) or info.address) for info in now.nodes)
-            self._of, self._reached = now, msgspec.structs.replace(now, nodes=tuple(nodes))
+        now, book = self._node.topology, self._node._book
+        if now is not self._of or book.version != self._told:
+            nodes = (msgspec.structs.replace(info, address=book.get(info.id) or info.address) for info in now.nodes)
+            self._of, self._told = now, book.version
+            self._reached = msgspec.structs.replace(now, nodes=tuple(nodes))
         return self._reached
 
     async def refresh(self, version: int, timeout: float) -> Topology:
@@ -153,10 +154,12 @@ class ClusterNode(Node):
         self.shards = NodeShards(self, caller)
         self.router = Router(self.shards, monotonic=self.now)
         self._undo.append(self._close_catalog)
-        self._book.learn({n: a for n, a in self.cluster.voters.items() if n != self.node_id})
+        known = load_topology(directory)
+        for older in (known.addresses(), self.cluster.voters):  # the book holds what nodes said later
+            self._book.learn_missing(older)
         if self.node_id in self.cluster.voters:
             self._open_catalog()
-        await self.adopt(load_topology(directory), save=False)
+        await self.adopt(known, save=False)
 
     def _make_service(self) -> ClusterService:
         return ClusterService(self)
@@ -232,14 +235,20 @@ class ClusterNode(Node):
                 return
             self._check_router(topology)
             if save:
+                self._learn_news(self.topology.addresses(), topology.addresses())
                 await self.ports.file_pool.run(save_topology, self.config.data_dir, topology)
-            self._book.learn({node: at for node, at in topology.addresses().items() if node != self.node_id})
             self.topology = topology
             if topology.map is not None and (self.ownership is None or self.ownership.map != topology.map):
                 self.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
             await self._open_and_close(topology)
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
+
+    def _learn_news(self, before: dict[NodeId, str], now: dict[NodeId, str]) -> None:
+        """Only what changed: of a node that moved and is not registered yet, what it said itself is newer."""
+        others = {node: at for node, at in now.items() if node != self.node_id}
+        self._book.learn({node: at for node, at in others.items() if before.get(node) != at})
+        self._book.learn_missing(others)
 
     def _check_router(self, topology: Topology) -> None:
         """A node that cannot tell who owns a document must not serve: writes to the shards it leads would all fail."""
@@ -396,6 +405,14 @@ class ClusterNode(Node):
         """What the topology says, and before there is one, what this node was told."""
         known = {**self._book.all(), **self.topology.addresses()}
         return dict(sorted(known.items()))
+
+    def _to_tell(self) -> dict[NodeId, str]:
+        """Of its own address this node is sure."""
+        return {self.node_id: self.config.addresses[self.node_id]}
+
+    def told(self) -> dict[NodeId, str]:
+        """Where nodes say that they are, this one included."""
+        return self._book.all()
 
     def address_of(self, node: NodeId) -> str | None:
         return self.addresses().get(node)

@@ -46,10 +46,10 @@ from needle.base.errors import (
     UnsupportedFormat,
     invalid,
 )
-from needle.base.ids import CATALOG_GROUP, GroupId
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import Claim, WriteResult
 from needle.base.move_commands import MoveCommand
-from needle.base.protocol import CollectionsCall, GetCall, GroupCall, LeaderAnswer, SearchCall, WriteCall
+from needle.base.protocol import AddressBook, CollectionsCall, GetCall, GroupCall, LeaderAnswer, SearchCall, WriteCall
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Ownership, Topology
 from needle.cluster.catalog_machine import CatalogMachine
@@ -80,6 +80,7 @@ class ServedClusterNode(ServedNode, Protocol):
     async def execute(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
     async def reconcile(self, group: GroupId, timeout: float) -> None: ...
     async def found(self, call: FoundCall) -> None: ...
+    def told(self) -> dict[NodeId, str]: ...
     def who(self) -> WhoAnswer: ...
 
 
@@ -325,6 +326,11 @@ class ClusterService(RpcService):
             raise Unavailable(f"node {self._node.node_id} does not know version {call.version} of the catalog yet")
         await self._cluster.reconcile(call.group, timeout)
         return WriteResult(version=call.version, index=self._host.applied_index(call.group))
+
+    async def _addresses(self, call: AddressBook) -> AddressBook:
+        """As RpcService._addresses; answers what this node was told last: the catalog may know no new address yet."""
+        await super()._addresses(call)
+        return AddressBook(self._cluster.told())
 
     async def _found(self, call: FoundCall) -> WhoAnswer:
         await self._cluster.found(call)

@@ -271,8 +271,8 @@ class Node:
         await asyncio.sleep(ASK_SECONDS)  # if nobody knew it, the next frame asks again, not every frame
 
     async def _exchange_addresses(self, timeout: float) -> None:
-        """Tell all known nodes what this one knows, and learn what they know."""
-        body = protocol.encode(AddressBookMessage(self.addresses()))
+        """Tell all known nodes what this one knows, and learn of them where others are that it does not know."""
+        body = protocol.encode(AddressBookMessage(self._to_tell()))
         others = [node for node in self.addresses() if node != self.node_id]
         answers = await asyncio.gather(
             *(self.peers.call(node, protocol.ADDRESSES, body, timeout) for node in others), return_exceptions=True
@@ -283,7 +283,11 @@ class Node:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                self._book.learn(protocol.decode(answer, AddressBookMessage).addresses)
+                self._book.learn_missing(protocol.decode(answer, AddressBookMessage).addresses)
+
+    def _to_tell(self) -> dict[NodeId, str]:
+        """What other nodes are told about addresses."""
+        return self.addresses()
 
     async def set_maintenance(self, on: bool, timeout: float) -> None:
         """On: give leadership away and take none, drain eventual reads; returns when both are done. Off: returns when

@@ -6,6 +6,7 @@ commit and apply. Whatever a caller sends, it gets one answer or one NeedleError
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -13,17 +14,19 @@ import msgspec
 
 from needle.base import commands, protocol
 from needle.base.errors import (
+    CollectionNotFound,
     DeadlineExceeded,
     InMaintenance,
     InvalidArgument,
     NeedleError,
     NotLeader,
+    StaleEpoch,
     TooStale,
     UnsupportedFormat,
     invalid,
 )
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import Claim, HitBatch, RaftStatus, ReadMode
+from needle.base.model import Claim, HitBatch, RaftStatus, ReadMode, SearchRequest
 from needle.base.move_commands import MoveCommand
 from needle.base.protocol import (
     AddressBook as AddressBookMessage,
@@ -206,10 +209,38 @@ class RpcService:
         """claim: what a shard must own to answer."""
         self.reading += 1
         try:
+            request = msgspec.structs.replace(call.request, claim=claim)
+            if self._may_search_early(call):
+                return await self._search_early(call, request)
             hosted = await self._fresh(call.group, call.freshness)
-            return await hosted.batcher.search(msgspec.structs.replace(call.request, claim=claim))
+            return await hosted.batcher.search(request)
         finally:
             self.reading -= 1
+
+    def _may_search_early(self, call: SearchCall) -> bool:
+        """Whether a strong search will most likely see now what its round will ask for: no write is under way."""
+        fresh, group, host = call.freshness, call.group, self._host
+        return (
+            fresh.mode is ReadMode.STRONG
+            and self._node.hosted(group).settled
+            and host.is_at_rest(group)
+            and fresh.min_index <= host.applied_index(group)
+        )
+
+    async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
+        """Search while the round confirms this leader, instead of after it. What was found counts only if the round is
+        confirmed and what it asks for was applied when the search looked; otherwise it is searched again."""
+        search = self._node.hosted(call.group).batcher.search
+        confirmed = self._host.begin_read(call.group, _timeout(call.freshness.timeout))
+        found: HitBatch | None = None
+        try:
+            # These are true of this state, which may be old.
+            with contextlib.suppress(InvalidArgument, CollectionNotFound, StaleEpoch):
+                found = await search(request)
+            index = await confirmed
+        finally:
+            confirmed.cancel()
+        return found if found is not None and found.applied_index >= index else await search(request)
 
     async def _get(self, call: GetCall, claim: Claim | None = None) -> DocumentBatch:
         limit = 10_000

@@ -19,7 +19,8 @@ from needle.shard.holdings import Fence
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.records import AppliedAt, CollectionRecord
 from needle.shard.segment_plan import PublishedSegment
-from needle.shard.segment_set import CollectionVectors, VectorsView
+from needle.shard.segment_set import CollectionVectors
+from needle.shard.vectors_view import VectorsView
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from needle.base.model import HitBatch, Metric, SearchRequest
 from needle.shard.documents import DocumentStore
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.records import CollectionRecord, StoredDocument
-from needle.shard.segment_set import VectorsView
 from needle.shard.validation import check_search
+from needle.shard.vectors_view import VectorsView
 
 TIES_EXACT_MAX: Final = 16_384
 TIES_APPROXIMATE_MAX: Final = 256

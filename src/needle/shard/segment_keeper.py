@@ -28,7 +28,8 @@ from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
 from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment, give_back
 from needle.shard.segment_files import FILE_NAME, delete, delete_temporary, finish_download, sweep, write_chunk
 from needle.shard.segment_plan import BuildTask, PublishedSegment, plan
-from needle.shard.segment_set import CollectionVectors, VectorsView
+from needle.shard.segment_set import CollectionVectors
+from needle.shard.vectors_view import VectorsView
 
 log = logging.getLogger(__name__)
 

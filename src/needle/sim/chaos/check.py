@@ -39,7 +39,7 @@ def check(recorded: Recorded) -> Verdict:
     verdict.given_up = linearizability.check(history)
     verdict.keys = len(history.by_key())
     shards, metric = recorded.facts.get("shards", 0), recorded.facts["metric"]
-    verdict.reads = replay_shards(history, shards, metric) if shards else replay(history, metric)
+    verdict.reads = replay_shards(history, shards, metric, recorded.ranges) if shards else replay(history, metric)
     verdict.replicas = len(recorded.replicas)
     owners = {op.key: op.details.get("shard", 0) for op in history.operations if op.key}
     for shard in range(max(1, shards)):

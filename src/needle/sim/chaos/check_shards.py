@@ -5,32 +5,39 @@ the nearest of one state of its log, no older than what the search had to see, a
 nearer than the farthest hit and be missing. So an answer never misses an acknowledged document. A shard-aware client
 knows the index of each shard's state; for one that went through a node, some state must fit, up to the writes begun
 before the answer came.
+
+A shard may be left out only of an answer that might be partial: then it is named, and so are exactly its key ranges;
+for the other shards the answer must be as good as any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from needle.base.routing.shard_map import KeyRange, uncovered
 from needle.sim.chaos.revealed_log import Freshness, Replayed, RevealedLog, View, eventual_get, search_seen
 from needle.sim.checkers.replay import TOLERANCE, check_search, distances
 from needle.sim.history import History, Operation
 from needle.sim.violation import Violation
 
 NAME = "search across shards"
+Range = tuple[int, str, str | None]
 ANY = -1
 """Index of a state that the answer does not name."""
 
 
-def replay_shards(history: History, shards: int, metric: str) -> Replayed:
-    """Raises Violation with the evidence."""
+def replay_shards(history: History, shards: int, metric: str, ranges: Sequence[Range] = ()) -> Replayed:
+    """Raises Violation with the evidence. ranges: [shard, start, end), of the map."""
     counts = Replayed()
     owners = {op.key: op.details["shard"] for op in history.operations if op.key}
     begun = {op.tag: op.invoked for op in history.operations if op.tag}
     for op in _searches(history):
         _check_whole(op, begun, shards)
+        _check_coverage(op, owners, ranges)
+        counts.partial += bool(op.details.get("partial"))
         counts.searches += 1
         counts.exact += op.details["exact"]
     undetermined: set[int] = set()
@@ -49,7 +56,7 @@ def _check_whole(op: Operation, begun: dict[str, int], shards: int) -> None:
     """What concerns all shards together: none is missing, nothing twice, nothing that nobody had written, in order.
     begun: by value."""
     hits, k, told = op.details["hits"], op.details["k"], op.details["applied"]
-    if told is not None and set(told) != {str(shard) for shard in range(shards)}:
+    if told is not None and set(told) != {str(shard) for shard in range(shards)} - set(map(str, _missing(op))):
         raise Violation(NAME, f"search #{op.id} by {op.client} was answered by shards {sorted(told)} of {shards}")
     names = [hit[0] for hit in hits]
     if len(names) > k or len(set(names)) != len(names):
@@ -63,12 +70,36 @@ def _check_whole(op: Operation, begun: dict[str, int], shards: int) -> None:
             raise Violation(NAME, f"search #{op.id} by {op.client}: {name} is not in order of distance", name)
 
 
+def _missing(op: Operation) -> list[int]:
+    """The shards that a partial answer says it leaves out."""
+    return list(op.details.get("missing", ()))
+
+
+def _check_coverage(op: Operation, owners: dict[str, int], ranges: Sequence[Range]) -> None:
+    """What a partial answer says of what it leaves out is the truth."""
+    missing = _missing(op)
+    if missing and not op.details.get("partial"):
+        raise Violation(NAME, f"search #{op.id} by {op.client} left out shards {missing} without being asked to")
+    hits = [hit[0] for hit in op.details["hits"] if owners.get(hit[0]) in missing]
+    if hits:
+        raise Violation(NAME, f"search #{op.id} by {op.client} leaves out shards {missing}, and has {hits}", hits[0])
+    gaps = [_span(start, end) for start, end in op.details.get("gaps", ())]
+    true = [_span(start, end) for shard, start, end in ranges if shard in missing]
+    if ranges and uncovered(gaps) != uncovered(true):
+        raise Violation(NAME, f"search #{op.id} by {op.client} names the gaps {gaps}; shards {missing} own {true}")
+
+
+def _span(start: str, end: str | None) -> KeyRange:
+    return bytes.fromhex(start), None if end is None else bytes.fromhex(end)
+
+
 def _of_shard(history: History, shard: int, owners: dict[str, int]) -> History:
     """What concerns one shard. Positions stay those of the whole."""
     part = History()
     for op in history.operations:
         if not op.key:
-            part.operations.append(_part_of_search(op, shard, owners))
+            if shard not in _missing(op):
+                part.operations.append(_part_of_search(op, shard, owners))
         elif owners[op.key] == shard:
             part.operations.append(op)
     return part

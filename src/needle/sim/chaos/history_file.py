@@ -64,7 +64,8 @@ class Replica(msgspec.Struct, frozen=True):
 
 
 class Recorded(msgspec.Struct):
-    """A file read back. complete: the run came to its end; faults: lines of the type fault."""
+    """A file read back. complete: the run came to its end; faults: lines of the type fault. ranges: of the shards' map,
+    [shard, start, end] with hexadecimal keys; none without shards."""
 
     facts: dict[str, Any]
     history: History
@@ -72,6 +73,7 @@ class Recorded(msgspec.Struct):
     faults: list[dict[str, Any]]
     recoveries: list[dict[str, Any]]
     complete: bool = False
+    ranges: list[tuple[int, str, str | None]] = []
 
 
 def read(lines: Iterable[str]) -> Recorded:
@@ -101,6 +103,8 @@ def _take(found: Recorded, event: dict[str, Any]) -> None:
         found.faults.append(event)
     elif kind == "recovery":
         found.recoveries.append(event)
+    elif kind == "map":
+        found.ranges = msgspec.convert(event["ranges"], list[tuple[int, str, str | None]])
     elif kind == "end":
         found.complete = True
 

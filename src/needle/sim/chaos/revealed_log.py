@@ -109,13 +109,14 @@ class View(LogModel):
 
 
 class Replayed(msgspec.Struct):
-    """How many reads were compared with the log; exact: of the searches. undetermined: searches that a write of unknown
-    fate may have touched."""
+    """How many reads were compared with the log; exact: of the searches, partial: those that might leave out shards.
+    undetermined: searches that a write of unknown fate may have touched."""
 
     searches: int = 0
     exact: int = 0
     undetermined: int = 0
     eventual_gets: int = 0
+    partial: int = 0
 
 
 def replay(history: History, metric: str) -> Replayed:

@@ -20,6 +20,7 @@ from needle.sim.databases import Recorder as AnswerRecorder
 from needle.sim.history import Operation
 from needle.sim.shards.databases import Proxied, ShardAware
 
+PARTIAL_CHANCE = 0.15
 Where = Callable[[str], str]
 """The address to connect to, for one that the client was told."""
 
@@ -68,17 +69,26 @@ class Balancer(Through):
 
 
 class ShardAwareSession(ShardAware):
-    """Straight to the shards' leaders. applied: by shard, of the last search."""
+    """Straight to the shards' leaders; now and then it asks for a partial answer. applied: by shard, of the last
+    search; told: what else to record of it."""
 
     via = ""
 
-    def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
+    def __init__(
+        self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random, partials: random.Random
+    ) -> None:
+        """partials: draws the searches that may be answered in part."""
         super().__init__(caller, addresses, topology, rng)
         self.applied: dict[int, int] | None = None
+        self.told: dict[str, Any] = {}
+        self._partials = partials
 
     async def search(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> HitBatch:
-        answer = await self.find(vector, k, filter, mode, exact, False)
+        partial = mode is not ReadMode.EVENTUAL and self._partials.random() < PARTIAL_CHANCE
+        answer = await self.find(vector, k, filter, mode, exact, partial)
         self.applied = answer.applied
+        gaps = [[start.hex(), end if end is None else end.hex()] for start, end in answer.gaps]
+        self.told = {"partial": True, "missing": list(answer.missing), "gaps": gaps} if partial else {}
         return answer.batch
 
 
@@ -86,6 +96,7 @@ class PlainSession(Proxied):
     """Through the nodes, which route."""
 
     applied = None
+    told: Mapping[str, Any] = {}
 
     def __init__(self, balancer: Balancer, rng: random.Random, latest: Callable[[str], int]) -> None:
         recorder = AnswerRecorder(balancer)
@@ -128,7 +139,7 @@ class ShardRecorder(Recorder):
     def finish(self, operation: Operation, outcome: Any, time: float, **fields: Any) -> None:
         session, details = self.sessions[operation.client], operation.details
         if outcome == "ok" and operation.kind == "search" and not operation.key:
-            details["applied"] = session.applied
+            details |= {"applied": session.applied, **session.told}
         if session.via:
             details["via"] = session.via
         super().finish(operation, outcome, time, **fields)

@@ -79,6 +79,10 @@ class ShardedSite(Site):
         await self.operator.create_collection(
             DEFAULT_COLLECTION, dimensions=self.profile.dimensions, metric=self.profile.metric, timeout=START_SECONDS
         )
+        if self.first.map is not None:
+            ends = [*(start.hex() for start in self.first.map.starts[1:]), None]
+            ranges = zip(self.first.map.owners, (start.hex() for start in self.first.map.starts), ends, strict=True)
+            self._history.note("map", ranges=[list(one) for one in ranges])
         await cluster.ready(deadline=START_SECONDS)
         self.groups = [info.shard for info in self.first.shards]
         self._terms = dict.fromkeys(self.groups, 0)
@@ -109,10 +113,11 @@ class ShardedSite(Site):
 
     def _aware(self, name: str, work: Workload) -> Client:
         rpc, rng = self.caller(name), stream(self.spec.seed, "session", name)
+        partials = stream(self.spec.seed, "partial", name)
         caller = Through(rpc, self._over_links) if name == ROUTER else rpc
 
         def connect() -> ShardAwareSession:
-            return self._begin(name, ShardAwareSession(caller, self._seeds, self.first, rng))
+            return self._begin(name, ShardAwareSession(caller, self._seeds, self.first, rng, partials))
 
         return Client(name, connect, work)
 

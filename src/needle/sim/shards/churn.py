@@ -19,6 +19,7 @@ from needle.base.routing.topology import Topology
 from needle.client.sharded import ShardedClient
 from needle.sim.databases import CALL_TIMEOUT
 from needle.sim.machine import stream
+from needle.sim.shards.profile import metadata_of
 from needle.sim.stage import Stage
 from needle.sim.violation import Violation
 
@@ -86,7 +87,8 @@ class Churn:
         sure: set[str] = set()
         possible: set[str] = set()
         for _ in range(self._rng.randint(1, 3)):
-            documents = [(f"s{self._written + n}", self._vector(), None) for n in range(4)]
+            keys = [f"s{self._written + n}" for n in range(4)]
+            documents = [(key, self._vector(), metadata_of(key)) for key in keys]
             self._written += len(documents)
             possible.update(key for key, _, _ in documents)
             try:
@@ -102,9 +104,9 @@ class Churn:
 
     async def _haunt(self, late: ShardedClient) -> None:
         """A client that knows the dropped collection only; nobody makes a new one meanwhile."""
-        vector = self._vector()
+        vector, metadata = self._vector(), metadata_of("late")
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
-            "written to": lambda: late.insert("late", vector, collection=NAME, timeout=CALL_TIMEOUT),
+            "written to": lambda: late.insert("late", vector, metadata, collection=NAME, timeout=CALL_TIMEOUT),
             "read": lambda: late.search(vector, 1, collection=NAME, timeout=CALL_TIMEOUT),
         }
         for what, call in calls.items():

@@ -25,6 +25,7 @@ from needle.client.shards import ClusterShards
 from needle.cluster.fan_out import Answers, FanOut
 from needle.cluster.router import Found, Router
 from needle.sim.databases import CALL_TIMEOUT, RealDatabase, Recorder
+from needle.sim.shards.profile import metadata_of
 from needle.sim.workload import Database
 
 PARTIAL_TIMEOUT = 2.0
@@ -218,6 +219,37 @@ class Proxied(RealDatabase):
 
     def _seen(self) -> int:
         return self._client._data().last_index
+
+
+class Homed:
+    """A database whose documents are routed by a field of their metadata. Its gets and deletes by id ask all shards, so
+    the one index that the client is told is of no shard's log in particular: it is left out."""
+
+    def __init__(self, inner: ShardDatabase) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
+        return await self._inner.put(key, vector, metadata | metadata_of(key))
+
+    async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult:
+        return await self._inner.insert_if_absent(key, vector, metadata | metadata_of(key))
+
+    async def compare_and_set(self, key: str, expected: int, vector: Any, metadata: Any) -> WriteResult:
+        return await self._inner.compare_and_set(key, expected, vector, metadata | metadata_of(key))
+
+    async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
+        homed = [(key, vector, metadata | metadata_of(key)) for key, vector, metadata in documents]
+        return await self._inner.insert_many(homed)
+
+    async def delete(self, key: str) -> WriteResult:
+        return msgspec.structs.replace(await self._inner.delete(key), index=0)
+
+    async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
+        version, metadata, _ = await self._inner.get(key, mode)
+        return version, metadata, 0
 
 
 def proxied(

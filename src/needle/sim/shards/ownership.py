@@ -19,6 +19,7 @@ from needle.base.routing.ranges import KeySet
 from needle.base.routing.shard_map import KeyRange, ShardMap
 from needle.base.routing.strategy import routing_key
 from needle.sim.checkers.replay import LogModel, ModelDocument
+from needle.sim.shards.profile import metadata_of
 from needle.sim.violation import Violation
 
 NAME = "ownership"
@@ -50,7 +51,7 @@ class Ownerships:
         self.moved = 0
 
     def _key(self, name: str) -> bytes:
-        return routing_key(self._first.strategy, self._first.shard_count, name)
+        return routing_key(self._first.strategy, self._first.shard_count, name, metadata_of(name))
 
     # --- what the logs say --------------------------------------------------------------------------------------------
     def wrote(self, group: GroupId, collection: str, name: str, version: int) -> None:

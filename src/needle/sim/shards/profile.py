@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
+from typing import Any
+
 import msgspec
 
 from needle.base.routing.strategy import ShardStrategy
 from needle.sim.machine import stream
+
+HOME = "home"
+"""The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
+
+
+def metadata_of(key: str) -> dict[str, Any]:
+    """What the shard of a document with this id depends on under custom routing."""
+    return {HOME: zlib.crc32(key.encode()) % 1000}
 
 
 class ShardProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +38,8 @@ def shard_profile(seed: int) -> ShardProfile:
     strategy = rng.choice(
         [ShardStrategy.CONSISTENT_HASH, ShardStrategy.CONSISTENT_HASH, ShardStrategy.HASH, ShardStrategy.RANGE]
     )
+    if stream(seed, "field").random() < 0.2:
+        strategy = ShardStrategy.custom(HOME)
     return ShardProfile(
         shards=shards,
         replicas=rng.choice([3, 3, 3, 3, 1]),

@@ -16,6 +16,7 @@ from needle.base.routing.topology import Topology
 from needle.cluster.catalog import execute
 from needle.sim.checkers.replay import LogModel
 from needle.sim.shards.ownership import Ownerships
+from needle.sim.shards.profile import metadata_of
 from needle.sim.stage import Stage
 from needle.sim.watch import Watch
 from needle.sim.workload import COLLECTION
@@ -50,7 +51,7 @@ class Truth:
     def key(self, name: str) -> bytes:
         """A document's routing key."""
         shard_map = self.map
-        return routing_key(shard_map.strategy, shard_map.shard_count, name)
+        return routing_key(shard_map.strategy, shard_map.shard_count, name, metadata_of(name))
 
     def owner(self, name: str) -> int:
         """The shard that owns a document."""

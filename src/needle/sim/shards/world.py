@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
+from typing import cast
 
 import msgspec
 
@@ -31,7 +32,7 @@ from needle.sim.process import Process
 from needle.sim.report import Report, report_of
 from needle.sim.shards.administration import ShardOperator
 from needle.sim.shards.churn import Churn
-from needle.sim.shards.databases import ShardAware, ShardDatabase, proxied
+from needle.sim.shards.databases import Homed, ShardAware, ShardDatabase, proxied
 from needle.sim.shards.faults import ShardFaults
 from needle.sim.shards.profile import shard_profile
 from needle.sim.shards.truth import Truth
@@ -71,7 +72,7 @@ class ShardWorld:
         self.injector.more = self.faults.handlers()
         budget = Budget(spec.operations_max)
         work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget)
-        work.on_ack = lambda key, index: self.watch.acknowledged(self.truth.wrote(key, index), index)
+        work.on_ack = self._acknowledged
         work.latest = lambda key: self.watch.last(self._group(key))
         self.shared = ShardWork(work, self.truth)
         self.clients: list[ShardClient] = []
@@ -86,6 +87,10 @@ class ShardWorld:
 
     def _group(self, key: str) -> GroupId:
         return shard_group(self.truth.owner(key))
+
+    def _acknowledged(self, key: str, index: int) -> None:
+        if index:  # 0: of a write to all shards, see databases.Homed
+            self.watch.acknowledged(self.truth.wrote(key, index), index)
 
     def _broken(self) -> Violation | None:
         return self.shared.work.broken or (self.churn.broken if self.churn is not None else None)
@@ -118,6 +123,10 @@ class ShardWorld:
         rng = stream(self.spec.seed, name)
 
         def connect() -> ShardDatabase:
+            made = session()
+            return cast("ShardDatabase", Homed(made)) if self.shape.strategy.kind == "custom" else made
+
+        def session() -> ShardDatabase:
             if name in PROXIED:
                 latest = self.shared.work.latest
                 return proxied(endpoint, self.truth.now.addresses(), rng, latest, pin=rng.random() < 0.7)
