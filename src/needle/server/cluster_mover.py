@@ -192,9 +192,9 @@ class Mover:
 
     async def _copy_collection(self, info: MoveInfo, copy: _Copy, name: str) -> int:
         replica, blocking = self._node.groups[shard_group(info.source)].replica, self._node.blocking
-        copied, more = 0, True
-        while more:
-            after = copy.cursors.get(name, -1)
+        copied, more, end = 0, True, replica.copy_end(name)
+        # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
+        while more and (after := copy.cursors.get(name, -1)) < end:
             rows, cursor, more = await blocking(replica.copy_page, name, info.ranges, after, self._rows_max)
             for part in _parts(rows):
                 await self._import(info, copy, name, part, [])

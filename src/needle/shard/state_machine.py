@@ -378,6 +378,10 @@ class Replica:
         """What the log says this shard owns; None if that never changed."""
         return self._view.fence
 
+    def copy_end(self, collection: str) -> int:
+        """For the driver of a move: the highest ordinal that there is, -1 for none. Raises CollectionNotFound."""
+        return self._collection(self._view, collection).record.next_ordinal - 1
+
     def copy_page(
         self, collection: str, ranges: Sequence[KeyRange], after: int, rows_max: int
     ) -> tuple[list[StoredDocument], int, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from needle.sim.mutants.planting import Edit, Mutant
 
 _MOVING = "tests/shard/test_moving.py::"
+_MOVER = "tests/server/test_mover.py::"
 
 MUTANTS = (
     Mutant(
@@ -29,6 +30,7 @@ MUTANTS = (
         ),
         sim=True,
         sharded=True,
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
     ),
     Mutant(
         name="version-base-not-raised",
@@ -50,6 +52,7 @@ MUTANTS = (
         ),
         sim=True,
         sharded=True,
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
     ),
     Mutant(
         name="dead-rows-purged-while-copying",
