@@ -50,8 +50,6 @@ MUTANTS = (
                 "for first in range(0):",
             ),
         ),
-        sim=True,
-        sharded=True,
         tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
     ),
     Mutant(
