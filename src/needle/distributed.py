@@ -23,7 +23,8 @@ from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric
 from needle.base.routing.strategy import ShardStrategy
 from needle.base.routing.strategy import register as register_router
 from needle.client.admin import TIMEOUT
-from needle.client.client import DEFAULT_COLLECTION, Client, FilterLike
+from needle.client.client import Client, FilterLike
+from needle.client.collections import DEFAULT_COLLECTION
 from needle.client.health import ClusterHealth, ShardHealth
 from needle.client.sharded import PartialHits
 from needle.rpc.transport import RpcClient

@@ -240,6 +240,15 @@ async def test_eventual_reads_take_turns_and_avoid_a_failing_node(network: Netwo
     assert asked().count("h:2") == 1
 
 
+async def test_eventual_reads_of_one_moment_go_to_a_node_in_fours(network: Network, client: Client) -> None:
+    await client.insert("a", VECTOR)
+    network.calls.clear()
+    await asyncio.gather(*(client.search_eventual(VECTOR, 1) for _ in range(12)))
+    asked = [address for address, method in network.calls if method == protocol.SEARCH]
+    assert [len({*asked[at : at + 4]}) for at in (0, 4, 8)] == [1, 1, 1]
+    assert sorted(asked[::4]) == sorted(ADDRESSES.values())
+
+
 async def test_a_session_read_carries_the_newest_index_seen(network: Network, client: Client) -> None:
     await client.insert("a", VECTOR)
     group = client.group(1)

@@ -12,24 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from needle.base import protocol
-from needle.base.commands import CreateCollection, Delete, DropCollection, Insert
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, invalid
+from needle.base.commands import Delete, Insert
+from needle.base.errors import NeedleError, invalid
 from needle.base.filters import Filter
 from needle.base.ids import shard_group
 from needle.base.model import (
-    CollectionSpec,
     Document,
     Hit,
     HitBatch,
-    IndexParams,
-    Metric,
     ReadMode,
     SearchRequest,
     WriteResult,
 )
 from needle.base.protocol import (
-    CollectionsAnswer,
-    CollectionsCall,
     DocumentBatch,
     Freshness,
     GetCall,
@@ -37,10 +32,10 @@ from needle.base.protocol import (
 )
 from needle.base.runtime import Rng
 from needle.client import values
-from needle.client.admin import TIMEOUT, AdminCalls
+from needle.client.admin import TIMEOUT
+from needle.client.collections import DEFAULT_COLLECTION, CollectionCalls
 from needle.client.directory import Caller
 
-DEFAULT_COLLECTION = "default"
 BATCH_BYTES_MAX = 1 << 20
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
@@ -48,7 +43,7 @@ BATCHES_IN_FLIGHT = 4
 FilterLike = Filter | Mapping[str, Any] | None
 
 
-class Client(AdminCalls):
+class Client(CollectionCalls):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(
@@ -355,76 +350,6 @@ class Client(AdminCalls):
         """`search` on any replica, leader or not: sees some earlier state. See `search` for session, max_staleness."""
         request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, self._freshness(ReadMode.EVENTUAL, session, max_staleness), timeout)
-
-    def _freshness(self, mode: ReadMode | str, session: bool, max_staleness: float | None) -> Freshness:
-        wanted = values.choose(mode, ReadMode, "mode")
-        if wanted is not ReadMode.EVENTUAL and (session or max_staleness is not None):
-            name = "session" if session else "max_staleness"
-            raise InvalidArgument(f"{name} is for eventual reads; {wanted.value} reads are fresh anyway", field=name)
-        stale = 0.0 if max_staleness is None else values.check_timeout(max_staleness, "max_staleness")
-        return Freshness(wanted, self._data().last_index if session else 0, stale, 0.0)
-
-    async def _read(self, method: str, fresh: Freshness, make: Any, timeout: float) -> bytes:
-        seconds = values.check_timeout(timeout)
-        encode = protocol.encode
-
-        def body(left: float) -> bytes:
-            return encode(make(Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)))
-
-        group = self._data()
-        if fresh.mode is ReadMode.EVENTUAL:
-            return await group.ask_any(method, body, seconds)
-        return await group.ask_leader(method, body, seconds)
-
-    # --- collections -------------------------------------------------------------------------------------------------
-    async def create_collection(
-        self,
-        name: str,
-        *,
-        dimensions: int,
-        metric: Metric | str = Metric.COSINE,
-        index: IndexParams | None = None,
-        if_absent: bool = False,
-        timeout: float = TIMEOUT,
-    ) -> WriteResult:
-        """Create a collection. Raises CollectionExists, unless if_absent and the one there is equal."""
-        spec = CollectionSpec(
-            name=values.check_id(name, "name"),
-            dimensions=values.check_count(dimensions, "dimensions"),
-            metric=values.choose(metric, Metric, "metric"),
-            index=index or IndexParams(),
-        )
-        return await self._data().write(
-            lambda session: CreateCollection(spec, if_absent, session), values.check_timeout(timeout)
-        )
-
-    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
-        """Delete a collection and all its documents. Raises CollectionNotFound."""
-        values.check_id(name, "name")
-        return await self._data().write(lambda session: DropCollection(name, session), values.check_timeout(timeout))
-
-    async def collections(
-        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
-    ) -> list[CollectionSpec]:
-        """All collections, by name."""
-        return (await self._collections(mode, timeout)).collections
-
-    async def count(
-        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
-    ) -> int:
-        """How many documents a collection holds. Raises CollectionNotFound."""
-        answer = await self._collections(mode, timeout)
-        for spec, count in zip(answer.collections, answer.counts, strict=True):
-            if spec.name == collection:
-                return count
-        raise CollectionNotFound(f"there is no collection {collection!r}", collection=collection)
-
-    async def _collections(self, mode: ReadMode | str, timeout: float) -> CollectionsAnswer:
-        freshness = self._freshness(mode, False, None)
-        answer = await self._read(
-            protocol.COLLECTIONS, freshness, lambda fresh: CollectionsCall(shard_group(0), fresh), timeout
-        )
-        return protocol.decode(answer, CollectionsAnswer)
 
 
 def _request(

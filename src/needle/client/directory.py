@@ -21,6 +21,8 @@ SETTLE_SECONDS = 0.05
 """How long to wait for a better answer once one node has named another as leader."""
 SUSPECT_SECONDS = 1.0
 """How long a node that failed is tried last."""
+TOGETHER_MAX = 4
+"""Reads of one moment that go to the same node: it searches them as one batch, for less than one by one."""
 
 
 class Caller(Protocol):
@@ -52,6 +54,7 @@ class Directory:
         self._watches: dict[GroupId, asyncio.Task[bool]] = {}
         self._suspect: dict[str, float] = {}
         self._turn = 0
+        self._together = 0
         self.failures: dict[str, NeedleError] = {}
         """Why each address did not answer when last asked who leads."""
         self.refusal: NeedleError | None = None
@@ -85,9 +88,15 @@ class Directory:
         self._suspect[address] = asyncio.get_running_loop().time() + SUSPECT_SECONDS
 
     def in_turn(self, prefer: str | None = None) -> list[str]:
-        """Addresses for a read that any node may answer: the next in turn first (or `prefer`), failing ones last."""
+        """Addresses for a read that any node may answer: the next in turn first (or `prefer`), failing ones last. Up to
+        TOGETHER_MAX reads of one turn of the event loop have the same turn."""
         known = self.addresses()
-        self._turn = (self._turn + 1) % len(known)
+        if self._together in (0, TOGETHER_MAX):
+            if not self._together:
+                asyncio.get_running_loop().call_soon(self._next_turn)
+            self._turn = (self._turn + 1) % len(known)
+            self._together = 0
+        self._together += 1
         order = known[self._turn :] + known[: self._turn]
         if prefer is not None and prefer in order:
             order.remove(prefer)
@@ -97,6 +106,9 @@ class Directory:
             self._suspect = {address: until for address, until in self._suspect.items() if until > now}
             order.sort(key=lambda address: address in self._suspect)
         return order
+
+    def _next_turn(self) -> None:
+        self._together = 0
 
     # --- leaders -----------------------------------------------------------------------------------------------------
     def known_leader(self, group: GroupId) -> str | None:

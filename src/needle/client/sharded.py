@@ -33,7 +33,8 @@ from needle.base.routing.topology import Topology
 from needle.base.runtime import Rng
 from needle.client import values
 from needle.client.admin import TIMEOUT
-from needle.client.client import DEFAULT_COLLECTION, Client, FilterLike, _request
+from needle.client.client import Client, FilterLike, _request
+from needle.client.collections import DEFAULT_COLLECTION
 from needle.client.directory import Caller
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
 from needle.client.replicas import ask_replicas
@@ -274,7 +275,7 @@ class ShardedClient(Client):
         return await self._router.create_collection(spec, if_absent, nonce, values.check_timeout(timeout))
 
     async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
-        """As Client.drop_collection."""
+        """As Client.drop_collection; OutcomeUnknown names the shards that have not confirmed it (docs/sharding.md)."""
         return await self._router.drop_collection(values.check_id(name, "name"), values.check_timeout(timeout))
 
     async def collections(

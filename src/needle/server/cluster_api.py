@@ -31,7 +31,8 @@ from needle.base.routing.shard_map import ShardMap, initial_map
 from needle.base.routing.strategy import ShardStrategy, routing_key
 from needle.base.routing.topology import ClusterSettings, NodeInfo, Topology
 from needle.client.admin import TIMEOUT
-from needle.client.client import BATCH_BYTES_MAX, DEFAULT_COLLECTION, FilterLike
+from needle.client.client import BATCH_BYTES_MAX, FilterLike
+from needle.client.collections import DEFAULT_COLLECTION
 from needle.client.health import ClusterHealth
 from needle.client.sharded import PartialHits, ShardedClient
 from needle.client.shards import find_topology

@@ -107,8 +107,9 @@ class SimNode:
     def _listen(self, handler: Any) -> _Listener:
         """The node is about to serve: from now on its confirmed reads are watched."""
         host: Any = self._node.host if self._node is not None else None
-        for how in ("read_index", "read_leased"):
-            setattr(host, how, self._stage.observer.watched_read(self._machine.name, how, getattr(host, how)))
+        observer, name = self._stage.observer, self._machine.name
+        host.read_leased = observer.watched_read(name, host.read_leased)
+        host.begin_read = observer.watched_round(name, host.begin_read)
         return _Listener(self._stage.network, self._machine, self.process, handler)
 
     def groups(self) -> dict[GroupId, Any]:

@@ -5,6 +5,7 @@ Invariant: observing changes nothing: no effect on the run, no draw from its cha
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ _VOTE_RESP = int(MessageType.VOTE_RESP)
 
 
 Read = Callable[[GroupId, float], Awaitable[int]]
+Begin = Callable[[GroupId, float], asyncio.Future[int]]
 
 
 class Replicating(Protocol):
@@ -208,20 +210,39 @@ class Observer:
                 durability.vote_granted(group, name, message.term, vote, (state.term, state.vote))
                 self.elections.voted(group, name, message.term, vote)
 
-    def watched_read(self, name: str, how: str, read: Read) -> Read:
-        """`read` of a host, with a check: the index it confirms covers whatever any replica had applied when it was
-        asked for. That is stricter than what clients can see, and does not depend on their luck."""
+    def watched_read(self, name: str, read: Read) -> Read:
+        """`read_leased` of a host, with a check: the index it confirms covers whatever any replica had applied when it
+        was asked for. That is stricter than what clients can see, and does not depend on their luck."""
 
         async def checked(group: GroupId, timeout: float) -> int:
             before = self.committed.last(group)
             index = await read(group, timeout)
-            if index < before:
-                self.broken = self.broken or Violation(
-                    "read freshness", f"{how} of {name} confirmed {index} of group {group}; {before} was applied before"
-                )
+            self._confirmed(f"a leased read of {name}", group, before, index)
             return index
 
         return checked
+
+    def watched_round(self, name: str, begin: Begin) -> Begin:
+        """The same of `begin_read`, by which all strong reads begin."""
+
+        def checked(group: GroupId, timeout: float) -> asyncio.Future[int]:
+            before = self.committed.last(group)
+            future = begin(group, timeout)
+
+            def done(_: asyncio.Future[int]) -> None:
+                if not future.cancelled() and future.exception() is None:
+                    self._confirmed(f"a strong read of {name}", group, before, future.result())
+
+            future.add_done_callback(done)
+            return future
+
+        return checked
+
+    def _confirmed(self, what: str, group: GroupId, before: int, index: int) -> None:
+        if index < before:
+            self.broken = self.broken or Violation(
+                "read freshness", f"{what} confirmed {index} of group {group}; {before} was applied before"
+            )
 
     def write_acknowledged(self, group: GroupId, index: int, voter_sets: list[list[str]]) -> None:
         """A client was told that its write is done: a majority of one of the sets holds it. Raises Violation."""

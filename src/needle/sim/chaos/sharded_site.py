@@ -16,7 +16,8 @@ from needle.base.model import ReadMode
 from needle.base.protocol import DigestAnswer, DocumentBatch, Freshness, GetCall
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import ClusterSettings, Topology
-from needle.client.client import BATCH_BYTES_MAX, DEFAULT_COLLECTION
+from needle.client.client import BATCH_BYTES_MAX
+from needle.client.collections import DEFAULT_COLLECTION
 from needle.server.cluster_create import create_cluster
 from needle.server.cluster_main import sharded_client
 from needle.sim.chaos import check

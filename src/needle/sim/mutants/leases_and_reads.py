@@ -100,6 +100,7 @@ MUTANTS = (
         breaks="a read is confirmed by a round that began before it arrived",
         edits=(Edit("raft.rounds:begin", "s.reads_waiting.append((s.round,", "s.reads_waiting.append((s.round - 1,"),),
         sim=True,
+        minutes=4.0,
         tests=(_READS + "test_a_round_counts_only_if_it_began_after_the_read_and_was_acked_by_voters",),
     ),
     Mutant(

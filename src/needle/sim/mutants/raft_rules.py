@@ -191,6 +191,7 @@ MUTANTS = (
             ),
         ),
         sim=True,
+        minutes=4.0,
         tests=(_REPLICATION + "test_a_follower_takes_over_what_fits",),
     ),
     Mutant(
