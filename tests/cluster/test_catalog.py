@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from cluster.catalog_util import create, entry, node, spec, topology
 from needle.base.catalog_commands import (
+    AdvanceMove,
     CatalogCommand,
     CreateCollection,
     DropCollection,
+    FinishMove,
     RegisterNode,
     RemoveNode,
     SetReplicas,
+    StartMove,
     decode,
     encode,
 )
@@ -24,7 +27,7 @@ from needle.base.errors import CollectionExists, CorruptSnapshot, InvalidArgumen
 from needle.base.model import WriteResult
 from needle.base.routing.shard_map import initial_map
 from needle.base.routing.strategy import HASH
-from needle.base.routing.topology import NodeState, Topology
+from needle.base.routing.topology import MoveState, NodeState, Topology
 from needle.cluster.catalog import execute
 from needle.cluster.catalog_machine import IMAGE_NAME, CatalogMachine
 
@@ -45,6 +48,22 @@ _commands: st.SearchStrategy[CatalogCommand] = st.one_of(
         lambda name, d, ok, nonce: CreateCollection(spec(name, d), ok, nonce), _names, _nodes, st.booleans(), _nodes
     ),
     st.builds(DropCollection, _names, st.integers(1, 40)),
+    st.builds(
+        lambda nonce, epoch, at, source, target: StartMove(
+            nonce,
+            epoch,
+            [topology().map.ranges(source % 4)[at]],
+            source,
+            target,  # type: ignore[union-attr]
+        ),
+        st.integers(1, 9),
+        st.integers(1, 3),
+        st.integers(0, 2),
+        st.integers(0, 4),
+        st.integers(-1, 4),
+    ),
+    st.builds(AdvanceMove, st.integers(1, 25), st.sampled_from(MoveState), st.integers(0, 9), st.integers(0, 9)),
+    st.builds(FinishMove, st.integers(1, 25)),
 )
 
 

@@ -11,8 +11,8 @@ import msgspec
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec
-from needle.base.routing.shard_map import ShardMap
-from needle.base.routing.topology import ClusterSettings, NodeInfo
+from needle.base.routing.shard_map import KeyRange, ShardMap
+from needle.base.routing.topology import ClusterSettings, MoveState, NodeInfo
 
 FORMAT = b"\x01"
 
@@ -62,7 +62,44 @@ class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
     id: int
 
 
-CatalogCommand = CreateCluster | RegisterNode | RemoveNode | SetReplicas | CreateCollection | DropCollection
+class StartMove(msgspec.Struct, frozen=True, tag="move", array_like=True):
+    """Move ranges, all of which `source` owns by the map of `epoch`, to `target`; refused if the map has changed since,
+    so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random."""
+
+    nonce: int
+    epoch: int
+    ranges: list[KeyRange]
+    source: int
+    target: int
+
+
+class AdvanceMove(msgspec.Struct, frozen=True, tag="advance", array_like=True):
+    """A move's work in the state before `state` is done. For `switched`, which changes the map: source_index and
+    target_index are of the entries by which the source gave the ranges up and the target took them."""
+
+    move: int
+    state: MoveState
+    source_index: int = 0
+    target_index: int = 0
+
+
+class FinishMove(msgspec.Struct, frozen=True, tag="finish", array_like=True):
+    """The source has deleted what it left behind: forget the move."""
+
+    move: int
+
+
+CatalogCommand = (
+    CreateCluster
+    | RegisterNode
+    | RemoveNode
+    | SetReplicas
+    | CreateCollection
+    | DropCollection
+    | StartMove
+    | AdvanceMove
+    | FinishMove
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(CatalogCommand)

@@ -8,6 +8,7 @@
 | topology | TopologyCall | TopologyAnswer |
 | catalog | CatalogCall | WriteResult |
 | sync | SyncCall | WriteResult |
+| move | MoveCall | MoveAnswer |
 | found | FoundCall | WhoAnswer |
 | who | WhoCall | WhoAnswer |
 
@@ -31,6 +32,7 @@ SHARD_LEADER: Final = "shard_leader"
 TOPOLOGY: Final = "topology"
 CATALOG: Final = "catalog"
 SYNC: Final = "sync"
+MOVE: Final = "move"
 FOUND: Final = "found"
 WHO: Final = "who"
 
@@ -82,6 +84,25 @@ class SyncCall(msgspec.Struct, frozen=True, array_like=True):
     group: GroupId
     version: int
     timeout: float = 10.0
+
+
+class MoveCall(msgspec.Struct, frozen=True, array_like=True):
+    """One step of a move of key ranges, asked of the leader of one of its shards by the move's driver. command: one of
+    base.move_commands for the shard's log, b"" to ask only."""
+
+    group: GroupId
+    move: int
+    command: bytes
+    timeout: float = 10.0
+
+
+class MoveAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """Where the shard's log is with the move (shard.holdings.Transfer). phase: "" if it knows nothing of it."""
+
+    phase: str
+    step: int
+    at: int
+    cursors: dict[str, int]
 
 
 class FoundCall(msgspec.Struct, frozen=True, array_like=True):

@@ -10,6 +10,7 @@ import msgspec
 
 from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
+from needle.base.move_commands import MoveCommand
 
 FORMAT = b"\x01"
 
@@ -63,12 +64,15 @@ class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
 
 
 class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):
-    """Delete documents; ids that are absent are fine. expected: as in Insert, n > 0 only."""
+    """Delete documents; ids that are absent are fine. expected: as in Insert, n > 0 only. owned: fingerprint of the
+    ranges that the shard owns by the map that the ids were spread by, 0 for any: under a custom strategy an id does not
+    tell its shard, so "absent" is true only if no shard's ranges have changed between asking one and the other."""
 
     collection: str
     ids: list[str]
     expected: int | None = None
     session: Session = NO_SESSION
+    owned: int = 0
 
 
 class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True):
@@ -84,7 +88,7 @@ class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True
     checksum: str
 
 
-Command = OpenSession | CreateCollection | DropCollection | Insert | Delete | PublishSegment
+Command = OpenSession | CreateCollection | DropCollection | Insert | Delete | PublishSegment | MoveCommand
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Command)

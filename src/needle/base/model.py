@@ -76,9 +76,18 @@ class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 1
 
 
+class Claim(msgspec.Struct, frozen=True, array_like=True):
+    """What a read takes a shard to own: the fingerprint of its ranges by the caller's map, and since which entry of the
+    shard's log (0: always). A replica whose log says otherwise must not answer."""
+
+    fingerprint: int
+    since: int
+
+
 class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One search of one replica. vector: float32 little-endian bytes, 4 x dimensions. filter: the canonical
-    dict form of a filter as JSON bytes, or b"" for none. exact: score every vector instead of the index."""
+    dict form of a filter as JSON bytes, or b"" for none. exact: score every vector instead of the index. claim: what
+    the shard must own (set by the node that answers)."""
 
     collection: str
     vector: bytes
@@ -88,6 +97,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
     with_vectors: bool = False
     exact: bool = False
     ef_search: int = 0
+    claim: Claim | None = None
 
 
 class HitBatch(msgspec.Struct, frozen=True, array_like=True):

@@ -118,7 +118,8 @@ class ShardGroup(GroupClient):
             try:
                 return await super()._ask_leader(method, make_body, attempts)
             except StaleEpoch as stale:
-                if method is not self._write or not attempts.unknown:
+                # final: the shard's log holds that this numbered write has no effect, whatever became of its copies.
+                if method is not self._write or not attempts.unknown or stale.details.get("final"):
                     raise
                 if stale.details.get("owned") is False:
                     raise OutcomeUnknown(

@@ -12,20 +12,33 @@ from typing import Any
 import msgspec
 
 from needle.base.catalog_commands import (
+    AdvanceMove,
     CatalogCommand,
     CreateCluster,
     CreateCollection,
     DropCollection,
+    FinishMove,
     RegisterNode,
     RemoveNode,
     SetReplicas,
+    StartMove,
 )
 from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.errors import CollectionExists, InvalidArgument, NeedleError, Unavailable, invalid
 from needle.base.model import WriteResult
-from needle.base.routing.topology import CollectionInfo, NodeInfo, NodeState, ShardInfo, Topology
+from needle.base.routing.ranges import check_ranges, contains, overlap
+from needle.base.routing.topology import (
+    CollectionInfo,
+    MoveInfo,
+    MoveState,
+    NodeInfo,
+    NodeState,
+    ShardInfo,
+    Topology,
+)
 
 COLLECTIONS_MAX = 10_000
+MOVES_MAX = 256
 NODES_MAX = 4096
 
 _replace = msgspec.structs.replace
@@ -163,6 +176,60 @@ def _drop_collection(now: Topology, index: int, command: DropCollection) -> tupl
     return _done(_replace(now, collections=left), index, existed=True)
 
 
+def _start_move(now: Topology, index: int, command: StartMove) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    known = next((info for info in now.moves if info.nonce == command.nonce), None)
+    if known is not None:
+        return _done(now, index, known.id, existed=True)
+    if now.map is None or now.map.epoch != command.epoch:
+        raise InvalidArgument(f"the move was planned by the map of epoch {command.epoch}, which is old", field="epoch")
+    if len(now.moves) >= MOVES_MAX:
+        raise invalid("move", len(now.moves) + 1, f"at most {MOVES_MAX} at a time")
+    for field, shard in (("source", command.source), ("target", command.target)):
+        if not 0 <= shard < len(now.shards):
+            raise invalid(field, shard, f"a shard below {len(now.shards)}")
+    if command.source == command.target:
+        raise invalid("target", command.target, "another shard than the source")
+    check_ranges("ranges", command.ranges)
+    if not contains(now.map.ranges(command.source), command.ranges):
+        raise invalid("ranges", command.ranges, f"ranges that shard {command.source} owns")
+    if any(overlap(command.ranges, info.ranges) for info in now.moves):
+        raise invalid("ranges", command.ranges, "ranges that no other move is about")
+    made = MoveInfo(
+        id=index, nonce=command.nonce, ranges=tuple(command.ranges), source=command.source, target=command.target
+    )
+    return _done(_replace(now, moves=(*now.moves, made)), index)
+
+
+_ORDER = list(MoveState)
+
+
+def _advance_move(now: Topology, index: int, command: AdvanceMove) -> tuple[Topology, WriteResult]:
+    info = now.move(command.move)
+    if info is None or _ORDER.index(info.state) >= _ORDER.index(command.state):
+        return _done(now, index, now.version, existed=True)
+    if _ORDER.index(info.state) + 1 != _ORDER.index(command.state):
+        raise invalid("state", command.state, f"the one after {info.state}")
+    changed = _replace(info, state=command.state)
+    made = _replace(now, moves=tuple(changed if other is info else other for other in now.moves))
+    if command.state is MoveState.SWITCHED and now.map is not None:
+        if min(command.source_index, command.target_index) < 1:
+            raise invalid("index", [command.source_index, command.target_index], "indices of both shards' entries")
+        since = {info.source: command.source_index, info.target: command.target_index}
+        shards = tuple(_replace(s, since=max(s.since, since.get(s.shard, 0))) for s in now.shards)
+        made = _replace(made, map=now.map.moved(info.ranges, info.target), shards=shards)
+    return _done(made, index)
+
+
+def _finish_move(now: Topology, index: int, command: FinishMove) -> tuple[Topology, WriteResult]:
+    info = now.move(command.move)
+    if info is None:
+        return _done(now, index, now.version, existed=True)
+    if info.state is not MoveState.SWITCHED:
+        raise invalid("state", info.state, f"a move that is {MoveState.SWITCHED}")
+    return _done(_replace(now, moves=tuple(other for other in now.moves if other is not info)), index)
+
+
 def _need_cluster(now: Topology) -> None:
     if now.settings is None:
         raise Unavailable("the cluster was not created yet: `needle cluster create`")
@@ -175,4 +242,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     SetReplicas: _set_replicas,
     CreateCollection: _create_collection,
     DropCollection: _drop_collection,
+    StartMove: _start_move,
+    AdvanceMove: _advance_move,
+    FinishMove: _finish_move,
 }

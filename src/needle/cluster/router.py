@@ -263,13 +263,18 @@ class Router:
     async def _delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
         deadline = asyncio.get_running_loop().time() + timeout
 
-        async def one(shard: int, part: list[str]) -> list[WriteResult | NeedleError]:
+        async def one(owned: Ownership, shard: int, part: list[str]) -> list[WriteResult | NeedleError]:
             def make(session: Session) -> Command:
                 return Delete(collection, part, None, session)
 
             def owner() -> int:
-                holders = self._holders(self.fan_out.ownership(), part)
-                if len(holders.get(shard, ())) != len(part):
+                now = self.fan_out.ownership()
+                if now.map.strategy.kind == "custom":
+                    # "Not here" by one map and "not here" by another do not add up to "nowhere": ask all again.
+                    stays = now.map == owned.map
+                else:
+                    stays = len(self._holders(now, part).get(shard, ())) == len(part)
+                if not stays:
                     raise _Scattered
                 return shard
 
@@ -282,8 +287,10 @@ class Router:
                 return [error]
 
         async def spread(some: list[str]) -> list[WriteResult | NeedleError]:
-            holders = self._holders(self.fan_out.ownership(), some)
-            done = await asyncio.gather(*(one(shard, [some[at] for at in part]) for shard, part in holders.items()))
+            owned = self.fan_out.ownership()
+            holders = self._holders(owned, some)
+            asked = (one(owned, shard, [some[at] for at in part]) for shard, part in holders.items())
+            done = await asyncio.gather(*asked)
             return [result for results in done for result in results]
 
         outcomes = await spread(names)

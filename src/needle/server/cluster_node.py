@@ -40,6 +40,7 @@ from needle.server.cluster_files import (
 from needle.server.cluster_follower import CatalogFollower
 from needle.server.cluster_health import HealthWatch
 from needle.server.cluster_leaders import LeaderSpread
+from needle.server.cluster_mover import Mover
 from needle.server.cluster_registration import Registration
 from needle.server.cluster_service import ClusterService
 from needle.server.local_caller import LocalCaller
@@ -56,11 +57,12 @@ WAIT_SECONDS = 5.0
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
     """seeds: addresses of nodes of a running cluster to join; () to wait for `needle cluster create`. zone, weight: for
-    placement."""
+    placement. move_rows: documents that a move of key ranges looks at, or deletes, in one step."""
 
     seeds: Sequence[str] = ()
     zone: str = ""
     weight: float = 1.0
+    move_rows: int = 256
 
 
 class CatalogAdapter:
@@ -181,7 +183,9 @@ class ClusterNode(Node):
         """See Node.start; then follow the catalog."""
         await super().start()
         spread = LeaderSpread(self)
-        for work in (CatalogFollower(self).run(), Registration(self).run(), spread.run(), self._reconcile_all()):
+        mover = Mover(self, self.options.move_rows)
+        works = (CatalogFollower(self).run(), Registration(self).run(), spread.run(), mover.run())
+        for work in (*works, self._reconcile_all()):
             self._spawn(work)
         self._undo.append(self._end_tasks)
 
@@ -235,7 +239,7 @@ class ClusterNode(Node):
                 await self.ports.file_pool.run(save_topology, self.config.data_dir, topology)
             self.topology = topology
             if topology.map is not None and (self.ownership is None or self.ownership.map != topology.map):
-                self.ownership = Ownership(topology.map)
+                self.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
             await self._open_and_close(topology)
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()

@@ -14,6 +14,7 @@ from needle.base import commands
 from needle.base.config import RaftConfig
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, SessionExpired, UnsupportedFormat
 from needle.base.model import HitBatch, ReadMode, WriteResult
+from needle.base.move_commands import MoveCommand
 from needle.base.protocol import (
     CollectionsAnswer,
     CollectionsCall,
@@ -77,8 +78,8 @@ class Proxy:
             raise InvalidArgument(error.message, field="command") from error
         if isinstance(command, commands.OpenSession):
             return self._open()
-        if isinstance(command, commands.PublishSegment):
-            raise InvalidArgument("segments are published by leaders only", field="command")
+        if isinstance(command, commands.PublishSegment | MoveCommand):
+            raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
         session = command.session
         if session.id == 0:
             return await self._run(command, call.timeout, {})

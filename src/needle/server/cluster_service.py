@@ -16,6 +16,7 @@ from needle.base.catalog_commands import CatalogCommand
 from needle.base.cluster_protocol import (
     CATALOG,
     FOUND,
+    MOVE,
     SHARD,
     SHARD_LEADER,
     SHARD_WRITE,
@@ -24,6 +25,8 @@ from needle.base.cluster_protocol import (
     WHO,
     CatalogCall,
     FoundCall,
+    MoveAnswer,
+    MoveCall,
     ShardAnswer,
     ShardCall,
     SyncCall,
@@ -44,7 +47,8 @@ from needle.base.errors import (
     invalid,
 )
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
-from needle.base.model import WriteResult
+from needle.base.model import Claim, WriteResult
+from needle.base.move_commands import MoveCommand
 from needle.base.protocol import AddressBook, CollectionsCall, GetCall, GroupCall, LeaderAnswer, SearchCall, WriteCall
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Ownership, Topology
@@ -86,8 +90,12 @@ class ClusterService(RpcService):
     def __init__(self, node: ServedClusterNode) -> None:
         super().__init__(node)
         self._cluster = node
-        self._of_a_shard = dict(self._methods)
-        """The calls as one shard's replica answers them; without a ShardCall around them they are proxied."""
+        self._of_a_shard: dict[str, tuple[Any, Callable[[Any, Claim], Awaitable[Any]]]] = {
+            protocol.SEARCH: (SearchCall, self._search),
+            protocol.GET: (GetCall, self._get),
+            protocol.COLLECTIONS: (CollectionsCall, self._collections),
+        }
+        """The reads as one shard's replica answers them; without a ShardCall around them they are proxied."""
         self.proxy = proxy = Proxy(node, node.ports.rng)
         whole = (
             (protocol.WRITE, WriteCall, proxy.write),
@@ -104,6 +112,7 @@ class ClusterService(RpcService):
             TOPOLOGY: (TopologyCall, self._topology),
             CATALOG: (CatalogCall, self._catalog),
             SYNC: (SyncCall, self._sync),
+            MOVE: (MoveCall, self._move),
             FOUND: (FoundCall, self._found),
             WHO: (WhoCall, self._who),
         }
@@ -139,11 +148,20 @@ class ClusterService(RpcService):
         owned = await self._owned(call.epoch)
         kind, run = self._of_a_shard[call.method]
         inner = protocol.decode(call.body, kind)
+        claim = owned.claim(inner.group - 1)
+        fresh = inner.freshness
+        if fresh.min_index < claim.since:  # a replica that lags behind must not answer for what it does not have yet
+            fresh = msgspec.structs.replace(fresh, min_index=claim.since)
+            inner = msgspec.structs.replace(inner, freshness=fresh)
         try:
-            answer = await run(inner)
-        except CollectionNotFound:
-            await self._catch_up(inner.group, _named_in(inner), inner.freshness.timeout)
-            answer = await run(inner)
+            try:
+                answer = await run(inner, claim)
+            except CollectionNotFound:
+                await self._catch_up(inner.group, _named_in(inner), fresh.timeout)
+                answer = await run(inner, claim)
+        except StaleEpoch as stale:
+            await self._moving(owned, _timeout(fresh.timeout))
+            raise self._stale(stale.message, self._cluster.ownership or owned) from stale
         after = self._cluster.ownership
         if after is None or after.map != owned.map:
             raise self._stale("the shard map changed during the read", after or owned)
@@ -159,6 +177,10 @@ class ClusterService(RpcService):
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
             raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
         self._check_owner(owned, inner.group, command)
+        await self._hold(owned, inner, command)
+        if isinstance(command, commands.Delete) and owned.map.strategy.kind == "custom":
+            claimed = msgspec.structs.replace(command, owned=owned.fingerprint(inner.group - 1))
+            inner = msgspec.structs.replace(inner, command=commands.encode(claimed))
         try:
             return await self._write(inner)
         except CollectionNotFound:
@@ -180,6 +202,50 @@ class ClusterService(RpcService):
             for name in command.ids:
                 if shard_map.owner(routing_key(strategy, count, name)) != shard:
                     raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
+
+    async def _hold(self, owned: Ownership, call: WriteCall, command: commands.Command) -> None:
+        """A write that the shard's log would refuse waits here until the map changes, and is denied then: its range is
+        moving. What gets past this is judged by the log."""
+        hosted = self._node.groups.get(call.group)
+        fence = hosted.replica.fence if hosted is not None and self._host.is_leader(call.group) else None
+        if fence is None or (not fence.freezes and fence.fingerprint == owned.fingerprint(call.group - 1)):
+            return  # the log owns what the map says, and that is checked already
+        if isinstance(command, commands.Insert):
+            taken = all(map(fence.accepts, command.ids, command.metadata))
+        elif isinstance(command, commands.Delete) and not fence.custom:
+            taken = all(fence.accepts(name, b"") for name in command.ids)
+        else:
+            taken = not (isinstance(command, commands.Delete) and fence.freezes)
+        if not taken:
+            await self._moving(owned, _timeout(call.timeout))
+            text = f"shard {call.group - 1} does not take this write while its key moves"
+            raise self._stale(text, self._cluster.ownership or owned, owned=False)
+
+    async def _moving(self, owned: Ownership, timeout: float) -> None:
+        """The shard's log is ahead of the map of this node: that will come in a moment."""
+        if self._cluster.ownership is owned:
+            await self._cluster.wait_topology(self._cluster.topology.version + 1, min(timeout, BEHIND_SECONDS))
+
+    async def _move(self, call: MoveCall) -> MoveAnswer:
+        """One step of a move's driver."""
+        if not self._host.is_leader(call.group):
+            raise self._not_leader(call.group)
+        timeout, hosted = _timeout(call.timeout), self._node.hosted(call.group)
+        if call.command:
+            try:
+                command = commands.decode(call.command)
+            except UnsupportedFormat as error:
+                raise InvalidArgument(error.message, field="command") from error
+            if not isinstance(command, MoveCommand) or command.move != call.move:
+                raise InvalidArgument(f"{type(command).__name__} is no step of move {call.move}", field="command")
+            await self._host.propose(call.group, call.command, timeout)
+        else:
+            await self._host.read_index(call.group, timeout)
+        fence = hosted.replica.fence
+        found = fence.holdings.transfer(call.move) if fence is not None else None
+        if found is None:
+            return MoveAnswer("", 0, 0, {})
+        return MoveAnswer(found.phase, found.step, found.at, found.cursors)
 
     async def _catch_up(self, group: GroupId, collection: str, timeout: float) -> None:
         """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the

@@ -20,12 +20,14 @@ from needle.base.errors import (
     InvalidArgument,
     NeedleError,
     NotLeader,
+    StaleEpoch,
     TooStale,
     UnsupportedFormat,
     invalid,
 )
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import HitBatch, RaftStatus, ReadMode
+from needle.base.model import Claim, HitBatch, RaftStatus, ReadMode, SearchRequest
+from needle.base.move_commands import MoveCommand
 from needle.base.protocol import (
     AddressBook as AddressBookMessage,
 )
@@ -203,13 +205,15 @@ class RpcService:
                 ) from error
         return hosted
 
-    async def _search(self, call: SearchCall) -> HitBatch:
+    async def _search(self, call: SearchCall, claim: Claim | None = None) -> HitBatch:
+        """claim: what a shard must own to answer."""
         self.reading += 1
         try:
+            request = msgspec.structs.replace(call.request, claim=claim)
             if self._may_search_early(call):
-                return await self._search_early(call)
+                return await self._search_early(call, request)
             hosted = await self._fresh(call.group, call.freshness)
-            return await hosted.batcher.search(call.request)
+            return await hosted.batcher.search(request)
         finally:
             self.reading -= 1
 
@@ -223,21 +227,22 @@ class RpcService:
             and fresh.min_index <= host.applied_index(group)
         )
 
-    async def _search_early(self, call: SearchCall) -> HitBatch:
+    async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
         """Search while the round confirms this leader, instead of after it. What was found counts only if the round is
         confirmed and what it asks for was applied when the search looked; otherwise it is searched again."""
         search = self._node.hosted(call.group).batcher.search
         confirmed = self._host.begin_read(call.group, _timeout(call.freshness.timeout))
         found: HitBatch | None = None
         try:
-            with contextlib.suppress(InvalidArgument, CollectionNotFound):  # true of this state, which may be old
-                found = await search(call.request)
+            # These are true of this state, which may be old.
+            with contextlib.suppress(InvalidArgument, CollectionNotFound, StaleEpoch):
+                found = await search(request)
             index = await confirmed
         finally:
             confirmed.cancel()
-        return found if found is not None and found.applied_index >= index else await search(call.request)
+        return found if found is not None and found.applied_index >= index else await search(request)
 
-    async def _get(self, call: GetCall) -> DocumentBatch:
+    async def _get(self, call: GetCall, claim: Claim | None = None) -> DocumentBatch:
         limit = 10_000
         if len(call.ids) > limit:
             raise invalid("ids", f"{len(call.ids)} ids", f"at most {limit} in one call")
@@ -245,7 +250,7 @@ class RpcService:
         try:
             hosted = await self._fresh(call.group, call.freshness)
             applied = self._host.applied_index(call.group)
-            found = await self._node.blocking(hosted.replica.get, call.collection, call.ids, call.with_vectors)
+            found = await self._node.blocking(hosted.replica.get, call.collection, call.ids, call.with_vectors, claim)
         finally:
             self.reading -= 1
         return DocumentBatch(
@@ -256,11 +261,11 @@ class RpcService:
             applied,
         )
 
-    async def _collections(self, call: CollectionsCall) -> CollectionsAnswer:
+    async def _collections(self, call: CollectionsCall, claim: Claim | None = None) -> CollectionsAnswer:
         hosted = await self._fresh(call.group, call.freshness)
-        specs = hosted.replica.collections()
-        counts = [hosted.replica.count(spec.name) for spec in specs]
-        return CollectionsAnswer(specs, counts, self._host.applied_index(call.group))
+        counts = hosted.replica.counts(claim)
+        applied = self._host.applied_index(call.group)
+        return CollectionsAnswer([spec for spec, _ in counts], [count for _, count in counts], applied)
 
     async def _read_index(self, call: GroupCall) -> int:
         return await self._host.read_index(call.group, _timeout(call.timeout))
@@ -360,8 +365,8 @@ def _judged(hosted: HostedReplica, call: WriteCall) -> bytes:
         command = commands.decode(call.command)
     except UnsupportedFormat as error:
         raise InvalidArgument(error.message, field="command") from error
-    if isinstance(command, commands.PublishSegment):
-        raise InvalidArgument("segments are published by leaders only", field="command")
+    if isinstance(command, commands.PublishSegment | MoveCommand):
+        raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
     checked = hosted.replica.validate(command)
     return call.command if checked is command else commands.encode(checked)
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from pyroaring import BitMap
 
 from needle.base.errors import (
     AlreadyExists,
@@ -22,12 +23,14 @@ from needle.base.errors import (
     CollectionNotFound,
     InvalidArgument,
     NeedleError,
+    StaleEpoch,
     UnsupportedFormat,
     VersionMismatch,
     invalid,
 )
 from needle.base.model import WriteResult
 from needle.shard.commands import (
+    MOVE_COMMANDS,
     NO_SESSION,
     Command,
     CreateCollection,
@@ -40,6 +43,8 @@ from needle.shard.commands import (
     decode,
 )
 from needle.shard.digest import MODULUS, document_hash
+from needle.shard.holdings import Fence, Holdings, Transfer, encode_holdings, moved
+from needle.shard.moving import Stored, execute_move
 from needle.shard.records import ORDINAL_MAX, AppliedAt, CollectionRecord, DocRef, WriteSet, row_id
 from needle.shard.segment_plan import PublishedSegment, with_published
 from needle.shard.sessions import SessionTable
@@ -52,7 +57,8 @@ Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
 
 @dataclass
 class CollectionChange:
-    """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent."""
+    """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. hidden: by
+    move, the ordinals that are invisible after it; marked: that will be (moving.Stored); None: unchanged."""
 
     record: CollectionRecord
     first_ordinal: int
@@ -64,6 +70,8 @@ class CollectionChange:
     dead: list[int] = field(default_factory=list)
     manifest: list[PublishedSegment] | None = None
     published: list[PublishedSegment] = field(default_factory=list)
+    hidden: dict[int, BitMap] | None = None
+    marked: dict[int, BitMap] | None = None
     touched: bool = False
 
 
@@ -77,7 +85,10 @@ class Batch:
         manifests: Callable[[int], list[PublishedSegment]],
         sessions: SessionTable,
         find: Find,
+        stored: Stored | None = None,
     ) -> None:
+        self.stored = stored or Stored()
+        self.fence = self.stored.fence
         self._next_id = at.next_collection_id
         self._records = dict(records)
         self._manifests = manifests
@@ -96,16 +107,18 @@ class Batch:
                     wanted.setdefault(record.id, {}).update(dict.fromkeys(command.ids))
         by_id = {record.id: record for record in self._records.values()}
         for collection_id, ids in wanted.items():
-            self._lookup(self._change(by_id[collection_id]), list(ids))
+            self.lookup(self.change(by_id[collection_id]), list(ids))
 
-    def _lookup(self, change: CollectionChange, ids: Sequence[str]) -> None:
+    def lookup(self, change: CollectionChange, ids: Sequence[str]) -> None:
+        """Have `change.refs` know all of `ids`."""
         missing = [id_ for id_ in ids if id_ not in change.refs]
         if not missing:
             return
         found = {} if change.created else self._find(change.record.id, missing)
         change.refs.update((id_, found.get(id_)) for id_ in missing)
 
-    def _change(self, record: CollectionRecord) -> CollectionChange:
+    def change(self, record: CollectionRecord) -> CollectionChange:
+        """What this batch does to a collection."""
         change = self.changes.get(record.id)
         if change is None:
             change = CollectionChange(record, record.next_ordinal, False)
@@ -126,6 +139,10 @@ class Batch:
         if known is not None:
             return known
         result = self._run(index, command)
+        if isinstance(result, StaleEpoch):
+            # Kept as the answer for ever: a copy of this entry that is late must not be executed should the range come
+            # back. Whoever writes again, elsewhere or here, does so under a new number.
+            result.details["final"] = True
         self._sessions.record(numbered, result)
         return result
 
@@ -141,11 +158,14 @@ class Batch:
                 return self._drop(index, command)
             if isinstance(command, PublishSegment):
                 return self._publish(index, command)
+            if isinstance(command, MOVE_COMMANDS):
+                return execute_move(self, index, command)
         except NeedleError as refused:
             return refused
         return UnsupportedFormat(f"unknown command {type(command).__name__}")
 
-    def _record(self, name: str) -> CollectionRecord:
+    def record(self, name: str) -> CollectionRecord:
+        """Raises CollectionNotFound."""
         record = self._records.get(name)
         if record is None:
             raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
@@ -166,7 +186,7 @@ class Batch:
         return WriteResult(version=index, index=index)
 
     def _drop(self, index: int, command: DropCollection) -> WriteResult:
-        record = self._record(command.name)
+        record = self.record(command.name)
         del self._records[command.name]
         change = self.changes.pop(record.id, None)
         if change is None or not change.created:
@@ -174,42 +194,67 @@ class Batch:
         return WriteResult(version=index, index=index, existed=True, count=record.documents)
 
     def _insert(self, index: int, command: Insert) -> WriteResult:
-        record = self._record(command.collection)
+        record = self.record(command.collection)
         ids, width = command.ids, record.spec.dimensions * FLOAT_BYTES
         _check_shape(command, width)
         if record.next_ordinal + len(ids) > ORDINAL_MAX:
             raise InvalidArgument(
                 f"collection {record.spec.name!r} has used up its {ORDINAL_MAX} ordinals; recreate it"
             )
-        change = self._change(record)
-        self._lookup(change, ids)
+        change = self.change(record)
+        self.lookup(change, ids)
+        self._admit(change, ids, command.metadata)
         _check_versions(command, change.refs)
-        vectors, ordinal, total, existed = memoryview(command.vectors), record.next_ordinal, record.total, 0
+        version = self.version(index)
+        existed = self.put(change, ids, [version] * len(ids), command.vectors, command.metadata)
+        return WriteResult(version=version, index=index, existed=existed > 0, count=len(ids))
+
+    def put(
+        self,
+        change: CollectionChange,
+        ids: Sequence[str],
+        versions: Sequence[int],
+        block: bytes,
+        metadata: Sequence[bytes],
+    ) -> int:
+        """Write documents whose ids were looked up; how many of them were there."""
+        if not ids:
+            return 0
+        record, vectors, existed = change.record, memoryview(block), 0
+        width, ordinal, total = record.spec.dimensions * FLOAT_BYTES, record.next_ordinal, record.total
         base = row_id(record.id, 0)
         for at, id_ in enumerate(ids):
-            metadata = command.metadata[at]
             old = change.refs[id_]
             if old is not None:
                 existed += 1
                 change.dead.append(old.ordinal)
                 total -= int.from_bytes(old.hash, "little")
-            hash_ = document_hash(ordinal, index, id_, metadata, vectors[at * width : (at + 1) * width])
+            hash_ = document_hash(ordinal, versions[at], id_, metadata[at], vectors[at * width : (at + 1) * width])
             total += int.from_bytes(hash_, "little")
-            change.refs[id_] = DocRef(ordinal, index, hash_)
-            change.rows.append((base | ordinal, id_, index, metadata))
+            change.refs[id_] = DocRef(ordinal, versions[at], hash_)
+            change.rows.append((base | ordinal, id_, versions[at], metadata[at]))
             ordinal += 1
         change.written.update(dict.fromkeys(ids))
-        change.vectors.append(command.vectors)
+        change.vectors.append(block)
         documents = record.documents + len(ids) - existed
         self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
-        return WriteResult(version=index, index=index, existed=existed > 0, count=len(ids))
+        return existed
 
     def _delete(self, index: int, command: Delete) -> WriteResult:
-        record = self._record(command.collection)
+        record = self.record(command.collection)
         ids = list(dict.fromkeys(command.ids))
-        change = self._change(record)
-        self._lookup(change, ids)
+        change = self.change(record)
+        self.lookup(change, ids)
+        self._admit(change, ids, None)
+        if self.fence is not None and command.owned not in (0, self.fence.fingerprint):
+            raise moved(ids[0])
         _check_versions(command, change.refs)
+        deleted = self.remove(change, ids)
+        return WriteResult(version=self.version(index), index=index, existed=deleted > 0, count=deleted)
+
+    def remove(self, change: CollectionChange, ids: Sequence[str]) -> int:
+        """Delete documents whose ids were looked up; how many of them were there."""
+        record = change.record
         total, deleted = record.total, 0
         for id_ in ids:
             old = change.refs[id_]
@@ -222,14 +267,80 @@ class Batch:
         if deleted:
             documents = record.documents - deleted
             self._set(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
-        return WriteResult(version=index, index=index, existed=deleted > 0, count=deleted)
+        return deleted
+
+    # --- what the shard owns -----------------------------------------------------------------------------------------
+    @property
+    def holdings(self) -> Holdings | None:
+        """What the log says the shard owns; None if that never changed."""
+        return None if self.fence is None else self.fence.holdings
+
+    def hold(self, holdings: Holdings) -> None:
+        """Replace them."""
+        self.fence = Fence(holdings)
+
+    def change_transfer(self, transfer: Transfer, **changes: Any) -> None:
+        """Replace one transfer, and other parts of the holdings."""
+        if self.fence is not None:
+            self.hold(self.fence.holdings.with_transfer(transfer, **changes))
+
+    def hide(self, change: CollectionChange, move: int, ordinals: BitMap) -> None:
+        """From now on these ordinals of a move are invisible; none: the move hides nothing here."""
+        hidden = dict(self.stored.hidden(change.record.id) if change.hidden is None else change.hidden)
+        hidden.pop(move, None)
+        if ordinals:
+            hidden[move] = ordinals
+        change.hidden = hidden
+        change.touched = True
+
+    def mark(self, change: CollectionChange, move: int, ordinals: BitMap) -> None:
+        """Keep these for the move's Release; none: forget them."""
+        marked = dict(self.stored.marked(change.record.id) if change.marked is None else change.marked)
+        marked.pop(move, None)
+        if ordinals:
+            marked[move] = ordinals
+        change.marked = marked
+        change.touched = True
+
+    def records(self) -> list[CollectionRecord]:
+        """All collections, by id."""
+        return sorted(self._records.values(), key=lambda record: record.id)
+
+    def version(self, index: int) -> int:
+        """What an entry's documents get: higher than all versions of their keys, also those given by other shards."""
+        return index + (0 if self.fence is None else self.fence.holdings.base)
+
+    def _admit(self, change: CollectionChange, ids: Sequence[str], metadata: Sequence[bytes] | None) -> None:
+        """Raises StaleEpoch if a document, as written or as stored, has a key that this log does not accept.
+        metadata: as written, None for a delete."""
+        fence = self.fence
+        if fence is None:
+            return
+        if metadata is not None or not fence.custom:
+            for at, id_ in enumerate(ids):
+                if not fence.accepts(id_, metadata[at] if metadata is not None else b""):
+                    raise moved(id_)
+        if fence.custom:
+            for id_, there in self._metadata(change, ids).items():
+                if not fence.accepts(id_, there):
+                    raise moved(id_)
+
+    def _metadata(self, change: CollectionChange, ids: Sequence[str]) -> dict[str, bytes]:
+        """What is stored of those that are there."""
+        refs = {id_: ref.ordinal for id_ in ids if (ref := change.refs[id_]) is not None}
+        before = [ordinal for ordinal in refs.values() if ordinal < change.first_ordinal]
+        found = self.stored.documents(change.record.id, before) if before else {}
+        return {
+            id_: found[at].metadata if at < change.first_ordinal else change.rows[at - change.first_ordinal][3]
+            for id_, at in refs.items()
+        }
 
     def _publish(self, index: int, command: PublishSegment) -> WriteResult:
         segment = PublishedSegment(*msgspec.structs.astuple(command))
         record = next((r for r in self._records.values() if r.id == command.collection_id), None)
         if record is None:
             raise CollectionNotFound(f"there is no collection with id {command.collection_id}")
-        change = self._change(record)
+        change = self.change(record)
         held = self._manifests(record.id) if change.manifest is None and not change.created else change.manifest or []
         manifest = with_published(held, segment, record.next_ordinal)
         if manifest is None:
@@ -252,6 +363,7 @@ class Batch:
         out = WriteSet(
             at=AppliedAt(index, term, conf, self._next_id), collections=[], removed=self.dropped, documents=[],
             vectors=[], ids=[], ids_removed=[], graves=[], manifests={}, sessions=sessions, sessions_removed=evicted,
+            holdings=None if self.fence in (None, self.stored.fence) else encode_holdings(self.fence.holdings),
         )  # fmt: skip
         for collection_id, change in self.changes.items():
             if not change.touched:

@@ -28,8 +28,9 @@ def document_hash(ordinal: int, version: int, id_: str, metadata: bytes, vector:
     return xxhash.xxh3_128_digest(b"".join((head, name, metadata, vector)))
 
 
-def replica_digest(collections: Iterable[tuple[int, CollectionSpec, int, int, int]]) -> str:
-    """32 hex digits over (collection id, spec, next ordinal, document count, sum of document hashes) each."""
+def replica_digest(collections: Iterable[tuple[int, CollectionSpec, int, int, int]], holdings: bytes = b"") -> str:
+    """32 hex digits over (collection id, spec, next ordinal, document count, sum of document hashes) each, and what
+    the shard owns if that ever changed."""
     rows = sorted(
         (cid, spec.name, msgspec.json.encode(spec), end, n, total) for cid, spec, end, n, total in collections
     )
@@ -38,4 +39,5 @@ def replica_digest(collections: Iterable[tuple[int, CollectionSpec, int, int, in
         digest.update(struct.pack("<QIQQ", cid, len(spec_bytes), end, count))
         digest.update(spec_bytes)
         digest.update(total.to_bytes(16, "little"))
+    digest.update(holdings)
     return digest.hexdigest()

@@ -46,7 +46,7 @@ from needle.shard.records import (
 )
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.sessions import SessionRow
-from needle.shard.sqlite_file import FILE_NAME, connect, open_writer
+from needle.shard.sqlite_file import FILE_NAME, FORMAT_MOVED, connect, open_writer
 
 _CHUNK: Final = 512
 
@@ -137,6 +137,9 @@ class DocumentStore:
                         (at.next_collection_id, "next_collection_id"),
                     ],
                 )
+                if changes.holdings is not None:
+                    run("UPDATE meta SET value = ? WHERE name = 'format'", (FORMAT_MOVED,))
+                    run("INSERT OR REPLACE INTO meta VALUES ('holdings', ?)", (changes.holdings,))
                 before_commit()
                 run("COMMIT")
             except BaseException:
@@ -285,21 +288,59 @@ class DocumentStore:
 
     def by_id(self, collection_id: int, ids: Sequence[str], *, vectors: bool) -> list[StoredDocument]:
         """The current documents of `ids`, in the order asked for, from one consistent read; absent ids left out."""
-        found: dict[str, StoredDocument] = {}
-        columns = ", v.vector" if vectors else ", x''"
-        join = "JOIN vectors v ON v.row = d.row" if vectors else ""
         with self.reading() as connection:
             connection.execute("BEGIN")
-            for start in range(0, len(ids), _CHUNK):
-                part = _padded(ids[start : start + _CHUNK])
-                rows = connection.execute(
-                    f"SELECT d.id, i.ordinal, d.version, d.metadata{columns} FROM ids i "
-                    f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) {join} "
-                    f"WHERE i.collection_id = ? AND i.id IN ({','.join('?' * len(part))})",
-                    (collection_id, *part),
-                ).fetchall()
-                found.update((row[0], StoredDocument(*row)) for row in rows)
-        return [found[id_] for id_ in dict.fromkeys(ids) if id_ in found]
+            return _by_id(connection, collection_id, ids, vectors)
+
+    def by_id_held(
+        self, collection_id: int, ids: Sequence[str], *, vectors: bool
+    ) -> tuple[list[StoredDocument], int, bytes | None]:
+        """`by_id`, with the applied index and the holdings at which it read."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            found = _by_id(connection, collection_id, ids, vectors)
+            meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
+            return found, meta["index"], meta.get("holdings")
+
+    def holdings(self) -> bytes | None:
+        """What the shard owns, as it was stored; None if that never changed."""
+        with self.reading() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = 'holdings'").fetchone()
+        return None if row is None else bytes(row[0])
+
+    def live(self, collection_id: int, *, metadata: bool) -> Iterator[tuple[int, str, bytes]]:
+        """(ordinal, id, metadata) of all current documents; metadata: b"" unless asked for."""
+        columns = "i.ordinal, i.id, " + ("d.metadata" if metadata else "x''")
+        join = f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) " if metadata else ""
+        with self.reading() as connection:
+            yield from connection.execute(
+                f"SELECT {columns} FROM ids i {join}WHERE i.collection_id = ?", (collection_id,)
+            )
+
+    def live_between(
+        self, collection_id: int, after: int, upto: int, *, metadata: bool
+    ) -> Iterator[tuple[int, str, bytes]]:
+        """`live`, of the ordinals above `after` and up to `upto`."""
+        base, column = row_id(collection_id, 0), "d.metadata" if metadata else "x''"
+        with self.reading() as connection:
+            yield from connection.execute(
+                f"SELECT i.ordinal, i.id, {column} FROM documents d "
+                f"CROSS JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
+                "WHERE d.row > ? AND d.row <= ?",
+                (collection_id, base + after, base + upto),
+            )
+
+    def page(self, collection_id: int, after: int, rows_max: int) -> list[StoredDocument]:
+        """The next current documents with ordinals above `after`, in their order, without vectors."""
+        base = row_id(collection_id, 0)
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT d.id, i.ordinal, d.version, d.metadata FROM documents d "
+                f"CROSS JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
+                "WHERE d.row > ? AND d.row < ? ORDER BY d.row LIMIT ?",
+                (collection_id, base + after, row_id(collection_id + 1, 0), rows_max),
+            ).fetchall()
+        return [StoredDocument(*row) for row in rows]
 
     def metadata_between(self, collection_id: int, first: int, end: int) -> list[tuple[int, bytes]]:
         """(ordinal, metadata) of the rows with ordinals in [first, end)."""
@@ -361,6 +402,24 @@ class DocumentStore:
                     total, count = (total + int.from_bytes(hash_, "little")) % MODULUS, count + 1
                 totals[record.id] = (count, total)
         return totals
+
+
+def _by_id(
+    connection: sqlite3.Connection, collection_id: int, ids: Sequence[str], vectors: bool
+) -> list[StoredDocument]:
+    found: dict[str, StoredDocument] = {}
+    columns = ", v.vector" if vectors else ", x''"
+    join = "JOIN vectors v ON v.row = d.row" if vectors else ""
+    for start in range(0, len(ids), _CHUNK):
+        part = _padded(ids[start : start + _CHUNK])
+        rows = connection.execute(
+            f"SELECT d.id, i.ordinal, d.version, d.metadata{columns} FROM ids i "
+            f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) {join} "
+            f"WHERE i.collection_id = ? AND i.id IN ({','.join('?' * len(part))})",
+            (collection_id, *part),
+        ).fetchall()
+        found.update((row[0], StoredDocument(*row)) for row in rows)
+    return [found[id_] for id_ in dict.fromkeys(ids) if id_ in found]
 
 
 _row_decoder = msgspec.json.Decoder(list[tuple[int, str, int, str]])

@@ -5,15 +5,17 @@ A view stays as it was made: apply replaces what it changes. It must not know co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
+from needle.base.routing.shard_map import KeyRange
 from needle.shard.documents import DocumentStore
+from needle.shard.holdings import Fence
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.records import AppliedAt, CollectionRecord
 from needle.shard.segment_plan import PublishedSegment
@@ -23,21 +25,30 @@ from needle.shard.vectors_view import VectorsView
 
 @dataclass(frozen=True, slots=True)
 class CollectionView:
-    """One collection at one applied index. dead: ordinals below record.next_ordinal that no id points at."""
+    """One collection at one applied index. dead: ordinals below record.next_ordinal that no id points at. hidden:
+    others that must not be seen, because the shard does not own their keys (yet, or any more)."""
 
     record: CollectionRecord
     vectors: VectorsView
     dead: BitMap
     payload: PayloadIndex
+    hidden: BitMap = field(default_factory=BitMap)
+
+    @property
+    def visible(self) -> int:
+        """How many documents a reader can see."""
+        return self.record.documents - len(self.hidden)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """What searches see: all collections by name, at one applied index, and the file that holds their documents."""
+    """What searches see: all collections by name, at one applied index, and the file that holds their documents; and
+    what the shard owns there, if that ever changed."""
 
     at: AppliedAt
     collections: Mapping[str, CollectionView]
     store: DocumentStore
+    fence: Fence | None = None
 
 
 class LiveCollection:
@@ -46,6 +57,10 @@ class LiveCollection:
     def __init__(self, record: CollectionRecord, store: DocumentStore, directory: str, config: SegmentConfig) -> None:
         self.record = record
         self.dead = BitMap()
+        self.hidden: Mapping[int, BitMap] = {}
+        """By move (holdings.Transfer)."""
+        self.marked: Mapping[int, BitMap] = {}
+        """By move: what its Release will hide, as far as it was looked for; some of it may be dead by now."""
         self.manifest: list[PublishedSegment] = []
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
         self.payload = PayloadIndex(lambda first, end: store.metadata_between(record.id, first, end))
@@ -64,5 +79,23 @@ class LiveCollection:
         self.manifest = manifest
         self.vectors.load(self.record.next_ordinal, self.dead, manifest, self.rows)
 
+    def hide(self, fence: Fence | None) -> None:
+        """Find out what must not be seen, when the file is opened."""
+        hiding = [one for one in fence.holdings.transfers if one.hides] if fence is not None else []
+        self.hidden = {one.move: found for one in hiding if (found := self._of(fence, one.ranges))}
+        marking = [one for one in fence.holdings.transfers if one.marks] if fence is not None else []
+        reached = [(one, one.cursors.get(self.record.spec.name, -1)) for one in marking]
+        marked = {one.move: self._of(fence, one.ranges) & BitMap(range(upto + 1)) for one, upto in reached}
+        self.marked = {move: found for move, found in marked.items() if found}
+
+    def _of(self, fence: Fence | None, ranges: Sequence[KeyRange]) -> BitMap:
+        """The ordinals of all current documents with keys in `ranges`."""
+        if fence is None:
+            return BitMap()
+        member = fence.member(ranges)
+        rows = self._store.live(self.record.id, metadata=fence.custom)
+        return BitMap([ordinal for ordinal, name, metadata in rows if member(name, metadata)])
+
     def view(self) -> CollectionView:
-        return CollectionView(self.record, self.vectors.view(), self.dead, self.payload)
+        hidden = BitMap.union(BitMap(), *self.hidden.values())
+        return CollectionView(self.record, self.vectors.view(), self.dead, self.payload, hidden)

@@ -45,6 +45,8 @@ class Collection(Protocol):
     def dead(self) -> BitMap: ...
     @property
     def payload(self) -> PayloadIndex: ...
+    @property
+    def hidden(self) -> BitMap: ...
 
 
 def search_group(
@@ -70,11 +72,12 @@ def search_group(
 
 
 def _allowed(collection: Collection, filter_json: bytes, limits: Limits) -> BitMap | None:
-    """The ordinals that a filter allows; None for no filter."""
+    """The ordinals that a filter allows, without the hidden ones; None for all that are not dead."""
+    hidden, dead = collection.hidden, collection.dead
     if not filter_json:
-        return None
+        return BitMap(range(collection.record.next_ordinal)) - dead - hidden if hidden else None
     node = Filter.from_json(filter_json, limits).node
-    return collection.payload.matching(node, collection.record.next_ordinal, collection.dead)
+    return collection.payload.matching(node, collection.record.next_ordinal, dead | hidden if hidden else dead)
 
 
 def _nearest(

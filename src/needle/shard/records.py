@@ -65,7 +65,8 @@ class Doomed(msgspec.Struct):
 
 
 class WriteSet(msgspec.Struct):
-    """What one batch of entries changes, ready for executemany. Row ids as in the module docstring."""
+    """What one batch of entries changes, ready for executemany. Row ids as in the module docstring. holdings: None if
+    they are unchanged."""
 
     at: AppliedAt
     collections: list[CollectionRecord]
@@ -78,6 +79,7 @@ class WriteSet(msgspec.Struct):
     manifests: dict[int, list[PublishedSegment]]
     sessions: list[SessionRow]
     sessions_removed: list[int]
+    holdings: bytes | None = None
 
 
 def row_id(collection_id: int, ordinal: int) -> int:

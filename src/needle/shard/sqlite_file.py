@@ -11,6 +11,8 @@ from needle.shard.disk import ReplicaDisk
 
 FILE_NAME: Final = "documents.db"
 FORMAT_VERSION: Final = 1
+FORMAT_MOVED: Final = 2
+"""Of a file whose shard took part in a move: `meta` has a row `holdings`, which an older release would not obey."""
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -71,7 +73,8 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
         )
         connection.execute("COMMIT")
     found = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
-    if found is None or found[0] != FORMAT_VERSION:
+    if found is None or found[0] not in (FORMAT_VERSION, FORMAT_MOVED):
         raise UnsupportedFormat(
-            f"{path} has format {found and found[0]}; this release reads {FORMAT_VERSION}", path=path
+            f"{path} has format {found and found[0]}; this release reads {FORMAT_VERSION} and {FORMAT_MOVED}",
+            path=path,
         )

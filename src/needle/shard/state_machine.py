@@ -27,13 +27,17 @@ from pyroaring import BitMap
 from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CollectionNotFound, CorruptSnapshot, NeedleError, StorageError
-from needle.base.model import CollectionSpec, HitBatch, SearchRequest
+from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
+from needle.base.routing.shard_map import KeyRange
 from needle.shard.batch import Batch, decode_entry
+from needle.shard.commands import MOVE_COMMANDS
 from needle.shard.digest import replica_digest
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
+from needle.shard.holdings import Fence, check_claim, decode_holdings, encode_holdings
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import CollectionView, LiveCollection, ReplicaView
+from needle.shard.moving import Stored
 from needle.shard.query import search_group
 from needle.shard.records import CollectionRecord, StoredDocument, WriteSet
 from needle.shard.sealed_segment import segment_file
@@ -88,6 +92,7 @@ class Replica:
         self._in_flight = InFlight()
         self._broken: NeedleError | None = None
         self._closed = False
+        self._last_fence: tuple[bytes, Fence] | None = None
         self._load(current_state(directory, disk))
 
     @classmethod
@@ -124,15 +129,18 @@ class Replica:
         loaded: dict[str, LiveCollection] = {}
         try:
             at, records, manifests, sessions = store.load()
+            stored = store.holdings()
+            fence = None if stored is None else Fence(decode_holdings(stored))
             for record in records:
-                loaded[record.spec.name] = LiveCollection(record, store, directory, self._config)
-                loaded[record.spec.name].load(manifests.get(record.id, []))
+                live = loaded[record.spec.name] = LiveCollection(record, store, directory, self._config)
+                live.load(manifests.get(record.id, []))
+                live.hide(fence)
         except BaseException:
             store.close()
             raise
         self._segment_directory, self._store, self._live = directory, store, loaded
         self._sessions = SessionTable(sessions)
-        self._view = ReplicaView(at, {name: live.view() for name, live in loaded.items()}, store)
+        self._view = ReplicaView(at, {name: live.view() for name, live in loaded.items()}, store, fence)
 
     # --- the log -----------------------------------------------------------------------------------------------------
     def applied_index(self) -> int:
@@ -147,24 +155,55 @@ class Replica:
         return self._view.at.conf
 
     def apply(self, entries: Sequence[Entry]) -> list[Any]:
-        """Apply consecutive entries in one transaction. One result each: a WriteResult, a NeedleError instance for a
-        refused command, or None for an entry without a command. Entries already applied are skipped (None)."""
+        """Apply consecutive entries in order. One result each: a WriteResult, a NeedleError instance for a refused
+        command, or None for an entry without a command. Entries already applied are skipped (None). All of them are
+        one transaction, but commands that move ranges are one each: they need the stored state right before them."""
         with self._exclusive():
-            at = self._view.at
-            fresh = [entry for entry in entries if entry.index > at.index]
-            if not fresh:
-                return [None] * len(entries)
-            records = {name: live.record for name, live in self._live.items()}
-            batch = Batch(at, records, self._manifest_of, self._sessions, self._store.find)
+            fresh = [entry for entry in entries if entry.index > self._view.at.index]
+            results: list[Any] = [None] * (len(entries) - len(fresh))
             commands = [decode_entry(entry.data) for entry in fresh]
-            batch.prefetch(commands)
-            results = [batch.execute(entry.index, command) for entry, command in zip(fresh, commands, strict=True)]
-            conf = next((entry.conf for entry in reversed(fresh) if entry.conf is not None), at.conf)
-            changes = batch.write_set(fresh[-1].index, fresh[-1].term, conf)
-            self._store.write(changes, lambda: self._failpoint("apply-before-commit"))
-            self._failpoint("apply-after-commit")
-            self._swap(batch, changes)
-        return [None] * (len(entries) - len(fresh)) + results
+            for first, end in _runs(commands):
+                results += self._apply(fresh[first:end], commands[first:end])
+        return results
+
+    def _apply(self, entries: Sequence[Entry], commands: Sequence[Command | NeedleError | None]) -> list[Any]:
+        """One transaction."""
+        at = self._view.at
+        records = {name: live.record for name, live in self._live.items()}
+        stored = Stored(self._view.fence, self._hidden, self._documents, self._select, self._marked, self._dead)
+        batch = Batch(at, records, self._manifest_of, self._sessions, self._store.find, stored)
+        batch.prefetch(commands)
+        results = [batch.execute(entry.index, command) for entry, command in zip(entries, commands, strict=True)]
+        conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
+        changes = batch.write_set(entries[-1].index, entries[-1].term, conf)
+        self._store.write(changes, lambda: self._failpoint("apply-before-commit"))
+        self._failpoint("apply-after-commit")
+        self._swap(batch, changes)
+        return results
+
+    def _by_id(self, collection_id: int) -> LiveCollection | None:
+        return next((live for live in self._live.values() if live.record.id == collection_id), None)
+
+    def _hidden(self, collection_id: int) -> Mapping[int, BitMap]:
+        live = self._by_id(collection_id)
+        return {} if live is None else live.hidden
+
+    def _marked(self, collection_id: int) -> Mapping[int, BitMap]:
+        live = self._by_id(collection_id)
+        return {} if live is None else live.marked
+
+    def _dead(self, collection_id: int) -> BitMap:
+        live = self._by_id(collection_id)
+        return BitMap() if live is None else live.dead
+
+    def _documents(self, collection_id: int, ordinals: Sequence[int]) -> Mapping[int, StoredDocument]:
+        return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)
+
+    def _select(self, collection_id: int, member: Callable[[str, bytes], bool], after: int, upto: int) -> list[int]:
+        fence = self._view.fence
+        custom = fence is not None and fence.custom
+        rows = self._store.live_between(collection_id, after, upto, metadata=custom)
+        return [ordinal for ordinal, name, metadata in rows if member(name, metadata)]
 
     def _manifest_of(self, collection_id: int) -> list[PublishedSegment]:
         return next((live.manifest for live in self._live.values() if live.record.id == collection_id), [])
@@ -200,9 +239,13 @@ class Replica:
                 live.vectors.publish(segment)
             if change.manifest is not None:
                 live.manifest = change.manifest
+            if change.hidden is not None:
+                live.hidden = change.hidden
+            if change.marked is not None:
+                live.marked = change.marked
             live.vectors.commit()
             views[name] = live.view()
-        self._view = ReplicaView(changes.at, views, self._store)
+        self._view = ReplicaView(changes.at, views, self._store, batch.fence)
 
     def checkpoint(self) -> int:
         """Make everything applied durable; returns the applied index that is safe to compact below. Also purges rows
@@ -218,8 +261,10 @@ class Replica:
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
             doomed = self._store.doomed()
+            moving = self._view.fence is not None and self._view.fence.copies
         # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
-        if len(doomed.rows) < max(self._purge_rows_min, self.count() // 8):
+        # And who copies a range to another shard learns from dead rows what was deleted since.
+        if moving or len(doomed.rows) < max(self._purge_rows_min, self.count() // 8):
             doomed.rows.clear()
         if doomed:
             self._in_flight.drain()
@@ -262,7 +307,7 @@ class Replica:
         self._check_usable()
         groups: dict[tuple[object, ...], list[int]] = {}
         for at, r in enumerate(requests):
-            key = (r.collection, r.k, r.filter, r.with_metadata, r.with_vectors, r.exact, r.ef_search)
+            key = (r.collection, r.k, r.filter, r.with_metadata, r.with_vectors, r.exact, r.ef_search, r.claim)
             groups.setdefault(key, []).append(at)
         results: dict[int, HitBatch | NeedleError] = {}
         with self._in_flight.enter():
@@ -270,6 +315,7 @@ class Replica:
             for members in groups.values():
                 asked = [requests[at] for at in members]
                 try:
+                    check_claim(view.fence, asked[0].claim, view.at.index)
                     collection = self._collection(view, asked[0].collection)
                     answers = search_group(collection, view.store, asked, view.at.index, self.limits)
                 except NeedleError as error:
@@ -284,13 +330,29 @@ class Replica:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
         return collection
 
-    def get(self, collection: str, ids: list[str], with_vectors: bool) -> list[StoredDocument]:
-        """The documents with these ids, in the order asked for; absent ids are left out."""
+    def get(
+        self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None = None
+    ) -> list[StoredDocument]:
+        """The documents with these ids, in the order asked for; absent ids are left out. Raises StaleEpoch if the shard
+        does not own what `claim` says."""
         self._check_usable()
         with self._in_flight.enter():
             view = self._view
             record = self._collection(view, collection).record
-            return view.store.by_id(record.id, ids, vectors=with_vectors)
+            if claim is None and view.fence is None:
+                return view.store.by_id(record.id, ids, vectors=with_vectors)
+            # What is read may be newer than the view: judge it by the holdings of the same moment.
+            found, index, held = view.store.by_id_held(record.id, ids, vectors=with_vectors)
+            fence = None if held is None else self._fence_of(held)
+            check_claim(fence, claim, index)
+            return found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
+
+    def _fence_of(self, held: bytes) -> Fence:
+        """Of holdings as stored; the last one is kept, for they rarely change."""
+        last = self._last_fence
+        if last is None or last[0] != held:
+            last = self._last_fence = (held, Fence(decode_holdings(held)))
+        return last[1]
 
     def collections(self) -> list[CollectionSpec]:
         """Every collection, by name."""
@@ -301,8 +363,56 @@ class Replica:
         """Documents in one collection, or in all."""
         view = self._view
         if collection is not None:
-            return self._collection(view, collection).record.documents
-        return sum(held.record.documents for held in view.collections.values())
+            return self._collection(view, collection).visible
+        return sum(held.visible for held in view.collections.values())
+
+    def counts(self, claim: Claim | None = None) -> list[tuple[CollectionSpec, int]]:
+        """Every collection, by name, and its documents, at one applied index. Raises StaleEpoch as `get` does."""
+        view = self._view
+        check_claim(view.fence, claim, view.at.index)
+        return [(held.record.spec, held.visible) for _, held in sorted(view.collections.items())]
+
+    # --- moves of key ranges -----------------------------------------------------------------------------------------
+    @property
+    def fence(self) -> Fence | None:
+        """What the log says this shard owns; None if that never changed."""
+        return self._view.fence
+
+    def copy_end(self, collection: str) -> int:
+        """For the driver of a move: the highest ordinal that there is, -1 for none. Raises CollectionNotFound."""
+        return self._collection(self._view, collection).record.next_ordinal - 1
+
+    def copy_page(
+        self, collection: str, ranges: Sequence[KeyRange], after: int, rows_max: int
+    ) -> tuple[list[StoredDocument], int, bool]:
+        """For the driver of a move: documents of the ranges, the ordinal up to which was looked, and whether that may
+        not be the end. Raises CollectionNotFound."""
+        view, fence = self._view, self._view.fence
+        record = self._collection(view, collection).record
+        rows = view.store.page(record.id, after, rows_max)
+        if fence is None or not rows:
+            return [], after, False
+        member = fence.member(ranges)
+        chosen = [row.ordinal for row in rows if member(row.id, row.metadata)]
+        found = view.store.by_ordinal(record.id, chosen, metadata=True, vectors=True) if chosen else {}
+        return [found[ordinal] for ordinal in chosen], rows[-1].ordinal, len(rows) == rows_max
+
+    def copy_deleted(
+        self, collection: str, ranges: Sequence[KeyRange], upto: int, known: BitMap
+    ) -> tuple[list[str], BitMap]:
+        """For the driver of a move: ids of the ranges that were deleted, as far as ordinals up to `upto` tell that are
+        not in `known`; and all dead ordinals that were looked at. Raises CollectionNotFound."""
+        view, fence = self._view, self._view.fence
+        held = self._collection(view, collection)
+        dead = held.dead & BitMap(range(upto + 1))
+        fresh = list(dead - known)
+        if fence is None or not fresh:
+            return [], dead | known
+        member = fence.member(ranges)
+        rows = view.store.by_ordinal(held.record.id, fresh, metadata=True, vectors=False)
+        names = [row.id for row in rows.values() if member(row.id, row.metadata)]
+        here = self._store.find(held.record.id, names) if names else {}
+        return [name for name in dict.fromkeys(names) if name not in here], dead | known
 
     def collection_vectors(self) -> list[CollectionVectors]:
         """The vectors of every collection, for the segment keeper; ask again after a snapshot was installed."""
@@ -310,8 +420,10 @@ class Replica:
 
     def digest(self) -> str:
         """32 hex digits over collections, ordinals, ids, versions, metadata and vectors. O(collections)."""
-        records = [held.record for held in self._view.collections.values()]
-        return replica_digest((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records)
+        view = self._view
+        records = [one.record for one in view.collections.values()]
+        held = b"" if view.fence is None else encode_holdings(view.fence.holdings)
+        return replica_digest(((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records), held)
 
     def session_rows(self) -> list[SessionRow]:
         """The dedupe table, equal on replicas at equal applied index."""
@@ -369,6 +481,19 @@ class Replica:
                 self._closed = True
                 self._in_flight.drain()
                 _close_files(self._store, self._live)
+
+
+def _runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int, int]]:
+    """[first, end) of what is applied in one transaction each."""
+    first = 0
+    for at, command in enumerate(commands):
+        if isinstance(command, MOVE_COMMANDS):
+            if first < at:
+                yield first, at
+            yield at, at + 1
+            first = at + 1
+    if first < len(commands):
+        yield first, len(commands)
 
 
 def _close_files(store: DocumentStore, live: Mapping[str, LiveCollection]) -> None:

@@ -307,3 +307,4 @@ class Counts(msgspec.Struct):
     messages: int = 0
     steps: int = 0
     searches: int = 0
+    moves: int = 0

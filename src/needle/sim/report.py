@@ -39,8 +39,9 @@ def report_of(
     groups: Iterable[GroupId],
     searches: int,
     given_up: int,
+    moves: int = 0,
 ) -> Report:
-    """The report of a run that has ended. groups: whose entries count."""
+    """The report of a run that has ended. groups: whose entries count. moves: of key ranges, between shards."""
     outcomes = Counter(op.outcome for op in history.operations)
     counts = Counts(
         virtual_seconds=stage.loop.time(),
@@ -56,6 +57,7 @@ def report_of(
         messages=stage.network.counts["messages"],
         steps=stage.loop.steps,
         searches=searches,
+        moves=moves,
     )
     return Report(
         spec=stage.spec,

@@ -77,7 +77,7 @@ def summary(reports: list[Report]) -> str:
         faults.update(report.faults)
     total = {
         name: sum(getattr(report.counts, name) for report in reports)
-        for name in ("operations", "searches", "elections", "snapshots", "restarts", "entries", "unknown")
+        for name in ("operations", "searches", "moves", "elections", "snapshots", "restarts", "entries", "unknown")
     }
     hours = sum(report.counts.virtual_seconds for report in reports) / 3600
     failed = sum(report.failure is not None for report in reports)

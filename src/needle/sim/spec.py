@@ -58,6 +58,7 @@ SHARD_KINDS = {
     "join": 3,
     "leave": 3,
     "prefer": 5,
+    "move-range": 40,
 }
 """The same for a sharded cluster; what the first of these are about is in shards/faults.py."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from needle.base.commands import CreateCollection, Delete, Insert, decode
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
+from needle.base.move_commands import MoveCommand
 from needle.raft import lease
 from needle.sim.checkers.committed import CommittedEntry
 from needle.sim.checkers.leases import Leases
@@ -24,7 +25,8 @@ from needle.sim.stage import Stage
 
 class Watch:
     """models: by group and by the collection's name inside it. metrics: of collections, by that name. on_catalog: told
-    of each committed command of the catalog; on_document: of each document that is written."""
+    of each committed command of the catalog; on_document: of each document that is written, and its version; on_move:
+    of each step of a move of key ranges that took effect."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -33,7 +35,8 @@ class Watch:
         self.models: dict[tuple[GroupId, str], LogModel] = {}
         self.metrics: dict[str, str] = {}
         self.on_catalog: Callable[[int, bytes], None] = lambda index, data: None
-        self.on_document: Callable[[GroupId, str, str], None] = lambda group, collection, key: None
+        self.on_document: Callable[[GroupId, str, str, int], None] = lambda group, collection, key, version: None
+        self.on_move: Callable[[GroupId, int, MoveCommand], None] = lambda group, index, command: None
         stage.observer.committed.on_new = self._committed
 
     def model(self, group: GroupId, collection: str) -> LogModel:
@@ -87,7 +90,9 @@ class Watch:
             for key, vector, metadata in zip(command.ids, vectors, command.metadata, strict=True):
                 value = msgspec.json.decode(metadata) if metadata else None
                 model.write(index, key, ModelDocument(result.version, vector, value))
-                self.on_document(group, command.collection, key)
+                self.on_document(group, command.collection, key, result.version)
         elif isinstance(command, Delete):
             for key in command.ids:
                 self.model(group, command.collection).write(index, key, None)
+        elif isinstance(command, MoveCommand):
+            self.on_move(group, index, command)

@@ -49,6 +49,13 @@ class ShardMap(msgspec.Struct, frozen=True, array_like=True):
             self, epoch=self.epoch + 1, starts=tuple(cuts[i] for i in keep), owners=tuple(owners[i] for i in keep)
         )
 
+    def moved(self, ranges: Sequence[KeyRange], shard: int) -> ShardMap:
+        """The next epoch, in which `shard` owns all of `ranges`."""
+        made = self
+        for span in ranges:
+            made = made.with_owner(span, shard)
+        return msgspec.structs.replace(made, epoch=self.epoch + 1)
+
     def check_invariants(self) -> None:
         """Raises InvalidArgument if the ranges are not one whole cover of the key space."""
         ordered = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))

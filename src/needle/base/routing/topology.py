@@ -6,14 +6,16 @@ of the catalog command that made it; the map's `epoch` changes only when a key c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from itertools import pairwise
 
 import msgspec
-import xxhash
 
 from needle.base.errors import invalid
 from needle.base.ids import NodeId
-from needle.base.model import CollectionSpec
+from needle.base.model import Claim, CollectionSpec
+from needle.base.routing.ranges import check_ranges, contains, fingerprint
 from needle.base.routing.shard_map import KeyRange, ShardMap
 from needle.base.routing.strategy import CONSISTENT_HASH, ShardStrategy
 
@@ -40,11 +42,35 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
     """replicas: nodes, the preferred leader first. founders: those that started the shard's Raft group; a node that is
-    added later waits until the group contacts it."""
+    added later waits until the group contacts it. since: index of the entry in the shard's log that made what it owns
+    what the map says; 0 if that never changed."""
 
     shard: int
     replicas: tuple[NodeId, ...]
     founders: tuple[NodeId, ...]
+    since: int = 0
+
+
+class MoveState(StrEnum):
+    """How far a move of key ranges is. copying: the source serves while its documents are copied. freezing: the source
+    takes no more writes for them; the rest is copied, then it gives the ranges up and the target takes them. switched:
+    the map names the target; the source deletes what it left behind. Then the move is gone from the topology."""
+
+    COPYING = "copying"
+    FREEZING = "freezing"
+    SWITCHED = "switched"
+
+
+class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A move of ranges that is under way. id: the catalog's log index of its start, so ids ascend. nonce: of the call
+    that started it."""
+
+    id: int
+    nonce: int
+    ranges: tuple[KeyRange, ...]
+    source: int
+    target: int
+    state: MoveState = MoveState.COPYING
 
 
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +115,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeInfo, ...] = ()
     shards: tuple[ShardInfo, ...] = ()
     collections: tuple[CollectionInfo, ...] = ()
+    moves: tuple[MoveInfo, ...] = ()
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""
@@ -105,6 +132,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
     def collection(self, name: str) -> CollectionInfo | None:
         return next((info for info in self.collections if info.spec.name == name), None)
+
+    def move(self, move: int) -> MoveInfo | None:
+        """A move that is under way."""
+        return next((info for info in self.moves if info.id == move), None)
 
     def hosted_by(self, node: NodeId) -> list[ShardInfo]:
         """The shards with a replica on `node`."""
@@ -124,6 +155,18 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             self.map.check_invariants()
             if not set(self.map.owners) <= set(range(len(self.shards))):
                 raise invalid("shard_map", sorted(set(self.map.owners)), "shards of the cluster only")
+            self._check_moves(self.map)
+
+    def _check_moves(self, shard_map: ShardMap) -> None:
+        spans = sorted((span for info in self.moves for span in info.ranges), key=lambda span: span[0])
+        for (_, end), (start, _) in pairwise(spans):
+            if end is None or start < end:
+                raise invalid("moves", start, "ranges that only one move is about")
+        for info in self.moves:
+            check_ranges("ranges", info.ranges)
+            owner = info.target if info.state is MoveState.SWITCHED else info.source
+            if not contains(shard_map.ranges(owner), info.ranges):
+                raise invalid(f"move {info.id}", list(info.ranges), f"ranges that shard {owner} owns")
 
 
 class Ownership:
@@ -133,21 +176,23 @@ class Ownership:
     two lists that differ have different fingerprints (XXH3-64 of their encoding).
     """
 
-    def __init__(self, shard_map: ShardMap) -> None:
+    def __init__(self, shard_map: ShardMap, since: Mapping[int, int] | None = None) -> None:
+        """since: by shard, ShardInfo.since; 0 if it is not there."""
         self.map = shard_map
+        self._since = dict(since or {})
         self.epoch = shard_map.epoch
         self.owners = sorted(set(shard_map.owners))
         self._ranges = {shard: shard_map.ranges(shard) for shard in self.owners}
-        self._prints = {shard: _fingerprint(ranges) for shard, ranges in self._ranges.items()}
+        self._prints = {shard: fingerprint(ranges) for shard, ranges in self._ranges.items()}
 
     def ranges(self, shard: int) -> list[KeyRange]:
         """What a shard owns; [] for a shard that owns nothing."""
         return self._ranges.get(shard, [])
 
+    def claim(self, shard: int) -> Claim:
+        """What a read by this map takes the shard to own."""
+        return Claim(self.fingerprint(shard), self._since.get(shard, 0))
+
     def fingerprint(self, shard: int) -> int:
         """Of its ranges."""
-        return self._prints.get(shard) or _fingerprint([])
-
-
-def _fingerprint(ranges: list[KeyRange]) -> int:
-    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(ranges))
+        return self._prints.get(shard) or fingerprint([])

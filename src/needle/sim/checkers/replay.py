@@ -60,12 +60,17 @@ class LogModel:
 
     def __init__(self) -> None:
         self._changes: dict[str, list[tuple[int, ModelDocument | None]]] = {}
+        self._marks: set[int] = set()
         self.last_index = 0
 
     def write(self, index: int, key: str, document: ModelDocument | None) -> None:
         """Entry `index` wrote (or, None, deleted) `key`. Indices ascend."""
         self._changes.setdefault(key, []).append((index, document))
         self.last_index = max(self.last_index, index)
+
+    def mark(self, index: int) -> None:
+        """Entry `index` made a state that counts as another one even if no document changed."""
+        self._marks.add(index)
 
     def at(self, index: int) -> dict[str, ModelDocument]:
         """Documents after entry `index`."""
@@ -83,8 +88,8 @@ class LogModel:
 
     def states(self, first: int, last: int) -> list[int]:
         """Indices whose states are all that the collection had from entry `first` to entry `last`."""
-        changed = {index for changes in self._changes.values() for index, _ in changes if first < index <= last}
-        return [first, *sorted(changed)]
+        changed = {index for changes in self._changes.values() for index, _ in changes} | self._marks
+        return [first, *sorted(index for index in changed if first < index <= last)]
 
     def versions(self, key: str, first: int, last: int) -> set[int]:
         """The versions (0: absent) a document has after the entries first to last."""

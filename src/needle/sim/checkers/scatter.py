@@ -24,7 +24,8 @@ from needle.sim.violation import Violation
 class ScatterSeen(msgspec.Struct, kw_only=True):
     """One answered search of all shards. hits: (id, version, distance). applied: by shard the index that it answered
     from, None if the client is not told. required, latest: by shard, which indices it may have answered from. partial:
-    whether the caller allows missing shards. gaps: of the key space, as the answer names them."""
+    whether the caller allows missing shards. gaps: of the key space, as the answer names them. epoch: of the map, 0 if
+    the client is not told."""
 
     mode: str
     vector: Any
@@ -38,27 +39,70 @@ class ScatterSeen(msgspec.Struct, kw_only=True):
     partial: bool = False
     missing: tuple[int, ...] = ()
     gaps: Sequence[KeyRange] = ()
+    epoch: int = 0
     label: str
 
 
-def check_scatter(
-    models: Mapping[int, LogModel], shard_map: ShardMap, owner: Callable[[str], int], seen: ScatterSeen, metric: str
+Owned = Callable[[int, int], Sequence[KeyRange]]
+"""What a shard owns after an index of its log."""
+
+
+def check_by_maps(
+    models: Mapping[int, LogModel],
+    maps: Mapping[int, ShardMap],
+    owned: Owned,
+    key: Callable[[str], bytes],
+    seen: ScatterSeen,
+    metric: str,
 ) -> None:
-    """Raises Violation when an answer is not that of the shards' logs. models: by shard, of the collection."""
+    """As `check_scatter`, while ranges move: by the map of the answer's epoch, or by any if the client is not told."""
+    if seen.epoch and seen.epoch not in maps:
+        raise Violation("coverage", f"{seen.label} was answered by a map of epoch {seen.epoch}, which never was")
+    problem: Violation | None = None
+    for shard_map in [maps[seen.epoch]] if seen.epoch else list(maps.values())[::-1]:
+
+        def owner(name: str, by: ShardMap = shard_map) -> int:
+            return by.owner(key(name))
+
+        try:
+            check_scatter(models, shard_map, owner, seen, metric, owned)
+        except Violation as violation:
+            problem = problem or violation
+        else:
+            return
+    if problem is not None:
+        raise problem
+
+
+def check_scatter(
+    models: Mapping[int, LogModel],
+    shard_map: ShardMap,
+    owner: Callable[[str], int],
+    seen: ScatterSeen,
+    metric: str,
+    owned: Owned | None = None,
+) -> None:
+    """Raises Violation when an answer is not that of the shards' logs. models: by shard, of the collection. owned: a
+    shard must have answered from a state in which it owns what the map says."""
     _check_coverage(shard_map, seen)
     _check_shape(seen)
     cutoff = seen.hits[-1][2] if len(seen.hits) == seen.k else np.inf
     by_shard: dict[int, list[tuple[str, int, float]]] = {}
     for hit in seen.hits:
         by_shard.setdefault(owner(hit[0]), []).append(hit)
-    for shard in sorted(seen.required):
+    for shard in sorted(set(shard_map.owners)):
         if shard in seen.missing:
             if by_shard.get(shard):
                 raise Violation(
                     NAME, f"{seen.label}: shard {shard} is named as missing, and has hits {by_shard[shard]}"
                 )
             continue
-        problem = _explain(models[shard], shard, by_shard.get(shard, []), cutoff, seen, metric)
+        ranges = shard_map.ranges(shard)
+
+        def fits(index: int, shard: int = shard, ranges: Sequence[KeyRange] = ranges) -> bool:
+            return owned is None or list(owned(shard, index)) == list(ranges)
+
+        problem = _explain(models[shard], shard, by_shard.get(shard, []), cutoff, seen, metric, fits)
         if problem:
             raise Violation(NAME, f"{seen.label} ({seen.mode}): shard {shard} {problem}")
 
@@ -67,7 +111,7 @@ def _check_coverage(shard_map: ShardMap, seen: ScatterSeen) -> None:
     name = "coverage"
     if seen.missing and not seen.partial:
         raise Violation(name, f"{seen.label} left out shards {seen.missing} without being asked to")
-    answered = sorted(set(seen.required) - set(seen.missing))
+    answered = sorted(set(shard_map.owners) - set(seen.missing))
     if seen.applied is not None and sorted(seen.applied) != answered:
         raise Violation(name, f"{seen.label}: shards {sorted(seen.applied)} answered, {answered} should have")
     if not seen.partial:
@@ -87,16 +131,29 @@ def _check_shape(seen: ScatterSeen) -> None:
 
 
 def _explain(
-    model: LogModel, shard: int, hits: list[tuple[str, int, float]], cutoff: float, seen: ScatterSeen, metric: str
+    model: LogModel,
+    shard: int,
+    hits: list[tuple[str, int, float]],
+    cutoff: float,
+    seen: ScatterSeen,
+    metric: str,
+    fits: Callable[[int], bool],
 ) -> str:
     """Why no state of the shard gives these hits; "" if one does."""
     first, last = seen.required[shard], seen.latest[shard]
     if seen.applied is not None:
         if seen.applied[shard] < first:
             return f"ran at {seen.applied[shard]}, before {first} which it had to see"
+        if not fits(seen.applied[shard]):
+            return f"ran at {seen.applied[shard]}, where it does not own what the map says"
         return _differs(model, seen.applied[shard], hits, cutoff, seen, metric)
-    problems = [_differs(model, index, hits, cutoff, seen, metric) for index in model.states(first, last)]
-    return "" if "" in problems else problems[0]
+    problem = f"never owned what the map says between {first} and {last}"
+    for index in model.states(first, last):
+        if fits(index):
+            problem = _differs(model, index, hits, cutoff, seen, metric)
+            if not problem:
+                break
+    return problem
 
 
 def _differs(

@@ -31,7 +31,7 @@ class Edit(msgspec.Struct, frozen=True):
 class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """A planted bug. breaks: what goes wrong with it. edits: all of them make the bug. sim: the simulation must see it.
     tests: pytest node ids that must fail with it; at least one catcher is named. minutes, nodes: of the simulated runs;
-    nodes 0 for the usual mixture."""
+    nodes 0 for the usual mixture. sharded: they are of a sharded cluster."""
 
     name: str
     breaks: str
@@ -40,6 +40,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     tests: tuple[str, ...] = ()
     minutes: float = 2.0
     nodes: int = 0
+    sharded: bool = False
 
 
 def plant(mutant: Mutant) -> None:

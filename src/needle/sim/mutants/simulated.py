@@ -28,8 +28,8 @@ class Sighting(msgspec.Struct):
 def hunt(mutant: Mutant, seeds_max: int) -> Sighting:
     """Run seeds until one fails. The bug must be planted."""
     for seed in range(1, seeds_max + 1):
-        nodes = mutant.nodes or (5 if seed % 4 == 0 else 3)
-        report, _ = run(Spec(seed=seed, nodes=nodes, seconds=mutant.minutes * 60))
+        nodes = mutant.nodes or (3 + seed % 3 if mutant.sharded else 5 if seed % 4 == 0 else 3)
+        report, _ = run(Spec(seed=seed, nodes=nodes, seconds=mutant.minutes * 60, sharded=mutant.sharded))
         if report.failure is not None:
             return Sighting(seed, report.checker, report.failure)
     return Sighting()

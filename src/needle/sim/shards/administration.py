@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from needle.base import protocol
-from needle.base.catalog_commands import RemoveNode, SetReplicas
+from needle.base.catalog_commands import RemoveNode, SetReplicas, StartMove
 from needle.base.cluster_protocol import SHARD, ShardCall
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId
@@ -125,12 +125,36 @@ class ShardOperator:
         elif what == "prefer":
             info = self._truth.now.shards[self._rng.randrange(shards)]
             turned = [*info.replicas[1:], info.replicas[0]]
-            command = SetReplicas(info.shard, list(info.replicas), turned)
-            await client._shards.command(command, ADMIN_SECONDS)
+            await client._shards.command(SetReplicas(info.shard, list(info.replicas), turned), ADMIN_SECONDS)
+        elif what == "move-range":
+            command = self._move()
+            if command is not None:
+                await client._shards.command(command, ADMIN_SECONDS)
         elif what == "leave":
             await client._shards.command(RemoveNode(name), ADMIN_SECONDS)
         else:
             raise ValueError(what)
+
+    def _move(self) -> StartMove | None:
+        """A move around some document, from the shard that owns it to another one: its range, a part of that, or all
+        that the shard owns."""
+        rng, shard_map = self._rng, self._truth.map
+        models = self._truth.models()
+        names = sorted({name for model in models.values() for name in model.at(model.last_index)})
+        if not names:
+            return None
+        key = self._truth.key(rng.choice(names))
+        source, draw = shard_map.owner(key), rng.random()
+        ranges = shard_map.ranges(source)
+        start, end = next(span for span in ranges if span[0] <= key and (span[1] is None or key < span[1]))
+        if draw < 0.3 and key > start:
+            ranges = [(key, end)]
+        elif draw < 0.6:
+            ranges = [(start, key + b"\x00")]
+        elif draw < 0.9:
+            ranges = [(start, end)]
+        target = rng.choice([info.shard for info in self._truth.now.shards if info.shard != source])
+        return StartMove(rng.getrandbits(63), shard_map.epoch, ranges, source, target)
 
     async def _read_there(self, name: str) -> None:
         now = self._truth.now

@@ -22,6 +22,7 @@ from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.client.sharded import ShardedClient
 from needle.client.shards import ClusterShards
+from needle.cluster.fan_out import Answers, FanOut
 from needle.cluster.router import Found, Router
 from needle.sim.databases import CALL_TIMEOUT, RealDatabase, Recorder
 from needle.sim.shards.profile import metadata_of
@@ -32,12 +33,13 @@ Documents = list[tuple[str, Any, Any]]
 
 
 class Answer(msgspec.Struct):
-    """A search's answer. applied: by shard, None if the client is not told."""
+    """A search's answer. applied: by shard, None if the client is not told. epoch: of the map, 0 if not told."""
 
     batch: HitBatch
     applied: dict[int, int] | None = None
     missing: tuple[int, ...] = ()
     gaps: list[KeyRange] = []
+    epoch: int = 0
 
 
 class ShardDatabase(Database, Protocol):
@@ -53,12 +55,38 @@ class ShardDatabase(Database, Protocol):
         """By shard, the index that this session's eventual reads must have seen."""
         ...
 
+    def answered_by(self) -> int:
+        """The shard that answered the last get; -1 if the client is not told."""
+        ...
+
+
+class _RecordingFanOut(FanOut):
+    """Keeps the shards that answered last."""
+
+    answered: tuple[int, ...] = ()
+    """Those of the last read."""
+
+    async def read(self, *args: Any, **options: Any) -> Answers:
+        answers = await super().read(*args, **options)
+        self.answered = tuple(answers.by_shard)
+        return answers
+
 
 class _RecordingRouter(Router):
     """Keeps the last answers."""
 
     found: Found | None = None
     applied_index = 0
+
+    def __init__(self, shards: ClusterShards) -> None:
+        super().__init__(shards)
+        self.fan_out = self._recorded = _RecordingFanOut(shards.group, shards.topology, shards.refresh)
+        self.stats = self.fan_out.stats
+
+    @property
+    def answered(self) -> tuple[int, ...]:
+        """The shards that answered the last read."""
+        return self._recorded.answered
 
     async def search(self, *args: Any, **options: Any) -> Found:
         self.found = await super().search(*args, **options)
@@ -115,10 +143,10 @@ class ShardAware:
         if partial:
             told = await client.search_partial(vector, k, filter, mode=mode, exact=exact, timeout=PARTIAL_TIMEOUT)
             found = self._answered()
-            return Answer(found.batch, found.applied, tuple(sorted(told.missing)), told.gaps)
+            return Answer(found.batch, found.applied, tuple(sorted(told.missing)), told.gaps, found.epoch)
         await client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=CALL_TIMEOUT)
         found = self._answered()
-        return Answer(found.batch, found.applied, tuple(found.missing), found.gaps)
+        return Answer(found.batch, found.applied, tuple(found.missing), found.gaps, found.epoch)
 
     def _answered(self) -> Found:
         if self._router.found is None:
@@ -133,6 +161,9 @@ class ShardAware:
 
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:
         return {shard: self._router._seen.get(shard, 0) for shard in latest}
+
+    def answered_by(self) -> int:
+        return self._router.answered[0] if len(self._router.answered) == 1 else -1
 
 
 class _Pinned:
@@ -182,6 +213,9 @@ class Proxied(RealDatabase):
 
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:
         return dict(latest) if self._seen() else dict.fromkeys(latest, 0)
+
+    def answered_by(self) -> int:
+        return -1
 
     def _seen(self) -> int:
         return self._client._data().last_index

@@ -48,6 +48,7 @@ class ShardFaults:
             "join": self._join,
             "leave": self._leave,
             "prefer": self._prefer,
+            "move-range": self._move_range,
         }
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -146,6 +147,10 @@ class ShardFaults:
         self._fleet.retired.add(gone)
         self._fleet.crash(gone, power_cut=False, why=fault.kind)
         await self._operator.admin(gone, "leave")
+
+    async def _move_range(self, fault: Fault, name: str) -> None:
+        """Keys change their shard."""
+        await self._operator.admin("a range", "move-range")
 
     async def _prefer(self, fault: Fault, name: str) -> None:
         await self._operator.admin("a shard", "prefer")

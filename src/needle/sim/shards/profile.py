@@ -20,7 +20,7 @@ def metadata_of(key: str) -> dict[str, Any]:
 
 
 class ShardProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """rough_start: nodes die while the cluster is created."""
+    """rough_start: nodes die while the cluster is created. move_rows: documents that a move copies at a time."""
 
     shards: int
     replicas: int
@@ -28,6 +28,7 @@ class ShardProfile(msgspec.Struct, frozen=True, kw_only=True):
     strategy: ShardStrategy
     boundaries: tuple[str, ...]
     rough_start: bool
+    move_rows: int
 
 
 def shard_profile(seed: int) -> ShardProfile:
@@ -46,4 +47,5 @@ def shard_profile(seed: int) -> ShardProfile:
         strategy=strategy,
         boundaries=tuple(f"k{n}" for n in range(1, shards)) if strategy.kind == "range" else (),
         rough_start=rng.random() < 0.3,
+        move_rows=rng.choice([1, 3, 256]),
     )

@@ -1,6 +1,6 @@
 """The catalog as its log says, replayed; and every topology there ever was, for clients that know an old one.
 
-Invariant: written by committed entries only. Checks that a shard's log gets only documents that the shard owns.
+Invariant: written by committed entries only. ownership.py checks what the shards' logs make of the moves of ranges.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import msgspec
 
 from needle.base.catalog_commands import decode
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.move_commands import MoveCommand
 from needle.base.routing.shard_map import ShardMap, initial_map
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Topology
 from needle.cluster.catalog import execute
 from needle.sim.checkers.replay import LogModel
+from needle.sim.shards.ownership import Ownerships
 from needle.sim.shards.profile import metadata_of
 from needle.sim.stage import Stage
-from needle.sim.violation import Violation
 from needle.sim.watch import Watch
 from needle.sim.workload import COLLECTION
 
@@ -32,6 +33,8 @@ class Truth:
         self.topologies: list[Topology] = [Topology()]
         watch.on_catalog = self._catalog
         watch.on_document = self._document
+        watch.on_move = self._step
+        self.logs: Ownerships
 
     @property
     def now(self) -> Topology:
@@ -45,10 +48,29 @@ class Truth:
             raise RuntimeError("there is no cluster yet")
         return self.now.map
 
-    def owner(self, key: str) -> int:
-        """The shard that owns a document."""
+    def key(self, name: str) -> bytes:
+        """A document's routing key."""
         shard_map = self.map
-        return shard_map.owner(routing_key(shard_map.strategy, shard_map.shard_count, key, metadata_of(key)))
+        return routing_key(shard_map.strategy, shard_map.shard_count, name, metadata_of(name))
+
+    def owner(self, name: str) -> int:
+        """The shard that owns a document."""
+        return self.map.owner(self.key(name))
+
+    def maps(self) -> dict[int, ShardMap]:
+        """Every map there ever was, by epoch."""
+        return {topology.map.epoch: topology.map for topology in self.topologies if topology.map is not None}
+
+    def moved(self) -> int:
+        """How many moves of ranges have changed owners."""
+        return self.logs.moved if self.now.map is not None else 0
+
+    def wrote(self, key: str, index: int) -> GroupId:
+        """The group in whose log a document was written or deleted at `index`."""
+        for shard, model in self.models().items():
+            if any(at == index for at, _ in model.history(key)):
+                return shard_group(shard)
+        return shard_group(self.owner(key))
 
     def groups(self) -> list[GroupId]:
         """The catalog's and all shards'."""
@@ -82,10 +104,17 @@ class Truth:
     def _catalog(self, index: int, data: bytes) -> None:
         changed, _ = execute(self.now, index, decode(data))
         if changed is not self.now:
+            if self.now.map is None and changed.map is not None:
+                self.logs = Ownerships(changed.map, self._watch.model, self._stored)
             self.topologies.append(changed)
             self._stage.trace.note(f"the catalog is at version {changed.version}")
 
-    def _document(self, group: GroupId, collection: str, key: str) -> None:
-        owner = shard_group(self.owner(key))
-        if owner != group:
-            raise Violation("ownership", f"{key} of {collection} was written to group {group}; {owner} owns it", key)
+    def _step(self, group: GroupId, index: int, command: MoveCommand) -> None:
+        if self.logs.step(group, index, command):
+            self._stage.trace.tell(f"move {command.move}: {type(command).__name__} at {index} of group {group}")
+
+    def _stored(self) -> list[str]:
+        return [info.stored_name for info in self.now.collections]
+
+    def _document(self, group: GroupId, collection: str, key: str, version: int) -> None:
+        self.logs.wrote(group, collection, key, version)

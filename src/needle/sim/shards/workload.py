@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from needle.base.errors import NeedleError
 from needle.base.model import ReadMode, WriteResult
+from needle.sim.checkers.replay import GetSeen
 from needle.sim.checkers.scatter import ScatterSeen
 from needle.sim.history import Operation
 from needle.sim.shards.databases import ShardDatabase
@@ -30,6 +31,8 @@ class ShardWork:
         self.work = work
         self.truth = truth
         self.scatters: list[ScatterSeen] = []
+        self.gets: list[tuple[int, GetSeen]] = []
+        """With the shard that answered."""
         self.in_batches: list[Operation] = []
         """Acknowledged writes whose versions the client was not told."""
 
@@ -108,6 +111,35 @@ class ShardClient(Client):
         for key in keys:
             self._versions.pop(key, None)
 
+    async def get(self, key: str, mode: ReadMode) -> bool:
+        """As Client.get; which shard answered decides what it had to see, for the key may have moved meanwhile."""
+        eventual, last = mode is ReadMode.EVENTUAL, self._truth.last()
+        required = self._shards.tokens(last) if eventual else last
+        owner = self._truth.owner(key)
+        asked = {"mode": str(mode), "required": required[owner]}
+        op = self._invoke("search" if eventual else "get", key, details=asked)
+        try:
+            version, metadata, applied = await self._shards.get(key, mode)
+        except NeedleError as error:
+            self._finish(op, "failed", error=error.code)
+            self._expect(op, error)
+            return False
+        self._versions[key] = version
+        shard = self._shards.answered_by()
+        op.details |= {"applied": applied, "shard": shard}
+        self._finish(op, "ok", version=version, seen=metadata["tag"] if version else "")
+        if applied and shard >= 0:
+            seen = GetSeen(
+                key=key,
+                version=version,
+                applied_index=applied,
+                latest_index=self._truth.last()[shard],
+                required_index=required[shard],
+                label=f"get #{op.id} of {key} ({mode}) from shard {shard}",
+            )
+            self._shared.gets.append((shard, seen))
+        return True
+
     async def search(self, mode: ReadMode) -> None:
         filter_, keep = FILTERS[self._rng.randrange(len(FILTERS))]
         k, exact = self._rng.choice([1, 3, 10, 100]), self._rng.random() < 0.7
@@ -144,6 +176,7 @@ class ShardClient(Client):
             partial=partial,
             missing=answer.missing,
             gaps=answer.gaps,
+            epoch=answer.epoch,
             label=f"search #{op.id} by {self.name}",
         )
         self._shared.scatters.append(seen)

@@ -11,6 +11,8 @@ import random
 from functools import partial
 from typing import cast
 
+import msgspec
+
 from needle.base.config import RaftConfig
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
@@ -20,7 +22,7 @@ from needle.server.cluster_node import ClusterNode, ClusterOptions
 from needle.server.ports import NodePorts
 from needle.sim.checkers import linearizability
 from needle.sim.checkers.replay import check_get
-from needle.sim.checkers.scatter import check_scatter
+from needle.sim.checkers.scatter import check_by_maps
 from needle.sim.history import History
 from needle.sim.injector import Injector
 from needle.sim.machine import stream
@@ -88,7 +90,7 @@ class ShardWorld:
 
     def _acknowledged(self, key: str, index: int) -> None:
         if index:  # 0: of a write to all shards, see databases.Homed
-            self.watch.acknowledged(self._group(key), index)
+            self.watch.acknowledged(self.truth.wrote(key, index), index)
 
     def _broken(self) -> Violation | None:
         return self.shared.work.broken or (self.churn.broken if self.churn is not None else None)
@@ -110,7 +112,7 @@ class ShardWorld:
 
         def build(ports: NodePorts, process: Process) -> ClusterNode:
             clients = partial(self.stage.network.endpoint, name, process)
-            return ClusterNode(config, ports, ClusterOptions(seeds=seeds), clients)
+            return ClusterNode(config, ports, ClusterOptions(seeds=seeds, move_rows=self.shape.move_rows), clients)
 
         return SimNode(self.stage, machine, process, build)
 
@@ -157,6 +159,7 @@ class ShardWorld:
             groups=self.truth.groups(),
             searches=len(self.shared.scatters),
             given_up=self._given_up,
+            moves=self.truth.moved(),
         )
 
     async def _main(self) -> None:
@@ -203,9 +206,10 @@ class ShardWorld:
     async def _serve(self, stem: str) -> bool:
         """Whether every shard takes a write."""
         client = self.clients[0]
-        for shard in range(self.shape.shards):
-            key = next(key for n in range(10_000) if self.truth.owner(key := self._name(stem, n)) == shard)
-            if not await self.stage.ask(client.name, client.put(key)):
+        for shard in sorted(set(self.truth.map.owners)):
+            names = (key for n in range(1000) if self.truth.owner(key := self._name(stem, n)) == shard)
+            found = next(names, None)  # a shard may own little
+            if found is not None and not await self.stage.ask(client.name, client.put(found)):
                 return False
         return True
 
@@ -249,10 +253,14 @@ class ShardWorld:
             await self.stage.until(f"a search by {client.name}", LIVENESS_SECONDS, partial(search, client))
 
     async def _converge(self) -> None:
-        """All replicas hold the same, shards have the catalog's collections, nodes its topology."""
+        """Moves end, all replicas hold the same, shards have the catalog's collections, nodes its topology."""
+        await self.stage.until("every move to end", LIVENESS_SECONDS, self._settled)
         await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
         self.stage.observer.compare_logs(self.fleet.replicas())
         self.stage.observer.compare_digests(self.fleet.replicas())
+
+    async def _settled(self) -> bool:
+        return not self.truth.now.moves
 
     async def _equal(self) -> bool:
         replicas, now = self.fleet.replicas(), self.truth.now
@@ -273,15 +281,18 @@ class ShardWorld:
         return [node for node in self.fleet.nodes.values() if isinstance(node, SimNode)]
 
     def _check_history(self) -> None:
-        models, metric = self.truth.models(), self.stage.profile.metric
+        models, metric, maps = self.truth.models(), self.stage.profile.metric, self.truth.maps()
         for op in self.shared.in_batches:
-            changes = models[self.truth.owner(op.key)].history(op.key)
+            changes = [change for model in models.values() for change in model.history(op.key)]
             found = [document.version for _, document in changes if document and document.metadata["tag"] == op.tag]
             if not found:
                 raise Violation("acknowledged means applied", f"#{op.id} put {op.key} {op.tag} is in no log", op.key)
             op.version = found[0]
         self._given_up = linearizability.check(self.history)
         for seen in self.shared.scatters:
-            check_scatter(models, self.truth.map, self.truth.owner, seen, metric)
-        for get in self.shared.work.gets:
-            check_get(models[self.truth.owner(get.key)], get)
+            check_by_maps(models, maps, self.truth.logs.owned, self.truth.key, seen, metric)
+        for shard, get in self.shared.gets:
+            until = self.truth.logs.owned_until(shard, get.key, get.applied_index, get.latest_index)
+            if until is None:
+                raise Violation("coverage", f"{get.label} at {get.applied_index}, where it does not own it", get.key)
+            check_get(models[shard], msgspec.structs.replace(get, latest_index=until))

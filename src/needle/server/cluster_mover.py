@@ -1,0 +1,259 @@
+"""Drives the moves of key ranges whose source this node leads: copy, freeze, hand over, switch the map, clean up.
+
+Everything a move needs is in the catalog and in the two shards' logs, so any later leader of the source goes on where
+this one stops; two drivers at once disturb each other, but nothing else: imports are numbered, and the order
+
+    source: Freeze - rest of the copy - source: Release - target: Own - catalog: the map's next epoch - source: Forget
+
+is kept by every driver, as each step begins after the one before it is committed. See docs/adr/0010. It must not know
+clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pyroaring import BitMap
+
+from needle.base import commands, protocol
+from needle.base.catalog_commands import AdvanceMove, CatalogCommand, FinishMove
+from needle.base.cluster_protocol import MOVE, MoveAnswer, MoveCall
+from needle.base.errors import CollectionNotFound, NeedleError, Unavailable
+from needle.base.ids import GroupId, NodeId, shard_group
+from needle.base.model import WriteResult
+from needle.base.move_commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
+from needle.base.routing.topology import MoveInfo, MoveState, Topology
+from needle.multiraft.host import Host
+from needle.server.hosted import HostedReplica
+from needle.shard.holdings import OVER
+from needle.shard.records import StoredDocument
+
+log = logging.getLogger("needle.server")
+
+PAUSE_SECONDS = 0.2
+STEP_SECONDS = 5.0
+ROUNDS_MAX = 8
+BYTES_MAX = 512 << 10
+MARKS = 16
+"""Marking looks at ids only: so many times more in one step."""
+
+
+class Groups(Protocol):
+    """The way to other shards and to the catalog (client.shards.ClusterShards)."""
+
+    def group(self, shard: int) -> Any: ...
+    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
+    async def sync(self, shard: int, version: int, timeout: float) -> None: ...
+
+
+class MovingNode(Protocol):
+    """The node whose shards are moved."""
+
+    node_id: NodeId
+    host: Host
+    topology: Topology
+    groups: dict[GroupId, HostedReplica]
+
+    @property
+    def shards(self) -> Groups: ...
+    @property
+    def blocking(self) -> Callable[..., Awaitable[Any]]: ...
+    async def confirmed(self, timeout: float) -> Topology: ...
+
+
+@dataclass
+class _Copy:
+    """How far one driver's copy is. step, cursors: as in holdings.Transfer. known: dead ordinals it has looked at."""
+
+    step: int
+    cursors: dict[str, int]
+    known: dict[str, BitMap] = field(default_factory=dict)
+
+
+class Mover:
+    """See the module."""
+
+    def __init__(self, node: MovingNode, rows_max: int) -> None:
+        """rows_max: documents looked at in one step."""
+        self._node = node
+        self._rows_max = rows_max
+        self._copies: dict[int, _Copy] = {}
+        """By move, of those that this node drives or drove."""
+
+    async def run(self) -> None:
+        """Until the node stops: one move after the other."""
+        node = self._node
+        while not node.host.stopped:
+            moves = node.topology.moves
+            self._copies = {info.id: copy for info in moves if (copy := self._copies.get(info.id)) is not None}
+            for info in moves:
+                await self._drive(info)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _drive(self, info: MoveInfo) -> None:
+        """From one state to the next, as long as that works and this node leads the source."""
+        node, group = self._node, shard_group(info.source)
+        now: MoveInfo | None = info
+        while now is not None and group in node.groups and node.host.is_leader(group):
+            try:
+                await self._advance(now)
+            except NeedleError as error:
+                log.info("move %d (%s) does not advance: %s", info.id, now.state, error)
+                return
+            now = node.topology.move(info.id)
+            log.info("move %d of shard %d to %d is %s", info.id, info.source, info.target, now.state if now else "done")
+
+    async def _advance(self, info: MoveInfo) -> None:
+        if info.state is MoveState.COPYING:
+            copy, _ = await self._prepare(info)
+            for _ in range(ROUNDS_MAX):
+                copied = await self._copy(info, copy, self._node.topology)
+                await self._mark(info, copy)
+                if copied <= self._rows_max:
+                    break
+            await self._tell_catalog(AdvanceMove(info.id, MoveState.FREEZING))
+        elif info.state is MoveState.FREEZING:
+            await self._hand_over(info)
+        else:
+            while (await self._propose(info, Forget(info.id, self._rows_max))).count:
+                pass
+            await self._tell_catalog(FinishMove(info.id))
+
+    # --- the steps ---------------------------------------------------------------------------------------------------
+    async def _prepare(self, info: MoveInfo) -> tuple[_Copy, MoveAnswer]:
+        """Have both shards take part; where the target is with it."""
+        shard_map = self._node.topology.map
+        if shard_map is None:
+            raise Unavailable("the shard map is not known yet")
+        oldest = min(other.id for other in (*self._node.topology.moves, info))
+
+        def command(shard: int) -> PrepareMove:
+            return PrepareMove(
+                info.id,
+                oldest,
+                shard == info.target,
+                list(info.ranges),
+                shard_map.ranges(shard),
+                shard_map.strategy,
+                shard_map.shard_count,
+            )
+
+        await self._propose(info, command(info.source))
+        target = await self._tell_target(info, command(info.target))
+        copy = self._copies.get(info.id)
+        if copy is None or copy.step != target.step:  # otherwise nobody has imported anything since
+            copy = self._copies[info.id] = _Copy(target.step, dict(target.cursors))
+        return copy, target
+
+    async def _hand_over(self, info: MoveInfo) -> None:
+        copy, target = await self._prepare(info)
+        if target.phase != OVER:
+            floor = (await self._propose(info, Freeze(info.id))).version
+            # Whatever has documents of these ranges was created before they froze.
+            topology = await self._node.confirmed(STEP_SECONDS)
+            await self._copy(info, copy, topology)
+            await self._propose(info, Release(info.id))
+            target = await self._tell_target(info, Own(info.id, copy.step, floor))
+        released = (await self._propose(info, Release(info.id))).index
+        await self._tell_catalog(AdvanceMove(info.id, MoveState.SWITCHED, released, target.at))
+
+    async def _copy(self, info: MoveInfo, copy: _Copy, topology: Topology) -> int:
+        """All that the target does not have yet; how many documents that were."""
+        replica = self._node.groups[shard_group(info.source)].replica
+        here = {spec.name for spec in replica.collections()}
+        copied = 0
+        for name in sorted(one.stored_name for one in topology.collections):
+            if name in here:
+                try:
+                    copied += await self._copy_collection(info, copy, name)
+                except CollectionNotFound:  # the target does not have it yet, or it is being dropped
+                    await self._node.shards.sync(info.target, topology.version, STEP_SECONDS)
+                    raise
+        return copied
+
+    async def _mark(self, info: MoveInfo, copy: _Copy) -> None:
+        """Have the source know what it will have to hide, while it is in no hurry."""
+        fence = self._node.groups[shard_group(info.source)].replica.fence
+        transfer = fence.holdings.transfer(info.id) if fence is not None else None
+        if transfer is None:
+            return
+        for name, upto in copy.cursors.items():
+            at = transfer.cursors.get(name, -1)
+            while at < upto:
+                at = min(upto, at + MARKS * self._rows_max)
+                try:
+                    await self._propose(info, Mark(info.id, name, at))
+                except CollectionNotFound:
+                    break  # dropped meanwhile
+
+    async def _copy_collection(self, info: MoveInfo, copy: _Copy, name: str) -> int:
+        replica, blocking = self._node.groups[shard_group(info.source)].replica, self._node.blocking
+        copied, more, end = 0, True, replica.copy_end(name)
+        # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
+        while more and (after := copy.cursors.get(name, -1)) < end:
+            rows, cursor, more = await blocking(replica.copy_page, name, info.ranges, after, self._rows_max)
+            for part in _parts(rows):
+                await self._import(info, copy, name, part, [])
+            copy.cursors[name] = cursor
+            copied += len(rows)
+        known = copy.known.get(name, BitMap())
+        deleted, known = await blocking(replica.copy_deleted, name, info.ranges, copy.cursors.get(name, -1), known)
+        for first in range(0, len(deleted), self._rows_max):
+            await self._import(info, copy, name, [], deleted[first : first + self._rows_max])
+        copy.known[name] = known
+        return copied + len(deleted)
+
+    async def _import(
+        self, info: MoveInfo, copy: _Copy, name: str, rows: Sequence[StoredDocument], deleted: list[str]
+    ) -> None:
+        command = Import(
+            info.id,
+            copy.step,
+            name,
+            rows[-1].ordinal if rows else copy.cursors.get(name, -1),
+            [row.id for row in rows],
+            [row.version for row in rows],
+            b"".join(row.vector for row in rows),
+            [row.metadata for row in rows],
+            deleted,
+        )
+        await self._tell_target(info, command)
+        copy.step += 1
+
+    # --- the ways ----------------------------------------------------------------------------------------------------
+    async def _propose(self, info: MoveInfo, command: MoveCommand) -> WriteResult:
+        """To the source, which this node leads."""
+        data, group = commands.encode(command), shard_group(info.source)
+        result: WriteResult = await self._node.host.propose(group, data, STEP_SECONDS)
+        return result
+
+    async def _tell_target(self, info: MoveInfo, command: MoveCommand) -> MoveAnswer:
+        group, data = shard_group(info.target), commands.encode(command)
+
+        def body(seconds: float) -> bytes:
+            return protocol.encode(MoveCall(group, info.id, data, seconds))
+
+        answer = await self._node.shards.group(info.target).ask_leader(MOVE, body, STEP_SECONDS)
+        return protocol.decode(answer, MoveAnswer)
+
+    async def _tell_catalog(self, command: CatalogCommand) -> None:
+        await self._node.shards.command(command, STEP_SECONDS)
+
+
+def _parts(rows: Sequence[StoredDocument]) -> Iterator[list[StoredDocument]]:
+    """Pieces of bounded size."""
+    part: list[StoredDocument] = []
+    size = 0
+    for row in rows:
+        weight = len(row.vector) + len(row.metadata) + len(row.id)
+        if part and size + weight > BYTES_MAX:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += weight
+    if part:
+        yield part

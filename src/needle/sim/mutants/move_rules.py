@@ -1,0 +1,115 @@
+"""Bugs in moves of key ranges between shards (docs/adr/0010): the fence, the copy, versions, and who may read."""
+
+from __future__ import annotations
+
+from needle.sim.mutants.planting import Edit, Mutant
+
+_MOVING = "tests/shard/test_moving.py::"
+_MOVER = "tests/server/test_mover.py::"
+
+MUTANTS = (
+    Mutant(
+        name="move-without-freeze",
+        breaks="the source takes writes for ranges that it has frozen: they are missing in the copy",
+        edits=(Edit("shard.holdings:Fence.__init__", "KeySet(difference(holdings.owned, frozen))", "self._owned"),),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_writes_are_refused_where_the_log_says_so",),
+    ),
+    Mutant(
+        name="own-before-freeze",
+        breaks="the target owns the ranges while the source still takes writes and answers reads for them",
+        edits=(
+            Edit(
+                "server.cluster_mover:Mover._hand_over",
+                "floor = (await self._propose(info, Freeze(info.id))).version",
+                "floor = 0; await self._copy(info, copy, self._node.topology); "
+                "await self._tell_target(info, Own(info.id, copy.step, 0)); "
+                "floor = (await self._propose(info, Freeze(info.id))).version",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="version-base-not-raised",
+        breaks="the target gives versions that the source gave before: a compare-and-set takes one for the other (ABA)",
+        edits=(Edit("shard.moving:_own", "max(holdings.base, command.floor)", "holdings.base"),),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_versions_grow_across_the_move",),
+    ),
+    Mutant(
+        name="move-forgets-deletes",
+        breaks="what the source deletes after it was copied comes back in the target",
+        edits=(
+            Edit(
+                "server.cluster_mover:Mover._copy_collection",
+                "for first in range(0, len(deleted), self._rows_max):",
+                "for first in range(0):",
+            ),
+        ),
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="dead-rows-purged-while-copying",
+        breaks="the rows that tell what was deleted since they were copied are gone: deletes come back",
+        edits=(Edit("shard.state_machine:Replica._purge", "if moving or len", "if len"),),
+        tests=(_MOVING + "test_what_died_while_it_was_copied_is_not_purged",),
+    ),
+    Mutant(
+        name="claims-not-checked",
+        breaks="a shard answers readers of another map: documents are missed, or found twice",
+        edits=(Edit("shard.holdings:check_claim", "if claim is None:", "if claim is not Ellipsis:"),),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_a_reader_with_another_map_is_refused",),
+    ),
+    Mutant(
+        name="imported-documents-visible",
+        breaks="a search sees documents that the shard does not own yet, or not any more",
+        edits=(
+            Edit(
+                "shard.live_collection:LiveCollection.view",
+                "BitMap.union(BitMap(), *self.hidden.values())",
+                "BitMap()",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_a_range_moves_and_every_document_is_visible_in_one_place",),
+    ),
+    Mutant(
+        name="hidden-forgotten-at-restart",
+        breaks="a restarted replica shows what it hid",
+        edits=(Edit("shard.live_collection:LiveCollection.hide", "if (found :=", "if not (found :="),),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_batching_restarts_power_loss_and_snapshots_change_nothing",),
+    ),
+    Mutant(
+        name="refusal-not-kept",
+        breaks="a late copy of a write that the fence refused is executed once its range is back",
+        edits=(
+            Edit(
+                "shard.batch:Batch.execute",
+                "self._sessions.record(numbered, result)",
+                "isinstance(result, StaleEpoch) or self._sessions.record(numbered, result)",
+            ),
+        ),
+        tests=(_MOVING + "test_writes_are_refused_where_the_log_says_so",),
+    ),
+    Mutant(
+        name="imports-out-of-step",
+        breaks="a page of a driver that is no longer the driver is imported after newer ones",
+        edits=(Edit("shard.moving:_check_open", "transfer.step != step", "step < 0"),),
+        tests=(_MOVING + "test_a_page_of_another_driver_is_refused",),
+    ),
+    Mutant(
+        name="deletes-by-id-of-another-map",
+        breaks="under a custom strategy a delete misses a document that moves between the shards it asks",
+        edits=(Edit("shard.batch:Batch._delete", "command.owned not in (0, self.fence.fingerprint)", "False"),),
+        tests=(_MOVING + "test_under_a_custom_strategy_the_stored_document_decides_and_deletes_name_the_map",),
+    ),
+)

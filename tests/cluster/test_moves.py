@@ -1,0 +1,157 @@
+"""Moves of key ranges in the catalog: states, what is refused, what a repeated command does, and the next epoch."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from cluster.catalog_util import create, entry, topology
+from needle.base.catalog_commands import AdvanceMove, CatalogCommand, CreateCluster, FinishMove, StartMove
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.model import WriteResult
+from needle.base.routing.ranges import difference, union
+from needle.base.routing.shard_map import KeyRange, ShardMap
+from needle.base.routing.strategy import RANGE
+from needle.base.routing.topology import MoveState, Ownership, Topology
+from needle.cluster.catalog import execute
+from needle.cluster.catalog_machine import CatalogMachine
+
+HALF: KeyRange = (b"\x10", b"\x20")
+"""A part of shard 0 of four that share the range of ids evenly."""
+
+
+class Catalog:
+    """A catalog of four shards."""
+
+    def __init__(self) -> None:
+        self.now = topology(strategy=RANGE)
+        self.index = 1
+
+    def told(self, command: CatalogCommand) -> WriteResult | NeedleError:
+        self.index += 1
+        self.now, result = execute(self.now, self.index, command)
+        return result
+
+    def done(self, command: CatalogCommand) -> WriteResult:
+        result = self.told(command)
+        assert isinstance(result, WriteResult), result
+        return result
+
+    @property
+    def map(self) -> ShardMap:
+        assert self.now.map is not None
+        return self.now.map
+
+
+def start(nonce: int = 1, ranges: list[KeyRange] | None = None, source: int = 0, target: int = 2) -> StartMove:
+    return StartMove(nonce, 1, ranges or [HALF], source, target)
+
+
+def test_a_move_changes_the_map_once_and_only_where_it_should() -> None:
+    catalog = Catalog()
+    before = catalog.map
+    move = catalog.done(start()).version
+    assert catalog.map == before
+    catalog.done(AdvanceMove(move, MoveState.FREEZING))
+    assert catalog.map == before
+    catalog.done(AdvanceMove(move, MoveState.SWITCHED, 70, 80))
+    after = catalog.map
+    assert after.epoch == before.epoch + 1
+    assert after.ranges(0) == difference(before.ranges(0), [HALF])
+    assert after.ranges(2) == union(before.ranges(2), [HALF])
+    assert [after.ranges(shard) for shard in (1, 3)] == [before.ranges(shard) for shard in (1, 3)]
+    assert [info.since for info in catalog.now.shards] == [70, 0, 80, 0]
+    owned = Ownership(after, {info.shard: info.since for info in catalog.now.shards})
+    assert (owned.claim(0).since, owned.claim(1).since) == (70, 0)
+    assert owned.claim(0).fingerprint != Ownership(before).claim(0).fingerprint
+    catalog.done(FinishMove(move))
+    assert catalog.now.moves == ()
+    assert catalog.map == after
+
+
+def test_repeating_a_command_changes_nothing_however_late() -> None:
+    catalog = Catalog()
+    move = catalog.done(start()).version
+    steps: list[CatalogCommand] = [
+        start(),
+        AdvanceMove(move, MoveState.FREEZING),
+        AdvanceMove(move, MoveState.SWITCHED, 7, 8),
+        FinishMove(move),
+    ]
+    for at, step in enumerate(steps):
+        catalog.told(step)
+        now = catalog.now
+        for earlier in steps[: at + 1]:
+            result = catalog.told(earlier)
+            assert catalog.now is now
+            assert isinstance(result, WriteResult) or isinstance(earlier, StartMove)
+    assert isinstance(catalog.told(start()), InvalidArgument)  # planned by a map that is old by now
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        start(ranges=[(b"\x15", b"\x16")]),
+        start(ranges=[(b"\x1f", b"\x30")]),
+        start(source=1),
+        start(target=0),
+        start(target=4),
+        start(source=-1),
+        start(ranges=[(b"\x30", b"\x30")]),
+        start(ranges=[(b"\x30", b"\x31"), (b"\x31", b"\x32")]),
+        start(ranges=[(b"\x31", b"\x32"), (b"\x30", b"\x31")]),
+        start(ranges=[(b"\x30", None)]),
+        StartMove(3, 2, [(b"\x30", b"\x31")], 0, 1),
+        AdvanceMove(2, MoveState.SWITCHED, 1, 1),
+        FinishMove(2),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(command: CatalogCommand) -> None:
+    catalog = Catalog()
+    catalog.done(start())
+    now = catalog.now
+    if isinstance(command, StartMove):
+        command = msgspec.structs.replace(command, nonce=99)
+    assert isinstance(catalog.told(command), InvalidArgument)
+    assert catalog.now is now
+
+
+def test_the_switch_needs_the_entries_of_both_shards() -> None:
+    catalog = Catalog()
+    catalog.done(start())
+    catalog.done(AdvanceMove(2, MoveState.FREEZING))
+    assert isinstance(catalog.told(AdvanceMove(2, MoveState.SWITCHED, 5, 0)), InvalidArgument)
+    assert isinstance(catalog.told(FinishMove(2)), InvalidArgument)
+    assert isinstance(Catalog().told(AdvanceMove(5, MoveState.FREEZING)), WriteResult)  # one that is over
+
+
+def test_several_moves_of_one_shard_run_side_by_side() -> None:
+    catalog = Catalog()
+    first, second = catalog.done(start()).version, catalog.done(start(2, [(b"\x30", b"\x31")], target=3)).version
+    for move in (second, first):
+        catalog.done(AdvanceMove(move, MoveState.FREEZING))
+        catalog.done(AdvanceMove(move, MoveState.SWITCHED, move, move))
+        catalog.done(FinishMove(move))
+    assert catalog.map.owner(b"\x10") == 2
+    assert catalog.map.owner(b"\x30") == 3
+    assert catalog.map.epoch == 3
+
+
+def test_a_topology_of_an_older_release_is_read() -> None:
+    whole = msgspec.to_builtins(topology(), builtin_types=(bytes,))
+    del whole["moves"]
+    for shard in whole["shards"]:
+        del shard["since"]
+    assert msgspec.convert(whole, Topology) == topology()
+
+
+def test_a_restarted_catalog_knows_its_moves(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = str(tmp_path_factory.mktemp("catalog"))
+    machine = CatalogMachine(directory)
+    made = create(strategy=RANGE)
+    assert isinstance(made, CreateCluster)
+    machine.apply([entry(1, made), entry(2, start()), entry(3, AdvanceMove(2, MoveState.FREEZING))])
+    machine.close()
+    again = CatalogMachine(directory)
+    assert again.topology.moves[0].state is MoveState.FREEZING
+    again.close()

@@ -1,0 +1,405 @@
+"""Moves of key ranges at the level of two logs: what is refused, what is visible, which versions are given."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyroaring import BitMap
+
+from needle.base.commands import Command, CreateCollection, Delete, Session
+from needle.base.errors import AlreadyExists, InvalidArgument, NeedleError, StaleEpoch, VersionMismatch
+from needle.base.model import Claim, SearchRequest, WriteResult
+from needle.base.move_commands import Forget, Freeze, Import, Mark, Own, PrepareMove, Release
+from needle.base.routing.ranges import KeySet, difference, fingerprint, union
+from needle.base.routing.shard_map import KeyRange
+from needle.base.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routing_key
+from needle.shard.disk import cut_power
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, floats, open_replica, put, spec
+
+MOVED: list[KeyRange] = [(b"m", None)]
+KEPT: list[KeyRange] = [(b"", b"m")]
+ALL: list[KeyRange] = [(b"", None)]
+
+
+class Shard:
+    """A replica with its log."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory / name
+        self.replica = open_replica(self.directory)
+        self.log = Log()
+
+    def told(self, *commands: Command) -> Any:
+        """The last one's result."""
+        return self.replica.apply(self.log.add(*commands))[-1]
+
+    def done(self, *commands: Command) -> WriteResult:
+        result = self.told(*commands)
+        assert isinstance(result, WriteResult), result
+        return result
+
+    def there(self, claim: list[KeyRange] | None = None) -> dict[str, int]:
+        """Visible documents and their versions: as found by search, get and count alike."""
+        wanted = None if claim is None else Claim(fingerprint(claim), 0)
+        hits = self.replica.search(SearchRequest(collection="c", vector=floats([0, 0, 0]), k=1000, claim=wanted))
+        found = dict(zip(hits.ids, hits.versions, strict=True))
+        got = self.replica.get("c", [f"{letter}{n}" for letter in "abmnxyz" for n in range(30)], True, wanted)
+        assert {one.id: one.version for one in got} == found
+        assert self.replica.count("c") == len(found) == self.replica.count()
+        filtered = SearchRequest(collection="c", vector=floats([0, 0, 0]), k=1000, filter=b'{"t": {"$exists": false}}')
+        assert set(self.replica.search(filtered).ids) == set(found)
+        self.replica.verify()
+        return found
+
+    def copy(self, to: Shard, move: int, cursor: int, step: int, rows_max: int = 1000) -> int:
+        """One import of what is above the cursor; the new cursor."""
+        rows, reached, _ = self.replica.copy_page("c", MOVED, cursor, rows_max)
+        to.done(imported(move, step, reached, rows))
+        return reached
+
+
+def imported(move: int, step: int, cursor: int, rows: list[Any], deleted: list[str] | None = None) -> Import:
+    return Import(
+        move,
+        step,
+        "c",
+        cursor,
+        [row.id for row in rows],
+        [row.version for row in rows],
+        b"".join(row.vector for row in rows),
+        [row.metadata for row in rows],
+        deleted or [],
+    )
+
+
+def prepare(move: int, incoming: bool, owned: list[KeyRange], strategy: ShardStrategy = RANGE) -> PrepareMove:
+    return PrepareMove(move, move, incoming, MOVED, owned, strategy, 2)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> tuple[Shard, Shard]:
+    """A source that owns everything and has written, and a target that owns nothing and is younger."""
+    source, target = Shard(tmp_path, "source"), Shard(tmp_path, "target")
+    for shard in (source, target):
+        shard.done(CreateCollection(spec()))
+    for n in range(10):
+        source.done(put([f"a{n}", f"m{n}"], [[n, 0, 0], [0, n, 1]]))
+    return source, target
+
+
+def handed_over(source: Shard, target: Shard, move: int = 9) -> None:
+    source.done(prepare(move, False, ALL))
+    target.done(prepare(move, True, []))
+    floor = source.done(Freeze(move)).version
+    source.copy(target, move, -1, 0)
+    source.done(Release(move))
+    target.done(Own(move, 1, floor))
+
+
+def test_a_range_moves_and_every_document_is_visible_in_one_place(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    before = source.there()
+    source.done(prepare(9, False, ALL))
+    target.done(prepare(9, True, []))
+    cursor = source.copy(target, 9, -1, 0, 7)
+    assert source.there(ALL) == before
+    assert target.there([]) == {}
+    source.done(put(["m3", "z1"], [[9, 9, 9], [1, 1, 1]]))
+    source.done(Delete("c", ["m0", "m9"]))
+    changed = source.there(ALL)
+    floor = source.done(Freeze(9)).version
+    assert source.there(ALL) == changed
+    source.copy(target, 9, cursor, 1)
+    deleted, _ = source.replica.copy_deleted("c", MOVED, 1000, BitMap())
+    assert sorted(deleted) == ["m0", "m9"]
+    target.done(imported(9, 2, 1000, [], deleted))
+    source.done(Release(9))
+    assert source.there(KEPT) == {name: version for name, version in changed.items() if name < "m"}
+    assert target.there([]) == {}
+    target.done(Own(9, 3, floor))
+    assert target.there(MOVED) == {name: version for name, version in changed.items() if name >= "m"}
+    while source.done(Forget(9, 4)).count:
+        source.there(KEPT)
+    assert source.replica.fence is not None
+    assert not source.replica.fence.copies
+    assert sum(one.documents for one in (view.record for view in source.replica._view.collections.values())) == 10
+
+
+def test_writes_are_refused_where_the_log_says_so(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    session = source.log.session(source.replica)
+    source.done(prepare(9, False, ALL))
+    target.done(prepare(9, True, []))
+    source.done(put(["m1"], [[1, 1, 1]]))
+    before = source.there()
+    source.done(Freeze(9))
+    row, late = [[5, 5, 5]], Session(session, 1, 1)
+    refusals: list[Command] = [
+        put(["m1"], row),
+        put(["zz"], row, expected=0),
+        put(["a1", "m1"], [[1, 1, 1], [2, 2, 2]]),
+        Delete("c", ["m1"]),
+        Delete("c", ["a1", "m1"]),
+        put(["m1"], row, session=late),
+    ]
+    for command in refusals:
+        error = source.told(command)
+        assert isinstance(error, StaleEpoch)
+        assert error.retryable
+        assert error.details["owned"] is False
+        assert isinstance(target.told(put(["m1"], row)), StaleEpoch)
+    assert source.there() == before
+    source.done(put(["a1"], row))
+    # what was refused under a number stays refused: a copy of the write that is late must not be executed
+    floor = source.done(Freeze(9)).version
+    source.copy(target, 9, -1, 0)
+    source.done(Release(9))
+    assert isinstance(source.told(put(["m1"], row)), StaleEpoch)
+    target.done(Own(9, 1, floor))
+    target.done(put(["m1"], row))
+    back = [prepare(10, False, []), Freeze(10), Release(10)]
+    source.done(Forget(9, 1000))
+    source.done(Forget(9, 1000))
+    target.done(*back)
+    source.done(prepare(10, True, ALL), Own(10, 0, 1000))
+    again = source.told(put(["m1"], row, session=late))
+    assert isinstance(again, StaleEpoch)
+    assert again.details["final"] is True
+    assert source.done(put(["m1"], row, session=Session(session, 2, 1))).version > 1000
+
+
+def test_versions_grow_across_the_move(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    source.done(put(["m1"], [[1, 1, 1]]))
+    last = source.done(put(["m2"], [[1, 1, 1]])).version
+    source.done(Delete("c", ["m2"]))
+    handed_over(source, target)
+    held = target.there(MOVED)["m1"]
+    again = target.done(put(["m2"], [[1, 1, 1]]))
+    assert again.version > last
+    assert again.index < last  # the target's log is younger: an index is not a version any more
+    assert isinstance(target.told(put(["m1"], [[1, 1, 1]], expected=0)), AlreadyExists)
+    assert isinstance(target.told(put(["m1"], [[1, 1, 1]], expected=held + 1)), VersionMismatch)
+    assert target.done(put(["m1"], [[1, 1, 1]], expected=held)).version > again.version
+
+
+def test_what_died_while_it_was_copied_is_not_purged(shards: tuple[Shard, Shard]) -> None:
+    source, _ = shards
+    source.done(prepare(9, False, ALL), Delete("c", ["m1", "a1"]), put(["m2"], [[1, 1, 1]]))
+    source.replica.checkpoint()
+    deleted, known = source.replica.copy_deleted("c", MOVED, 1000, BitMap())
+    assert deleted == ["m1"]
+    source.done(Delete("c", ["m2", "m3"]))
+    assert source.replica.copy_deleted("c", MOVED, 1000, known)[0] == ["m3", "m2"]
+    source.done(Freeze(9))
+    source.replica.checkpoint()
+    assert sorted(source.replica.copy_deleted("c", MOVED, 1000, BitMap())[0]) == ["m1", "m2", "m3"]
+    source.done(Release(9))
+    source.replica.checkpoint()
+    assert source.replica.copy_deleted("c", MOVED, 1000, BitMap())[0] == []
+
+
+def test_a_page_of_another_driver_is_refused(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    source.done(prepare(9, False, ALL))
+    target.done(prepare(9, True, []))
+    old, reached, _ = source.replica.copy_page("c", MOVED, -1, 5)
+    source.done(Delete("c", [row.id for row in old]))
+    target.done(imported(9, 0, reached, []))
+    error = target.told(imported(9, 0, reached, old))
+    assert isinstance(error, VersionMismatch)
+    assert error.details["actual"] == 1
+    assert isinstance(target.told(Own(9, 0, 100)), VersionMismatch)
+    target.done(Own(9, 1, 100))
+    assert target.there(MOVED) == {}
+
+
+def test_repeated_and_late_commands_change_nothing(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    rows, _, _ = source.replica.copy_page("c", MOVED, -1, 5)
+    assert rows == []  # nothing is copied of a shard that takes part in no move
+    handed_over(source, target)
+    for shard, commands in (
+        (source, [prepare(9, False, ALL), Freeze(9), Release(9)]),
+        (target, [prepare(9, True, []), imported(9, 1, 99, []), imported(9, 0, 99, [], ["m1"]), Own(9, 1, 5000)]),
+    ):
+        before = (shard.replica.digest(), shard.there())
+        for command in commands:
+            shard.told(command)
+        assert (shard.replica.digest(), shard.there()) == before
+    for command in (Freeze(8), Release(8), Own(8, 0, 1), Forget(8, 1), imported(8, 0, 1, [])):
+        assert isinstance(source.told(command), InvalidArgument)
+    assert isinstance(source.told(Own(9, 0, 1)), NeedleError)
+    assert isinstance(target.told(Forget(9, 1)), InvalidArgument)
+    source.done(Forget(9, 1000))
+    source.done(Forget(9, 1000))
+    newer = PrepareMove(20, 20, False, [(b"a", b"b")], [], RANGE, 2)
+    source.done(newer)
+    assert source.replica.fence is not None
+    assert [one.move for one in source.replica.fence.holdings.transfers] == [20]
+    assert isinstance(source.told(Freeze(9)), InvalidArgument)  # forgotten, and not taken for a new one
+    source.done(prepare(9, False, ALL))
+    assert isinstance(source.told(Freeze(9)), InvalidArgument)
+
+
+def test_impossible_moves_are_refused(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    assert isinstance(target.told(prepare(9, False, KEPT)), InvalidArgument)
+    assert isinstance(source.told(prepare(9, True, ALL)), InvalidArgument)
+    assert source.replica.fence is None
+    source.done(prepare(9, False, ALL))
+    assert isinstance(source.told(Release(9)), InvalidArgument)
+    assert isinstance(source.told(Forget(9, 1)), InvalidArgument)
+
+
+def test_a_reader_with_another_map_is_refused(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    handed_over(source, target)
+    for shard, ranges in ((source, ALL), (target, []), (target, ALL)):
+        claim = Claim(fingerprint(ranges), 0)
+        with pytest.raises(StaleEpoch):
+            shard.replica.search(SearchRequest(collection="c", vector=floats([0, 0, 0]), k=1, claim=claim))
+        with pytest.raises(StaleEpoch):
+            shard.replica.get("c", ["m1"], False, claim)
+        with pytest.raises(StaleEpoch):
+            shard.replica.counts(claim)
+    late = Claim(fingerprint(MOVED), 10_000)
+    with pytest.raises(StaleEpoch):
+        target.replica.get("c", ["m1"], False, late)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_batching_restarts_power_loss_and_snapshots_change_nothing(tmp_path: Path, seed: int) -> None:
+    """Any order of commands, on a replica that applies them one by one and one that does not."""
+    rng = random.Random(seed)
+    log, script = Log(), _script(rng)
+    entries = log.add(*script)
+    one = open_replica(tmp_path / "one")
+    results = []
+    for entry in entries:
+        results.append(one.apply([entry])[0])
+        if one.fence is not None:
+            stored = [name for _, name, _ in one._store.live(one._view.collections["c"].record.id, metadata=False)]
+            assert sorted(_visible(one)) == sorted(name for name in stored if one.fence.shows(name, b""))
+    other, at, told = open_replica(tmp_path / "other"), 0, []
+    while at < len(entries):
+        size = rng.randint(1, 9)
+        told += other.apply(entries[at : at + size])
+        at += size
+        if rng.random() < 0.2:
+            other.checkpoint()
+        if rng.random() < 0.3:
+            if rng.random() < 0.5:
+                cut_power(str(tmp_path / "other"), other.close, lambda size: rng.randint(0, size))
+            else:
+                other.close()
+            other = open_replica(tmp_path / "other")
+            at = other.applied_index()
+            del told[at:]
+        elif rng.random() < 0.2:
+            image = Path(tempfile.mkdtemp(dir=tmp_path))
+            other.export_snapshot(str(image))
+            fresh = open_replica(tempfile.mkdtemp(dir=tmp_path))
+            fresh.install_snapshot(str(image))
+            assert fresh.digest() == other.digest()
+            assert fresh._view.collections["c"].hidden == other._view.collections["c"].hidden
+            fresh.close()
+    assert [repr(result) for result in told] == [repr(result) for result in results]
+    assert other.digest() == one.digest()
+    assert _visible(other) == _visible(one)
+    other.verify()
+
+
+def _visible(replica: Replica) -> dict[str, int]:
+    hits = replica.search(SearchRequest(collection="c", vector=floats([0, 0, 0]), k=1000, exact=True))
+    return dict(zip(hits.ids, hits.versions, strict=True))
+
+
+def _script(rng: random.Random) -> list[Command]:
+    """Writes, and moves out of this shard and into it, in every phase."""
+    script: list[Command] = [CreateCollection(spec())]
+    names = [f"{letter}{n}" for letter in "abmn" for n in range(4)]
+    owned, strategy = ALL, rng.choice([RANGE, CONSISTENT_HASH])
+
+    def writes() -> None:
+        for _ in range(rng.randint(0, 6)):
+            chosen = rng.sample(names, rng.randint(1, 3))
+            if rng.random() < 0.3:
+                script.append(Delete("c", chosen))
+            else:
+                script.append(put(chosen, [[rng.random()] * 3 for _ in chosen]))
+
+    for move in range(1, 6):
+        ranges = rng.choice([MOVED, [(b"\x20", b"\x90"), (b"\xa0", None)]])
+        incoming = move > 1 and rng.random() < 0.5 and difference(owned, ranges) == owned
+        writes()
+        script.append(PrepareMove(move, move, incoming, ranges, ALL, strategy, 2))
+        writes()
+        if incoming:
+            for step in range(rng.randint(1, 3)):
+                keys = KeySet(ranges)
+                inside = [name for name in rng.sample(names, 8) if routing_key(strategy, 2, name) in keys]
+                rows, count = [[rng.random()] * 3 for _ in inside], len(inside)
+                versions, empty = [step + 1] * count, [b""] * count
+                script.append(Import(move, step, "c", step, inside, versions, floats(*rows), empty, []))
+                writes()
+            script.append(Own(move, step + 1, 100 * move))
+            owned = union(owned, ranges)
+        else:
+            for upto in rng.sample(range(30), rng.randint(0, 2)):
+                script.append(Mark(move, "c", upto))
+                writes()
+            script.append(Freeze(move))
+            writes()
+            script.extend([Mark(move, "c", 10)] if rng.random() < 0.3 else [])
+            script.append(Release(move))
+            owned = difference(owned, ranges)
+            writes()
+            for _ in range(6):
+                script.append(Forget(move, rng.randint(1, 10)))
+                writes()
+            script.extend([Forget(move, 100), Forget(move, 100)])
+    return script
+
+
+def test_under_a_custom_strategy_the_stored_document_decides_and_deletes_name_the_map(tmp_path: Path) -> None:
+    strategy = ShardStrategy.custom("t")
+    source = Shard(tmp_path, "source")
+    source.done(CreateCollection(spec()))
+    keys = {t: routing_key(strategy, 2, "", {"t": t}) for t in range(8)}
+    middle = sorted(keys.values())[4]
+    gone = next(t for t, key in keys.items() if key >= middle)
+    stays = next(t for t, key in keys.items() if key < middle)
+    source.done(put(["x", "y"], [[1, 1, 1], [2, 2, 2]], [{"t": gone}, {"t": stays}]))
+    ranges: list[KeyRange] = [(middle, None)]
+    source.done(PrepareMove(3, 3, False, ranges, ALL, strategy, 2))
+    mine = fingerprint(ALL)
+    assert source.done(Delete("c", ["nothing"], owned=mine)).count == 0
+    source.done(Freeze(3))
+    assert isinstance(source.told(Delete("c", ["x"], owned=mine)), StaleEpoch)
+    assert isinstance(source.told(put(["x"], [[1, 1, 1]], [{"t": stays}])), StaleEpoch)  # would replace a frozen one
+    assert isinstance(source.told(put(["z"], [[1, 1, 1]], [{"t": gone}])), StaleEpoch)
+    source.done(put(["y"], [[1, 1, 1]], [{"t": stays}]))
+    source.done(Release(3))
+    # by the old map "not here" may be said while the other shard said so before it got the document
+    assert isinstance(source.told(Delete("c", ["x"], owned=mine)), StaleEpoch)
+    assert isinstance(source.told(Delete("c", ["nothing"], owned=mine)), StaleEpoch)
+    now = fingerprint(difference(ALL, ranges))
+    source.done(Forget(3, 100))
+    assert source.done(Delete("c", ["x"], owned=now)).count == 0
+    assert source.done(Delete("c", ["y"], owned=now)).count == 1
+
+
+def test_an_older_release_refuses_the_file_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = Shard(tmp_path, "s")
+    shard.done(CreateCollection(spec()), prepare(9, False, ALL))
+    shard.replica.close()
+    open_replica(shard.directory).close()
+    monkeypatch.setattr("needle.shard.sqlite_file.FORMAT_MOVED", 1)
+    with pytest.raises(NeedleError, match="format 2"):
+        open_replica(shard.directory)
