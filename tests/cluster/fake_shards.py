@@ -27,7 +27,7 @@ KINDS = {protocol.SEARCH: SearchCall, protocol.GET: GetCall, protocol.COLLECTION
 
 
 class FakeShards:
-    """`cluster.router.Shards`: `real` is what the nodes know, `known` what the router was told."""
+    """`cluster.routes.Shards`: `real` is what the nodes know, `known` what the router was told."""
 
     def __init__(self, shards: int = 4, strategy: ShardStrategy = CONSISTENT_HASH) -> None:
         made = CollectionInfo(id=7, spec=spec("default", 2))

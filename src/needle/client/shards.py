@@ -155,7 +155,7 @@ class ShardGroup(GroupClient):
 
 
 class ClusterShards:
-    """`cluster.router.Shards` over a network."""
+    """`cluster.routes.Shards` over a network."""
 
     def __init__(
         self, caller: Caller, addresses: Iterable[str], topology: Topology, *, rng: Rng, prefer: str | None = None
