@@ -23,7 +23,7 @@ from needle.client import Client
 DIMENSIONS = 64
 WANTED_RECALL = 0.95
 TUNING_QUERIES = 100
-EF_SEARCH = (10, 16, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256)
+EF_SEARCH = (10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256)
 CLIENTS = (1, 16)
 GROWTH = (1, 2, 4, 8, 16)
 K = 10
