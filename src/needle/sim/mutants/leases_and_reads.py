@@ -116,6 +116,14 @@ MUTANTS = (
         tests=(_READS + "test_a_round_counts_only_if_it_began_after_the_read_and_was_acked_by_voters",),
     ),
     Mutant(
+        name="early-search-counts-anyway",
+        breaks="a search that ran during its round is answered although it saw less than the round asks for",
+        edits=(
+            Edit("server.rpc_service:RpcService._search_early", "found.applied_index >= index", "found is not None"),
+        ),
+        tests=("tests/server/test_early_search.py::test_what_was_seen_too_early_is_searched_again",),
+    ),
+    Mutant(
         name="writes-during-transfer",
         breaks="writes are accepted while leadership is handed over (hashicorp#581): the target never catches up",
         edits=(

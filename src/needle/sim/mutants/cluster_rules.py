@@ -1,9 +1,10 @@
-"""Bugs in moves of key ranges between shards (docs/adr/0010): the fence, the copy, versions, and who may read."""
+"""Bugs of sharded clusters: moves of key ranges (docs/adr/0010), and dropped collections."""
 
 from __future__ import annotations
 
 from needle.sim.mutants.planting import Edit, Mutant
 
+_DROPS = "tests/cluster/test_dropped_collections.py::"
 _MOVING = "tests/shard/test_moving.py::"
 _MOVER = "tests/server/test_mover.py::"
 
@@ -99,6 +100,18 @@ MUTANTS = (
             ),
         ),
         tests=(_MOVING + "test_writes_are_refused_where_the_log_says_so",),
+    ),
+    Mutant(
+        name="silent-shards-count-as-dropped",
+        breaks="a drop is acknowledged while a shard has not confirmed it: writes into the collection go on there",
+        edits=(Edit("cluster.router:Router.drop_collection", "if silent:", "if silent is None:"),),
+        tests=(_DROPS + "test_a_drop_is_acknowledged_only_when_every_shard_has_confirmed_it",),
+    ),
+    Mutant(
+        name="creation-of-an-earlier-term",
+        breaks="a leader makes a collection by what the catalog said in an earlier term: a dropped one is back",
+        edits=(Edit("server.cluster_node:ClusterNode._reconcile", "host.term(group) != term", "host.term(group) < 0"),),
+        tests=(_DROPS + "test_a_creation_confirmed_in_an_earlier_term_is_not_proposed",),
     ),
     Mutant(
         name="imports-out-of-step",
