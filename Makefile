@@ -45,7 +45,7 @@ SEEDS ?= 200
 SEED ?= 1
 sim: $(STAMP)
 	$(BIN)/python -m needle.sim --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
-	$(BIN)/python -m needle.sim --sharded --minutes 1 --seed $(SEED) --seeds $$(($(SEEDS) / 10)) --jobs $$(nproc)
+	$(BIN)/python -m needle.sim --sharded --minutes 1 --seed $(SEED) --seeds $$((($(SEEDS) + 9) / 10)) --jobs $$(nproc)
 
 sim-shards: $(STAMP)
 	$(BIN)/python -m needle.sim --sharded --minutes 1 --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
