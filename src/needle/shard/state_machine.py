@@ -3,8 +3,8 @@
 Invariants:
 - Equal applied index means equal documents, ordinals, manifest and sessions on every replica (`digest`, `verify`).
 - A search works on one immutable `ReplicaView`, so it sees exactly the state at `HitBatch.applied_index`.
-- A batch is in SQLite (one transaction with its applied index) before any search can see it; rows that a search may
-  still read are purged only after it has left.
+- Who reads SQLite finds every batch that a search can see (documents.py); rows that a search may still read are purged
+  only after it has left.
 
 Durability order: see documents.py and snapshot.py. Any error while applying or installing closes the replica for good
 (`_broken`): its memory may be behind its disk, so it has to be opened again.
@@ -125,7 +125,7 @@ class Replica:
         """Open a state directory and make it the current one; on an error the former one stays."""
         directory = os.path.join(state, SEGMENTS)
         self._disk.make_directory(directory)
-        store = DocumentStore(state, self._disk)
+        store = DocumentStore(state, self._disk, self._failpoint, self.limits.commit_rows_max)
         loaded: dict[str, LiveCollection] = {}
         try:
             at, records, manifests, sessions = store.load()
@@ -171,13 +171,13 @@ class Replica:
         at = self._view.at
         records = {name: live.record for name, live in self._live.items()}
         stored = Stored(self._view.fence, self._hidden, self._documents, self._select, self._marked, self._dead)
-        batch = Batch(at, records, self._manifest_of, self._sessions, self._store.find, stored)
+        batch = Batch(at, records, self._manifest_of, self._sessions, self._store.writer.find, stored)
         batch.prefetch(commands)
         results = [batch.execute(entry.index, command) for entry, command in zip(entries, commands, strict=True)]
         conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
         changes = batch.write_set(entries[-1].index, entries[-1].term, conf)
-        self._store.write(changes, lambda: self._failpoint("apply-before-commit"))
-        self._failpoint("apply-after-commit")
+        changes.size = sum(len(entry.data) for entry in entries)
+        self._store.writer.write(changes)
         self._swap(batch, changes)
         return results
 
@@ -260,7 +260,7 @@ class Replica:
     def _purge(self) -> None:
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
-            doomed = self._store.doomed()
+            doomed = self._store.writer.doomed()
             moving = self._view.fence is not None and self._view.fence.copies
         # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
         # And who copies a range to another shard learns from dead rows what was deleted since.
@@ -268,7 +268,7 @@ class Replica:
             doomed.rows.clear()
         if doomed:
             self._in_flight.drain()
-            while self._store.purge(doomed, PURGE_ROWS):
+            while self._store.writer.purge(doomed, PURGE_ROWS):
                 pass
 
     @contextmanager
@@ -411,7 +411,7 @@ class Replica:
         member = fence.member(ranges)
         rows = view.store.by_ordinal(held.record.id, fresh, metadata=True, vectors=False)
         names = [row.id for row in rows.values() if member(row.id, row.metadata)]
-        here = self._store.find(held.record.id, names) if names else {}
+        here = self._store.writer.find(held.record.id, names) if names else {}
         return [name for name in dict.fromkeys(names) if name not in here], dead | known
 
     def collection_vectors(self) -> list[CollectionVectors]:
