@@ -22,7 +22,7 @@ def open_replica(
     directory: Any, failpoint: Callable[[str], None] | None = None, purge: int = 1, commit: int = 1024
 ) -> Replica:
     """commit: rows of one SQLite commit; with 1 no batch waits for it."""
-    return Replica.open(
+    return Replica(
         str(directory),
         limits=Limits(commit_rows_max=commit),
         segments=SEGMENTS,
