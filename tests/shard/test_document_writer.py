@@ -88,12 +88,15 @@ def test_closing_commits_what_waits(tmp_path: Path) -> None:
     assert open_replica(tmp_path).digest() == digest
 
 
-def test_a_collection_that_came_and_went_while_waiting_leaves_nothing(tmp_path: Path) -> None:
+def test_what_files_are_judged_by_does_not_wait(tmp_path: Path) -> None:
     replica, log = filled(tmp_path)
     replica.apply(log.add(CreateCollection(spec("k")), put(["x", "y"], [[1, 1, 1]] * 2, collection="k")))
+    replica.apply(log.add(put(["z"], [[1, 1, 1]], collection="k")))
     replica.apply(log.add(PublishSegment(2, 0, 1, 2, 10, "0" * 32)))
+    assert committed(tmp_path) == 6
+    replica.apply(log.add(put(["z"], [[1, 1, 2]], collection="k")))
     replica.apply(log.add(DropCollection("k")))
-    assert committed(tmp_path) == 4
+    assert committed(tmp_path) == 8
     replica.checkpoint()
     with sqlite3.connect(tmp_path / "state-1" / "documents.db") as connection:
         for table, where in (
@@ -114,9 +117,12 @@ def test_a_reader_whose_commit_fails_ends_the_replica(tmp_path: Path) -> None:
     replica.apply(log.add(put([f"x{at}" for at in range(500)], [[1, 2, 3]] * 500)))
     with pytest.raises(DiskFailed, match="no space left"):
         search(replica)
+    assert replica.waits
     writer.execute("PRAGMA max_page_count=1000000")  # too late: the next one might leave a hole
     with pytest.raises(DiskFailed, match="no space left"):
         replica.apply(log.add(put(["y"], [[1, 2, 3]])))
+    with pytest.raises(DiskFailed, match="no space left"):
+        replica.save()
     replica.close()
     again = open_replica(tmp_path)
     assert again.applied_index() == 2

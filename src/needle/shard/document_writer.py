@@ -1,8 +1,8 @@
 """What a replica writes into its SQLite file: batches of log entries, checkpoints, and the purge of what is dead.
 
 A batch first waits in memory and is committed together with later ones: when somebody is about to read, when there are
-many, or at a checkpoint. For a commit costs a dozen system calls and a page of each table, whatever is in it. A crash
-loses what waits, as a power loss loses the WAL's tail: the Raft log replays both.
+many, when no more come (server/hosted.py), or at a checkpoint. For a commit costs a dozen system calls and a page of
+each table, whatever is in it. A crash loses what waits, as a power loss loses the WAL's tail: the log replays both.
 
 Invariants:
 - One commit takes whole batches, and the applied index, term and configuration behind the last of them.
@@ -14,6 +14,7 @@ It must not know what commands mean, faiss, or Raft.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -24,6 +25,8 @@ from needle.base.errors import StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.records import CollectionRecord, DocRef, Doomed, WriteSet, row_id
 from needle.shard.sqlite_file import FORMAT_MOVED, open_writer
+
+log = logging.getLogger("needle.shard")
 
 CHUNK: Final = 512
 """Ids of one statement."""
@@ -58,11 +61,14 @@ class DocumentWriter:
             self._connection = open_writer(path, disk)
 
     def close(self) -> None:
-        """Commit what waits, unless a commit failed before, and close the connection. Idempotent."""
+        """Commit what waits, if that is possible, and close the connection. Idempotent."""
         with self._lock, disk_errors(self.path):
             try:
                 if self._failed is None:
                     self._save()
+            except StorageError as error:
+                # Nothing is lost by it, and who closes because of a failure has that one to report.
+                log.warning("%s: what waited was not committed, the Raft log will bring it back: %s", self.path, error)
             finally:
                 self._connection.close()
 
@@ -75,8 +81,13 @@ class DocumentWriter:
                 self._waiting = changes
             else:
                 self._waiting.merge(changes)
-            if self._waiting.rows >= self._rows_max or self._waiting.size >= WAITING_BYTES:
+            if changes.rare or self._waiting.rows >= self._rows_max or self._waiting.size >= WAITING_BYTES:
                 self._save()
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to `save`; so it stays after a commit that failed."""
+        return self._waiting is not None
 
     def save(self) -> None:
         """Have every connection see what was written. Raises StorageError."""

@@ -87,8 +87,13 @@ class WriteSet(msgspec.Struct):
         """About how many rows it writes or names."""
         return len(self.documents) + len(self.graves)
 
+    @property
+    def rare(self) -> bool:
+        """Whether it changes what files and other shards are judged by when the replica is opened."""
+        return bool(self.manifests or self.removed) or self.holdings is not None
+
     def merge(self, later: WriteSet) -> None:
-        """Add what the entries right behind these change."""
+        """Add what the entries right behind these change. Nothing rare waits: only `later` may be."""
         self.at = later.at
         self.collections.update(later.collections)
         self.removed += later.removed
@@ -97,8 +102,6 @@ class WriteSet(msgspec.Struct):
         self.ids.update(later.ids)
         self.graves += later.graves
         self.manifests.update(later.manifests)
-        for collection_id in later.removed:
-            self.manifests.pop(collection_id, None)
         self.sessions.update(later.sessions)
         for session in later.sessions_removed:
             self.sessions.pop(session, None)

@@ -197,6 +197,15 @@ class Replica:
             views[name] = live.view()
         self._view = ReplicaView(changes.at, views, self._store, batch.fence)
 
+    @property
+    def waits(self) -> bool:
+        """Whether batches wait for their commit to SQLite (document_writer.py)."""
+        return self._store.writer.waits
+
+    def save(self) -> None:
+        """Commit them. Raises StorageError, again and again once a commit has failed."""
+        self._store.writer.save()
+
     def checkpoint(self) -> int:
         """Make everything applied durable; returns the applied index that is safe to compact below. Also purges rows
         that nothing points at any more."""
