@@ -240,6 +240,7 @@ class ShardOperator:
         call = MembershipCall(group, voters, list(learners), {}, ADMIN_SECONDS)
         address = self._fleet.machines[leader].address
         await self._endpoint.call(address, protocol.MEMBERSHIP, protocol.encode(call), ADMIN_SECONDS)
+        self._stage.trace.tell(f"group {group} has the voters {', '.join(sorted(voters))}")
 
     async def _read_there(self, name: str) -> None:
         now = self._truth.now
