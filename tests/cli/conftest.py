@@ -47,7 +47,7 @@ class Needle:
         """Names and subjects of the conditions that hold."""
         return [f"{condition['name']}: {condition['subject']}" for condition in self.status()["conditions"]]
 
-    def until(self, holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    def until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
         """Look again and again until it holds; fails after `seconds`."""
         deadline = time.monotonic() + seconds
         while not holds():

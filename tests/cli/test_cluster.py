@@ -12,6 +12,8 @@ import pytest
 from needle.cli.demo.supervisor import LocalCluster
 from needle.server.free_ports import free_ports
 
+pytestmark = pytest.mark.xdist_group("cli-cluster")  # its tests share one cluster
+
 
 def states(needle) -> dict[str, str]:
     return {node["node"]: node["status"]["state"] for node in needle.status()["nodes"] if node["status"]}

@@ -120,7 +120,7 @@ async def test_acked_never_passes_a_write_that_still_waits(network: Network, cli
     await client.insert("first", VECTOR)
     network.script = [ConnectionLost("gone")] * 3
     slow = asyncio.create_task(client.insert("slow", VECTOR))
-    await wait_for(lambda: any(command.ids == ["slow"] for _, command in network.writes), 5)
+    await wait_for(lambda: any(command.ids == ["slow"] for _, command in network.writes), 30)
     for n in range(5):
         await client.insert(f"quick-{n}", VECTOR)
     await slow
@@ -168,10 +168,10 @@ async def test_a_new_leader_ends_the_pause_at_once_and_all_callers_share_the_que
     await client.insert("a", VECTOR)
     network.down = {"n1"}
     writes = [asyncio.create_task(client.insert(f"d{n}", VECTOR)) for n in range(20)]
-    await wait_for(lambda: len(network.waiting) == 2, 5, "n2 and n3 asked to wait")
+    await wait_for(lambda: len(network.waiting) == 2, 30, "n2 and n3 asked to wait")
     assert {call.after_term for call in network.waiting} == {1}
     network.elect("n2")
-    await asyncio.wait_for(asyncio.gather(*writes), 5)
+    await asyncio.wait_for(asyncio.gather(*writes), 30)
     assert sorted(node for node, _ in network.writes[1:]) == ["n2"] * 20
 
 

@@ -44,7 +44,7 @@ async def test_maintenance_drains_a_leader_and_brings_it_back(tmp_path: Path) ->
         await client.insert("b", VECTOR)
         await client.exit_maintenance_mode(node)
         assert (await client.node_status(node)).documents == 2
-        await cluster.ready(node, deadline=5)
+        await cluster.ready(node)
         await client.step_down(node)
         assert await cluster.leader() == node
 
@@ -127,4 +127,4 @@ async def test_readyz_comes_back_after_every_restart(tmp_path: Path) -> None:
         assert (await client.node_status(follower)).documents == 100
         cluster.kill(follower)
         cluster.restart(follower)
-        await wait_for(lambda: cluster.is_ready(follower), 10, "the follower being ready again")
+        await wait_for(lambda: cluster.is_ready(follower), 60, "the follower being ready again")

@@ -134,4 +134,4 @@ async def test_health_and_metrics_over_http(tmp_path: Path) -> None:
         async def counted() -> bool:
             return "needle_writes_total 2.0" in (await cluster.http(leader, "/metrics"))[1]
 
-        assert await wait_for(counted, 5, "the session and the write being counted")
+        assert await wait_for(counted, 60, "the session and the write being counted")

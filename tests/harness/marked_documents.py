@@ -42,5 +42,5 @@ async def follower_of(cluster: ProcessCluster) -> str:
 async def ended(cluster: ProcessCluster, name: str) -> int:
     """The exit code of a node that is expected to give up."""
     node = cluster.nodes[name]
-    await wait_for(lambda: not node.running(), 15, f"{name} giving up")
+    await wait_for(lambda: not node.running(), 60, f"{name} giving up")
     return node.wait()
