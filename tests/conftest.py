@@ -1,4 +1,4 @@
-"""What every test gets: the log levels it found, and ports that no other worker of this run hands out."""
+"""What every test gets: the log levels it found, ports that no other worker of this run hands out, and patience."""
 
 import importlib
 import logging
@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+# A slow machine is no failure.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

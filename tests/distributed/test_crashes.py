@@ -7,11 +7,12 @@ from time import monotonic
 import pytest
 
 import needle
+from harness.marked_documents import CALM
 from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import AlreadyExists, NeedleError, NoQuorum, Unavailable
 
 VECTOR = [1.0] * 8
-IN_TIME = 6.0
+IN_TIME = 4.0
 """Seconds for calls with a timeout of 2 s, on a busy machine; without it they would take the default of 10 s."""
 
 
@@ -102,7 +103,7 @@ async def test_a_paused_leader_is_replaced_and_comes_back(tmp_path: Path) -> Non
 
 
 async def test_without_a_quorum_calls_end_in_time_and_say_who_is_missing(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("a", VECTOR)
         alive = await cluster.leader()
         for name in cluster.nodes:
