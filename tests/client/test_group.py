@@ -197,7 +197,7 @@ async def test_without_a_leader_the_error_names_the_silent_nodes(network: Networ
     network.leader = None
     network.down = {"n2", "n3"}
     with pytest.raises(NoQuorum, match=r"2 of 3 nodes did not answer.*h:2.*h:3"):
-        await client.insert("a", VECTOR, timeout=0.2)
+        await client.insert("a", VECTOR, timeout=0.5)
 
 
 async def test_a_node_that_says_nothing_within_the_search_is_named_too(client: Client, network: Network) -> None:
@@ -214,7 +214,7 @@ async def test_a_write_sent_and_never_answered_is_unknown(network: Network, clie
     await client.insert("a", VECTOR)
     network.script = [ConnectionLost("gone")] * 1000
     with pytest.raises(OutcomeUnknown, match="may or may not"):
-        await client.insert("b", VECTOR, timeout=0.2)
+        await client.insert("b", VECTOR, timeout=0.5)
 
 
 async def test_nodes_that_all_refuse_us_are_not_asked_for_ever() -> None:

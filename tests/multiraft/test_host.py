@@ -21,6 +21,9 @@ from needle.base.errors import (
     Unavailable,
 )
 
+CALM = replace(FAST, election_timeout=1.0, heartbeat_interval=0.05)
+"""For tests in which a leader must stay, however busy the machine is."""
+
 
 async def test_three_hosts_commit_and_apply_everywhere(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path)) as cluster:
@@ -42,8 +45,7 @@ async def test_a_single_voter_commits_alone(tmp_path: Path) -> None:
 
 
 async def test_fifty_groups_elect_and_share_transactions_and_frames(tmp_path: Path) -> None:
-    calm = replace(FAST, election_timeout=1.0, heartbeat_interval=0.05)  # no elections while writes are counted
-    async with Cluster(str(tmp_path), groups=50, config=calm) as cluster:
+    async with Cluster(str(tmp_path), groups=50, config=CALM) as cluster:
         for group in cluster.groups:
             await cluster.leader(group)
         before = {
@@ -123,7 +125,7 @@ async def test_isolated_leader_serves_neither_strong_nor_expired_leased_reads(tm
 
 
 async def test_a_leader_that_stepped_down_serves_no_leased_read(tmp_path: Path) -> None:
-    async with Cluster(str(tmp_path)) as cluster:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
         old = await cluster.leader()
         await old.host.read_leased(0, 1)
         target = await old.host.transfer(0, None, 2)
@@ -135,7 +137,7 @@ async def test_a_leader_that_stepped_down_serves_no_leased_read(tmp_path: Path) 
 
 
 async def test_strong_reads_share_a_round_and_see_acknowledged_writes(tmp_path: Path) -> None:
-    async with Cluster(str(tmp_path)) as cluster:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
         leader = await cluster.leader()
         index = await cluster.put("a", 1)
         frames = cluster.network.frames
@@ -239,7 +241,7 @@ async def test_membership_change_and_a_joining_replica(tmp_path: Path) -> None:
 
 
 async def test_voters_without_a_live_majority_are_refused_and_dead_ones_can_be_removed(tmp_path: Path) -> None:
-    async with Cluster(str(tmp_path)) as cluster:
+    async with Cluster(str(tmp_path), config=replace(FAST, election_timeout=0.4)) as cluster:
         leader = await cluster.leader()
         dead, alive = (node for node in cluster.names if node != leader.name)
 
@@ -288,7 +290,7 @@ async def test_maintenance_drains_and_takes_no_leadership(tmp_path: Path) -> Non
 
 
 async def test_status_shows_lag_and_leader_changes_wake_watchers(tmp_path: Path) -> None:
-    async with Cluster(str(tmp_path)) as cluster:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
         leader = await cluster.leader()
         away = next(n for n in cluster.running() if n is not leader)
         watcher = asyncio.ensure_future(leader.host.leader_changed(0))
@@ -313,7 +315,7 @@ async def test_status_shows_lag_and_leader_changes_wake_watchers(tmp_path: Path)
 
 
 async def test_a_caller_can_wait_for_the_leader_of_a_later_term(tmp_path: Path) -> None:
-    async with Cluster(str(tmp_path)) as cluster:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
         leader = await cluster.leader()
         other = next(n for n in cluster.running() if n is not leader)
         term = other.host.term(0)
@@ -327,7 +329,7 @@ async def test_a_caller_can_wait_for_the_leader_of_a_later_term(tmp_path: Path) 
 
 
 async def test_followers_of_a_node_that_ended_its_connection_campaign_sooner(tmp_path: Path) -> None:
-    async with Cluster(str(tmp_path)) as cluster:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
         leader = await cluster.leader()
         other = next(n for n in cluster.running() if n is not leader)
         raft = other.host._groups[0].raft
@@ -363,8 +365,7 @@ async def test_a_closed_group_answers_its_callers_and_can_be_opened_again(tmp_pa
 
 async def test_nothing_is_acknowledged_before_its_fsync(tmp_path: Path) -> None:
     """Followers whose disks hang hold an entry in memory only: it must not count, nor may the leader alone answer."""
-    calm = replace(FAST, election_timeout=1.0, heartbeat_interval=0.05)
-    async with Cluster(str(tmp_path), config=calm) as cluster:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
         await cluster.put("a", 1)
         leader = await cluster.leader()
         await cluster.converged()

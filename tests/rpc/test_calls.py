@@ -66,6 +66,7 @@ async def test_any_other_exception_is_internal_and_logged_and_the_connection_liv
 async def test_a_call_times_out_and_its_late_answer_is_counted(net, recorder, until):
     server = await net.server(recorder)
     client = net.client()
+    await client.connect(server.address, 5.0)
     with pytest.raises(DeadlineExceeded):
         await client.call(server.address, "wait", b"", 0.02)
     recorder.gate.set()
