@@ -26,7 +26,7 @@ def configs(directory: Path, nodes: int = 3) -> list[RaftConfig]:
             node_id=name,
             cluster_nodes=[f"{peer}=127.0.0.1:{port}" for peer, port in zip(names, ports, strict=True)],
             data_dir=str(directory / name),
-            election_timeout=timedelta(milliseconds=300),
+            election_timeout=timedelta(milliseconds=600),
             heartbeat_interval=0.05,
             dimensions=4,
         )
