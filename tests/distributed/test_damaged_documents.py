@@ -10,6 +10,7 @@ import random
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,8 @@ async def all_nodes(cluster: ProcessCluster, rng: random.Random) -> list[str]:
 async def test_the_power_takes_the_tail_of_the_documents_and_the_log_brings_it_back(who: Lose, tmp_path: Path) -> None:
     rng = random.Random(11)
     count = 0
-    async with ProcessCluster(tmp_path, snapshot_threshold=40, **CALM) as cluster:
+    settings: dict[str, Any] = {"snapshot_threshold": 40, "limits": {"commit_rows_max": 5}, **CALM}
+    async with ProcessCluster(tmp_path, **settings) as cluster:
         for _ in range(3):
             async with cluster.connect() as client:
                 await fill(client, count, 30)

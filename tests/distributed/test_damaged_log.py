@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.damage import cut_documents_wal, find_in_log, flip_bit, lose_last_commit, record_before, tear_tail
+from harness.damage import (
+    committed_documents,
+    cut_documents_wal,
+    find_in_log,
+    flip_bit,
+    lose_last_commit,
+    record_before,
+    tear_tail,
+)
 from harness.marked_documents import CALM, DOCUMENTS, complete, ended, fill, follower_of, marker, vector
 from harness.process_cluster import ProcessCluster, wait_for
 
@@ -34,6 +42,7 @@ async def test_a_flipped_bit_in_an_entry_is_repaired_from_the_documents(tmp_path
         await fill(client)
         hurt = await follower_of(cluster)
         node = cluster.nodes[hurt]
+        await wait_for(lambda: committed_documents(node.data_dir) == DOCUMENTS, 10, "the documents being committed")
         cluster.kill(hurt)
         path, at = find_in_log(node.data_dir, marker(DOCUMENTS - 20).encode())
         flip_bit(path, at + 3)

@@ -6,6 +6,8 @@ Only formats that docs/data-on-disk.md and wal_records.py describe are known her
 from __future__ import annotations
 
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from needle.multiraft.wal_records import (
@@ -89,6 +91,12 @@ def documents(data_dir: Path) -> Path:
     """The SQLite file of shard 0's replica."""
     (found,) = (data_dir / "shards" / "0").glob("state-*/documents.db")
     return found
+
+
+def committed_documents(data_dir: Path) -> int:
+    """How many documents the file of a node that may be running holds: what would survive its death."""
+    with closing(sqlite3.connect(documents(data_dir))) as connection:
+        return int(connection.execute("SELECT count(*) FROM ids").fetchone()[0])
 
 
 def cut_documents_wal(data_dir: Path, rng: random.Random, *, at: int | None = None) -> tuple[int, int]:

@@ -18,10 +18,17 @@ from needle.shard.state_machine import Replica
 SEGMENTS = SegmentConfig()
 
 
-def open_replica(directory: Any, failpoint: Callable[[str], None] | None = None, purge: int = 1) -> Replica:
-    hook = failpoint or (lambda _: None)
-    return Replica.open(
-        str(directory), limits=Limits(), segments=SEGMENTS, disk=ReplicaDisk(), failpoint=hook, purge_rows_min=purge
+def open_replica(
+    directory: Any, failpoint: Callable[[str], None] | None = None, purge: int = 1, commit: int = 1024
+) -> Replica:
+    """commit: rows of one SQLite commit; with 1 no batch waits for it."""
+    return Replica(
+        str(directory),
+        limits=Limits(commit_rows_max=commit),
+        segments=SEGMENTS,
+        disk=ReplicaDisk(),
+        failpoint=failpoint or (lambda _: None),
+        purge_rows_min=purge,
     )
 
 

@@ -14,8 +14,8 @@ from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put, spec
 
 
-def filled(directory: Path) -> tuple[Replica, Log]:
-    replica, log = open_replica(directory), Log()
+def filled(directory: Path, commit: int = 1024) -> tuple[Replica, Log]:
+    replica, log = open_replica(directory, commit=commit), Log()
     replica.apply(log.add(CreateCollection(spec()), put(["a", "b"], [[1, 2, 3], [4, 5, 6]])))
     return replica, log
 
@@ -37,7 +37,7 @@ def test_a_checkpoint_survives_the_loss_of_the_whole_wal(tmp_path: Path) -> None
 
 
 def test_without_a_checkpoint_a_power_loss_takes_whole_batches(tmp_path: Path) -> None:
-    replica, log = filled(tmp_path)
+    replica, log = filled(tmp_path, commit=1)
     replica.checkpoint()
     replica.apply(log.add(put(["c"], [[1, 1, 1]])))
     sizes: list[int] = []
@@ -65,8 +65,8 @@ def test_a_checkpoint_during_a_long_read_is_durable_and_loses_nothing(tmp_path: 
     replica.close()
     store_path = database(tmp_path)
     replica = open_replica(tmp_path)
-    replica._store._disk = Recording()
-    replica._store._writer.execute("PRAGMA busy_timeout=1")
+    replica._store.writer._disk = Recording()
+    replica._store.writer._connection.execute("PRAGMA busy_timeout=1")
     reader = sqlite3.connect(store_path, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM meta").fetchall()
@@ -92,8 +92,8 @@ def test_a_damaged_file_is_reported_with_the_remedy(tmp_path: Path, damage: str)
 def test_a_full_disk_is_a_disk_failure_and_ends_the_replica(tmp_path: Path) -> None:
     replica, log = filled(tmp_path)
     before = replica.digest()
-    pages = replica._store._writer.execute("PRAGMA page_count").fetchone()[0]
-    replica._store._writer.execute(f"PRAGMA max_page_count={pages}")
+    pages = replica._store.writer._connection.execute("PRAGMA page_count").fetchone()[0]
+    replica._store.writer._connection.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(DiskFailed, match="no space left"):
         replica.apply(log.add(put([f"x{at}" for at in range(5000)], [[1, 2, 3]] * 5000)))
     with pytest.raises(DiskFailed):

@@ -17,6 +17,7 @@ from needle.base.move_commands import Forget, Freeze, Import, Mark, Own, Prepare
 from needle.base.routing.ranges import KeySet, difference, fingerprint, union
 from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routing_key
+from needle.shard import copying
 from needle.shard.disk import cut_power
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -58,7 +59,7 @@ class Shard:
 
     def copy(self, to: Shard, move: int, cursor: int, step: int, rows_max: int = 1000) -> int:
         """One import of what is above the cursor; the new cursor."""
-        rows, reached, _ = self.replica.copy_page("c", MOVED, cursor, rows_max)
+        rows, reached, _ = copying.page(self.replica.view, "c", MOVED, cursor, rows_max)
         to.done(imported(move, step, reached, rows))
         return reached
 
@@ -115,7 +116,7 @@ def test_a_range_moves_and_every_document_is_visible_in_one_place(shards: tuple[
     floor = source.done(Freeze(9)).version
     assert source.there(ALL) == changed
     source.copy(target, 9, cursor, 1)
-    deleted, _ = source.replica.copy_deleted("c", MOVED, 1000, BitMap())
+    deleted, _ = copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())
     assert sorted(deleted) == ["m0", "m9"]
     target.done(imported(9, 2, 1000, [], deleted))
     source.done(Release(9))
@@ -192,23 +193,23 @@ def test_what_died_while_it_was_copied_is_not_purged(shards: tuple[Shard, Shard]
     source, _ = shards
     source.done(prepare(9, False, ALL), Delete("c", ["m1", "a1"]), put(["m2"], [[1, 1, 1]]))
     source.replica.checkpoint()
-    deleted, known = source.replica.copy_deleted("c", MOVED, 1000, BitMap())
+    deleted, known = copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())
     assert deleted == ["m1"]
     source.done(Delete("c", ["m2", "m3"]))
-    assert source.replica.copy_deleted("c", MOVED, 1000, known)[0] == ["m3", "m2"]
+    assert copying.deleted(source.replica.view, "c", MOVED, 1000, known)[0] == ["m3", "m2"]
     source.done(Freeze(9))
     source.replica.checkpoint()
-    assert sorted(source.replica.copy_deleted("c", MOVED, 1000, BitMap())[0]) == ["m1", "m2", "m3"]
+    assert sorted(copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())[0]) == ["m1", "m2", "m3"]
     source.done(Release(9))
     source.replica.checkpoint()
-    assert source.replica.copy_deleted("c", MOVED, 1000, BitMap())[0] == []
+    assert copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())[0] == []
 
 
 def test_a_page_of_another_driver_is_refused(shards: tuple[Shard, Shard]) -> None:
     source, target = shards
     source.done(prepare(9, False, ALL))
     target.done(prepare(9, True, []))
-    old, reached, _ = source.replica.copy_page("c", MOVED, -1, 5)
+    old, reached, _ = copying.page(source.replica.view, "c", MOVED, -1, 5)
     source.done(Delete("c", [row.id for row in old]))
     target.done(imported(9, 0, reached, []))
     error = target.told(imported(9, 0, reached, old))
@@ -221,7 +222,7 @@ def test_a_page_of_another_driver_is_refused(shards: tuple[Shard, Shard]) -> Non
 
 def test_repeated_and_late_commands_change_nothing(shards: tuple[Shard, Shard]) -> None:
     source, target = shards
-    rows, _, _ = source.replica.copy_page("c", MOVED, -1, 5)
+    rows, _, _ = copying.page(source.replica.view, "c", MOVED, -1, 5)
     assert rows == []  # nothing is copied of a shard that takes part in no move
     handed_over(source, target)
     for shard, commands in (

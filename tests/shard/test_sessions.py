@@ -83,7 +83,7 @@ def test_only_what_changed_is_stored_again() -> None:
     table = SessionTable()
     table.open(1, 1)
     table.open(2, 2)
-    assert [row[0] for row in table.dirty()[0]] == [1, 2]
-    assert table.dirty() == ([], [])
+    assert {at: row[0] for at, row in table.dirty()[0].items()} == {1: 1, 2: 2}
+    assert table.dirty() == ({}, [])
     table.find(Session(2, 1, 0), 3)
-    assert [row[0] for row in table.dirty()[0]] == [2]
+    assert list(table.dirty()[0]) == [2]

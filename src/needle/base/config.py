@@ -79,6 +79,7 @@ class Limits:
     frame_bytes_max: int = 64 * 1024 * 1024
     uncommitted_bytes_max: int = 128 * 1024 * 1024
     append_bytes_max: int = 1024 * 1024
+    commit_rows_max: int = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

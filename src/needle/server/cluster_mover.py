@@ -29,6 +29,7 @@ from needle.base.move_commands import Forget, Freeze, Import, Mark, MoveCommand,
 from needle.base.routing.topology import MoveInfo, MoveState, Topology
 from needle.multiraft.host import Host
 from needle.server.hosted import HostedReplica
+from needle.shard import copying
 from needle.shard.holdings import OVER
 from needle.shard.records import StoredDocument
 
@@ -192,16 +193,18 @@ class Mover:
 
     async def _copy_collection(self, info: MoveInfo, copy: _Copy, name: str) -> int:
         replica, blocking = self._node.groups[shard_group(info.source)].replica, self._node.blocking
-        copied, more, end = 0, True, replica.copy_end(name)
+        copied, more, end = 0, True, copying.last_ordinal(replica.view, name)
         # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
         while more and (after := copy.cursors.get(name, -1)) < end:
-            rows, cursor, more = await blocking(replica.copy_page, name, info.ranges, after, self._rows_max)
+            rows, cursor, more = await blocking(copying.page, replica.view, name, info.ranges, after, self._rows_max)
             for part in _parts(rows):
                 await self._import(info, copy, name, part, [])
             copy.cursors[name] = cursor
             copied += len(rows)
         known = copy.known.get(name, BitMap())
-        deleted, known = await blocking(replica.copy_deleted, name, info.ranges, copy.cursors.get(name, -1), known)
+        deleted, known = await blocking(
+            copying.deleted, replica.view, name, info.ranges, copy.cursors.get(name, -1), known
+        )
         for first in range(0, len(deleted), self._rows_max):
             await self._import(info, copy, name, [], deleted[first : first + self._rows_max])
         copy.known[name] = known

@@ -58,6 +58,7 @@ class HostedReplica:
         self._host = host
         self._config = config
         self._clock: Clock = ports.clock
+        self._file_pool = ports.file_pool
         self._call = call
         self._fatal = fatal
         self._tasks: list[asyncio.Task[None]] = []
@@ -112,7 +113,8 @@ class HostedReplica:
 
     # --- watching ----------------------------------------------------------------------------------------------------
     async def _watch(self) -> None:
-        """Tell the keeper what changed; catch up once; make the first collection when this node leads."""
+        """Tell the keeper what changed; have what was applied committed when no more comes; catch up once; make the
+        first collection when this node leads."""
         host, group = self._host, self.group
         seen: tuple[int, str | None] | None = None
         while not host.stopped:
@@ -120,6 +122,8 @@ class HostedReplica:
             if now != seen:
                 seen = now
                 self.keeper.kick()
+            elif self.replica.waits:
+                await self._file_pool.run(self.replica.save)
             if not self.caught_up and now[1] is not None:
                 await self._catch_up()
             if not self.settled and host.is_leader(group):

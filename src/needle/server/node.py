@@ -156,7 +156,7 @@ class Node:
 
     def _open_replica(self, directory: str) -> Replica:
         ports, config = self.ports, self.config
-        return Replica.open(
+        return Replica(
             directory, limits=config.limits, segments=config.segments, disk=ports.disk, failpoint=ports.failpoint
         )
 

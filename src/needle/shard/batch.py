@@ -361,26 +361,22 @@ class Batch:
         """Everything the batch changed; `at` is the position of its last entry."""
         sessions, evicted = self._sessions.dirty()
         out = WriteSet(
-            at=AppliedAt(index, term, conf, self._next_id), collections=[], removed=self.dropped, documents=[],
-            vectors=[], ids=[], ids_removed=[], graves=[], manifests={}, sessions=sessions, sessions_removed=evicted,
+            at=AppliedAt(index, term, conf, self._next_id), collections={}, removed=self.dropped, documents=[],
+            vectors=[], ids={}, graves=[], manifests={}, sessions=sessions, sessions_removed=evicted,
             holdings=None if self.fence in (None, self.stored.fence) else encode_holdings(self.fence.holdings),
         )  # fmt: skip
         for collection_id, change in self.changes.items():
             if not change.touched:
                 continue
-            out.collections.append(change.record)
+            out.collections[collection_id] = change.record
             if change.manifest is not None:
                 out.manifests[collection_id] = change.manifest
             out.documents.extend(change.rows)
             out.vectors.extend(_vector_rows(change))
             base = row_id(collection_id, 0)
             out.graves.extend((base | ordinal,) for ordinal in change.dead)
-            for id_ in change.written:
-                ref = change.refs[id_]
-                if ref is None:
-                    out.ids_removed.append((collection_id, id_))
-                else:
-                    out.ids.append((collection_id, id_, ref.ordinal, ref.version, ref.hash))
+            refs = change.refs
+            out.ids.update(((collection_id, id_), refs[id_]) for id_ in change.written)
         return out
 
 

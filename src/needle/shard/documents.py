@@ -1,8 +1,11 @@
 """A replica's documents in SQLite: rows, collections, segment manifest, sessions and the applied index, together.
 
+This is the read side; document_writer.py writes, and may let batches of log entries wait in memory.
+
 Invariants:
-- One batch of log entries is one transaction, and the applied index, term and configuration are inside it. So the file
-  always holds exactly the state after some applied index.
+- A transaction takes whole batches of log entries, with the applied index, term and configuration inside it. So the
+  file always holds exactly the state after some applied index.
+- Reads see every batch written before them: what waits is committed first.
 - A row of `documents` and `vectors` never changes once written. A superseded or deleted document leaves `ids` in its
   batch; its row is named in `graves` and deleted later (`purge`). Ordinals whose id does not point at them are dead.
 - Row id = collection id << 40 | ordinal. Collection ids are never used twice.
@@ -24,7 +27,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -34,61 +36,47 @@ from needle.base.errors import StorageError
 from needle.base.model import CollectionSpec
 from needle.shard.digest import MODULUS, document_hash
 from needle.shard.disk import ReplicaDisk, disk_errors
+from needle.shard.document_writer import CHUNK, DocumentWriter, padded
 from needle.shard.records import (
     ORDINAL_BITS,
     AppliedAt,
     CollectionRecord,
-    DocRef,
-    Doomed,
     StoredDocument,
-    WriteSet,
     row_id,
 )
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.sessions import SessionRow
-from needle.shard.sqlite_file import FILE_NAME, FORMAT_MOVED, connect, open_writer
-
-_CHUNK: Final = 512
-
-
-def _padded(items: Sequence[Any]) -> Sequence[Any]:
-    """Padded to a power of two by repeating the last, so that few different IN (...) statements are compiled."""
-    size = 1
-    while size < len(items):
-        size *= 2
-    return [*items, *[items[-1]] * (size - len(items))]
+from needle.shard.sqlite_file import FILE_NAME, connect
 
 
 class DocumentStore:
-    """The SQLite file of one replica. One thread writes at a time; reads use connections of their own."""
+    """The SQLite file of one replica. `writer` changes it; reads may come from any thread, each on a connection of its
+    own."""
 
-    def __init__(self, directory: str, disk: ReplicaDisk) -> None:
-        """Open or create. Raises UnsupportedFormat, StorageError (damaged) or DiskFailed."""
+    def __init__(self, directory: str, disk: ReplicaDisk, failpoint: Callable[[str], None], rows_max: int) -> None:
+        """Open or create; arguments and errors are DocumentWriter's."""
         self.path = os.path.join(directory, FILE_NAME)
-        self._disk = disk
-        self._readers: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
         self._all: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
-        # The writer's connection is shared by apply, checkpoint and purge, which may come from different threads.
-        self._writing = threading.Lock()
-        with disk_errors(self.path):
-            self._writer = open_writer(self.path, disk)
-        self._all.append(self._writer)
+        self.writer = DocumentWriter(self.path, disk, failpoint, rows_max)
 
     def close(self) -> None:
         """Close every connection. Waits for a write that is under way."""
-        with self._writing, self._guard, disk_errors(self.path):
+        self.writer.close()
+        with self._guard, disk_errors(self.path):
             for connection in self._all:
                 connection.close()
             self._all.clear()
-            self._readers.clear()
+            self._idle.clear()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A read connection for this thread. Statements see the last committed transaction."""
+        """A read connection for this thread. Statements see every batch that was written before this call."""
+        self.writer.save()
         with disk_errors(self.path):
             with self._guard:
-                connection = self._readers.pop() if self._readers else None
+                connection = self._idle.pop() if self._idle else None
             if connection is None:
                 connection = connect(self.path)
                 connection.execute("PRAGMA query_only=1")
@@ -101,139 +89,17 @@ class DocumentStore:
                 if connection.in_transaction:
                     connection.rollback()
                 with self._guard:
-                    self._readers.append(connection)
-
-    # --- the write side ----------------------------------------------------------------------------------------------
-    def write(self, changes: WriteSet, before_commit: Callable[[], None]) -> None:
-        """Make one batch of entries the state, in one transaction. Not durable yet (module docstring)."""
-        with self._writing, disk_errors(self.path):
-            run, many = self._writer.execute, self._writer.executemany
-            run("BEGIN IMMEDIATE")
-            try:
-                self._write_documents(changes)
-                if changes.collections:
-                    many(
-                        "INSERT OR REPLACE INTO collections VALUES (?, ?, ?, ?, ?)",
-                        map(_collection_row, changes.collections),
-                    )
-                for collection_id in changes.removed:
-                    run("DELETE FROM collections WHERE id = ?", (collection_id,))
-                    run("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
-                    run("INSERT OR IGNORE INTO dropped VALUES (?)", (collection_id,))
-                for collection_id, manifest in changes.manifests.items():
-                    run("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
-                    many("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", map(msgspec.structs.astuple, manifest))
-                if changes.sessions:
-                    many("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", changes.sessions)
-                if changes.sessions_removed:
-                    many("DELETE FROM sessions WHERE id = ?", [(session,) for session in changes.sessions_removed])
-                at = changes.at
-                many(
-                    "UPDATE meta SET value = ? WHERE name = ?",
-                    [
-                        (at.index, "index"),
-                        (at.term, "term"),
-                        (at.conf, "conf"),
-                        (at.next_collection_id, "next_collection_id"),
-                    ],
-                )
-                if changes.holdings is not None:
-                    run("UPDATE meta SET value = ? WHERE name = 'format'", (FORMAT_MOVED,))
-                    run("INSERT OR REPLACE INTO meta VALUES ('holdings', ?)", (changes.holdings,))
-                before_commit()
-                run("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.rollback()
-                raise
-
-    def _write_documents(self, changes: WriteSet) -> None:
-        many = self._writer.executemany
-        if changes.documents:
-            many("INSERT INTO documents VALUES (?, ?, ?, ?)", changes.documents)
-            many("INSERT INTO vectors VALUES (?, ?)", changes.vectors)
-        if changes.ids_removed:
-            many("DELETE FROM ids WHERE collection_id = ? AND id = ?", changes.ids_removed)
-        if changes.ids:
-            many("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?, ?)", changes.ids)
-        if changes.graves:
-            many("INSERT INTO graves VALUES (?)", changes.graves)
-
-    def find(self, collection_id: int, ids: Sequence[str]) -> dict[str, DocRef]:
-        """The current versions of `ids`, as the writer sees them; absent ids are left out."""
-        found: dict[str, DocRef] = {}
-        with self._writing, disk_errors(self.path):
-            for start in range(0, len(ids), _CHUNK):
-                part = _padded(ids[start : start + _CHUNK])
-                marks = ",".join("?" * len(part))
-                rows = self._writer.execute(
-                    f"SELECT id, ordinal, version, hash FROM ids WHERE collection_id = ? AND id IN ({marks})",
-                    (collection_id, *part),
-                )
-                for id_, ordinal, version, hash_ in rows:
-                    found[id_] = DocRef(ordinal, version, hash_)
-        return found
+                    self._idle.append(connection)
 
     def checkpoint(self) -> int:
-        """Make the committed state durable; returns its applied index. On return the WAL is empty."""
-        with disk_errors(self.path):
-            # Most of the copying happens here, while transactions and reads go on.
-            with self.reading() as connection:
-                connection.execute("PRAGMA query_only=0")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                connection.execute("PRAGMA query_only=1")
-            with self._writing:
-                index = int(self._writer.execute("SELECT value FROM meta WHERE name = 'index'").fetchone()[0])
-                busy = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-                if busy:  # a long read (an export) holds the WAL: then the WAL itself has to be durable
-                    self._disk.sync(self.path + "-wal")
-                self._disk.sync(self.path)
-        return index
-
-    def doomed(self) -> Doomed:
-        """What `purge` may delete: superseded and deleted rows, and dropped collections, as of now."""
-        with self._writing, disk_errors(self.path):
-            rows = self._writer.execute("SELECT row FROM graves ORDER BY row").fetchall()
-            dropped = self._writer.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
-        return Doomed([row for (row,) in rows], [collection_id for (collection_id,) in dropped])
-
-    def purge(self, doomed: Doomed, rows_max: int) -> bool:
-        """Delete up to rows_max doomed rows in one transaction; False once nothing is left. The caller makes sure that
-        no search reads them. When it happens differs between replicas, and nothing else depends on it."""
-        with self._writing, disk_errors(self.path):
-            run = self._writer.execute
-            run("BEGIN IMMEDIATE")
-            try:
-                if doomed.rows:
-                    self._delete_rows("documents", doomed.rows[:rows_max])
-                    self._delete_rows("graves", doomed.rows[:rows_max])
-                    del doomed.rows[:rows_max]
-                elif doomed.collections and not self._purge_dropped(doomed.collections[0], rows_max):
-                    run("DELETE FROM dropped WHERE collection_id = ?", (doomed.collections.pop(0),))
-                run("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.rollback()
-                raise
-        return bool(doomed.rows or doomed.collections)
-
-    def _delete_rows(self, table: str, rows: Sequence[int]) -> None:
-        tables = ("documents", "vectors") if table == "documents" else (table,)
-        for name in tables:
-            self._writer.executemany(f"DELETE FROM {name} WHERE row = ?", [(row,) for row in rows])
-
-    def _purge_dropped(self, collection_id: int, rows_max: int) -> bool:
-        """Delete some rows of a dropped collection; False if it had none."""
-        run = self._writer.execute
-        low, high = row_id(collection_id, 0), row_id(collection_id + 1, 0)
-        rows = run("SELECT row FROM documents WHERE row >= ? AND row < ? LIMIT ?", (low, high, rows_max)).fetchall()
-        self._delete_rows("documents", [row for (row,) in rows])
-        names = run("SELECT id FROM ids WHERE collection_id = ? LIMIT ?", (collection_id, rows_max)).fetchall()
-        pairs = [(collection_id, name) for (name,) in names]
-        self._writer.executemany("DELETE FROM ids WHERE collection_id = ? AND id = ?", pairs)
-        run("DELETE FROM graves WHERE row >= ? AND row < ?", (low, high))
-        return bool(rows or names)
+        """Make everything written durable; returns its applied index."""
+        # Most of the copying happens here, while transactions and reads go on.
+        with self.reading() as connection:
+            connection.execute("PRAGMA query_only=0")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            connection.execute("PRAGMA query_only=1")
+        return self.writer.checkpoint()
 
     # --- the read side -----------------------------------------------------------------------------------------------
     def applied(self) -> AppliedAt:
@@ -268,8 +134,8 @@ class DocumentStore:
         found: dict[int, StoredDocument] = {}
         column = "CAST(metadata AS TEXT)" if metadata else "''"
         with self.reading() as connection:
-            for start in range(0, len(ordinals), _CHUNK):
-                part = _padded([base | ordinal for ordinal in ordinals[start : start + _CHUNK]])
+            for start in range(0, len(ordinals), CHUNK):
+                part = padded([base | ordinal for ordinal in ordinals[start : start + CHUNK]])
                 marks = ",".join("?" * len(part))
                 (text,) = connection.execute(
                     f"SELECT json_group_array(json_array(row, id, version, {column})) FROM documents "
@@ -410,8 +276,8 @@ def _by_id(
     found: dict[str, StoredDocument] = {}
     columns = ", v.vector" if vectors else ", x''"
     join = "JOIN vectors v ON v.row = d.row" if vectors else ""
-    for start in range(0, len(ids), _CHUNK):
-        part = _padded(ids[start : start + _CHUNK])
+    for start in range(0, len(ids), CHUNK):
+        part = padded(ids[start : start + CHUNK])
         rows = connection.execute(
             f"SELECT d.id, i.ordinal, d.version, d.metadata{columns} FROM ids i "
             f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) {join} "
@@ -427,11 +293,6 @@ _row_decoder = msgspec.json.Decoder(list[tuple[int, str, int, str]])
 
 def _decode_rows(text: str) -> Iterable[tuple[int, str, int, str]]:
     return _row_decoder.decode(text)
-
-
-def _collection_row(record: CollectionRecord) -> tuple[int, bytes, int, int, bytes]:
-    spec = msgspec.msgpack.encode(record.spec)
-    return (record.id, spec, record.next_ordinal, record.documents, record.total.to_bytes(16, "little"))
 
 
 def _records(connection: sqlite3.Connection) -> list[CollectionRecord]:

@@ -5,7 +5,7 @@ A view stays as it was made: apply replaces what it changes. It must not know co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,8 +16,9 @@ from needle.base.config import SegmentConfig
 from needle.base.routing.shard_map import KeyRange
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence
+from needle.shard.moving import Stored
 from needle.shard.payload_index import PayloadIndex
-from needle.shard.records import AppliedAt, CollectionRecord
+from needle.shard.records import AppliedAt, CollectionRecord, StoredDocument
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.segment_set import CollectionVectors
 from needle.shard.vectors_view import VectorsView
@@ -99,3 +100,43 @@ class LiveCollection:
     def view(self) -> CollectionView:
         hidden = BitMap.union(BitMap(), *self.hidden.values())
         return CollectionView(self.record, self.vectors.view(), self.dead, self.payload, hidden)
+
+
+class StateBefore:
+    """What a batch asks of the state before it: Batch's `manifests`, and moving.Stored."""
+
+    def __init__(self, live: Mapping[str, LiveCollection], store: DocumentStore, fence: Fence | None) -> None:
+        self._live = live
+        self._store = store
+        self._fence = fence
+
+    def stored(self) -> Stored:
+        return Stored(self._fence, self._hidden, self._documents, self._select, self._marked, self._dead)
+
+    def manifest(self, collection_id: int) -> list[PublishedSegment]:
+        """Of one collection; empty if there is none."""
+        live = self._by_id(collection_id)
+        return [] if live is None else live.manifest
+
+    def _by_id(self, collection_id: int) -> LiveCollection | None:
+        return next((live for live in self._live.values() if live.record.id == collection_id), None)
+
+    def _hidden(self, collection_id: int) -> Mapping[int, BitMap]:
+        live = self._by_id(collection_id)
+        return {} if live is None else live.hidden
+
+    def _marked(self, collection_id: int) -> Mapping[int, BitMap]:
+        live = self._by_id(collection_id)
+        return {} if live is None else live.marked
+
+    def _dead(self, collection_id: int) -> BitMap:
+        live = self._by_id(collection_id)
+        return BitMap() if live is None else live.dead
+
+    def _documents(self, collection_id: int, ordinals: Sequence[int]) -> Mapping[int, StoredDocument]:
+        return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)
+
+    def _select(self, collection_id: int, member: Callable[[str, bytes], bool], after: int, upto: int) -> list[int]:
+        custom = self._fence is not None and self._fence.custom
+        rows = self._store.live_between(collection_id, after, upto, metadata=custom)
+        return [ordinal for ordinal, name, metadata in rows if member(name, metadata)]

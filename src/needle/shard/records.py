@@ -65,21 +65,50 @@ class Doomed(msgspec.Struct):
 
 
 class WriteSet(msgspec.Struct):
-    """What one batch of entries changes, ready for executemany. Row ids as in the module docstring. holdings: None if
-    they are unchanged."""
+    """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
+    collection id and document id, None for one that is deleted. sessions: by id. size: bytes of the
+    log entries. holdings: None if unchanged."""
 
     at: AppliedAt
-    collections: list[CollectionRecord]
+    collections: dict[int, CollectionRecord]
     removed: list[int]
     documents: list[tuple[int, str, int, bytes]]
     vectors: list[tuple[int, bytes | memoryview]]
-    ids: list[tuple[int, str, int, int, bytes]]
-    ids_removed: list[tuple[int, str]]
+    ids: dict[tuple[int, str], DocRef | None]
     graves: list[tuple[int]]
     manifests: dict[int, list[PublishedSegment]]
-    sessions: list[SessionRow]
+    sessions: dict[int, SessionRow]
     sessions_removed: list[int]
+    size: int = 0
     holdings: bytes | None = None
+
+    @property
+    def rows(self) -> int:
+        """About how many rows it writes or names."""
+        return len(self.documents) + len(self.graves)
+
+    @property
+    def rare(self) -> bool:
+        """Whether it changes what files and other shards are judged by when the replica is opened."""
+        return bool(self.manifests or self.removed) or self.holdings is not None
+
+    def merge(self, later: WriteSet) -> None:
+        """Add what the entries right behind these change. Nothing rare waits: only `later` may be."""
+        self.at = later.at
+        self.collections.update(later.collections)
+        self.removed += later.removed
+        self.documents += later.documents
+        self.vectors += later.vectors
+        self.ids.update(later.ids)
+        self.graves += later.graves
+        self.manifests.update(later.manifests)
+        self.sessions.update(later.sessions)
+        for session in later.sessions_removed:
+            self.sessions.pop(session, None)
+        self.sessions_removed += later.sessions_removed
+        self.size += later.size
+        if later.holdings is not None:
+            self.holdings = later.holdings
 
 
 def row_id(collection_id: int, ordinal: int) -> int:

@@ -138,9 +138,9 @@ class SessionTable:
             del state.answers[oldest]
             state.acked = max(state.acked, oldest + 1)
 
-    def dirty(self) -> tuple[list[SessionRow], list[int]]:
-        """(rows to store, ids to delete) since the last call."""
-        rows = [(s, self._nonces[s], self._used[s], _encoder.encode(self._states[s])) for s in sorted(self._touched)]
+    def dirty(self) -> tuple[dict[int, SessionRow], list[int]]:
+        """(rows to store, by session id; ids to delete) since the last call."""
+        rows = {s: (s, self._nonces[s], self._used[s], _encoder.encode(self._states[s])) for s in sorted(self._touched)}
         evicted = sorted(self._evicted)
         self._touched.clear()
         self._evicted.clear()

@@ -3,8 +3,8 @@
 Invariants:
 - Equal applied index means equal documents, ordinals, manifest and sessions on every replica (`digest`, `verify`).
 - A search works on one immutable `ReplicaView`, so it sees exactly the state at `HitBatch.applied_index`.
-- A batch is in SQLite (one transaction with its applied index) before any search can see it; rows that a search may
-  still read are purged only after it has left.
+- Who reads SQLite finds every batch that a search can see (documents.py); rows that a search may still read are purged
+  only after it has left.
 
 Durability order: see documents.py and snapshot.py. Any error while applying or installing closes the replica for good
 (`_broken`): its memory may be behind its disk, so it has to be opened again.
@@ -28,7 +28,6 @@ from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CollectionNotFound, CorruptSnapshot, NeedleError, StorageError
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
-from needle.base.routing.shard_map import KeyRange
 from needle.shard.batch import Batch, decode_entry
 from needle.shard.commands import MOVE_COMMANDS
 from needle.shard.digest import replica_digest
@@ -36,12 +35,10 @@ from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence, check_claim, decode_holdings, encode_holdings
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import CollectionView, LiveCollection, ReplicaView
-from needle.shard.moving import Stored
+from needle.shard.live_collection import CollectionView, LiveCollection, ReplicaView, StateBefore
 from needle.shard.query import search_group
 from needle.shard.records import CollectionRecord, StoredDocument, WriteSet
 from needle.shard.sealed_segment import segment_file
-from needle.shard.segment_plan import PublishedSegment
 from needle.shard.segment_set import CollectionVectors
 from needle.shard.sessions import SessionRow, SessionTable
 from needle.shard.snapshot import SEGMENTS, current_state, install_image, write_image
@@ -70,7 +67,7 @@ def _no_failpoint(_: str) -> None:
 
 
 class Replica:
-    """The state machine of one replica. Make it with `Replica.open`."""
+    """The state machine of one replica."""
 
     def __init__(
         self,
@@ -82,6 +79,12 @@ class Replica:
         failpoint: Callable[[str], None] = _no_failpoint,
         purge_rows_min: int = PURGE_ROWS,
     ) -> None:
+        """Open or create the replica in `directory`.
+
+        failpoint: called with the names in FAILPOINTS and snapshot.INSTALL_STEPS. purge_rows_min: superseded rows are
+        deleted once there are this many, and an eighth of the documents.
+        Raises DiskFailed, StorageError (damaged files, with the remedy), or UnsupportedFormat.
+        """
         self.directory = directory
         self.limits = limits
         self._config = segments
@@ -95,37 +98,11 @@ class Replica:
         self._last_fence: tuple[bytes, Fence] | None = None
         self._load(current_state(directory, disk))
 
-    @classmethod
-    def open(
-        cls,
-        directory: str,
-        *,
-        limits: Limits,
-        segments: SegmentConfig,
-        disk: ReplicaDisk,
-        failpoint: Callable[[str], None] = _no_failpoint,
-        purge_rows_min: int = PURGE_ROWS,
-    ) -> Replica:
-        """Open or create the replica in `directory`.
-
-        failpoint: called with the names in FAILPOINTS and snapshot.INSTALL_STEPS. purge_rows_min: superseded rows are
-        deleted once there are this many, and an eighth of the documents.
-        Raises DiskFailed, StorageError (damaged files, with the remedy), or UnsupportedFormat.
-        """
-        return cls(
-            directory,
-            limits=limits,
-            segments=segments,
-            disk=disk,
-            failpoint=failpoint,
-            purge_rows_min=purge_rows_min,
-        )
-
     def _load(self, state: str) -> None:
         """Open a state directory and make it the current one; on an error the former one stays."""
         directory = os.path.join(state, SEGMENTS)
         self._disk.make_directory(directory)
-        store = DocumentStore(state, self._disk)
+        store = DocumentStore(state, self._disk, self._failpoint, self.limits.commit_rows_max)
         loaded: dict[str, LiveCollection] = {}
         try:
             at, records, manifests, sessions = store.load()
@@ -170,43 +147,16 @@ class Replica:
         """One transaction."""
         at = self._view.at
         records = {name: live.record for name, live in self._live.items()}
-        stored = Stored(self._view.fence, self._hidden, self._documents, self._select, self._marked, self._dead)
-        batch = Batch(at, records, self._manifest_of, self._sessions, self._store.find, stored)
+        before = StateBefore(self._live, self._store, self._view.fence)
+        batch = Batch(at, records, before.manifest, self._sessions, self._store.writer.find, before.stored())
         batch.prefetch(commands)
         results = [batch.execute(entry.index, command) for entry, command in zip(entries, commands, strict=True)]
         conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
         changes = batch.write_set(entries[-1].index, entries[-1].term, conf)
-        self._store.write(changes, lambda: self._failpoint("apply-before-commit"))
-        self._failpoint("apply-after-commit")
+        changes.size = sum(len(entry.data) for entry in entries)
+        self._store.writer.write(changes)
         self._swap(batch, changes)
         return results
-
-    def _by_id(self, collection_id: int) -> LiveCollection | None:
-        return next((live for live in self._live.values() if live.record.id == collection_id), None)
-
-    def _hidden(self, collection_id: int) -> Mapping[int, BitMap]:
-        live = self._by_id(collection_id)
-        return {} if live is None else live.hidden
-
-    def _marked(self, collection_id: int) -> Mapping[int, BitMap]:
-        live = self._by_id(collection_id)
-        return {} if live is None else live.marked
-
-    def _dead(self, collection_id: int) -> BitMap:
-        live = self._by_id(collection_id)
-        return BitMap() if live is None else live.dead
-
-    def _documents(self, collection_id: int, ordinals: Sequence[int]) -> Mapping[int, StoredDocument]:
-        return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)
-
-    def _select(self, collection_id: int, member: Callable[[str, bytes], bool], after: int, upto: int) -> list[int]:
-        fence = self._view.fence
-        custom = fence is not None and fence.custom
-        rows = self._store.live_between(collection_id, after, upto, metadata=custom)
-        return [ordinal for ordinal, name, metadata in rows if member(name, metadata)]
-
-    def _manifest_of(self, collection_id: int) -> list[PublishedSegment]:
-        return next((live.manifest for live in self._live.values() if live.record.id == collection_id), [])
 
     def _swap(self, batch: Batch, changes: WriteSet) -> None:
         """Bring memory to what SQLite holds, then show it to searches at once."""
@@ -247,6 +197,15 @@ class Replica:
             views[name] = live.view()
         self._view = ReplicaView(changes.at, views, self._store, batch.fence)
 
+    @property
+    def waits(self) -> bool:
+        """Whether batches wait for their commit to SQLite (document_writer.py)."""
+        return self._store.writer.waits
+
+    def save(self) -> None:
+        """Commit them. Raises StorageError, again and again once a commit has failed."""
+        self._store.writer.save()
+
     def checkpoint(self) -> int:
         """Make everything applied durable; returns the applied index that is safe to compact below. Also purges rows
         that nothing points at any more."""
@@ -260,7 +219,7 @@ class Replica:
     def _purge(self) -> None:
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
-            doomed = self._store.doomed()
+            doomed = self._store.writer.doomed()
             moving = self._view.fence is not None and self._view.fence.copies
         # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
         # And who copies a range to another shard learns from dead rows what was deleted since.
@@ -268,7 +227,7 @@ class Replica:
             doomed.rows.clear()
         if doomed:
             self._in_flight.drain()
-            while self._store.purge(doomed, PURGE_ROWS):
+            while self._store.writer.purge(doomed, PURGE_ROWS):
                 pass
 
     @contextmanager
@@ -372,47 +331,15 @@ class Replica:
         check_claim(view.fence, claim, view.at.index)
         return [(held.record.spec, held.visible) for _, held in sorted(view.collections.items())]
 
-    # --- moves of key ranges -----------------------------------------------------------------------------------------
+    @property
+    def view(self) -> ReplicaView:
+        """What a search would see now."""
+        return self._view
+
     @property
     def fence(self) -> Fence | None:
         """What the log says this shard owns; None if that never changed."""
         return self._view.fence
-
-    def copy_end(self, collection: str) -> int:
-        """For the driver of a move: the highest ordinal that there is, -1 for none. Raises CollectionNotFound."""
-        return self._collection(self._view, collection).record.next_ordinal - 1
-
-    def copy_page(
-        self, collection: str, ranges: Sequence[KeyRange], after: int, rows_max: int
-    ) -> tuple[list[StoredDocument], int, bool]:
-        """For the driver of a move: documents of the ranges, the ordinal up to which was looked, and whether that may
-        not be the end. Raises CollectionNotFound."""
-        view, fence = self._view, self._view.fence
-        record = self._collection(view, collection).record
-        rows = view.store.page(record.id, after, rows_max)
-        if fence is None or not rows:
-            return [], after, False
-        member = fence.member(ranges)
-        chosen = [row.ordinal for row in rows if member(row.id, row.metadata)]
-        found = view.store.by_ordinal(record.id, chosen, metadata=True, vectors=True) if chosen else {}
-        return [found[ordinal] for ordinal in chosen], rows[-1].ordinal, len(rows) == rows_max
-
-    def copy_deleted(
-        self, collection: str, ranges: Sequence[KeyRange], upto: int, known: BitMap
-    ) -> tuple[list[str], BitMap]:
-        """For the driver of a move: ids of the ranges that were deleted, as far as ordinals up to `upto` tell that are
-        not in `known`; and all dead ordinals that were looked at. Raises CollectionNotFound."""
-        view, fence = self._view, self._view.fence
-        held = self._collection(view, collection)
-        dead = held.dead & BitMap(range(upto + 1))
-        fresh = list(dead - known)
-        if fence is None or not fresh:
-            return [], dead | known
-        member = fence.member(ranges)
-        rows = view.store.by_ordinal(held.record.id, fresh, metadata=True, vectors=False)
-        names = [row.id for row in rows.values() if member(row.id, row.metadata)]
-        here = self._store.find(held.record.id, names) if names else {}
-        return [name for name in dict.fromkeys(names) if name not in here], dead | known
 
     def collection_vectors(self) -> list[CollectionVectors]:
         """The vectors of every collection, for the segment keeper; ask again after a snapshot was installed."""

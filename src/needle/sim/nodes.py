@@ -46,7 +46,7 @@ def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> Raf
         dimensions=profile.dimensions,
         metric=profile.metric,
         segments=segment_config(profile),
-        limits=Limits(append_bytes_max=profile.append_bytes),
+        limits=Limits(append_bytes_max=profile.append_bytes, commit_rows_max=profile.commit_rows),
     )
 
 

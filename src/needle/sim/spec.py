@@ -168,6 +168,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     key_slots: int
     operations_per_key: int
     append_bytes: int = 1 << 20
+    commit_rows: int = 1024
     burst_clients: int = 0
 
 
@@ -187,5 +188,6 @@ def profile(seed: int) -> Profile:
         key_slots=rng.choice([3, 6, 12]),
         operations_per_key=rng.choice([15, 30]),
         append_bytes=stream(seed, "append-bytes").choice([1 << 20, 1 << 20, 300, 1]),
+        commit_rows=stream(seed, "commit-rows").choice([1024, 1024, 20, 1]),
         burst_clients=stream(seed, "burst-clients").choice([0, 4]),
     )

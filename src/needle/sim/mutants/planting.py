@@ -69,6 +69,7 @@ def _bugged(edit: Edit) -> tuple[FunctionType, CodeType]:
     except Exception as error:
         raise PlantingFailed(f"{edit.where} does not compile with {edit.new!r}: {error!r}") from error
     made = names.get(function.__name__)
+    made = inspect.unwrap(made) if isinstance(made, FunctionType) else None
     code = made.__code__ if isinstance(made, FunctionType) else None
     if code is None or code.co_freevars != function.__code__.co_freevars:
         raise PlantingFailed(f"{edit.where} is no plain function any more")
@@ -88,9 +89,10 @@ def _function(where: str) -> FunctionType:
         found = found.__func__
     if isinstance(found, property):
         found = found.fget
-    if not isinstance(found, FunctionType):
+    plain = inspect.unwrap(found) if isinstance(found, FunctionType) else found  # as of a contextmanager
+    if not isinstance(plain, FunctionType):
         raise PlantingFailed(f"{where} is no function but {found!r}")
-    return found
+    return plain
 
 
 def _check_names(edit: Edit, code: CodeType, known: dict[str, object]) -> None:

@@ -13,13 +13,27 @@ MUTANTS = (
         breaks="the applied index is committed after the data (etcd#13766): a crash in between applies entries twice",
         edits=(
             Edit(
-                "shard.documents:DocumentStore.write",
-                "at = changes.at",
-                'run("COMMIT"); run("BEGIN IMMEDIATE"); at = changes.at',
+                "shard.document_writer:DocumentWriter._commit",
+                'many("UPDATE meta',
+                'run("COMMIT"); run("BEGIN IMMEDIATE"); many("UPDATE meta',
             ),
         ),
         sim=True,
         tests=(_MACHINE + "test_killed_around_the_commit",),
+    ),
+    Mutant(
+        name="reads-miss-what-waits",
+        breaks="batches that wait for their commit are not committed before a read: acknowledged writes are not found",
+        edits=(Edit("shard.documents:DocumentStore.reading", "self.writer.save()", "pass"),),
+        sim=True,
+        tests=("tests/shard/test_document_writer.py::test_batches_wait_until_somebody_reads",),
+    ),
+    Mutant(
+        name="commands-miss-what-waits",
+        breaks="a write does not see the version that waits for its commit: two documents have one id",
+        edits=(Edit("shard.document_writer:DocumentWriter.find", "if self._waiting is not None:", "if False:"),),
+        sim=True,
+        tests=("tests/shard/test_document_writer.py::test_commands_see_what_waits",),
     ),
     Mutant(
         name="no-dedupe",

@@ -1,0 +1,130 @@
+"""Batches that wait in memory: readers find them, a crash takes whole ones, a failed commit ends the replica."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from needle.base.commands import CreateCollection, Delete, DropCollection, PublishSegment
+from needle.base.errors import DiskFailed, VersionMismatch
+from needle.base.model import SearchRequest
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, floats, open_replica, put, spec
+
+
+def filled(directory: Path, **options: int) -> tuple[Replica, Log]:
+    replica, log = open_replica(directory, **options), Log()
+    replica.apply(log.add(CreateCollection(spec()), put(["a", "b"], [[1, 2, 3], [4, 5, 6]])))
+    return replica, log
+
+
+def committed(directory: Path) -> int:
+    """The applied index that another process would find in the file."""
+    with sqlite3.connect(directory / "state-1" / "documents.db") as connection:
+        return int(connection.execute("SELECT value FROM meta WHERE name = 'index'").fetchone()[0])
+
+
+def search(replica: Replica) -> list[str]:
+    return replica.search(SearchRequest(collection="c", vector=floats([1, 2, 3]), k=5, exact=True)).ids
+
+
+def test_batches_wait_until_somebody_reads(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    replica.apply(log.add(Delete("c", ["a"])))
+    assert replica.applied_index() == 3 and committed(tmp_path) == 2  # a new collection is read when it is opened
+    assert search(replica) == ["b"]
+    assert committed(tmp_path) == 3
+    replica.apply(log.add(put(["z"], [[1, 2, 2]])))
+    assert committed(tmp_path) == 3
+    assert [found.id for found in replica.get("c", ["a", "b", "z"], True)] == ["b", "z"]
+    assert committed(tmp_path) == 4
+    replica.apply(log.add(Delete("c", ["z"])))
+    assert search(replica) == ["b"]
+
+
+def test_many_rows_or_bytes_do_not_wait(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path, commit=4)
+    replica.apply(log.add(put(["c", "d"], [[1, 1, 1]] * 2)))
+    assert committed(tmp_path) == 2
+    replica.apply(log.add(put(["a"], [[1, 1, 1]])))  # four rows wait: three documents, and one that is superseded
+    assert committed(tmp_path) == 4
+    large, log = filled(tmp_path / "large")
+    large.apply(log.add(put(["c"], [[1, 1, 1]], [{"text": "x" * (1 << 20)}])))
+    assert committed(tmp_path / "large") == 3
+
+
+def test_commands_see_what_waits(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    (once,) = replica.apply(log.add(put(["a"], [[1, 1, 1]], expected=2)))
+    (twice,) = replica.apply(log.add(put(["a"], [[2, 2, 2]], expected=2)))
+    (gone,) = replica.apply(log.add(Delete("c", ["b", "x"])))
+    (absent,) = replica.apply(log.add(put(["b"], [[3, 3, 3]], expected=0)))
+    assert (once.existed, gone.count, absent.existed) == (True, 1, False) and isinstance(twice, VersionMismatch)
+    assert committed(tmp_path) == 2
+    replica.verify()
+    assert {found.id: found.version for found in replica.get("c", ["a", "b"], False)} == {"a": 3, "b": 6}
+
+
+def test_a_crash_takes_what_waits_and_the_log_brings_it_back(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path / "node")
+    assert search(replica) == ["a", "b"]
+    replica.apply(log.add(put(["a", "c"], [[7, 7, 7], [8, 8, 8]]), Delete("c", ["b"])))
+    shutil.copytree(tmp_path / "node", tmp_path / "crashed")
+    crashed = open_replica(tmp_path / "crashed")
+    assert crashed.applied_index() == 2 and search(crashed) == ["a", "b"]
+    crashed.apply(log.entries)
+    assert crashed.digest() == replica.digest()
+    crashed.verify()
+
+
+def test_closing_commits_what_waits(tmp_path: Path) -> None:
+    replica, _ = filled(tmp_path)
+    digest = replica.digest()
+    replica.close()
+    assert committed(tmp_path) == 2
+    assert open_replica(tmp_path).digest() == digest
+
+
+def test_what_files_are_judged_by_does_not_wait(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    replica.apply(log.add(CreateCollection(spec("k")), put(["x", "y"], [[1, 1, 1]] * 2, collection="k")))
+    replica.apply(log.add(put(["z"], [[1, 1, 1]], collection="k")))
+    replica.apply(log.add(PublishSegment(2, 0, 1, 2, 10, "0" * 32)))
+    assert committed(tmp_path) == 6
+    replica.apply(log.add(put(["z"], [[1, 1, 2]], collection="k")))
+    replica.apply(log.add(DropCollection("k")))
+    assert committed(tmp_path) == 8
+    replica.checkpoint()
+    with sqlite3.connect(tmp_path / "state-1" / "documents.db") as connection:
+        for table, where in (
+            ("collections", "id = 2"),
+            ("segments", "collection_id = 2"),
+            ("ids", "collection_id = 2"),
+            ("documents", f"row >= {2 << 40}"),
+            ("vectors", f"row >= {2 << 40}"),
+        ):
+            assert connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone() == (0,), table
+
+
+def test_a_reader_whose_commit_fails_ends_the_replica(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    search(replica)
+    writer = replica._store.writer._connection
+    writer.execute(f"PRAGMA max_page_count={writer.execute('PRAGMA page_count').fetchone()[0]}")
+    replica.apply(log.add(put([f"x{at}" for at in range(500)], [[1, 2, 3]] * 500)))
+    with pytest.raises(DiskFailed, match="no space left"):
+        search(replica)
+    assert replica.waits
+    writer.execute("PRAGMA max_page_count=1000000")  # too late: the next one might leave a hole
+    with pytest.raises(DiskFailed, match="no space left"):
+        replica.apply(log.add(put(["y"], [[1, 2, 3]])))
+    with pytest.raises(DiskFailed, match="no space left"):
+        replica.save()
+    replica.close()
+    again = open_replica(tmp_path)
+    assert again.applied_index() == 2
+    again.apply(log.entries)
+    assert again.count() == 503
