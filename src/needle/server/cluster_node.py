@@ -20,16 +20,14 @@ from needle.base import catalog_commands, commands, protocol
 from needle.base.catalog_commands import CatalogCommand
 from needle.base.cluster_protocol import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
 from needle.base.config import RaftConfig
-from needle.base.errors import ConfigError, DeadlineExceeded, Internal, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.routing.strategy import router_names
 from needle.base.routing.topology import NodeInfo, Ownership, Topology
 from needle.client.directory import Caller
-from needle.client.shards import ClusterShards
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
-from needle.multiraft.ports import Applied, SnapshotFile
 from needle.server.cluster_files import (
     catalog_directory,
     load_cluster,
@@ -44,7 +42,9 @@ from needle.server.cluster_mover import Mover
 from needle.server.cluster_registration import Registration
 from needle.server.cluster_service import ClusterService
 from needle.server.local_caller import LocalCaller
+from needle.server.machine import CatalogAdapter
 from needle.server.node import Node
+from needle.server.node_shards import NodeShards
 from needle.server.ports import NodePorts
 
 log = logging.getLogger("needle.server")
@@ -63,63 +63,6 @@ class ClusterOptions:
     zone: str = ""
     weight: float = 1.0
     move_rows: int = 256
-
-
-class CatalogAdapter:
-    """multiraft.ports.StateMachine over the catalog."""
-
-    def __init__(self, machine: CatalogMachine) -> None:
-        self.machine = machine
-        self.applied_index = machine.applied_index
-        self.applied_term = machine.applied_term
-        self.conf = machine.conf
-        self.checkpoint = machine.checkpoint
-        self.digest = machine.digest
-        self.install_snapshot = machine.install_snapshot
-        self.close = machine.close
-
-    def apply(self, entries: Sequence[Applied]) -> list[Any]:
-        """Apply in order, in one transaction."""
-        return self.machine.apply(entries)
-
-    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
-        """Write an image into `directory`."""
-        index, term, conf, files = self.machine.export_snapshot(directory)
-        return index, term, conf, [SnapshotFile(file.name, file.size, file.checksum) for file in files]
-
-
-class NodeShards(ClusterShards):
-    """The router's way to shards from inside a node: the node's own topology, which follows the catalog, with the
-    addresses by which this node reaches the others (those of its configuration, where it names others)."""
-
-    def __init__(self, node: ClusterNode, caller: Caller) -> None:
-        super().__init__(caller, [node.config.address], Topology(), rng=node.ports.rng, prefer=node.config.address)
-        self._node = node
-        self._of = self._reached = Topology()
-        self._told = -1
-
-    def topology(self) -> Topology:
-        now, book = self._node.topology, self._node._book
-        if now is not self._of or book.version != self._told:
-            nodes = (msgspec.structs.replace(info, address=book.get(info.id) or info.address) for info in now.nodes)
-            self._of, self._told = now, book.version
-            self._reached = msgspec.structs.replace(now, nodes=tuple(nodes))
-        return self._reached
-
-    async def refresh(self, version: int, timeout: float) -> Topology:
-        await self._node.wait_topology(version, timeout)
-        return self.topology()
-
-    def look(self) -> None:
-        """The node follows the catalog anyway."""
-
-    async def confirmed(self, timeout: float) -> Topology:
-        if self._node.topology.settings is None:
-            raise Unavailable(f"node {self._node.node_id} belongs to no cluster yet")
-        version = (await self._node.confirmed(timeout)).version
-        if not await self._node.wait_topology(version, timeout):
-            raise DeadlineExceeded(f"version {version} of the catalog did not come within {timeout:g} s")
-        return self.topology()
 
 
 class ClusterNode(Node):
@@ -156,7 +99,7 @@ class ClusterNode(Node):
         self._undo.append(self._close_catalog)
         known = load_topology(directory)
         for older in (known.addresses(), self.cluster.voters):  # the book holds what nodes said later
-            self._book.learn_missing(older)
+            self.book.learn_missing(older)
         if self.node_id in self.cluster.voters:
             self._open_catalog()
         await self.adopt(known, save=False)
@@ -247,8 +190,8 @@ class ClusterNode(Node):
     def _learn_news(self, before: dict[NodeId, str], now: dict[NodeId, str]) -> None:
         """Only what changed: of a node that moved and is not registered yet, what it said itself is newer."""
         others = {node: at for node, at in now.items() if node != self.node_id}
-        self._book.learn({node: at for node, at in others.items() if before.get(node) != at})
-        self._book.learn_missing(others)
+        self.book.learn({node: at for node, at in others.items() if before.get(node) != at})
+        self.book.learn_missing(others)
 
     def _check_router(self, topology: Topology) -> None:
         """A node that cannot tell who owns a document must not serve: writes to the shards it leads would all fail."""
@@ -294,7 +237,7 @@ class ClusterNode(Node):
         if self.cluster.uid == 0:
             self.cluster = msgspec.structs.replace(self.cluster, uid=call.uid, voters=dict(call.voters))
             await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
-        self._book.learn({node: at for node, at in call.voters.items() if node != self.node_id})
+        self.book.learn({node: at for node, at in call.voters.items() if node != self.node_id})
         if self.node_id in self.cluster.voters:
             self._open_catalog()
 
@@ -398,12 +341,12 @@ class ClusterNode(Node):
         if group != CATALOG_GROUP:
             return super().status(group, digest)
         status = self.host.status(group)
-        peers = [msgspec.structs.replace(peer, address=self._book.get(peer.id) or "") for peer in status.peers]
+        peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
         return msgspec.structs.replace(status, peers=peers)
 
     def addresses(self) -> dict[NodeId, str]:
         """What the topology says, and before there is one, what this node was told."""
-        known = {**self._book.all(), **self.topology.addresses()}
+        known = {**self.book.all(), **self.topology.addresses()}
         return dict(sorted(known.items()))
 
     def _to_tell(self) -> dict[NodeId, str]:
@@ -412,7 +355,7 @@ class ClusterNode(Node):
 
     def told(self) -> dict[NodeId, str]:
         """Where nodes say that they are, this one included."""
-        return self._book.all()
+        return self.book.all()
 
     def address_of(self, node: NodeId) -> str | None:
         return self.addresses().get(node)
@@ -423,7 +366,7 @@ class ClusterNode(Node):
 
     def reach(self, node: NodeId) -> str | None:
         """The address by which this node reaches another one."""
-        return self._book.get(node)
+        return self.book.get(node)
 
     def not_ready(self) -> str:
         """See Node.not_ready."""

@@ -1,10 +1,12 @@
-"""Fits a shard's replica to what the Raft host asks of a state machine: the two packages do not know each other."""
+"""Fits a shard's replica, and the catalog, to what the Raft host asks of a state machine: the packages do not know each
+other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from needle.cluster.catalog_machine import CatalogMachine
 from needle.multiraft.ports import Applied, SnapshotFile
 from needle.shard.state_machine import Replica
 
@@ -28,4 +30,27 @@ class ReplicaMachine:
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
         """Write a consistent image into `directory`."""
         index, term, conf, files = self.replica.export_snapshot(directory)
+        return index, term, conf, [SnapshotFile(file.name, file.size, file.checksum) for file in files]
+
+
+class CatalogAdapter:
+    """multiraft.ports.StateMachine over the catalog."""
+
+    def __init__(self, machine: CatalogMachine) -> None:
+        self.machine = machine
+        self.applied_index = machine.applied_index
+        self.applied_term = machine.applied_term
+        self.conf = machine.conf
+        self.checkpoint = machine.checkpoint
+        self.digest = machine.digest
+        self.install_snapshot = machine.install_snapshot
+        self.close = machine.close
+
+    def apply(self, entries: Sequence[Applied]) -> list[Any]:
+        """Apply in order, in one transaction."""
+        return self.machine.apply(entries)
+
+    def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
+        """Write an image into `directory`."""
+        index, term, conf, files = self.machine.export_snapshot(directory)
         return index, term, conf, [SnapshotFile(file.name, file.size, file.checksum) for file in files]

@@ -54,7 +54,7 @@ class Node:
         self.listener: Listener
         self.observer: Observe | None = None
         """Called after each call: method, seconds, error. For metrics."""
-        self._book = AddressBook(config.addresses, {}, lambda _: None)
+        self.book = AddressBook(config.addresses, {}, lambda _: None)
         self._undo: list[Callable[[], Any]] = []
         self._asking: asyncio.Task[None] | None = None
         self._stopping = False
@@ -74,12 +74,12 @@ class Node:
         self._undo.append(ports.close_pools)
         self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id))
         learned = data_dir.load_addresses(config.data_dir)
-        self._book = AddressBook(config.addresses, learned, lambda new: data_dir.save_addresses(config.data_dir, new))
+        self.book = AddressBook(config.addresses, learned, lambda new: data_dir.save_addresses(config.data_dir, new))
         store = await ports.file_pool.run(self._open_log)
         self._undo.append(store.close)
-        self.peers = ports.peers(self._book.get)
+        self.peers = ports.peers(self.book.get)
         self._undo.append(self.peers.close)
-        self._book.changed = self.peers.update
+        self.book.changed = self.peers.update
         self.host = Host(
             config.node_id,
             host_config(config),
@@ -226,17 +226,17 @@ class Node:
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus:
         """This node's view of a group, with addresses and the number of documents."""
         status, replica = self.host.status(group), self.hosted(group).replica
-        peers = [msgspec.structs.replace(peer, address=self._book.get(peer.id) or "") for peer in status.peers]
+        peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
         return msgspec.structs.replace(
             status, peers=peers, documents=replica.count(), digest=replica.digest() if digest else ""
         )
 
     # --- what the service needs --------------------------------------------------------------------------------------
     def address_of(self, node: NodeId) -> str | None:
-        return self._book.get(node)
+        return self.book.get(node)
 
     def addresses(self) -> dict[NodeId, str]:
-        return self._book.all()
+        return self.book.all()
 
     def now(self) -> float:
         return self.ports.clock.monotonic()
@@ -252,14 +252,14 @@ class Node:
     async def learn_addresses(self, addresses: dict[NodeId, str], timeout: float) -> None:
         """Remember where nodes listen; with a timeout, also tell all nodes (those that do not answer ask when they
         first hear from a node they do not know)."""
-        self._book.learn(addresses)
+        self.book.learn(addresses)
         if timeout:
             await self._exchange_addresses(timeout)
 
     def heard_from(self, node: NodeId) -> None:
         """A node speaks to this one. If this node does not know where it listens (it was down when that one joined),
         it could never answer: then the others are asked."""
-        if self._book.get(node) is None and (self._asking is None or self._asking.done()):
+        if self.book.get(node) is None and (self._asking is None or self._asking.done()):
             self._asking = asyncio.get_running_loop().create_task(self._ask_addresses(node))
 
     async def _ask_addresses(self, node: NodeId) -> None:
@@ -283,7 +283,7 @@ class Node:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                self._book.learn_missing(protocol.decode(answer, AddressBookMessage).addresses)
+                self.book.learn_missing(protocol.decode(answer, AddressBookMessage).addresses)
 
     def _to_tell(self) -> dict[NodeId, str]:
         """What other nodes are told about addresses."""

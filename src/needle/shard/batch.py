@@ -10,9 +10,8 @@ It must not know SQLite or faiss: documents are looked up through `find`, and ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 from pyroaring import BitMap
@@ -29,6 +28,7 @@ from needle.base.errors import (
     invalid,
 )
 from needle.base.model import WriteResult
+from needle.shard.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.commands import (
     MOVE_COMMANDS,
     NO_SESSION,
@@ -49,30 +49,8 @@ from needle.shard.records import ORDINAL_MAX, AppliedAt, CollectionRecord, DocRe
 from needle.shard.segment_plan import PublishedSegment, with_published
 from needle.shard.sessions import SessionTable
 
-FLOAT_BYTES: Final = 4
-
 Result = WriteResult | NeedleError
 Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
-
-
-@dataclass
-class CollectionChange:
-    """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. hidden: by
-    move, the ordinals that are invisible after it; marked: that will be (moving.Stored); None: unchanged."""
-
-    record: CollectionRecord
-    first_ordinal: int
-    created: bool
-    refs: dict[str, DocRef | None] = field(default_factory=dict)
-    written: dict[str, None] = field(default_factory=dict)
-    rows: list[tuple[int, str, int, bytes]] = field(default_factory=list)
-    vectors: list[bytes | memoryview] = field(default_factory=list)
-    dead: list[int] = field(default_factory=list)
-    manifest: list[PublishedSegment] | None = None
-    published: list[PublishedSegment] = field(default_factory=list)
-    hidden: dict[int, BitMap] | None = None
-    marked: dict[int, BitMap] | None = None
-    touched: bool = False
 
 
 class Batch:
@@ -365,29 +343,10 @@ class Batch:
             vectors=[], ids={}, graves=[], manifests={}, sessions=sessions, sessions_removed=evicted,
             holdings=None if self.fence in (None, self.stored.fence) else encode_holdings(self.fence.holdings),
         )  # fmt: skip
-        for collection_id, change in self.changes.items():
-            if not change.touched:
-                continue
-            out.collections[collection_id] = change.record
-            if change.manifest is not None:
-                out.manifests[collection_id] = change.manifest
-            out.documents.extend(change.rows)
-            out.vectors.extend(_vector_rows(change))
-            base = row_id(collection_id, 0)
-            out.graves.extend((base | ordinal,) for ordinal in change.dead)
-            refs = change.refs
-            out.ids.update(((collection_id, id_), refs[id_]) for id_ in change.written)
+        for change in self.changes.values():
+            if change.touched:
+                change.write_to(out)
         return out
-
-
-def _vector_rows(change: CollectionChange) -> list[tuple[int, bytes | memoryview]]:
-    width = change.record.spec.dimensions * FLOAT_BYTES
-    rows = iter(change.rows)
-    return [
-        (next(rows)[0], block if len(block) == width else memoryview(block)[start : start + width])
-        for block in change.vectors
-        for start in range(0, len(block), width)
-    ]
 
 
 def _check_shape(command: Insert, width: int) -> None:
@@ -423,3 +382,16 @@ def decode_entry(data: bytes) -> Command | NeedleError | None:
         return decode(data)
     except UnsupportedFormat as error:
         return error
+
+
+def runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int, int]]:
+    """[first, end) of what is applied in one transaction each."""
+    first = 0
+    for at, command in enumerate(commands):
+        if isinstance(command, MOVE_COMMANDS):
+            if first < at:
+                yield first, at
+            yield at, at + 1
+            first = at + 1
+    if first < len(commands):
+        yield first, len(commands)

@@ -14,6 +14,7 @@ from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
 from needle.base.routing.shard_map import KeyRange
+from needle.shard.changes import CollectionChange
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence
 from needle.shard.moving import Stored
@@ -96,6 +97,29 @@ class LiveCollection:
         member = fence.member(ranges)
         rows = self._store.live(self.record.id, metadata=fence.custom)
         return BitMap([ordinal for ordinal, name, metadata in rows if member(name, metadata)])
+
+    def take(self, change: CollectionChange) -> None:
+        """Bring it to where the batch has brought the file."""
+        self.record = change.record
+        self.vectors.begin()
+        if change.rows:
+            block = b"".join(change.vectors) if len(change.vectors) > 1 else change.vectors[0]
+            vectors = np.frombuffer(block, "<f4").reshape(-1, change.record.spec.dimensions)
+            first = change.first_ordinal
+            self.vectors.append(first, vectors)
+            self.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])
+        if change.dead:
+            self.dead = self.dead | BitMap(change.dead)  # older views keep theirs
+            self.vectors.tombstone(change.dead)
+        for segment in change.published:
+            self.vectors.publish(segment)
+        if change.manifest is not None:
+            self.manifest = change.manifest
+        if change.hidden is not None:
+            self.hidden = change.hidden
+        if change.marked is not None:
+            self.marked = change.marked
+        self.vectors.commit()
 
     def view(self) -> CollectionView:
         hidden = BitMap.union(BitMap(), *self.hidden.values())

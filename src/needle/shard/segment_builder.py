@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import msgspec
@@ -30,6 +30,7 @@ TRIM_BYTES = 8 << 20
 """After building or fetching a file of this size, memory that the C library keeps is given back."""
 TEMPORARY = ".tmp"
 
+T = TypeVar("T")
 Blocks = Iterable[tuple[Ints, Floats]]
 
 
@@ -136,3 +137,12 @@ def sync_directory(directory: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def unless_cancelled(build: Callable[..., T], *args: object) -> T | None:
+    """What `build` returns, or None. BuildCancelled stays in the thread: on its way through a pool it would keep the
+    frames of the build, and so graph and vectors, in a reference cycle."""
+    try:
+        return build(*args)
+    except BuildCancelled:
+        return None

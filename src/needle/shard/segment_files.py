@@ -1,4 +1,5 @@
-"""What is done to segment files besides building and searching them: downloads, and deleting what nobody needs.
+"""What is done to segment files besides building and searching them: chunks for peers, downloads, and deleting
+what nobody needs.
 
 Blocking: the keeper calls these in a thread. They do not know the manifest; what to keep is an argument.
 """
@@ -7,14 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 
-from needle.base.errors import CorruptSegment, StorageError
+from needle.base.errors import CorruptSegment, InvalidArgument, StorageError
 from needle.base.model import CollectionSpec
 from needle.shard import page_cache
 from needle.shard.sealed_segment import SealedSegment, verify_file
 from needle.shard.segment_builder import TEMPORARY, give_back, sync_directory
 from needle.shard.segment_plan import PublishedSegment
 
+CHUNK_BYTES = 1 << 20
+"""The most that is read and sent at once."""
 FILE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)-[0-9a-f]{32}\.(seg|own)\Z")
 TEMPORARY_NAME = re.compile(r"(\d+)-(\d+)-(\d+)[-.0-9a-z]*" + re.escape(TEMPORARY) + r"\Z")
 
@@ -70,3 +74,21 @@ def sweep(directory: str, collection_id: int, keep: set[str]) -> int:
             os.unlink(os.path.join(directory, name))
             deleted += 1
     return deleted
+
+
+def read_chunk(directories: Mapping[int, str], name: str, offset: int, length: int) -> bytes:
+    """Bytes [offset, offset + length) of a segment file. directories: by collection id.
+
+    Raises InvalidArgument (not a segment's name, or a bad range) or CorruptSegment (not here).
+    """
+    match = FILE_NAME.match(name)
+    if match is None or offset < 0 or not 0 < length <= CHUNK_BYTES:
+        raise InvalidArgument(f"segment chunk {name!r} [{offset}, +{length}] is not allowed", field="name")
+    directory = directories.get(int(match[1]))
+    if directory is None:
+        raise CorruptSegment(f"segment file {name} is not here: no such collection")
+    try:
+        with open(os.path.join(directory, name), "rb") as file:
+            return os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        raise CorruptSegment(f"segment file {name} is not here: {error.strerror}") from error

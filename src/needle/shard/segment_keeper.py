@@ -20,20 +20,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError
+from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.shard.commands import PublishSegment, encode
 from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
-from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment, give_back
-from needle.shard.segment_files import FILE_NAME, delete, delete_temporary, finish_download, sweep, write_chunk
+from needle.shard.segment_builder import TEMPORARY, build_segment, give_back, unless_cancelled
+from needle.shard.segment_files import (
+    CHUNK_BYTES,
+    delete,
+    delete_temporary,
+    finish_download,
+    read_chunk,
+    sweep,
+    write_chunk,
+)
 from needle.shard.segment_plan import BuildTask, PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors
 from needle.shard.vectors_view import VectorsView
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
 RETRY_SECONDS = 1.0
 QUIET_SECONDS = 1.0
 """No vector has come for so long: what waits is indexed earlier."""
@@ -175,7 +182,7 @@ class SegmentKeeper:
         self._building.add(vectors.collection_id)
         try:
             started = self._clock.monotonic()
-            sealed = await self._build_pool.run(_unless_cancelled, self._build, vectors, task, view)
+            sealed = await self._build_pool.run(unless_cancelled, self._build, vectors, task, view)
             if sealed is None:
                 return False
             self.stats.built += 1
@@ -299,7 +306,7 @@ class SegmentKeeper:
         )
         view = vectors.view().frozen()
         try:
-            sealed = await self._build_pool.run(_unless_cancelled, self._build_for, vectors, segment, view)
+            sealed = await self._build_pool.run(unless_cancelled, self._build_for, vectors, segment, view)
         except NeedleError as error:
             log.warning("own build of segment [%d, %d] failed: %s", segment.first, segment.last, error)
             return False
@@ -379,32 +386,13 @@ class SegmentKeeper:
 
         Raises InvalidArgument (not a segment's name, or a bad range) or CorruptSegment (not here).
         """
-        match = FILE_NAME.match(name)
-        if match is None or offset < 0 or not 0 < length <= CHUNK_BYTES:
-            raise InvalidArgument(f"segment chunk {name!r} [{offset}, +{length}] is not allowed", field="name")
-        for vectors in self._host.collection_vectors():
-            if vectors.collection_id == int(match[1]):
-                try:
-                    with open(os.path.join(vectors.directory, name), "rb") as file:
-                        return os.pread(file.fileno(), length, offset)
-                except OSError as error:
-                    raise CorruptSegment(f"segment file {name} is not here: {error.strerror}") from error
-        raise CorruptSegment(f"segment file {name} is not here: no such collection")
+        return read_chunk({v.collection_id: v.directory for v in self._host.collection_vectors()}, name, offset, length)
 
 
 def _command(segment: PublishedSegment) -> PublishSegment:
     return PublishSegment(
         segment.collection_id, segment.first, segment.last, segment.rows, segment.size, segment.checksum
     )
-
-
-def _unless_cancelled(build: Callable[..., SealedSegment], *args: object) -> SealedSegment | None:
-    """What `build` returns, or None. BuildCancelled stays in the thread: on its way through a pool it would keep the
-    frames of the build, and so graph and vectors, in a reference cycle."""
-    try:
-        return build(*args)
-    except BuildCancelled:
-        return None
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:

@@ -21,15 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-import numpy as np
-from pyroaring import BitMap
-
 from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CollectionNotFound, CorruptSnapshot, NeedleError, StorageError
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
-from needle.shard.batch import Batch, decode_entry
-from needle.shard.commands import MOVE_COMMANDS
+from needle.shard.batch import Batch, decode_entry, runs
 from needle.shard.digest import replica_digest
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
@@ -139,7 +135,7 @@ class Replica:
             fresh = [entry for entry in entries if entry.index > self._view.at.index]
             results: list[Any] = [None] * (len(entries) - len(fresh))
             commands = [decode_entry(entry.data) for entry in fresh]
-            for first, end in _runs(commands):
+            for first, end in runs(commands):
                 results += self._apply(fresh[first:end], commands[first:end])
         return results
 
@@ -174,26 +170,7 @@ class Replica:
                 self._live[name] = LiveCollection(empty, self._store, self._segment_directory, self._config)
                 self._live[name].load([])
             live = self._live[name]
-            live.record = change.record
-            live.vectors.begin()
-            if change.rows:
-                block = b"".join(change.vectors) if len(change.vectors) > 1 else change.vectors[0]
-                vectors = np.frombuffer(block, "<f4").reshape(-1, change.record.spec.dimensions)
-                live.vectors.append(change.first_ordinal, vectors)
-                first = change.first_ordinal
-                live.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])
-            if change.dead:
-                live.dead = live.dead | BitMap(change.dead)  # older views keep theirs
-                live.vectors.tombstone(change.dead)
-            for segment in change.published:
-                live.vectors.publish(segment)
-            if change.manifest is not None:
-                live.manifest = change.manifest
-            if change.hidden is not None:
-                live.hidden = change.hidden
-            if change.marked is not None:
-                live.marked = change.marked
-            live.vectors.commit()
+            live.take(change)
             views[name] = live.view()
         self._view = ReplicaView(changes.at, views, self._store, batch.fence)
 
@@ -408,19 +385,6 @@ class Replica:
                 self._closed = True
                 self._in_flight.drain()
                 _close_files(self._store, self._live)
-
-
-def _runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int, int]]:
-    """[first, end) of what is applied in one transaction each."""
-    first = 0
-    for at, command in enumerate(commands):
-        if isinstance(command, MOVE_COMMANDS):
-            if first < at:
-                yield first, at
-            yield at, at + 1
-            first = at + 1
-    if first < len(commands):
-        yield first, len(commands)
 
 
 def _close_files(store: DocumentStore, live: Mapping[str, LiveCollection]) -> None:

@@ -126,6 +126,9 @@ class World:
         for name in rest:
             self.fleet.hold(name)
             self.fleet.crash(name, power_cut=True, why="left out")
+        if self.fleet.retired:
+            # Who was away while nodes were replaced may know none of those that are left: it is told again.
+            self._clients[0].renew()
         await self.stage.until(
             f"a write by {alive} alone", LIVENESS_SECONDS, lambda: self.stage.ask("c0", self._clients[0].put("fresh"))
         )
