@@ -11,9 +11,11 @@ import pytest
 
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec, Metric
+from needle.shard.disk import ReplicaDisk
 from needle.shard.scoring import top_k
 from needle.shard.sealed_segment import TAIL_BYTES, SealedSegment, segment_file, verify_file
-from needle.shard.segment_builder import BuildCancelled, build_segment
+from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment
+from needle.shard.segment_files import finish_download
 from needle.shard.segment_plan import PublishedSegment
 from shard.vectors_util import brute, clustered, spec_of
 
@@ -215,3 +217,35 @@ def test_cancelling_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be written"):
         build_segment(str(tmp_path / "absent"), 3, 0, 0, [(np.arange(1), clustered(1, 8, 1))], spec_of(Metric.L2, 8))
+
+
+class RecordedDisk(ReplicaDisk):
+    """Writes down what is made durable, in order."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, str]] = []
+
+    def sync(self, path: str) -> None:
+        super().sync(path)
+        self.steps.append(("sync", path))
+
+    def rename(self, source: str, target: str) -> None:
+        super().rename(source, target)
+        self.steps.append(("rename", target))
+
+
+def test_a_file_is_synced_before_it_has_its_name_and_the_directory_after(tmp_path: Path) -> None:
+    disk = RecordedDisk()
+    _, path, _ = build(tmp_path, clustered(30, 8, 1), disk=disk)
+    assert [step for step, _ in disk.steps] == ["sync", "rename", "sync"]
+    assert [where for _, where in disk.steps][1:] == [path, str(tmp_path)]
+    assert disk.steps[0][1].endswith(TEMPORARY)
+
+
+def test_a_download_is_synced_before_it_has_its_name_and_the_directory_after(tmp_path: Path) -> None:
+    disk = RecordedDisk()
+    segment, path, spec = build(tmp_path, clustered(30, 8, 1))
+    part = path + TEMPORARY
+    os.rename(path, part)
+    finish_download(part, path, segment, spec, disk)
+    assert disk.steps == [("sync", part), ("rename", path), ("sync", str(tmp_path))]

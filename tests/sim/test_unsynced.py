@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import needle.shard
+from needle.base.errors import DiskFailed
 from needle.sim.event_loop import SimLoop
 from needle.sim.machines import SimFiles, SimMachine, SimReplicaDisk
 from needle.sim.process import Process
@@ -102,6 +103,56 @@ def test_snapshot_chunks_are_safe_after_the_tree_is_synced(tmp_path: Path) -> No
         files.sync_tree(str(here))
 
     assert outcomes(tmp_path / "synced", synced) == {CONTENT}
+
+
+def finished(disk: SimReplicaDisk, here: Path, *, file: bool, directory: bool) -> None:
+    """What is done to an index file: written by system calls of its own, synced, named, its directory synced."""
+    (here / "name.tmp").write_bytes(CONTENT)
+    if file:
+        disk.sync(str(here / "name.tmp"))
+    disk.rename(str(here / "name.tmp"), str(here / "name"))
+    if directory:
+        disk.sync(str(here))
+
+
+def test_a_file_that_is_named_before_it_is_synced_is_torn(tmp_path: Path) -> None:
+    found = outcomes(tmp_path, lambda disk, files, here: finished(disk, here, file=False, directory=True))
+    assert len(found) > 3
+    assert None not in found
+
+
+def test_a_new_name_is_lost_until_its_directory_is_synced(tmp_path: Path) -> None:
+    found = outcomes(tmp_path, lambda disk, files, here: finished(disk, here, file=True, directory=False))
+    assert found == {None, CONTENT}
+    whole = outcomes(tmp_path / "all", lambda disk, files, here: finished(disk, here, file=True, directory=True))
+    assert whole == {CONTENT}
+
+
+def test_what_was_lost_in_spite_of_its_name_is_told_but_not_after_a_failed_sync(tmp_path: Path) -> None:
+    told: dict[bool, set[str]] = {True: set(), False: set()}
+    for seed in range(TRIES):
+        for fails in told:
+            root = tmp_path / f"{seed}-{fails}"
+            machine = SimMachine("n1", "n1:1", str(root), SimLoop(random.Random(1)), seed, 0.0)
+            disk = SimReplicaDisk(machine, machine.boot())
+            finished(disk, Path(machine.data_dir), file=True, directory=False)
+            if fails:
+                machine.log_disk.fail_commits = "EIO"
+                with pytest.raises(DiskFailed):
+                    disk.sync(machine.data_dir)
+            machine.crash(power_cut=True)
+            told[fails].add(machine.unsynced.broken)
+    assert told == {False: {"", "name"}, True: {""}}
+
+
+def test_a_rotten_index_file_differs_in_one_bit(tmp_path: Path) -> None:
+    machine = SimMachine("n1", "n1:1", str(tmp_path), SimLoop(random.Random(1)), 1, 0.0)
+    assert machine.rot_segment() is None
+    name = f"3-0-9-{'a' * 32}.seg"
+    (Path(machine.data_dir) / name).write_bytes(CONTENT)
+    assert machine.rot_segment() == name
+    found = (Path(machine.data_dir) / name).read_bytes()
+    assert sum((one ^ other).bit_count() for one, other in zip(found, CONTENT, strict=True)) == 1
 
 
 def test_a_process_crash_takes_nothing(tmp_path: Path) -> None:

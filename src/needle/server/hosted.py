@@ -77,6 +77,7 @@ class HostedReplica:
             build_pool=ports.build_pool,
             file_pool=ports.file_pool,
             clock=ports.clock,
+            disk=ports.disk,
         )
 
     def start(self) -> None:

@@ -147,6 +147,9 @@ class ReplicaDisk:
         return size, digest.hexdigest()
 
 
+REAL_DISK = ReplicaDisk()
+
+
 def cut_power(directory: str, close: Callable[[], None], surviving: Callable[[int], int]) -> None:
     """Simulate a power loss of the replica in `directory`, for tests and the simulator.
 

@@ -21,6 +21,7 @@ import numpy as np
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec
 from needle.shard import page_cache
+from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.scoring import Floats, Ints, square_norms
 from needle.shard.sealed_segment import SealedSegment, checksum_of, faiss_metric, segment_file, verify_file, write_tail
 from needle.shard.segment_plan import PublishedSegment
@@ -50,6 +51,7 @@ def build_segment(
     threads: int = 1,
     cancelled: Callable[[], bool] = lambda: False,
     own_for: PublishedSegment | None = None,
+    disk: ReplicaDisk = REAL_DISK,
 ) -> tuple[PublishedSegment, str]:
     """Build [first, last] and return (what to publish, path of the file).
 
@@ -71,7 +73,7 @@ def build_segment(
     offsets = np.concatenate(ordinals)
     draft = PublishedSegment(collection_id, first, last, len(offsets), 0, "")
     try:
-        return _write(directory, draft, index, offsets, spec, norm_max, own_for)
+        return _write(directory, draft, index, offsets, spec, norm_max, own_for, disk)
     except (OSError, RuntimeError) as error:
         raise StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
 
@@ -98,6 +100,7 @@ def _write(
     spec: CollectionSpec,
     norm_max: float,
     own_for: PublishedSegment | None,
+    disk: ReplicaDisk,
 ) -> tuple[PublishedSegment, str]:
     kind = "own" if own_for else "new"
     temporary = os.path.join(directory, f"{draft.collection_id}-{draft.first}-{draft.last}.{kind}{TEMPORARY}")
@@ -110,13 +113,13 @@ def _write(
         file.write(bytes.fromhex(checksum))
         size = file.tell()
         file.flush()
-        os.fsync(file.fileno())
+        disk.sync(temporary)
         page_cache.drop(file.fileno())
     segment = msgspec.structs.replace(draft, size=size, checksum=checksum)
     name = segment_file(own_for, own=True) if own_for else segment_file(segment)
     path = os.path.join(directory, name)
-    os.rename(temporary, path)
-    sync_directory(directory)
+    disk.rename(temporary, path)
+    disk.sync(directory)
     return segment, path
 
 
@@ -128,15 +131,6 @@ def give_back(size: int) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def sync_directory(directory: str) -> None:
-    """Make a rename in `directory` durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def unless_cancelled(build: Callable[..., T], *args: object) -> T | None:

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from needle.base.errors import CorruptSegment, InvalidArgument, StorageError
 from needle.base.model import CollectionSpec
 from needle.shard import page_cache
+from needle.shard.disk import ReplicaDisk
 from needle.shard.sealed_segment import SealedSegment, verify_file
-from needle.shard.segment_builder import TEMPORARY, give_back, sync_directory
+from needle.shard.segment_builder import TEMPORARY, give_back
 from needle.shard.segment_plan import PublishedSegment
 
 CHUNK_BYTES = 1 << 20
@@ -33,18 +34,20 @@ def write_chunk(path: str, offset: int, chunk: bytes) -> None:
         raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
 
 
-def finish_download(part: str, path: str, segment: PublishedSegment, spec: CollectionSpec) -> SealedSegment:
+def finish_download(
+    part: str, path: str, segment: PublishedSegment, spec: CollectionSpec, disk: ReplicaDisk
+) -> SealedSegment:
     """Verify a download, make it durable and open it. The temporary name is checked first, so that a damaged file
     never gets the final name."""
     held, _ = verify_file(part)
     if held != segment:
         raise CorruptSegment(f"{os.path.basename(path)} holds {held}, expected {segment}")
     try:
+        disk.sync(part)
         with open(part, "rb") as file:
-            os.fsync(file.fileno())
             page_cache.drop(file.fileno())
-        os.rename(part, path)
-        sync_directory(os.path.dirname(path))
+        disk.rename(part, path)
+        disk.sync(os.path.dirname(path))
     except OSError as error:
         raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
     give_back(segment.size)

@@ -24,6 +24,7 @@ from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.shard.commands import PublishSegment, encode
+from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
 from needle.shard.segment_builder import TEMPORARY, build_segment, give_back, unless_cancelled
 from needle.shard.segment_files import (
@@ -90,6 +91,7 @@ class SegmentKeeper:
         build_pool: Pool,
         file_pool: Pool,
         clock: Clock,
+        disk: ReplicaDisk = REAL_DISK,
     ) -> None:
         """peers: the other replicas, leader first. build_pool: for builds only (they take minutes). file_pool: reads
         and writes of files."""
@@ -101,6 +103,7 @@ class SegmentKeeper:
         self._build_pool = build_pool
         self._file_pool = file_pool
         self._clock = clock
+        self._disk = disk
         self._build_wanted = asyncio.Event()
         self._files_wanted = asyncio.Event()
         self._leading = False
@@ -215,6 +218,7 @@ class SegmentKeeper:
             vectors.spec,
             base=base,
             threads=vectors.config.build_threads,
+            disk=self._disk,
             cancelled=lambda: self._stopping or not self._leading or vectors.closed,
         )
         give_back(segment.size)
@@ -284,7 +288,7 @@ class SegmentKeeper:
                 if len(chunk) != length:
                     raise CorruptSegment(f"{peer} sent {len(chunk)} of {length} bytes of {segment_file(segment)}")
                 await self._file_pool.run(write_chunk, part, offset, chunk)
-            sealed = await self._file_pool.run(finish_download, part, path, segment, vectors.spec)
+            sealed = await self._file_pool.run(finish_download, part, path, segment, vectors.spec, self._disk)
         except CorruptSegment as error:
             self.stats.corrupt += 1
             log.warning("segment file from %s is damaged: %s", peer, error)
@@ -325,6 +329,7 @@ class SegmentKeeper:
             view.live_blocks(segment.first, segment.last),
             vectors.spec,
             threads=vectors.config.build_threads,
+            disk=self._disk,
             cancelled=lambda: self._stopping or vectors.closed or segment not in vectors.manifest(),
             own_for=segment,
         )

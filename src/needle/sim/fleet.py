@@ -19,6 +19,7 @@ from needle.sim.network import SimNetwork
 from needle.sim.observer import Observer
 from needle.sim.process import Killed, Process
 from needle.sim.trace import Trace
+from needle.sim.violation import Violation
 
 RESTART_SECONDS = 1.0
 Unhandled = Callable[[Process | None, BaseException | None, str], None]
@@ -126,6 +127,9 @@ class Fleet:
             return
         self._trace.tell(f"{name} dies ({why}{', power cut' if power_cut else ''})")
         machine.crash(power_cut=power_cut)
+        if machine.unsynced.broken:
+            lost = Violation("index files are whole", f"{name} had not synced {machine.unsynced.broken}")
+            self.unhandled(process, lost, why)
         self._network.process_died(process, power_cut=power_cut)
         self._graves.append(self.nodes.pop(name))
 

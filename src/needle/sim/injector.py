@@ -224,6 +224,13 @@ class Injector:
         self._trace.tell(f"{name}: one bit of {key.hex() if key else 'nothing'} is flipped")
         await self._hold(fault.seconds, lambda: self._fleet.start(name))
 
+    async def _rot_segment(self, fault: Fault, name: str) -> None:
+        """One bit of an index file rots while the machine is down. No promise depends on such a file."""
+        self._fleet.crash(name, power_cut=False, why=fault.kind)
+        path = self._fleet.machines[name].rot_segment()
+        self._trace.tell(f"{name}: one bit of {path or 'no index file'} is flipped")
+        await self._hold(fault.seconds, lambda: self._fleet.start(name))
+
     # --- clocks -------------------------------------------------------------------------------------------------------
     async def _clock_rate(self, fault: Fault, name: str) -> None:
         """Stays within the bound that leased reads are promised for."""
@@ -310,6 +317,7 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "disk-error": Injector._disk_error,
     "disk-full": Injector._disk_error,
     "rot": Injector._rot,
+    "rot-segment": Injector._rot_segment,
     "clock-rate": Injector._clock_rate,
     "wall-jump": Injector._wall_jump,
     "weather": Injector._weather,

@@ -11,10 +11,12 @@ import os
 import random
 import shutil
 from collections import Counter
+from pathlib import Path
 
 from needle.base.errors import DiskFailed
 from needle.multiraft.files import Files
 from needle.shard.disk import ReplicaDisk
+from needle.shard.segment_files import FILE_NAME
 from needle.sim.disk import DiskDevice, LogDisk
 from needle.sim.event_loop import SimLoop
 from needle.sim.machine import SimClock, stream
@@ -77,6 +79,22 @@ class SimMachine:
             self.unsynced.power_cut(target)
         self._point_to(target)
 
+    def rot_segment(self) -> str | None:
+        """Flip one bit of one index file; its path below the data directory, or None if there is none. No process may
+        run."""
+        here = Path(self.data_dir)
+        paths = sorted(path for path in here.resolve().rglob("*") if FILE_NAME.match(path.name))
+        if not paths:
+            return None
+        path = paths[int(self.rng.random() * len(paths))]
+        data = bytearray(path.read_bytes())
+        if not data:
+            return None
+        data[int(self.rng.random() * len(data))] ^= 1 << int(self.rng.random() * 8)
+        path.write_bytes(data)
+        self.counts["rotten segments"] += 1
+        return str(path.relative_to(here.resolve()))
+
     def wipe(self) -> None:
         """Empty disks. No process may run."""
         self.log_disk.wipe()
@@ -110,7 +128,11 @@ class SimReplicaDisk(ReplicaDisk):
             raise DiskFailed(f"simulated {self._machine.log_disk.fail_commits} on {os.path.basename(path)}", path=path)
 
     def sync(self, path: str) -> None:
-        self._effect(path)
+        try:
+            self._effect(path)
+        except DiskFailed:
+            self._unsynced.failed(path)
+            raise
         self._unsynced.synced(path)
 
     def make_directory(self, path: str) -> None:

@@ -6,6 +6,7 @@ lets a failing run be shrunk.
 
 from __future__ import annotations
 
+import math
 import random
 
 import msgspec
@@ -62,6 +63,13 @@ SHARD_KINDS = {
 }
 """The same for a sharded cluster; what the first of these are about is in shards/faults.py."""
 
+MORE_KINDS = {"rot-segment": 1}
+MORE_SHARD_KINDS = {"rot": 3, "rot-segment": 3, "demote": 4, "remove": 4, "move-many": 3, "move-replica": 6}
+"""Kinds that came later. They are drawn besides the others, under numbers of their own, so that the schedules of older
+seeds stay what they were; `plain` runs do without them."""
+MORE_SHARE, MORE_SHARD_SHARE = 0.08, 0.25
+MORE_FROM = 1000
+
 REPLICA_FAILPOINTS = (
     "apply-before-commit",
     "apply-after-commit",
@@ -97,7 +105,8 @@ class Fault(msgspec.Struct, frozen=True):
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """A run, but for what happens in it. faults: numbers of the faults to inject, None for all. operations_max: stop
-    the workload after so many. sharded: several groups and a catalog (shards/), not one group."""
+    the workload after so many. sharded: several groups and a catalog (shards/), not one group. plain: without the
+    kinds of fault that came later."""
 
     seed: int
     nodes: int = 3
@@ -107,6 +116,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[int, ...] | None = None
     calm: bool = False
     sharded: bool = False
+    plain: bool = False
 
     def schedule(self) -> list[Fault]:
         """The faults of this run, by time."""
@@ -115,6 +125,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         rate = 0.05 + 0.25 * stream(self.seed, "fault-rate").random()
         kinds = SHARD_KINDS if self.sharded else KINDS
         made = [_draw(self.seed, number, self.seconds, kinds) for number in range(int(self.seconds * rate))]
+        if not self.plain:
+            more, share = (MORE_SHARD_KINDS, MORE_SHARD_SHARE) if self.sharded else (MORE_KINDS, MORE_SHARE)
+            numbers = range(MORE_FROM, MORE_FROM + math.ceil(self.seconds * rate * share))
+            made += [_draw(self.seed, number, self.seconds, more) for number in numbers]
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 
@@ -123,6 +137,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         parts = [f"python -m needle.sim --seed {self.seed} --nodes {self.nodes} --minutes {self.seconds / 60:g}"]
         if self.sharded:
             parts.append("--sharded")
+        if self.plain:
+            parts.append("--plain")
         if self.faults is not None:
             parts.append(f"--faults {','.join(map(str, self.faults)) or 'none'}")
         if self.operations_max < 1_000_000:

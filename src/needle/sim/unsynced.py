@@ -13,19 +13,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNFINISHED = (".part", ".tmp")
-"""Names of files that are written without being handed through the replica's disk; they are synced before they get
-their name."""
+"""Names of files that are written without being handed through the replica's disk: index files, built or fetched. Such
+a file is whole under its final name only if it was synced before the rename, at the size that it has."""
 
 
 class Unsynced:
-    """Of one machine, by path relative to its data directory."""
+    """Of one machine, by path relative to its data directory. broken: an index file that a power cut has damaged or
+    taken although it had its final name: the product syncs it before, and its directory after."""
 
     def __init__(self, data_dir: str, rng: random.Random) -> None:
         self._data_dir = data_dir
         self._rng = rng
         self._contents: dict[str, int] = {}
         self._names: dict[str, bytes | None] = {}
+        self._whole: dict[str, int] = {}
+        self._excused: set[str] = set()
+        self._finished: set[str] = set()
         self.lost = 0
+        self.broken = ""
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self._data_dir)
@@ -53,6 +58,13 @@ class Unsynced:
 
     def renamed(self, source: str, target: str) -> None:
         """The content has moved with its name."""
+        if source.endswith(UNFINISHED):
+            self._finished.add(self._relative(target))
+        if source.endswith(UNFINISHED) and self._whole.pop(self._relative(source), -1) != os.path.getsize(target):
+            self._contents.pop(self._relative(target), None)
+            self._contents[self._relative(target)] = os.stat(target).st_ino
+            self._names.pop(self._relative(source), None)
+            return
         inode = self._contents.pop(self._relative(source), None)
         self._contents.pop(self._relative(target), None)
         self._names.pop(self._relative(source), None)
@@ -67,6 +79,8 @@ class Unsynced:
         elif os.path.exists(path):
             inode = os.stat(path).st_ino
             self._contents = {name: found for name, found in self._contents.items() if found != inode}
+            if path.endswith(UNFINISHED):
+                self._whole[self._relative(path)] = os.path.getsize(path)
 
     def synced_tree(self, path: str) -> None:
         """Everything below a directory is safe, and its name."""
@@ -75,10 +89,16 @@ class Unsynced:
                 self.synced(os.path.join(folder, name))
             self.synced(folder)
 
+    def failed(self, path: str) -> None:
+        """A sync of a file, or of a directory, failed, and the node was told so: it knows what it may lose."""
+        where = self._relative(path)
+        self._excused.update(name for name in self._contents if name == where)
+        self._excused.update(name for name in self._names if (os.path.dirname(name) or ".") == where)
+
     def removed(self, path: str) -> None:
         """A file or a tree is gone."""
         gone = self._relative(path)
-        for known in (self._contents, self._names):
+        for known in (self._contents, self._names, self._whole):
             for name in [name for name in known if name == gone or name.startswith(gone + os.sep)]:
                 del known[name]
 
@@ -88,17 +108,24 @@ class Unsynced:
         for name, old in self._names.items():
             path = os.path.join(directory, name)
             if os.path.isfile(path) and self._rng.random() < 0.5:
-                self.lost += 1
+                self._lose(name)
                 if old is None:
                     os.unlink(path)
                 else:
                     Path(path).write_bytes(old)
         for path in [*(os.path.join(directory, name) for name in self._contents), *_unfinished(directory)]:
             if os.path.isfile(path) and self._rng.random() < 0.7:
-                self.lost += 1
+                self._lose(os.path.relpath(path, directory))
                 self._tear(path)
-        self._contents.clear()
-        self._names.clear()
+        for known in (self._contents, self._names, self._whole):
+            known.clear()
+        self._excused.clear()
+        self._finished.clear()
+
+    def _lose(self, name: str) -> None:
+        self.lost += 1
+        if name in self._finished and name not in self._excused:
+            self.broken = name
 
     def _tear(self, path: str) -> None:
         """Its end is missing, or reads as zeros."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from needle.sim.mutants.planting import Edit, Mutant
 
 _MACHINE = "tests/shard/test_state_machine.py::"
+_BUILDER = "tests/shard/test_sealed_segment.py::"
 _SEGMENTS = "tests/shard/test_segment_set.py::"
 
 MUTANTS = (
@@ -123,5 +124,26 @@ MUTANTS = (
             ),
         ),
         sim=True,
+    ),
+    Mutant(
+        name="index-file-not-synced",
+        breaks="an index file gets its final name before its content is on disk: after a power cut it is torn",
+        edits=(Edit("shard.segment_builder:_write", "disk.sync(temporary)", "pass"),),
+        sim=True,
+        tests=(_BUILDER + "test_a_file_is_synced_before_it_has_its_name_and_the_directory_after",),
+    ),
+    Mutant(
+        name="index-name-not-synced",
+        breaks="the directory of a built index file is not synced: the log publishes a file that a power cut takes",
+        edits=(Edit("shard.segment_builder:_write", "disk.sync(directory)", "pass"),),
+        sim=True,
+        tests=(_BUILDER + "test_a_file_is_synced_before_it_has_its_name_and_the_directory_after",),
+    ),
+    Mutant(
+        name="download-not-synced",
+        breaks="a fetched index file gets its final name before its content is on disk",
+        edits=(Edit("shard.segment_files:finish_download", "disk.sync(part)", "pass"),),
+        sim=True,
+        tests=(_BUILDER + "test_a_download_is_synced_before_it_has_its_name_and_the_directory_after",),
     ),
 )

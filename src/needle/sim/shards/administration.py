@@ -6,18 +6,20 @@ It must not know clients or checkers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from needle.base import protocol
 from needle.base.catalog_commands import RemoveNode, SetReplicas, StartMove
 from needle.base.cluster_protocol import SHARD, ShardCall
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
-from needle.base.ids import CATALOG_GROUP, GroupId
-from needle.base.protocol import Freshness, GetCall, GroupCall
+from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.protocol import Freshness, GetCall, GroupCall, MembershipCall
 from needle.base.routing.topology import ClusterSettings, NodeState, Topology
+from needle.client.sharded import ShardedClient
+from needle.raft.messages import ConfState
 from needle.server.cluster_create import create_cluster
-from needle.sim.administration import end_maintenance
+from needle.sim.administration import end_maintenance, keeps_quorum
 from needle.sim.machine import stream
 from needle.sim.shards.databases import ShardAware
 from needle.sim.shards.profile import ShardProfile
@@ -91,7 +93,30 @@ class ShardOperator:
         return self._fleet.leader(self.group(hint))
 
     def may_lose(self, name: str) -> bool:
-        """Replicas cannot be replaced yet."""
+        """Whether each group remains without this node's data; joined nodes hold no group."""
+        return (
+            self._profile.replicas >= 3
+            and name in self._founders
+            and not self._fleet.retired.intersection(self._founders)
+            and all(self.all_are_voters(group) for group in self._truth.groups())
+        )
+
+    def all_are_voters(self, group: GroupId) -> bool:
+        """Whether a group's configuration is what the catalog says, as far as its leader has applied."""
+        conf, nodes = self._conf(group), sorted(self._truth.nodes_of(group))
+        return conf is not None and sorted(conf.voters) == nodes and not conf.voters_outgoing and not conf.learners
+
+    def _conf(self, group: GroupId) -> ConfState | None:
+        """What a group's leader has applied."""
+        name = self._fleet.leader(group)
+        conf: ConfState | None = self._fleet.nodes[name].groups()[group].raft.conf if name else None
+        return conf
+
+    async def restored(self) -> bool:
+        """Make every group's nodes its voters again; whether they all are."""
+        if all(self.all_are_voters(group) for group in self._truth.groups()):
+            return True
+        await self._stage.ask(NAME, self._told("restore of all", self._administer("all", "restore")))
         return False
 
     async def admin(self, name: str, what: str) -> None:
@@ -126,6 +151,14 @@ class ShardOperator:
             info = self._truth.now.shards[self._rng.randrange(shards)]
             turned = [*info.replicas[1:], info.replicas[0]]
             await client._shards.command(SetReplicas(info.shard, list(info.replicas), turned), ADMIN_SECONDS)
+        elif what in ("demote", "remove"):
+            await self._shrink(name, what)
+        elif what == "move-replica":
+            await self._move_replica(client, name)
+        elif what == "restore":
+            for group in self._truth.groups():
+                if not self.all_are_voters(group):
+                    await self._told(f"restore of group {group}", self._restore(group))
         elif what == "move-range":
             command = self._move()
             if command is not None:
@@ -156,6 +189,59 @@ class ShardOperator:
         target = rng.choice([info.shard for info in self._truth.now.shards if info.shard != source])
         return StartMove(rng.getrandbits(63), shard_map.epoch, ranges, source, target)
 
+    async def _shrink(self, name: str, what: str) -> None:
+        """Make one of a node's replicas a learner, or take it out of its group. As in a single group, never from one
+        that lacks a voter already, and never while a disk has lost what it promised: what remains could be stuck."""
+        groups = [group for group in self._truth.groups() if name in self._truth.nodes_of(group)]
+        if not groups:
+            return
+        group = self._rng.choice(groups)
+        rest = [node for node in self._truth.nodes_of(group) if node != name]
+        if len(rest) < 2 or self._fleet.retired.intersection(rest) or not self.all_are_voters(group):
+            return
+        if keeps_quorum(rest, self._fleet.observer.rotten):
+            await self._change(group, rest, [name] if what == "demote" else [])
+
+    async def _restore(self, group: GroupId) -> None:
+        """Make the nodes that the catalog names a group's voters: those that are new to it are learners first."""
+        conf, nodes = self._conf(group), self._truth.nodes_of(group)
+        new = set(nodes) - {*conf.voters, *conf.learners} if conf is not None else set()
+        if conf is not None and new:
+            await self._change(group, sorted(conf.voters), sorted({*conf.learners} | new))
+            await asyncio.sleep(1.0)
+        await self._change(group, nodes)
+
+    async def _move_replica(self, client: ShardedClient, fresh: str) -> None:
+        """A shard gets a replica on a node that has none, as a learner first, and gives up another one. Breaking off
+        anywhere leaves a group whose voters `restored` makes those that the catalog names."""
+        if fresh not in self._founders or self._fleet.retired or self._fleet.observer.rotten:
+            return
+        shards = [info for info in self._truth.now.shards if fresh not in info.replicas]
+        shards = [info for info in shards if len(info.replicas) == self._profile.replicas]
+        if not shards:
+            return
+        info = self._rng.choice(shards)
+        group, before = shard_group(info.shard), list(info.replicas)
+        gone = self._rng.choice(before)
+        both, after = [*before, fresh], [fresh if node == gone else node for node in before]
+        if not self.all_are_voters(group):
+            return
+        await client._shards.command(SetReplicas(info.shard, before, both), ADMIN_SECONDS)
+        await asyncio.sleep(1.0)
+        await self._change(group, before, [fresh])
+        await asyncio.sleep(2.0)
+        await self._change(group, after)
+        await client._shards.command(SetReplicas(info.shard, both, after), ADMIN_SECONDS)
+
+    async def _change(self, group: GroupId, voters: list[str], learners: Sequence[str] = ()) -> None:
+        leader = self._fleet.leader(group)
+        if leader is None:
+            raise Unavailable(f"nobody leads group {group}")
+        call = MembershipCall(group, voters, list(learners), {}, ADMIN_SECONDS)
+        address = self._fleet.machines[leader].address
+        await self._endpoint.call(address, protocol.MEMBERSHIP, protocol.encode(call), ADMIN_SECONDS)
+        self._stage.trace.tell(f"group {group} has the voters {', '.join(sorted(voters))}")
+
     async def _read_there(self, name: str) -> None:
         now = self._truth.now
         found = now.collection(COLLECTION)
@@ -167,6 +253,10 @@ class ShardOperator:
         await self._endpoint.call(self._fleet.machines[name].address, SHARD, body, ADMIN_SECONDS)
 
     # --- what it knows ------------------------------------------------------------------------------------------------
+    def founders(self) -> list[str]:
+        """The nodes that the cluster was created with."""
+        return list(self._founders)
+
     def catalog_nodes(self) -> list[str]:
         """The nodes that hold the catalog."""
         return self._truth.nodes_of(CATALOG_GROUP)

@@ -2,7 +2,7 @@
 partial partitions between a router and one shard, nodes that come back elsewhere, join and leave.
 
 Invariant: what it cuts or holds down is given back when the fault is over or cancelled; at most one node is on the move
-at a time (two of three catalog nodes that moved at once could not find each other).
+at a time, or several at once that are told each other's new addresses.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class ShardFaults:
         self._clients = clients
         self._moves = 0
         self._moving = False
+        self.scattered = False
+        """Whether nodes moved at the same time: then a client that knows old addresses only may find nobody."""
         self.joined: list[str] = []
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -45,6 +47,8 @@ class ShardFaults:
             "client-off-shard": self._client_off_shard,
             "node-off-shard": self._node_off_shard,
             "move": self._move,
+            "move-many": self._move_many,
+            "move-replica": self._move_replica,
             "join": self._join,
             "leave": self._leave,
             "prefer": self._prefer,
@@ -130,6 +134,31 @@ class ShardFaults:
         finally:
             self._moving = False
 
+    async def _move_many(self, fault: Fault, name: str) -> None:
+        """Several nodes, or all, come back with other addresses at once. Whoever starts a moved node tells it where the
+        others are now (`--join`): those that it knew may all have moved as well."""
+        names = [one for one in self._operator.founders() if one not in self._fleet.retired]
+        rng = stream(self._stage.spec.seed, "move-many", fault.number)
+        names = sorted(names if fault.amount < 0.6 else rng.sample(names, min(2, len(names))))
+        if self._moving or not all(map(self._operator.knows, names)):
+            return
+        self._moving = self.scattered = True
+        try:
+            for one in names:
+                self._fleet.crash(one, power_cut=rng.random() < 0.3, why=fault.kind)
+                self._moves += 1
+                self._fleet.machines[one].address = f"{one}:{7000 + self._moves}"
+            each(lambda one: self._start_in(one, rng.random() * 3.0), names)
+            while True:
+                await asyncio.sleep(0.2)
+                if all(map(self._operator.knows, names)):
+                    return
+        finally:
+            self._moving = False
+
+    def _start_in(self, name: str, seconds: float) -> None:
+        self._stage.loop.call_in(self._stage.loop.root, seconds, self._fleet.start, name)
+
     async def _join(self, fault: Fault, name: str) -> None:
         """A node joins that holds no shard: it is a router, and may become one of placement's choices."""
         if len(self.joined) < JOINS_MAX:
@@ -151,6 +180,10 @@ class ShardFaults:
     async def _move_range(self, fault: Fault, name: str) -> None:
         """Keys change their shard."""
         await self._operator.admin("a range", "move-range")
+
+    async def _move_replica(self, fault: Fault, name: str) -> None:
+        """A replica of a shard goes to this node."""
+        await self._operator.admin(name, "move-replica")
 
     async def _prefer(self, fault: Fault, name: str) -> None:
         await self._operator.admin("a shard", "prefer")

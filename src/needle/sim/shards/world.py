@@ -108,7 +108,10 @@ class ShardWorld:
             snapshot_threshold=self.stage.profile.snapshot_threshold,
             segments=segment_config(self.stage.profile),
         )
+        moved = machine.address != f"{name}:7000"
         seeds = () if name in self.founders else tuple(self.truth.now.addresses().values())
+        if moved:
+            seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
 
         def build(ports: NodePorts, process: Process) -> ClusterNode:
             clients = partial(self.stage.network.endpoint, name, process)
@@ -129,7 +132,8 @@ class ShardWorld:
         def session() -> ShardDatabase:
             if name in PROXIED:
                 latest = self.shared.work.latest
-                return proxied(endpoint, self.truth.now.addresses(), rng, latest, pin=rng.random() < 0.7)
+                addresses = {n: at for n, at in self.truth.now.addresses().items() if n not in self.fleet.retired}
+                return proxied(endpoint, addresses, rng, latest, pin=rng.random() < 0.7)
             return ShardAware(endpoint, self._seeds(), self._old_map(rng), rng)
 
         return ShardClient(name, connect, self.shared, lazy)
@@ -225,10 +229,16 @@ class ShardWorld:
             self.fleet.start(name)
         rng = stream(self.spec.seed, "recover")
         rest = [] if self.shape.replicas < 3 else rng.sample(self.founders, 1)
+        bad = sorted(self.fleet.observer.rotten.intersection(self.founders))
+        rest = bad or rest  # no majority is promised without good disks
+        await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
         stage.trace.tell(f"faults end; {', '.join(rest) or 'nobody'} is left out")
         for name in rest:
             self.fleet.hold(name)
             self.fleet.crash(name, power_cut=True, why="left out")
+        if self.faults.scattered:  # those that know the old addresses only are lost, as after any such move
+            for client in self.clients:
+                client.renew()
         await stage.until(f"writes without {rest}", LIVENESS_SECONDS, partial(self._serve, "fresh"))
         for name in rest:
             self.fleet.release(name)
@@ -266,7 +276,7 @@ class ShardWorld:
         replicas, now = self.fleet.replicas(), self.truth.now
         for group in self.truth.groups():
             here = replicas.get(group, {})
-            if sorted(here) != sorted(self.truth.nodes_of(group)):
+            if sorted(here) != sorted(set(self.truth.nodes_of(group)) - self.fleet.retired):
                 return False
             if len({replica.machine.applied_index() for replica in here.values()}) != 1:
                 return False

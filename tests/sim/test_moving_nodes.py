@@ -1,0 +1,44 @@
+"""What sharded runs do to nodes and replicas takes effect: a fault that is always refused would prove nothing."""
+
+from __future__ import annotations
+
+from needle.sim.shards.world import ShardWorld
+from needle.sim.spec import Spec
+
+SECONDS = 40.0
+
+
+def world_with(kind: str, nodes: int) -> ShardWorld:
+    """A run that has faults of this kind only, at least one; it held."""
+    for seed in range(1, 100):
+        spec = Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=True)
+        numbers = tuple(fault.number for fault in spec.schedule() if fault.kind == kind and fault.at < SECONDS - 10)
+        world = ShardWorld(Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=True, faults=numbers))
+        if numbers and world.shape.replicas == 3:
+            report = world.run()
+            assert report.failure is None, report.failure
+            return world
+        world.stage.loop.close()
+    raise AssertionError(f"no seed has {kind}")
+
+
+def test_a_replica_moves_to_another_node() -> None:
+    world = world_with("move-replica", nodes=5)
+    held = {(info.shard, frozenset(info.replicas)) for now in world.truth.topologies for info in now.shards}
+    assert len(held) > len(world.truth.now.shards)
+    assert all(len(info.replicas) == 3 for info in world.truth.now.shards)
+
+
+def test_nodes_that_moved_at_once_find_each_other() -> None:
+    world = world_with("move-many", nodes=3)
+    assert world.faults.scattered
+    moved = [name for name, at in world.truth.now.addresses().items() if at != f"{name}:7000"]
+    assert len(moved) >= 2
+    assert world.truth.now.addresses() == {name: one.address for name, one in world.fleet.machines.items()}
+
+
+def test_replicas_leave_their_group_and_come_back() -> None:
+    world = world_with("remove", nodes=3)
+    changes = [line.split("has the voters ")[1] for line in world.trace.story if "has the voters" in line]
+    assert any(len(voters.split(", ")) == 2 for voters in changes)
+    assert changes[-1] == "n1, n2, n3"
