@@ -15,8 +15,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/needle demo
 
+# First all tests that share a machine well, two at a time: most of them wait for processes. Then the others, one by one.
+WORKERS ?= 2
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not alone" --numprocesses $(WORKERS) --dist loadgroup --durations 15
+	$(BIN)/pytest -m alone --durations 15
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests bench

@@ -1,9 +1,19 @@
-"""What every test gets: the log levels it found, whatever the programs did that it ran in this process."""
+"""What every test gets: the log levels it found, ports that no other worker of this run hands out, and patience."""
 
+import importlib
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+# A slow machine is no failure.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +23,15 @@ def log_levels() -> Iterator[None]:
     before = log.level
     yield
     log.setLevel(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_ports() -> Iterator[None]:
+    """Each worker takes ports from a range of its own: a port is free until the node that it is for listens on it."""
+    ports = importlib.import_module("needle.server.free_ports")
+    low, high = ports.LOW, ports._ephemeral()
+    number, size = int(WORKER.removeprefix("gw") or 0), (high - low) // WORKERS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ports, "LOW", low + number * size)
+        patch.setattr(ports, "_ephemeral", lambda: low + (number + 1) * size)
+        yield

@@ -30,18 +30,18 @@ async def test_a_node_and_a_client_that_do_not_reach_one_shard(tmp_path: Path) -
         node = holder[0]
         address = site.cluster.nodes[node].address
         plain = Client(OneAddress(site.caller("plain"), address), [address], rng=random.Random(1))
-        await plain.insert(keys[1], VECTOR, timeout=10)
+        await plain.insert(keys[1], VECTOR, timeout=20)
 
         injured = await site.injector.begin(Fault(0, "cut-router", "any", 1.0, 0.0), node)
         cut = next(shard for shard in (1, 2) if f"shard {shard}" in injured.note)
         assert not injured.without
         with pytest.raises(NeedleError):
             await plain.insert(keys[cut], VECTOR, timeout=1)
-        await plain.insert(keys[0], VECTOR, timeout=5)
-        await plain.insert(keys[3 - cut], VECTOR, timeout=5)
-        await site.operator.insert(keys[cut], VECTOR, timeout=5)  # others reach it
+        await plain.insert(keys[0], VECTOR, timeout=20)
+        await plain.insert(keys[3 - cut], VECTOR, timeout=20)
+        await site.operator.insert(keys[cut], VECTOR, timeout=20)  # others reach it
         await injured.heal()
-        await wait_for(partial(plain.insert, keys[cut], VECTOR, timeout=1), 15, "the shard within reach again")
+        await wait_for(partial(plain.insert, keys[cut], VECTOR, timeout=1), 60, "the shard within reach again")
 
         injured = await site.injector.begin(Fault(1, "cut-router", "any", 1.0, 0.0), ROUTER)
         told = {address: site._over_links(address) for address in site.first.addresses().values()}

@@ -1,4 +1,4 @@
-"""Half a minute of chaos on three real nodes: every promise holds, and a spoiled record of it is found out."""
+"""Some rounds of chaos on three real nodes: every promise holds, and a spoiled record of it is found out."""
 
 import json
 import random
@@ -17,14 +17,17 @@ from needle.sim.chaos.schedule import Fault
 from needle.sim.chaos.spec import ChaosSpec
 from needle.sim.violation import Violation
 
-SECONDS = 20.0
+ROUNDS = 6
+"""Counted, not timed: a busy machine meets the same faults. Those of seed 5: a slow link, a minority killed, a forced
+election, a step-down, a node killed, a leader that nobody hears."""
 
 
+@pytest.mark.alone
 async def test_chaos(tmp_path: Path) -> None:
-    run = ChaosRun(ChaosSpec(seed=5, nodes=3, seconds=SECONDS), tmp_path)
+    run = ChaosRun(ChaosSpec(seed=5, nodes=3, seconds=0.0, rounds=ROUNDS), tmp_path)
     outcome = await run.run()
-    assert outcome.failure is None, "\n".join(table(outcome, SECONDS))
-    assert sum(outcome.faults.values()) >= 3 and outcome.recoveries
+    assert outcome.failure is None, "\n".join(table(outcome, 0.0))
+    assert sum(outcome.faults.values()) >= ROUNDS and outcome.recoveries
     verdict = outcome.verdict
     assert verdict is not None and verdict.replicas == 3
     assert verdict.operations["ok"] > 200 and verdict.reads.exact > 20 and verdict.reads.eventual_gets > 5

@@ -47,7 +47,7 @@ class Needle:
         """Names and subjects of the conditions that hold."""
         return [f"{condition['name']}: {condition['subject']}" for condition in self.status()["conditions"]]
 
-    def until(self, holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    def until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
         """Look again and again until it holds; fails after `seconds`."""
         deadline = time.monotonic() + seconds
         while not holds():
@@ -64,7 +64,8 @@ def healthy(needle: Needle) -> bool:
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     directory: Path = tmp_path_factory.mktemp("cluster")
-    settings = {"dimensions": DIMENSIONS, "metric": "l2", "segments": {"seal_rows": 50}}
+    calm = {"election_timeout": 0.5, "heartbeat_interval": 0.1}  # tests say who is to lead, and nobody else may
+    settings = {"dimensions": DIMENSIONS, "metric": "l2", "segments": {"seal_rows": 50}, **calm}
     cluster = LocalCluster(directory, free_ports(3), settings, detached=False)
     cluster.start_all()
     try:

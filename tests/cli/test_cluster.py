@@ -12,6 +12,8 @@ import pytest
 from needle.cli.demo.supervisor import LocalCluster
 from needle.server.free_ports import free_ports
 
+pytestmark = pytest.mark.xdist_group("cli-cluster")  # its tests share one cluster
+
 
 def states(needle) -> dict[str, str]:
     return {node["node"]: node["status"]["state"] for node in needle.status()["nodes"] if node["status"]}
@@ -140,7 +142,7 @@ def test_what_may_be_deleted_comes_back(needle, tmp_path: Path, deleted: str) ->
     """docs/data-on-disk.md, "What may be deleted"."""
     np.save(tmp_path / "v.npy", np.random.default_rng(3).normal(size=(200, 4)))
     needle.run("insert", str(tmp_path / "v.npy"), "--id-prefix", "kept-", "--batch", "40")
-    needle.until(lambda: healthy(needle))
+    needle.until(lambda: healthy(needle) and all(names(needle, node) for node in needle.cluster.addresses))
     before = {node["node"]: node["status"]["documents"] for node in needle.status()["nodes"]}
     needle.cluster.kill("node-2")
     for path in needle.cluster.data_directory("node-2").glob(deleted):
@@ -148,8 +150,8 @@ def test_what_may_be_deleted_comes_back(needle, tmp_path: Path, deleted: str) ->
     needle.cluster.start("node-2")
     needle.until(lambda: healthy(needle))
     assert {node["node"]: node["status"]["documents"] for node in needle.status()["nodes"]} == before
+    needle.until(lambda: names(needle, "node-2") != ())
     needle.until(lambda: len({names(needle, node) for node in needle.cluster.addresses}) == 1)
-    assert names(needle, "node-2")
 
 
 def healthy(needle) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from needle.cli.app import main
 from needle.cli.demo.supervisor import STATE_FILE
 
+pytestmark = pytest.mark.alone  # demos take ports from the range of all workers
 NEEDLE = [sys.executable, "-m", "needle"]
 
 
@@ -31,7 +32,7 @@ def running_in(directory: Path) -> list[int]:
     return found
 
 
-def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds} s"

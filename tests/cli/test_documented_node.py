@@ -34,10 +34,10 @@ def single(tmp_path: Path):
 
 def fetch(address: str, path: str) -> str:
     """The body of a 200 answer; a node that has just started may say 503 for a moment."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
-            with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{address}{path}", timeout=20) as answer:
                 text: str = answer.read().decode()
                 return text
         except urllib.error.HTTPError as error:

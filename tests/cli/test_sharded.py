@@ -18,7 +18,7 @@ from needle.cli.shard_commands import parse_strategy
 from needle.server.free_ports import free_ports
 
 
-def until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < deadline, "not in time"
@@ -78,6 +78,7 @@ def test_strategies_by_name() -> None:
             parse_strategy(wrong)
 
 
+@pytest.mark.alone
 def test_the_demo_of_a_sharded_cluster_tells_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "demo"
     argv = ["demo", "--shards", "2", "--nodes", "3", "--limit", "200", "--json", "--dir", str(place)]

@@ -120,7 +120,7 @@ async def test_acked_never_passes_a_write_that_still_waits(network: Network, cli
     await client.insert("first", VECTOR)
     network.script = [ConnectionLost("gone")] * 3
     slow = asyncio.create_task(client.insert("slow", VECTOR))
-    await wait_for(lambda: any(command.ids == ["slow"] for _, command in network.writes), 5)
+    await wait_for(lambda: any(command.ids == ["slow"] for _, command in network.writes), 30)
     for n in range(5):
         await client.insert(f"quick-{n}", VECTOR)
     await slow
@@ -168,10 +168,10 @@ async def test_a_new_leader_ends_the_pause_at_once_and_all_callers_share_the_que
     await client.insert("a", VECTOR)
     network.down = {"n1"}
     writes = [asyncio.create_task(client.insert(f"d{n}", VECTOR)) for n in range(20)]
-    await wait_for(lambda: len(network.waiting) == 2, 5, "n2 and n3 asked to wait")
+    await wait_for(lambda: len(network.waiting) == 2, 30, "n2 and n3 asked to wait")
     assert {call.after_term for call in network.waiting} == {1}
     network.elect("n2")
-    await asyncio.wait_for(asyncio.gather(*writes), 5)
+    await asyncio.wait_for(asyncio.gather(*writes), 30)
     assert sorted(node for node, _ in network.writes[1:]) == ["n2"] * 20
 
 
@@ -197,7 +197,7 @@ async def test_without_a_leader_the_error_names_the_silent_nodes(network: Networ
     network.leader = None
     network.down = {"n2", "n3"}
     with pytest.raises(NoQuorum, match=r"2 of 3 nodes did not answer.*h:2.*h:3"):
-        await client.insert("a", VECTOR, timeout=0.2)
+        await client.insert("a", VECTOR, timeout=0.5)
 
 
 async def test_a_node_that_says_nothing_within_the_search_is_named_too(client: Client, network: Network) -> None:
@@ -214,7 +214,7 @@ async def test_a_write_sent_and_never_answered_is_unknown(network: Network, clie
     await client.insert("a", VECTOR)
     network.script = [ConnectionLost("gone")] * 1000
     with pytest.raises(OutcomeUnknown, match="may or may not"):
-        await client.insert("b", VECTOR, timeout=0.2)
+        await client.insert("b", VECTOR, timeout=0.5)
 
 
 async def test_nodes_that_all_refuse_us_are_not_asked_for_ever() -> None:

@@ -67,9 +67,9 @@ class ShardedProcesses:
         try:
 
             async def made() -> Topology:
-                return await create_cluster(caller, settings, self.addresses, rng=random.Random(seed), timeout=30)
+                return await create_cluster(caller, settings, self.addresses, rng=random.Random(seed), timeout=60)
 
-            return await wait_for(made, 30, "the cluster's creation")
+            return await wait_for(made, 60, "the cluster's creation")
         finally:
             await caller.close()
 
@@ -84,7 +84,7 @@ class ShardedProcesses:
         self.nodes[name].start()
 
 
-async def healthy(client: ShardedClient, deadline: float = 20.0) -> ClusterHealth:
+async def healthy(client: ShardedClient, deadline: float = 60.0) -> ClusterHealth:
     """Wait until every shard is healthy."""
 
     async def look() -> ClusterHealth | None:

@@ -28,10 +28,10 @@ async def test_nodes_that_all_moved_find_each_other_along_a_chain_of_seeds(tmp_p
             node.settings["sharding"] |= {"join": [before]} if before else {}
             before = at
             node.start()
-        await wait_for(lambda: _serve(processes, 20), 40, "the cluster at its new addresses")
+        await wait_for(lambda: _serve(processes, 20), 60, "the cluster at its new addresses")
         async with processes.connect() as client:
             assert isinstance(client, ShardedClient)
-            await wait_for(lambda: _knows_all(client, processes), 20, "the catalog to know all addresses")
+            await wait_for(lambda: _knows_all(client, processes), 60, "the catalog to know all addresses")
             await healthy(client)
             await client.insert("after", [1.0, 1.0])
         for name, node in processes.nodes.items():  # the addresses are kept: now they come back without seeds
@@ -39,7 +39,7 @@ async def test_nodes_that_all_moved_find_each_other_along_a_chain_of_seeds(tmp_p
             node.settings["sharding"].pop("join", None)
         for node in processes.nodes.values():
             node.start()
-        await wait_for(lambda: _serve(processes, 21), 40, "the cluster after a restart")
+        await wait_for(lambda: _serve(processes, 21), 60, "the cluster after a restart")
 
 
 async def _serve(processes: ShardedProcesses, documents: int) -> bool:

@@ -88,7 +88,7 @@ def test_any_commands_keep_the_invariants_and_repeating_one_changes_nothing(comm
 
 
 @given(st.lists(_commands, min_size=1, max_size=12), st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
 def test_restarts_and_snapshots_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, commands: list[CatalogCommand], data: st.DataObject
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from harness.process_cluster import wait_for
@@ -90,6 +91,7 @@ async def _searcher(client: ShardedClient, truth: Truth, ending: asyncio.Event) 
         assert sure <= set(found), sorted(sure - set(found))
 
 
+@pytest.mark.alone
 async def test_ranges_move_while_clients_work_and_leaders_die(tmp_path: Path) -> None:
     rng, truth, ending = random.Random(4), Truth(), asyncio.Event()
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
@@ -121,7 +123,7 @@ async def test_ranges_move_while_clients_work_and_leaders_die(tmp_path: Path) ->
                     processes.kill(victim)
                     await asyncio.sleep(0.5)
                     processes.restart(victim)
-                await wait_for(lambda now=epoch: _moved(client, now), 40, f"move {number}")  # type: ignore[misc]
+                await wait_for(lambda now=epoch: _moved(client, now), 60, f"move {number}")  # type: ignore[misc]
                 assert not [task for task in work if task.done()]
             ending.set()
             await asyncio.gather(*work)
@@ -164,7 +166,7 @@ async def _start(client: ShardedClient, rng: random.Random, number: int) -> int:
             return None  # planned by an old map
         return source + 1
 
-    return await wait_for(start, 20, "the start of a move") - 1
+    return await wait_for(start, 60, "the start of a move") - 1
 
 
 async def _moved(client: ShardedClient, epoch: int) -> bool:

@@ -106,8 +106,8 @@ async def test_one_address_of_any_node_is_enough_whatever_shard_0_does(tmp_path:
         for node, address in addresses.items():
             client = Client(caller, [address], rng=random.Random(1))
             for key in keys.values():
-                await client.insert(key, [1.0, 2.0, 3.0, 4.0], {"by": node}, timeout=5)
-                document = await client.get(key, timeout=5)
+                await client.insert(key, [1.0, 2.0, 3.0, 4.0], {"by": node}, timeout=20)
+                document = await client.get(key, timeout=20)
                 assert document is not None
                 assert document.metadata == {"by": node}
 
@@ -117,7 +117,7 @@ async def test_one_address_of_any_node_is_enough_whatever_shard_0_does(tmp_path:
         other = next(node for node in addresses if node not in (holder, topology.catalog[0]))
         client = Client(caller, [addresses[other]], rng=random.Random(1))
         served = next(key for shard, key in keys.items() if topology.shards[shard].replicas == (other,))
-        await client.insert(served, [4.0, 3.0, 2.0, 1.0], {"by": "late"}, timeout=5)
+        await client.insert(served, [4.0, 3.0, 2.0, 1.0], {"by": "late"}, timeout=20)
         with pytest.raises((Unavailable, OutcomeUnknown)):
             await client.insert(keys[0], [4.0, 3.0, 2.0, 1.0], timeout=1)
     finally:

@@ -54,7 +54,7 @@ async def test_nodes_and_clients_route_by_a_callable_and_nodes_without_it_are_re
     load_routers([ROUTER], "routers")
     strategy = ShardStrategy("custom", (), ROUTER)
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
-        told = await wait_for(lambda: _refused(processes, strategy), 30, "the refusal")
+        told = await wait_for(lambda: _refused(processes, strategy), 60, "the refusal")
         assert told.startswith(f"node-1, node-2, node-3 do not know the router {ROUTER!r}: start every node with")
         for name, node in processes.nodes.items():
             processes.kill(name)
@@ -83,12 +83,12 @@ async def test_nodes_and_clients_route_by_a_callable_and_nodes_without_it_are_re
             ports = free_ports(2)
             late = processes.add(ports[0], ports[1], join=[processes.nodes["node-1"].address])
             processes.nodes[late].start()
-            assert await asyncio.to_thread(processes.nodes[late].wait, 20) == 2
+            assert await asyncio.to_thread(processes.nodes[late].wait, 60) == 2
             assert "which node node-4 does not know: start it with --routers" in processes.nodes[late].output()
             processes.kill("node-2")
             del processes.nodes["node-2"].settings["sharding"]["router_modules"]
             processes.restart("node-2")
-            assert await asyncio.to_thread(processes.nodes["node-2"].wait, 20) == 1
+            assert await asyncio.to_thread(processes.nodes["node-2"].wait, 60) == 1
             assert "node node-2 cannot start: " in processes.nodes["node-2"].output()
 
 

@@ -108,7 +108,7 @@ async def test_a_collection_dropped_behind_a_shards_back_is_dropped_there_too(tm
         assert new.id != old.id
         for group in (1, 2):
             replica = node.groups[group].replica
-            await wait_for(lambda r=replica: [s.name for s in r.collections()] == [new.stored_name], 10)  # type: ignore[misc]
+            await wait_for(lambda r=replica: [s.name for s in r.collections()] == [new.stored_name], 60)  # type: ignore[misc]
         assert msgspec.structs.replace(new.stored_spec, name="default") == old.spec
     finally:
         await cluster.stop()

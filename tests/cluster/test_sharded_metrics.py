@@ -39,7 +39,7 @@ class Scraped:
 
 async def scrape(processes: ShardedProcesses, node: str) -> Scraped:
     def fetch() -> str:
-        with urllib.request.urlopen(f"http://{processes.nodes[node].http}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{processes.nodes[node].http}/metrics", timeout=20) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -65,7 +65,7 @@ async def test_the_metrics_of_a_sharded_cluster_are_measurements(tmp_path: Path)
                 await _lag_is_seen(processes, client, stopped)
             finally:
                 processes.nodes[stopped].signal(signal.SIGCONT)
-            await wait_for(lambda: _healthy_everywhere(processes), 30, "health on all nodes after the pause")
+            await wait_for(lambda: _healthy_everywhere(processes), 60, "health on all nodes after the pause")
 
 
 async def _healthy_everywhere(processes: ShardedProcesses) -> bool:
@@ -73,7 +73,7 @@ async def _healthy_everywhere(processes: ShardedProcesses) -> bool:
 
 
 async def _documented_and_healthy(processes: ShardedProcesses) -> None:
-    await wait_for(lambda: _healthy_everywhere(processes), 20, "health on all nodes")
+    await wait_for(lambda: _healthy_everywhere(processes), 60, "health on all nodes")
     documented = set(re.findall(r"^\| `((?:raft|needle)_\w+)` \|", OPERATIONS.read_text(), re.M))
     assert (await scrape(processes, "node-2")).names == documented
 
@@ -93,7 +93,7 @@ async def _documents_and_leaders(processes: ShardedProcesses, client: ShardedCli
             for node in processes.nodes
         )
 
-    await wait_for(led_and_counted, 20, "documents and leaders on /metrics")
+    await wait_for(led_and_counted, 60, "documents and leaders on /metrics")
 
 
 async def _searches(processes: ShardedProcesses, rows: np.ndarray) -> None:
@@ -136,5 +136,5 @@ async def _lag_is_seen(processes: ShardedProcesses, client: ShardedClient, stopp
             lag > 500 and told.get("needle_cluster_healthy") == 0 and told.get("needle_shard_followers", shard=0) == 1
         )
 
-    await wait_for(late, 30, "the paused follower's lag")
+    await wait_for(late, 60, "the paused follower's lag")
     assert (await scrape(processes, leader)).get("needle_cluster_healthy") == 0

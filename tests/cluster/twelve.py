@@ -6,6 +6,7 @@ corpus (the standard library's docstrings, embedded).
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,10 +145,13 @@ class Twelve:
         for data in self.collections:
             kept = np.array([at for at, name in enumerate(data.ids) if router.shard_of(name) != lost])
             rows, distances = data.nearest(K, kept)
-            for at in range(3):
-                part = await self.client.search_partial(
-                    data.queries[at], K, exact=True, collection=data.name, timeout=4
+            parts = await asyncio.gather(  # at once: each waits for the lost shard until its timeout
+                *(
+                    self.client.search_partial(query, K, exact=True, collection=data.name, timeout=4)
+                    for query in data.queries[:3]
                 )
+            )
+            for at, part in enumerate(parts):
                 assert list(part.missing) == [lost]
                 assert part.gaps
                 assert not part.complete

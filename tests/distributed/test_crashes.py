@@ -7,10 +7,13 @@ from time import monotonic
 import pytest
 
 import needle
+from harness.marked_documents import CALM
 from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import AlreadyExists, NeedleError, NoQuorum, Unavailable
 
 VECTOR = [1.0] * 8
+IN_TIME = 4.0
+"""Seconds for calls with a timeout of 2 s, on a busy machine; without it they would take the default of 10 s."""
 
 
 class Writers:
@@ -52,11 +55,11 @@ async def test_killing_the_leader_mid_write_loses_nothing_acknowledged(tmp_path:
         tasks = [asyncio.create_task(writers.run(f"w{n}")) for n in range(8)]
         for _ in range(2):
             before = len(writers.acknowledged)
-            await wait_for(lambda before=before: len(writers.acknowledged) > before + 50, 15, "50 writes")
+            await wait_for(lambda before=before: len(writers.acknowledged) > before + 50, 60, "50 writes")
             leader = await cluster.leader()
             cluster.kill(leader)
             before = len(writers.acknowledged)
-            await wait_for(lambda before=before: len(writers.acknowledged) > before + 20, 15, "writes after the kill")
+            await wait_for(lambda before=before: len(writers.acknowledged) > before + 20, 60, "writes after the kill")
             cluster.restart(leader)
             await cluster.ready(leader)
         writers.stop()
@@ -71,7 +74,7 @@ async def test_all_nodes_killed_at_once_and_restarted(tmp_path: Path) -> None:
         async with cluster.connect() as client:
             writers = Writers(client)
             tasks = [asyncio.create_task(writers.run(f"w{n}")) for n in range(4)]
-            await wait_for(lambda: len(writers.acknowledged) > 100, 15, "100 writes")
+            await wait_for(lambda: len(writers.acknowledged) > 100, 60, "100 writes")
             for node in cluster.nodes.values():
                 node.signal(9)
             writers.stop()
@@ -100,28 +103,29 @@ async def test_a_paused_leader_is_replaced_and_comes_back(tmp_path: Path) -> Non
 
 
 async def test_without_a_quorum_calls_end_in_time_and_say_who_is_missing(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("a", VECTOR)
         alive = await cluster.leader()
         for name in cluster.nodes:
             if name != alive:
                 cluster.kill(name)
-        for call in (client.search(VECTOR, 1, timeout=2.0), client.get("a", timeout=2.0)):
-            start = monotonic()
-            with pytest.raises(Unavailable) as missing:
-                await call
-            assert monotonic() - start < 3.0
-            for name in sorted(set(cluster.nodes) - {alive}):
-                assert name in str(missing.value)
+        calls = (
+            client.search(VECTOR, 1, timeout=2.0),
+            client.get("a", timeout=2.0),
+            client.insert("b", VECTOR, timeout=2.0),
+        )
         start = monotonic()
-        with pytest.raises(NeedleError):
-            await client.insert("b", VECTOR, timeout=2.0)
-        assert monotonic() - start < 3.0
+        *reads, write = await asyncio.gather(*calls, return_exceptions=True)
+        assert monotonic() - start < IN_TIME
+        assert isinstance(write, NeedleError)
+        for missing in reads:
+            assert isinstance(missing, Unavailable)
+            assert all(name in str(missing) for name in sorted(set(cluster.nodes) - {alive}))
         hits = await client.search_eventual(VECTOR, 1)
         assert [hit.id for hit in hits] == ["a"]
         with pytest.raises(Unavailable):
-            await client.search_eventual(VECTOR, 1, max_staleness=0.1, timeout=2.0)
-        await wait_for(lambda: _status(cluster, alive, 503), 5, "the survivor not being ready")
+            await client.search_eventual(VECTOR, 1, max_staleness=0.1, timeout=1.0)
+        await wait_for(lambda: _status(cluster, alive, 503), 60, "the survivor not being ready")
         assert (await cluster.http(alive, "/livez"))[0] == 200
         for name in cluster.nodes:
             if name != alive:

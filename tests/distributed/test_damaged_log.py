@@ -66,7 +66,7 @@ async def test_a_flipped_bit_in_an_entry_that_was_not_yet_applied_is_repaired_fr
         assert "this replica does not vote until it has fetched" in node.output()
         await client.insert("one more", vector(1))
         await client.step_down()  # a new term's no-op is what ends the repair at the latest
-        await wait_for(lambda: "this replica votes again" in node.output(), 10, "the end of the repair")
+        await wait_for(lambda: "this replica votes again" in node.output(), 60, "the end of the repair")
         cluster.kill(next(name for name in cluster.nodes if name != hurt))
         await client.insert("with its vote", vector(2))
 

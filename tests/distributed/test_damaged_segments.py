@@ -73,7 +73,7 @@ async def load(cluster: ProcessCluster) -> None:
         # Fewer rows than seal_rows may wait for their segment for ever.
         return all(held == names[0] for held in names) and rows > ROWS - 300 and used == [len(names[0])] * len(used)
 
-    await wait_for(all_there, 20, "the same index files everywhere")
+    await wait_for(all_there, 60, "the same index files everywhere")
 
 
 async def follower_of(cluster: ProcessCluster) -> str:
@@ -92,12 +92,12 @@ async def whole(cluster: ProcessCluster, name: str, wanted: list[Path]) -> None:
         same = [path.name for path in files] == [path.name for path in wanted]
         return same and [path.read_bytes() for path in files] == contents
 
-    await wait_for(back, 15, "the index files being whole again")
+    await wait_for(back, 60, "the index files being whole again")
 
     async def attached() -> bool:
         return await metric(cluster, name, SEGMENTS) == len(wanted)
 
-    await wait_for(attached, 10, "the index files being in use again")
+    await wait_for(attached, 60, "the index files being in use again")
 
 
 def remove(path: Path) -> None:
@@ -165,7 +165,7 @@ async def test_a_file_that_nobody_else_has_is_built_again(tmp_path: Path) -> Non
         async def rebuilt() -> bool:
             return await event(cluster, "node-1", "rebuilt") >= 1 and await event(cluster, "node-1", "corrupt") >= 1
 
-        await wait_for(rebuilt, 15, "the files being built again")
+        await wait_for(rebuilt, 60, "the files being built again")
         assert await hits(cluster.nodes["node-1"].address) == truth()
 
 
@@ -182,7 +182,7 @@ async def test_damage_under_a_running_node_is_found_by_the_scrub(role: str, tmp_
         async def found() -> bool:
             return await event(cluster, hurt, "corrupt") > before
 
-        await wait_for(found, 10, "the scrub finding it")
+        await wait_for(found, 60, "the scrub finding it")
         await whole(cluster, hurt, wanted)
         assert "it will be fetched or built again" in node.output()
         assert await hits(node.address) == truth()
@@ -202,7 +202,7 @@ async def test_a_file_that_is_cut_under_a_running_node_costs_at_most_a_restart(t
         try:
             assert await hits(node.address) == truth()
         except NeedleError:
-            await wait_for(lambda: not node.running(), 5, "the end of a node that could not answer")
+            await wait_for(lambda: not node.running(), 60, "the end of a node that could not answer")
         if not node.running():
             assert node.wait() == -7
             cluster.restart(hurt)

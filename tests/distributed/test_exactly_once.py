@@ -26,7 +26,7 @@ async def test_a_write_whose_answer_is_lost_is_not_executed_twice(tmp_path: Path
             async def all_executed() -> bool:
                 return await observer.count() == 20
 
-            await wait_for(all_executed, 5, "20 writes and a delete executed")
+            await wait_for(all_executed, 60, "20 writes and a delete executed")
             applied = (await observer.status()).last_applied
             assert not any(task.done() for task in [*writes, counted])
             proxy.drop_held()

@@ -38,4 +38,4 @@ async def test_killed_at(place: str, tmp_path: Path) -> None:
         async def writes() -> object:
             return await client.insert("again", VECTOR)
 
-        await wait_for(writes, 5, "a write after the restart")
+        await wait_for(writes, 60, "a write after the restart")

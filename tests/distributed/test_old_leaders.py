@@ -25,7 +25,7 @@ async def test_a_deaf_leader_that_hands_over_serves_nothing_old(tmp_path: Path) 
             writer = Writer(client)
             await writer.write()
             async with reading(pinned) as readers:
-                await wait_for(lambda: all(len(reader.answers) > 10 for reader in readers), 5, "reads before it")
+                await wait_for(lambda: all(len(reader.answers) > 10 for reader in readers), 60, "reads before it")
                 for (_, to), proxy in cluster.links.items():
                     if to == old:
                         proxy.silence("forward")
@@ -36,7 +36,7 @@ async def test_a_deaf_leader_that_hands_over_serves_nothing_old(tmp_path: Path) 
                     writer_there.acknowledged = writer.acknowledged
                     for _ in range(5):
                         await writer_there.write()
-                await wait_for(lambda: readers[0].refusals, 5, "the old leader refusing leased reads")
+                await wait_for(lambda: readers[0].refusals, 60, "the old leader refusing leased reads")
                 leaving.cancel()
                 await asyncio.gather(leaving, return_exceptions=True)
                 writer.check(readers)
@@ -48,7 +48,7 @@ async def test_a_leader_that_slept_past_its_lease_serves_nothing_old(tmp_path: P
         await writer.write()
         old = await cluster.leader()
         async with Pinned(cluster.nodes[old].address) as pinned, reading(pinned) as readers:
-            await wait_for(lambda: all(len(reader.answers) > 10 for reader in readers), 5, "reads before it")
+            await wait_for(lambda: all(len(reader.answers) > 10 for reader in readers), 60, "reads before it")
             cluster.pause(old)
             new = await majority(cluster, old)
             async with cluster.connect(new) as near:
@@ -58,7 +58,7 @@ async def test_a_leader_that_slept_past_its_lease_serves_nothing_old(tmp_path: P
                 known = [len(reader.refusals) for reader in readers]
                 # Every reader has asked again since then; those questions wait in the sleeping node's socket.
                 await wait_for(
-                    lambda: all(len(r.refusals) > n for r, n in zip(readers, known, strict=True)), 10, "later questions"
+                    lambda: all(len(r.refusals) > n for r, n in zip(readers, known, strict=True)), 60, "later questions"
                 )
                 cluster.resume(old)
                 known = [len(reader.refusals) + len(reader.answers) for reader in readers]

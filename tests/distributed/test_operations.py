@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.marked_documents import CALM
 from harness.process_cluster import NodeProcess, ProcessCluster, free_ports, wait_for
 from needle.base.errors import InMaintenance, InvalidArgument
 
@@ -12,7 +13,7 @@ VECTOR = [1.0] * 8
 
 
 async def test_step_down_moves_leadership_and_loses_no_write(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         before = await cluster.leader()
         writes = [asyncio.create_task(client.insert_if_absent(f"d{n}", VECTOR)) for n in range(200)]
         target = next(name for name in cluster.nodes if name != before)
@@ -26,7 +27,7 @@ async def test_step_down_moves_leadership_and_loses_no_write(tmp_path: Path) -> 
 
 
 async def test_maintenance_drains_a_leader_and_brings_it_back(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("a", VECTOR)
         node = await cluster.leader()
         await client.enter_maintenance_mode(node)
@@ -44,13 +45,13 @@ async def test_maintenance_drains_a_leader_and_brings_it_back(tmp_path: Path) ->
         await client.insert("b", VECTOR)
         await client.exit_maintenance_mode(node)
         assert (await client.node_status(node)).documents == 2
-        await cluster.ready(node, deadline=5)
+        await cluster.ready(node)
         await client.step_down(node)
         assert await cluster.leader() == node
 
 
 async def test_a_forced_election_elects_and_keeps_the_data(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("a", VECTOR)
         for name in cluster.nodes:
             await client.force_new_election(name)
@@ -61,7 +62,7 @@ async def test_a_forced_election_elects_and_keeps_the_data(tmp_path: Path) -> No
 
 
 async def test_a_node_is_added_as_learner_then_promoted_and_another_removed(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path, snapshot_threshold=40) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, snapshot_threshold=40, **CALM) as cluster, cluster.connect() as client:
         for n in range(120):
             await client.insert(f"d{n}", VECTOR)
         ports = free_ports(2)
@@ -104,7 +105,7 @@ async def test_a_node_is_added_as_learner_then_promoted_and_another_removed(tmp_
 
 
 async def test_sigterm_hands_over_and_exits_with_zero(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("a", VECTOR)
         leader = await cluster.leader()
         code = await asyncio.to_thread(cluster.terminate, leader)
@@ -116,7 +117,7 @@ async def test_sigterm_hands_over_and_exits_with_zero(tmp_path: Path) -> None:
 
 
 async def test_readyz_comes_back_after_every_restart(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path, snapshot_threshold=20) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, snapshot_threshold=20, **CALM) as cluster, cluster.connect() as client:
         leader = await cluster.leader()
         follower = next(name for name in cluster.nodes if name != leader)
         cluster.kill(follower)
@@ -127,4 +128,4 @@ async def test_readyz_comes_back_after_every_restart(tmp_path: Path) -> None:
         assert (await client.node_status(follower)).documents == 100
         cluster.kill(follower)
         cluster.restart(follower)
-        await wait_for(lambda: cluster.is_ready(follower), 10, "the follower being ready again")
+        await wait_for(lambda: cluster.is_ready(follower), 60, "the follower being ready again")

@@ -99,7 +99,7 @@ async def majority(cluster: LinkedCluster, without: str) -> str:
             seen = {(await client.node_status(cluster.nodes[name].address)).leader for name in others}
         return seen.pop() if len(seen) == 1 and not seen & {None, "", without} else None
 
-    return str(await wait_for(elected, 10, "a leader of the majority"))
+    return str(await wait_for(elected, 60, "a leader of the majority"))
 
 
 async def terms(client: Client, cluster: LinkedCluster) -> dict[str, int]:
@@ -141,7 +141,7 @@ async def test_a_leader_that_lost_its_majority_serves_no_old_value(fault, tmp_pa
             await first.write()
         old = await cluster.leader()
         async with Pinned(cluster.nodes[old].address) as pinned, reading(pinned) as readers:
-            await wait_for(lambda: all(len(reader.answers) > 10 for reader in readers), 5, "reads before the fault")
+            await wait_for(lambda: all(len(reader.answers) > 10 for reader in readers), 60, "reads before the fault")
             fault(cluster, old)
             new = await majority(cluster, old)
             async with cluster.connect(new) as client:
@@ -151,14 +151,14 @@ async def test_a_leader_that_lost_its_majority_serves_no_old_value(fault, tmp_pa
                 told = monotonic()
                 # The old leader is asked for a while after the newer value was acknowledged.
                 await wait_for(
-                    lambda: all(sum(at > told for at, _ in reader.refusals) > 2 for reader in readers), 10, "refusals"
+                    lambda: all(sum(at > told for at, _ in reader.refusals) > 2 for reader in readers), 60, "refusals"
                 )
                 writer.check(readers)
                 stale = [a for reader in readers for a in reader.answers if a.invoked > told and a.version < newest]
                 assert stale == []
                 cluster.heal()
                 await wait_for(
-                    lambda: pinned.version("x", ReadMode.EVENTUAL), 10, "the old leader serving eventual reads"
+                    lambda: pinned.version("x", ReadMode.EVENTUAL), 60, "the old leader serving eventual reads"
                 )
                 await writer.write()
         await cluster.equal_digests()
@@ -171,13 +171,13 @@ async def test_after_a_step_down_the_old_leader_serves_nothing_older_than_what_w
         for _ in range(3):
             old = await cluster.leader()
             async with Pinned(cluster.nodes[old].address) as pinned, reading(pinned) as readers:
-                await wait_for(lambda readers=readers: all(len(r.answers) > 10 for r in readers), 5, "leased reads")
+                await wait_for(lambda readers=readers: all(len(r.answers) > 10 for r in readers), 60, "leased reads")
                 writing = asyncio.create_task(writer.run())
                 try:
                     new = await operator.step_down()
                     assert new != old
                     known = len(writer.acknowledged)
-                    await wait_for(lambda known=known: len(writer.acknowledged) > known + 20, 5, "writes after it")
+                    await wait_for(lambda known=known: len(writer.acknowledged) > known + 20, 60, "writes after it")
                 finally:
                     writing.cancel()
                     await asyncio.gather(writing, return_exceptions=True)
@@ -198,7 +198,7 @@ async def test_a_follower_that_was_cut_off_does_not_disturb_the_leader(tmp_path:
         async def campaigning() -> bool:
             return (await client.node_status(cluster.nodes[lonely].address)).leader is None
 
-        await wait_for(campaigning, 5, "the lonely node missing its leader")
+        await wait_for(campaigning, 60, "the lonely node missing its leader")
         async with cluster.connect(*(name for name in cluster.nodes if name != lonely)) as near:
             writer = Writer(near)
             start = monotonic()
@@ -211,7 +211,7 @@ async def test_a_follower_that_was_cut_off_does_not_disturb_the_leader(tmp_path:
             async def caught_up() -> bool:
                 return await pinned.version("x", ReadMode.EVENTUAL) >= version
 
-            await wait_for(caught_up, 10, "the node that was away catching up")
+            await wait_for(caught_up, 60, "the node that was away catching up")
         assert await terms(client, cluster) == before
         assert await cluster.leader() == leader
 

@@ -26,7 +26,7 @@ def configs(directory: Path, nodes: int = 3) -> list[RaftConfig]:
             node_id=name,
             cluster_nodes=[f"{peer}=127.0.0.1:{port}" for peer, port in zip(names, ports, strict=True)],
             data_dir=str(directory / name),
-            election_timeout=timedelta(milliseconds=300),
+            election_timeout=timedelta(milliseconds=600),
             heartbeat_interval=0.05,
             dimensions=4,
         )
@@ -69,9 +69,9 @@ async def test_the_guides_example(tmp_path: Path) -> None:
         await leading[0].exit_maintenance_mode()
         to = leading[0].config.node_id
         other = next(cluster for cluster in clusters if not cluster.is_leader() and cluster is not leading[0])
-        await wait_for(other.leader, 5, "a leader")
+        await wait_for(other.leader, 60, "a leader")
         assert await other.step_down(to) == to
-        await wait_for(leading[0].is_leader, 5, "the old leader leading again")
+        await wait_for(leading[0].is_leader, 60, "the old leader leading again")
         await other.force_new_election()
         await other.wait_ready()
         assert await other.count() == 3
@@ -81,7 +81,7 @@ async def test_an_eventual_read_is_answered_here_without_the_others(tmp_path: Pa
     async with three_nodes(tmp_path) as clusters:
         await clusters[0].insert("a", [1, 0, 0, 0])
         last = clusters[2]
-        assert await wait_for(lambda: last.search_eventual([1, 0, 0, 0], 1), 5, "the document on node 3")
+        assert await wait_for(lambda: last.search_eventual([1, 0, 0, 0], 1), 60, "the document on node 3")
         await asyncio.gather(*(cluster.stop() for cluster in clusters[:2]))
         assert [hit.id for hit in await last.search_eventual([1, 0, 0, 0], 1)] == ["a"]
         with pytest.raises(Unavailable):

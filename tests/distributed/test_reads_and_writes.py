@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import needle
+from harness.marked_documents import CALM
 from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import AlreadyExists, CollectionNotFound, VersionMismatch, WrongCluster
 
@@ -115,7 +116,7 @@ async def test_the_synchronous_client_does_the_same(tmp_path: Path) -> None:
 
 
 async def test_health_and_metrics_over_http(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("a", [1.0] * 8)
         leader = await cluster.leader()
         assert (await cluster.http(leader, "/livez"))[0] == 200
@@ -134,4 +135,4 @@ async def test_health_and_metrics_over_http(tmp_path: Path) -> None:
         async def counted() -> bool:
             return "needle_writes_total 2.0" in (await cluster.http(leader, "/metrics"))[1]
 
-        assert await wait_for(counted, 5, "the session and the write being counted")
+        assert await wait_for(counted, 60, "the session and the write being counted")

@@ -24,7 +24,7 @@ VECTOR = [1.0] * 8
 async def refused(node: NodeProcess) -> str:
     """The last line of a node that must not start."""
     node.start()
-    await wait_for(lambda: not node.running(), 15, "the node giving up")
+    await wait_for(lambda: not node.running(), 60, "the node giving up")
     assert node.wait() == 1
     assert "Traceback" not in node.output(), node.output()
     return node.output().strip().splitlines()[-1]
@@ -73,7 +73,7 @@ async def test_a_port_in_use_is_named(setting: str, tmp_path: Path) -> None:
     assert "in use" in line
     free = node(tmp_path)  # what the failed start left behind is a directory that works
     free.start()
-    await wait_for(lambda: "listens on" in free.output(), 15, "the node listening")
+    await wait_for(lambda: "listens on" in free.output(), 60, "the node listening")
     free.signal(9)
     free.wait()
 
@@ -118,7 +118,7 @@ async def test_nodes_of_another_cluster_are_refused_by_name_and_disturb_nobody(t
             )
             stranger.start()
             try:
-                await wait_for(lambda: "other" in stranger.output() and "needle" in stranger.output(), 10, "a refusal")
+                await wait_for(lambda: "other" in stranger.output() and "needle" in stranger.output(), 60, "a refusal")
                 await client.insert("b", VECTOR)
                 assert (await client.status()).current_term == before.current_term
                 assert sorted((await client.status()).voters) == sorted(cluster.nodes)
@@ -172,7 +172,7 @@ async def test_a_node_whose_log_cannot_be_written_stops_with_2_and_the_others_go
             except NeedleError:
                 continue
             acknowledged.append(f"e{n}")
-        await wait_for(lambda: not failing.running(), 10, "the node stopping by itself")
+        await wait_for(lambda: not failing.running(), 60, "the node stopping by itself")
         assert failing.wait() == 2
         if limit > 64:
             assert "[disk_failed]" in failing.output().strip().splitlines()[-1]

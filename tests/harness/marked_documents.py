@@ -9,6 +9,7 @@ from needle.client import Client
 
 DOCUMENTS = 60
 CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
+"""For tests that name the leader: at the default of 150 ms a busy machine elects another one now and then."""
 
 
 def vector(n: int) -> list[float]:
@@ -42,5 +43,5 @@ async def follower_of(cluster: ProcessCluster) -> str:
 async def ended(cluster: ProcessCluster, name: str) -> int:
     """The exit code of a node that is expected to give up."""
     node = cluster.nodes[name]
-    await wait_for(lambda: not node.running(), 15, f"{name} giving up")
+    await wait_for(lambda: not node.running(), 60, f"{name} giving up")
     return node.wait()

@@ -32,7 +32,7 @@ class Crash(BaseException):
     """The process is gone."""
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+async def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Await a condition with a deadline; its first true value."""
     end = time.monotonic() + seconds
     while True:
@@ -302,7 +302,7 @@ class Cluster:
     def running(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.name in self.network.hosts]
 
-    async def leader(self, group: int = 0, seconds: float = 10.0, but: str = "") -> Node:
+    async def leader(self, group: int = 0, seconds: float = 60.0, but: str = "") -> Node:
         """The leader that a majority of the running nodes follow."""
 
         def agreed() -> Node | None:
@@ -317,7 +317,7 @@ class Cluster:
         found: Node = await until(agreed, seconds)
         return found
 
-    async def put(self, key: str, value: Any, group: int = 0, timeout: float = 5.0) -> int:
+    async def put(self, key: str, value: Any, group: int = 0, timeout: float = 30.0) -> int:
         """Write through whoever leads, retrying what is safe to retry; the index."""
         end = time.monotonic() + timeout
         while True:
@@ -330,7 +330,7 @@ class Cluster:
                     raise
             await asyncio.sleep(0.005)
 
-    async def converged(self, group: int = 0, seconds: float = 10.0) -> dict[str, Any]:
+    async def converged(self, group: int = 0, seconds: float = 60.0) -> dict[str, Any]:
         """Wait until all running nodes hold the same state."""
 
         def same() -> bool:

@@ -81,7 +81,7 @@ _steps = st.lists(st.one_of(_operations, st.just("reopen"), st.integers(0, 400))
 
 
 @given(_steps)
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[*HealthCheck])
 def test_it_is_a_dict_that_survives_restarts_and_torn_commits(tmp_path: Path, steps: list) -> None:
     directory = tmp_path / "log"
     shutil.rmtree(directory, ignore_errors=True)

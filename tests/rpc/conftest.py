@@ -119,7 +119,7 @@ def recorder():
 
 @pytest.fixture
 def until():
-    async def wait(condition, seconds=5.0):
+    async def wait(condition, seconds=30.0):
         async with asyncio.timeout(seconds):
             while not condition():  # noqa: ASYNC110 - conditions are of many kinds; none has an Event
                 await asyncio.sleep(0)

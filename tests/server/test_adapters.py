@@ -50,7 +50,7 @@ async def test_a_quick_call_is_made_at_once_while_calls_are_quick() -> None:
         asked = len(answers)
         for n in range(count):
             pool.call(lambda result, error: answers.append((result, error)), _where, quick=True)
-            await wait_for(lambda n=n: len(answers) > asked + n, 5, "an answer")
+            await wait_for(lambda n=n: len(answers) > asked + n, 30, "an answer")
         return [result for result, _ in answers[asked:]]
 
     first = await threads_used(40)
@@ -61,7 +61,7 @@ async def test_a_quick_call_is_made_at_once_while_calls_are_quick() -> None:
     pool.call(lambda result, error: answers.append((result, error)), _where, quick=True)
     assert len(answers) == 40, "calls take effect in order: it waits for the one that runs"
     gate.set()
-    await wait_for(lambda: len(answers) == 41, 5, "the answer")
+    await wait_for(lambda: len(answers) == 41, 30, "the answer")
     pool.call(lambda *_: None, threading.Event().wait, 0.05, quick=True)
     assert set(await threads_used(5)) == {"needle-test-0"}, "after a slow one"
     pool.close()
@@ -72,7 +72,7 @@ async def test_a_quick_call_hands_on_what_it_raises() -> None:
     for _ in range(40):
         count = len(errors)
         pool.call(lambda _, error: errors.append(error), {}.__getitem__, "x", quick=True)
-        await wait_for(lambda count=count: len(errors) > count, 5, "the error")
+        await wait_for(lambda count=count: len(errors) > count, 30, "the error")
     assert {type(error) for error in errors} == {KeyError}
     pool.close()
 
@@ -167,7 +167,7 @@ async def _ask(address: str, request: bytes) -> bytes:
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), 30)
     writer.close()
     return answer
 

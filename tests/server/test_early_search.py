@@ -66,7 +66,7 @@ def asked(leader: Leader, **fresh: object) -> asyncio.Task[HitBatch]:
 
 async def searched(leader: Leader) -> None:
     """Returns once the search has run, its round still open."""
-    await asyncio.wait_for(leader.begun.wait(), 5)
+    await asyncio.wait_for(leader.begun.wait(), 30)
     while not leader.searches:  # noqa: ASYNC110 - the next turns of the loop
         await asyncio.sleep(0)
 

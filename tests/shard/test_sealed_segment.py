@@ -19,6 +19,8 @@ from needle.shard.segment_files import finish_download
 from needle.shard.segment_plan import PublishedSegment
 from shard.vectors_util import brute, clustered, spec_of
 
+pytestmark = pytest.mark.xdist_group("sealed-segment")  # its tests share one large segment
+
 
 def build(
     directory: Path, data: np.ndarray, ordinals: np.ndarray | None = None, metric: Metric = Metric.COSINE, **options

@@ -33,7 +33,7 @@ def rows_of(data: np.ndarray, dead: set[int]):
     return rows
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
 @given(
     st.sampled_from(list(Metric)),
     st.integers(50, 900),

@@ -174,7 +174,7 @@ def run_log(replica: Replica, log: list[Applied], rng: random.Random, sizes: int
     return results
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
 @given(st.lists(commands(), max_size=40), st.integers(0, 2**32))
 def test_any_history_equals_the_model_across_batching_restarts_and_power_loss(history: list[Any], seed: int) -> None:
     rng, model, log = random.Random(seed), Model(), Log()

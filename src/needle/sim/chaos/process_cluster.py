@@ -28,7 +28,7 @@ from needle.base.errors import NeedleError
 from needle.server.connecting import Connecting
 from needle.server.free_ports import free_ports
 
-START_SECONDS = 15.0
+START_SECONDS = 60.0
 LOOK_SECONDS = 0.02
 
 
@@ -97,7 +97,7 @@ class NodeProcess:
             raise RuntimeError(f"{self.name} does not run; see {self.log}")
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """The exit code, once the process has ended."""
         if self.process is None:
             raise RuntimeError(f"{self.name} was never started")
@@ -179,7 +179,7 @@ class ProcessCluster:
                 node.signal(signal.SIGKILL)
         for node in self.nodes.values():
             if node.process is not None:
-                node.process.wait(20)
+                node.process.wait(60)
 
     # --- faults ------------------------------------------------------------------------------------------------------
     def kill(self, name: str) -> None:
@@ -213,7 +213,7 @@ class ProcessCluster:
         """A client that is told the addresses of these nodes (default: all)."""
         return needle.connect([self.nodes[name].address for name in names] or self.addresses, **options)
 
-    async def leader(self, deadline: float = 10.0) -> str:
+    async def leader(self, deadline: float = 60.0) -> str:
         """The id of the leader, once there is one that is running."""
         async with self.connect() as client:
 
@@ -223,7 +223,7 @@ class ProcessCluster:
 
             return str(await wait_for(running_leader, deadline, "a leader"))
 
-    async def equal_digests(self, deadline: float = 15.0) -> str:
+    async def equal_digests(self, deadline: float = 60.0) -> str:
         """Wait until all nodes have applied the same index, and return their digest; raises if it differs."""
         async with self.connect() as client:
 
@@ -242,7 +242,7 @@ class ProcessCluster:
         """(status, body) of GET; (0, reason) when the node does not answer."""
         host, _, port = self.nodes[name].http.rpartition(":")
         try:
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(5.0):
                 reader, writer = await asyncio.open_connection(host, int(port))
                 writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
                 answer = await reader.read()

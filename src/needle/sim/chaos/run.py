@@ -145,9 +145,10 @@ class ChaosRun:
     # --- faults ------------------------------------------------------------------------------------------------------
     async def _faults(self, history: Recorder) -> None:
         end = self._loop.time() + self.spec.seconds
-        for one in schedule(self.spec.seed, SHARDED_KINDS if self.spec.shards else KINDS):
-            await asyncio.sleep(min(one.calm, max(0.0, end - self._loop.time())))
-            if self._loop.time() >= end:
+        for done, one in enumerate(schedule(self.spec.seed, SHARDED_KINDS if self.spec.shards else KINDS)):
+            owed = done < self.spec.rounds
+            await asyncio.sleep(one.calm if owed else min(one.calm, max(0.0, end - self._loop.time())))
+            if self._loop.time() >= end and not owed:
                 return
             await self._round(one, history)
 

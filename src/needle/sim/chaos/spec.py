@@ -11,14 +11,15 @@ from needle.sim.spec import Profile
 
 
 class ChaosSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A run. shards: 0 for a cluster without shards. seconds: of faults and load. election_timeout,
-    heartbeat_interval: seconds, for every node."""
+    """A run. shards: 0 for a cluster without shards. seconds: of faults and load, or longer until
+    there were `rounds` of faults. election_timeout, heartbeat_interval: seconds, for every node."""
 
     seed: int
     nodes: int = 3
     shards: int = 0
     replication_factor: int = 3
     seconds: float = 300.0
+    rounds: int = 0
     election_timeout: float = 0.5
     heartbeat_interval: float = 0.1
     think_seconds: float = 0.05
