@@ -35,14 +35,25 @@ def test_batches_wait_until_somebody_reads(tmp_path: Path) -> None:
     replica, log = filled(tmp_path)
     replica.apply(log.add(Delete("c", ["a"])))
     assert replica.applied_index() == 3 and committed(tmp_path) == 2  # a new collection is read when it is opened
-    assert search(replica) == ["b"]
-    assert committed(tmp_path) == 3
+    assert search(replica) == ["b"] and committed(tmp_path) == 2  # what it found was committed before
+    assert replica.get("c", ["a"], False) == [] and committed(tmp_path) == 3
     replica.apply(log.add(put(["z"], [[1, 2, 2]])))
     assert committed(tmp_path) == 3
     assert [found.id for found in replica.get("c", ["a", "b", "z"], True)] == ["b", "z"]
     assert committed(tmp_path) == 4
     replica.apply(log.add(Delete("c", ["z"])))
     assert search(replica) == ["b"]
+
+
+def test_a_search_waits_for_the_commit_of_what_it_found_only(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    replica.apply(log.add(CreateCollection(spec("k")), put(["x"], [[1, 2, 3]], collection="k")))
+    replica.apply(log.add(put(["far"], [[90, 90, 90]])))
+    nearest = SearchRequest(collection="c", vector=floats([1, 2, 3]), k=1, exact=True, with_vectors=True)
+    assert replica.search(nearest).ids == ["a"] and committed(tmp_path) == 4
+    replica.apply(log.add(put(["near"], [[1, 2, 3]], [{"n": 1}]), Delete("c", ["a"])))
+    replica.apply(log.add(put(["y"], [[1, 2, 3]], collection="k")))
+    assert replica.search(nearest).ids == ["near"] and committed(tmp_path) == 8
 
 
 def test_many_rows_or_bytes_do_not_wait(tmp_path: Path) -> None:

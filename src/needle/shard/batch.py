@@ -341,6 +341,7 @@ class Batch:
         out = WriteSet(
             at=AppliedAt(index, term, conf, self._next_id), collections={}, removed=self.dropped, documents=[],
             vectors=[], ids={}, graves=[], manifests={}, sessions=sessions, sessions_removed=evicted,
+            first_rows={},
             holdings=None if self.fence in (None, self.stored.fence) else encode_holdings(self.fence.holdings),
         )  # fmt: skip
         for change in self.changes.values():

@@ -42,7 +42,9 @@ class CollectionChange:
         out.collections[collection_id] = self.record
         if self.manifest is not None:
             out.manifests[collection_id] = self.manifest
-        out.documents.extend(self.rows)
+        if self.rows:
+            out.documents.extend(self.rows)
+            out.first_rows[collection_id] = self.rows[0][0]
         out.vectors.extend(self._vector_rows())
         base = row_id(collection_id, 0)
         out.graves.extend((base | ordinal,) for ordinal in self.dead)

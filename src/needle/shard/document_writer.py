@@ -95,6 +95,13 @@ class DocumentWriter:
             with self._lock, disk_errors(self.path):
                 self._save()
 
+    def save_up_to(self, collection_id: int, row: int) -> None:
+        """The same for the documents of a collection up to this row: a search need not wait for the commits of a bulk
+        load if it has found older ones."""
+        waiting = self._waiting
+        if waiting is not None and row >= waiting.first_rows.get(collection_id, row + 1):
+            self.save()
+
     def _check(self) -> None:
         if isinstance(self._failed, StorageError):
             raise self._failed

@@ -74,6 +74,12 @@ class DocumentStore:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A read connection for this thread. Statements see every batch that was written before this call."""
         self.writer.save()
+        with self._connection() as connection:
+            yield connection
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One that sees what is committed."""
         with disk_errors(self.path):
             with self._guard:
                 connection = self._idle.pop() if self._idle else None
@@ -133,7 +139,9 @@ class DocumentStore:
         base = row_id(collection_id, 0)
         found: dict[int, StoredDocument] = {}
         column = "CAST(metadata AS TEXT)" if metadata else "''"
-        with self.reading() as connection:
+        if ordinals:
+            self.writer.save_up_to(collection_id, base | max(ordinals))
+        with self._connection() as connection:
             for start in range(0, len(ordinals), CHUNK):
                 part = padded([base | ordinal for ordinal in ordinals[start : start + CHUNK]])
                 marks = ",".join("?" * len(part))

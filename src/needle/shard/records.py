@@ -66,8 +66,8 @@ class Doomed(msgspec.Struct):
 
 class WriteSet(msgspec.Struct):
     """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
-    collection id and document id, None for one that is deleted. sessions: by id. size: bytes of the
-    log entries. holdings: None if unchanged."""
+    collection id and document id, None for one that is deleted. first_rows: the first of
+    `documents` of each collection. sessions: by id. size: bytes of the log entries. holdings: None if unchanged."""
 
     at: AppliedAt
     collections: dict[int, CollectionRecord]
@@ -79,6 +79,7 @@ class WriteSet(msgspec.Struct):
     manifests: dict[int, list[PublishedSegment]]
     sessions: dict[int, SessionRow]
     sessions_removed: list[int]
+    first_rows: dict[int, int]
     size: int = 0
     holdings: bytes | None = None
 
@@ -99,6 +100,8 @@ class WriteSet(msgspec.Struct):
         self.removed += later.removed
         self.documents += later.documents
         self.vectors += later.vectors
+        for collection_id, row in later.first_rows.items():
+            self.first_rows.setdefault(collection_id, row)
         self.ids.update(later.ids)
         self.graves += later.graves
         self.manifests.update(later.manifests)

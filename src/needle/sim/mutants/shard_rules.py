@@ -30,6 +30,13 @@ MUTANTS = (
         tests=("tests/shard/test_document_writer.py::test_batches_wait_until_somebody_reads",),
     ),
     Mutant(
+        name="searches-miss-what-waits",
+        breaks="a search does not have the documents committed that it found: they are not there",
+        edits=(Edit("shard.document_writer:DocumentWriter.save_up_to", "self.save()", "pass"),),
+        sim=True,
+        tests=("tests/shard/test_document_writer.py::test_a_search_waits_for_the_commit_of_what_it_found_only",),
+    ),
+    Mutant(
         name="commands-miss-what-waits",
         breaks="a write does not see the version that waits for its commit: two documents have one id",
         edits=(Edit("shard.document_writer:DocumentWriter.find", "if self._waiting is not None:", "if False:"),),
