@@ -63,8 +63,10 @@ def test_many_rows_or_bytes_do_not_wait(tmp_path: Path) -> None:
     replica.apply(log.add(put(["a"], [[1, 1, 1]])))  # four rows wait: three documents, and one that is superseded
     assert committed(tmp_path) == 4
     large, log = filled(tmp_path / "large")
-    large.apply(log.add(put(["c"], [[1, 1, 1]], [{"text": "x" * (1 << 20)}])))
-    assert committed(tmp_path / "large") == 3
+    large.apply(log.add(put(["c"], [[1, 1, 1]], [{"text": "x" * (15 << 10)}])))
+    assert committed(tmp_path / "large") == 2
+    large.apply(log.add(put(["d"], [[1, 1, 1]], [{"text": "x" * (16 << 10)}])))
+    assert committed(tmp_path / "large") == 4
 
 
 def test_commands_see_what_waits(tmp_path: Path) -> None:

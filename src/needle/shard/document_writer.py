@@ -73,7 +73,7 @@ class DocumentWriter:
                 self._connection.close()
 
     # --- batches of log entries --------------------------------------------------------------------------------------
-    def write(self, changes: WriteSet) -> None:
+    def write(self, changes: WriteSet, *, may_wait: bool) -> None:
         """Make one batch of entries part of the state. Not durable yet (module docstring). Raises StorageError."""
         with self._lock, disk_errors(self.path):
             self._check()
@@ -81,7 +81,8 @@ class DocumentWriter:
                 self._waiting = changes
             else:
                 self._waiting.merge(changes)
-            if changes.rare or self._waiting.rows >= self._rows_max or self._waiting.size >= WAITING_BYTES:
+            many = self._waiting.rows >= self._rows_max or self._waiting.size >= WAITING_BYTES
+            if many or changes.rare or not may_wait:
                 self._save()
 
     @property
