@@ -271,11 +271,14 @@ def test_large_parts_are_split_and_doubled_ids_keep_their_order() -> None:
 
 
 _values = st.one_of(st.integers(-3, 3), st.booleans(), st.none(), st.sampled_from(["a", "b", 1.0, 2.5]))
+_times = st.sampled_from(["2024-01-01T00:00:00Z", "2024-01-01T01:00:00+01:00"])
+_asked = st.one_of(_values, _times, _times.map(lambda text: {"$date": text}))
+_values = st.one_of(_values, _times)
 _documents = st.fixed_dictionaries({"a": _values, "b": _values})
 _leaf = st.one_of(
-    st.builds(Filter.eq, st.sampled_from(["a", "b", "c"]), _values),
-    st.builds(Filter.ne, st.sampled_from(["a", "b"]), _values),
-    st.builds(Filter.in_, st.sampled_from(["a", "b"]), st.lists(_values, max_size=3)),
+    st.builds(Filter.eq, st.sampled_from(["a", "b", "c"]), _asked),
+    st.builds(Filter.ne, st.sampled_from(["a", "b"]), _asked),
+    st.builds(Filter.in_, st.sampled_from(["a", "b"]), st.lists(_asked, max_size=3)),
 )
 _filters = st.recursive(
     _leaf,

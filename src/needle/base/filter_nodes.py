@@ -11,6 +11,8 @@ Semantics (docs/filters.md repeats them for users):
   complements, so they do hold for missing fields. `exists(field)` is true for null, {} and [] too.
 - Types: numbers compare with numbers (1 equals 1.0; integers are exact), strings with strings by code point, booleans
   equal booleans. Values of different types are different and never ordered; true is not 1.
+- An instant (`Instant`) compares with every string that is an RFC 3339 date-time, as a point in time (instants.py), and
+  with nothing else.
 - `between` is inclusive, and one element of an array must satisfy both ends. `contains` and `starts_with` look into a
   string, or any string of an array. `$all`: every given value equals the field (or an element of it). An empty
   `$in` or `$all` matches nothing, an empty `$nin` everything.
@@ -21,16 +23,17 @@ Pure: it knows neither the dict form (filters.py), nor bitmaps, nor SQLite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, assert_never
 
 import msgspec
 
-Scalar = str | int | float | bool | None
+from needle.base.filter_operators import OPERATORS, Scalar
 
 
 class Compare(msgspec.Struct, frozen=True):
-    """field <op> value. path: the field's segments. value: a scalar; a tuple for $in, $nin, $all, $between."""
+    """field <op> value. path: the field's segments. op: a name of OPERATORS. value: a scalar or an Instant; a tuple of
+    them for $in, $nin, $all, $between."""
 
     field: str
     path: tuple[str, ...]
@@ -76,61 +79,16 @@ def lookup(metadata: object, path: Sequence[str]) -> tuple[bool, list[Scalar]]:
     return True, found
 
 
-def kind(value: object) -> str:
-    """The type class that decides what a value compares with: null, bool, number, string or none of them."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int | float):
-        return "number"
-    return "string" if isinstance(value, str) else "none"
-
-
-def same(a: Scalar, b: Scalar) -> bool:
-    """Equality of two scalars; true is not 1, and 1 is 1.0."""
-    return a == b and isinstance(a, bool) == isinstance(b, bool)
-
-
-def ordered_test(op: str, bound: Any) -> Callable[[Any], bool]:
-    """The test of one value of the same type as `bound`, for $gt, $gte, $lt, $lte, $between."""
-    if op == "$gt":
-        return lambda value: bool(value > bound)
-    if op == "$gte":
-        return lambda value: bool(value >= bound)
-    if op == "$lt":
-        return lambda value: bool(value < bound)
-    if op == "$lte":
-        return lambda value: bool(value <= bound)
-    low, high = bound
-    return lambda value: bool(low <= value <= high)
-
-
-def _compare(node: Compare, present: bool, found: list[Scalar]) -> bool:
-    op, value = node.op, node.value
-    if op == "$exists":
-        return present is value
-    if op in ("$ne", "$nin"):
-        return not _compare(Compare(node.field, node.path, "$eq" if op == "$ne" else "$in", value), present, found)
-    if op == "$eq":
-        return any(same(item, value) for item in found) or (value is None and not present)
-    if op in ("$in", "$all"):
-        each = (_compare(Compare(node.field, node.path, "$eq", item), present, found) for item in value)
-        return any(each) if op == "$in" else bool(value) and all(each)
-    if op == "$contains":
-        return any(isinstance(item, str) and value in item for item in found)
-    if op == "$starts_with":
-        return any(isinstance(item, str) and item.startswith(value) for item in found)
-    test, wanted = ordered_test(op, value), kind(value[0] if op == "$between" else value)
-    return any(kind(item) == wanted and test(item) for item in found)
-
-
 def evaluate(node: Node, metadata: object) -> bool:
-    """Whether decoded JSON metadata matches. The definition of every operator."""
-    if isinstance(node, And):
-        return all(evaluate(child, metadata) for child in node.children)
-    if isinstance(node, Or):
-        return any(evaluate(child, metadata) for child in node.children)
-    if isinstance(node, Not):
-        return not evaluate(node.child, metadata)
-    return _compare(node, *lookup(metadata, node.path))
+    """Whether decoded JSON metadata matches: the definition of filters. What each operator means is in its table."""
+    match node:
+        case And(children):
+            return all(evaluate(child, metadata) for child in children)
+        case Or(children):
+            return any(evaluate(child, metadata) for child in children)
+        case Not(child):
+            return not evaluate(child, metadata)
+        case Compare():
+            return OPERATORS[node.op].holds(*lookup(metadata, node.path), node.value)
+        case _:
+            assert_never(node)

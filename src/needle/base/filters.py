@@ -1,30 +1,43 @@
 """Filters over JSON metadata: a builder, the MongoDB-style dict form, one canonical form.
 
-What they mean is in filter_nodes.py, and for users in docs/filters.md. Pure: it knows neither bitmaps nor SQLite.
+What they mean is in filter_nodes.py and filter_operators.py, and for users in docs/filters.md. Pure: it knows neither
+bitmaps nor SQLite.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, assert_never
 
 import msgspec
 
 from needle.base.config import Limits
 from needle.base.errors import InvalidArgument, invalid
-from needle.base.filter_nodes import And, Compare, Node, Not, Or, Scalar, evaluate, kind
+from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate
+from needle.base.filter_operators import OPERATORS, Operand, Scalar, kind
+from needle.base.instants import Instant, instant
 
 PATH_BYTES_MAX: Final = 512
 VALUES_MAX: Final = 10_000
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**64 - 1
 
-COMPARISONS: Final = (
-    *("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin"),
-    *("$between", "$contains", "$starts_with", "$exists", "$all"),
-)
-LOGIC: Final = ("$and", "$or", "$not")
+COMPARISONS: Final = tuple(OPERATORS)
+_JUNCTIONS: Final[dict[str, type[And] | type[Or]]] = {"$and": And, "$or": Or}
+LOGIC: Final = (*_JUNCTIONS, "$not")
+DATE: Final = "$date"
+
+
+class Moment(Protocol):
+    """A datetime with a time zone."""
+
+    def isoformat(self) -> str: ...
+    def utcoffset(self) -> Any: ...
+
+
+Value = Scalar | Moment
+Ordered = str | float | Moment
 
 
 class Filter:
@@ -39,39 +52,39 @@ class Filter:
         self.node, self._depth, self._nodes = node, depth, nodes
 
     @staticmethod
-    def eq(field: str, value: Scalar) -> Filter:
+    def eq(field: str, value: Value) -> Filter:
         return _leaf(field, "$eq", value)
 
     @staticmethod
-    def ne(field: str, value: Scalar) -> Filter:
+    def ne(field: str, value: Value) -> Filter:
         return _leaf(field, "$ne", value)
 
     @staticmethod
-    def gt(field: str, value: str | float) -> Filter:
+    def gt(field: str, value: Ordered) -> Filter:
         return _leaf(field, "$gt", value)
 
     @staticmethod
-    def gte(field: str, value: str | float) -> Filter:
+    def gte(field: str, value: Ordered) -> Filter:
         return _leaf(field, "$gte", value)
 
     @staticmethod
-    def lt(field: str, value: str | float) -> Filter:
+    def lt(field: str, value: Ordered) -> Filter:
         return _leaf(field, "$lt", value)
 
     @staticmethod
-    def lte(field: str, value: str | float) -> Filter:
+    def lte(field: str, value: Ordered) -> Filter:
         return _leaf(field, "$lte", value)
 
     @staticmethod
-    def in_(field: str, values: Sequence[Scalar]) -> Filter:
+    def in_(field: str, values: Sequence[Value]) -> Filter:
         return _leaf(field, "$in", values)
 
     @staticmethod
-    def not_in(field: str, values: Sequence[Scalar]) -> Filter:
+    def not_in(field: str, values: Sequence[Value]) -> Filter:
         return _leaf(field, "$nin", values)
 
     @staticmethod
-    def between(field: str, low: str | float, high: str | float) -> Filter:
+    def between(field: str, low: Ordered, high: Ordered) -> Filter:
         """low <= value <= high."""
         return _leaf(field, "$between", (low, high))
 
@@ -153,13 +166,24 @@ class Filter:
 
 
 def _to_dict(node: Node) -> dict[str, Any]:
-    if isinstance(node, Compare):
-        return {node.field: {node.op: list(node.value) if isinstance(node.value, tuple) else node.value}}
-    if isinstance(node, Not):
-        return {"$not": _to_dict(node.child)}
-    if not node.children:  # the filter {}, which matches everything
-        return {}
-    return {"$and" if isinstance(node, And) else "$or": [_to_dict(child) for child in node.children]}
+    match node:
+        case Compare():
+            return {node.field: {node.op: _plain(node.value)}}
+        case Not(child):
+            return {"$not": _to_dict(child)}
+        case And(children):  # {}, which matches everything, has none
+            return {"$and": [_to_dict(child) for child in children]} if children else {}
+        case Or(children):
+            return {"$or": [_to_dict(child) for child in children]}
+        case _:
+            assert_never(node)
+
+
+def _plain(value: Any) -> Any:
+    """An operand as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return {DATE: value.text} if isinstance(value, Instant) else value
 
 
 def _too_large(depth: int, nodes: int, limits: Limits) -> InvalidArgument:
@@ -212,6 +236,7 @@ def _encodes(text: str) -> bool:
 
 
 def _scalar(where: str, value: object, kinds: tuple[str, ...]) -> Any:
+    value = _typed(where, value)
     what = kind(value)
     fits = what in kinds
     if fits and isinstance(value, float):
@@ -225,30 +250,62 @@ def _scalar(where: str, value: object, kinds: tuple[str, ...]) -> Any:
     return value
 
 
-_ANY = ("null", "bool", "number", "string")
-_ORDERED = ("number", "string")
+def _typed(where: str, value: object) -> object:
+    """{"$date": text} and datetimes as Instants; anything else as it is."""
+    if isinstance(value, Mapping) and DATE in value:
+        text = value[DATE] if len(value) == 1 else None
+    elif hasattr(value, "isoformat") and hasattr(value, "utcoffset"):
+        text = value.isoformat()
+    else:
+        return value
+    at = instant(text) if isinstance(text, str) else None
+    if at is None:
+        form = '{"$date": "2024-01-01T00:00:00Z"} (RFC 3339), or in Python a datetime with a time zone'
+        raise invalid(where, dict(value) if isinstance(value, Mapping) else value, form)
+    return at
 
 
-def _operand(field: str, op: str, value: Any) -> Any:
-    where = f"filter {field} {op}"
-    if op in ("$eq", "$ne"):
-        return _scalar(where, value, _ANY)
-    if op in ("$gt", "$gte", "$lt", "$lte"):
-        return _scalar(where, value, _ORDERED)
-    if op in ("$contains", "$starts_with"):
-        return _scalar(where, value, ("string",))
-    if op == "$exists":
-        return _scalar(where, value, ("bool",))
+_ANY = ("null", "bool", "number", "string", "instant")
+_ORDERED = ("number", "string", "instant")
+
+
+def _ordered_value(where: str, value: object) -> Any:
+    bound = _scalar(where, value, _ORDERED)
+    if isinstance(bound, str) and instant(bound) is not None:
+        # It would miss in silence whatever is written in another zone or with another fraction.
+        raise invalid(
+            where, bound, f'{{"{DATE}": "{bound}"}} or a datetime, to compare instants; text is ordered by code point'
+        )
+    return bound
+
+
+def _values(where: str, value: object) -> Sequence[object]:
     if not isinstance(value, list | tuple | set | frozenset) or len(value) > VALUES_MAX:
         raise invalid(where, value, f"a list of at most {VALUES_MAX} values")
     if isinstance(value, set | frozenset):  # an order that does not depend on the hash seed
-        value = sorted(value, key=lambda item: (kind(item), str(item)))
-    if op == "$between":
-        pair = tuple(_scalar(where, item, _ORDERED) for item in value)
-        if len(pair) != 2 or kind(pair[0]) != kind(pair[1]):
-            raise invalid(where, value, "[low, high], both numbers or both strings")
-        return pair
-    return tuple(_scalar(where, item, _ANY) for item in value)
+        return sorted(value, key=lambda item: (kind(item), str(item)))
+    return value
+
+
+def _pair(where: str, value: object) -> Any:
+    pair = tuple(_ordered_value(where, item) for item in _values(where, value))
+    if len(pair) != 2 or kind(pair[0]) != kind(pair[1]):
+        raise invalid(where, value, "[low, high], both numbers, both strings or both instants")
+    return pair
+
+
+_OPERANDS: Final[dict[Operand, Callable[[str, Any], Any]]] = {
+    Operand.VALUE: lambda where, value: _scalar(where, value, _ANY),
+    Operand.ORDERED: _ordered_value,
+    Operand.TEXT: lambda where, value: _scalar(where, value, ("string",)),
+    Operand.FLAG: lambda where, value: _scalar(where, value, ("bool",)),
+    Operand.VALUES: lambda where, value: tuple(_scalar(where, item, _ANY) for item in _values(where, value)),
+    Operand.PAIR: _pair,
+}
+
+
+def _operand(field: str, op: str, value: Any) -> Any:
+    return _OPERANDS[OPERATORS[op].operand](f"filter {field} {op}", value)
 
 
 def _parse(value: object, limits: Limits, depth: int) -> Filter:
@@ -280,20 +337,20 @@ def _width(item: tuple[object, object]) -> int:
 def _parse_logic(op: str, below: object, limits: Limits, depth: int) -> Filter:
     if op == "$not":
         return _negate(_parse(below, limits, depth + 1), limits)
-    if op not in LOGIC:
+    if op not in _JUNCTIONS:
         known = ", ".join(LOGIC if op not in COMPARISONS else COMPARISONS)
         where = "a field's condition" if op in COMPARISONS else "this place"
         raise invalid("filter operator", op, f"in {where}, one of {known}")
     if not isinstance(below, list | tuple) or not below:
         raise invalid(f"filter {op}", below, "a non-empty list of filters")
     parts = [_parse(part, limits, depth + 1) for part in below]
-    return _combine(op, And if op == "$and" else Or, parts, limits)
+    return _combine(op, _JUNCTIONS[op], parts, limits)
 
 
 def _parse_field(field: object, below: object, limits: Limits, depth: int) -> list[Filter]:
     path = _path(field)
     name = ".".join(path)
-    if not isinstance(below, Mapping):
+    if not isinstance(below, Mapping) or DATE in below:
         return [_leaf(name, "$eq", below)]
     if not below:
         raise invalid(f"filter {name}", below, f"a value or operators: {', '.join(COMPARISONS)}, $not")

@@ -12,6 +12,7 @@ from typing import Any
 
 from needle.base.filter_nodes import And, Compare, Node
 from needle.base.filters import Filter
+from needle.base.instants import Instant
 from needle.base.routing.strategy import ShardStrategy, field_key
 
 COMBINATIONS_MAX = 64
@@ -42,5 +43,7 @@ def _collect(node: Node, values: dict[str, list[Any]]) -> None:
             _collect(child, values)
     elif isinstance(node, Compare) and node.op in ("$eq", "$in"):
         found = list(node.value) if node.op == "$in" else [node.value]
+        if any(isinstance(value, Instant) for value in found):
+            return  # equals strings without number, so it pins nothing
         if node.field not in values or len(found) < len(values[node.field]):
             values[node.field] = found

@@ -22,7 +22,9 @@ import msgspec
 from pyroaring import BitMap
 
 from needle.base.errors import StorageError
-from needle.base.filter_nodes import And, Compare, Node, Not, Or, Scalar, evaluate, kind, lookup
+from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate, lookup
+from needle.base.filter_operators import Scalar, kind
+from needle.base.instants import Instant
 
 VALUES_MAX: Final = 1_000_000
 FIELDS_MAX: Final = 64
@@ -214,7 +216,7 @@ class PayloadIndex:
         """The ordinals below `end` that are not in `dead` and whose metadata matches: exactly."""
         universe = BitMap(range(end)) - dead
         scanned = [path for path in dict.fromkeys(_paths(node)) if not self._ensure(path, end)]
-        if scanned:
+        if scanned or _asks_for_instants(node):
             return self._scan(node, end, universe)
         try:
             with self._guard:
@@ -269,6 +271,15 @@ class PayloadIndex:
             rows = self._rows(first, min(first + SCAN_ROWS, end))
             found.update(ordinal for ordinal, data in rows if evaluate(node, decode_metadata(data)))
         return found & universe
+
+
+def _asks_for_instants(node: Node) -> bool:
+    """Whether a comparison is with an instant: the bitmaps know texts only."""
+    if isinstance(node, Compare):
+        return any(isinstance(v, Instant) for v in (node.value if isinstance(node.value, tuple) else (node.value,)))
+    if isinstance(node, Not):
+        return _asks_for_instants(node.child)
+    return any(map(_asks_for_instants, node.children))
 
 
 def _paths(node: Node) -> Iterator[Path]:

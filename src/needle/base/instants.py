@@ -1,0 +1,73 @@
+"""RFC 3339 date-times as points in time: what `{"$date": ...}` and Python's datetimes in filters mean.
+
+`2024-01-01T00:00:00Z`, `2024-01-01T01:00:00+01:00` and `2024-01-01 00:00:00.000+00:00` are one instant. Fractions of a
+second may have any number of digits and are compared exactly. A date-time without a zone is no instant: it stands for
+another one in each zone. A leap second (23:59:60 UTC) is the first second of the next day.
+
+Pure; it must not know filters, nor the datetime module (who has a datetime hands in its text).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+_RFC3339: Final = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+)
+_DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_DAY_SECONDS: Final = 86_400
+
+InstantKey = tuple[int, str]
+"""(seconds since 1970 UTC, digits of the fraction without trailing zeros): orders and equals as the instants do."""
+
+
+class Instant(msgspec.Struct, frozen=True):
+    """A point in time: its RFC 3339 text and its key."""
+
+    text: str
+    key: InstantKey
+
+
+def instant(text: str) -> Instant | None:
+    """The instant that a text names; None if it is no RFC 3339 date-time."""
+    key = instant_key(text)
+    return None if key is None else Instant(text, key)
+
+
+def instant_key(text: str) -> InstantKey | None:
+    """The key of the instant that a text names; None if it is no RFC 3339 date-time."""
+    # Most strings are none: they leave here.
+    if len(text) < 20 or text[4] != "-" or text[7] != "-" or text[13] != ":":
+        return None
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second = (int(part) for part in match.group(1, 2, 3, 4, 5, 6))
+    if not 1 <= month <= 12 or not 1 <= day <= _days(year, month) or hour > 23 or minute > 59 or second > 60:
+        return None
+    offset = 0
+    if match[8]:
+        hours, minutes = int(match[9]), int(match[10])
+        if hours > 23 or minutes > 59:
+            return None
+        offset = (hours * 3600 + minutes * 60) * (1 if match[8] == "+" else -1)
+    at = _days_since_1970(year, month, day) * _DAY_SECONDS + hour * 3600 + minute * 60 + second - offset
+    if second == 60 and at % _DAY_SECONDS:
+        return None
+    return at, (match[7] or "").rstrip("0")
+
+
+def _days(year: int, month: int) -> int:
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    return 29 if month == 2 and leap else _DAYS[month - 1]
+
+
+def _days_since_1970(year: int, month: int, day: int) -> int:
+    """Of the proleptic Gregorian calendar, the year 0 included."""
+    year -= month <= 2
+    era, of_era = divmod(year, 400)
+    of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
+    return era * 146_097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719_468

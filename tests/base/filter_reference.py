@@ -1,0 +1,122 @@
+"""What a filter means, once more: written from docs/filters.md, on the dict form, with nothing of needle.base.
+
+Slow and plain on purpose. Tests compare the product with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from fractions import Fraction
+from typing import Any
+
+Found = tuple[bool, list[Any]]
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)  # noqa: UP017
+
+
+def matches(condition: dict[str, Any], metadata: Any) -> bool:
+    return all(_level(key, below, metadata) for key, below in condition.items())
+
+
+def _level(key: str, below: Any, metadata: Any) -> bool:
+    if key == "$and":
+        return all(matches(part, metadata) for part in below)
+    if key == "$or":
+        return any(matches(part, metadata) for part in below)
+    if key == "$not":
+        return not matches(below, metadata)
+    if not isinstance(below, dict) or "$date" in below:
+        return EACH["$eq"](_find(metadata, key.split(".")), below)
+    results = []
+    for op, value in below.items():
+        if op == "$not":
+            results.append(not matches({key: value}, metadata))
+        else:
+            results.append(EACH[op](_find(metadata, key.split(".")), value))
+    return all(results)
+
+
+def _find(metadata: Any, path: list[str]) -> Found:
+    """Whether something is there, and the scalars it stands for."""
+    if not isinstance(metadata, dict):
+        return False, []
+    return _below([metadata[path[0]]] if path[0] in metadata else [], path[1:])
+
+
+def _below(values: list[Any], path: list[str]) -> Found:
+    if not values:
+        return False, []
+    if path:
+        objects = [v for value in values for v in (value if isinstance(value, list) else [value])]
+        return _below([v[path[0]] for v in objects if isinstance(v, dict) and path[0] in v], path[1:])
+    scalars = [v for value in values for v in (value if isinstance(value, list) else [value])]
+    return True, [v for v in scalars if not isinstance(v, list | dict)]
+
+
+def _instant(text: str) -> Fraction | None:
+    parts = re.fullmatch(r"(.{10})[Tt ](.{8})(\.[0-9]+)?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))", text, re.DOTALL)
+    if parts is None or not re.fullmatch(r"[0-9:-]*", parts[1] + parts[2]):
+        return None
+    try:
+        at = datetime.fromisoformat(f"{parts[1]}T{parts[2]}+00:00")
+    except ValueError:
+        return None
+    if parts[4] and (int(parts[5]) > 23 or int(parts[6]) > 59):
+        return None
+    minutes = int(parts[5] or 0) * 60 + int(parts[6] or 0)
+    seconds = Fraction((at - EPOCH) // timedelta(seconds=1)) + Fraction(f"0{parts[3] or ''}")
+    return seconds - (minutes if parts[4] == "+" else -minutes) * 60
+
+
+def _typed(value: Any) -> tuple[str, Any]:
+    """(type class, something that compares)."""
+    if isinstance(value, dict):
+        return "instant", _instant(value["$date"])
+    if value is None or isinstance(value, bool | str):
+        return type(value).__name__, value
+    return "number", Fraction(value)
+
+
+def _as(type_: str, item: Any) -> Any:
+    """A stored scalar as a value of a type class; None if it is none."""
+    if type_ == "instant":
+        return _instant(item) if isinstance(item, str) else None
+    found, value = _typed(item)
+    return value if found == type_ else None
+
+
+def _eq(found: Found, value: Any) -> bool:
+    if value is None:
+        return not found[0] or None in found[1]
+    type_, wanted = _typed(value)
+    return any(_as(type_, item) == wanted and _as(type_, item) is not None for item in found[1])
+
+
+def _order(test: Callable[[Any, Any], bool]) -> Callable[[Found, Any], bool]:
+    def holds(found: Found, bound: Any) -> bool:
+        type_, wanted = _typed(bound)
+        return any(_as(type_, item) is not None and test(_as(type_, item), wanted) for item in found[1])
+
+    return holds
+
+
+def _between(found: Found, bounds: Any) -> bool:
+    return any(EACH["$gte"]((True, [item]), bounds[0]) and EACH["$lte"]((True, [item]), bounds[1]) for item in found[1])
+
+
+EACH: dict[str, Callable[[Found, Any], bool]] = {
+    "$eq": _eq,
+    "$ne": lambda found, value: not _eq(found, value),
+    "$gt": _order(lambda item, bound: bool(item > bound)),
+    "$gte": _order(lambda item, bound: bool(item >= bound)),
+    "$lt": _order(lambda item, bound: bool(item < bound)),
+    "$lte": _order(lambda item, bound: bool(item <= bound)),
+    "$between": _between,
+    "$in": lambda found, values: any(_eq(found, value) for value in values),
+    "$nin": lambda found, values: not any(_eq(found, value) for value in values),
+    "$all": lambda found, values: len(values) > 0 and all(_eq(found, value) for value in values),
+    "$contains": lambda found, text: any(isinstance(item, str) and item.find(text) >= 0 for item in found[1]),
+    "$starts_with": lambda found, text: any(isinstance(item, str) and item[: len(text)] == text for item in found[1]),
+    "$exists": lambda found, wanted: found[0] == wanted,
+}

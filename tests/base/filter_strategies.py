@@ -1,0 +1,65 @@
+"""Random metadata and random filters for hypothesis, the filters made from the table of operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from needle.base.filter_operators import OPERATORS, Operand
+
+INSTANTS = (
+    "2024-01-01T00:00:00Z",
+    "2024-01-01T00:00:00+00:00",
+    "2024-01-01 01:00:00.000+01:00",
+    "2023-12-31t19:00:00.0000001-05:00",
+    "2024-01-01T00:00:00.00000015z",
+    "2024-01-01T00:00:00.5Z",
+    "1969-12-31T23:59:59.999999Z",
+    "9999-12-31T23:59:59.999Z",
+)
+NO_INSTANTS = ("2024-01-01T00:00:00", "2024-01-01", "2024-13-01T00:00:00Z", "2024-01-01T00:00:00+24:00")
+LONG = "https://example.org/a/path/that/many/documents/share/and/that/is/long/"
+
+numbers = st.integers(-2, 2) | st.sampled_from(
+    [2**53, 2**53 + 1, float(2**53), 2**63 - 1, 2**63, 2**64 - 1, float(2**63), -(2**63), 0.5, 1.0, -0.0, 1e300, -1e300]
+)
+texts = st.sampled_from(
+    ["", "a", "ab", "abc", "b", "é", "\U0001f600", "\x00", "a\x00", "a\x00b", "x" * 64, "x" * 65]
+) | (st.sampled_from([LONG, LONG + "1", LONG + "2", LONG + "2" * 40, LONG[:47], LONG[:50], *NO_INSTANTS]))
+scalars = st.none() | st.booleans() | numbers | texts | st.sampled_from(INSTANTS)
+stored_numbers = st.sampled_from([2**64, 10**30, 10**400, -(2**63) - 1])
+trees = st.recursive(
+    scalars | stored_numbers,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
+    max_leaves=6,
+)
+documents = st.none() | scalars | st.dictionaries(st.sampled_from(["a", "b", "c"]), trees, max_size=3)
+paths = st.sampled_from(["a", "b", "a.b", "a.a.b", "c", "absent", "absent.a"])
+
+dates = st.sampled_from(INSTANTS).map(lambda text: {"$date": text})
+OPERANDS: dict[Operand, st.SearchStrategy[Any]] = {
+    Operand.VALUE: scalars | dates,
+    Operand.ORDERED: numbers | texts | dates,
+    Operand.TEXT: texts | st.sampled_from(["https://", "2024", LONG[:60]]),
+    Operand.FLAG: st.booleans(),
+    Operand.VALUES: st.lists(scalars | dates, max_size=3),
+    Operand.PAIR: st.tuples(numbers, numbers) | st.tuples(texts, texts) | st.tuples(dates, dates),
+}
+
+
+@st.composite
+def leaves(draw: st.DrawFn) -> dict[str, Any]:
+    operator = draw(st.sampled_from(list(OPERATORS.values())))
+    return {draw(paths): {operator.name: draw(OPERANDS[operator.operand])}}
+
+
+conditions = st.recursive(
+    leaves(),
+    lambda inner: st.one_of(
+        st.builds(lambda parts: {"$and": parts}, st.lists(inner, min_size=1, max_size=3)),
+        st.builds(lambda parts: {"$or": parts}, st.lists(inner, min_size=1, max_size=3)),
+        st.builds(lambda part: {"$not": part}, inner),
+    ),
+    max_leaves=5,
+)
