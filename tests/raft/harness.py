@@ -12,7 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from needle.raft.config import CoreConfig
-from needle.raft.messages import ConfState, Entry, EntryKind, HardState, Message, MessageType, Ready, SnapshotMeta
+from needle.raft.messages import (
+    ConfState,
+    DoubtKind,
+    Entry,
+    EntryKind,
+    HardState,
+    Message,
+    MessageType,
+    Ready,
+    SnapshotMeta,
+)
 from needle.raft.raft import Raft, Role
 from raft.checkers import Checkers
 
@@ -171,6 +181,9 @@ class Node:
     def pump(self) -> None:
         raft = self.core()
         self.cluster.checkers.check_commit(self)
+        doubt = raft.take_doubt()
+        # A rejection that overtakes the acknowledgement before it is the one doubt that good disks can give rise to.
+        assert doubt is None or doubt.kind == DoubtKind.LOST_MATCH, doubt
         while raft.has_ready(persist=self.writing is None):
             ready = raft.ready(persist=self.writing is None)
             self._send(ready.messages)
@@ -260,13 +273,13 @@ class Node:
             self.downloading.add(message.snapshot.index)
             self.later((0.001, 0.05), lambda: self._downloaded(message))
             return
-        self.raft.step(message, self.now())
+        assert not self.raft.step(message, self.now()), message
         self.pump()
 
     def _downloaded(self, message: Message) -> None:
         assert message.snapshot is not None
         self.downloading.discard(message.snapshot.index)
-        self.core().step(message, self.now())
+        assert not self.core().step(message, self.now()), message
         self.pump()
 
     # --- requests -----------------------------------------------------------------------------------------------

@@ -90,4 +90,6 @@ class Solo:
         self.settle()
 
     def ack(self, frm: str, index: int, round_id: int = 0) -> None:
-        self.receive(MessageType.APPEND_RESP, frm, self.raft.term, index=index, round=round_id)
+        """A member acknowledges entry `index`, as this node has it."""
+        term = self.raft.term_at(index) or 0
+        self.receive(MessageType.APPEND_RESP, frm, self.raft.term, index=index, log_term=term, round=round_id)

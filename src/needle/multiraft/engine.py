@@ -10,6 +10,7 @@ group. It must not know what a state machine stores, nor how messages travel.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -38,7 +39,10 @@ from needle.raft.messages import Message
 from needle.raft.raft import Raft
 from needle.raft.state import Role
 
+_log = logging.getLogger("needle.multiraft")
 _QUANTA_PER_HEARTBEAT = 10
+REFUSAL_LOG_SECONDS = 1.0
+"""At most so often a refused message is logged; all are counted."""
 Extra = tuple[LogWrite, asyncio.Future[None]]
 
 
@@ -94,6 +98,7 @@ class Engine:
         self._timers = Timers(config.heartbeat_interval / _QUANTA_PER_HEARTBEAT)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._refusal_logged_at = float("-inf")
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -373,14 +378,24 @@ class Engine:
         try:
             for group_id, message in messages:
                 group = self._groups.get(group_id)
-                if group is not None and message.to == self.node_id and message.frm == frm:
-                    group.receive(message, now)
-                    self.wake(group)
+                if group is None or message.to != self.node_id or message.frm != frm:
+                    continue
+                refusal = group.receive(message, now)
+                if refusal:
+                    self._refused(frm, group_id, refusal, now)
+                self.wake(group)
         except NeedleError as error:
             self._fail(error)
         except Exception as error:
             self._fail(Internal(f"a message of {frm} could not be handled: {error!r}"))
             raise
+
+    def _refused(self, frm: NodeId, group: GroupId, why: str, now: float) -> None:
+        """What comes from outside may be refused and counted; it is logged now and then."""
+        self.counters.messages_refused += 1
+        if now >= self._refusal_logged_at + REFUSAL_LOG_SECONDS:
+            self._refusal_logged_at = now
+            _log.warning("group %d: a message from %s is refused: %s", group, frm, why)
 
     async def on_call(self, frm: NodeId, method: str, body: bytes) -> bytes:
         """A peer's question: "raft.snapshot_chunk". Raises InvalidArgument for any other method."""

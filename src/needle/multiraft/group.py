@@ -151,12 +151,13 @@ class Group:
         self.raft.set_quiesced(self._host.maintenance or not self.may_vote)
 
     # --- messages in ------------------------------------------------------------------------------------------------
-    def receive(self, message: Message, now: float) -> None:
-        """One message from a peer."""
+    def receive(self, message: Message, now: float) -> str:
+        """One message from a peer. Returns why it is refused, "" if it is not."""
         if message.type == _SNAPSHOT:
-            self.snapshots.offered(message, self._persisting)
-        elif self.may_vote or message.type not in _VOTE_REQUESTS:
-            self.raft.step(message, now)
+            return self.snapshots.offered(message, self._persisting)
+        if self.may_vote or message.type not in _VOTE_REQUESTS:
+            return self.raft.step(message, now)
+        return ""
 
     # --- a loop turn ------------------------------------------------------------------------------------------------
     def take(self, turn: Turn, now: float, may_persist: bool) -> bool:

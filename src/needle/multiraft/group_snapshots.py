@@ -85,22 +85,23 @@ class SnapshotTraffic:
         return exported is not None and now - exported.used < self._host.config.snapshot_keep
 
     # --- as a follower ----------------------------------------------------------------------------------------------
-    def offered(self, message: Message, installing: bool) -> None:
-        """A leader offers a snapshot: fetch it first; the core sees the offer once the files are here."""
+    def offered(self, message: Message, installing: bool) -> str:
+        """A leader offers a snapshot: fetch it first; the core sees the offer once the files are here. Returns why the
+        offer is refused, "" if it is not."""
         meta, group = message.snapshot, self._group
         raft = group.raft
-        if meta is None or message.term < raft.term or meta.index <= raft.commit:
-            raft.step(message, self._host.clock.monotonic())
-            return
+        if meta is None or message.term < raft.term or meta.index <= raft.commit or raft.refuses(message):
+            return raft.step(message, self._host.clock.monotonic())
         if raft.applied < self._staged_index <= raft.commit:
-            return  # the core took an earlier one, whose files must stay until it is installed
+            return ""  # the core took an earlier one, whose files must stay until it is installed
         if self._fetch is not None and not self._fetch.done():
             if meta.descriptor == self._fetching or installing:
-                return
+                return ""
             self._fetch.cancel()
         if group.log.pending is None:
             self._fetching = meta.descriptor
             self._fetch = self._host.spawn(self._fetch_offer(message, meta))
+        return ""
 
     async def _fetch_offer(self, message: Message, meta: SnapshotMeta) -> None:
         host, group = self._host, self._group
@@ -111,7 +112,9 @@ class SnapshotTraffic:
             return
         if not host.stopped:
             self._staged_index = meta.index
-            group.raft.step(message, host.clock.monotonic())
+            refusal = group.raft.step(message, host.clock.monotonic())
+            if refusal:
+                _log.warning("group %d: the snapshot of %s is refused: %s", group.id, message.frm, refusal)
             host.wake(group)
 
     async def install(self, ready: Ready, meta: SnapshotMeta) -> None:

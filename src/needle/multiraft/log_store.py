@@ -38,6 +38,7 @@ from needle.multiraft.log_records import (
 )
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
 from needle.raft.messages import ConfState, HardState
+from needle.raft.plausible import TERM_ON_DISK_MAX
 
 SCAN_BYTES = 4 << 20
 GARBAGE_PER_WRITE = 512
@@ -226,6 +227,14 @@ class _Scan:
             raise CorruptLog(
                 f"{error.message}: its term and vote are unknown, so this node could vote twice. {REMEDY}",
                 **error.details,
+            )
+        if log.hard_state is not None and log.hard_state.term > TERM_ON_DISK_MAX:
+            raise CorruptLog(
+                f"Raft log of group {log.group}: its term {log.hard_state.term} is too high for another election, and "
+                "none that elections came to. Remedy: stop every node of the cluster, run `needle repair term` on each "
+                "data directory, start them again",
+                group=log.group,
+                term=log.hard_state.term,
             )
         for kind in (BOOTSTRAP, PENDING, REPAIR):
             if not self._records.get(kind, True):

@@ -1,21 +1,18 @@
 """The follower's side of replication: appends, heartbeats and snapshots from the leader of this term (paper, 5.3, 7).
 
 Invariant: the log is truncated only at a conflicting term and never at or below the commit index; an answer leaves
-only when what it acknowledges is durable.
+only when what it acknowledges is durable, and names the term of the last entry that it acknowledges.
 """
 
 from __future__ import annotations
 
-from needle.base.errors import Internal
 from needle.base.ids import NodeId
-from needle.raft.messages import Message, MessageType
+from needle.raft.messages import Doubt, DoubtKind, Message, MessageType
 from needle.raft.state import Role, State
 
 
 def follow(s: State, leader: NodeId) -> None:
     """A message of this term's leader has arrived: no vote and no campaign for an election timeout (lease rule 1)."""
-    if s.role is Role.LEADER:
-        raise Internal(f"two leaders in term {s.term}: {s.id} and {leader}")
     if s.role is not Role.FOLLOWER or s.leader != leader:
         s.become_follower(s.term, leader)
     else:
@@ -43,13 +40,37 @@ def _acknowledge(s: State, m: Message, index: int) -> None:
             index = max(index, earlier.index)
             round_id = max(round_id, earlier.round)
             waiting.pop()
-    waiting.append(Message(MessageType.APPEND_RESP, to=m.frm, frm=s.id, term=s.term, index=index, round=round_id))
+    waiting.append(
+        Message(
+            MessageType.APPEND_RESP,
+            to=m.frm,
+            frm=s.id,
+            term=s.term,
+            index=index,
+            log_term=s.log.term(index) or 0,
+            round=round_id,
+        )
+    )
+
+
+def _contradicts(s: State, m: Message) -> bool:
+    """Whether the append shows another entry at an index that is committed here: then an entry that counted as safe
+    was lost, here or by the quorum that elected this leader. Logs that agree at an index agree below it."""
+    at = min(m.index + len(m.entries), s.commit)
+    if m.index > at:
+        return False
+    term, own = m.entries[at - m.index - 1].term if at > m.index else m.log_term, s.log.term(at)
+    if own is None or own == term:
+        return False
+    s.doubt = Doubt(DoubtKind.COMMITTED, m.frm, at, own)
+    return True
 
 
 def on_append(s: State, m: Message) -> None:
     follow(s, m.frm)
     log = s.log
-    if m.index < s.commit:
+    if _contradicts(s, m) or m.index < s.commit:
+        # A leader that lacks what is committed here learns it from this answer (replication.on_append_answer).
         _acknowledge(s, m, s.commit)
         return
     if not log.matches(m.index, m.log_term):
@@ -77,8 +98,10 @@ def on_append(s: State, m: Message) -> None:
 
 def on_heartbeat(s: State, m: Message) -> None:
     follow(s, m.frm)
-    # The leader promises commit <= match. If the log is shorter, the disk lost data: an append will tell the leader.
-    if s.commit < m.commit <= s.log.last_index():
+    # The leader promises commit <= match. If the log is shorter, the disk lost data.
+    if m.commit > s.log.last_index():
+        s.doubt = Doubt(DoubtKind.LOST_OWN, m.frm, m.commit)
+    elif m.commit > s.commit:
         s.commit = m.commit
     answer = Message(MessageType.HEARTBEAT_RESP, to=m.frm, frm=s.id, term=s.term, round=m.round)
     if s.durable_hard_state.term == s.term:
@@ -89,10 +112,10 @@ def on_heartbeat(s: State, m: Message) -> None:
 
 def on_snapshot(s: State, m: Message) -> None:
     """The host has fetched and verified the snapshot's files; decide what becomes of it (etcd's restore)."""
-    follow(s, m.frm)
     meta = m.snapshot
     if meta is None:
-        raise Internal("a SNAPSHOT message without a snapshot")
+        return
+    follow(s, m.frm)
     if meta.index > s.commit:
         if s.log.matches(meta.index, meta.term):
             # All of it is in the log already: only the commit index is news.

@@ -34,6 +34,15 @@ def decode_conf(entry: Entry) -> ConfState:
         raise Internal(f"entry {entry.index} holds no readable configuration change: {error}") from error
 
 
+def readable_conf(entry: Entry) -> ConfState | None:
+    """The configuration in a CONF_CHANGE entry that a peer sent; None if it is none that a group could work with."""
+    try:
+        conf = _decoder.decode(entry.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return conf if conf.voters else None
+
+
 def check_change(change: ConfChange) -> None:
     """Raises InvalidArgument for a target that no leader may propose."""
     if change.leave:

@@ -6,12 +6,18 @@ Structs are plain data (msgspec only makes them cheap to create and to encode); 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Annotated
 
 import msgspec
 
 from needle.base.ids import NodeId
 
 NO_LEADER: NodeId = ""
+NUMBER_MAX = 1 << 62
+"""The highest term, index and round there is. Every format that they are stored in holds more; what a peer or a disk
+says beyond it is refused, so that the next one can always be encoded."""
+Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
+"""A term, an index or a round. Checked when a message or a record is decoded."""
 
 
 class EntryKind(IntEnum):
@@ -20,8 +26,8 @@ class EntryKind(IntEnum):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    index: int
-    term: int
+    index: Number
+    term: Number
     kind: int
     data: bytes
 
@@ -57,8 +63,8 @@ class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
     """What a snapshot replaces: the log up to (index, term), under `conf`. descriptor: opaque to the core; the host
     puts the manifest of the files to fetch there."""
 
-    index: int
-    term: int
+    index: Number
+    term: Number
     conf: ConfState
     descriptor: bytes = b""
 
@@ -82,8 +88,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     PRE_VOTE, VOTE: index/log_term = the candidate's last entry; force = campaign of a leadership transfer (lets
     voters disregard their leader's lease, never a lease the leader still serves from: it gave it up before).
     They and their answers carry hint/hint_term = index and term of the sender's commit index.
-    APPEND: entries follow (index, log_term); commit. APPEND_RESP: index = match, or the rejected index with
-    reject=True, hint/hint_term = where to go on (etcd's findConflictByTerm).
+    APPEND: entries follow (index, log_term); commit. APPEND_RESP: index, log_term = the last entry that the sender
+    vouches for, or the rejected index with reject=True, hint/hint_term = where to go on (etcd's findConflictByTerm).
     HEARTBEAT: commit <= min(match, commit); round = id of the confirmation round. HEARTBEAT_RESP echoes round.
     SNAPSHOT: snapshot. Every append, heartbeat and their answers echo `round` so that they too can confirm
     leadership; 0 when none is asked for.
@@ -92,17 +98,34 @@ class Message(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     type: int
     to: NodeId
     frm: NodeId
-    term: int
-    log_term: int = 0
-    index: int = 0
-    commit: int = 0
+    term: Number
+    log_term: Number = 0
+    index: Number = 0
+    commit: Number = 0
     entries: tuple[Entry, ...] = ()
     reject: bool = False
-    hint: int = 0
-    hint_term: int = 0
-    round: int = 0
+    hint: Number = 0
+    hint_term: Number = 0
+    round: Number = 0
     force: bool = False
     snapshot: SnapshotMeta | None = None
+
+
+class DoubtKind(IntEnum):
+    COMMITTED = 0  # the leader `peer` contradicts what is committed here at `index`, of `term`
+    UNKNOWN_MATCH = 1  # this node leads, and `peer` acknowledges an entry (`index`, `term`) that is not in its log
+    LOST_MATCH = 2  # this node leads, and `peer` no longer has `index`, which it acknowledged in this term
+    LOST_OWN = 3  # the leader `peer` counts on `index`, which this node's log lacks
+
+
+class Doubt(msgspec.Struct, frozen=True):
+    """A message that cannot be, unless somebody lost entries or it is forged. The core does not act on it; the host
+    asks `peer` itself before it believes it (multiraft/doubts.py)."""
+
+    kind: DoubtKind
+    peer: NodeId
+    index: int
+    term: int = 0
 
 
 class ReadState(msgspec.Struct, frozen=True):

@@ -12,13 +12,15 @@ from collections.abc import Callable
 
 from needle.base.errors import CorruptLog, Internal, MembershipChangePending, NotLeader, Overloaded
 from needle.base.ids import NodeId
-from needle.raft import election, follower, leadership, lease, membership, replication, rounds, transfer
+from needle.raft import election, follower, leadership, lease, membership, plausible, replication, rounds, transfer
 from needle.raft.config import CoreConfig
 from needle.raft.log import LogStorage, RaftLog
 from needle.raft.messages import (
     NO_LEADER,
+    NUMBER_MAX,
     ConfChange,
     ConfState,
+    Doubt,
     Entry,
     EntryKind,
     HardState,
@@ -28,7 +30,7 @@ from needle.raft.messages import (
     SnapshotMeta,
 )
 from needle.raft.progress import Progress
-from needle.raft.state import Role, State
+from needle.raft.state import FAR, Role, State
 
 __all__ = ["Raft", "Role"]
 
@@ -71,17 +73,31 @@ class Raft:
             raise CorruptLog(f"applied index {applied} lies outside the log, which covers {first - 1} to {last}")
         if hard_state.commit > last:
             raise CorruptLog(f"the log ends at {last}, but entries up to {hard_state.commit} were committed")
+        if not 0 <= max(hard_state.term, last) < NUMBER_MAX:
+            raise CorruptLog(f"term {hard_state.term} or last index {last} is not below {NUMBER_MAX}")
         self._s = State(config, RaftLog(storage), hard_state, conf, applied, now, random_timeout)
         self._persisting: Ready | None = None
         if conf.voters != (config.node_id,) or conf.voters_outgoing:
             self._s.reset_election_deadline()
 
     # --- inputs -------------------------------------------------------------------------------------------------
-    def step(self, message: Message, now: float) -> None:
-        """Take one message of a peer."""
+    def step(self, message: Message, now: float) -> str:
+        """Take one message of a peer, whatever it says. Returns why it was refused, "" if it was taken."""
         s = self._s
         s.now = now
         s.note_disk()
+        if s.retired:
+            return "this replica is retired"
+        refusal = plausible.why_not(s, message)
+        if not refusal:
+            self._step(s, message)
+        return refusal
+
+    def refuses(self, message: Message) -> str:
+        """Why `step` would refuse the message; "" if it would take it. Changes nothing."""
+        return plausible.why_not(self._s, message)
+
+    def _step(self, s: State, message: Message) -> None:
         kind, term = message.type, message.term
         if term < s.term:
             if kind in _FROM_LEADER:
@@ -110,6 +126,8 @@ class Raft:
         s = self._s
         s.now = now
         s.note_disk()
+        if s.retired:
+            return
         if s.role is Role.LEADER:
             leadership.tick(s)
             self._maybe_leave_joint()
@@ -119,6 +137,8 @@ class Raft:
     def next_deadline(self) -> float:
         """When `tick` must be called next, at the latest."""
         s = self._s
+        if s.retired:
+            return FAR
         if s.role is Role.LEADER:
             return min(s.heartbeat_due, s.commit_notice_at, s.transfer_deadline)
         return s.election_deadline
@@ -204,17 +224,33 @@ class Raft:
         s = self._s
         s.now = now
         s.note_disk()
-        if s.role is not Role.LEADER:
+        if s.role is not Role.LEADER and not s.retired:
             election.campaign(s)
 
     def set_quiesced(self, on: bool) -> None:
         """Maintenance: while on, never campaigns and ignores TIMEOUT_NOW; still votes and follows."""
         self._s.quiesced = on
 
+    def retire(self, now: float) -> None:
+        """This replica lost what others count on, or cannot tell: it never votes, leads, acknowledges or applies more.
+        What it was asked and did not answer is dropped."""
+        s = self._s
+        s.now = now
+        s.become_follower(s.term, NO_LEADER)
+        s.messages_after_persist.clear()
+        s.retired = True
+
+    def take_doubt(self) -> Doubt | None:
+        """A contradiction met since the last call; the host finds out what it means."""
+        doubt, self._s.doubt = self._s.doubt, None
+        return doubt
+
     # --- outputs ------------------------------------------------------------------------------------------------
     def has_ready(self, *, persist: bool = True, apply: bool = True) -> bool:
         """Whether `ready(persist=persist, apply=apply)` would carry something. Cheap."""
         s = self._s
+        if s.retired:
+            return bool(s.dropped_reads)
         if s.messages or s.reads or s.dropped_reads or s.snapshot_requests:
             return True
         if s.role is Role.LEADER and replication.wants_to_send(s):
@@ -397,6 +433,10 @@ class Raft:
     def conf(self) -> ConfState:
         """The configuration in force here."""
         return self._s.conf
+
+    def term_at(self, index: int) -> int | None:
+        """The term of an entry of the log; None if it is compacted away or beyond the end."""
+        return self._s.log.term(index)
 
     @property
     def leader_changes(self) -> int:

@@ -1,14 +1,15 @@
 """The leader's side of replication: what to send to whom, and what the answers mean (paper, 5.3 and 5.4.2).
 
-Invariant: only entries of the leader's own term are counted for commitment; a heartbeat never carries a commit index
-beyond what the member is known to hold; every state of a Progress has a way out that a heartbeat answer opens.
+Invariant: only entries of the leader's own term are counted for commitment; a member's match is an entry of this
+leader's log, of the term that the member named; a heartbeat never carries a commit index beyond what the member is
+known to hold; every state of a Progress has a way out that a heartbeat answer opens.
 """
 
 from __future__ import annotations
 
 from needle.base.ids import NodeId
 from needle.raft import rounds, transfer
-from needle.raft.messages import Entry, Message, MessageType, SnapshotMeta
+from needle.raft.messages import Doubt, DoubtKind, Entry, Message, MessageType, SnapshotMeta
 from needle.raft.progress import Progress, ProgressState
 from needle.raft.quorum import quorum_value
 from needle.raft.state import FAR, State
@@ -138,17 +139,41 @@ def _heard_from(s: State, m: Message) -> Progress | None:
     return progress
 
 
+def _is_vouched(s: State, m: Message) -> bool:
+    """Whether the entry that a member acknowledges is this leader's. If it is not, the member holds as committed what
+    this leader, which was elected to have all that is committed, does not have."""
+    own = s.log.term(m.index)
+    if own == m.log_term:
+        return True
+    if own is not None or m.index > s.log.last_index():
+        s.doubt = Doubt(DoubtKind.UNKNOWN_MATCH, m.frm, m.index, m.log_term)
+    return False  # compacted away: of no use for commitment, and appends cannot go on from there
+
+
+def _on_rejection(s: State, m: Message, progress: Progress) -> None:
+    if progress.state is ProgressState.SNAPSHOT:
+        return
+    hint, held = m.hint, progress.match
+    if m.hint_term > 0:
+        hint, _ = s.log.find_conflict_by_term(m.hint, m.hint_term)
+    if progress.rejected(m.index, hint, m.round):
+        s.append_wanted = True
+        if progress.match < held:
+            s.doubt = Doubt(DoubtKind.LOST_MATCH, m.frm, held)
+
+
 def on_append_answer(s: State, m: Message) -> None:
     """APPEND_RESP: the answer to an append or a snapshot of this term."""
+    vouched = m.reject or _is_vouched(s, m)
+    if not vouched and s.doubt is not None:
+        return
     progress = _heard_from(s, m)
     if progress is None:
         return
     if m.reject:
-        hint = m.hint
-        if m.hint_term > 0:
-            hint, _ = s.log.find_conflict_by_term(m.hint, m.hint_term)
-        if progress.state is not ProgressState.SNAPSHOT and progress.rejected(m.index, hint, m.round):
-            s.append_wanted = True
+        _on_rejection(s, m, progress)
+        return
+    if not vouched:
         return
     progress.match_round = max(progress.match_round, m.round)
     news = progress.acked(m.index)

@@ -16,7 +16,9 @@ from needle.raft.config import CoreConfig
 from needle.raft.log import RaftLog
 from needle.raft.messages import (
     NO_LEADER,
+    NUMBER_MAX,
     ConfState,
+    Doubt,
     Entry,
     EntryKind,
     HardState,
@@ -78,8 +80,10 @@ class State:
         self.reads: list[ReadState] = []
         self.dropped_reads: list[int] = []
         self.snapshot_requests: list[NodeId] = []
+        self.doubt: Doubt | None = None
 
         # election
+        self.retired = False
         self.quiesced = False
         self.votes: dict[NodeId, bool] = {}
         self.promise_until = now + config.election_timeout  # refuses votes until then (lease rule 1)
@@ -128,7 +132,7 @@ class State:
         return self.commit >= self.term_start
 
     def is_promotable(self) -> bool:
-        return membership.is_voter(self.conf, self.id) and self.log.snapshot is None
+        return membership.is_voter(self.conf, self.id) and self.log.snapshot is None and self.term < NUMBER_MAX
 
     def has_unapplied_conf_change(self) -> bool:
         """Whether a committed configuration change still waits to be applied here: then the configuration in force

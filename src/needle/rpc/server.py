@@ -236,6 +236,9 @@ class ServerConnection(FrameConnection):
     def _oneway(self, peer: Peer, payload: Payload) -> None:
         try:
             self.handler.on_oneway(peer, payload if isinstance(payload, bytes) else bytes(payload))
+        except ProtocolError as error:
+            self.stats.protocol_errors += 1
+            log.warning("one-way frame from %s (%s) is refused: %s", peer.node_id or "a client", self.remote, error)
         except Exception:
             self.stats.handler_failures += 1
             log.exception("one-way frame from %s (%s) failed", peer.node_id or "a client", self.remote)

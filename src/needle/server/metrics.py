@@ -229,7 +229,16 @@ class _NodeState(Collector):
     def _network(self) -> Iterator[Metric]:
         counters = self._node.host.counters
         turns = CounterMetricFamily("needle_raft_events", "What the Raft host did.", labels=["event"])
-        for name in ("turns", "persists", "applied_batches", "frames_in", "frames_out", "messages_in", "messages_out"):
+        for name in (
+            "turns",
+            "persists",
+            "applied_batches",
+            "frames_in",
+            "frames_out",
+            "messages_in",
+            "messages_out",
+            "messages_refused",
+        ):
             turns.add_metric([name], getattr(counters, name))
         yield turns
         drops = CounterMetricFamily("needle_rpc_dropped_frames", "One-way frames not sent to peers.")

@@ -133,8 +133,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "multiraft.group:Group.receive",
-                "elif self.may_vote or message.type not in _VOTE_REQUESTS:",
-                "else:",
+                "if self.may_vote or message.type not in _VOTE_REQUESTS:",
+                "if True:",
             ),
         ),
         tests=(_REPAIR + "test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_before",),

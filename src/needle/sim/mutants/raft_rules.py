@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from needle.sim.mutants.planting import Edit, Mutant
 
+_ANY = "tests/raft/test_any_message.py::"
 _ELECTION = "tests/raft/test_election.py::"
 _REPLICATION = "tests/raft/test_replication.py::"
 _MEMBERS = "tests/raft/test_membership_and_snapshots.py::"
@@ -20,7 +21,7 @@ MUTANTS = (
     Mutant(
         name="ack-before-fsync",
         breaks="a follower acknowledges entries before its disk holds them: an acknowledged write can be lost",
-        edits=(Edit("raft.follower:_acknowledge", "waiting.append(Message(", "s.send(Message("),),
+        edits=(Edit("raft.follower:_acknowledge", "waiting.append(\n        Message(", "s.send(\n        Message("),),
         sim=True,
         tests=(_REPLICATION + "test_an_ack_waits_for_the_fsync_and_a_heartbeats_answer_does_not",),
     ),
@@ -68,8 +69,34 @@ MUTANTS = (
     Mutant(
         name="pre-vote-changes-term",
         breaks="a pre-vote raises the voter's term: a node that comes back from a partition disturbs the leader",
-        edits=(Edit("raft.raft:Raft.step", "hypothetical = kind == MessageType.PRE_VOTE or (", "hypothetical = ("),),
+        edits=(Edit("raft.raft:Raft._step", "hypothetical = kind == MessageType.PRE_VOTE or (", "hypothetical = ("),),
         tests=(_ELECTION + "test_a_pre_vote_changes_nothing_at_the_voter",),
+    ),
+    Mutant(
+        name="terms-without-bound",
+        breaks="one frame raises the term to the highest there is: no election is possible ever after",
+        edits=(Edit("raft.plausible:why_not", "if m.term - s.term > TERM_JUMP_MAX:", "if False:"),),
+        tests=(_ANY + "test_a_term_out_of_reach_is_refused_and_the_next_election_works",),
+    ),
+    Mutant(
+        name="second-leader-followed",
+        breaks="a heartbeat of the leader's own term from another node deposes it",
+        edits=(Edit("raft.plausible:_from_leader", "if m.term == s.term:", "if False:"),),
+        tests=(_ANY + "test_a_second_leader_of_a_term_is_refused_by_the_leader_and_by_its_followers",),
+    ),
+    Mutant(
+        name="match-believed",
+        breaks="a leader believes whatever index a member names: it counts entries that are nowhere",
+        edits=(Edit("raft.replication:_is_vouched", "if own == m.log_term:", "if True:"),),
+        tests=(_ANY + "test_a_leader_believes_no_match_that_it_cannot_vouch_for",),
+    ),
+    Mutant(
+        name="commit-acknowledged-unseen",
+        breaks="a follower acknowledges its own commit index to a leader that contradicts it: replicas that differ",
+        edits=(
+            Edit("raft.follower:on_append", "if _contradicts(s, m) or m.index < s.commit:", "if m.index < s.commit:"),
+        ),
+        tests=(_ANY + "test_a_follower_doubts_a_leader_that_contradicts_what_is_committed_here",),
     ),
     Mutant(
         name="no-check-quorum",
