@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from needle.base.commands import (
 from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, InvalidArgument
 from needle.base.model import CollectionSpec, IndexParams, Metric, SearchRequest
-from needle.shard.validation import check_command, check_search
+from needle.shard.validation import _depth, check_command, check_search
 from shard.replica_util import floats, put
 
 LIMITS = Limits(batch_documents_max=5, batch_bytes_max=2000, metadata_bytes_max=200, collections_max=3)
@@ -143,3 +144,41 @@ def test_bad_searches(field: str, value: Any) -> None:
 def test_bad_queries(vector: bytes) -> None:
     with pytest.raises(InvalidArgument, match="vector"):
         check_search(SearchRequest(collection="c", vector=vector, k=1), SPECS["c"], LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        (b'{"a": [{"b": []}]}', 4),
+        (rb'["[[[\"[[[", "\\", [["]]"]]]', 3),
+        (rb'{"\\\"[": "\\\\"}', 1),
+        (b"1", 0),
+        (b'"' + b"[" * 70 + b'"', 0),
+        (b"[" + b"[]," * 70 + b"[]]", 2),
+    ],
+)
+def test_brackets_in_strings_are_not_nesting(text: bytes, depth: int) -> None:
+    assert _depth(text) == depth
+
+
+def test_many_brackets_cost_no_step_a_byte() -> None:
+    """Lines that the interpreter ran, not seconds."""
+    small, large = (b"[" + b'{"a":"x"},' * count + b"1]" for count in (70, 7000))
+    assert _lines(small) == _lines(large)
+
+
+def _lines(text: bytes) -> int:
+    count = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal count
+        count += event == "line" and frame.f_code is _depth.__code__
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        _depth(text)
+    finally:
+        sys.settrace(before)
+    return count

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from needle.base import commands
+from needle.server import rpc_service
 from needle.sim.__main__ import main
 from needle.sim.disk import LogDisk
 from needle.sim.runner import run, shrink
@@ -81,3 +83,17 @@ def test_the_command_prints_one_line_a_seed_and_a_summary(capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("seed 3, 3 nodes: ok")
     assert out[-1].startswith("1 seeds, 0 failed")
+
+
+def test_work_that_holds_a_nodes_loop_is_seen_and_named(monkeypatch):
+    judge = rpc_service._judged
+
+    def slowly(hosted, call):
+        for _ in range(200_000):
+            commands.decode(call.command)
+        return judge(hosted, call)
+
+    monkeypatch.setattr(rpc_service, "_judged", slowly)
+    report, _ = run(Spec(seed=1, seconds=5))
+    assert report.checker == "event loop"
+    assert "needle.base.commands:decode held" in report.failure

@@ -21,6 +21,7 @@ from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.server.cluster_main import cluster_node
 from needle.server.cluster_node import ClusterOptions
 from needle.server.http import HttpServer
+from needle.server.loop_watch import LoopWatch
 from needle.server.metrics import NodeMetrics
 from needle.server.node import Node
 from needle.server.ports import system_ports
@@ -43,9 +44,11 @@ async def run_node(
     ports = metrics.measured(system_ports(config, failpoint=failpoint))
     node = Node(config, ports) if options is None else cluster_node(config, ports, options)
     http: HttpServer | None = None
+    watch = LoopWatch()
     try:
         await node.start()
-        metrics.watch(node)
+        watch.start()
+        metrics.watch(node, watch)
         if config.http_address is not None:
             http = HttpServer(config.http_address, node, metrics)
             await http.start()
@@ -67,6 +70,7 @@ async def run_node(
         _say(f"node {config.node_id} stops: {failure}")
     if http is not None:
         http.draining = True
+    watch.stop()
     await node.stop(hand_over=failure is None)
     if http is not None:
         await http.stop()

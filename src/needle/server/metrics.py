@@ -21,6 +21,7 @@ from needle.base.runtime import Clock
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
 from needle.server.cluster_health import HealthWatch
 from needle.server.cluster_node import ClusterNode
+from needle.server.loop_watch import LoopWatch
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 
@@ -98,7 +99,7 @@ class NodeMetrics:
 
         return dataclasses.replace(ports, open_store=open_store)
 
-    def watch(self, node: Node) -> None:
+    def watch(self, node: Node, loop: LoopWatch | None = None) -> None:
         """Read this node's state at every scrape, and observe its calls."""
         health: HealthWatch | None = None
         searched, written = protocol.SEARCH, protocol.WRITE
@@ -108,6 +109,8 @@ class NodeMetrics:
             node.router.stats.on_search = self._routed
             health = node.watch_health() if node.config.http_address is not None else None
         self._registry.register(_NodeState(node, health))
+        if loop is not None:
+            self._registry.register(_LoopState(loop))
         calls = {name: self._calls.labels(name) for name in (protocol.WRITE, protocol.SEARCH, protocol.GET)}
         searches, writes, failures = self._searches.observe, self._writes.inc, self._failures
 
@@ -133,6 +136,29 @@ class NodeMetrics:
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self._registry)
+
+
+class _LoopState(Collector):
+    """What held the event loop."""
+
+    def __init__(self, watch: LoopWatch) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterator[Metric]:
+        watch = self._watch
+        times = CounterMetricFamily(
+            "needle_loop_stalls", "Times the event loop was seen held for over 10 ms of CPU.", labels=["function"]
+        )
+        seconds = CounterMetricFamily(
+            "needle_loop_stall_seconds", "CPU time of these, by the function seen most in it.", labels=["function"]
+        )
+        for name, count in list(watch.times.items()):
+            times.add_metric([name], count)
+            seconds.add_metric([name], watch.seconds[name])
+        longest = GaugeMetricFamily(
+            "needle_loop_stall_longest_seconds", "CPU time of the longest.", value=watch.longest
+        )
+        yield from (times, seconds, longest)
 
 
 class _NodeState(Collector):

@@ -58,6 +58,9 @@ FORWARD_SECONDS = 2.0
 AFTER_SECONDS_MAX = 1.0
 """How long a caller may wait for a new leader in one call."""
 
+JUDGED_BYTES_MAX = 64 * 1024
+"""A larger command is checked in a thread: 16 MB of JSON take a third of a second, and heartbeats cannot wait."""
+
 
 class ServedNode(Protocol):
     """The node, as its service sees it."""
@@ -155,10 +158,14 @@ class RpcService:
         if not hosted.settled:
             await hosted.settle(timeout)
         await hosted.be_up_to_date(timeout)
+        if len(call.command) > JUDGED_BYTES_MAX:
+            return await host.propose(group, await self._node.blocking(_judged, hosted, call), timeout)
         return await host.propose(group, _judged(hosted, call), timeout)
 
     def _may_write_now(self, call: WriteCall) -> bool:
         """Whether nothing has to be waited for before the write can be proposed: nearly always."""
+        if len(call.command) > JUDGED_BYTES_MAX:
+            return False
         hosted = self._node.groups.get(call.group)
         return hosted is not None and hosted.settled and hosted.up_to_date and self._host.is_leader(call.group)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -37,6 +38,8 @@ VERSION_MAX: Final = 2**63 - 1
 METADATA_DEPTH_MAX: Final = 64
 EF_MAX: Final = 100_000
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
+
+_NO_BRACKET: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 FindSpec = Callable[[str], CollectionSpec | None]
 
@@ -126,7 +129,7 @@ def _check_ids(ids: list[str], limits: Limits) -> None:
         if not id_ or len(id_) > limits.id_bytes_max or len(_utf8("id", id_)) > limits.id_bytes_max:
             raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
     if len(set(ids)) != len(ids):
-        twice = next(id_ for at, id_ in enumerate(ids) if id_ in ids[:at])
+        twice = next(id_ for id_, count in Counter(ids).items() if count > 1)
         raise invalid("ids", twice, "different ids within one batch; this one is there twice")
 
 
@@ -165,20 +168,14 @@ def _check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
 
 
 def _depth(text: bytes) -> int:
-    """Deepest nesting of [ and { outside of strings."""
-    depth = deepest = 0
-    inside = escaped = False
-    for byte in text:
-        if inside:
-            escaped, inside = byte == 0x5C and not escaped, byte != 0x22 or escaped
-        elif byte == 0x22:
-            inside = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
+    """Deepest nesting of [ and { outside of strings. Nothing here is done a byte: metadata may be long."""
+    # In a run of backslashes each escapes the next; once these pairs and the escaped quotes are gone, every quote left
+    # begins or ends a string.
+    plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside = b"".join(plain.split(b'"')[::2])
+    brackets = np.frombuffer(outside.translate(None, delete=_NO_BRACKET), np.uint8)
+    steps = np.where((brackets == ord("[")) | (brackets == ord("{")), 1, -1)
+    return int(np.cumsum(steps).max(initial=0))
 
 
 def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | None = None) -> npt.NDArray[np.float32]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from needle.sim.process import CURRENT, Killed, Process
+from needle.sim.stalls import StallMeter
 
 T = TypeVar("T")
 
@@ -52,6 +53,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self.steps = 0
         self.after_step: Callable[[Process], None] | None = None
         self.on_unhandled: Callable[[Process | None, BaseException | None, str], None] | None = None
+        self.meter: StallMeter | None = None
+        """Measures the callbacks of all processes but the world's own."""
         self.set_task_factory(self._make_task)
 
     # --- scheduling ---------------------------------------------------------------------------------------------------
@@ -126,6 +129,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _run_some(self, process: Process, count: int) -> None:
         ready = process.ready
+        meter = self.meter if process.is_node else None
         while count and ready and not process.paused:
             count -= 1
             handle = ready.popleft()
@@ -133,7 +137,10 @@ class SimLoop(asyncio.BaseEventLoop):
                 continue
             self.steps += 1
             self._instant_steps += 1
-            handle._run()
+            if meter is None:
+                handle._run()
+            else:
+                meter.run(handle)
         if self._instant_steps > STEPS_PER_INSTANT_MAX:
             raise SimulationError(f"run-away: {self._instant_steps} callbacks at t={self._now:.6f}, last in {process}")
         if self.after_step is not None:
@@ -149,6 +156,10 @@ class SimLoop(asyncio.BaseEventLoop):
         if timers[0][0] > self._now:
             self._now = timers[0][0]
             self._instant_steps = 0
+
+    def excused(self, work: Callable[..., T], *args: object) -> T:
+        """Run `work` in a callback of a node without counting it as the loop's."""
+        return work(*args) if self.meter is None else cast("T", self.meter.excused(work, *args))
 
     # --- processes ----------------------------------------------------------------------------------------------------
     def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> SimTask:

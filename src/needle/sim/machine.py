@@ -107,7 +107,7 @@ class SimPool:
         if self._device is not None and self._device.hold(lambda: self._resume(future, fn, args, after)):
             return
         try:
-            result = fn(*args)
+            result = self._loop.excused(fn, *args)
         except Exception as error:  # noqa: BLE001  # handed to the awaiting caller, unchanged
             self._answer(after, self._fail, future, error)
         else:

@@ -57,7 +57,7 @@ class SimMachine:
         if self.process is not None:
             raise RuntimeError(f"{self.name} already runs a process")
         self.incarnation += 1
-        self.process = Process(self.name, self.incarnation)
+        self.process = Process(self.name, self.incarnation, is_node=True)
         return self.process
 
     def crash(self, *, power_cut: bool) -> None:

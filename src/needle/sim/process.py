@@ -23,10 +23,11 @@ class Killed(BaseException):
 class Process:
     """A process of machine `name`. Callbacks belong to the process whose context they were scheduled in."""
 
-    __slots__ = ("alive", "context", "incarnation", "name", "paused", "ready", "tasks", "tasks_checked_at")
+    __slots__ = ("alive", "context", "incarnation", "is_node", "name", "paused", "ready", "tasks", "tasks_checked_at")
 
-    def __init__(self, name: str, incarnation: int) -> None:
+    def __init__(self, name: str, incarnation: int, *, is_node: bool = False) -> None:
         self.name = name
+        self.is_node = is_node
         self.incarnation = incarnation
         self.alive = True
         self.paused = False

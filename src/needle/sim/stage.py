@@ -20,6 +20,7 @@ from needle.sim.network import SimNetwork
 from needle.sim.observer import Observer
 from needle.sim.process import Process
 from needle.sim.spec import Profile, Spec
+from needle.sim.stalls import StallMeter
 from needle.sim.trace import Trace
 from needle.sim.violation import Violation
 
@@ -43,6 +44,7 @@ class Stage:
         self._violation: BaseException | None = None
         self.broken: Callable[[], Violation | None] = lambda: None
         self.loop.after_step = self._after_step
+        self.loop.meter = StallMeter(self._stalled)
         self.loop.on_unhandled = self._unhandled
         self.network.tap = self._tap
 
@@ -57,12 +59,17 @@ class Stage:
         collecting = gc.isenabled()
         gc.disable()
         failure: BaseException | None = None
+        meter = self.loop.meter
         try:
+            if meter is not None:
+                meter.start()
             self.loop.run_until_complete(main)
             gc.collect()  # a task whose exception nobody retrieved says so when it is collected
         except (Violation, SimulationError) as error:
             failure = error
         finally:
+            if meter is not None:
+                meter.stop()
             self._tear_down(at_end)
             if collecting:
                 gc.enable()
@@ -131,9 +138,13 @@ class Stage:
     def guard(self, action: Callable[[], None]) -> None:
         """Run a checker on behalf of a port: a violation is kept, and the process goes on until the step ends."""
         try:
-            action()
+            self.loop.excused(action)
         except Violation as violation:
             self._violation = self._violation or violation
+
+    def _stalled(self, function: str, seconds: float) -> None:
+        text = f"{function} held a node's event loop for {1000 * seconds:.0f} ms of CPU time"
+        self._violation = self._violation or Violation("event loop", text)
 
     def _unhandled(self, process: Process | None, error: BaseException | None, message: str) -> None:
         if isinstance(error, Violation):

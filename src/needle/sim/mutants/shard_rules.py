@@ -10,6 +10,18 @@ _SEGMENTS = "tests/shard/test_segment_set.py::"
 
 MUTANTS = (
     Mutant(
+        name="writes-judged-slowly",
+        breaks="a write is decoded again for each of its bytes on the event loop: heartbeats of all groups wait",
+        edits=(
+            Edit(
+                "server.rpc_service:_judged",
+                "command = commands.decode(call.command)",
+                "command = [commands.decode(call.command) for _ in range(400 * len(call.command))][0]",
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
         name="applied-index-outside-transaction",
         breaks="the applied index is committed after the data (etcd#13766): a crash in between applies entries twice",
         edits=(
