@@ -23,6 +23,7 @@ ROWS = 3000
 SETTINGS = {
     "dimensions": DIMENSIONS,
     "snapshot_threshold": 20,
+    "log_bytes_max": 1 << 20,
     "segments": {"seal_rows": 500, "ship_timeout": 600.0},
     "election_timeout": 0.5,
     "heartbeat_interval": 0.1,

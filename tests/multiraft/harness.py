@@ -10,10 +10,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import xxhash
 
 from multiraft.wal_util import open_wal
@@ -23,7 +24,7 @@ from needle.multiraft.files import Files
 from needle.multiraft.host import Host
 from needle.multiraft.log_store import LogStore
 from needle.multiraft.ports import Applied, KeyValueTxn, SnapshotFile
-from needle.multiraft.wal_store import WalStore
+from needle.multiraft.wal_store import WalStore, segment_bytes
 
 FAST = HostConfig(election_timeout=0.15, heartbeat_interval=0.03, snapshot_retry=0.2, snapshot_chunk_timeout=0.5)
 
@@ -151,6 +152,7 @@ class Network:
         self.frames = 0
         self.drop_call: Callable[[str, str], bool] = lambda frm, to: False
         self.calls = 0
+        self.before_answer: Callable[[], Awaitable[Any]] | None = None
 
     def isolate(self, node: str) -> None:
         for other in list(self.hosts):
@@ -181,6 +183,8 @@ class Link:
         network.calls += 1
         if to not in network.hosts or (self.node, to) in network.cut or network.drop_call(self.node, to):
             raise ConnectionLost(f"no connection to {to}")
+        if network.before_answer is not None:
+            await network.before_answer()
         return await network.hosts[to].on_call(self.node, method, body)
 
 
@@ -193,6 +197,7 @@ class FaultyStore:
         self.gate: Callable[[], None] = lambda: None
         self.commits = 0
         self.get, self.scan, self.close = inner.get, inner.scan, inner.close
+        self.bytes_used = inner.bytes_used
 
     def commit(self, fill: Callable[[KeyValueTxn], None], sync: bool) -> None:
         self.gate()
@@ -232,7 +237,9 @@ class Node:
     async def start(self, voters: Sequence[str] | None = None) -> None:
         cluster = self.cluster
         self.crashed, self.armed, self.fatal = False, ("", 0), []
-        self.store = FaultyStore(open_wal(f"{self.directory}/log", size_max=1 << 28))
+        self.store = FaultyStore(
+            open_wal(f"{self.directory}/log", segment_bytes=segment_bytes(cluster.config.log_bytes_max))
+        )
         self.log_pool, self.apply_pool = ThreadPool(), ThreadPool()
         try:
             self.logs = LogStore(self.store, node_id=self.name, cluster_id="test", failpoint=self._failpoint)
@@ -250,6 +257,7 @@ class Node:
                 files=Files(),
                 failpoint=self._failpoint,
             )
+            self.host.bounds = msgspec.structs.replace(self.host.bounds, **cluster.bounds)
             for group in cluster.groups:
                 machine = DictMachine(self.disks.setdefault(group, Disk()), lazy=self.lazy)
                 self.machines[group] = machine
@@ -280,9 +288,12 @@ class Node:
 
 
 class Cluster:
-    """Nodes n1.. that replicate `groups`."""
+    """Nodes n1.. that replicate `groups`. bounds: of retention.Bounds; nothing is kept for who is away unless said."""
 
-    def __init__(self, root: str, *, nodes: int = 3, groups: int = 1, config: HostConfig = FAST, seed: int = 1) -> None:
+    def __init__(
+        self, root: str, *, nodes: int = 3, groups: int = 1, config: HostConfig = FAST, seed: int = 1, **bounds: int
+    ) -> None:
+        self.bounds = {"away": 0, **bounds}
         self.root, self.config, self.seed = root, config, seed
         self.network = Network()
         self.names = [f"n{number}" for number in range(1, nodes + 1)]

@@ -17,7 +17,7 @@ from needle.raft.messages import Message, MessageType
 
 def damage(node: Node, indexes: list[int], *, group: int = 0) -> None:
     """Flip a bit in entries of a node that is down."""
-    store = open_wal(f"{node.directory}/log", size_max=1 << 28)
+    store = open_wal(f"{node.directory}/log")
     for index in indexes:
         key = entry_key(group, index)
         value = store.get(key)
@@ -144,7 +144,7 @@ async def test_a_lost_state_machine_or_a_short_log_is_repaired_by_peers(tmp_path
         emptied, shortened = [n for n in cluster.running() if not n.host.is_leader(0)]
         for node in (emptied, shortened):
             await node.down()
-        store = open_wal(f"{shortened.directory}/log", size_max=1 << 28)
+        store = open_wal(f"{shortened.directory}/log")
         store.commit(lambda txn: txn.delete_range(entry_key(0, 0), entry_key(0, 1 << 40)), True)
         store.close()
         emptied.disks[0] = Disk()
@@ -165,7 +165,7 @@ async def test_a_compacted_log_whose_state_is_gone_gets_a_snapshot(tmp_path: Pat
                 log = node.host._groups[0].log
                 await node.host.durable(LogWrite(log=log, compact=StartRecord(10, log.term(10))))
         victim.disks[0] = Disk()
-        store = open_wal(f"{victim.directory}/log", size_max=1 << 28)
+        store = open_wal(f"{victim.directory}/log")
         store.commit(lambda txn: txn.delete_range(entry_key(0, 0), entry_key(0, 1 << 40)), True)
         store.close()
         await victim.start()

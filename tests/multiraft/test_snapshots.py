@@ -29,7 +29,8 @@ async def _left_behind(cluster: Cluster) -> tuple[Node, dict[str, int]]:
     await away.down()
     for number in range(40):
         await cluster.put(f"k{number}", number)
-    await until(lambda: all(n.host.status(0).first_index > 20 for n in cluster.running()))
+    while not all(n.host.status(0).first_index > 20 for n in cluster.running()):
+        await cluster.put("k39", 39)
     return away, {"before": 1, **{f"k{number}": number for number in range(40)}}
 
 

@@ -9,5 +9,5 @@ from needle.multiraft.wal_store import WalStore
 _salts = random.Random(11)
 
 
-def open_wal(directory: str, *, size_max: int = 1 << 28) -> WalStore:
-    return WalStore(directory, size_max=size_max, salt=lambda: _salts.getrandbits(64), segment_bytes=1 << 20)
+def open_wal(directory: str, *, segment_bytes: int = 1 << 20) -> WalStore:
+    return WalStore(directory, salt=lambda: _salts.getrandbits(64), segment_bytes=segment_bytes)

@@ -151,7 +151,7 @@ class RaftConfig:
         check_range("election_timeout", self.election_timeout, low, 600)
         check_range("snapshot_threshold", self.snapshot_threshold, 1, 100_000_000)
         check_range("clock_error_max", self.clock_error_max, 0, 0.2)
-        check_range("log_bytes_max", self.log_bytes_max, 1 << 20, 1 << 46)
+        check_range("log_bytes_max", self.log_bytes_max, 1 << 18, 1 << 46)
         if self.dimensions is not None:
             check_range("dimensions", self.dimensions, 1, self.limits.dimensions_max)
         if self.metric not in list(Metric):

@@ -22,6 +22,8 @@ class HostConfig:
     """How a host runs its groups.
 
     snapshot_threshold: applied entries in the log at which it is compacted; a quarter of it stays for slow followers.
+    log_bytes_max: what the logs of all groups may take on the disk; retention.py derives the other bounds from it.
+    compact_idle: seconds without a write after which a large log is compacted.
     proposals_max: proposals in flight per group before Overloaded. snapshot_keep: how long an exported snapshot that
     nobody fetches stays. quick_entries_max, quick_bytes_max: so few entries are written and applied without a thread if
     the disk is fast (base.runtime.Pool.call).
@@ -31,6 +33,8 @@ class HostConfig:
     heartbeat_interval: float = 0.050
     clock_error_max: float = 0.001
     snapshot_threshold: int = 10_000
+    log_bytes_max: int = 16 << 30
+    compact_idle: float = 30.0
     uncommitted_bytes_max: int = 128 << 20
     append_bytes_max: int = 1 << 20
     apply_bytes_max: int = 8 << 20
@@ -61,8 +65,8 @@ class HostConfig:
             clock_error_max=self.clock_error_max,
             append_bytes_max=self.append_bytes_max,
             inflight_messages_max=self.inflight_messages_max,
-            inflight_bytes_max=self.inflight_bytes_max,
-            uncommitted_bytes_max=self.uncommitted_bytes_max,
+            inflight_bytes_max=min(self.inflight_bytes_max, self.log_bytes_max // 16),
+            uncommitted_bytes_max=min(self.uncommitted_bytes_max, self.log_bytes_max // 8),
             apply_bytes_max=self.apply_bytes_max,
             snapshot_retry=self.snapshot_retry,
         )

@@ -32,6 +32,7 @@ from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_store import LogStore
 from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.repair import Opener
+from needle.multiraft.retention import Bounds
 from needle.multiraft.snapshot_receiver import CHUNK_METHOD, SnapshotFetcher
 from needle.multiraft.snapshot_sender import SnapshotShelf
 from needle.multiraft.timers import Timers
@@ -67,6 +68,7 @@ class Engine:
     ) -> None:
         self.node_id = node_id
         self.config = config
+        self.bounds = Bounds.of(config.log_bytes_max)
         self.clock = clock
         self.apply_pool = apply_pool
         self.failpoint = failpoint
@@ -92,6 +94,7 @@ class Engine:
         self._extra: list[Extra] = []
         self._held: list[tuple[Group, list[Applied]]] = []
         self._writing = False
+        self._relieved_at = 0
         self._scheduled = False
         self._in_turn = False
         self._again = False
@@ -299,6 +302,7 @@ class Engine:
                 future.set_result(None)
         self._dirty.update(self._waiting)
         self._waiting = {}
+        self._relieve()
         held, self._held = self._held, []
         for group, batch in held:
             self._after_sending(group.apply, batch)
@@ -306,6 +310,22 @@ class Engine:
             self._again = True
         else:
             self._run_turn()
+
+    # --- the bound of the log ---------------------------------------------------------------------------------------
+    def bytes_used(self) -> int:
+        """Bytes that the logs of this node take on its disk."""
+        return self._store.bytes_used()
+
+    def _relieve(self) -> None:
+        """From half of the bound on, each time the log has grown: cut what can be cut, of all groups."""
+        used = self._store.bytes_used()
+        if used >= self.bounds.pressed and used != self._relieved_at:
+            groups = list(self._groups.values())
+            share = sum(group.log.sizes.total for group in groups) // (2 * len(groups) or 1)
+            for group in groups:
+                if group.log.sizes.total >= share:
+                    group.compaction.relieve()
+        self._relieved_at = used
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run in the background; a failure is fatal for the node."""
@@ -358,11 +378,15 @@ class Engine:
             self._set_timer(now)
 
     async def _sweep(self) -> None:
-        """Remove exported snapshots that no peer fetches any more."""
+        """Remove exported snapshots that no peer fetches any more, and the logs of groups that rest."""
         while True:
             await asyncio.sleep(self.config.snapshot_keep / 4)
             now = self.clock.monotonic()
+            if self._store.bytes_used() >= self.bounds.pressed:
+                self._relieved_at = 0
+                self._relieve()
             for group in list(self._groups.values()):
+                group.compaction.settle(now)
                 if not group.snapshots.wanted(now):
                     await self.shelf.drop(group.id)
 

@@ -29,14 +29,15 @@ from needle.base.runtime import Clock, Pool
 from needle.multiraft.codec import Addressed, encode_conf
 from needle.multiraft.config import HostConfig
 from needle.multiraft.failpoints import Failpoint
+from needle.multiraft.group_compaction import Compaction
 from needle.multiraft.group_log import GroupLog, LogWrite
 from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.lag import AppendTimes
-from needle.multiraft.log_records import StartRecord
 from needle.multiraft.ports import Applied, StateMachine
 from needle.multiraft.proposals import Proposals, Waiters
 from needle.multiraft.reads import ReadRounds, not_leader
 from needle.multiraft.repair import repair_done
+from needle.multiraft.retention import Bounds
 from needle.multiraft.snapshot_receiver import SnapshotFetcher
 from needle.multiraft.snapshot_sender import SnapshotShelf
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
@@ -79,7 +80,9 @@ class Turn:
 class Surroundings(Protocol):
     """What a group needs of its host."""
 
+    node_id: NodeId
     config: HostConfig
+    bounds: Bounds
     clock: Clock
     apply_pool: Pool
     shelf: SnapshotShelf
@@ -87,6 +90,10 @@ class Surroundings(Protocol):
     failpoint: Failpoint
     maintenance: bool
     stopped: bool
+
+    def bytes_used(self) -> int:
+        """Bytes that the logs of this node take on its disk."""
+        ...
 
     def wake(self, group: Group) -> None:
         """Have the group's Ready taken in the next loop turn."""
@@ -132,7 +139,7 @@ class Group:
         self._applying = False
         self._in_machine = False
         self._machine_idle: asyncio.Future[None] | None = None
-        self._compacting = False
+        self.compaction = Compaction(self, host)
         self._clearing_repair = False
         self._conditions: list[Condition] = []
 
@@ -144,7 +151,7 @@ class Group:
     @property
     def busy(self) -> bool:
         """Whether disk or state machine are at work for this group."""
-        return self._persisting or self._applying or self._compacting or self.snapshots.offering
+        return self._persisting or self._applying or self.compaction.running or self.snapshots.offering
 
     def set_quiesced(self) -> None:
         """Tell the core whether it may campaign."""
@@ -156,6 +163,9 @@ class Group:
         if message.type == _SNAPSHOT:
             return self.snapshots.offered(message, self._persisting)
         if self.may_vote or message.type not in _VOTE_REQUESTS:
+            if message.entries and self._host.bytes_used() >= self._host.bounds.dropped:
+                # As if they were lost: the leader sends them again, and until then this counts as a heartbeat.
+                message = msgspec.structs.replace(message, entries=())
             return self.raft.step(message, now)
         return ""
 
@@ -276,30 +286,13 @@ class Group:
                 applied(entry.index, entry.term, result)
         self.waiters.reached(last)
         host.wake(self)
-        threshold = host.config.snapshot_threshold
-        if last - self.log.first_index() >= threshold and not self._compacting and self.log.pending is None:
-            self._compacting = True
-            host.spawn(self._compact())
+        self.compaction.consider()
 
     async def machine_idle(self) -> None:
         """Wait until no entry is being applied. The caller holds the machine's lock, so that none begins then."""
         if self._in_machine:
             self._machine_idle = asyncio.get_running_loop().create_future()
             await self._machine_idle
-
-    async def _compact(self) -> None:
-        """Drop the log's beginning, but nothing that the state machine might still lose with the power."""
-        host = self._host
-        async with self.image_lock:
-            host.failpoint("compact.before_checkpoint")
-            durable = await host.apply_pool.run(self.machine.checkpoint)
-            host.failpoint("compact.after_checkpoint")
-        target = min(durable, self.raft.applied - host.config.snapshot_threshold // 4)
-        if self.log.first_index() <= target <= self.log.last_index() and self.log.pending is None:
-            start = StartRecord(target, self.log.term(target))
-            await host.durable(LogWrite(log=self.log, compact=start))
-            host.failpoint("compact.after_commit")
-        self._compacting = False
 
     async def _install(self, ready: Ready, meta: SnapshotMeta) -> None:
         """The core took a snapshot: install it, then go on behind it."""

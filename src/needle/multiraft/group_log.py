@@ -22,10 +22,9 @@ from needle.multiraft.log_records import (
     entry_key,
     parse_key,
 )
+from needle.multiraft.log_sizes import ENTRY_OVERHEAD, LogSizes
 from needle.multiraft.ports import KeyValueStore
 from needle.raft.messages import ConfState, Entry, HardState
-
-ENTRY_OVERHEAD = 64
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -69,6 +68,7 @@ class GroupLog:
         self._cache: list[Entry] = []
         self._cache_bytes = 0
         self._last = 0
+        self.sizes = LogSizes()
         self.group = group
         self.start = StartRecord(0, 0)
         self.garbage_from = 0
@@ -131,6 +131,7 @@ class GroupLog:
         if write.reset is not None:
             self._set_start(write.reset)
             self._replace([], write.reset.index)
+            self.sizes = LogSizes(write.reset.index)
         if write.compact is not None:
             self._set_start(write.compact)
         if write.truncate_from:
@@ -150,6 +151,7 @@ class GroupLog:
 
     def _set_start(self, start: StartRecord) -> None:
         self.start = start
+        self.sizes.drop(start.index)
         if self._last < start.index:
             self._replace([], start.index)
         keep = self._last - start.index
@@ -162,6 +164,7 @@ class GroupLog:
 
     def _cut(self, first: int) -> None:
         if first <= self._last:
+            self.sizes.cut(first)
             cached_from = self._last - len(self._cache) + 1
             self._replace(self._cache[: max(0, first - cached_from)], first - 1)
 
@@ -169,7 +172,9 @@ class GroupLog:
         self._cut(entries[0].index)
         self._cache.extend(entries)
         self._last = entries[-1].index
-        self._cache_bytes += sum([len(entry.data) for entry in entries]) + ENTRY_OVERHEAD * len(entries)
+        lengths = [len(entry.data) for entry in entries]
+        self.sizes.append(lengths)
+        self._cache_bytes += sum(lengths) + ENTRY_OVERHEAD * len(entries)
         if self._cache_bytes > self._cache_bytes_max:
             self._trim()
 
@@ -181,9 +186,11 @@ class GroupLog:
             drop += 1
         del self._cache[:drop]
 
-    def shown(self, last: int) -> None:
-        """The scan on open found intact entries up to `last`."""
+    def shown(self, last: int, sizes: LogSizes | None = None) -> None:
+        """The scan on open found intact entries up to `last`, of these sizes."""
         self._last = last
+        self.sizes = sizes or LogSizes(last)
+        self.sizes.drop(self.start.index)
 
     def range_end(self) -> bytes:
         """The first key after all of this group's entries."""

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from needle.multiraft.group import Group, Surroundings
 
 _log = logging.getLogger("needle.multiraft")
+FAR = 1 << 64
 
 
 class SnapshotTraffic:
-    """See the module. offering: an export or an offer is under way."""
+    """See the module. offering: an export or an offer is under way. floor: the log after it belongs to that export."""
 
     def __init__(self, group: Group, host: Surroundings) -> None:
         self.offering = False
+        self.floor = FAR
         self._group = group
         self._host = host
         self._wanting: dict[NodeId, None] = {}
@@ -50,6 +52,7 @@ class SnapshotTraffic:
         self._wanting.update(dict.fromkeys(peers))
         if not self.offering:
             self.offering = True
+            self.floor = self._group.raft.applied  # an image made from now on holds at least that
             self._host.spawn(self._offer())
 
     async def _offer(self) -> None:
@@ -78,6 +81,7 @@ class SnapshotTraffic:
                     group.raft.send_snapshot(peer, exported.meta, now)
             host.wake(group)
         self.offering = False
+        self.floor = FAR
 
     def wanted(self, now: float) -> bool:
         """Whether the exported snapshot should stay: it was offered, or a peer read from it, lately."""

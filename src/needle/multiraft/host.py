@@ -57,6 +57,13 @@ class Host(Engine):
         replica = self._group(group)
         if len(replica.proposals) >= self.config.proposals_max:
             raise Overloaded(f"{self.config.proposals_max} writes wait in group {group}; slow down", group=group)
+        if (used := self.bytes_used()) >= self.bounds.refused:
+            bound = self.config.log_bytes_max
+            raise Overloaded(
+                f"the Raft log of node {self.node_id} takes {used} of log_bytes_max = {bound} bytes, and takes writes "
+                f"again once what is applied is cut off: try again; if it lasts, raise log_bytes_max",
+                group=group, used=used, bytes_max=bound,
+            )  # fmt: skip
         now = self.clock.monotonic()
         index, term = replica.raft.propose(data, now)
         replica.proposals.add(index, term, receiver, now + timeout)

@@ -29,6 +29,7 @@ class KeyIndex:
         self._places: dict[bytes, Place] = {}
         self._buckets: dict[bytes, list[bytes]] = {}
         self.live: Counter[int] = Counter()
+        self._written: dict[int, list[bytes]] = {}  # by segment: the keys whose values were written there
 
     def get(self, key: bytes) -> Place | None:
         return self._places.get(key)
@@ -45,6 +46,7 @@ class KeyIndex:
             else:
                 bucket.insert(bisect_left(bucket, key), key)
         self._places[key] = place
+        self._written.setdefault(place.segment, []).append(key)
         self.live[place.segment] += _cost(key, place)
 
     def delete_range(self, start: bytes, end: bytes) -> None:
@@ -71,7 +73,13 @@ class KeyIndex:
 
     def in_segment(self, segment: int) -> list[bytes]:
         """The keys whose value stands in `segment`."""
-        return sorted(key for key, place in self._places.items() if place.segment == segment)
+        places, written = self._places, self._written.get(segment, ())
+        return sorted({key for key in written if (place := places.get(key)) is not None and place.segment == segment})
+
+    def forget(self, segment: int) -> None:
+        """No value stands in `segment` any more."""
+        del self.live[segment]
+        self._written.pop(segment, None)
 
     def _prefixes(self, start: bytes, end: bytes) -> list[bytes]:
         first = start[:PREFIX_BYTES]

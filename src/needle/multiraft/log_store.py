@@ -36,6 +36,7 @@ from needle.multiraft.log_records import (
     parse_key,
     record_key,
 )
+from needle.multiraft.log_sizes import LogSizes
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
 from needle.raft.messages import ConfState, HardState
 from needle.raft.plausible import TERM_ON_DISK_MAX
@@ -125,6 +126,10 @@ class LogStore:
         for group in [group for group, log in self._garbage.items() if log.garbage_from >= log.first_index()]:
             del self._garbage[group]
 
+    def bytes_used(self) -> int:
+        """Bytes that all logs take on the disk."""
+        return self._store.bytes_used()
+
     def close(self) -> None:
         """Close the store below."""
         self._store.close()
@@ -186,13 +191,14 @@ class _Scan:
         self._bad: list[CorruptLog] = []
         self._bad_indexes: list[int] = []
         self._good: list[tuple[int, int]] = []  # runs [first, last] of intact entries
+        self._sizes: list[LogSizes] = []  # of each run
         self._last_seen = 0
         self._records: dict[bytes, bool] = {}
 
     def entry(self, key: bytes, value: bytes, index: int) -> None:
         self._last_seen = index
         try:
-            decode_entry(key, value, self.log.group, index)
+            length = len(decode_entry(key, value, self.log.group, index).data)
         except CorruptLog as error:
             self._bad.append(error)
             self._bad_indexes.append(index)
@@ -201,6 +207,8 @@ class _Scan:
             self._good[-1] = (self._good[-1][0], index)
         else:
             self._good.append((index, index))
+            self._sizes.append(LogSizes(index - 1))
+        self._sizes[-1].append((length,))
 
     def record(self, key: bytes, value: bytes, kind: bytes) -> None:
         log = self.log
@@ -259,7 +267,11 @@ class _Scan:
         if start_lost:
             bad.extend((1, max(1, self._last_seen)))
             self._bad.insert(0, corrupt(log.group, START, 0))
-        log.shown(runs[0][1] if runs and runs[0][0] == start + 1 and not start_lost else start)
+        sizes = [found for (_, last), found in zip(self._good, self._sizes, strict=True) if last > start]
+        if runs and runs[0][0] == start + 1 and not start_lost:
+            log.shown(runs[0][1], sizes[0])
+        else:
+            log.shown(start)
         promised = log.hard_state.commit if log.hard_state is not None else 0
         if not bad and promised > log.last_index():
             bad.extend((log.last_index() + 1, promised))

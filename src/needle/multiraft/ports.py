@@ -48,6 +48,10 @@ class KeyValueStore(Protocol):
         """
         ...
 
+    def bytes_used(self) -> int:
+        """Bytes that it takes on the disk, without what is there to be used again. May be called from any thread."""
+        ...
+
     def close(self) -> None: ...
 
 

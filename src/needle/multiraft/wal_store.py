@@ -49,8 +49,14 @@ log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 16 << 20
 COPY_BYTES_MAX = 256 << 10
+DEAD_SHARE = 16
 SPARES_MAX = 2
 _SUFFIX = ".wal"
+
+
+def segment_bytes(log_bytes_max: int) -> int:
+    """The size of segments for a log that may take so many bytes: bounds are kept to one of them."""
+    return min(SEGMENT_BYTES, log_bytes_max // 16)
 
 
 class _Txn:
@@ -96,15 +102,14 @@ class _Segment:
 class WalStore:
     """A KeyValueStore in `directory`, created if need be and locked against other processes.
 
-    size_max: bytes all segments together may take. salt: draws 64 random bits. `commit` is for one thread at a
-    time; reads may come from others. Raises DiskFailed, StorageError (in use) and CorruptLog (framing damaged).
+    It has no bound of its own, because what frees space is written, too: see retention.py. salt: draws 64 random bits.
+    `commit` is for one thread at a time; reads may come from others. Raises DiskFailed, StorageError (in use) and
+    CorruptLog (framing damaged).
     """
 
-    def __init__(
-        self, directory: str, *, size_max: int, salt: Callable[[], int], segment_bytes: int = SEGMENT_BYTES
-    ) -> None:
+    def __init__(self, directory: str, *, salt: Callable[[], int], segment_bytes: int = SEGMENT_BYTES) -> None:
         self._directory = directory
-        self._size_max = size_max
+        self._bytes = 0
         self._salt = salt
         self._segment_bytes = segment_bytes
         self._failed: DiskFailed | None = None
@@ -171,6 +176,10 @@ class WalStore:
     def _handle(self, number: int) -> int:
         return self._segments[number - self._segments[0].number].handle
 
+    def bytes_used(self) -> int:
+        """Bytes of all segments; spare ones do not count."""
+        return self._bytes
+
     # --- writing --------------------------------------------------------------------------------------------------
     def commit(self, fill: Callable[[KeyValueTxn], None], sync: bool) -> None:
         """Run `fill` in one transaction, durable on return whatever `sync` asks for. What `fill` raises leaves
@@ -193,11 +202,25 @@ class WalStore:
     def _append(self, operations: list[tuple[int, bytes, bytes]]) -> None:
         body = b"".join([encode_operation(*operation) for operation in operations])
         freed: list[_Segment] = []
-        if record_size(len(body)) > self._segments[-1].size - self._segments[-1].end:
-            rescued, freed = self._rescue()
+        if record_size(len(body)) > self._left():
+            # An idle group's old entries must not keep every later segment.
+            wasteful = 2 * self._index.live.total() < self._bytes
+            rescued, freed = self._rescue(self._segment_bytes if wasteful else COPY_BYTES_MAX)
             operations = rescued + operations
             body = b"".join([encode_operation(*operation) for operation in operations])
             self._roll(record_size(len(body)))
+        self._write(operations, body)
+        self._free(freed)
+        while self._oldest_is_dead():
+            rescued, freed = self._rescue(min(COPY_BYTES_MAX, self._left() // 4))
+            if rescued:
+                self._write(rescued, b"".join([encode_operation(*operation) for operation in rescued]))
+            if not freed:
+                break
+            self._free(freed)
+
+    def _write(self, operations: list[tuple[int, bytes, bytes]], body: bytes) -> None:
+        """One record, which fits into the segment."""
         segment = self._segments[-1]
         record = encode_record(self._sequence + 1, body, segment.salt)
         wal_files.write_all(segment.handle, record, segment.end)
@@ -207,8 +230,6 @@ class WalStore:
             self._apply(operations, segment.number, segment.end + RECORD_HEADER.size)
             segment.end += len(record)
         wal_files.write_all(self._mark, wal_files.mark(self._sequence), 0)
-        for old in freed:
-            self._free(old)
 
     def _apply(self, operations: Sequence[tuple[int, bytes, bytes]], segment: int, offset: int) -> None:
         index = self._index
@@ -222,13 +243,19 @@ class WalStore:
                 index.delete_range(key, value)
             offset += len(value)
 
-    def _rescue(self) -> tuple[list[tuple[int, bytes, bytes]], list[_Segment]]:
-        """The oldest segments that hold little that is live, and that little, to be written again."""
+    def _left(self) -> int:
+        """Bytes behind the last record of the segment."""
+        return self._segments[-1].size - self._segments[-1].end
+
+    def _oldest_is_dead(self) -> bool:
+        """Whether so little of the oldest segment is live that it is given back at once, not when the next begins."""
+        oldest = self._segments[0]
+        return len(self._segments) > 1 and DEAD_SHARE * self._index.live[oldest.number] <= oldest.size
+
+    def _rescue(self, room: int) -> tuple[list[tuple[int, bytes, bytes]], list[_Segment]]:
+        """The oldest segments that hold together at most `room` bytes that are live, and those, to be written again."""
         rescued: list[tuple[int, bytes, bytes]] = []
         freed: list[_Segment] = []
-        room = COPY_BYTES_MAX
-        if 2 * self._index.live.total() < sum(segment.size for segment in self._segments):
-            room = self._segment_bytes  # an idle group's old entries must not keep every later segment
         for segment in self._segments[:-1]:
             room -= self._index.live[segment.number]
             if room < 0:
@@ -249,11 +276,6 @@ class WalStore:
         if spare is not None:
             self._spares.remove(spare)
             os.rename(spare, path)
-        elif sum(segment.size for segment in self._segments) + size > self._size_max:
-            raise DiskFailed(
-                f"the Raft log in {self._directory} is full; raise log_bytes_max and start the node again",
-                directory=self._directory,
-            )
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         if spare is None:
             wal_files.allocate(handle, size, zeros=number == 1)
@@ -265,13 +287,19 @@ class WalStore:
         self._sync_directory()
         with self._guard:
             self._segments.append(_Segment(number, handle, size, salt))
+            self._bytes += size
 
-    def _free(self, segment: _Segment) -> None:
-        """Keep the oldest segment's file for later, or delete it. Nothing in it is live."""
+    def _free(self, segments: list[_Segment]) -> None:
+        """Keep the files of the oldest segments for later, or delete them. Nothing in them is live."""
+        for segment in segments:
+            self._free_oldest(segment)
+
+    def _free_oldest(self, segment: _Segment) -> None:
         with self._guard:
             assert self._segments[0] is segment
             del self._segments[0]
-            del self._index.live[segment.number]
+            self._bytes -= segment.size
+            self._index.forget(segment.number)
         os.close(segment.handle)
         path = self._path(segment.number)
         if len(self._spares) < SPARES_MAX and segment.size == self._segment_bytes:
@@ -302,6 +330,7 @@ class WalStore:
                 raise self._corrupt(f"segment {self._segments[-1].number + 1} is missing")
             segment = _Segment(number, handle, size, salt)
             self._segments.append(segment)
+            self._bytes += size
             self._replay_segment(segment, data, marked, last=number == numbers[-1])
         if self._sequence < marked:
             raise self._corrupt(f"it ends at commit {self._sequence}, but commit {marked} had returned")

@@ -37,6 +37,7 @@ class MeasuredStore:
         self.get = store.get
         self.scan = store.scan
         self.close = store.close
+        self.bytes_used = store.bytes_used
         self._commit = store.commit
         self._clock = clock
         self._observe = observe

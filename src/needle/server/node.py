@@ -335,6 +335,7 @@ def host_config(config: RaftConfig) -> HostConfig:
         heartbeat_interval=config.heartbeat_interval,
         clock_error_max=config.clock_error_max,
         snapshot_threshold=config.snapshot_threshold,
+        log_bytes_max=config.log_bytes_max,
         uncommitted_bytes_max=config.limits.uncommitted_bytes_max,
         append_bytes_max=config.limits.append_bytes_max,
     )

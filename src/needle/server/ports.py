@@ -17,7 +17,7 @@ from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.ports import KeyValueStore, StateMachine, Transport
-from needle.multiraft.wal_store import WalStore
+from needle.multiraft.wal_store import WalStore, segment_bytes
 from needle.rpc.connection import RpcLimits
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.server import RpcServer
@@ -157,7 +157,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
         listen=listen,
         peers=peers,
         open_store=lambda directory: WalStore(
-            directory, size_max=config.log_bytes_max, salt=lambda: rng.getrandbits(64)
+            directory, salt=lambda: rng.getrandbits(64), segment_bytes=segment_bytes(config.log_bytes_max)
         ),
         disk=ReplicaDisk(),
         files=Files(),

@@ -20,7 +20,6 @@ from needle.base.errors import Internal, NeedleError
 from needle.base.filters import Filter
 from needle.base.model import HitBatch, Metric, SearchRequest
 from needle.shard.documents import DocumentStore
-from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.records import CollectionRecord, StoredDocument
 from needle.shard.validation import check_search
@@ -43,7 +42,7 @@ class Collection(Protocol):
     @property
     def vectors(self) -> VectorsView: ...
     @property
-    def live(self) -> OrdinalSet: ...
+    def dead(self) -> BitMap: ...
     @property
     def payload(self) -> PayloadIndex: ...
     @property
@@ -73,16 +72,12 @@ def search_group(
 
 
 def _allowed(collection: Collection, filter_json: bytes, limits: Limits) -> BitMap | None:
-    """The ordinals that a filter allows, without the hidden ones; None for all that are live."""
-    hidden = collection.hidden
-    if not filter_json and not hidden:
-        return None
-    live = collection.live.bitmap()
-    visible = live - hidden if hidden else live
+    """The ordinals that a filter allows, without the hidden ones; None for all that are not dead."""
+    hidden, dead = collection.hidden, collection.dead
     if not filter_json:
-        return visible
+        return BitMap(range(collection.record.next_ordinal)) - dead - hidden if hidden else None
     node = Filter.from_json(filter_json, limits).node
-    return collection.payload.within(node, collection.record.next_ordinal, visible)
+    return collection.payload.matching(node, collection.record.next_ordinal, dead | hidden if hidden else dead)
 
 
 def _nearest(

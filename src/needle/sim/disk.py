@@ -52,19 +52,25 @@ class DiskDevice:
 
 
 class Image:
-    """Sorted bytes-to-bytes content."""
+    """Sorted bytes-to-bytes content. size: bytes of all keys and values."""
 
     def __init__(self, values: dict[bytes, bytes] | None = None) -> None:
         self.values = dict(values or {})
         self.order = sorted(self.values)
+        self.size = sum(len(key) + len(value) for key, value in self.values.items())
 
     def put(self, key: bytes, value: bytes) -> None:
-        if key not in self.values:
+        old = self.values.get(key)
+        if old is None:
             insort(self.order, key)
+            self.size += len(key)
+        self.size += len(value) - len(old or b"")
         self.values[key] = value
 
     def delete(self, key: bytes) -> None:
-        if self.values.pop(key, None) is not None:
+        old = self.values.pop(key, None)
+        if old is not None:
+            self.size -= len(key) + len(old)
             del self.order[bisect_left(self.order, key)]
 
     def keys(self, start: bytes, end: bytes) -> list[bytes]:
@@ -203,6 +209,9 @@ class SimStore:
         fill(txn)
         self._process.fence()
         self._disk.write(txn.changes, sync)
+
+    def bytes_used(self) -> int:
+        return self._disk.live.size
 
     def close(self) -> None:
         """Nothing is held open."""

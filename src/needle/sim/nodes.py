@@ -43,6 +43,7 @@ def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> Raf
         election_timeout=ELECTION_TIMEOUT,
         heartbeat_interval=HEARTBEAT_INTERVAL,
         snapshot_threshold=profile.snapshot_threshold,
+        log_bytes_max=profile.log_bytes,
         dimensions=profile.dimensions,
         metric=profile.metric,
         segments=segment_config(profile),

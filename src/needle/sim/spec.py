@@ -185,6 +185,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     operations_per_key: int
     append_bytes: int = 1 << 20
     commit_rows: int = 1024
+    log_bytes: int = 16 << 30
     burst_clients: int = 0
 
 
@@ -205,5 +206,6 @@ def profile(seed: int) -> Profile:
         operations_per_key=rng.choice([15, 30]),
         append_bytes=stream(seed, "append-bytes").choice([1 << 20, 1 << 20, 300, 1]),
         commit_rows=stream(seed, "commit-rows").choice([1024, 1024, 20, 1]),
+        log_bytes=stream(seed, "log-bytes").choice([1 << 18, 1 << 18, 1 << 19, 16 << 30]),
         burst_clients=stream(seed, "burst-clients").choice([0, 4]),
     )

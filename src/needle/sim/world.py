@@ -12,6 +12,7 @@ from functools import partial
 from needle.base.model import ReadMode
 from needle.server.node import Node
 from needle.sim.administration import Operator
+from needle.sim.catching_up import WRITERS, CatchingUp
 from needle.sim.checkers import linearizability
 from needle.sim.checkers.replay import check_get, check_search
 from needle.sim.databases import connect
@@ -30,6 +31,7 @@ from needle.sim.workload import COLLECTION, Budget, Client, Workload
 
 LIVENESS_SECONDS = 40.0
 LAZINESS = 6.0
+CATCHING_UP_SHARE = 0.5
 
 
 class World:
@@ -88,9 +90,14 @@ class World:
         workers.extend(self.stage.ask(client.name, client.run_in_bursts()) for client in together)
         watch = self.loop.create_task(self.stage.watch())
         await asyncio.sleep(self.spec.seconds)
-        self.work.stopping = True
         await self.injector.stop()
         self.fleet.disarm_all()
+        if stream(self.spec.seed, "catching-up").random() < CATCHING_UP_SHARE and not self.spec.calm:
+            self.stage.network.heal()
+            await self.stage.until("all nodes to be voters again", LIVENESS_SECONDS, self._all_vote)
+            writers = [self._client(f"w{number}") for number in range(WRITERS)]
+            await CatchingUp(self.stage, self.operator.members, DATA_GROUP, writers).run(self.spec.seed)
+        self.work.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
         await self._read_everything()

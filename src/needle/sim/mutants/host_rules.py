@@ -8,6 +8,7 @@ _HOST = "tests/multiraft/test_host.py::"
 _LOG = "tests/multiraft/test_log_store.py::"
 _REPAIR = "tests/multiraft/test_repair.py::"
 _SNAPSHOTS = "tests/multiraft/test_snapshots.py::"
+_COMPACTION = "tests/multiraft/test_compaction.py::"
 _HOLES = "tests/multiraft/test_planted_bugs.py::"
 
 MUTANTS = (
@@ -124,7 +125,7 @@ MUTANTS = (
     Mutant(
         name="wal-not-synced",
         breaks="the write-ahead log is written and not flushed: all of the above, on real disks",
-        edits=(Edit("multiraft.wal_store:WalStore._append", "wal_files.flush(segment.handle)", "pass"),),
+        edits=(Edit("multiraft.wal_store:WalStore._write", "wal_files.flush(segment.handle)", "pass"),),
         tests=("tests/multiraft/test_wal_store.py::test_a_failed_fsync_is_final",),
     ),
     Mutant(
@@ -144,12 +145,40 @@ MUTANTS = (
         breaks="the log is cut where the state machine's disk does not reach: a power cut leaves a gap",
         edits=(
             Edit(
-                "multiraft.group:Group._compact",
-                "target = min(durable, self.raft.applied -",
-                "target = max(0, self.raft.applied -",
+                "multiraft.group_compaction:Compaction._target",
+                "target = min(durable, tail_after(group.raft.applied, entries, tail_bytes, sizes))",
+                "target = tail_after(group.raft.applied, entries, tail_bytes, sizes)",
             ),
         ),
         tests=(_SNAPSHOTS + "test_a_checkpoint_that_lags_holds_compaction_back",),
+    ),
+    Mutant(
+        name="log-not-kept-for-snapshots",
+        breaks="the log is cut whoever still needs it: while writes go on, each snapshot is obsolete when it arrives",
+        edits=(
+            Edit(
+                "multiraft.group_compaction:Compaction._target",
+                "return min(target, keep_after(self._members(), sizes, host.bounds), group.snapshots.floor)",
+                "return target",
+            ),
+        ),
+        sim=True,
+        tests=(_COMPACTION + "test_a_member_that_was_away_catches_up_by_one_snapshot_while_writes_go_on",),
+    ),
+    Mutant(
+        name="log-cut-by-entries-only",
+        breaks="few large entries fill the log up to its bound although all of them are applied",
+        edits=(
+            Edit("multiraft.group_compaction:Compaction.consider", "pressed or total >= bounds.compact", "total < 0"),
+            Edit("multiraft.group_compaction:Compaction.relieve", "> self._group.log.start.index", "< 0"),
+        ),
+        tests=(_COMPACTION + "test_few_large_entries_are_compacted_by_their_bytes",),
+    ),
+    Mutant(
+        name="full-log-takes-writes",
+        breaks="writes are taken beyond the bound of the log",
+        edits=(Edit("multiraft.host:Host.submit", ">= self.bounds.refused", "< 0"),),
+        tests=(_COMPACTION + "test_a_log_that_cannot_be_cut_refuses_writes_and_serves_again_by_itself",),
     ),
     Mutant(
         name="interrupted-install-forgotten",

@@ -106,6 +106,7 @@ class ShardWorld:
             election_timeout=ELECTION_TIMEOUT,
             heartbeat_interval=HEARTBEAT_INTERVAL,
             snapshot_threshold=self.stage.profile.snapshot_threshold,
+            log_bytes_max=self.stage.profile.log_bytes,
             segments=segment_config(self.stage.profile),
         )
         moved = machine.address != f"{name}:7000"
