@@ -91,6 +91,7 @@ def test_a_damaged_file_is_reported_with_the_remedy(tmp_path: Path, damage: str)
 
 def test_a_full_disk_is_a_disk_failure_and_ends_the_replica(tmp_path: Path) -> None:
     replica, log = filled(tmp_path)
+    replica.save()
     before = replica.digest()
     pages = replica._store.writer._connection.execute("PRAGMA page_count").fetchone()[0]
     replica._store.writer._connection.execute(f"PRAGMA max_page_count={pages}")

@@ -7,25 +7,25 @@ import asyncio
 import gc
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
-from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
 from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, NotLeader, OutcomeUnknown
 from needle.base.model import Metric
 from needle.shard import segment_keeper, segment_plan
 from needle.shard.commands import PublishSegment, decode
+from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.segment_builder import BuildCancelled
 from needle.shard.segment_files import CHUNK_BYTES
 from needle.shard.segment_keeper import SegmentKeeper
 from needle.shard.segment_plan import PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors
-from shard.vectors_util import clustered, spec_of
+from shard.vectors_util import clustered, live_of, spec_of
 
 DATA = clustered(4000, 16, 1)
 QUERIES = clustered(4, 16, 2)
@@ -66,7 +66,7 @@ class Replica:
         self.cluster = cluster
         self.dead: set[int] = set()
         self.vectors = CollectionVectors(7, spec_of(Metric.COSINE, 16), str(directory), cluster.config)
-        self.vectors.load(0, BitMap(), [], self.rows)
+        self.vectors.load(0, OrdinalSet(), [], self.rows)
         self.start_keeper()
 
     def start_keeper(self) -> None:
@@ -84,15 +84,15 @@ class Replica:
     def collection_vectors(self) -> list[CollectionVectors]:
         return [self.vectors]
 
-    def rows(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         ordinals = np.array([o for o in range(first, last + 1) if o not in self.dead], np.int64)
-        return ordinals, DATA[ordinals]
+        yield ordinals, DATA[ordinals]
 
     def restart(self) -> None:
         """As after a crash: memory is gone, files and documents are there."""
         old = self.vectors
         self.vectors = CollectionVectors(7, old.spec, old.directory, old.config)
-        self.vectors.load(old.next_ordinal, BitMap(self.dead), old.manifest(), self.rows)
+        self.vectors.load(old.next_ordinal, live_of(old.next_ordinal, self.dead), old.manifest(), self.rows)
         self.start_keeper()
 
     def files(self) -> list[str]:

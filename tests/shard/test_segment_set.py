@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from pyroaring import BitMap
 
 from needle.base.errors import Internal
 from needle.base.model import Metric
+from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.sealed_segment import SealedSegment, segment_file
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.segment_set import CollectionVectors
-from shard.vectors_util import check_against_brute, clustered, new_vectors, publish, seal
+from shard.vectors_util import check_against_brute, clustered, live_of, new_vectors, publish, seal
 
 DATA = {metric: clustered(2000, 16, 1, normalise=metric == Metric.COSINE) for metric in Metric}
 QUERIES = {metric: clustered(4, 16, 2, normalise=metric == Metric.COSINE) for metric in Metric}
@@ -26,9 +28,10 @@ QUERIES = {metric: clustered(4, 16, 2, normalise=metric == Metric.COSINE) for me
 def rows_of(data: np.ndarray, dead: set[int]):
     """What the documents hold: every live vector."""
 
-    def rows(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        ordinals = np.array([o for o in range(first, last + 1) if o not in dead], np.int64)
-        return ordinals, data[ordinals]
+    def rows(first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(first, last + 1, 128):
+            ordinals = np.array([o for o in range(start, min(start + 128, last + 1)) if o not in dead], np.int64)
+            yield ordinals, data[ordinals]
 
     return rows
 
@@ -222,7 +225,7 @@ def test_restart_with_any_state_of_the_files(tmp_path: Path, damage: str) -> Non
         content[len(content) // 2] ^= 4
         path.write_bytes(bytes(content))
     again = new_vectors(tmp_path)
-    again.load(1000, BitMap(dead), manifest, rows_of(data, dead))
+    again.load(1000, live_of(1000, dead), manifest, rows_of(data, dead))
     found = again.search(queries, 10, exact=True)
     assert found[0].tobytes() == expected[0].tobytes() and found[1].tobytes() == expected[1].tobytes()
     assert again.missing() == ([] if damage == "none" else [manifest[1]])
@@ -246,7 +249,7 @@ def test_rows_around_a_served_segment_stay_apart(tmp_path: Path) -> None:
     for segment in (manifest[0], manifest[2]):
         (tmp_path / segment_file(segment)).unlink()
     again = new_vectors(tmp_path)
-    again.load(900, BitMap(), manifest, rows_of(data, set()))
+    again.load(900, live_of(900, set()), manifest, rows_of(data, set()))
     ordinals = np.concatenate([ordinals for ordinals, _ in again.view().live_blocks(0, 899)])
     assert ordinals.tolist() == list(range(900))
     assert again.detach(manifest[1])
@@ -256,7 +259,7 @@ def test_detach_reads_the_rows_back(tmp_path: Path) -> None:
     data, queries = DATA[Metric.L2][:900], QUERIES[Metric.L2]
     vectors = new_vectors(tmp_path, Metric.L2)
     dead = {3, 444}
-    vectors.load(0, BitMap(), [], rows_of(data, dead))
+    vectors.load(0, OrdinalSet(), [], rows_of(data, dead))
     vectors.append(0, data)
     for first in (0, 300, 600):
         publish(vectors, *seal(vectors, first, first + 299))
@@ -289,7 +292,7 @@ def test_wrong_calls_are_internal_errors(tmp_path: Path) -> None:
     with pytest.raises(Internal):
         vectors.append(10, np.zeros((1, 3), np.float32))
     with pytest.raises(Internal):
-        vectors.load(0, BitMap(), [], rows_of(DATA[Metric.COSINE], set()))
+        vectors.load(0, OrdinalSet(), [], rows_of(DATA[Metric.COSINE], set()))
 
 
 def test_searches_beside_appends_tombstones_and_publishes(tmp_path: Path) -> None:

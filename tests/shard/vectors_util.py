@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from needle.base.config import SegmentConfig
 from needle.base.model import CollectionSpec, IndexParams, Metric
+from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.sealed_segment import SealedSegment
 from needle.shard.segment_builder import build_segment
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.segment_set import CollectionVectors
+
+
+def live_of(end: int, dead: Iterable[int] = ()) -> OrdinalSet:
+    """The ordinals below `end` that are not dead."""
+    return OrdinalSet().changed(0, end, list(dead))
 
 
 def spec_of(metric: Metric, dimensions: int, **index: int) -> CollectionSpec:

@@ -10,8 +10,8 @@ It must not know SQLite or faiss: documents are looked up through `find`, and ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 from pyroaring import BitMap
@@ -53,14 +53,23 @@ Result = WriteResult | NeedleError
 Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
 
 
+class Collections(Protocol):
+    """What a batch asks about the collections before it; each answer costs the same however many there are, but for
+    `all`."""
+
+    def named(self, name: str) -> CollectionRecord | None: ...
+    def numbered(self, collection_id: int) -> CollectionRecord | None: ...
+    def manifest(self, collection_id: int) -> list[PublishedSegment]: ...
+    def all(self) -> Iterable[CollectionRecord]: ...
+
+
 class Batch:
     """One run of consecutive log entries. Call `prefetch`, then `execute` for each, then `write_set`."""
 
     def __init__(
         self,
         at: AppliedAt,
-        records: Mapping[str, CollectionRecord],
-        manifests: Callable[[int], list[PublishedSegment]],
+        collections: Collections,
         sessions: SessionTable,
         find: Find,
         stored: Stored | None = None,
@@ -68,8 +77,9 @@ class Batch:
         self.stored = stored or Stored()
         self.fence = self.stored.fence
         self._next_id = at.next_collection_id
-        self._records = dict(records)
-        self._manifests = manifests
+        self._before = collections
+        self._records: dict[str, CollectionRecord | None] = {}
+        """What this batch changed; None: dropped."""
         self._sessions = sessions
         self._find = find
         self.changes: dict[int, CollectionChange] = {}
@@ -80,12 +90,12 @@ class Batch:
         wanted: dict[int, dict[str, None]] = {}
         for command in commands:
             if isinstance(command, Insert | Delete):
-                record = self._records.get(command.collection)
+                record = self._find_record(command.collection)
                 if record is not None and record.documents:
+                    self.change(record)
                     wanted.setdefault(record.id, {}).update(dict.fromkeys(command.ids))
-        by_id = {record.id: record for record in self._records.values()}
         for collection_id, ids in wanted.items():
-            self.lookup(self.change(by_id[collection_id]), list(ids))
+            self.lookup(self.changes[collection_id], list(ids))
 
     def lookup(self, change: CollectionChange, ids: Sequence[str]) -> None:
         """Have `change.refs` know all of `ids`."""
@@ -142,16 +152,19 @@ class Batch:
             return refused
         return UnsupportedFormat(f"unknown command {type(command).__name__}")
 
+    def _find_record(self, name: str) -> CollectionRecord | None:
+        return self._records[name] if name in self._records else self._before.named(name)
+
     def record(self, name: str) -> CollectionRecord:
         """Raises CollectionNotFound."""
-        record = self._records.get(name)
+        record = self._find_record(name)
         if record is None:
             raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
         return record
 
     def _create(self, index: int, command: CreateCollection) -> WriteResult:
         spec = command.spec
-        held = self._records.get(spec.name)
+        held = self._find_record(spec.name)
         if held is not None:
             if command.if_absent and held.spec == spec:
                 return WriteResult(version=index, index=index, existed=True, count=0)
@@ -165,7 +178,7 @@ class Batch:
 
     def _drop(self, index: int, command: DropCollection) -> WriteResult:
         record = self.record(command.name)
-        del self._records[command.name]
+        self._records[command.name] = None
         change = self.changes.pop(record.id, None)
         if change is None or not change.created:
             self.dropped.append(record.id)
@@ -282,7 +295,8 @@ class Batch:
 
     def records(self) -> list[CollectionRecord]:
         """All collections, by id."""
-        return sorted(self._records.values(), key=lambda record: record.id)
+        now = {record.spec.name: record for record in self._before.all()} | self._records
+        return sorted((record for record in now.values() if record is not None), key=lambda record: record.id)
 
     def version(self, index: int) -> int:
         """What an entry's documents get: higher than all versions of their keys, also those given by other shards."""
@@ -315,11 +329,15 @@ class Batch:
 
     def _publish(self, index: int, command: PublishSegment) -> WriteResult:
         segment = PublishedSegment(*msgspec.structs.astuple(command))
-        record = next((r for r in self._records.values() if r.id == command.collection_id), None)
+        record = self._numbered(command.collection_id)
         if record is None:
             raise CollectionNotFound(f"there is no collection with id {command.collection_id}")
         change = self.change(record)
-        held = self._manifests(record.id) if change.manifest is None and not change.created else change.manifest or []
+        held = (
+            self._before.manifest(record.id)
+            if change.manifest is None and not change.created
+            else change.manifest or []
+        )
         manifest = with_published(held, segment, record.next_ordinal)
         if manifest is None:
             raise InvalidArgument(f"segment [{command.first}, {command.last}] does not fit the manifest any more")
@@ -327,6 +345,11 @@ class Batch:
         change.published.append(segment)
         change.touched = True
         return WriteResult(version=index, index=index)
+
+    def _numbered(self, collection_id: int) -> CollectionRecord | None:
+        if collection_id in self.changes:
+            return self.changes[collection_id].record
+        return None if collection_id in self.dropped else self._before.numbered(collection_id)
 
     def _set(self, change: CollectionChange, *, next_ordinal: int, documents: int, total: int) -> None:
         change.record = CollectionRecord(

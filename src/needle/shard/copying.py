@@ -40,9 +40,10 @@ def deleted(
     view: ReplicaView, collection: str, ranges: Sequence[KeyRange], upto: int, known: BitMap
 ) -> tuple[list[str], BitMap]:
     """Ids of the ranges that were deleted, as far as ordinals up to `upto` tell that are not in `known`; and all dead
-    ordinals that were looked at. Raises CollectionNotFound."""
+    ordinals that were looked at. What was purged before the move is not among them; nothing is while it goes on
+    (Replica.checkpoint). Raises CollectionNotFound."""
     fence, held = view.fence, _collection(view, collection)
-    dead = held.dead & BitMap(range(upto + 1))
+    dead = BitMap(view.store.graves(held.record.id, upto))
     fresh = list(dead - known)
     if fence is None or not fresh:
         return [], dead | known

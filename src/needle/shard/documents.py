@@ -225,19 +225,35 @@ class DocumentStore:
                 (base + first, base + end),
             ).fetchall()
 
-    def vectors_between(
-        self, collection_id: int, dimensions: int, first: int, last: int
+    def vectors_of(
+        self, collection_id: int, dimensions: int, ordinals: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Rows with ordinals in [first, last], dead ones included until purged: (ordinals (n,) ascending, vectors
-        (n, dimensions))."""
-        low, high = row_id(collection_id, first), row_id(collection_id, last)
+        """Rows by ascending ordinals (n,): (those that are stored, vectors (n, dimensions))."""
+        base, found = row_id(collection_id, 0), []
         with self.reading() as connection:
-            rows = connection.execute(
-                "SELECT row, vector FROM vectors WHERE row BETWEEN ? AND ? ORDER BY row", (low, high)
-            ).fetchall()
-        ordinals = np.fromiter((row for row, _ in rows), np.int64, len(rows)) - row_id(collection_id, 0)
-        vectors = np.frombuffer(b"".join(vector for _, vector in rows), "<f4").reshape(len(rows), dimensions)
-        return ordinals, vectors.astype(np.float32, copy=False)
+            for start in range(0, len(ordinals), CHUNK):
+                part = ordinals[start : start + CHUNK] + base
+                low, high = int(part[0]), int(part[-1])
+                if high - low < 2 * len(part):  # few others lie between
+                    wanted = set(part.tolist())
+                    rows = connection.execute("SELECT row, vector FROM vectors WHERE row BETWEEN ? AND ?", (low, high))
+                    found += [one for one in rows if one[0] in wanted]
+                else:
+                    marks = padded(part.tolist())
+                    found += connection.execute(
+                        f"SELECT row, vector FROM vectors WHERE row IN ({','.join('?' * len(marks))}) ORDER BY row",
+                        marks,
+                    )
+        there = np.fromiter((row for row, _ in found), np.int64, len(found)) - base
+        vectors = np.frombuffer(b"".join(vector for _, vector in found), "<f4").reshape(len(found), dimensions)
+        return there, vectors.astype(np.float32, copy=False)
+
+    def graves(self, collection_id: int, upto: int) -> list[int]:
+        """Ordinals up to `upto` whose documents were deleted or replaced, and whose rows are not purged yet."""
+        base = row_id(collection_id, 0)
+        with self.reading() as connection:
+            rows = connection.execute("SELECT row FROM graves WHERE row BETWEEN ? AND ?", (base, base + upto))
+            return [row - base for (row,) in rows]
 
     def copy_to(self, target: str) -> tuple[AppliedAt, list[PublishedSegment]]:
         """Write a consistent, compacted image of the committed state into a new file; where it stands and its

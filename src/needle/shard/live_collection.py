@@ -5,9 +5,10 @@ A view stays as it was made: apply replaces what it changes. It must not know co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import immutables
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
@@ -18,21 +19,22 @@ from needle.shard.changes import CollectionChange
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence
 from needle.shard.moving import Stored
+from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.records import AppliedAt, CollectionRecord, StoredDocument
 from needle.shard.segment_plan import PublishedSegment
-from needle.shard.segment_set import CollectionVectors
+from needle.shard.segment_set import LOAD_ROWS, CollectionVectors
 from needle.shard.vectors_view import VectorsView
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionView:
-    """One collection at one applied index. dead: ordinals below record.next_ordinal that no id points at. hidden:
-    others that must not be seen, because the shard does not own their keys (yet, or any more)."""
+    """One collection at one applied index. live: the ordinals that an id points at. hidden: those of them that must
+    not be seen, because the shard does not own their keys (yet, or any more)."""
 
     record: CollectionRecord
     vectors: VectorsView
-    dead: BitMap
+    live: OrdinalSet
     payload: PayloadIndex
     hidden: BitMap = field(default_factory=BitMap)
 
@@ -45,12 +47,13 @@ class CollectionView:
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
     """What searches see: all collections by name, at one applied index, and the file that holds their documents; and
-    what the shard owns there, if that ever changed."""
+    what the shard owns there, if that ever changed. visible: documents that a reader can see, of all collections."""
 
     at: AppliedAt
-    collections: Mapping[str, CollectionView]
+    collections: immutables.Map[str, CollectionView]
     store: DocumentStore
     fence: Fence | None = None
+    visible: int = 0
 
 
 class LiveCollection:
@@ -58,9 +61,10 @@ class LiveCollection:
 
     def __init__(self, record: CollectionRecord, store: DocumentStore, directory: str, config: SegmentConfig) -> None:
         self.record = record
-        self.dead = BitMap()
+        self.live = OrdinalSet()
         self.hidden: Mapping[int, BitMap] = {}
         """By move (holdings.Transfer)."""
+        self._invisible = BitMap()
         self.marked: Mapping[int, BitMap] = {}
         """By move: what its Release will hide, as far as it was looked for; some of it may be dead by now."""
         self.manifest: list[PublishedSegment] = []
@@ -68,27 +72,30 @@ class LiveCollection:
         self.payload = PayloadIndex(lambda first, end: store.metadata_between(record.id, first, end))
         self._store = store
 
-    def rows(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Live vectors of [first, last] from SQLite: (ordinals (n,) ascending, vectors (n, d) float32)."""
-        ordinals, vectors = self._store.vectors_between(self.record.id, self.record.spec.dimensions, first, last)
-        gone = np.array(self.dead.to_array(), np.int64)
-        keep = ~np.isin(ordinals, gone, assume_unique=True)
-        return ordinals[keep], vectors[keep]
+    def rows(self, first: int, last: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Live vectors of [first, last] from SQLite, a page at a time: (ordinals (n,) ascending, vectors (n, d)
+        float32)."""
+        for page in self.live.pages(first, last, LOAD_ROWS):
+            yield self._store.vectors_of(self.record.id, self.record.spec.dimensions, page)
 
     def load(self, manifest: list[PublishedSegment]) -> None:
-        live = BitMap(self._store.live_ordinals(self.record.id))
-        self.dead = BitMap(range(self.record.next_ordinal)) - live
+        if self.record.documents:
+            self.live = OrdinalSet.of(self._store.live_ordinals(self.record.id))
         self.manifest = manifest
-        self.vectors.load(self.record.next_ordinal, self.dead, manifest, self.rows)
+        self.vectors.load(self.record.next_ordinal, self.live, manifest, self.rows)
 
     def hide(self, fence: Fence | None) -> None:
         """Find out what must not be seen, when the file is opened."""
         hiding = [one for one in fence.holdings.transfers if one.hides] if fence is not None else []
-        self.hidden = {one.move: found for one in hiding if (found := self._of(fence, one.ranges))}
+        self._hide({one.move: found for one in hiding if (found := self._of(fence, one.ranges))})
         marking = [one for one in fence.holdings.transfers if one.marks] if fence is not None else []
         reached = [(one, one.cursors.get(self.record.spec.name, -1)) for one in marking]
         marked = {one.move: self._of(fence, one.ranges) & BitMap(range(upto + 1)) for one, upto in reached}
         self.marked = {move: found for move, found in marked.items() if found}
+
+    def _hide(self, hidden: Mapping[int, BitMap]) -> None:
+        self.hidden = hidden
+        self._invisible = BitMap.union(BitMap(), *hidden.values())
 
     def _of(self, fence: Fence | None, ranges: Sequence[KeyRange]) -> BitMap:
         """The ordinals of all current documents with keys in `ranges`."""
@@ -108,42 +115,74 @@ class LiveCollection:
             first = change.first_ordinal
             self.vectors.append(first, vectors)
             self.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])
+        if change.rows or change.dead:
+            first = change.first_ordinal
+            self.live = self.live.changed(first, first + len(change.rows), change.dead)
         if change.dead:
-            self.dead = self.dead | BitMap(change.dead)  # older views keep theirs
             self.vectors.tombstone(change.dead)
         for segment in change.published:
             self.vectors.publish(segment)
         if change.manifest is not None:
             self.manifest = change.manifest
         if change.hidden is not None:
-            self.hidden = change.hidden
+            self._hide(change.hidden)
         if change.marked is not None:
             self.marked = change.marked
         self.vectors.commit()
 
     def view(self) -> CollectionView:
-        hidden = BitMap.union(BitMap(), *self.hidden.values())
-        return CollectionView(self.record, self.vectors.view(), self.dead, self.payload, hidden)
+        return CollectionView(self.record, self.vectors.view(), self.live, self.payload, self._invisible)
+
+
+class OpenCollections:
+    """Every open collection of a replica, by name and by id; only apply changes them."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, LiveCollection] = {}
+        self.numbered: dict[int, LiveCollection] = {}
+
+    def add(self, live: LiveCollection) -> None:
+        """In the order of their ids."""
+        self.named[live.record.spec.name] = self.numbered[live.record.id] = live
+
+    def remove(self, collection_id: int) -> LiveCollection:
+        """It has to be there."""
+        live = self.numbered.pop(collection_id)
+        del self.named[live.record.spec.name]
+        return live
 
 
 class StateBefore:
-    """What a batch asks of the state before it: Batch's `manifests`, and moving.Stored."""
+    """What a batch asks of the state before it: batch.Collections, and moving.Stored."""
 
-    def __init__(self, live: Mapping[str, LiveCollection], store: DocumentStore, fence: Fence | None) -> None:
+    def __init__(self, live: OpenCollections, store: DocumentStore, fence: Fence | None) -> None:
         self._live = live
         self._store = store
         self._fence = fence
 
     def stored(self) -> Stored:
-        return Stored(self._fence, self._hidden, self._documents, self._select, self._marked, self._dead)
+        return Stored(self._fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals)
 
     def manifest(self, collection_id: int) -> list[PublishedSegment]:
         """Of one collection; empty if there is none."""
         live = self._by_id(collection_id)
         return [] if live is None else live.manifest
 
+    def named(self, name: str) -> CollectionRecord | None:
+        """The record of a collection; None if there is none. So `numbered`."""
+        live = self._live.named.get(name)
+        return None if live is None else live.record
+
+    def numbered(self, collection_id: int) -> CollectionRecord | None:
+        live = self._by_id(collection_id)
+        return None if live is None else live.record
+
+    def all(self) -> list[CollectionRecord]:
+        """Of every collection, by id."""
+        return [live.record for live in self._live.numbered.values()]
+
     def _by_id(self, collection_id: int) -> LiveCollection | None:
-        return next((live for live in self._live.values() if live.record.id == collection_id), None)
+        return self._live.numbered.get(collection_id)
 
     def _hidden(self, collection_id: int) -> Mapping[int, BitMap]:
         live = self._by_id(collection_id)
@@ -153,9 +192,9 @@ class StateBefore:
         live = self._by_id(collection_id)
         return {} if live is None else live.marked
 
-    def _dead(self, collection_id: int) -> BitMap:
+    def _live_ordinals(self, collection_id: int) -> BitMap:
         live = self._by_id(collection_id)
-        return BitMap() if live is None else live.dead
+        return BitMap() if live is None else live.live.bitmap()
 
     def _documents(self, collection_id: int, ordinals: Sequence[int]) -> Mapping[int, StoredDocument]:
         return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)

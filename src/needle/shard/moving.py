@@ -37,14 +37,14 @@ def _nothing_selected(_: int, __: Member, ___: int, ____: int) -> Iterable[int]:
     return ()
 
 
-def _nothing_dead(_: int) -> BitMap:
+def _nothing_live(_: int) -> BitMap:
     return BitMap()
 
 
 @dataclass(frozen=True)
 class Stored:
     """What a batch may ask of the state before it, by collection id. hidden: the invisible ordinals of each move.
-    marked: what Mark has found for each move, also if it died since. dead: ordinals without a current document.
+    marked: what Mark has found for each move, also if it died since. live: the ordinals of current documents.
     documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
     the first and up to the second bound."""
 
@@ -53,7 +53,7 @@ class Stored:
     documents: Callable[[int, Sequence[int]], Mapping[int, StoredDocument]] = _nothing_stored
     select: Callable[[int, Member, int, int], Iterable[int]] = _nothing_selected
     marked: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
-    dead: Callable[[int], BitMap] = _nothing_dead
+    live: Callable[[int], BitMap] = _nothing_live
 
 
 def execute_move(batch: Batch, index: int, command: MoveCommand) -> WriteResult:
@@ -127,8 +127,9 @@ def _release(batch: Batch, index: int, transfer: Transfer) -> WriteResult:
     member, stored = _member(batch, transfer), batch.stored
     for record in batch.records():
         reached = transfer.cursors.get(record.spec.name, -1)
-        left = (stored.marked(record.id).get(transfer.move) or BitMap()) - stored.dead(record.id)
-        left |= BitMap(stored.select(record.id, member, reached, record.next_ordinal))
+        left = (stored.marked(record.id).get(transfer.move) or BitMap()) & stored.live(record.id)
+        if reached < record.next_ordinal - 1:
+            left |= BitMap(stored.select(record.id, member, reached, record.next_ordinal))
         if transfer.move in stored.marked(record.id):
             batch.mark(batch.change(record), transfer.move, BitMap())
         if left:

@@ -214,7 +214,10 @@ class PayloadIndex:
 
     def matching(self, node: Node, end: int, dead: BitMap) -> BitMap:
         """The ordinals below `end` that are not in `dead` and whose metadata matches: exactly."""
-        universe = BitMap(range(end)) - dead
+        return self.within(node, end, BitMap(range(end)) - dead)
+
+    def within(self, node: Node, end: int, universe: BitMap) -> BitMap:
+        """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly."""
         scanned = [path for path in dict.fromkeys(_paths(node)) if not self._ensure(path, end)]
         if scanned or _asks_for_instants(node):
             return self._scan(node, end, universe)

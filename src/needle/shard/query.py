@@ -20,6 +20,7 @@ from needle.base.errors import Internal, NeedleError
 from needle.base.filters import Filter
 from needle.base.model import HitBatch, Metric, SearchRequest
 from needle.shard.documents import DocumentStore
+from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.records import CollectionRecord, StoredDocument
 from needle.shard.validation import check_search
@@ -42,7 +43,7 @@ class Collection(Protocol):
     @property
     def vectors(self) -> VectorsView: ...
     @property
-    def dead(self) -> BitMap: ...
+    def live(self) -> OrdinalSet: ...
     @property
     def payload(self) -> PayloadIndex: ...
     @property
@@ -72,12 +73,16 @@ def search_group(
 
 
 def _allowed(collection: Collection, filter_json: bytes, limits: Limits) -> BitMap | None:
-    """The ordinals that a filter allows, without the hidden ones; None for all that are not dead."""
-    hidden, dead = collection.hidden, collection.dead
+    """The ordinals that a filter allows, without the hidden ones; None for all that are live."""
+    hidden = collection.hidden
+    if not filter_json and not hidden:
+        return None
+    live = collection.live.bitmap()
+    visible = live - hidden if hidden else live
     if not filter_json:
-        return BitMap(range(collection.record.next_ordinal)) - dead - hidden if hidden else None
+        return visible
     node = Filter.from_json(filter_json, limits).node
-    return collection.payload.matching(node, collection.record.next_ordinal, dead | hidden if hidden else dead)
+    return collection.payload.within(node, collection.record.next_ordinal, visible)
 
 
 def _nearest(

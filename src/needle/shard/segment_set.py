@@ -13,7 +13,7 @@ them; readers take none. It does not know documents, filters, Raft or who builds
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 
 import numpy as np
@@ -23,13 +23,15 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import CorruptSegment, Internal
 from needle.base.model import CollectionSpec
 from needle.shard.growing_segment import GrowingSegment
+from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.scoring import Floats, Ints
 from needle.shard.sealed_segment import SealedSegment, segment_file
 from needle.shard.segment_plan import PublishedSegment, SegmentLoad, check_manifest, covered, with_published
-from needle.shard.vectors_view import Served, VectorsView, between, sorted_ordinals
+from needle.shard.vectors_view import Served, VectorsView, between
 
-Rows = Callable[[int, int], tuple[Ints, Floats]]
-"""Reads live vectors from the documents: rows(first, last) -> (ordinals (n,) ascending int64, vectors (n, d))."""
+Rows = Callable[[int, int], Iterable[tuple[Ints, Floats]]]
+"""Reads live vectors from the documents: rows(first, last) -> pages of (ordinals (n,) ascending int64, vectors (n, d)),
+ascending."""
 
 LOAD_ROWS = 4096
 
@@ -98,7 +100,7 @@ class CollectionVectors:
             self._refresh()
             return True
 
-    def load(self, next_ordinal: int, dead: BitMap, manifest: list[PublishedSegment], rows: Rows) -> None:
+    def load(self, next_ordinal: int, live: OrdinalSet, manifest: list[PublishedSegment], rows: Rows) -> None:
         """Fill an empty set at open: segments from their files, everything else from `rows`.
 
         A missing or damaged file is no error here: its range is served exactly, and `missing()` names it; a damaged
@@ -112,15 +114,13 @@ class CollectionVectors:
             self._rows = rows
             self._next_ordinal = next_ordinal
             self._manifest = list(manifest)
-            gone = sorted_ordinals(dead)
             served = []
             for segment, sealed in zip(manifest, opened, strict=True):
                 if sealed is None:
                     self._growing = self._read_rows(self._growing, segment.first, segment.last).closed()
                 else:
-                    served.append(Served(sealed, None).without(between(gone, segment.first, segment.last)))
+                    served.append(Served(sealed, None).only(live.between(segment.first, segment.last)))
             self._growing = self._read_rows(self._growing, covered(manifest), next_ordinal - 1)
-            self._growing = self._growing.without(gone)
             self._served = tuple(served)
             self._refresh()
 
@@ -286,7 +286,6 @@ class CollectionVectors:
     def _read_rows(self, growing: GrowingSegment, first: int, last: int) -> GrowingSegment:
         if self._rows is None:
             raise Internal("no documents to read vectors from")
-        for at in range(first, last + 1, LOAD_ROWS):
-            ordinals, vectors = self._rows(at, min(at + LOAD_ROWS - 1, last))
+        for ordinals, vectors in self._rows(first, last):
             growing = growing.appended(np.asarray(ordinals, np.int64), np.asarray(vectors, np.float32))
         return growing

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
+
+import immutables
 
 from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
@@ -31,7 +33,7 @@ from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence, check_claim, decode_holdings, encode_holdings
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import CollectionView, LiveCollection, ReplicaView, StateBefore
+from needle.shard.live_collection import CollectionView, LiveCollection, OpenCollections, ReplicaView, StateBefore
 from needle.shard.query import search_group
 from needle.shard.records import CollectionRecord, StoredDocument, WriteSet
 from needle.shard.sealed_segment import segment_file
@@ -100,13 +102,14 @@ class Replica:
         directory = os.path.join(state, SEGMENTS)
         self._disk.make_directory(directory)
         store = DocumentStore(state, self._disk, self._failpoint, self.limits.commit_rows_max)
-        loaded: dict[str, LiveCollection] = {}
+        loaded = OpenCollections()
         try:
             at, records, manifests, sessions = store.load()
             stored = store.holdings()
             fence = None if stored is None else Fence(decode_holdings(stored))
             for record in records:
-                live = loaded[record.spec.name] = LiveCollection(record, store, directory, self._config)
+                live = LiveCollection(record, store, directory, self._config)
+                loaded.add(live)
                 live.load(manifests.get(record.id, []))
                 live.hide(fence)
         except BaseException:
@@ -114,7 +117,8 @@ class Replica:
             raise
         self._segment_directory, self._store, self._live = directory, store, loaded
         self._sessions = SessionTable(sessions)
-        self._view = ReplicaView(at, {name: live.view() for name, live in loaded.items()}, store, fence)
+        views = immutables.Map({name: live.view() for name, live in loaded.named.items()})
+        self._view = ReplicaView(at, views, store, fence, sum(view.visible for view in views.values()))
 
     # --- the log -----------------------------------------------------------------------------------------------------
     def applied_index(self) -> int:
@@ -143,9 +147,8 @@ class Replica:
     def _apply(self, entries: Sequence[Entry], commands: Sequence[Command | NeedleError | None]) -> list[Any]:
         """One transaction."""
         at = self._view.at
-        records = {name: live.record for name, live in self._live.items()}
         before = StateBefore(self._live, self._store, self._view.fence)
-        batch = Batch(at, records, before.manifest, self._sessions, self._store.writer.find, before.stored())
+        batch = Batch(at, before, self._sessions, self._store.writer.find, before.stored())
         batch.prefetch(commands)
         results = [batch.execute(entry.index, command) for entry, command in zip(entries, commands, strict=True)]
         conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
@@ -158,23 +161,27 @@ class Replica:
 
     def _swap(self, batch: Batch, changes: WriteSet) -> None:
         """Bring memory to what SQLite holds, then show it to searches at once."""
-        views = dict(self._view.collections)
-        for name, live in list(self._live.items()):
-            if live.record.id in batch.dropped:
-                live.vectors.close()
-                del self._live[name], views[name]
+        visible = self._view.visible
+        views = self._view.collections.mutate()
+        for collection_id in batch.dropped:
+            live = self._live.remove(collection_id)
+            live.vectors.close()
+            visible -= views.pop(live.record.spec.name).visible
         for change in batch.changes.values():
             if not change.touched or change.record.id in batch.dropped:
                 continue
             name = change.record.spec.name
             if change.created:
                 empty = CollectionRecord(id=change.record.id, spec=change.record.spec)
-                self._live[name] = LiveCollection(empty, self._store, self._segment_directory, self._config)
-                self._live[name].load([])
-            live = self._live[name]
+                live = LiveCollection(empty, self._store, self._segment_directory, self._config)
+                live.load([])
+                self._live.add(live)
+            live = self._live.numbered[change.record.id]
             live.take(change)
-            views[name] = live.view()
-        self._view = ReplicaView(changes.at, views, self._store, batch.fence)
+            before = views.get(name)
+            views[name] = now = live.view()
+            visible += now.visible - (0 if before is None else before.visible)
+        self._view = ReplicaView(changes.at, views.finish(), self._store, batch.fence, visible)
 
     @property
     def waits(self) -> bool:
@@ -302,7 +309,7 @@ class Replica:
         view = self._view
         if collection is not None:
             return self._collection(view, collection).visible
-        return sum(held.visible for held in view.collections.values())
+        return view.visible
 
     def counts(self, claim: Claim | None = None) -> list[tuple[CollectionSpec, int]]:
         """Every collection, by name, and its documents, at one applied index. Raises StaleEpoch as `get` does."""
@@ -322,7 +329,7 @@ class Replica:
 
     def collection_vectors(self) -> list[CollectionVectors]:
         """The vectors of every collection, for the segment keeper; ask again after a snapshot was installed."""
-        return [live.vectors for live in list(self._live.values())]
+        return [live.vectors for live in list(self._live.numbered.values())]
 
     def digest(self) -> str:
         """32 hex digits over collections, ordinals, ids, versions, metadata and vectors. O(collections)."""
@@ -340,7 +347,7 @@ class Replica:
         """Recompute the digest from every stored row; raises StorageError where memory, sums and rows disagree."""
         with self._applying:
             totals = self._store.recompute()
-            held = {r.record.id: (r.record.documents, r.record.total) for r in self._live.values()}
+            held = {r.record.id: (r.record.documents, r.record.total) for r in self._live.numbered.values()}
         if totals != held:
             raise StorageError(f"{self.directory}: documents and their sums disagree: {totals} is stored, not {held}")
 
@@ -389,7 +396,7 @@ class Replica:
                 _close_files(self._store, self._live)
 
 
-def _close_files(store: DocumentStore, live: Mapping[str, LiveCollection]) -> None:
-    for held in live.values():
+def _close_files(store: DocumentStore, live: OpenCollections) -> None:
+    for held in live.numbered.values():
         held.vectors.close()
     store.close()

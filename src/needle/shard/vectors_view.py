@@ -35,6 +35,15 @@ class Served:
         live[local] = False
         return replace(self, live=live)
 
+    def only(self, live: Ints) -> Served:
+        """With the sorted ordinals `live` only."""
+        local = self.sealed.locals_of(live)
+        if len(local) == self.sealed.rows:
+            return self
+        mask = np.zeros(self.sealed.rows, np.bool_)
+        mask[local] = True
+        return replace(self, live=mask)
+
     def mask(self, allowed: Ints | None) -> Bools | None:
         """Rows that count for a search: live, and in the sorted `allowed`."""
         if allowed is None:

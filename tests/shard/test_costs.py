@@ -1,0 +1,122 @@
+"""What a write, a read and a start cost follows what they touch: not how many collections there are, nor how often
+documents were replaced. Work is counted, never timed."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from needle.base.commands import CreateCollection, Delete, DropCollection
+from needle.base.model import SearchRequest
+from needle.shard import documents
+from shard.replica_util import Log, floats, open_replica, put, spec
+
+
+def work(run: Callable[[], Any]) -> int:
+    """Lines of Python executed, and calls of functions written in C."""
+    count = 0
+
+    def lines(_: FrameType, event: str, __: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return lines
+
+    def calls(_: FrameType, event: str, __: Any) -> None:
+        nonlocal count
+        count += event == "c_call"
+
+    sys.settrace(lines)
+    sys.setprofile(calls)
+    try:
+        run()
+    finally:
+        sys.settrace(None)
+        sys.setprofile(None)
+    return count
+
+
+def with_collections(directory: Path, count: int) -> tuple[Any, Log]:
+    replica, log = open_replica(directory), Log()
+    replica.apply(log.add(*[CreateCollection(spec(f"c{at}")) for at in range(count)]))
+    replica.apply(log.add(put(["a", "b"], [[1, 2, 3], [4, 5, 6]], collection="c3")))
+    return replica, log
+
+
+def test_no_call_costs_more_because_there_are_many_collections(tmp_path: Path) -> None:
+    measured: dict[str, list[int]] = {}
+    for count in (10, 400):
+        replica, log = with_collections(tmp_path / str(count), count)
+        query = SearchRequest(collection="c3", vector=floats([1, 2, 3]), k=1)
+        calls: dict[str, Callable[[], Any]] = {
+            "insert": lambda r=replica, g=log: r.apply(g.add(put(["x"], [[1, 1, 1]], collection="c3"))),
+            "replace": lambda r=replica, g=log: r.apply(g.add(put(["x"], [[1, 1, 2]], collection="c3"))),
+            "delete": lambda r=replica, g=log: r.apply(g.add(Delete("c3", ["x"]))),
+            "create": lambda r=replica, g=log: r.apply(g.add(CreateCollection(spec("new")))),
+            "drop": lambda r=replica, g=log: r.apply(g.add(DropCollection("new"))),
+            "search": lambda r=replica, q=query: r.search(q),
+            "count": lambda r=replica: r.count(),
+        }
+        replica.search(query)
+        for name, call in calls.items():
+            measured.setdefault(name, []).append(work(call))
+        replica.close()
+    for name, (few, many) in measured.items():
+        assert many <= few + 25, f"{name}: {few} steps with 10 collections, {many} with 400"
+
+
+def with_ordinals_used(directory: Path, used: int) -> None:
+    """A collection of 100 documents whose ordinals were used up by replacing them: what so many updates leave."""
+    replica, log = open_replica(directory), Log()
+    replica.apply(log.add(CreateCollection(spec())))
+    names = [f"d{at}" for at in range(100)]
+    rows = [[at, 1, 1] for at in range(100)]
+    replica.apply(log.add(put(names, rows, [{"n": 1}] * 100)))
+    replica.checkpoint()
+    replica.close()
+    with sqlite3.connect(directory / "state-1" / "documents.db") as database:
+        database.execute("UPDATE collections SET next_ordinal = ?", (used - 50,))
+    replica = open_replica(directory)
+    replica.apply(log.add(put(names[:50], rows[:50], [{"n": 2}] * 50)))
+    replica.checkpoint()
+    replica.close()
+
+
+def test_start_and_updates_do_not_cost_more_because_ordinals_were_used_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements: Counter[str] = Counter()
+    connect = documents.connect
+
+    def traced(*args: Any) -> sqlite3.Connection:
+        connection = connect(*args)
+        connection.set_trace_callback(lambda text: statements.update([text.split()[0]]))
+        return connection
+
+    monkeypatch.setattr(documents, "connect", traced)
+    measured: dict[str, list[int]] = {}
+    for used in (1_000, 4_000_000_000):
+        directory = tmp_path / str(used)
+        with_ordinals_used(directory, used)
+        statements.clear()
+        opened: list[Any] = []
+        measured.setdefault("open", []).append(work(lambda d=directory, o=opened: o.append(open_replica(d))))
+        measured.setdefault("statements", []).append(statements.total())
+        replica, log = opened[0], Log()
+        log.add(None, None, None)
+        assert replica.count() == 100 and replica.view.collections["c"].record.next_ordinal == used
+        change = log.add(put(["d1"], [[1, 1, 1]], [{"n": 3}]))
+        measured.setdefault("replace", []).append(work(lambda r=replica, c=change: r.apply(c)))
+        held = replica.view.collections["c"].live
+        assert len(held) == 100 and held.bitmap().serialize().__sizeof__() < 1_000
+        query = SearchRequest(collection="c", vector=floats([0, 1, 1]), k=200, exact=True)
+        assert len(replica.search(query).ids) == 100
+        replica.close()
+    for name, (few, many) in measured.items():
+        assert many <= 1.3 * few, f"{name}: {few} steps after 1,000 ordinals, {many} after 4,000,000,000"
