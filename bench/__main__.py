@@ -1,4 +1,4 @@
-"""`python -m bench [writes] [failover] [search] [shards] [--quick] [--json]`: everything when none is named."""
+"""`python -m bench [writes] [failover] [search] [shards] [collections] [--quick] [--json]`: all when none is named."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import asyncio
 import shutil
 import sys
 
-from bench import failover, search, shards, writes
+from bench import collections, failover, search, shards, writes
 from bench.report import Report
 
-PARTS = ("writes", "failover", "search", "shards")
+PARTS = ("writes", "failover", "search", "shards", "collections")
 
 
 async def measure(parts: list[str], report: Report, *, quick: bool) -> None:
@@ -24,6 +24,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool) -> None:
         await search.run(report, quick=quick)
     if "shards" in parts:
         await shards.run(report, quick=quick)
+    if "collections" in parts:
+        await collections.run(report, quick=quick)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@ documents were replaced. Work is counted, never timed."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ import pytest
 from needle.base.commands import CreateCollection, Delete, DropCollection
 from needle.base.model import SearchRequest
 from needle.shard import documents
+from needle.shard.segment_keeper import SegmentKeeper
 from shard.replica_util import Log, floats, open_replica, put, spec
 
 
@@ -120,3 +122,85 @@ def test_start_and_updates_do_not_cost_more_because_ordinals_were_used_up(
         replica.close()
     for name, (few, many) in measured.items():
         assert many <= 1.3 * few, f"{name}: {few} steps after 1,000 ordinals, {many} after 4,000,000,000"
+
+
+class InlinePool:
+    async def run(self, fn: Callable[..., Any], /, *args: object) -> Any:
+        return fn(*args)
+
+
+class StillClock:
+    def monotonic(self) -> float:
+        return 0.0
+
+    def wall(self) -> float:
+        return 0.0
+
+
+def keeper_of(replica: Any) -> SegmentKeeper:
+    async def nothing(*_: object) -> Any:
+        raise AssertionError("nothing is built or fetched here")
+
+    return SegmentKeeper(
+        replica, is_leader=lambda: True, propose=nothing, fetch_chunk=nothing, peers=list,
+        build_pool=InlinePool(), file_pool=InlinePool(), clock=StillClock(),
+    )  # fmt: skip
+
+
+async def test_the_keeper_looks_at_what_changed(tmp_path: Path) -> None:
+    looked: dict[int, list[int]] = {}
+    for count in (10, 400):
+        replica, log = with_collections(tmp_path / str(count), count)
+        keeper = keeper_of(replica)
+        seen = looked[count] = []
+        asked = replica.vectors_of
+        replica.vectors_of = lambda id_, asked=asked, seen=seen: (seen.append(id_), asked(id_))[1]
+        keeper.kick()
+        await keeper._build_pass()
+        await keeper._files_pass()
+        assert len(seen) == 2 * count, "at the start, at all of them"
+        seen.clear()
+        replica.apply(log.add(put(["x"], [[1, 1, 1]], collection="c3"), DropCollection("c5")))
+        keeper.kick()
+        await keeper._build_pass()
+        await keeper._files_pass()
+        keeper.kick()
+        await keeper._build_pass()
+        await keeper._files_pass()
+        replica.close()
+    assert looked[10] == looked[400] == [4, 6, 4, 6]
+
+
+async def test_a_pass_over_many_collections_lets_others_run(tmp_path: Path) -> None:
+    replica, _ = with_collections(tmp_path, 400)
+    keeper, turns = keeper_of(replica), 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(others())
+    keeper.kick()
+    await keeper._build_pass()
+    await keeper._files_pass()
+    task.cancel()
+    assert turns >= 2 * (400 // 32)
+    replica.close()
+
+
+async def test_the_files_of_a_dropped_collection_go(tmp_path: Path) -> None:
+    replica, log = with_collections(tmp_path, 6)
+    keeper, directory = keeper_of(replica), Path(replica.segment_directory)
+    mine, others = f"4-0-1-{'a' * 32}.seg", f"5-0-1-{'a' * 32}.seg"
+    keeper.kick()
+    await keeper._files_pass()
+    for name in (mine, others):
+        (directory / name).write_bytes(b"x")
+        keeper._files.added(str(directory / name))
+    replica.apply(log.add(DropCollection("c3")))
+    keeper.kick()
+    await keeper._files_pass()
+    assert not (directory / mine).exists() and (directory / others).exists()
+    replica.close()

@@ -147,3 +147,19 @@ def test_compacting_keeps_out_of_the_ranges_of_segments() -> None:
     below = [chunk for chunk in growing.chunks if chunk.first < 192]
     assert len(below) == 2 and list(kept.chunks[:2]) == below
     assert kept.bytes_held() < growing.bytes_held()
+
+
+def test_few_rows_take_little_memory_and_readers_keep_what_they_saw() -> None:
+    data = clustered(70, 384, 5)
+    growing = GrowingSegment(384).appended(np.arange(5), data[:5])
+    assert growing.bytes_held() == 5 * 384 * 4
+    seen = growing.without(np.array([2]))
+    before = [block.tobytes() for _, block in seen.blocks(0, 4)]
+    later = seen
+    for at in range(5, 70):
+        later = later.appended(np.array([at]), data[at : at + 1])
+        assert later.bytes_held() <= 3 * (at + 1) * 384 * 4
+    assert len(later) == 69 and [block.tobytes() for _, block in seen.blocks(0, 4)] == before
+    assert [o for ordinals, _ in later.blocks(0, 69) for o in ordinals.tolist()] == [0, 1, *range(3, 70)]
+    closed = growing.closed().appended(np.array([5]), data[5:6])
+    assert [chunk.rows for chunk in closed.chunks] == [5, 1], "a closed chunk takes no more rows"

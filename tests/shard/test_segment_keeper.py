@@ -81,8 +81,21 @@ class Replica:
             clock=self.cluster.clock,
         )
 
+    @property
+    def segment_directory(self) -> str:
+        return self.vectors.directory
+
     def collection_vectors(self) -> list[CollectionVectors]:
         return [self.vectors]
+
+    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
+        return self.vectors if collection_id == 7 else None
+
+    def was_dropped(self, collection_id: int) -> bool:
+        return collection_id == 6
+
+    def take_changed(self) -> set[int]:
+        return {7}
 
     def rows(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         ordinals = np.array([o for o in range(first, last + 1) if o not in self.dead], np.int64)
@@ -342,7 +355,8 @@ async def test_leftovers_of_a_crash_are_deleted(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     directory = Path(cluster.a.vectors.directory)
     stale = [f"7-0-99-{'a' * 32}.seg", "7-0-99.new.tmp", f"7-0-99-{'a' * 32}.seg.tmp", f"7-0-9-{'b' * 32}.own"]
-    other = ["documents.db", f"8-0-99-{'a' * 32}.seg", "8-0-99.new.tmp"]
+    stale += [f"6-0-99-{'a' * 32}.seg", "8-0-99.new.tmp"]  # of a collection that was dropped; of a build that was cut
+    other = ["documents.db", f"8-0-99-{'a' * 32}.seg"]  # the log will bring collection 8 when it is replayed
     for name in stale + other:
         (directory / name).write_bytes(b"x")
     async with Running(cluster.a):

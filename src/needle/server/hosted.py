@@ -156,12 +156,13 @@ class HostedReplica:
 
     def _warn_of_other_settings(self) -> None:
         config = self._config
-        wanted = (config.dimensions, config.metric, config.index)
-        for spec in self.replica.collections():
-            if spec.name == "default" and config.dimensions is not None:
-                there = (spec.dimensions, str(spec.metric), spec.index)
-                if there != wanted:
-                    log.warning("the collection `default` has %s, the configuration says %s", there, wanted)
+        held = self.replica.view.collections.get("default")
+        if held is None or config.dimensions is None:
+            return
+        spec, wanted = held.record.spec, (config.dimensions, config.metric, config.index)
+        there = (spec.dimensions, str(spec.metric), spec.index)
+        if there != wanted:
+            log.warning("the collection `default` has %s, the configuration says %s", there, wanted)
 
     # --- the first collection ----------------------------------------------------------------------------------------
     async def settle(self, timeout: float) -> None:
@@ -211,7 +212,7 @@ class HostedReplica:
 
     def used(self) -> bool:
         """Whether anything was ever written to this group, as far as this replica knows."""
-        return bool(self.replica.collections() or self.replica.session_rows())
+        return self.replica.used
 
     def check_used(self) -> None:
         """On any replica, before an eventual read: a configured collection that is not here yet is no error of the

@@ -27,6 +27,9 @@ from needle.server.ports import NodePorts
 
 FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 MILLISECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0)
+COLLECTIONS_MAX = 100
+"""Collections of a shard that have series of their own, the oldest ones: their labels stay the same while others come
+and go, and a scrape takes the same time however many there are."""
 SHARDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -232,6 +235,7 @@ class _NodeState(Collector):
     def _replicas(self) -> Iterator[Metric]:
         documents = GaugeMetricFamily("needle_documents", "Documents held.", labels=["shard", "collection"])
         vectors = GaugeMetricFamily("needle_shard_vector_count", "Documents in the shard.", labels=["shard"])
+        collections = GaugeMetricFamily("needle_collections", "Collections of the shard.", labels=["shard"])
         segments = GaugeMetricFamily("needle_segments", "Index segments open.", labels=["shard", "collection"])
         events = CounterMetricFamily(
             "needle_segment_events",
@@ -243,15 +247,16 @@ class _NodeState(Collector):
         for group, hosted in self._node.groups.items():
             shard = str(group - 1)
             vectors.add_metric([shard], hosted.replica.count())
-            for held in hosted.replica.collection_vectors():
-                documents.add_metric([shard, held.spec.name], hosted.replica.count(held.spec.name))
-                segments.add_metric([shard, held.spec.name], len(held.attached()))
+            collections.add_metric([shard], len(hosted.replica.view.collections))
+            for held in hosted.replica.first_collections(COLLECTIONS_MAX):
+                documents.add_metric([shard, held.record.spec.name], held.visible)
+                segments.add_metric([shard, held.record.spec.name], len(held.vectors.served))
             stats = hosted.keeper.stats
             for event in ("built", "shipped", "rebuilt", "corrupt", "unpublished", "deleted"):
                 events.add_metric([shard, event], getattr(stats, event))
             seconds.add_metric([shard], stats.build_seconds)
             shipped.add_metric([shard], stats.shipped_bytes)
-        yield from (documents, vectors, segments, events, seconds, shipped)
+        yield from (documents, vectors, collections, segments, events, seconds, shipped)
 
     def _network(self) -> Iterator[Metric]:
         counters = self._node.host.counters

@@ -17,7 +17,9 @@ import numpy as np
 from needle.base.errors import Internal
 from needle.shard.scoring import Bools, Floats, Ints, Scan, square_norms
 
+CHUNK_ROWS_FIRST = 4
 CHUNK_ROWS_MIN = 64
+"""Below so many rows a chunk that is full is copied into one twice as large: most collections may be small."""
 CHUNK_ROWS_MAX = 8192
 PAGES_BYTES = 1 << 20
 """Chunks from this size on have pages of their own."""
@@ -25,7 +27,8 @@ PAGES_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`rows` vectors with ascending ordinals. Arrays may be longer than `rows`. live: None when no row is dead."""
+    """`rows` vectors with ascending ordinals. Arrays may be longer than `rows`. live: None when no row is dead. grows:
+    once it is full it may be replaced by a larger copy."""
 
     vectors: Floats
     ordinals: Ints
@@ -33,6 +36,7 @@ class Chunk:
     rows: int
     live: Bools | None
     norm_max: float
+    grows: bool = False
 
     @property
     def first(self) -> int:
@@ -118,17 +122,34 @@ class GrowingSegment:
             raise Internal(f"ordinal {int(ordinals[0])} appended after {self.chunks[-1].last}")
         chunks, done = list(self.chunks), 0
         while done < len(ordinals):
-            tail = chunks.pop() if chunks and chunks[-1].rows < len(chunks[-1].vectors) else self._new_chunk(chunks)
+            left = len(ordinals) - done
+            if chunks and chunks[-1].rows < len(chunks[-1].vectors):
+                tail = chunks.pop()
+            elif chunks and chunks[-1].grows:
+                tail = self._grown(chunks.pop(), left)
+            else:
+                tail = self._new_chunk(chunks, left)
             take = min(len(tail.vectors) - tail.rows, len(ordinals) - done)
             chunks.append(_fill(tail, ordinals[done : done + take], vectors[done : done + take]))
             done += take
         return GrowingSegment(self._dimensions, tuple(chunks))
 
-    def _new_chunk(self, chunks: list[Chunk]) -> Chunk:
-        """Doubling up to CHUNK_ROWS_MAX, so that a thousand small collections stay small."""
-        capacity = min(max(2 * len(chunks[-1].vectors), CHUNK_ROWS_MIN) if chunks else CHUNK_ROWS_MIN, CHUNK_ROWS_MAX)
-        vectors = _room(capacity, self._dimensions)
-        return Chunk(vectors, np.empty(capacity, np.int64), np.empty(capacity, np.float32), 0, None, 0.0)
+    def _new_chunk(self, chunks: list[Chunk], wanted: int) -> Chunk:
+        """Doubling up to CHUNK_ROWS_MAX, so that thousands of small collections stay small."""
+        doubled = 2 * len(chunks[-1].vectors) if chunks else CHUNK_ROWS_FIRST
+        return self._empty_chunk(min(max(doubled, min(wanted, CHUNK_ROWS_MIN)), CHUNK_ROWS_MAX))
+
+    def _empty_chunk(self, capacity: int) -> Chunk:
+        vectors, ordinals = _room(capacity, self._dimensions), np.empty(capacity, np.int64)
+        grows = capacity < CHUNK_ROWS_MIN
+        return Chunk(vectors, ordinals, np.empty(capacity, np.float32), 0, None, 0.0, grows)
+
+    def _grown(self, full: Chunk, wanted: int) -> Chunk:
+        """A copy of a small chunk, with room. Readers keep the one that they have."""
+        rows = full.rows
+        larger = self._empty_chunk(min(max(2 * rows, rows + wanted), CHUNK_ROWS_MIN))
+        larger.vectors[:rows], larger.ordinals[:rows], larger.norms[:rows] = full.vectors, full.ordinals, full.norms
+        return replace(larger, rows=rows, live=full.live, norm_max=full.norm_max)
 
     def without(self, dead: Ints) -> GrowingSegment:
         """With the sorted ordinals `dead` tombstoned; ordinals that are not here do not matter."""
@@ -183,7 +204,8 @@ class GrowingSegment:
         if not self.chunks:
             return self
         tail = self.chunks[-1]
-        return GrowingSegment(self._dimensions, (*self.chunks[:-1], replace(tail, vectors=tail.vectors[: tail.rows])))
+        tail = replace(tail, vectors=tail.vectors[: tail.rows], grows=False)
+        return GrowingSegment(self._dimensions, (*self.chunks[:-1], tail))
 
     def inserted(self, other: GrowingSegment) -> GrowingSegment:
         """With the chunks of `other`, whose ordinal range lies between two chunks of this one (rows that come back
@@ -235,7 +257,7 @@ def _fill(chunk: Chunk, ordinals: Ints, vectors: Floats) -> Chunk:
         live = np.concatenate((live, np.ones(len(ordinals), np.bool_)))
     # Kept a little high: it bounds a rounding error.
     norm_max = max(chunk.norm_max, float(np.sqrt(norms.max())) * 1.001)
-    return Chunk(chunk.vectors, chunk.ordinals, chunk.norms, rows, live, norm_max)
+    return Chunk(chunk.vectors, chunk.ordinals, chunk.norms, rows, live, norm_max, chunk.grows)
 
 
 def _mostly_dead(chunk: Chunk, first: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Sequence
 
 from needle.base.errors import CorruptSegment, InvalidArgument, StorageError
 from needle.base.model import CollectionSpec
@@ -60,34 +60,61 @@ def delete(path: str) -> None:
         os.unlink(path)
 
 
-def delete_temporary(directory: str, collection_id: int) -> None:
-    """What a crash left behind; called before anything is built or fetched."""
+def delete_all(paths: Sequence[str]) -> int:
+    """Delete files that may be gone already; how many were there."""
+    there = [path for path in paths if os.path.exists(path)]
+    for path in there:
+        os.unlink(path)
+    return len(there)
+
+
+def segment_files(directory: str, was_dropped: Callable[[int], bool]) -> dict[int, set[str]]:
+    """The names of the files in a directory, by collection id. What a crash left behind goes: temporary files, and all
+    of collections that were dropped. Called before anything is built or fetched there."""
+    found: dict[int, set[str]] = {}
     for name in sorted(os.listdir(directory)):
-        match = TEMPORARY_NAME.match(name)
-        if match and int(match[1]) == collection_id:
+        match, temporary = FILE_NAME.match(name), TEMPORARY_NAME.match(name)
+        if temporary or (match and was_dropped(int(match[1]))):
             os.unlink(os.path.join(directory, name))
+        elif match:
+            found.setdefault(int(match[1]), set()).add(name)
+    return found
 
 
-def sweep(directory: str, collection_id: int, keep: set[str]) -> int:
-    """Delete a collection's segment files but for the names in `keep`; how many were deleted."""
-    deleted = 0
-    for name in sorted(os.listdir(directory)):
-        match = FILE_NAME.match(name)
-        if match and int(match[1]) == collection_id and name not in keep:
-            os.unlink(os.path.join(directory, name))
-            deleted += 1
-    return deleted
+class SegmentFiles:
+    """Which segment files a directory holds, so that nobody has to list those of all collections to sweep one's."""
+
+    def __init__(self) -> None:
+        self.directory = ""
+        self._names: dict[int, set[str]] = {}
+
+    def know(self, directory: str, names: dict[int, set[str]]) -> None:
+        """names: as `segment_files` found them."""
+        self.directory, self._names = directory, names
+
+    def added(self, path: str) -> None:
+        """A file was built or fetched."""
+        name = os.path.basename(path)
+        if match := FILE_NAME.match(name):
+            self._names.setdefault(int(match[1]), set()).add(name)
+
+    def unneeded(self, collection_id: int, keep: Collection[str]) -> list[str]:
+        """Paths of a collection's files but for the names in `keep`: they are to be deleted now."""
+        names = self._names.pop(collection_id, set())
+        if kept := {name for name in names if name in keep}:
+            self._names[collection_id] = kept
+        return [os.path.join(self.directory, name) for name in sorted(names - kept)]
 
 
-def read_chunk(directories: Mapping[int, str], name: str, offset: int, length: int) -> bytes:
-    """Bytes [offset, offset + length) of a segment file. directories: by collection id.
+def read_chunk(directory_of: Callable[[int], str | None], name: str, offset: int, length: int) -> bytes:
+    """Bytes [offset, offset + length) of a segment file. directory_of: where a collection's files are.
 
     Raises InvalidArgument (not a segment's name, or a bad range) or CorruptSegment (not here).
     """
     match = FILE_NAME.match(name)
     if match is None or offset < 0 or not 0 < length <= CHUNK_BYTES:
         raise InvalidArgument(f"segment chunk {name!r} [{offset}, +{length}] is not allowed", field="name")
-    directory = directories.get(int(match[1]))
+    directory = directory_of(int(match[1]))
     if directory is None:
         raise CorruptSegment(f"segment file {name} is not here: no such collection")
     try:

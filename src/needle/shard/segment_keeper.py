@@ -6,8 +6,8 @@ not here is fetched from whoever has it (leader first), verified and attached; i
 deleted; open mappings of them stay valid. Searches are right at every moment, only slower, while files are missing.
 
 Invariant: nothing here can change which documents exist; the worst a fault can do is cost time. It sleeps until
-`kick()`; only while something is missing or failed, or will be built once no write comes, does a timer wake it. It
-does not know Raft or the network: both are arguments.
+`kick()`, and looks at the collections that changed; only while something is missing or failed, or will be built once no
+write comes, does a timer wake it. It does not know Raft or the network: both are arguments.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -23,17 +23,19 @@ from typing import Protocol
 from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
+from needle.shard.agenda import Agenda
 from needle.shard.commands import PublishSegment, encode
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
 from needle.shard.segment_builder import TEMPORARY, build_segment, give_back, unless_cancelled
 from needle.shard.segment_files import (
     CHUNK_BYTES,
+    SegmentFiles,
     delete,
-    delete_temporary,
+    delete_all,
     finish_download,
     read_chunk,
-    sweep,
+    segment_files,
     write_chunk,
 )
 from needle.shard.segment_plan import BuildTask, PublishedSegment, plan
@@ -42,6 +44,8 @@ from needle.shard.vectors_view import VectorsView
 
 log = logging.getLogger(__name__)
 
+PASS_SLICE = 32
+"""After looking at so many collections others get the event loop: each takes some 20 us."""
 RETRY_SECONDS = 1.0
 QUIET_SECONDS = 1.0
 """No vector has come for so long: what waits is indexed earlier."""
@@ -52,8 +56,25 @@ IDLE_SECONDS = 30.0
 class VectorsHost(Protocol):
     """The replica, as the keeper sees it."""
 
+    @property
+    def segment_directory(self) -> str:
+        """Where the files are; another one once a snapshot was installed."""
+        ...
+
     def collection_vectors(self) -> Sequence[CollectionVectors]:
         """The vectors of every collection that exists now, in a fixed order."""
+        ...
+
+    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
+        """Of one collection, if it exists."""
+        ...
+
+    def was_dropped(self, collection_id: int) -> bool:
+        """Whether it existed and never will again."""
+        ...
+
+    def take_changed(self) -> Collection[int] | None:
+        """Ids of the collections that changed since the last call, dropped ones too; None: of all."""
         ...
 
 
@@ -107,27 +128,45 @@ class SegmentKeeper:
         self._build_wanted = asyncio.Event()
         self._files_wanted = asyncio.Event()
         self._leading = False
+        self._planned = False
+        """Whether all collections were looked at since this node began to lead."""
         self._stopping = False
         self._building: set[int] = set()
         self._unpublished: dict[int, SealedSegment] = {}
         self._written: dict[int, tuple[int, float]] = {}  # by collection: next ordinal, and since when it is that
-        self._missing_since: dict[PublishedSegment, float] = {}
+        self._missing_since: dict[int, dict[PublishedSegment, float]] = {}
         self._distrusted: set[PublishedSegment] = set()
         self._damaged: set[PublishedSegment] = set()
         self._manifests: dict[int, list[PublishedSegment]] = {}
+        self._to_plan = Agenda()
+        self._to_check = Agenda()
+        self._files = SegmentFiles()
         self.stats = KeeperStats()
 
     def kick(self) -> None:
         """Something changed: an apply batch, the leader, a collection. Cheap; call it on the event loop's thread."""
-        self._leading = self._is_leader()
+        leading = self._is_leader()
+        changed = self._host.take_changed()
+        if changed is None or (leading and not self._planned):
+            everything = [vectors.collection_id for vectors in self._host.collection_vectors()]
+            self._to_plan.add(everything)
+            if changed is None:
+                changed = everything
+        self._leading = self._planned = leading
+        if leading:
+            self._to_plan.add(changed)
+        else:
+            self._to_plan.clear()
+        self._to_check.add(changed)
         self._build_wanted.set()
         self._files_wanted.set()
 
     async def run(self) -> None:
         """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
         self._stopping = False
-        for vectors in self._host.collection_vectors():
-            await self._file_pool.run(delete_temporary, vectors.directory, vectors.collection_id)
+        everything = [vectors.collection_id for vectors in self._host.collection_vectors()]
+        self._to_check.add(everything)
+        self._to_plan.add(everything if self._is_leader() else ())
         tasks = [asyncio.ensure_future(self._build_loop()), asyncio.ensure_future(self._files_loop())]
         self.kick()
         try:
@@ -141,35 +180,47 @@ class SegmentKeeper:
     # --- building, on the leader -------------------------------------------------------------------------------------
     async def _build_loop(self) -> None:
         while True:
-            await self._build_wanted.wait()
-            self._build_wanted.clear()
-            again = await self._build_pass()
-            if again is not None:
-                if again > 0:
-                    await _wait(self._build_wanted, again)
-                self._build_wanted.set()
+            await self._until_due(self._build_wanted, self._to_plan)
+            await self._build_pass()
 
-    async def _build_pass(self) -> float | None:
-        """At most one build for each collection, so that none waits for all of another's. Returns after how many
-        seconds to look again though nothing changes; None: not before something does."""
-        again: list[float] = []
-        for vectors in self._host.collection_vectors():
+    async def _until_due(self, wanted: asyncio.Event, agenda: Agenda) -> None:
+        due = agenda.wait(self._clock.monotonic())
+        if due is None:
+            await wanted.wait()
+        elif due > 0:
+            await _wait(wanted, due)
+        wanted.clear()
+
+    async def _build_pass(self) -> None:
+        """At most one build for each collection that is due, so that none waits for all of another's."""
+        for at, collection_id in enumerate(self._to_plan.take(self._clock.monotonic())):
+            if at % PASS_SLICE == PASS_SLICE - 1:
+                await asyncio.sleep(0)
             self._leading = self._is_leader()
             if not self._leading:
+                self._planned = False
                 break
-            if vectors.closed:
+            vectors = self._host.vectors_of(collection_id)
+            if vectors is None or vectors.closed:
+                self._written.pop(collection_id, None)
                 continue
-            loads, next_ordinal, waiting, view = vectors.loads()
-            quiet_for = self._quiet_for(vectors)
-            decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=vectors.spec.dimensions)
-            task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
-            if task is not None:
-                again.append(0.0 if await self._build_and_publish(vectors, task, view) else RETRY_SECONDS)
-            elif quiet_for < QUIET_SECONDS and decide(quiet=True) is not None:
-                again.append(QUIET_SECONDS - quiet_for)
-            elif quiet_for < IDLE_SECONDS and decide(quiet=True, idle=True) is not None:
-                again.append(IDLE_SECONDS - quiet_for)
-        return min(again, default=None)
+            await self._look_at(vectors)
+
+    async def _look_at(self, vectors: CollectionVectors) -> None:
+        """Build what one collection needs now, and put down when to look again though nothing changes."""
+        loads, next_ordinal, waiting, view = vectors.loads()
+        now, quiet_for = self._clock.monotonic(), self._quiet_for(vectors)
+        decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=vectors.spec.dimensions)
+        task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
+        if task is not None:
+            if await self._build_and_publish(vectors, task, view):
+                self._to_plan.add((vectors.collection_id,))
+            else:
+                self._to_plan.later(vectors.collection_id, self._clock.monotonic() + RETRY_SECONDS)
+        elif quiet_for < QUIET_SECONDS and decide(quiet=True) is not None:
+            self._to_plan.later(vectors.collection_id, now + QUIET_SECONDS - quiet_for)
+        elif quiet_for < IDLE_SECONDS and decide(quiet=True, idle=True) is not None:
+            self._to_plan.later(vectors.collection_id, now + IDLE_SECONDS - quiet_for)
 
     def _quiet_for(self, vectors: CollectionVectors) -> float:
         """For how many seconds no vector has come, as far as this replica has watched."""
@@ -188,10 +239,12 @@ class SegmentKeeper:
             sealed = await self._build_pool.run(unless_cancelled, self._build, vectors, task, view)
             if sealed is None:
                 return False
+            seconds = self._clock.monotonic() - started
+            self._files.added(sealed.path)
+            await self._file_pool.run(vectors.attach, sealed)
             self.stats.built += 1
-            self.stats.build_seconds += self._clock.monotonic() - started
+            self.stats.build_seconds += seconds
             self.stats.inserted_rows += task.inserts
-            vectors.attach(sealed)
             self._unpublished[vectors.collection_id] = sealed
             await self._propose(encode(_command(sealed.segment)))
         except CorruptSegment as error:
@@ -203,7 +256,7 @@ class SegmentKeeper:
             return False
         finally:
             self._building.discard(vectors.collection_id)
-            self._files_wanted.set()
+            self._check(vectors)
         self._drop_unpublished(vectors)
         return True
 
@@ -234,47 +287,74 @@ class SegmentKeeper:
     # --- files, on every replica -------------------------------------------------------------------------------------
     async def _files_loop(self) -> None:
         while True:
-            await self._files_wanted.wait()
-            self._files_wanted.clear()
-            if not await self._files_pass():
-                await _wait(self._files_wanted, RETRY_SECONDS)
-                self._files_wanted.set()
+            await self._until_due(self._files_wanted, self._to_check)
+            await self._files_pass()
 
-    async def _files_pass(self) -> bool:
-        """Get every missing file and delete what is not needed. False: some are still missing."""
-        complete, seen = True, set()
-        for vectors in self._host.collection_vectors():
-            for segment in vectors.take_corrupt():
-                await self._refused(vectors, segment)
-            damaged = [segment for segment in vectors.manifest() if segment in self._damaged]
-            for segment in [*vectors.missing(), *damaged]:
-                seen.add(segment)
-                self._missing_since.setdefault(segment, self._clock.monotonic())
-                if not await self._provide(vectors, segment):
-                    complete = False
-            await self._sweep(vectors)
-        self._missing_since = {s: at for s, at in self._missing_since.items() if s in seen}
-        return complete
+    def _check(self, vectors: CollectionVectors) -> None:
+        self._to_check.add((vectors.collection_id,))
+        self._files_wanted.set()
 
-    async def _provide(self, vectors: CollectionVectors, segment: PublishedSegment) -> bool:
+    async def _files_pass(self) -> None:
+        """Of the collections that are due, get every missing file and delete what is not needed."""
+        directory = self._host.segment_directory
+        if self._files.directory != directory:
+            self._files.know(directory, await self._file_pool.run(segment_files, directory, self._host.was_dropped))
+            self._manifests.clear()
+        for at, collection_id in enumerate(self._to_check.take(self._clock.monotonic())):
+            if at % PASS_SLICE == PASS_SLICE - 1:
+                await asyncio.sleep(0)
+            vectors = self._host.vectors_of(collection_id)
+            if vectors is not None:
+                await self._complete(vectors)
+            elif self._host.was_dropped(collection_id) and collection_id not in self._building:
+                await self._forget(collection_id)
+
+    async def _complete(self, vectors: CollectionVectors) -> None:
+        """Get every missing file of a collection, delete what it does not need, and put down to try again."""
+        for segment in vectors.take_corrupt():
+            await self._refused(vectors, segment)
+        damaged = [segment for segment in vectors.manifest() if segment in self._damaged]
+        before, since = self._missing_since.pop(vectors.collection_id, {}), {}
+        for segment in [*vectors.missing(), *damaged]:
+            since[segment] = before.get(segment, self._clock.monotonic())
+            if not await self._provide(vectors, segment, since[segment]):
+                self._to_check.later(vectors.collection_id, self._clock.monotonic() + RETRY_SECONDS)
+        if since:
+            self._missing_since[vectors.collection_id] = since
+        await self._sweep(vectors)
+
+    async def _forget(self, collection_id: int) -> None:
+        """A collection was dropped: its files go."""
+        for known in (self._unpublished, self._manifests, self._missing_since, self._written):
+            known.pop(collection_id, None)
+        self._distrusted = {segment for segment in self._distrusted if segment.collection_id != collection_id}
+        self._damaged = {segment for segment in self._damaged if segment.collection_id != collection_id}
+        await self._delete(self._files.unneeded(collection_id, ()))
+
+    async def _delete(self, paths: Sequence[str]) -> None:
+        if paths:
+            self.stats.deleted += await self._file_pool.run(delete_all, paths)
+
+    async def _provide(self, vectors: CollectionVectors, segment: PublishedSegment, since: float) -> bool:
         """Attach one published segment: from disk, from a peer, or after a while from an own build."""
         peers = list(self._peers())
         if segment not in self._distrusted:
             for peer in peers:
                 sealed = await self._fetch(vectors, segment, peer)
                 if sealed is not None:
-                    return self._attach(vectors, sealed)
+                    return await self._attach(vectors, sealed)
                 if segment not in vectors.manifest() or vectors.closed:
                     return True
-        waited = self._clock.monotonic() - self._missing_since[segment]
+        waited = self._clock.monotonic() - since
         if peers and waited < vectors.config.ship_timeout and segment not in self._distrusted:
             return False
         return await self._build_own(vectors, segment)
 
-    def _attach(self, vectors: CollectionVectors, sealed: SealedSegment) -> bool:
-        vectors.attach(sealed)
+    async def _attach(self, vectors: CollectionVectors, sealed: SealedSegment) -> bool:
+        self._files.added(sealed.path)
+        await self._file_pool.run(vectors.attach, sealed)
         self._damaged.discard(sealed.segment)
-        self._files_wanted.set()
+        self._check(vectors)
         return True
 
     async def _fetch(self, vectors: CollectionVectors, segment: PublishedSegment, peer: NodeId) -> SealedSegment | None:
@@ -318,7 +398,7 @@ class SegmentKeeper:
             return True
         self.stats.rebuilt += 1
         self._distrusted.discard(segment)
-        return self._attach(vectors, sealed)
+        return await self._attach(vectors, sealed)
 
     def _build_for(self, vectors: CollectionVectors, segment: PublishedSegment, view: VectorsView) -> SealedSegment:
         built, path = build_segment(
@@ -344,7 +424,7 @@ class SegmentKeeper:
             return
         keep = {segment_file(segment, own=own) for segment in manifest for own in (False, True)}
         keep |= {os.path.basename(sealed.path) for sealed in vectors.attached()}
-        self.stats.deleted += await self._file_pool.run(sweep, vectors.directory, vectors.collection_id, keep)
+        await self._delete(self._files.unneeded(vectors.collection_id, keep))
         if not vectors.missing():
             self._manifests[vectors.collection_id] = manifest
 
@@ -374,7 +454,7 @@ class SegmentKeeper:
             await self._file_pool.run(delete, os.path.join(vectors.directory, segment_file(segment, own=own)))
         if not await self._file_pool.run(vectors.detach, segment):
             self._damaged.add(segment)
-        self._files_wanted.set()
+        self._check(vectors)
 
     async def _refused(self, vectors: CollectionVectors, segment: PublishedSegment) -> None:
         """Damaged at open (the file is gone already), or whole but not the right rows (do not fetch that again)."""
@@ -391,7 +471,12 @@ class SegmentKeeper:
 
         Raises InvalidArgument (not a segment's name, or a bad range) or CorruptSegment (not here).
         """
-        return read_chunk({v.collection_id: v.directory for v in self._host.collection_vectors()}, name, offset, length)
+
+        def directory_of(collection_id: int) -> str | None:
+            vectors = self._host.vectors_of(collection_id)
+            return None if vectors is None else vectors.directory
+
+        return read_chunk(directory_of, name, offset, length)
 
 
 def _command(segment: PublishedSegment) -> PublishSegment:

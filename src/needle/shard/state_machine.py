@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final, Protocol
 
 import immutables
@@ -94,6 +95,9 @@ class Replica:
         self._in_flight = InFlight()
         self._broken: NeedleError | None = None
         self._closed = False
+        self._noting = threading.Lock()
+        self._changed: set[int] | None = None
+        """Collections that the segment keeper has to look at; None: all."""
         self._last_fence: tuple[bytes, Fence] | None = None
         self._load(current_state(directory, disk))
 
@@ -119,6 +123,8 @@ class Replica:
         self._sessions = SessionTable(sessions)
         views = immutables.Map({name: live.view() for name, live in loaded.named.items()})
         self._view = ReplicaView(at, views, store, fence, sum(view.visible for view in views.values()))
+        with self._noting:
+            self._changed = None
 
     # --- the log -----------------------------------------------------------------------------------------------------
     def applied_index(self) -> int:
@@ -182,6 +188,9 @@ class Replica:
             views[name] = now = live.view()
             visible += now.visible - (0 if before is None else before.visible)
         self._view = ReplicaView(changes.at, views.finish(), self._store, batch.fence, visible)
+        with self._noting:
+            if self._changed is not None:
+                self._changed.update(batch.dropped, changes.collections)
 
     @property
     def waits(self) -> bool:
@@ -331,12 +340,46 @@ class Replica:
         """The vectors of every collection, for the segment keeper; ask again after a snapshot was installed."""
         return [live.vectors for live in list(self._live.numbered.values())]
 
+    @property
+    def segment_directory(self) -> str:
+        """See VectorsHost; so the following."""
+        return self._segment_directory
+
+    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
+        live = self._live.numbered.get(collection_id)
+        return None if live is None else live.vectors
+
+    def was_dropped(self, collection_id: int) -> bool:
+        # In this order: an id is handed out before the collection is here, but not before its entry is applied.
+        handed_out = collection_id < self._view.at.next_collection_id
+        return handed_out and collection_id not in self._live.numbered
+
+    def take_changed(self) -> Collection[int] | None:
+        with self._noting:
+            changed, self._changed = self._changed, set()
+        return changed
+
+    def first_collections(self, count: int) -> list[CollectionView]:
+        """Up to `count` collections, the oldest ones."""
+        view = self._view.collections
+        while True:
+            try:
+                names = list(islice(self._live.named, count))
+            except RuntimeError:  # apply adds or drops one at this moment
+                continue
+            return [view[name] for name in names if name in view]
+
     def digest(self) -> str:
         """32 hex digits over collections, ordinals, ids, versions, metadata and vectors. O(collections)."""
         view = self._view
         records = [one.record for one in view.collections.values()]
         held = b"" if view.fence is None else encode_holdings(view.fence.holdings)
         return replica_digest(((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records), held)
+
+    @property
+    def used(self) -> bool:
+        """Whether there are collections or sessions."""
+        return bool(self._view.collections) or len(self._sessions) > 0
 
     def session_rows(self) -> list[SessionRow]:
         """The dedupe table, equal on replicas at equal applied index."""

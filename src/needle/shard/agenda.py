@@ -1,0 +1,49 @@
+"""What somebody has to look at, now or at a later time: each thing once, whatever there is besides."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+
+class Agenda:
+    """Ids to look at. A call costs what it adds or takes (and a logarithm)."""
+
+    def __init__(self) -> None:
+        self._now: set[int] = set()
+        self._at: dict[int, float] = {}
+        self._heap: list[tuple[float, int]] = []
+
+    def add(self, ids: Iterable[int]) -> None:
+        """Look at these as soon as possible."""
+        self._now.update(ids)
+
+    def later(self, id_: int, when: float) -> None:
+        """Look at this one at `when`, or when `add` asks for it before."""
+        self._at[id_] = when
+        heapq.heappush(self._heap, (when, id_))
+
+    def take(self, now: float) -> list[int]:
+        """What is due, ascending; it is off the agenda, and so are its later dates."""
+        while self._heap and self._heap[0][0] <= now:
+            when, id_ = heapq.heappop(self._heap)
+            if self._at.get(id_) == when:
+                self._now.add(id_)
+        due, self._now = sorted(self._now), set()
+        for id_ in due:
+            self._at.pop(id_, None)
+        return due
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until something is due; None: nothing is."""
+        if self._now:
+            return 0.0
+        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return max(0.0, self._heap[0][0] - now) if self._heap else None
+
+    def clear(self) -> None:
+        """Nothing is to be looked at any more."""
+        self._now.clear()
+        self._at.clear()
+        self._heap.clear()
