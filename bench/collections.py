@@ -73,10 +73,13 @@ async def _keeper_kick(replica: Replica, write: Callable[[], None]) -> float:
     async def nothing(*_: object) -> bytes:
         return b""
 
+    async def asked(*_: object) -> None:
+        return None
+
     build, files = ThreadPool("bench-build"), ThreadPool("bench-file")
     keeper = SegmentKeeper(
-        replica, is_leader=lambda: True, propose=nothing, fetch_chunk=nothing, peers=list, build_pool=build,
-        file_pool=files, clock=SystemClock(),
+        replica, is_leader=lambda: True, publish=nothing, ask_building=asked, fetch_chunk=nothing, peers=list,
+        build_pool=build, file_pool=files, clock=SystemClock(),
     )  # fmt: skip
     task = asyncio.ensure_future(keeper.run())
     await asyncio.sleep(1.0)  # the first look at everything

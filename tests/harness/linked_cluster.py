@@ -21,6 +21,7 @@ from needle.base import protocol
 from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.base.protocol import DocumentBatch, Freshness, GetCall, SearchCall
 from needle.rpc.transport import RpcClient
+from needle.server.hosted import SEGMENT_BUILDING
 from needle.server.runtime import SystemClock
 
 GROUP = 1
@@ -84,6 +85,11 @@ class Pinned:
         answer = await self._rpc.call(self._address, protocol.GET, protocol.encode(call), timeout + 1)
         found = protocol.decode(answer, DocumentBatch)
         return found.versions[0] if found.ids else 0
+
+    async def building(self, collection_id: int = 1) -> bool:
+        """Whether this node builds an index file of a collection."""
+        body = protocol.encode((GROUP, collection_id))
+        return bool(protocol.decode(await self._rpc.call(self._address, SEGMENT_BUILDING, body, 5.0), list))
 
     async def search(self, request: SearchRequest, mode: ReadMode = ReadMode.EVENTUAL) -> HitBatch:
         """This node's hits."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from needle.base.config import SegmentConfig
 from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, NotLeader, OutcomeUnknown
 from needle.base.model import Metric
-from needle.shard import segment_keeper, segment_plan
+from needle.shard import segment_builds, segment_keeper, segment_plan
 from needle.shard.commands import PublishSegment, decode
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.segment_builder import BuildCancelled
@@ -73,7 +74,8 @@ class Replica:
         self.keeper = SegmentKeeper(
             self,
             is_leader=lambda: self.cluster.leader == self.name,
-            propose=self.cluster.propose,
+            publish=self.cluster.propose,
+            ask_building=self.cluster.ask_building,
             fetch_chunk=self.cluster.fetch,
             peers=lambda: [n for n in sorted(self.cluster.replicas) if n != self.name],
             build_pool=ThreadPool(),
@@ -142,6 +144,11 @@ class Cluster:
         )
         self.each(lambda replica: replica.vectors.publish(segment))
         return None
+
+    async def ask_building(self, peer: str, collection_id: int) -> tuple[int, int, int] | None:
+        if self.down:
+            raise ConnectionLost("lost")
+        return self.replicas[peer].keeper.building(collection_id)
 
     async def fetch(self, peer: str, name: str, offset: int, length: int) -> bytes:
         if self.down or self.rng.random() < self.lose:
@@ -340,6 +347,99 @@ async def test_only_the_leader_builds_and_a_new_one_takes_over(tmp_path: Path) -
     assert cluster.same_answers()
 
 
+class Gate:
+    """Holds every build in its thread until it is opened, as a long one would be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[str] = []
+        self.open = threading.Event()
+        build = segment_builds.build_segment
+
+        def held(directory: str, *args, cancelled: Callable[[], bool], **kwargs):
+            self.begun.append(os.path.basename(directory))
+            while not self.open.wait(0.01):
+                if cancelled():
+                    raise BuildCancelled
+            return build(directory, *args, cancelled=cancelled, **kwargs)
+
+        monkeypatch.setattr(segment_builds, "build_segment", held)
+
+
+async def test_a_build_goes_on_when_leadership_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, gate = Cluster(tmp_path), Gate(monkeypatch)
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:1000]))
+        await until(lambda: gate.begun == ["a"])
+        cluster.leader = "b"
+        cluster.each(lambda r: r.vectors.append(1000, DATA[1000:1100]))
+        await until(lambda: cluster.b.keeper.stats.awaited >= 2)
+        cluster.leader = "a"
+        cluster.each(lambda r: r.vectors.append(1100, DATA[1100:1200]))
+        cluster.leader = "b"
+        cluster.each(lambda r: r.vectors.append(1200, DATA[1200:1300]))
+        gate.open.set()
+        await until(settled(cluster))
+    assert gate.begun == ["a"] and cluster.a.keeper.stats.built == 1 and cluster.b.keeper.stats.built == 0
+    assert cluster.same_answers()
+
+
+async def test_the_next_leader_builds_if_the_builder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, gate = Cluster(tmp_path), Gate(monkeypatch)
+    async with Running(cluster.a):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:1000]))
+        await until(lambda: gate.begun == ["a"])
+        async with Running(cluster.b):
+            cluster.leader, cluster.down = "b", True
+            cluster.b.keeper.kick()
+            await until(lambda: gate.begun == ["a", "b"])
+            cluster.down = False
+            gate.open.set()
+            await until(settled(cluster))
+            await until(lambda: len(cluster.a.files()) == len(cluster.b.files()) == 1)
+    assert cluster.same_answers(), "both were built, the log took one"
+
+
+async def test_a_build_that_makes_no_progress_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, begun = Cluster(tmp_path), threading.Event()
+    cluster.clock = clock = HandClock()
+    for replica in (cluster.a, cluster.b):
+        replica.start_keeper()
+    stuck, build = threading.Event(), segment_builds.build_segment
+
+    def stopped(directory: str, *args, **kwargs):
+        if os.path.basename(directory) == "a":
+            begun.set()
+            stuck.wait()
+            raise BuildCancelled
+        return build(directory, *args, **kwargs)
+
+    monkeypatch.setattr(segment_builds, "build_segment", stopped)
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:1000]))
+        await until(begun.is_set)
+        cluster.leader = "b"
+        cluster.b.keeper.kick()
+        await until(lambda: cluster.b.keeper.stats.awaited >= 1)
+        clock.now += segment_builds.STALLED_SECONDS + 1
+        cluster.b.keeper.kick()
+        await until(lambda: cluster.b.keeper.stats.built == 1)
+        stuck.set()
+        await until(lambda: cluster.a.keeper.building(7) is None)
+
+
+async def test_a_build_ends_when_its_range_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, gate = Cluster(tmp_path), Gate(monkeypatch)
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:1000]))
+        await until(lambda: gate.begun == ["a"])
+        cluster.each(lambda r: r.vectors.append(1000, DATA[1000:1100]))
+        other = PublishedSegment(7, 0, 1099, 1100, 1, "a" * 32)
+        cluster.each(lambda r: r.vectors.publish(other))
+        await until(lambda: cluster.a.keeper.stats.built == 0 and cluster.a.keeper.building(7) is None)
+
+
 async def test_dead_rows_are_purged(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     async with Running(cluster.a, cluster.b):
@@ -442,7 +542,7 @@ async def test_a_cancelled_build_leaves_nothing_in_memory(tmp_path: Path, monkey
         graphs.append(weakref.ref(graph))
         raise BuildCancelled
 
-    monkeypatch.setattr(segment_keeper, "build_segment", build)
+    monkeypatch.setattr(segment_builds, "build_segment", build)
     cluster = Cluster(tmp_path)
     gc.disable()
     try:

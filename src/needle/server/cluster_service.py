@@ -51,7 +51,7 @@ from needle.base.model import Claim, WriteResult
 from needle.base.move_commands import MoveCommand
 from needle.base.protocol import AddressBook, CollectionsCall, GetCall, GroupCall, LeaderAnswer, SearchCall, WriteCall
 from needle.base.routing.strategy import routing_key
-from needle.base.routing.topology import Ownership, Topology
+from needle.base.routing.topology import Ownership, Topology, public_name
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
 from needle.server.cluster_proxy import Proxy
@@ -341,7 +341,8 @@ class ClusterService(RpcService):
 
 
 def _lists(topology: Topology, collection: str) -> bool:
-    return any(info.stored_name == collection for info in topology.collections)
+    info = topology.collection(public_name(collection))
+    return info is not None and info.stored_name == collection
 
 
 def _named_in(call: Any) -> str:

@@ -22,6 +22,7 @@ from needle.base.runtime import Clock
 from needle.multiraft.host import Host
 from needle.server.ports import NodePorts
 from needle.shard.search_batcher import SearchBatcher
+from needle.shard.segment_builds import Progress
 from needle.shard.segment_keeper import SegmentKeeper
 from needle.shard.state_machine import Replica
 
@@ -29,6 +30,9 @@ log = logging.getLogger("needle.server")
 
 READ_INDEX = "raft.read_index"
 SEGMENT_CHUNK = "shard.segment_chunk"
+SEGMENT_PUBLISH = "shard.segment_publish"
+SEGMENT_BUILDING = "shard.segment_building"
+ASK_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 CATCH_UP_SECONDS = 1.0
 PROPOSE_SECONDS = 30.0
@@ -71,7 +75,8 @@ class HostedReplica:
         self.keeper = SegmentKeeper(
             replica,
             is_leader=lambda: not host.stopped and host.is_leader(group),
-            propose=lambda data: host.propose(group, data, PROPOSE_SECONDS),
+            publish=self._publish,
+            ask_building=self._ask_building,
             fetch_chunk=self._fetch_chunk,
             peers=self._others,
             build_pool=ports.build_pool,
@@ -107,6 +112,20 @@ class HostedReplica:
         status = self._host.status(self.group)
         others = [node for node in [*status.voters, *status.learners] if node != status.node_id]
         return sorted(others, key=lambda node: node != status.leader)
+
+    async def _publish(self, data: bytes) -> object:
+        """Have a PublishSegment proposed by whoever leads: this node may have led when it began to build."""
+        leader = self._host.leader(self.group)
+        if self._host.is_leader(self.group):
+            return await self._host.propose(self.group, data, PROPOSE_SECONDS)
+        if leader is None:
+            raise Unavailable(f"no leader of group {self.group} is known", group=self.group)
+        return await self._call(leader, SEGMENT_PUBLISH, protocol.encode((self.group, data)), PROPOSE_SECONDS)
+
+    async def _ask_building(self, peer: NodeId, collection_id: int) -> Progress | None:
+        answer = await self._call(peer, SEGMENT_BUILDING, protocol.encode((self.group, collection_id)), ASK_SECONDS)
+        found = protocol.decode(answer, list[Progress])  # none or one
+        return found[0] if found else None
 
     async def _fetch_chunk(self, peer: NodeId, name: str, offset: int, length: int) -> bytes:
         body = protocol.encode((self.group, name, offset, length))

@@ -236,6 +236,11 @@ class _NodeState(Collector):
         documents = GaugeMetricFamily("needle_documents", "Documents held.", labels=["shard", "collection"])
         vectors = GaugeMetricFamily("needle_shard_vector_count", "Documents in the shard.", labels=["shard"])
         collections = GaugeMetricFamily("needle_collections", "Collections of the shard.", labels=["shard"])
+        worn = GaugeMetricFamily(
+            "needle_ordinals_used_ratio",
+            "Share of the 2^32 - 1 document versions that a collection can take; from one half on.",
+            labels=["shard", "collection"],
+        )
         segments = GaugeMetricFamily("needle_segments", "Index segments open.", labels=["shard", "collection"])
         events = CounterMetricFamily(
             "needle_segment_events",
@@ -248,6 +253,8 @@ class _NodeState(Collector):
             shard = str(group - 1)
             vectors.add_metric([shard], hosted.replica.count())
             collections.add_metric([shard], len(hosted.replica.view.collections))
+            for name, share in hosted.replica.worn():
+                worn.add_metric([shard, name], share)
             for held in hosted.replica.first_collections(COLLECTIONS_MAX):
                 documents.add_metric([shard, held.record.spec.name], held.visible)
                 segments.add_metric([shard, held.record.spec.name], len(held.vectors.served))
@@ -256,7 +263,7 @@ class _NodeState(Collector):
                 events.add_metric([shard, event], getattr(stats, event))
             seconds.add_metric([shard], stats.build_seconds)
             shipped.add_metric([shard], stats.shipped_bytes)
-        yield from (documents, vectors, collections, segments, events, seconds, shipped)
+        yield from (documents, vectors, collections, worn, segments, events, seconds, shipped)
 
     def _network(self) -> Iterator[Metric]:
         counters = self._node.host.counters

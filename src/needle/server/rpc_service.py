@@ -50,8 +50,16 @@ from needle.base.protocol import (
 from needle.multiraft.host import Host
 from needle.multiraft.snapshot_receiver import CHUNK_METHOD
 from needle.rpc.promise import Promise
-from needle.server.hosted import READ_INDEX, SEGMENT_CHUNK, HostedReplica
+from needle.server.hosted import (
+    PROPOSE_SECONDS,
+    READ_INDEX,
+    SEGMENT_BUILDING,
+    SEGMENT_CHUNK,
+    SEGMENT_PUBLISH,
+    HostedReplica,
+)
 from needle.server.ports import PeerLike
+from needle.shard.segment_builds import Progress
 
 Method = Callable[[Any, Any], Awaitable[bytes]]
 FORWARD_SECONDS = 2.0
@@ -106,6 +114,8 @@ class RpcService:
             protocol.ADDRESSES: (AddressBookMessage, self._addresses),
             READ_INDEX: (GroupCall, self._read_index),
             SEGMENT_CHUNK: (tuple[int, str, int, int], self._segment_chunk),
+            SEGMENT_PUBLISH: (tuple[int, bytes], self._segment_publish),
+            SEGMENT_BUILDING: (tuple[int, int], self._segment_building),
         }
         self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
 
@@ -123,6 +133,8 @@ class RpcService:
 
     def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[bytes]:
         """One call of a client or a node."""
+        if method == SEGMENT_PUBLISH and not peer.node_id:
+            raise InvalidArgument("segments are published by nodes only", field="method")
         if method == CHUNK_METHOD:
             return self._host.on_call(peer.node_id, method, bytes(body))
         found = self._methods.get(method)
@@ -281,6 +293,27 @@ class RpcService:
         group, name, offset, length = call
         data: bytes = await self._node.blocking(self._node.hosted(group).keeper.serve_chunk, name, offset, length)
         return data
+
+    async def _segment_publish(self, call: tuple[int, bytes]) -> bytes:
+        """A node finished a build that it began while it led."""
+        group, data = call
+        try:
+            command = commands.decode(data)
+        except UnsupportedFormat as error:
+            raise InvalidArgument(error.message, field="command") from error
+        if not isinstance(command, commands.PublishSegment):
+            raise invalid("command", type(command).__name__, "PublishSegment")
+        hosted = self._node.hosted(group)
+        hosted.replica.validate(command)
+        if not self._host.is_leader(group):
+            raise self._not_leader(group)
+        await self._host.propose(group, data, PROPOSE_SECONDS)
+        return b""
+
+    async def _segment_building(self, call: tuple[int, int]) -> list[Progress]:
+        group, collection_id = call
+        found = self._node.hosted(group).keeper.building(collection_id)
+        return [] if found is None else [found]
 
     # --- the node ----------------------------------------------------------------------------------------------------
     async def _leader(self, call: GroupCall) -> LeaderAnswer:

@@ -189,9 +189,7 @@ class Batch:
         ids, width = command.ids, record.spec.dimensions * FLOAT_BYTES
         _check_shape(command, width)
         if record.next_ordinal + len(ids) > ORDINAL_MAX:
-            raise InvalidArgument(
-                f"collection {record.spec.name!r} has used up its {ORDINAL_MAX} ordinals; recreate it"
-            )
+            raise used_up(record.spec.name)
         change = self.change(record)
         self.lookup(change, ids)
         self._admit(change, ids, command.metadata)
@@ -371,6 +369,16 @@ class Batch:
             if change.touched:
                 change.write_to(out)
         return out
+
+
+def used_up(collection: str) -> NeedleError:
+    """Every document version ever written takes one ordinal."""
+    return InvalidArgument(
+        f"collection {collection!r} has taken all the {ORDINAL_MAX} document versions that one can take; copy its "
+        f"documents into a new collection (docs/operations.md)",
+        field="collection",
+        collection=collection,
+    )
 
 
 def _check_shape(command: Insert, width: int) -> None:

@@ -5,6 +5,7 @@ A view stays as it was made: apply replaces what it changes. It must not know co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,10 +22,12 @@ from needle.shard.holdings import Fence
 from needle.shard.moving import Stored
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.payload_index import PayloadIndex
-from needle.shard.records import AppliedAt, CollectionRecord, StoredDocument
+from needle.shard.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord, StoredDocument
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.segment_set import LOAD_ROWS, CollectionVectors
 from needle.shard.vectors_view import VectorsView
+
+log = logging.getLogger("needle.shard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +143,30 @@ class OpenCollections:
     def __init__(self) -> None:
         self.named: dict[str, LiveCollection] = {}
         self.numbered: dict[int, LiveCollection] = {}
+        self.worn: set[int] = set()
+        """Ids of those that have used up more than half of their ordinals."""
 
     def add(self, live: LiveCollection) -> None:
         """In the order of their ids."""
         self.named[live.record.spec.name] = self.numbered[live.record.id] = live
+        self.note(live)
+
+    def note(self, live: LiveCollection) -> None:
+        """It has taken a batch."""
+        record = live.record
+        if record.next_ordinal > ORDINAL_WARN and record.id not in self.worn:
+            self.worn.add(record.id)
+            log.warning(
+                "collection %r has taken %d document versions of the %d that one can take: copy it into a new one in "
+                "time, see docs/operations.md",
+                record.spec.name,
+                record.next_ordinal,
+                ORDINAL_MAX,
+            )
 
     def remove(self, collection_id: int) -> LiveCollection:
         """It has to be there."""
+        self.worn.discard(collection_id)
         live = self.numbered.pop(collection_id)
         del self.named[live.record.spec.name]
         return live

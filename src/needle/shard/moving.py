@@ -170,7 +170,11 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     if not len(command.versions) == len(command.metadata) == count or len(command.vectors) != count * width:
         raise invalid("ids", f"{count} ids", "versions, metadata and vectors for each")
     if record.next_ordinal + count > ORDINAL_MAX:
-        raise InvalidArgument(f"collection {record.spec.name!r} has used up its {ORDINAL_MAX} ordinals")
+        raise InvalidArgument(
+            f"collection {record.spec.name!r} has taken all the {ORDINAL_MAX} document versions that one can take",
+            field="collection",
+            collection=record.spec.name,
+        )
     change = batch.change(record)
     batch.lookup(change, [*command.ids, *command.deleted])
     hidden = dict(batch.stored.hidden(record.id))

@@ -15,6 +15,8 @@ from needle.shard.sessions import SessionRow
 
 ORDINAL_BITS: Final = 40
 ORDINAL_MAX: Final = 2**32 - 1  # what a roaring bitmap holds
+ORDINAL_WARN: Final = ORDINAL_MAX // 2
+"""A collection that used up so many is reported: there is time to copy it into a new one."""
 
 
 class DocRef(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -1,9 +1,10 @@
 """Keeps one replica's segment files as the manifest says: builds on the leader, fetches on the others, repairs.
 
-Leader: plan -> build in a thread -> attach -> propose PublishSegment. Every replica: a published segment whose file is
-not here is fetched from whoever has it (leader first), verified and attached; if nobody offers it within
-`ship_timeout`, it is built here from the vectors at hand ("own" file). Files that the manifest no longer names are
-deleted; open mappings of them stay valid. Searches are right at every moment, only slower, while files are missing.
+Leader: plan -> build in a thread -> attach -> have PublishSegment proposed (segment_builds.py). Every replica: a
+published segment whose file is not here is fetched from whoever has it (leader first), verified and attached; if nobody
+offers it within `ship_timeout`, it is built here from the vectors at hand ("own" file). Files that the manifest no
+longer names are deleted; open mappings of them stay valid. Searches are right at every moment, only slower, while files
+are missing.
 
 Invariant: nothing here can change which documents exist; the worst a fault can do is cost time. It sleeps until
 `kick()`, and looks at the collections that changed; only while something is missing or failed, or will be built once no
@@ -16,7 +17,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -24,10 +24,10 @@ from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.shard.agenda import Agenda
-from needle.shard.commands import PublishSegment, encode
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
 from needle.shard.segment_builder import TEMPORARY, build_segment, give_back, unless_cancelled
+from needle.shard.segment_builds import AskBuilding, KeeperStats, Progress, SegmentBuilds
 from needle.shard.segment_files import (
     CHUNK_BYTES,
     SegmentFiles,
@@ -82,22 +82,6 @@ FetchChunk = Callable[[NodeId, str, int, int], Awaitable[bytes]]
 """fetch_chunk(peer, file name, offset, length): the peer's `serve_chunk`. Raises NeedleError."""
 
 
-@dataclass(slots=True)
-class KeeperStats:
-    """Counters since start. built: segments built to be published. shipped: files fetched. rebuilt: own builds because
-    nobody offered the published file. corrupt: damaged files found. unpublished: builds whose proposal failed."""
-
-    built: int = 0
-    build_seconds: float = 0.0
-    inserted_rows: int = 0
-    shipped: int = 0
-    shipped_bytes: int = 0
-    rebuilt: int = 0
-    corrupt: int = 0
-    unpublished: int = 0
-    deleted: int = 0
-
-
 class SegmentKeeper:
     """One replica's keeper. All methods run on the event loop, except `serve_chunk`, which blocks."""
 
@@ -106,7 +90,8 @@ class SegmentKeeper:
         host: VectorsHost,
         *,
         is_leader: Callable[[], bool],
-        propose: Callable[[bytes], Awaitable[object]],
+        publish: Callable[[bytes], Awaitable[object]],
+        ask_building: AskBuilding,
         fetch_chunk: FetchChunk,
         peers: Callable[[], Sequence[NodeId]],
         build_pool: Pool,
@@ -114,11 +99,11 @@ class SegmentKeeper:
         clock: Clock,
         disk: ReplicaDisk = REAL_DISK,
     ) -> None:
-        """peers: the other replicas, leader first. build_pool: for builds only (they take minutes). file_pool: reads
+        """publish: has a PublishSegment proposed, by this node or by whichever leads. peers: the other replicas, leader
+        first. build_pool: for builds only (they take minutes). file_pool: reads
         and writes of files."""
         self._host = host
         self._is_leader = is_leader
-        self._propose = propose
         self._fetch_chunk = fetch_chunk
         self._peers = peers
         self._build_pool = build_pool
@@ -127,12 +112,9 @@ class SegmentKeeper:
         self._disk = disk
         self._build_wanted = asyncio.Event()
         self._files_wanted = asyncio.Event()
-        self._leading = False
         self._planned = False
         """Whether all collections were looked at since this node began to lead."""
         self._stopping = False
-        self._building: set[int] = set()
-        self._unpublished: dict[int, SealedSegment] = {}
         self._written: dict[int, tuple[int, float]] = {}  # by collection: next ordinal, and since when it is that
         self._missing_since: dict[int, dict[PublishedSegment, float]] = {}
         self._distrusted: set[PublishedSegment] = set()
@@ -142,17 +124,31 @@ class SegmentKeeper:
         self._to_check = Agenda()
         self._files = SegmentFiles()
         self.stats = KeeperStats()
+        self._builds = SegmentBuilds(
+            publish=publish,
+            peers=peers,
+            ask_building=ask_building,
+            build_pool=build_pool,
+            file_pool=file_pool,
+            clock=clock,
+            disk=disk,
+            files=self._files,
+            stats=self.stats,
+            pause=lambda: asyncio.sleep(RETRY_SECONDS),
+        )
 
     def kick(self) -> None:
         """Something changed: an apply batch, the leader, a collection. Cheap; call it on the event loop's thread."""
         leading = self._is_leader()
         changed = self._host.take_changed()
+        if leading and not self._planned:
+            self._builds.begin_to_lead()
         if changed is None or (leading and not self._planned):
             everything = [vectors.collection_id for vectors in self._host.collection_vectors()]
             self._to_plan.add(everything)
             if changed is None:
                 changed = everything
-        self._leading = self._planned = leading
+        self._planned = leading
         if leading:
             self._to_plan.add(changed)
         else:
@@ -163,7 +159,7 @@ class SegmentKeeper:
 
     async def run(self) -> None:
         """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
-        self._stopping = False
+        self._stopping = self._builds.stopping = False
         everything = [vectors.collection_id for vectors in self._host.collection_vectors()]
         self._to_check.add(everything)
         self._to_plan.add(everything if self._is_leader() else ())
@@ -172,7 +168,7 @@ class SegmentKeeper:
         try:
             await asyncio.gather(*tasks)
         finally:
-            self._stopping = True
+            self._stopping = self._builds.stopping = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -196,8 +192,7 @@ class SegmentKeeper:
         for at, collection_id in enumerate(self._to_plan.take(self._clock.monotonic())):
             if at % PASS_SLICE == PASS_SLICE - 1:
                 await asyncio.sleep(0)
-            self._leading = self._is_leader()
-            if not self._leading:
+            if not self._is_leader():
                 self._planned = False
                 break
             vectors = self._host.vectors_of(collection_id)
@@ -213,7 +208,7 @@ class SegmentKeeper:
         decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=vectors.spec.dimensions)
         task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
         if task is not None:
-            if await self._build_and_publish(vectors, task, view):
+            if await self._build(vectors, task, view):
                 self._to_plan.add((vectors.collection_id,))
             else:
                 self._to_plan.later(vectors.collection_id, self._clock.monotonic() + RETRY_SECONDS)
@@ -231,58 +226,20 @@ class SegmentKeeper:
             self._written[vectors.collection_id] = next_ordinal, since
         return now - since
 
-    async def _build_and_publish(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
-        self._drop_unpublished(vectors)
-        self._building.add(vectors.collection_id)
+    async def _build(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
+        if await self._builds.elsewhere(vectors.collection_id):
+            return False
         try:
-            started = self._clock.monotonic()
-            sealed = await self._build_pool.run(unless_cancelled, self._build, vectors, task, view)
-            if sealed is None:
-                return False
-            seconds = self._clock.monotonic() - started
-            self._files.added(sealed.path)
-            await self._file_pool.run(vectors.attach, sealed)
-            self.stats.built += 1
-            self.stats.build_seconds += seconds
-            self.stats.inserted_rows += task.inserts
-            self._unpublished[vectors.collection_id] = sealed
-            await self._propose(encode(_command(sealed.segment)))
+            return await self._builds.build_and_publish(vectors, task, view)
         except CorruptSegment as error:
             await self._found_corrupt(vectors, task.base, error)
             return False
-        except NeedleError as error:
-            self.stats.unpublished += 1
-            log.warning("segment [%d, %d] of %s not published: %s", task.first, task.last, vectors.spec.name, error)
-            return False
         finally:
-            self._building.discard(vectors.collection_id)
             self._check(vectors)
-        self._drop_unpublished(vectors)
-        return True
 
-    def _build(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> SealedSegment:
-        base = next((s.sealed for s in view.served if task.base and s.sealed.segment == task.base), None)
-        segment, path = build_segment(
-            vectors.directory,
-            vectors.collection_id,
-            task.first,
-            task.last,
-            view.live_blocks(base.segment.last + 1 if base else task.first, task.last),
-            vectors.spec,
-            base=base,
-            threads=vectors.config.build_threads,
-            disk=self._disk,
-            cancelled=lambda: self._stopping or not self._leading or vectors.closed,
-        )
-        give_back(segment.size)
-        return SealedSegment(path, segment, vectors.spec)
-
-    def _drop_unpublished(self, vectors: CollectionVectors) -> None:
-        """Forget a build that the log did not take. One whose fate is unknown is kept until the next build."""
-        sealed = self._unpublished.pop(vectors.collection_id, None)
-        if sealed is not None and sealed.segment not in vectors.manifest():
-            vectors.forget(sealed.segment)
-            delete(sealed.path)
+    def building(self, collection_id: int) -> Progress | None:
+        """What this node builds now in a collection, for a peer's ask_building."""
+        return self._builds.building(collection_id)
 
     # --- files, on every replica -------------------------------------------------------------------------------------
     async def _files_loop(self) -> None:
@@ -306,7 +263,7 @@ class SegmentKeeper:
             vectors = self._host.vectors_of(collection_id)
             if vectors is not None:
                 await self._complete(vectors)
-            elif self._host.was_dropped(collection_id) and collection_id not in self._building:
+            elif self._host.was_dropped(collection_id) and not self._builds.busy(collection_id):
                 await self._forget(collection_id)
 
     async def _complete(self, vectors: CollectionVectors) -> None:
@@ -325,8 +282,9 @@ class SegmentKeeper:
 
     async def _forget(self, collection_id: int) -> None:
         """A collection was dropped: its files go."""
-        for known in (self._unpublished, self._manifests, self._missing_since, self._written):
+        for known in (self._manifests, self._missing_since, self._written):
             known.pop(collection_id, None)
+        self._builds.forget(collection_id)
         self._distrusted = {segment for segment in self._distrusted if segment.collection_id != collection_id}
         self._damaged = {segment for segment in self._damaged if segment.collection_id != collection_id}
         await self._delete(self._files.unneeded(collection_id, ()))
@@ -418,7 +376,7 @@ class SegmentKeeper:
 
     async def _sweep(self, vectors: CollectionVectors) -> None:
         """Delete files that neither the manifest nor an open segment needs, when the manifest changed."""
-        busy = vectors.collection_id in self._building or vectors.collection_id in self._unpublished
+        busy = self._builds.busy(vectors.collection_id)
         manifest = vectors.manifest()
         if vectors.closed or busy or self._manifests.get(vectors.collection_id) == manifest:
             return
@@ -477,12 +435,6 @@ class SegmentKeeper:
             return None if vectors is None else vectors.directory
 
         return read_chunk(directory_of, name, offset, length)
-
-
-def _command(segment: PublishedSegment) -> PublishSegment:
-    return PublishSegment(
-        segment.collection_id, segment.first, segment.last, segment.rows, segment.size, segment.checksum
-    )
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:

@@ -29,7 +29,7 @@ from needle.base.errors import Internal
 
 GROWTH = 8
 BUILD_ROWS_MAX = 65_536
-"""A seal takes so many waiting rows at a time: a build that a change of leaders cuts short is lost."""
+"""A seal takes so many waiting rows at a time: a build that ends with its node is lost."""
 GROWTH_IDLE = 32
 SEAL_BYTES = 4 << 20
 SEAL_ROWS_MIN = 2_000
@@ -103,6 +103,13 @@ def with_published(
     if len(inside) == 1 and inside[0].last == segment.last and segment.rows >= inside[0].rows:
         return None
     return [*before, segment, *after]
+
+
+def may_publish(manifest: Sequence[PublishedSegment], first: int, last: int, next_ordinal: int) -> bool:
+    """Whether a segment of these ordinals could still be published, however few rows it has."""
+    if any(segment.first == first and segment.last == last for segment in manifest):
+        return True  # a purge
+    return with_published(manifest, PublishedSegment(0, first, last, 0, 0, ""), next_ordinal) is not None
 
 
 def seal_at(config: SegmentConfig, dimensions: int) -> int:

@@ -36,7 +36,7 @@ from needle.shard.holdings import Fence, check_claim, decode_holdings, encode_ho
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import CollectionView, LiveCollection, OpenCollections, ReplicaView, StateBefore
 from needle.shard.query import search_group
-from needle.shard.records import CollectionRecord, StoredDocument, WriteSet
+from needle.shard.records import ORDINAL_MAX, CollectionRecord, StoredDocument, WriteSet
 from needle.shard.sealed_segment import segment_file
 from needle.shard.segment_set import CollectionVectors
 from needle.shard.sessions import SessionRow, SessionTable
@@ -184,6 +184,7 @@ class Replica:
                 self._live.add(live)
             live = self._live.numbered[change.record.id]
             live.take(change)
+            self._live.note(live)
             before = views.get(name)
             views[name] = now = live.view()
             visible += now.visible - (0 if before is None else before.visible)
@@ -358,6 +359,11 @@ class Replica:
         with self._noting:
             changed, self._changed = self._changed, set()
         return changed
+
+    def worn(self) -> list[tuple[str, float]]:
+        """Collections that have used up more than half of their ordinals, and how much of them."""
+        held = [live.record for id_ in sorted(self._live.worn) if (live := self._live.numbered.get(id_)) is not None]
+        return [(record.spec.name, record.next_ordinal / ORDINAL_MAX) for record in held]
 
     def first_collections(self, count: int) -> list[CollectionView]:
         """Up to `count` collections, the oldest ones."""

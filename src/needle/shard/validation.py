@@ -8,6 +8,7 @@ all replicas store the same bytes (a float computation repeated elsewhere might 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -37,6 +38,7 @@ NAME_BYTES_MAX: Final = 255
 VERSION_MAX: Final = 2**63 - 1
 METADATA_DEPTH_MAX: Final = 64
 EF_MAX: Final = 100_000
+CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
 
 _NO_BRACKET: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -69,6 +71,9 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
     elif isinstance(command, PublishSegment):
         _check_int("first", command.first, 0, command.last)
         _check_int("rows", command.rows, 0, command.last - command.first + 1)
+        _check_int("size", command.size, 0, 2**63 - 1)
+        if not CHECKSUM.fullmatch(command.checksum):  # it becomes part of a file's name
+            raise invalid("checksum", command.checksum[:80], "32 hex digits")
     return command
 
 
