@@ -221,3 +221,22 @@ def test_a_collection_that_is_used_up_refuses_writes_and_goes_on_reading(
     (gone,) = replica.apply(log.add(Delete("c", ["d3"])))
     assert gone.count == 1 and replica.count("c") == 99
     replica.close()
+
+
+def test_the_total_is_the_sum_of_the_collections(tmp_path: Path) -> None:
+    replica, log = with_collections(tmp_path, 5)
+    ids, rows = [f"d{at}" for at in range(7)], [[1, 1, 1]] * 7
+    for commands in (
+        [put(ids, rows, collection="c1"), put(ids[:3], rows[:3], collection="c2")],
+        [put(ids[2:5], rows[2:5], collection="c1"), Delete("c2", ["d0", "d9"])],
+        [DropCollection("c1"), put(ids[:1], rows[:1], collection="c4")],
+        [CreateCollection(spec("c1")), put(ids[:2], rows[:2], collection="c1"), DropCollection("c2")],
+        [CreateCollection(spec("c2")), DropCollection("c2"), DropCollection("c1"), CreateCollection(spec("c1"))],
+    ):
+        replica.apply(log.add(*commands))
+        assert replica.count() == sum(count for _, count in replica.counts()) > 0
+    total = replica.count()
+    replica.close()
+    again = open_replica(tmp_path)
+    assert again.count() == total == 3
+    again.close()

@@ -282,7 +282,7 @@ class RpcService:
 
     async def _collections(self, call: CollectionsCall, claim: Claim | None = None) -> CollectionsAnswer:
         hosted = await self._fresh(call.group, call.freshness)
-        counts = hosted.replica.counts(claim)
+        counts = await self._node.blocking(hosted.replica.counts, claim)  # there may be thousands
         applied = self._host.applied_index(call.group)
         return CollectionsAnswer([spec for spec, _ in counts], [count for _, count in counts], applied)
 
@@ -329,7 +329,12 @@ class RpcService:
         )
 
     async def _status(self, call: StatusCall) -> RaftStatus:
-        return self._node.status(call.group, call.digest)
+        status = self._node.status(call.group, False)
+        if not call.digest or call.group not in self._node.groups:
+            return status
+        return msgspec.structs.replace(
+            status, digest=await self._node.blocking(self._node.hosted(call.group).replica.digest)
+        )
 
     async def _digest(self, call: GroupCall) -> DigestAnswer:
         replica = self._node.hosted(call.group).replica

@@ -56,6 +56,36 @@ MUTANTS = (
         tests=("tests/shard/test_document_writer.py::test_commands_see_what_waits",),
     ),
     Mutant(
+        name="live-ordinals-change-under-a-view",
+        breaks="a batch changes the set of live ordinals that older views hold: a search finds what is newer than it",
+        edits=(Edit("shard.ordinal_set:OrdinalSet._copy", "BitMap(held)", "held"),),
+        tests=("tests/shard/test_ordinal_set.py::test_the_same_as_a_set_of_integers",),
+    ),
+    Mutant(
+        name="keeper-is-not-told",
+        breaks="apply does not say which collections changed: their vectors are never indexed, dropped files stay",
+        edits=(
+            Edit(
+                "shard.state_machine:Replica._swap",
+                "self._changed.update(batch.dropped, changes.collections)",
+                "pass",
+            ),
+        ),
+        tests=("tests/shard/test_costs.py::test_the_keeper_looks_at_what_changed",),
+    ),
+    Mutant(
+        name="next-leader-does-not-ask-who-builds",
+        breaks="a new leader builds what the former one builds already: each change of leader doubles the work",
+        edits=(Edit("shard.segment_builds:SegmentBuilds.elsewhere", "if any(answers):", "if False:"),),
+        tests=("tests/shard/test_segment_keeper.py::test_a_build_goes_on_when_leadership_moves",),
+    ),
+    Mutant(
+        name="total-forgets-what-is-dropped",
+        breaks="the number of all documents keeps those of dropped collections",
+        edits=(Edit("shard.state_machine:Replica._swap", "visible -= views", "visible -= 0 * views"),),
+        tests=("tests/shard/test_costs.py::test_the_total_is_the_sum_of_the_collections",),
+    ),
+    Mutant(
         name="no-dedupe",
         breaks="a repeated write is executed again: a lost answer doubles its effect",
         edits=(Edit("shard.batch:Batch.execute", "if known is not None:", "if isinstance(known, NeedleError):"),),
