@@ -13,9 +13,11 @@ from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec, Metric
 from needle.shard.disk import ReplicaDisk
 from needle.shard.scoring import top_k
-from needle.shard.sealed_segment import TAIL_BYTES, SealedSegment, segment_file, verify_file
-from needle.shard.segment_builder import TEMPORARY, BuildCancelled, build_segment
+from needle.shard.sealed_segment import SealedSegment, segment_file
+from needle.shard.segment_builder import TEMPORARY, build_segment
 from needle.shard.segment_files import finish_download
+from needle.shard.segment_format import TAIL_BYTES, verify_file
+from needle.shard.segment_graph import BuildCancelled
 from needle.shard.segment_plan import PublishedSegment
 from shard.vectors_util import brute, clustered, spec_of
 

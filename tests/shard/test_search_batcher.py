@@ -126,3 +126,35 @@ async def test_too_many_waiting_are_refused_and_close_answers_the_rest() -> None
     await closing
     assert (await first).ids == ["first"]
     assert all(isinstance(r, Overloaded) for r in await asyncio.gather(*waiting, return_exceptions=True))
+
+
+async def test_a_collection_with_thousands_of_searches_does_not_keep_others_waiting() -> None:
+    pool = GatedPool()
+    order: list[str] = []
+
+    def noted(requests: list[SearchRequest]) -> list:
+        order.extend(r.collection for r in requests)
+        return search_many(requests)
+
+    batcher = SearchBatcher(noted, pool, in_flight_max=1)
+    crowd = [asyncio.ensure_future(batcher.search(request("crowded"))) for _ in range(200)]
+    await asyncio.sleep(0)
+    lone = [asyncio.ensure_future(batcher.search(request(name))) for name in ("a", "b")]
+    await asyncio.sleep(0)
+    pool.gate.set()
+    await asyncio.gather(*crowd, *lone)
+    assert order.index("a") <= 32 and order.index("b") <= 33, "two batches of the crowd at most"
+    assert len(order) == 202 and order.count("crowded") == 200
+
+
+async def test_a_crowd_leaves_room_for_others_in_the_queue() -> None:
+    pool = GatedPool()
+    batcher = SearchBatcher(search_many, pool, waiting_max=8, in_flight_max=1)
+    crowd = [asyncio.ensure_future(batcher.search(request("crowded"))) for _ in range(40)]
+    await asyncio.sleep(0)
+    other = asyncio.ensure_future(batcher.search(request("other")))
+    await asyncio.sleep(0)
+    pool.gate.set()
+    assert (await other).ids == ["other"]
+    results = await asyncio.gather(*crowd, return_exceptions=True)
+    assert sum(isinstance(r, Overloaded) for r in results) >= 30

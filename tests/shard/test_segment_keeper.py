@@ -21,8 +21,8 @@ from needle.base.model import Metric
 from needle.shard import segment_builds, segment_keeper, segment_plan
 from needle.shard.commands import PublishSegment, decode
 from needle.shard.ordinal_set import OrdinalSet
-from needle.shard.segment_builder import BuildCancelled
 from needle.shard.segment_files import CHUNK_BYTES
+from needle.shard.segment_graph import BuildCancelled
 from needle.shard.segment_keeper import SegmentKeeper
 from needle.shard.segment_plan import PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors

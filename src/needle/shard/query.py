@@ -1,7 +1,7 @@
 """Searches of one collection view: filter -> allow-list -> nearest ordinals -> documents.
 
-Invariant: an answer holds the k nearest of what the vectors find, by (distance, id). Ordinals decide ties inside the
-vectors, so where the k-th distance is shared, more is asked for until the tie is complete (up to a bound).
+Invariant: an answer holds the k nearest of what the vectors find, by (distance, id). The vectors know no ids, so they
+also give what is as near as the k-th, up to a bound beyond which ordinals decide.
 
 It must not know apply, SQLite or faiss; the view and the store are arguments.
 """
@@ -9,7 +9,7 @@ It must not know apply, SQLite or faiss; the view and the store are arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,6 @@ from needle.shard.records import CollectionRecord, StoredDocument
 from needle.shard.validation import check_search
 from needle.shard.vectors_view import VectorsView
 
-TIES_EXACT_MAX: Final = 16_384
-TIES_APPROXIMATE_MAX: Final = 256
-
-Ordinals = npt.NDArray[np.int64]
-Distances = npt.NDArray[np.float32]
 Nearest = tuple[list[int], list[float]]
 """Ordinals and distances of one query's answer, nearest first."""
 
@@ -92,42 +87,7 @@ def _nearest(
     k = min(request.k, collection.record.documents if allow is None else len(allow))
     if not k:
         return [([], []) for _ in queries]
-    ordinals, distances = _ask(collection, queries, k + 1, request, allow)
-    there = np.count_nonzero(ordinals[:, :k] >= 0, axis=1).tolist()
-    # One more than asked for is known: if it is as near as the k-th, there may be others.
-    tied = ((ordinals[:, k] >= 0) & (distances[:, k] == distances[:, k - 1])).tolist()
-    found = zip(ordinals[:, :k].tolist(), distances[:, :k].tolist(), strict=True)
-    return [
-        _with_ties(collection, queries[at : at + 1], k, request, allow)
-        if tied[at]
-        else (near[: there[at]], far[: there[at]])
-        for at, (near, far) in enumerate(found)
-    ]
-
-
-def _ask(
-    collection: Collection, queries: npt.NDArray[np.float32], k: int, request: SearchRequest, allow: BitMap | None
-) -> tuple[Ordinals, Distances]:
-    return collection.vectors.search(queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search)
-
-
-def _with_ties(
-    collection: Collection,
-    query: npt.NDArray[np.float32],
-    k: int,
-    request: SearchRequest,
-    allow: BitMap | None,
-) -> Nearest:
-    """The k nearest of one query and all that are as near as the last of them, up to a bound."""
-    bound = max(TIES_EXACT_MAX if request.exact else TIES_APPROXIMATE_MAX, 2 * k)
-    asked = k + 1
-    while True:
-        asked *= 4
-        ordinals, distances = (found[0] for found in _ask(collection, query, asked, request, allow))
-        there = int(np.count_nonzero(ordinals >= 0))
-        if there < asked or distances[asked - 1] != distances[k - 1] or asked >= bound:
-            end = int(np.searchsorted(distances[:there], distances[k - 1], "right"))
-            return ordinals[:end].tolist(), distances[:end].tolist()
+    return collection.vectors.nearest(queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search)
 
 
 def _batches(
@@ -137,21 +97,50 @@ def _batches(
     found: list[Nearest],
     applied: int,
 ) -> list[HitBatch]:
+    found = _k_each(record, store, request.k, found)
     wanted = sorted({ordinal for ordinals, _ in found for ordinal in ordinals})
-    documents = store.by_ordinal(record.id, wanted, metadata=request.with_metadata, vectors=request.with_vectors)
-    if len(documents) != len(wanted):
-        raise Internal(f"{len(wanted) - len(documents)} found ordinals of {record.spec.name!r} have no document")
+    documents = _read(record, store, wanted, metadata=request.with_metadata, vectors=request.with_vectors)
     return [
         _batch([documents[o] for o in ordinals], distances, request, applied, record.spec.metric)
         for ordinals, distances in found
     ]
 
 
+def _read(
+    record: CollectionRecord, store: DocumentStore, ordinals: list[int], *, metadata: bool, vectors: bool
+) -> dict[int, StoredDocument]:
+    documents = store.by_ordinal(record.id, ordinals, metadata=metadata, vectors=vectors)
+    if len(documents) != len(ordinals):
+        raise Internal(f"{len(ordinals) - len(documents)} found ordinals of {record.spec.name!r} have no document")
+    return documents
+
+
+def _k_each(record: CollectionRecord, store: DocumentStore, k: int, found: list[Nearest]) -> list[Nearest]:
+    """Without what is tied with the k-th but has a greater id. Of documents that may fall out only the ids are read."""
+    tied = {o for ordinals, distances in found if len(ordinals) > k for o in _tied(ordinals, distances)}
+    if not tied:
+        return found
+    ids = _read(record, store, sorted(tied), metadata=False, vectors=False)
+    kept = []
+    for ordinals, distances in found:
+        if len(ordinals) > k:
+            last = sorted(_tied(ordinals, distances), key=lambda ordinal: ids[ordinal].id)
+            nearer = ordinals[: len(ordinals) - len(last)]
+            ordinals, distances = [*nearer, *last][:k], distances[:k]
+        kept.append((ordinals, distances))
+    return kept
+
+
+def _tied(ordinals: list[int], distances: list[float]) -> list[int]:
+    """The ordinals whose distance is that of the last."""
+    return ordinals[distances.index(distances[-1]) :]
+
+
 def _batch(
     documents: list[StoredDocument], distances: list[float], request: SearchRequest, applied: int, metric: Metric
 ) -> HitBatch:
     if len(set(distances)) < len(distances):  # ties stand in the order of their ordinals so far
-        pairs = sorted(zip(distances, documents, strict=True), key=lambda pair: (pair[0], pair[1].id))[: request.k]
+        pairs = sorted(zip(distances, documents, strict=True), key=lambda pair: (pair[0], pair[1].id))
         distances, documents = [distance for distance, _ in pairs], [document for _, document in pairs]
     return HitBatch(
         ids=[document.id for document in documents],

@@ -11,16 +11,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from needle.base.model import Metric
+from needle.shard.arrays import Bools as Bools
+from needle.shard.arrays import Floats as Floats
+from needle.shard.arrays import Ints as Ints
 from needle.shard.blas import use_one_thread
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from needle.shard.distinct import unique_rows
 
 PAIR_BLOCK = 4096
+TIES_MAX = 1024
+"""How many rows beyond the k-th of equal distance are told apart by id; of more, those of the lowest ordinals are."""
+_PAIRS_HELD = 65_536
 UNIT_ROUNDOFF = 2.0**-24
 
 
@@ -92,9 +94,10 @@ class Scan:
 
     def __init__(self, metric: Metric, queries: Floats, k: int, norm_max: float) -> None:
         use_one_thread()
+        self.k = k
         self._metric = metric
         self._queries = queries
-        self._k = k
+        self._pairs = 0
         self._slack = slack(metric, queries, norm_max)
         self._bound = np.full((len(queries), 1), np.inf, np.float32)
         self.found: list[Candidates] = []
@@ -114,18 +117,55 @@ class Scan:
         keys = _keys(self._metric, self._queries, rows, norms)
         if mask is not None:
             keys[:, ~mask] = np.inf
-        if len(rows) > self._k:
-            kth = np.partition(keys, self._k - 1, axis=1)[:, self._k - 1 : self._k]
+        if len(rows) > self.k:
+            kth = np.partition(keys, self.k - 1, axis=1)[:, self.k - 1 : self.k]
             np.fmin(self._bound, kth, out=self._bound)
         # "not greater" keeps NaN: overflowed scores are decided by the exact distance.
         near = ~(keys > self._bound + self._slack)
         if mask is not None:
             near &= mask
         query, row = np.nonzero(near)
+        self.found.append(Candidates(query, ordinals[row], self._distances(rows, query, row)))
+        self._pairs += len(query)
+        if self._pairs > max(_PAIRS_HELD, 4 * len(self._queries) * (self.k + TIES_MAX)):
+            self.found = [with_ties(self.found, len(self._queries), self.k)]
+            self._pairs = len(self.found[0].query)
+
+    def _distances(self, rows: Floats, query: Ints, row: Ints) -> Floats:
+        """Distance of each pair. Equal rows, which many pairs mean, are scored once a query."""
+        if len(query) <= 4 * len(self._queries) * (self.k + TIES_MAX // 8):
+            return self._scored(rows, query, row)
+        seen, which = np.unique(row, return_inverse=True)
+        chosen, place = unique_rows(rows[seen])
+        pairs, inverse = np.unique(query * len(chosen) + place[which.reshape(-1)], return_inverse=True)
+        once = seen[chosen[pairs % len(chosen)]]
+        distances: Floats = self._scored(rows, pairs // len(chosen), once)[inverse.reshape(-1)]
+        return distances
+
+    def _scored(self, rows: Floats, query: Ints, row: Ints) -> Floats:
+        """Distance of queries[query[i]] to rows[row[i]], copied out a block at a time."""
+        out = np.empty(len(query), np.float32)
         for at in range(0, len(query), PAIR_BLOCK):
             q, r = query[at : at + PAIR_BLOCK], row[at : at + PAIR_BLOCK]
-            distance = pair_distances(self._metric, self._queries[q], rows[r])
-            self.found.append(Candidates(q, ordinals[r], distance))
+            out[at : at + PAIR_BLOCK] = pair_distances(self._metric, self._queries[q], rows[r])
+        return out
+
+
+def with_ties(found: list[Candidates], queries: int, k: int) -> Candidates:
+    """Of each query the k nearest and what is as near as the k-th, TIES_MAX of that at most, sorted by (query,
+    distance, ordinal)."""
+    if not found:
+        return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    query, ordinal, distance = found[0]
+    if len(found) > 1:
+        query, ordinal, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((ordinal, distance) if queries == 1 else (ordinal, distance, query))
+    query, ordinal, distance = query[order], ordinal[order], distance[order]
+    first = np.searchsorted(query, np.arange(queries))
+    rank = np.arange(len(query)) - first[query]
+    kth = np.minimum(first + k - 1, len(query) - 1)[query]
+    keep = (rank < k) | ((rank < k + TIES_MAX) & (query[kth] == query) & (distance == distance[kth]))
+    return Candidates(query[keep], ordinal[keep], distance[keep])
 
 
 def top_k(found: list[Candidates], queries: int, k: int) -> tuple[Ints, Floats]:
@@ -133,18 +173,7 @@ def top_k(found: list[Candidates], queries: int, k: int) -> tuple[Ints, Floats]:
     (queries, k) float32 with inf for none."""
     ordinals = np.full((queries, k), -1, np.int64)
     distances = np.full((queries, k), np.inf, np.float32)
-    if not found:
-        return ordinals, distances
-    query, ordinal, distance = found[0]
-    if len(found) > 1:
-        query, ordinal, distance = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.lexsort((ordinal, distance) if queries == 1 else (ordinal, distance, query))
-    if queries == 1:
-        order = order[:k]
-        ordinals[0, : len(order)] = ordinal[order]
-        distances[0, : len(order)] = distance[order]
-        return ordinals, distances
-    query, ordinal, distance = query[order], ordinal[order], distance[order]
+    query, ordinal, distance = with_ties(found, queries, k)
     rank = np.arange(len(query)) - np.searchsorted(query, query)
     keep = rank < k
     ordinals[query[keep], rank[keep]] = ordinal[keep]

@@ -13,28 +13,32 @@ count are scored. This is the only module besides segment_builder that imports f
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from needle.base.errors import CorruptSegment
-from needle.base.model import CollectionSpec, Metric
+from needle.base.model import CollectionSpec
 from needle.shard import page_cache
-from needle.shard.scoring import Bools, Candidates, Floats, Ints, Scan, pair_distances
+from needle.shard.scoring import (
+    TIES_MAX,
+    Bools,
+    Candidates,
+    Floats,
+    Ints,
+    Scan,
+    pair_distances,
+    square_norms,
+    top_k,
+)
+from needle.shard.segment_format import read_layout, verify_file
+from needle.shard.segment_graph import ROUNDING, Band
 from needle.shard.segment_plan import PublishedSegment
+from needle.shard.shared_nodes import SharedNodes
 
-MAGIC = b"NDLSEG01"
-# magic, faiss bytes, collection id, first, last, rows, dimensions, metric, longest vector
-_FOOTER = struct.Struct("<8sQQQQQIIf4x")
-_CHECKSUM_BYTES = 16
-TAIL_BYTES = _FOOTER.size + _CHECKSUM_BYTES
-_METRICS = (Metric.COSINE, Metric.L2, Metric.DOT)
-_READ_BYTES = 1 << 20
 # Rows copied out of the mapping at a time: a block that stays in the cache.
 SCAN_ROWS = 2048
 
@@ -42,6 +46,8 @@ SCAN_ROWS = 2048
 BEAM_ROWS = 30
 # Candidates beyond k that are scored again, so that rounding in faiss cannot change which are the k nearest.
 RESCORE_MARGIN = 8
+# Nodes of a band among which a search of it starts at the nearest.
+ENTRIES = 128
 
 
 def segment_file(segment: PublishedSegment, *, own: bool = False) -> str:
@@ -50,89 +56,39 @@ def segment_file(segment: PublishedSegment, *, own: bool = False) -> str:
     return f"{segment.collection_id}-{segment.first}-{segment.last}-{segment.checksum}.{kind}"
 
 
-def faiss_metric(metric: Metric) -> int:
-    """The faiss metric of a collection; cosine vectors are normalised, so their inner product is the cosine."""
-    return int(faiss.METRIC_L2 if metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT)
-
-
-def write_tail(
-    file: BinaryIO, segment: PublishedSegment, offsets: Ints, spec: CollectionSpec, norm_max: float, faiss_bytes: int
-) -> None:
-    """Append ordinals and footer (without the checksum) behind the faiss bytes."""
-    if len(offsets) != segment.last - segment.first + 1:
-        file.write(offsets.astype("<u4").tobytes())
-    footer = _FOOTER.pack(
-        MAGIC,
-        faiss_bytes,
-        segment.collection_id,
-        segment.first,
-        segment.last,
-        segment.rows,
-        spec.dimensions,
-        _METRICS.index(spec.metric),
-        norm_max,
-    )
-    file.write(footer)
-
-
-def checksum_of(file: BinaryIO, size: int) -> str:
-    """xxh3-128 of the first `size` bytes, 32 hex digits."""
-    file.seek(0)
-    digest = xxhash.xxh3_128()
-    left = size
-    while left:
-        block = file.read(min(_READ_BYTES, left))
-        if not block:
-            break
-        digest.update(block)
-        left -= len(block)
-    return digest.hexdigest()
-
-
-def verify_file(path: str) -> tuple[PublishedSegment, tuple[Any, ...]]:
-    """Read the whole file and check it against its own checksum.
-
-    Returns what it holds and the raw footer. Raises CorruptSegment (missing, torn or changed file).
-    """
-    name = os.path.basename(path)
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < TAIL_BYTES:
-                raise CorruptSegment(f"segment file {name} has {size} bytes: torn", path=path)
-            computed = checksum_of(file, size - _CHECKSUM_BYTES)
-            file.seek(size - TAIL_BYTES)
-            tail = file.read(TAIL_BYTES)
-    except OSError as error:
-        raise CorruptSegment(f"segment file {name} cannot be read: {error.strerror}", path=path) from error
-    stored = tail[_FOOTER.size :].hex()
-    footer = _FOOTER.unpack(tail[: _FOOTER.size])
-    if footer[0] != MAGIC or stored != computed:
-        raise CorruptSegment(f"segment file {name}: checksum is {computed}, should be {stored}", path=path)
-    _, _, collection_id, first, last, rows, *_ = footer
-    return PublishedSegment(collection_id, first, last, rows, size, computed), footer
-
-
 class SealedSegment:
     """An open segment. `segment` is the manifest entry it serves (an own build differs in size and checksum)."""
 
     def __init__(self, path: str, segment: PublishedSegment, spec: CollectionSpec, *, own: bool = False) -> None:
         """Verify and map the file. Raises CorruptSegment, also when it is not what `segment` and `spec` say."""
         page_cache.fill(path)
-        held, footer = verify_file(path)
+        footer = verify_file(path)
+        held = footer.segment
         self.path = path
         self.segment = segment
         self.own = own
         self.size = held.size
         self.metric = spec.metric
         expected = segment if not own else PublishedSegment(*_identity(segment), held.rows, held.size, held.checksum)
-        if held != expected or footer[6] != spec.dimensions or footer[7] != _METRICS.index(spec.metric):
+        if held != expected or footer.dimensions != spec.dimensions or footer.metric != spec.metric:
             raise CorruptSegment(f"segment file {os.path.basename(path)} holds {held}, expected {expected}", path=path)
         self.rows = held.rows
-        self.norm_max = float(footer[8])
-        self._offsets = _read_offsets(path, held, faiss_bytes=int(footer[1]))
+        self.norm_max = footer.longest
+        layout = read_layout(path, footer)
+        self._offsets = layout.offsets
+        self.bands = layout.bands
         self._dimensions = spec.dimensions
-        self._index, self._raw = _map_index(path, held.rows, spec.dimensions)
+        self._index, self._raw = _map_index(path, spec.dimensions)
+        nodes = len(self._raw)
+        if layout.node_of is None and nodes != held.rows:
+            raise CorruptSegment(f"{path}: index of {nodes} nodes for {held.rows} rows", path=path)
+        self._shared = None if layout.node_of is None else SharedNodes(layout.node_of, nodes)
+        self._whole = Band(0, nodes, self.norm_max, even=True)
+
+    @property
+    def node_of(self) -> Ints | None:
+        """(rows,) the node of each row, or None when row i is node i."""
+        return None if self._shared is None else self._shared.node_of
 
     def ordinals(self, local: Ints) -> Ints:
         """Ordinals of local row numbers."""
@@ -155,7 +111,10 @@ class SealedSegment:
 
     def vectors(self, local: Ints | slice) -> Floats:
         """(n, d) float32: an aligned copy of these rows."""
-        rows = self._raw[local].copy() if isinstance(local, slice) else self._raw[local]
+        return self._vectors(local if self._shared is None else self._shared.node_of[local])
+
+    def _vectors(self, nodes: Ints | slice) -> Floats:
+        rows = self._raw[nodes].copy() if isinstance(nodes, slice) else self._raw[nodes]
         return rows.view(np.float32).reshape(-1, self._dimensions)
 
     def blocks(self, mask: Bools | None) -> Iterator[tuple[Ints, Floats]]:
@@ -168,6 +127,11 @@ class SealedSegment:
 
     def scan(self, scan: Scan, mask: Bools | None) -> None:
         """Score every row that counts exactly."""
+        if self._shared is not None:
+            before, scan.found = scan.found, []
+            self._scan_nodes(scan, self._shared.representatives(mask), self._whole)
+            scan.found = [*before, *self._rows_of(scan.found, mask, scan.k)]
+            return
         if mask is not None and np.count_nonzero(mask) < self.rows // 4:
             chosen = np.flatnonzero(mask)
             for at in range(0, len(chosen), SCAN_ROWS):
@@ -184,44 +148,102 @@ class SealedSegment:
 
         queries: (nq, d) float32. Every query gets at least min(k, rows that count) candidates.
         """
-        count = self.rows if mask is None else int(np.count_nonzero(mask))
+        if self._shared is None:
+            found = self._search_band(self._whole, queries, k, ef_search, mask)
+            return [Candidates(c.query, self.ordinals(c.ordinal), c.distance) for c in found]
+        first_rows = self._shared.representatives(mask)
+        counts = None if mask is None else first_rows >= 0
+        if self.bands:
+            found = self._search_bands(queries, k, ef_search, counts)
+        else:
+            found = self._search_band(self._whole, queries, k, ef_search, counts)
+        return self._rows_of([Candidates(c.query, first_rows[c.ordinal], c.distance) for c in found], mask, k)
+
+    def _search_bands(self, queries: Floats, k: int, ef_search: int, counts: Bools | None) -> list[Candidates]:
+        """The bands in turn, longest first; a query is done when no vector of the next can be as near as its k-th."""
+        lengths = np.sqrt(square_norms(queries)) * np.float32(ROUNDING)
+        best = np.full((len(queries), k), np.inf, np.float32)
+        found: list[Candidates] = []
+        for band in self.bands:
+            rest = np.flatnonzero(-(lengths * np.float32(band.longest)) <= best[:, -1])
+            if not len(rest):
+                break
+            part = self._search_band(band, queries[rest], k, ef_search, counts)
+            found += [Candidates(rest[c.query], c.ordinal, c.distance) for c in part]
+            _, distances = top_k(part, len(rest), k)
+            best[rest] = np.sort(np.concatenate((best[rest], distances), axis=1), axis=1)[:, :k]
+        return found
+
+    def _search_band(
+        self, band: Band, queries: Floats, k: int, ef_search: int, counts: Bools | None
+    ) -> list[Candidates]:
+        """Candidates for the k nearest nodes of a band that count; their `ordinal` is a node."""
+        end = band.first + band.nodes
+        count = band.nodes if counts is None else int(np.count_nonzero(counts[band.first : end]))
         if count == 0:
             return []
-        beam = _beam(k, ef_search, self.rows, count)
-        if beam * BEAM_ROWS >= count or k + RESCORE_MARGIN >= count:
-            return self._exact(queries, k, mask)
+        beam = _beam(k, ef_search, band.nodes, count)
+        if not band.even or beam * BEAM_ROWS >= count or k + RESCORE_MARGIN >= count:
+            return self._exact(band, queries, k, counts)
         wanted = k + RESCORE_MARGIN
-        width = wanted if mask is None else beam
-        near = self._nearest(queries, width, beam)
-        if mask is None and near.min() >= 0:
+        width = wanted if counts is None else beam
+        near = self._nearest(band, queries, width, beam)
+        if counts is None and near.min() >= 0:
             return [self._scored(queries, np.repeat(np.arange(len(queries)), width), near.ravel())]
-        counts = near >= 0
-        if mask is not None:
-            counts &= mask[near]
+        good = near >= 0
+        if counts is not None:
+            good &= counts[near]
         # Half of what the widened beam should hold proves that the k nearest that count lie within it.
-        enough = counts.sum(axis=1) >= (k if mask is None else min(count, max(k, _base_beam(k, ef_search) // 2)))
-        counts &= (np.cumsum(counts, axis=1) <= wanted) & enough[:, None]
-        query, column = np.nonzero(counts)
+        enough = good.sum(axis=1) >= (k if counts is None else min(count, max(k, _base_beam(k, ef_search) // 2)))
+        good &= (np.cumsum(good, axis=1) <= wanted) & enough[:, None]
+        query, column = np.nonzero(good)
         found = [self._scored(queries, query, near[query, column])]
         if not enough.all():
             rest = np.flatnonzero(~enough)
-            found += [Candidates(rest[c.query], c.ordinal, c.distance) for c in self._exact(queries[rest], k, mask)]
+            exact = self._exact(band, queries[rest], k, counts)
+            found += [Candidates(rest[c.query], c.ordinal, c.distance) for c in exact]
         return found
 
-    def _scored(self, queries: Floats, query: Ints, local: Ints) -> Candidates:
-        distance = pair_distances(self.metric, queries[query], self.vectors(local))
-        return Candidates(query, self.ordinals(local), distance)
+    def _scored(self, queries: Floats, query: Ints, nodes: Ints) -> Candidates:
+        return Candidates(query, nodes, pair_distances(self.metric, queries[query], self._vectors(nodes)))
 
-    def _exact(self, queries: Floats, k: int, mask: Bools | None) -> list[Candidates]:
-        scan = Scan(self.metric, queries, k, self.norm_max)
-        self.scan(scan, mask)
+    def _exact(self, band: Band, queries: Floats, k: int, counts: Bools | None) -> list[Candidates]:
+        scan = Scan(self.metric, queries, k, band.longest)
+        nodes = np.arange(len(self._raw))
+        self._scan_nodes(scan, nodes if counts is None else np.where(counts, nodes, -1), band)
         return scan.found
 
-    def _nearest(self, queries: Floats, width: int, beam: int) -> Ints:
+    def _scan_nodes(self, scan: Scan, names: Ints, band: Band) -> None:
+        """Score the nodes of a band exactly, each under its name; those below zero do not count."""
+        end = band.first + band.nodes
+        chosen = band.first + np.flatnonzero(names[band.first : end] >= 0)
+        for at in range(0, len(chosen), SCAN_ROWS):
+            nodes = chosen[at : at + SCAN_ROWS]
+            whole = slice(int(nodes[0]), int(nodes[-1]) + 1)
+            scan.add(self._vectors(whole if whole.stop - whole.start == len(nodes) else nodes), names[nodes])
+
+    def _rows_of(self, found: list[Candidates], mask: Bools | None, k: int) -> list[Candidates]:
+        """Candidates that name a row of each node as candidates of all rows of these nodes that count."""
+        assert self._shared is not None
+        rows = [(c, *self._shared.rows_of(c.ordinal, mask, k + TIES_MAX)) for c in found]
+        return [Candidates(c.query[pair], self.ordinals(row), c.distance[pair]) for c, pair, row in rows]
+
+    def _nearest(self, band: Band, queries: Floats, width: int, beam: int) -> Ints:
         # The OpenMP thread count belongs to the calling thread: searches run side by side, one thread each.
         faiss.omp_set_num_threads(1)
         parameters = faiss.SearchParametersHNSW(efSearch=beam)  # type: ignore[attr-defined]
-        near: Ints = self._index.search(queries, width, params=parameters)[1]
+        near: Ints
+        if not self.bands:
+            near = self._index.search(queries, width, params=parameters)[1]
+            return near
+        entries = np.linspace(band.first, band.first + band.nodes - 1, min(band.nodes, ENTRIES)).astype(np.int64)
+        scores = queries @ self._vectors(entries).T
+        start = scores.argmax(axis=1)
+        first = entries[start].astype(np.int32)
+        score = np.negative(scores[np.arange(len(queries)), start])
+        near, distances = np.empty((len(queries), width), np.int64), np.empty((len(queries), width), np.float32)
+        arrays = [faiss.swig_ptr(array) for array in (first, score, distances, near)]
+        self._index.search_level_0(len(queries), faiss.swig_ptr(queries), width, *arrays, 1, 1, parameters)
         return near
 
 
@@ -238,17 +260,8 @@ def _beam(k: int, ef_search: int, rows: int, count: int) -> int:
     return -(-_base_beam(k, ef_search) * rows // count)
 
 
-def _read_offsets(path: str, held: PublishedSegment, faiss_bytes: int) -> Ints | None:
-    """Ordinals relative to `first`, or None when every ordinal of the range is in the file."""
-    if held.rows == held.last - held.first + 1:
-        return None
-    with open(path, "rb") as file:
-        file.seek(faiss_bytes)
-        return np.frombuffer(file.read(4 * held.rows), "<u4").astype(np.int64)
-
-
-def _map_index(path: str, rows: int, dimensions: int) -> tuple[Any, npt.NDArray[np.void]]:
-    """The memory-mapped index and its vectors without a copy: (rows,) of 4 x dimensions raw bytes.
+def _map_index(path: str, dimensions: int) -> tuple[Any, npt.NDArray[np.void]]:
+    """The memory-mapped index and its vectors without a copy: (nodes,) of 4 x dimensions raw bytes.
 
     Raw, because faiss puts them at any byte: NumPy copies float32 that are not aligned ten times slower than bytes.
     """
@@ -256,11 +269,11 @@ def _map_index(path: str, rows: int, dimensions: int) -> tuple[Any, npt.NDArray[
     try:
         index: Any = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
         storage: Any = faiss.downcast_index(index.storage)
-        if index.ntotal != rows or index.d != dimensions:
-            raise CorruptSegment(f"{path}: index of {index.ntotal} x {index.d}, expected {rows} x {dimensions}")
-        if rows == 0:
+        if index.d != dimensions:
+            raise CorruptSegment(f"{path}: index of {index.d} dimensions, expected {dimensions}", path=path)
+        if index.ntotal == 0:
             return index, np.empty(0, row)
-        raw = faiss.rev_swig_ptr(storage.get_xb(), rows * dimensions).view(row)
+        raw = faiss.rev_swig_ptr(storage.get_xb(), index.ntotal * dimensions).view(row)
         raw.flags.writeable = False
     except (RuntimeError, AttributeError) as error:
         raise CorruptSegment(f"faiss cannot read {path}: {error}", path=path) from error

@@ -22,21 +22,18 @@ from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec
 from needle.shard import page_cache
 from needle.shard.disk import REAL_DISK, ReplicaDisk
-from needle.shard.scoring import Floats, Ints, square_norms
-from needle.shard.sealed_segment import SealedSegment, checksum_of, faiss_metric, segment_file, verify_file, write_tail
+from needle.shard.scoring import Floats, Ints
+from needle.shard.sealed_segment import SealedSegment, segment_file
+from needle.shard.segment_format import checksum_of, verify_file, write_tail
+from needle.shard.segment_graph import BuildCancelled, Graph, GraphBuilder
 from needle.shard.segment_plan import PublishedSegment
 
-SLICE_ROWS = 1024
 TRIM_BYTES = 8 << 20
 """After building or fetching a file of this size, memory that the C library keeps is given back."""
 TEMPORARY = ".tmp"
 
 T = TypeVar("T")
 Blocks = Iterable[tuple[Ints, Floats]]
-
-
-class BuildCancelled(Exception):
-    """The build is no longer wanted; nothing was left behind."""
 
 
 def build_segment(
@@ -60,54 +57,55 @@ def build_segment(
     Raises BuildCancelled, CorruptSegment (the base's file is damaged), StorageError (disk full, ...).
     """
     faiss.omp_set_num_threads(threads)
-    index, kept, norm_max = _start(base, spec, first)
+    builder, kept = _start(base, spec, first, cancelled)
     ordinals = [kept]
     for block_ordinals, vectors in blocks:
         ordinals.append(block_ordinals - first)
-        for at in range(0, len(vectors), SLICE_ROWS):
-            if cancelled():
-                raise BuildCancelled
-            part = np.ascontiguousarray(vectors[at : at + SLICE_ROWS], dtype=np.float32)
-            norm_max = max(norm_max, float(np.sqrt(square_norms(part).max())) * 1.001)
-            index.add(part)
+        builder.add(vectors)
+    graph = builder.finish()
     offsets = np.concatenate(ordinals)
     draft = PublishedSegment(collection_id, first, last, len(offsets), 0, "")
     try:
-        return _write(directory, draft, index, offsets, spec, norm_max, own_for, disk)
+        return _write(directory, draft, graph, offsets, spec, own_for, disk)
     except (OSError, RuntimeError) as error:
         raise StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
 
 
-def _start(base: SealedSegment | None, spec: CollectionSpec, first: int) -> tuple[Any, Ints, float]:
-    """An empty graph, or the base's graph read into memory: (index, offsets from `first`, longest vector)."""
+def _start(
+    base: SealedSegment | None, spec: CollectionSpec, first: int, cancelled: Callable[[], bool]
+) -> tuple[GraphBuilder, Ints]:
+    """A builder that is empty or holds the base's rows: (builder, offsets from `first` of what it holds)."""
     if base is None:
-        index: Any = faiss.IndexHNSWFlat(spec.dimensions, spec.index.m, faiss_metric(spec.metric))
-        index.hnsw.efConstruction = spec.index.ef_construction
-        return index, np.empty(0, np.int64), 0.0
+        return GraphBuilder(spec, cancelled), np.empty(0, np.int64)
     verify_file(base.path)
+    offsets = base.all_ordinals() - first
+    if base.bands:  # new rows may belong into any of them
+        builder = GraphBuilder(spec, cancelled)
+        for _, vectors in base.blocks(None):
+            builder.add(vectors)
+        return builder, offsets
     try:
-        index = faiss.read_index(base.path)
+        index: Any = faiss.read_index(base.path)
     except RuntimeError as error:
         raise CorruptSegment(f"faiss cannot read {base.path}: {error}", path=base.path) from error
-    return index, base.all_ordinals() - first, base.norm_max
+    return GraphBuilder(spec, cancelled, (index, base.rows, base.node_of)), offsets
 
 
 def _write(
     directory: str,
     draft: PublishedSegment,
-    index: Any,
+    graph: Graph,
     offsets: Ints,
     spec: CollectionSpec,
-    norm_max: float,
     own_for: PublishedSegment | None,
     disk: ReplicaDisk,
 ) -> tuple[PublishedSegment, str]:
     kind = "own" if own_for else "new"
     temporary = os.path.join(directory, f"{draft.collection_id}-{draft.first}-{draft.last}.{kind}{TEMPORARY}")
-    faiss.write_index(index, temporary)
+    faiss.write_index(graph.index, temporary)
     with open(temporary, "r+b") as file:
         faiss_bytes = file.seek(0, os.SEEK_END)
-        write_tail(file, draft, offsets, spec, norm_max, faiss_bytes)
+        write_tail(file, draft, offsets, spec, graph, faiss_bytes)
         checksum = checksum_of(file, file.tell())
         file.seek(0, os.SEEK_END)
         file.write(bytes.fromhex(checksum))

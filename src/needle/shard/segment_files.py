@@ -14,8 +14,9 @@ from needle.base.errors import CorruptSegment, InvalidArgument, StorageError
 from needle.base.model import CollectionSpec
 from needle.shard import page_cache
 from needle.shard.disk import ReplicaDisk
-from needle.shard.sealed_segment import SealedSegment, verify_file
+from needle.shard.sealed_segment import SealedSegment
 from needle.shard.segment_builder import TEMPORARY, give_back
+from needle.shard.segment_format import verify_file
 from needle.shard.segment_plan import PublishedSegment
 
 CHUNK_BYTES = 1 << 20
@@ -39,7 +40,7 @@ def finish_download(
 ) -> SealedSegment:
     """Verify a download, make it durable and open it. The temporary name is checked first, so that a damaged file
     never gets the final name."""
-    held, _ = verify_file(part)
+    held = verify_file(part).segment
     if held != segment:
         raise CorruptSegment(f"{os.path.basename(path)} holds {held}, expected {segment}")
     try:

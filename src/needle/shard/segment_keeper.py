@@ -25,7 +25,7 @@ from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.shard.agenda import Agenda
 from needle.shard.disk import REAL_DISK, ReplicaDisk
-from needle.shard.sealed_segment import SealedSegment, segment_file, verify_file
+from needle.shard.sealed_segment import SealedSegment, segment_file
 from needle.shard.segment_builder import TEMPORARY, build_segment, give_back, unless_cancelled
 from needle.shard.segment_builds import AskBuilding, KeeperStats, Progress, SegmentBuilds
 from needle.shard.segment_files import (
@@ -38,6 +38,7 @@ from needle.shard.segment_files import (
     segment_files,
     write_chunk,
 )
+from needle.shard.segment_format import verify_file
 from needle.shard.segment_plan import BuildTask, PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors
 from needle.shard.vectors_view import VectorsView

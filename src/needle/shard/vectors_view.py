@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from pyroaring import BitMap
 
 from needle.base.model import CollectionSpec
 from needle.shard.growing_segment import GrowingSegment
-from needle.shard.scoring import Bools, Candidates, Floats, Ints, Scan, top_k
+from needle.shard.scoring import Bools, Candidates, Floats, Ints, Scan, top_k, with_ties
 from needle.shard.sealed_segment import SealedSegment
 
 
@@ -105,6 +106,23 @@ class VectorsView:
         (nq, k) float32 (inf for none).
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
+        return top_k(self._candidates(queries, k, allow, exact, ef_search), len(queries), k)
+
+    def nearest(
+        self, queries: Floats, k: int, *, allow: BitMap | None = None, exact: bool = False, ef_search: int = 0
+    ) -> list[tuple[list[int], list[float]]]:
+        """Like `search`, and with what is as near as the k-th (TIES_MAX more at most): for each query its ordinals and
+        distances. With exact=True all ties are there, without it those that the graphs show."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        found = with_ties(self._candidates(queries, k, allow, exact, ef_search), len(queries), k)
+        ends = np.searchsorted(found.query, np.arange(len(queries) + 1)).tolist()
+        ordinals, distances = found.ordinal.tolist(), found.distance.tolist()
+        return [(ordinals[a:b], distances[a:b]) for a, b in pairwise(ends)]
+
+    def _candidates(
+        self, queries: Floats, k: int, allow: BitMap | None, exact: bool, ef_search: int
+    ) -> list[Candidates]:
+        """What every place finds: the k nearest of each query are among them."""
         allowed = None if allow is None else sorted_ordinals(allow)
         found: list[Candidates] = []
         scan = None
@@ -112,7 +130,6 @@ class VectorsView:
         if exact or growing.chunks:
             norm_max = max([growing.norm_max, *(s.sealed.norm_max for s in places)])
             scan = Scan(self.spec.metric, queries, k, norm_max)
-            found = scan.found
             growing.scan(scan, allowed)
         for served in places:
             segment = served.sealed.segment
@@ -124,7 +141,7 @@ class VectorsView:
                 served.sealed.scan(scan, mask)
             else:
                 found += served.sealed.search(queries, k, ef_search or self.spec.index.ef_search, mask)
-        return top_k(found, len(queries), k)
+        return found + scan.found if scan is not None else found
 
     def live_blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
         """(ordinals, vectors) of the live rows of [first, last], ascending; segments lie wholly in or out."""

@@ -1,0 +1,97 @@
+"""Which vectors are equal, bit by bit: an index holds each distinct vector once, whatever number of documents have it.
+
+Why: an HNSW graph links a node to its nearest neighbours. Where many rows are equal (the vector of an empty text), all
+their links go to each other, and what lies behind them cannot be reached any more.
+
+Hashes only propose (a multilinear hash over 32-bit words, mod 2^64; Dietzfelbinger 1996); bytes decide, so that rows
+made to collide cost nothing but their place in the graph. It does not know graphs, files or ordinals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from needle.shard.arrays import Bools, Floats, Ints
+
+_SEED: Final = 0x6E65_6564_6C65
+_BLOCK: Final = 1024
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def row_hashes(rows: Floats) -> Hashes:
+    """(n,) uint64: equal for rows with equal bytes. rows: (n, d) float32."""
+    factors = np.random.Generator(np.random.PCG64(_SEED)).integers(0, 2**64, rows.shape[1], dtype=np.uint64) | 1
+    words = np.ascontiguousarray(rows).view(np.uint32)
+    hashes = np.empty(len(rows), np.uint64)
+    for at in range(0, len(rows), _BLOCK):
+        block = words[at : at + _BLOCK].astype(np.uint64)
+        block *= factors
+        # The high bits of each product depend on all bits of the word.
+        block ^= block >> np.uint64(29)
+        hashes[at : at + _BLOCK] = block.sum(axis=1, dtype=np.uint64)
+    return hashes
+
+
+def same_rows(left: Floats, right: Floats) -> Bools:
+    """(n,) True where left[i] and right[i] have the same bytes."""
+    same: Bools = (left.view(np.uint32) == right.view(np.uint32)).all(axis=1)
+    return same
+
+
+def unique_rows(rows: Floats) -> tuple[Ints, Ints]:
+    """The first of each set of equal rows, ascending, and for every row its place in that list."""
+    hashes = row_hashes(rows)
+    _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    leader = first[which.reshape(-1)]
+    false = ~same_rows(rows, rows[leader])
+    leader[false] = np.flatnonzero(false)  # a collision: a row for itself
+    chosen, place = np.unique(leader, return_inverse=True)
+    return chosen.astype(np.int64), place.reshape(-1).astype(np.int64)
+
+
+class DistinctRows:
+    """Numbers distinct vectors in the order in which they come. stored: reads back the vectors of numbers."""
+
+    def __init__(self, stored: Callable[[Ints], Floats]) -> None:
+        self._stored = stored
+        self._hashes = np.empty(0, np.uint64)
+        self._numbers = np.empty(0, np.int64)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, rows: Floats) -> tuple[Ints, Ints]:
+        """Returns (number of each row, indexes of the rows that are new, in the order of their numbers). The caller
+        stores the new rows before the next call."""
+        chosen, place = unique_rows(rows)
+        hashes = row_hashes(rows[chosen])
+        numbers = np.full(len(chosen), -1, np.int64)
+        at = np.searchsorted(self._hashes, hashes)
+        seen = np.flatnonzero(at < len(self._hashes))
+        seen = seen[self._hashes[at[seen]] == hashes[seen]]
+        if len(seen):
+            known = self._numbers[at[seen]]
+            equal = same_rows(np.ascontiguousarray(self._stored(known)), rows[chosen[seen]])
+            numbers[seen[equal]] = known[equal]
+        new = np.flatnonzero(numbers < 0)
+        numbers[new] = np.arange(self._count, self._count + len(new))
+        self._remember(hashes[new], numbers[new])
+        self._count += len(new)
+        return numbers[place], chosen[new]
+
+    def take(self, rows: Floats) -> None:
+        """Number all these rows, equal or not: they are stored already."""
+        self._remember(row_hashes(rows), np.arange(self._count, self._count + len(rows)))
+        self._count += len(rows)
+
+    def _remember(self, hashes: Hashes, numbers: Ints) -> None:
+        order = np.argsort(hashes, kind="stable")
+        at = np.searchsorted(self._hashes, hashes[order])
+        self._hashes = np.insert(self._hashes, at, hashes[order])
+        self._numbers = np.insert(self._numbers, at, numbers[order])
