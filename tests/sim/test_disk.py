@@ -10,6 +10,7 @@ import pytest
 
 from needle.base.errors import DiskFailed
 from needle.sim.disk import DiskDevice, LogDisk, SimStore
+from needle.sim.log_files import PLACES
 from needle.sim.process import Killed, Process
 from needle.sim.sqlite_crash import survive
 
@@ -107,11 +108,74 @@ def test_a_dead_process_cannot_write(disk):
 
 def test_rot_flips_one_bit(disk, store):
     store.commit(put(a=b"\x00" * 8, b=b"\x00" * 8), sync=True)
-    key = disk.rot(b"b")
-    assert key == b"b"
-    assert sum(bin(byte).count("1") for byte in store.get(b"b")) == 1
-    assert store.get(b"a") == b"\x00" * 8
-    assert disk.rot(b"q") is None
+    before = {name: bytes(file.live) for name, file in disk.files.names.items()}
+    assert disk.rot().startswith("bit ")
+    after = {name: bytes(file.live) for name, file in disk.files.names.items()}
+    differ = [(x ^ y).bit_count() for name in before for x, y in zip(before[name], after[name], strict=True) if x != y]
+    assert differ == [1]
+    disk.power_cut()
+    assert {name: bytes(file.live) for name, file in disk.files.names.items()}.items() >= {
+        name: content for name, content in after.items() if name.endswith(".wal")
+    }.items()
+
+
+def _lost_while(seed: int, place: str, commits: int) -> tuple[LogDisk, int]:
+    """A disk whose power goes at a step on the log's files, in the commit with number `commits` or later; and how many
+    had returned."""
+    disk = LogDisk(random.Random(seed))
+    process, returned = Process("n", 1), 0
+
+    def reached(at: str) -> None:
+        if at == place and returned >= commits:
+            raise Killed(at)
+
+    try:
+        store = SimStore(disk, process, reached)
+        for returned in range(400):
+            store.commit(lambda txn: _entry(txn, returned), sync=True)  # noqa: B023 - it is called at once
+    except Killed:
+        disk.power_cut()
+    return disk, returned
+
+
+def _entry(txn, number):
+    """What a Raft log does: entries come, and old ones go."""
+    txn.put(b"entry-%06d" % number, bytes([number % 256]) * 300)
+    txn.put(b"state", b"%d" % number)
+    txn.delete_range(b"entry-", b"entry-%06d" % (number - 20))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_power_lost_at_any_step_on_the_logs_files_leaves_a_log_that_opens_and_holds_what_returned(place):
+    met = set()
+    for seed in range(40):
+        disk, returned = _lost_while(seed, place, 5 * seed)
+        store = SimStore(disk, Process("n", 2))  # compares with what was committed
+        assert store.get(b"state") in (b"%d" % (returned - 1), b"%d" % returned, None if returned == 0 else b"")
+        met.add(returned)
+        store.commit(lambda txn: txn.put(b"after", b"1"), sync=True)
+        disk.power_cut()
+        assert SimStore(disk, Process("n", 3)).get(b"after") == b"1"
+    assert len(met) > 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_commit_that_a_dead_process_left_unflushed_counts_only_once_it_is_flushed(seed):
+    disk, armed = LogDisk(random.Random(seed)), False
+
+    def reached(place):
+        if armed and place == "log-files.flush":
+            raise Killed(place)
+
+    store = SimStore(disk, Process("n", 1), reached)
+    store.commit(put(a=b"1"), sync=True)
+    armed = True
+    with pytest.raises(Killed):
+        store.commit(put(b=b"2"), sync=True)
+    disk.process_crash()
+    assert SimStore(disk, Process("n", 2)).get(b"b") == b"2"
+    disk.power_cut()
+    assert SimStore(disk, Process("n", 3)).get(b"b") == b"2"
 
 
 def test_a_stalled_device_holds_calls_until_release():

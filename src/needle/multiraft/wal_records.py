@@ -55,7 +55,7 @@ def segment_header(number: int, salt: int) -> bytes:
     return head + xxhash.xxh3_64_intdigest(head).to_bytes(8, "little")
 
 
-def decode_segment_header(data: bytes | memoryview, number: int) -> int | None:
+def decode_segment_header(data: bytes | bytearray | memoryview, number: int) -> int | None:
     """The salt of segment `number`, or None if these are not its first bytes."""
     if len(data) < SEGMENT_HEADER.size:
         return None
@@ -83,7 +83,7 @@ def encode_record(sequence: int, body: bytes, salt: int) -> bytes:
     return head + body + b"\0" * (-len(body) % ALIGNMENT)
 
 
-def decode_head(data: bytes | memoryview, offset: int, salt: int) -> RecordHead | None:
+def decode_head(data: bytes | bytearray | memoryview, offset: int, salt: int) -> RecordHead | None:
     """The record header at `offset`, or None if there is none or its checksum fails."""
     if len(data) - offset < RECORD_HEADER.size:
         return None
@@ -100,12 +100,12 @@ def record_size(length: int) -> int:
     return RECORD_HEADER.size + length + (-length % ALIGNMENT)
 
 
-def body_is_intact(head: RecordHead, body: bytes | memoryview, salt: int) -> bool:
+def body_is_intact(head: RecordHead, body: bytes | bytearray | memoryview, salt: int) -> bool:
     """Whether the whole body is there and its checksum holds."""
     return len(body) == head.length and xxhash.xxh3_64_intdigest(body, seed=salt) == head.body_hash
 
 
-def decode_operations(body: bytes | memoryview) -> list[Operation] | None:
+def decode_operations(body: bytes | bytearray | memoryview) -> list[Operation] | None:
     """The operations of a body, or None if anything but the value of a PUT may be damaged."""
     found = []
     for operation in _walk(body):
@@ -115,19 +115,29 @@ def decode_operations(body: bytes | memoryview) -> list[Operation] | None:
     return found
 
 
-def _walk(body: bytes | memoryview) -> Iterator[Operation | None]:
+def _walk(body: bytes | bytearray | memoryview) -> Iterator[Operation | None]:
     at = 0
     while at < len(body):
-        if len(body) - at < _OPERATION.size:
+        found = operation_at(body, at, len(body))
+        if found is None:
             yield None
             return
-        kind, key_length, value_length, checksum = _OPERATION.unpack_from(body, at)
-        at += _OPERATION.size
-        end = at + key_length + value_length
-        value_at = at + key_length
-        key = bytes(body[at:value_at])
-        if end > len(body) or checksum != _operation_hash(kind, key, value_length):
-            yield None
-            return
-        yield Operation(kind, key, bytes(body[value_at:end]))
+        value_at, end = found
+        kind, key_length, _, _ = _OPERATION.unpack_from(body, at)
+        yield Operation(kind, bytes(body[value_at - key_length : value_at]), bytes(body[value_at:end]))
         at = end
+
+
+def operation_at(data: bytes | bytearray | memoryview, at: int, end: int) -> tuple[int, int] | None:
+    """(where its value begins, where it ends) of the operation at `at` of a body that ends at `end`, or None if its
+    head or its key is damaged."""
+    if end - at < _OPERATION.size:
+        return None
+    kind, key_length, value_length, checksum = _OPERATION.unpack_from(data, at)
+    key_at = at + _OPERATION.size
+    value_at = key_at + key_length
+    if value_at + value_length > end:
+        return None
+    if checksum != _operation_hash(kind, bytes(data[key_at:value_at]), value_length):
+        return None
+    return value_at, value_at + value_length

@@ -14,17 +14,16 @@ inside values is handed on for the checksums above to name; damage to the log's 
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from needle.base.errors import CorruptLog, DiskFailed, StorageError
-from needle.multiraft import wal_files
+from needle.multiraft import wal_correct
 from needle.multiraft.key_index import KeyIndex, Place
 from needle.multiraft.ports import KeyValueTxn
+from needle.multiraft.wal_files import MARK_BYTES, LogFiles, mark, read_mark
 from needle.multiraft.wal_records import (
     ALIGNMENT,
     DELETE,
@@ -52,6 +51,7 @@ COPY_BYTES_MAX = 256 << 10
 DEAD_SHARE = 16
 SPARES_MAX = 2
 _SUFFIX = ".wal"
+_SPARE = "spare-"
 
 
 def segment_bytes(log_bytes_max: int) -> int:
@@ -107,8 +107,16 @@ class WalStore:
     CorruptLog (framing damaged).
     """
 
-    def __init__(self, directory: str, *, salt: Callable[[], int], segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        directory: str,
+        *,
+        salt: Callable[[], int],
+        segment_bytes: int = SEGMENT_BYTES,
+        files: LogFiles | None = None,
+    ) -> None:
         self._directory = directory
+        self._files = files or LogFiles(directory)
         self._bytes = 0
         self._salt = salt
         self._segment_bytes = segment_bytes
@@ -116,14 +124,17 @@ class WalStore:
         self._guard = threading.Lock()
         self._index = KeyIndex()
         self._segments: list[_Segment] = []
-        self._spares: list[str] = []
+        self._spares: list[tuple[str, int]] = []  # names and sizes
         self._sequence = 0
+        self._mark = -1
+        self._open = False
         self.torn_records = 0
         """1 if opening dropped a commit that never returned."""
-        self._lock = self._lock_directory()
-        self._mark = -1
+        self.corrected_bits = 0
+        """Bits that were flipped and are put right; see wal_correct.py."""
         try:
-            self._mark = os.open(os.path.join(directory, "mark"), os.O_RDWR | os.O_CREAT, 0o644)
+            self._claim()
+            self._mark = self._files.open("mark")
             self._replay()
             if not self._segments:
                 self._roll(0)
@@ -134,19 +145,13 @@ class WalStore:
             self.close()
             raise
 
-    def _lock_directory(self) -> int:
-        handle = -1
+    def _claim(self) -> None:
         try:
-            os.makedirs(self._directory, exist_ok=True)
-            handle = os.open(os.path.join(self._directory, "in-use"), os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._files.claim()
         except BlockingIOError:
-            os.close(handle)
             where = self._directory
             raise StorageError(f"another process uses {where}; stop it first", directory=where) from None
-        except OSError as error:
-            raise self._error("open", error) from error
-        return handle
+        self._open = True
 
     # --- reading --------------------------------------------------------------------------------------------------
     def get(self, key: bytes) -> bytes | None:
@@ -169,7 +174,7 @@ class WalStore:
 
     def _read(self, place: Place) -> bytes:
         try:
-            return os.pread(self._handle(place.segment), place.length, place.offset)
+            return self._files.read(self._handle(place.segment), place.length, place.offset)
         except OSError as error:
             raise self._error("read", error) from error
 
@@ -223,13 +228,13 @@ class WalStore:
         """One record, which fits into the segment."""
         segment = self._segments[-1]
         record = encode_record(self._sequence + 1, body, segment.salt)
-        wal_files.write_all(segment.handle, record, segment.end)
-        wal_files.flush(segment.handle)
+        self._files.write(segment.handle, record, segment.end)
+        self._files.flush(segment.handle)
         self._sequence += 1
         with self._guard:
             self._apply(operations, segment.number, segment.end + RECORD_HEADER.size)
             segment.end += len(record)
-        wal_files.write_all(self._mark, wal_files.mark(self._sequence), 0)
+        self._files.write(self._mark, mark(self._sequence), 0)
 
     def _apply(self, operations: Sequence[tuple[int, bytes, bytes]], segment: int, offset: int) -> None:
         index = self._index
@@ -268,65 +273,67 @@ class WalStore:
         return rescued, freed
 
     def _roll(self, needed: int) -> None:
-        """Begin the next segment, of a recycled file if one is large enough."""
+        """Begin the next segment, of a recycled file if one is large enough. Its name is durable before its header is
+        written: under the file's old name the new header would be damage to a segment in force."""
         number = self._segments[-1].number + 1 if self._segments else 1
         size = max(self._segment_bytes, SEGMENT_HEADER.size + needed)
-        path = self._path(number)
-        spare = next((name for name in self._spares if os.path.getsize(name) >= size), None)
+        spare = next(((name, held) for name, held in self._spares if held >= size), None)
         if spare is not None:
             self._spares.remove(spare)
-            os.rename(spare, path)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._files.rename(spare[0], _name(number))
+        handle = self._files.open(_name(number))
         if spare is None:
-            wal_files.allocate(handle, size, zeros=number == 1)
+            self._files.allocate(handle, size, zeros=number == 1)
         else:
-            size = os.fstat(handle).st_size
+            size = spare[1]
+        self._files.sync_names()
         salt = self._salt()
-        wal_files.write_all(handle, segment_header(number, salt), 0)
-        wal_files.flush(handle)
-        self._sync_directory()
+        self._files.write(handle, segment_header(number, salt), 0)
+        self._files.flush(handle)
         with self._guard:
             self._segments.append(_Segment(number, handle, size, salt))
             self._bytes += size
 
     def _free(self, segments: list[_Segment]) -> None:
-        """Keep the files of the oldest segments for later, or delete them. Nothing in them is live."""
+        """Keep the files of the oldest segments for later, or delete them. Nothing in them is live. Each is gone
+        durably before the next one goes: one that came back behind a gap would be taken for damage."""
         for segment in segments:
-            self._free_oldest(segment)
-
-    def _free_oldest(self, segment: _Segment) -> None:
-        with self._guard:
-            assert self._segments[0] is segment
-            del self._segments[0]
-            self._bytes -= segment.size
-            self._index.forget(segment.number)
-        os.close(segment.handle)
-        path = self._path(segment.number)
-        if len(self._spares) < SPARES_MAX and segment.size == self._segment_bytes:
-            spare = os.path.join(self._directory, f"spare-{segment.number:016d}")
-            os.rename(path, spare)
-            self._spares.append(spare)
-        else:
-            os.unlink(path)
+            with self._guard:
+                assert self._segments[0] is segment
+                del self._segments[0]
+                self._bytes -= segment.size
+                self._index.forget(segment.number)
+            self._files.close(segment.handle)
+            if len(self._spares) < SPARES_MAX and segment.size == self._segment_bytes:
+                spare = f"{_SPARE}{segment.number:016d}"
+                self._files.rename(_name(segment.number), spare)
+                self._spares.append((spare, segment.size))
+            else:
+                self._files.remove(_name(segment.number))
+            self._files.sync_names()
 
     # --- opening --------------------------------------------------------------------------------------------------
     def _replay(self) -> None:
-        names = sorted(os.listdir(self._directory))
-        self._spares = [os.path.join(self._directory, name) for name in names if name.startswith("spare-")]
+        files, names = self._files, self._files.names()
+        for name in names:
+            if name.startswith(_SPARE):
+                handle = files.open(name)
+                self._spares.append((name, files.size(handle)))
+                files.close(handle)
         numbers = [int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)]
-        marked = wal_files.read_mark(self._mark)
+        marked = read_mark(files.read(self._mark, MARK_BYTES, 0))
         for number in numbers:
-            handle = os.open(self._path(number), os.O_RDWR)
-            size = os.fstat(handle).st_size
-            data = memoryview(os.pread(handle, size, 0))
-            salt = decode_segment_header(data, number)
+            handle = files.open(_name(number))
+            size = files.size(handle)
+            data = bytearray(files.read(handle, size, 0))
+            salt = self._salt_of(handle, data, number)
             if salt is None:
+                files.close(handle)
                 self._check_unborn(number, numbers, marked)
-                os.close(handle)
-                os.unlink(self._path(number))
-                return
+                files.remove(_name(number))
+                break
             if self._segments and number != self._segments[-1].number + 1:
-                os.close(handle)
+                files.close(handle)
                 raise self._corrupt(f"segment {self._segments[-1].number + 1} is missing")
             segment = _Segment(number, handle, size, salt)
             self._segments.append(segment)
@@ -334,23 +341,45 @@ class WalStore:
             self._replay_segment(segment, data, marked, last=number == numbers[-1])
         if self._sequence < marked:
             raise self._corrupt(f"it ends at commit {self._sequence}, but commit {marked} had returned")
+        # What a process that died had written and not yet flushed was read here, and counts from now on.
+        for segment in self._segments:
+            files.flush(segment.handle)
+        files.sync_names()
+
+    def _salt_of(self, handle: int, data: bytearray, number: int) -> int | None:
+        salt = decode_segment_header(data, number)
+        if salt is None and self._corrected(handle, data, wal_correct.segment_header(data, number)):
+            salt = decode_segment_header(data, number)
+        return salt
+
+    def _corrected(self, handle: int, data: bytearray, bit: int) -> bool:
+        """Put one bit of a file right, if one is given. data: what the file holds."""
+        if bit < 0:
+            return False
+        data[bit // 8] ^= 1 << bit % 8
+        self._files.write(handle, bytes(data[bit // 8 : bit // 8 + 1]), bit // 8)
+        self.corrected_bits += 1
+        log.error("%s: a bit was flipped on the disk (byte %d of a file) and is put right", self._directory, bit // 8)
+        return True
 
     def _check_unborn(self, number: int, numbers: list[int], marked: int) -> None:
         """A segment without its header is one that a crash kept from being begun; anything else is damage."""
         if number != numbers[-1] or marked > self._sequence:
             raise self._corrupt(f"the header of segment {number} fails its checksum")
 
-    def _replay_segment(self, segment: _Segment, data: memoryview, marked: int, *, last: bool) -> None:
-        while (head := decode_head(data, segment.end, segment.salt)) is not None:
+    def _replay_segment(self, segment: _Segment, data: bytearray, marked: int, *, last: bool) -> None:
+        while (head := self._head(segment, data)) is not None:
             if self._sequence and head.sequence != self._sequence + 1:
                 raise self._corrupt(f"commit {head.sequence} follows commit {self._sequence}")
             start = segment.end + RECORD_HEADER.size
-            body = data[start : start + head.length]
-            intact = body_is_intact(head, body, segment.salt)
+            end = start + head.length
+            intact = body_is_intact(head, memoryview(data)[start:end], segment.salt)
             if not intact and head.sequence > marked and last and not _goes_on(data, segment, head):
                 self._drop_tail(segment)
                 return
-            operations = decode_operations(body)
+            if not intact and self._corrected(segment.handle, data, wal_correct.body(data, start, head, segment.salt)):
+                intact = True
+            operations = decode_operations(memoryview(data)[start:end])
             if operations is None or (not intact and any(op.kind != PUT for op in operations)):
                 raise self._corrupt(f"commit {head.sequence} in segment {segment.number} fails its checksum")
             if not intact:
@@ -361,25 +390,22 @@ class WalStore:
         if later := _later_record(data, segment):
             raise self._corrupt(f"commit {self._sequence + 1} in segment {segment.number} is damaged; {later} follows")
 
+    def _head(self, segment: _Segment, data: bytearray) -> RecordHead | None:
+        """The header behind the segment's end so far, put right if one bit of it was flipped."""
+        head = decode_head(data, segment.end, segment.salt)
+        if head is None:
+            bit = wal_correct.record_header(data, segment.end, segment.salt, self._sequence + 1)
+            if self._corrected(segment.handle, data, bit):
+                head = decode_head(data, segment.end, segment.salt)
+        return head
+
     def _drop_tail(self, segment: _Segment) -> None:
         """A commit that never returned was cut short: its header goes, so that its number can be used again."""
         log.warning("%s: dropped commit %d, which was never finished", self._directory, self._sequence + 1)
         self.torn_records += 1
-        wal_files.write_all(segment.handle, b"\0" * RECORD_HEADER.size, segment.end)
-        wal_files.flush(segment.handle)
+        self._files.write(segment.handle, b"\0" * RECORD_HEADER.size, segment.end)
 
     # --- end ------------------------------------------------------------------------------------------------------
-    def _path(self, number: int) -> str:
-        return os.path.join(self._directory, f"{number:016d}{_SUFFIX}")
-
-    def _sync_directory(self) -> None:
-        for path in (self._directory, os.path.dirname(os.path.abspath(self._directory))):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
     def _error(self, what: str, error: Exception) -> DiskFailed:
         return DiskFailed(f"cannot {what} the Raft log in {self._directory}: {error}", directory=self._directory)
 
@@ -392,22 +418,26 @@ class WalStore:
 
     def close(self) -> None:
         """Close the files and let other processes use the directory. Idempotent."""
-        if self._lock >= 0:
+        if self._open:
+            self._open = False
             for segment in self._segments:
-                os.close(segment.handle)
+                self._files.close(segment.handle)
             if self._mark >= 0:
-                os.close(self._mark)
-            os.close(self._lock)
-            self._lock = -1
+                self._files.close(self._mark)
+            self._files.release()
 
 
-def _goes_on(data: memoryview, segment: _Segment, head: RecordHead) -> bool:
+def _name(number: int) -> str:
+    return f"{number:016d}{_SUFFIX}"
+
+
+def _goes_on(data: bytearray, segment: _Segment, head: RecordHead) -> bool:
     """Whether another record follows the one at the segment's end so far."""
     following = decode_head(data, segment.end + record_size(head.length), segment.salt)
     return following is not None and following.sequence == head.sequence + 1
 
 
-def _later_record(data: memoryview, segment: _Segment) -> int:
+def _later_record(data: bytearray, segment: _Segment) -> int:
     """The number of a record behind the segment's end so far; 0 if there is none: then the log does end there."""
     rest = bytes(data[segment.end :])
     at = rest.find(RECORD_MAGIC)

@@ -19,12 +19,13 @@ from needle.sim.violation import Violation
 
 WRITERS = 3
 AWAY_SECONDS = 6.0
-BOUND_SECONDS = 20.0
+BOUND_SECONDS = 25.0
 LAG_SECONDS = 2.0
 """Who has applied what the leader had applied so long ago has caught up."""
 LINK_SECONDS = 0.25
 """One way, to and from the member: well below the election timeout."""
-PAUSE_SECONDS = 0.08
+PAUSE_SECONDS = 0.16
+"""Between two writes of a writer: some 18 entries a second, a third of what a link takes one entry at a time."""
 KEY_WRITES = 10
 
 

@@ -1,4 +1,4 @@
-"""A simulated disk: an ordered key-value store that models what fsync promises, and the latency of its device.
+"""A simulated disk: the real write-ahead log on simulated files, a model of what it must hold, the device's latency.
 
 Durability order, beside the data it governs: a commit with sync=True is durable, with everything committed before it,
 when `commit` returns. A commit without sync survives a power cut only as part of a prefix of such commits. A process
@@ -11,10 +11,16 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from needle.base.errors import DiskFailed
+from needle.base.errors import CorruptLog, DiskFailed
+from needle.multiraft.ports import KeyValueTxn
+from needle.multiraft.wal_store import WalStore
+from needle.sim.log_files import FileSystem, SimLogFiles
 from needle.sim.process import Process
+from needle.sim.violation import Violation
+
+SEGMENT_BYTES = 4096
 
 Change = tuple[bytes, bytes | None]
 
@@ -52,25 +58,19 @@ class DiskDevice:
 
 
 class Image:
-    """Sorted bytes-to-bytes content. size: bytes of all keys and values."""
+    """Sorted bytes-to-bytes content."""
 
     def __init__(self, values: dict[bytes, bytes] | None = None) -> None:
         self.values = dict(values or {})
         self.order = sorted(self.values)
-        self.size = sum(len(key) + len(value) for key, value in self.values.items())
 
     def put(self, key: bytes, value: bytes) -> None:
-        old = self.values.get(key)
-        if old is None:
+        if key not in self.values:
             insort(self.order, key)
-            self.size += len(key)
-        self.size += len(value) - len(old or b"")
         self.values[key] = value
 
     def delete(self, key: bytes) -> None:
-        old = self.values.pop(key, None)
-        if old is not None:
-            self.size -= len(key) + len(old)
+        if self.values.pop(key, None) is not None:
             del self.order[bisect_left(self.order, key)]
 
     def keys(self, start: bytes, end: bytes) -> list[bytes]:
@@ -91,17 +91,22 @@ class _Txn:
         self._image = image
         self._written: dict[bytes, bytes | None] = {}
         self.changes: list[Change] = []
+        self.operations: list[tuple[bytes, ...]] = []
+        """The same as they came: (key, value), (key,), or (start, end, b"") of a range that is deleted."""
 
     def get(self, key: bytes) -> bytes | None:
         return self._written[key] if key in self._written else self._image.values.get(key)
 
     def put(self, key: bytes, value: bytes) -> None:
+        self.operations.append((bytes(key), bytes(value)))
         self._note(bytes(key), bytes(value))
 
     def delete(self, key: bytes) -> None:
+        self.operations.append((bytes(key),))
         self._note(bytes(key), None)
 
     def delete_range(self, start: bytes, end: bytes) -> None:
+        self.operations.append((bytes(start), bytes(end), b""))
         keys = set(self._image.keys(start, end)) | {key for key in self._written if start <= key < end}
         for key in sorted(keys):
             self._note(key, None)
@@ -111,11 +116,26 @@ class _Txn:
         self.changes.append((key, value))
 
 
+def _again(txn: KeyValueTxn, operations: Sequence[tuple[bytes, ...]]) -> None:
+    for operation in operations:
+        if len(operation) == 2:
+            txn.put(*operation)
+        elif len(operation) == 1:
+            txn.delete(*operation)
+        else:
+            txn.delete_range(*operation[:2])
+
+
 class LogDisk:
-    """What one machine's log disk holds, across the incarnations of its node."""
+    """What one machine's log disk holds, across the incarnations of its node: what was committed, beside the files of
+    the real write-ahead log, which must hold the same whenever it is opened."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self.files = FileSystem(random.Random(rng.getrandbits(64)))
+        self.salts = random.Random(rng.getrandbits(64))
+        self.rotten = False
+        self._begun: list[Change] = []
         self._live = Image()
         self._durable = Image()
         self._unsynced: list[list[Change]] = []
@@ -132,11 +152,17 @@ class LogDisk:
         """What the running process sees."""
         return self._live
 
-    def write(self, changes: list[Change], sync: bool) -> None:
-        """One atomic commit. Raises DiskFailed while `fail_commits` names an error; then nothing is committed."""
+    def begin(self, changes: list[Change]) -> None:
+        """A commit begins, whose fate a crash leaves open. Raises DiskFailed while `fail_commits` names an error; then
+        nothing is committed."""
         if self.fail_commits:
             self.counts[self.fail_commits] += 1
             raise DiskFailed(f"simulated {self.fail_commits} on commit")
+        self._begun = changes
+
+    def write(self, changes: list[Change], sync: bool) -> None:
+        """One atomic commit has returned."""
+        self._begun = []
         self._live.apply(changes)
         self._unsynced.append(changes)
         self.counts["commits"] += 1
@@ -157,35 +183,62 @@ class LogDisk:
         """Lose a random suffix of the commits that were not synced."""
         kept = self._rng.randint(0, len(self._unsynced))
         self.counts["lost_commits"] += len(self._unsynced) - kept
+        if kept < len(self._unsynced):
+            self.files = FileSystem(self.files.rng)  # only a planted bug commits without sync: start on what is left
         self._keep(kept)
+        self.files.power_cut()
         self._live = Image(self._durable.values)
 
     def wipe(self) -> None:
         """Replace the disk by an empty one."""
         self._live, self._durable = Image(), Image()
         self._unsynced.clear()
+        self._begun = []
+        self.files = FileSystem(random.Random(self._rng.getrandbits(64)))
 
-    def rot(self, prefix: bytes = b"") -> bytes | None:
-        """Flip one bit of one durable value under `prefix`; the key, or None if there is nothing to damage."""
+    def rot(self) -> str:
+        """Flip one bit of the log's files; says which, "" if there is nothing to damage."""
         self.process_crash()
-        keys = [key for key in self._durable.order if key.startswith(prefix) and self._durable.values[key]]
-        if not keys:
-            return None
-        key = keys[int(self._rng.random() * len(keys))]
-        value = bytearray(self._durable.values[key])
-        value[int(self._rng.random() * len(value))] ^= 1 << int(self._rng.random() * 8)
-        for image in (self._durable, self._live):
-            image.put(key, bytes(value))
+        self.rotten = True
         self.counts["rot"] += 1
-        return key
+        return self.files.rot()
+
+    def opened(self, content: dict[bytes, bytes]) -> None:
+        """The write-ahead log holds this now. Raises Violation if that is not what was committed: the commit that a
+        crash cut short may be there as a whole or not at all."""
+        if content != self._live.values and not self.rotten:
+            whole = Image(self._live.values)
+            whole.apply(self._begun)
+            if content != whole.values:
+                wrong = sorted(key for key in {*content, *whole.values} if content.get(key) != whole.values.get(key))
+                raise Violation("the log holds what was committed", f"{len(wrong)} keys differ: {wrong[:3]}")
+        self._begun = []
+        if content != self._live.values:
+            self._live, self._durable = Image(content), Image(content)
 
 
 class SimStore:
-    """The KeyValueStore port of one incarnation, over its machine's LogDisk."""
+    """The KeyValueStore port of one incarnation, over its machine's LogDisk: the real write-ahead log on simulated
+    files. Reads are answered from what was committed."""
 
-    def __init__(self, disk: LogDisk, process: Process) -> None:
+    def __init__(self, disk: LogDisk, process: Process, reached: Callable[[str], None] = lambda place: None) -> None:
+        """reached: called before each step on the log's files. Raises CorruptLog if bits of the disk have rotted."""
         self._disk = disk
         self._process = process
+        files = SimLogFiles(disk.files, process, reached)
+        try:
+            self._wal = WalStore(
+                "log", salt=lambda: disk.salts.getrandbits(64), segment_bytes=SEGMENT_BYTES, files=files
+            )
+        except CorruptLog as error:
+            if not disk.rotten:
+                raise Violation("an undamaged log opens", str(error)) from error
+            raise
+        content = dict(self._wal.scan(b"", b"\xff" * 16, 1 << 60))
+        if disk.live.values and not content and not disk.rotten:
+            self._wal.commit(lambda txn: _again(txn, list(disk.live.values.items())), True)
+            content = dict(disk.live.values)
+        disk.opened(content)
 
     def get(self, key: bytes) -> bytes | None:
         self._process.fence()
@@ -208,10 +261,13 @@ class SimStore:
         txn = _Txn(self._disk.live)
         fill(txn)
         self._process.fence()
+        self._disk.begin(txn.changes)
+        self._wal.commit(lambda below: _again(below, txn.operations), True)
+        self._process.fence()
         self._disk.write(txn.changes, sync)
 
     def bytes_used(self) -> int:
-        return self._disk.live.size
+        return self._wal.bytes_used()
 
     def close(self) -> None:
         """Nothing is held open."""

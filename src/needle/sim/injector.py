@@ -220,8 +220,8 @@ class Injector:
         self._rotten.add(name)
         self._fleet.rotted(name)
         self._fleet.crash(name, power_cut=False, why=fault.kind)
-        key = self._fleet.machines[name].log_disk.rot(b"g")
-        self._trace.tell(f"{name}: one bit of {key.hex() if key else 'nothing'} is flipped")
+        bit = self._fleet.machines[name].log_disk.rot()
+        self._trace.tell(f"{name}: {bit or 'no bit'} of the log is flipped")
         await self._hold(fault.seconds, lambda: self._fleet.start(name))
 
     async def _rot_segment(self, fault: Fault, name: str) -> None:
@@ -302,6 +302,7 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "power-cut": Injector._crash,
     "power-cut-all": Injector._crash,
     "failpoint": Injector._failpoint,
+    "log-cut": Injector._failpoint,
     "pause": Injector._pause,
     "pause-cut": Injector._pause_cut,
     "step-down": Injector._admin,

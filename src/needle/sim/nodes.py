@@ -93,7 +93,9 @@ class SimNode:
             file_pool=SimPool(loop, process),
             listen=self._listen,
             peers=lambda address_of: _Peers(cast("RpcClient", endpoint), address_of),
-            open_store=lambda directory: SimStore(machine.log_disk, process),
+            open_store=lambda directory: SimStore(
+                machine.log_disk, process, lambda place: stage.fleet.failpoint(name, process, place)
+            ),
             disk=SimReplicaDisk(machine, process),
             files=SimFiles(machine, process),
             claim=lambda directory, node_id, cluster_id: lambda: None,

@@ -12,6 +12,7 @@ import random
 import msgspec
 
 from needle.multiraft.failpoints import FAILPOINTS
+from needle.sim import log_files
 from needle.sim.machine import stream
 
 KINDS = {
@@ -63,8 +64,16 @@ SHARD_KINDS = {
 }
 """The same for a sharded cluster; what the first of these are about is in shards/faults.py."""
 
-MORE_KINDS = {"rot-segment": 1}
-MORE_SHARD_KINDS = {"rot": 3, "rot-segment": 3, "demote": 4, "remove": 4, "move-many": 3, "move-replica": 6}
+MORE_KINDS = {"rot-segment": 1, "log-cut": 2}
+MORE_SHARD_KINDS = {
+    "log-cut": 3,
+    "rot": 3,
+    "rot-segment": 3,
+    "demote": 4,
+    "remove": 4,
+    "move-many": 3,
+    "move-replica": 6,
+}
 """Kinds that came later. They are drawn besides the others, under numbers of their own, so that the schedules of older
 seeds stay what they were; `plain` runs do without them."""
 MORE_SHARE, MORE_SHARD_SHARE = 0.08, 0.25
@@ -156,8 +165,13 @@ def _draw(seed: int, number: int, seconds: float, kinds: dict[str, int]) -> Faul
         seconds=_duration(kind, rng),
         target=TARGETS[rng.randrange(len(TARGETS))],
         amount=rng.random(),
-        name=PLACES[rng.randrange(len(PLACES))] if kind == "failpoint" else "",
+        name=_place(kind, rng),
     )
+
+
+def _place(kind: str, rng: random.Random) -> str:
+    places = {"failpoint": PLACES, "log-cut": log_files.PLACES}.get(kind, ())
+    return places[rng.randrange(len(places))] if places else ""
 
 
 def _duration(kind: str, rng: random.Random) -> float:

@@ -9,6 +9,10 @@ _LOG = "tests/multiraft/test_log_store.py::"
 _REPAIR = "tests/multiraft/test_repair.py::"
 _SNAPSHOTS = "tests/multiraft/test_snapshots.py::"
 _COMPACTION = "tests/multiraft/test_compaction.py::"
+_DISK = (
+    "tests/sim/test_disk.py::"
+    "test_power_lost_at_any_step_on_the_logs_files_leaves_a_log_that_opens_and_holds_what_returned"
+)
 _HOLES = "tests/multiraft/test_planted_bugs.py::"
 
 MUTANTS = (
@@ -125,8 +129,45 @@ MUTANTS = (
     Mutant(
         name="wal-not-synced",
         breaks="the write-ahead log is written and not flushed: all of the above, on real disks",
-        edits=(Edit("multiraft.wal_store:WalStore._write", "wal_files.flush(segment.handle)", "pass"),),
+        edits=(Edit("multiraft.wal_store:WalStore._write", "self._files.flush(segment.handle)", "pass"),),
         tests=("tests/multiraft/test_wal_store.py::test_a_failed_fsync_is_final",),
+    ),
+    Mutant(
+        name="header-before-its-name",
+        breaks="a recycled file of the log gets its header before its new name is durable: after a power cut it stands "
+        "under the old name, and the log does not open",
+        edits=(
+            Edit(
+                "multiraft.wal_store:WalStore._roll",
+                "    self._files.sync_names()\n    salt = self._salt()\n"
+                "    self._files.write(handle, segment_header(number, salt), 0)\n    self._files.flush(handle)",
+                "    salt = self._salt()\n    self._files.write(handle, segment_header(number, salt), 0)\n"
+                "    self._files.flush(handle)\n    self._files.sync_names()",
+            ),
+            Edit("multiraft.wal_store:WalStore._free", "self._files.sync_names()", "pass"),
+        ),
+        tests=(_DISK,),
+    ),
+    Mutant(
+        name="freed-names-not-synced",
+        breaks="files of the log are given back without syncing their names: after a power cut an older one is there "
+        "again, behind a gap",
+        edits=(Edit("multiraft.wal_store:WalStore._free", "self._files.sync_names()", "pass"),),
+        tests=(_DISK,),
+    ),
+    Mutant(
+        name="unflushed-records-count-after-a-crash",
+        breaks="what a process that died had written and not flushed is read at the next start and not flushed then",
+        edits=(Edit("multiraft.wal_store:WalStore._replay", "        files.flush(segment.handle)", "        pass"),),
+        tests=(
+            "tests/sim/test_disk.py::test_a_commit_that_a_dead_process_left_unflushed_counts_only_once_it_is_flushed",
+        ),
+    ),
+    Mutant(
+        name="flipped-bit-not-put-right",
+        breaks="one flipped bit in the framing of the log, or in a vote, keeps the node from starting",
+        edits=(Edit("multiraft.wal_correct:_find", "        if found:", "        if found and not data:"),),
+        tests=("tests/multiraft/test_wal_store.py::test_every_flipped_bit_is_put_right",),
     ),
     Mutant(
         name="votes-while-repairing",
