@@ -1,4 +1,5 @@
-"""`python -m bench [writes] [failover] [search] [shards] [collections] [--quick] [--json]`: all when none is named."""
+"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [--documents N] [--quick] [--json]`: all
+when none is named. N: documents of the filters' benchmark, 200,000 unless said otherwise."""
 
 from __future__ import annotations
 
@@ -7,13 +8,13 @@ import asyncio
 import shutil
 import sys
 
-from bench import collections, failover, search, shards, writes
+from bench import collections, failover, filters, search, shards, writes
 from bench.report import Report
 
-PARTS = ("writes", "failover", "search", "shards", "collections")
+PARTS = ("writes", "failover", "search", "shards", "collections", "filters")
 
 
-async def measure(parts: list[str], report: Report, *, quick: bool) -> None:
+async def measure(parts: list[str], report: Report, *, quick: bool, documents: int | None) -> None:
     """Runs the named parts one after the other into `report`."""
     with_etcd = shutil.which("etcd") is not None
     if "writes" in parts:
@@ -26,17 +27,20 @@ async def measure(parts: list[str], report: Report, *, quick: bool) -> None:
         await shards.run(report, quick=quick)
     if "collections" in parts:
         await collections.run(report, quick=quick)
+    if "filters" in parts:
+        await asyncio.to_thread(filters.run, report, quick=quick, documents=documents)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all when none is named")
     parser.add_argument("--quick", action="store_true", help="smaller data and shorter runs")
+    parser.add_argument("--documents", type=int, help="documents of the filters' benchmark")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     report = Report()
     try:
-        asyncio.run(measure(options.parts or list(PARTS), report, quick=options.quick))
+        asyncio.run(measure(options.parts or list(PARTS), report, quick=options.quick, documents=options.documents))
     finally:
         report.print(as_json=options.json)
 

@@ -1,9 +1,10 @@
-"""Bitmaps against the definition of filters: any JSON, any filter, indexed or scanned, before and after more writes."""
+"""Field indexes against a plain reading of the docs: any JSON, any filter, whatever is indexed, while writes go on."""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,70 +13,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap
 
+from base import filter_reference
+from base.filter_strategies import LONG, conditions, documents
 from needle.base.commands import CreateCollection
-from needle.base.errors import StorageError
+from needle.base.errors import InvalidArgument, StorageError
+from needle.base.filter_operators import OPERATORS
 from needle.base.filters import Filter
 from needle.base.model import SearchRequest
+from needle.shard import index_budget, payload_index
+from needle.shard.field_index import MATCHERS
+from needle.shard.index_budget import IndexBudget
+from needle.shard.metadata_rows import Rows, rows_of
 from needle.shard.payload_index import PayloadIndex
 from shard.replica_util import Log, open_replica, put, spec
 
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-2, 2),
-    st.sampled_from([2**53, 2**53 + 1, 0.5, 1.0, -0.0]),
-    st.sampled_from(["", "a", "ab", "abc", "b", "é", "\U0001f600"]),
-)
-trees = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
-    max_leaves=6,
-)
-documents = st.none() | scalars | st.dictionaries(st.sampled_from(["a", "b", "c"]), trees, max_size=3)
-paths = st.sampled_from(["a", "b", "a.b", "a.a.b", "c"])
-texts = st.sampled_from(["", "a", "ab", "b", "é"])
-numbers = st.sampled_from([-1, 0, 1, 0.5, 2**53, 2**53 + 1, float(2**53)])
+PLENTY = 1 << 30
 
 
-@st.composite
-def leaves(draw: st.DrawFn) -> dict[str, Any]:
-    op = draw(
-        st.sampled_from(["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$between", "$contains"])
-        | st.sampled_from(["$starts_with", "$exists", "$all"])
-    )
-    value: Any
-    if op in ("$eq", "$ne"):
-        value = draw(scalars)
-    elif op in ("$in", "$nin", "$all"):
-        value = draw(st.lists(scalars, max_size=3))
-    elif op == "$between":
-        value = draw(st.tuples(numbers, numbers) | st.tuples(texts, texts))
-    elif op in ("$contains", "$starts_with"):
-        value = draw(texts)
-    else:
-        value = draw(st.booleans()) if op == "$exists" else draw(numbers | texts)
-    return {draw(paths): {op: value}}
-
-
-conditions = st.recursive(
-    leaves(),
-    lambda inner: st.one_of(
-        st.builds(lambda parts: {"$and": parts}, st.lists(inner, min_size=1, max_size=3)),
-        st.builds(lambda parts: {"$or": parts}, st.lists(inner, min_size=1, max_size=3)),
-        st.builds(lambda part: {"$not": part}, inner),
-    ),
-    max_leaves=5,
-)
-
-
-class Stored:
-    """Rows as SQLite would hand them out."""
+class Store:
+    """Documents as SQLite would hand them out; `gone` are purged. read: how many rows were."""
 
     def __init__(self) -> None:
         self.rows: list[bytes] = []
+        self.gone = BitMap()
+        self.read = 0
 
-    def __call__(self, first: int, end: int) -> list[tuple[int, bytes]]:
-        return list(enumerate(self.rows))[first:end]
+    def _rows(self, ordinals: Any) -> Rows:
+        there = [(at, self.rows[at]) for at in ordinals if at < len(self.rows) and at not in self.gone]
+        self.read += len(there)
+        return rows_of(there)
+
+    def between(self, first: int, end: int) -> Rows:
+        return self._rows(range(first, end))
+
+    def some(self, ordinals: Sequence[int]) -> Rows:
+        return self._rows(ordinals)
 
     def append(self, index: PayloadIndex, *metadata: Any) -> None:
         new = [(len(self.rows) + at, b"" if m is None else json.dumps(m).encode()) for at, m in enumerate(metadata)]
@@ -83,86 +55,250 @@ class Stored:
         index.add(new)
 
 
-def brute(stored: Stored, condition: Filter, dead: BitMap) -> list[int]:
-    decoded = [json.loads(row) if row else None for row in stored.rows]
-    return [at for at, metadata in enumerate(decoded) if at not in dead and condition.matches(metadata)]
+def made(*metadata: Any, bytes_max: int = PLENTY) -> tuple[Store, PayloadIndex, IndexBudget]:
+    store, budget = Store(), IndexBudget(bytes_max)
+    index = PayloadIndex(store, budget)
+    store.append(index, *metadata)
+    return store, index, budget
 
 
-@settings(max_examples=300, deadline=None)
+def brute(store: Store, condition: dict[str, Any], end: int, dead: BitMap) -> list[int]:
+    decoded = [json.loads(row) if row else None for row in store.rows[:end]]
+    return [at for at, one in enumerate(decoded) if at not in dead and filter_reference.matches(condition, one)]
+
+
+def ask(index: PayloadIndex, condition: Filter, end: int) -> BitMap:
+    """Of a view in which nothing is dead."""
+    return index.within(condition.node, end, BitMap(range(end)))
+
+
+def parsed(condition: dict[str, Any]) -> Filter | None:
+    try:
+        return Filter.parse(condition)
+    except InvalidArgument:  # ordered by a text that is an instant
+        return None
+
+
+def test_the_index_knows_every_operator() -> None:
+    assert MATCHERS.keys() == OPERATORS.keys()
+
+
+steps = st.one_of(
+    st.tuples(st.just("add"), st.lists(documents, min_size=1, max_size=8)),
+    st.tuples(st.just("kill"), st.sets(st.integers(0, 60), max_size=8)),
+    st.tuples(st.just("purge"), st.none()),
+    st.tuples(st.just("work"), st.integers(1, 4)),
+    st.tuples(st.just("ask"), conditions),
+    st.tuples(st.just("ask"), conditions),
+)
+
+
+@settings(max_examples=500, deadline=None)
 @given(
     st.lists(documents, max_size=12),
-    st.lists(documents, max_size=8),
+    st.lists(steps, min_size=1, max_size=12),
     st.lists(conditions, min_size=1, max_size=4),
-    st.sets(st.integers(0, 19), max_size=6),
-    st.sampled_from([0, 1, 3, 1000]),
+    st.sampled_from([0, 5_000, 140_000, PLENTY]),
+    st.sampled_from([(0, 1 << 30), (0, 1 << 30), (5, 2), (64, 8)]),
 )
-def test_bitmaps_agree_with_the_definition(
-    before: list[Any], after: list[Any], asked: list[dict[str, Any]], gone: set[int], values_max: int
+def test_whatever_is_indexed_the_answer_is_what_the_docs_say(
+    first: list[Any], course: list[tuple[str, Any]], asked: list[dict[str, Any]], room: int, reading: tuple[int, int]
 ) -> None:
-    stored = Stored()
-    index = PayloadIndex(stored, values_max)
-    stored.append(index, *before)
-    for more in ([], after):
-        stored.append(index, *more)
-        end = len(stored.rows)
-        dead = BitMap([ordinal for ordinal in gone if ordinal < end])
-        for condition in map(Filter.parse, asked):
-            found = index.matching(condition.node, end, dead)
-            assert list(found) == brute(stored, condition, dead), condition
-        # A view from before the new documents still gets its own state.
-        old = index.matching(Filter.parse(asked[0]).node, min(len(before), end), BitMap())
-        assert all(ordinal < len(before) for ordinal in old)
+    """Asks between writes, deletes, purges and background work, of the newest view and of older ones; with an index
+    from the first document on or only for many, and with room for all, some or no indexes."""
+    store, index, budget = made(*first, bytes_max=room)
+    dead = BitMap()
+    views: list[tuple[int, BitMap]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(payload_index, "READ_FEW", reading[0])
+        patch.setattr(payload_index, "READ_SHARE", reading[1])
+        patch.setattr(payload_index, "BLOAT_ROWS", 2)
+        patch.setattr(index_budget, "IDLE_USES", 3)
+        for what, value in [*course, *(("ask", condition) for condition in asked)]:
+            end = len(store.rows)
+            if what == "add":
+                store.append(index, *value)
+            elif what == "kill":
+                dead = dead | BitMap([one for one in value if one < end])
+            elif what == "purge":  # who still looks at an older view has left
+                store.gone, views = dead, []
+            elif what == "work":
+                for _ in range(value):
+                    budget.work()
+            elif (condition := parsed(value)) is not None:
+                views.append((end, dead))
+                for seen, gone in views[-3:]:
+                    found = index.within(condition.node, seen, BitMap(range(seen)) - gone)
+                    assert list(found) == brute(store, value, seen, gone), condition
+            assert 0 <= budget.used <= room
 
 
-def test_every_bound_of_every_ordered_operator() -> None:
-    stored = Stored()
-    index = PayloadIndex(stored)
-    stored.append(index, *({"a": n / 2, "s": "x" * n} for n in range(6)), {"a": "x"}, {"a": True}, {}, None)
-    for field, bounds in (("a", [n / 4 for n in range(-1, 12)]), ("s", ["", "x", "xx", "xxy"])):
+def test_every_bound_of_every_ordered_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload_index, "READ_FEW", 0)
+    numbers = [{"a": n / 2, "s": "x" * n, "u": LONG + "y" * n} for n in range(6)]
+    exact = [{"a": n, "s": str(n)} for n in (2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 10**30)]
+    store, index, _ = made(*numbers, *exact, {"a": "x"}, {"a": True}, {}, None, {"s": "x\x00"}, {"s": "x\x00y"})
+    wanted = {
+        "a": [*(n / 4 for n in range(-1, 12)), 2**53, 2**53 + 1, float(2**63), 2**63, 2**63 - 1, 2**64 - 1, -1e300],
+        "s": ["", "x", "xx", "xxy", "x\x00", "x\x00x", "9"],
+        "u": [LONG, LONG[:47], LONG[:46], LONG + "y", LONG[:60] + "z", "z", LONG[:64]],
+    }
+    ask(index, Filter.parse(dict.fromkeys(wanted, 1)), len(store.rows))
+    assert index.indexed() == [*wanted]
+    for field, bounds in wanted.items():
         pairs = [(op, bound) for op in ("$gt", "$gte", "$lt", "$lte", "$eq", "$ne") for bound in bounds]
-        pairs += [("$between", [low, high]) for low in bounds for high in bounds]  # type: ignore[misc]
+        pairs += [("$between", [low, high]) for low in bounds for high in bounds]  # type: ignore[list-item]
+        if field != "a":
+            pairs += [(op, text) for op in ("$starts_with", "$contains") for text in bounds]
         for op, bound in pairs:
-            condition = Filter.parse({field: {op: bound}})
-            assert list(index.matching(condition.node, 10, BitMap())) == brute(stored, condition, BitMap()), condition
+            condition = {field: {op: bound}}
+            found = ask(index, Filter.parse(condition), len(store.rows))
+            assert list(found) == brute(store, condition, len(store.rows), BitMap()), condition
 
 
 def test_documents_that_arrive_while_a_field_is_being_indexed_are_in_it() -> None:
-    stored = Stored()
-    calls = 0
+    class Busy(Store):
+        def between(self, first: int, end: int) -> Rows:
+            found = super().between(first, end)
+            if len(self.rows) == 1000:
+                self.append(index, {"n": 1})  # apply stores it and tells the index, which does not have the field yet
+            return found
 
-    def rows(first: int, end: int) -> list[tuple[int, bytes]]:
-        nonlocal calls
-        calls += 1
-        found = stored(first, end)
-        if calls == 1:
-            stored.append(index, {"n": 1})  # apply stores it and tells the index, which does not have the field yet
-        return found
-
-    index = PayloadIndex(rows)
-    stored.append(index, {"n": 1})
+    store = Busy()
+    index = PayloadIndex(store, IndexBudget(PLENTY))
+    store.append(index, *({"n": 1 if n < 2 else 5} for n in range(1000)))
     condition = Filter.eq("n", 1)
-    assert list(index.matching(condition.node, 1, BitMap())) == [0]
-    assert list(index.matching(condition.node, 2, BitMap())) == [0, 1]
+    assert list(ask(index, condition, 1000)) == [0, 1]
+    assert list(ask(index, condition, 1001)) == [0, 1, 1000]
 
 
-def test_a_field_where_every_value_differs_is_scanned_and_still_exact() -> None:
-    stored = Stored()
-    index = PayloadIndex(stored, values_max=10)
-    stored.append(index, *({"u": n, "k": n % 2} for n in range(10)))
-    narrow = Filter.parse({"u": {"$gte": 8}, "k": 1})
-    assert list(index.matching(narrow.node, 10, BitMap())) == [9]
-    assert index.indexed() == ["u", "k"]
-    stored.append(index, *({"u": n, "k": n % 2} for n in range(10, 40)))
+def test_only_what_the_indexed_conditions_leave_is_read() -> None:
+    store, index, budget = made(*({"u": f"doc-{n}", "k": n % 1000} for n in range(20_000)))
+    ask(index, Filter.eq("k", 1), 20_000)
+    store.read = 0
+    both = Filter.parse({"k": 7, "u": {"$contains": "7"}})
+    assert list(ask(index, both, 20_000)) == [n for n in range(7, 20_000, 1000) if "7" in str(n)]
+    assert store.read == 20
     assert index.indexed() == ["k"]
-    assert list(index.matching(narrow.node, 40, BitMap())) == list(range(9, 40, 2))
+    while budget.waits:
+        budget.work()
+    assert index.indexed() == ["k", "u"]
+    store.read = 0
+    assert list(ask(index, Filter.eq("u", "doc-77"), 20_000)) == [77]
+    assert list(ask(index, both, 20_000)) == [n for n in range(7, 20_000, 1000) if "7" in str(n)]
+    assert store.read == 0
+
+
+def test_searches_that_need_the_same_index_make_it_once() -> None:
+    store, index, _ = made(*({"u": n} for n in range(5_000)))
+    found: list[list[int]] = []
+
+    def search(n: int) -> None:
+        found.append(list(ask(index, Filter.eq("u", n), 5_000)))
+
+    threads = [threading.Thread(target=search, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(found) == [[0], [1], [2], [3]]
+    assert store.read == 5_000
+
+
+def test_apply_never_waits_for_a_search() -> None:
+    """A search stands still in the middle of its reading: whatever it holds, apply does not need it."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(Store):
+        def between(self, first: int, end: int) -> Rows:
+            entered.set()
+            assert go_on.wait(30)
+            return super().between(first, end)
+
+    store = Slow()
+    index = PayloadIndex(store, IndexBudget(PLENTY))
+    store.append(index, *({"u": n} for n in range(5_000)))
+    found: list[int] = []
+    search = threading.Thread(target=lambda: found.extend(ask(index, Filter.gte("u", 10), 5_000)))
+    search.start()
+    assert entered.wait(30)
+    applied = threading.Thread(target=lambda: store.append(index, {"u": 1}), daemon=True)
+    applied.start()
+    applied.join(10)
+    stuck = applied.is_alive()
+    go_on.set()
+    search.join(30)
+    assert not stuck
+    assert found == list(range(10, 5_000))
+
+
+def test_fields_that_do_not_exist_take_no_room_from_those_that_do() -> None:
+    store, index, budget = made(*({"k": n % 10} for n in range(300)))
+    for n in range(payload_index.FIELDS_MAX + 50):
+        assert not ask(index, Filter.eq(f"absent{n}", 1), 300)
+        if n % 100 == 0:
+            assert len(ask(index, Filter.eq("k", 1), 300)) == 30
+    assert "k" in index.indexed() and len(index.indexed()) <= payload_index.FIELDS_MAX
+    assert budget.used < payload_index.FIELDS_MAX * 5_000 + 200_000
+    store.read = 0
+    assert len(ask(index, Filter.eq("k", 2), 300)) == 30
+    assert store.read == 0
+
+
+def test_what_does_not_fit_is_read_and_what_is_idle_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_budget, "IDLE_USES", 5)
+    rows = [{"u": f"{n:040d}", "v": f"{n:040d}", "k": n % 2} for n in range(4_000)]
+    store, index, budget = made(*rows, bytes_max=450_000)
+    for field in ("u", "v"):
+        for _ in range(2):
+            assert list(ask(index, Filter.eq(field, f"{5:040d}"), 4_000)) == [5]
+            assert budget.used <= 450_000
+    assert index.indexed() == ["u"]
+    for n in range(20):  # "u" is not asked for any more
+        assert list(ask(index, Filter.eq("v", f"{n:040d}"), 4_000)) == [n]
+    assert index.indexed() == ["v"] and budget.evicted == 1
+    store.read = 0
+    assert list(ask(index, Filter.eq("v", f"{9:040d}"), 4_000)) == [9]
+    assert store.read == 0
+    index.close()
+    assert budget.used == 0
+    assert list(ask(index, Filter.eq("v", f"{9:040d}"), 4_000)) == [9]
+    assert budget.used == 0 and not budget.waits
+
+
+def test_replaced_documents_leave_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small collection that is updated for ever keeps a small index, and is asked all the while."""
+    monkeypatch.setattr(payload_index, "BLOAT_ROWS", 500)
+    store, index, budget = made(*({"k": n} for n in range(100)))
+    dead, held = BitMap(), []
+    for turn in range(100):
+        end = len(store.rows)
+        assert list(index.within(Filter.gte("k", 50).node, end, BitMap(range(end)) - dead)) == list(
+            range(end - 50, end)
+        )
+        dead = BitMap(range(end))
+        store.append(index, *({"k": n} for n in range(100)))
+        if turn % 5 == 0:
+            store.gone = BitMap(range(end))
+        while budget.waits:
+            budget.work()
+        held.append(budget.used)
+    assert max(held[50:]) <= max(held[:50])
 
 
 def test_stored_metadata_that_is_no_json_is_an_error_not_a_silent_miss() -> None:
-    stored = Stored()
-    index = PayloadIndex(stored)
-    stored.rows.append(b"{broken")
-    with pytest.raises(StorageError, match="JSON"):
-        index.matching(Filter.eq("a", 1).node, 1, BitMap())
+    for broken in (b"{broken", b"1,2", b""):
+        store, index, budget = made(*({"a": 1} for _ in range(500)))
+        store.rows[250] = broken
+        if broken == b"":  # is null
+            assert len(ask(index, Filter.eq("a", 1), 500)) == 499
+            continue
+        for _ in range(2):
+            with pytest.raises(StorageError, match="JSON"):
+                ask(index, Filter.eq("a", 1), 500)
+        budget.ask(index)
+        while budget.waits:
+            budget.work()
 
 
 def test_filtered_search_is_exact_and_sees_one_applied_index_while_writes_go_on(tmp_path: Any) -> None:

@@ -36,7 +36,7 @@ from needle.base.filters import Filter
 from needle.base.model import Metric, SearchRequest, WriteResult
 from needle.multiraft.ports import Applied
 from needle.shard.disk import cut_power
-from needle.shard.payload_index import decode_metadata
+from needle.shard.metadata_rows import decode_metadata
 from needle.shard.query import search_group
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -346,9 +346,9 @@ def test_purging_keeps_documents_and_frees_rows(tmp_path: Path) -> None:
     replica.checkpoint()
     assert replica.digest() == before
     replica.verify()
-    stored = replica._store.metadata_between(1, 0, 100)
-    assert [ordinal for ordinal, _ in stored] == [21, 22, 23, 24]
-    assert replica._store.metadata_between(2, 0, 100) == []
+    assert replica._store.metadata_between(1, 0, 100).ordinals == [21, 22, 23, 24]
+    assert replica._store.metadata_of(1, [5, 22, 24]).ordinals == [22, 24]
+    assert replica._store.metadata_between(2, 0, 100).ordinals == []
     assert not replica._store.writer.doomed()
 
 

@@ -80,6 +80,7 @@ class Limits:
     uncommitted_bytes_max: int = 128 * 1024 * 1024
     append_bytes_max: int = 1024 * 1024
     commit_rows_max: int = 1024
+    field_index_bytes_max: int = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)

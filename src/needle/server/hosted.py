@@ -88,7 +88,7 @@ class HostedReplica:
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
         loop = asyncio.get_running_loop()
-        for work in (self.keeper.run(), self._scrub(), self._watch()):
+        for work in (self.keeper.run(), self._scrub(), self._watch(), self._index_fields()):
             task = loop.create_task(work)
             task.add_done_callback(self._ended)
             self._tasks.append(task)
@@ -155,6 +155,14 @@ class HostedReplica:
         while not self._host.stopped:
             await asyncio.sleep(self._config.segments.scrub_interval)
             await self.keeper.scrub()
+
+    async def _index_fields(self) -> None:
+        """Make the indexes that filtered searches found lacking, piece by piece."""
+        while not self._host.stopped:
+            indexes = self.replica.field_indexes
+            while indexes.waits and not self._host.stopped:
+                await self._file_pool.run(indexes.work)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _catch_up(self) -> None:
         try:

@@ -191,6 +191,7 @@ class _NodeState(Collector):
             )
         yield from self._raft()
         yield from self._replicas()
+        yield from self._field_indexes()
         yield from self._network()
 
     def _raft(self) -> Iterator[Metric]:
@@ -264,6 +265,18 @@ class _NodeState(Collector):
             seconds.add_metric([shard], stats.build_seconds)
             shipped.add_metric([shard], stats.shipped_bytes)
         yield from (documents, vectors, collections, worn, segments, events, seconds, shipped)
+
+    def _field_indexes(self) -> Iterator[Metric]:
+        held_bytes = GaugeMetricFamily(
+            "needle_field_index_bytes", "Memory of indexes of metadata fields.", labels=["shard"]
+        )
+        evicted = CounterMetricFamily(
+            "needle_field_index_evictions", "Field indexes dropped to make room for others.", labels=["shard"]
+        )
+        for group, hosted in self._node.groups.items():
+            held_bytes.add_metric([str(group - 1)], hosted.replica.field_indexes.used)
+            evicted.add_metric([str(group - 1)], hosted.replica.field_indexes.evicted)
+        yield from (held_bytes, evicted)
 
     def _network(self) -> Iterator[Metric]:
         counters = self._node.host.counters

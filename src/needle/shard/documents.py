@@ -27,6 +27,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,6 +38,7 @@ from needle.base.model import CollectionSpec
 from needle.shard.digest import MODULUS, document_hash
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.document_writer import CHUNK, DocumentWriter, padded
+from needle.shard.metadata_rows import Rows
 from needle.shard.records import (
     ORDINAL_BITS,
     AppliedAt,
@@ -216,14 +218,29 @@ class DocumentStore:
             ).fetchall()
         return [StoredDocument(*row) for row in rows]
 
-    def metadata_between(self, collection_id: int, first: int, end: int) -> list[tuple[int, bytes]]:
-        """(ordinal, metadata) of the rows with ordinals in [first, end)."""
+    def metadata_between(self, collection_id: int, first: int, end: int) -> Rows:
+        """The metadata of the rows with ordinals in [first, end)."""
         base = row_id(collection_id, 0)
-        with self.reading() as connection:
-            return connection.execute(
-                f"SELECT row - {base}, metadata FROM documents WHERE row >= ? AND row < ? ORDER BY row",
-                (base + first, base + end),
-            ).fetchall()
+        return self._metadata(collection_id, base + end - 1, "row >= ? AND row < ?", (base + first, base + end))
+
+    def metadata_of(self, collection_id: int, ordinals: Sequence[int]) -> Rows:
+        """The metadata of the rows with these ordinals; absent ones are left out."""
+        base = row_id(collection_id, 0)
+        last = base + max(ordinals, default=0)
+        listed = msgspec.json.encode([base + ordinal for ordinal in ordinals]).decode()
+        return self._metadata(collection_id, last, "row IN (SELECT value FROM json_each(?))", (listed,))
+
+    def _metadata(self, collection_id: int, last: int, where: str, values: Sequence[Any]) -> Rows:
+        """One aggregated row, as in `by_ordinal`."""
+        self.writer.save_up_to(collection_id, last)
+        with self._connection() as connection:
+            rows, text = connection.execute(
+                f"SELECT json_group_array(row - {row_id(collection_id, 0)}), "
+                "group_concat(CASE WHEN length(metadata) = 0 THEN 'null' ELSE CAST(metadata AS TEXT) END) FROM "
+                f"(SELECT row, metadata FROM documents WHERE {where} ORDER BY row)",
+                values,
+            ).fetchone()
+        return Rows(msgspec.json.decode(rows, type=list[int]), f"[{text or ''}]")
 
     def vectors_of(
         self, collection_id: int, dimensions: int, ordinals: npt.NDArray[np.int64]

@@ -19,6 +19,8 @@ from needle.base.routing.shard_map import KeyRange
 from needle.shard.changes import CollectionChange
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence
+from needle.shard.index_budget import IndexBudget
+from needle.shard.metadata_rows import Rows
 from needle.shard.moving import Stored
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.payload_index import PayloadIndex
@@ -59,10 +61,26 @@ class ReplicaView:
     visible: int = 0
 
 
+class _StoredMetadata:
+    """The metadata of one collection's documents (metadata_rows.Stored)."""
+
+    def __init__(self, store: DocumentStore, collection_id: int) -> None:
+        self._store = store
+        self._id = collection_id
+
+    def between(self, first: int, end: int) -> Rows:
+        return self._store.metadata_between(self._id, first, end)
+
+    def some(self, ordinals: Sequence[int]) -> Rows:
+        return self._store.metadata_of(self._id, ordinals)
+
+
 class LiveCollection:
     """One open collection incarnation; only apply changes it."""
 
-    def __init__(self, record: CollectionRecord, store: DocumentStore, directory: str, config: SegmentConfig) -> None:
+    def __init__(
+        self, record: CollectionRecord, store: DocumentStore, directory: str, config: SegmentConfig, budget: IndexBudget
+    ) -> None:
         self.record = record
         self.live = OrdinalSet()
         self.hidden: Mapping[int, BitMap] = {}
@@ -72,7 +90,7 @@ class LiveCollection:
         """By move: what its Release will hide, as far as it was looked for; some of it may be dead by now."""
         self.manifest: list[PublishedSegment] = []
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
-        self.payload = PayloadIndex(lambda first, end: store.metadata_between(record.id, first, end))
+        self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget)
         self._store = store
 
     def rows(self, first: int, last: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
@@ -132,6 +150,11 @@ class LiveCollection:
         if change.marked is not None:
             self.marked = change.marked
         self.vectors.commit()
+
+    def close(self) -> None:
+        """Give memory and files back. Searches that run get their answers."""
+        self.vectors.close()
+        self.payload.close()
 
     def view(self) -> CollectionView:
         return CollectionView(self.record, self.vectors.view(), self.live, self.payload, self._invisible)

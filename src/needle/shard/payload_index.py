@@ -1,295 +1,393 @@
-"""Bitmaps of ordinals per field value: a filter becomes the exact set of ordinals that match it.
+"""A filter becomes the exact set of ordinals that match it, by field indexes where there are some.
 
-A field is indexed when it is first filtered on, from the stored metadata; afterwards apply keeps it up to date. The
-answer never depends on whether a field is indexed: base.filters.evaluate is the definition, and a field with more than
-VALUES_MAX different values is not indexed but scanned.
+What the indexes are sure of is taken from them; only what they leave undecided is read, and judged by the definition
+(base.filter_nodes.evaluate). So the answer never depends on what is indexed, and a condition on a field without an
+index costs as much as the other conditions leave.
 
-Invariants: an indexed field knows every ordinal below `end`; postings only ever gain ordinals, the caller's `dead` set
-takes the others out; so one index serves every view of the collection, older ones too.
+A field is indexed when it is first filtered on. If reading what is undecided would cost more, the searches that need
+the index make it together, piece by piece; otherwise it is left to `work`, which the server calls in the background.
+What does not fit into the memory there is (index_budget.py) stays without an index.
 
-Memory: about 100 bytes for each different value plus 0.2 to 4 bytes for each ordinal; a value that only one document
-has costs no bitmap. It must not know SQLite, vectors or Raft.
+Apply only appends new documents to a list; searches and `work` take them from there into the indexes that they need. So
+nothing that a search does holds up apply, whatever is indexed.
+
+Threads: `add` is apply's; everything else may be called by any. It must not know SQLite, vectors or Raft.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Final, assert_never
 
-import msgspec
 from pyroaring import BitMap
 
 from needle.base.errors import StorageError
-from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate, lookup
-from needle.base.filter_operators import Scalar, kind
+from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate
 from needle.base.instants import Instant
+from needle.shard.field_index import MATCHERS, FieldState, Known, Path, all_of, any_of, merged, negated, run_of
+from needle.shard.index_budget import IndexBudget
+from needle.shard.metadata_rows import Rows, Stored, decode_rows, rows_of
+from needle.shard.value_columns import Match
 
-VALUES_MAX: Final = 1_000_000
-FIELDS_MAX: Final = 64
-SCAN_ROWS: Final = 8192
+log = logging.getLogger("needle.shard")
 
-Path = tuple[str, ...]
-Rows = Callable[[int, int], list[tuple[int, bytes]]]
-"""rows(first, end): (ordinal, metadata JSON) of the stored documents with ordinals in [first, end)."""
+FIELDS_MAX: Final = 256
+"""Indexed fields of a collection; the one that was not asked for longest makes place."""
+TAIL_BYTES: Final = 64 << 10
+ROW_BYTES: Final = 100
+NO_ORDINAL: Final = 1 << 62
+PIECE_ROWS_MAX: Final = 2048
+PIECE_BYTES: Final = 512 << 10
+"""One piece of work reads about so much."""
+MERGE_MAX: Final = 1 << 15
+"""Larger runs are merged in the background."""
+READ_FEW: Final = 32
+READ_SHARE: Final = 8
+"""Undecided documents are read if they are fewer than this, or than this part of what an index still lacks."""
+BLOAT_ROWS: Final = 1 << 16
 
-_decode = msgspec.json.decode
+Key = tuple[Path, bool]
+"""A field, and whether its texts are indexed as instants."""
 
 
-def decode_metadata(data: bytes) -> Any:
-    """Stored metadata as a Python value; b"" is null."""
-    if not data:
-        return None
-    try:
-        return _decode(data)
-    except msgspec.MsgspecError as error:
-        raise StorageError(f"stored metadata is not JSON: {error}") from error
+class Field:
+    """The index of one field.
+
+    nbytes, used_at: the budget's. refused: there was no room for the bytes it `needs`. asked: a search found that it
+    lacks documents. fresh: is made in its place, without what was purged. tried: how many rows it had then.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.state = FieldState()
+        self.fresh: FieldState | None = None
+        self.refused = self.asked = False
+        self.refused_at = self.needs = self.tried = self.nbytes = self.used_at = 0
+
+    def give_back(self) -> None:
+        self.state, self.fresh = FieldState(), None
+
+    def publish(self, state: FieldState, fresh: FieldState | None) -> None:
+        self.state, self.fresh = state, fresh
 
 
-class _Values:
-    """Postings of one type class: value -> ordinals. One ordinal is kept as an int, several as a bitmap."""
+class Tail:
+    """The newest documents, as apply hands them in, so that searches need not read them back.
+
+    Its memory is reserved; nbytes and used_at are the budget's.
+    """
 
     def __init__(self) -> None:
-        self.postings: dict[Any, int | BitMap] = {}
-        self._sorted: list[Any] = []
-        self._unsorted: list[Any] = []
+        self.nbytes = self.used_at = 0
+        self._kept = False
+        self._rows: list[tuple[int, bytes]] = []
+        self._bytes = 0
+        self._lock = threading.Lock()
 
-    def add(self, value: Any, ordinal: int) -> None:
-        held = self.postings.get(value)
-        if held is None:
-            self.postings[value] = ordinal
-            self._unsorted.append(value)
-        elif isinstance(held, BitMap):
-            held.add(ordinal)
-        elif held != ordinal:
-            self.postings[value] = BitMap((held, ordinal))
+    def keep(self) -> None:
+        """From now on."""
+        with self._lock:
+            self._kept = True
 
-    def of(self, values: Iterable[Any]) -> BitMap:
-        """The union of the postings of `values`."""
-        single: list[int] = []
-        many: list[BitMap] = []
-        for value in values:
-            held = self.postings.get(value)
-            if isinstance(held, BitMap):
-                many.append(held)
-            elif held is not None:
-                single.append(held)
-        return BitMap.union(BitMap(single), *many)
+    def give_back(self) -> None:
+        """Keep nothing any more."""
+        with self._lock:
+            self._kept, self._rows, self._bytes = False, [], 0
 
-    def sorted(self) -> list[Any]:
-        """Every value, ascending."""
-        if self._unsorted:
-            self._sorted.extend(self._unsorted)
-            self._unsorted.clear()
-            self._sorted.sort()
-        return self._sorted
-
-    def between(self, op: str, bound: Any) -> list[Any]:
-        """The values that $gt, $gte, $lt, $lte or $between allow."""
-        values = self.sorted()
-        low, high = 0, len(values)
-        if op == "$gt":
-            low = bisect_right(values, bound)
-        elif op == "$gte":
-            low = bisect_left(values, bound)
-        elif op == "$lt":
-            high = bisect_left(values, bound)
-        elif op == "$lte":
-            high = bisect_right(values, bound)
-        else:
-            low, high = bisect_left(values, bound[0]), bisect_right(values, bound[1])
-        return values[low:high]
-
-
-class FieldIndex:
-    """One field of one collection."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.end = 0
-        self._present = BitMap()
-        self._null = BitMap()
-        self._true = BitMap()
-        self._false = BitMap()
-        self._numbers = _Values()
-        self._strings = _Values()
-
-    def __len__(self) -> int:
-        """Different values held."""
-        return len(self._numbers.postings) + len(self._strings.postings)
-
-    def add(self, ordinal: int, metadata: object) -> None:
-        """The next ordinal, in ascending order; gaps are ordinals that were dead before the field was indexed."""
-        self.end = ordinal + 1
-        present, found = lookup(metadata, self.path)
-        if not present:
+    def add(self, documents: Sequence[tuple[int, bytes]]) -> None:
+        if not self._kept:
             return
-        self._present.add(ordinal)
-        for value in found:
-            if isinstance(value, bool):
-                (self._true if value else self._false).add(ordinal)
-            elif isinstance(value, str):
-                self._strings.add(value, ordinal)
-            elif value is None:
-                self._null.add(ordinal)
-            else:
-                self._numbers.add(value, ordinal)
+        with self._lock:
+            if self._kept:
+                self._rows.extend(documents)
+                self._bytes += sum(len(data) for _, data in documents) + ROW_BYTES * len(documents)
+                while self._bytes > TAIL_BYTES:
+                    # Who needs the older ones reads them from where they are stored.
+                    self._rows = self._rows[len(self._rows) // 2 + 1 :]
+                    self._bytes = sum(len(data) for _, data in self._rows) + ROW_BYTES * len(self._rows)
 
-    def _equal(self, value: Scalar, universe: BitMap) -> BitMap:
-        if value is None:
-            return self._null | (universe - self._present)
-        if isinstance(value, bool):
-            return self._true if value else self._false
-        return (self._strings if isinstance(value, str) else self._numbers).of((value,))
+    def start(self) -> int:
+        """The first ordinal from which on it has all documents."""
+        with self._lock:
+            return self._rows[0][0] if self._rows else NO_ORDINAL
 
-    def _in(self, values: Sequence[Scalar], universe: BitMap) -> BitMap:
-        special = [self._equal(v, universe) for v in values if v is None or isinstance(v, bool)]
-        numbers = self._numbers.of(dict.fromkeys(v for v in values if kind(v) == "number"))
-        strings = self._strings.of(dict.fromkeys(v for v in values if isinstance(v, str)))
-        return BitMap.union(numbers, strings, *special)
-
-    def matching(self, op: str, value: Any, universe: BitMap) -> BitMap:
-        """Ordinals for which the comparison holds; may hold some outside `universe`, never lacks one inside."""
-        if op == "$eq":
-            return self._equal(value, universe)
-        if op == "$in":
-            return self._in(value, universe)
-        if op == "$ne":
-            return universe - self._equal(value, universe)
-        if op == "$nin":
-            return universe - self._in(value, universe)
-        if op == "$exists":
-            return self._present if value else universe - self._present
-        if op == "$all":
-            return BitMap.intersection(*(self._equal(v, universe) for v in value)) if value else BitMap()
-        if op == "$contains":
-            return self._strings.of([text for text in self._strings.postings if value in text])
-        if op == "$starts_with":
-            return self._strings.of(_prefixed(self._strings.sorted(), value))
-        numeric = kind(value[0] if op == "$between" else value) == "number"
-        values = self._numbers if numeric else self._strings
-        return values.of(values.between(op, value))
-
-
-def _prefixed(values: list[str], prefix: str) -> list[str]:
-    low = bisect_left(values, prefix)
-    # Strings with the prefix are one run of the sorted values.
-    high = bisect_right(values, prefix, lo=low, key=lambda text: text[: len(prefix)])
-    return values[low:high]
+    def between(self, first: int, end: int) -> Rows | None:
+        """The documents of [first, end), if it has them all."""
+        with self._lock:
+            if not self._rows or self._rows[0][0] > first:
+                return None
+            part = self._rows[bisect_left(self._rows, first, key=_ordinal) : bisect_left(self._rows, end, key=_ordinal)]
+        return rows_of(part)
 
 
 class PayloadIndex:
-    """The field indexes of one collection incarnation. `add` is called by apply, `matching` by any search thread."""
+    """The field indexes of one collection incarnation."""
 
-    def __init__(self, rows: Rows, values_max: int = VALUES_MAX) -> None:
-        self._rows = rows
-        self._values_max = values_max
-        self._fields: dict[Path, FieldIndex] = {}
-        self._scanned: dict[Path, None] = {}
-        self._guard = threading.Lock()
+    def __init__(self, stored: Stored, budget: IndexBudget) -> None:
+        self._stored = stored
+        self._budget = budget
+        self._fields: dict[Key, Field] = {}
+        self._tail = Tail()
+        self._end = self._live = 0
+        self._piece_rows = 256
+        self._closed = False
+        self._lock = threading.Lock()
+        """Of the fields' table."""
         self._building = threading.Lock()
+        """Held by whoever does a piece of work."""
 
     def indexed(self) -> list[str]:
-        """The fields that have bitmaps."""
-        with self._guard:
-            return [".".join(path) for path in self._fields]
+        """The fields that have an index of all documents that a search has seen."""
+        with self._lock:
+            fields = list(self._fields.values())
+        return [".".join(one.key[0]) for one in fields if not one.refused and one.state.end >= self._end]
 
+    def close(self) -> None:
+        """Give the memory back; searches that run get their answers by reading."""
+        with self._lock:
+            self._closed = True
+            fields, self._fields = list(self._fields.values()), {}
+        for field in fields:
+            self._budget.release(field)
+        self._budget.release(self._tail)
+        self._budget.forget(self)
+
+    # --- apply -------------------------------------------------------------------------------------------------------
     def add(self, documents: Sequence[tuple[int, bytes]]) -> None:
-        """New documents, (ordinal, metadata JSON), ascending. Call before a view that holds them is published."""
-        with self._guard:
-            if not self._fields:
-                return
-            decoded = [(ordinal, decode_metadata(data)) for ordinal, data in documents]
-            for path, field in list(self._fields.items()):
-                for ordinal, metadata in decoded:
-                    if ordinal >= field.end:
-                        field.add(ordinal, metadata)
-                if len(field) > self._values_max:
-                    self._give_up(path)
+        """New documents, (ordinal, metadata JSON), ascending; they are stored already. Every one comes here, before a
+        view that holds it is published."""
+        self._tail.add(documents)
 
-    def _give_up(self, path: Path) -> None:
-        self._fields.pop(path, None)
-        self._scanned[path] = None
-
-    def matching(self, node: Node, end: int, dead: BitMap) -> BitMap:
-        """The ordinals below `end` that are not in `dead` and whose metadata matches: exactly."""
-        return self.within(node, end, BitMap(range(end)) - dead)
-
+    # --- searches ----------------------------------------------------------------------------------------------------
     def within(self, node: Node, end: int, universe: BitMap) -> BitMap:
-        """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly."""
-        scanned = [path for path in dict.fromkeys(_paths(node)) if not self._ensure(path, end)]
-        if scanned or _asks_for_instants(node):
-            return self._scan(node, end, universe)
-        try:
-            with self._guard:
-                return self._evaluate(node, universe) & universe
-        except KeyError:  # given up by apply between _ensure and here
-            return self._scan(node, end, universe)
+        """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly. Raises
+        StorageError."""
+        fields = self._wanted(node)
+        self._end, self._live = max(self._end, end), len(universe)
+        if fields:
+            self._budget.use([*fields.values(), self._tail])
+            if not self._tail.nbytes:
+                self._budget.hold(self._tail, 2 * TAIL_BYTES, self._tail.keep)
+            if self._closed:
+                self._budget.release(self._tail)
+        made = False
+        while True:
+            states = {key: field.state for key, field in fields.items()}
+            found = _judge(node, states, end, universe)
+            maybe = found.maybe & universe
+            lacking = [one for one in fields.values() if not one.refused and states[one.key].end < end]
+            missing = max((end - states[one.key].end for one in lacking), default=0)
+            if made or not lacking or len(maybe) <= max(READ_FEW, missing // READ_SHARE):
+                break
+            while self._advance(lacking, end):
+                pass
+            made = True
+        for one in lacking:
+            one.asked = True
+        if lacking or any(one.state.due() or self._bloated(one) for one in fields.values()):
+            self._budget.ask(self)
+        sure = found.sure & universe
+        return sure | self._decided(node, maybe) if maybe else sure
 
-    def _ensure(self, path: Path, end: int) -> bool:
-        """Whether the field has bitmaps for the ordinals below `end`, after building them if need be."""
-        with self._guard:
-            if path in self._fields:
-                return True
-            if path in self._scanned or len(self._fields) >= FIELDS_MAX:
-                return False
+    def _wanted(self, node: Node) -> dict[Key, Field]:
+        """The fields that a filter needs, in the table from now on."""
+        keys = dict.fromkeys(key for compare in _compares(node) for key in _keys(compare))
+        dropped = []
+        with self._lock:
+            if self._closed:
+                return {key: _refused(key) for key in keys}
+            fields = {key: self._fields.get(key) or Field(key) for key in keys}
+            self._fields.update(fields)
+            while len(self._fields) > max(FIELDS_MAX, len(fields)):
+                others = [one for key, one in self._fields.items() if key not in fields]
+                dropped.append(min(others, key=lambda one: (one.nbytes > EMPTY_BYTES, one.used_at)))
+                del self._fields[dropped[-1].key]
+        for one in dropped:
+            self._budget.release(one)
+        for one in fields.values():
+            if one.refused and self._budget.worth_trying(one.refused_at, one.needs):
+                one.refused = False
+        return fields
+
+    def _decided(self, node: Node, maybe: BitMap) -> BitMap:
+        """Those of `maybe` that match, by the documents themselves."""
+        keys = frozenset(compare.path[0] for compare in _compares(node))
+        found = BitMap()
+        ordinals, at, start = maybe.to_array(), 0, self._tail.start()
+        while at < len(ordinals):
+            part = list(ordinals[at : at + self._piece_rows])
+            if part[0] < start <= part[-1]:
+                part = part[: bisect_left(part, start)]
+            at += len(part)
+            first, last = part[0], part[-1]
+            rows = self._tail.between(first, last + 1)
+            if rows is None:
+                dense = last - first < READ_SHARE // 2 * len(part)
+                rows = self._stored.between(first, last + 1) if dense else self._stored.some(part)
+            documents = decode_rows(rows, keys)
+            pairs = zip(rows.ordinals, documents, strict=True)
+            found.update([ordinal for ordinal, one in pairs if ordinal in maybe and evaluate(node, one)])
+            self._fit_pieces(rows)
+        return found
+
+    # --- making indexes ----------------------------------------------------------------------------------------------
+    def _fetch(self, first: int, end: int) -> tuple[Rows, int]:
+        """The next documents from `first` on, and up to where they are all."""
+        upto = min(end, first + self._piece_rows)
+        rows = self._tail.between(first, upto)
+        if rows is None:
+            rows = self._stored.between(first, upto)
+            self._fit_pieces(rows)
+        return rows, upto
+
+    def _fit_pieces(self, rows: Rows) -> None:
+        """Read as many at a time as take about PIECE_BYTES."""
+        fitting = PIECE_BYTES * max(1, len(rows.ordinals)) // max(1, len(rows.json))
+        self._piece_rows = max(16, min(PIECE_ROWS_MAX, 2 * self._piece_rows, fitting))
+
+    def _advance(self, fields: Sequence[Field], end: int) -> bool:
+        """Take the next piece of documents below `end` into those that lack it; False if none lacks anything."""
         with self._building:
-            return self._build(path, end)
-
-    def _build(self, path: Path, end: int) -> bool:
-        """Index what is stored; most of it without holding up apply. Apply adds whatever comes later."""
-        with self._guard:
-            if path in self._fields or path in self._scanned:
-                return path in self._fields
-        field = FieldIndex(path)
-        for first in range(0, end, SCAN_ROWS):
-            for ordinal, data in self._rows(first, min(first + SCAN_ROWS, end)):
-                field.add(ordinal, decode_metadata(data))
-            if len(field) > self._values_max:
-                with self._guard:
-                    self._give_up(path)
+            lacking = [one for one in fields if not one.refused and one.state.end < end]
+            if not lacking or self._closed:
                 return False
-        with self._guard:
-            # Documents are stored before apply calls `add`, which waits for the guard: nothing falls between.
-            for ordinal, data in self._rows(end, 1 << 32):
-                field.add(ordinal, decode_metadata(data))
-            self._fields[path] = field
+            first = min(one.state.end for one in lacking)
+            behind = [one for one in lacking if one.state.end == first]
+            rows, upto = self._fetch(first, min([end, *(one.state.end for one in lacking if one not in behind)]))
+            documents = decode_rows(rows, frozenset(one.key[0][0] for one in behind))
+            for one in behind:
+                run = run_of(one.key[0], first, upto, rows.ordinals, documents, instants=one.key[1])
+                self._hold(one, one.state.with_run(run, MERGE_MAX), one.fresh)
+            return True
+
+    def _hold(self, field: Field, state: FieldState, fresh: FieldState | None) -> None:
+        """Publish a state of a field, if there is room for it."""
+        nbytes = EMPTY_BYTES + state.nbytes + (fresh.nbytes if fresh is not None else 0)
+        if not self._budget.hold(field, nbytes, lambda: field.publish(state, fresh)):
+            field.refused, field.refused_at = True, self._budget.uses
+            field.needs = nbytes * max(self._end, state.end) // max(1, state.end)
+            self._budget.release(field)
+        elif self._closed:  # meanwhile; it does not wait for who is at work
+            self._budget.release(field)
+
+    # --- the background ----------------------------------------------------------------------------------------------
+    def work(self) -> bool:
+        """One bounded piece: documents that searches found lacking, then merges, then indexes without what was purged.
+        False if nothing is left. Blocking."""
+        with self._lock:
+            fields = [one for one in self._fields.values() if not one.refused]
+        try:
+            asked = [one for one in fields if one.asked]
+            if self._advance(asked, self._end):
+                return True
+            for one in asked:
+                one.asked = False
+            return any(self._merge(one) or self._renew(one) for one in fields)
+        except StorageError as error:
+            # The search that needs these documents tells its caller; others need not wait for that.
+            log.warning("an index of metadata fields cannot be made: %s", error)
+            for one in fields:
+                one.asked, one.fresh = False, None
+            return False
+
+    def _merge(self, field: Field) -> bool:
+        pair = field.state.due()
+        if pair is None:
+            return False
+        run = merged(pair)  # takes long: others go on meanwhile
+        with self._building:
+            if not self._closed:
+                self._hold(field, field.state.with_merged(pair, run), field.fresh)
         return True
 
-    def _evaluate(self, node: Node, universe: BitMap) -> BitMap:
-        if isinstance(node, And):
-            parts = [self._evaluate(child, universe) for child in node.children]
-            return BitMap.intersection(*parts) if parts else universe
-        if isinstance(node, Or):
-            return BitMap.union(*(self._evaluate(child, universe) for child in node.children))
-        if isinstance(node, Not):
-            return universe - self._evaluate(node.child, universe)
-        return self._fields[node.path].matching(node.op, node.value, universe)
+    def _bloated(self, field: Field) -> bool:
+        """Whether most of what it holds is dead, and may have been purged since it was last made anew."""
+        return field.state.rows > max(2 * self._live, 2 * field.tried) + BLOAT_ROWS
 
-    def _scan(self, node: Node, end: int, universe: BitMap) -> BitMap:
-        """Evaluate the filter on the stored metadata, document by document: exact, and no memory."""
-        found = BitMap()
-        for first in range(0, end, SCAN_ROWS):
-            rows = self._rows(first, min(first + SCAN_ROWS, end))
-            found.update(ordinal for ordinal, data in rows if evaluate(node, decode_metadata(data)))
-        return found & universe
-
-
-def _asks_for_instants(node: Node) -> bool:
-    """Whether a comparison is with an instant: the bitmaps know texts only."""
-    if isinstance(node, Compare):
-        return any(isinstance(v, Instant) for v in (node.value if isinstance(node.value, tuple) else (node.value,)))
-    if isinstance(node, Not):
-        return _asks_for_instants(node.child)
-    return any(map(_asks_for_instants, node.children))
+    def _renew(self, field: Field) -> bool:
+        """Make it again, from what is still stored: rows that no search can see any more are not."""
+        if field.fresh is None:
+            if not self._bloated(field):
+                return False
+            field.fresh, field.tried = FieldState(), field.state.rows
+        with self._building:
+            state, fresh = field.state, field.fresh
+            if fresh is None or self._closed:
+                return False
+            if fresh.end >= state.end:
+                smaller = fresh.rows < state.rows
+                field.tried = min(state.rows, fresh.rows)
+                self._hold(field, fresh if smaller else state, None)
+                return True
+            rows, upto = self._fetch(fresh.end, state.end)
+            documents = decode_rows(rows, frozenset((field.key[0][0],)))
+            run = run_of(field.key[0], fresh.end, upto, rows.ordinals, documents, instants=field.key[1])
+            self._hold(field, state, fresh.with_run(run, MERGE_MAX))
+        return True
 
 
-def _paths(node: Node) -> Iterator[Path]:
-    if isinstance(node, Compare):
-        yield node.path
-    elif isinstance(node, Not):
-        yield from _paths(node.child)
-    else:
-        for child in node.children:
-            yield from _paths(child)
+EMPTY_BYTES: Final = 2000
+"""A field without any value takes about that much."""
+
+
+def _ordinal(document: tuple[int, bytes]) -> int:
+    return document[0]
+
+
+def _refused(key: Key) -> Field:
+    field = Field(key)
+    field.refused = True
+    return field
+
+
+def _keys(node: Compare) -> list[Key]:
+    """The indexes that a comparison needs: of the values, of the instants, or both."""
+    operands = node.value if isinstance(node.value, tuple) else (node.value,)
+    instants = [isinstance(value, Instant) for value in operands]
+    return [(node.path, kind) for kind in (False, True) if kind in instants or not (kind or instants)]
+
+
+def _judge(node: Node, states: dict[Key, FieldState], end: int, universe: BitMap) -> Match:
+    """What the indexes know about a filter, within `universe`."""
+    match node:
+        case And(children):
+            if not children:
+                return Match(universe, BitMap())
+            return all_of([_judge(child, states, end, universe) for child in children])
+        case Or(children):
+            return any_of([_judge(child, states, end, universe) for child in children])
+        case Not(child):
+            return negated(universe, _judge(child, states, end, universe))
+        case Compare():
+            return _compared(node, states, end, universe)
+        case _:
+            assert_never(node)
+
+
+def _compared(node: Compare, states: dict[Key, FieldState], end: int, universe: BitMap) -> Match:
+    keys = _keys(node)
+    covered = min(states[key].end for key in keys)
+    if not covered:
+        return Match(BitMap(), universe)
+    inside = universe if covered >= end else universe & BitMap(range(covered))
+    values, instants = (states.get((node.path, kind)) if (node.path, kind) in keys else None for kind in (False, True))
+    found = MATCHERS[node.op](Known(values, instants, inside), node.value)
+    sure = found.sure & inside
+    maybe = (found.maybe & inside) - sure
+    return Match(sure, maybe if covered >= end else maybe | (universe - inside))
+
+
+def _compares(node: Node) -> Iterator[Compare]:
+    match node:
+        case Compare():
+            yield node
+        case Not(child):
+            yield from _compares(child)
+        case And(children) | Or(children):
+            for child in children:
+                yield from _compares(child)
+        case _:
+            assert_never(node)

@@ -34,6 +34,7 @@ from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence, check_claim, decode_holdings, encode_holdings
 from needle.shard.in_flight import InFlight
+from needle.shard.index_budget import IndexBudget
 from needle.shard.live_collection import CollectionView, LiveCollection, OpenCollections, ReplicaView, StateBefore
 from needle.shard.query import search_group
 from needle.shard.records import ORDINAL_MAX, CollectionRecord, StoredDocument, WriteSet
@@ -91,6 +92,7 @@ class Replica:
         self._disk = disk
         self._failpoint = failpoint
         self._purge_rows_min = purge_rows_min
+        self.field_indexes = IndexBudget(limits.field_index_bytes_max)
         self._applying = threading.Lock()
         self._in_flight = InFlight()
         self._broken: NeedleError | None = None
@@ -112,7 +114,7 @@ class Replica:
             stored = store.holdings()
             fence = None if stored is None else Fence(decode_holdings(stored))
             for record in records:
-                live = LiveCollection(record, store, directory, self._config)
+                live = LiveCollection(record, store, directory, self._config, self.field_indexes)
                 loaded.add(live)
                 live.load(manifests.get(record.id, []))
                 live.hide(fence)
@@ -171,7 +173,7 @@ class Replica:
         views = self._view.collections.mutate()
         for collection_id in batch.dropped:
             live = self._live.remove(collection_id)
-            live.vectors.close()
+            live.close()
             visible -= views.pop(live.record.spec.name).visible
         for change in batch.changes.values():
             if not change.touched or change.record.id in batch.dropped:
@@ -179,7 +181,7 @@ class Replica:
             name = change.record.spec.name
             if change.created:
                 empty = CollectionRecord(id=change.record.id, spec=change.record.spec)
-                live = LiveCollection(empty, self._store, self._segment_directory, self._config)
+                live = LiveCollection(empty, self._store, self._segment_directory, self._config, self.field_indexes)
                 live.load([])
                 self._live.add(live)
             live = self._live.numbered[change.record.id]

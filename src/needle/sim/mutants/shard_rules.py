@@ -7,6 +7,7 @@ from needle.sim.mutants.planting import Edit, Mutant
 _MACHINE = "tests/shard/test_state_machine.py::"
 _BUILDER = "tests/shard/test_sealed_segment.py::"
 _SEGMENTS = "tests/shard/test_segment_set.py::"
+_FIELDS = "tests/shard/test_payload_index.py::"
 
 MUTANTS = (
     Mutant(
@@ -152,6 +153,49 @@ MUTANTS = (
         tests=(
             "tests/shard/test_payload_index.py::test_filtered_search_is_exact_and_sees_one_applied_index_while_writes_go_on",
         ),
+    ),
+    Mutant(
+        name="range-takes-its-open-bound",
+        breaks="$gt and $lt find documents whose value equals the bound",
+        edits=(
+            Edit("shard.value_columns:Column.between", "start = zone.lo if inside else zone.hi", "start = zone.lo"),
+        ),
+        sim=False,
+        tests=(_FIELDS + "test_every_bound_of_every_ordered_operator",),
+    ),
+    Mutant(
+        name="index-hides-what-it-lacks",
+        breaks="documents that an index does not have yet count as not matching instead of undecided",
+        edits=(Edit("shard.payload_index:_compared", "maybe | (universe - inside)", "maybe"),),
+        sim=True,
+        tests=(_FIELDS + "test_whatever_is_indexed_the_answer_is_what_the_docs_say",),
+    ),
+    Mutant(
+        name="not-forgets-what-is-undecided",
+        breaks="$not, $ne and $nin take what an index cannot tell for a match",
+        edits=(Edit("shard.field_index:negated", "universe - found.sure - maybe", "universe - found.sure"),),
+        sim=False,
+        tests=(_FIELDS + "test_whatever_is_indexed_the_answer_is_what_the_docs_say",),
+    ),
+    Mutant(
+        name="instants-by-code-point",
+        breaks="an instant is compared as text: another zone or fraction is missed in silence",
+        edits=(Edit("base.instants:instant_key", "- offset", "- 0"),),
+        sim=False,
+        tests=("tests/base/test_filter_operators.py::test_an_instant_matches_however_it_was_written",),
+    ),
+    Mutant(
+        name="apply-waits-for-indexing",
+        breaks="apply needs the lock that a search holds while it builds an index",
+        edits=(
+            Edit(
+                "shard.payload_index:PayloadIndex.add",
+                "self._tail.add(documents)",
+                "with self._building: self._tail.add(documents)",
+            ),
+        ),
+        sim=False,
+        tests=(_FIELDS + "test_apply_never_waits_for_a_search",),
     ),
     Mutant(
         name="conditions-not-checked",
