@@ -1,5 +1,6 @@
-"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [--documents N] [--quick] [--json]`: all
-when none is named. N: documents of the filters' benchmark, 200,000 unless said otherwise."""
+"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters]`: all when none is named.
+
+--quick, --json; --documents N: how many the filters' benchmark has, 200,000 unless said otherwise."""
 
 from __future__ import annotations
 

@@ -286,6 +286,26 @@ def test_replaced_documents_leave_the_index(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(held[50:]) <= max(held[:50])
 
 
+def test_a_follower_has_the_indexes_that_its_leader_used() -> None:
+    rows = [{"u": f"doc-{n}", "at": "2024-01-01T00:00:00Z"} for n in range(1_000)]
+    _, leading, leader = made(*rows)
+    store, following, follower = made(*rows)
+    for condition in (Filter.eq("u", "x"), Filter.parse({"at": {"$date": "2024-01-01T00:00:00Z"}}), Filter.eq("no", 1)):
+        for _ in range(2):
+            ask(leading, condition, 1_000)
+    told = leader.recent()
+    assert told == [(0, ("u",), False), (0, ("at",), True)]
+    for end in (1_000, 1_100):
+        following.prepare([name[1:] for name in told], end)
+        while follower.waits:
+            follower.work()
+        store.read = 0
+        assert list(ask(following, Filter.eq("u", "doc-7"), end)) == [7, *([1_007] if end > 1_007 else [])]
+        assert len(ask(following, Filter.parse({"at": {"$date": "2024-01-01T01:00:00+01:00"}}), end)) == end
+        assert store.read == 0
+        store.append(following, *rows[:100])
+
+
 def test_stored_metadata_that_is_no_json_is_an_error_not_a_silent_miss() -> None:
     for broken in (b"{broken", b"1,2", b""):
         store, index, budget = made(*({"a": 1} for _ in range(500)))

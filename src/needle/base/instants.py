@@ -10,12 +10,13 @@ Pure; it must not know filters, nor the datetime module (who has a datetime hand
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import msgspec
 
 _RFC3339: Final = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
 )
 _DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _DAY_SECONDS: Final = 86_400
@@ -45,19 +46,28 @@ def instant_key(text: str) -> InstantKey | None:
     match = _RFC3339.fullmatch(text)
     if match is None:
         return None
-    year, month, day, hour, minute, second = (int(part) for part in match.group(1, 2, 3, 4, 5, 6))
-    if not 1 <= month <= 12 or not 1 <= day <= _days(year, month) or hour > 23 or minute > 59 or second > 60:
+    day, hour, minute, second = _day(match[1]), int(match[2]), int(match[3]), int(match[4])
+    if day is None or hour > 23 or minute > 59 or second > 60:
         return None
     offset = 0
-    if match[8]:
-        hours, minutes = int(match[9]), int(match[10])
+    if match[6]:
+        hours, minutes = int(match[7]), int(match[8])
         if hours > 23 or minutes > 59:
             return None
-        offset = (hours * 3600 + minutes * 60) * (1 if match[8] == "+" else -1)
-    at = _days_since_1970(year, month, day) * _DAY_SECONDS + hour * 3600 + minute * 60 + second - offset
+        offset = (hours * 3600 + minutes * 60) * (1 if match[6] == "+" else -1)
+    at = day * _DAY_SECONDS + hour * 3600 + minute * 60 + second - offset
     if second == 60 and at % _DAY_SECONDS:
         return None
-    return at, (match[7] or "").rstrip("0")
+    return at, (match[5] or "").rstrip("0")
+
+
+@lru_cache(maxsize=4096)
+def _day(text: str) -> int | None:
+    """Days since 1970 of YYYY-MM-DD; None if there is no such day. A field has few of them, and each many times."""
+    year, month, day = int(text[:4]), int(text[5:7]), int(text[8:])
+    if not 1 <= month <= 12 or not 1 <= day <= _days(year, month):
+        return None
+    return _days_since_1970(year, month, day)
 
 
 def _days(year: int, month: int) -> int:

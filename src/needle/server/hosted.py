@@ -21,6 +21,7 @@ from needle.base.protocol import GroupCall
 from needle.base.runtime import Clock
 from needle.multiraft.host import Host
 from needle.server.ports import NodePorts
+from needle.shard.index_budget import RECENT_MAX, FieldName
 from needle.shard.search_batcher import SearchBatcher
 from needle.shard.segment_builds import Progress
 from needle.shard.segment_keeper import SegmentKeeper
@@ -30,6 +31,7 @@ log = logging.getLogger("needle.server")
 
 READ_INDEX = "raft.read_index"
 SEGMENT_CHUNK = "shard.segment_chunk"
+FILTERED_FIELDS = "shard.filtered_fields"
 SEGMENT_PUBLISH = "shard.segment_publish"
 SEGMENT_BUILDING = "shard.segment_building"
 ASK_SECONDS = 1.0
@@ -37,6 +39,7 @@ LOOK_SECONDS = 0.1
 CATCH_UP_SECONDS = 1.0
 PROPOSE_SECONDS = 30.0
 CHUNK_SECONDS = 10.0
+FIELDS_SECONDS = 3.0
 
 
 class HostedReplica:
@@ -158,11 +161,28 @@ class HostedReplica:
 
     async def _index_fields(self) -> None:
         """Make the indexes that filtered searches found lacking, piece by piece."""
+        asked_at = self._clock.monotonic()
         while not self._host.stopped:
             indexes = self.replica.field_indexes
             while indexes.waits and not self._host.stopped:
                 await self._file_pool.run(indexes.work)
+            if self._clock.monotonic() - asked_at >= FIELDS_SECONDS:
+                await self._learn_fields()
+                asked_at = self._clock.monotonic()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _learn_fields(self) -> None:
+        """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""
+        leader = self._host.leader(self.group)
+        if leader is None or self._host.is_leader(self.group):
+            return
+        body = protocol.encode(GroupCall(self.group, FIELDS_SECONDS))
+        try:
+            answer = await self._call(leader, FILTERED_FIELDS, body, FIELDS_SECONDS)
+        except NeedleError as error:
+            log.debug("the leader of group %d does not say which fields are filtered on: %s", self.group, error)
+        else:
+            self.replica.prepare_fields(protocol.decode(answer, list[FieldName])[:RECENT_MAX])
 
     async def _catch_up(self) -> None:
         try:

@@ -51,6 +51,7 @@ from needle.multiraft.host import Host
 from needle.multiraft.snapshot_receiver import CHUNK_METHOD
 from needle.rpc.promise import Promise
 from needle.server.hosted import (
+    FILTERED_FIELDS,
     PROPOSE_SECONDS,
     READ_INDEX,
     SEGMENT_BUILDING,
@@ -59,6 +60,7 @@ from needle.server.hosted import (
     HostedReplica,
 )
 from needle.server.ports import PeerLike
+from needle.shard.index_budget import FieldName
 from needle.shard.segment_builds import Progress
 
 Method = Callable[[Any, Any], Awaitable[bytes]]
@@ -113,6 +115,7 @@ class RpcService:
             protocol.MEMBERSHIP: (MembershipCall, self._membership),
             protocol.ADDRESSES: (AddressBookMessage, self._addresses),
             READ_INDEX: (GroupCall, self._read_index),
+            FILTERED_FIELDS: (GroupCall, self._filtered_fields),
             SEGMENT_CHUNK: (tuple[int, str, int, int], self._segment_chunk),
             SEGMENT_PUBLISH: (tuple[int, bytes], self._segment_publish),
             SEGMENT_BUILDING: (tuple[int, int], self._segment_building),
@@ -314,6 +317,9 @@ class RpcService:
         group, collection_id = call
         found = self._node.hosted(group).keeper.building(collection_id)
         return [] if found is None else [found]
+
+    async def _filtered_fields(self, call: GroupCall) -> list[FieldName]:
+        return self._node.hosted(call.group).replica.field_indexes.recent()
 
     # --- the node ----------------------------------------------------------------------------------------------------
     async def _leader(self, call: GroupCall) -> LeaderAnswer:

@@ -12,6 +12,9 @@ from typing import Final, Protocol
 
 IDLE_USES: Final = 1000
 """A field that this many filtered searches did not ask for may lose its index to another one."""
+RECENT_MAX: Final = 256
+FieldName = tuple[int, tuple[str, ...], bool]
+"""Of which collection, the path, and whether as instants."""
 
 
 class Holder(Protocol):
@@ -45,6 +48,7 @@ class IndexBudget:
         self._holders: dict[Holder, None] = {}
         self._lock = threading.Lock()
         self._waiting: dict[Worker, None] = {}
+        self._recent: dict[FieldName, int] = {}
 
     def use(self, holders: list[Holder]) -> None:
         """A search asks for these."""
@@ -52,6 +56,20 @@ class IndexBudget:
             self.uses += 1
             for holder in holders:
                 holder.used_at = self.uses
+
+    def note(self, names: list[FieldName]) -> None:
+        """A search used these indexes: other replicas should have them too, in case they lead one day."""
+        with self._lock:
+            for name in names:
+                self._recent.pop(name, None)
+                self._recent[name] = self.uses
+            while len(self._recent) > RECENT_MAX:
+                del self._recent[next(iter(self._recent))]
+
+    def recent(self) -> list[FieldName]:
+        """What was noted during the last IDLE_USES searches."""
+        with self._lock:
+            return [name for name, at in self._recent.items() if at >= self.uses - IDLE_USES]
 
     def hold(self, holder: Holder, nbytes: int, publish: Callable[[], None]) -> bool:
         """Let a holder have `nbytes` instead of what it has, and publish what takes them; False: there is no room."""

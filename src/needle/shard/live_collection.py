@@ -90,7 +90,7 @@ class LiveCollection:
         """By move: what its Release will hide, as far as it was looked for; some of it may be dead by now."""
         self.manifest: list[PublishedSegment] = []
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
-        self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget)
+        self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id)
         self._store = store
 
     def rows(self, first: int, last: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:

@@ -126,7 +126,8 @@ class Tail:
 class PayloadIndex:
     """The field indexes of one collection incarnation."""
 
-    def __init__(self, stored: Stored, budget: IndexBudget) -> None:
+    def __init__(self, stored: Stored, budget: IndexBudget, collection_id: int = 0) -> None:
+        self._id = collection_id
         self._stored = stored
         self._budget = budget
         self._fields: dict[Key, Field] = {}
@@ -169,10 +170,8 @@ class PayloadIndex:
         self._end, self._live = max(self._end, end), len(universe)
         if fields:
             self._budget.use([*fields.values(), self._tail])
-            if not self._tail.nbytes:
-                self._budget.hold(self._tail, 2 * TAIL_BYTES, self._tail.keep)
-            if self._closed:
-                self._budget.release(self._tail)
+            self._keep_tail()
+            self._budget.note([(self._id, *key) for key, one in fields.items() if one.nbytes > 2 * EMPTY_BYTES])
         made = False
         while True:
             states = {key: field.state for key, field in fields.items()}
@@ -211,6 +210,32 @@ class PayloadIndex:
             if one.refused and self._budget.worth_trying(one.refused_at, one.needs):
                 one.refused = False
         return fields
+
+    def prepare(self, keys: Sequence[Key], end: int) -> None:
+        """Have the background make these indexes of the documents below `end`, though no search asked here. end: of a
+        view that is published, so that all of them have been added."""
+        with self._lock:
+            room = max(0, FIELDS_MAX - len(self._fields))
+            absent = [key for key in keys if key not in self._fields][: 0 if self._closed else room]
+            self._fields.update({key: Field(key) for key in absent})
+            fields = [self._fields[key] for key in keys if key in self._fields]
+        self._end = max(self._end, end)
+        lacking = [one for one in fields if not one.refused and one.state.end < end]
+        for one in fields:
+            one.used_at = self._budget.uses
+        self._tail.used_at = self._budget.uses
+        if fields:
+            self._keep_tail()
+        for one in lacking:
+            one.asked = True
+        if lacking:
+            self._budget.ask(self)
+
+    def _keep_tail(self) -> None:
+        if not self._tail.nbytes:
+            self._budget.hold(self._tail, 2 * TAIL_BYTES, self._tail.keep)
+        if self._closed:
+            self._budget.release(self._tail)
 
     def _decided(self, node: Node, maybe: BitMap) -> BitMap:
         """Those of `maybe` that match, by the documents themselves."""

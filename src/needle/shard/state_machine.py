@@ -34,7 +34,7 @@ from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence, check_claim, decode_holdings, encode_holdings
 from needle.shard.in_flight import InFlight
-from needle.shard.index_budget import IndexBudget
+from needle.shard.index_budget import FieldName, IndexBudget
 from needle.shard.live_collection import CollectionView, LiveCollection, OpenCollections, ReplicaView, StateBefore
 from needle.shard.query import search_group
 from needle.shard.records import ORDINAL_MAX, CollectionRecord, StoredDocument, WriteSet
@@ -376,6 +376,16 @@ class Replica:
             except RuntimeError:  # apply adds or drops one at this moment
                 continue
             return [view[name] for name in names if name in view]
+
+    def prepare_fields(self, names: Sequence[FieldName]) -> None:
+        """Index these fields in the background: searches of the leader use them."""
+        views = self._view.collections  # not what apply is at: a view's documents are all known to its indexes
+        for collection_id in {name[0] for name in names}:
+            live = self._live.numbered.get(collection_id)
+            view = None if live is None else views.get(live.record.spec.name)
+            if view is not None and view.record.id == collection_id:
+                keys = [(path, instants) for other, path, instants in names if other == collection_id]
+                view.payload.prepare(keys, view.record.next_ordinal)
 
     def digest(self) -> str:
         """32 hex digits over collections, ordinals, ids, versions, metadata and vectors. O(collections)."""
