@@ -6,87 +6,19 @@ import random
 import pytest
 
 from harness.process_cluster import wait_for
+from harness.scripted_network import ADDRESSES, VECTOR, Network, numbers
 from needle.base import protocol
-from needle.base.commands import Insert, OpenSession, decode
 from needle.base.errors import (
     AlreadyExists,
     ConnectionLost,
     DeadlineExceeded,
-    NeedleError,
     NoQuorum,
-    NotLeader,
     OutcomeUnknown,
     SessionExpired,
     WrongCluster,
 )
-from needle.base.model import HitBatch, WriteResult
-from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
 from needle.client import Client
-from needle.client import group as group_calls
-
-ADDRESSES = {"n1": "h:1", "n2": "h:2", "n3": "h:3"}
-VECTOR = [1.0, 0.0]
-
-
-class Network:
-    """Three nodes; `leader` leads. answers: for each write in turn an error to raise, None to execute it."""
-
-    def __init__(self) -> None:
-        self.leader: str | None = "n1"
-        self.down: set[str] = set()
-        self.script: list[NeedleError | None] = []
-        self.writes: list[tuple[str, Insert]] = []
-        self.calls: list[tuple[str, str]] = []
-        self.sessions = 0
-        self.stale_hint: str | None = None
-        self.term = 1
-        self.waits = True
-        self.waiting: list[GroupCall] = []
-        self.elected = asyncio.Event()
-
-    def elect(self, node: str) -> None:
-        self.leader, self.term, self.waiting = node, self.term + 1, []
-        self.elected.set()
-        self.elected = asyncio.Event()
-
-    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
-        self.calls.append((address, method))
-        await asyncio.sleep(0)
-        node = next(name for name, there in ADDRESSES.items() if there == address)
-        if node in self.down:
-            raise ConnectionLost(f"cannot connect to {address}", address=address)
-        if method == protocol.LEADER:
-            asked = protocol.decode(body, GroupCall)
-            if self.waits and asked.after_term >= self.term:
-                self.waiting.append(asked)
-                try:
-                    await asyncio.wait_for(self.elected.wait(), timeout)
-                except TimeoutError:
-                    raise DeadlineExceeded("no answer in time") from None
-            return protocol.encode(LeaderAnswer(node, self.stale_hint or self.leader, self.term, ADDRESSES))
-        if method == protocol.SEARCH:
-            return protocol.encode(HitBatch([], [], [], [], b"", 7))
-        if node != self.leader:
-            raise NotLeader("not here", leader=self.leader, leader_address=ADDRESSES.get(self.leader or ""))
-        command = decode(protocol.decode(body, WriteCall).command)
-        if isinstance(command, OpenSession):
-            self.sessions += 1
-            return protocol.encode(WriteResult(version=0, index=100 * self.sessions))
-        assert isinstance(command, Insert)
-        self.writes.append((node, command))
-        error = self.script.pop(0) if self.script else None
-        if error is not None:
-            raise error
-        return protocol.encode(WriteResult(version=9, index=len(self.writes)))
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        raise AssertionError("connected() says there is no need")
-
-    async def close(self) -> None:
-        return
+from needle.client import attempts as attempts_of_calls
 
 
 @pytest.fixture
@@ -97,10 +29,6 @@ def network() -> Network:
 @pytest.fixture
 def client(network: Network) -> Client:
     return Client(network, ADDRESSES.values(), rng=random.Random(1))
-
-
-def numbers(network: Network) -> list[tuple[int, int]]:
-    return [(command.session.id, command.session.seq) for _, command in network.writes]
 
 
 async def test_a_lost_answer_is_asked_for_again_under_the_same_number(network: Network, client: Client) -> None:
@@ -163,8 +91,8 @@ async def test_the_leader_is_found_again_after_it_moved(network: Network, client
 async def test_a_new_leader_ends_the_pause_at_once_and_all_callers_share_the_question(
     network: Network, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_calls, "BACKOFF_MIN", 60.0)
-    monkeypatch.setattr(group_calls, "BACKOFF_MAX", 60.0)
+    monkeypatch.setattr(attempts_of_calls, "BACKOFF_MIN", 60.0)
+    monkeypatch.setattr(attempts_of_calls, "BACKOFF_MAX", 60.0)
     await client.insert("a", VECTOR)
     network.down = {"n1"}
     writes = [asyncio.create_task(client.insert(f"d{n}", VECTOR)) for n in range(20)]

@@ -50,7 +50,7 @@ class Leader:
         self.waited.append(ReadMode.LEASED)
         return 7
 
-    async def search(self, request: SearchRequest) -> HitBatch:
+    async def search(self, request: SearchRequest, timeout: float) -> HitBatch:
         self.searches += 1
         if isinstance(self.state, NeedleError):
             raise self.state

@@ -7,9 +7,9 @@ import asyncio
 
 import pytest
 
-from needle.base.errors import CollectionNotFound, Internal, Overloaded
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, Internal, Overloaded
 from needle.base.model import HitBatch, SearchRequest
-from needle.shard.search_batcher import SearchBatcher
+from needle.shard.search_batcher import SearchBatcher, Wanted
 
 
 def request(name: str) -> SearchRequest:
@@ -43,7 +43,7 @@ class GatedPool:
         pass
 
 
-def search_many(requests: list[SearchRequest]) -> list:
+def search_many(requests: list[SearchRequest], wanted: Wanted) -> list:
     return [CollectionNotFound("no") if r.collection == "absent" else answer(r.collection) for r in requests]
 
 
@@ -86,10 +86,10 @@ async def test_a_failing_call_fails_its_searches_and_later_ones_go_on() -> None:
     pool.gate.set()
     fail = [True]
 
-    def sometimes(requests: list[SearchRequest]) -> list:
+    def sometimes(requests: list[SearchRequest], wanted: Wanted) -> list:
         if fail.pop() if fail else False:
             raise Internal("broken")
-        return search_many(requests)
+        return search_many(requests, wanted)
 
     batcher = SearchBatcher(sometimes, pool)
     with pytest.raises(Internal):
@@ -132,9 +132,9 @@ async def test_a_collection_with_thousands_of_searches_does_not_keep_others_wait
     pool = GatedPool()
     order: list[str] = []
 
-    def noted(requests: list[SearchRequest]) -> list:
+    def noted(requests: list[SearchRequest], wanted: Wanted) -> list:
         order.extend(r.collection for r in requests)
-        return search_many(requests)
+        return search_many(requests, wanted)
 
     batcher = SearchBatcher(noted, pool, in_flight_max=1)
     crowd = [asyncio.ensure_future(batcher.search(request("crowded"))) for _ in range(200)]
@@ -158,3 +158,67 @@ async def test_a_crowd_leaves_room_for_others_in_the_queue() -> None:
     assert (await other).ids == ["other"]
     results = await asyncio.gather(*crowd, return_exceptions=True)
     assert sum(isinstance(r, Overloaded) for r in results) >= 30
+
+
+async def begun(pool: GatedPool, batches: int) -> None:
+    while len(pool.batches) < batches:
+        await asyncio.sleep(0)
+
+
+async def test_what_is_over_or_abandoned_before_it_begins_costs_no_work() -> None:
+    pool = GatedPool()
+    batcher = SearchBatcher(search_many, pool, in_flight_max=1)
+    first = asyncio.ensure_future(batcher.search(request("first")))
+    await begun(pool, 1)
+    late = asyncio.ensure_future(batcher.search(request("late"), 0.0))
+    gone = asyncio.ensure_future(batcher.search(request("gone")))
+    last = asyncio.ensure_future(batcher.search(request("last")))
+    await asyncio.sleep(0)
+    gone.cancel()
+    pool.gate.set()
+    assert (await first).ids == ["first"] and (await last).ids == ["last"]
+    with pytest.raises(DeadlineExceeded, match="before it could begin"):
+        await late
+    assert pool.batches == [1, 1]
+
+
+async def test_a_search_whose_caller_goes_while_its_batch_runs_is_passed_over() -> None:
+    pool = GatedPool()
+    worked: list[str] = []
+
+    def one_by_one(requests: list[SearchRequest], wanted: Wanted) -> list:
+        worked.extend(asked.collection for at, asked in enumerate(requests) if wanted(at))
+        return search_many(requests, wanted)
+
+    batcher = SearchBatcher(one_by_one, pool, in_flight_max=1)
+    tasks = [asyncio.ensure_future(batcher.search(request(name))) for name in ("here", "gone")]
+    await begun(pool, 1)
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    pool.gate.set()
+    await tasks[0]
+    assert worked == ["here"]
+
+
+async def test_a_search_that_cannot_begin_in_its_time_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = GatedPool()
+    loop = asyncio.get_running_loop()
+    now = [100.0]
+    monkeypatch.setattr(loop, "time", lambda: now[0])
+    batcher = SearchBatcher(search_many, pool, batch_max=1, in_flight_max=1)
+    measured = asyncio.ensure_future(batcher.search(request("measured")))
+    await begun(pool, 1)
+    now[0] += 0.5
+    pool.gate.set()
+    await measured
+    pool.gate.clear()
+    running = asyncio.ensure_future(batcher.search(request("running"), 10.0))
+    await begun(pool, 2)
+    waiting = [asyncio.ensure_future(batcher.search(request(f"w{n}"), 10.0)) for n in range(20)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match=r"20 searches wait already, for about 10.0 s"):
+        await batcher.search(request("x"), 9.5)
+    patient = asyncio.ensure_future(batcher.search(request("patient"), 11.0))
+    await asyncio.sleep(0)
+    pool.gate.set()
+    assert [found.ids for found in await asyncio.gather(running, *waiting, patient)][-1] == ["patient"]

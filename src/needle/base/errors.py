@@ -16,6 +16,8 @@ class NeedleError(Exception):
 
     code: ClassVar[str] = "needle_error"
     retryable: ClassVar[bool] = False
+    of_the_node: ClassVar[bool] = False
+    """Whether the fault is the asked node's own, so that another replica may well answer a read."""
 
     def __init__(self, message: str, **details: Detail) -> None:
         super().__init__(message)
@@ -138,6 +140,13 @@ class ConnectionLost(Unavailable):
     code = "connection_lost"
 
 
+class ClientClosed(ConnectionLost):
+    """This client was closed; nothing can be asked with it any more."""
+
+    code = "client_closed"
+    retryable = False
+
+
 # --- a write whose fate is unknown -----------------------------------------------------------------------------------
 class OutcomeUnknown(NeedleError):
     """The write may or may not have taken effect. Not safe to repeat blindly: read first, or use compare_and_set."""
@@ -162,6 +171,7 @@ class ProtocolError(NeedleError):
     """The peer sent something that is not Needle's protocol; the connection is closed."""
 
     code = "protocol_error"
+    of_the_node = True
 
 
 class UnsupportedVersion(ProtocolError):
@@ -183,6 +193,7 @@ class StorageError(NeedleError):
     """The disk failed or holds what it should not."""
 
     code = "storage_error"
+    of_the_node = True
 
 
 class DiskFailed(StorageError):

@@ -67,7 +67,8 @@ class Client(CollectionCalls):
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections; calls in flight end with ConnectionLost. Idempotent."""
+        """Close all connections. Calls in flight end soon: reads with ClientClosed, writes that were sent with
+        OutcomeUnknown. Idempotent."""
         await self._caller.close()
 
     # --- writes ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from needle.base import protocol
-from needle.base.errors import ConfigError, DeadlineExceeded, NeedleError, ProtocolError
+from needle.base.errors import ClientClosed, ConfigError, DeadlineExceeded, NeedleError, ProtocolError
 from needle.base.ids import GroupId, NodeId
 from needle.base.protocol import GroupCall, LeaderAnswer
 
@@ -53,12 +53,14 @@ class Directory:
         self._searches: dict[GroupId, asyncio.Task[str | None]] = {}
         self._watches: dict[GroupId, asyncio.Task[bool]] = {}
         self._suspect: dict[str, float] = {}
+        self._heard: dict[str, float] = {}
+        """When each address last answered anything."""
         self._turn = 0
         self._together = 0
         self.failures: dict[str, NeedleError] = {}
         """Why each address did not answer when last asked who leads."""
         self.refusal: NeedleError | None = None
-        """Set when a node refused to talk at all (other cluster, other protocol)."""
+        """Set when a node refused to talk at all (other cluster, other protocol), or this client is closed."""
 
     # --- nodes -------------------------------------------------------------------------------------------------------
     def addresses(self) -> list[str]:
@@ -113,6 +115,18 @@ class Directory:
     # --- leaders -----------------------------------------------------------------------------------------------------
     def known_leader(self, group: GroupId) -> str | None:
         return self._leaders.get(group)
+
+    def term(self, group: GroupId) -> int:
+        """The term of the leader that a node named last; 0 when none has, or when nodes lead in no term."""
+        return self._terms.get(group, 0)
+
+    def heard(self, address: str) -> None:
+        """The node at `address` has answered."""
+        self._heard[address] = asyncio.get_running_loop().time()
+
+    def heard_since(self, address: str, moment: float) -> bool:
+        """Whether the node at `address` has answered anything since then (loop time)."""
+        return self._heard.get(address, float("-inf")) >= moment
 
     def set_leader(self, group: GroupId, address: str | None) -> None:
         if address is None:
@@ -208,9 +222,11 @@ class Directory:
     async def _told(self, address: str, body: bytes, seconds: float) -> LeaderAnswer | None:
         """What the node at `address` says within `seconds`, if anything."""
         try:
-            return protocol.decode(await self.caller.call(address, self.asks, body, seconds), LeaderAnswer)
+            answer = protocol.decode(await self.caller.call(address, self.asks, body, seconds), LeaderAnswer)
         except NeedleError:
             return None  # the next search for the leader says why
+        self.heard(address)
+        return answer
 
     async def ask(self, address: str, group: GroupId) -> LeaderAnswer | None:
         """What the node at `address` knows; None if it does not answer (see `failures`)."""
@@ -220,10 +236,11 @@ class Directory:
             )
         except NeedleError as error:
             self.failures[address] = error
-            if isinstance(error, ProtocolError):
+            if isinstance(error, ProtocolError | ClientClosed):
                 self.refusal = error
             return None
         self.failures.pop(address, None)
+        self.heard(address)
         answer = protocol.decode(body, LeaderAnswer)
         self.learn(address, answer)
         return answer

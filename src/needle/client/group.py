@@ -14,9 +14,12 @@ from typing import NoReturn
 from needle.base import protocol
 from needle.base.commands import Command, OpenSession, Session, encode
 from needle.base.errors import (
-    CollectionNotFound,
+    AlreadyExists,
+    CollectionExists,
     ConnectionLost,
     DeadlineExceeded,
+    DiskFailed,
+    Internal,
     NeedleError,
     NoQuorum,
     NotLeader,
@@ -24,56 +27,33 @@ from needle.base.errors import (
     Overloaded,
     ProtocolError,
     SessionExpired,
+    StorageError,
     TooStale,
+    VersionMismatch,
 )
 from needle.base.ids import GroupId
 from needle.base.model import WriteResult
 from needle.base.protocol import WriteCall
 from needle.base.runtime import Rng
+from needle.client.attempts import Attempts, Unanswered
 from needle.client.directory import Directory
 from needle.client.session import WriteNumbers
 
-BACKOFF_MIN = 0.005
-BACKOFF_MAX = 0.25
-ATTEMPT_SECONDS_MIN = 1.0
 CONNECT_SECONDS_MAX = 1.0
 HINTS_MAX = 3
 
 MakeBody = Callable[[float], bytes]
 """The request's body, given the seconds that the node may take."""
 
+_JUDGED_BY_THE_LOG = (AlreadyExists, VersionMismatch, CollectionExists)
+"""What only applying a write can find: the answer of a numbered write, however often it was sent."""
 
-class _Attempts:
-    """The bookkeeping of one call: its deadline, what went wrong last, whether a write may have been executed."""
 
-    __slots__ = ("backoff", "deadline", "hints", "last", "loop", "sent", "unknown", "whole")
-
-    def __init__(self, timeout: float) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.whole = timeout
-        self.deadline = self.loop.time() + timeout
-        self.backoff = BACKOFF_MIN
-        self.hints = 0
-        self.last: NeedleError | None = None
-        self.sent = False
-        self.unknown = False
-
-    def left(self) -> float:
-        return self.deadline - self.loop.time()
-
-    def attempt_seconds(self) -> float:
-        """A node that is paused must not use up the whole timeout, a slow one must not be asked twice too soon."""
-        return min(self.left(), max(ATTEMPT_SECONDS_MIN, self.whole / 5))
-
-    def next_pause(self, rng: Rng) -> float:
-        """How long to wait before the next attempt: longer each time, at a random point so that clients spread out."""
-        seconds = min(max(0.0, self.left()), self.backoff * rng.uniform(0.5, 1.5))
-        self.backoff = min(BACKOFF_MAX, self.backoff * 2)
-        return seconds
-
-    async def pause(self, rng: Rng) -> None:
-        """Wait before the next attempt."""
-        await asyncio.sleep(self.next_pause(rng))
+def _written(answer: bytes) -> WriteResult:
+    try:
+        return protocol.decode(answer, WriteResult)
+    except ProtocolError as error:
+        raise OutcomeUnknown(f"the write was answered, but {error.message}") from error
 
 
 class GroupClient:
@@ -87,6 +67,7 @@ class GroupClient:
         self._caller = directory.caller
         self._rng = rng
         self._prefer = prefer
+        self._unanswered = Unanswered(group, directory)
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
         self._write = protocol.WRITE
@@ -101,7 +82,7 @@ class GroupClient:
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult:
         """Execute a command exactly once. Raises its own error, OutcomeUnknown, NoQuorum or DeadlineExceeded."""
-        attempts = _Attempts(timeout)
+        attempts = Attempts(timeout)
         while True:
             numbers = self._numbers
             if numbers is None:
@@ -109,25 +90,31 @@ class GroupClient:
             session = numbers.next()
             try:
                 answer = await self._ask_leader(self._write, self._body(make(session)), attempts)
-                result = protocol.decode(answer, WriteResult)
+                result = _written(answer)
                 self.saw(result.index)
                 return result
-            except SessionExpired as error:
-                if self._numbers is numbers:
+            except NeedleError as error:
+                if isinstance(error, SessionExpired) and self._numbers is numbers:
                     self._numbers = None
-                if attempts.unknown:
+                if attempts.unknown and not self._is_answer(error):
+                    # Whatever is said of this attempt, an earlier one may have been executed.
                     raise OutcomeUnknown(
-                        "the write was sent before, no answer came, and its session is not known any more: "
-                        + error.message
+                        f"the write was sent before and no answer came; now {error.message}"
                     ) from error
+                if not isinstance(error, SessionExpired):
+                    raise
             finally:
                 numbers.done(session.seq)
+
+    def _is_answer(self, error: NeedleError) -> bool:
+        """Whether an error is this numbered write's own outcome, also if earlier attempts were sent."""
+        return isinstance(error, (OutcomeUnknown, *_JUDGED_BY_THE_LOG))
 
     def _body(self, command: Command) -> MakeBody:
         group, data = self.group, encode(command)
         return lambda seconds: protocol.encode(WriteCall(group, data, seconds))
 
-    async def _open(self, attempts: _Attempts) -> WriteNumbers:
+    async def _open(self, attempts: Attempts) -> WriteNumbers:
         """Open a session; concurrent writes share the attempt."""
         if self._opening is None:
             self._opening = attempts.loop.create_task(self._open_session(attempts.whole))
@@ -141,7 +128,7 @@ class GroupClient:
     async def _open_session(self, timeout: float) -> WriteNumbers:
         body = self._body(OpenSession(self._rng.getrandbits(64)))
         try:
-            answer = await self._ask_leader(self._write, body, _Attempts(timeout))
+            answer = await self._ask_leader(self._write, body, Attempts(timeout))
         except OutcomeUnknown as error:
             # Whether the session was opened does not matter: the caller's write was never sent.
             raise DeadlineExceeded(f"no session could be opened: {error.message}") from error
@@ -156,41 +143,47 @@ class GroupClient:
     # --- the leader --------------------------------------------------------------------------------------------------
     async def ask_leader(self, method: str, make_body: MakeBody, timeout: float) -> bytes:
         """Ask the leader, repeating until it answers; for reads and calls that may be repeated."""
-        return await self._ask_leader(method, make_body, _Attempts(timeout))
+        return await self._ask_leader(method, make_body, Attempts(timeout))
 
-    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: _Attempts) -> bytes:
+    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> bytes:
         directory = self._directory
         while True:
-            if attempts.left() <= 0:
+            if (left := attempts.left()) <= 0:
                 self._too_late(attempts, writing=method is self._write)
             address = directory.known_leader(self.group)
             if address is None:
-                address = await directory.find_leader(self.group, attempts.left())
+                address = await directory.find_leader(self.group, left)
             if address is None:
                 self._check_refusal()
                 await self._unreached(attempts)
                 continue
             attempts.sent = False
             try:
-                seconds = attempts.attempt_seconds()
                 if not self._caller.connected(address):
-                    await self._caller.connect(address, min(seconds, CONNECT_SECONDS_MAX))
+                    await self._caller.connect(address, min(max(0.0, attempts.left()), CONNECT_SECONDS_MAX))
+                if (left := attempts.left()) <= 0:
+                    continue  # finding the leader and connecting took all the time there was
+                body = make_body(left)
                 attempts.sent = True
-                return await self._caller.call(address, method, make_body(seconds), seconds)
+                answer = await self._unanswered.call(address, method, body, left)
+                if answer is not None:
+                    return answer
+                attempts.unknown = True
+                attempts.last = DeadlineExceeded(f"{address} had not answered when another node was elected leader")
             except NeedleError as error:
-                if attempts.unknown and method is self._write and isinstance(error, CollectionNotFound):
-                    # Checked before the log: an earlier attempt may have been executed before the collection went.
-                    raise OutcomeUnknown(f"the write was sent before, no answer came; now {error.message}") from error
                 await self._after(error, address, attempts)
 
-    async def _after(self, error: NeedleError, address: str, attempts: _Attempts) -> None:
+    async def _after(self, error: NeedleError, address: str, attempts: Attempts) -> None:
         """Decide whether to go on after a failed attempt; raises `error` if repeating it cannot help."""
         directory = self._directory
-        if isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded):
+        if isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded | StorageError | Internal):
             attempts.unknown |= attempts.sent
-        elif not error.retryable:
-            raise error
         attempts.last = error
+        if not error.retryable and not isinstance(error, OutcomeUnknown | DiskFailed):
+            raise error  # a node whose disk failed ends; another will lead
+        if isinstance(error, DeadlineExceeded) and attempts.sent:
+            await attempts.pause(self._rng)  # it took too long: that says nothing about who leads
+            return
         if isinstance(error, Overloaded):
             attempts.backoff = max(attempts.backoff, 0.05)
             await attempts.pause(self._rng)
@@ -212,11 +205,11 @@ class GroupClient:
                 return
         await self._next_leader(attempts)
 
-    async def _unreached(self, attempts: _Attempts) -> None:
+    async def _unreached(self, attempts: Attempts) -> None:
         """No leader was found, or it cannot be reached: wait before the next attempt."""
         await self._next_leader(attempts)
 
-    async def _next_leader(self, attempts: _Attempts) -> None:
+    async def _next_leader(self, attempts: Attempts) -> None:
         """Wait before the next attempt, but no longer than until a node knows of a new leader."""
         await self._directory.await_leader(self.group, attempts.next_pause(self._rng))
 
@@ -226,7 +219,7 @@ class GroupClient:
         if directory.refusal is not None and len(directory.failures) == len(directory.addresses()):
             raise directory.refusal
 
-    def _too_late(self, attempts: _Attempts, *, writing: bool = False) -> NoReturn:
+    def _too_late(self, attempts: Attempts, *, writing: bool = False) -> NoReturn:
         why = self._directory.explain()
         last = f"; last error: {attempts.last.message}" if attempts.last is not None else ""
         if writing and attempts.unknown:
@@ -234,30 +227,40 @@ class GroupClient:
                 f"the write was sent but not answered within {attempts.whole:g} s; it may or may not take effect "
                 f"({why}{last})"
             )
-        if self._directory.known_leader(self.group) is None:
+        if isinstance(attempts.last, Overloaded | DiskFailed):
+            raise attempts.last  # by its name: it was like this until the end
+        leader = self._directory.known_leader(self.group)
+        if leader is None or isinstance(attempts.last, NoQuorum):
             raise NoQuorum(f"{self._named} has no leader after {attempts.whole:.3g} s: {why}{last}")
-        raise DeadlineExceeded(f"{self._named} did not answer within {attempts.whole:.3g} s: {why}{last}")
+        raise DeadlineExceeded(
+            f"{leader}, which leads {self._named}, did not answer within {attempts.whole:.3g} s{last}"
+        )
 
     # --- any replica -------------------------------------------------------------------------------------------------
     async def ask_any(self, method: str, make_body: MakeBody, timeout: float) -> bytes:
-        """Ask one replica after the other, in turn, until one answers."""
-        attempts = _Attempts(timeout)
+        """Ask one replica after the other, in turn, until one answers. One that works is waited for; one that fails, or
+        says nothing at all any more, is left for the next."""
+        attempts = Attempts(timeout)
         failures: dict[str, NeedleError] = {}
         while attempts.left() > 0:
             order = self._directory.in_turn(self._prefer)
             for address in order:
                 if (left := attempts.left()) <= 0:
                     break
-                seconds = min(left, ATTEMPT_SECONDS_MIN) if len(order) > 1 else left
                 try:
-                    return await self._caller.call(address, method, make_body(seconds), seconds)
+                    answer = await self._unanswered.call(
+                        address, method, make_body(left), left, anywhere=len(order) > 1
+                    )
+                    if answer is not None:
+                        return answer
+                    raise DeadlineExceeded("it says nothing at all any more")
                 except NeedleError as error:
-                    if not error.retryable and not isinstance(error, ProtocolError):
+                    if not error.retryable and not error.of_the_node:
                         raise
                     failures[address] = error
                     if not isinstance(error, TooStale | Overloaded):
                         self._directory.suspect(address)
-            if len(failures) == len(order) and all(isinstance(e, ProtocolError) for e in failures.values()):
+            if len(failures) == len(order) and not any(e.retryable for e in failures.values()):
                 raise next(iter(failures.values()))
             await attempts.pause(self._rng)
         return self._no_replica(failures, timeout)

@@ -38,8 +38,9 @@ from needle.base.model import WriteResult
 from needle.base.protocol import LeaderAnswer, WriteCall
 from needle.base.routing.topology import Topology
 from needle.base.runtime import Rng
+from needle.client.attempts import Attempts
 from needle.client.directory import Caller, Directory
-from needle.client.group import GroupClient, MakeBody, _Attempts
+from needle.client.group import GroupClient, MakeBody
 
 Refresh = Callable[[int, float], Coroutine[Any, Any, Topology]]
 ASK_SECONDS = 1.0
@@ -113,7 +114,12 @@ class ShardGroup(GroupClient):
 
         return body
 
-    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: _Attempts) -> bytes:
+    def _is_answer(self, error: NeedleError) -> bool:
+        return isinstance(error, StaleEpoch) or super()._is_answer(
+            error
+        )  # what is raised of it is judged in _ask_leader
+
+    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> bytes:
         while True:
             try:
                 return await super()._ask_leader(method, make_body, attempts)
@@ -128,14 +134,14 @@ class ShardGroup(GroupClient):
                 await self._refresh(int(stale.details.get("version") or 0), max(0.001, attempts.left()))
                 await attempts.pause(self._rng)
 
-    async def _after(self, error: NeedleError, address: str, attempts: _Attempts) -> None:
+    async def _after(self, error: NeedleError, address: str, attempts: Attempts) -> None:
         if isinstance(error, StaleEpoch):
             raise error
         if isinstance(error, ConnectionLost | DeadlineExceeded):
             self._look()  # it may have moved
         await super()._after(error, address, attempts)
 
-    async def _unreached(self, attempts: _Attempts) -> None:
+    async def _unreached(self, attempts: Attempts) -> None:
         """Nodes may have moved since this topology: ask for a newer one meanwhile."""
         await self._refresh(self._topology().version + 1, LOOK_SECONDS)
         await super()._unreached(attempts)
@@ -244,11 +250,13 @@ class ClusterShards:
         """Execute a command of the catalog through any node, until one answers: commands may be repeated."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        data, last = encode(command), ""
+        data, last, sent = encode(command), "", False
         while True:
             for address in self._in_turn():
                 left = deadline - loop.time()
                 if left <= 0:
+                    if sent:
+                        raise OutcomeUnknown(f"the catalog did not say within {timeout:g} s what became of it{last}")
                     raise DeadlineExceeded(f"the catalog did not answer within {timeout:g} s{last}")
                 seconds = min(left, max(ASK_SECONDS, timeout / 3))
                 try:
@@ -257,7 +265,8 @@ class ClusterShards:
                     )
                 except NeedleError as error:
                     if not error.retryable and not isinstance(error, OutcomeUnknown):
-                        raise
+                        raise  # judged by the catalog's log, which knows a command that is repeated
+                    sent |= isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded)
                     last = f"; last error: {error.message}"
                     continue
                 result = protocol.decode(answer, WriteResult)

@@ -12,6 +12,7 @@ import copy
 from typing import cast
 
 from needle.base.errors import (
+    ClientClosed,
     ConnectionLost,
     DeadlineExceeded,
     FrameTooLarge,
@@ -160,20 +161,34 @@ class ClientConnection(FrameConnection):
         why = f": {self._reason}" if self._reason is not None else ""
         return ConnectionLost(f"the connection to {self._link.address} is lost{why}", address=self._link.address)
 
+    def end(self, error: NeedleError) -> None:
+        """Close; calls in flight end with `error` now, whether or not the peer still reads."""
+        if self._reason is None:
+            self._reason = error
+        self._fail_pending(error)
+        self.close()
+
+    def _fail_pending(self, error: NeedleError | None = None) -> None:
+        pending, self._pending = self._pending, {}
+        for future, _ in pending.values():
+            if not future.done():
+                future.set_exception(copy.copy(error) if error is not None else self.lost_error())
+
     def on_lost(self, error: Exception | None) -> None:
         if self._reason is None and error is not None:
             self._reason = ConnectionLost(str(error), address=self._link.address)
         if self._sweep is not None:
             self._sweep.cancel()
-        pending, self._pending = self._pending, {}
-        for future, _ in pending.values():
-            if not future.done():
-                future.set_exception(self.lost_error())
+        self._fail_pending()
         if not self.ready.done():
             self.ready.set_exception(copy.copy(self._reason) if self._reason is not None else self.lost_error())
             self.ready.exception()  # also when nobody waits any more, it counts as seen
         self._release_writers()
         self._link.lost(self)
+
+
+def _closed() -> ClientClosed:
+    return ClientClosed("this client is closed")
 
 
 class Link:
@@ -200,14 +215,17 @@ class Link:
         if self.connection is connection:
             self.connection = None
 
-    def drop(self) -> None:
-        """Close the connection and end the attempt, if any."""
+    def drop(self, error: NeedleError | None = None) -> None:
+        """Close the connection and end the attempt, if any; calls in flight end with `error` (ConnectionLost)."""
         if self.connecting is not None:
             self.connecting.cancel()
             self.connecting = None
         if self.connection is not None:
             connection, self.connection = self.connection, None
-            connection.close()
+            if error is not None:
+                connection.end(error)
+            else:
+                connection.close()
 
 
 class RpcClient:
@@ -295,11 +313,12 @@ class RpcClient:
             link.drop()
 
     async def close(self) -> None:
-        """Close every connection. Idempotent."""
+        """Close every connection; calls in flight end with ClientClosed, as do later ones. Idempotent."""
         self._closed = True
-        tasks = [link.connecting for link in self._links.values() if link.connecting is not None]
-        for address in list(self._links):
-            self.forget(address)
+        links, self._links = list(self._links.values()), {}
+        tasks = [link.connecting for link in links if link.connecting is not None]
+        for link in links:
+            link.drop(_closed())
         if tasks:
             await asyncio.wait(tasks)
 
@@ -328,7 +347,7 @@ class RpcClient:
 
     def _why_not(self, link: Link) -> NeedleError:
         if self._closed:
-            return ConnectionLost("this RPC client is closed")
+            return _closed()
         if link.error is None:
             return ConnectionLost(f"no connection to {link.address}", address=link.address)
         return copy.copy(link.error)

@@ -6,6 +6,7 @@ commit and apply. Whatever a caller sends, it gets one answer or one NeedleError
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -61,6 +62,7 @@ from needle.server.hosted import (
 )
 from needle.server.ports import PeerLike
 from needle.shard.index_budget import FieldName
+from needle.shard.records import StoredDocument
 from needle.shard.segment_builds import Progress
 
 Method = Callable[[Any, Any], Awaitable[bytes]]
@@ -230,12 +232,14 @@ class RpcService:
     async def _search(self, call: SearchCall, claim: Claim | None = None) -> HitBatch:
         """claim: what a shard must own to answer."""
         self.reading += 1
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _timeout(call.freshness.timeout)
         try:
             request = msgspec.structs.replace(call.request, claim=claim)
             if self._may_search_early(call):
                 return await self._search_early(call, request)
             hosted = await self._fresh(call.group, call.freshness)
-            return await hosted.batcher.search(request)
+            return await hosted.batcher.search(request, deadline - loop.time())
         finally:
             self.reading -= 1
 
@@ -252,27 +256,40 @@ class RpcService:
     async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
         """Search while the round confirms this leader, instead of after it. What was found counts only if the round is
         confirmed and what it asks for was applied when the search looked; otherwise it is searched again."""
-        search = self._node.hosted(call.group).batcher.search
+        search, loop = self._node.hosted(call.group).batcher.search, asyncio.get_running_loop()
+        deadline = loop.time() + call.freshness.timeout
         confirmed = self._host.begin_read(call.group, _timeout(call.freshness.timeout))
         found: HitBatch | None = None
         try:
             # These are true of this state, which may be old.
             with contextlib.suppress(InvalidArgument, CollectionNotFound, StaleEpoch):
-                found = await search(request)
+                found = await search(request, deadline - loop.time())
             index = await confirmed
         finally:
             confirmed.cancel()
-        return found if found is not None and found.applied_index >= index else await search(request)
+        return (
+            found
+            if found is not None and found.applied_index >= index
+            else await search(request, deadline - loop.time())
+        )
 
     async def _get(self, call: GetCall, claim: Claim | None = None) -> DocumentBatch:
         limit = 10_000
         if len(call.ids) > limit:
             raise invalid("ids", f"{len(call.ids)} ids", f"at most {limit} in one call")
         self.reading += 1
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _timeout(call.freshness.timeout)
         try:
             hosted = await self._fresh(call.group, call.freshness)
             applied = self._host.applied_index(call.group)
-            found = await self._node.blocking(hosted.replica.get, call.collection, call.ids, call.with_vectors, claim)
+
+            def read() -> list[StoredDocument]:
+                if loop.time() > deadline:
+                    raise DeadlineExceeded("the call's time was over before it could begin")
+                return hosted.replica.get(call.collection, call.ids, call.with_vectors, claim)
+
+            found = await self._node.blocking(read)
         finally:
             self.reading -= 1
         return DocumentBatch(
@@ -424,6 +441,8 @@ def _judged(hosted: HostedReplica, call: WriteCall) -> bytes:
 
 def _timeout(seconds: float) -> float:
     """What a caller allows us, bounded: nothing waits for ever on behalf of a caller that is long gone."""
+    if -86_400 <= seconds <= 0:
+        raise DeadlineExceeded(f"the call's time was over {-seconds:g} s before it arrived; nothing was done")
     if not 0 < seconds <= 86_400:
         raise invalid("timeout", seconds, "seconds, more than 0 and at most 86400")
     return seconds

@@ -7,6 +7,9 @@ searches/s with a thread each, 2,475 in micro-batches of 16.
 Collections take turns: a batch takes what one of them waits for, and others join it only if all that they wait for
 fits. So thousands of slow searches of one collection delay a search of another by the batches that run, no more.
 
+Invariant: no search is begun whose caller has gone or whose time is over, and one that cannot be begun in its time, by
+what searches took lately, is refused at once.
+
 It does not know what a search is.
 """
 
@@ -16,17 +19,22 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from needle.base.errors import NeedleError, Overloaded
+from needle.base.errors import DeadlineExceeded, NeedleError, Overloaded
 from needle.base.model import HitBatch, SearchRequest
 from needle.base.runtime import Pool
 
-SearchMany = Callable[[list[SearchRequest]], list[HitBatch | NeedleError]]
-_Waiting = tuple[SearchRequest, "asyncio.Future[HitBatch]"]
+Wanted = Callable[[int], bool]
+"""Whether somebody still waits for the answer to the search at this place of the batch. Called in any thread."""
+SearchMany = Callable[[list[SearchRequest], Wanted], list[HitBatch | NeedleError]]
+_Waiting = tuple[SearchRequest, "asyncio.Future[HitBatch]", float]
+"""The last: the loop time at which it is over."""
+_DECAY = 0.8
+"""What a batch counts for in the rate of searches when the next one has ended."""
 
 
 class SearchBatcher:
-    """search_many: blocking; answers in the order asked, an error in place of an answer. waiting_max: more are refused
-    with Overloaded."""
+    """search_many: blocking; answers in the order asked, an error in place of an answer (of one that nobody wants any
+    more, DeadlineExceeded will do). waiting_max: more are refused with Overloaded."""
 
     def __init__(
         self,
@@ -46,29 +54,50 @@ class SearchBatcher:
         self._count = 0
         self._in_flight: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._worked = 0.0  # seconds of workers, and the searches that they answered in them; old ones count less
+        self._answered = 0.0
 
-    async def search(self, request: SearchRequest) -> HitBatch:
-        """The answer to one search. Raises its NeedleError, or Overloaded."""
+    async def search(self, request: SearchRequest, timeout: float = float("inf")) -> HitBatch:
+        """The answer to one search. timeout: seconds within which it must have begun. Raises its NeedleError,
+        DeadlineExceeded, or Overloaded."""
         own = len(self._waiting.get(request.collection, ()))
         # A quarter of the room is never taken by one collection alone.
         if self._count >= self._waiting_max or own >= self._waiting_max - self._waiting_max // 4:
             raise Overloaded(f"{self._count} searches wait already", limit=self._waiting_max)
+        if self._count and (wait := self._expected_wait(own)) > timeout:
+            raise Overloaded(
+                f"{self._count} searches wait already, for about {wait:.1f} s; this one has {timeout:.1f} s",
+                waiting=self._count,
+            )
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[HitBatch] = loop.create_future()
-        self._waiting.setdefault(request.collection, deque()).append((request, answer))
+        self._waiting.setdefault(request.collection, deque()).append((request, answer, loop.time() + timeout))
         self._count += 1
         if not self._scheduled and len(self._in_flight) < self._in_flight_max:
             self._scheduled = True
             loop.call_soon(self._start)
         return await answer
 
+    def _expected_wait(self, own: int) -> float:
+        """Seconds until the workers begin a search of a collection of which `own` wait, at the rate of the last batches.
+        Others go first as far as they are there, a batch for each of its own collection's."""
+        if not self._answered:
+            return 0.0
+        ahead = min(self._count, (own + self._batch_max) * len(self._waiting))
+        return ahead * self._worked / self._answered / self._in_flight_max
+
     def _start(self) -> None:
         """Start as many batches as there are free workers, sharing what waits between them."""
         self._scheduled = False
+        now = asyncio.get_running_loop().time()
         while self._waiting and len(self._in_flight) < self._in_flight_max:
             free = self._in_flight_max - len(self._in_flight)
-            taken = self._take(min(self._batch_max, -(-self._count // free)))
-            batch = [(request, answer) for request, answer in taken if not answer.done()]
+            batch: list[_Waiting] = []
+            for waiting in self._take(min(self._batch_max, -(-self._count // free))):
+                if not waiting[1].done() and waiting[2] <= now:
+                    waiting[1].set_exception(DeadlineExceeded("the search's time was over before it could begin"))
+                if not waiting[1].done():
+                    batch.append(waiting)
             if batch:
                 task = asyncio.ensure_future(self._run(batch))
                 self._in_flight.add(task)
@@ -95,17 +124,25 @@ class SearchBatcher:
 
     async def _run(self, batch: list[_Waiting]) -> None:
         results: list[HitBatch | NeedleError]
+        loop = asyncio.get_running_loop()
+
+        def wanted(at: int) -> bool:
+            return not batch[at][1].done() and batch[at][2] > loop.time()
+
+        start = loop.time()
         try:
-            results = await self._pool.run(self._search_many, [request for request, _ in batch])
+            results = await self._pool.run(self._search_many, [waiting[0] for waiting in batch], wanted)
         except BaseException as error:
             # Whatever went wrong, nobody may be left waiting; anything but a NeedleError is also raised here.
-            for _, answer in batch:
+            for _, answer, _ in batch:
                 if not answer.done():
                     answer.cancel() if isinstance(error, asyncio.CancelledError) else answer.set_exception(error)
             if isinstance(error, asyncio.CancelledError):
                 raise
             return
-        for (_, answer), result in zip(batch, results, strict=True):
+        self._worked = self._worked * _DECAY + loop.time() - start
+        self._answered = self._answered * _DECAY + len(batch)
+        for (_, answer, _), result in zip(batch, results, strict=True):
             if answer.done():
                 continue
             if isinstance(result, NeedleError):
@@ -115,7 +152,7 @@ class SearchBatcher:
 
     async def close(self) -> None:
         """Refuse what waits and let running batches end."""
-        for _, answer in self._take(self._count):
+        for _, answer, _ in self._take(self._count):
             if not answer.done():
                 answer.set_exception(Overloaded("the node is stopping"))
         if self._in_flight:

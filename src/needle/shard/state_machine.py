@@ -26,7 +26,7 @@ import immutables
 
 from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
-from needle.base.errors import CollectionNotFound, CorruptSnapshot, NeedleError, StorageError
+from needle.base.errors import CollectionNotFound, CorruptSnapshot, DeadlineExceeded, NeedleError, StorageError
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.shard.batch import Batch, decode_entry, runs
 from needle.shard.digest import replica_digest
@@ -258,9 +258,12 @@ class Replica:
             raise found
         return found
 
-    def search_many(self, requests: list[SearchRequest]) -> list[HitBatch | NeedleError]:
+    def search_many(
+        self, requests: list[SearchRequest], wanted: Callable[[int], bool] = lambda _: True
+    ) -> list[HitBatch | NeedleError]:
         """Searches that share collection, k and options go as one matrix product or faiss call; each answer, or why
-        there is none, stands where its request stood. All see the same applied index."""
+        there is none, stands where its request stood. All see the same applied index. wanted: whether somebody still
+        waits for the answer to the request at that place; looked at just before the work."""
         self._check_usable()
         groups: dict[tuple[object, ...], list[int]] = {}
         for at, r in enumerate(requests):
@@ -269,7 +272,10 @@ class Replica:
         results: dict[int, HitBatch | NeedleError] = {}
         with self._in_flight.enter():
             view = self._view
-            for members in groups.values():
+            for grouped in groups.values():
+                members = [at for at in grouped if wanted(at)]
+                if not members:
+                    continue
                 asked = [requests[at] for at in members]
                 try:
                     check_claim(view.fence, asked[0].claim, view.at.index)
@@ -278,7 +284,8 @@ class Replica:
                 except NeedleError as error:
                     answers = [error] * len(asked)
                 results.update(zip(members, answers, strict=True))
-        return [results[at] for at in range(len(requests))]
+        late = DeadlineExceeded("the search's time was over before it could begin")
+        return [results.get(at, late) for at in range(len(requests))]
 
     @staticmethod
     def _collection(view: ReplicaView, name: str) -> CollectionView:

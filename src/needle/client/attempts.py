@@ -1,0 +1,139 @@
+"""One call's time and what its attempts told; and the watch over requests that a leader is long in answering.
+
+Invariant: a request has all the time that its call has left, so a node that works on it is waited for and is not asked
+twice. It is given up for another leader that was elected after it was sent, or, where any replica may answer, for
+another node when its own says nothing at all. Knows no documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from needle.base.errors import NeedleError
+from needle.base.ids import GroupId
+from needle.base.runtime import Rng
+from needle.client.directory import Directory
+
+BACKOFF_MIN = 0.005
+BACKOFF_MAX = 0.25
+PATIENCE_SECONDS = 1.0
+"""A request without an answer for so long: ask the other nodes whether they have a new leader. Also how long they may
+wait for one before they answer."""
+
+
+class Attempts:
+    """The bookkeeping of one call: its deadline, what went wrong last, whether a write may have been executed."""
+
+    __slots__ = ("backoff", "deadline", "hints", "last", "loop", "sent", "unknown", "whole")
+
+    def __init__(self, timeout: float) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.whole = timeout
+        self.deadline = self.loop.time() + timeout
+        self.backoff = BACKOFF_MIN
+        self.hints = 0
+        self.last: NeedleError | None = None
+        self.sent = False
+        self.unknown = False
+
+    def left(self) -> float:
+        """Seconds until the deadline; negative once it has passed."""
+        return self.deadline - self.loop.time()
+
+    def next_pause(self, rng: Rng) -> float:
+        """How long to wait before the next attempt: longer each time, at a random point so that clients spread out."""
+        seconds = min(max(0.0, self.left()), self.backoff * rng.uniform(0.5, 1.5))
+        self.backoff = min(BACKOFF_MAX, self.backoff * 2)
+        return seconds
+
+    async def pause(self, rng: Rng) -> None:
+        """Wait before the next attempt."""
+        await asyncio.sleep(self.next_pause(rng))
+
+
+class _Asked:
+    __slots__ = ("address", "anywhere", "limit", "since", "term")
+
+    def __init__(self, address: str, anywhere: bool, since: float, term: int, limit: asyncio.Timeout) -> None:
+        self.address = address
+        self.anywhere = anywhere
+        self.since = since
+        self.term = term
+        self.limit = limit
+
+
+class Unanswered:
+    """The requests to one group's replicas that wait for their answer. While all are young they cost a timer; when one
+    is old, the nodes are asked what became of the leader and of the node it waits for, once for all that wait."""
+
+    def __init__(self, group: GroupId, directory: Directory) -> None:
+        self._group = group
+        self._directory = directory
+        self._asked: dict[_Asked, None] = {}  # the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def call(
+        self, address: str, method: str, body: bytes, seconds: float, *, anywhere: bool = False
+    ) -> bytes | None:
+        """The answer of the node at `address`, the leader. None if it was given up: another node was elected leader,
+        or, for a request that may be answered anywhere, the node says nothing at all any more."""
+        loop, directory = asyncio.get_running_loop(), self._directory
+        asked: _Asked | None = None
+        try:
+            async with asyncio.timeout(None) as limit:
+                asked = _Asked(address, anywhere, loop.time(), directory.term(self._group), limit)
+                self._asked[asked] = None
+                if self._timer is None and self._watch is None and seconds > PATIENCE_SECONDS:
+                    self._timer = loop.call_later(PATIENCE_SECONDS, self._look)
+                answer = await directory.caller.call(address, method, body, seconds)
+        except TimeoutError:
+            return None
+        finally:
+            if asked is not None:
+                self._asked.pop(asked, None)
+        directory.heard(address)
+        return answer
+
+    def _look(self) -> None:
+        """Watch over the oldest request, or come back when it is old."""
+        self._timer = None
+        oldest = next(iter(self._asked), None)
+        if oldest is None:
+            return
+        loop = asyncio.get_running_loop()
+        young = oldest.since + PATIENCE_SECONDS - loop.time()
+        if young > 0:
+            self._timer = loop.call_later(young, self._look)
+        else:
+            self._watch = loop.create_task(self._watch_over())
+            self._watch.add_done_callback(self._watched)
+
+    def _watched(self, task: asyncio.Task[None]) -> None:
+        self._watch = None
+        if not task.cancelled() and task.exception() is None:
+            self._look()
+
+    async def _watch_over(self) -> None:
+        """Ask the nodes for a later leader and whether those that are slow are there; give up what waits in vain."""
+        group, directory, loop = self._group, self._directory, asyncio.get_running_loop()
+        start = loop.time()
+        old = [asked for asked in self._asked if asked.since + PATIENCE_SECONDS <= start]
+        # All of them: whoever gives up at the deadline says which did not answer.
+        asking: list[Coroutine[Any, Any, object]] = [directory.ask(there, group) for there in directory.addresses()]
+        if not all(asked.anywhere for asked in old):
+            asking.append(directory.await_leader(group, PATIENCE_SECONDS))
+        await asyncio.gather(*asking)
+        leader, term = directory.known_leader(group), directory.term(group)
+        for asked in old:
+            if asked not in self._asked:
+                continue
+            # Nodes that route for every caller lead in no term; any of them will do.
+            silent = (asked.anywhere or term == 0) and not directory.heard_since(asked.address, start)
+            if silent:
+                directory.forget_leader(group, asked.address)
+            if silent or (leader not in (None, asked.address) and term > asked.term and not asked.anywhere):
+                del self._asked[asked]
+                asked.limit.reschedule(loop.time())

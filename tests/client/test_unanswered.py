@@ -1,0 +1,260 @@
+"""A request that takes long is waited for, once; it is left only for a later leader, or where any node may answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from harness.process_cluster import wait_for
+from harness.scripted_network import ADDRESSES, VECTOR, Network, numbers
+from needle.base import protocol
+from needle.base.errors import (
+    AlreadyExists,
+    ClientClosed,
+    CollectionNotFound,
+    ConnectionLost,
+    DeadlineExceeded,
+    DiskFailed,
+    Internal,
+    InvalidArgument,
+    NeedleError,
+    NoQuorum,
+    OutcomeUnknown,
+    Overloaded,
+    ProtocolError,
+    StorageError,
+    UnsupportedVersion,
+    VersionMismatch,
+    WrongCluster,
+)
+from needle.base.protocol import LeaderAnswer, SearchCall, WriteCall
+from needle.client import Client
+from needle.client import attempts as attempts_of_calls
+
+
+class SlowNetwork(Network):
+    """Nodes in `held` begin what they are asked and answer once `release` is set; those in `paused` say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: set[str] = set()
+        self.paused: set[str] = set()
+        self.release = asyncio.Event()
+        self.asked: list[tuple[str, str, float]] = []
+        self.search_script: list[NeedleError] = []
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        node = next(name for name, there in ADDRESSES.items() if there == address)
+        if method in (protocol.SEARCH, protocol.WRITE):
+            given = (
+                protocol.decode(body, SearchCall).freshness.timeout
+                if method == protocol.SEARCH
+                else protocol.decode(body, WriteCall).timeout
+            )
+            self.asked.append((node, method, given))
+        try:
+            async with asyncio.timeout(timeout):
+                if node in self.paused:
+                    await asyncio.Event().wait()
+                if node in self.held and method != protocol.LEADER:
+                    await self.release.wait()
+                if method == protocol.SEARCH and self.search_script:
+                    raise self.search_script.pop(0)
+                return await super().call(address, method, body, timeout)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer from {address} in time") from None
+
+    def searched(self) -> list[str]:
+        return [node for node, method, _ in self.asked if method == protocol.SEARCH]
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts_of_calls, "PATIENCE_SECONDS", 0.05)
+
+
+@pytest.fixture
+def network() -> SlowNetwork:
+    return SlowNetwork()
+
+
+@pytest.fixture
+def client(network: SlowNetwork) -> Client:
+    return Client(network, ADDRESSES.values(), rng=random.Random(1))
+
+
+async def rounds(network: SlowNetwork, count: int) -> None:
+    """Until the watch over slow requests has asked the nodes so often."""
+    before = len(network.calls)
+    await wait_for(lambda: len(network.calls) - before >= 3 * count, 30, "the nodes are asked who leads")
+
+
+@pytest.mark.parametrize("mode", ["strong", "leased", "eventual"])
+async def test_a_slow_search_is_asked_once_and_has_the_whole_time(
+    network: SlowNetwork, client: Client, mode: str
+) -> None:
+    network.held = set(ADDRESSES)
+    search = asyncio.create_task(client.search(VECTOR, 1, mode=mode, timeout=60))
+    await wait_for(lambda: network.searched() != [], 30, "the search arrives")
+    await rounds(network, 4)
+    network.release.set()
+    assert await search == []
+    assert len(network.searched()) == 1
+    assert network.asked[-1][2] > 50, "the deadline travels with the request"
+
+
+async def test_many_slow_searches_share_one_watch(network: SlowNetwork, client: Client) -> None:
+    network.held = {"n1"}
+    searches = [asyncio.create_task(client.search(VECTOR, 1, timeout=60)) for _ in range(50)]
+    await wait_for(lambda: len(network.searched()) == 50, 30, "the searches arrive")
+    network.calls.clear()
+    await rounds(network, 4)
+    assert len(network.calls) < 50
+    network.release.set()
+    await asyncio.gather(*searches)
+    assert network.searched() == ["n1"] * 50
+
+
+async def test_a_paused_leader_is_left_for_the_next_one_and_a_write_keeps_its_number(
+    network: SlowNetwork, client: Client
+) -> None:
+    await client.insert("a", VECTOR)
+    network.paused = {"n1"}
+    write = asyncio.create_task(client.insert("b", VECTOR, timeout=60))
+    search = asyncio.create_task(client.search(VECTOR, 1, timeout=60))
+    await wait_for(lambda: len(network.asked) == 4, 30, "both wait for n1")
+    network.elect("n3")
+    await asyncio.wait_for(asyncio.gather(write, search), 30)
+    assert numbers(network) == [(100, 1), (100, 2)]
+    assert [node for node, _ in network.writes] == ["n1", "n3"]
+
+
+async def test_an_eventual_search_leaves_a_node_that_says_nothing(network: SlowNetwork, client: Client) -> None:
+    network.paused = {"n1", "n2"}
+    await asyncio.wait_for(client.search_eventual(VECTOR, 1, timeout=60), 30)
+    assert network.searched()[-1] == "n3"
+
+
+async def test_a_node_that_routes_for_all_and_says_nothing_is_left_for_another(
+    network: SlowNetwork, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        answer = await SlowNetwork.call(network, address, method, body, timeout)
+        if method == protocol.LEADER:
+            told = protocol.decode(answer, LeaderAnswer)
+            return protocol.encode(LeaderAnswer(told.node_id, told.node_id, 0, ADDRESSES))
+        return answer
+
+    network.waits = False
+    monkeypatch.setattr(network, "call", call)
+    await client.search(VECTOR, 1)
+    network.paused = {network.searched()[0]}
+    await asyncio.wait_for(client.search(VECTOR, 1, timeout=60), 30)
+    assert len(network.searched()) == 3
+    assert network.searched()[2] not in network.paused
+
+
+async def test_a_search_that_takes_too_long_is_not_called_a_missing_leader(
+    network: SlowNetwork, client: Client
+) -> None:
+    network.held = {"n1"}
+    with pytest.raises(DeadlineExceeded, match=r"h:1, which leads .* did not answer within 0.3 s"):
+        await client.search(VECTOR, 1, timeout=0.3)
+    assert network.searched() == ["n1"]
+
+
+async def test_overload_is_told_by_its_name_when_it_lasts(network: SlowNetwork, client: Client) -> None:
+    network.search_script = [Overloaded("4096 searches wait already")] * 2
+    await client.search(VECTOR, 1)
+    network.search_script = [Overloaded("4096 searches wait already")] * 1000
+    with pytest.raises(Overloaded, match="4096"):
+        await client.search(VECTOR, 1, timeout=0.3)
+    assert len(network.searched()) < 12, "with pauses"
+
+
+async def test_a_search_for_the_leader_that_takes_all_the_time_sends_no_negative_timeout(
+    network: SlowNetwork, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.insert("a", VECTOR)
+    real = client._directory.find_leader
+
+    async def late(group: int, timeout: float) -> str | None:
+        assert timeout > 0
+        found = await real(group, 5)
+        await asyncio.sleep(timeout + 0.001)  # as on a machine that is busy: the caller is run late
+        return found
+
+    monkeypatch.setattr(client._directory, "find_leader", late)
+    network.script = [ConnectionLost("gone")] * 100
+    with pytest.raises(OutcomeUnknown):
+        await client.insert("b", VECTOR, timeout=0.2)
+    client._directory.set_leader(1, None)
+    with pytest.raises(NeedleError) as told:
+        await client.search(VECTOR, 1, timeout=0.01)
+    assert not isinstance(told.value, InvalidArgument)
+    assert all(given > 0 for _, _, given in network.asked)
+
+
+ERRORS: list[type[NeedleError]] = [
+    InvalidArgument, CollectionNotFound, ProtocolError, UnsupportedVersion, WrongCluster, Internal, StorageError,
+    DiskFailed, NoQuorum, Overloaded, DeadlineExceeded, ConnectionLost, ClientClosed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+async def test_after_an_attempt_of_unknown_fate_no_error_says_that_nothing_happened(
+    network: SlowNetwork, client: Client, kind: type[NeedleError]
+) -> None:
+    network.script = [OutcomeUnknown("leader lost"), *[kind("refused")] * 1000]
+    with pytest.raises(OutcomeUnknown):
+        await client.insert("a", VECTOR, timeout=0.3)
+
+
+@pytest.mark.parametrize("kind", [VersionMismatch, AlreadyExists])
+async def test_what_only_the_log_can_find_is_the_answer_however_often_it_was_sent(
+    network: SlowNetwork, client: Client, kind: type[NeedleError]
+) -> None:
+    network.script = [OutcomeUnknown("leader lost"), kind("as the log says")]
+    with pytest.raises(kind):
+        await client.compare_and_set("a", 3, VECTOR)
+
+
+async def test_nodes_that_refuse_us_later_do_not_undo_what_was_sent(network: SlowNetwork, client: Client) -> None:
+    await client.insert("a", VECTOR)
+    real = network.call
+
+    async def refusing(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        if method == protocol.LEADER:
+            raise WrongCluster("theirs, not ours")
+        return await real(address, method, body, timeout)
+
+    network.call = refusing  # type: ignore[method-assign]
+    network.script = [ConnectionLost("gone")] * 1000
+    with pytest.raises(OutcomeUnknown):
+        await client.insert("b", VECTOR, timeout=0.5)
+
+
+async def test_an_answer_that_cannot_be_read_leaves_a_write_unknown(network: SlowNetwork, client: Client) -> None:
+    await client.insert("a", VECTOR)
+    real = network.call
+
+    async def garbled(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        answer = await real(address, method, body, timeout)
+        return b"\xff" if method == protocol.WRITE else answer
+
+    network.call = garbled  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknown):
+        await client.insert("b", VECTOR, timeout=0.5)
+
+
+async def test_a_read_that_a_broken_disk_refuses_is_answered_by_another_replica(
+    network: SlowNetwork, client: Client
+) -> None:
+    network.search_script = [DiskFailed("input/output error")]
+    await client.search_eventual(VECTOR, 1)
+    assert len(set(network.searched())) == 2
+    network.search_script = [StorageError("damaged")] * 3
+    with pytest.raises(StorageError):
+        await client.search_eventual(VECTOR, 1, timeout=60)
