@@ -1,4 +1,4 @@
-"""Searches that take long, over real sockets and threads: each is done once, and none for a caller whose time is over."""
+"""Searches that take long, over real sockets and threads: each is done once, and none for a caller that is late."""
 
 from __future__ import annotations
 
