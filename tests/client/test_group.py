@@ -183,3 +183,16 @@ async def test_a_session_read_carries_the_newest_index_seen(network: Network, cl
     assert group.last_index == 1
     await client.search_eventual(VECTOR, 1, session=True)
     assert group.last_index == 7
+
+
+async def test_of_documents_with_one_id_the_last_counts_wherever_the_batch_is_split(network: Network) -> None:
+    client = Client(network, ADDRESSES.values(), rng=random.Random(1), batch_bytes_max=100)
+    names = [f"d{n % 7}" for n in range(40)]
+    results = await client.insert_batch(
+        ids=names, vectors=[[float(n), 0.0] for n in range(40)], metadatas=list(range(40))
+    )
+    written = [
+        (name, json) for _, command in network.writes for name, json in zip(command.ids, command.metadata, strict=True)
+    ]
+    assert len(results) == len(network.writes) > 1
+    assert sorted(written) == [(f"d{n % 7}", b"%d" % n) for n in sorted(range(33, 40), key=lambda n: n % 7)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from needle.base.commands import Insert, OpenSession, Session, encode
 from needle.base.config import RaftConfig
 from needle.base.errors import NoQuorum, OutcomeUnknown
 from needle.base.protocol import WriteCall
+from needle.base.routing.strategy import ShardStrategy
 from needle.cluster.router import Router
 from needle.server.cluster_proxy import Proxy
 
@@ -57,16 +59,31 @@ def test_a_repeated_batch_writes_only_what_was_not_written() -> None:
     virtually(work())
 
 
-def test_a_batch_that_names_an_id_twice_is_not_repeated_in_part() -> None:
+def test_of_documents_with_one_id_the_last_is_written_once_also_in_a_batch_that_is_repeated() -> None:
     async def work() -> None:
         shards = FakeShards()
         proxy = proxy_of(shards)
         session = Session(await opened(proxy), 1, 1)
         shards.dead = {2}
-        for _ in range(2):
-            with pytest.raises(OutcomeUnknown):
-                await proxy.write(batch([*IDS, IDS[0]], session))
+        twice = batch([*IDS, IDS[0]], session)
+        with pytest.raises(OutcomeUnknown):
+            await proxy.write(twice)
+        shards.dead = set()
+        assert (await proxy.write(twice)).count == len(IDS)
         assert max(shards.log.values()) == 1
+        vector = next(held[IDS[0]][1] for held in shards.data.values() if IDS[0] in held)
+        assert vector == rows(len(IDS) + 1)[-8:]
+
+    virtually(work())
+
+
+def test_a_router_writes_the_last_of_an_id_also_where_its_documents_belong_to_different_shards() -> None:
+    async def work() -> None:
+        shards = FakeShards(strategy=ShardStrategy.custom("tenant"))
+        tenants = [msgspec.json.encode({"tenant": n}) for n in range(8)]
+        outcomes = await Router(shards).insert_batch("default", ["a"] * 8, memoryview(rows(8)), tenants, 5)
+        assert len({id(outcome) for outcome in outcomes}) == 1 and len(outcomes) == 8
+        assert [held["a"][1:] for held in shards.data.values() if held] == [(rows(8)[-8:], tenants[-1])]
 
     virtually(work())
 

@@ -35,7 +35,6 @@ CALLS: dict[str, tuple[type[NeedleError], str, Call]] = {
     "metadata that JSON cannot hold": (InvalidArgument, "metadata", lambda c: c.insert("a", GOOD, {"o": object()})),
     "NaN in metadata": (InvalidArgument, "metadata", lambda c: c.insert("a", GOOD, {"n": [float("nan")]})),
     "no such collection": (CollectionNotFound, "nowhere", lambda c: c.insert("a", GOOD, collection="nowhere")),
-    "an id twice in a batch": (InvalidArgument, "ids", lambda c: c.insert_batch([("a", GOOD), ("a", GOOD)])),
     "rows and ids that differ": (InvalidArgument, "vectors", lambda c: c.insert_batch(ids=["a"], vectors=[GOOD, GOOD])),
     "one bad vector in a batch": (
         InvalidArgument,

@@ -152,3 +152,15 @@ def test_close_is_idempotent_and_later_calls_say_so(tmp_path: Path) -> None:
         replica.apply(log.add(None))
     with pytest.raises(StorageError, match="closed"):
         replica.get("c", ["a"], False)
+
+
+def test_of_documents_with_one_id_in_an_entry_the_last_is_applied_alone(tmp_path: Path) -> None:
+    twice, once = open_replica(tmp_path / "twice"), open_replica(tmp_path / "once")
+    for replica, batch in (
+        (twice, put(["a", "b", "a"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [1, 2, 3])),
+        (once, put(["b", "a"], [[0, 1, 0], [0, 0, 1]], [2, 3])),
+    ):
+        _, result = replica.apply(Log().add(CreateCollection(spec()), batch))
+        assert result.count == 2
+    assert [found.metadata for found in twice.get("c", ["a"], False)] == [b"3"]
+    assert twice.digest() == once.digest()

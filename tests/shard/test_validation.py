@@ -52,7 +52,6 @@ BAD: dict[str, tuple[Command, str]] = {
     "no documents": (put([], []), "ids"),
     "too many documents": (put(list("abcdef"), [[1, 2, 3]] * 6), "ids"),
     "too many bytes": (put(["a", "b"], [[1, 2, 3]] * 2, ["x" * 150, "y" * 1900]), "batch"),
-    "twice the same id": (put(["a", "b", "a"], [[1, 2, 3]] * 3), "'a'"),
     "empty id": (one(""), "id"),
     "id of 513 bytes": (one("é" * 257), "id"),
     "id of 10 MB": (one("x" * 10_000_000), "id"),
@@ -73,7 +72,6 @@ BAD: dict[str, tuple[Command, str]] = {
     "expected below zero": (one(expected=-1), "expected"),
     "delete nothing": (Delete("c", []), "ids"),
     "delete with expected 0": (Delete("c", ["a"], 0), "expected"),
-    "delete twice": (Delete("c", ["a", "a"]), "ids"),
     "session seq 0": (one(session=Session(1, 0, 0)), "session.seq"),
     "session acked ahead": (one(session=Session(1, 2, 3)), "session.acked"),
     "nonce too large": (OpenSession(2**64), "nonce"),
@@ -182,3 +180,12 @@ def _lines(text: bytes) -> int:
     finally:
         sys.settrace(before)
     return count
+
+
+def test_of_documents_with_one_id_the_last_is_proposed_and_a_repeated_delete_counts_once() -> None:
+    checked = check_command(put(["a", "b", "a"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [1, 2, 3]), SPECS.get, LIMITS)
+    assert isinstance(checked, Insert)
+    assert (checked.ids, checked.metadata) == (["b", "a"], [b"2", b"3"])
+    assert checked.vectors == floats([0, 1, 0], [0, 0, 1])
+    twice = Delete("c", ["a", "a"])
+    assert check_command(twice, SPECS.get, LIMITS) == twice

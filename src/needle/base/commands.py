@@ -6,6 +6,8 @@ command is inside it; applying is deterministic.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from needle.base.errors import UnsupportedFormat
@@ -53,7 +55,7 @@ class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
     """Insert or replace documents, all or none. vectors: len(ids) x dimensions little-endian float32 (already
     normalised by the proposer for cosine). metadata: JSON bytes each (b"" for null).
     expected: None: upsert. 0: only if absent (AlreadyExists). n > 0: only if the current version is n
-    (VersionMismatch). A condition applies to every id of the batch."""
+    (VersionMismatch). A condition applies to every id of the batch. Of documents with one id the last one counts."""
 
     collection: str
     ids: list[str]
@@ -61,6 +63,27 @@ class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
     metadata: list[bytes]
     expected: int | None = None
     session: Session = NO_SESSION
+
+
+def last_of_each_id(ids: Sequence[str]) -> list[int] | None:
+    """Of documents with one id the last one counts, as if they were written one by one: the positions of those that
+    count, in order; None if that is all of them."""
+    last = {name: at for at, name in enumerate(ids)}
+    return None if len(last) == len(ids) else sorted(last.values())
+
+
+def without_repeats(command: Insert) -> Insert:
+    """The insert with the last document of each id only. Its columns must be of equal lengths."""
+    keep = last_of_each_id(command.ids)
+    if keep is None:
+        return command
+    width, rows = len(command.vectors) // len(command.ids), memoryview(command.vectors)
+    return msgspec.structs.replace(
+        command,
+        ids=[command.ids[at] for at in keep],
+        vectors=b"".join(rows[at * width : (at + 1) * width] for at in keep),
+        metadata=[command.metadata[at] for at in keep],
+    )
 
 
 class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 from needle.base import protocol
 from needle.base.commands import Delete, Insert
-from needle.base.errors import NeedleError, invalid
+from needle.base.errors import NeedleError
 from needle.base.filters import Filter
 from needle.base.ids import shard_group
 from needle.base.model import (
@@ -135,7 +135,7 @@ class Client(CollectionCalls):
         timeout: float = TIMEOUT,
     ) -> list[WriteResult]:
         """Insert or replace many documents: either (id, vector[, metadata]) tuples, or ids, a 2-d array of vectors and
-        optionally metadatas, one a row.
+        optionally metadatas, one a row. Of documents with one id the last one counts, as if written one by one.
 
         Split into log entries of at most `batch_bytes_max`; each entry is all or nothing, and gets one WriteResult
         (`count` documents). On an error, details["documents_written"] says how many documents were acknowledged.
@@ -145,9 +145,7 @@ class Client(CollectionCalls):
         if not batch.ids:
             return []
         parts = values.slices(batch, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
-        # Parts may overtake each other, so an id that is there twice forces them into order.
-        ordered = len(parts) > 1 and len(set(batch.ids)) < len(batch.ids)
-        permits = asyncio.Semaphore(1 if ordered else BATCHES_IN_FLIGHT)
+        permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
         failed = False
 
         async def send(part: slice) -> WriteResult | NeedleError | None:
@@ -181,9 +179,7 @@ class Client(CollectionCalls):
     ) -> WriteResult:
         """Delete one document or several, all at once; absent ids are fine. existed: whether any was there; count: how
         many were."""
-        names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
-        if not names:
-            raise invalid("ids", names, "at least one id")
+        names = values.different_ids(ids)
         return await self._data().write(
             lambda session: Delete(collection, names, None, session), values.check_timeout(timeout)
         )

@@ -176,9 +176,7 @@ class ShardedClient(Client):
         self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
     ) -> WriteResult:
         """As Client.delete; all or nothing in each shard."""
-        names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
-        if not names:
-            raise invalid("ids", names, "at least one id")
+        names = values.different_ids(ids)
         return await self._router.delete(collection, names, values.check_timeout(timeout))
 
     # --- reads -------------------------------------------------------------------------------------------------------

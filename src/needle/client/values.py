@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from needle.base.commands import last_of_each_id
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters import Filter
 from needle.base.model import Document, Hit, HitBatch, Metric
@@ -68,6 +69,14 @@ def check_ids(values: Any, field: str = "ids") -> list[str]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise invalid(field, values, "a list of strings")
     return [check_id(value, f"{field}[{n}]") for n, value in enumerate(values)]
+
+
+def different_ids(ids: Any) -> list[str]:
+    """One id or several, each once, at least one."""
+    names = [check_id(ids, "ids")] if isinstance(ids, str) else list(dict.fromkeys(check_ids(ids)))
+    if not names:
+        raise invalid("ids", names, "at least one id")
+    return names
 
 
 def metadata_bytes(value: Any, field: str = "metadata") -> bytes:
@@ -128,7 +137,8 @@ class Columns(msgspec.Struct, frozen=True):
 
 
 def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
-    """From (id, vector[, metadata]) tuples, or from ids, a 2-d array and optionally metadata, one a row."""
+    """From (id, vector[, metadata]) tuples, or from ids, a 2-d array and optionally metadata, one a row. All are
+    checked; of those with one id the last is kept."""
     if documents is not None:
         if ids is not None or vectors is not None or metadatas is not None:
             raise InvalidArgument("give either documents, or ids and vectors, not both", field="documents")
@@ -142,10 +152,19 @@ def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
     if len(rows) != len(names):
         raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
     if metadatas is None:
-        return Columns(names, rows, [b""] * len(names))
+        return _last_wins(Columns(names, rows, [b""] * len(names)))
     if isinstance(metadatas, str | bytes | Mapping) or len(metadatas) != len(names):
         raise invalid("metadatas", metadatas, f"a list with one value for each of the {len(names)} ids")
-    return Columns(names, rows, [metadata_bytes(value, f"metadatas[{n}]") for n, value in enumerate(metadatas)])
+    json = [metadata_bytes(value, f"metadatas[{n}]") for n, value in enumerate(metadatas)]
+    return _last_wins(Columns(names, rows, json))
+
+
+def _last_wins(batch: Columns) -> Columns:
+    """Of documents with one id the last one counts, wherever in the batch they stand."""
+    keep = last_of_each_id(batch.ids)
+    if keep is None:
+        return batch
+    return Columns([batch.ids[at] for at in keep], batch.vectors[keep], [batch.metadata[at] for at in keep])
 
 
 def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:

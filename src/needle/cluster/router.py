@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from needle.base import catalog_commands, protocol
-from needle.base.commands import Command, Delete, Insert, Session
+from needle.base.commands import Command, Delete, Insert, Session, last_of_each_id
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
@@ -79,9 +79,17 @@ class Router(Routes):
     ) -> list[WriteResult | NeedleError]:
         """Insert or replace many documents; each one's outcome, in order. rows: len(ids) rows of float32 bytes.
 
-        Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing; documents of
-        one id that is there twice are written in the order given.
+        Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing. Of documents
+        with one id only the last is written; its outcome stands for all of them.
         """
+        keep = last_of_each_id(ids)
+        if keep is not None:
+            size = rows.nbytes // len(ids)
+            kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
+            names = [ids[at] for at in keep]
+            outcomes = await self.insert_batch(collection, names, kept, [metadata[at] for at in keep], timeout)
+            by_id = dict(zip(names, outcomes, strict=True))
+            return [by_id[name] for name in ids]
 
         async def run(stored: str, left: float) -> list[WriteResult | NeedleError]:
             outcomes = await self._insert_rows(stored, ids, rows, metadata, left)
@@ -107,7 +115,6 @@ class Router(Routes):
                 raise
             except NeedleError as error:
                 outcomes[at] = error
-        doubled = len(set(ids)) < len(ids)
         permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
 
         async def send(shard: int, part: list[int]) -> None:
@@ -137,11 +144,7 @@ class Router(Routes):
 
         async def one_shard(shard: int, members: list[int]) -> None:
             parts = self._parts(members, ids, metadata, size)
-            if doubled:
-                for part in parts:
-                    await send(shard, part)
-            else:
-                await asyncio.gather(*(send(shard, part) for part in parts))
+            await asyncio.gather(*(send(shard, part) for part in parts))
 
         groups = by_owner(owners)
         await asyncio.gather(*(one_shard(shard, [routed[n] for n in at]) for shard, at in groups.items()))

@@ -131,6 +131,8 @@ class Proxy:
         count = len(command.ids)
         if count != len(command.metadata) or not count or len(command.vectors) % count:
             raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
+        command = commands.without_repeats(command)
+        count = len(command.ids)
         if count == 1:
             return await self._node.router.insert(
                 command.collection, command.ids[0], command.vectors, command.metadata[0], command.expected, timeout
@@ -169,9 +171,8 @@ class Proxy:
         if failure.retryable and written:
             # Here the rest is written when it is repeated; another node would begin anew, so it must not be told that
             # nothing happened.
-            twice = len(set(command.ids)) < len(command.ids)
             text = f"{len(written)} of {len(command.ids)} documents are written; others not: {failure.message}"
-            failure = OutcomeUnknown(text, **({} if twice else {LEFT: len(command.ids) - len(written)}))
+            failure = OutcomeUnknown(text, **{LEFT: len(command.ids) - len(written)})
         failure.details["documents_written"] = len(written)
         raise failure
 

@@ -41,6 +41,7 @@ from needle.shard.commands import (
     PublishSegment,
     Session,
     decode,
+    without_repeats,
 )
 from needle.shard.digest import MODULUS, document_hash
 from needle.shard.holdings import Fence, Holdings, Transfer, encode_holdings, moved
@@ -186,8 +187,10 @@ class Batch:
 
     def _insert(self, index: int, command: Insert) -> WriteResult:
         record = self.record(command.collection)
-        ids, width = command.ids, record.spec.dimensions * FLOAT_BYTES
+        width = record.spec.dimensions * FLOAT_BYTES
         _check_shape(command, width)
+        command = without_repeats(command)
+        ids = command.ids
         if record.next_ordinal + len(ids) > ORDINAL_MAX:
             raise used_up(record.spec.name)
         change = self.change(record)
@@ -387,8 +390,8 @@ def _check_shape(command: Insert, width: int) -> None:
         raise invalid(
             "vectors", f"{len(command.vectors)} bytes", f"{count} documents x {width // FLOAT_BYTES} float32 values"
         )
-    if len(command.metadata) != count or len(set(command.ids)) != count:
-        raise invalid("ids", f"{count} ids", f"different ids, one for each of {len(command.metadata)} metadata")
+    if len(command.metadata) != count:
+        raise invalid("ids", f"{count} ids", f"one for each of {len(command.metadata)} metadata")
 
 
 def _check_versions(command: Insert | Delete, refs: Mapping[str, DocRef | None]) -> None:

@@ -15,6 +15,7 @@ from needle.base.commands import (
     Session,
     decode,
     encode,
+    without_repeats,
 )
 from needle.base.move_commands import (
     MOVE_COMMANDS,
@@ -50,4 +51,5 @@ __all__ = [
     "Session",
     "decode",
     "encode",
+    "without_repeats",
 ]

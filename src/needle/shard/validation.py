@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -31,6 +30,7 @@ from needle.shard.commands import (
     OpenSession,
     PublishSegment,
     Session,
+    without_repeats,
 )
 from needle.shard.sessions import NONCE_MAX
 
@@ -133,9 +133,6 @@ def _check_ids(ids: list[str], limits: Limits) -> None:
     for id_ in ids:
         if not id_ or len(id_) > limits.id_bytes_max or len(_utf8("id", id_)) > limits.id_bytes_max:
             raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
-    if len(set(ids)) != len(ids):
-        twice = next(id_ for id_, count in Counter(ids).items() if count > 1)
-        raise invalid("ids", twice, "different ids within one batch; this one is there twice")
 
 
 def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Insert:
@@ -144,6 +141,9 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
     _check_ids(command.ids, limits)
     if len(command.metadata) != count:
         raise invalid("metadata", f"{len(command.metadata)} values", f"one for each of {count} ids")
+    if len(command.vectors) % count == 0:
+        command = without_repeats(command)
+        count = len(command.ids)
     size = len(command.vectors) + sum(map(len, command.metadata))
     if size > limits.batch_bytes_max:
         raise invalid("batch", f"{size} bytes", f"at most {limits.batch_bytes_max} bytes of vectors and metadata")
