@@ -1,5 +1,6 @@
 """Readers of vector files: what they accept, and that what they refuse is named with its line."""
 
+import datetime
 import io
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from needle.base.errors import InvalidArgument
 from needle.cli import inputs
 from needle.cli.inputs import Record, count_records, read_query_vector, read_records
+from needle.client.values import metadata_bytes
 
 
 def no_embedder() -> inputs.Embed:
@@ -109,6 +111,22 @@ def test_parquet_columns_become_metadata(tmp_path: Path) -> None:
     assert [record.id for record in records] == ["a", "b", "c"]
     assert records[1].metadata == {"lang": "de"} and records[1].vector.tolist() == [1, 2]
     assert count_records(path) == 3
+
+
+def test_parquet_times_without_a_zone_become_text(tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    noon = datetime.datetime(2024, 1, 1, 12)
+    columns = {
+        "day": [noon.date()],
+        "local": [noon],
+        "at": [noon.replace(tzinfo=datetime.UTC)],
+    }
+    pyarrow.parquet.write_table(pyarrow.table({"id": ["a"], "vector": [[1.0]], **columns}), path)
+    (record,) = read_all(path)
+    assert (record.metadata["day"], record.metadata["local"]) == ("2024-01-01", "2024-01-01T12:00:00")
+    assert metadata_bytes(record.metadata) == (
+        b'{"day":"2024-01-01","local":"2024-01-01T12:00:00","at":"2024-01-01T12:00:00+00:00"}'
+    )
 
 
 def test_parquet_without_vectors_or_not_parquet_is_refused(tmp_path: Path) -> None:

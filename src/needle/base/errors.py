@@ -251,7 +251,13 @@ def from_wire(code: str, message: str, details: dict[str, Detail] | None = None)
 
 def invalid(field: str, value: object, allowed: str) -> InvalidArgument:
     """The one way to refuse a value: names the field, shows the value (shortened), says what is allowed."""
-    shown = repr(value)
-    if len(shown) > 80:
-        shown = shown[:60] + f"... ({len(shown)} characters)"
-    return InvalidArgument(f"{field} = {shown} is not allowed: {allowed}", field=field)
+    return InvalidArgument(f"{field} = {shown(value)} is not allowed: {allowed}", field=field)
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: at most 80 characters, whatever its class makes of repr()."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a caller's class: the refusal must come through
+        text = f"<{type(value).__qualname__}>"
+    return text if len(text) <= 80 else text[:60] + f"... ({len(text)} characters)"

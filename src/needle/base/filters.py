@@ -6,22 +6,21 @@ bitmaps nor SQLite.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, assert_never
 
 import msgspec
+import numpy as np
 
 from needle.base.config import Limits
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate
 from needle.base.filter_operators import OPERATORS, Operand, Scalar, kind
 from needle.base.instants import Instant, instant
+from needle.base.plain import refused, scalar
 
 PATH_BYTES_MAX: Final = 512
 VALUES_MAX: Final = 10_000
-INT_MIN: Final = -(2**63)
-INT_MAX: Final = 2**64 - 1
 
 COMPARISONS: Final = tuple(OPERATORS)
 _JUNCTIONS: Final[dict[str, type[And] | type[Or]]] = {"$and": And, "$or": Or}
@@ -215,16 +214,18 @@ def _members(name: str, conditions: Sequence[Any]) -> list[Filter]:
 
 
 def _leaf(field: str, op: str, value: Any) -> Filter:
-    return Filter(Compare(field, _path(field), op, _operand(field, op, value)), 0, 1)
+    path = _path(field)
+    return Filter(Compare(".".join(path), path, op, _operand(field, op, value)), 0, 1)
 
 
 def _path(field: object) -> tuple[str, ...]:
     allowed = f'a path such as "a.b": no empty part, no leading $, at most {PATH_BYTES_MAX} bytes'
     if not isinstance(field, str) or not field or field.startswith("$") or len(field) > PATH_BYTES_MAX:
-        raise invalid("filter field", field, allowed)
+        raise refused("filter field", field, allowed)
+    field = str.__str__(field)
     path = tuple(field.split("."))
     if "" in path or not _encodes(field):
-        raise invalid("filter field", field, allowed)
+        raise refused("filter field", field, allowed)
     return path
 
 
@@ -237,17 +238,10 @@ def _encodes(text: str) -> bool:
 
 def _scalar(where: str, value: object, kinds: tuple[str, ...]) -> Any:
     value = _typed(where, value)
-    what = kind(value)
-    fits = what in kinds
-    if fits and isinstance(value, float):
-        fits = math.isfinite(value)
-    elif fits and what == "number":
-        fits = isinstance(value, int) and INT_MIN <= value <= INT_MAX
-    elif fits and isinstance(value, str):
-        fits = _encodes(value)
-    if not fits:
-        raise invalid(where, value, f"{' or '.join(kinds)}; numbers finite, integers of 64 bits, text valid Unicode")
-    return value
+    exact: object = value if isinstance(value, Instant) else scalar(where, value)
+    if kind(exact) not in kinds:
+        raise refused(where, value, f"{' or '.join(kinds)}; numbers finite, integers of 64 bits, text valid Unicode")
+    return exact
 
 
 def _typed(where: str, value: object) -> object:
@@ -280,8 +274,10 @@ def _ordered_value(where: str, value: object) -> Any:
 
 
 def _values(where: str, value: object) -> Sequence[object]:
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = list(value)
     if not isinstance(value, list | tuple | set | frozenset) or len(value) > VALUES_MAX:
-        raise invalid(where, value, f"a list of at most {VALUES_MAX} values")
+        raise refused(where, value, f"a list of at most {VALUES_MAX} values")
     if isinstance(value, set | frozenset):  # an order that does not depend on the hash seed
         return sorted(value, key=lambda item: (kind(item), str(item)))
     return value
@@ -315,7 +311,7 @@ def _parse(value: object, limits: Limits, depth: int) -> Filter:
     if isinstance(value, Filter):
         return value
     if not isinstance(value, Mapping):
-        raise invalid("filter", value, "a Filter or a dict such as {'field': {'$gt': 1}}")
+        raise refused("filter", value, "a Filter or a dict such as {'field': {'$gt': 1}}")
     parts: list[Filter] = []
     # More than one condition at a level is an implicit $and, one level of its own.
     inner = depth if sum(_width(item) for item in value.items()) == 1 else depth + 1

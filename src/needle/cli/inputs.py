@@ -11,6 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date, time
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,6 +162,12 @@ def _parquet() -> Any:
         raise ConfigError(".parquet files need pyarrow: pip install 'needle-vdb[parquet]'", field="parquet") from None
 
 
+def _zoneless_as_text(value: object) -> object:
+    """Dates, times and timestamps without a zone are no instants: they become their ISO text."""
+    zoneless = isinstance(value, date | time) and getattr(value, "tzinfo", None) is None
+    return value.isoformat() if zoneless else value  # type: ignore[attr-defined]
+
+
 def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
     parquet = _parquet()
     arrow_error = importlib.import_module("pyarrow").ArrowException
@@ -175,6 +182,7 @@ def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
     for table in file.iter_batches(batch_size=batch):
         records = []
         for row in table.to_pylist():
+            row = {key: _zoneless_as_text(value) for key, value in row.items()}
             vector = as_vector(row.pop("vector"), f"{path} row {row_number}")
             records.append(Record(str(row.pop("id")), vector, row or None))
             row_number += 1

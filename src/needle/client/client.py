@@ -117,11 +117,11 @@ class Client(CollectionCalls):
     async def _put(
         self, id: str, vector: Any, metadata: Any, expected: int | None, collection: str, timeout: float
     ) -> WriteResult:
-        ids = [values.check_id(id)]
+        ids, name = [values.check_id(id)], values.check_name(collection)
         data = values.vector_bytes(vector)
         json = [values.metadata_bytes(metadata)]
         return await self._data().write(
-            lambda session: Insert(collection, ids, data, json, expected, session), values.check_timeout(timeout)
+            lambda session: Insert(name, ids, data, json, expected, session), values.check_timeout(timeout)
         )
 
     async def insert_batch(
@@ -141,7 +141,7 @@ class Client(CollectionCalls):
         (`count` documents). On an error, details["documents_written"] says how many documents were acknowledged.
         """
         batch = values.columns(documents, ids, vectors, metadatas)
-        seconds = values.check_timeout(timeout)
+        seconds, name = values.check_timeout(timeout), values.check_name(collection)
         if not batch.ids:
             return []
         parts = values.slices(batch, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
@@ -156,7 +156,7 @@ class Client(CollectionCalls):
                 rows = batch.vectors[part].tobytes()
                 try:
                     return await self._data().write(
-                        lambda session: Insert(collection, batch.ids[part], rows, batch.metadata[part], None, session),
+                        lambda session: Insert(name, batch.ids[part], rows, batch.metadata[part], None, session),
                         seconds,
                     )
                 except NeedleError as error:
@@ -179,9 +179,9 @@ class Client(CollectionCalls):
     ) -> WriteResult:
         """Delete one document or several, all at once; absent ids are fine. existed: whether any was there; count: how
         many were."""
-        names = values.different_ids(ids)
+        names, name = values.different_ids(ids), values.check_name(collection)
         return await self._data().write(
-            lambda session: Delete(collection, names, None, session), values.check_timeout(timeout)
+            lambda session: Delete(name, names, None, session), values.check_timeout(timeout)
         )
 
     # --- reads -------------------------------------------------------------------------------------------------------
@@ -226,10 +226,11 @@ class Client(CollectionCalls):
         else:
             names = values.check_ids(ids)
         freshness = self._freshness(mode, session, max_staleness)
+        name, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
         answer = await self._read(
             protocol.GET,
             freshness,
-            lambda fresh: GetCall(shard_group(0), collection, names, with_vectors, fresh),
+            lambda fresh: GetCall(shard_group(0), name, names, whole, fresh),
             timeout,
         )
         batch = protocol.decode(answer, DocumentBatch)
@@ -252,7 +253,7 @@ class Client(CollectionCalls):
     ) -> list[Document]:
         """`get` of several ids: those that exist, in the order asked."""
         return await self.get(
-            list(ids),
+            values.check_ids(ids),
             mode=mode,
             collection=collection,
             with_vectors=with_vectors,
@@ -360,12 +361,12 @@ def _request(
     ef_search: int,
 ) -> SearchRequest:
     return SearchRequest(
-        collection=collection,
+        collection=values.check_name(collection),
         vector=values.vector_bytes(query, "query"),
         k=values.check_count(k, "k"),
         filter=values.filter_bytes(filter),
-        with_metadata=with_metadata,
-        with_vectors=with_vectors,
-        exact=exact,
+        with_metadata=values.check_flag(with_metadata, "with_metadata"),
+        with_vectors=values.check_flag(with_vectors, "with_vectors"),
+        exact=values.check_flag(exact, "exact"),
         ef_search=values.check_count(ef_search, "ef_search", 0),
     )

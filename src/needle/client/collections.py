@@ -34,19 +34,20 @@ class CollectionCalls(AdminCalls):
     ) -> WriteResult:
         """Create a collection. Raises CollectionExists, unless if_absent and the one there is equal."""
         spec = CollectionSpec(
-            name=values.check_id(name, "name"),
+            name=values.check_name(name, "name"),
             dimensions=values.check_count(dimensions, "dimensions"),
             metric=values.choose(metric, Metric, "metric"),
-            index=index or IndexParams(),
+            index=values.check_index(index),
         )
+        absent = values.check_flag(if_absent, "if_absent")
         return await self._data().write(
-            lambda session: CreateCollection(spec, if_absent, session), values.check_timeout(timeout)
+            lambda session: CreateCollection(spec, absent, session), values.check_timeout(timeout)
         )
 
     async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
         """Delete a collection and all its documents. Raises CollectionNotFound."""
-        values.check_id(name, "name")
-        return await self._data().write(lambda session: DropCollection(name, session), values.check_timeout(timeout))
+        checked = values.check_name(name, "name")
+        return await self._data().write(lambda session: DropCollection(checked, session), values.check_timeout(timeout))
 
     async def collections(
         self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
@@ -58,6 +59,7 @@ class CollectionCalls(AdminCalls):
         self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
     ) -> int:
         """How many documents a collection holds. Raises CollectionNotFound."""
+        values.check_name(collection)
         answer = await self._collections(mode, timeout)
         for spec, count in zip(answer.collections, answer.counts, strict=True):
             if spec.name == collection:
@@ -74,6 +76,7 @@ class CollectionCalls(AdminCalls):
     # --- reads of any kind -------------------------------------------------------------------------------------------
     def _freshness(self, mode: ReadMode | str, session: bool, max_staleness: float | None) -> Freshness:
         wanted = values.choose(mode, ReadMode, "mode")
+        session = values.check_flag(session, "session")
         if wanted is not ReadMode.EVENTUAL and (session or max_staleness is not None):
             name = "session" if session else "max_staleness"
             raise InvalidArgument(f"{name} is for eventual reads; {wanted.value} reads are fresh anyway", field=name)

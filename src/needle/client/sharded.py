@@ -123,7 +123,8 @@ class ShardedClient(Client):
     ) -> WriteResult:
         name, data = values.check_id(id), values.vector_bytes(vector)
         json = values.metadata_bytes(metadata)
-        return await self._router.insert(collection, name, data, json, expected, values.check_timeout(timeout))
+        collection, seconds = values.check_name(collection), values.check_timeout(timeout)
+        return await self._router.insert(collection, name, data, json, expected, seconds)
 
     async def insert_batch(
         self,
@@ -168,7 +169,7 @@ class ShardedClient(Client):
             return {}
         rows = memoryview(batch.vectors.tobytes())
         outcomes = await self._router.insert_batch(
-            collection, batch.ids, rows, batch.metadata, values.check_timeout(timeout)
+            values.check_name(collection), batch.ids, rows, batch.metadata, values.check_timeout(timeout)
         )
         return dict(zip(batch.ids, outcomes, strict=True))
 
@@ -177,7 +178,7 @@ class ShardedClient(Client):
     ) -> WriteResult:
         """As Client.delete; all or nothing in each shard."""
         names = values.different_ids(ids)
-        return await self._router.delete(collection, names, values.check_timeout(timeout))
+        return await self._router.delete(values.check_name(collection), names, values.check_timeout(timeout))
 
     # --- reads -------------------------------------------------------------------------------------------------------
     async def get(
@@ -195,9 +196,9 @@ class ShardedClient(Client):
         names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
         fresh = self._freshness(mode, session, max_staleness)
         batch = await self._router.get(
-            collection,
+            values.check_name(collection),
             names,
-            with_vectors,
+            values.check_flag(with_vectors, "with_vectors"),
             fresh.mode,
             values.check_timeout(timeout),
             max_staleness=fresh.max_staleness,
@@ -211,6 +212,7 @@ class ShardedClient(Client):
     def _freshness(self, mode: ReadMode | str, session: bool, max_staleness: float | None) -> Freshness:
         """min_index is a flag here: each shard has its own indexes, which the router knows."""
         wanted = values.choose(mode, ReadMode, "mode")
+        session = values.check_flag(session, "session")
         if wanted is not ReadMode.EVENTUAL and (session or max_staleness is not None):
             name = "session" if session else "max_staleness"
             raise InvalidArgument(f"{name} is for eventual reads; {wanted.value} reads are fresh anyway", field=name)
@@ -264,17 +266,19 @@ class ShardedClient(Client):
     ) -> WriteResult:
         """As Client.create_collection: in the catalog, then in every shard."""
         spec = CollectionSpec(
-            name=values.check_id(name, "name"),
+            name=values.check_name(name, "name"),
             dimensions=values.check_count(dimensions, "dimensions"),
             metric=values.choose(metric, Metric, "metric"),
-            index=index or IndexParams(),
+            index=values.check_index(index),
         )
         nonce = self._rng.getrandbits(63)
-        return await self._router.create_collection(spec, if_absent, nonce, values.check_timeout(timeout))
+        return await self._router.create_collection(
+            spec, values.check_flag(if_absent, "if_absent"), nonce, values.check_timeout(timeout)
+        )
 
     async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
         """As Client.drop_collection; OutcomeUnknown names the shards that have not confirmed it (docs/sharding.md)."""
-        return await self._router.drop_collection(values.check_id(name, "name"), values.check_timeout(timeout))
+        return await self._router.drop_collection(values.check_name(name, "name"), values.check_timeout(timeout))
 
     async def collections(
         self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
@@ -294,7 +298,7 @@ class ShardedClient(Client):
         self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
     ) -> dict[int, int]:
         """How many documents of a collection each shard holds."""
-        wanted = values.choose(mode, ReadMode, "mode")
+        wanted, collection = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
         counts = await self._router.counts(wanted, values.check_timeout(timeout))
         if collection not in counts:
             raise CollectionNotFound(f"there is no collection {collection!r}", collection=collection)

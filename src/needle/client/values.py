@@ -6,8 +6,7 @@ Python floats. Knows no nodes and no connections.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,34 +16,49 @@ import numpy.typing as npt
 from needle.base.commands import last_of_each_id
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters import Filter
-from needle.base.model import Document, Hit, HitBatch, Metric
+from needle.base.model import Document, Hit, HitBatch, IndexParams, Metric
+from needle.base.plain import converted, plain, refused, text
 from needle.base.protocol import DocumentBatch
 
 Vectors = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 _json = msgspec.json.Encoder()
+_NUMBERS = (int, float, np.integer, np.floating, np.bool_)
+_NUMBER_KINDS = "biuf"
 _parse = msgspec.json.Decoder()
 _FLOAT32 = np.dtype("<f4")
 
 
 def as_array(value: Any, field: str, dimensions: int) -> Vectors:
     """`value` as a C-contiguous little-endian float32 array of `dimensions` axes, all numbers finite."""
+    shape = "(dimensions,)" if dimensions == 1 else "(documents, dimensions)"
     try:
-        with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(value, dtype=_FLOAT32)
+        given = np.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise invalid(field, value, f"numbers that numpy can make a float32 array of ({error})") from None
-    if array.ndim != dimensions or isinstance(value, str | bytes) or np.ndim(value) != dimensions:
-        shape = "(dimensions,)" if dimensions == 1 else "(documents, dimensions)"
-        raise invalid(field, np.shape(value), f"an array of shape {shape}")
-    if array.size == 0:
-        raise invalid(field, f"an array of shape {array.shape}", "at least one number")
+        raise refused(field, value, f"numbers that numpy can make an array of shape {shape} of ({error})") from None
+    if given.size and not _holds_numbers(given):
+        raise refused(field, value, f"an array of shape {shape} of real numbers; it holds {given.dtype}")
+    if given.ndim != dimensions:
+        raise invalid(field, given.shape, f"an array of shape {shape}")
+    if given.size == 0:
+        raise invalid(field, f"an array of shape {given.shape}", "at least one number")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise refused(field, value, "an array without masked numbers")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(given, dtype=_FLOAT32)
     if not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))[0]
         where = f"{field}[{', '.join(str(int(n)) for n in bad)}]"
         raise invalid(where, float(array[tuple(bad)]), "finite float32 numbers (no NaN, no infinity)")
     return array
+
+
+def _holds_numbers(array: npt.NDArray[Any]) -> bool:
+    """Real numbers: text that looks like some, dates, Decimals and complex numbers would be rewritten in silence."""
+    if array.dtype.kind != "O":
+        return array.dtype.kind in _NUMBER_KINDS
+    return all(isinstance(item, _NUMBERS) and not isinstance(item, np.timedelta64) for item in array.flat)
 
 
 def vector_bytes(value: Any, field: str = "vector") -> bytes:
@@ -54,20 +68,20 @@ def vector_bytes(value: Any, field: str = "vector") -> bytes:
 
 def check_id(value: object, field: str = "id") -> str:
     """A document id: a non-empty string that UTF-8 can encode. The server checks its length."""
-    if not isinstance(value, str) or not value:
-        raise invalid(field, value, "a non-empty string")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise invalid(field, value, "a string that UTF-8 can encode (no lone surrogates)") from None
-    return value
+    return text(value, field)
+
+
+def check_name(value: object, field: str = "collection") -> str:
+    """A collection's name. The server checks its length."""
+    return text(value, field, "the name of a collection: a non-empty string")
 
 
 def check_ids(values: Any, field: str = "ids") -> list[str]:
-    """A list of document ids."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise invalid(field, values, "a list of strings")
+    """Document ids in an order: a list, a column of a table, an iterator. Not a mapping, nor a table of several
+    columns, whose iterators would give names of fields for ids."""
+    odd = isinstance(values, str | bytes | bytearray | memoryview | Mapping) or getattr(values, "ndim", 1) != 1
+    if odd or not isinstance(values, Iterable):
+        raise refused(field, values, "a list of strings")
     return [check_id(value, f"{field}[{n}]") for n, value in enumerate(values)]
 
 
@@ -80,24 +94,13 @@ def different_ids(ids: Any) -> list[str]:
 
 
 def metadata_bytes(value: Any, field: str = "metadata") -> bytes:
-    """JSON bytes; b"" for None."""
+    """JSON bytes; b"" for None. What Python's types become is in base.plain."""
     if value is None:
         return b""
     try:
-        data = _json.encode(value)
-    except (TypeError, ValueError, RecursionError, OverflowError, UnicodeEncodeError) as error:
-        raise invalid(field, value, f"anything JSON can hold ({error})") from None
-    if b"null" in data and _holds_nan(value):  # the encoder writes NaN and infinity as null
-        raise invalid(field, value, "anything JSON can hold (no NaN, no infinity)")
-    return data
-
-
-def _holds_nan(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, Mapping):
-        return any(map(_holds_nan, value.values()))
-    return isinstance(value, list | tuple | set | frozenset) and any(map(_holds_nan, value))
+        return _json.encode(plain(field, value))
+    except UnicodeEncodeError:
+        return _json.encode(converted(field, value))  # which names the string
 
 
 def filter_bytes(value: Filter | Mapping[str, Any] | None) -> bytes:
@@ -106,26 +109,52 @@ def filter_bytes(value: Filter | Mapping[str, Any] | None) -> bytes:
 
 
 def check_count(value: object, field: str, low: int = 1) -> int:
-    """A whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-        raise invalid(field, value, f"a whole number of at least {low}")
-    return int(value)
+    """A whole number of at least `low`, and less than 2^63."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+    if not whole or not low <= value < 2**63:  # type: ignore[operator]
+        raise refused(field, value, f"a whole number of at least {low}")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def check_flag(value: object, field: str) -> bool:
+    """True or False; no other value, for which both might be meant."""
+    if not isinstance(value, bool | np.bool_):
+        raise refused(field, value, "True or False")
+    return bool(value)
 
 
 def check_timeout(value: object, field: str = "timeout") -> float:
     """Seconds, or a timedelta, as a positive float."""
     seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 86_400:
-        raise invalid(field, value, "seconds, more than 0 and at most 86400")
-    return float(seconds)
+    number = isinstance(seconds, int | float | np.integer | np.floating)
+    if isinstance(seconds, bool | np.timedelta64):
+        number = False
+    if isinstance(seconds, np.generic) and number:
+        seconds = seconds.item()
+    if not number or not 0 < seconds <= 86_400:  # type: ignore[operator]
+        raise refused(field, value, "seconds, more than 0 and at most 86400")
+    return float(seconds)  # type: ignore[arg-type]
+
+
+def check_index(value: object, field: str = "index") -> IndexParams:
+    """The parameters of an index; the usual ones for None."""
+    if value is None:
+        return IndexParams()
+    if not isinstance(value, IndexParams):
+        raise refused(field, value, "an IndexParams")
+    return IndexParams(**{
+        name: check_count(getattr(value, name), f"{field}.{name}") for name in value.__struct_fields__
+    })  # fmt: skip
 
 
 def choose(value: object, kind: type[T], field: str) -> T:
     """`value` as a member of the enumeration `kind`."""
     try:
-        return kind(value)  # type: ignore[call-arg]
+        if isinstance(value, str):
+            return kind(value)  # type: ignore[call-arg]
+        raise ValueError
     except ValueError:
-        raise invalid(field, value, f"one of {', '.join(map(str, kind))}") from None  # type: ignore[call-overload]
+        raise refused(field, value, f"one of {', '.join(map(str, kind))}") from None  # type: ignore[call-overload]
 
 
 class Columns(msgspec.Struct, frozen=True):
@@ -145,6 +174,8 @@ def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
         ids, vectors, metadatas = _split(documents)
     elif ids is None or vectors is None:
         raise InvalidArgument("give documents, or ids and vectors", field="ids" if ids is None else "vectors")
+    if isinstance(ids, set | frozenset):
+        raise refused("ids", ids, "ids in the order of their vectors, such as a list")
     names = check_ids(ids)
     if not names:
         return Columns([], np.zeros((0, 0), _FLOAT32), [])
@@ -153,8 +184,12 @@ def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
         raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
     if metadatas is None:
         return _last_wins(Columns(names, rows, [b""] * len(names)))
-    if isinstance(metadatas, str | bytes | Mapping) or len(metadatas) != len(names):
-        raise invalid("metadatas", metadatas, f"a list with one value for each of the {len(names)} ids")
+    unordered = isinstance(metadatas, str | bytes | bytearray | memoryview | Mapping | set | frozenset)
+    if unordered or getattr(metadatas, "ndim", 1) != 1 or not isinstance(metadatas, Iterable):
+        raise refused("metadatas", metadatas, f"a list with one value for each of the {len(names)} ids")
+    metadatas = list(metadatas)
+    if len(metadatas) != len(names):
+        raise invalid("metadatas", f"{len(metadatas)} values", f"one value for each of the {len(names)} ids")
     json = [metadata_bytes(value, f"metadatas[{n}]") for n, value in enumerate(metadatas)]
     return _last_wins(Columns(names, rows, json))
 
@@ -168,12 +203,13 @@ def _last_wins(batch: Columns) -> Columns:
 
 
 def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
-    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
-        raise invalid("documents", documents, "a list of (id, vector) or (id, vector, metadata)")
+    odd = isinstance(documents, str | bytes | bytearray | memoryview | Mapping | np.ndarray)
+    if odd or getattr(documents, "ndim", 1) != 1 or not isinstance(documents, Iterable):
+        raise refused("documents", documents, "a list of (id, vector) or (id, vector, metadata)")
     ids, vectors, metadatas = [], [], []
     for n, document in enumerate(documents):
-        if not isinstance(document, Sequence) or isinstance(document, str) or len(document) not in (2, 3):
-            raise invalid(f"documents[{n}]", document, "(id, vector) or (id, vector, metadata)")
+        if not isinstance(document, list | tuple) or len(document) not in (2, 3):
+            raise refused(f"documents[{n}]", document, "(id, vector) or (id, vector, metadata)")
         ids.append(document[0])
         vectors.append(as_array(document[1], f"documents[{n}].vector", 1))
         metadatas.append(document[2] if len(document) == 3 else None)

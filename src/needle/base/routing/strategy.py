@@ -20,7 +20,7 @@ import xxhash
 
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filter_nodes import lookup
-from needle.base.filters import INT_MAX, INT_MIN
+from needle.base.plain import INT_MAX, INT_MIN
 
 Router = Callable[[str, Any], str]
 """A registered custom strategy: (id, metadata) -> the text whose hash decides."""
