@@ -3,25 +3,24 @@
 Nothing is written twice: `SyncClient`'s methods are made from `Client`'s by `_face`, with their signatures and
 docstrings, and `SyncShardedClient`'s from `ShardedClient`'s; `sync.pyi` is generated from the same signatures by
 `needle.client.sync_stub`, a test compares them. Invariant: a call always reaches the method of the client's own class.
-May be used from many threads.
+May be used from many threads, and in processes that are forked with it: gunicorn --preload, Celery, multiprocessing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
+import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
-from needle.base.errors import Unavailable
+from needle.base.errors import ClientClosed
 from needle.client.client import Client
+from needle.client.loop_thread import LoopThread
 from needle.client.sharded import ShardedClient
 
-T = TypeVar("T")
-
-CLOSE_SECONDS = 5.0
 _OWN = frozenset({"close"})
 
 
@@ -37,45 +36,17 @@ def method_names(kind: type[Client] = Client) -> list[str]:
     return sorted(names)
 
 
-class LoopThread:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="needle-client", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for its result. An interrupt (Ctrl-C) cancels it."""
-        if self.loop.is_closed() or threading.current_thread() is self._thread:
-            coroutine.close()
-            raise Unavailable("this client is closed" if self.loop.is_closed() else "called from the client's own loop")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        """End the loop and its thread. Idempotent."""
-        if self.loop.is_closed():
-            return
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(CLOSE_SECONDS)
-        self.loop.close()
-
-
 def _face(owner: str, kind: type[Client], name: str) -> Callable[..., Any]:
     original = getattr(kind, name)
     if inspect.iscoroutinefunction(original):
 
         def method(self: SyncClient, *args: Any, **kwargs: Any) -> Any:
-            return self._thread.run(getattr(self._client, name)(*args, **kwargs))
+            client, thread = self._here()
+            return thread.run(getattr(client, name)(*args, **kwargs))
     else:
 
         def method(self: SyncClient, *args: Any, **kwargs: Any) -> Any:
-            return getattr(self._client, name)(*args, **kwargs)
+            return getattr(self._here()[0], name)(*args, **kwargs)
 
     functools.update_wrapper(method, original)
     del method.__wrapped__  # type: ignore[attr-defined]  # else inspect would call it a coroutine function
@@ -84,26 +55,70 @@ def _face(owner: str, kind: type[Client], name: str) -> Callable[..., Any]:
     return method
 
 
+Made = tuple[Client, LoopThread]
+_all: weakref.WeakSet[SyncClient] = weakref.WeakSet()
+
+
 class SyncClient:
     """`Client` for code without asyncio: the same methods, blocking. Made by `needle.connect_sync`; use as a context
-    manager or call `close`."""
+    manager or call `close`. In a process that was forked with it, its first call connects anew."""
 
-    def __init__(self, client: Client, thread: LoopThread) -> None:
-        """See sync_client, which makes it. client: lives on the loop of `thread`."""
-        self._client = client
-        self._thread = thread
+    def __init__(self, make: Callable[[], Made], made: Made) -> None:
+        """See sync_client, which makes it. make: a client and the thread of its loop. made: the first of them."""
+        self._make = make
+        self._made: Made | None = made
+        self._inherited: list[Made] = []
+        """Those of the processes that this one was forked from. Kept, and never touched: their sockets and the loop's
+        epoll are shared with the parent, in which they work on."""
+        self._closed = False
+        self._lock = threading.Lock()
+        _all.add(self)
+
+    def _here(self) -> Made:
+        """The client and thread of this process."""
+        made = self._made
+        if made is not None:
+            return made
+        with self._lock:
+            if self._made is None:
+                if self._closed:
+                    raise ClientClosed("this client is closed")
+                self._made = self._make()
+            return self._made
+
+    def _forked(self) -> None:
+        """In the child: the thread is not here, and a lock may be held by one that is not here either."""
+        if self._made is not None:
+            self._inherited.append(self._made)
+            self._made = None
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close all connections and end the background thread. Idempotent."""
-        if not self._thread.loop.is_closed():
-            self._thread.run(self._client.close())
-            self._thread.stop()
+        """Close all connections and end the background thread. Calls of other threads end soon, as `Client.close` says.
+        Idempotent."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+            made = self._made
+        if made is None or closed:
+            return
+        client, thread = made
+        thread.run(client.close())
+        thread.stop()
 
     def __enter__(self) -> SyncClient:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _after_fork() -> None:
+    for client in list(_all):
+        client._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class SyncShardedClient(SyncClient):
@@ -121,11 +136,15 @@ for _mine, _kind in FACES:
 
 def sync_client(make: Callable[[], Coroutine[Any, Any, Client]]) -> SyncClient:
     """A SyncClient, or a SyncShardedClient if it is a ShardedClient that `make` makes, on a loop of its own."""
-    thread = LoopThread()
-    try:
-        client = thread.run(make())
-    except BaseException:
-        thread.stop()
-        raise
-    kind = SyncShardedClient if isinstance(client, ShardedClient) else SyncClient
-    return kind(client, thread)
+
+    def made() -> Made:
+        thread = LoopThread()
+        try:
+            return thread.run(make()), thread
+        except BaseException:
+            thread.stop()
+            raise
+
+    first = made()
+    kind = SyncShardedClient if isinstance(first[0], ShardedClient) else SyncClient
+    return kind(made, first)
