@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import needle
 from needle.base.errors import NotLeader
 from needle.cli import common
 from needle.cli.app import main
@@ -50,7 +51,9 @@ def test_usage_errors(argv: list[str], hint: str, capsys: pytest.CaptureFixture[
         (["serve"], "[invalid_config] node_id = None"),
         (["serve", "--config", "nowhere.toml"], "[invalid_config] config = 'nowhere.toml' cannot be read"),
         (["serve", "--node-id", "a", "--cluster-node", "a=h:1", "--data-dir", "d", "--metric", "x"], "metric = 'x'"),
-        (["leader", "--cluster", "127.0.0.1:1"], "[unavailable]"),
+        (["leader", "--cluster", "127.0.0.1:1"], "[connection_lost] no node of the cluster can be reached"),
+        (["get", "a", "--cluster", "127.0.0.1:1,127.0.0.1:2"], "127.0.0.1:2"),
+        (["status", "--cluster", "http://localhost:5001"], "without a scheme"),
     ],
 )
 def test_errors_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,3 +106,8 @@ def test_embedding_gives_unit_vectors_without_network(monkeypatch: pytest.Monkey
 def test_json_holds_arrays(tmp_path: Path) -> None:
     assert common.as_json({"v": np.array([1, 2], dtype=np.float32), "n": np.float32(0.5)}) == {"v": [1, 2], "n": 0.5}
     assert common.brief({"a": "x" * 50}, 20) == '{"a": "xxxxxxxxxx...'
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"needle {needle.__version__}\n"

@@ -1,4 +1,4 @@
-"""The blocking client in forked processes and many threads: every call ends, and none uses another process's sockets."""
+"""The blocking client in forked processes and many threads: every call ends, on sockets of its own process."""
 
 from __future__ import annotations
 

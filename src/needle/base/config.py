@@ -47,10 +47,24 @@ def check_node_id(name: str, value: object) -> NodeId:
 
 def parse_address(name: str, value: object) -> tuple[str, int]:
     """ "host:port" as (host, port), or a ConfigError. IPv6 hosts stand in brackets."""
+    allowed = '"host:port" with a port from 1 to 65535'
+    return split_address(name, value, allowed, 1)
+
+
+def split_address(name: str, value: object, allowed: str, port_min: int) -> tuple[str, int]:
+    """The one way to take "host:port" apart."""
     host, colon, port = str(value).rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise refuse(name, value, '"host:port" with a port from 1 to 65535')
-    return host.strip("[]"), int(port)
+    if "://" in host:
+        allowed += ", without a scheme: Needle does not speak HTTP here"
+    elif "," in host:
+        allowed += "; this holds several, where one is meant"
+    bracketed = host.startswith("[") and host.endswith("]")
+    inner = host[1:-1] if bracketed else host
+    odd = not inner or any(sign in inner for sign in "/,@?#[]") or inner != "".join(inner.split())
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else -1
+    if not colon or odd or (":" in inner) != bracketed or not port_min <= number < 65536:
+        raise refuse(name, value, allowed)
+    return inner, number
 
 
 def parse_node(value: object) -> tuple[NodeId, str]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import needle
 from needle.base.errors import NeedleError
 from needle.cli import (
     cluster_commands,
@@ -56,6 +57,15 @@ maintenance_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version of Needle and exit.")] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"needle {needle.__version__}\n")
+        raise typer.Exit
 
 
 def _add(group: typer.Typer, name: str, function: Callable[..., Any], example: str) -> None:

@@ -104,8 +104,8 @@ def status(
                 await asyncio.sleep(every)
 
     if watch:
-        run(cluster, again)
-    found, shown, critical = run(cluster, once)
+        run(cluster, again, even_if_down=True)
+    found, shown, critical = run(cluster, once, even_if_down=True)
     if json:
         print_json(found)
     else:

@@ -22,7 +22,7 @@ import needle
 from needle.base.config import parse_address
 from needle.base.errors import NeedleError
 from needle.cli.settings import named_routers
-from needle.server.connecting import DEFAULT_CLUSTER_ID
+from needle.server.connecting import DEFAULT_CLUSTER_ID, check_reachable
 from needle.server.routers import load_routers
 
 T = TypeVar("T")
@@ -77,14 +77,18 @@ def addresses(cluster: str) -> list[str]:
     return parts
 
 
-def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]]) -> T:
-    """Run `work` with a client of the cluster and return its result."""
+def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]], *, even_if_down: bool = False) -> T:
+    """Run `work` with a client of the cluster and return its result. Raises ConnectionLost at once if every node
+    refuses connections, unless even_if_down."""
 
     load_routers(named_routers(os.environ), "NEEDLE_ROUTERS")
 
     async def connected() -> T:
         cluster_id = os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID)
-        async with needle.connect(addresses(cluster), cluster_id=cluster_id) as client:
+        known = addresses(cluster)
+        if not even_if_down:
+            await check_reachable(known, cluster_id)
+        async with needle.connect(known, cluster_id=cluster_id) as client:
             return await work(client)
 
     return asyncio.run(connected())

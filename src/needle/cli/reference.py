@@ -18,9 +18,10 @@ HEAD = """# Commands
 Made from the commands by `python -m needle.cli.reference > docs/cli.md`; do not edit.
 
 Every command that talks to a cluster takes `--cluster host:port,...` (or the variable `NEEDLE_CLUSTER`); any one
-reachable node is enough. `--json` prints one JSON document on standard output; messages and progress go to standard
-error. Exit codes: 0 done, 1 error (one line on standard error, with its code in brackets), 2 wrong usage, 130
-interrupted.
+reachable node is enough. Where all nodes refuse connections a command says so at once; calls of the library wait, each
+until its timeout, for a cluster that may be restarting. `--json` prints one JSON document on standard output; messages
+and progress go to standard error. Exit codes: 0 done, 1 error (one line on standard error, with its code in brackets),
+2 wrong usage, 130 interrupted.
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from needle.base.config import refuse
+from needle.base.config import split_address
 from needle.base.errors import Detail, NeedleError, ProtocolError, UnsupportedVersion, WrongCluster, from_wire, invalid
 from needle.rpc.frame import VIEW_BYTES_MIN, Payload
 
@@ -123,7 +123,4 @@ def split_request(payload: Payload) -> tuple[str, Payload]:
 
 def parse_endpoint(address: str) -> tuple[str, int]:
     """ "host:port" as (host, port), or a ConfigError; port 0 (any free port) is allowed. IPv6 hosts in brackets."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise refuse("address", address, '"host:port" with a port from 0 to 65535')
-    return host.strip("[]"), int(port)
+    return split_address("address", address, '"host:port" with a port from 0 to 65535', 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import socket
 from typing import cast
 
 from needle.base.errors import (
@@ -377,7 +378,10 @@ class RpcClient:
             text = f"{link.address} did not finish the hello within {self._limits.hello_timeout:g} s"
             self._failed(link, ConnectionLost(text, address=link.address))
         except OSError as error:
-            self._failed(link, ConnectionLost(f"cannot connect to {link.address}: {error}", address=link.address))
+            # Nobody listens, or there is no such host: waiting helps only if somebody starts a node.
+            refused = isinstance(error, ConnectionRefusedError | socket.gaierror)
+            text = f"cannot connect to {link.address}: {error}"
+            self._failed(link, ConnectionLost(text, address=link.address, refused=refused))
         else:
             if not connection.closing:
                 self.stats.connects += 1

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import Coroutine, Generator, Iterable
 from typing import Any
 
 from needle.base.config import parse_address, refuse
+from needle.base.errors import ConnectionLost, NeedleError
 from needle.client import Client, SyncClient
 from needle.client.client import BATCH_BYTES_MAX
 from needle.client.shards import find_topology
 from needle.client.sync import sync_client
 from needle.rpc.transport import RpcClient
-from needle.server.cluster_main import sharded_client
+from needle.server.cluster_main import sharded_client, system_caller
 from needle.server.runtime import SystemClock
 
 DEFAULT_CLUSTER_ID = "needle"
+REACH_SECONDS = 1.0
 
 
 class Connecting:
@@ -39,13 +42,31 @@ class Connecting:
 
 
 def check_addresses(addresses: Iterable[str] | str) -> list[str]:
-    """A list of "host:port", or a ConfigError that names the one that is not."""
-    listed = [addresses] if isinstance(addresses, str) else list(addresses)
+    """A list of "host:port", or a ConfigError that names the one that is not. A string may hold several, separated by
+    commas, as the command line takes them."""
+    listed = [part.strip() for part in addresses.split(",")] if isinstance(addresses, str) else list(addresses)
     if not listed:
         raise refuse("addresses", listed, "at least one 'host:port'")
     for address in listed:
         parse_address("addresses", address)
     return listed
+
+
+async def check_reachable(addresses: list[str], cluster_id: str) -> None:
+    """Raise ConnectionLost when all of `addresses` refuse connections: then a person need not wait for a timeout.
+
+    Calls of the library do wait, each until its own: the cluster may be restarting.
+    """
+    caller = system_caller(cluster_id)
+    try:
+        tried = await asyncio.gather(
+            *(caller.connect(address, REACH_SECONDS) for address in addresses), return_exceptions=True
+        )
+    finally:
+        await caller.close()
+    if all(isinstance(outcome, ConnectionLost) and outcome.details.get("refused") for outcome in tried):
+        why = "; ".join(outcome.message for outcome in tried if isinstance(outcome, NeedleError))
+        raise ConnectionLost(f"no node of the cluster can be reached: {why}", refused=True)
 
 
 def connect(
@@ -54,7 +75,7 @@ def connect(
     cluster_id: str = DEFAULT_CLUSTER_ID,
     batch_bytes_max: int = BATCH_BYTES_MAX,
 ) -> Connecting:
-    """A client of the cluster with nodes at `addresses` ("host:port", some or all of them).
+    """A client of the cluster with nodes at `addresses` ("host:port", some or all of them; in one string, by commas).
 
     `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. Raises ConfigError for a bad
     address, WrongCluster if all nodes belong to another cluster. Nodes that are down do not matter: calls say so.
