@@ -41,6 +41,13 @@ async def test_what_a_sharded_client_can_do_is_there_without_asyncio(tmp_path: P
                 assert document is not None
                 assert document.id == "doc-5"
                 assert client.delete("doc-5").count == 1
+                for refused in (
+                    lambda: client.insert("wide", [1.0] * 5),
+                    lambda: client.insert_batch([("wide", [1.0] * 5), ("wider", [1.0] * 5)]),
+                    lambda: client.search([1.0] * 5, 1),
+                ):
+                    with pytest.raises(needle.InvalidArgument, match="as collection 'default' has"):
+                        refused()
 
         await asyncio.to_thread(blocking)
     finally:

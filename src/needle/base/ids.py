@@ -12,3 +12,8 @@ CATALOG_GROUP: GroupId = 0
 def shard_group(shard: int) -> GroupId:
     """The Raft group that replicates shard number `shard` (0-based)."""
     return shard + 1
+
+
+def group_name(group: GroupId) -> str:
+    """What people call the data that a Raft group replicates."""
+    return "the catalog" if group == CATALOG_GROUP else f"shard {group - 1}"

@@ -71,7 +71,7 @@ class GroupClient:
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
         self._write = protocol.WRITE
-        self._named = f"group {group}"
+        self._named = "the cluster"
         """In errors."""
 
     def saw(self, index: int) -> None:

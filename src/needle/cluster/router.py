@@ -23,7 +23,7 @@ from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.topology import Ownership
 from needle.cluster.merge import by_owner, merge_documents, merge_hits
 from needle.cluster.pruning import pinned_keys
-from needle.cluster.routes import Routes
+from needle.cluster.routes import Routes, said_of
 
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
@@ -93,6 +93,11 @@ class Router(Routes):
 
         async def run(stored: str, left: float) -> list[WriteResult | NeedleError]:
             outcomes = await self._insert_rows(stored, ids, rows, metadata, left)
+            info = self._shards.topology().collection(collection)
+            if info is not None:
+                for outcome in outcomes:
+                    if isinstance(outcome, NeedleError):
+                        said_of(outcome, info)
             gone = [outcome for outcome in outcomes if isinstance(outcome, CollectionNotFound)]
             if gone and len(gone) == len(outcomes):
                 raise gone[0]

@@ -12,10 +12,10 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from needle.base import catalog_commands
-from needle.base.errors import CollectionNotFound, DeadlineExceeded
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError
 from needle.base.model import WriteResult
 from needle.base.routing.strategy import routing_key
-from needle.base.routing.topology import Ownership, Topology
+from needle.base.routing.topology import CollectionInfo, Ownership, Topology
 from needle.cluster.fan_out import FanOut, ShardGroup
 from needle.cluster.merge import by_owner
 
@@ -49,6 +49,14 @@ class Shards(Protocol):
     async def sync(self, shard: int, version: int, timeout: float) -> None:
         """Have a shard's leader apply the catalog's collections as of `version`."""
         ...
+
+
+def said_of(error: NeedleError, info: CollectionInfo) -> None:
+    """Put a shard's error in the words of a caller, who knows the collection by its name and not by the one inside."""
+    error.message = error.message.replace(repr(info.stored_name), repr(info.spec.name))
+    error.args = (error.message,)
+    if error.details.get("collection") == info.stored_name:
+        error.details["collection"] = info.spec.name
 
 
 class Routes:
@@ -118,3 +126,6 @@ class Routes:
                 return await run(info.stored_name, max(0.001, deadline - loop.time()))
             except CollectionNotFound:
                 continue
+            except NeedleError as error:
+                said_of(error, info)
+                raise

@@ -20,7 +20,7 @@ from needle.base.errors import (
     Unavailable,
     invalid,
 )
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.codec import Addressed, decode_chunk_request, decode_frame, encode_frame, in_frames
 from needle.multiraft.config import HostConfig
@@ -171,7 +171,7 @@ class Engine:
         replica = self._group(group)
         del self._groups[group]
         self._timers.forget(group)
-        replica.fail_all(Unavailable(f"group {group} is closed on node {self.node_id}", group=group))
+        replica.fail_all(Unavailable(f"{group_name(group)} is closed on node {self.node_id}", group=group))
         while replica.busy:  # noqa: ASYNC110 - closing is rare; an event would cost every write
             await asyncio.sleep(self.config.heartbeat_interval)
         await self.shelf.drop(group)
@@ -446,5 +446,5 @@ class Engine:
         self._check_running()
         found = self._groups.get(group)
         if found is None:
-            raise Unavailable(f"group {group} has no replica on node {self.node_id}", group=group)
+            raise Unavailable(f"{group_name(group)} has no replica on node {self.node_id}", group=group)
         return found

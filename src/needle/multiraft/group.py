@@ -24,7 +24,7 @@ from needle.base.errors import (
     NoQuorum,
     NotLeader,
 )
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock, Pool
 from needle.multiraft.codec import Addressed, encode_conf
 from needle.multiraft.config import HostConfig
@@ -207,7 +207,9 @@ class Group:
             self._applying = True
             turn.applies.append((self, self._to_apply(ready.committed)))
         if ready.reads:
-            late = DeadlineExceeded(f"group {self.id} did not apply what the read waits for in time", group=self.id)
+            late = DeadlineExceeded(
+                f"{group_name(self.id)} did not apply what the read waits for in time", group=self.id
+            )
             self.reads.confirmed(ready.reads, self.raft.applied, self.waiters, late)
         for context in ready.dropped_reads:
             self.reads.refuse(context, not_leader(self.id, self.raft.leader))
@@ -342,7 +344,9 @@ class Group:
         self.raft.tick(now)
         self.proposals.expire(now)
         if now >= self.reads.next_deadline:
-            self.reads.expire(now, NoQuorum(f"no majority of group {self.id} confirmed a read in time", group=self.id))
+            self.reads.expire(
+                now, NoQuorum(f"no majority of {group_name(self.id)} confirmed a read in time", group=self.id)
+            )
         self.waiters.expire(now)
         if self._conditions:
             self._expire_conditions(now)

@@ -20,7 +20,7 @@ from needle.base.errors import (
     TransferFailed,
     Unavailable,
 )
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import RaftStatus
 from needle.multiraft.engine import Engine
 from needle.multiraft.group import Group
@@ -56,7 +56,7 @@ class Host(Engine):
         """
         replica = self._group(group)
         if len(replica.proposals) >= self.config.proposals_max:
-            raise Overloaded(f"{self.config.proposals_max} writes wait in group {group}; slow down", group=group)
+            raise Overloaded(f"{self.config.proposals_max} writes wait in {group_name(group)}; slow down", group=group)
         if (used := self.bytes_used()) >= self.bounds.refused:
             bound = self.config.log_bytes_max
             raise Overloaded(
@@ -101,7 +101,7 @@ class Host(Engine):
         if replica.raft.applied >= index:
             return
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        text = f"group {group} did not apply index {index} within {timeout:g} s"
+        text = f"{group_name(group)} did not apply index {index} within {timeout:g} s"
         replica.waiters.add(
             index, future, self.clock.monotonic() + timeout, lambda: DeadlineExceeded(text, group=group)
         )
@@ -128,11 +128,11 @@ class Host(Engine):
         await future
 
         def late() -> NeedleError:
-            return OutcomeUnknown(f"the membership change of group {group} was not finished in time", group=group)
+            return OutcomeUnknown(f"the membership change of {group_name(group)} was not finished in time", group=group)
 
         await replica.until(lambda: not raft.conf.voters_outgoing, deadline, late)
         if (tuple(sorted(raft.conf.voters)), tuple(sorted(raft.conf.learners))) != target:
-            raise OutcomeUnknown(f"another membership change of group {group} overtook this one", group=group)
+            raise OutcomeUnknown(f"another membership change of {group_name(group)} overtook this one", group=group)
 
     async def _hear_majority(self, replica: Group, voters: Sequence[NodeId], deadline: float) -> None:
         """On a leader: a majority of `voters` answers now. With another set nothing could be committed any more, not
@@ -143,9 +143,10 @@ class Host(Engine):
             return membership.silent(raft.progress(), self.node_id, voters, self.clock.monotonic(), within)
 
         def late() -> NeedleError:
+            together = ", ".join(sorted(set(voters)))
             return InvalidArgument(
-                f"group {replica.id} could not work with the voters {', '.join(sorted(set(voters)))}: {needed} of them "
-                f"must answer, and {', '.join(silent())} did not within {within:g} s. Start them, or leave them out; "
+                f"{group_name(replica.id)} could not work with the voters {together}: {needed} of them must answer, "
+                f"and {', '.join(silent())} did not within {within:g} s. Start them, or leave them out; "
                 f"a new node is added as a learner first",
                 field="voters",
             )
@@ -166,12 +167,12 @@ class Host(Engine):
         self.wake(replica)
 
         def late() -> NeedleError:
-            return TransferFailed(f"{target} did not take over group {group} within {timeout:g} s", group=group)
+            return TransferFailed(f"{target} did not take over {group_name(group)} within {timeout:g} s", group=group)
 
         await replica.until(lambda: raft.role is not Role.LEADER and bool(raft.leader), now + timeout, late)
         if raft.leader != target:
             raise TransferFailed(
-                f"{raft.leader}, not {target}, took over group {group}", group=group, leader=raft.leader
+                f"{raft.leader}, not {target}, took over {group_name(group)}", group=group, leader=raft.leader
             )
         return target
 
@@ -225,7 +226,7 @@ class Host(Engine):
         known = (raft.term, raft.leader)
 
         def late() -> NeedleError:
-            return DeadlineExceeded(f"group {group} kept its leader for {timeout:g} s", group=group)
+            return DeadlineExceeded(f"{group_name(group)} kept its leader for {timeout:g} s", group=group)
 
         await replica.until(lambda: (raft.term, raft.leader) != known, self.clock.monotonic() + timeout, late)
         return raft.leader or None
@@ -236,7 +237,7 @@ class Host(Engine):
         raft = replica.raft
 
         def late() -> NeedleError:
-            return DeadlineExceeded(f"group {group} had no new leader within {timeout:g} s", group=group)
+            return DeadlineExceeded(f"{group_name(group)} had no new leader within {timeout:g} s", group=group)
 
         self.wake(replica)
         with contextlib.suppress(DeadlineExceeded):

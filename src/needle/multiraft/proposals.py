@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from needle.base.errors import NeedleError, OutcomeUnknown, ProposalDropped
-from needle.base.ids import GroupId
+from needle.base.ids import GroupId, group_name
 
 _NEVER = float("inf")
 
@@ -70,7 +70,7 @@ class Proposals:
 
     def _dropped(self, index: int, mine: int, other: int) -> NeedleError:
         return ProposalDropped(
-            f"another leader's entry took index {index} of group {self._group}: the write did not take effect",
+            f"another leader's entry took index {index} of {group_name(self._group)}: the write did not take effect",
             group=self._group,
             index=index,
             term=mine,
@@ -78,7 +78,9 @@ class Proposals:
         )
 
     def _unknown(self, why: str) -> NeedleError:
-        return OutcomeUnknown(f"group {self._group}: {why}; the write may or may not take effect", group=self._group)
+        return OutcomeUnknown(
+            f"{group_name(self._group)}: {why}; the write may or may not take effect", group=self._group
+        )
 
     def covered(self, index: int) -> None:
         """A snapshot brought the state up to `index`: whose entries it holds cannot be told."""

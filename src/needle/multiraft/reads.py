@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable
 
 from needle.base.errors import NeedleError, NotLeader
+from needle.base.ids import group_name
 from needle.multiraft.proposals import Waiters
 from needle.raft.messages import ReadState
 
@@ -98,4 +99,4 @@ class ReadRounds:
 def not_leader(group: int, leader: str) -> NotLeader:
     """The refusal of a read here; names who leads, if known."""
     where = f"{leader} does" if leader else "no leader is known"
-    return NotLeader(f"this node does not lead group {group}; {where}", leader=leader or None, group=group)
+    return NotLeader(f"this node does not lead {group_name(group)}; {where}", leader=leader or None, group=group)

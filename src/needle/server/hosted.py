@@ -15,7 +15,7 @@ from needle.base import protocol
 from needle.base.commands import CreateCollection, encode
 from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError, StorageError, TooStale, Unavailable
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import CollectionSpec, Metric
 from needle.base.protocol import GroupCall
 from needle.base.runtime import Clock
@@ -226,9 +226,9 @@ class HostedReplica:
         settling = self._settling
         await asyncio.wait((settling,), timeout=timeout)
         if not settling.done():
-            raise Unavailable(f"group {self.group} is still being set up", group=self.group)
+            raise Unavailable(f"{group_name(self.group)} is still being set up", group=self.group)
         if (error := settling.exception()) is not None:
-            raise Unavailable(f"group {self.group} is not set up yet: {error}", group=self.group) from error
+            raise Unavailable(f"{group_name(self.group)} is not set up yet: {error}", group=self.group) from error
 
     async def _settle(self) -> None:
         config, host = self._config, self._host
@@ -266,7 +266,7 @@ class HostedReplica:
         caller. Raises Unavailable."""
         if not self.settled and self._config.dimensions is not None:
             if not self.used():
-                raise Unavailable(f"this replica of group {self.group} has no data yet", group=self.group)
+                raise Unavailable(f"this replica of {group_name(self.group)} has no data yet", group=self.group)
             self.settled = True
 
     # --- freshness ---------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ class HostedReplica:
         if self._host.is_leader(self.group):
             return await self._host.read_index(self.group, timeout)
         if leader is None:
-            raise Unavailable(f"no leader of group {self.group} is known", group=self.group)
+            raise Unavailable(f"no leader of {group_name(self.group)} is known", group=self.group)
         body = protocol.encode(GroupCall(self.group, timeout))
         return protocol.decode(await self._call(leader, READ_INDEX, body, timeout), int)
 

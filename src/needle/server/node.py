@@ -18,7 +18,7 @@ import msgspec
 from needle.base import protocol
 from needle.base.config import RaftConfig
 from needle.base.errors import DeadlineExceeded, NeedleError, Unavailable
-from needle.base.ids import GroupId, NodeId, shard_group
+from needle.base.ids import GroupId, NodeId, group_name, shard_group
 from needle.base.model import RaftStatus
 from needle.base.protocol import AddressBook as AddressBookMessage
 from needle.multiraft.config import HostConfig
@@ -211,16 +211,16 @@ class Node:
             return "in maintenance"
         for group, hosted in self.groups.items():
             if self.host.leader(group) is None:
-                return f"group {group} has no leader"
+                return f"{group_name(group)} has no leader"
             if not hosted.caught_up:
-                return f"group {group} has not caught up since the start"
+                return f"{group_name(group)} has not caught up since the start"
         return ""
 
     def hosted(self, group: GroupId) -> HostedReplica:
         """The replica of a group on this node. Raises Unavailable if there is none."""
         found = self.groups.get(group)
         if found is None:
-            raise Unavailable(f"group {group} has no replica on node {self.node_id}", group=group)
+            raise Unavailable(f"{group_name(group)} has no replica on node {self.node_id}", group=group)
         return found
 
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus:

@@ -26,7 +26,7 @@ from needle.base.errors import (
     UnsupportedFormat,
     invalid,
 )
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import Claim, HitBatch, RaftStatus, ReadMode, SearchRequest
 from needle.base.move_commands import MoveCommand
 from needle.base.protocol import (
@@ -199,7 +199,9 @@ class RpcService:
     def _not_leader(self, group: GroupId) -> NotLeader:
         leader = self._host.leader(group)
         where = f"{leader} does" if leader else "no leader is known"
-        return NotLeader(f"node {self._node.node_id} does not lead group {group}; {where}", leader=leader, group=group)
+        return NotLeader(
+            f"node {self._node.node_id} does not lead {group_name(group)}; {where}", leader=leader, group=group
+        )
 
     # --- reads -------------------------------------------------------------------------------------------------------
     async def _fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
