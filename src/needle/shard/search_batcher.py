@@ -79,8 +79,8 @@ class SearchBatcher:
         return await answer
 
     def _expected_wait(self, own: int) -> float:
-        """Seconds until the workers begin a search of a collection of which `own` wait, at the rate of the last batches.
-        Others go first as far as they are there, a batch for each of its own collection's."""
+        """Seconds until the workers begin a search of a collection of which `own` wait, at the rate of the last
+        batches. Others go first as far as they are there, a batch for each of its own collection's."""
         if not self._answered:
             return 0.0
         ahead = min(self._count, (own + self._batch_max) * len(self._waiting))
