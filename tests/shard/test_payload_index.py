@@ -112,6 +112,7 @@ def test_whatever_is_indexed_the_answer_is_what_the_docs_say(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(payload_index, "READ_FEW", reading[0])
         patch.setattr(payload_index, "READ_SHARE", reading[1])
+        patch.setattr(payload_index, "READ_COST", reading[0])
         patch.setattr(payload_index, "BLOAT_ROWS", 2)
         patch.setattr(index_budget, "IDLE_USES", 3)
         for what, value in [*course, *(("ask", condition) for condition in asked)]:
@@ -185,8 +186,11 @@ def test_only_what_the_indexed_conditions_leave_is_read() -> None:
     assert index.indexed() == ["k", "u"]
     store.read = 0
     assert list(ask(index, Filter.eq("u", "doc-77"), 20_000)) == [77]
-    assert list(ask(index, both, 20_000)) == [n for n in range(7, 20_000, 1000) if "7" in str(n)]
+    assert len(ask(index, Filter.contains("u", "77"), 20_000)) == sum("77" in str(n) for n in range(20_000))
     assert store.read == 0
+    # Twenty documents are read rather than looking at all the texts that the index has.
+    assert list(ask(index, both, 20_000)) == [n for n in range(7, 20_000, 1000) if "7" in str(n)]
+    assert store.read == 20
 
 
 def test_searches_that_need_the_same_index_make_it_once() -> None:

@@ -355,5 +355,8 @@ MATCHERS: Final[dict[str, Callable[[Known, Any], Match]]] = {
 }
 """matcher(known, operand): may say something of ordinals outside of `known.universe`, must not err inside."""
 
+LOOK_AT_ALL: Final = frozenset(["$contains"])
+"""Operators whose matchers look at every different value."""
+
 if MATCHERS.keys() != OPERATORS.keys():
     raise Internal(f"the field index lacks, or has too many, operators: {set(MATCHERS) ^ set(OPERATORS)}")

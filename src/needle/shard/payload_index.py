@@ -27,7 +27,18 @@ from pyroaring import BitMap
 from needle.base.errors import StorageError
 from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate
 from needle.base.instants import Instant
-from needle.shard.field_index import MATCHERS, FieldState, Known, Path, all_of, any_of, merged, negated, run_of
+from needle.shard.field_index import (
+    LOOK_AT_ALL,
+    MATCHERS,
+    FieldState,
+    Known,
+    Path,
+    all_of,
+    any_of,
+    merged,
+    negated,
+    run_of,
+)
 from needle.shard.index_budget import IndexBudget
 from needle.shard.metadata_rows import Rows, Stored, decode_rows, rows_of
 from needle.shard.value_columns import Match
@@ -47,6 +58,8 @@ MERGE_MAX: Final = 1 << 15
 READ_FEW: Final = 32
 READ_SHARE: Final = 8
 """Undecided documents are read if they are fewer than this, or than this part of what an index still lacks."""
+READ_COST: Final = 64
+"""To read a document costs about as much as to look at so many different values of an index."""
 BLOAT_ROWS: Final = 1 << 16
 
 Key = tuple[Path, bool]
@@ -381,7 +394,9 @@ def _judge(node: Node, states: dict[Key, FieldState], end: int, universe: BitMap
         case And(children):
             if not children:
                 return Match(universe, BitMap())
-            return all_of([_judge(child, states, end, universe) for child in children])
+            costly = [one for one in children if isinstance(one, Compare) and one.op in LOOK_AT_ALL]
+            parts = [_judge(child, states, end, universe) for child in children if child not in costly]
+            return _with_costly(all_of(parts) if parts else Match(universe, BitMap()), costly, states, end, universe)
         case Or(children):
             return any_of([_judge(child, states, end, universe) for child in children])
         case Not(child):
@@ -390,6 +405,18 @@ def _judge(node: Node, states: dict[Key, FieldState], end: int, universe: BitMap
             return _compared(node, states, end, universe)
         case _:
             assert_never(node)
+
+
+def _with_costly(
+    found: Match, costly: Sequence[Compare], states: dict[Key, FieldState], end: int, universe: BitMap
+) -> Match:
+    """And these comparisons. Where the others leave few documents, it costs less to read them."""
+    for one in costly:
+        left = len(found.sure | found.maybe)
+        undecided = left * READ_COST < states[(one.path, False)].rows
+        part = Match(BitMap(), universe) if undecided else _compared(one, states, end, universe)
+        found = all_of([found, part])
+    return found
 
 
 def _compared(node: Compare, states: dict[Key, FieldState], end: int, universe: BitMap) -> Match:

@@ -72,8 +72,8 @@ MUTANTS = (
         breaks="a search sees documents that the shard does not own yet, or not any more",
         edits=(
             Edit(
-                "shard.live_collection:LiveCollection.view",
-                "BitMap.union(BitMap(), *self.hidden.values())",
+                "shard.live_collection:LiveCollection._hide",
+                "BitMap.union(BitMap(), *hidden.values())",
                 "BitMap()",
             ),
         ),
