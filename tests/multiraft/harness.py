@@ -83,6 +83,10 @@ class DictMachine:
         self.lazy = lazy
         self.state: dict[str, Any] = json.loads(json.dumps(disk.saved))
         self.indexes: list[int] = []
+        self.constant = b""
+        """Content of a file that every snapshot holds and that never changes."""
+        self.held = ""
+        """Where this state machine has that file."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -127,11 +131,14 @@ class DictMachine:
         body = json.dumps(self.state).encode()
         os.makedirs(f"{directory}/parts")
         files = []
-        for name, content in (("state.json", body), ("parts/empty", b"")):
+        for name, content in (("constant", self.constant), ("state.json", body), ("parts/empty", b"")):
             with open(f"{directory}/{name}", "wb") as file:
                 file.write(content)
             files.append(SnapshotFile(name, len(content), xxhash.xxh3_128_hexdigest(content)))
         return self.state["index"], self.state["term"], self.conf(), files
+
+    def held_file(self, name: str) -> str | None:
+        return self.held if name == "constant" and self.held else None
 
     def install_snapshot(self, directory: str) -> None:
         with open(f"{directory}/state.json", "rb") as file:

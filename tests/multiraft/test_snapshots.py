@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from multiraft.harness import FAST, Cluster, Node, until
+from multiraft.harness import FAST, Cluster, DictMachine, Node, until
 from needle.base.errors import CorruptSnapshot, InvalidArgument, ProtocolError, Unavailable
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_chunk_request, encode_manifest
 from needle.multiraft.group_snapshots import SnapshotTraffic
@@ -117,6 +117,62 @@ async def test_a_snapshot_that_is_gone_is_replaced_by_another(tmp_path: Path) ->
         await away.start()
         assert await cluster.converged() == state
         assert leader.reached.count("snapshot.after_export") == 2
+
+
+CONSTANT = bytes(range(256)) * 20
+
+
+async def test_a_file_that_the_state_machine_has_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for node in cluster.running():
+            node.machines[0].constant = CONSTANT
+        away, state = await _left_behind(cluster)
+        (tmp_path / "mine").write_bytes(CONSTANT)
+        mine = str(tmp_path / "mine")
+        monkeypatch.setattr(DictMachine, "held_file", lambda self, name: mine if name == "constant" else None)
+        await away.start()
+        assert await cluster.converged() == state
+        assert away.host.fetcher.bytes_reused == len(CONSTANT)
+        assert 0 < away.host.fetcher.bytes_fetched < len(CONSTANT)
+
+
+async def test_a_file_of_another_content_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for node in cluster.running():
+            node.machines[0].constant = CONSTANT
+        away, state = await _left_behind(cluster)
+        (tmp_path / "mine").write_bytes(CONSTANT[:-1] + b"?")
+        mine = str(tmp_path / "mine")
+        monkeypatch.setattr(DictMachine, "held_file", lambda self, name: mine if name == "constant" else None)
+        await away.start()
+        assert await cluster.converged() == state
+        assert away.host.fetcher.bytes_reused == 0
+        assert away.host.fetcher.bytes_fetched > len(CONSTANT)
+
+
+async def test_what_was_fetched_of_a_snapshot_that_is_gone_is_not_fetched_again(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for node in cluster.running():
+            node.machines[0].constant = CONSTANT
+        away, state = await _left_behind(cluster)
+        leader = await cluster.leader()
+        calls = 0
+
+        def gone_after_the_first_file(_: str, to: str) -> bool:
+            nonlocal calls
+            calls += 1
+            if calls == len(CONSTANT) // TINY.snapshot_chunk_bytes + 3:
+                leader.host.shelf._shelf.clear()
+            return False
+
+        cluster.network.drop_call = gone_after_the_first_file
+        await away.start()
+        assert await cluster.converged() == state
+        assert leader.reached.count("snapshot.after_export") == 2
+        assert away.host.fetcher.bytes_reused == len(CONSTANT)
+        assert away.host.fetcher.bytes_fetched < 2 * len(CONSTANT)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,17 @@ class Files:
 
         _guard("write", path, run)
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file that never changes a second name, in place of whatever has it; its directory is created."""
+
+        def run() -> None:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if os.path.exists(target):
+                os.unlink(target)
+            os.link(source, target)
+
+        _guard("link", target, run)
+
     def checksum(self, path: str) -> str:
         """xxh3-128 of a file's content, as hex."""
 

@@ -110,7 +110,7 @@ class SnapshotTraffic:
     async def _fetch_offer(self, message: Message, meta: SnapshotMeta) -> None:
         host, group = self._host, self._group
         try:
-            await host.fetcher.fetch(group.id, message.frm, meta.descriptor)
+            await host.fetcher.fetch(group.id, message.frm, meta.descriptor, group.machine.held_file)
         except NeedleError as error:
             _log.warning("group %d: no snapshot from %s: %s; waiting for its next offer", group.id, message.frm, error)
             return

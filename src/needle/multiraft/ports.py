@@ -100,6 +100,10 @@ class StateMachine(Protocol):
         """Write a consistent image into `directory` (exists, empty): (index, term, conf, files)."""
         ...
 
+    def held_file(self, name: str) -> str | None:
+        """Where this state machine has a file that a snapshot may hold by that name, if such files never change."""
+        ...
+
     def install_snapshot(self, directory: str) -> None:
         """Replace all state by the verified image in `directory`, durably and atomically: after a crash either the
         old or the new state is there. May be repeated after a crash with the same directory."""

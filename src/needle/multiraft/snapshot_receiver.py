@@ -1,7 +1,8 @@
 """Fetching a snapshot from a leader: chunk by chunk into a staging directory, verified before anyone sees it.
 
 Invariant: `fetch` returns a directory in which every file of the manifest has its size and checksum, durably. A file
-that is partly there (an earlier connection, or this node before a restart) is continued, not fetched again.
+that is partly there (an earlier connection, or this node before a restart) is continued, not fetched again. Nor is one
+that is here already: among what was staged of another snapshot, or in the state that is to be replaced.
 It must not know Raft, nor the state machine.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 
-from needle.base.errors import ConnectionLost, CorruptSnapshot, DeadlineExceeded, Overloaded
+from needle.base.errors import ConnectionLost, CorruptSnapshot, DeadlineExceeded, Overloaded, StorageError
 from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import Pool
 from needle.multiraft.codec import ChunkRequest, decode_manifest, encode_chunk_request
@@ -21,6 +23,7 @@ from needle.multiraft.ports import SnapshotFile, Transport
 
 CHUNK_METHOD = "raft.snapshot_chunk"
 _log = logging.getLogger("needle.multiraft")
+Held = Callable[[str], str | None]
 
 
 class SnapshotFetcher:
@@ -36,22 +39,49 @@ class SnapshotFetcher:
         self._config = config
         self._failpoint = failpoint
         self.bytes_fetched = 0
+        self.bytes_reused = 0
 
     def staging(self, group: GroupId, descriptor: bytes) -> str:
         """Where the snapshot with this descriptor is, or will be, staged."""
         return f"{self._directory}/in-{group}-{decode_manifest(descriptor).snapshot}"
 
-    async def fetch(self, group: GroupId, frm: NodeId, descriptor: bytes) -> str:
-        """Fetch and verify; the directory. Raises the peer's NeedleError, CorruptSnapshot or StorageError."""
+    async def fetch(self, group: GroupId, frm: NodeId, descriptor: bytes, held: Held) -> str:
+        """Fetch and verify; the directory. held: where the state machine has a file by that name which never changes.
+        Raises the peer's NeedleError, CorruptSnapshot or StorageError."""
         manifest = decode_manifest(descriptor)
         directory = self.staging(group, descriptor)
-        await self.discard_others(group, directory)
         await self._pool.run(self._files.make_directory, directory)
+        await self._reuse(group, directory, manifest.files, held)
+        await self.discard_others(group, directory)
         for file in manifest.files:
             await self._fetch_file(group, frm, manifest.snapshot, directory, file)
         await self._pool.run(self._files.sync_tree, directory)
         self._failpoint("snapshot.after_stage")
         return directory
+
+    async def _reuse(self, group: GroupId, directory: str, files: Sequence[SnapshotFile], held: Held) -> None:
+        """Link the files that are here already, whole and with the right checksum."""
+        names = await self._pool.run(self._files.names, self._directory)
+        staged = [f"{self._directory}/{name}" for name in names if name.startswith(f"in-{group}-")]
+        for file in files:
+            target = f"{directory}/{file.name}"
+            if await self._pool.run(self._files.size, target) == file.size:
+                continue
+            mine = await self._pool.run(held, file.name)
+            for source in [mine or "", *(f"{other}/{file.name}" for other in staged if other != directory)]:
+                if await self._pool.run(self._link_if_equal, source, target, file):
+                    self.bytes_reused += file.size
+                    break
+
+    def _link_if_equal(self, source: str, target: str, file: SnapshotFile) -> bool:
+        try:
+            if self._files.size(source) != file.size or self._files.checksum(source) != file.checksum:
+                return False
+            self._files.link(source, target)
+        except StorageError as error:  # it may be deleted meanwhile: then it is fetched
+            _log.info("snapshot file %s is not reused: %s", file.name, error)
+            return False
+        return True
 
     async def discard_others(self, group: GroupId, keep: str) -> None:
         """Remove what is staged for this group, but for the directory `keep` ("" keeps none)."""

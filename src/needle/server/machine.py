@@ -21,6 +21,7 @@ class ReplicaMachine:
         self.conf = replica.conf
         self.checkpoint = replica.checkpoint
         self.install_snapshot = replica.install_snapshot
+        self.held_file = replica.held_file
         self.close = replica.close
 
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
@@ -44,6 +45,7 @@ class CatalogAdapter:
         self.checkpoint = machine.checkpoint
         self.digest = machine.digest
         self.install_snapshot = machine.install_snapshot
+        self.held_file = _no_file
         self.close = machine.close
 
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
@@ -54,3 +56,8 @@ class CatalogAdapter:
         """Write an image into `directory`."""
         index, term, conf, files = self.machine.export_snapshot(directory)
         return index, term, conf, [SnapshotFile(file.name, file.size, file.checksum) for file in files]
+
+
+def _no_file(name: str) -> str | None:
+    """The catalog's one file changes."""
+    return None

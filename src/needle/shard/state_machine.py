@@ -39,6 +39,7 @@ from needle.shard.live_collection import CollectionView, LiveCollection, OpenCol
 from needle.shard.query import search_group
 from needle.shard.records import ORDINAL_MAX, CollectionRecord, StoredDocument, WriteSet
 from needle.shard.sealed_segment import segment_file
+from needle.shard.segment_files import FILE_NAME as SEGMENT_FILE_NAME
 from needle.shard.segment_set import CollectionVectors
 from needle.shard.sessions import SessionRow, SessionTable
 from needle.shard.snapshot import SEGMENTS, current_state, install_image, write_image
@@ -437,6 +438,11 @@ class Replica:
         paths = [os.path.join(self._segment_directory, segment_file(segment)) for segment in manifest]
         here = [path for path in paths if self._disk.exists(path)]
         return at.index, at.term, at.conf, write_image(directory, at.index, at.term, here, self._disk)
+
+    def held_file(self, name: str) -> str | None:
+        """Where this replica has the index file of that name; None for other names and if it has none."""
+        path = os.path.join(self._segment_directory, name)
+        return path if SEGMENT_FILE_NAME.match(name) and self._disk.exists(path) else None
 
     def install_snapshot(self, directory: str) -> None:
         """Replace all state by the image in `directory`. Raises CorruptSnapshot before anything is changed."""

@@ -195,6 +195,12 @@ class SimFiles(Files):
         super().write_at(path, offset, data)
         self._unsynced.wrote(path)
 
+    def link(self, source: str, target: str) -> None:
+        self._process.fence()
+        self._unsynced.before_name(target)
+        super().link(source, target)
+        self._unsynced.linked(source, target)
+
     def sync_tree(self, path: str) -> None:
         self._process.fence()
         self._unsynced.synced_tree(path)

@@ -228,6 +228,18 @@ MUTANTS = (
         tests=(_SNAPSHOTS + "test_a_crash_in_any_step_of_an_install_is_finished_or_abandoned",),
     ),
     Mutant(
+        name="reused-file-not-verified",
+        breaks="a file that is here already is taken for one of a snapshot because its size is right",
+        edits=(
+            Edit(
+                "multiraft.snapshot_receiver:SnapshotFetcher._link_if_equal",
+                "if self._files.size(source) != file.size or self._files.checksum(source) != file.checksum:",
+                "if self._files.size(source) != file.size:",
+            ),
+        ),
+        tests=(_SNAPSHOTS + "test_a_file_of_another_content_is_not_reused",),
+    ),
+    Mutant(
         name="snapshot-files-not-verified",
         breaks="a snapshot is installed whatever arrived: a damaged file becomes the state",
         edits=(
