@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from needle.sim.mutants import cluster_rules, host_rules, leases_and_reads, raft_rules, shard_rules
+from needle.sim.mutants import client_rules, cluster_rules, host_rules, leases_and_reads, raft_rules, shard_rules
 from needle.sim.mutants.planting import Mutant
 
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant
-    for rules in (raft_rules, leases_and_reads, host_rules, shard_rules, cluster_rules)
+    for rules in (raft_rules, leases_and_reads, host_rules, shard_rules, cluster_rules, client_rules)
     for mutant in rules.MUTANTS
 }
