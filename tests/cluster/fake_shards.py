@@ -18,6 +18,7 @@ from needle.base.errors import CollectionNotFound, ConnectionLost, NoQuorum, Sta
 from needle.base.filters import Filter
 from needle.base.model import HitBatch, SearchRequest, WriteResult
 from needle.base.protocol import CollectionsAnswer, CollectionsCall, DocumentBatch, GetCall, SearchCall
+from needle.base.routing.ranges import KeySet
 from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.strategy import CONSISTENT_HASH, ShardStrategy, routing_key
 from needle.base.routing.topology import CollectionInfo, Ownership, Topology
@@ -42,6 +43,8 @@ class FakeShards:
         self.catalog_dead = self.cut_off = False
         self.behind = 0
         """How often shards still say that they do not have the collection."""
+        self.without: dict[int, int] = {}
+        """How often a shard still refuses a write for want of the collection."""
         self.lies: dict[int, int] = {}
         """Shards that answer with another fingerprint."""
         self.before_answer: Callable[[int], None] = lambda _: None
@@ -79,9 +82,14 @@ class FakeShards:
         for held in self.data.values():
             held.clear()
         for _, name, row in everything:
-            key = routing_key(new.strategy, new.shard_count, name, msgspec.json.decode(row[2]) if row[2] else None)
-            self.data[new.owner(key)][name] = row
+            self.data[new.owner(self.key(name, row[2]))][name] = row
         self.real = msgspec.structs.replace(self.real, map=new, version=self.real.version + 1)
+
+    def key(self, name: str, metadata: bytes) -> bytes:
+        """A document's routing key."""
+        now = self.real.map
+        assert now is not None
+        return routing_key(now.strategy, now.shard_count, name, msgspec.json.decode(metadata) if metadata else None)
 
     def owned(self) -> Ownership:
         assert self.real.map is not None
@@ -111,15 +119,19 @@ class FakeGroup:
         self._check(epoch)
         command = make(NO_SESSION)
         assert isinstance(command, Insert | Delete)
-        if command.collection != "default@7":
+        shards.without[self.shard] = missing = shards.without.get(self.shard, 0) - 1
+        if command.collection != "default@7" or missing >= 0:
             raise CollectionNotFound(f"no {command.collection}")
         held = shards.data[self.shard]
         shards.log[self.shard] = index = shards.log[self.shard] + 1
-        there = sum(name in held for name in command.ids)
         if isinstance(command, Delete):
-            for name in command.ids:
-                held.pop(name, None)
+            keys = KeySet(command.within or shards.owned().ranges(self.shard))
+            doomed = [name for name in command.ids if name in held and shards.key(name, held[name][2]) in keys]
+            for name in doomed:
+                del held[name]
+            there = len(doomed)
             return WriteResult(version=index, index=index, existed=there > 0, count=there)
+        there = sum(name in held for name in command.ids)
         size = len(command.vectors) // len(command.ids)
         for at, name in enumerate(command.ids):
             held[name] = (index, command.vectors[at * size : (at + 1) * size], command.metadata[at])

@@ -7,10 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from pyroaring import BitMap
 
-from needle.base.commands import Command, CreateCollection, Delete, Session
+from needle.base.commands import Command, CreateCollection, Delete, Insert, Session
 from needle.base.errors import AlreadyExists, InvalidArgument, NeedleError, StaleEpoch, VersionMismatch
 from needle.base.model import Claim, SearchRequest, WriteResult
 from needle.base.move_commands import Forget, Freeze, Import, Mark, Own, PrepareMove, Release
@@ -394,6 +396,39 @@ def test_under_a_custom_strategy_the_stored_document_decides_and_deletes_name_th
     source.done(Forget(3, 100))
     assert source.done(Delete("c", ["x"], owned=now)).count == 0
     assert source.done(Delete("c", ["y"], owned=now)).count == 1
+
+
+def test_a_delete_within_ranges_leaves_other_keys_and_is_refused_unless_all_of_them_are_owned(tmp_path: Path) -> None:
+    strategy = ShardStrategy.custom("t")
+    target = Shard(tmp_path, "target")
+    target.done(CreateCollection(spec()))
+    keys = {t: routing_key(strategy, 2, "", {"t": t}) for t in range(8)}
+    cuts = sorted(keys.values())
+    low: KeyRange = (b"", cuts[2])
+    middle: KeyRange = (cuts[2], cuts[5])
+    high: KeyRange = (cuts[5], None)
+    lowest, between = (next(t for t, key in keys.items() if key == cuts[at]) for at in (0, 3))
+
+    def held() -> list[str]:
+        return [one.id for one in target.replica.get("c", ["x", "y"], False)]
+
+    row = Insert("c", ["x"], np.ones(3, "<f4").tobytes(), [msgspec.json.encode({"t": between})])
+    for within in ([low], [middle]):  # it never took part in a move
+        assert isinstance(target.told(Delete("c", ["x"], within=within)), InvalidArgument)
+    target.done(PrepareMove(3, 3, True, [middle], [low], strategy, 2))
+    target.done(Import(3, 0, "c", 5, ["x"], [7], row.vectors, row.metadata, []))
+    assert isinstance(target.told(Delete("c", ["x"], within=[middle])), StaleEpoch)
+    assert target.done(Delete("c", ["x"], within=[low])).count == 0  # x is not here yet: it stays for Own
+    target.done(Own(3, 1, 100))
+    assert held() == ["x"]
+    assert isinstance(target.told(Delete("c", ["x"], within=[middle, high])), StaleEpoch)
+    assert target.done(Delete("c", ["x"], within=[low])).count == 0
+    assert target.done(Delete("c", ["x", "y"], within=[middle])).count == 1
+    target.done(put(["y"], [[1, 1, 1]], [{"t": lowest}]), Delete("c", ["y"], within=[middle]))
+    assert held() == ["y"]
+    target.done(PrepareMove(4, 4, False, [middle], [low], strategy, 2), Freeze(4))
+    assert isinstance(target.told(Delete("c", ["y"], within=[middle])), StaleEpoch)
+    assert target.done(Delete("c", ["y"], within=[low])).count == 1
 
 
 def test_an_older_release_refuses_the_file_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

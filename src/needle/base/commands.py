@@ -13,6 +13,7 @@ import msgspec
 from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.move_commands import MoveCommand
+from needle.base.routing.shard_map import KeyRange
 
 FORMAT = b"\x01"
 
@@ -87,15 +88,19 @@ def without_repeats(command: Insert) -> Insert:
 
 
 class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):
-    """Delete documents; ids that are absent are fine. expected: as in Insert, n > 0 only. owned: fingerprint of the
-    ranges that the shard owns by the map that the ids were spread by, 0 for any: under a custom strategy an id does not
-    tell its shard, so "absent" is true only if no shard's ranges have changed between asking one and the other."""
+    """Delete documents; ids that are absent are fine. expected: as in Insert, n > 0 only.
+
+    Under a custom strategy an id does not tell its shard, so a delete is about ids and routing keys: all shards are
+    asked, each for the keys it owns, and no key twice. owned: fingerprint of the ranges by which the shard was asked
+    for all it owns, 0 for any. within: instead, the ranges of keys this is about, normal, all of which the shard must
+    own: what another shard refused because they had moved here. Documents of other keys stay."""
 
     collection: str
     ids: list[str]
     expected: int | None = None
     session: Session = NO_SESSION
     owned: int = 0
+    within: list[KeyRange] = []
 
 
 class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True):

@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from needle.base import catalog_commands, protocol
-from needle.base.commands import Command, Delete, Insert, Session, last_of_each_id
+from needle.base.commands import Command, Insert, Session, last_of_each_id
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.protocol import CollectionsAnswer, CollectionsCall, DocumentBatch, Freshness, GetCall, SearchCall
 from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.topology import Ownership
+from needle.cluster.deletion import Deletion, Part
 from needle.cluster.merge import by_owner, merge_documents, merge_hits
 from needle.cluster.pruning import pinned_keys
 from needle.cluster.routes import Routes, said_of
@@ -169,51 +170,35 @@ class Router(Routes):
 
     async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
         """Delete documents; all or nothing in each shard. count: how many were there."""
-        return await self._named(collection, timeout, lambda stored, left: self._delete(stored, names, left))
+        deletion = Deletion(names)
+        try:
+            return await self._named(collection, timeout, lambda stored, left: self._delete(deletion, stored, left))
+        except CollectionNotFound as error:
+            raise deletion.gone(error) from error
 
-    async def _delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
+    async def _delete(self, deletion: Deletion, collection: str, timeout: float) -> WriteResult:
         deadline = asyncio.get_running_loop().time() + timeout
 
-        async def one(owned: Ownership, shard: int, part: list[str]) -> list[WriteResult | NeedleError]:
-            def make(session: Session) -> Command:
-                return Delete(collection, part, None, session)
+        async def one(part: Part) -> None:
+            owned = self.fan_out.ownership()
 
             def owner() -> int:
-                now = self.fan_out.ownership()
-                if now.map.strategy.kind == "custom":
-                    # "Not here" by one map and "not here" by another do not add up to "nowhere": ask all again.
-                    stays = now.map == owned.map
-                else:
-                    stays = len(self._holders(now, part).get(shard, ())) == len(part)
-                if not stays:
+                nonlocal owned
+                owned = self.fan_out.ownership()
+                if part.spread(owned) != [part]:
                     raise _Scattered
-                return shard
+                return part.shard
 
             left = max(0.001, deadline - asyncio.get_running_loop().time())
             try:
-                return [await self._write(owner, make, left)]
-            except _Scattered:
-                return await spread(part)
+                deletion.done(await self._write(owner, lambda session: part.command(owned, collection, session), left))
+            except _Scattered:  # the shard has refused it
+                await asyncio.gather(*map(one, part.spread(owned)))
             except NeedleError as error:
-                return [error]
+                deletion.failed(part, error)
 
-        async def spread(some: list[str]) -> list[WriteResult | NeedleError]:
-            owned = self.fan_out.ownership()
-            holders = self._holders(owned, some)
-            asked = (one(owned, shard, [some[at] for at in part]) for shard, part in holders.items())
-            done = await asyncio.gather(*asked)
-            return [result for results in done for result in results]
-
-        outcomes = await spread(names)
-        results = [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
-        if len(results) < len(outcomes):
-            raise _incomplete(results, [outcome for outcome in outcomes if isinstance(outcome, NeedleError)])
-        return WriteResult(
-            version=max(result.version for result in results),
-            index=max(result.index for result in results),
-            existed=any(result.existed for result in results),
-            count=sum(result.count for result in results),
-        )
+        await asyncio.gather(*map(one, deletion.begin(collection, self.fan_out.ownership())))
+        return deletion.result()
 
     # --- reads -------------------------------------------------------------------------------------------------------
     def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Callable[[int], Freshness]:
@@ -377,19 +362,6 @@ class Router(Routes):
             elif isinstance(outcome, BaseException):
                 raise outcome
         return silent
-
-
-def _incomplete(done: Sequence[WriteResult], failures: Sequence[NeedleError]) -> NeedleError:
-    """What to say of a write whose parts have different fates. "Nothing happened" only if it is true of all."""
-    gone = [error for error in failures if isinstance(error, CollectionNotFound)]
-    if gone or (not done and all(error.retryable for error in failures)):
-        return (gone or failures)[0]
-    final = [error for error in failures if not error.retryable and not isinstance(error, OutcomeUnknown)]
-    if final and not done:
-        return final[0]
-    return OutcomeUnknown(
-        f"{len(done)} of {len(done) + len(failures)} shards have done it, others not or perhaps: {failures[0].message}"
-    )
 
 
 class _Scattered(Exception):

@@ -50,6 +50,7 @@ from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import Claim, WriteResult
 from needle.base.move_commands import MoveCommand
 from needle.base.protocol import AddressBook, CollectionsCall, GetCall, GroupCall, LeaderAnswer, SearchCall, WriteCall
+from needle.base.routing.ranges import check_ranges
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Ownership, Topology, public_name
 from needle.cluster.catalog_machine import CatalogMachine
@@ -178,9 +179,6 @@ class ClusterService(RpcService):
             raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
         self._check_owner(owned, inner.group, command)
         await self._hold(owned, inner, command)
-        if isinstance(command, commands.Delete) and owned.map.strategy.kind == "custom":
-            claimed = msgspec.structs.replace(command, owned=owned.fingerprint(inner.group - 1))
-            inner = msgspec.structs.replace(inner, command=commands.encode(claimed))
         try:
             return await self._write(inner)
         except CollectionNotFound:
@@ -198,7 +196,14 @@ class ClusterService(RpcService):
                 decoded = _json(metadata) if custom else None
                 if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:
                     raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
-        elif isinstance(command, commands.Delete) and strategy.kind != "custom":
+        elif isinstance(command, commands.Delete) and strategy.kind == "custom":
+            # By which map it was spread is the sender's to say, and the log's to judge: a repeated one may come by a
+            # newer map, and its number may have been executed by the older one.
+            if not command.owned and not command.within:
+                raise invalid("owned", command.owned, "the fingerprint of the ranges that this delete is about")
+            if command.within:
+                check_ranges("within", command.within)
+        elif isinstance(command, commands.Delete):
             for name in command.ids:
                 if shard_map.owner(routing_key(strategy, count, name)) != shard:
                     raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
@@ -214,8 +219,11 @@ class ClusterService(RpcService):
             taken = all(map(fence.accepts, command.ids, command.metadata))
         elif isinstance(command, commands.Delete) and not fence.custom:
             taken = all(fence.accepts(name, b"") for name in command.ids)
+        elif isinstance(command, commands.Delete):
+            whole = command.owned == fence.fingerprint and not fence.freezes
+            taken = fence.takes(command.within) if command.within else whole
         else:
-            taken = not (isinstance(command, commands.Delete) and fence.freezes)
+            taken = True
         if not taken:
             await self._moving(owned, _timeout(call.timeout))
             text = f"shard {call.group - 1} does not take this write while its key moves"

@@ -44,7 +44,7 @@ from needle.shard.commands import (
     without_repeats,
 )
 from needle.shard.digest import MODULUS, document_hash
-from needle.shard.holdings import Fence, Holdings, Transfer, encode_holdings, moved
+from needle.shard.holdings import Fence, Holdings, Transfer, encode_holdings, moved, within
 from needle.shard.moving import Stored, execute_move
 from needle.shard.records import ORDINAL_MAX, AppliedAt, CollectionRecord, DocRef, WriteSet, row_id
 from needle.shard.segment_plan import PublishedSegment, with_published
@@ -237,9 +237,12 @@ class Batch:
         ids = list(dict.fromkeys(command.ids))
         change = self.change(record)
         self.lookup(change, ids)
-        self._admit(change, ids, None)
-        if self.fence is not None and command.owned not in (0, self.fence.fingerprint):
-            raise moved(ids[0])
+        if command.within:
+            ids = within(self.fence, command.within, self._metadata(change, ids))
+        else:
+            self._admit(change, ids, None)
+            if self.fence is not None and command.owned not in (0, self.fence.fingerprint):
+                raise moved(ids[0])
         _check_versions(command, change.refs)
         deleted = self.remove(change, ids)
         return WriteResult(version=self.version(index), index=index, existed=deleted > 0, count=deleted)

@@ -11,7 +11,7 @@ about a key unless it is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -108,7 +108,8 @@ class Fence:
         self.copies = any(transfer.marks for transfer in holdings.transfers)
         """Whether documents are being copied to another shard."""
         self._owned = KeySet(holdings.owned)
-        self._writable = KeySet(difference(holdings.owned, frozen))
+        self._open = difference(holdings.owned, frozen)
+        self._writable = KeySet(self._open)
 
     def key(self, document_id: str, metadata: bytes) -> bytes:
         """A document's routing key. metadata: JSON, looked at under a custom strategy only."""
@@ -123,6 +124,10 @@ class Fence:
     def accepts(self, document_id: str, metadata: bytes) -> bool:
         """Whether a write of this document may take effect here."""
         return self.key(document_id, metadata) in self._writable
+
+    def takes(self, ranges: Sequence[KeyRange]) -> bool:
+        """Whether writes of all keys of these ranges, which are normal, may take effect here."""
+        return contains(self._open, ranges)
 
     def shows(self, document_id: str, metadata: bytes) -> bool:
         """Whether a stored document is visible."""
@@ -147,6 +152,17 @@ def check_claim(fence: Fence | None, claim: Claim | None, applied: int) -> None:
 def moved(document_id: str) -> NeedleError:
     """The answer to a write whose key this shard's log does not accept: it has no effect and never will."""
     return StaleEpoch(f"document {document_id[:80]!r} is moving to another shard, or has moved", owned=False)
+
+
+def within(fence: Fence | None, ranges: Sequence[KeyRange], documents: Mapping[str, bytes]) -> list[str]:
+    """The ids of those documents (id -> metadata) whose keys are in these ranges, which are normal. Raises StaleEpoch
+    unless the log accepts all keys of them: what is not here may be where they are."""
+    if fence is None or not fence.custom:
+        raise InvalidArgument("only a shard that took part in a move of custom keys deletes by ranges", field="within")
+    if not fence.takes(ranges):
+        raise StaleEpoch("these ranges are moving to another shard, or have moved", owned=False)
+    member = fence.member(ranges)
+    return [name for name, metadata in documents.items() if member(name, metadata)]
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -16,6 +16,7 @@ from needle.base.commands import CreateCollection, Delete, Insert, decode
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
 from needle.base.move_commands import MoveCommand
+from needle.base.routing.ranges import KeySet
 from needle.raft import lease
 from needle.sim.checkers.committed import CommittedEntry
 from needle.sim.checkers.leases import Leases
@@ -26,7 +27,7 @@ from needle.sim.stage import Stage
 class Watch:
     """models: by group and by the collection's name inside it. metrics: of collections, by that name. on_catalog: told
     of each committed command of the catalog; on_document: of each document that is written, and its version; on_move:
-    of each step of a move of key ranges that took effect."""
+    of each step of a move of key ranges that took effect. key_of: a document's routing key."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -37,6 +38,7 @@ class Watch:
         self.on_catalog: Callable[[int, bytes], None] = lambda index, data: None
         self.on_document: Callable[[GroupId, str, str, int], None] = lambda group, collection, key, version: None
         self.on_move: Callable[[GroupId, int, MoveCommand], None] = lambda group, index, command: None
+        self.key_of: Callable[[str], bytes] = lambda name: b""
         stage.observer.committed.on_new = self._committed
 
     def model(self, group: GroupId, collection: str) -> LogModel:
@@ -92,7 +94,10 @@ class Watch:
                 model.write(index, key, ModelDocument(result.version, vector, value))
                 self.on_document(group, command.collection, key, result.version)
         elif isinstance(command, Delete):
+            within = KeySet(command.within)
             for key in command.ids:
+                if command.within and self.key_of(key) not in within:
+                    continue
                 self.model(group, command.collection).write(index, key, None)
         elif isinstance(command, MoveCommand):
             self.on_move(group, index, command)

@@ -53,6 +53,11 @@ def difference(ranges: Sequence[KeyRange], taken: Sequence[KeyRange]) -> list[Ke
     return left
 
 
+def intersection(one: Sequence[KeyRange], other: Sequence[KeyRange]) -> list[KeyRange]:
+    """The keys that are in both; both are normal."""
+    return difference(one, difference(one, other))
+
+
 def contains(ranges: Sequence[KeyRange], parts: Sequence[KeyRange]) -> bool:
     """Whether every key of `parts` is in `ranges`; both are normal."""
     return not difference(parts, ranges)

@@ -6,6 +6,7 @@ from needle.sim.mutants.planting import Edit, Mutant
 
 _DROPS = "tests/cluster/test_dropped_collections.py::"
 _MOVING = "tests/shard/test_moving.py::"
+_WRITES = "tests/cluster/test_moving_writes.py::"
 _MOVER = "tests/server/test_mover.py::"
 
 MUTANTS = (
@@ -118,6 +119,34 @@ MUTANTS = (
         breaks="a page of a driver that is no longer the driver is imported after newer ones",
         edits=(Edit("shard.moving:_check_open", "transfer.step != step", "step < 0"),),
         tests=(_MOVING + "test_a_page_of_another_driver_is_refused",),
+    ),
+    Mutant(
+        name="delete-spread-anew",
+        breaks="under a custom strategy shards that have executed a delete are asked again under a new number: what was "
+        "written meanwhile is lost",
+        edits=(
+            Edit(
+                "cluster.router:Router._delete",
+                "map(one, part.spread(owned))",
+                "map(one, deletion.begin(collection, owned))",
+            ),
+            Edit("cluster.deletion:Deletion.begin", "if not self._done:", "if owned.map:"),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(
+            _WRITES + "test_a_delete_of_which_one_shard_refuses_its_part_is_not_asked_again_of_the_others",
+            _WRITES + "test_a_delete_that_one_shard_has_done_is_repeated_for_the_others_only",
+        ),
+    ),
+    Mutant(
+        name="delete-within-not-judged",
+        breaks="a delete that names ranges is executed by a shard that does not own them: a document that is there is "
+        "not found, and stays",
+        edits=(Edit("shard.holdings:within", "not fence.takes(ranges)", "not ranges"),),
+        tests=(
+            _MOVING + "test_a_delete_within_ranges_leaves_other_keys_and_is_refused_unless_all_of_them_are_owned",
+        ),
     ),
     Mutant(
         name="deletes-by-id-of-another-map",

@@ -34,6 +34,7 @@ class Truth:
         watch.on_catalog = self._catalog
         watch.on_document = self._document
         watch.on_move = self._step
+        watch.key_of = self.key
         self.logs: Ownerships
 
     @property

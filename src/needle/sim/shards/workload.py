@@ -20,6 +20,8 @@ from needle.sim.workload import FILTERS, MODES, Client, Workload, shown, surely_
 
 BATCH_CHANCE = 0.12
 DELETE_MANY_CHANCE = 0.04
+SPREAD_DELETE_CHANCE = 0.2
+"""Of deletes under a custom strategy: all shards are asked, so most can go wrong while ranges move."""
 PARTIAL_CHANCE = 0.15
 BATCH_MAX = 6
 
@@ -52,10 +54,11 @@ class ShardClient(Client):
         return cast("ShardDatabase", self._database)
 
     async def step(self) -> None:
-        draw = self._rng.random()
+        draw, now = self._rng.random(), self._truth.now.map
+        deletes = SPREAD_DELETE_CHANCE if now is not None and now.strategy.kind == "custom" else DELETE_MANY_CHANCE
         if draw < BATCH_CHANCE and not self._is_lull():
             await self.insert_many()
-        elif draw < BATCH_CHANCE + DELETE_MANY_CHANCE and not self._is_lull():
+        elif draw < BATCH_CHANCE + deletes and not self._is_lull():
             await self.delete_many()
         else:
             await super().step()
