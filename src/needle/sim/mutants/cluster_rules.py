@@ -122,8 +122,8 @@ MUTANTS = (
     ),
     Mutant(
         name="delete-spread-anew",
-        breaks="under a custom strategy shards that have executed a delete are asked again under a new number: what was "
-        "written meanwhile is lost",
+        breaks="under a custom strategy shards that have executed a delete are asked again under a new number: "
+        "what was written meanwhile is lost",
         edits=(
             Edit(
                 "cluster.router:Router._delete",
@@ -144,9 +144,7 @@ MUTANTS = (
         breaks="a delete that names ranges is executed by a shard that does not own them: a document that is there is "
         "not found, and stays",
         edits=(Edit("shard.holdings:within", "not fence.takes(ranges)", "not ranges"),),
-        tests=(
-            _MOVING + "test_a_delete_within_ranges_leaves_other_keys_and_is_refused_unless_all_of_them_are_owned",
-        ),
+        tests=(_MOVING + "test_a_delete_within_ranges_leaves_other_keys_and_is_refused_unless_all_of_them_are_owned",),
     ),
     Mutant(
         name="deletes-by-id-of-another-map",

@@ -6,6 +6,7 @@ batch have fates of their own, so each document of it is an operation of its own
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -20,8 +21,9 @@ from needle.sim.workload import FILTERS, MODES, Client, Workload, shown, surely_
 
 BATCH_CHANCE = 0.12
 DELETE_MANY_CHANCE = 0.04
-SPREAD_DELETE_CHANCE = 0.2
-"""Of deletes under a custom strategy: all shards are asked, so most can go wrong while ranges move."""
+CONTEND_CHANCE = 0.7
+CONTENDED_KEYS = 6
+CONTEND_SECONDS = 0.15
 PARTIAL_CHANCE = 0.15
 BATCH_MAX = 6
 
@@ -48,20 +50,41 @@ class ShardClient(Client):
         super().__init__(name, connect, shared.work, laziness)
         self._shared = shared
         self._truth = shared.truth
+        self._contended = 0
 
     @property
     def _shards(self) -> ShardDatabase:
         return cast("ShardDatabase", self._database)
 
     async def step(self) -> None:
-        draw, now = self._rng.random(), self._truth.now.map
-        deletes = SPREAD_DELETE_CHANCE if now is not None and now.strategy.kind == "custom" else DELETE_MANY_CHANCE
+        now = self._truth.now
+        custom = now.map is not None and now.map.strategy.kind == "custom"
+        if custom and now.moves and not self._is_lull() and self._rng.random() < CONTEND_CHANCE:
+            await self.contend()
+            return
+        draw = self._rng.random()
         if draw < BATCH_CHANCE and not self._is_lull():
             await self.insert_many()
-        elif draw < BATCH_CHANCE + deletes and not self._is_lull():
+        elif draw < BATCH_CHANCE + DELETE_MANY_CHANCE and not self._is_lull():
             await self.delete_many()
         else:
             await super().step()
+
+    async def contend(self) -> None:
+        """While ranges move under a custom strategy, where a delete has to ask all shards: a document of this client's
+        own is written again while it is deleted. Executed twice, the delete takes what was written in between."""
+        for _ in range(CONTENDED_KEYS):
+            if not self._truth.now.moves or self._work.stopping or self._is_lull():
+                return
+            self._contended += 1
+            key = f"{self.name}.{self._contended}"
+            await self.insert(key)
+            await asyncio.gather(self.delete(key), self._insert_soon(key))
+            await self.get(key, ReadMode.STRONG)
+
+    async def _insert_soon(self, key: str) -> None:
+        await asyncio.sleep(self._rng.uniform(0, CONTEND_SECONDS))
+        await self.insert(key)
 
     def _some_keys(self) -> list[str]:
         return sorted({self._work.keys.draw(self._rng) for _ in range(self._rng.randint(2, BATCH_MAX))})
