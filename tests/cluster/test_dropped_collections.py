@@ -15,13 +15,23 @@ import pytest
 from cluster.fake_shards import FakeShards, virtually
 from harness.process_cluster import free_ports
 from needle.base import catalog_commands, commands
-from needle.base.errors import CollectionNotFound, DeadlineExceeded, NoQuorum, OutcomeUnknown, Unavailable
+from needle.base.cluster_protocol import FoundCall
+from needle.base.errors import (
+    CollectionNotFound,
+    DeadlineExceeded,
+    InvalidArgument,
+    NoQuorum,
+    OutcomeUnknown,
+    Unavailable,
+    WrongCluster,
+)
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.routing.topology import Topology
 from needle.client.shards import ClusterShards
 from needle.cluster.router import Router
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.server.cluster_create import create_cluster
 
 ROW = np.ones(2, "<f4").tobytes()
 
@@ -177,4 +187,56 @@ async def test_a_creation_confirmed_in_an_earlier_term_is_not_proposed(
         assert proposed == []
     finally:
         monkeypatch.undo()
+        await cluster.stop()
+
+
+async def test_what_the_catalog_does_not_know_is_kept_and_reported(tmp_path: Path) -> None:
+    """A collection of before the catalog was restored from an older copy, or made anew; and one of a fixed cluster."""
+    cluster = await started(tmp_path, 1)
+    try:
+        client = await cluster.client()
+        node, group = cluster._local[0], shard_group(0)
+        for name in ("default", "films@9000000", "x@y"):
+            spec = msgspec.structs.replace(client.topology().collections[0].spec, name=name)
+            await node.host.propose(group, commands.encode(commands.CreateCollection(spec)), 5)
+        await cluster.create_collection("books", dimensions=2)
+        await cluster.drop_collection("books")
+        held = [spec.name for spec in node.groups[group].replica.collections()]
+        assert sorted(held) == sorted(["default", "films@9000000", "x@y", client.topology().collections[0].stored_name])
+        health = await cluster.health_check()
+        assert not health.healthy
+        assert "knows nothing: default, films@9000000, x@y" in str(health.shards[0].problems)
+    finally:
+        await cluster.stop()
+
+
+async def test_a_catalog_that_was_made_anew_is_not_followed(tmp_path: Path) -> None:
+    cluster = await started(tmp_path, 1)
+    try:
+        await cluster.insert("doc-1", [1, 0])
+        node = cluster._local[0]
+        anew = msgspec.structs.replace(node.topology, founding=7, version=1000, collections=())
+        with pytest.raises(WrongCluster, match="made anew"):
+            await node.adopt(anew)
+        assert await cluster.count() == 1
+        node.cluster = msgspec.structs.replace(node.cluster, uid=0)  # as if cluster.json had been lost
+        with pytest.raises(InvalidArgument, match="holds replicas"):
+            await node.found(FoundCall(1, {}))
+    finally:
+        await cluster.stop()
+
+
+async def test_nodes_of_a_cluster_are_not_founded_again_together_with_new_ones(tmp_path: Path) -> None:
+    cluster = await started(tmp_path, 1)
+    other = DistributedCluster(ClusterConfig(shard_count=1, replication_factor=1))
+    try:
+        await other.add_local_node("node-2", f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "node-2"))
+        both = {**cluster.nodes(), **other.nodes()}
+        with pytest.raises(InvalidArgument, match="--join"):
+            await create_cluster(cluster._caller, other.config.settings, both, rng=random.Random(1))
+        three = ClusterConfig(shard_count=1, replication_factor=3).settings
+        with pytest.raises(InvalidArgument, match="replication_factor = 3 is not allowed: at most 2"):
+            await create_cluster(cluster._caller, three, both, rng=random.Random(1))
+    finally:
+        await other.stop()
         await cluster.stop()

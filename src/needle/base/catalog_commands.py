@@ -18,13 +18,14 @@ FORMAT = b"\x01"
 
 
 class CreateCluster(msgspec.Struct, frozen=True, tag="cluster", array_like=True):
-    """Found the cluster. assignment: the replicas of each shard in order, preferred leader first."""
+    """Found the cluster. assignment: the replicas of each shard in order, preferred leader first. founding: random."""
 
     settings: ClusterSettings
     map: ShardMap
     nodes: list[NodeInfo]
     catalog: list[NodeId]
     assignment: list[list[NodeId]]
+    founding: int = 0
 
 
 class RegisterNode(msgspec.Struct, frozen=True, tag="node", array_like=True):

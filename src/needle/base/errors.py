@@ -44,6 +44,12 @@ class ConfigError(InvalidArgument):
     code = "invalid_config"
 
 
+class UnknownMethod(InvalidArgument):
+    """The node has no such call: it runs as a node of another kind of cluster, or another release."""
+
+    code = "unknown_method"
+
+
 class CollectionNotFound(NeedleError):
     code = "collection_not_found"
 

@@ -131,7 +131,8 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One replica's view of its Raft group. state: Leader, Follower, Candidate, PreCandidate or Learner.
-    lease_remaining: seconds, 0 when no lease. digest: of the documents at last_applied ("" unless asked for)."""
+    lease_remaining: seconds, 0 when no lease. digest: of the documents at last_applied ("" unless asked for).
+    unknown_collections: that this leader's shard holds and the catalog neither lists nor says were dropped."""
 
     node_id: str
     group: int
@@ -150,3 +151,4 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     maintenance: bool = False
     documents: int = 0
     digest: str = ""
+    unknown_collections: list[str] = []

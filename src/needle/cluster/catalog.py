@@ -38,6 +38,7 @@ from needle.base.routing.topology import (
 )
 
 COLLECTIONS_MAX = 10_000
+DROPPED_MAX = 4096
 MOVES_MAX = 256
 NODES_MAX = 4096
 
@@ -88,6 +89,7 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> tuple[
         catalog=tuple(command.catalog),
         nodes=tuple(sorted(command.nodes, key=lambda node: node.id)),
         shards=shards,
+        founding=command.founding,
     )
     return _done(built, index)
 
@@ -173,7 +175,8 @@ def _drop_collection(now: Topology, index: int, command: DropCollection) -> tupl
     left = tuple(info for info in now.collections if (info.spec.name, info.id) != (command.name, command.id))
     if len(left) == len(now.collections):
         return _done(now, index, now.version, existed=False)
-    return _done(_replace(now, collections=left), index, existed=True)
+    dropped = (*now.dropped, command.id)[-DROPPED_MAX:]
+    return _done(_replace(now, collections=left, dropped=dropped), index, existed=True)
 
 
 def _start_move(now: Topology, index: int, command: StartMove) -> tuple[Topology, WriteResult]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from needle.base import protocol
 from needle.base.catalog_commands import CreateCluster
 from needle.base.cluster_protocol import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, invalid
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, UnknownMethod, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.protocol import GroupCall, LeaderAnswer
 from needle.base.routing.shard_map import initial_map
@@ -50,6 +50,8 @@ async def create_cluster(
     deadline = asyncio.get_running_loop().time() + timeout
     if not nodes:
         raise invalid("nodes", dict(nodes), "at least one node")
+    if settings.replication_factor > len(nodes):
+        raise invalid("replication_factor", settings.replication_factor, f"at most {len(nodes)}, one on each node")
     who = await _ask_all(caller, nodes)
     router = settings.strategy.router
     without = [node for node, answer in who.items() if router and router not in answer.routers]
@@ -62,6 +64,14 @@ async def create_cluster(
     uids = {answer.uid for answer in who.values()} - {0}
     if len(uids) > 1:
         raise InvalidArgument("these nodes belong to different clusters", field="nodes")
+    old = [node for node, answer in who.items() if answer.version]
+    new = [node for node, answer in who.items() if not answer.uid]
+    if old and new:
+        raise InvalidArgument(
+            f"{', '.join(old)} belong to a cluster that was made already, {', '.join(new)} to none: start these with "
+            "--join to add them to it",
+            field="nodes",
+        )
     uid = uids.pop() if uids else rng.getrandbits(62) + 1
     voters = catalog_nodes(list(nodes))
     found = protocol.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
@@ -77,7 +87,8 @@ async def create_cluster(
         {},
     )
     first_map = initial_map(settings.strategy, settings.shard_count, settings.virtual_nodes_per_shard, boundaries)
-    command = CreateCluster(settings, first_map, infos, voters, [list(assignment[s]) for s in sorted(assignment)])
+    shard_nodes = [list(assignment[s]) for s in sorted(assignment)]
+    command = CreateCluster(settings, first_map, infos, voters, shard_nodes, rng.getrandbits(62) + 1)
     shards = ClusterShards(caller, [nodes[node] for node in voters], Topology(), rng=rng)
     await shards.command(command, deadline - asyncio.get_running_loop().time())
     topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
@@ -92,7 +103,7 @@ async def _ask_all(caller: Caller, nodes: Mapping[NodeId, str]) -> dict[NodeId, 
         try:
             answer = protocol.decode(await caller.call(address, WHO, body, ASK_SECONDS), WhoAnswer)
         except NeedleError as error:
-            if "there is no method" in error.message:
+            if isinstance(error, UnknownMethod):
                 raise InvalidArgument(
                     f"{node} at {address} runs as a node of a fixed cluster; start it for a sharded one", field="nodes"
                 ) from error

@@ -11,12 +11,11 @@ import os
 
 import msgspec
 
-from needle.base.errors import DiskFailed, UnsupportedFormat
+from needle.base.errors import DiskFailed, InvalidArgument, UnsupportedFormat, WrongCluster
 from needle.base.ids import NodeId
 from needle.base.routing.topology import Topology
-from needle.server.data_dir import replace_file
+from needle.server.data_dir import CLUSTER_FILE, replace_file
 
-CLUSTER_FILE = "cluster.json"
 TOPOLOGY_FILE = "topology.bin"
 
 
@@ -31,6 +30,27 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True):
 def catalog_directory(data_dir: str) -> str:
     """Where this node's replica of the catalog is."""
     return os.path.join(data_dir, "catalog")
+
+
+def check_unused(node: NodeId, data_dir: str) -> None:
+    """Raises InvalidArgument for a directory that names no cluster and yet holds a part of one."""
+    if any(os.path.isdir(os.path.join(data_dir, name)) for name in ("catalog", "shards")):
+        raise InvalidArgument(
+            f"data_dir = {data_dir!r} of node {node} holds replicas, but no {CLUSTER_FILE} that says of which cluster: "
+            "restore that file, or give the node an empty data directory and a new id",
+            field="node",
+        )
+
+
+def check_founding(node: NodeId, now: Topology, heard: Topology) -> None:
+    """Raises WrongCluster for a catalog that was made anew: it knows nothing of what the shards of the old one hold."""
+    if now.settings is not None and heard.settings is not None and heard.founding != now.founding:
+        raise WrongCluster(
+            f"node {node} belongs to the cluster of founding {now.founding:x}, and this catalog is of founding "
+            f"{heard.founding:x}: it was made anew. It is not followed, so that nothing is deleted. Restore the "
+            "directories of the catalog's nodes",
+            founding=heard.founding,
+        )
 
 
 def load_cluster(data_dir: str, draw: int) -> ClusterFile:

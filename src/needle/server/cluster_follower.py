@@ -13,7 +13,7 @@ from typing import Protocol
 from needle.base import protocol
 from needle.base.cluster_protocol import TOPOLOGY, WHO, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
 from needle.base.config import RaftConfig
-from needle.base.errors import NeedleError, Unavailable
+from needle.base.errors import NeedleError, Unavailable, WrongCluster
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.routing.topology import Topology
 from needle.client.directory import Caller
@@ -97,7 +97,11 @@ class CatalogFollower:
             log.debug("node %s does not get the topology from %s: %s", node.node_id, address, error)
             return False
         if answer.topology is not None:
-            await node.adopt(answer.topology)
+            try:
+                await node.adopt(answer.topology)
+            except WrongCluster as error:
+                log.error("node %s does not follow the catalog at %s: %s", node.node_id, address, error)
+                return False
         return True
 
     async def _belong_to(self, address: str) -> None:

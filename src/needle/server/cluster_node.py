@@ -24,12 +24,14 @@ from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleErr
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.routing.strategy import router_names
-from needle.base.routing.topology import NodeInfo, Ownership, Topology
+from needle.base.routing.topology import NodeInfo, Ownership, Topology, collection_id
 from needle.client.directory import Caller
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
 from needle.server.cluster_files import (
     catalog_directory,
+    check_founding,
+    check_unused,
     load_cluster,
     load_topology,
     save_cluster,
@@ -41,6 +43,7 @@ from needle.server.cluster_leaders import LeaderSpread
 from needle.server.cluster_mover import Mover
 from needle.server.cluster_registration import Registration
 from needle.server.cluster_service import ClusterService
+from needle.server.data_dir import SHARDED
 from needle.server.local_caller import LocalCaller
 from needle.server.machine import CatalogAdapter
 from needle.server.node import Node
@@ -69,6 +72,8 @@ class ClusterNode(Node):
     """See the module. `config.cluster_nodes` names this node, and others only if this node does not reach them under
     the addresses that the catalog knows."""
 
+    kind = SHARDED
+
     def __init__(
         self, config: RaftConfig, ports: NodePorts, options: ClusterOptions, clients: Callable[[], Caller]
     ) -> None:
@@ -85,6 +90,8 @@ class ClusterNode(Node):
         self._tasks: list[asyncio.Task[None]] = []
         self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
         self._adopting = asyncio.Lock()
+        self.unknown: dict[GroupId, list[str]] = {}
+        """Collections that a shard holds and the catalog neither lists nor says were dropped, by group."""
         self.caller: Caller
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -174,6 +181,7 @@ class ClusterNode(Node):
     async def adopt(self, topology: Topology, *, save: bool = True) -> None:
         """Act on a newer topology."""
         async with self._adopting:
+            check_founding(self.node_id, self.topology, topology)
             if topology.version <= self.topology.version:
                 return
             self._check_router(topology)
@@ -223,7 +231,8 @@ class ClusterNode(Node):
             log.info("node %s closes shard %d", self.node_id, group - 1)
 
     async def belong_to(self, uid: int) -> None:
-        """Write down which cluster this node joins."""
+        """Write down which cluster this node joins. Raises InvalidArgument if its directory holds data of another."""
+        check_unused(self.node_id, self.config.data_dir)
         self.cluster = msgspec.structs.replace(self.cluster, uid=uid)
         await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
 
@@ -235,6 +244,7 @@ class ClusterNode(Node):
                 field="node",
             )
         if self.cluster.uid == 0:
+            check_unused(self.node_id, self.config.data_dir)
             self.cluster = msgspec.structs.replace(self.cluster, uid=call.uid, voters=dict(call.voters))
             await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
         self.book.learn({node: at for node, at in call.voters.items() if node != self.node_id})
@@ -315,7 +325,10 @@ class ClusterNode(Node):
         await asyncio.shield(task)
 
     async def _reconcile(self, group: GroupId, timeout: float) -> None:
-        """A dropped collection must not come back in a shard that was told to drop it, so one is only made when the
+        """Only what the catalog says was dropped is dropped: one that it merely does not list may be of before the
+        catalog was restored from an older copy, or made anew.
+
+        A dropped collection must not come back in a shard that was told to drop it, so one is only made when the
         catalog confirmed it in the term in which the making is proposed: a leader of a later term has seen the end of
         it, and this one lets it be applied before it looks what is there."""
         host, term = self.host, self.host.term(group)
@@ -325,9 +338,14 @@ class ClusterNode(Node):
         here = {spec.name for spec in replica.collections()}
         if here == {info.stored_name for info in self.topology.collections}:
             return
-        # `here` was taken before: what the confirmed catalog does not name was dropped, and its id never returns.
-        wanted = {info.stored_name: info.stored_spec for info in (await self.confirmed(timeout)).collections}
-        for name in sorted(here - wanted.keys()):
+        # `here` was taken before: what the confirmed catalog names as dropped does not return, nor does its id.
+        newest = await self.confirmed(timeout)
+        check_founding(self.node_id, self.topology, newest)
+        wanted = {info.stored_name: info.stored_spec for info in newest.collections}
+        surplus = sorted(here - wanted.keys())
+        dropped = [name for name in surplus if collection_id(name) in newest.dropped]
+        self._note_unknown(group, [name for name in surplus if name not in dropped])
+        for name in dropped:
             await host.propose(group, commands.encode(commands.DropCollection(name)), timeout)
         for name in sorted(wanted.keys() - here):
             command = commands.encode(replica.validate(commands.CreateCollection(wanted[name], True)))
@@ -335,11 +353,20 @@ class ClusterNode(Node):
                 raise Unavailable(f"shard {group - 1} got another leader while its collections were brought up to date")
             await host.propose(group, command, timeout)
 
+    def _note_unknown(self, group: GroupId, names: list[str]) -> None:
+        if names and names != self.unknown.get(group):
+            log.error(
+                "shard %d holds collections of which the catalog knows nothing: %s. They are kept, and not served. Was "
+                "the catalog restored from an older copy?", group - 1, ", ".join(names)
+            )  # fmt: skip
+        self.unknown[group] = names
+
     # --- state -------------------------------------------------------------------------------------------------------
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus:
         """See Node.status; of the catalog too."""
         if group != CATALOG_GROUP:
-            return super().status(group, digest)
+            found = super().status(group, digest)
+            return msgspec.structs.replace(found, unknown_collections=self.unknown.get(group, []))
         status = self.host.status(group)
         peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
         return msgspec.structs.replace(status, peers=peers)

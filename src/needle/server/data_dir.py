@@ -20,6 +20,9 @@ FORMAT_VERSION = 1
 NODE_FILE = "node.json"
 ADDRESSES_FILE = "addresses.json"
 LOCK_FILE = "lock"
+CLUSTER_FILE = "cluster.json"
+FIXED, SHARDED = "fixed", "sharded"
+_HOW = {FIXED: "without --sharded, --join and [sharding]", SHARDED: "with --sharded"}
 
 
 class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +31,8 @@ class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str
     cluster_id: str
     format_version: int = FORMAT_VERSION
+    kind: str = ""
+    """Of its cluster: FIXED or SHARDED; "" as written by releases that did not note it."""
 
 
 def log_directory(data_dir: str) -> str:
@@ -45,11 +50,11 @@ def snapshot_directory(data_dir: str) -> str:
     return os.path.join(data_dir, "snapshots")
 
 
-def claim(data_dir: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]:
-    """Take `data_dir` for this process; creates it if need be. Returns what gives it back.
+def claim(data_dir: str, node_id: NodeId, cluster_id: str, kind: str = FIXED) -> Callable[[], None]:
+    """Take `data_dir` for this process; creates it if need be. Returns what gives it back. kind: FIXED or SHARDED.
 
-    Raises StorageError if another process has it, UnsupportedFormat if it belongs to another node, cluster or format,
-    DiskFailed if it cannot be written.
+    Raises StorageError if another process has it, UnsupportedFormat if it belongs to another node, cluster, kind of
+    cluster or format, DiskFailed if it cannot be written.
     """
     try:
         os.makedirs(data_dir, exist_ok=True)
@@ -58,7 +63,7 @@ def claim(data_dir: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]
         raise DiskFailed(f"data_dir = {data_dir!r} cannot be used: {error}", directory=data_dir) from error
     try:
         _lock(lock, data_dir)
-        _check_owner(data_dir, NodeFile(node_id=node_id, cluster_id=cluster_id))
+        _check_owner(data_dir, NodeFile(node_id=node_id, cluster_id=cluster_id, kind=kind))
     except BaseException:
         os.close(lock)
         raise
@@ -97,6 +102,31 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
                 f"data_dir = {data_dir!r} belongs to a node with {field} {there!r}; this node has {here!r}",
                 directory=data_dir,
             )
+    there = found.kind or _kind_of(data_dir)
+    if there not in ("", mine.kind):
+        raise UnsupportedFormat(
+            f"data_dir = {data_dir!r} belongs to a node of a {there} cluster, and this node was started for a "
+            f"{mine.kind} one. Start it {_HOW[there]}, as before, or give it an empty data directory; to move "
+            "documents from one kind of cluster to the other, run both, read from the one and write to the other",
+            directory=data_dir,
+        )
+    if not found.kind:
+        replace_file(path, msgspec.json.encode(mine))
+
+
+def _kind_of(data_dir: str) -> str:
+    """Of a directory that does not say it: by what only nodes of that kind leave; "" for a new one."""
+    try:
+        with open(os.path.join(data_dir, CLUSTER_FILE), "rb") as file:
+            if msgspec.json.decode(file.read()).get("uid"):
+                return SHARDED
+    except FileNotFoundError:
+        pass
+    except (msgspec.MsgspecError, AttributeError) as error:
+        raise UnsupportedFormat(f"{data_dir}/{CLUSTER_FILE} cannot be read: {error}", path=data_dir) from None
+    except OSError as error:
+        raise DiskFailed(f"{data_dir}/{CLUSTER_FILE} cannot be read: {error}", path=data_dir) from error
+    return FIXED if os.path.isdir(shard_directory(data_dir, 0)) else ""
 
 
 def load_addresses(data_dir: str) -> dict[NodeId, str]:

@@ -42,6 +42,8 @@ Observe = Callable[[str, float, "NeedleError | None"], None]
 class Node:
     """One node of a cluster. `await start()`, `await stop()`; `failed` resolves when it can no longer go on."""
 
+    kind = data_dir.FIXED
+
     def __init__(self, config: RaftConfig, ports: NodePorts) -> None:
         self.config = config
         self.ports = ports
@@ -72,7 +74,7 @@ class Node:
     async def _start(self) -> None:
         config, ports = self.config, self.ports
         self._undo.append(ports.close_pools)
-        self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id))
+        self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id, self.kind))
         learned = data_dir.load_addresses(config.data_dir)
         self.book = AddressBook(config.addresses, learned, lambda new: data_dir.save_addresses(config.data_dir, new))
         store = await ports.file_pool.run(self._open_log)

@@ -23,6 +23,7 @@ from needle.base.errors import (
     NotLeader,
     StaleEpoch,
     TooStale,
+    UnknownMethod,
     UnsupportedFormat,
     invalid,
 )
@@ -144,7 +145,7 @@ class RpcService:
             return self._host.on_call(peer.node_id, method, bytes(body))
         found = self._methods.get(method)
         if found is None:
-            raise InvalidArgument(f"there is no method {method[:80]!r}", field="method")
+            raise UnknownMethod(f"there is no method {method[:80]!r}", field="method")
         try:
             call = self._decoders[method].decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

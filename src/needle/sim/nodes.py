@@ -98,7 +98,7 @@ class SimNode:
             ),
             disk=SimReplicaDisk(machine, process),
             files=SimFiles(machine, process),
-            claim=lambda directory, node_id, cluster_id: lambda: None,
+            claim=lambda directory, node_id, cluster_id, kind: lambda: None,
             failpoint=lambda place: stage.fleet.failpoint(name, process, place),
             machine=self._observed,
             catalog=self._observed,

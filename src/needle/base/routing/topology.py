@@ -92,9 +92,10 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self.spec, name=self.stored_name)
 
 
-def public_name(stored: str) -> str:
-    """The name that users know, of a collection inside a shard."""
-    return stored.rpartition("@")[0]
+def collection_id(stored: str) -> int | None:
+    """The id in the name of a collection inside a shard; None if the catalog never gave that name."""
+    number = stored.rpartition("@")[2]
+    return int(number) if "@" in stored and number.isascii() and number.isdecimal() else None
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +108,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
-    """See the module. Before the cluster is created: version 0, no settings, no map."""
+    """See the module. Before the cluster is created: version 0, no settings, no map. dropped: ids of collections that
+    were dropped, the last ones; shards delete no other. founding: drawn when the cluster was made, to tell it from one
+    that is made again after its catalog was lost."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -118,6 +121,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     collections: tuple[CollectionInfo, ...] = ()
     """By name, ascending."""
     moves: tuple[MoveInfo, ...] = ()
+    dropped: tuple[int, ...] = ()
+    founding: int = 0
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""

@@ -115,6 +115,20 @@ MUTANTS = (
         tests=(_DROPS + "test_a_creation_confirmed_in_an_earlier_term_is_not_proposed",),
     ),
     Mutant(
+        name="unknown-collections-dropped",
+        breaks="a shard deletes what its catalog does not list, also if that is new, or restored from an older copy",
+        edits=(
+            Edit("server.cluster_node:ClusterNode._reconcile", "if collection_id(name) in newest.dropped", "if name"),
+        ),
+        tests=(_DROPS + "test_what_the_catalog_does_not_know_is_kept_and_reported",),
+    ),
+    Mutant(
+        name="another-founding-followed",
+        breaks="nodes of a cluster follow a catalog that was made anew and knows none of their documents",
+        edits=(Edit("server.cluster_files:check_founding", "heard.founding != now.founding", "heard is now"),),
+        tests=(_DROPS + "test_a_catalog_that_was_made_anew_is_not_followed",),
+    ),
+    Mutant(
         name="imports-out-of-step",
         breaks="a page of a driver that is no longer the driver is imported after newer ones",
         edits=(Edit("shard.moving:_check_open", "transfer.step != step", "step < 0"),),
