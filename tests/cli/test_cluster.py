@@ -131,6 +131,17 @@ def test_a_node_joins_and_leaves(needle, tmp_path: Path) -> None:
     assert "node-4 is not a member" in needle.notes
 
 
+def test_a_node_that_is_not_there_is_not_made_a_learner(needle) -> None:
+    (port,) = free_ports(1)
+    needle.run("members", "add", f"node-9=127.0.0.1:{port}", expect=1)
+    assert "nothing was changed" in needle.notes
+    needle.run("members", "add", f"node-9={needle.cluster.addresses['node-2']}", expect=1)
+    assert "is node-2, not node-9" in needle.notes
+    assert needle.json("members") == {"voters": ["node-1", "node-2", "node-3"], "learners": []}
+    needle.run("leader", "--shard", "1", expect=1)
+    assert "this cluster is not sharded" in needle.notes
+
+
 def test_an_unknown_cluster_id_is_refused(needle, monkeypatch) -> None:
     monkeypatch.setenv("NEEDLE_CLUSTER_ID", "another")
     needle.run("get", "x", expect=1)

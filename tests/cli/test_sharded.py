@@ -43,6 +43,8 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.C
         create = ("cluster", "create", "--shards", "2", "--replicas", "3", "--dimensions", "3", *nodes)
         until(lambda: "2 shards on 3 nodes" in run(*create, expect=None))
         run(*create)  # may be repeated
+        fewer = run("cluster", "create", "--replicas", "3", *nodes[:2], expect=1)
+        assert "replication_factor = 3 is not allowed" in fewer or "other settings" in fewer
         assert "other settings" in run("cluster", "create", "--shards", "3", *nodes, expect=1)
 
         status: dict[str, Any] = until(
@@ -62,6 +64,19 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.C
         found = json.loads(run("get", "doc-3", "--json", *at))
         assert "doc-3" in json.dumps(found)
         run("step-down", "--shard", "1", *at)
+        for command in ("leader", "step-down", "force-election"):  # which of the two shards?
+            assert "shard = None is not allowed" in run(command, *at, expect=1)
+        led = {replica["shard"]: replica["node"] for replica in json.loads(run("status", "--json", *at))["replicas"]}
+        assert sorted(led) == [0, 1]
+        until(lambda: run("leader", "--shard", "1", *at, expect=None).strip() in cluster.addresses)
+        run("force-election", "--shard", "1", *at)
+        assert "shard = 2 is not allowed" in run("force-election", "node-1", "--shard", "2", *at, expect=1)
+        for command in (("members",), ("members", "remove", "node-3"), ("members", "add", "node-9=127.0.0.1:9")):
+            assert "a sharded cluster has no members" in run(*command, *at, expect=1)
+        listed = json.loads(run("cluster", "nodes", "--json", *at))
+        assert [(node["id"], node["shards"], node["catalog"]) for node in listed] == [
+            (name, [0, 1], True) for name in sorted(cluster.addresses)
+        ]
         cluster.kill("node-3")
         assert "unreachable" in run("status", *at, expect=1)
         cluster.start("node-3")

@@ -46,7 +46,7 @@ members_app = typer.Typer(
     rich_markup_mode=None,
 )
 cluster_app = typer.Typer(
-    help="Make a sharded cluster out of running nodes.",
+    help="Make a sharded cluster out of running nodes, and list its nodes.",
     epilog="Example: needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -96,6 +96,7 @@ _add(
     shard_commands.create,
     "needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000 node-3=10.0.0.3:5000",
 )
+_add(cluster_app, "nodes", shard_commands.nodes, "needle cluster nodes")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(members_app, name="members")
 app.add_typer(maintenance_app, name="maintenance")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 import needle
-from needle.base.config import check_range
+from needle.base.config import check_range, refuse
 from needle.base.errors import NeedleError, Unavailable
 from needle.cli import shard_commands
 from needle.cli.common import (
@@ -32,6 +32,9 @@ from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leade
 from needle.client.sharded import ShardedClient
 
 STATUS_TIMEOUT = 2.0
+Shard = Annotated[
+    int | None, typer.Option("--shard", help="Of a cluster with several shards: the number of the one that is meant.")
+]
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle status`.")]
 
 
@@ -152,15 +155,25 @@ def _condition_line(condition: Condition) -> Text:
     return Text.assemble((condition.severity.upper(), style), f" {condition} - {condition.action}")
 
 
-def leader(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
+def _shards_of(client: needle.Client, shard: int | None) -> dict[str, Any]:
+    """The shard as an argument of a call; a cluster that is not sharded has none. Raises ConfigError."""
+    if isinstance(client, ShardedClient):
+        return {"shard": shard}
+    if shard is not None:
+        raise refuse("--shard", shard, "left out: this cluster is not sharded")
+    return {}
+
+
+def leader(shard: Shard = None, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """Print the leader's node id. Exit code 1 if there is none."""
 
     async def work(client: needle.Client) -> str | None:
-        found = await client.leader()
+        of = _shards_of(client, shard)
+        found = await client.shard_leader(shard) if isinstance(client, ShardedClient) else await client.leader()
         if found is None:
             return None
         try:  # what others believe may be old: ask the node itself
-            status = await client.node_status(found, timeout=STATUS_TIMEOUT)
+            status = await client.node_status(found, **of, timeout=STATUS_TIMEOUT)
         except NeedleError:
             return None
         return found if status.state == "Leader" else None
@@ -176,7 +189,7 @@ def leader(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
 
 def step_down(
     to: Annotated[str | None, typer.Option("--to", help="The node to lead next; default: the most caught-up.")] = None,
-    shard: Annotated[int, typer.Option("--shard", help="Of a sharded cluster: which shard's leadership.")] = 0,
+    shard: Shard = None,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,
     json: Json = False,
@@ -184,9 +197,8 @@ def step_down(
     """Hand leadership to another node without losing a write in flight."""
 
     async def work(client: needle.Client) -> str | None:
-        if isinstance(client, ShardedClient):
-            return await client.step_down(to, shard=shard, timeout=timeout)
-        return await client.step_down(to, timeout=timeout) or await _led_by_any(client, timeout)
+        of = _shards_of(client, shard)
+        return await client.step_down(to, **of, timeout=timeout) or await _led_by_any(client, shard, timeout)
 
     _report_leader(run(cluster, work), json)
 
@@ -195,6 +207,7 @@ def force_election(
     node: Annotated[
         str | None, typer.Argument(metavar="[NODE]", help="The node that campaigns; default: one that does not lead.")
     ] = None,
+    shard: Shard = None,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,
     json: Json = False,
@@ -202,19 +215,23 @@ def force_election(
     """Have a node start an election now. Safe at any time: a leader that a majority hears stays."""
 
     async def work(client: needle.Client) -> str | None:
-        await client.force_new_election(node, timeout=timeout)
-        return await _led_by_any(client, timeout)
+        await client.force_new_election(node, **_shards_of(client, shard), timeout=timeout)
+        return await _led_by_any(client, shard, timeout)
 
     _report_leader(run(cluster, work), json)
 
 
-async def _led_by_any(client: needle.Client, timeout: float) -> str | None:
+async def _led_by_any(client: needle.Client, shard: int | None, timeout: float) -> str | None:
     """The leader's id as soon as there is one; None when there is none within `timeout` seconds."""
+
+    async def look() -> str | None:
+        return await client.shard_leader(shard) if isinstance(client, ShardedClient) else await client.leader()
+
     deadline = time.monotonic() + timeout
-    found = await client.leader()
+    found = await look()
     while found is None and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
-        found = await client.leader()
+        found = await look()
     return found
 
 

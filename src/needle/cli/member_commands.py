@@ -10,12 +10,25 @@ import typer
 
 import needle
 from needle.base.config import parse_node
-from needle.base.errors import DeadlineExceeded, InvalidArgument
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import RaftStatus
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
+from needle.client.sharded import ShardedClient
 
 LOOK_SECONDS = 0.1
+ANSWER_SECONDS = 5.0
+START_SECONDS = 10.0
 Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the whole change.")]
+
+
+async def _status(client: needle.Client) -> RaftStatus:
+    """Of the one group whose members these are. Raises InvalidArgument for a sharded cluster."""
+    if isinstance(client, ShardedClient):
+        raise InvalidArgument(
+            "a sharded cluster has no members: its catalog says which nodes hold which shard; `needle cluster nodes` "
+            "lists them, and `needle serve --join` adds one"
+        )
+    return await client.status()
 
 
 def members(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
@@ -24,7 +37,7 @@ def members(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json: Js
         return
 
     async def work(client: needle.Client) -> RaftStatus:
-        return await client.status()
+        return await _status(client)
 
     status = run(cluster, work)
     if json:
@@ -48,23 +61,58 @@ def add(
 
     async def work(client: needle.Client) -> None:
         deadline = time.monotonic() + timeout
-        status = await client.status()
+        status = await _status(client)
         if name in status.voters:
             raise InvalidArgument(f"{name} is a voter already")
-        if name not in status.learners:
+        added = name not in status.learners
+        if added:
+            await _check_there(client, name, address)
             await client.change_membership(
                 status.voters, [*status.learners, name], addresses={name: address}, timeout=timeout
             )
         notes.print(f"{name} is a learner; waiting until it has caught up", markup=False)
         while not _caught_up(status := await client.status(), name):
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{name} has not caught up within {timeout:g} s; it stays a learner")
+                raise DeadlineExceeded(
+                    f"{name} has not caught up within {timeout:g} s; "
+                    + ("it is no learner any more" if added and await _undone(client, name) else "it stays a learner")
+                )
             await asyncio.sleep(LOOK_SECONDS)
         learners = [learner for learner in status.learners if learner != name]
         await client.change_membership([*status.voters, name], learners, timeout=timeout)
 
     run(cluster, work)
     notes.print(f"{name} is a voter", markup=False)
+
+
+async def _check_there(client: needle.Client, name: str, address: str) -> None:
+    """Raises unless that node answers at that address, or does in a moment because it is just being started: as a
+    learner that is not there it would be waited for."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            status = await client.node_status(address, timeout=ANSWER_SECONDS)
+            break
+        except NeedleError as error:
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{name} does not answer at {address}, so nothing was changed; start it with `needle serve --wait` "
+                    f"first: {error.message}"
+                ) from error
+        await asyncio.sleep(LOOK_SECONDS)
+    if status.node_id != name:
+        raise InvalidArgument(f"the node at {address} is {status.node_id}, not {name}", field="node")
+
+
+async def _undone(client: needle.Client, name: str) -> bool:
+    """Take the learner away again; whether that was done."""
+    try:
+        status = await client.status(timeout=ANSWER_SECONDS)
+        learners = [learner for learner in status.learners if learner != name]
+        await client.change_membership(status.voters, learners, timeout=ANSWER_SECONDS)
+    except NeedleError:
+        return False
+    return True
 
 
 def _caught_up(status: RaftStatus, name: str) -> bool:
@@ -79,7 +127,7 @@ def remove(
     """Take a node out of the cluster for ever; its name is not used again."""
 
     async def work(client: needle.Client) -> None:
-        status = await client.status()
+        status = await _status(client)
         if node not in [*status.voters, *status.learners]:
             raise InvalidArgument(f"{node} is not a member; members are {', '.join(status.voters + status.learners)}")
         if status.voters == [node]:

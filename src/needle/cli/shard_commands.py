@@ -10,10 +10,13 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+import needle
 from needle.base.config import parse_node, refuse
+from needle.base.errors import InvalidArgument
 from needle.base.model import Metric
 from needle.base.routing.strategy import ShardStrategy
-from needle.cli.common import Json, as_json, notes, print_json, table
+from needle.base.routing.topology import NodeState, Topology
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, console, notes, print_json, run, table
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
 from needle.client.sharded import ShardedClient
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
@@ -100,6 +103,36 @@ def create(
     )
     for warning in health.warnings:
         notes.print(f"note: {warning}", markup=False)
+
+
+def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
+    """List the nodes of a sharded cluster, also those that joined and hold nothing yet."""
+
+    async def work(client: needle.Client) -> Topology:
+        if not isinstance(client, ShardedClient):
+            raise InvalidArgument("this cluster is not sharded; `needle members` lists its nodes")
+        return await client._shards.confirmed(STATUS_TIMEOUT)
+
+    now = run(cluster, work)
+    held = {info.id: [shard.shard for shard in now.hosted_by(info.id)] for info in now.nodes}
+    if json:
+        print_json(
+            [{**as_json(info), "shards": held[info.id], "catalog": info.id in now.catalog} for info in now.nodes]
+        )
+        return
+    rows = table("node", "address", "zone", "weight", "state", "catalog", "shards")
+    for info in now.nodes:
+        shards = ", ".join(map(str, held[info.id])) or "none"
+        catalog = "yes" if info.id in now.catalog else ""
+        rows.add_row(info.id, info.address, info.zone, f"{info.weight:g}", str(info.state), catalog, shards)
+    console.print(rows)
+    idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
+    if idle:
+        notes.print(
+            f"note: {', '.join(idle)} hold no shard: shards are placed when the cluster is made, and are not moved to "
+            "nodes that join later by themselves",
+            markup=False,
+        )
 
 
 async def look(client: ShardedClient) -> tuple[ClusterHealth, list[ReplicaStatus]]:

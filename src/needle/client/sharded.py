@@ -8,7 +8,7 @@ clients that are not shard-aware.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -29,7 +29,7 @@ from needle.base.model import (
 )
 from needle.base.protocol import DigestAnswer, DocumentBatch, Freshness, GroupCall, StatusCall
 from needle.base.routing.shard_map import KeyRange
-from needle.base.routing.topology import Topology
+from needle.base.routing.topology import ShardInfo, Topology
 from needle.base.runtime import Rng
 from needle.client import values
 from needle.client.admin import TIMEOUT
@@ -335,13 +335,73 @@ class ShardedClient(Client):
         answer = await self._shards.group(-1).ask_leader(protocol.STATUS, lambda _: data, values.check_timeout(timeout))
         return protocol.decode(answer, RaftStatus)
 
-    async def step_down(self, to: NodeId | None = None, *, shard: int = 0, timeout: float = TIMEOUT) -> NodeId:
+    def _shard(self, shard: int | None) -> ShardInfo:
+        """The shard that an operator's call is about: a cluster of several has no default. Raises InvalidArgument."""
+        shards = self.topology().shards
+        if shard is None and len(shards) == 1:
+            return shards[0]
+        if shard is None or not 0 <= values.check_count(shard, "shard", 0) < len(shards):
+            raise invalid("shard", shard, f"the number of a shard, from 0 to {len(shards) - 1}")
+        return shards[shard]
+
+    async def shard_leader(self, shard: int | None = None, *, timeout: float = 1.0) -> NodeId | None:
+        """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only
+        one."""
+        group = self._shards.group(self._shard(shard).shard)
+        group._directory.set_leader(group.group, None)
+        address = await group._directory.find_leader(group.group, values.check_timeout(timeout))
+        return next((node for node, there in self.nodes().items() if there == address), None)
+
+    async def node_status(
+        self, node: str, *, digest: bool = False, shard: int | None = None, timeout: float = TIMEOUT
+    ) -> RaftStatus:
+        """As Client.node_status: its view of a shard of which it holds a replica. shard: may be left out if there is
+        only one."""
+        body = protocol.encode(StatusCall(shard_group(self._shard(shard).shard), digest))
+        answer = await self._caller.call(await self._where(node), protocol.STATUS, body, values.check_timeout(timeout))
+        return protocol.decode(answer, RaftStatus)
+
+    async def force_new_election(
+        self, node: str | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
+    ) -> None:
+        """As Client.force_new_election, of a shard; node: one of its replicas. shard: may be left out if there is only
+        one."""
+        info = self._shard(shard)
+        if node is None:
+            leader = await self.shard_leader(info.shard)
+            node = next((one for one in info.replicas if one != leader), info.replicas[0])
+        if node not in info.replicas:
+            raise invalid("node", node, f"one with a replica of shard {info.shard}: {', '.join(info.replicas)}")
+        body = protocol.encode(GroupCall(shard_group(info.shard), timeout))
+        await self._caller.call(await self._where(node), protocol.FORCE_ELECTION, body, values.check_timeout(timeout))
+        group = self._shards.group(info.shard)
+        group._directory.set_leader(group.group, None)
+
+    async def change_membership(
+        self,
+        voters: Iterable[NodeId],
+        learners: Iterable[NodeId] = (),
+        *,
+        addresses: Mapping[NodeId, str] | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """Raises InvalidArgument: which nodes hold a shard, or the catalog, is for the catalog to say."""
+        raise InvalidArgument(
+            "a sharded cluster has no members to change: its catalog says which nodes hold which shard. A node joins "
+            "it with `needle serve --join`; `needle cluster nodes` lists them",
+            field="voters",
+        )
+
+    async def step_down(
+        self, to: NodeId | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
+    ) -> NodeId:
         """Hand the leadership of a shard to `to`, or to its most caught-up voter. The cluster gives it back to the
-        preferred leader after a while."""
-        group = self._shards.group(values.check_count(shard, "shard", 0))
+        preferred leader after a while. shard: may be left out if there is only one."""
+        number = self._shard(shard).shard
+        group = self._shards.group(number)
         answer = await group.ask_leader(
             protocol.STEP_DOWN,
-            lambda left: protocol.encode(protocol.StepDownCall(shard_group(shard), to, left)),
+            lambda left: protocol.encode(protocol.StepDownCall(shard_group(number), to, left)),
             values.check_timeout(timeout),
         )
         group._directory.set_leader(group.group, None)
@@ -358,7 +418,7 @@ class ShardedClient(Client):
         return judge(self.topology(), replicas)
 
     async def digests(self, *, timeout: float = TIMEOUT) -> dict[NodeId, DigestAnswer]:
-        """As Client.digests, of each replica: keys are "node/shard"."""
+        """As Client.digests, of each replica that the topology names: keys are "node/shard"."""
         seconds = values.check_timeout(timeout)
 
         async def one(shard: int, node: NodeId) -> DigestAnswer:

@@ -7,7 +7,7 @@ shard that may have executed it. One question for a newer topology runs at a tim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from needle.base import protocol
@@ -28,10 +28,12 @@ from needle.base.commands import encode as encode_command
 from needle.base.errors import (
     ConnectionLost,
     DeadlineExceeded,
-    InvalidArgument,
     NeedleError,
+    NoQuorum,
     OutcomeUnknown,
+    ProtocolError,
     StaleEpoch,
+    UnknownMethod,
 )
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
@@ -282,28 +284,65 @@ class ClusterShards:
 
 async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float = ASK_SECONDS) -> Topology | None:
     """The topology of the first node at `addresses` that has one; None as soon as one says that it is a node of another
-    kind of cluster, or when none answers."""
+    kind of cluster, or when none has one."""
+    found = (await _kind_of(caller, addresses, timeout))[1]
+    return found if found is not None and found.settings is not None else None
+
+
+async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float) -> Topology | None:
+    """As `find_topology`, but never by guess: asks until a node has said what kind of cluster it belongs to. None for
+    a fixed cluster; an empty Topology for a sharded one that is not made yet.
+
+    Raises what the nodes answer if all refuse to talk (WrongCluster, UnsupportedVersion), NoQuorum when none answers
+    in time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while True:
+        known, found, failures = await _kind_of(caller, addresses, ASK_SECONDS)
+        if known:
+            return found
+        if all(isinstance(error, ProtocolError) for error in failures):
+            raise failures[0]
+        if loop.time() >= deadline:
+            raise NoQuorum(
+                f"no node at {', '.join(addresses)} answered within {timeout:g} s: {failures[0].message}; a client "
+                "must know whether its cluster is sharded"
+            )
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _kind_of(
+    caller: Caller, addresses: Iterable[str], timeout: float
+) -> tuple[bool, Topology | None, list[NeedleError]]:
+    """Whether a node has said what it is, its topology (None: of a fixed cluster), and why others did not."""
     body = protocol.encode(TopologyCall(0))
 
-    async def ask(address: str) -> tuple[bool, Topology | None]:
+    async def ask(address: str) -> Topology | NeedleError | None:
         try:
-            found = protocol.decode(await caller.call(address, TOPOLOGY, body, timeout), TopologyAnswer).topology
-        except InvalidArgument:
-            return True, None  # it does not know the question
-        except NeedleError:
-            return False, None  # down, or refuses to talk: the calls that follow say so
-        return found is not None and found.settings is not None, found
+            data = await caller.call(address, TOPOLOGY, body, timeout)
+        except UnknownMethod:
+            return None
+        except NeedleError as error:
+            return error
+        return protocol.decode(data, TopologyAnswer).topology or Topology()
 
     loop = asyncio.get_running_loop()
     waiting = {loop.create_task(ask(address)) for address in addresses}
+    failures: list[NeedleError] = []
+    unmade: Topology | None = None
     try:
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                certain, found = task.result()
-                if certain:
-                    return found
+                answer = task.result()
+                if isinstance(answer, NeedleError):
+                    failures.append(answer)
+                elif answer is None or answer.settings is not None:
+                    return True, answer, failures
+                else:
+                    unmade = answer  # another one may know more
     finally:
         for task in waiting:
             task.cancel()
-    return None
+    return unmade is not None, unmade, failures

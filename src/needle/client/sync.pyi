@@ -358,11 +358,40 @@ class SyncShardedClient(SyncClient):
         *,
         timeout: float = ...,
     ) -> RaftStatus: ...
+    def shard_leader(
+        self,
+        shard: int | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> NodeId | None: ...
+    def node_status(
+        self,
+        node: str,
+        *,
+        digest: bool = ...,
+        shard: int | None = ...,
+        timeout: float = ...,
+    ) -> RaftStatus: ...
+    def force_new_election(
+        self,
+        node: str | None = ...,
+        *,
+        shard: int | None = ...,
+        timeout: float = ...,
+    ) -> None: ...
+    def change_membership(
+        self,
+        voters: Iterable[NodeId],
+        learners: Iterable[NodeId] = ...,
+        *,
+        addresses: Mapping[NodeId, str] | None = ...,
+        timeout: float = ...,
+    ) -> None: ...
     def step_down(
         self,
         to: NodeId | None = ...,
         *,
-        shard: int = ...,
+        shard: int | None = ...,
         timeout: float = ...,
     ) -> NodeId: ...
     def cluster_status(

@@ -12,7 +12,7 @@ from needle.base.config import parse_address, refuse
 from needle.base.errors import ConnectionLost, NeedleError
 from needle.client import Client, SyncClient
 from needle.client.client import BATCH_BYTES_MAX
-from needle.client.shards import find_topology
+from needle.client.shards import find_cluster
 from needle.client.sync import sync_client
 from needle.rpc.transport import RpcClient
 from needle.server.cluster_main import sharded_client, system_caller
@@ -20,6 +20,7 @@ from needle.server.runtime import SystemClock
 
 DEFAULT_CLUSTER_ID = "needle"
 REACH_SECONDS = 1.0
+CONNECT_SECONDS = 5.0
 
 
 class Connecting:
@@ -78,7 +79,8 @@ def connect(
     """A client of the cluster with nodes at `addresses` ("host:port", some or all of them; in one string, by commas).
 
     `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. Raises ConfigError for a bad
-    address, WrongCluster if all nodes belong to another cluster. Nodes that are down do not matter: calls say so.
+    address, WrongCluster if all nodes belong to another cluster, NoQuorum if no node answers within 5 seconds: one
+    has to say which kind of cluster this is. Other nodes that are down do not matter: calls say so.
     """
     return Connecting(_connect(check_addresses(addresses), cluster_id, batch_bytes_max))
 
@@ -86,7 +88,11 @@ def connect(
 async def _connect(addresses: list[str], cluster_id: str, batch_bytes_max: int) -> Client:
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     caller = RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock())
-    topology = await find_topology(caller, addresses)
+    try:
+        topology = await find_cluster(caller, addresses, CONNECT_SECONDS)
+    except BaseException:
+        await caller.close()
+        raise
     if topology is not None:
         return sharded_client(caller, addresses, topology, batch_bytes_max)
     client = Client(caller, addresses, rng=rng, batch_bytes_max=batch_bytes_max)

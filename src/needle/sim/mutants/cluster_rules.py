@@ -13,7 +13,7 @@ MUTANTS = (
     Mutant(
         name="move-without-freeze",
         breaks="the source takes writes for ranges that it has frozen: they are missing in the copy",
-        edits=(Edit("shard.holdings:Fence.__init__", "KeySet(difference(holdings.owned, frozen))", "self._owned"),),
+        edits=(Edit("shard.holdings:Fence.__init__", "difference(holdings.owned, frozen)", "list(holdings.owned)"),),
         sim=True,
         sharded=True,
         tests=(_MOVING + "test_writes_are_refused_where_the_log_says_so",),
