@@ -13,7 +13,7 @@ from rich.text import Text
 
 import needle
 from needle.base.config import check_range, refuse
-from needle.base.errors import NeedleError, Unavailable
+from needle.base.errors import NeedleError, NoQuorum, Unavailable
 from needle.cli import shard_commands
 from needle.cli.common import (
     DEFAULT_CLUSTER,
@@ -92,9 +92,7 @@ def status(
             critical |= any(replica.status is None for replica in replicas)
             shown = shard_commands.status_table(health, replicas)
             return shard_commands.status_json(health, replicas), shown, critical
-        views = await look(client, known)
-        critical = any(condition.severity == "critical" for condition in conditions(views))
-        return _status_json(views), _status_table(views), critical
+        return _shown(await look(client, known))
 
     async def again(client: needle.Client) -> None:
         with Live(console=console, auto_refresh=False) as live:
@@ -108,13 +106,21 @@ def status(
 
     if watch:
         run(cluster, again, even_if_down=True)
-    found, shown, critical = run(cluster, once, even_if_down=True)
+    try:
+        found, shown, critical = run(cluster, once, even_if_down=True)
+    except NoQuorum as error:  # no node says what kind of cluster this is: that is its status
+        found, shown, critical = _shown([NodeView(node=at, address=at, error=error.message) for at in known])
     if json:
         print_json(found)
     else:
         console.print(shown)
     if critical:
         raise typer.Exit(1)
+
+
+def _shown(views: list[NodeView]) -> tuple[dict[str, object], RenderableType, bool]:
+    critical = any(condition.severity == "critical" for condition in conditions(views))
+    return _status_json(views), _status_table(views), critical
 
 
 def _status_json(views: list[NodeView]) -> dict[str, object]:
