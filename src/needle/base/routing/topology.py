@@ -92,6 +92,11 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self.spec, name=self.stored_name)
 
 
+def public_name(stored: str) -> str:
+    """The name that users know, of a collection inside a shard."""
+    return stored.rpartition("@")[0]
+
+
 def collection_id(stored: str) -> int | None:
     """The id in the name of a collection inside a shard; None if the catalog never gave that name."""
     number = stored.rpartition("@")[2]
