@@ -137,6 +137,23 @@ def test_an_eventual_get_of_a_state_that_never_was(script: Script):
     assert "returned version 0" in script.broken()
 
 
+def test_an_open_delete_may_have_come_before_a_later_overwrite(script: Script):
+    script.lose(script.delete("a"))
+    script.get("a", 0, "", 8, mode="eventual")
+    script.put("a", "t3", 1.0, 12)
+    script.get("a", 12, "t3", 14)
+    assert script.check().reads.eventual_gets == 1
+
+
+def test_an_open_delete_has_no_place_where_the_document_was_seen(script: Script):
+    script.lose(script.delete("a"))
+    script.get("a", 5, "t1", 11, mode="eventual")
+    script.get("a", 0, "", 8, mode="eventual")
+    script.put("a", "t3", 1.0, 12)
+    script.get("a", 12, "t3", 14)
+    assert "returned version 0" in script.broken()
+
+
 def test_replicas_that_differ(script: Script):
     script.get("a", 5, "t1", 6, client=FINAL)
     for node, digest in (("node-1", "x"), ("node-2", "y")):

@@ -45,33 +45,35 @@ class Recorder:
 
 
 class RealDatabase:
-    """The real client, in the shape the workload uses."""
+    """The real client, in the shape the workload uses. timeout: seconds, of each call."""
+
+    timeout = CALL_TIMEOUT
 
     def __init__(self, recorder: Recorder, client: RealClient) -> None:
         self._recorder = recorder
         self._client = client
 
     async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.insert(key, vector, metadata, timeout=CALL_TIMEOUT)
+        return await self._client.insert(key, vector, metadata, timeout=self.timeout)
 
     async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.insert_if_absent(key, vector, metadata, timeout=CALL_TIMEOUT)
+        return await self._client.insert_if_absent(key, vector, metadata, timeout=self.timeout)
 
     async def compare_and_set(self, key: str, expected: int, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.compare_and_set(key, expected, vector, metadata, timeout=CALL_TIMEOUT)
+        return await self._client.compare_and_set(key, expected, vector, metadata, timeout=self.timeout)
 
     async def delete(self, key: str) -> WriteResult:
-        return await self._client.delete(key, timeout=CALL_TIMEOUT)
+        return await self._client.delete(key, timeout=self.timeout)
 
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
         session = mode is ReadMode.EVENTUAL
-        found = await self._client.get(key, mode=mode, with_vectors=False, session=session, timeout=CALL_TIMEOUT)
+        found = await self._client.get(key, mode=mode, with_vectors=False, session=session, timeout=self.timeout)
         applied = self._recorder.applied_index
         return (found.version, found.metadata, applied) if found is not None else (0, None, applied)
 
     async def search(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> HitBatch:
         session = mode is ReadMode.EVENTUAL
-        await self._client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=CALL_TIMEOUT)
+        await self._client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout)
         if self._recorder.batch is None:
             raise RuntimeError("the client answered a search that no node did")
         return self._recorder.batch

@@ -185,7 +185,8 @@ def _duration(kind: str, rng: random.Random) -> float:
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes and limits of a run: small, so that rare paths are common."""
+    """Sizes and limits of a run: small, so that rare paths are common. hot_share: of the operations, how many go to two
+    keys that everybody wants; they rotate like the others."""
 
     dimensions: int
     metric: str
@@ -201,6 +202,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     commit_rows: int = 1024
     log_bytes: int = 16 << 30
     burst_clients: int = 0
+    hot_share: float = 0.0
 
 
 def profile(seed: int) -> Profile:

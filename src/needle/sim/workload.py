@@ -40,6 +40,7 @@ WRITES_SHARE = 0.54
 LULL_EVERY, LULL_SECONDS = 15.0, 5.0
 """Seconds. In a lull nobody writes: then every log is up to date, and only votes and leases keep order."""
 BURST_EVERY, BURST_WRITES = 4.0, 2
+HOT_SLOTS = 2
 Keep = Callable[[Any], bool]
 
 FILTERS: tuple[tuple[dict[str, Any] | None, Keep | None], ...] = (
@@ -87,14 +88,17 @@ class Budget:
 
 
 class Keys:
-    """Names in use: each slot moves on to a fresh key after some operations."""
+    """Names in use: each slot moves on to a fresh key after some operations. The last slots are the hot ones."""
 
     def __init__(self, profile: Profile) -> None:
-        self._uses = [0] * profile.key_slots
+        self._slots = profile.key_slots
+        self._hot = profile.hot_share
+        self._uses = [0] * (self._slots + HOT_SLOTS)
         self._per_key = profile.operations_per_key
 
     def draw(self, rng: random.Random) -> str:
-        slot = rng.randrange(len(self._uses))
+        hot = self._hot and rng.random() < self._hot
+        slot = self._slots + rng.randrange(HOT_SLOTS) if hot else rng.randrange(self._slots)
         self._uses[slot] += 1
         return f"k{slot}.{self._uses[slot] // self._per_key}"
 

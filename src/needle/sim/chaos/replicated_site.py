@@ -14,8 +14,8 @@ from needle.sim.chaos.injector import Injector, Injured, has_quorum
 from needle.sim.chaos.process_cluster import ProcessCluster, wait_for
 from needle.sim.chaos.recovery import Probes
 from needle.sim.chaos.site import FINAL_SECONDS, START_SECONDS, OneAddress, Site
-from needle.sim.chaos.spec import ChaosSpec, settings
-from needle.sim.databases import connect
+from needle.sim.chaos.spec import HASTY_SECONDS, ChaosSpec, settings
+from needle.sim.databases import RealDatabase, connect
 from needle.sim.machine import stream
 from needle.sim.spec import Profile
 from needle.sim.workload import Client, Workload
@@ -49,14 +49,20 @@ class ReplicatedSite(Site):
         )
 
     def prepare(self, work: Workload) -> None:
-        self.clients = [self._client(f"c{n}", work) for n in range(CLIENTS)]
+        self.clients = [self._client(f"c{n}", work, hasty=n % 2 == 1) for n in range(CLIENTS)]
         self._reader = self._client(check.FINAL, work)
         probes = [self._client(f"p{n}", work) for n in range(PROBES)]
         self._probes = Probes(probes, work.history)
 
-    def _client(self, name: str, work: Workload) -> Client:
+    def _client(self, name: str, work: Workload, *, hasty: bool = False) -> Client:
         caller, rng = self.caller(name), stream(self.spec.seed, "session", name)
-        return Client(name, lambda: connect(caller, self.cluster.addresses, rng), work)
+
+        def begin() -> RealDatabase:
+            session = connect(caller, self.cluster.addresses, rng)
+            session.timeout = HASTY_SECONDS if hasty else session.timeout
+            return session
+
+        return Client(name, begin, work)
 
     async def leading(self) -> dict[str, str]:
         leader = await self.injector.leader()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ class RevealedLog(LogModel):
         super().__init__()
         self.open: dict[str, list[Operation]] = {}
         self._begun: list[tuple[int, int]] = []
+        self._later: tuple[list[int], list[int]] | None = None
         versions = _versions(history)
         changes: list[tuple[int, str, ModelDocument | None]] = []
         for op in history.operations:
@@ -86,6 +88,32 @@ class RevealedLog(LogModel):
             and any(op.invoked < position for op in writes)
             and self._unchanged.get((key, before := self._changed(key, index)), before) < index
         }
+
+    def absent(self, key: str, first: int, position: int) -> bool:
+        """Whether a delete of unknown fate, begun before `position`, may have taken `key` out of some state from entry
+        `first` on that was there before `position`: behind a known write, and behind the last answer that showed it,
+        there was room for it in the log before the next known write."""
+        if not any(op.kind == "delete" and op.invoked < position for op in self.open.get(key, ())):
+            return False
+        indexes = [index for index, _ in self._changes.get(key, [])]
+        end = self._before(position)
+        for written, following in pairwise([index for index in (*indexes, end) if index <= end]):
+            shown = self._unchanged.get((key, written), written)
+            if following - 1 > shown and following > first:
+                return True
+        return False
+
+    def _before(self, position: int) -> int:
+        """An index that no entry had which was there before `position`: the lowest of the writes that began later."""
+        if self._later is None:
+            by_start = sorted((invoked, index) for index, invoked in self._begun)
+            lowest = (
+                np.minimum.accumulate([index for _, index in reversed(by_start)])[::-1].tolist() if by_start else []
+            )
+            self._later = [invoked for invoked, _ in by_start], lowest
+        starts, lowest = self._later
+        place = bisect_right(starts, position)
+        return lowest[place] if place < len(lowest) else self._top + 1_000_000
 
     def _changed(self, key: str, index: int) -> int:
         """The index of the last known write to `key` up to `index`."""
@@ -144,7 +172,8 @@ def replay(history: History, metric: str) -> Replayed:
 def eventual_get(log: RevealedLog, op: Operation, required: int) -> None:
     """Compare an eventual get with the log. Raises Violation."""
     applied = op.details["applied"]
-    view = View(log, log.hidden(log.last_index, op.returned or 0, {op.key} if op.version else set()))
+    absent = not op.version and log.absent(op.key, applied, op.returned or 0)
+    view = View(log, {op.key} if absent else set())
     seen = GetSeen(
         key=op.key,
         version=op.version,

@@ -7,6 +7,7 @@ outlives it. The judgement is `check`'s, from the file alone.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from needle.sim.chaos.replicated_site import ReplicatedSite
 from needle.sim.chaos.schedule import KINDS, SHARDED_KINDS, Fault, Round, schedule
 from needle.sim.chaos.sharded_site import ShardedSite
 from needle.sim.chaos.site import FINAL_SECONDS, Site
-from needle.sim.chaos.spec import ChaosSpec, profile
+from needle.sim.chaos.spec import BLOCKED_EVERY, BLOCKED_SECONDS, ChaosSpec, profile
+from needle.sim.machine import stream
 from needle.sim.trace import Trace
 from needle.sim.violation import Violation
 from needle.sim.workload import Budget, Workload
@@ -97,12 +99,14 @@ class ChaosRun:
         tasks = [asyncio.create_task(client.run()) for client in site.clients]
         faults = asyncio.create_task(self._faults(history))
         watch = asyncio.create_task(self._watch(work, tasks))
+        busy = asyncio.create_task(self._block())
         try:
             await asyncio.wait((faults, watch), return_when=asyncio.FIRST_COMPLETED)
             if watch.done():
                 watch.result()
             await faults
             work.stopping = True
+            busy.cancel()
             await asyncio.gather(*tasks)
             await site.finish()
             self._say("faults are over; waiting for equal replicas, then reading everything")
@@ -113,9 +117,9 @@ class ChaosRun:
             self.outcome.elections = sum((await self._elections(first)).values())
         finally:
             work.stopping = True
-            for task in (faults, watch):
+            for task in (faults, watch, busy):
                 task.cancel()
-            await asyncio.gather(faults, watch, *tasks, return_exceptions=True)
+            await asyncio.gather(faults, watch, busy, *tasks, return_exceptions=True)
             await site.finish()
 
     async def _final(self, history: Recorder) -> None:
@@ -125,6 +129,14 @@ class ChaosRun:
             await self._site.final(history)
         except (TimeoutError, AssertionError) as error:
             raise Violation("equal replicas at the end", str(error)) from error
+
+    async def _block(self) -> None:
+        """Keep the event loop of all clients from running now and then, as a program does that computes in it: answers
+        wait, deadlines pass unseen, and the timeouts of several attempts come at once."""
+        rng = stream(self.spec.seed, "chaos", "blocked")
+        while True:
+            await asyncio.sleep(rng.expovariate(1 / BLOCKED_EVERY))
+            time.sleep(rng.uniform(*BLOCKED_SECONDS))  # noqa: ASYNC251 - this is the fault
 
     async def _watch(self, work: Workload, clients: list[asyncio.Task[None]]) -> None:
         """Until something is wrong. Notes how long this process was kept from running."""

@@ -28,13 +28,15 @@ from needle.sim.chaos.recovery import Probes
 from needle.sim.chaos.sharded_clients import Balancer, PlainSession, ShardAwareSession, ShardRecorder, Through
 from needle.sim.chaos.sharded_injector import CATALOG, ShardedInjector
 from needle.sim.chaos.site import FINAL_SECONDS, START_SECONDS, Site
-from needle.sim.chaos.spec import settings
+from needle.sim.chaos.spec import HASTY_SECONDS, settings
 from needle.sim.machine import stream
 from needle.sim.workload import Client, Workload
 
 ROUTER = "c0"
 """The client whose links can be cut."""
 AWARE, PLAIN, PROBES = ("c0", "c1", "c2"), ("n0", "n1", "n2"), 3
+HASTY = AWARE[0], PLAIN[0]
+"""Clients with short timeouts."""
 READ_SECONDS = 5.0
 S = TypeVar("S", ShardAwareSession, PlainSession)
 
@@ -139,6 +141,7 @@ class ShardedSite(Site):
 
     def _begin(self, name: str, session: S) -> S:
         self._history.sessions[name] = session
+        session.timeout = HASTY_SECONDS if name in HASTY else session.timeout
         return session
 
     # --- groups ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,11 @@ import msgspec
 from needle.sim.machine import stream
 from needle.sim.spec import Profile
 
+HASTY_SECONDS = 0.15
+"""The timeout of every second client: many of its writes are of unknown fate."""
+BLOCKED_EVERY, BLOCKED_SECONDS = 8.0, (0.1, 0.6)
+"""How often, and between how many seconds long, the event loop of all clients does something else."""
+
 
 class ChaosSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A run. shards: 0 for a cluster without shards. seconds: of faults and load, or longer until
@@ -39,6 +44,7 @@ def profile(spec: ChaosSpec) -> Profile:
         clock_error=0.0,
         key_slots=12 * max(1, spec.shards // 2),
         operations_per_key=30,
+        hot_share=0.3,
     )
 
 

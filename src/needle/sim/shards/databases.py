@@ -99,7 +99,9 @@ class _RecordingRouter(Router):
 
 
 class ShardAware:
-    """Straight to the shards' leaders."""
+    """Straight to the shards' leaders. timeout: seconds, of each call."""
+
+    timeout = CALL_TIMEOUT
 
     def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
         shards = ClusterShards(caller, addresses, topology, rng=rng)
@@ -112,26 +114,26 @@ class ShardAware:
         return self._client
 
     async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.insert(key, vector, metadata, timeout=CALL_TIMEOUT)
+        return await self._client.insert(key, vector, metadata, timeout=self.timeout)
 
     async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.insert_if_absent(key, vector, metadata, timeout=CALL_TIMEOUT)
+        return await self._client.insert_if_absent(key, vector, metadata, timeout=self.timeout)
 
     async def compare_and_set(self, key: str, expected: int, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.compare_and_set(key, expected, vector, metadata, timeout=CALL_TIMEOUT)
+        return await self._client.compare_and_set(key, expected, vector, metadata, timeout=self.timeout)
 
     async def delete(self, key: str) -> WriteResult:
-        return await self._client.delete(key, timeout=CALL_TIMEOUT)
+        return await self._client.delete(key, timeout=self.timeout)
 
     async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
-        return await self._client.insert_each(documents, timeout=CALL_TIMEOUT)
+        return await self._client.insert_each(documents, timeout=self.timeout)
 
     async def delete_many(self, keys: list[str]) -> WriteResult:
-        return await self._client.delete(keys, timeout=CALL_TIMEOUT)
+        return await self._client.delete(keys, timeout=self.timeout)
 
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
         session = mode is ReadMode.EVENTUAL
-        found = await self._client.get(key, mode=mode, with_vectors=False, session=session, timeout=CALL_TIMEOUT)
+        found = await self._client.get(key, mode=mode, with_vectors=False, session=session, timeout=self.timeout)
         applied = self._router.applied_index
         return (found.version, found.metadata, applied) if found is not None else (0, None, applied)
 
@@ -144,7 +146,7 @@ class ShardAware:
             told = await client.search_partial(vector, k, filter, mode=mode, exact=exact, timeout=PARTIAL_TIMEOUT)
             found = self._answered()
             return Answer(found.batch, found.applied, tuple(sorted(told.missing)), told.gaps, found.epoch)
-        await client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=CALL_TIMEOUT)
+        await client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout)
         found = self._answered()
         return Answer(found.batch, found.applied, tuple(found.missing), found.gaps, found.epoch)
 
@@ -198,12 +200,12 @@ class Proxied(RealDatabase):
         self._latest = latest
 
     async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
-        results = await self._client.insert_batch(documents, timeout=CALL_TIMEOUT)
+        results = await self._client.insert_batch(documents, timeout=self.timeout)
         told = WriteResult(version=0, index=0, count=results[0].count)
         return {key: told for key, _, _ in documents}
 
     async def delete_many(self, keys: list[str]) -> WriteResult:
-        return await self._client.delete(keys, timeout=CALL_TIMEOUT)
+        return await self._client.delete(keys, timeout=self.timeout)
 
     async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
         return Answer(await self.search(vector, k, filter, mode, exact))
