@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -11,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from needle.base.errors import CorruptLog, DiskFailed, StorageError
+from needle.base.errors import CorruptLog, DiskFailed, DiskFull, StorageError, TooManyFiles
+from needle.multiraft.wal_files import LogFiles
 from needle.multiraft.wal_records import RECORD_HEADER, SEGMENT_HEADER
 from needle.multiraft.wal_store import WalStore
 
@@ -331,3 +334,30 @@ def test_bytes_that_a_client_chose_cannot_pass_for_a_record(tmp_path: Path) -> N
     _tear_a_commit(store, 0)
     store.close()
     assert content(opened(tmp_path / "b")) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EMFILE, TooManyFiles)]
+)
+def test_a_segment_that_finds_no_room_is_begun_later(tmp_path, monkeypatch, number, error):
+    store = opened(tmp_path)
+    put(store, a=b"x" * 100)
+    files = sorted(path.name for path in tmp_path.iterdir())
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(LogFiles, "open" if number == errno.EMFILE else "allocate", fails)
+    for _ in range(2):
+        with pytest.raises(error):
+            put(store, b=b"y" * SEGMENT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    put(store, c=b"small ones still fit")
+    monkeypatch.undo()
+    put(store, b=b"y" * SEGMENT)
+    expected = {b"a": b"x" * 100, b"b": b"y" * SEGMENT, b"c": b"small ones still fit"}
+    assert content(store) == expected
+    store.close()
+    again = opened(tmp_path)
+    assert content(again) == expected
+    again.close()

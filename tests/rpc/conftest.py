@@ -30,6 +30,7 @@ class Recorder:
         self.gate = asyncio.Event()
         self.entered = 0
         self.finished = 0
+        self.cancelled = 0
         self.boom = None
         self.promises = []
 
@@ -37,6 +38,9 @@ class Recorder:
         if body == b"boom":
             raise ValueError("one-way boom")
         self.oneways.append((peer.node_id, body))
+
+    def is_droppable(self, method):
+        return method == "read"
 
     def on_gone(self, peer):
         self.gone.append(peer.node_id)
@@ -55,7 +59,7 @@ class Recorder:
             return self.promises[-1]
         if method == "big":
             return b"b" * int(bytes(body))
-        if method in ("raise", "wait", "task"):
+        if method in ("raise", "wait", "read", "task"):
             return self._task(method, bytes(body))
         return bytes(body)
 
@@ -63,8 +67,12 @@ class Recorder:
         self.entered += 1
         if method == "raise":
             raise self.boom
-        if method == "wait":
-            await self.gate.wait()
+        if method in ("wait", "read"):
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
         self.finished += 1
         return body
 

@@ -7,7 +7,7 @@ import pytest
 
 from needle.base.errors import ConnectionLost, FrameTooLarge, ProtocolError
 from needle.rpc.codec import Hello, decode_error, encode, request_head
-from needle.rpc.frame import ERROR, HELLO, HELLO_ACK, REQUEST, FrameDecoder, encode_frame
+from needle.rpc.frame import ERROR, HEADER, HELLO, HELLO_ACK, REQUEST, RESPONSE, FrameDecoder, encode_frame
 
 HELLO_FRAME = encode_frame(HELLO, 0, (encode(Hello(version=1, cluster_id="red")),))
 
@@ -207,3 +207,106 @@ class Spy:
 
     def __getattr__(self, name):
         return getattr(self._transport, name)
+
+
+async def hello(net, server):
+    """A raw connection that has said its hello."""
+    reader, writer = await net.raw(server.port)
+    writer.write(HELLO_FRAME)
+    async with asyncio.timeout(30.0):
+        await reader.read(1 << 16)
+    return reader, writer
+
+
+async def test_no_large_frame_is_taken_before_the_hello(net, recorder):
+    server = await net.server(recorder)
+    reader, writer = await net.raw(server.port)
+    writer.write(HEADER.pack(1 << 20, HELLO, 0) + b"\0" * 100)
+    assert type(await read_error(reader)) is FrameTooLarge
+
+
+async def test_a_frame_that_does_not_get_finished_is_refused(net, recorder, monkeypatch):
+    monkeypatch.setattr("needle.rpc.server.SWEEP_SECONDS", 0.01)
+    server = await net.server(recorder, frame_timeout=0.05, frame_bytes_per_second=1 << 40)
+    reader, writer = await hello(net, server)
+    writer.write(HEADER.pack(1 << 20, REQUEST, 1) + b"\0" * 5000)
+    assert "was not complete after" in str(await read_error(reader))
+    assert server.held == 0
+
+
+async def test_time_in_which_the_server_does_not_read_is_not_held_against_a_frame(net, recorder, until, monkeypatch):
+    monkeypatch.setattr("needle.rpc.server.SWEEP_SECONDS", 0.001)
+    server = await net.server(recorder, frame_timeout=0.0, frame_bytes_per_second=1 << 40, inflight_requests_max=1)
+    _, writer = await hello(net, server)
+    whole = encode_frame(REQUEST, 1, (request_head("wait"), b"x"))
+    writer.write(whole + whole[:-1])
+    connection = next(iter(server.connections))
+    await until(lambda: connection.decoder.buffered)
+    since = connection._frame_since
+    await until(lambda: connection._frame_since > since)  # looked at, and let off
+    writer.write(whole[-1:])
+    recorder.gate.set()
+    await until(lambda: recorder.finished == 2)
+
+
+async def test_unfinished_frames_of_all_connections_share_one_bound(net, recorder, until):
+    """Twelve peers begin a frame of 2 MB each, where 8 MB may be held: some are refused, the others served."""
+    server = await net.server(recorder, held_bytes_max=8 << 20)
+    part = HEADER.pack(2 << 20, REQUEST, 1) + b"\x04echo" + b"\0" * ((2 << 20) - 1000)
+    peers = [await hello(net, server) for _ in range(12)]
+    for _, writer in peers:
+        writer.write(part)
+    await until(lambda: server.stats.bytes_in >= 12 * len(part))
+    held = sum(connection.decoder.buffered for connection in server.connections)
+    assert 2 << 20 <= held <= server.held <= 8 << 20
+    assert server.stats.protocol_errors >= 8
+    # One that holds little is not refused for it.
+    assert await net.client().call(server.address, "echo", b"on", 5.0) == b"on"
+    for _, writer in peers:
+        writer.transport.abort()
+    await until(lambda: server.held == 0)
+
+
+async def test_answers_that_nobody_reads_are_refused_at_a_bound(net, recorder, until):
+    """200 answers of 1 MB are asked for at once, and none is read."""
+    server = await net.server(recorder, answers_bytes_max=8 << 20)
+    reader, writer = await hello(net, server)
+    body = (1 << 20) * b"x"
+    for number in range(60):
+        writer.write(encode_frame(REQUEST, number + 1, (request_head("wait"), body)))
+    await until(lambda: recorder.entered == 60)
+    recorder.gate.set()
+    connection = next(iter(server.connections))
+    await until(lambda: recorder.finished == 60 and connection.inflight == 0)
+    held = connection._out_bytes + connection.transport.get_write_buffer_size()
+    assert held < 12 << 20
+    decoder, kinds = FrameDecoder(4 << 20), []
+    async with asyncio.timeout(30.0):
+        while len(kinds) < 60:
+            kinds.extend(frame[0] for frame in decoder.feed(await reader.read(1 << 20)))
+    assert kinds.count(ERROR) > 30 and kinds.count(RESPONSE) > 4
+
+
+async def test_reads_of_a_caller_that_is_gone_are_dropped_and_other_work_finishes(net, recorder, until):
+    server = await net.server(recorder)
+    _, writer = await hello(net, server)
+    for number, method in enumerate(("read", "read", "wait"), 1):
+        writer.write(encode_frame(REQUEST, number, (request_head(method), b"")))
+    await until(lambda: recorder.entered == 3)
+    writer.transport.abort()
+    await until(lambda: recorder.cancelled == 2)
+    recorder.gate.set()
+    await until(lambda: recorder.finished == 1 and not server.tasks)
+    assert server.held == 0
+
+
+async def test_connections_over_the_limit_are_told_and_a_flood_of_them_is_cut_off(net, recorder, until):
+    server = await net.server(recorder, connections_max=2)
+    client = net.client()
+    await client.call(server.address, "echo", b"", 5.0)
+    peers = [await net.raw(server.port) for _ in range(60)]
+    await until(lambda: server.stats.connections <= 2 + 16)
+    answers = [await reader.read() for reader, _ in peers[1:]]
+    assert sum(bool(answer) for answer in answers) <= 17
+    assert any(b"overloaded" in answer for answer in answers)
+    assert await client.call(server.address, "echo", b"on", 5.0) == b"on"

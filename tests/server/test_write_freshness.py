@@ -10,6 +10,7 @@ import pytest
 from needle.base.commands import Delete, Session, encode
 from needle.base.errors import CollectionNotFound, NotLeader
 from needle.base.protocol import WriteCall
+from needle.server.disk_space import DiskSpace, Endless
 from needle.server.hosted import HostedReplica
 from needle.server.rpc_service import RpcService
 
@@ -60,6 +61,7 @@ class Books:
 def service() -> tuple[RpcService, NewLeader]:
     host = NewLeader()
     hosted = object.__new__(HostedReplica)  # only what a write uses
+    hosted.space = DiskSpace(Endless(), "nowhere")
     hosted.group, hosted.replica, hosted.settled = 1, Books(host), True
     hosted._host, hosted._judged_term = host, 0
 

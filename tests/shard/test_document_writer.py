@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from needle.base.commands import CreateCollection, Delete, DropCollection, PublishSegment
-from needle.base.errors import DiskFailed, VersionMismatch
+from needle.base.errors import DiskFull, VersionMismatch
 from needle.base.model import SearchRequest
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -124,22 +124,24 @@ def test_what_files_are_judged_by_does_not_wait(tmp_path: Path) -> None:
             assert connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone() == (0,), table
 
 
-def test_a_reader_whose_commit_fails_ends_the_replica(tmp_path: Path) -> None:
+def test_what_finds_no_room_waits_for_it_and_is_not_read_before(tmp_path: Path) -> None:
     replica, log = filled(tmp_path)
     search(replica)
     writer = replica._store.writer._connection
     writer.execute(f"PRAGMA max_page_count={writer.execute('PRAGMA page_count').fetchone()[0]}")
     replica.apply(log.add(put([f"x{at}" for at in range(500)], [[1, 2, 3]] * 500)))
-    with pytest.raises(DiskFailed, match="no space left"):
+    with pytest.raises(DiskFull, match="no space left"):
         search(replica)
     assert replica.waits
-    writer.execute("PRAGMA max_page_count=1000000")  # too late: the next one might leave a hole
-    with pytest.raises(DiskFailed, match="no space left"):
-        replica.apply(log.add(put(["y"], [[1, 2, 3]])))
-    with pytest.raises(DiskFailed, match="no space left"):
+    replica.apply(log.add(put(["y"], [[1, 2, 3]])))  # it waits, too: nothing may be committed before it
+    with pytest.raises(DiskFull, match="no space left"):
         replica.save()
+    writer.execute("PRAGMA max_page_count=1000000")  # there is room again
+    replica.apply(log.add(put(["z"], [[1, 2, 3]])))
+    assert {document.id for document in replica.get("c", ["x0", "x499", "y", "z"], False)} == {"x0", "x499", "y", "z"}
+    assert not replica.waits
+    replica.verify()
     replica.close()
     again = open_replica(tmp_path)
-    assert again.applied_index() == 2
-    again.apply(log.entries)
-    assert again.count() == 503
+    assert again.applied_index() == 5 and again.count() == 504
+    again.close()

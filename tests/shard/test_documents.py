@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import resource
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from needle.base.commands import CreateCollection
-from needle.base.errors import DiskFailed, StorageError, UnsupportedFormat
-from needle.shard.disk import ReplicaDisk, cut_power
+from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles, UnsupportedFormat
+from needle.shard.disk import REAL_DISK, ReplicaDisk, cut_power, disk_errors
+from needle.shard.sqlite_file import connect
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put, spec
 
@@ -89,15 +94,14 @@ def test_a_damaged_file_is_reported_with_the_remedy(tmp_path: Path, damage: str)
         open_replica(tmp_path)
 
 
-def test_a_full_disk_is_a_disk_failure_and_ends_the_replica(tmp_path: Path) -> None:
+def test_what_a_full_disk_did_not_take_comes_from_the_log_after_a_restart(tmp_path: Path) -> None:
     replica, log = filled(tmp_path)
     replica.save()
     before = replica.digest()
     pages = replica._store.writer._connection.execute("PRAGMA page_count").fetchone()[0]
     replica._store.writer._connection.execute(f"PRAGMA max_page_count={pages}")
-    with pytest.raises(DiskFailed, match="no space left"):
-        replica.apply(log.add(put([f"x{at}" for at in range(5000)], [[1, 2, 3]] * 5000)))
-    with pytest.raises(DiskFailed):
+    replica.apply(log.add(put([f"x{at}" for at in range(5000)], [[1, 2, 3]] * 5000)))
+    with pytest.raises(DiskFull, match="no space left"):
         replica.checkpoint()
     replica.close()
     replica = open_replica(tmp_path)
@@ -164,3 +168,38 @@ def test_of_documents_with_one_id_in_an_entry_the_last_is_applied_alone(tmp_path
         assert result.count == 2
     assert [found.metadata for found in twice.get("c", ["a"], False)] == [b"3"]
     assert twice.digest() == once.digest()
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EMFILE, TooManyFiles), (errno.EIO, DiskFailed)],
+)
+def test_only_a_disk_that_fails_is_a_failed_disk(tmp_path: Path, number: int, expected: type[NeedleError]) -> None:
+    with pytest.raises(expected), disk_errors("x"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_sync_that_fails_for_want_of_room_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    for call in (lambda: REAL_DISK.sync(str(tmp_path)), lambda: REAL_DISK.write(str(tmp_path / "a"), b"a")):
+        with pytest.raises(DiskFailed):
+            call()
+
+
+def test_sqlite_that_can_open_no_file_more_is_no_failed_disk(tmp_path: Path) -> None:
+    held: list[int] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        with pytest.raises(TooManyFiles), disk_errors("x"):
+            connect(str(tmp_path / "x.db")).execute("PRAGMA journal_mode=WAL")
+    finally:
+        for handle in held:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

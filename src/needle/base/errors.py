@@ -100,6 +100,12 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class TooManyFiles(Unavailable):
+    """This process may open no more files or connections now (`ulimit -n`). The disk is fine."""
+
+    code = "too_many_files"
+
+
 class InMaintenance(Unavailable):
     """The node is in maintenance mode and drains."""
 
@@ -170,6 +176,13 @@ class SessionExpired(NeedleError):
     """The replicated dedupe table no longer knows this client session, so a repeated write cannot be recognised."""
 
     code = "session_expired"
+
+
+class DiskFull(NeedleError):
+    """There is too little room on the disk for more data; nothing was changed. Reads, deletes and drops go on, and
+    writes do again once there is room. Repeating it at once does not help."""
+
+    code = "disk_full"
 
 
 # --- the wire --------------------------------------------------------------------------------------------------------

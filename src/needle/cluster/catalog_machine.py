@@ -21,6 +21,7 @@ import xxhash
 from needle.base import catalog_commands
 from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError, UnsupportedFormat
 from needle.base.routing.topology import Topology
+from needle.base.sqlite_uri import sqlite_uri
 from needle.cluster.catalog import execute
 
 FILE_NAME: Final = "catalog.db"
@@ -69,7 +70,7 @@ class CatalogMachine:
         self._broken: NeedleError | None = None
         with _disk_errors(self._path):
             os.makedirs(directory, exist_ok=True)
-            self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+            self._db = sqlite3.connect(sqlite_uri(self._path), uri=True, check_same_thread=False, isolation_level=None)
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")

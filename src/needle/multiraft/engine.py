@@ -15,8 +15,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from needle.base.errors import (
+    DiskFull,
     Internal,
     NeedleError,
+    TooManyFiles,
     Unavailable,
     invalid,
 )
@@ -43,6 +45,7 @@ from needle.raft.state import Role
 _log = logging.getLogger("needle.multiraft")
 _QUANTA_PER_HEARTBEAT = 10
 REFUSAL_LOG_SECONDS = 1.0
+NO_ROOM_SECONDS = 0.5
 """At most so often a refused message is logged; all are counted."""
 Extra = tuple[LogWrite, asyncio.Future[None]]
 
@@ -283,7 +286,11 @@ class Engine:
         quick = not extra and self.config.is_quick([entry for write in writes for entry in write.entries])
 
         def done(_: None, error: BaseException | None) -> None:
-            if error is not None:
+            if isinstance(error, DiskFull | TooManyFiles):
+                # Nothing was written. Until there is room nothing more is: this node neither votes nor acknowledges.
+                _log.error("the Raft log waits: %s", error)
+                asyncio.get_running_loop().call_later(NO_ROOM_SECONDS, self._guarded, self._persist, (work, extra))
+            elif error is not None:
                 self.background_failed(error)
             elif not self.stopped:
                 self._persisted(work, extra, writes)

@@ -8,13 +8,17 @@ retention.py. It must not know the group's proposals and readers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from needle.base.errors import DiskFull, TooManyFiles
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_records import StartRecord
 from needle.multiraft.retention import IDLE_TAIL_BYTES, Member, keep_after, tail_after
 from needle.raft.state import Role
+
+_log = logging.getLogger("needle.multiraft")
 
 if TYPE_CHECKING:
     from needle.multiraft.group import Group, Surroundings
@@ -95,7 +99,12 @@ class Compaction:
         async with group.image_lock:
             host.failpoint("compact.before_checkpoint")
             before = group.raft.applied
-            durable = await host.apply_pool.run(group.machine.checkpoint)
+            try:
+                durable = await host.apply_pool.run(group.machine.checkpoint)
+            except (DiskFull, TooManyFiles) as error:
+                _log.error("group %d: the log is not cut now: %s", group.id, error)
+                self.running = False  # what is applied next, or `settle`, tries again
+                return
             host.failpoint("compact.after_checkpoint")
             self._checkpoint = max(before, durable)
         target = self._target(durable, tail_bytes)

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError
+from needle.base.errors import CorruptSnapshot, DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
 from needle.base.ids import NodeId
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_records import PendingInstall, StartRecord
@@ -67,7 +67,7 @@ class SnapshotTraffic:
                     )
                 except DiskFailed:
                     raise
-                except StorageError as error:
+                except (StorageError, DiskFull, TooManyFiles) as error:
                     _log.warning("group %d: no snapshot could be made: %s", group.id, error)
             now = host.clock.monotonic()
             peers, self._wanting = self._wanting, {}

@@ -14,12 +14,13 @@ inside values is handed on for the checksums above to name; damage to the log's 
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from needle.base.errors import CorruptLog, DiskFailed, StorageError
+from needle.base.errors import CorruptLog, DiskFailed, DiskFull, StorageError, TooManyFiles
 from needle.multiraft import wal_correct
 from needle.multiraft.key_index import KeyIndex, Place
 from needle.multiraft.ports import KeyValueTxn
@@ -197,6 +198,8 @@ class WalStore:
             return
         try:
             self._append(txn.operations)
+        except (DiskFull, TooManyFiles):
+            raise  # before anything was written: it may be tried again
         except DiskFailed as error:
             self._failed = error
             raise
@@ -278,14 +281,12 @@ class WalStore:
         number = self._segments[-1].number + 1 if self._segments else 1
         size = max(self._segment_bytes, SEGMENT_HEADER.size + needed)
         spare = next(((name, held) for name, held in self._spares if held >= size), None)
-        if spare is not None:
+        if spare is None:
+            handle = self._new_file(_name(number), size, zeros=number == 1)
+        else:
+            handle, size = self._open_file(spare[0]), spare[1]
             self._spares.remove(spare)
             self._files.rename(spare[0], _name(number))
-        handle = self._files.open(_name(number))
-        if spare is None:
-            self._files.allocate(handle, size, zeros=number == 1)
-        else:
-            size = spare[1]
         self._files.sync_names()
         salt = self._salt()
         self._files.write(handle, segment_header(number, salt), 0)
@@ -293,6 +294,33 @@ class WalStore:
         with self._guard:
             self._segments.append(_Segment(number, handle, size, salt))
             self._bytes += size
+
+    def _open_file(self, name: str) -> int:
+        """Raises TooManyFiles, which is no failure of the disk."""
+        try:
+            return self._files.open(name)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                text = f"the next file of the Raft log in {self._directory} cannot be opened"
+                raise TooManyFiles(f"{text}: {error.strerror}; see ulimit -n", directory=self._directory) from error
+            raise
+
+    def _new_file(self, name: str, size: int, *, zeros: bool) -> int:
+        """With its blocks. Raises DiskFull, and leaves nothing behind."""
+        handle = self._open_file(name)
+        try:
+            self._files.allocate(handle, size, zeros=zeros)
+        except OSError as error:
+            self._files.close(handle)
+            self._files.remove(name)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(
+                    f"no space left for the next {size} bytes of the Raft log in {self._directory}. Free space: the "
+                    f"node goes on by itself",
+                    directory=self._directory,
+                ) from error
+            raise
+        return handle
 
     def _free(self, segments: list[_Segment]) -> None:
         """Keep the files of the oldest segments for later, or delete them. Nothing in them is live. Each is gone

@@ -16,27 +16,36 @@ import msgspec
 
 from needle.rpc.frame import ENVELOPE_BYTES, HEADER, HEADER_BYTES, Frame, FrameDecoder, Payload
 
-JOIN_BYTES_MAX = 256 * 1024
-"""Up to here pending frames are copied into one buffer; above it they are handed over as they are (writev)."""
+SLICE_BYTES = 256 * 1024
+"""At most so much is handed to the socket in one turn of the loop: more would hold it for the time of the copies."""
 
 
 class RpcLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one connection. Bytes, counts and seconds.
 
     frame_bytes_max: largest frame either way. inflight_requests_max, inflight_bytes_max: requests a server works on for
-    one connection before it stops reading. write_buffer_bytes: unsent bytes at which a connection counts as slow.
-    oneway_bytes_max: unsent bytes at which one-way frames are dropped. hello_timeout: from connecting to the hello's
-    answer. stall_timeout: unacknowledged data for so long closes the connection (TCP_USER_TIMEOUT). backoff_min/max:
-    pause after a failed connect, doubling. stop_timeout: how long a stopping server lets requests finish.
+    one connection before it stops reading. held_bytes_max: what a server holds for all its peers: unfinished
+    frames, requests, answers that were not read. answers_bytes_max: unread answers of one connection.
+    write_buffer_bytes: unsent bytes at which a connection counts as slow. oneway_bytes_max: unsent bytes at which
+    one-way frames are dropped. connections_max: more are refused. hello_bytes_max: largest frame before the hello's
+    answer. hello_timeout: from connecting to the hello's answer. frame_timeout, frame_bytes_per_second: how long a
+    frame may take to arrive, and how much longer for its size. stall_timeout: unacknowledged data for so long
+    closes the connection (TCP_USER_TIMEOUT). backoff_min/max: pause after a failed connect, doubling. stop_timeout:
+    how long a stopping server lets requests finish.
     """
 
     frame_bytes_max: int = 64 * 1024 * 1024
     inflight_requests_max: int = 1024
     inflight_bytes_max: int = 64 * 1024 * 1024
+    held_bytes_max: int = 512 * 1024 * 1024
+    answers_bytes_max: int = 64 * 1024 * 1024
     write_buffer_bytes: int = 1024 * 1024
     oneway_bytes_max: int = 32 * 1024 * 1024
     connections_max: int = 10_000
+    hello_bytes_max: int = 64 * 1024
     hello_timeout: float = 3.0
+    frame_timeout: float = 10.0
+    frame_bytes_per_second: int = 512 * 1024
     stall_timeout: float = 10.0
     backoff_min: float = 0.02
     backoff_max: float = 1.0
@@ -81,6 +90,8 @@ class FrameConnection(asyncio.Protocol, ABC):
         self._out: list[Payload] = []
         self._out_bytes = 0
         self._corked = False
+        self._scheduled = False
+        self._much = False
         self._linger: asyncio.TimerHandle | None = None
 
     # --- what a subclass provides ------------------------------------------------------------------------------------
@@ -94,7 +105,7 @@ class FrameConnection(asyncio.Protocol, ABC):
 
     @abstractmethod
     def on_flow(self) -> None:
-        """`write_paused` changed."""
+        """`slow` may have changed."""
 
     # --- writing -----------------------------------------------------------------------------------------------------
     def write_frame(self, kind: int, request_id: int, parts: Sequence[Payload]) -> None:
@@ -105,15 +116,12 @@ class FrameConnection(asyncio.Protocol, ABC):
         for part in parts:
             size += len(part)
         out = self._out
-        if not out and not self._corked:
-            self.loop.call_soon(self._flush)
+        if not self._scheduled and not self._corked:
+            self._schedule()
         out.append(HEADER.pack(size, kind, request_id))
         out.extend(parts)
         self._out_bytes += size + HEADER_BYTES - ENVELOPE_BYTES
         self.stats.frames_out += 1
-        if self._out_bytes > JOIN_BYTES_MAX:
-            # Large answers within one turn: hand them over, so that the transport can say that the peer is slow.
-            self._flush()
 
     def unsent_bytes(self) -> int:
         """Bytes queued here and, once the transport reported itself slow, in its buffer."""
@@ -121,26 +129,79 @@ class FrameConnection(asyncio.Protocol, ABC):
             return self._out_bytes + self.transport.get_write_buffer_size()
         return self._out_bytes
 
+    @property
+    def slow(self) -> bool:
+        """Whether so much is unsent that nothing more should be asked for."""
+        return self.write_paused or self._out_bytes >= self.limits.write_buffer_bytes
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self.loop.call_soon(self._flush_next)
+
+    def _flush_next(self) -> None:
+        self._scheduled = False
+        was_much, self._much = self._much, False
+        self._flush()
+        if was_much and not self.slow:
+            self.on_flow()
+
     def _flush(self) -> None:
+        """Hand over what is queued: a slice of it if it is much, and the rest in later turns as the peer reads."""
         out = self._out
         if not out:
             return
-        self._out = []
-        size, self._out_bytes = self._out_bytes, 0
         if self.transport is None or self.transport.is_closing():
+            out.clear()
+            self._out_bytes = 0
             return
-        self.stats.bytes_out += size
-        if size <= JOIN_BYTES_MAX:
+        size = self._out_bytes
+        if size <= SLICE_BYTES:
+            self._out, self._out_bytes = [], 0
+            self.stats.bytes_out += size
+            self._much = size >= self.limits.write_buffer_bytes
             self.transport.write(b"".join(out))
-        else:
-            self.transport.writelines(out)
+        elif not self.write_paused:
+            self._write(self._slice())
+            self._much = True
+        if self._much and not self._scheduled and not self.write_paused:
+            self._schedule()
+
+    def _write(self, pieces: list[Payload]) -> None:
+        data = b"".join(pieces)
+        self._out_bytes -= len(data)
+        self.stats.bytes_out += len(data)
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def _slice(self) -> list[Payload]:
+        """The first SLICE_BYTES of what is queued."""
+        room, whole = SLICE_BYTES, 0
+        taken: list[Payload] = []
+        for part in self._out:
+            if len(part) > room:
+                break
+            taken.append(part)
+            room -= len(part)
+            whole += 1
+        del self._out[:whole]
+        if room and self._out:
+            part = memoryview(self._out[0])
+            taken.append(part[:room])
+            self._out[0] = part[room:]
+        return taken
+
+    def _flush_all(self) -> None:
+        """Hand over everything: the connection ends."""
+        if self._out and self.transport is not None and not self.transport.is_closing():
+            pieces, self._out = self._out, []
+            self._write(pieces)
 
     # --- closing -----------------------------------------------------------------------------------------------------
     def close(self) -> None:
         """Send what is queued, then close; a peer that does not read is cut off after hello_timeout. Idempotent."""
         if not self.closing:
             self.closing = True
-            self._flush()
+            self._flush_all()
         if self._linger is None:
             self._linger = self.loop.call_later(self.limits.hello_timeout, self.abort)
         if self.transport is not None:
@@ -162,7 +223,7 @@ class FrameConnection(asyncio.Protocol, ABC):
         if self.closing or self.transport is None:
             return
         self.closing = True
-        self._flush()
+        self._flush_all()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.transport.resume_reading()
@@ -204,6 +265,7 @@ class FrameConnection(asyncio.Protocol, ABC):
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        self._flush()
         self.on_flow()
 
     def connection_lost(self, exc: Exception | None) -> None:

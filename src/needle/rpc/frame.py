@@ -42,11 +42,11 @@ def encode_frame(kind: int, request_id: int, parts: Sequence[Payload]) -> bytes:
 class FrameDecoder:
     """Incremental decoder. After a violation `error` is set, earlier frames are still returned, later bytes ignored."""
 
-    __slots__ = ("_frame_bytes_max", "_have", "_need", "_parts", "error")
+    __slots__ = ("_have", "_need", "_parts", "error", "frame_bytes_max")
 
     def __init__(self, frame_bytes_max: int) -> None:
         """frame_bytes_max: the largest `length` field accepted, in bytes."""
-        self._frame_bytes_max = frame_bytes_max
+        self.frame_bytes_max = frame_bytes_max
         self._parts: list[bytes | bytearray] = []
         self._have = 0
         self._need = 0
@@ -56,6 +56,11 @@ class FrameDecoder:
     def buffered(self) -> int:
         """Bytes of an incomplete frame held back."""
         return self._have
+
+    @property
+    def expected(self) -> int:
+        """Bytes that the incomplete frame will have, as far as its header tells."""
+        return self._need
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes, in order. Never raises for what a peer sent: see `error`."""
@@ -81,7 +86,7 @@ class FrameDecoder:
         """Cut whole frames out of `data` from `offset` on; keep the rest."""
         end = len(data)
         unpack = HEADER.unpack_from
-        length_max = self._frame_bytes_max
+        length_max = self.frame_bytes_max
         while end - offset >= HEADER_BYTES:
             length, kind, request_id = unpack(data, offset)
             if not (ENVELOPE_BYTES <= length <= length_max and HELLO <= kind <= ONEWAY):
@@ -128,16 +133,20 @@ class FrameDecoder:
         self._have = 0
         return kind, request_id, payload
 
-    def _refuse(self, length: int, kind: int | None) -> None:
+    def drop(self) -> None:
+        """Forget the frame under way: nothing more will come."""
         self._parts.clear()
         self._have = 0
+
+    def _refuse(self, length: int, kind: int | None) -> None:
+        self.drop()
         if length == _HTTP:
             self.error = ProtocolError("the other side speaks HTTP, not Needle's protocol: is this an http_address?")
-        elif length > self._frame_bytes_max:
+        elif length > self.frame_bytes_max:
             self.error = FrameTooLarge(
-                f"a frame of {length} bytes is over the limit of {self._frame_bytes_max}",
+                f"a frame of {length} bytes is over the limit of {self.frame_bytes_max}",
                 bytes=length,
-                limit=self._frame_bytes_max,
+                limit=self.frame_bytes_max,
             )
         elif length < ENVELOPE_BYTES:
             self.error = ProtocolError(f"a frame length of {length} is below the minimum of {ENVELOPE_BYTES}")

@@ -2,7 +2,9 @@
 
 Invariant: a request gets exactly one RESPONSE or ERROR frame while its connection lives; a connection works on at most
 `inflight_requests_max` requests of at most `inflight_bytes_max` bytes (one may exceed the bytes alone), reads nothing
-while it is at a bound or its peer does not read. A handler's failure never ends the connection. Does not know methods.
+while it is at a bound or its peer does not read. All connections together hold at most about `held_bytes_max`: beyond
+it those that hold more than their share are refused, in requests, in unfinished frames and in answers nobody reads.
+A handler's failure never ends the connection. Does not know methods.
 """
 
 from __future__ import annotations
@@ -40,6 +42,12 @@ from needle.rpc.promise import Promise
 log = logging.getLogger(__name__)
 
 Answer = bytes | list[bytes]
+SWEEP_SECONDS = 1.0
+SHARE_BYTES_MIN = 1024 * 1024
+"""A connection that holds no more than this is never refused for what others hold."""
+SMALL_ANSWER_BYTES = 4096
+REFUSING_MAX = 16
+"""Connections over the limit that are told so at one time; further ones are cut off without a word."""
 
 
 class Peer:
@@ -67,9 +75,14 @@ class Handler(Protocol):
     def on_request(self, peer: Peer, method: str, body: Payload) -> Answer | Awaitable[Answer]:
         """The answer, or a promise of it, or any awaitable (run as a task).
 
-        A NeedleError is sent to the caller; any other exception as Internal. When the caller is gone the work still
-        finishes and its answer is dropped. body: a view into the received chunk when large; decode it, or copy it.
+        A NeedleError is sent to the caller; any other exception as Internal. When the caller is gone, work that
+        `is_droppable` is cancelled; other work finishes and its answer is dropped. body: a view into the received
+        chunk when large; decode it, or copy it.
         """
+        ...
+
+    def is_droppable(self, method: str) -> bool:
+        """Whether nobody but the caller minds if this work is cancelled."""
         ...
 
     def on_gone(self, peer: Peer) -> None:
@@ -98,6 +111,9 @@ class RpcServer:
         self.stats = RpcStats()
         self.connections: dict[ServerConnection, None] = {}
         self.tasks: dict[asyncio.Future[Any], None] = {}
+        self.held = 0
+        """Bytes held for all peers; since unsent answers leave without a word, at most these."""
+        self._sweeper: asyncio.TimerHandle | None = None
         self._promised = 0
         self._kept: asyncio.Future[None] | None = None
         self._server: asyncio.Server | None = None
@@ -108,6 +124,7 @@ class RpcServer:
         try:
             loop = asyncio.get_running_loop()
             self._server = await loop.create_server(lambda: ServerConnection(self), host, port, backlog=1024)
+            self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep)
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}:{port}: {error}", address=f"{host}:{port}") from error
 
@@ -130,9 +147,28 @@ class RpcServer:
         if self._kept is not None and not self._promised and not self._kept.done():
             self._kept.set_result(None)
 
+    def over_budget(self) -> bool:
+        """Whether more is held for all peers together than may be."""
+        if self.held <= self.limits.held_bytes_max:
+            return False
+        for connection in self.connections:
+            connection.account()
+        return self.held > self.limits.held_bytes_max
+
+    def _sweep(self) -> None:
+        """Look after frames that do not get finished."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self.connections):
+            connection.account()
+            connection.check_frame(now)
+        self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep)
+
     async def stop(self) -> None:
         """Accept no more, let running requests finish (at most stop_timeout), cancel the rest, close. Idempotent."""
         server, self._server = self._server, None
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         if server is not None:
             server.close()
         for connection in list(self.connections):
@@ -166,10 +202,18 @@ class ServerConnection(FrameConnection):
         self._reading = True
         self._draining = False
         self._backlog: deque[Frame] = deque()
+        self._backlog_bytes = 0
+        self._held = 0
+        self._frame_since: float | None = None
+        self._droppable: dict[asyncio.Future[Any], None] = {}
+        self.decoder.frame_bytes_max = min(self.limits.hello_bytes_max, self.limits.frame_bytes_max)
         self._hello_timer = self.loop.call_later(self.limits.hello_timeout, self._no_hello)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if self.stats.connections > self.limits.connections_max + REFUSING_MAX:
+            self.abort()  # those that are told why hold a socket, too
+            return
         if len(self.server.connections) >= self.limits.connections_max:
             self._refuse(Overloaded(f"this node has {self.limits.connections_max} connections, which is its limit"))
             return
@@ -178,17 +222,71 @@ class ServerConnection(FrameConnection):
     def drain(self) -> None:
         """Take no more requests; those running may still answer."""
         self._draining = True
-        self._backlog.clear()
+        self._drop_backlog()
         self._set_reading(False)
 
     # --- input -------------------------------------------------------------------------------------------------------
     def on_frames(self, frames: list[Frame]) -> None:
         if self._backlog or self._blocked():
-            self._backlog.extend(frames)
+            self._keep(frames)
         else:
             self._serve(frames)
         if self.decoder.error is not None:
             self._refuse(self.decoder.error)
+        elif not self.decoder.buffered:
+            self._frame_since = None
+        elif frames or self._frame_since is None:
+            self._frame_since = self.loop.time()
+        if self._held or self.decoder.buffered or self._backlog or self.inflight_bytes > SMALL_ANSWER_BYTES:
+            self.account()
+            if self.decoder.buffered and self._is_greedy():
+                self._refuse(self._overloaded("this frame"))
+
+    def _keep(self, frames: list[Frame]) -> None:
+        self._backlog.extend(frames)
+        self._backlog_bytes += sum(len(payload) + ENVELOPE_BYTES for _, _, payload in frames)
+
+    def _drop_backlog(self) -> None:
+        self._backlog.clear()
+        self._backlog_bytes = 0
+
+    # --- what is held for the peer -----------------------------------------------------------------------------------
+    def account(self) -> None:
+        """Tell the server what is held for this peer now."""
+        held = 0
+        if not self.closing:
+            held = self.decoder.buffered + self._backlog_bytes + self.unsent_bytes()
+        held += self.inflight_bytes
+        if held != self._held:
+            self.server.held += held - self._held
+            self._held = held
+
+    def _is_greedy(self, more: int = 0) -> bool:
+        """Whether the server holds too much, and for this peer more than its share."""
+        server, limit = self.server, self.limits.held_bytes_max
+        if server.held + more <= limit and not server.over_budget():
+            return False
+        return self._held + more > max(SHARE_BYTES_MIN, limit // max(1, len(server.connections)))
+
+    def _overloaded(self, what: str) -> Overloaded:
+        limit = self.limits.held_bytes_max
+        return Overloaded(
+            f"this node holds {self.server.held} bytes of requests and unread answers, its limit is {limit}: there is "
+            f"no room for {what}",
+            limit=limit,
+        )
+
+    def check_frame(self, now: float) -> None:
+        """Refuse a peer that does not finish its frame. While this side does not read, no time passes."""
+        if self._frame_since is None or self.closing:
+            return
+        if not self._reading:
+            self._frame_since = now
+            return
+        size = self.decoder.expected
+        allowed = self.limits.frame_timeout + size / self.limits.frame_bytes_per_second
+        if now - self._frame_since > allowed:
+            self._refuse(ProtocolError(f"a frame of {size} bytes was not complete after {allowed:.3g} s"))
 
     def _serve(self, frames: list[Frame]) -> None:
         for position, (kind, request_id, payload) in enumerate(frames):
@@ -197,7 +295,7 @@ class ServerConnection(FrameConnection):
             try:
                 if kind == REQUEST and self.peer is not None:
                     if self._blocked():
-                        self._backlog.extend(frames[position:])
+                        self._keep(frames[position:])
                         self._set_reading(False)
                         return
                     self._request(self.peer, request_id, payload)
@@ -215,6 +313,7 @@ class ServerConnection(FrameConnection):
         theirs = decode(payload, Hello)
         check_hello(self.server.hello, theirs)
         self._hello_timer.cancel()
+        self.decoder.frame_bytes_max = self.limits.frame_bytes_max
         self.peer = Peer(theirs.node_id, theirs.incarnation, self.remote)
         self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
 
@@ -229,8 +328,10 @@ class ServerConnection(FrameConnection):
         self.stats.protocol_errors += 1
         log.warning("closing the connection from %s: %s", self.remote, error)
         self.write_frame(ERROR, 0, (encode_error(error),))
-        self._backlog.clear()
+        self._drop_backlog()
+        self.decoder.drop()
         self.close_after_refusal()
+        self.account()
 
     # --- requests ----------------------------------------------------------------------------------------------------
     def _oneway(self, peer: Peer, payload: Payload) -> None:
@@ -245,6 +346,9 @@ class ServerConnection(FrameConnection):
 
     def _request(self, peer: Peer, request_id: int, payload: Payload) -> None:
         method, body = split_request(payload)
+        if self.server.held > self.limits.held_bytes_max and self._is_greedy():
+            self._answer_error(request_id, self._overloaded("this request"))
+            return
         try:
             answer = self.handler.on_request(peer, method, body)
         except Exception as error:  # noqa: BLE001 - a boundary: every exception becomes the caller's error
@@ -264,6 +368,8 @@ class ServerConnection(FrameConnection):
         self.inflight += 1
         self.inflight_bytes += size
         self.server.tasks[future] = None
+        if self.handler.is_droppable(method):
+            self._droppable[future] = None
         future.add_done_callback(partial(self._done, request_id, size))
         if self._blocked():
             self._set_reading(False)
@@ -281,8 +387,8 @@ class ServerConnection(FrameConnection):
                 self._answer_error(request_id, error or Internal("no answer"))
             else:
                 self._answer(request_id, answer if isinstance(answer, list) else (answer,))
-            if not self._reading:
-                self.loop.call_soon(self.on_flow)
+            if self.closing or not self._reading:
+                self.loop.call_soon(self._ended)
 
         promise.then(settled)
         if self._blocked():
@@ -290,6 +396,7 @@ class ServerConnection(FrameConnection):
 
     def _done(self, request_id: int, size: int, future: asyncio.Future[Answer]) -> None:
         self.server.tasks.pop(future, None)
+        self._droppable.pop(future, None)
         self.inflight -= 1
         self.inflight_bytes -= size
         if future.cancelled():
@@ -299,7 +406,13 @@ class ServerConnection(FrameConnection):
         else:
             answer = future.result()
             self._answer(request_id, answer if isinstance(answer, list) else (answer,))
-        if not self._reading:
+        self._ended()
+
+    def _ended(self) -> None:
+        """A request that ran has been answered."""
+        if self.closing:
+            self.account()
+        elif not self._reading:
             self.on_flow()
 
     def _answer(self, request_id: int, parts: list[bytes] | tuple[bytes, ...]) -> None:
@@ -308,6 +421,12 @@ class ServerConnection(FrameConnection):
             limit = self.limits.frame_bytes_max
             self._answer_error(request_id, FrameTooLarge(f"the answer of {size} bytes is over the limit of {limit}"))
             return
+        if size > SMALL_ANSWER_BYTES:
+            self.account()
+            unread = self.unsent_bytes()
+            if (unread and unread + size > self.limits.answers_bytes_max) or self._is_greedy(size):
+                self._answer_error(request_id, self._overloaded(f"an answer of {size} bytes"))
+                return
         self.write_frame(RESPONSE, request_id, parts)
 
     def _answer_error(self, request_id: int, error: BaseException) -> None:
@@ -323,7 +442,7 @@ class ServerConnection(FrameConnection):
     def _blocked(self) -> bool:
         return (
             self._draining
-            or self.write_paused
+            or self.slow
             or self.inflight >= self.limits.inflight_requests_max
             or self.inflight_bytes >= self.limits.inflight_bytes_max
         )
@@ -343,15 +462,20 @@ class ServerConnection(FrameConnection):
             return
         if self._backlog:
             frames = list(self._backlog)
-            self._backlog.clear()
+            self._drop_backlog()
             self._serve(frames)
+            self.account()
         if not self._backlog and not self._blocked():
             self._set_reading(True)
 
     def on_lost(self, error: Exception | None) -> None:
         self._hello_timer.cancel()
-        self._backlog.clear()
+        self._drop_backlog()
+        self.decoder.drop()
         self.server.connections.pop(self, None)
+        for task in list(self._droppable):
+            task.cancel()
+        self.account()
         if self.peer is not None:
             self.peer.closed = True
             self.handler.on_gone(self.peer)

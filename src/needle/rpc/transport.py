@@ -73,7 +73,7 @@ class ClientConnection(FrameConnection):
 
     async def writable(self, deadline: float) -> None:
         """Wait until the peer reads again."""
-        while self.write_paused and not self.closing:
+        while self.slow and not self.closing:
             if self._writable is None:
                 self._writable = self.loop.create_future()
             await asyncio.wait((self._writable,), timeout=max(0.0, deadline - self.loop.time()))
@@ -149,7 +149,7 @@ class ClientConnection(FrameConnection):
 
     # --- flow and end ------------------------------------------------------------------------------------------------
     def on_flow(self) -> None:
-        if not self.write_paused:
+        if not self.slow:
             self._release_writers()
 
     def _release_writers(self) -> None:
@@ -264,7 +264,7 @@ class RpcClient:
         connection = link.connection if link is not None else None
         if connection is None:
             connection = await self._connected(address, deadline)
-        if connection.write_paused:
+        if connection.slow:
             await connection.writable(deadline)
         return await connection.request(head, body, deadline)
 

@@ -7,6 +7,7 @@ time, and only by the node whose id and cluster stand in node.json.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
@@ -79,8 +80,9 @@ def _lock(handle: int, data_dir: str) -> None:
             f"data_dir = {data_dir!r} is in use by process {holder}; two nodes cannot share a directory",
             directory=data_dir,
         ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+    # Always as long, and never cut first: on a full disk the file keeps its block.
+    with contextlib.suppress(OSError):
+        os.pwrite(handle, b"%-31d\n" % os.getpid(), 0)
 
 
 def _check_owner(data_dir: str, mine: NodeFile) -> None:

@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from needle.base import protocol
 from needle.base.commands import CreateCollection, encode
 from needle.base.config import RaftConfig
-from needle.base.errors import NeedleError, StorageError, TooStale, Unavailable
+from needle.base.errors import DiskFull, NeedleError, StorageError, TooStale, Unavailable
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import CollectionSpec, Metric
 from needle.base.protocol import GroupCall
 from needle.base.runtime import Clock
 from needle.multiraft.host import Host
+from needle.server.disk_space import DiskSpace
 from needle.server.ports import NodePorts
 from needle.shard.index_budget import RECENT_MAX, FieldName
 from needle.shard.search_batcher import SearchBatcher
@@ -55,9 +56,11 @@ class HostedReplica:
         config: RaftConfig,
         call: Callable[[NodeId, str, bytes, float], Awaitable[bytes]],
         fatal: Callable[[NeedleError], None],
+        space: DiskSpace,
     ) -> None:
-        """call: asks another node. fatal: stops this node."""
+        """call: asks another node. fatal: stops this node. space: of its disk."""
         self.group = group
+        self.space = space
         self.replica = replica
         self.batcher = SearchBatcher(replica.search_many, ports.search_pool, in_flight_max=ports.search_threads)
         self.caught_up = False
@@ -77,7 +80,7 @@ class HostedReplica:
         self._judged_term = 0
         self.keeper = SegmentKeeper(
             replica,
-            is_leader=lambda: not host.stopped and host.is_leader(group),
+            is_leader=lambda: not host.stopped and not space.low and host.is_leader(group),
             publish=self._publish,
             ask_building=self._ask_building,
             fetch_chunk=self._fetch_chunk,
@@ -146,12 +149,19 @@ class HostedReplica:
                 seen = now
                 self.keeper.kick()
             elif self.replica.waits:
-                await self._file_pool.run(self.replica.save)
+                await self._save()
             if not self.caught_up and now[1] is not None:
                 await self._catch_up()
             if not self.settled and host.is_leader(group):
                 await self._try_to_settle()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _save(self) -> None:
+        try:
+            await self._file_pool.run(self.replica.save)
+        except DiskFull as error:
+            log.error("group %d: %s", self.group, error)
+            await asyncio.sleep(CATCH_UP_SECONDS)
 
     async def _scrub(self) -> None:
         """Read the index files from time to time: damage to one that is in use shows nowhere else."""

@@ -14,6 +14,7 @@ import httptools
 
 from needle.base.config import parse_address
 from needle.base.errors import Unavailable
+from needle.server.descriptors import http_max
 
 log = logging.getLogger("needle.server")
 
@@ -113,6 +114,9 @@ class HttpConnection(asyncio.Protocol):
     # --- asyncio.Protocol --------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if len(self._server.connections) >= http_max():
+            cast(asyncio.Transport, transport).abort()
+            return
         self._server.connections[self] = None
         self._wait()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import signal
@@ -20,6 +21,7 @@ from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.server.cluster_main import cluster_node
 from needle.server.cluster_node import ClusterOptions
+from needle.server.descriptors import raise_limit
 from needle.server.http import HttpServer
 from needle.server.loop_watch import LoopWatch
 from needle.server.metrics import NodeMetrics
@@ -85,6 +87,9 @@ def serve(config: RaftConfig, *, options: ClusterOptions | None = None, failpoin
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     share_one_heap()
+    raise_limit()
+    # Index files are mapped for reading: where the disk cannot deliver a page, the process ends, not without a word.
+    faulthandler.enable()
     code = uvloop.run(run_node(config, options=options, failpoint=failpoint))
     sys.exit(code)
 

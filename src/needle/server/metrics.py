@@ -293,6 +293,12 @@ class _NodeState(Collector):
         ):
             turns.add_metric([name], getattr(counters, name))
         yield turns
+        yield GaugeMetricFamily("needle_disk_free_bytes", "Room on the disk of data_dir.", value=self._node.space.free)
+        yield GaugeMetricFamily(
+            "needle_disk_low", "1 while data is refused for want of room.", value=int(self._node.space.low)
+        )
+        held = getattr(self._node.listener, "held", 0)
+        yield GaugeMetricFamily("needle_rpc_held_bytes", "Held for clients and nodes.", value=held)
         drops = CounterMetricFamily("needle_rpc_dropped_frames", "One-way frames not sent to peers.")
         drops.add_metric([], self._node.peers.dropped_frames())
         yield drops

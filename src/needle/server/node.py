@@ -26,6 +26,8 @@ from needle.multiraft.host import Host
 from needle.multiraft.log_store import LogStore
 from needle.server import data_dir
 from needle.server.address_book import AddressBook
+from needle.server.disk_space import LOOK_SECONDS as SPACE_SECONDS
+from needle.server.disk_space import DiskSpace
 from needle.server.hosted import HostedReplica
 from needle.server.ports import Listener, NodePorts, Peers
 from needle.server.rpc_service import RpcService
@@ -54,6 +56,7 @@ class Node:
         self.peers: Peers
         self.service: RpcService
         self.listener: Listener
+        self.space: DiskSpace
         self.observer: Observe | None = None
         """Called after each call: method, seconds, error. For metrics."""
         self.book = AddressBook(config.addresses, {}, lambda _: None)
@@ -75,6 +78,8 @@ class Node:
         config, ports = self.config, self.ports
         self._undo.append(ports.close_pools)
         self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id, self.kind))
+        self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes)
+        await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
         self.book = AddressBook(config.addresses, learned, lambda new: data_dir.save_addresses(config.data_dir, new))
         store = await ports.file_pool.run(self._open_log)
@@ -108,8 +113,15 @@ class Node:
         self.listener = ports.listen(self.service)
         await self.listener.start()
         self._undo.append(self.listener.stop)
+        self._watching = asyncio.get_running_loop().create_task(self._watch_space())
+        self._undo.append(self._watching.cancel)
         self._running = True
         log.info("node %s of cluster %s listens on %s", self.node_id, config.cluster_id, self.listener.address)
+
+    async def _watch_space(self) -> None:
+        while True:
+            await asyncio.sleep(SPACE_SECONDS)
+            await self.ports.search_pool.run(self.space.look)
 
     def _open_log(self) -> LogStore:
         config, ports = self.config, self.ports
@@ -145,6 +157,7 @@ class Node:
             config=config,
             call=self.peers.call,
             fatal=self._fatal,
+            space=self.space,
         )
         return hosted
 

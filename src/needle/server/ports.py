@@ -23,6 +23,8 @@ from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.server import RpcServer
 from needle.rpc.transport import RpcClient
 from needle.server.data_dir import claim
+from needle.server.descriptors import connections_max
+from needle.server.disk_space import Directory, Endless, Volume
 from needle.server.machine import ReplicaMachine
 from needle.server.runtime import SystemClock, ThreadPool
 from needle.shard.disk import ReplicaDisk
@@ -45,6 +47,7 @@ class Handler(Protocol):
 
     def on_oneway(self, peer: Any, body: bytes) -> None: ...
     def on_request(self, peer: Any, method: str, body: Any) -> bytes | list[bytes] | Awaitable[bytes | list[bytes]]: ...
+    def is_droppable(self, method: str) -> bool: ...
     def on_gone(self, peer: Any) -> None: ...
 
 
@@ -78,7 +81,7 @@ class NodePorts:
     log_pool: Raft log transactions, one thread. apply_pool: state machines. search_pool: searches and gets.
     build_pool: index builds (minutes). file_pool: segment files and checkpoints' reads. claim: takes a data directory
     for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
-    replica, or the catalog.
+    replica, or the catalog. volume: the file system of a data directory.
     """
 
     clock: Clock
@@ -98,6 +101,7 @@ class NodePorts:
     machine: Callable[[GroupId, Replica], StateMachine] = lambda _, replica: ReplicaMachine(replica)
     catalog: Callable[[GroupId, StateMachine], StateMachine] = lambda _, machine: machine
     search_threads: int = 2
+    volume: Callable[[str], Volume] = lambda _: Endless()
 
     def close_pools(self) -> None:
         """Wait for what runs in the pools, then stop them."""
@@ -122,7 +126,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     clock = SystemClock()
     incarnation = rng.getrandbits(63)
-    limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max)
+    limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
     threads = max(1, min(os.cpu_count() or 1, 16))
 
     def listen(handler: Handler) -> Listener:
@@ -164,4 +168,5 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
         claim=claim,
         failpoint=failpoint,
         search_threads=threads,
+        volume=Directory,
     )

@@ -14,15 +14,18 @@ from typing import Any, Protocol
 import msgspec
 
 from needle.base import commands, protocol
+from needle.base.cluster_protocol import SHARD
 from needle.base.errors import (
     CollectionNotFound,
     DeadlineExceeded,
+    DiskFull,
     InMaintenance,
     InvalidArgument,
     NeedleError,
     NotLeader,
     StaleEpoch,
     TooStale,
+    Unavailable,
     UnknownMethod,
     UnsupportedFormat,
     invalid,
@@ -52,6 +55,7 @@ from needle.base.protocol import (
 from needle.multiraft.host import Host
 from needle.multiraft.snapshot_receiver import CHUNK_METHOD
 from needle.rpc.promise import Promise
+from needle.server.disk_space import DiskSpace
 from needle.server.hosted import (
     FILTERED_FIELDS,
     PROPOSE_SECONDS,
@@ -67,6 +71,8 @@ from needle.shard.records import StoredDocument
 from needle.shard.segment_builds import Progress
 
 Method = Callable[[Any, Any], Awaitable[bytes]]
+DROPPABLE = frozenset({protocol.SEARCH, protocol.GET, protocol.COLLECTIONS, SHARD, READ_INDEX, SEGMENT_CHUNK})
+"""What is cancelled when its caller's connection ends."""
 FORWARD_SECONDS = 2.0
 AFTER_SECONDS_MAX = 1.0
 """How long a caller may wait for a new leader in one call."""
@@ -81,6 +87,7 @@ class ServedNode(Protocol):
     node_id: NodeId
     host: Host
     groups: dict[GroupId, HostedReplica]
+    space: DiskSpace
 
     def hosted(self, group: GroupId) -> HostedReplica: ...
     def status(self, group: GroupId, digest: bool) -> RaftStatus: ...
@@ -137,6 +144,10 @@ class RpcService:
         if peer.node_id:
             self._host.disconnected(peer.node_id)
 
+    def is_droppable(self, method: str) -> bool:
+        """Reads are of no use to anybody else."""
+        return method in DROPPABLE
+
     def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[bytes]:
         """One call of a client or a node."""
         if method == SEGMENT_PUBLISH and not peer.node_id:
@@ -158,7 +169,14 @@ class RpcService:
         start = self._node.now()
         failure: NeedleError | None = None
         try:
-            answer = await run(call)
+            try:
+                answer = await run(call)
+            except DiskFull:
+                if method not in DROPPABLE:
+                    raise
+                # What is applied could not be committed for the read: the reserve is there for that.
+                await self._node.blocking(self._node.space.look)
+                answer = await run(call)
             return answer if isinstance(answer, bytes) else protocol.encode(answer)
         except NeedleError as error:
             failure = error
@@ -292,7 +310,7 @@ class RpcService:
                     raise DeadlineExceeded("the call's time was over before it could begin")
                 return hosted.replica.get(call.collection, call.ids, call.with_vectors, claim)
 
-            found = await self._node.blocking(read)
+            found = await self._while_wanted(read)
         finally:
             self.reading -= 1
         return DocumentBatch(
@@ -302,6 +320,20 @@ class RpcService:
             b"".join(document.vector for document in found),
             applied,
         )
+
+    async def _while_wanted(self, read: Callable[..., Any], *arguments: object) -> Any:
+        """Run in a search thread, unless the caller is gone before its turn comes."""
+        wanted = True
+
+        def run() -> Any:
+            if not wanted:
+                raise Unavailable("the caller has gone")
+            return read(*arguments)
+
+        try:
+            return await self._node.blocking(run)
+        finally:
+            wanted = False
 
     async def _collections(self, call: CollectionsCall, claim: Claim | None = None) -> CollectionsAnswer:
         hosted = await self._fresh(call.group, call.freshness)
@@ -438,6 +470,7 @@ def _judged(hosted: HostedReplica, call: WriteCall) -> bytes:
         raise InvalidArgument(error.message, field="command") from error
     if isinstance(command, commands.PublishSegment | MoveCommand):
         raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
+    hosted.space.check(command)
     checked = hosted.replica.validate(command)
     return call.command if checked is command else commands.encode(checked)
 

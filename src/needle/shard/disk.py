@@ -18,7 +18,8 @@ from pathlib import Path
 
 import xxhash
 
-from needle.base.errors import DiskFailed, StorageError
+from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
+from needle.base.sqlite_uri import EXCLUSIVE
 
 _CHUNK = 1 << 20
 _CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -29,7 +30,7 @@ _DEVICE = frozenset(
 
 @contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """Turn sqlite3 and OS errors about `path` into DiskFailed or StorageError, with what to do about them."""
+    """Turn sqlite3 and OS errors about `path` into Needle's, each with what to do about it."""
     try:
         yield
     except sqlite3.Error as error:
@@ -38,7 +39,7 @@ def disk_errors(path: str) -> Iterator[None]:
         raise os_failure(error, path) from error
 
 
-def sqlite_failure(error: sqlite3.Error, path: str) -> StorageError:
+def sqlite_failure(error: sqlite3.Error, path: str) -> NeedleError:
     """The Needle error for a sqlite3 error. The primary result code decides, never the message."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _CORRUPT:
@@ -48,17 +49,38 @@ def sqlite_failure(error: sqlite3.Error, path: str) -> StorageError:
             path=path,
         )
     if code == sqlite3.SQLITE_FULL:
-        return DiskFailed(f"no space left for {path} ({error}). Free space, then restart the node", path=path)
+        return DiskFull(f"no space left for {path} ({error}). Free space: the node goes on by itself", path=path)
+    if code == sqlite3.SQLITE_CANTOPEN and files_are_used_up():
+        return TooManyFiles(f"{path} cannot be opened: this process has too many files open; see ulimit -n", path=path)
     if code in _DEVICE:
         return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
     return StorageError(f"SQLite failed on {path}: {error} (code {code})", path=path)
 
 
-def os_failure(error: OSError, path: str) -> DiskFailed:
+def files_are_used_up() -> bool:
+    """Whether this process may open no more files: SQLite does not say why it cannot open one."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
+
+
+def os_failure(error: OSError, path: str) -> NeedleError:
     """The Needle error for an operating system error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFailed(f"no space left for {path} ({error}). Free space, then restart the node", path=path)
+        return DiskFull(f"no space left for {path} ({error}). Free space: the node goes on by itself", path=path)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return TooManyFiles(f"{path} cannot be opened: {error.strerror}; see ulimit -n", path=path)
     return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
+
+
+def _fsync(handle: int, path: str) -> None:
+    """Raises DiskFailed whatever the reason: after a failed fsync, for want of room too, the data may be gone."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise DiskFailed(f"cannot sync {path} ({error}). Check the disk", path=path) from error
 
 
 class ReplicaDisk:
@@ -67,12 +89,15 @@ class ReplicaDisk:
     Every method raises DiskFailed; a failed sync is never retried.
     """
 
+    sqlite_options = EXCLUSIVE
+    """Of every connection to a database of this disk."""
+
     def sync(self, path: str) -> None:
         """fsync a file or a directory."""
         with disk_errors(path):
             handle = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(handle)
+                _fsync(handle, path)
             finally:
                 os.close(handle)
 
@@ -121,7 +146,7 @@ class ReplicaDisk:
         with disk_errors(path), open(path, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            _fsync(file.fileno(), path)
 
     def copy(self, source: str, target: str) -> None:
         with disk_errors(target):

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from needle.base.errors import StorageError
+from needle.base.errors import DiskFull, StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.records import CollectionRecord, DocRef, Doomed, WriteSet, row_id
 from needle.shard.sqlite_file import FORMAT_MOVED, open_writer
@@ -66,7 +66,7 @@ class DocumentWriter:
             try:
                 if self._failed is None:
                     self._save()
-            except StorageError as error:
+            except (StorageError, DiskFull) as error:
                 # Nothing is lost by it, and who closes because of a failure has that one to report.
                 log.warning("%s: what waited was not committed, the Raft log will bring it back: %s", self.path, error)
             finally:
@@ -83,7 +83,10 @@ class DocumentWriter:
                 self._waiting.merge(changes)
             many = self._waiting.rows >= self._rows_max or self._waiting.size >= WAITING_BYTES
             if many or changes.rare or not may_wait:
-                self._save()
+                try:
+                    self._save()
+                except DiskFull as error:
+                    log.error("%s: what is applied waits for room to be committed: %s", self.path, error)
 
     @property
     def waits(self) -> bool:
@@ -94,7 +97,12 @@ class DocumentWriter:
         """Have every connection see what was written. Raises StorageError."""
         if self._waiting is not None:
             with self._lock, disk_errors(self.path):
-                self._save()
+                try:
+                    self._save()
+                except DiskFull:
+                    if self._waiting is None or self._waiting.size:
+                        raise
+                    # Entries without a command (a new leader's) change nothing that a reader looks at.
 
     def save_up_to(self, collection_id: int, row: int) -> None:
         """The same for the documents of a collection up to this row: a search need not wait for the commits of a bulk
@@ -116,6 +124,8 @@ class DocumentWriter:
         try:
             with disk_errors(self.path):
                 self._commit(self._waiting)
+        except DiskFull:
+            raise  # it was rolled back, and waits on: the next attempt may find room
         except BaseException as error:
             self._failed = error
             raise

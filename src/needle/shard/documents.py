@@ -58,6 +58,7 @@ class DocumentStore:
     def __init__(self, directory: str, disk: ReplicaDisk, failpoint: Callable[[str], None], rows_max: int) -> None:
         """Open or create; arguments and errors are DocumentWriter's."""
         self.path = os.path.join(directory, FILE_NAME)
+        self._options = disk.sqlite_options
         self._idle: list[sqlite3.Connection] = []
         self._all: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
@@ -86,7 +87,7 @@ class DocumentStore:
             with self._guard:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                connection = connect(self.path)
+                connection = connect(self.path, self._options)
                 connection.execute("PRAGMA query_only=1")
                 connection.execute("PRAGMA cache_size=-8192")
                 with self._guard:

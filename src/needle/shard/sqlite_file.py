@@ -7,6 +7,7 @@ import sqlite3
 from typing import Final
 
 from needle.base.errors import UnsupportedFormat
+from needle.base.sqlite_uri import sqlite_uri
 from needle.shard.disk import ReplicaDisk
 
 FILE_NAME: Final = "documents.db"
@@ -31,21 +32,17 @@ CREATE TABLE sessions (id INTEGER PRIMARY KEY, nonce BLOB NOT NULL, used INTEGER
 
 
 def connect(path: str, uri_options: str = "") -> sqlite3.Connection:
-    """A connection in autocommit mode that any thread may use, one at a time."""
+    """A connection in autocommit mode that any thread may use, one at a time. uri_options: "?name=value"."""
     return sqlite3.connect(
-        f"file:{_quote(path)}{uri_options}", uri=True, isolation_level=None, check_same_thread=False, timeout=10.0,
+        sqlite_uri(path, uri_options), uri=True, isolation_level=None, check_same_thread=False, timeout=10.0,
         cached_statements=256,
     )  # fmt: skip
-
-
-def _quote(path: str) -> str:
-    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def open_writer(path: str, disk: ReplicaDisk) -> sqlite3.Connection:
     """The connection that writes; creates the file and its tables. Raises UnsupportedFormat, sqlite3.Error."""
     fresh = not disk.exists(path)
-    connection = connect(path)
+    connection = connect(path, disk.sqlite_options)
     try:
         _prepare(connection, path)
     except BaseException:

@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from needle.base.errors import CorruptLog, DiskFailed
+from needle.base.errors import CorruptLog, DiskFailed, DiskFull
 from needle.multiraft.ports import KeyValueTxn
 from needle.multiraft.wal_store import WalStore
 from needle.sim.log_files import FileSystem, SimLogFiles
@@ -153,10 +153,12 @@ class LogDisk:
         return self._live
 
     def begin(self, changes: list[Change]) -> None:
-        """A commit begins, whose fate a crash leaves open. Raises DiskFailed while `fail_commits` names an error; then
-        nothing is committed."""
+        """A commit begins, whose fate a crash leaves open. While `fail_commits` names an error nothing is committed:
+        raises DiskFull for ENOSPC, DiskFailed for others."""
         if self.fail_commits:
             self.counts[self.fail_commits] += 1
+            if self.fail_commits == "ENOSPC":
+                raise DiskFull("simulated ENOSPC on commit")
             raise DiskFailed(f"simulated {self.fail_commits} on commit")
         self._begun = changes
 

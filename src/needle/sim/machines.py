@@ -117,6 +117,8 @@ class SimReplicaDisk(ReplicaDisk):
     """The replica's file operations of one incarnation: fenced, failing while the log disk fails, and noted as long as
     they are not synced. Nothing is synced in earnest."""
 
+    sqlite_options = ""  # sqlite_crash.py reads the `-shm` file to know what a power cut leaves
+
     def __init__(self, machine: SimMachine, process: Process) -> None:
         self._machine = machine
         self._process = process

@@ -18,6 +18,7 @@ from needle.base.errors import (
     AlreadyExists,
     CollectionNotFound,
     ConnectionLost,
+    DiskFull,
     NeedleError,
     OutcomeUnknown,
     SessionExpired,
@@ -324,7 +325,7 @@ class Client:
         """Under faults a client may be told that the cluster cannot serve it now; not that it broke."""
         if isinstance(error, CollectionNotFound) and op.details.get("mode") == ReadMode.EVENTUAL:
             return  # a prefix of the log from before the collection
-        if not isinstance(error, Unavailable | OutcomeUnknown | SessionExpired | StorageError):
+        if not isinstance(error, Unavailable | OutcomeUnknown | SessionExpired | StorageError | DiskFull):
             self._work.broken = Violation(
                 "expected errors", f"#{op.id} {op.kind} {op.key} failed with {error!r}: {error}"
             )

@@ -104,7 +104,7 @@ def table(outcome: Outcome, seconds: float) -> list[str]:
         f"nodes            {spec.nodes}, {shards}seed {spec.seed}, {seconds:.0f} s, "
         f"election timeout {spec.election_timeout:g} s",
         f"faults           {sum(outcome.faults.values())} ({kinds})",
-        f"full disks       {outcome.full_disks_met} nodes stopped with a clear message and came back",
+        f"full disks       {outcome.full_disks_met} nodes went on, and took writes again",
         f"elections        {outcome.elections}",
     ]
     groups = {

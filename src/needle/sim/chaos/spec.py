@@ -54,5 +54,6 @@ def settings(spec: ChaosSpec, made: Profile) -> dict[str, Any]:
         "election_timeout": spec.election_timeout,
         "heartbeat_interval": spec.heartbeat_interval,
         "snapshot_threshold": made.snapshot_threshold,
+        "disk_reserve_bytes": 16 << 20,
         "segments": {"seal_rows": made.seal_rows, "rows_max": made.rows_max, "ship_timeout": 3.0},
     }

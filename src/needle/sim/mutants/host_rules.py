@@ -17,6 +17,18 @@ _HOLES = "tests/multiraft/test_planted_bugs.py::"
 
 MUTANTS = (
     Mutant(
+        name="full-disk-passes-for-written",
+        breaks="what found no room in the log counts as durable: votes and acknowledgements are forgotten",
+        edits=(
+            Edit(
+                "multiraft.engine:Engine._persist",
+                "asyncio.get_running_loop().call_later(NO_ROOM_SECONDS, self._guarded, self._persist, (work, extra))",
+                "self._persisted(work, extra, writes)",
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
         name="log-not-synced",
         breaks="the log is written without fsync: a power cut takes back votes and acknowledgements",
         edits=(

@@ -1,0 +1,115 @@
+"""Nodes whose disks run full: reads go on, deletes too, and writes again once there is room, without a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.process_cluster import ProcessCluster, wait_for
+from needle.base.errors import DiskFull, NeedleError
+from needle.client import Client
+
+DIMENSIONS = 256
+DISK = 160 << 20
+RESERVE = 64 << 20
+BATCH = 400
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 160 MB."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(directory)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def resize(disk: Path, size: int) -> None:
+    """Give the file system so many bytes."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+async def fill(client: Client) -> int:
+    """Insert until it is refused; how many documents were accepted."""
+    vectors = np.random.default_rng(1).standard_normal((BATCH, DIMENSIONS)).astype(np.float32)
+    for batch in range(10_000):
+        try:
+            await client.insert_batch(ids=[f"d{batch}-{n}" for n in range(BATCH)], vectors=vectors)
+        except DiskFull:
+            return batch * BATCH
+    raise AssertionError("the disk did not get full")
+
+
+def eat(path: Path) -> None:
+    """Take what is left of the file system."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 20)):
+            pass
+
+
+async def full(cluster: ProcessCluster, disk: Path) -> None:
+    """Data is refused, reads and deletes are served."""
+    query = [1.0] * DIMENSIONS
+    async with cluster.connect() as client:
+        assert await fill(client) >= BATCH
+        eat(disk / "others")  # others take what is left, to the last byte
+        with pytest.raises(DiskFull):
+            await client.insert("more", query)
+        assert len(await client.search(query, k=5)) == 5
+        assert await client.get("d0-0") is not None
+        # A delete needs the log and the documents' file: what was reserved is for it.
+        await client.delete([f"d0-{n}" for n in range(100)])
+        assert await client.get("d0-0") is None
+
+
+async def still_full(cluster: ProcessCluster) -> None:
+    """What was acknowledged is there."""
+    async with cluster.connect() as client:
+        assert await client.get("d0-0") is None
+        assert await client.get(f"d0-{BATCH - 1}") is not None
+        assert len(await client.search([1.0] * DIMENSIONS, k=5)) == 5
+        with pytest.raises(DiskFull):
+            await client.insert("more", [1.0] * DIMENSIONS)
+
+
+async def test_full_disks_take_no_data_and_lose_none(small_disk: Path, tmp_path: Path) -> None:
+    nodes = 3
+    resize(small_disk, nodes * DISK)
+    settings = {"dimensions": DIMENSIONS, "disk_reserve_bytes": RESERVE, "snapshot_threshold": 200}
+    async with ProcessCluster(small_disk, nodes=nodes, **settings) as cluster:
+        for node in cluster.nodes.values():
+            node.directory = tmp_path  # its log file, not its data
+        await full(cluster, small_disk)
+        for node in cluster.nodes.values():  # a restart on the full disk
+            assert node.running(), node.output()[-3000:]
+            node.signal(signal.SIGKILL)
+            node.wait()
+        eat(small_disk / "more")
+        for node in cluster.nodes.values():
+            node.start()
+        await cluster.ready()
+        await still_full(cluster)
+        resize(small_disk, 2 * nodes * DISK)  # room again: nobody restarts anything
+        async with cluster.connect() as client:
+
+            async def taken() -> bool:
+                try:
+                    await client.insert("more", [1.0] * DIMENSIONS)
+                except NeedleError:
+                    return False
+                return True
+
+            await wait_for(taken, 60, "a write")
+            assert await client.get("more") is not None
+        await cluster.equal_digests()
+        for node in cluster.nodes.values():
+            assert node.running(), node.output()[-3000:]

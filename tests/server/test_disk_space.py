@@ -1,0 +1,117 @@
+"""When a node refuses data, when it gives up its reserve, and when it takes both back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from needle.base.commands import CreateCollection, Delete, DropCollection, Insert
+from needle.base.errors import DiskFull
+from needle.base.model import CollectionSpec
+from needle.server.disk_space import Directory, DiskSpace, Room, low_bytes
+
+LIMIT = 1000
+
+
+class Disk:
+    """Counts bytes."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.held = 0
+
+    def room(self) -> Room:
+        return Room(1 << 40, self.free)
+
+    def reserved(self) -> int:
+        return self.held
+
+    def reserve(self, size: int) -> bool:
+        if size - self.held > self.free:
+            return False
+        self.held, self.free = size, self.free - (size - self.held)
+        return True
+
+    def shrink(self, size: int) -> None:
+        self.free, self.held = self.free + self.held - size, size
+
+
+def test_data_is_refused_and_deletes_are_not_while_there_is_little_room() -> None:
+    disk = Disk(10 * LIMIT)
+    space = DiskSpace(disk, "d", LIMIT)
+    insert = Insert("c", ["a"], b"", [b""])
+    create = CreateCollection(CollectionSpec(name="c", dimensions=1))
+    space.look()
+    space.check(insert)
+    assert disk.held == LIMIT // 2
+    disk.free = LIMIT - 1
+    space.look()
+    for command in (insert, create):
+        with pytest.raises(DiskFull, match="999 bytes left"):
+            space.check(command)
+    space.check(Delete("c", ["a"]))
+    space.check(DropCollection("c"))
+
+
+def test_it_takes_more_room_to_begin_again_than_to_stop() -> None:
+    disk = Disk(10 * LIMIT)
+    space = DiskSpace(disk, "d", LIMIT)
+    space.look()
+    low = []
+    for free in (1001, 999, 1001, 1249, 1250, 1001, 999):
+        disk.free = free
+        space.look()
+        low.append(space.low)
+    assert low == [False, True, True, True, False, False, True]
+
+
+def test_the_reserve_is_given_up_in_steps_near_the_end_and_taken_back_first() -> None:
+    disk = Disk(10 * LIMIT)
+    space = DiskSpace(disk, "d", LIMIT)
+    space.look()
+    held = []
+    for _ in range(10):
+        disk.free = LIMIT // 4 - 1
+        space.look()
+        held.append(disk.held)
+    assert held[:2] == [438, 376] and held[7] > 0 and held[9] == 0
+    disk.free = LIMIT + LIMIT // 4 + LIMIT // 2 - 1
+    space.look()
+    assert space.low and disk.held == 0
+    disk.free += 1
+    space.look()
+    assert not space.low and disk.held == LIMIT // 2 and disk.free == LIMIT + LIMIT // 4
+
+
+def test_a_disk_that_is_full_from_the_start_is_never_reserved_on() -> None:
+    disk = Disk(LIMIT + LIMIT // 2 - 1)
+    space = DiskSpace(disk, "d", LIMIT)
+    space.look()
+    assert space.low and disk.held == 0
+
+
+def test_the_default_follows_the_size_of_the_disk() -> None:
+    assert [low_bytes(total) >> 20 for total in (1 << 30, 4 << 30, 1 << 40)] == [64, 204, 1024]
+    off = DiskSpace(Disk(0), "d", 0)
+    off.look()
+    assert not off.low
+
+
+def test_the_reserve_has_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = Directory(str(tmp_path))
+    assert volume.reserved() == 0
+    assert volume.reserve(1 << 20)
+    assert volume.reserved() == 1 << 20
+    assert (tmp_path / "reserve").stat().st_blocks * 512 >= 1 << 20
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    assert not volume.reserve(2 << 20)
+    assert volume.reserved() == 1 << 20
+    volume.shrink(1 << 16)
+    assert volume.reserved() == 1 << 16
