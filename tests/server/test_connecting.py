@@ -11,6 +11,7 @@ import needle
 from harness.process_cluster import free_ports
 from needle.base.config import parse_address
 from needle.base.errors import ConfigError, ConnectionLost
+from needle.client import Client
 from needle.distributed import RaftCluster, RaftConfig
 from needle.rpc.codec import parse_endpoint
 from needle.server.connecting import check_addresses, check_reachable
@@ -55,18 +56,20 @@ def test_addresses() -> None:
             check_addresses(nothing)
 
 
-async def test_a_cluster_that_refuses_is_named_at_once_and_waited_for_by_calls(tmp_path: Path) -> None:
+async def test_a_cluster_that_refuses_is_named_at_once_and_waited_for_by_a_client(tmp_path: Path) -> None:
     ports = free_ports(2)
     addresses = [f"127.0.0.1:{port}" for port in ports]
     with pytest.raises(ConnectionLost, match=f"no node of the cluster can be reached.*{ports[0]}.*{ports[1]}"):
         await asyncio.wait_for(check_reachable(addresses, "needle"), 30)
-    async with needle.connect(addresses) as client:
-        write = asyncio.create_task(client.insert("a", [1.0, 0.0], timeout=60))
-        read = asyncio.create_task(client.get("b", timeout=60))
-        config = RaftConfig(
-            node_id="node-1", cluster_nodes=[f"node-1={addresses[0]}"], data_dir=str(tmp_path), dimensions=2
-        )
-        async with RaftCluster(config):
-            assert (await write).count == 1
-            assert await read is None
-            await check_reachable(addresses, "needle")
+
+    async def connected() -> Client:
+        return await needle.connect(addresses)
+
+    connecting = asyncio.create_task(connected())
+    config = RaftConfig(
+        node_id="node-1", cluster_nodes=[f"node-1={addresses[0]}"], data_dir=str(tmp_path), dimensions=2
+    )
+    async with RaftCluster(config), await connecting as client:
+        assert (await client.insert("a", [1.0, 0.0], timeout=60)).count == 1
+        assert await client.get("b", timeout=60) is None
+        await check_reachable(addresses, "needle")
