@@ -217,6 +217,32 @@ class SegmentBuilds:
         give_back(segment.size)
         return SealedSegment(path, segment, vectors.spec)
 
+    async def build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> SealedSegment | None:
+        """The file of a published segment that nobody offers; None: it is not wanted any more. Raises NeedleError."""
+        first, last, name = segment.first, segment.last, vectors.spec.name
+        log.warning("building segment [%d, %d] of %s here: nobody offers the published file", first, last, name)
+        view = vectors.view().frozen()
+        sealed = await self._build_pool.run(unless_cancelled, self._build_for, vectors, segment, view)
+        if sealed is not None:
+            self._stats.rebuilt += 1
+        return sealed
+
+    def _build_for(self, vectors: CollectionVectors, segment: PublishedSegment, view: VectorsView) -> SealedSegment:
+        built, path = build_segment(
+            vectors.directory,
+            vectors.collection_id,
+            segment.first,
+            segment.last,
+            view.live_blocks(segment.first, segment.last),
+            vectors.spec,
+            threads=vectors.config.build_threads,
+            disk=self._disk,
+            cancelled=lambda: self.stopping or vectors.closed or segment not in vectors.manifest(),
+            own_for=segment,
+        )
+        give_back(built.size)
+        return SealedSegment(path, segment, vectors.spec, own=True)
+
 
 def _fields(segment: PublishedSegment) -> tuple[int, int, int, int, int, str]:
     return segment.collection_id, segment.first, segment.last, segment.rows, segment.size, segment.checksum

@@ -26,7 +26,7 @@ from needle.base.runtime import Clock, Pool
 from needle.shard.agenda import Agenda
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.sealed_segment import SealedSegment, segment_file
-from needle.shard.segment_builder import TEMPORARY, build_segment, give_back, unless_cancelled
+from needle.shard.segment_builder import TEMPORARY
 from needle.shard.segment_builds import AskBuilding, KeeperStats, Progress, SegmentBuilds
 from needle.shard.segment_files import (
     CHUNK_BYTES,
@@ -107,7 +107,6 @@ class SegmentKeeper:
         self._is_leader = is_leader
         self._fetch_chunk = fetch_chunk
         self._peers = peers
-        self._build_pool = build_pool
         self._file_pool = file_pool
         self._clock = clock
         self._disk = disk
@@ -115,7 +114,6 @@ class SegmentKeeper:
         self._files_wanted = asyncio.Event()
         self._planned = False
         """Whether all collections were looked at since this node began to lead."""
-        self._stopping = False
         self._written: dict[int, tuple[int, float]] = {}  # by collection: next ordinal, and since when it is that
         self._missing_since: dict[int, dict[PublishedSegment, float]] = {}
         self._distrusted: set[PublishedSegment] = set()
@@ -160,7 +158,7 @@ class SegmentKeeper:
 
     async def run(self) -> None:
         """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
-        self._stopping = self._builds.stopping = False
+        self._builds.stopping = False
         everything = [vectors.collection_id for vectors in self._host.collection_vectors()]
         self._to_check.add(everything)
         self._to_plan.add(everything if self._is_leader() else ())
@@ -169,7 +167,7 @@ class SegmentKeeper:
         try:
             await asyncio.gather(*tasks)
         finally:
-            self._stopping = self._builds.stopping = True
+            self._builds.stopping = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -341,39 +339,15 @@ class SegmentKeeper:
         return None
 
     async def _build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> bool:
-        log.warning(
-            "building segment [%d, %d] of %s here: nobody offers the published file",
-            segment.first,
-            segment.last,
-            vectors.spec.name,
-        )
-        view = vectors.view().frozen()
         try:
-            sealed = await self._build_pool.run(unless_cancelled, self._build_for, vectors, segment, view)
+            sealed = await self._builds.build_own(vectors, segment)
         except NeedleError as error:
             log.warning("own build of segment [%d, %d] failed: %s", segment.first, segment.last, error)
             return False
         if sealed is None:
             return True
-        self.stats.rebuilt += 1
         self._distrusted.discard(segment)
         return await self._attach(vectors, sealed)
-
-    def _build_for(self, vectors: CollectionVectors, segment: PublishedSegment, view: VectorsView) -> SealedSegment:
-        built, path = build_segment(
-            vectors.directory,
-            vectors.collection_id,
-            segment.first,
-            segment.last,
-            view.live_blocks(segment.first, segment.last),
-            vectors.spec,
-            threads=vectors.config.build_threads,
-            disk=self._disk,
-            cancelled=lambda: self._stopping or vectors.closed or segment not in vectors.manifest(),
-            own_for=segment,
-        )
-        give_back(built.size)
-        return SealedSegment(path, segment, vectors.spec, own=True)
 
     async def _sweep(self, vectors: CollectionVectors) -> None:
         """Delete files that neither the manifest nor an open segment needs, when the manifest changed."""
