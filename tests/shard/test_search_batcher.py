@@ -224,3 +224,20 @@ async def test_a_search_that_cannot_begin_in_its_time_is_refused_at_once(monkeyp
     await asyncio.sleep(0)
     pool.gate.set()
     assert [found.ids for found in await asyncio.gather(running, *waiting, patient)][-1] == ["patient"]
+
+
+async def test_one_slow_search_alone_does_not_have_those_after_it_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = GatedPool()
+    now = [100.0]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
+    batcher = SearchBatcher(search_many, pool, batch_max=16, in_flight_max=1)
+    alone = asyncio.ensure_future(batcher.search(request("c")))
+    await begun(pool, 1)
+    now[0] += 7.0
+    pool.gate.set()
+    await alone
+    pool.gate.clear()
+    crowd = [asyncio.ensure_future(batcher.search(request("c"), 14.0)) for _ in range(30)]
+    await begun(pool, 2)
+    pool.gate.set()
+    assert len([found for found in await asyncio.gather(*crowd) if found.ids == ["c"]]) == 30

@@ -28,8 +28,7 @@ Wanted = Callable[[int], bool]
 SearchMany = Callable[[list[SearchRequest], Wanted], list[HitBatch | NeedleError]]
 _Waiting = tuple[SearchRequest, "asyncio.Future[HitBatch]", float]
 """The last: the loop time at which it is over."""
-_DECAY = 0.8
-"""What a batch counts for in the rate of searches when the next one has ended."""
+BATCHES_REMEMBERED = 4
 
 
 class SearchBatcher:
@@ -54,8 +53,7 @@ class SearchBatcher:
         self._count = 0
         self._in_flight: set[asyncio.Task[None]] = set()
         self._scheduled = False
-        self._worked = 0.0  # seconds of workers, and the searches that they answered in them; old ones count less
-        self._answered = 0.0
+        self._took: deque[float] = deque(maxlen=BATCHES_REMEMBERED)  # seconds of the last batches
 
     async def search(self, request: SearchRequest, timeout: float = float("inf")) -> HitBatch:
         """The answer to one search. timeout: seconds within which it must have begun. Raises its NeedleError,
@@ -79,12 +77,12 @@ class SearchBatcher:
         return await answer
 
     def _expected_wait(self, own: int) -> float:
-        """Seconds until the workers begin a search of a collection of which `own` wait, at the rate of the last
-        batches. Others go first as far as they are there, a batch for each of its own collection's."""
-        if not self._answered:
-            return 0.0
+        """Seconds until the workers begin a search of a collection of which `own` wait, at the least: in full batches,
+        each as quick as the quickest of the last ones. Others go first as far as they are there, a batch for each of
+        its own collection's. An estimate by searches would refuse too much for ever: refusals keep batches small, and
+        the small ones are slow for what they hold."""
         ahead = min(self._count, (own + self._batch_max) * len(self._waiting))
-        return ahead * self._worked / self._answered / self._in_flight_max
+        return ahead / self._batch_max / self._in_flight_max * min(self._took, default=0.0)
 
     def _start(self) -> None:
         """Start as many batches as there are free workers, sharing what waits between them."""
@@ -140,8 +138,7 @@ class SearchBatcher:
             if isinstance(error, asyncio.CancelledError):
                 raise
             return
-        self._worked = self._worked * _DECAY + loop.time() - start
-        self._answered = self._answered * _DECAY + len(batch)
+        self._took.append(loop.time() - start)
         for (_, answer, _), result in zip(batch, results, strict=True):
             if answer.done():
                 continue
