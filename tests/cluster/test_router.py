@@ -15,6 +15,7 @@ from cluster.fake_shards import FakeShards, virtually
 from needle.base.errors import (
     CollectionNotFound,
     DeadlineExceeded,
+    DiskFailed,
     InvalidArgument,
     NoQuorum,
     Unavailable,
@@ -322,3 +323,23 @@ def test_the_p95_follows_recent_answers() -> None:
     for _ in range(128):
         seen.add(0.01)
     assert seen.p95 == 0.01
+
+
+def test_an_eventual_read_that_a_broken_disk_refuses_is_answered_by_another_replica() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = Router(shards)
+        await router.insert_batch("default", ["a"], memoryview(b"\0" * 8), [b"{}"], 5)
+        refused: list[int] = []
+
+        def broken(shard: int) -> None:
+            if shard not in refused:
+                refused.append(shard)
+                raise DiskFailed("input/output error")
+
+        shards.before_answer = broken
+        found = await router.get("default", ["a"], False, ReadMode.EVENTUAL, 5)
+        assert found.ids == ["a"]
+        assert refused
+
+    virtually(work())

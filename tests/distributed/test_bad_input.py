@@ -10,7 +10,7 @@ import pytest
 from harness.process_cluster import ProcessCluster
 from needle.base import protocol
 from needle.base.commands import Insert, PublishSegment, Session, encode
-from needle.base.errors import CollectionExists, CollectionNotFound, InvalidArgument, NeedleError
+from needle.base.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, InvalidArgument, NeedleError
 from needle.base.model import ReadMode, SearchRequest
 from needle.base.protocol import Freshness, SearchCall, WriteCall
 from needle.client import Client
@@ -95,7 +95,21 @@ RAW: dict[str, tuple[type[NeedleError], str, Call]] = {
     "filter that is not JSON": (InvalidArgument, "filter", _search(filter=b"{")),
     "query of NaN": (InvalidArgument, "vector", _search(vector=np.full(8, np.nan, "<f4").tobytes())),
     "negative ef_search": (InvalidArgument, "ef_search", _search(ef_search=-1)),
-    "timeout of 0": (InvalidArgument, "timeout", _raw(protocol.STEP_DOWN, protocol.StepDownCall(1, None, 0.0))),
+    "timeout that is over": (
+        DeadlineExceeded,
+        "nothing was done",
+        _raw(protocol.STEP_DOWN, protocol.StepDownCall(1, None, -0.02)),
+    ),
+    "timeout of NaN": (
+        InvalidArgument,
+        "timeout",
+        _raw(protocol.STEP_DOWN, protocol.StepDownCall(1, None, float("nan"))),
+    ),
+    "timeout of two days": (
+        InvalidArgument,
+        "timeout",
+        _raw(protocol.STEP_DOWN, protocol.StepDownCall(1, None, 172_800.0)),
+    ),
 }
 
 

@@ -237,7 +237,9 @@ class FanOut:
                     if error is None:
                         self.latencies.add(loop.time() - asked)
                         return task.result()
-                    if not isinstance(error, NeedleError) or isinstance(error, StaleEpoch) or not error.retryable:
+                    if not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
+                        raise error
+                    if not error.retryable and not error.of_the_node:
                         raise error
                     failures[address] = error
                     group.suspect(address)

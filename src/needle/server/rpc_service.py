@@ -478,7 +478,7 @@ def _judged(hosted: HostedReplica, call: WriteCall) -> bytes:
 def _timeout(seconds: float) -> float:
     """What a caller allows us, bounded: nothing waits for ever on behalf of a caller that is long gone."""
     if -86_400 <= seconds <= 0:
-        raise DeadlineExceeded(f"the call's time was over {-seconds:g} s before it arrived; nothing was done")
+        raise DeadlineExceeded(f"the call's time was over {abs(seconds):g} s before it arrived; nothing was done")
     if not 0 < seconds <= 86_400:
         raise invalid("timeout", seconds, "seconds, more than 0 and at most 86400")
     return seconds
