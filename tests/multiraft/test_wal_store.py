@@ -278,6 +278,7 @@ def test_what_is_deleted_is_given_back_without_waiting_for_the_next_segment(tmp_
     for _ in range(20):
         store.commit(lambda txn: txn.delete_range(b"entry-", b"entry-9"), True)
     assert store.bytes_used() <= 3 * SEGMENT
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("spare-")]) <= len(store._segments)
     store.close()
     store = opened(tmp_path)
     assert content(store) == {b"meta": b"stays"}

@@ -332,13 +332,19 @@ class WalStore:
                 self._bytes -= segment.size
                 self._index.forget(segment.number)
             self._files.close(segment.handle)
-            if len(self._spares) < SPARES_MAX and segment.size == self._segment_bytes:
+            if len(self._spares) < self._spares_wanted() and segment.size == self._segment_bytes:
                 spare = f"{_SPARE}{segment.number:016d}"
                 self._files.rename(_name(segment.number), spare)
                 self._spares.append((spare, segment.size))
             else:
                 self._files.remove(_name(segment.number))
             self._files.sync_names()
+        while len(self._spares) > self._spares_wanted():
+            self._files.remove(self._spares.pop()[0])
+
+    def _spares_wanted(self) -> int:
+        """One is enough for a log of one segment."""
+        return min(SPARES_MAX, len(self._segments))
 
     # --- opening --------------------------------------------------------------------------------------------------
     def _replay(self) -> None:
