@@ -110,8 +110,8 @@ class ShardWorld:
             segments=segment_config(self.stage.profile),
         )
         moved = machine.address != f"{name}:7000"
-        seeds = () if name in self.founders else tuple(self.truth.now.addresses().values())
-        if moved:
+        seeds: tuple[str, ...] = ()
+        if moved or name not in self.founders:  # an operator says where nodes are now
             seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
 
         def build(ports: NodePorts, process: Process) -> ClusterNode:
