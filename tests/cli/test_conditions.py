@@ -1,5 +1,7 @@
 """The alert table: each condition holds exactly when its cause is there."""
 
+import msgspec
+
 from needle.base.model import PeerStatus, RaftStatus
 from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leader_of
 
@@ -82,3 +84,21 @@ def test_lag_of_a_node_is_what_the_leader_says() -> None:
     assert lag_of("b", views) == (2, 20.0)
     assert lag_of("z", views) is None
     assert lag_of("b", views[1:]) is None
+
+
+def test_an_empty_node_lags_by_what_it_says_itself_even_if_the_leader_does_not_know_yet() -> None:
+    empty = view("b")
+    assert empty.status is not None
+    empty = msgspec.structs.replace(empty, status=msgspec.structs.replace(empty.status, last_applied=1))
+    assert lag_of("b", [view("a", "Leader", peers=[peer("b")]), empty]) == (9, 0.0)
+
+
+def test_a_replica_that_does_not_go_on_is_critical_whoever_says_so() -> None:
+    lost = view("b", "Lost")
+    assert lost.status is not None
+    lost = msgspec.structs.replace(lost, status=msgspec.structs.replace(lost.status, lost="its directory is empty"))
+    leader = view("a", "Leader", peers=[peer("b"), peer("c")])
+    assert names(conditions([leader, lost, view("c")])) == [("critical", "replica lost state")]
+    assert leader.status is not None
+    told = msgspec.structs.replace(leader, status=msgspec.structs.replace(leader.status, refused={"c": "it forgot"}))
+    assert ("critical", "replica lost state") in names(conditions([told, view("b"), view("c")]))

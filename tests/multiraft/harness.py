@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import random
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from needle.multiraft.files import Files
 from needle.multiraft.host import Host
 from needle.multiraft.log_store import LogStore
 from needle.multiraft.ports import Applied, KeyValueTxn, SnapshotFile
+from needle.multiraft.snapshot_receiver import CHUNK_METHOD
 from needle.multiraft.wal_store import WalStore, segment_bytes
 
 FAST = HostConfig(election_timeout=0.15, heartbeat_interval=0.03, snapshot_retry=0.2, snapshot_chunk_timeout=0.5)
@@ -151,7 +153,8 @@ class DictMachine:
 
 
 class Network:
-    """Delivers in the next loop iteration. `cut`: ordered pairs that lose everything; `drop_call` may refuse a call."""
+    """Delivers in the next loop iteration. `cut`: ordered pairs that lose everything; `drop_call` may refuse a
+    chunk."""
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
@@ -187,10 +190,12 @@ class Link:
 
     async def call(self, to: str, method: str, body: bytes, timeout: float) -> bytes:
         network = self.network
-        network.calls += 1
-        if to not in network.hosts or (self.node, to) in network.cut or network.drop_call(self.node, to):
+        fetches = method == CHUNK_METHOD
+        network.calls += fetches
+        dropped = fetches and network.drop_call(self.node, to)
+        if to not in network.hosts or (self.node, to) in network.cut or dropped:
             raise ConnectionLost(f"no connection to {to}")
-        if network.before_answer is not None:
+        if network.before_answer is not None and fetches:
             await network.before_answer()
         return await network.hosts[to].on_call(self.node, method, body)
 
@@ -249,7 +254,13 @@ class Node:
         )
         self.log_pool, self.apply_pool = ThreadPool(), ThreadPool()
         try:
-            self.logs = LogStore(self.store, node_id=self.name, cluster_id="test", failpoint=self._failpoint)
+            self.logs = LogStore(
+                self.store,
+                node_id=self.name,
+                cluster_id="test",
+                draw=lambda: secrets.randbits(63),
+                failpoint=self._failpoint,
+            )
             self.host = Host(
                 self.name,
                 cluster.config,

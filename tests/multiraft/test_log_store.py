@@ -76,7 +76,9 @@ class MemoryStore:
 def opened(
     store: MemoryStore | WalStore, *, node_id: str = "n1", cluster_id: str = "c", cache: int = 1 << 20
 ) -> LogStore:
-    return LogStore(store, node_id=node_id, cluster_id=cluster_id, cache_bytes_max=cache)
+    return LogStore(
+        store, node_id=node_id, cluster_id=cluster_id, draw=iter(range(1, 99)).__next__, cache_bytes_max=cache
+    )
 
 
 def write(logs: LogStore, *writes: LogWrite) -> None:

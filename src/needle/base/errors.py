@@ -118,6 +118,12 @@ class TransferFailed(Unavailable):
     code = "transfer_failed"
 
 
+class LostState(Unavailable):
+    """This node's replica lost entries or votes that others count on, or contradicts them: it serves nothing more."""
+
+    code = "lost_state"
+
+
 class MembershipChangePending(Unavailable):
     """One membership change at a time."""
 

@@ -130,9 +130,11 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica's view of its Raft group. state: Leader, Follower, Candidate, PreCandidate or Learner.
+    """One replica's view of its Raft group. state: Leader, Follower, Candidate, PreCandidate, Learner or Lost.
     lease_remaining: seconds, 0 when no lease. digest: of the documents at last_applied ("" unless asked for).
-    unknown_collections: that this leader's shard holds and the catalog neither lists nor says were dropped."""
+    unknown_collections: that this leader's shard holds and the catalog neither lists nor says were dropped.
+    lost: why this replica must not go on ("" if it may; then its state is Lost). refused: nodes that this one does not
+    hear because they lost what they told it, and why."""
 
     node_id: str
     group: int
@@ -152,3 +154,5 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     documents: int = 0
     digest: str = ""
     unknown_collections: list[str] = []
+    lost: str = ""
+    refused: dict[str, str] = {}

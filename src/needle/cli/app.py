@@ -18,6 +18,7 @@ from needle.cli import (
     collection_commands,
     document_commands,
     member_commands,
+    repair_commands,
     serve_command,
     shard_commands,
 )
@@ -54,6 +55,14 @@ cluster_app = typer.Typer(
 maintenance_app = typer.Typer(
     help="Take a node out of leadership for work on it, and bring it back.",
     epilog="Example: needle maintenance enter node-2",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+repair_app = typer.Typer(
+    help="Mend the data directory of a node that is stopped and does not start or go on by itself.",
+    epilog="Example: needle repair term /var/lib/needle",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -97,9 +106,12 @@ _add(
     "needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000 node-3=10.0.0.3:5000",
 )
 _add(cluster_app, "nodes", shard_commands.nodes, "needle cluster nodes")
+_add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
+_add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(members_app, name="members")
 app.add_typer(maintenance_app, name="maintenance")
+app.add_typer(repair_app, name="repair")
 app.add_typer(collections_app, name="collections")
 
 

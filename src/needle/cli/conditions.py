@@ -47,7 +47,9 @@ def leader_of(views: Sequence[NodeView]) -> RaftStatus | None:
 
 
 def lag_of(node: str, views: Sequence[NodeView]) -> tuple[int, float] | None:
-    """(entries, milliseconds) that `node` lags behind the leader; None when no leader is known to say."""
+    """(entries, milliseconds) that `node` lags behind the leader, by what the leader knows of its log or by what it
+    says itself to have applied, whichever is more; None when no leader is known to say."""
+    applied = next((view.status.last_applied for view in views if view.node == node and view.status is not None), None)
     leader = leader_of(views)
     if leader is None:
         return None
@@ -55,7 +57,8 @@ def lag_of(node: str, views: Sequence[NodeView]) -> tuple[int, float] | None:
         return 0, 0.0
     for peer in leader.peers:
         if peer.id == node:
-            return peer.lag_entries, peer.lag_ms
+            behind = 0 if applied is None else leader.commit_index - applied
+            return max(peer.lag_entries, behind), peer.lag_ms
     return None
 
 
@@ -92,8 +95,23 @@ def conditions(views: Sequence[NodeView]) -> list[Condition]:
         for view in views
         if view.status is None
     ]
+    found += _lost_conditions(views)
     found += _lag_conditions(views)
     return sorted(found, key=lambda condition: condition.severity != "critical")
+
+
+def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:
+    """Replicas that must not go on, as they say themselves or as others say that do not hear them."""
+    found: dict[str, str] = {}
+    for view in views:
+        for node, why in (view.status.refused if view.status is not None else {}).items():
+            found.setdefault(node, f"refused by {view.node}: {why}")
+    found |= {view.node: view.status.lost for view in views if view.status is not None and view.status.lost}
+    action = "read 'A replica does not go on' in docs/troubleshooting.md before anything else"
+    return [
+        Condition(severity="critical", name="replica lost state", subject=f"{node}: {why}", action=action)
+        for node, why in sorted(found.items())
+    ]
 
 
 def _lag_conditions(views: Sequence[NodeView]) -> list[Condition]:

@@ -90,7 +90,11 @@ def _judge_shard(expected: int, replicas: Sequence[ReplicaStatus], share: float)
         if leader is None or node == leader.node_id:
             continue
         behind = leader.commit_index - status.last_applied
-        if status.leader != leader.node_id:
+        if status.lost:
+            problems.append(f"{node} does not go on: {status.lost}")
+        elif node in leader.refused:
+            problems.append(f"{leader.node_id} refuses {node}: {leader.refused[node]}")
+        elif status.leader != leader.node_id:
             problems.append(f"{node} follows {status.leader or 'nobody'}, not {leader.node_id}")
         elif behind > LAG_ENTRIES_MAX:
             problems.append(f"{node} is {behind} entries behind")

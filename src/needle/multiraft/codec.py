@@ -6,17 +6,77 @@ Invariant: decode(encode(x)) == x. It must not know what a message means.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import msgspec
 
 from needle.base.errors import ProtocolError
-from needle.base.ids import GroupId
+from needle.base.ids import GroupId, NodeId
+from needle.multiraft.log_records import Life
 from needle.multiraft.ports import SnapshotFile
 from needle.raft.messages import ConfState, Message
 
 MESSAGE_OVERHEAD = 96
+T = TypeVar("T")
 
 Addressed = tuple[GroupId, Message]
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """What one body holds. nonce: of the sender's present life. news: how often it learned of others' lives."""
+
+    nonce: int
+    news: int
+    messages: list[Addressed]
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """A node said that it holds the group's entries up to `index` in `term`."""
+
+    group: GroupId
+    term: int
+    index: int
+
+
+class LifeCall(msgspec.Struct, frozen=True, array_like=True):
+    """A node (nonce: of its life) asks another who it is, and says what it knows of it."""
+
+    nonce: int
+    remembered: Life | None
+    told: list[Told]
+
+
+class LifeAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """knows: the life that the asker remembers. missing, lost: what it should hold and does not, why it must not go on.
+    remembered: lives of others. told: what the asker told it in an earlier life."""
+
+    life: Life
+    news: int
+    knows: bool
+    missing: str
+    lost: str
+    remembered: dict[NodeId, Life]
+    told: list[Told]
+
+
+class StandingCall(msgspec.Struct, frozen=True, array_like=True):
+    """Asks how a replica stands to one entry. term: of that entry as committed where it is asked, 0 if it is not."""
+
+    group: GroupId
+    index: int
+    term: int
+
+
+class Standing(msgspec.Struct, frozen=True, array_like=True):
+    """term_at: of the entry asked for, 0 if it is not in the log, -1 if it is compacted. match: what this leader takes
+    the asker to hold, or took before it found that it does not."""
+
+    term: int
+    leads: bool
+    commit: int
+    last_index: int
+    term_at: int
+    match: int
 
 
 class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -37,7 +97,11 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_frame = msgspec.msgpack.Decoder(list[Addressed])
+_frame = msgspec.msgpack.Decoder(Frame)
+_life_call = msgspec.msgpack.Decoder(LifeCall)
+_life_answer = msgspec.msgpack.Decoder(LifeAnswer)
+_standing_call = msgspec.msgpack.Decoder(StandingCall)
+_standing = msgspec.msgpack.Decoder(Standing)
 _chunk = msgspec.msgpack.Decoder(ChunkRequest)
 _manifest = msgspec.msgpack.Decoder(Manifest)
 _conf = msgspec.msgpack.Decoder(ConfState)
@@ -50,17 +114,46 @@ def message_bytes(message: Message) -> int:
     return MESSAGE_OVERHEAD + sum([len(entry.data) + 24 for entry in message.entries])
 
 
-def encode_frame(messages: list[Addressed]) -> bytes:
+def encode_frame(nonce: int, news: int, messages: list[Addressed]) -> bytes:
     """One frame's body."""
-    return _encoder.encode(messages)
+    return _encoder.encode((nonce, news, messages))
 
 
-def decode_frame(body: bytes) -> list[Addressed]:
-    """The messages of a frame. Raises ProtocolError."""
+def decode_frame(body: bytes) -> Frame:
+    """What a frame holds. Raises ProtocolError."""
+    return _decoded(_frame, body, "a frame of Raft messages")
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes, what: str) -> T:
     try:
-        return _frame.decode(body)
-    except msgspec.MsgspecError as error:
-        raise ProtocolError(f"a frame of Raft messages cannot be read: {error}") from error
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"{what} cannot be read: {error}") from error
+
+
+def encode_body(body: LifeCall | LifeAnswer | StandingCall | Standing) -> bytes:
+    """The body of a call between hosts, or of its answer."""
+    return _encoder.encode(body)
+
+
+def decode_life_call(body: bytes) -> LifeCall:
+    """Raises ProtocolError."""
+    return _decoded(_life_call, body, "a question for a node's life")
+
+
+def decode_life_answer(body: bytes) -> LifeAnswer:
+    """Raises ProtocolError."""
+    return _decoded(_life_answer, body, "the life of a node")
+
+
+def decode_standing_call(body: bytes) -> StandingCall:
+    """Raises ProtocolError."""
+    return _decoded(_standing_call, body, "a question for an entry")
+
+
+def decode_standing(body: bytes) -> Standing:
+    """Raises ProtocolError."""
+    return _decoded(_standing, body, "the answer about an entry")
 
 
 def in_frames(messages: list[Addressed], bytes_max: int) -> Iterator[list[Addressed]]:
@@ -82,10 +175,7 @@ def encode_chunk_request(request: ChunkRequest) -> bytes:
 
 def decode_chunk_request(body: bytes) -> ChunkRequest:
     """The request of a "raft.snapshot_chunk" call. Raises ProtocolError."""
-    try:
-        return _chunk.decode(body)
-    except msgspec.MsgspecError as error:
-        raise ProtocolError(f"a request for a snapshot chunk cannot be read: {error}") from error
+    return _decoded(_chunk, body, "a request for a snapshot chunk")
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -95,10 +185,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 def decode_manifest(descriptor: bytes) -> Manifest:
     """The manifest in a descriptor. Raises ProtocolError, also for a file name that leaves the directory."""
-    try:
-        manifest = _manifest.decode(descriptor)
-    except msgspec.MsgspecError as error:
-        raise ProtocolError(f"the descriptor of a snapshot cannot be read: {error}") from error
+    manifest = _decoded(_manifest, descriptor, "the descriptor of a snapshot")
     for name in (manifest.snapshot, *(file.name for file in manifest.files)):
         parts = name.split("/")
         if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
@@ -115,9 +202,4 @@ def encode_conf(conf: ConfState) -> bytes:
 
 def decode_conf(conf: bytes) -> ConfState:
     """The configuration a state machine stored; the empty one for b"". Raises ProtocolError."""
-    if not conf:
-        return ConfState()
-    try:
-        return _conf.decode(conf)
-    except msgspec.MsgspecError as error:
-        raise ProtocolError(f"a stored configuration cannot be read: {error}") from error
+    return _decoded(_conf, conf, "a stored configuration") if conf else ConfState()

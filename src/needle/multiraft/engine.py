@@ -14,6 +14,8 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import msgspec
+
 from needle.base.errors import (
     DiskFull,
     Internal,
@@ -24,21 +26,32 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock, Pool, Rng
-from needle.multiraft.codec import Addressed, decode_chunk_request, decode_frame, encode_frame, in_frames
+from needle.multiraft import doubts
+from needle.multiraft.codec import (
+    Addressed,
+    decode_chunk_request,
+    decode_frame,
+    decode_standing_call,
+    encode_body,
+    encode_frame,
+    in_frames,
+)
 from needle.multiraft.config import HostConfig
 from needle.multiraft.counters import Counters
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
-from needle.multiraft.group import Group, Turn, Work
+from needle.multiraft.group import Group, Turn, Work, lost_state
 from needle.multiraft.group_log import LogWrite
-from needle.multiraft.log_store import LogStore
+from needle.multiraft.lives import LIFE_METHOD, Lives
+from needle.multiraft.log_records import LostRecord
+from needle.multiraft.log_store import LivesWrite, LogStore
 from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.repair import Opener
 from needle.multiraft.retention import Bounds
 from needle.multiraft.snapshot_receiver import CHUNK_METHOD, SnapshotFetcher
 from needle.multiraft.snapshot_sender import SnapshotShelf
 from needle.multiraft.timers import Timers
-from needle.raft.messages import Message
+from needle.raft.messages import Doubt, Message
 from needle.raft.raft import Raft
 from needle.raft.state import Role
 
@@ -47,7 +60,9 @@ _QUANTA_PER_HEARTBEAT = 10
 REFUSAL_LOG_SECONDS = 1.0
 NO_ROOM_SECONDS = 0.5
 """At most so often a refused message is logged; all are counted."""
-Extra = tuple[LogWrite, asyncio.Future[None]]
+Extra = tuple[LogWrite | LivesWrite, asyncio.Future[None]]
+CALL_METHODS = (CHUNK_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
+"""What hosts ask each other."""
 
 
 class Engine:
@@ -91,6 +106,9 @@ class Engine:
         )
         self.fetcher = SnapshotFetcher(snapshot_dir, files, apply_pool, transport, config, failpoint)
         self._groups: dict[GroupId, Group] = {}
+        self._opened: dict[GroupId, tuple[int, int]] = {}
+        self._doubted: dict[GroupId, None] = {}
+        self.lives = Lives(self, store, transport, lambda: self._opened)
         self._dirty: dict[GroupId, Group] = {}
         self._waiting: dict[GroupId, Group] = {}
         self._turn = Turn()
@@ -165,7 +183,11 @@ class Engine:
             random_timeout=self._rng.random,
         )
         replica = self._groups[group] = Group(self, group, raft, log, machine)
+        self._opened[group] = (opened.hard_state.term, log.last_index())
         replica.set_quiesced()
+        if replica.lost:
+            _log.critical("group %d: this replica does not go on: %s", group, replica.lost)
+            replica.retire(self.clock.monotonic())
         if self._loop is not None:
             self.wake(replica)
 
@@ -263,7 +285,7 @@ class Engine:
         self.counters.messages_out += len(messages)
         for some in in_frames(messages, self.config.frame_bytes_max):
             self.counters.frames_out += 1
-            if not self._transport.send(to, encode_frame(some)):
+            if not self._transport.send(to, encode_frame(self.lives.nonce, self.lives.news, some)):
                 self._unreachable(to, some)
 
     def _unreachable(self, to: NodeId, messages: list[Addressed]) -> None:
@@ -273,7 +295,7 @@ class Engine:
             if group is not None:
                 group.raft.report_unreachable(to, now)
 
-    async def durable(self, write: LogWrite) -> None:
+    async def durable(self, write: LogWrite | LivesWrite) -> None:
         """Put a write into the next transaction; returns once it is durable and noted."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._extra.append((write, future))
@@ -281,7 +303,7 @@ class Engine:
         await future
 
     def _persist(self, work: list[Work], extra: list[Extra]) -> None:
-        writes = [item.write for item in work]
+        writes: list[LogWrite | LivesWrite] = [item.write for item in work]
         writes.extend(write for write, _ in extra)
         quick = not extra and self.config.is_quick([entry for write in writes for entry in write.entries])
 
@@ -297,7 +319,7 @@ class Engine:
 
         self._log_pool.call(done, self._store.write, writes, quick=quick)
 
-    def _persisted(self, work: list[Work], extra: list[Extra], writes: list[LogWrite]) -> None:
+    def _persisted(self, work: list[Work], extra: list[Extra], writes: list[LogWrite | LivesWrite]) -> None:
         self.counters.persists += 1
         self._writing = False
         self._store.note(writes)
@@ -402,8 +424,15 @@ class Engine:
         """One frame of a peer. Messages for groups that are not open here are dropped. Raises ProtocolError."""
         if self.stopped or self._loop is None:
             return
-        messages = decode_frame(body)
+        frame = decode_frame(body)
         self.counters.frames_in += 1
+        if self.lost:
+            self.lives.make_known(frm)
+        elif self.lives.admits(frm, frame, len(body)):
+            self.hear(frm, frame.messages)
+
+    def hear(self, frm: NodeId, messages: list[Addressed]) -> None:
+        """Handle the messages of a peer that is known."""
         self.counters.messages_in += len(messages)
         now = self.clock.monotonic()
         try:
@@ -414,6 +443,11 @@ class Engine:
                 refusal = group.receive(message, now)
                 if refusal:
                     self._refused(frm, group_id, refusal, now)
+                else:
+                    self.lives.told(frm, group_id, message)
+                    doubt = group.raft.take_doubt()
+                    if doubt is not None:
+                        self._doubt(group, doubt)
                 self.wake(group)
         except NeedleError as error:
             self._fail(error)
@@ -428,19 +462,69 @@ class Engine:
             self._refusal_logged_at = now
             _log.warning("group %d: a message from %s is refused: %s", group, frm, why)
 
+    # --- what was lost ------------------------------------------------------------------------------------------------
+    @property
+    def lost(self) -> str:
+        """Why no replica of this node may go on; "" if they may."""
+        return self.lives.identity.lost
+
+    def lose(self, reason: str) -> None:
+        """This node lost what others count on: none of its replicas goes on, now or after a restart."""
+        if not self.lost:
+            _log.critical("node %s does not go on: %s", self.node_id, reason)
+            identity = msgspec.structs.replace(self.lives.identity, lost=reason)
+            self._store.note([LivesWrite(identity=identity)])  # at once; nothing is said before it is durable, either
+            for group in self._groups.values():
+                group.retire(self.clock.monotonic())
+            self.spawn(self.durable(LivesWrite(identity=identity)))
+
+    def _doubt(self, group: Group, doubt: Doubt) -> None:
+        if group.id not in self._doubted and not group.lost:
+            self._doubted[group.id] = None
+            self.spawn(self._look_into(group, doubt))
+
+    async def _look_into(self, group: Group, doubt: Doubt) -> None:
+        """The core met a contradiction: ask the other side, and stop what must not go on."""
+        _log.error("group %d: %s", group.id, doubt)
+        try:
+            answer = await doubts.ask(self._transport, group.id, doubt)
+            if answer is None or self.stopped or group.lost or group.id not in self._groups:
+                return
+            reason = doubts.own_loss(group.raft, doubt, answer)
+            if reason:
+                _log.critical("group %d: this replica does not go on: %s", group.id, reason)
+                group.raft.retire(self.clock.monotonic())
+                await self.durable(LogWrite(log=group.log, lost=LostRecord(reason)))
+                group.retire(self.clock.monotonic())  # now that the reason is known, whoever waits is told
+                return
+            reason = doubts.peers_loss(group.raft, doubt, answer)
+            if reason:
+                self.lives.refuse(doubt.peer, reason)
+        finally:
+            self._doubted.pop(group.id, None)
+
     async def on_call(self, frm: NodeId, method: str, body: bytes) -> bytes:
-        """A peer's question: "raft.snapshot_chunk". Raises InvalidArgument for any other method."""
+        """A peer's question, one of CALL_METHODS. Raises InvalidArgument for any other method."""
         self._check_running()
+        if method == LIFE_METHOD:
+            return self.lives.answer(frm, body)
+        if method == doubts.STANDING_METHOD:
+            call = decode_standing_call(body)
+            group = self._group(call.group)
+            doubt = doubts.asked(group.raft, call, frm)
+            if doubt is not None:
+                self._doubt(group, doubt)
+            return encode_body(doubts.standing(group.raft, call.index, frm))
         if method != CHUNK_METHOD:
-            raise invalid("method", method, f"only {CHUNK_METHOD!r} is known here")
+            raise invalid("method", method, f"one of {', '.join(CALL_METHODS)}")
         request = decode_chunk_request(body)
         try:
             return await self.shelf.read(request, self.clock.monotonic())
         except Unavailable:
             # The peer was offered a snapshot that is gone: have the core ask for another one.
-            group = self._groups.get(request.group)
-            if group is not None and not self.stopped:
-                group.raft.report_snapshot_failed(frm, self.clock.monotonic())
+            offering = self._groups.get(request.group)
+            if offering is not None and not self.stopped:
+                offering.raft.report_snapshot_failed(frm, self.clock.monotonic())
             raise
 
     # --- looking groups up ----------------------------------------------------------------------------------------
@@ -454,4 +538,11 @@ class Engine:
         found = self._groups.get(group)
         if found is None:
             raise Unavailable(f"{group_name(group)} has no replica on node {self.node_id}", group=group)
+        return found
+
+    def _serving(self, group: GroupId) -> Group:
+        """The replica, to serve with it. Raises LostState besides what `_group` raises."""
+        found = self._group(group)
+        if found.lost:
+            raise lost_state(found)
         return found

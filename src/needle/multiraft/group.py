@@ -20,6 +20,7 @@ import msgspec
 
 from needle.base.errors import (
     DeadlineExceeded,
+    LostState,
     NeedleError,
     NoQuorum,
     NotLeader,
@@ -48,6 +49,11 @@ _log = logging.getLogger("needle.multiraft")
 _NORMAL = int(EntryKind.NORMAL)
 _VOTE_REQUESTS = (int(MessageType.VOTE), int(MessageType.PRE_VOTE))
 _SNAPSHOT = int(MessageType.SNAPSHOT)
+
+
+def lost_state(group: Group) -> LostState:
+    """The refusal to serve."""
+    return LostState(f"this replica of group {group.id} does not go on: {group.lost}", group=group.id)
 
 
 class Work(msgspec.Struct):
@@ -93,6 +99,11 @@ class Surroundings(Protocol):
 
     def bytes_used(self) -> int:
         """Bytes that the logs of this node take on its disk."""
+        ...
+
+    @property
+    def lost(self) -> str:
+        """Why no replica of this node may go on; "" if they may."""
         ...
 
     def wake(self, group: Group) -> None:
@@ -144,6 +155,17 @@ class Group:
         self._conditions: list[Condition] = []
 
     @property
+    def lost(self) -> str:
+        """Why this replica must not go on; "" if it may."""
+        return self.log.lost.reason if self.log.lost is not None else self._host.lost
+
+    def retire(self, now: float) -> None:
+        """Stop for good: the replica lost what others count on. Whoever waits is answered."""
+        self.raft.retire(now)
+        self.fail_all(lost_state(self))
+        self._host.wake(self)
+
+    @property
     def may_vote(self) -> bool:
         """False while the log is under repair (repair.py says why)."""
         return self.log.repair is None
@@ -160,6 +182,8 @@ class Group:
     # --- messages in ------------------------------------------------------------------------------------------------
     def receive(self, message: Message, now: float) -> str:
         """One message from a peer. Returns why it is refused, "" if it is not."""
+        if self.lost:
+            return ""
         if message.type == _SNAPSHOT:
             return self.snapshots.offered(message, self._persisting)
         if self.may_vote or message.type not in _VOTE_REQUESTS:
@@ -220,7 +244,8 @@ class Group:
         """The write is durable and noted in the log."""
         self._persisting = False
         self.raft.advance(work.ready)
-        turn.post(self.id, work.ready.messages_after_persist)
+        if not self.lost:
+            turn.post(self.id, work.ready.messages_after_persist)
 
     async def _end_repair(self) -> None:
         await self._host.durable(LogWrite(log=self.log, repair=False))
@@ -305,7 +330,8 @@ class Group:
         self._persisting = False
         self.proposals.covered(meta.index)
         self.waiters.reached(meta.index)
-        self._host.post(self.id, ready.messages_after_persist)
+        if not self.lost:
+            self._host.post(self.id, ready.messages_after_persist)
         self._host.wake(self)
         await self._host.fetcher.discard_others(self.id, "")
 

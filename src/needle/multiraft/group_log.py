@@ -13,6 +13,7 @@ import msgspec
 from needle.base.ids import GroupId
 from needle.multiraft.log_records import (
     ENTRY,
+    LostRecord,
     PendingInstall,
     RepairRecord,
     StartRecord,
@@ -44,7 +45,7 @@ class LogWrite(msgspec.Struct, kw_only=True):
 
     reset: drop all entries, the log starts after (index, term). compact: the same start, but entries after it stay.
     truncate_from: drop entries from this index on. entries: replace the suffix from entries[0].index on.
-    pending and repair: `None` leaves, `False` clears.
+    pending, repair and lost: `None` leaves, `False` clears.
     """
 
     log: GroupLog
@@ -56,6 +57,7 @@ class LogWrite(msgspec.Struct, kw_only=True):
     bootstrap: ConfState | None = None
     pending: PendingInstall | bool | None = None
     repair: RepairRecord | bool | None = None
+    lost: LostRecord | bool | None = None
 
 
 class GroupLog:
@@ -76,6 +78,7 @@ class GroupLog:
         self.bootstrap: ConfState | None = None
         self.pending: PendingInstall | None = None
         self.repair: RepairRecord | None = None
+        self.lost: LostRecord | None = None
         self.damage: Damage | None = None
 
     def first_index(self) -> int:
@@ -148,6 +151,10 @@ class GroupLog:
             self.repair = write.repair
         elif write.repair is False:
             self.repair = None
+        if isinstance(write.lost, LostRecord):
+            self.lost = write.lost
+        elif write.lost is False:
+            self.lost = None
 
     def _set_start(self, start: StartRecord) -> None:
         self.start = start

@@ -54,7 +54,7 @@ class Host(Engine):
         Raises NotLeader, Overloaded, Unavailable: it has no effect. Settles with the NeedleError with which the state
         machine refused it, ProposalDropped (no effect) or OutcomeUnknown (it may have one).
         """
-        replica = self._group(group)
+        replica = self._serving(group)
         if len(replica.proposals) >= self.config.proposals_max:
             raise Overloaded(f"{self.config.proposals_max} writes wait in {group_name(group)}; slow down", group=group)
         if (used := self.bytes_used()) >= self.bounds.refused:
@@ -78,7 +78,7 @@ class Host(Engine):
 
     def begin_read(self, group: GroupId, timeout: float) -> asyncio.Future[int]:
         """Like read_index, without waiting for it. Raises NotLeader at once; the rest comes with the future."""
-        replica = self._group(group)
+        replica = self._serving(group)
         if replica.raft.role is not Role.LEADER:
             raise not_leader(group, replica.raft.leader)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -88,7 +88,7 @@ class Host(Engine):
 
     async def read_leased(self, group: GroupId, timeout: float) -> int:
         """Like read_index, without a round while this node holds the lease."""
-        replica = self._group(group)
+        replica = self._serving(group)
         index = replica.raft.read_lease(self.clock.monotonic())
         if index is None:
             return await self.read_index(group, timeout)
@@ -97,7 +97,7 @@ class Host(Engine):
 
     async def wait_applied(self, group: GroupId, index: int, timeout: float) -> None:
         """Wait until this replica has applied `index`. Raises DeadlineExceeded."""
-        replica = self._group(group)
+        replica = self._serving(group)
         if replica.raft.applied >= index:
             return
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -116,8 +116,9 @@ class Host(Engine):
         Raises NotLeader, MembershipChangePending, InvalidArgument (also when no majority of `voters` is heard from);
         OutcomeUnknown when it is not done in time.
         """
-        replica = self._group(group)
+        replica = self._serving(group)
         deadline = self.clock.monotonic() + timeout
+        await self._meet_new(replica, [*voters, *learners])
         await self._hear_majority(replica, voters, deadline)
         raft, now = replica.raft, self.clock.monotonic()
         target = (tuple(sorted(set(voters))), tuple(sorted(set(learners))))
@@ -133,6 +134,19 @@ class Host(Engine):
         await replica.until(lambda: not raft.conf.voters_outgoing, deadline, late)
         if (tuple(sorted(raft.conf.voters)), tuple(sorted(raft.conf.learners))) != target:
             raise OutcomeUnknown(f"another membership change of {group_name(group)} overtook this one", group=group)
+
+    async def _meet_new(self, replica: Group, wanted: Sequence[NodeId]) -> None:
+        """On a leader: the nodes that are no members yet are who they were when they were last heard. A name is not
+        used again for another data directory."""
+        members = membership.members(replica.raft.conf)
+        new = [node for node in wanted if node not in members]
+        for node, why in zip(new, await asyncio.gather(*map(self.lives.meet, new)), strict=True):
+            if why:
+                raise InvalidArgument(
+                    f"node {node} cannot be added: {why}. A name is used for one data directory only; start the node "
+                    "with an empty directory and a new name",
+                    field="node",
+                )
 
     async def _hear_majority(self, replica: Group, voters: Sequence[NodeId], deadline: float) -> None:
         """On a leader: a majority of `voters` answers now. With another set nothing could be committed any more, not
@@ -161,7 +175,7 @@ class Host(Engine):
         """Hand leadership to `to`, or to the most caught-up voter; the new leader. timeout: seconds, at most four
         election timeouts count (the core gives up after two). Raises NotLeader, InvalidArgument, TransferFailed."""
         timeout = min(timeout, 4 * self.config.election_timeout)
-        replica = self._group(group)
+        replica = self._serving(group)
         raft, now = replica.raft, self.clock.monotonic()
         target = raft.transfer_leadership(to, now)
         self.wake(replica)
@@ -178,7 +192,7 @@ class Host(Engine):
 
     def force_election(self, group: GroupId) -> None:
         """Campaign now; other nodes still honour the lease of a leader they hear. Raises InMaintenance, CorruptLog."""
-        replica = self._group(group)
+        replica = self._serving(group)
         if self.maintenance:
             raise InMaintenance("a node in maintenance does not campaign")
         if not replica.may_vote:
@@ -269,6 +283,14 @@ class Host(Engine):
         raft = self._group(group).raft
         return raft.applied == raft.last_index
 
+    def check_serves(self, group: GroupId) -> None:
+        """Raises LostState if this replica must not answer, not even with what it has."""
+        self._serving(group)
+
+    def lost_replica(self, group: GroupId) -> str:
+        """Why this replica must not go on; "" if it may."""
+        return self._group(group).lost
+
     def is_repairing(self, group: GroupId) -> bool:
         """Whether the replica lost log entries and does not vote until it has them back (repair.py)."""
         return not self._group(group).may_vote
@@ -276,4 +298,4 @@ class Host(Engine):
     def status(self, group: GroupId) -> RaftStatus:
         """This replica's view of the group. Addresses, documents and digest are the server's to fill in."""
         now, active = self.clock.monotonic(), 2 * self.config.election_timeout
-        return group_status(self._group(group), self.node_id, self.maintenance, now, active)
+        return group_status(self._group(group), self.node_id, self.maintenance, now, active, self.lives.refused())

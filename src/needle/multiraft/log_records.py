@@ -3,10 +3,13 @@
 Invariant: every value starts with the CRC-32 of its key and the rest of it, so that a flipped bit, a torn value and a
 value under a wrong key are all detected. It must not know what store is below.
 
+    i                      which directory this is, and its starts (lives.py)
+    k <node>               the last life of another node that this one knows of
     m                      what node, cluster and format this store belongs to
     g <group> c            the configuration the group was bootstrapped with
     g <group> e <index>    one log entry
     g <group> h            HardState
+    g <group> l            the replica contradicts others about what is committed: it must not go on (doubts.py)
     g <group> p            a snapshot install that was begun
     g <group> r            the replica is being repaired and must not vote
     g <group> s            where the log starts: index and term of the last entry that is no longer in it
@@ -26,11 +29,15 @@ from needle.raft.messages import Entry, EntryKind, SnapshotMeta
 
 FORMAT_VERSION = 1
 META_KEY = b"m"
-BOOTSTRAP, ENTRY, HARD, PENDING, REPAIR, START = b"c", b"e", b"h", b"p", b"r", b"s"
+IDENTITY_KEY = b"i"
+PEER_PREFIX = b"k"
+STARTS_MAX = 4096
+BOOTSTRAP, ENTRY, HARD, LOST, PENDING, REPAIR, START = b"c", b"e", b"h", b"l", b"p", b"r", b"s"
 NAMES = {
     BOOTSTRAP: "bootstrap configuration",
     ENTRY: "entry",
     HARD: "HardState",
+    LOST: "record of loss",
     PENDING: "pending snapshot",
     REPAIR: "repair record",
     START: "log start",
@@ -53,6 +60,46 @@ class MetaRecord(msgspec.Struct, frozen=True, array_like=True):
     format_version: int
     node_id: str
     cluster_id: str
+
+
+class Life(msgspec.Struct, frozen=True, array_like=True):
+    """One start of a node. incarnation: of its data directory, drawn when that was made. start: which of its starts.
+    nonce: drawn at that start, so that a copy of the directory, started as often, is told apart."""
+
+    incarnation: int
+    start: int
+    nonce: int
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """A directory's own history. starts: (start, nonce), the present one last, at most STARTS_MAX. lost: why the node
+    must not go on, "" if it may."""
+
+    incarnation: int
+    starts: tuple[tuple[int, int], ...]
+    lost: str = ""
+
+    @property
+    def life(self) -> Life:
+        """The present one."""
+        return Life(self.incarnation, *self.starts[-1])
+
+    def knows(self, life: Life) -> bool:
+        """Whether this directory has had that life. A start older than the history counts as had."""
+        if life.incarnation != self.incarnation:
+            return False
+        return life.start < self.starts[0][0] or (life.start, life.nonce) in self.starts
+
+    def started(self, nonce: int) -> Identity:
+        """The same with one start more."""
+        starts = (*self.starts, (self.starts[-1][0] + 1, nonce))
+        return Identity(self.incarnation, starts[-STARTS_MAX:], self.lost)
+
+
+class LostRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Why the replica must not go on."""
+
+    reason: str
 
 
 class StartRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -8,7 +8,10 @@ record is read and its checksum verified. It must not know Raft's rules, nor whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
 
 from needle.base.errors import CorruptLog, UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
@@ -19,10 +22,16 @@ from needle.multiraft.log_records import (
     ENTRY,
     FORMAT_VERSION,
     HARD,
+    IDENTITY_KEY,
+    LOST,
     META_KEY,
+    PEER_PREFIX,
     PENDING,
     REPAIR,
     START,
+    Identity,
+    Life,
+    LostRecord,
     MetaRecord,
     PendingInstall,
     RepairRecord,
@@ -38,12 +47,25 @@ from needle.multiraft.log_records import (
 )
 from needle.multiraft.log_sizes import LogSizes
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
-from needle.raft.messages import ConfState, HardState
+from needle.raft.messages import ConfState, Entry, HardState
 from needle.raft.plausible import TERM_ON_DISK_MAX
 
+_log = logging.getLogger("needle.multiraft")
 SCAN_BYTES = 4 << 20
 GARBAGE_PER_WRITE = 512
 REMEDY = "Remedy: remove the node from the cluster, delete its data directory and add it again under a new node id"
+
+
+class LivesWrite(msgspec.Struct, frozen=True, kw_only=True):
+    """What a transaction says of nodes instead of groups (lives.py). identity: this node's own."""
+
+    peers: Mapping[NodeId, Life] = {}
+    identity: Identity | None = None
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """None: as LogWrite has them."""
+        return ()
 
 
 class LogStore:
@@ -56,9 +78,11 @@ class LogStore:
         *,
         node_id: NodeId,
         cluster_id: str,
+        draw: Callable[[], int],
         cache_bytes_max: int = 4 << 20,
         failpoint: Failpoint = no_failpoint,
     ) -> None:
+        """draw: 63 random bits, different each time."""
         self._store = store
         self._cache_bytes_max = cache_bytes_max
         self._failpoint = failpoint
@@ -67,6 +91,10 @@ class LogStore:
         self.commits = 0
         self._check_meta(MetaRecord(FORMAT_VERSION, node_id, cluster_id))
         self._scan()
+        self.peers = self._load_peers()
+        """The last life of each other node that this one knows of."""
+        self.identity = self._start(draw)
+        """Which directory this is, and its starts; the present one is durable."""
 
     def _check_meta(self, mine: MetaRecord) -> None:
         value = self._store.get(META_KEY)
@@ -83,6 +111,28 @@ class LogStore:
             if there != here:
                 raise UnsupportedFormat(f"this Raft log was written with {what} {there!r}; this node has {here!r}")
 
+    def _start(self, draw: Callable[[], int]) -> Identity:
+        value = self._store.get(IDENTITY_KEY)
+        if value is None:
+            identity = Identity(draw(), ((1, draw()),))
+        else:
+            found = decode_record(IDENTITY_KEY, value, Identity)
+            if found is None:
+                raise CorruptLog(f"the record that tells this data directory from another one is damaged. {REMEDY}")
+            identity = found.started(draw())
+        self._store.commit(lambda txn: txn.put(IDENTITY_KEY, encode_record(IDENTITY_KEY, identity)), True)
+        return identity
+
+    def _load_peers(self) -> dict[NodeId, Life]:
+        found: dict[NodeId, Life] = {}
+        for key, value in self._store.scan(PEER_PREFIX, META_KEY, 1 << 30):
+            life = decode_record(key, value, Life)
+            if life is None:
+                _log.warning("what was known of node %r is damaged, and forgotten", key[1:])
+            else:
+                found[key[1:].decode()] = life
+        return found
+
     def groups(self) -> list[GroupId]:
         """Every group with records, sorted."""
         return sorted(group for group, log in self._logs.items() if log.hard_state is not None or log.damage)
@@ -95,7 +145,7 @@ class LogStore:
         return log
 
     # --- writing ----------------------------------------------------------------------------------------------------
-    def write(self, writes: Sequence[LogWrite]) -> None:
+    def write(self, writes: Sequence[LogWrite | LivesWrite]) -> None:
         """Make the writes durable in one transaction. Blocking, one call at a time; call `note` afterwards on the
         event loop. Raises DiskFailed: then nothing may be acknowledged, ever again."""
         self._failpoint("log.before_commit")
@@ -103,7 +153,10 @@ class LogStore:
 
         def fill(txn: KeyValueTxn) -> None:
             for write in writes:
-                _fill(txn, write)
+                if isinstance(write, LivesWrite):
+                    _fill_lives(txn, write)
+                else:
+                    _fill(txn, write)
             for log, low, high in garbage:
                 high = min(high, low + GARBAGE_PER_WRITE)
                 txn.delete_range(entry_key(log.group, low), entry_key(log.group, high))
@@ -115,14 +168,18 @@ class LogStore:
             log.garbage_from = min(high, low + GARBAGE_PER_WRITE)
         self._failpoint("log.after_commit")
 
-    def note(self, writes: Iterable[LogWrite]) -> None:
+    def note(self, writes: Iterable[LogWrite | LivesWrite]) -> None:
         """The writes are durable: show them in the group logs."""
         for write in writes:
+            if isinstance(write, LivesWrite):
+                self.peers = {**self.peers, **write.peers}
+                self.identity = write.identity or self.identity
+                continue
             write.log.note(write)
             if write.reset is not None:
                 write.log.garbage_from = write.log.first_index()
-        for log in [write.log for write in writes if write.compact or write.reset]:
-            self._garbage[log.group] = log
+            if write.compact or write.reset:
+                self._garbage[write.log.group] = write.log
         for group in [group for group, log in self._garbage.items() if log.garbage_from >= log.first_index()]:
             del self._garbage[group]
 
@@ -153,6 +210,14 @@ class LogStore:
                 self._garbage[scan.log.group] = scan.log
 
 
+def _fill_lives(txn: KeyValueTxn, write: LivesWrite) -> None:
+    for node, life in write.peers.items():
+        key = PEER_PREFIX + node.encode()
+        txn.put(key, encode_record(key, life))
+    if write.identity is not None:
+        txn.put(IDENTITY_KEY, encode_record(IDENTITY_KEY, write.identity))
+
+
 def _fill(txn: KeyValueTxn, write: LogWrite) -> None:
     log, group = write.log, write.log.group
     start = write.reset or write.compact
@@ -175,6 +240,7 @@ def _fill(txn: KeyValueTxn, write: LogWrite) -> None:
         (BOOTSTRAP, write.bootstrap),
         (PENDING, write.pending),
         (REPAIR, write.repair),
+        (LOST, write.lost),
     ):
         key = record_key(group, kind)
         if record is False:
@@ -184,7 +250,7 @@ def _fill(txn: KeyValueTxn, write: LogWrite) -> None:
 
 
 class _Scan:
-    """What opening learns about one group, record by record in key order: c, e..., h, p, r, s."""
+    """What opening learns about one group, record by record in key order: c, e..., h, l, p, r, s."""
 
     def __init__(self, log: GroupLog) -> None:
         self.log = log
@@ -221,6 +287,8 @@ class _Scan:
             found = log.pending = decode_record(key, value, PendingInstall)
         elif kind == REPAIR:
             found = log.repair = decode_record(key, value, RepairRecord)
+        elif kind == LOST:
+            found = log.lost = decode_record(key, value, LostRecord)
         else:
             found = start = decode_record(key, value, StartRecord)
             log.start = start or log.start
@@ -244,7 +312,7 @@ class _Scan:
                 group=log.group,
                 term=log.hard_state.term,
             )
-        for kind in (BOOTSTRAP, PENDING, REPAIR):
+        for kind in (BOOTSTRAP, LOST, PENDING, REPAIR):
             if not self._records.get(kind, True):
                 error = corrupt(log.group, kind, 0)
                 raise CorruptLog(f"{error.message}. {REMEDY}", **error.details)

@@ -15,15 +15,25 @@ _STATES = {
 }
 
 
-def group_status(group: Group, node_id: NodeId, maintenance: bool, now: float, active_seconds: float) -> RaftStatus:
+def group_status(
+    group: Group,
+    node_id: NodeId,
+    maintenance: bool,
+    now: float,
+    active_seconds: float,
+    refused: dict[NodeId, str],
+) -> RaftStatus:
     """The status of one replica; per-peer lag on a leader only. now: seconds of the node's monotonic clock.
-    active_seconds: for how long a peer counts as active after it was heard from."""
+    active_seconds: for how long a peer counts as active after it was heard from. refused: nodes that this one does not
+    hear."""
     raft, log = group.raft, group.log
     conf = raft.conf
     voter = node_id in conf.voters or node_id in conf.voters_outgoing
     state = _STATES[raft.role]
     if raft.role is Role.FOLLOWER and not voter:
         state = "Learner"
+    if group.lost:
+        state = "Lost"
     return RaftStatus(
         node_id=node_id,
         group=group.id,
@@ -40,6 +50,8 @@ def group_status(group: Group, node_id: NodeId, maintenance: bool, now: float, a
         lease_remaining=max(0.0, raft.lease_remaining(now)),
         leader_changes=raft.leader_changes,
         maintenance=maintenance,
+        lost=group.lost,
+        refused=refused,
     )
 
 

@@ -24,7 +24,8 @@ class Progress:
 
     match: highest index known to be durable there. next: next index to send. contact: when it last answered
     (leader's clock, seconds). acked_round: highest confirmation round it answered. sent_commit: commit index it was
-    told. paused: a probe is under way. poke: send an empty append to find out whether appends were lost.
+    told. lost_match: what it acknowledged and then seemed not to have. paused: a probe is under way. poke: send an
+    empty append to find out whether appends were lost.
     """
 
     __slots__ = (
@@ -33,6 +34,7 @@ class Progress:
         "contact",
         "inflight_bytes",
         "is_learner",
+        "lost_match",
         "match",
         "match_round",
         "next",
@@ -47,6 +49,7 @@ class Progress:
 
     def __init__(self, next_index: int, now: float, *, is_learner: bool) -> None:
         self.match = 0
+        self.lost_match = 0
         self.match_round = 0
         self.next = next_index
         self.state = ProgressState.PROBE
@@ -119,6 +122,7 @@ class Progress:
             # A late answer, unless it belongs to a later round than the match: then the member lost its disk.
             if round_id <= self.match_round or retry_from >= self.match:
                 return False
+            self.lost_match = max(self.lost_match, self.match)
             self.match = 0
         elif self.state is ProgressState.PROBE and index != self.next - 1:
             return False

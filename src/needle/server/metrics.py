@@ -205,6 +205,12 @@ class _NodeState(Collector):
                 ("needle_shard_followers", "Followers and learners the leader heard from lately; on the leader."),
             )
         }
+        lost = GaugeMetricFamily(
+            "needle_replica_lost", "1 where the replica lost state that others count on.", labels=["shard"]
+        )
+        refused = GaugeMetricFamily("needle_peer_refused", "1 for nodes that are not heard.", labels=["node"])
+        for node in self._node.host.lives.refused():
+            refused.add_metric([node], 1)
         changes = CounterMetricFamily("raft_leader_changes", "Changes of leader seen since start.", labels=["shard"])
         leader = GaugeMetricFamily("needle_shard_leader", "1 on the node that leads.", labels=["shard", "node"])
         lag = GaugeMetricFamily("raft_replication_lag", "Entries a replica lacks.", labels=["shard", "follower"])
@@ -221,6 +227,7 @@ class _NodeState(Collector):
             gauges["raft_apply_index"].add_metric([shard], status.last_applied)
             gauges["raft_lease_seconds"].add_metric([shard], status.lease_remaining)
             changes.add_metric([shard], status.leader_changes)
+            lost.add_metric([shard], int(bool(status.lost)))
             leads = status.state == "Leader"
             leader.add_metric([shard, status.node_id], int(leads))
             if leads:
@@ -231,7 +238,7 @@ class _NodeState(Collector):
                 seconds.add_metric([shard, peer.id], peer.lag_ms / 1000)
                 millis.add_metric([shard, peer.id], peer.lag_ms)
         yield from gauges.values()
-        yield from (changes, leader, lag, seconds, millis)
+        yield from (changes, leader, lag, seconds, millis, lost, refused)
 
     def _replicas(self) -> Iterator[Metric]:
         documents = GaugeMetricFamily("needle_documents", "Documents held.", labels=["shard", "collection"])

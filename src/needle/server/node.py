@@ -127,7 +127,13 @@ class Node:
         config, ports = self.config, self.ports
         store = ports.open_store(data_dir.log_directory(config.data_dir))
         try:
-            return LogStore(store, node_id=config.node_id, cluster_id=config.cluster_id, failpoint=ports.failpoint)
+            return LogStore(
+                store,
+                node_id=config.node_id,
+                cluster_id=config.cluster_id,
+                draw=lambda: ports.rng.getrandbits(63),
+                failpoint=ports.failpoint,
+            )
         except BaseException:
             store.close()
             raise
@@ -225,6 +231,8 @@ class Node:
         if self.host.maintenance:
             return "in maintenance"
         for group, hosted in self.groups.items():
+            if lost := self.host.lost_replica(group):
+                return f"group {group} does not go on: {lost}"
             if self.host.leader(group) is None:
                 return f"{group_name(group)} has no leader"
             if not hosted.caught_up:

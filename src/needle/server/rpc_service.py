@@ -52,8 +52,8 @@ from needle.base.protocol import (
     StepDownCall,
     WriteCall,
 )
+from needle.multiraft.engine import CALL_METHODS
 from needle.multiraft.host import Host
-from needle.multiraft.snapshot_receiver import CHUNK_METHOD
 from needle.rpc.promise import Promise
 from needle.server.disk_space import DiskSpace
 from needle.server.hosted import (
@@ -152,7 +152,7 @@ class RpcService:
         """One call of a client or a node."""
         if method == SEGMENT_PUBLISH and not peer.node_id:
             raise InvalidArgument("segments are published by nodes only", field="method")
-        if method == CHUNK_METHOD:
+        if method in CALL_METHODS:
             return self._host.on_call(peer.node_id, method, bytes(body))
         found = self._methods.get(method)
         if found is None:
@@ -233,6 +233,7 @@ class RpcService:
             read = host.read_index if fresh.mode is ReadMode.STRONG else host.read_leased
             await read(group, timeout)
         else:
+            host.check_serves(group)
             hosted.check_used()
             if host.maintenance:
                 raise InMaintenance(f"node {self._node.node_id} is in maintenance and serves no eventual reads")

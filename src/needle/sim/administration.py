@@ -73,6 +73,7 @@ class Operator:
             elif what == "replace":
                 await self._replace(client, name, rest)
             else:
+                self._give_up_lost()
                 await client.change_membership(self.members, addresses=self._book(), timeout=ADMIN_SECONDS)
         except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError) as error:
             trace.note(f"{what} of {name}: {error.code}")
@@ -82,7 +83,15 @@ class Operator:
     def _may_shrink(self, rest: list[str]) -> bool:
         """Nobody in their senses takes a voter from a group that lacks one already: what remains could be stuck."""
         retired, rotten = self._fleet.retired, self._fleet.observer.rotten
-        return self.all_are_voters() and not retired.intersection(rest) and keeps_quorum(rest, rotten)
+        lost = self._fleet.forgetful.intersection(self.members)
+        return self.all_are_voters() and not lost and not retired.intersection(rest) and keeps_quorum(rest, rotten)
+
+    def _give_up_lost(self) -> None:
+        """A node with other disks than before cannot be added again under its name."""
+        name = self.leader()
+        conf = self._fleet.nodes[name].groups()[DATA_GROUP].raft.conf if name else None
+        if conf is not None:
+            self.members = [m for m in self.members if m in conf.voters or m not in self._fleet.forgetful]
 
     def all_are_voters(self) -> bool:
         """Whether the group's configuration is what it should be."""

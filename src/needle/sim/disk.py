@@ -193,7 +193,11 @@ class LogDisk:
 
     def wipe(self) -> None:
         """Replace the disk by an empty one."""
-        self._live, self._durable = Image(), Image()
+        self.replace(Image())
+
+    def replace(self, image: Image) -> None:
+        """Replace the disk by one that holds this."""
+        self._live, self._durable = Image(image.values), image
         self._unsynced.clear()
         self._begun = []
         self.files = FileSystem(random.Random(self._rng.getrandbits(64)))

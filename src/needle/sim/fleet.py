@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from needle.base.errors import CorruptLog, NeedleError
 from needle.base.ids import GroupId
+from needle.multiraft.log_records import IDENTITY_KEY, PEER_PREFIX, Identity, Life, decode_record
 from needle.sim.event_loop import SimLoop
 from needle.sim.machines import SimMachine
 from needle.sim.network import SimNetwork
@@ -22,6 +24,7 @@ from needle.sim.trace import Trace
 from needle.sim.violation import Violation
 
 RESTART_SECONDS = 1.0
+LOST_SECONDS = 3.0
 Unhandled = Callable[[Process | None, BaseException | None, str], None]
 
 
@@ -56,6 +59,8 @@ class Fleet:
         self.machines: dict[str, SimMachine] = {}
         self.nodes: dict[str, RunningNode] = {}
         self.retired: set[str] = set()
+        self.forgetful: set[str] = set()
+        """Machines whose disks were replaced by empty or older ones."""
         self.observer = Observer(self.machines, trace, self.replicas)
         self.make: Callable[[SimMachine, Process], RunningNode]
         self.unhandled: Unhandled
@@ -159,6 +164,36 @@ class Fleet:
     def rotted(self, name: str) -> None:
         """Bits of the node's log are damaged from now on: it need not hold what it once did."""
         self.observer.rotten.add(name)
+
+    def is_remembered(self, name: str) -> bool:
+        """Whether every other running node that shares a group with this one knows its present life durably."""
+        mine, disk = self.nodes.get(name), self.machines[name].log_disk
+        identity = decode_record(IDENTITY_KEY, disk.durable.values.get(IDENTITY_KEY, b""), Identity)
+        if mine is None or identity is None:
+            return False
+        key = PEER_PREFIX + name.encode()
+        for other, machine in self.machines.items():
+            if other == name or other in self.retired or not machine.log_disk.durable.values:
+                continue
+            if decode_record(key, machine.log_disk.durable.values.get(key, b""), Life) != identity.life:
+                return False
+        return True
+
+    def forget(self, name: str) -> None:
+        """Replace the disks of a machine that is down by what was set aside, or by empty ones."""
+        self.forgetful.add(name)
+        self.rotted(name)
+        self.machines[name].put_back()
+        self.observer.replaced.add(name)
+        self.observer.monotone.replaced(name)
+
+    def noticed(self, name: str) -> None:
+        """The node says that it is lost: it stays up for a while, then an operator stops it for good."""
+        if name in self.forgetful and name not in self.retired:
+            self.retired.add(name)
+            self._trace.tell(f"{name} says that it lost what others count on")
+            stop = partial(self.crash, name, power_cut=False, why="lost for good")
+            self._loop.call_in(self._loop.root, LOST_SECONDS, stop)
 
     # --- failpoints ---------------------------------------------------------------------------------------------------
     def arm(self, name: str, failpoint: str, hits: int, *, power_cut: bool) -> None:

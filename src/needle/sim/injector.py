@@ -224,6 +224,27 @@ class Injector:
         self._trace.tell(f"{name}: {bit or 'no bit'} of the log is flipped")
         await self._hold(fault.seconds, lambda: self._fleet.start(name))
 
+    async def _replace_disks(self, fault: Fault, name: str) -> None:
+        """The machine comes back with empty disks, or with an older copy of them. Only where others have heard of its
+        last life: a rollback that nobody can know of cannot be noticed."""
+        fleet = self._fleet
+        if fault.kind == "rollback" and self._may_replace(name):
+            fleet.crash(name, power_cut=False, why="copied")
+            fleet.machines[name].keep()
+            fleet.start(name)
+            await asyncio.sleep(fault.seconds + 4.0)
+        if not self._may_replace(name) or not fleet.is_remembered(name):
+            return
+        self._rotten.add(name)
+        fleet.crash(name, power_cut=fault.amount < 0.5, why=fault.kind)
+        fleet.forget(name)
+        self._trace.tell(f"{name}: its disks are {'an older copy' if fault.kind == 'rollback' else 'empty'}")
+        await self._hold(min(fault.seconds, 3.0), lambda: fleet.start(name))
+
+    def _may_replace(self, name: str) -> bool:
+        up = self._fleet.machines[name].process is not None
+        return up and not self._rotten and not self._fleet.retired and self._controls.may_lose(name)
+
     async def _rot_segment(self, fault: Fault, name: str) -> None:
         """One bit of an index file rots while the machine is down. No promise depends on such a file."""
         self._fleet.crash(name, power_cut=False, why=fault.kind)
@@ -319,6 +340,8 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "disk-full": Injector._disk_error,
     "rot": Injector._rot,
     "rot-segment": Injector._rot_segment,
+    "wipe": Injector._replace_disks,
+    "rollback": Injector._replace_disks,
     "clock-rate": Injector._clock_rate,
     "wall-jump": Injector._wall_jump,
     "weather": Injector._weather,

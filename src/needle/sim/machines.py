@@ -17,7 +17,7 @@ from needle.base.errors import DiskFailed
 from needle.multiraft.files import Files
 from needle.shard.disk import ReplicaDisk
 from needle.shard.segment_files import FILE_NAME
-from needle.sim.disk import DiskDevice, LogDisk
+from needle.sim.disk import DiskDevice, Image, LogDisk
 from needle.sim.event_loop import SimLoop
 from needle.sim.machine import SimClock, stream
 from needle.sim.process import Process
@@ -44,6 +44,7 @@ class SimMachine:
         self.unsynced = Unsynced(self.data_dir, stream(seed, "unsynced", name))
         self.clock = self._new_clock()
         self.incarnation = 0
+        self._kept: tuple[str, Image] | None = None
         self.process: Process | None = None
         self.wanted_up = True
         self.counts: Counter[str] = Counter()
@@ -101,6 +102,22 @@ class SimMachine:
         self._copies += 1
         target = os.path.join(self._root, str(self._copies))
         os.makedirs(target)
+        self._point_to(target)
+
+    def keep(self) -> None:
+        """Set a copy of the disks aside. No process may run."""
+        self._kept = os.path.join(self._root, f"kept-{self._copies}"), Image(self.log_disk.durable.values)
+        shutil.copytree(os.path.realpath(self.data_dir), self._kept[0])
+
+    def put_back(self) -> None:
+        """Replace the disks by the copy, or by empty ones if none was kept. No process may run."""
+        if self._kept is None:
+            self.wipe()
+            return
+        self._copies += 1
+        target = os.path.join(self._root, str(self._copies))
+        shutil.copytree(self._kept[0], target)
+        self.log_disk.replace(Image(self._kept[1].values))
         self._point_to(target)
 
     def _point_to(self, target: str) -> None:

@@ -16,7 +16,11 @@ from needle.base.ids import GroupId
 from needle.multiraft.codec import decode_frame
 from needle.multiraft.log_records import (
     HARD,
+    IDENTITY_KEY,
+    PEER_PREFIX,
     START,
+    Identity,
+    Life,
     StartRecord,
     decode_record,
     entries_end,
@@ -30,6 +34,7 @@ from needle.sim.checkers import durability, log_matching, matches
 from needle.sim.checkers.committed import Committed, CommittedEntry
 from needle.sim.checkers.digests import Digests
 from needle.sim.checkers.elections import Elections
+from needle.sim.checkers.lives import SpokenLives
 from needle.sim.checkers.monotone import Monotone, Position
 from needle.sim.disk import Image, LogDisk
 from needle.sim.machines import SimMachine
@@ -102,6 +107,9 @@ class Observer:
         self.snapshots_installed = 0
         self.compactions = 0
         self.rotten: set[str] = set()
+        self.replaced: set[str] = set()
+        """Nodes whose disks were replaced by empty or older ones."""
+        self.lives = SpokenLives()
         self.acks = 0
         self.broken: Violation | None = None
 
@@ -198,17 +206,27 @@ class Observer:
     def sent(self, name: str, body: bytes) -> None:
         """A frame of Raft messages leaves a node. Raises Violation."""
         disk = self._machines[name].log_disk
-        for group, message in decode_frame(body):
+        for group, message in decode_frame(body).messages:
             if message.reject:
                 continue
             if message.type == _APPEND_RESP:
                 self.acks += 1
                 durability.append_ack(group, name, message.index, DurableLog(disk, group).last())
+                self._said(name, message.to)
             elif message.type in (_VOTE, _VOTE_RESP):
                 vote = name if message.type == _VOTE else message.to
                 state = DurableLog(disk, group).hard_state()
                 durability.vote_granted(group, name, message.term, vote, (state.term, state.vote))
                 self.elections.voted(group, name, message.term, vote)
+                self._said(name, message.to)
+
+    def _said(self, name: str, to: str) -> None:
+        if name not in self.replaced:
+            return
+        key, values = PEER_PREFIX + name.encode(), self._machines[to].log_disk.durable.values
+        own = self._machines[name].log_disk.durable.values.get(IDENTITY_KEY, b"")
+        remembered = decode_record(key, values.get(key, b""), Life)
+        self.lives.said(self._trace.now(), name, to, decode_record(IDENTITY_KEY, own, Identity), remembered)
 
     def watched_read(self, name: str, read: Read) -> Read:
         """`read_leased` of a host, with a check: the index it confirms covers whatever any replica had applied when it

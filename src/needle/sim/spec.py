@@ -78,6 +78,11 @@ MORE_SHARD_KINDS = {
 seeds stay what they were; `plain` runs do without them."""
 MORE_SHARE, MORE_SHARD_SHARE = 0.08, 0.25
 MORE_FROM = 1000
+DIRECTORY_KINDS = {"wipe": 1, "rollback": 1}
+"""A machine that comes back with empty disks, or an older copy: at most one a run, in a share of the runs of a single
+group, under a number of its own."""
+DIRECTORY_SHARE = 0.3
+DIRECTORY_NUMBER = 2000
 
 REPLICA_FAILPOINTS = (
     "apply-before-commit",
@@ -138,6 +143,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             more, share = (MORE_SHARD_KINDS, MORE_SHARD_SHARE) if self.sharded else (MORE_KINDS, MORE_SHARE)
             numbers = range(MORE_FROM, MORE_FROM + math.ceil(self.seconds * rate * share))
             made += [_draw(self.seed, number, self.seconds, more) for number in numbers]
+            if not self.sharded and stream(self.seed, "directories").random() < DIRECTORY_SHARE:
+                made.append(_draw(self.seed, DIRECTORY_NUMBER, self.seconds, DIRECTORY_KINDS))
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 

@@ -127,6 +127,8 @@ class Stage:
         if node is not None and process.alive and node.process is process:
             for group, replica in node.groups().items():
                 self.observer.look(process.name, process.incarnation, group, replica)
+                if replica.raft._s.retired:
+                    self.fleet.noticed(process.name)
         self._violation = self._violation or self.broken() or self.observer.broken
         if self._violation is not None:
             raise Violation("run ends", str(self._violation))

@@ -10,7 +10,7 @@ class Trace:
     """Every noted event enters the hash; `story` events are kept, all others only when `keep_all`."""
 
     def __init__(self, now: Callable[[], float], *, keep_all: bool = False) -> None:
-        self._now = now
+        self.now = now
         self._hash = hashlib.blake2b(digest_size=16)
         self._keep_all = keep_all
         self.lines: list[str] = []
@@ -26,7 +26,7 @@ class Trace:
         self.story.append(self._add(text))
 
     def _add(self, text: str) -> str:
-        line = f"{self._now():11.6f} {text}"
+        line = f"{self.now():11.6f} {text}"
         self.events += 1
         self._hash.update(line.encode())
         if self._keep_all:

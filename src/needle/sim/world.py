@@ -125,6 +125,7 @@ class World:
         """Heal a random majority only: it alone must serve again."""
         self.stage.network.heal()
         await self.stage.until("all nodes to be voters again", LIVENESS_SECONDS, self._all_vote)
+        await self.stage.until("other disks than before to be noticed", LIVENESS_SECONDS, self._all_noticed)
         good = [name for name in self.operator.members if name not in self.fleet.retired]
         rng = stream(self.spec.seed, "recover")
         alive = majority(rng, self.operator.members) if good == self.operator.members else good
@@ -142,6 +143,11 @@ class World:
         for name in rest:
             self.fleet.release(name)
         self.stage.trace.tell("every node is back")
+
+    async def _all_noticed(self) -> bool:
+        for name in self.fleet.forgetful:
+            self.fleet.start(name)
+        return self.fleet.forgetful <= self.fleet.retired
 
     async def _all_vote(self) -> bool:
         if self.operator.all_are_voters():

@@ -40,6 +40,10 @@ class Monotone:
             raise Violation(NAME, f"{node} group {group} forgot term {self._floors[(group, node)]}: now {now.term}")
         self._seen[(group, node, incarnation)] = now
 
+    def replaced(self, node: str) -> None:
+        """The node has other disks than before: what they held last binds it no more."""
+        self._floors = {key: term for key, term in self._floors.items() if key[1] != node}
+
     def booted(self, group: int, node: str, durable_term: int) -> None:
         """The node starts on a disk that holds `durable_term`."""
         self._floors[(group, node)] = durable_term

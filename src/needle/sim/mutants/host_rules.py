@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from needle.sim.mutants.planting import Edit, Mutant
 
+_LOST = "tests/multiraft/test_lost_directories.py::"
 _HOST = "tests/multiraft/test_host.py::"
 _LOG = "tests/multiraft/test_log_store.py::"
 _REPAIR = "tests/multiraft/test_repair.py::"
@@ -180,6 +181,25 @@ MUTANTS = (
         breaks="one flipped bit in the framing of the log, or in a vote, keeps the node from starting",
         edits=(Edit("multiraft.wal_correct:_find", "        if found:", "        if found and not data:"),),
         tests=("tests/multiraft/test_wal_store.py::test_every_flipped_bit_is_put_right",),
+    ),
+    Mutant(
+        name="directories-are-not-remembered",
+        breaks="a node whose directory was emptied or rolled back is accepted: acknowledged writes are lost",
+        edits=(
+            Edit("multiraft.lives:Lives._judge", "if remembered is not None and not answer.knows:", "if False:"),
+            Edit("multiraft.lives:Lives._judge_own", "if mine is None:", "if True:"),
+            Edit("multiraft.lives:Lives.answer", "self.missing(call.told) if knows else", ""),
+        ),
+        sim=True,
+        tests=(_LOST + "test_an_emptied_or_older_directory_neither_acknowledges_nor_votes",),
+        minutes=1.0,
+        nodes=3,
+    ),
+    Mutant(
+        name="contradictions-are-not-looked-into",
+        breaks="a replica whose committed entries another leader contradicts goes on: replicas differ for ever",
+        edits=(Edit("multiraft.doubts:own_loss", "index, own = doubt.index,", "return ''; index, own = doubt.index,"),),
+        tests=(_LOST + "test_a_leader_that_lacks_what_is_committed_elsewhere_stops_and_so_does_who_holds_it",),
     ),
     Mutant(
         name="votes-while-repairing",

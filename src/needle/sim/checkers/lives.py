@@ -1,0 +1,34 @@
+"""Who speaks is who is remembered: a node whose directory was replaced gives no vote and no acknowledgement to one that
+durably remembers a life of it which its directory does not know. Some time passes until both have heard of it."""
+
+from __future__ import annotations
+
+from needle.multiraft.log_records import Identity, Life
+from needle.sim.violation import Violation
+
+NAME = "no silent acceptance"
+NOTICED_SECONDS = 5.0
+
+
+class SpokenLives:
+    """Fed with what nodes with another directory than before say to others."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], float] = {}
+
+    def said(self, now: float, node: str, to: str, identity: Identity | None, remembered: Life | None) -> None:
+        """`node` votes for `to`, or acknowledges to it. identity: what its disk says that it is. remembered: what the
+        other's disk says of it. Raises Violation."""
+        if remembered is None or identity is None or _has_lived(identity, remembered):
+            self._since.pop((node, to), None)
+            return
+        since = self._since.setdefault((node, to), now)
+        if now - since > NOTICED_SECONDS:
+            raise Violation(
+                NAME,
+                f"{node} still promises things to {to}, which remembers start {remembered.start} of another directory",
+            )
+
+
+def _has_lived(identity: Identity, life: Life) -> bool:
+    return identity.incarnation == life.incarnation and (life.start, life.nonce) in identity.starts

@@ -1,0 +1,79 @@
+"""Real processes whose directory was emptied or rolled back, and real connections of strangers.
+
+docs/troubleshooting.md, "A replica does not go on".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.marked_documents import CALM, fill, follower_of, vector
+from harness.process_cluster import ProcessCluster, wait_for
+from needle.multiraft.codec import encode_frame
+from needle.raft.messages import Message, MessageType
+from needle.rpc.codec import Hello, encode
+from needle.rpc.frame import HELLO, ONEWAY
+from needle.rpc.frame import encode_frame as rpc_frame
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["emptied", "older copy"])
+async def test_a_directory_that_forgot_is_not_accepted_and_everybody_says_so(tmp_path: Path, older: bool) -> None:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
+        await client.insert("first", vector(0))
+        name = await follower_of(cluster)
+        node, copy = cluster.nodes[name], tmp_path / "copy"
+        if older:
+            cluster.terminate(name)
+            shutil.copytree(node.data_dir, copy)
+            cluster.restart(name)
+            await cluster.ready(name)
+        await fill(client)
+        cluster.kill(name)
+        shutil.rmtree(node.data_dir)
+        if older:
+            shutil.copytree(copy, node.data_dir)
+        cluster.restart(name)
+        await wait_for(lambda: f"node {name} does not go on" in node.output(), 30, "the node noticing it")
+
+        async def unready() -> bool:
+            code, text = await cluster.http(name, "/readyz")
+            return code == 503 and "does not go on" in text
+
+        await wait_for(unready, 30, "the node saying so")
+        assert (await cluster.http(name, "/metrics"))[1].count('needle_replica_lost{shard="0"} 1.0') == 1
+        await client.insert("goes on", vector(1))
+        leader = await cluster.leader()
+        said = cluster.nodes[leader].output
+        await wait_for(lambda: f"node {name} is refused" in said(), 30, "the leader saying so")
+
+
+async def test_frames_of_a_stranger_change_nothing(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
+        await client.insert("before", vector(0))
+        leader = await cluster.leader()
+        term = (await client.status()).current_term
+        other = await follower_of(cluster)
+        for kind, said in (
+            (MessageType.APPEND_RESP, 2**62),
+            (MessageType.HEARTBEAT, term),
+            (MessageType.APPEND_RESP, 2**64 - 1),
+        ):
+            for name, node in cluster.nodes.items():
+                host, port = node.address.rsplit(":", 1)
+                reader, writer = await asyncio.open_connection(host, int(port))
+                frm = other if name != other else leader
+                hello = Hello(version=1, cluster_id="needle", node_id=frm, incarnation=1)
+                writer.write(rpc_frame(HELLO, 0, [encode(hello)]))
+                await reader.read(100)
+                body = encode_frame(1, 0, [(1, Message(kind, to=name, frm=frm, term=said))])
+                writer.write(rpc_frame(ONEWAY, 0, [body]))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        await client.insert("after", vector(1))
+        assert (await client.status()).current_term == term
+        assert all(node.running() for node in cluster.nodes.values())
