@@ -17,7 +17,7 @@ from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.ports import SnapshotFile
 from needle.raft.messages import ConfState, Message, MessageType, SnapshotMeta
 
-TINY = replace(FAST, snapshot_threshold=8, snapshot_chunk_bytes=64)
+TINY = replace(FAST, election_timeout=0.6, snapshot_threshold=8, snapshot_chunk_bytes=64)
 
 
 async def _left_behind(cluster: Cluster) -> tuple[Node, dict[str, int]]:
