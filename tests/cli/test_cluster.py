@@ -1,5 +1,6 @@
 """Looking after nodes through the commands, against real processes: every condition is caused, seen and cleared."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from needle import connect
 from needle.cli.demo.supervisor import LocalCluster
 from needle.server.free_ports import free_ports
 
@@ -127,6 +129,12 @@ def test_a_node_joins_and_leaves(needle, tmp_path: Path) -> None:
         fourth.stop_all()
     assert needle.json("members") == {"voters": ["node-1", "node-2", "node-3"], "learners": []}
     needle.until(lambda: needle.conditions() == [])
+
+    async def digests() -> list[str]:  # the nodes still know the address of the one that left
+        async with connect(list(needle.cluster.addresses.values())) as client:
+            return sorted(await client.digests())
+
+    assert asyncio.run(digests()) == ["node-1", "node-2", "node-3"]
     needle.run("members", "remove", "node-4", expect=1)
     assert "node-4 is not a member" in needle.notes
 

@@ -79,12 +79,12 @@ class AdminCalls:
         return protocol.decode(answer, RaftStatus)
 
     async def digests(self, *, timeout: float = TIMEOUT) -> dict[NodeId, DigestAnswer]:
-        """A digest of every node's documents, with the log index it stands for; equal indexes mean equal digests.
-        Raises if a node does not answer."""
-        await self.probe()
+        """A digest of every member's documents, with the log index it stands for; equal indexes mean equal digests.
+        Raises if a member does not answer; nodes that were removed, whose addresses are still known, are not asked."""
+        status = await self.status(timeout=timeout)
         body = protocol.encode(GroupCall(shard_group(0), timeout))
         seconds = values.check_timeout(timeout)
-        nodes = self.nodes()
+        nodes = {node: await self._where(node) for node in sorted([*status.voters, *status.learners])}
         answers = await asyncio.gather(
             *(self._caller.call(address, protocol.DIGEST, body, seconds) for address in nodes.values())
         )
