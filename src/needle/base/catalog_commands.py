@@ -1,7 +1,8 @@
 """The replicated commands of the catalog (group 0): what an entry of its log means. Versioned like the shards'.
 
-Each is safe to repeat: applied a second time it answers as the first time and changes nothing. What had to be decided
-(placement, ring) is decided by the proposer and carried whole, so that nodes of different releases apply it alike.
+A command carries an identity, by which the catalog executes it once however often it is sent (cluster.executed). What
+had to be decided (placement, ring) is decided by the proposer and carried whole, so that nodes of different releases
+apply it alike.
 """
 
 from __future__ import annotations
@@ -15,6 +16,16 @@ from needle.base.routing.shard_map import KeyRange, ShardMap
 from needle.base.routing.topology import ClusterSettings, MoveState, NodeInfo
 
 FORMAT = b"\x01"
+"""Of a command without identity, as earlier releases wrote them: one that is repeated may be executed again."""
+IDENTIFIED = b"\x02"
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """nonce: drawn once a command, 63 random bits. since: the version of the topology that the sender knew before it
+    sent the command for the first time."""
+
+    nonce: int
+    since: int
 
 
 class CreateCluster(msgspec.Struct, frozen=True, tag="cluster", array_like=True):
@@ -49,7 +60,7 @@ class SetReplicas(msgspec.Struct, frozen=True, tag="replicas", array_like=True):
 
 
 class CreateCollection(msgspec.Struct, frozen=True, tag="create", array_like=True):
-    """nonce: random, so that a repeated call is recognised."""
+    """nonce: random; tells a call repeated without an identity, as long as its collection is there."""
 
     spec: CollectionSpec
     if_absent: bool
@@ -103,20 +114,31 @@ CatalogCommand = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(CatalogCommand)
+_plain = msgspec.msgpack.Decoder(CatalogCommand)
+_identified = msgspec.msgpack.Decoder(tuple[Identity, CatalogCommand])
 
 
-def encode(command: CatalogCommand) -> bytes:
+def encode(command: CatalogCommand, identity: Identity | None = None) -> bytes:
     """The bytes that go into the log."""
-    return FORMAT + _encoder.encode(command)
+    if identity is None:
+        return FORMAT + _encoder.encode(command)
+    return IDENTIFIED + _encoder.encode((identity, command))
 
 
 def decode(data: bytes | memoryview) -> CatalogCommand:
     """The command in a log entry's data. Raises UnsupportedFormat for an unknown version or shape."""
-    if bytes(data[:1]) != FORMAT:
-        raise UnsupportedFormat(f"catalog command of format {bytes(data[:1]).hex() or 'none'}; this release reads 01")
+    return decode_identified(data)[0]
+
+
+def decode_identified(data: bytes | memoryview) -> tuple[CatalogCommand, Identity | None]:
+    """The command in a log entry's data and its identity, None if it has none. Raises as `decode`."""
+    form, body = bytes(data[:1]), memoryview(data)[1:]
+    if form not in (FORMAT, IDENTIFIED):
+        raise UnsupportedFormat(f"catalog command of format {form.hex() or 'none'}; this release reads 01 and 02")
     try:
-        command: CatalogCommand = _decoder.decode(memoryview(data)[1:])
+        if form == FORMAT:
+            return _plain.decode(body), None
+        identity, command = _identified.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UnsupportedFormat(f"catalog command does not decode: {error}") from None
-    return command
+    return command, identity

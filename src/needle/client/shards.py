@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from needle.base import protocol
-from needle.base.catalog_commands import CatalogCommand, encode
+from needle.base.catalog_commands import CatalogCommand, Identity, encode
 from needle.base.cluster_protocol import (
     CATALOG,
     SHARD_LEADER,
@@ -32,6 +32,7 @@ from needle.base.errors import (
     NoQuorum,
     OutcomeUnknown,
     ProtocolError,
+    SessionExpired,
     StaleEpoch,
     UnknownMethod,
 )
@@ -249,10 +250,10 @@ class ClusterShards:
         return self.topology()
 
     async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
-        """Execute a command of the catalog through any node, until one answers: commands may be repeated."""
+        """Execute a command of the catalog, once, through any node: it is sent until one answers."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        data, last, sent = encode(command), "", False
+        data, last, sent = self._identified(command), "", False
         while True:
             for address in self._in_turn():
                 left = deadline - loop.time()
@@ -265,6 +266,12 @@ class ClusterShards:
                     answer = await self._caller.call(
                         address, CATALOG, protocol.encode(CatalogCall(data, seconds)), seconds
                     )
+                except SessionExpired as error:
+                    if sent:
+                        raise OutcomeUnknown(f"the command was sent before, no answer came, and now {error}") from error
+                    await self.refresh(int(error.details.get("version") or 0), max(0.001, deadline - loop.time()))
+                    data, last = self._identified(command), f"; last error: {error.message}"
+                    continue
                 except NeedleError as error:
                     if not error.retryable and not isinstance(error, OutcomeUnknown):
                         raise  # judged by the catalog's log, which knows a command that is repeated
@@ -275,6 +282,10 @@ class ClusterShards:
                 await self.refresh(result.version, max(0.001, deadline - loop.time()))
                 return result
             await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
+
+    def _identified(self, command: CatalogCommand) -> bytes:
+        """With an identity of its own, by which the catalog executes it once."""
+        return encode(command, Identity(self._rng.getrandbits(63), self.topology().version))
 
     async def sync(self, shard: int, version: int, timeout: float) -> None:
         """Have the shard's leader apply the catalog's collections as of `version`."""

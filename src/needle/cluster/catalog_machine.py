@@ -18,11 +18,10 @@ from typing import Any, Final, Protocol
 import msgspec
 import xxhash
 
-from needle.base import catalog_commands
 from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError, UnsupportedFormat
 from needle.base.routing.topology import Topology
 from needle.base.sqlite_uri import sqlite_uri
-from needle.cluster.catalog import execute
+from needle.cluster.executed import Executed, execute_once
 
 FILE_NAME: Final = "catalog.db"
 IMAGE_NAME: Final = "catalog.image"
@@ -58,6 +57,7 @@ class _State(msgspec.Struct, frozen=True):
     term: int = 0
     conf: bytes = b""
     format: int = FORMAT_VERSION
+    executed: Executed = Executed()
 
 
 class CatalogMachine:
@@ -88,8 +88,9 @@ class CatalogMachine:
         return self._state.topology
 
     def digest(self) -> str:
-        """Equal at equal applied indexes on every replica: 32 hex digits over the topology."""
-        return xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode(self._state.topology))
+        """Equal at equal applied indexes on every replica: 32 hex digits over the topology and what was executed."""
+        state = self._state
+        return xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode((state.topology, state.executed)))
 
     # --- the log -----------------------------------------------------------------------------------------------------
     def applied_index(self) -> int:
@@ -107,16 +108,18 @@ class CatalogMachine:
         None for an entry without a command or applied before."""
         with self._exclusive():
             topology, index, term, conf = msgspec.structs.astuple(self._state)[:4]
+            executed = self._state.executed
             results: list[Any] = []
             for entry in entries:
                 result: Any = None
                 if entry.index > index:
                     if entry.data:
-                        topology, result = _execute(topology, entry)
+                        # A command that cannot be read stops the replica: skipping it would make replicas differ.
+                        topology, executed, result = execute_once(topology, executed, entry.index, entry.data)
                     index, term = entry.index, entry.term
                     conf = conf if entry.conf is None else entry.conf
                 results.append(result)
-            self._write(_State(topology, index, term, conf))
+            self._write(_State(topology, index, term, conf, executed=executed))
             return results
 
     def checkpoint(self) -> int:
@@ -168,11 +171,6 @@ class CatalogMachine:
             except StorageError as error:
                 self._broken = error  # what is on disk is not known any more: open it again
                 raise
-
-
-def _execute(topology: Topology, entry: Entry) -> tuple[Topology, Any]:
-    # A command that this release cannot read must stop the replica: skipping it would make replicas differ.
-    return execute(topology, entry.index, catalog_commands.decode(entry.data))
 
 
 def _decode(data: bytes, path: str) -> _State:

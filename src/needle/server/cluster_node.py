@@ -16,8 +16,7 @@ from typing import Any
 
 import msgspec
 
-from needle.base import catalog_commands, commands, protocol
-from needle.base.catalog_commands import CatalogCommand
+from needle.base import commands, protocol
 from needle.base.cluster_protocol import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError, Unavailable
@@ -285,9 +284,9 @@ class ClusterNode(Node):
         found = protocol.decode(data, TopologyAnswer).topology
         return found if found is not None else Topology()
 
-    async def execute(self, command: CatalogCommand, timeout: float) -> WriteResult:
-        """Propose to the catalog; this node leads it."""
-        result: WriteResult = await self.host.propose(CATALOG_GROUP, catalog_commands.encode(command), timeout)
+    async def execute(self, command: bytes, timeout: float) -> WriteResult:
+        """Propose an encoded command to the catalog; this node leads it."""
+        result: WriteResult = await self.host.propose(CATALOG_GROUP, command, timeout)
         if self.catalog is not None:
             await self.adopt(self.catalog.topology)
         return result

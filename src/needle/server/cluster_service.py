@@ -38,6 +38,8 @@ from needle.base.cluster_protocol import (
 from needle.base.config import RaftConfig
 from needle.base.errors import (
     CollectionNotFound,
+    ConnectionLost,
+    DeadlineExceeded,
     InvalidArgument,
     NeedleError,
     NotLeader,
@@ -78,7 +80,7 @@ class ServedClusterNode(ServedNode, Protocol):
 
     async def wait_topology(self, version: int, timeout: float) -> bool: ...
     async def confirmed(self, timeout: float) -> Topology: ...
-    async def execute(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
+    async def execute(self, command: bytes, timeout: float) -> WriteResult: ...
     async def reconcile(self, group: GroupId, timeout: float) -> None: ...
     async def found(self, call: FoundCall) -> None: ...
     def told(self) -> dict[NodeId, str]: ...
@@ -299,7 +301,7 @@ class ClusterService(RpcService):
         self._check_command(command)
         timeout, node = _timeout(call.timeout), self._cluster
         if node.catalog is not None and self._host.is_leader(CATALOG_GROUP):
-            return await node.execute(command, timeout)
+            return await node.execute(call.command, timeout)
         if call.hops >= HOPS_MAX:
             raise self._not_leader_of_catalog()
         body = protocol.encode(CatalogCall(call.command, timeout, call.hops + 1))
@@ -313,7 +315,8 @@ class ClusterService(RpcService):
             except NeedleError as error:
                 if not error.retryable:
                     raise
-                last = error
+                if not isinstance(last, ConnectionLost | DeadlineExceeded):
+                    last = error  # of a copy that may have got into the log the caller must hear, whatever others say
                 continue
             return answer
         raise last

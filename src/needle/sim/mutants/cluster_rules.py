@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from needle.sim.mutants.planting import Edit, Mutant
 
+_EXECUTED = "tests/cluster/test_executed.py::"
 _DROPS = "tests/cluster/test_dropped_collections.py::"
 _MOVING = "tests/shard/test_moving.py::"
 _WRITES = "tests/cluster/test_moving_writes.py::"
@@ -127,6 +128,18 @@ MUTANTS = (
         breaks="nodes of a cluster follow a catalog that was made anew and knows none of their documents",
         edits=(Edit("server.cluster_files:check_founding", "heard.founding != now.founding", "heard is now"),),
         tests=(_DROPS + "test_a_catalog_that_was_made_anew_is_not_followed",),
+    ),
+    Mutant(
+        name="catalog-commands-twice",
+        breaks="a copy of a catalog command that comes late is executed again: what was dropped since is back",
+        edits=(Edit("cluster.executed:execute_once", "if known is not None:", "if isinstance(known, NeedleError):"),),
+        tests=(_EXECUTED + "test_a_copy_that_comes_late_changes_nothing_and_is_answered_as_the_first",),
+    ),
+    Mutant(
+        name="forgotten-catalog-commands-executed",
+        breaks="a copy of a catalog command that comes very late, when its answer is forgotten, is executed again",
+        edits=(Edit("cluster.executed:execute_once", "identity.since < executed.floor", "identity.since < 0"),),
+        tests=(_EXECUTED + "test_what_may_be_forgotten_is_refused_and_the_table_is_bounded",),
     ),
     Mutant(
         name="imports-out-of-step",

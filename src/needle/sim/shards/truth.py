@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import msgspec
 
-from needle.base.catalog_commands import decode
+from needle.base.catalog_commands import decode_identified
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.move_commands import MoveCommand
 from needle.base.routing.shard_map import ShardMap, initial_map
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Topology
-from needle.cluster.catalog import execute
+from needle.cluster.executed import Executed, execute_once
 from needle.sim.checkers.replay import LogModel
 from needle.sim.shards.ownership import Ownerships
 from needle.sim.shards.profile import metadata_of
 from needle.sim.stage import Stage
+from needle.sim.violation import Violation
 from needle.sim.watch import Watch
 from needle.sim.workload import COLLECTION
 
@@ -31,6 +32,9 @@ class Truth:
         self._stage = stage
         self._watch = watch
         self.topologies: list[Topology] = [Topology()]
+        self._executed = Executed()
+        self._identities: dict[int, int] = {}
+        """At which index a command of that identity changed anything; never forgotten, unlike the catalog's own."""
         watch.on_catalog = self._catalog
         watch.on_document = self._document
         watch.on_move = self._step
@@ -103,8 +107,12 @@ class Truth:
         return msgspec.structs.replace(first, version=first.version - 1, map=old, collections=self.now.collections)
 
     def _catalog(self, index: int, data: bytes) -> None:
-        changed, _ = execute(self.now, index, decode(data))
+        changed, self._executed, _ = execute_once(self.now, self._executed, index, data)
         if changed is not self.now:
+            identity = decode_identified(data)[1]
+            if identity is not None and self._identities.setdefault(identity.nonce, index) != index:
+                first = self._identities[identity.nonce]
+                raise Violation("catalog commands are executed once", f"the one of {first} again at {index}")
             if self.now.map is None and changed.map is not None:
                 self.logs = Ownerships(changed.map, self._watch.model, self._stored)
             self.topologies.append(changed)
