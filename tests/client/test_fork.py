@@ -144,3 +144,25 @@ def test_a_call_whose_thread_is_gone_or_stuck_ends(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(thread, "_thread", threading.Thread())  # one that does not run
     with pytest.raises(OutcomeUnknown, match="thread has ended"):
         client.search(QUERY, 1, timeout=600)
+
+
+def test_a_time_out_of_what_the_caller_hands_in_ends_the_call() -> None:
+    client, _ = silent_client()
+
+    def rows() -> Any:
+        yield "a", QUERY
+        raise TimeoutError("the source of the documents does not answer")
+
+    ended: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            client.insert_batch(rows())
+        except TimeoutError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert ended and "does not answer" in str(ended[0])
+    client.close()

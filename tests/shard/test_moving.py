@@ -207,6 +207,43 @@ def test_what_died_while_it_was_copied_is_not_purged(shards: tuple[Shard, Shard]
     assert copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())[0] == []
 
 
+def test_what_is_replaced_behind_the_pages_and_then_deleted_is_deleted_there_too(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    source.done(prepare(9, False, ALL))
+    target.done(prepare(9, True, []))
+    cursor = source.copy(target, 9, -1, 0)
+    source.done(put(["m3", "m4"], [[9, 9, 9], [8, 8, 8]]))
+    deleted, known = copying.deleted(source.replica.view, "c", MOVED, cursor, BitMap())
+    assert deleted == []
+    source.done(Delete("c", ["m3", "m4"]))
+    floor = source.done(Freeze(9)).version
+    rows, reached, _ = copying.page(source.replica.view, "c", MOVED, cursor, 1000)
+    assert (rows, reached) == ([], cursor)
+    deleted, _ = copying.deleted(source.replica.view, "c", MOVED, cursor, known)
+    assert sorted(deleted) == ["m3", "m4"]
+    target.done(imported(9, 1, cursor, [], deleted))
+    source.done(Release(9))
+    target.done(Own(9, 2, floor))
+    assert sorted(target.there(MOVED)) == sorted(f"m{n}" for n in range(10) if n not in (3, 4))
+
+
+def test_what_a_document_of_another_range_replaces_is_deleted_there_too(tmp_path: Path) -> None:
+    strategy = ShardStrategy.custom("t")
+    source = Shard(tmp_path, "source")
+    keys = {t: routing_key(strategy, 2, "", {"t": t}) for t in range(8)}
+    middle = sorted(keys.values())[4]
+    goes, goes_too = (t for t, key in keys.items() if key in sorted(keys.values())[4:6])
+    stays = next(t for t, key in keys.items() if key < middle)
+    ranges: list[KeyRange] = [(middle, None)]
+    rows = [{"t": goes}, {"t": goes}, {"t": goes}]
+    source.done(CreateCollection(spec()), put(["x", "y", "z"], [[1, 1, 1], [2, 2, 2], [3, 3, 3]], rows))
+    source.done(PrepareMove(3, 3, False, ranges, ALL, strategy, 2))
+    source.done(put(["x", "y"], [[1, 1, 1], [2, 2, 2]], [{"t": stays}, {"t": goes_too}]))
+    deleted, known = copying.deleted(source.replica.view, "c", ranges, 2, BitMap())
+    assert deleted == ["x"]
+    assert copying.deleted(source.replica.view, "c", ranges, 4, known)[0] == []
+
+
 def test_a_page_of_another_driver_is_refused(shards: tuple[Shard, Shard]) -> None:
     source, target = shards
     source.done(prepare(9, False, ALL))

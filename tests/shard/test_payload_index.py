@@ -270,6 +270,25 @@ def test_what_does_not_fit_is_read_and_what_is_idle_makes_room(monkeypatch: pyte
     assert budget.used == 0 and not budget.waits
 
 
+def test_an_index_that_is_taken_back_while_it_is_made_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload_index, "PIECE_ROWS_MAX", 100)
+    store, index, budget = made(*({"k": n % 2} for n in range(1_000)))
+    index.prepare([(("k",), False)], 1_000)
+    assert index.work()
+    (field,) = index._fields.values()
+    assert 0 < field.state.end < 1_000
+    between = store.between
+
+    def taken_back(first: int, end: int) -> Rows:
+        budget.release(field)  # as another field's need for room does, in any thread
+        return between(first, end)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "between", taken_back)
+        assert index.work()
+    assert len(ask(index, Filter.eq("k", 1), 1_000)) == 500
+
+
 def test_replaced_documents_leave_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small collection that is updated for ever keeps a small index, and is asked all the while."""
     monkeypatch.setattr(payload_index, "BLOAT_ROWS", 500)

@@ -153,3 +153,18 @@ def test_a_replica_whose_state_is_gone_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "r" / "CURRENT").write_text("state-9")
     with pytest.raises(StorageError, match="delete"):
         open_replica(tmp_path / "r")
+
+
+def test_what_an_image_replaces_gives_its_memory_back(tmp_path: Path) -> None:
+    source, log = open_replica(tmp_path / "source"), Log()
+    source.apply(log.add(CreateCollection(spec())))
+    target, used = open_replica(tmp_path / "target"), []
+    asked = SearchRequest(collection="c", vector=floats([1, 1, 1]), k=9, filter=b'{"n": {"$gte": 0}}')
+    for n in range(3):
+        source.apply(log.add(put([f"d{n}"], [[1, 1, 1]], [{"n": n}])))
+        target.install_snapshot(str(exported(source, tmp_path / f"image{n}")))
+        assert len(target.search(asked).ids) == 1 + n
+        used.append(target.field_indexes.used)
+    assert max(used) < 1.5 * used[0]
+    target.close()
+    assert target.field_indexes.used == 0

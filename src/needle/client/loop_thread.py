@@ -61,13 +61,13 @@ class LoopThread:
         turned = threading.Event()
         missed = 0
         while True:
-            try:
-                return future.result(LOOK_SECONDS)
-            except concurrent.futures.CancelledError:
-                raise _no_outcome("the client was closed before the call ended") from None
-            except TimeoutError:
-                if future.done():
-                    continue  # just now, or this was its own error
+            # Not result(timeout): a call may end with a TimeoutError of its own, such as an iterator's that it reads.
+            concurrent.futures.wait((future,), LOOK_SECONDS)
+            if future.done():
+                try:
+                    return future.result()
+                except concurrent.futures.CancelledError:
+                    raise _no_outcome("the client was closed before the call ended") from None
             if not self._thread.is_alive() and not future.done():
                 raise _no_outcome("the client's thread has ended")
             missed = 0 if turned.is_set() else missed + 1

@@ -39,9 +39,9 @@ def page(
 def deleted(
     view: ReplicaView, collection: str, ranges: Sequence[KeyRange], upto: int, known: BitMap
 ) -> tuple[list[str], BitMap]:
-    """Ids of the ranges that were deleted, as far as ordinals up to `upto` tell that are not in `known`; and all dead
-    ordinals that were looked at. What was purged before the move is not among them; nothing is while it goes on
-    (Replica.checkpoint). Raises CollectionNotFound."""
+    """Ids of the ranges that were deleted, or replaced by documents of other ranges, as far as ordinals up to `upto`
+    tell that are not in `known`; and all dead ordinals that need not be looked at again. What was purged before the
+    move is not among them; nothing is while it goes on (Replica.checkpoint). Raises CollectionNotFound."""
     fence, held = view.fence, _collection(view, collection)
     dead = BitMap(view.store.graves(held.record.id, upto))
     fresh = list(dead - known)
@@ -49,9 +49,14 @@ def deleted(
         return [], dead | known
     member = fence.member(ranges)
     rows = view.store.by_ordinal(held.record.id, fresh, metadata=True, vectors=False)
-    names = [row.id for row in rows.values() if member(row.id, row.metadata)]
-    here = view.store.writer.find(held.record.id, names) if names else {}
-    return [name for name in dict.fromkeys(names) if name not in here], dead | known
+    names = {row.ordinal: row.id for row in rows.values() if member(row.id, row.metadata)}
+    here = view.store.writer.find(held.record.id, list(dict.fromkeys(names.values()))) if names else {}
+    if fence.custom and here:  # there an id does not tell the range
+        now = view.store.by_ordinal(held.record.id, [r.ordinal for r in here.values()], metadata=True, vectors=False)
+        here = {row.id: here[row.id] for row in now.values() if member(row.id, row.metadata)}
+    # Of these the newer document is not copied yet. Should it be deleted before it is, nothing but the older one tells.
+    again = [ordinal for ordinal, name in names.items() if name in here and here[name].ordinal > upto]
+    return [name for name in dict.fromkeys(names.values()) if name not in here], (dead | known) - BitMap(again)
 
 
 def _collection(view: ReplicaView, name: str) -> CollectionView:

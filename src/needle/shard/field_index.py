@@ -91,6 +91,8 @@ class FieldState(NamedTuple):
 
     def with_run(self, run: Run, merge_max: int) -> FieldState:
         """Followed by a run, and merged as far as no merge costs more than `merge_max`."""
+        if run.first != self.end:
+            raise Internal(f"a run that begins at ordinal {run.first} cannot follow one that ends at {self.end}")
         state = FieldState((*self.runs, run), run.end)
         while (pair := state.due()) is not None and pair[0].size + pair[1].size <= merge_max:
             state = state.with_merged(pair, merged(pair))

@@ -292,13 +292,15 @@ class PayloadIndex:
             lacking = [one for one in fields if not one.refused and one.state.end < end]
             if not lacking or self._closed:
                 return False
-            first = min(one.state.end for one in lacking)
-            behind = [one for one in lacking if one.state.end == first]
-            rows, upto = self._fetch(first, min([end, *(one.state.end for one in lacking if one not in behind)]))
+            # Each as it is now: the budget may take a field back at any moment, and a run must follow its own state.
+            states = {one: one.state for one in lacking}
+            first = min(state.end for state in states.values())
+            behind = [one for one in lacking if states[one].end == first]
+            rows, upto = self._fetch(first, min([end, *(states[one].end for one in lacking if one not in behind)]))
             documents = decode_rows(rows, frozenset(one.key[0][0] for one in behind))
             for one in behind:
                 run = run_of(one.key[0], first, upto, rows.ordinals, documents, instants=one.key[1])
-                self._hold(one, one.state.with_run(run, MERGE_MAX), one.fresh)
+                self._hold(one, states[one].with_run(run, MERGE_MAX), one.fresh)
             return True
 
     def _hold(self, field: Field, state: FieldState, fresh: FieldState | None) -> None:

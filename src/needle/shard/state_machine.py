@@ -472,5 +472,5 @@ class Replica:
 
 def _close_files(store: DocumentStore, live: OpenCollections) -> None:
     for held in live.numbered.values():
-        held.vectors.close()
+        held.close()
     store.close()
