@@ -179,6 +179,7 @@ async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_j
             name = processes.add(ports[0], ports[1], join=[processes.nodes["node-3"].address])
             processes.nodes[name].start()
             await wait_for(lambda: _knows(client, name, f"127.0.0.1:{ports[0]}"), 60, "the new node")
+            await wait_for(lambda: "stores nothing until" in processes.nodes[name].output(), 60, "the node saying so")
             processes.kill("node-3")
             processes.nodes["node-3"].settings.update(
                 {"cluster_nodes": [f"node-3=127.0.0.1:{ports[2]}"], "listen": f"127.0.0.1:{ports[2]}"}

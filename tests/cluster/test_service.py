@@ -75,6 +75,13 @@ async def test_calls_that_do_not_fit_the_map_are_refused(tmp_path: Path) -> None
         with pytest.raises(InvalidArgument):
             await read(epoch, protocol.STEP_DOWN, protocol.StepDownCall(1))
 
+        # a client that is not shard-aware, or of an earlier release, means the cluster: not the members of shard 0
+        for names in (["node-1"], ["node-1", "node-2"]):
+            change = protocol.MembershipCall(shard_group(0), names, [], {"node-2": "127.0.0.1:1"}, 2.0)
+            with pytest.raises(InvalidArgument, match="no members to change"):
+                await client._caller.call(address, protocol.MEMBERSHIP, protocol.encode(change), 5)
+        assert "node-2" not in client.nodes()
+
         # the catalog refuses what its shards would refuse, and a founded node another cluster
         for spec in (CollectionSpec(name=" x", dimensions=2), CollectionSpec(name="x", dimensions=0)):
             command = catalog_commands.encode(catalog_commands.CreateCollection(spec, False, 1))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import needle
 from harness.marked_documents import CALM
 from harness.process_cluster import NodeProcess, ProcessCluster, free_ports, wait_for
 from needle.base.errors import InMaintenance, InvalidArgument
@@ -90,7 +91,13 @@ async def test_a_node_is_added_as_learner_then_promoted_and_another_removed(tmp_
         assert (await client.node_status(new.address)).state == "Learner"
         assert (await client.node_status(new.address)).documents == 120
         await client.change_membership(["node-2", "node-3", "node-4"])
-        assert sorted((await client.status()).voters) == ["node-2", "node-3", "node-4"]
+        members = ["node-2", "node-3", "node-4"]
+        assert sorted((await client.status()).voters) == members
+        # Nobody is sent to the node that was removed, and clients that knew it forget it.
+        await wait_for(lambda: _knows(client, members), 60, "the client forgetting the removed node")
+        async with cluster.connect() as fresh:
+            await wait_for(lambda: _knows(fresh, members), 60, "a new client not hearing of the removed node")
+        assert sorted(await client.digests()) == members
         cluster.kill("node-1")
         del cluster.nodes["node-1"]
         await client.insert("after", VECTOR)
@@ -102,6 +109,12 @@ async def test_a_node_is_added_as_learner_then_promoted_and_another_removed(tmp_
         async with cluster.connect() as again:
             await again.insert("last", VECTOR)
             assert await again.count() == 122
+            assert await _knows(again, members)
+
+
+async def _knows(client: needle.Client, nodes: list[str]) -> bool:
+    await client.leader()
+    return sorted(client.nodes()) == nodes
 
 
 async def test_sigterm_hands_over_and_exits_with_zero(tmp_path: Path) -> None:

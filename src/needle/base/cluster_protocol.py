@@ -5,6 +5,7 @@
 | shard | ShardCall | ShardAnswer |
 | shard_write | ShardCall of a WriteCall | WriteResult |
 | shard_leader | GroupCall | LeaderAnswer |
+| shard_members | MembershipCall | nothing |
 | topology | TopologyCall | TopologyAnswer |
 | catalog | CatalogCall | WriteResult |
 | sync | SyncCall | WriteResult |
@@ -12,7 +13,8 @@
 | found | FoundCall | WhoAnswer |
 | who | WhoCall | WhoAnswer |
 
-`leader` of base.protocol is asked by clients that are not shard-aware: every node names itself, for it routes.
+`leader` of base.protocol is asked by clients that are not shard-aware: every node names itself, for it routes. Its
+`membership` is refused: such a client means the cluster, and names one shard's group.
 
 Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) it was computed on.
 """
@@ -23,12 +25,14 @@ from typing import Final
 
 import msgspec
 
+from needle.base.errors import InvalidArgument
 from needle.base.ids import GroupId, NodeId
 from needle.base.routing.topology import Topology
 
 SHARD: Final = "shard"
 SHARD_WRITE: Final = "shard_write"
 SHARD_LEADER: Final = "shard_leader"
+SHARD_MEMBERS: Final = "shard_members"
 TOPOLOGY: Final = "topology"
 CATALOG: Final = "catalog"
 SYNC: Final = "sync"
@@ -129,3 +133,12 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     uid: int
     version: int
     routers: list[str] = []
+
+
+def no_members() -> InvalidArgument:
+    """What is told to who wants to change the members of a sharded cluster."""
+    return InvalidArgument(
+        "a sharded cluster has no members to change: its catalog says which nodes hold which shard. A node joins it "
+        "with `needle serve --join`; `needle cluster nodes` lists them",
+        field="voters",
+    )

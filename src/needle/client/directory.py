@@ -45,6 +45,11 @@ class Directory:
         self._seeds = dict.fromkeys(seeds)
         if not self._seeds:
             raise ConfigError("addresses = [] is not allowed: at least one 'host:port'", field="addresses")
+        self._given = list(self._seeds)
+        self._lost = False
+        """No node named a leader when the nodes were last asked: those that were given are asked too from now on."""
+        self._listed_by = 0
+        """The term of the leader that listed the nodes last."""
         self._by_node: dict[NodeId, str] = {}
         self._from_seed: dict[NodeId, None] = {}
         self._leaders: dict[GroupId, str] = {}
@@ -84,6 +89,12 @@ class Directory:
         for node, told in sorted(answer.addresses.items()):
             if node not in self._from_seed and node != answer.node_id:
                 self._by_node[node] = told
+        # A leader knows all members and where they are; others may not have heard yet of one that is new.
+        if answer.leader == answer.node_id and answer.node_id in answer.addresses and answer.term >= self._listed_by:
+            self._listed_by = answer.term
+            for node in self._by_node.keys() - answer.addresses.keys():
+                self.failures.pop(self._by_node.pop(node), None)
+                self._from_seed.pop(node, None)
 
     def suspect(self, address: str) -> None:
         """`address` failed: try others first for a while."""
@@ -152,7 +163,8 @@ class Directory:
 
     async def _search(self, group: GroupId) -> str | None:
         loop = asyncio.get_running_loop()
-        asked = {loop.create_task(self.ask(address, group)): address for address in self.addresses()}
+        known = dict.fromkeys([*self.addresses(), *(self._given if self._lost else [])])
+        asked = {loop.create_task(self.ask(address, group)): address for address in known}
         waiting = list(asked)
         deadline = loop.time() + ASK_SECONDS
         best: LeaderAnswer | None = None
@@ -171,6 +183,7 @@ class Directory:
         finally:
             for task in waiting:
                 task.cancel()
+        self._lost = best is None or best.leader is None
         if best is None or best.leader is None:
             for task in waiting:
                 late = DeadlineExceeded(f"no answer from {asked[task]} in time", address=asked[task])

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from needle.base import protocol
+from needle.base.cluster_protocol import no_members
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import (
@@ -386,11 +387,7 @@ class ShardedClient(Client):
         timeout: float = 60.0,
     ) -> None:
         """Raises InvalidArgument: which nodes hold a shard, or the catalog, is for the catalog to say."""
-        raise InvalidArgument(
-            "a sharded cluster has no members to change: its catalog says which nodes hold which shard. A node joins "
-            "it with `needle serve --join`; `needle cluster nodes` lists them",
-            field="voters",
-        )
+        raise no_members()
 
     async def step_down(
         self, to: NodeId | None = None, *, shard: int | None = None, timeout: float = TIMEOUT

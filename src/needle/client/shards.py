@@ -64,6 +64,7 @@ class ReplicaDirectory(Directory):
         self._seen: Topology | None = None
         self._listed: list[str] = []
         super().__init__(caller, self.addresses())
+        self._given = []  # where replicas were once is nowhere to look: the topology is asked for
 
     def addresses(self) -> list[str]:
         """Of the shard's replicas, the preferred leader's first."""

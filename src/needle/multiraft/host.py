@@ -291,6 +291,11 @@ class Host(Engine):
         """Why this replica must not go on; "" if it may."""
         return self._group(group).lost
 
+    def members(self, group: GroupId) -> list[NodeId]:
+        """Voters and learners by the configuration that this replica applied last, old and new ones of a change that is
+        under way; [] for a replica that has not heard of its group yet."""
+        return membership.members(self._group(group).raft.conf)
+
     def is_repairing(self, group: GroupId) -> bool:
         """Whether the replica lost log entries and does not vote until it has them back (repair.py)."""
         return not self._group(group).may_vote

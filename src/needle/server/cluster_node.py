@@ -23,7 +23,7 @@ from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleErr
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.routing.strategy import router_names
-from needle.base.routing.topology import NodeInfo, Ownership, Topology, collection_id
+from needle.base.routing.topology import NodeInfo, NodeState, Ownership, Topology, collection_id
 from needle.client.directory import Caller
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
@@ -91,6 +91,7 @@ class ClusterNode(Node):
         self._adopting = asyncio.Lock()
         self.unknown: dict[GroupId, list[str]] = {}
         """Collections that a shard holds and the catalog neither lists nor says were dropped, by group."""
+        self._said_empty = False
         self.caller: Caller
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -215,6 +216,12 @@ class ClusterNode(Node):
         if me is None or me.incarnation != self.cluster.incarnation:
             return
         mine = {shard_group(info.shard): info for info in topology.hosted_by(self.node_id)}
+        if not mine and not self._said_empty and me.state is not NodeState.REMOVED:
+            self._said_empty = True
+            log.warning(
+                "node %s belongs to the cluster and holds no replica: it stores nothing until some are placed on it",
+                self.node_id,
+            )
         for group, info in mine.items():
             if group not in self.groups:
                 founds = self.node_id in info.founders
@@ -371,8 +378,8 @@ class ClusterNode(Node):
         return msgspec.structs.replace(status, peers=peers)
 
     def addresses(self) -> dict[NodeId, str]:
-        """What the topology says, and before there is one, what this node was told."""
-        known = {**self.book.all(), **self.topology.addresses()}
+        """What the topology says, and of nodes that it does not know yet, what this node was told."""
+        known = {**self.told(), **self.topology.addresses()}
         return dict(sorted(known.items()))
 
     def _to_tell(self) -> dict[NodeId, str]:
@@ -380,8 +387,9 @@ class ClusterNode(Node):
         return {self.node_id: self.config.addresses[self.node_id]}
 
     def told(self) -> dict[NodeId, str]:
-        """Where nodes say that they are, this one included."""
-        return self.book.all()
+        """Where nodes say that they are, this one included, removed ones left out."""
+        gone = {info.id for info in self.topology.nodes if info.state is NodeState.REMOVED}
+        return {node: at for node, at in self.book.all().items() if node not in gone}
 
     def address_of(self, node: NodeId) -> str | None:
         return self.addresses().get(node)

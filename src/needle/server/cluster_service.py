@@ -19,6 +19,7 @@ from needle.base.cluster_protocol import (
     MOVE,
     SHARD,
     SHARD_LEADER,
+    SHARD_MEMBERS,
     SHARD_WRITE,
     SYNC,
     TOPOLOGY,
@@ -34,6 +35,7 @@ from needle.base.cluster_protocol import (
     TopologyCall,
     WhoAnswer,
     WhoCall,
+    no_members,
 )
 from needle.base.config import RaftConfig
 from needle.base.errors import (
@@ -51,7 +53,16 @@ from needle.base.errors import (
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import Claim, WriteResult
 from needle.base.move_commands import MoveCommand
-from needle.base.protocol import AddressBook, CollectionsCall, GetCall, GroupCall, LeaderAnswer, SearchCall, WriteCall
+from needle.base.protocol import (
+    AddressBook,
+    CollectionsCall,
+    GetCall,
+    GroupCall,
+    LeaderAnswer,
+    MembershipCall,
+    SearchCall,
+    WriteCall,
+)
 from needle.base.routing.ranges import check_ranges
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Ownership, Topology, public_name
@@ -106,12 +117,14 @@ class ClusterService(RpcService):
             (protocol.GET, GetCall, proxy.get),
             (protocol.COLLECTIONS, CollectionsCall, proxy.collections),
             (protocol.LEADER, GroupCall, self._itself),
+            (protocol.MEMBERSHIP, MembershipCall, self._no_members),
         )
         self._methods.update({name: (kind, run) for name, kind, run in whole})
         more: dict[str, tuple[Any, Any]] = {
             SHARD: (ShardCall, self._shard),
             SHARD_WRITE: (ShardCall, self._shard_write),
             SHARD_LEADER: (GroupCall, self._leader),
+            SHARD_MEMBERS: (MembershipCall, self._membership),
             TOPOLOGY: (TopologyCall, self._topology),
             CATALOG: (CatalogCall, self._catalog),
             SYNC: (SyncCall, self._sync),
@@ -277,6 +290,10 @@ class ClusterService(RpcService):
         node = self._cluster
         leads = node.node_id if node.topology.settings is not None else None
         return LeaderAnswer(node.node_id, leads, 0, node.addresses(), self._host.maintenance)
+
+    async def _no_members(self, call: MembershipCall) -> bytes:
+        """A client that is not shard-aware, or older, would change shard 0 as if that were the cluster."""
+        raise no_members()
 
     async def _topology(self, call: TopologyCall) -> TopologyAnswer:
         node = self._cluster

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -259,7 +260,15 @@ class Node:
         return self.book.get(node)
 
     def addresses(self) -> dict[NodeId, str]:
-        return self.book.all()
+        """Where the members listen, as far as it is known here. The book also knows nodes that were removed: they may
+        speak to this one and be answered, but nobody is to be sent to them."""
+        known, members = self.book.all(), {self.node_id}
+        for group in self.groups:
+            now = self.host.members(group)
+            if not now:
+                return known  # waits to be added: it cannot tell yet
+            members.update(now)
+        return {node: at for node, at in known.items() if node in members}
 
     def now(self) -> float:
         return self.ports.clock.monotonic()
@@ -277,7 +286,7 @@ class Node:
         first hear from a node they do not know)."""
         self.book.learn(addresses)
         if timeout:
-            await self._exchange_addresses(timeout)
+            await self._exchange_addresses(timeout, addresses)
 
     def heard_from(self, node: NodeId) -> None:
         """A node speaks to this one. If this node does not know where it listens (it was down when that one joined),
@@ -293,10 +302,11 @@ class Node:
             log.warning("the address of node %s could not be learned: %s", node, error)
         await asyncio.sleep(ASK_SECONDS)  # if nobody knew it, the next frame asks again, not every frame
 
-    async def _exchange_addresses(self, timeout: float) -> None:
-        """Tell all known nodes what this one knows, and learn of them where others are that it does not know."""
-        body = protocol.encode(AddressBookMessage(self._to_tell()))
-        others = [node for node in self.addresses() if node != self.node_id]
+    async def _exchange_addresses(self, timeout: float, new: Mapping[NodeId, str] = MappingProxyType({})) -> None:
+        """Tell all members, and nodes that are about to be (new), what this one knows, and learn of them where others
+        are that it does not know."""
+        body = protocol.encode(AddressBookMessage({**self._to_tell(), **new}))
+        others = [node for node in {**self.addresses(), **new} if node != self.node_id]
         answers = await asyncio.gather(
             *(self.peers.call(node, protocol.ADDRESSES, body, timeout) for node in others), return_exceptions=True
         )

@@ -420,9 +420,8 @@ class RpcService:
     async def _membership(self, call: MembershipCall) -> bytes:
         if not self._host.is_leader(call.group):
             raise self._not_leader(call.group)
-        known = {**self._node.addresses(), **call.addresses}
         for node in [*call.voters, *call.learners]:
-            if node not in known:
+            if node not in call.addresses and self._node.address_of(node) is None:
                 raise invalid("addresses", dict(call.addresses), f"the address of {node}, which is not known here")
         await self._node.learn_addresses(call.addresses, FORWARD_SECONDS)
         await self._host.change_membership(call.group, call.voters, call.learners, _timeout(call.timeout))

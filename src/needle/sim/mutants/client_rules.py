@@ -85,4 +85,18 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         tests=(_TYPES + "test_what_is_no_vector",),
     ),
+    Mutant(
+        name="removed-nodes-dialled",
+        breaks="a client goes on asking a node that was removed from the cluster, for ever",
+        edits=(Edit("client.directory:Directory.learn", "answer.term >= self._listed_by", "answer.term < 0"),),
+        tests=(
+            "tests/client/test_directory.py::test_a_removed_node_is_forgotten_also_if_it_was_given_and_still_answers",
+        ),
+    ),
+    Mutant(
+        name="old-leaders-list-nodes",
+        breaks="a leader of an earlier term makes a client forget nodes that are members now",
+        edits=(Edit("client.directory:Directory.learn", "answer.term >= self._listed_by", "answer.term >= 0"),),
+        tests=("tests/client/test_directory.py::test_only_the_newest_leader_says_who_is_gone",),
+    ),
 )

@@ -142,6 +142,18 @@ MUTANTS = (
         tests=(_EXECUTED + "test_what_may_be_forgotten_is_refused_and_the_table_is_bounded",),
     ),
     Mutant(
+        name="members-of-shard-0-changed",
+        breaks="an older client's change of membership, meant for the cluster, changes the voters of shard 0",
+        edits=(
+            Edit(
+                "server.cluster_service:ClusterService._no_members",
+                "raise no_members()",
+                "return await self._membership(call)",
+            ),
+        ),
+        tests=("tests/cluster/test_service.py::test_calls_that_do_not_fit_the_map_are_refused",),
+    ),
+    Mutant(
         name="imports-out-of-step",
         breaks="a page of a driver that is no longer the driver is imported after newer ones",
         edits=(Edit("shard.moving:_check_open", "transfer.step != step", "step < 0"),),

@@ -11,7 +11,7 @@ from typing import Any
 
 from needle.base import protocol
 from needle.base.catalog_commands import RemoveNode, SetReplicas, StartMove
-from needle.base.cluster_protocol import SHARD, ShardCall
+from needle.base.cluster_protocol import SHARD, SHARD_MEMBERS, ShardCall
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.protocol import Freshness, GetCall, GroupCall, MembershipCall
@@ -239,7 +239,7 @@ class ShardOperator:
             raise Unavailable(f"nobody leads group {group}")
         call = MembershipCall(group, voters, list(learners), {}, ADMIN_SECONDS)
         address = self._fleet.machines[leader].address
-        await self._endpoint.call(address, protocol.MEMBERSHIP, protocol.encode(call), ADMIN_SECONDS)
+        await self._endpoint.call(address, SHARD_MEMBERS, protocol.encode(call), ADMIN_SECONDS)
         self._stage.trace.tell(f"group {group} has the voters {', '.join(sorted(voters))}")
 
     async def _read_there(self, name: str) -> None:
