@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -128,9 +129,25 @@ def test_rows_of_nodes_are_those_of_a_dictionary(kinds: list[int], data: st.Data
         first = shared.representatives(mask)
         assert first.tolist() == [next((r for r in counting if node_of[r] == n), -1) for n in range(nodes)]
         asked = first[first >= 0]
+        asked = np.concatenate([asked, asked[: data.draw(st.integers(0, 3))]])  # of several queries
         pair, rows = shared.rows_of(asked, mask, 3)
         expected = [(p, r) for p, a in enumerate(asked) for r in [c for c in counting if node_of[c] == node_of[a]][:3]]
         assert list(zip(pair.tolist(), rows.tolist(), strict=True)) == expected
+
+
+def test_the_many_rows_of_a_node_are_not_looked_at_once_for_each_query() -> None:
+    """A batch of searches near the vector of 100,000 documents, one of which was deleted."""
+    shared = SharedNodes(np.zeros(100_000, np.int64), 1)
+    mask = np.ones(100_000, np.bool_)
+    mask[0] = False
+    first = shared.representatives(mask)
+    tracemalloc.start()
+    try:
+        _, rows = shared.rows_of(np.repeat(first, 64), mask, 10)
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    assert rows.tolist() == list(range(1, 11)) * 64
 
 
 def test_ties_are_given_up_to_a_bound_the_lowest_ordinals_first(tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ class FieldState(NamedTuple):
     def rows(self) -> int:
         return sum(run.rows for run in self.runs)
 
+    @property
+    def found(self) -> bool:
+        """Whether any document has the field."""
+        return any(run.marks[PRESENT] for run in self.runs)
+
     def with_run(self, run: Run, merge_max: int) -> FieldState:
         """Followed by a run, and merged as far as no merge costs more than `merge_max`."""
         if run.first != self.end:

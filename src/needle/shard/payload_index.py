@@ -46,7 +46,8 @@ from needle.shard.value_columns import Match
 log = logging.getLogger("needle.shard")
 
 FIELDS_MAX: Final = 256
-"""Indexed fields of a collection; the one that was not asked for longest makes place."""
+"""Indexed fields of a collection; the one that was not asked for longest makes place, first of those that no document
+has."""
 TAIL_BYTES: Final = 64 << 10
 ROW_BYTES: Final = 100
 NO_ORDINAL: Final = 1 << 62
@@ -215,7 +216,7 @@ class PayloadIndex:
             self._fields.update(fields)
             while len(self._fields) > max(FIELDS_MAX, len(fields)):
                 others = [one for key, one in self._fields.items() if key not in fields]
-                dropped.append(min(others, key=lambda one: (one.nbytes > EMPTY_BYTES, one.used_at)))
+                dropped.append(min(others, key=lambda one: (one.state.found, one.used_at)))
                 del self._fields[dropped[-1].key]
         for one in dropped:
             self._budget.release(one)

@@ -10,6 +10,9 @@ import numpy as np
 
 from needle.shard.scoring import Bools, Ints
 
+SHARE = 8
+"""Of nodes with more than this part of all rows together, the rows that count are found once for all queries."""
+
 
 class SharedNodes:
     """node_of: (rows,) int64, the node of each row; every node has a row."""
@@ -20,6 +23,7 @@ class SharedNodes:
         self._order = np.argsort(node_of, kind="stable")
         self._starts = np.searchsorted(node_of[self._order], np.arange(nodes + 1))
         self._last: tuple[Bools | None, Ints] = None, self._order[self._starts[:-1]]
+        self._counting: tuple[Bools | None, Ints, Ints] = None, self._order, self._starts
 
     def representatives(self, mask: Bools | None) -> Ints:
         """(nodes,) the first row of each node that counts, -1 where none does. The answer for a mask that is asked for
@@ -38,12 +42,15 @@ class SharedNodes:
     def rows_of(self, rows: Ints, mask: Bools | None, limit: int) -> tuple[Ints, Ints]:
         """For each row in `rows` up to `limit` rows of its node that count, in order: (index into `rows`, row)."""
         nodes = self.node_of[rows]
-        sizes = self._starts[nodes + 1] - self._starts[nodes]
+        order, starts = self._order, self._starts
+        if mask is not None and int((starts[nodes + 1] - starts[nodes]).sum()) > len(order) // SHARE:
+            (order, starts), mask = self._rows_that_count(mask), None
+        sizes = starts[nodes + 1] - starts[nodes]
         if mask is None:
             sizes = np.minimum(sizes, limit)
         pair = np.repeat(np.arange(len(rows)), sizes)
         rank = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        found = self._order[self._starts[nodes][pair] + rank]
+        found = order[starts[nodes][pair] + rank]
         if mask is None:
             return pair, found
         counts = mask[found]
@@ -51,3 +58,12 @@ class SharedNodes:
         rank = np.arange(len(pair)) - np.searchsorted(pair, pair)
         keep = rank < limit
         return pair[keep], found[keep]
+
+    def _rows_that_count(self, mask: Bools) -> tuple[Ints, Ints]:
+        """As `_order` and `_starts`, of the rows that count. Kept as in `representatives`."""
+        last = self._counting
+        if last[0] is not mask:
+            counts = mask[self._order]
+            starts = np.append(0, np.cumsum(counts))[self._starts]
+            last = self._counting = mask, self._order[counts], starts
+        return last[1], last[2]
