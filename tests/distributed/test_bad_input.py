@@ -10,7 +10,14 @@ import pytest
 from harness.process_cluster import ProcessCluster
 from needle.base import protocol
 from needle.base.commands import Insert, PublishSegment, Session, encode
-from needle.base.errors import CollectionExists, CollectionNotFound, DeadlineExceeded, InvalidArgument, NeedleError
+from needle.base.errors import (
+    CollectionExists,
+    CollectionNotFound,
+    DeadlineExceeded,
+    InvalidArgument,
+    NeedleError,
+    UnknownMethod,
+)
 from needle.base.model import ReadMode, SearchRequest
 from needle.base.protocol import Freshness, SearchCall, WriteCall
 from needle.client import Client
@@ -78,7 +85,7 @@ def _insert(*, vectors: bytes = GOOD.tobytes(), metadata: bytes = b"", session: 
 
 
 RAW: dict[str, tuple[type[NeedleError], str, Call]] = {
-    "unknown method": (InvalidArgument, "no_such", _raw("no_such", b"")),
+    "unknown method": (UnknownMethod, "no_such", _raw("no_such", b"")),
     "garbage for a body": (InvalidArgument, "write", _raw(protocol.WRITE, b"\xc1\xff")),
     "no body": (InvalidArgument, "search", _raw(protocol.SEARCH, b"")),
     "command of another format": (InvalidArgument, "format", _raw(protocol.WRITE, WriteCall(1, b"\x09abc", 5.0))),

@@ -141,8 +141,8 @@ async def _status(cluster: ProcessCluster, name: str, wanted: int) -> bool:
 async def test_no_node_at_all(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster:
         cluster.kill("node-1")
-        async with cluster.connect() as client:
-            with pytest.raises(NoQuorum, match=cluster.addresses[0]):
+        with pytest.raises(NoQuorum, match=cluster.addresses[0]):
+            async with cluster.connect() as client:
                 await client.insert("a", VECTOR, timeout=1.0)
 
 

@@ -14,7 +14,7 @@ from harness.damage import (
     committed_documents,
     cut_documents_wal,
     find_in_log,
-    flip_bit,
+    flip_bits,
     lose_last_commit,
     record_before,
     tear_tail,
@@ -37,7 +37,7 @@ async def test_a_torn_tail_is_dropped(tmp_path: Path) -> None:
             assert "which was never finished" in node.output()
 
 
-async def test_a_flipped_bit_in_an_entry_is_repaired_from_the_documents(tmp_path: Path) -> None:
+async def test_flipped_bits_in_an_entry_are_repaired_from_the_documents(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await fill(client)
         hurt = await follower_of(cluster)
@@ -45,21 +45,21 @@ async def test_a_flipped_bit_in_an_entry_is_repaired_from_the_documents(tmp_path
         await wait_for(lambda: committed_documents(node.data_dir) == DOCUMENTS, 10, "the documents being committed")
         cluster.kill(hurt)
         path, at = find_in_log(node.data_dir, marker(DOCUMENTS - 20).encode())
-        flip_bit(path, at + 3)
+        flip_bits(path, at + 3)
         cluster.restart(hurt)
         await complete(cluster)
         assert "fails its checksum; its values are checked" in node.output()
         assert "the state machine has it, so the log goes on after it" in node.output()
 
 
-async def test_a_flipped_bit_in_an_entry_that_was_not_yet_applied_is_repaired_from_peers(tmp_path: Path) -> None:
+async def test_flipped_bits_in_an_entry_that_was_not_yet_applied_are_repaired_from_peers(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await fill(client)
         hurt = await follower_of(cluster)
         node = cluster.nodes[hurt]
         cluster.kill(hurt)
         path, at = find_in_log(node.data_dir, marker(DOCUMENTS - 20).encode())
-        flip_bit(path, at + 3)
+        flip_bits(path, at + 3)
         cut_documents_wal(node.data_dir, random.Random(1), at=0)  # with it, nothing here has that document any more
         cluster.restart(hurt)
         await complete(cluster)
@@ -82,7 +82,7 @@ async def test_damage_that_could_hide_a_vote_is_refused_and_the_node_can_be_repl
         cluster.kill(hurt)
         if damage == "framing":
             path, at = find_in_log(node.data_dir, marker(DOCUMENTS - 20).encode())
-            flip_bit(path, record_before(path, at) + 5)
+            flip_bits(path, record_before(path, at) + 5)
         else:
             lose_last_commit(node.data_dir)
         before = {path: path.read_bytes() for path in (node.data_dir / "log").glob("*.wal")}
@@ -96,14 +96,14 @@ async def test_damage_that_could_hide_a_vote_is_refused_and_the_node_can_be_repl
         await fill(client, DOCUMENTS, 5)  # the others go on
 
 
-async def test_a_flipped_bit_on_the_only_node_is_refused_or_harmless(tmp_path: Path) -> None:
+async def test_flipped_bits_on_the_only_node_are_refused(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster:
         async with cluster.connect() as client:
             await fill(client)
         node = cluster.nodes["node-1"]
         cluster.kill("node-1")
         path, at = find_in_log(node.data_dir, marker(DOCUMENTS - 20).encode())
-        flip_bit(path, at + 3)
+        flip_bits(path, at + 3)
         cut_documents_wal(node.data_dir, random.Random(1), at=0)
         cluster.restart("node-1")
         assert await ended(cluster, "node-1") == 1

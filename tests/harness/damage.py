@@ -6,9 +6,11 @@ Only formats that docs/data-on-disk.md and wal_records.py describe are known her
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from needle.multiraft.wal_records import (
     RECORD_MAGIC,
@@ -28,6 +30,12 @@ def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ (1 << bit)]))
+
+
+def flip_bits(path: Path, offset: int) -> None:
+    """Flip two bits that are some bytes apart: more than the log can put right by itself."""
+    flip_bit(path, offset)
+    flip_bit(path, offset + 2, bit=5)
 
 
 def cut(path: Path, size: int) -> None:
@@ -94,9 +102,15 @@ def documents(data_dir: Path) -> Path:
 
 
 def committed_documents(data_dir: Path) -> int:
-    """How many documents the file of a node that may be running holds: what would survive its death."""
-    with closing(sqlite3.connect(documents(data_dir))) as connection:
-        return int(connection.execute("SELECT count(*) FROM ids").fetchone()[0])
+    """How many documents the file of a node that may be running holds: what would survive its death. A running node
+    keeps the file to itself, so a copy is read."""
+    path = documents(data_dir)
+    with TemporaryDirectory() as directory:
+        for part in (path, path.with_name(path.name + "-wal")):
+            if part.exists():
+                shutil.copy(part, directory)
+        with closing(sqlite3.connect(Path(directory) / path.name)) as connection:
+            return int(connection.execute("SELECT count(*) FROM ids").fetchone()[0])
 
 
 def cut_documents_wal(data_dir: Path, rng: random.Random, *, at: int | None = None) -> tuple[int, int]:
