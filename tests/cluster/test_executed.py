@@ -29,7 +29,9 @@ from needle.base.catalog_commands import (
 )
 from needle.base.cluster_protocol import CATALOG, TOPOLOGY, CatalogCall, TopologyAnswer
 from needle.base.errors import (
+    ClientClosed,
     ConnectionLost,
+    Internal,
     InvalidArgument,
     NeedleError,
     OutcomeUnknown,
@@ -213,6 +215,15 @@ class Nodes:
         self.lose = 0
         self.between: Callable[[], object] = lambda: None
         self.copies: list[bytes] = []
+        self.lost: NeedleError = ConnectionLost("the answer is lost")
+        self.closed = False
+
+    def connected(self, address: str) -> bool:
+        return False
+
+    async def connect(self, address: str, timeout: float) -> None:
+        if self.closed:
+            raise ClientClosed("this client is closed")
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         if method == TOPOLOGY:
@@ -223,7 +234,7 @@ class Nodes:
         if self.lose:
             self.lose -= 1
             self.between()
-            raise ConnectionLost("the answer is lost")
+            raise self.lost
         if isinstance(answer, NeedleError):
             raise answer
         return protocol.encode(answer)
@@ -241,6 +252,20 @@ def test_a_client_repeats_a_command_under_the_same_identity() -> None:
     assert (result.existed, catalog.now.collections) == (False, ())
     virtually(nodes.shards(catalog.now).command(CreateCollection(spec("a"), False, 5), 5.0))
     assert len(catalog.now.collections) == 1
+
+
+@pytest.mark.parametrize("said", [ClientClosed("this client is closed"), Internal("a bug")])
+def test_nobody_is_told_that_nothing_happened_when_it_may_have(said: NeedleError) -> None:
+    """A client that is closed while its command is under way; and a node that fails after it has passed it on."""
+    catalog = Catalog()
+    nodes = Nodes(catalog)
+    nodes.lose, nodes.lost = 1, said
+    with pytest.raises(OutcomeUnknown):
+        virtually(nodes.shards(catalog.now).command(CreateCollection(spec("a"), False, 5), 5.0))
+    assert len(catalog.now.collections) == 1
+    nodes.closed = True
+    with pytest.raises(ClientClosed):
+        virtually(nodes.shards(catalog.now).command(CreateCollection(spec("b"), False, 5), 5.0))
 
 
 def test_a_client_that_knows_an_old_topology_begins_anew_only_if_nothing_was_sent() -> None:

@@ -145,3 +145,19 @@ def test_what_finds_no_room_waits_for_it_and_is_not_read_before(tmp_path: Path) 
     again = open_replica(tmp_path)
     assert again.applied_index() == 5 and again.count() == 504
     again.close()
+
+
+def test_a_dropped_collection_leaves_no_manifest_though_both_waited_for_room(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    replica.apply(log.add(CreateCollection(spec("k")), put(["x", "y"], [[1, 1, 1]] * 2, collection="k")))
+    replica.save()
+    writer = replica._store.writer._connection
+    writer.execute(f"PRAGMA max_page_count={writer.execute('PRAGMA page_count').fetchone()[0]}")
+    replica.apply(log.add(put([f"x{at}" for at in range(500)], [[1, 2, 3]] * 500)))
+    replica.apply(log.add(PublishSegment(2, 0, 1, 2, 10, "0" * 32)))
+    replica.apply(log.add(DropCollection("k")))
+    assert replica.waits
+    writer.execute("PRAGMA max_page_count=1000000")
+    replica.checkpoint()
+    with sqlite3.connect(tmp_path / "state-1" / "documents.db") as connection:
+        assert connection.execute("SELECT * FROM segments").fetchall() == []

@@ -28,12 +28,14 @@ from needle.base.commands import encode as encode_command
 from needle.base.errors import (
     ConnectionLost,
     DeadlineExceeded,
+    Internal,
     NeedleError,
     NoQuorum,
     OutcomeUnknown,
     ProtocolError,
     SessionExpired,
     StaleEpoch,
+    StorageError,
     UnknownMethod,
 )
 from needle.base.ids import NodeId, shard_group
@@ -50,6 +52,10 @@ ASK_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.001
 """Long enough to have the question for a newer topology asked; who waits for it goes on."""
+
+
+_FATE_UNKNOWN = (OutcomeUnknown, ConnectionLost, DeadlineExceeded, StorageError, Internal)
+"""What may be said of a command that is executed, then or later."""
 
 
 class ReplicaDirectory(Directory):
@@ -262,8 +268,12 @@ class ClusterShards:
                     if sent:
                         raise OutcomeUnknown(f"the catalog did not say within {timeout:g} s what became of it{last}")
                     raise DeadlineExceeded(f"the catalog did not answer within {timeout:g} s{last}")
-                seconds = min(left, max(ASK_SECONDS, timeout / 3))
+                seconds, asked = min(left, max(ASK_SECONDS, timeout / 3)), False
                 try:
+                    if not self._caller.connected(address):
+                        await self._caller.connect(address, seconds)
+                        seconds = max(0.001, min(seconds, deadline - loop.time()))
+                    asked = True
                     answer = await self._caller.call(
                         address, CATALOG, protocol.encode(CatalogCall(data, seconds)), seconds
                     )
@@ -274,9 +284,11 @@ class ClusterShards:
                     data, last = self._identified(command), f"; last error: {error.message}"
                     continue
                 except NeedleError as error:
+                    sent |= asked and isinstance(error, _FATE_UNKNOWN)
                     if not error.retryable and not isinstance(error, OutcomeUnknown):
+                        if sent and isinstance(error, _FATE_UNKNOWN):
+                            raise OutcomeUnknown(f"the command was sent and no answer came; now {error}") from error
                         raise  # judged by the catalog's log, which knows a command that is repeated
-                    sent |= isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded)
                     last = f"; last error: {error.message}"
                     continue
                 result = protocol.decode(answer, WriteResult)

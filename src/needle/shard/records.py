@@ -96,7 +96,7 @@ class WriteSet(msgspec.Struct):
         return bool(self.manifests or self.removed) or self.holdings is not None
 
     def merge(self, later: WriteSet) -> None:
-        """Add what the entries right behind these change. Nothing rare waits: only `later` may be."""
+        """Add what the entries right behind these change."""
         self.at = later.at
         self.collections.update(later.collections)
         self.removed += later.removed
@@ -107,6 +107,8 @@ class WriteSet(msgspec.Struct):
         self.ids.update(later.ids)
         self.graves += later.graves
         self.manifests.update(later.manifests)
+        for collection_id in later.removed:  # for want of room even a manifest may wait
+            self.manifests.pop(collection_id, None)
         self.sessions.update(later.sessions)
         for session in later.sessions_removed:
             self.sessions.pop(session, None)
