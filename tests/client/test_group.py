@@ -12,11 +12,13 @@ from needle.base.errors import (
     AlreadyExists,
     ConnectionLost,
     DeadlineExceeded,
+    DiskFull,
     NoQuorum,
     OutcomeUnknown,
     SessionExpired,
     WrongCluster,
 )
+from needle.base.model import ReadMode
 from needle.client import Client
 from needle.client import attempts as attempts_of_calls
 
@@ -196,3 +198,28 @@ async def test_of_documents_with_one_id_the_last_counts_wherever_the_batch_is_sp
     ]
     assert len(results) == len(network.writes) > 1
     assert sorted(written) == [(f"d{n % 7}", b"%d" % n) for n in sorted(range(33, 40), key=lambda n: n % 7)]
+
+
+async def test_a_full_disk_says_nothing_of_an_earlier_attempt(network: Network, client: Client) -> None:
+    network.script = [DiskFull("no room")]
+    with pytest.raises(DiskFull):
+        await client.insert("a", VECTOR)
+    assert len(network.writes) == 1, "it is told at once: repeating it does not help"
+    network.script = [ConnectionLost("gone"), DiskFull("no room")]
+    with pytest.raises(OutcomeUnknown, match="sent before"):
+        await client.insert("b", VECTOR)
+
+
+async def test_a_replica_without_room_is_passed_over_by_eventual_reads(network: Network, client: Client) -> None:
+    inner = network.call
+
+    async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        if method == protocol.SEARCH and address == ADDRESSES["n1"]:
+            network.calls.append((address, method))
+            raise DiskFull("what is applied cannot be committed")
+        return await inner(address, method, body, timeout)
+
+    network.call = call  # type: ignore[method-assign]
+    for _ in range(9):
+        await client.search(VECTOR, 1, mode=ReadMode.EVENTUAL)
+    assert (ADDRESSES["n1"], protocol.SEARCH) in network.calls

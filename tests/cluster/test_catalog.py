@@ -23,7 +23,14 @@ from needle.base.catalog_commands import (
     decode,
     encode,
 )
-from needle.base.errors import CollectionExists, CorruptSnapshot, InvalidArgument, StorageError, UnsupportedFormat
+from needle.base.errors import (
+    CollectionExists,
+    CorruptSnapshot,
+    DiskFull,
+    InvalidArgument,
+    StorageError,
+    UnsupportedFormat,
+)
 from needle.base.model import WriteResult
 from needle.base.routing.shard_map import initial_map
 from needle.base.routing.strategy import HASH
@@ -186,3 +193,21 @@ def test_damage_is_named_and_stops_the_replica(tmp_path: Path) -> None:
     (tmp_path / "catalog.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(StorageError, match="damaged"):
         CatalogMachine(str(tmp_path))
+
+
+def test_what_finds_no_room_is_applied_later(tmp_path: Path) -> None:
+    machine = CatalogMachine(str(tmp_path))
+    machine.apply([entry(1, create())])
+    machine._db.execute("PRAGMA max_page_count=2")  # SQLite's own full disk
+    many = [entry(2 + n, CreateCollection(spec(f"c{n:0200}"), False, n)) for n in range(100)]
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            machine.apply(many)
+        assert machine.topology.version == machine.applied_index() == 1
+    machine._db.execute("PRAGMA max_page_count=100000")
+    assert all(isinstance(result, WriteResult) for result in machine.apply(many))
+    digest = machine.digest()
+    machine.close()
+    again = CatalogMachine(str(tmp_path))
+    assert (again.applied_index(), again.digest()) == (101, digest)
+    again.close()

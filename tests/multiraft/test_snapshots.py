@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+import random
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from multiraft.harness import FAST, Cluster, DictMachine, Node, until
-from needle.base.errors import CorruptSnapshot, InvalidArgument, ProtocolError, Unavailable
+from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, until
+from needle.base.errors import CorruptSnapshot, DiskFull, InvalidArgument, ProtocolError, Unavailable
+from needle.base.runtime import Pool
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_chunk_request, encode_manifest
+from needle.multiraft.files import Files
 from needle.multiraft.group_snapshots import SnapshotTraffic
-from needle.multiraft.ports import SnapshotFile
+from needle.multiraft.ports import Applied, SnapshotFile
+from needle.multiraft.snapshot_sender import SnapshotShelf
 from needle.raft.messages import ConfState, Message, MessageType, SnapshotMeta
 
 TINY = replace(FAST, election_timeout=0.6, snapshot_threshold=8, snapshot_chunk_bytes=64)
@@ -298,3 +304,82 @@ async def test_chunks_are_served_only_from_finished_snapshots(tmp_path: Path) ->
         with pytest.raises(ProtocolError):
             host.on_raft("n2", b"\x93")
     assert CorruptSnapshot.code == "corrupt_snapshot"
+
+
+async def test_a_snapshot_that_finds_no_room_is_installed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        inner, tries = DictMachine.install_snapshot, 0
+
+        def install(machine: DictMachine, directory: str) -> None:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise DiskFull("no room")
+            inner(machine, directory)
+
+        monkeypatch.setattr(DictMachine, "install_snapshot", install)
+        await away.start()
+        assert await cluster.converged() == state
+        assert tries == 3 and not away.fatal
+
+
+async def test_what_finds_no_room_is_applied_later_and_the_node_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        await cluster.put("a", 1)
+        inner, failed = DictMachine.apply, set()
+
+        def apply(machine: DictMachine, entries: list[Applied]) -> list[object]:
+            if machine not in failed:
+                failed.add(machine)
+                raise DiskFull("no room")
+            return inner(machine, entries)
+
+        monkeypatch.setattr(DictMachine, "apply", apply)
+        await cluster.put("b", 2)
+        assert await cluster.converged() == {"a": 1, "b": 2}
+        assert len(failed) == 3 and not any(node.fatal for node in cluster.nodes.values())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+async def test_after_a_failed_sync_what_was_fetched_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        away, state = await _left_behind(cluster)
+        inner, left = Files._sync, 2
+
+        def sync(path: str) -> None:
+            nonlocal left
+            if "/in-" in path and path.endswith(".json") and left:
+                left -= 1
+                raise OSError(number, os.strerror(number))
+            inner(path)
+
+        monkeypatch.setattr(Files, "_sync", staticmethod(sync))
+        await away.start()
+        assert await cluster.converged() == state
+        exported = (await cluster.leader()).host.shelf.current(0)
+        assert exported is not None
+        assert away.host.fetcher.bytes_fetched == 3 * sum(file.size for file in exported.files.values())
+
+
+async def test_an_export_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Now(Pool):
+        async def run(self, fn, /, *args):  # type: ignore[no-untyped-def]
+            return fn(*args)
+
+    class Full(DictMachine):
+        def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
+            Path(directory, "half").write_bytes(b"x")
+            raise DiskFull("no room")
+
+    shelf = SnapshotShelf(str(tmp_path), Files(), Now(), random.Random(1), 1, 64, lambda _: None)
+    for _ in range(3):
+        with pytest.raises(DiskFull):
+            await shelf.export(0, Full(Disk()), asyncio.Lock(), 0.0)
+    assert os.listdir(tmp_path) == []

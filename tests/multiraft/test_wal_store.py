@@ -362,3 +362,28 @@ def test_a_segment_that_finds_no_room_is_begun_later(tmp_path, monkeypatch, numb
     again = opened(tmp_path)
     assert content(again) == expected
     again.close()
+
+
+def test_a_record_that_finds_no_room_is_written_later(tmp_path, monkeypatch):
+    """Where blocks are not reserved by allocating them: file systems that copy on write."""
+    store = opened(tmp_path)
+    put(store, a=b"x" * 100)
+    inner = LogFiles.write
+
+    def half(files: LogFiles, handle: int, data: bytes, offset: int) -> None:
+        inner(files, handle, data[: len(data) // 2], offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(LogFiles, "write", half)
+    for value in (b"y" * 100, b"z" * SEGMENT):
+        with pytest.raises(DiskFull):
+            put(store, b=value)
+    monkeypatch.undo()
+    put(store, b=b"y" * 100)
+    put(store, c=b"z" * SEGMENT)
+    expected = {b"a": b"x" * 100, b"b": b"y" * 100, b"c": b"z" * SEGMENT}
+    assert content(store) == expected
+    store.close()
+    again = opened(tmp_path)
+    assert content(again) == expected
+    again.close()

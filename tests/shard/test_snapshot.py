@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
 
 from needle.base.commands import CreateCollection, Delete, PublishSegment, Session
-from needle.base.errors import CorruptSnapshot, StorageError
+from needle.base.errors import CorruptSnapshot, DiskFull, NeedleError, StorageError, TooManyFiles
 from needle.base.model import SearchRequest
 from needle.multiraft.ports import Applied
 from needle.shard.sealed_segment import segment_file
+from needle.shard.segment_format import verify_file
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.snapshot import IMAGE_NAME, INSTALL_STEPS
 from needle.shard.state_machine import Replica
@@ -168,3 +172,43 @@ def test_what_an_image_replaces_gives_its_memory_back(tmp_path: Path) -> None:
     assert max(used) < 1.5 * used[0]
     target.close()
     assert target.field_indexes.used == 0
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, DiskFull), (errno.EMFILE, TooManyFiles)])
+def test_an_installation_that_finds_no_room_changes_nothing_and_may_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[NeedleError]
+) -> None:
+    source, _ = filled(tmp_path / "source")
+    image = exported(source, tmp_path / "image")
+    target, log = open_replica(tmp_path / "target"), Log()
+    target.apply(log.add(CreateCollection(spec("mine"))))
+    old, names = target.digest(), sorted(os.listdir(tmp_path / "target"))
+
+    def no_room(_: str, to: str) -> None:
+        Path(to).write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shutil, "copyfile", no_room)
+    for _ in range(2):
+        with pytest.raises(kind):
+            target.install_snapshot(str(image))
+        assert sorted(os.listdir(tmp_path / "target")) == names, "nothing half made takes room"
+    target.apply(log.add(None))
+    assert target.digest() == old
+    monkeypatch.undo()
+    target.install_snapshot(str(image))
+    assert target.digest() == source.digest()
+    target.close()
+    source.close()
+
+
+def test_an_index_file_that_cannot_be_opened_now_is_not_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "1-0-1-x.seg"
+    path.write_bytes(b"x" * 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(TooManyFiles):
+            verify_file(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

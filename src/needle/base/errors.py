@@ -189,6 +189,7 @@ class DiskFull(NeedleError):
     writes do again once there is room. Repeating it at once does not help."""
 
     code = "disk_full"
+    of_the_node = True
 
 
 # --- the wire --------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from needle.base.commands import encode as encode_command
 from needle.base.errors import (
     ConnectionLost,
     DeadlineExceeded,
+    DiskFull,
     Internal,
     NeedleError,
     NoQuorum,
@@ -286,7 +287,7 @@ class ClusterShards:
                 except NeedleError as error:
                     sent |= asked and isinstance(error, _FATE_UNKNOWN)
                     if not error.retryable and not isinstance(error, OutcomeUnknown):
-                        if sent and isinstance(error, _FATE_UNKNOWN):
+                        if sent and isinstance(error, (*_FATE_UNKNOWN, DiskFull)):  # of this attempt only
                             raise OutcomeUnknown(f"the command was sent and no answer came; now {error}") from error
                         raise  # judged by the catalog's log, which knows a command that is repeated
                     last = f"; last error: {error.message}"

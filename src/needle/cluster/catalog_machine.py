@@ -18,7 +18,8 @@ from typing import Any, Final, Protocol
 import msgspec
 import xxhash
 
-from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError, UnsupportedFormat
+from needle.base.errors import CorruptSnapshot, NeedleError, StorageError, UnsupportedFormat
+from needle.base.file_errors import os_failure, sqlite_failure
 from needle.base.routing.topology import Topology
 from needle.base.sqlite_uri import sqlite_uri
 from needle.cluster.executed import Executed, execute_once
@@ -105,7 +106,8 @@ class CatalogMachine:
 
     def apply(self, entries: Sequence[Entry]) -> list[Any]:
         """Apply consecutive entries in one transaction. One result each: a WriteResult, a NeedleError instance, or
-        None for an entry without a command or applied before."""
+        None for an entry without a command or applied before. Raises DiskFull with nothing applied: it may be
+        repeated."""
         with self._exclusive():
             topology, index, term, conf = msgspec.structs.astuple(self._state)[:4]
             executed = self._state.executed
@@ -188,13 +190,8 @@ def _disk_errors(path: str) -> Iterator[None]:
     """SQLite's and the system's errors as ours."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise StorageError(
-                f"{path} is damaged ({error}). Stop this node, delete its directory and start it again: it gets the "
-                f"catalog from the other replicas",
-                path=path,
-            ) from error
-        raise DiskFailed(f"{path} cannot be read or written: {error}", path=path) from error
-    except (sqlite3.Error, OSError) as error:
-        raise DiskFailed(f"{path} cannot be read or written: {error}", path=path) from error
+    except sqlite3.Error as error:
+        remedy = "Stop this node, delete its directory and start it again: it gets the catalog from the other replicas"
+        raise sqlite_failure(error, path, remedy) from error
+    except OSError as error:
+        raise os_failure(error, path) from error

@@ -17,13 +17,12 @@ from typing import Any
 import msgspec
 
 from needle.base.errors import (
-    DiskFull,
     Internal,
     NeedleError,
-    TooManyFiles,
     Unavailable,
     invalid,
 )
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft import doubts
@@ -42,6 +41,7 @@ from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.group import Group, Turn, Work, lost_state
 from needle.multiraft.group_log import LogWrite
+from needle.multiraft.group_snapshots import NO_ROOM_SECONDS
 from needle.multiraft.lives import LIFE_METHOD, Lives
 from needle.multiraft.log_records import LostRecord
 from needle.multiraft.log_store import LivesWrite, LogStore
@@ -58,7 +58,6 @@ from needle.raft.state import Role
 _log = logging.getLogger("needle.multiraft")
 _QUANTA_PER_HEARTBEAT = 10
 REFUSAL_LOG_SECONDS = 1.0
-NO_ROOM_SECONDS = 0.5
 """At most so often a refused message is logged; all are counted."""
 Extra = tuple[LogWrite | LivesWrite, asyncio.Future[None]]
 CALL_METHODS = (CHUNK_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
@@ -308,7 +307,7 @@ class Engine:
         quick = not extra and self.config.is_quick([entry for write in writes for entry in write.entries])
 
         def done(_: None, error: BaseException | None) -> None:
-            if isinstance(error, DiskFull | TooManyFiles):
+            if isinstance(error, SHORTAGES):
                 # Nothing was written. Until there is room nothing more is: this node neither votes nor acknowledges.
                 _log.error("the Raft log waits: %s", error)
                 asyncio.get_running_loop().call_later(NO_ROOM_SECONDS, self._guarded, self._persist, (work, extra))

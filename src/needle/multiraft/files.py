@@ -14,6 +14,7 @@ from typing import TypeVar
 import xxhash
 
 from needle.base.errors import StorageError
+from needle.base.file_errors import shortage
 
 T = TypeVar("T")
 _READ_BYTES = 1 << 20
@@ -23,11 +24,12 @@ def _guard(what: str, path: str, run: Callable[[], T]) -> T:
     try:
         return run()
     except OSError as error:
-        raise StorageError(f"cannot {what} {path}: {error.strerror or error}", path=path) from error
+        failure = shortage(error, path) or StorageError(f"cannot {what} {path}: {error.strerror or error}", path=path)
+        raise failure from error
 
 
 class Files:
-    """Blocking file operations. Each raises StorageError that names the path."""
+    """Blocking file operations. Each raises StorageError, DiskFull or TooManyFiles, which name the path."""
 
     def make_directory(self, path: str) -> None:
         """Create a directory and its parents; it may exist."""

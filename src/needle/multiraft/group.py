@@ -25,6 +25,7 @@ from needle.base.errors import (
     NoQuorum,
     NotLeader,
 )
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock, Pool
 from needle.multiraft.codec import Addressed, encode_conf
@@ -32,7 +33,7 @@ from needle.multiraft.config import HostConfig
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.group_compaction import Compaction
 from needle.multiraft.group_log import GroupLog, LogWrite
-from needle.multiraft.group_snapshots import SnapshotTraffic
+from needle.multiraft.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.lag import AppendTimes
 from needle.multiraft.ports import Applied, StateMachine
 from needle.multiraft.proposals import Proposals, Waiters
@@ -138,6 +139,7 @@ class Group:
         self.raft = raft
         self.log = log
         self.machine = machine
+        self.ending = False
         self.machine_lock = asyncio.Lock()  # install; no apply begins while it is held
         self.image_lock = asyncio.Lock()  # checkpoint, export, install
         self.snapshots = SnapshotTraffic(self, host)
@@ -289,12 +291,20 @@ class Group:
         host.failpoint("apply.before")
 
         def done(results: list[Any], error: BaseException | None) -> None:
-            if error is not None:
+            if isinstance(error, SHORTAGES):
+                _log.error("group %d: what is committed waits to be applied: %s", self.id, error)
+                host.spawn(self._apply_later(batch))
+            elif error is not None:
                 host.background_failed(error)
             else:
                 self._applied(batch, results)
 
         host.apply_pool.call(done, self.machine.apply, batch, quick=host.config.is_quick(batch))
+
+    async def _apply_later(self, batch: list[Applied]) -> None:
+        """Nothing of it was applied, for want of room."""
+        await asyncio.sleep(NO_ROOM_SECONDS)
+        self._start_apply(batch)
 
     def _applied(self, batch: list[Applied], results: list[Any]) -> None:
         host = self._host
@@ -323,8 +333,11 @@ class Group:
 
     async def _install(self, ready: Ready, meta: SnapshotMeta) -> None:
         """The core took a snapshot: install it, then go on behind it."""
-        await self.snapshots.install(ready, meta)
+        installed = await self.snapshots.install(ready, meta)
         if self._host.stopped:
+            return
+        if not installed:
+            self._persisting = False
             return
         self.raft.advance(ready)
         self._persisting = False
@@ -385,7 +398,8 @@ class Group:
         self._conditions = [condition for condition in self._conditions if not condition[1].done()]
 
     def fail_all(self, error: NeedleError) -> None:
-        """The node stops: answer everyone."""
+        """The node stops, or this group is closed: answer everyone."""
+        self.ending = True
         self.proposals.fail_all(error.message)
         self.reads.fail_all(error)
         self.waiters.fail_all(error)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from needle.base.errors import DiskFull, TooManyFiles
+from needle.base.file_errors import SHORTAGES
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_records import StartRecord
 from needle.multiraft.retention import IDLE_TAIL_BYTES, Member, keep_after, tail_after
@@ -101,7 +101,7 @@ class Compaction:
             before = group.raft.applied
             try:
                 durable = await host.apply_pool.run(group.machine.checkpoint)
-            except (DiskFull, TooManyFiles) as error:
+            except SHORTAGES as error:
                 _log.error("group %d: the log is not cut now: %s", group.id, error)
                 self.running = False  # what is applied next, or `settle`, tries again
                 return

@@ -14,7 +14,8 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from needle.base.errors import CorruptSnapshot, DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
+from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_records import PendingInstall, StartRecord
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("needle.multiraft")
 FAR = 1 << 64
+NO_ROOM_SECONDS = 0.5
+"""How long what found no room, or no file handle, waits before it is tried again."""
 
 
 class SnapshotTraffic:
@@ -67,7 +70,7 @@ class SnapshotTraffic:
                     )
                 except DiskFailed:
                     raise
-                except (StorageError, DiskFull, TooManyFiles) as error:
+                except (StorageError, *SHORTAGES) as error:
                     _log.warning("group %d: no snapshot could be made: %s", group.id, error)
             now = host.clock.monotonic()
             peers, self._wanting = self._wanting, {}
@@ -121,8 +124,9 @@ class SnapshotTraffic:
                 _log.warning("group %d: the snapshot of %s is refused: %s", group.id, message.frm, refusal)
             host.wake(group)
 
-    async def install(self, ready: Ready, meta: SnapshotMeta) -> None:
-        """Replace state and log, in the order that the module states. Raises CorruptSnapshot, DiskFailed."""
+    async def install(self, ready: Ready, meta: SnapshotMeta) -> bool:
+        """Replace state and log, in the order that the module states. False: the group was closed while it waited for
+        room; the next start finishes it. Raises CorruptSnapshot, DiskFailed."""
         host, group, log = self._host, self._group, self._group.log
         directory = host.fetcher.staging(group.id, meta.descriptor)
         hard_state = ready.hard_state or log.hard_state or HardState()
@@ -132,7 +136,15 @@ class SnapshotTraffic:
         host.failpoint("snapshot.after_pending")
         async with group.image_lock, group.machine_lock:
             await group.machine_idle()
-            await host.apply_pool.run(group.machine.install_snapshot, directory)
+            while True:
+                try:
+                    await host.apply_pool.run(group.machine.install_snapshot, directory)
+                    break
+                except SHORTAGES as error:
+                    _log.error("group %d: a snapshot waits to be installed: %s", group.id, error)
+                    if group.ending:
+                        return False
+                    await asyncio.sleep(NO_ROOM_SECONDS)
             host.failpoint("snapshot.after_install")
         found = group.machine.applied_index()
         if found != meta.index:
@@ -143,3 +155,4 @@ class SnapshotTraffic:
         start = StartRecord(meta.index, meta.term)
         await host.durable(LogWrite(log=log, reset=start, entries=ready.entries, hard_state=after, pending=False))
         host.failpoint("snapshot.after_reset")
+        return True

@@ -23,6 +23,7 @@ import logging
 import msgspec
 
 from needle.base.errors import CorruptLog, CorruptSnapshot, NeedleError, StorageError
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId
 from needle.multiraft.codec import decode_conf, decode_manifest, encode_conf
 from needle.multiraft.failpoints import Failpoint
@@ -123,7 +124,7 @@ class Opener:
         if machine.applied_index() < meta.index and self._intact(pending.directory, meta.descriptor):
             try:
                 machine.install_snapshot(pending.directory)
-            except CorruptSnapshot as error:
+            except (CorruptSnapshot, *SHORTAGES) as error:
                 _log.warning("group %d: a staged snapshot is refused by the state machine: %s", log.group, error)
         if machine.applied_index() >= meta.index:
             commit = max(hard_state.commit, meta.index)
@@ -142,7 +143,7 @@ class Opener:
                 path = f"{directory}/{file.name}"
                 if self._files.size(path) != file.size or self._files.checksum(path) != file.checksum:
                     return False
-        except StorageError as error:
+        except (StorageError, *SHORTAGES) as error:
             _log.warning("group %d: a staged snapshot cannot be read: %s", self._log.group, error)
             return False
         return True

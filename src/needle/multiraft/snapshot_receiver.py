@@ -12,7 +12,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from needle.base.errors import ConnectionLost, CorruptSnapshot, DeadlineExceeded, Overloaded, StorageError
+from needle.base.errors import (
+    ConnectionLost,
+    CorruptSnapshot,
+    DeadlineExceeded,
+    DiskFull,
+    NeedleError,
+    Overloaded,
+    StorageError,
+    TooManyFiles,
+)
 from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import Pool
 from needle.multiraft.codec import ChunkRequest, decode_manifest, encode_chunk_request
@@ -47,15 +56,26 @@ class SnapshotFetcher:
 
     async def fetch(self, group: GroupId, frm: NodeId, descriptor: bytes, held: Held) -> str:
         """Fetch and verify; the directory. held: where the state machine has a file by that name which never changes.
-        Raises the peer's NeedleError, CorruptSnapshot or StorageError."""
+        Raises the peer's NeedleError, CorruptSnapshot, StorageError, DiskFull or TooManyFiles."""
         manifest = decode_manifest(descriptor)
         directory = self.staging(group, descriptor)
-        await self._pool.run(self._files.make_directory, directory)
-        await self._reuse(group, directory, manifest.files, held)
-        await self.discard_others(group, directory)
-        for file in manifest.files:
-            await self._fetch_file(group, frm, manifest.snapshot, directory, file)
-        await self._pool.run(self._files.sync_tree, directory)
+        try:
+            await self._pool.run(self._files.make_directory, directory)
+            await self._reuse(group, directory, manifest.files, held)
+            await self.discard_others(group, directory)
+            for file in manifest.files:
+                await self._fetch_file(group, frm, manifest.snapshot, directory, file)
+        except DiskFull:
+            await self._pool.run(self._files.remove_tree, directory)  # the log needs what is left of the disk
+            raise
+        try:
+            await self._pool.run(self._files.sync_tree, directory)
+        except TooManyFiles:
+            raise
+        except NeedleError:
+            # After a failed sync the bytes may be gone though they are still read: nothing of them is used again.
+            await self._pool.run(self._files.remove_tree, directory)
+            raise
         self._failpoint("snapshot.after_stage")
         return directory
 
@@ -78,7 +98,7 @@ class SnapshotFetcher:
             if self._files.size(source) != file.size or self._files.checksum(source) != file.checksum:
                 return False
             self._files.link(source, target)
-        except StorageError as error:  # it may be deleted meanwhile: then it is fetched
+        except (StorageError, TooManyFiles) as error:  # it may be deleted meanwhile: then it is fetched
             _log.info("snapshot file %s is not reused: %s", file.name, error)
             return False
         return True

@@ -7,8 +7,10 @@ node, run at a time. It must not know how a peer stores them.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from needle.base.errors import NeedleError, Unavailable
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId
 from needle.base.runtime import Pool, Rng
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_conf, encode_manifest
@@ -16,6 +18,8 @@ from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.ports import SnapshotFile, StateMachine
 from needle.raft.messages import SnapshotMeta
+
+_log = logging.getLogger("needle.multiraft")
 
 
 class Exported:
@@ -69,8 +73,12 @@ class SnapshotShelf:
         directory = f"{self._directory}/out-{snapshot}"
         async with self._exports, lock:
             await self._pool.run(self._files.remove_tree, directory)
-            await self._pool.run(self._files.make_directory, directory)
-            index, term, conf, files = await self._pool.run(machine.export_snapshot, directory)
+            try:
+                await self._pool.run(self._files.make_directory, directory)
+                index, term, conf, files = await self._pool.run(machine.export_snapshot, directory)
+            except NeedleError:
+                await self._pool.run(self._files.remove_tree, directory)  # half an image must not take room
+                raise
         self._failpoint("snapshot.after_export")
         descriptor = encode_manifest(Manifest(snapshot, tuple(files)))
         meta = SnapshotMeta(index, term, decode_conf(conf), descriptor)
@@ -82,7 +90,10 @@ class SnapshotShelf:
         """Remove the group's snapshot, if there is one."""
         old = self._shelf.pop(group, None)
         if old is not None:
-            await self._pool.run(self._files.remove_tree, old.directory)
+            try:
+                await self._pool.run(self._files.remove_tree, old.directory)
+            except SHORTAGES as error:
+                _log.warning("a snapshot stays until the next start: %s", error)
 
     async def read(self, request: ChunkRequest, now: float) -> bytes:
         """One chunk. Raises Unavailable if the snapshot is gone: the peer will be offered another one."""

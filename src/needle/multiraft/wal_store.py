@@ -14,13 +14,14 @@ inside values is handed on for the checksums above to name; damage to the log's 
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from needle.base.errors import CorruptLog, DiskFailed, DiskFull, StorageError, TooManyFiles
+from needle.base.errors import CorruptLog, DiskFailed, NeedleError, StorageError
+from needle.base.file_errors import SHORTAGES, shortage
 from needle.multiraft import wal_correct
 from needle.multiraft.key_index import KeyIndex, Place
 from needle.multiraft.ports import KeyValueTxn
@@ -141,8 +142,8 @@ class WalStore:
                 self._roll(0)
         except OSError as error:
             self.close()
-            raise self._error("open", error) from error
-        except CorruptLog:
+            raise shortage(error, directory) or self._error("open", error) from error
+        except (CorruptLog, *SHORTAGES):
             self.close()
             raise
 
@@ -177,7 +178,7 @@ class WalStore:
         try:
             return self._files.read(self._handle(place.segment), place.length, place.offset)
         except OSError as error:
-            raise self._error("read", error) from error
+            raise shortage(error, self._directory) or self._error("read", error) from error
 
     def _handle(self, number: int) -> int:
         return self._segments[number - self._segments[0].number].handle
@@ -198,8 +199,8 @@ class WalStore:
             return
         try:
             self._append(txn.operations)
-        except (DiskFull, TooManyFiles):
-            raise  # before anything was written: it may be tried again
+        except SHORTAGES:
+            raise  # before anything was synced: it may be tried again
         except DiskFailed as error:
             self._failed = error
             raise
@@ -231,7 +232,8 @@ class WalStore:
         """One record, which fits into the segment."""
         segment = self._segments[-1]
         record = encode_record(self._sequence + 1, body, segment.salt)
-        self._files.write(segment.handle, record, segment.end)
+        with self._may_wait():
+            self._files.write(segment.handle, record, segment.end)  # a part of it is written over by the next attempt
         self._files.flush(segment.handle)
         self._sequence += 1
         with self._guard:
@@ -289,36 +291,41 @@ class WalStore:
             self._files.rename(spare[0], _name(number))
         self._files.sync_names()
         salt = self._salt()
-        self._files.write(handle, segment_header(number, salt), 0)
+        try:
+            with self._may_wait():
+                self._files.write(handle, segment_header(number, salt), 0)
+        except SHORTAGES:
+            self._files.close(handle)
+            raise
         self._files.flush(handle)
         with self._guard:
             self._segments.append(_Segment(number, handle, size, salt))
             self._bytes += size
 
-    def _open_file(self, name: str) -> int:
-        """Raises TooManyFiles, which is no failure of the disk."""
+    @contextmanager
+    def _may_wait(self) -> Iterator[None]:
+        """What finds no room, or no file handle, is no failure of the disk: raises DiskFull or TooManyFiles."""
         try:
-            return self._files.open(name)
+            yield
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                text = f"the next file of the Raft log in {self._directory} cannot be opened"
-                raise TooManyFiles(f"{text}: {error.strerror}; see ulimit -n", directory=self._directory) from error
-            raise
+            failure = shortage(error, self._directory)
+            if failure is None:
+                raise
+            raise failure from error
+
+    def _open_file(self, name: str) -> int:
+        with self._may_wait():
+            return self._files.open(name)
 
     def _new_file(self, name: str, size: int, *, zeros: bool) -> int:
-        """With its blocks. Raises DiskFull, and leaves nothing behind."""
+        """With its blocks. Leaves nothing behind when it fails."""
         handle = self._open_file(name)
         try:
-            self._files.allocate(handle, size, zeros=zeros)
-        except OSError as error:
+            with self._may_wait():
+                self._files.allocate(handle, size, zeros=zeros)
+        except (OSError, NeedleError):
             self._files.close(handle)
             self._files.remove(name)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull(
-                    f"no space left for the next {size} bytes of the Raft log in {self._directory}. Free space: the "
-                    f"node goes on by itself",
-                    directory=self._directory,
-                ) from error
             raise
         return handle
 

@@ -1,14 +1,20 @@
 """Where each node listens. Configured addresses win over those learned when nodes joined.
 
-Invariant: what was learned is on disk before it is used. Knows no connections: `changed` is called after each change.
+Invariant: what was learned is on disk before it is used; without room there, it is used all the same (a node that is
+not reached helps nobody) and written with what is learned next. Knows no connections: `changed` is called after each
+change.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from needle.base.config import check_node_id, parse_address
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
+
+log = logging.getLogger("needle.server")
 
 
 class AddressBook:
@@ -24,6 +30,7 @@ class AddressBook:
         self._configured = dict(configured)
         self._learned = {node: address for node, address in learned.items() if node not in configured}
         self._save = save
+        self._unsaved = False
         self.changed: Callable[[], None] = lambda: None
         self.version = 0
         """Counts changes."""
@@ -52,8 +59,20 @@ class AddressBook:
         }
         if new:
             merged = {**self._learned, **new}
-            self._save(merged)
+            self._write(merged)
             self._learned = merged
             self.version += 1
             self.changed()
+        elif self._unsaved:
+            self._write(self._learned)
         return bool(new)
+
+    def _write(self, learned: dict[NodeId, str]) -> None:
+        try:
+            self._save(learned)
+        except SHORTAGES as error:
+            if not self._unsaved:
+                log.warning("addresses of nodes are not written down now: %s", error)
+            self._unsaved = True
+        else:
+            self._unsaved = False

@@ -11,7 +11,8 @@ import os
 
 import msgspec
 
-from needle.base.errors import DiskFailed, InvalidArgument, UnsupportedFormat, WrongCluster
+from needle.base.errors import InvalidArgument, UnsupportedFormat, WrongCluster
+from needle.base.file_errors import os_failure
 from needle.base.ids import NodeId
 from needle.base.routing.topology import Topology
 from needle.server.data_dir import CLUSTER_FILE, replace_file
@@ -95,4 +96,4 @@ def _read(path: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DiskFailed(f"{path} cannot be read: {error}", path=path) from error
+        raise os_failure(error, path) from error

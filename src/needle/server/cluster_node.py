@@ -20,6 +20,7 @@ from needle.base import commands, protocol
 from needle.base.cluster_protocol import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError, Unavailable
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.routing.strategy import router_names
@@ -28,6 +29,7 @@ from needle.client.directory import Caller
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
 from needle.server.cluster_files import (
+    ClusterFile,
     catalog_directory,
     check_founding,
     check_unused,
@@ -43,6 +45,7 @@ from needle.server.cluster_mover import Mover
 from needle.server.cluster_registration import Registration
 from needle.server.cluster_service import ClusterService
 from needle.server.data_dir import SHARDED
+from needle.server.lasting import SHORTAGE_SECONDS, lasting
 from needle.server.local_caller import LocalCaller
 from needle.server.machine import CatalogAdapter
 from needle.server.node import Node
@@ -89,6 +92,9 @@ class ClusterNode(Node):
         self._tasks: list[asyncio.Task[None]] = []
         self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
         self._adopting = asyncio.Lock()
+        self._belonging = asyncio.Lock()
+        self._unsaved = False
+        self._unopened = False
         self.unknown: dict[GroupId, list[str]] = {}
         """Collections that a shard holds and the catalog neither lists nor says were dropped, by group."""
         self._said_empty = False
@@ -134,9 +140,9 @@ class ClusterNode(Node):
         await super().start()
         spread = LeaderSpread(self)
         mover = Mover(self, self.options.move_rows)
-        works = (CatalogFollower(self).run(), Registration(self).run(), spread.run(), mover.run())
-        for work in (*works, self._reconcile_all()):
-            self._spawn(work)
+        works = (CatalogFollower(self).run, Registration(self).run, spread.run, mover.run)
+        for work in (*works, self._reconcile_all, self._retry_shortages):
+            self._spawn(lasting(work))
         self._undo.append(self._end_tasks)
 
     def watch_health(self) -> HealthWatch:
@@ -187,13 +193,41 @@ class ClusterNode(Node):
             self._check_router(topology)
             if save:
                 self._learn_news(self.topology.addresses(), topology.addresses())
-                await self.ports.file_pool.run(save_topology, self.config.data_dir, topology)
+                self._unsaved = True
+            self._unopened = True
+            await self._save_topology(topology)
             self.topology = topology
             if topology.map is not None and (self.ownership is None or self.ownership.map != topology.map):
                 self.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
-            await self._open_and_close(topology)
+            await self._open_what_is_due()
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
+
+    async def _save_topology(self, topology: Topology) -> None:
+        """Without room for it, it is acted on all the same: the file is a cache, for a start without the catalog."""
+        if self._unsaved:
+            try:
+                await self.ports.file_pool.run(save_topology, self.config.data_dir, topology)
+                self._unsaved = False
+            except SHORTAGES as error:
+                log.error("version %d of the topology is not written down now: %s", topology.version, error)
+
+    async def _open_what_is_due(self) -> None:
+        if self._unopened:
+            try:
+                await self._open_and_close(self.topology)
+                self._unopened = False
+            except SHORTAGES as error:
+                log.error("node %s does not open all its shards now: %s", self.node_id, error)
+
+    async def _retry_shortages(self) -> None:
+        """What was left undone for want of room, or of file handles."""
+        while not self.host.stopped:
+            await asyncio.sleep(SHORTAGE_SECONDS)
+            if self._unsaved or self._unopened:
+                async with self._adopting:
+                    await self._save_topology(self.topology)
+                    await self._open_what_is_due()
 
     def _learn_news(self, before: dict[NodeId, str], now: dict[NodeId, str]) -> None:
         """Only what changed: of a node that moved and is not registered yet, what it said itself is newer."""
@@ -238,21 +272,27 @@ class ClusterNode(Node):
 
     async def belong_to(self, uid: int) -> None:
         """Write down which cluster this node joins. Raises InvalidArgument if its directory holds data of another."""
-        check_unused(self.node_id, self.config.data_dir)
-        self.cluster = msgspec.structs.replace(self.cluster, uid=uid)
-        await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
+        async with self._belonging:
+            if self.cluster.uid == 0:
+                check_unused(self.node_id, self.config.data_dir)
+                await self._become(msgspec.structs.replace(self.cluster, uid=uid))
+
+    async def _become(self, cluster: ClusterFile) -> None:
+        """Written down first: a node that only believed to belong would be a stranger after a restart."""
+        await self.ports.file_pool.run(save_cluster, self.config.data_dir, cluster)
+        self.cluster = cluster
 
     async def found(self, call: FoundCall) -> None:
         """Belong to the cluster that is being created. Raises InvalidArgument if this node belongs to another one."""
-        if self.cluster.uid not in (0, call.uid):
-            raise InvalidArgument(
-                f"node {self.node_id} belongs to another cluster; give it an empty data directory to use it here",
-                field="node",
-            )
-        if self.cluster.uid == 0:
-            check_unused(self.node_id, self.config.data_dir)
-            self.cluster = msgspec.structs.replace(self.cluster, uid=call.uid, voters=dict(call.voters))
-            await self.ports.file_pool.run(save_cluster, self.config.data_dir, self.cluster)
+        async with self._belonging:
+            if self.cluster.uid not in (0, call.uid):
+                raise InvalidArgument(
+                    f"node {self.node_id} belongs to another cluster; give it an empty data directory to use it here",
+                    field="node",
+                )
+            if self.cluster.uid == 0:
+                check_unused(self.node_id, self.config.data_dir)
+                await self._become(msgspec.structs.replace(self.cluster, uid=call.uid, voters=dict(call.voters)))
         self.book.learn({node: at for node, at in call.voters.items() if node != self.node_id})
         if self.node_id in self.cluster.voters:
             self._open_catalog()

@@ -42,6 +42,7 @@ from needle.base.errors import (
     CollectionNotFound,
     ConnectionLost,
     DeadlineExceeded,
+    DiskFull,
     InvalidArgument,
     NeedleError,
     NotLeader,
@@ -261,6 +262,8 @@ class ClusterService(RpcService):
                 raise InvalidArgument(error.message, field="command") from error
             if not isinstance(command, MoveCommand) or command.move != call.move:
                 raise InvalidArgument(f"{type(command).__name__} is no step of move {call.move}", field="command")
+            move = self._cluster.topology.move(call.move)
+            self._cluster.space.check_import(command, move.state if move is not None else None)
             await self._host.propose(call.group, call.command, timeout)
         else:
             await self._host.read_index(call.group, timeout)
@@ -318,6 +321,7 @@ class ClusterService(RpcService):
         self._check_command(command)
         timeout, node = _timeout(call.timeout), self._cluster
         if node.catalog is not None and self._host.is_leader(CATALOG_GROUP):
+            node.space.check_catalog(command)
             return await node.execute(call.command, timeout)
         if call.hops >= HOPS_MAX:
             raise self._not_leader_of_catalog()
@@ -330,9 +334,10 @@ class ClusterService(RpcService):
             try:
                 answer = await node.peers.call(peer, CATALOG, body, timeout)
             except NeedleError as error:
-                if not error.retryable:
+                open_fate = isinstance(last, ConnectionLost | DeadlineExceeded)
+                if not error.retryable and not (open_fate and isinstance(error, DiskFull)):
                     raise
-                if not isinstance(last, ConnectionLost | DeadlineExceeded):
+                if not open_fate:
                     last = error  # of a copy that may have got into the log the caller must hear, whatever others say
                 continue
             return answer

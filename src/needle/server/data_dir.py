@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from needle.base.errors import DiskFailed, StorageError, UnsupportedFormat
+from needle.base.errors import StorageError, UnsupportedFormat
+from needle.base.file_errors import SHORTAGES, os_failure
 from needle.base.ids import NodeId
 
 FORMAT_VERSION = 1
@@ -55,13 +56,13 @@ def claim(data_dir: str, node_id: NodeId, cluster_id: str, kind: str = FIXED) ->
     """Take `data_dir` for this process; creates it if need be. Returns what gives it back. kind: FIXED or SHARDED.
 
     Raises StorageError if another process has it, UnsupportedFormat if it belongs to another node, cluster, kind of
-    cluster or format, DiskFailed if it cannot be written.
+    cluster or format; DiskFull, TooManyFiles or DiskFailed if it cannot be written.
     """
     try:
         os.makedirs(data_dir, exist_ok=True)
         lock = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise DiskFailed(f"data_dir = {data_dir!r} cannot be used: {error}", directory=data_dir) from error
+        raise os_failure(error, data_dir) from error
     try:
         _lock(lock, data_dir)
         _check_owner(data_dir, NodeFile(node_id=node_id, cluster_id=cluster_id, kind=kind))
@@ -96,7 +97,7 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
     except msgspec.MsgspecError as error:
         raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
     except OSError as error:
-        raise DiskFailed(f"{path} cannot be read: {error}", path=path) from error
+        raise os_failure(error, path) from error
     for field in ("format_version", "cluster_id", "node_id"):
         there, here = getattr(found, field), getattr(mine, field)
         if there != here:
@@ -113,7 +114,8 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
             directory=data_dir,
         )
     if not found.kind:
-        replace_file(path, msgspec.json.encode(mine))
+        with contextlib.suppress(*SHORTAGES):  # the next start notes it
+            replace_file(path, msgspec.json.encode(mine))
 
 
 def _kind_of(data_dir: str) -> str:
@@ -127,7 +129,7 @@ def _kind_of(data_dir: str) -> str:
     except (msgspec.MsgspecError, AttributeError) as error:
         raise UnsupportedFormat(f"{data_dir}/{CLUSTER_FILE} cannot be read: {error}", path=data_dir) from None
     except OSError as error:
-        raise DiskFailed(f"{data_dir}/{CLUSTER_FILE} cannot be read: {error}", path=data_dir) from error
+        raise os_failure(error, f"{data_dir}/{CLUSTER_FILE}") from error
     return FIXED if os.path.isdir(shard_directory(data_dir, 0)) else ""
 
 
@@ -142,7 +144,7 @@ def load_addresses(data_dir: str) -> dict[NodeId, str]:
     except msgspec.MsgspecError as error:
         raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
     except OSError as error:
-        raise DiskFailed(f"{path} cannot be read: {error}", path=path) from error
+        raise os_failure(error, path) from error
 
 
 def save_addresses(data_dir: str, addresses: dict[NodeId, str]) -> None:
@@ -151,7 +153,7 @@ def save_addresses(data_dir: str, addresses: dict[NodeId, str]) -> None:
 
 
 def replace_file(path: str, data: bytes) -> None:
-    """Atomically: whole and durable, or as before."""
+    """Atomically: whole and durable, or as before. Raises DiskFull, TooManyFiles or DiskFailed."""
     part = path + ".part"
     try:
         with open(part, "wb") as file:
@@ -165,4 +167,6 @@ def replace_file(path: str, data: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        raise DiskFailed(f"{path} cannot be written: {error}", path=path) from error
+        with contextlib.suppress(OSError):  # half of it must not take room, nor be synced a second time
+            os.unlink(part)
+        raise os_failure(error, path) from error

@@ -15,8 +15,12 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
+from needle.base import catalog_commands
+from needle.base.catalog_commands import CatalogCommand
 from needle.base.commands import Command, CreateCollection, Insert
 from needle.base.errors import DiskFull
+from needle.base.move_commands import Import, MoveCommand, PrepareMove
+from needle.base.routing.topology import MoveState
 
 log = logging.getLogger("needle.server")
 
@@ -165,8 +169,23 @@ class DiskSpace:
     def check(self, command: Command) -> None:
         """Raises DiskFull for a command that makes the data grow while there is little room."""
         if self.low and isinstance(command, Insert | CreateCollection):
-            raise DiskFull(
-                f"the disk of this node has {self.free} bytes left, and data is refused below {self._limit}: delete "
-                f"documents, drop collections or give it more room; reads, deletes and drops go on",
-                free=self.free, limit=self._limit,
-            )  # fmt: skip
+            raise self._refusal()
+
+    def check_catalog(self, command: CatalogCommand) -> None:
+        """The same for one of the catalog: what begins something that shards then need room for."""
+        if self.low and isinstance(command, catalog_commands.CreateCollection | catalog_commands.StartMove):
+            raise self._refusal()
+
+    def check_import(self, command: MoveCommand, state: MoveState | None) -> None:
+        """The same on the leader of a move's target. state: of the move, None if it is not known here. A move that has
+        frozen its ranges is let through: the sooner it ends, the sooner they take deletes again."""
+        takes = isinstance(command, Import) or (isinstance(command, PrepareMove) and command.incoming)
+        if self.low and takes and state in (None, MoveState.COPYING):
+            raise self._refusal()
+
+    def _refusal(self) -> DiskFull:
+        return DiskFull(
+            f"the disk of this node has {self.free} bytes left, and data is refused below {self._limit}: delete "
+            f"documents, drop collections or give it more room; reads, deletes and drops go on",
+            free=self.free, limit=self._limit,
+        )  # fmt: skip

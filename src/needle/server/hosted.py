@@ -14,13 +14,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from needle.base import protocol
 from needle.base.commands import CreateCollection, encode
 from needle.base.config import RaftConfig
-from needle.base.errors import DiskFull, NeedleError, StorageError, TooStale, Unavailable
+from needle.base.errors import NeedleError, StorageError, TooStale, Unavailable
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import CollectionSpec, Metric
 from needle.base.protocol import GroupCall
 from needle.base.runtime import Clock
 from needle.multiraft.host import Host
 from needle.server.disk_space import DiskSpace
+from needle.server.lasting import lasting
 from needle.server.ports import NodePorts
 from needle.shard.index_budget import RECENT_MAX, FieldName
 from needle.shard.search_batcher import SearchBatcher
@@ -94,8 +96,8 @@ class HostedReplica:
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
         loop = asyncio.get_running_loop()
-        for work in (self.keeper.run(), self._scrub(), self._watch(), self._index_fields()):
-            task = loop.create_task(work)
+        for work in (self.keeper.run, self._scrub, self._watch, self._index_fields):
+            task = loop.create_task(lasting(work))
             task.add_done_callback(self._ended)
             self._tasks.append(task)
 
@@ -159,7 +161,7 @@ class HostedReplica:
     async def _save(self) -> None:
         try:
             await self._file_pool.run(self.replica.save)
-        except DiskFull as error:
+        except SHORTAGES as error:
             log.error("group %d: %s", self.group, error)
             await asyncio.sleep(CATCH_UP_SECONDS)
 

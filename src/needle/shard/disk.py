@@ -18,14 +18,12 @@ from pathlib import Path
 
 import xxhash
 
-from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
+from needle.base import file_errors
+from needle.base.errors import DiskFailed, NeedleError, TooManyFiles
+from needle.base.file_errors import os_failure, shortage, too_many_files
 from needle.base.sqlite_uri import EXCLUSIVE
 
 _CHUNK = 1 << 20
-_CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_DEVICE = frozenset(
-    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
-)
 
 
 @contextmanager
@@ -40,21 +38,15 @@ def disk_errors(path: str) -> Iterator[None]:
 
 
 def sqlite_failure(error: sqlite3.Error, path: str) -> NeedleError:
-    """The Needle error for a sqlite3 error. The primary result code decides, never the message."""
+    """The Needle error for a sqlite3 error about a replica's file."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in _CORRUPT:
-        return StorageError(
-            f"{path} is damaged ({error}). Stop this node, delete the replica's directory {os.path.dirname(path)} and "
-            f"start the node again: it gets the data from the other replicas",
-            path=path,
-        )
-    if code == sqlite3.SQLITE_FULL:
-        return DiskFull(f"no space left for {path} ({error}). Free space: the node goes on by itself", path=path)
     if code == sqlite3.SQLITE_CANTOPEN and files_are_used_up():
-        return TooManyFiles(f"{path} cannot be opened: this process has too many files open; see ulimit -n", path=path)
-    if code in _DEVICE:
-        return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
-    return StorageError(f"SQLite failed on {path}: {error} (code {code})", path=path)
+        return too_many_files(path)
+    return file_errors.sqlite_failure(
+        error, path,
+        f"Stop this node, delete the replica's directory {os.path.dirname(path)} and start the node again: it gets the "
+        f"data from the other replicas",
+    )  # fmt: skip
 
 
 def files_are_used_up() -> bool:
@@ -62,17 +54,8 @@ def files_are_used_up() -> bool:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
-        return error.errno in (errno.EMFILE, errno.ENFILE)
+        return isinstance(shortage(error, os.devnull), TooManyFiles)
     return False
-
-
-def os_failure(error: OSError, path: str) -> NeedleError:
-    """The Needle error for an operating system error."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"no space left for {path} ({error}). Free space: the node goes on by itself", path=path)
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return TooManyFiles(f"{path} cannot be opened: {error.strerror}; see ulimit -n", path=path)
-    return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
 
 
 def _fsync(handle: int, path: str) -> None:

@@ -25,6 +25,7 @@ from typing import Final, assert_never
 from pyroaring import BitMap
 
 from needle.base.errors import StorageError
+from needle.base.file_errors import SHORTAGES
 from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate
 from needle.base.instants import Instant
 from needle.shard.field_index import (
@@ -327,7 +328,7 @@ class PayloadIndex:
             for one in asked:
                 one.asked = False
             return any(self._merge(one) or self._renew(one) for one in fields)
-        except StorageError as error:
+        except (StorageError, *SHORTAGES) as error:
             # The search that needs these documents tells its caller; others need not wait for that.
             log.warning("an index of metadata fields cannot be made: %s", error)
             for one in fields:

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from needle.base.errors import CorruptSegment, StorageError
+from needle.base.file_errors import shortage
 from needle.base.model import CollectionSpec
 from needle.shard import page_cache
 from needle.shard.disk import REAL_DISK, ReplicaDisk
@@ -54,7 +55,7 @@ def build_segment(
 
     blocks: (ordinals (n,) int64, vectors (n, d) float32) of the live rows, ascending; with a base only those after it.
     own_for: the manifest entry that this build stands in for (the published file is not to be had).
-    Raises BuildCancelled, CorruptSegment (the base's file is damaged), StorageError (disk full, ...).
+    Raises BuildCancelled, CorruptSegment (the base's file is damaged), DiskFull, TooManyFiles or another StorageError.
     """
     faiss.omp_set_num_threads(threads)
     builder, kept = _start(base, spec, first, cancelled)
@@ -68,7 +69,8 @@ def build_segment(
     try:
         return _write(directory, draft, graph, offsets, spec, own_for, disk)
     except (OSError, RuntimeError) as error:
-        raise StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
+        wanting = shortage(error, directory) if isinstance(error, OSError) else None
+        raise wanting or StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
 
 
 def _start(

@@ -10,7 +10,8 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 
-from needle.base.errors import CorruptSegment, InvalidArgument, StorageError
+from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError, StorageError
+from needle.base.file_errors import shortage
 from needle.base.model import CollectionSpec
 from needle.shard import page_cache
 from needle.shard.disk import ReplicaDisk
@@ -32,7 +33,11 @@ def write_chunk(path: str, offset: int, chunk: bytes) -> None:
             file.seek(offset)
             file.write(chunk)
     except OSError as error:
-        raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: str, error: OSError) -> NeedleError:
+    return shortage(error, path) or StorageError(f"segment file {path} cannot be written: {error.strerror}")
 
 
 def finish_download(
@@ -50,7 +55,7 @@ def finish_download(
         disk.rename(part, path)
         disk.sync(os.path.dirname(path))
     except OSError as error:
-        raise StorageError(f"segment file {path} cannot be written: {error.strerror}") from error
+        raise _not_written(path, error) from error
     give_back(segment.size)
     return SealedSegment(path, segment, spec)
 
@@ -122,4 +127,4 @@ def read_chunk(directory_of: Callable[[int], str | None], name: str, offset: int
         with open(os.path.join(directory, name), "rb") as file:
             return os.pread(file.fileno(), length, offset)
     except OSError as error:
-        raise CorruptSegment(f"segment file {name} is not here: {error.strerror}") from error
+        raise shortage(error, name) or CorruptSegment(f"segment file {name} is not here: {error.strerror}") from error

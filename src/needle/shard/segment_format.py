@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 
 from needle.base.errors import CorruptSegment
+from needle.base.file_errors import shortage
 from needle.base.model import CollectionSpec, Metric
 from needle.shard.scoring import Ints
 from needle.shard.segment_graph import Band, Graph
@@ -102,7 +103,9 @@ def verify_file(path: str) -> Footer:
             file.seek(size - TAIL_BYTES)
             tail = file.read(TAIL_BYTES)
     except OSError as error:
-        raise CorruptSegment(f"segment file {name} cannot be read: {error.strerror}", path=path) from error
+        # A file that cannot be opened now, for want of handles, must not pass for damaged: that one is deleted.
+        damaged = CorruptSegment(f"segment file {name} cannot be read: {error.strerror}", path=path)
+        raise shortage(error, path) or damaged from error
     stored = tail[_FOOTER.size :].hex()
     magic, faiss_bytes, collection_id, first, last, rows, dimensions, metric, longest, bands = _FOOTER.unpack(
         tail[: _FOOTER.size]

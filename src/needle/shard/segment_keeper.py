@@ -21,6 +21,7 @@ from functools import partial
 from typing import Protocol
 
 from needle.base.errors import CorruptSegment, NeedleError
+from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.shard.agenda import Agenda
@@ -369,6 +370,8 @@ class SegmentKeeper:
             for sealed in vectors.attached():
                 try:
                     await self._file_pool.run(verify_file, sealed.path)
+                except SHORTAGES as error:
+                    log.warning("an index file is not checked now: %s", error)
                 except CorruptSegment as error:
                     if sealed.segment in vectors.manifest():
                         found += 1

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from needle.base.errors import CorruptSnapshot, StorageError
+from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk
 from needle.shard.sqlite_file import FILE_NAME
 
@@ -118,32 +119,40 @@ def _point(directory: str, name: str, disk: ReplicaDisk) -> None:
     disk.sync(directory)
     disk.write(os.path.join(directory, CURRENT + ".new"), name.encode())
     disk.rename(os.path.join(directory, CURRENT + ".new"), os.path.join(directory, CURRENT))
-    disk.sync(directory)
+    try:
+        disk.sync(directory)
+    except SHORTAGES as error:  # it is too late to say that nothing was changed
+        raise StorageError(f"{directory} names a new state, and cannot be synced: {error.message}") from error
 
 
 def install_image(directory: str, image_directory: str, disk: ReplicaDisk, failpoint: Callable[[str], None]) -> str:
     """Make the image the replica's state, durably and atomically; returns the new state directory.
 
-    The old state directory stays until the next `current_state`, as the caller may still have it open.
+    The old state directory stays until the next `current_state`, as the caller may still have it open. Raises DiskFull
+    or TooManyFiles with nothing changed, so that it may be repeated.
     """
     image = verify_image(image_directory, disk)
     failpoint("install-verified")
     old = os.path.basename(current_state(directory, disk))
     name = f"{_STATE}{int(old.removeprefix(_STATE)) + 1}"
     target = os.path.join(directory, name)
-    _make_state(target, disk)
-    for file in image.files:
-        source = os.path.join(image_directory, file.name)
-        if file.name == FILE_NAME:  # it will be written to: the image must stay as it is
-            disk.copy(source, os.path.join(target, FILE_NAME))
-        else:
-            disk.link(source, os.path.join(target, SEGMENTS, file.name))
-    failpoint("install-staged")
-    for file_name in disk.files(target):
-        disk.sync(os.path.join(target, file_name))
-    disk.sync(os.path.join(target, SEGMENTS))
-    disk.sync(target)
-    failpoint("install-synced")
-    _point(directory, name, disk)
+    try:
+        _make_state(target, disk)
+        for file in image.files:
+            source = os.path.join(image_directory, file.name)
+            if file.name == FILE_NAME:  # it will be written to: the image must stay as it is
+                disk.copy(source, os.path.join(target, FILE_NAME))
+            else:
+                disk.link(source, os.path.join(target, SEGMENTS, file.name))
+        failpoint("install-staged")
+        for file_name in disk.files(target):
+            disk.sync(os.path.join(target, file_name))
+        disk.sync(os.path.join(target, SEGMENTS))
+        disk.sync(target)
+        failpoint("install-synced")
+        _point(directory, name, disk)
+    except SHORTAGES:
+        disk.remove_tree(target)  # half a state must not take the room that is left
+        raise
     failpoint("install-swapped")
     return target

@@ -27,6 +27,7 @@ import immutables
 from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CollectionNotFound, CorruptSnapshot, DeadlineExceeded, NeedleError, StorageError
+from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.shard.batch import Batch, decode_entry, runs
 from needle.shard.digest import replica_digest
@@ -235,6 +236,9 @@ class Replica:
             self._check_usable()
             try:
                 yield
+            except SHORTAGES as error:  # what is raised as such may be repeated, and this may not
+                self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
+                raise self._broken from error
             except NeedleError as error:
                 self._broken = error
                 raise
@@ -445,19 +449,22 @@ class Replica:
         return path if SEGMENT_FILE_NAME.match(name) and self._disk.exists(path) else None
 
     def install_snapshot(self, directory: str) -> None:
-        """Replace all state by the image in `directory`. Raises CorruptSnapshot before anything is changed."""
+        """Replace all state by the image in `directory`. Raises CorruptSnapshot, DiskFull or TooManyFiles before
+        anything is changed: then it may be repeated."""
         with self._applying:
             self._check_usable()
+            swapped = False
             try:
                 state = install_image(self.directory, directory, self._disk, self._failpoint)
+                swapped = True
                 old_store, old_live = self._store, self._live
                 self._load(state)
                 self._in_flight.drain()  # searches on the old view still read its files
                 _close_files(old_store, old_live)
                 current_state(self.directory, self._disk)  # removes the old state
-            except CorruptSnapshot:
-                raise
             except BaseException as error:
+                if not swapped and isinstance(error, (CorruptSnapshot, *SHORTAGES)):
+                    raise
                 self._broken = StorageError(f"installing a snapshot failed half way ({error!r}); restart the node")
                 raise
 

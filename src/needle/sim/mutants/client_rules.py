@@ -34,6 +34,12 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=(_UNANSWERED + "test_after_an_attempt_of_unknown_fate_no_error_says_that_nothing_happened",),
     ),
     Mutant(
+        name="full-disk-told-of-an-earlier-attempt",
+        breaks="a catalog without room says `nothing was changed` of a command that may have been executed before",
+        edits=(Edit("client.shards:ClusterShards.command", "(*_FATE_UNKNOWN, DiskFull)", "_FATE_UNKNOWN"),),
+        tests=("tests/cluster/test_shortages.py::test_a_full_disk_says_nothing_of_an_earlier_attempt_at_the_catalog",),
+    ),
+    Mutant(
         name="negative-timeout-sent",
         breaks="a request is sent with the time that it does not have any more, and refused as malformed",
         edits=(

@@ -30,6 +30,30 @@ MUTANTS = (
         sim=True,
     ),
     Mutant(
+        name="full-disk-passes-for-applied",
+        breaks="what found no room in the state machine counts as applied: the replica lacks it for ever",
+        edits=(
+            Edit(
+                "multiraft.group:Group._start_apply",
+                "host.spawn(self._apply_later(batch))",
+                "self._applied(batch, [None] * len(batch))",
+            ),
+        ),
+        tests=(_SNAPSHOTS + "test_what_finds_no_room_is_applied_later_and_the_node_lives",),
+    ),
+    Mutant(
+        name="staged-after-a-failed-sync",
+        breaks="snapshot files whose sync failed are used at the next attempt, which syncs nothing of what was lost",
+        edits=(
+            Edit(
+                "multiraft.snapshot_receiver:SnapshotFetcher.fetch",
+                "except NeedleError:",
+                "except Overloaded:",
+            ),
+        ),
+        tests=(_SNAPSHOTS + "test_after_a_failed_sync_what_was_fetched_is_not_used",),
+    ),
+    Mutant(
         name="log-not-synced",
         breaks="the log is written without fsync: a power cut takes back votes and acknowledgements",
         edits=(

@@ -11,6 +11,12 @@ _FIELDS = "tests/shard/test_payload_index.py::"
 
 MUTANTS = (
     Mutant(
+        name="no-handle-passes-for-damage",
+        breaks="an index file that cannot be opened for want of file handles is taken for damaged, and deleted",
+        edits=(Edit("shard.segment_format:verify_file", "raise shortage(error, path) or damaged", "raise damaged"),),
+        tests=("tests/shard/test_snapshot.py::test_an_index_file_that_cannot_be_opened_now_is_not_damaged",),
+    ),
+    Mutant(
         name="writes-judged-slowly",
         breaks="a write is decoded again for each of its bytes on the event loop: heartbeats of all groups wait",
         edits=(

@@ -1,0 +1,57 @@
+"""What errors of the system and of SQLite about a file mean: one translation for all who touch the disk.
+
+Two kinds pass by themselves and say nothing of the disk: no room, and no more open files (`SHORTAGES`). Where one of
+them is raised, nothing was changed, so that the same may be done again. All others are final.
+Invariant: numbers decide, never an error's text. It must not know who asks.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
+
+SHORTAGES: Final = (DiskFull, TooManyFiles)
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+_SQLITE_FULL: Final = 13
+_SQLITE_CORRUPT = frozenset({11, 26})
+_SQLITE_DEVICE = frozenset({3, 8, 10, 14})
+"""SQLITE_PERM, _READONLY, _IOERR, _CANTOPEN: this package does not import sqlite3."""
+
+
+def no_room(path: str, error: Exception) -> DiskFull:
+    """The error for want of room."""
+    return DiskFull(f"no space left for {path} ({error}). Free space: the node goes on by itself", path=path)
+
+
+def too_many_files(path: str) -> TooManyFiles:
+    """The error for want of file handles."""
+    return TooManyFiles(f"{path} cannot be opened: too many files are open; see ulimit -n", path=path)
+
+
+def shortage(error: OSError, path: str) -> NeedleError | None:
+    """DiskFull or TooManyFiles; None for an error that does not pass by itself."""
+    if error.errno in _NO_ROOM:
+        return no_room(path, error)
+    return too_many_files(path) if error.errno in _NO_FILES else None
+
+
+def os_failure(error: OSError, path: str) -> NeedleError:
+    """The error for one of the operating system."""
+    return shortage(error, path) or DiskFailed(
+        f"cannot read or write {path} ({error}). Check the disk and permissions", path=path
+    )
+
+
+def sqlite_failure(error: Exception, path: str, remedy: str) -> NeedleError:
+    """The error for a sqlite3.Error; its primary result code decides. remedy: what to do about a damaged file."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _SQLITE_CORRUPT:
+        return StorageError(f"{path} is damaged ({error}). {remedy}", path=path)
+    if code == _SQLITE_FULL:
+        return no_room(path, error)
+    if code in _SQLITE_DEVICE:
+        return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
+    return StorageError(f"SQLite failed on {path}: {error} (code {code})", path=path)

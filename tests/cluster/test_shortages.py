@@ -1,0 +1,176 @@
+"""A node of a sharded cluster while its disk is full: what is refused, what goes on, what is made up for later."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.catalog_util import spec, topology
+from harness.process_cluster import free_ports, wait_for
+from needle.base.catalog_commands import CreateCollection, StartMove, encode
+from needle.base.cluster_protocol import CATALOG, TOPOLOGY, CatalogCall, TopologyAnswer
+from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown
+from needle.base.move_commands import Forget, Import, PrepareMove
+from needle.base.protocol import encode as encode_call
+from needle.base.routing.strategy import CONSISTENT_HASH
+from needle.base.routing.topology import MoveState
+from needle.client.shards import ClusterShards
+from needle.distributed import ClusterConfig, DistributedCluster
+from needle.server.address_book import AddressBook
+from needle.server.cluster_files import load_topology
+from needle.server.cluster_node import ClusterNode
+from needle.server.disk_space import DiskSpace, Room
+
+
+class Full:
+    """A volume without room."""
+
+    def room(self) -> Room:
+        return Room(1 << 40, 10)
+
+    def reserved(self) -> int:
+        return 0
+
+    def reserve(self, size: int) -> bool:
+        return False
+
+    def shrink(self, size: int) -> None:
+        return
+
+
+def low(node: ClusterNode) -> None:
+    """Its disk is full from now on."""
+    node.space._volume = Full()
+    node.space.look()
+
+
+async def test_nothing_begins_that_needs_room_and_drops_go_through(tmp_path: Path) -> None:
+    cluster = DistributedCluster(ClusterConfig(shard_count=2, replication_factor=1, dimensions=2))
+    try:
+        await cluster.add_local_node("node-1", f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "node-1"))
+        await cluster.start()
+        client = await cluster.client()
+        await cluster.insert("doc-1", [1, 0])
+        node = cluster._local[0]
+        address, shard_map = node.address, client.topology().map
+        assert shard_map is not None
+        low(node)
+        for command in (
+            CreateCollection(spec("more"), False, 1),
+            StartMove(7, shard_map.epoch, shard_map.ranges(0)[:1], 0, 1),
+        ):
+            with pytest.raises(DiskFull, match="10 bytes left"):
+                await client._caller.call(address, CATALOG, encode_call(CatalogCall(encode(command), 2.0)), 5)
+        with pytest.raises(DiskFull):
+            await cluster.insert("doc-2", [1, 0])
+        assert not client.topology().moves
+        await cluster.delete("doc-1")
+        await client.drop_collection("default")
+        assert (await client._shards.confirmed(5)).collections == ()
+    finally:
+        await cluster.stop()
+
+
+def test_a_moves_target_takes_no_more_documents_unless_their_range_is_frozen() -> None:
+    space = DiskSpace(Full(), "d", 1000)
+    prepare = PrepareMove(1, 1, True, [], [], CONSISTENT_HASH, 2)
+    rows = Import(1, 0, "c", 0, [], [], b"", [], [])
+    space.check_import(rows, MoveState.COPYING)
+    space.look()
+    for command in (prepare, rows):
+        for state in (None, MoveState.COPYING):
+            with pytest.raises(DiskFull):
+                space.check_import(command, state)
+        space.check_import(command, MoveState.FREEZING)
+    space.check_import(PrepareMove(1, 1, False, [], [], CONSISTENT_HASH, 2), None)
+    space.check_import(Forget(1, 9), MoveState.COPYING)
+
+
+def no_room_for(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Writing these files finds no room."""
+    inner = builtins.open
+
+    def opens(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+        if "w" in mode and os.path.basename(str(path)).removesuffix(".part") in names:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return inner(path, mode, *more, **named)
+
+    monkeypatch.setattr(builtins, "open", opens)
+
+
+async def test_a_topology_that_cannot_be_written_down_is_followed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = DistributedCluster(ClusterConfig(shard_count=2, replication_factor=1, dimensions=2))
+    try:
+        await cluster.add_local_node("node-1", f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "node-1"))
+        await cluster.start()
+        client, node = await cluster.client(), cluster._local[0]
+        no_room_for(monkeypatch, "topology.bin")
+        await client.create_collection("more", dimensions=2)
+        await client.insert("a", [1.0, 0.0], collection="more")
+        assert node.alive()
+        directory = str(tmp_path / "node-1")
+        assert load_topology(directory).version < node.topology.version
+        monkeypatch.undo()
+        await wait_for(lambda: load_topology(directory).version == node.topology.version, 60)
+    finally:
+        await cluster.stop()
+
+
+async def test_a_node_does_not_belong_to_a_cluster_before_that_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = DistributedCluster(ClusterConfig(shard_count=1, replication_factor=1, dimensions=2))
+    try:
+        await cluster.add_local_node("node-1", f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "node-1"))
+        node = cluster._local[0]
+        no_room_for(monkeypatch, "cluster.json")
+        with pytest.raises(DiskFull):
+            await node.belong_to(7)
+        assert node.cluster.uid == 0
+        monkeypatch.undo()
+        await cluster.start()
+        assert node.cluster.uid not in (0, 7)
+    finally:
+        await cluster.stop()
+
+
+def test_addresses_that_cannot_be_written_down_are_used_and_written_later() -> None:
+    written: list[dict[str, str]] = []
+    failures: list[NeedleError] = [DiskFull("no room")]
+
+    def save(learned: dict[str, str]) -> None:
+        if failures:
+            raise failures.pop()
+        written.append(learned)
+
+    book = AddressBook({}, {}, save)
+    assert book.learn({"a": "h:1"})
+    assert book.get("a") == "h:1" and not written
+    assert not book.learn({"a": "h:1"})
+    assert written == [{"a": "h:1"}]
+
+
+@pytest.mark.parametrize("before", [[], [ConnectionLost("gone")]])
+async def test_a_full_disk_says_nothing_of_an_earlier_attempt_at_the_catalog(before: list[NeedleError]) -> None:
+    now, script = topology(), [*before, DiskFull("no room")]
+
+    class Caller:
+        def connected(self, address: str) -> bool:
+            return True
+
+        async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+            if method == TOPOLOGY:
+                return encode_call(TopologyAnswer("node-1", now))
+            raise script.pop(0)
+
+    shards = ClusterShards(Caller(), ["10.0.0.1:5000"], now, rng=random.Random(1))  # type: ignore[arg-type]
+    with pytest.raises(OutcomeUnknown if before else DiskFull):
+        await shards.command(CreateCollection(spec("c"), False, 1), 5)
