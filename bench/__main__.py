@@ -1,4 +1,4 @@
-"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters]`: all when none is named.
+"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy]`: all when none is named.
 
 --quick, --json; --documents N: how many the filters' benchmark has, 200,000 unless said otherwise."""
 
@@ -9,10 +9,10 @@ import asyncio
 import shutil
 import sys
 
-from bench import collections, failover, filters, search, shards, writes
+from bench import busy, collections, failover, filters, search, shards, writes
 from bench.report import Report
 
-PARTS = ("writes", "failover", "search", "shards", "collections", "filters")
+PARTS = ("writes", "failover", "search", "shards", "collections", "filters", "busy")
 
 
 async def measure(parts: list[str], report: Report, *, quick: bool, documents: int | None) -> None:
@@ -30,6 +30,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await collections.run(report, quick=quick)
     if "filters" in parts:
         await asyncio.to_thread(filters.run, report, quick=quick, documents=documents)
+    if "busy" in parts:
+        await busy.run(report, quick=quick)
 
 
 def main() -> None:

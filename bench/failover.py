@@ -13,10 +13,11 @@ from bench.etcd import EtcdClient, EtcdCluster, leader_client
 from bench.report import Report
 
 
-async def _needle(kills: int, heartbeat: float, election: float) -> list[float]:
+async def fail_over(kills: int, **settings: float) -> list[float]:
+    """Seconds from each of so many kills of the leader to the next acknowledged write. settings: of the nodes."""
     vector = np.ones(8, dtype=np.float32)
     times = []
-    with NeedleCluster(dimensions=8, heartbeat_interval=heartbeat, election_timeout=election) as nodes:
+    with NeedleCluster(dimensions=8, **settings) as nodes:
         async with await nodes.client() as client:
             for n in range(kills):
                 await client.insert(f"before-{n}", vector)
@@ -61,10 +62,10 @@ async def _first_put(survivors: list[EtcdClient], start: float) -> None:
 async def run(report: Report, *, quick: bool, with_etcd: bool) -> None:
     """Adds failover at the guide's timeouts (150/50 ms) and at etcd's smallest sensible ones for both (500/50)."""
     kills = 5 if quick else 20
-    guide = np.array(await _needle(kills, 0.050, 0.150)) * 1e3
+    guide = np.array(await fail_over(kills, heartbeat_interval=0.050, election_timeout=0.150)) * 1e3
     report.row(f"failover, 150/50 ms, {kills} kills", f"median {np.median(guide):.0f} ms, max {guide.max():.0f} ms")
     report.ratio(None, "median < 1000 ms", ok=bool(np.median(guide) < 1000))
-    equal = np.array(await _needle(kills, 0.050, 0.500)) * 1e3
+    equal = np.array(await fail_over(kills, heartbeat_interval=0.050, election_timeout=0.500)) * 1e3
     shown = f"median {np.median(equal):.0f} ms, max {equal.max():.0f} ms"
     if with_etcd:
         theirs = np.array(await _etcd(5 if quick else 10, 0.050, 0.500)) * 1e3

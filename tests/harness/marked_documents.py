@@ -9,7 +9,7 @@ from needle.client import Client
 
 DOCUMENTS = 60
 CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
-"""For tests that name the leader: at the default of 150 ms a busy machine elects another one now and then."""
+"""For tests that name the leader, and wait until another one is elected."""
 
 
 def vector(n: int) -> list[float]:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,9 @@ from needle.base.errors import (
     Overloaded,
     Unavailable,
 )
+from needle.multiraft.codec import encode_frame
+from needle.raft.messages import Message, MessageType
+from needle.raft.state import Role
 
 CALM = replace(FAST, election_timeout=1.0, heartbeat_interval=0.05)
 """For tests in which a leader must stay, however busy the machine is."""
@@ -326,6 +330,36 @@ async def test_a_caller_can_wait_for_the_leader_of_a_later_term(tmp_path: Path) 
         cluster.network.isolate(leader.name)
         await waiting
         assert other.host.term(0) > term and other.host.leader(0) not in (None, leader.name)
+
+
+async def turns() -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
+async def test_a_follower_reads_its_sockets_before_it_takes_its_leader_for_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loop stood still until just after the deadline, and timers come before sockets in the turn that follows."""
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        leader = await cluster.leader()
+        await cluster.put("a", 1)
+        other = next(n for n in cluster.running() if n is not leader)
+        raft, term = other.host._groups[0].raft, leader.host.term(0)
+        cluster.network.isolate(other.name)
+        late = raft.next_deadline() + CALM.heartbeat_interval / 2
+        monkeypatch.setattr(other.host, "clock", SimpleNamespace(monotonic=lambda: late))
+        other.host._tick([0], read=False)
+        assert raft.role is Role.FOLLOWER, "it waits for two turns of the loop"
+        heartbeat = Message(MessageType.HEARTBEAT, to=other.name, frm=leader.name, term=term)
+        other.host.on_raft(leader.name, encode_frame(leader.host.lives.nonce, 0, [(0, heartbeat)]))
+        await turns()
+        assert (raft.role, raft.leader, raft.term) == (Role.FOLLOWER, leader.name, term)
+        later = raft.next_deadline() + CALM.heartbeat_interval / 2
+        monkeypatch.setattr(other.host, "clock", SimpleNamespace(monotonic=lambda: later))
+        other.host._tick([0], read=False)
+        await turns()
+        assert raft.role is Role.PRE_CANDIDATE, "nothing lay in its sockets"
 
 
 async def test_followers_of_a_node_that_ended_its_connection_campaign_sooner(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Solo:
 
     def become_leader(self, *granted_by: str) -> None:
         """Win an election by these votes; the no-op is committed by their acks."""
-        self.pass_time(1.6 * T)
+        self.pass_time(self.raft.next_deadline() - self.now + 0.001)
         term = self.raft.term + 1
         for voter in granted_by:
             self.receive(MessageType.PRE_VOTE_RESP, voter, term)

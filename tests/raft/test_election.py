@@ -6,7 +6,7 @@ import pytest
 
 from needle.raft.messages import MessageType
 from needle.raft.raft import Role
-from raft.harness import Cluster, T
+from raft.harness import HEARTBEAT, Cluster, T
 from raft.solo import Solo
 
 
@@ -145,6 +145,65 @@ def test_the_end_of_a_followers_connection_does_not_concern_the_leader() -> None
     for node in "abc":
         solo.raft.report_disconnected(node, solo.now)
     assert solo.raft.next_deadline() == due and solo.raft.role is Role.LEADER
+
+
+@pytest.mark.parametrize("stall", [1.95 * T, 3 * T, 60.0])
+def test_a_node_that_was_kept_from_running_hears_its_leader_before_it_campaigns(stall: float) -> None:
+    solo = Solo(term=2)
+    solo.receive(MessageType.HEARTBEAT, "b", 2)
+    solo.settle()
+    assert not solo.pass_time(stall)
+    assert (solo.raft.role, solo.raft.leader) == (Role.FOLLOWER, "b")
+    solo.now += HEARTBEAT
+    solo.receive(MessageType.HEARTBEAT, "b", 2)  # it lay in the socket
+    assert solo.raft.next_deadline() == pytest.approx(solo.now + 1.5 * T)
+
+
+def test_a_node_that_is_always_late_campaigns_all_the_same_when_its_leader_is_gone() -> None:
+    solo = Solo(term=2)
+    solo.receive(MessageType.HEARTBEAT, "b", 2)
+    solo.settle()
+    assert not solo.pass_time(10 * T)
+    assert {m.type for m in solo.pass_time(10 * T)} == {MessageType.PRE_VOTE}
+
+
+def test_a_leader_that_was_kept_from_running_hears_the_others_before_it_steps_down() -> None:
+    solo = Solo()
+    solo.become_leader("b", "c")
+    term = solo.raft.term
+    assert {m.type for m in solo.pass_time(3 * T)} == {MessageType.HEARTBEAT}, "it says at once that it lives"
+    assert solo.raft.role is Role.LEADER and solo.raft.read_lease(solo.now) is None
+    solo.receive(MessageType.HEARTBEAT_RESP, "b", term, round=solo.out[-1].round)
+    solo.pass_time(HEARTBEAT)
+    solo.pass_time(HEARTBEAT)
+    assert solo.raft.role is Role.LEADER
+    solo.pass_time(3 * T)
+    for _ in range(2):
+        solo.pass_time(3 * T)  # always late, and now nobody answers
+    assert solo.raft.role is Role.FOLLOWER
+
+
+@pytest.mark.parametrize("node", ["b", "c"])
+def test_voters_refuse_for_an_election_timeout_unless_their_leaders_connection_ended(node: str) -> None:
+    solo = Solo(term=1, lease_timeout=T / 3)
+    solo.receive(MessageType.HEARTBEAT, "b", 1)
+    solo.settle()
+    solo.now += T / 2
+    solo.raft.report_disconnected(node, solo.now)
+    solo.receive(MessageType.PRE_VOTE, "c", 2)
+    assert [m.reject for m in solo.settle()] == ([False] if node == "b" else [])
+
+
+def test_a_lost_election_is_repeated_soon_and_one_without_answers_is_not() -> None:
+    solo = Solo(term=1, lease_timeout=T / 3)
+    solo.pass_time(T / 2)  # after the start
+    assert solo.raft.next_deadline() == pytest.approx(solo.now + T / 2), "pre-votes cost nothing"
+    solo.receive(MessageType.PRE_VOTE_RESP, "b", 2)
+    solo.settle()
+    assert solo.raft.role is Role.CANDIDATE
+    assert solo.raft.next_deadline() == pytest.approx(solo.now + 1.5 * T), "slow voters get the time to answer"
+    solo.receive(MessageType.VOTE_RESP, "b", 2, reject=True)
+    assert solo.raft.next_deadline() == pytest.approx(solo.now + T / 2), "b has voted for itself, and c is dead"
 
 
 def test_a_learner_never_campaigns_but_votes_when_asked() -> None:

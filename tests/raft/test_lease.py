@@ -6,7 +6,7 @@ import pytest
 
 from needle.raft.messages import ConfChange, MessageType
 from needle.raft.raft import Role
-from raft.harness import Cluster, T
+from raft.harness import HEARTBEAT, Cluster, T
 from raft.solo import Solo
 
 
@@ -84,6 +84,30 @@ def test_votes_are_refused_for_an_election_timeout_after_a_restart() -> None:
     solo.now += T
     solo.receive(MessageType.VOTE, "c", 2, index=1, log_term=1)
     assert [m.reject for m in solo.settle()] == [False]
+
+
+def test_the_end_of_the_connection_leaves_of_a_promise_what_leases_count_on() -> None:
+    solo = Solo(term=1, lease_timeout=T / 3)
+    solo.receive(MessageType.HEARTBEAT, "b", 1)
+    solo.settle()
+    heard = solo.now
+    solo.raft.report_disconnected("b", solo.now)
+    assert solo.raft.next_deadline() == pytest.approx(heard + 1.25 * T / 3), "half a lease x the random 0.5"
+    solo.now = heard + T / 3 - 1e-6
+    solo.receive(MessageType.VOTE, "c", 2)
+    assert solo.settle() == [] and solo.raft.term == 1
+    solo.now += 2e-6
+    solo.receive(MessageType.VOTE, "c", 2)
+    assert [m.reject for m in solo.settle()] == [False]
+
+
+@pytest.mark.parametrize(("lease", "counted"), [(T / 3, T / 3), (2 * T, T), (0.0, T)])
+def test_the_lease_is_as_long_as_what_binds_the_voters(lease: float, counted: float) -> None:
+    solo = Solo(lease_timeout=lease)
+    solo.become_leader("b")
+    (beat, *_) = solo.pass_time(HEARTBEAT + 0.001)
+    solo.receive(MessageType.HEARTBEAT_RESP, "b", solo.raft.term, round=beat.round)
+    assert solo.raft.lease_remaining(solo.now) == pytest.approx(counted * 0.999 / 1.001 - 0.005)
 
 
 def test_a_fresh_replica_votes_at_once_for_nobody_can_hold_a_lease() -> None:

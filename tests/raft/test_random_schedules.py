@@ -27,7 +27,7 @@ class Schedule:
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(f"schedule-{seed}")
         tiny = rng.random() < 0.5
-        settings: dict[str, float] = {"snapshot_retry": 0.2}
+        settings: dict[str, float] = {"snapshot_retry": 0.2, "lease_timeout": rng.choice([0, 0.03, 0.075])}
         if tiny:
             settings |= {
                 "append_bytes_max": rng.choice([1, 8, 64]),

@@ -130,6 +130,8 @@ class RaftConfig:
 
     cluster_nodes: every voter at the first start, "name=host:port" or "name:port"; 1 to 7. Later the replicated
     configuration counts. dimensions: creates the collection `default` at the first start; None creates none.
+    election_timeout, heartbeat_interval, lease_timeout: seconds or timedelta. lease_timeout: how long a leader counts
+    on followers' not voting, no longer than election_timeout; the same on all nodes.
     clock_error_max: bound on the clocks' rate error, as a fraction; leased reads are linearizable while it holds.
     http_address: "host:port" of /metrics, /livez, /readyz; None for none. join: at the first start, wait to be added
     to a running cluster instead of founding one with the nodes of cluster_nodes. disk_reserve_bytes: with less room on
@@ -139,8 +141,9 @@ class RaftConfig:
     node_id: NodeId
     cluster_nodes: Sequence[str]
     data_dir: str
-    election_timeout: Any = 0.150
+    election_timeout: Any = 1.0
     heartbeat_interval: Any = 0.050
+    lease_timeout: Any = 0.150
     snapshot_threshold: int = 10_000
     dimensions: int | None = None
     metric: str = Metric.COSINE
@@ -156,7 +159,7 @@ class RaftConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for name in ("election_timeout", "heartbeat_interval"):
+        for name in ("election_timeout", "heartbeat_interval", "lease_timeout"):
             value = getattr(self, name)
             object.__setattr__(self, name, value.total_seconds() if _is_duration(value) else value)
         check_node_id("node_id", self.node_id)
@@ -166,6 +169,7 @@ class RaftConfig:
         check_range("heartbeat_interval", self.heartbeat_interval, 0.001, 60)
         low = 2 * self.heartbeat_interval
         check_range("election_timeout", self.election_timeout, low, 600)
+        check_range("lease_timeout", self.lease_timeout, 0.02, 600)
         check_range("snapshot_threshold", self.snapshot_threshold, 1, 100_000_000)
         check_range("clock_error_max", self.clock_error_max, 0, 0.2)
         check_range("log_bytes_max", self.log_bytes_max, 1 << 18, 1 << 46)

@@ -22,7 +22,7 @@ from needle.base.model import IndexParams
 PREFIX = "NEEDLE_"
 NOT_SETTINGS = frozenset({"NEEDLE_CLUSTER", "NEEDLE_CONFIG", "NEEDLE_ROUTERS"})
 INTEGERS = frozenset({"snapshot_threshold", "dimensions", "log_bytes_max", "disk_reserve_bytes"})
-FLOATS = frozenset({"election_timeout", "heartbeat_interval", "clock_error_max"})
+FLOATS = frozenset({"election_timeout", "heartbeat_interval", "lease_timeout", "clock_error_max"})
 FLAGS = frozenset({"join"})
 LISTS = frozenset({"cluster_nodes"})
 TABLES: dict[str, dict[str, str]] = {

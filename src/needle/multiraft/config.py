@@ -29,8 +29,9 @@ class HostConfig:
     the disk is fast (base.runtime.Pool.call).
     """
 
-    election_timeout: float = 0.150
+    election_timeout: float = 1.0
     heartbeat_interval: float = 0.050
+    lease_timeout: float = 0.150
     clock_error_max: float = 0.001
     snapshot_threshold: int = 10_000
     log_bytes_max: int = 16 << 30
@@ -62,6 +63,7 @@ class HostConfig:
             node_id=node_id,
             election_timeout=self.election_timeout,
             heartbeat_interval=self.heartbeat_interval,
+            lease_timeout=self.lease_timeout,
             clock_error_max=self.clock_error_max,
             append_bytes_max=self.append_bytes_max,
             inflight_messages_max=self.inflight_messages_max,

@@ -266,7 +266,8 @@ class Engine:
 
     def _after_sending(self, work: Callable[..., None], *arguments: object) -> None:
         """Frames are joined at the end of this turn of the event loop and leave at the end of the next: what may block
-        it for the time of an fsync comes behind them, so that neither peers nor callers wait for it."""
+        it for the time of an fsync comes behind them, so that neither peers nor callers wait for it. Between the two
+        turns the sockets are read."""
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._guarded, work, arguments)
 
@@ -389,17 +390,26 @@ class Engine:
         self._timer = None
         if self.stopped:
             return
-        now = self.clock.monotonic()
-        for group_id in self._timers.due(now):
+        self._tick(self._timers.due(self.clock.monotonic()), read=False)
+
+    def _tick(self, due: list[GroupId], *, read: bool = True) -> None:
+        """Drive the groups whose deadline has passed. read: whether the sockets were read since it did. Timers come
+        before sockets in a turn of the loop; after a pause of this process the leader's heartbeats lie there."""
+        now, unheard = self.clock.monotonic(), []
+        for group_id in due:
             group = self._groups.get(group_id)
             if group is None:
                 continue
             deadline = group.next_deadline()
             if deadline > now:
                 self._timers.arm(group_id, deadline)
-            else:
+            elif read or group.raft.role is Role.LEADER:
                 group.tick(now)
                 self._dirty[group_id] = group
+            else:
+                unheard.append(group_id)
+        if unheard:
+            self._after_sending(self._tick, unheard)
         if self._dirty:
             self._run_turn()
         else:

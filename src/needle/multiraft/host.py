@@ -231,7 +231,7 @@ class Host(Engine):
                     except (Unavailable, InvalidArgument):
                         continue  # a transfer is under way or no voter is reachable: the next round tries again
                     self.wake(group)
-            await asyncio.sleep(self.config.election_timeout)
+            await asyncio.sleep(min(self.config.election_timeout, self.config.lease_timeout))
 
     async def leader_changed(self, group: GroupId, timeout: float = 3600.0) -> NodeId | None:
         """Wait until another term or leader is known than now; the leader then known. Raises DeadlineExceeded."""

@@ -14,7 +14,9 @@ from needle.base.ids import NodeId
 class CoreConfig:
     """Settings of one replica's core. Pre-vote and check-quorum are always on.
 
-    election_timeout is also T of the lease rules: how long a follower refuses votes after a leader's message.
+    election_timeout: how long a leader must be silent before anybody campaigns.
+    lease_timeout: T of the lease rules, at most election_timeout; 0: the same. So long a follower's refusal of votes
+    after a leader's message binds it, whatever happens; beyond it only while the leader's connection lasts.
     clock_error_max bounds the rate error of every clock, as a fraction; lease_margin is taken off every lease.
     commit_notice_entries: so many entries committed at once are told to the members at once.
     """
@@ -22,6 +24,7 @@ class CoreConfig:
     node_id: NodeId
     election_timeout: float
     heartbeat_interval: float
+    lease_timeout: float = 0.0
     clock_error_max: float = 0.001
     lease_margin: float = 0.005
     append_bytes_max: int = 1 << 20
@@ -39,7 +42,17 @@ class CoreConfig:
         Followers compare absolute times, so nothing is lost to tick granularity: T * (1 - e) / (1 + e) - margin.
         """
         error = self.clock_error_max
-        return self.election_timeout * (1 - error) / (1 + error) - self.lease_margin
+        return self.binding * (1 - error) / (1 + error) - self.lease_margin
+
+    @property
+    def binding(self) -> float:
+        """How long a promise to a leader binds in any case: what leases may count on."""
+        return min(self.lease_timeout or self.election_timeout, self.election_timeout)
+
+    @property
+    def absence(self) -> float:
+        """How long a node that was kept from running listens before it takes others for silent."""
+        return 2 * self.heartbeat_interval
 
     @property
     def commit_notice_delay(self) -> float:

@@ -1,7 +1,8 @@
 """Elections: pre-vote, votes, and the promise not to vote that leases are built on (paper, 5.2 and 5.4; thesis, 9.6).
 
-Invariant: a node grants one vote per term; for an election timeout after a leader's message, and after its own start,
-it neither votes nor campaigns, unless the leader itself asked for it (`force`), having given up its lease before.
+Invariant: a node grants one vote per term; for the lease timeout after a leader's message, and after its own start, it
+neither votes nor campaigns, unless the leader itself asked for it (`force`), having given up its lease before. It does
+neither for a whole election timeout unless the leader's connection ended: on a busy machine a leader is late, not dead.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from needle.base.ids import NodeId
 from needle.raft.messages import NO_LEADER, Message, MessageType
 from needle.raft.quorum import Verdict, count_votes
-from needle.raft.state import Role, State
+from needle.raft.state import NEVER, Role, State
 
 DEAD_LEADER_JITTER = 0.5
-"""Of an election timeout, beyond the promise: how far those campaign apart who saw their leader's connection end."""
+"""Of a lease timeout, beyond the promise: how far those campaign apart who saw their leader's connection end."""
 
 
 def is_promised(s: State, candidate: str) -> bool:
@@ -27,6 +28,22 @@ def is_disk_stalled(s: State) -> bool:
     return s.now - s.disk_idle_at > s.config.disk_stall_timeout
 
 
+def was_away(s: State, due: float) -> bool:
+    """Whether the tick that was due then comes so late that it tells of this node, which was kept from running and has
+    not read what waits in its sockets, and not of others. Once in a silence, they get the time to be heard."""
+    if s.listens_until == NEVER and s.now - due > s.config.heartbeat_interval:
+        s.listens_until = s.now + s.config.absence
+    return s.now < s.listens_until
+
+
+def on_timeout(s: State) -> None:
+    """The election deadline has passed: campaign, unless it was this node that was away."""
+    if was_away(s, s.election_deadline):
+        s.election_deadline = s.listens_until
+    else:
+        campaign(s)
+
+
 def campaign(s: State) -> None:
     """Ask whether the others would vote, if this node may lead at all. Changes no term yet."""
     if s.quiesced or not s.is_promotable() or s.has_unapplied_conf_change() or is_disk_stalled(s):
@@ -38,6 +55,7 @@ def campaign(s: State) -> None:
         s.election_deadline = s.promise_until
         return
     s.become_pre_candidate()
+    s.retry_soon()  # to ask costs no term, and a voter that has not seen the leader's connection end yet says nothing
     s.votes[s.id] = True
     if not _decide(s):
         _ask(s, MessageType.PRE_VOTE, s.term + 1, force=False)
@@ -45,9 +63,10 @@ def campaign(s: State) -> None:
 
 def on_disconnect(s: State, node: NodeId) -> None:
     """The leader ended its connection, as a process that was killed does: be ready to campaign soon after the promise
-    to it ends, not up to an election timeout later. Any message of it takes that back (`follower.follow`)."""
+    to it no longer binds, not up to an election timeout later. Any message of it takes that back: `follower.follow`."""
     if s.role is Role.FOLLOWER and node == s.leader:
-        pause = s.config.election_timeout * DEAD_LEADER_JITTER * s.random_timeout()
+        s.promise_until = min(s.promise_until, s.bound_until)
+        pause = s.config.binding * DEAD_LEADER_JITTER * s.random_timeout()
         s.election_deadline = min(s.election_deadline, max(s.now, s.promise_until) + pause)
 
 
@@ -94,6 +113,7 @@ def _decide(s: State) -> bool:
         return False
     if verdict is Verdict.LOST:
         s.become_follower(s.term, NO_LEADER)
+        s.retry_soon()
     elif s.role is Role.PRE_CANDIDATE:
         _become_candidate(s, force=False)
     else:
@@ -157,7 +177,8 @@ def on_vote_answer(s: State, m: Message) -> None:
         expected = s.role is Role.PRE_CANDIDATE and m.term == (s.term if m.reject else s.term + 1)
     if expected and m.frm != s.id:
         s.votes.setdefault(m.frm, not m.reject)
-        _decide(s)
+        if not _decide(s) and m.reject:
+            s.retry_soon()  # two candidates have shared the votes, and who is dead does not answer
 
 
 def on_timeout_now(s: State, m: Message) -> None:

@@ -17,7 +17,7 @@ def follow(s: State, leader: NodeId) -> None:
         s.become_follower(s.term, leader)
     else:
         s.extend_election_deadline()
-    s.promise_until = s.now + s.config.election_timeout
+    s.promise()
 
 
 def answer_stale_leader(s: State, m: Message) -> None:

@@ -9,12 +9,14 @@ from needle.base.ids import NodeId
 from needle.raft import election, replication, transfer
 from needle.raft.messages import NO_LEADER
 from needle.raft.quorum import quorum_value
-from needle.raft.state import State
+from needle.raft.state import NEVER, State
 
 
 def tick(s: State) -> None:
     """Let time pass on a leader; afterwards it may be one no longer."""
-    if election.is_disk_stalled(s) or not hears_quorum(s):
+    if not election.is_disk_stalled(s) and hears_quorum(s):
+        s.listens_until = NEVER
+    elif not election.was_away(s, s.heartbeat_due):
         s.become_follower(s.term, NO_LEADER)
         return
     transfer.on_tick(s)

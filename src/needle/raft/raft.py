@@ -79,6 +79,7 @@ class Raft:
         self._persisting: Ready | None = None
         if conf.voters != (config.node_id,) or conf.voters_outgoing:
             self._s.reset_election_deadline()
+            self._s.retry_soon()
 
     # --- inputs -------------------------------------------------------------------------------------------------
     def step(self, message: Message, now: float) -> str:
@@ -132,7 +133,7 @@ class Raft:
             leadership.tick(s)
             self._maybe_leave_joint()
         elif now >= s.election_deadline:
-            election.campaign(s)
+            election.on_timeout(s)
 
     def next_deadline(self) -> float:
         """When `tick` must be called next, at the latest."""

@@ -86,12 +86,14 @@ class State:
         self.retired = False
         self.quiesced = False
         self.votes: dict[NodeId, bool] = {}
-        self.promise_until = now + config.election_timeout  # refuses votes until then (lease rule 1)
+        self.promise_until = now + config.binding  # refuses votes until then (lease rule 1)
+        self.bound_until = self.promise_until  # the part of the promise that leases count on
         if self.is_fresh():
             # Nobody can hold a lease that counts on this node: it never acknowledged anything in any term.
-            self.promise_until = NEVER
+            self.promise_until = self.bound_until = NEVER
         self.timeout_factor = 1.0
         self.election_deadline = now
+        self.listens_until = NEVER  # after a tick that came late: see election.was_away
         self.deferred_timeout_now = 0  # term in which a TIMEOUT_NOW waits for a configuration to be applied
 
         # leader
@@ -174,6 +176,17 @@ class State:
 
     def extend_election_deadline(self) -> None:
         self.election_deadline = self.now + self.config.election_timeout * self.timeout_factor
+        self.listens_until = NEVER
+
+    def retry_soon(self) -> None:
+        """Ask for votes again before an election timeout is over: it costs little, or voters answer quickly."""
+        soon = self.now + self.config.binding * self.timeout_factor
+        self.election_deadline = min(self.election_deadline, soon)
+
+    def promise(self) -> None:
+        """A leader was heard: refuse votes to others for an election timeout."""
+        self.promise_until = self.now + self.config.election_timeout
+        self.bound_until = self.now + self.config.binding
 
     def set_leader(self, leader: NodeId) -> None:
         if leader != self.leader:

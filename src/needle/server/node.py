@@ -37,6 +37,8 @@ from needle.shard.state_machine import Replica
 log = logging.getLogger("needle.server")
 
 SHARDS = (0,)
+HAND_OVER_SECONDS = 1.0
+"""A node that stops waits at most so long for another to lead in its place."""
 LOOK_SECONDS = 0.01
 ASK_SECONDS = 1.0
 Observe = Callable[[str, float, "NeedleError | None"], None]
@@ -190,7 +192,7 @@ class Node:
         self._stopping = True
         if self._running and hand_over and not self.host.stopped:
             self.host.set_maintenance(True)
-            await self._led_elsewhere(4 * self.config.election_timeout)
+            await self._led_elsewhere(min(4 * self.config.election_timeout, HAND_OVER_SECONDS))
         await self._close()
 
     async def _close(self) -> None:
@@ -366,6 +368,7 @@ def host_config(config: RaftConfig) -> HostConfig:
     return HostConfig(
         election_timeout=config.election_timeout,
         heartbeat_interval=config.heartbeat_interval,
+        lease_timeout=config.lease_timeout,
         clock_error_max=config.clock_error_max,
         snapshot_threshold=config.snapshot_threshold,
         log_bytes_max=config.log_bytes_max,

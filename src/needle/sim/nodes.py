@@ -28,6 +28,7 @@ from needle.sim.stage import Stage
 
 DATA_GROUP: GroupId = shard_group(0)
 ELECTION_TIMEOUT = 1.0
+LEASE_TIMEOUT = 0.5
 HEARTBEAT_INTERVAL = 0.3
 
 
@@ -42,6 +43,7 @@ def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> Raf
         cluster_id="sim",
         election_timeout=ELECTION_TIMEOUT,
         heartbeat_interval=HEARTBEAT_INTERVAL,
+        lease_timeout=LEASE_TIMEOUT,
         snapshot_threshold=profile.snapshot_threshold,
         log_bytes_max=profile.log_bytes,
         dimensions=profile.dimensions,

@@ -18,6 +18,14 @@ _HOLES = "tests/multiraft/test_planted_bugs.py::"
 
 MUTANTS = (
     Mutant(
+        name="timers-before-sockets",
+        breaks="after a pause of the loop a follower campaigns at once, and its leader's heartbeats lie in its sockets",
+        edits=(Edit("multiraft.engine:Engine._tick", "elif read or group", "elif True or group"),),
+        tests=(
+            "tests/multiraft/test_host.py::test_a_follower_reads_its_sockets_before_it_takes_its_leader_for_silent",
+        ),
+    ),
+    Mutant(
         name="full-disk-passes-for-written",
         breaks="what found no room in the log counts as durable: votes and acknowledgements are forgotten",
         edits=(

@@ -40,11 +40,29 @@ MUTANTS = (
         edits=(
             Edit(
                 "raft.state:State.__init__",
-                "self.promise_until = now + config.election_timeout",
+                "self.promise_until = now + config.binding",
                 "self.promise_until = NEVER",
             ),
         ),
         tests=(_LEASE + "test_votes_are_refused_for_an_election_timeout_after_a_restart",),
+    ),
+    Mutant(
+        name="promise-ends-with-the-connection",
+        breaks="a voter whose leader's connection ended takes back all of its promise: leases count on a part of it",
+        edits=(
+            Edit(
+                "raft.election:on_disconnect",
+                "s.promise_until = min(s.promise_until, s.bound_until)",
+                "s.promise_until = s.now",
+            ),
+        ),
+        tests=(_LEASE + "test_the_end_of_the_connection_leaves_of_a_promise_what_leases_count_on",),
+    ),
+    Mutant(
+        name="lease-of-an-election-timeout",
+        breaks="leases last as long as the election timeout, beyond what binds voters whose connection ended",
+        edits=(Edit("raft.lease:end", "s.config.lease_duration", "s.config.election_timeout - s.config.lease_margin"),),
+        tests=(_LEASE + "test_the_lease_is_as_long_as_what_binds_the_voters",),
     ),
     Mutant(
         name="own-promise-broken-by-force",

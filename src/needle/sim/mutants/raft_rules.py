@@ -111,6 +111,12 @@ MUTANTS = (
         tests=(_ELECTION + "test_a_leader_without_contact_to_a_quorum_steps_down",),
     ),
     Mutant(
+        name="late-tick-campaigns",
+        breaks="a node that was kept from running takes its own absence for the leader's: it unseats a living leader",
+        edits=(Edit("raft.election:was_away", "return s.now < s.listens_until", "return False"),),
+        tests=(_ELECTION + "test_a_node_that_was_kept_from_running_hears_its_leader_before_it_campaigns",),
+    ),
+    Mutant(
         name="stalled-disk-leads",
         breaks="a leader whose disk hangs keeps the others quiet by its heartbeats: no write is ever answered again",
         edits=(

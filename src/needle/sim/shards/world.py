@@ -27,7 +27,7 @@ from needle.sim.history import History
 from needle.sim.injector import Injector
 from needle.sim.machine import stream
 from needle.sim.machines import SimMachine
-from needle.sim.nodes import ELECTION_TIMEOUT, HEARTBEAT_INTERVAL, SimNode, segment_config
+from needle.sim.nodes import ELECTION_TIMEOUT, HEARTBEAT_INTERVAL, LEASE_TIMEOUT, SimNode, segment_config
 from needle.sim.process import Process
 from needle.sim.report import Report, report_of
 from needle.sim.shards.administration import ShardOperator
@@ -105,6 +105,7 @@ class ShardWorld:
             cluster_id="sim",
             election_timeout=ELECTION_TIMEOUT,
             heartbeat_interval=HEARTBEAT_INTERVAL,
+            lease_timeout=LEASE_TIMEOUT,
             snapshot_threshold=self.stage.profile.snapshot_threshold,
             log_bytes_max=self.stage.profile.log_bytes,
             segments=segment_config(self.stage.profile),
