@@ -25,6 +25,7 @@ def single(tmp_path: Path):
     cluster = LocalCluster(tmp_path, ports[:1], settings, detached=False)
     cluster.start_all()
     try:
+        fetch(address, "/readyz")
         np.save(tmp_path / "v.npy", np.random.default_rng(1).normal(size=(120, 4)))
         assert main(["insert", str(tmp_path / "v.npy"), "--batch", "30", "--cluster", cluster.cluster]) == 0
         yield cluster, address
@@ -33,7 +34,7 @@ def single(tmp_path: Path):
 
 
 def fetch(address: str, path: str) -> str:
-    """The body of a 200 answer; a node that has just started may say 503 for a moment."""
+    """The body of a 200 answer; a node that has just started may say nothing, or 503, for a moment."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -42,6 +43,8 @@ def fetch(address: str, path: str) -> str:
                 return text
         except urllib.error.HTTPError as error:
             assert error.code == 503 and time.monotonic() < deadline, error.read()
+        except urllib.error.URLError as error:
+            assert time.monotonic() < deadline, error
 
 
 def test_every_metric_and_probe_is_documented(single) -> None:

@@ -9,6 +9,7 @@ import needle
 from harness.marked_documents import CALM
 from harness.process_cluster import NodeProcess, ProcessCluster, free_ports, wait_for
 from needle.base.errors import InMaintenance, InvalidArgument
+from needle.cli.app import main
 
 VECTOR = [1.0] * 8
 
@@ -142,3 +143,35 @@ async def test_readyz_comes_back_after_every_restart(tmp_path: Path) -> None:
         cluster.kill(follower)
         cluster.restart(follower)
         await wait_for(lambda: cluster.is_ready(follower), 60, "the follower being ready again")
+
+
+async def test_a_voter_with_a_new_address_is_back_by_one_command_also_for_one_that_was_away(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, nodes=5, **CALM) as cluster, cluster.connect() as client:
+        await client.insert("a", VECTOR)
+        leader = await cluster.leader()
+        moved, away, *rest = (name for name in cluster.nodes if name != leader)
+        (port,) = free_ports(1)
+        node, address = cluster.nodes[moved], f"127.0.0.1:{port}"
+        cluster.kill(moved)
+        others = [text for text in node.settings["cluster_nodes"] if not text.startswith(f"{moved}=")]
+        node.settings.update({"listen": address, "cluster_nodes": [*others, f"{moved}={address}"]})
+        cluster.restart(moved)
+        seeds = ",".join(cluster.nodes[name].address for name in (leader, *rest))
+        wrong = f"{moved}={cluster.nodes[away].address}"  # another node is there
+        assert await asyncio.to_thread(main, ["members", "move", wrong, "--cluster", seeds]) == 1
+        cluster.kill(away)
+        assert await asyncio.to_thread(main, ["members", "move", f"{moved}={address}", "--cluster", seeds]) == 0
+        for name in rest:
+            cluster.kill(name)
+            cluster.restart(name)  # what they were told survives
+        cluster.kill(rest[0])
+        await wait_for(lambda: client.insert("b", VECTOR, timeout=5), 60, "the moved node being one of a majority of 3")
+        await wait_for(lambda: _at(client, moved, address), 60, "a client that runs learning where it is")
+        cluster.restart(away)
+        told = cluster.nodes[away].data_dir / "moved.json"
+        await wait_for(lambda: told.exists() and address in told.read_text(), 60, "the one that was away being told")
+
+
+async def _at(client: needle.Client, node: str, address: str) -> bool:
+    await client.leader()
+    return client.nodes().get(node) == address

@@ -147,7 +147,8 @@ class MaintenanceCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MembershipCall(msgspec.Struct, frozen=True, array_like=True):
-    """The whole target membership. addresses: of nodes that the cluster does not know yet."""
+    """The whole target membership. addresses: of nodes that the cluster does not know yet, and of members that have
+    another one from now on."""
 
     group: GroupId
     voters: list[NodeId]
@@ -157,9 +158,11 @@ class MembershipCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class AddressBook(msgspec.Struct, frozen=True, array_like=True):
-    """Where nodes listen, by id."""
+    """Where nodes listen, by id. moved: of members of a fixed cluster that were given another address by command, with
+    the number of that command: of two the greater one counts, also over what is configured."""
 
     addresses: dict[NodeId, str]
+    moved: dict[NodeId, tuple[int, str]] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()

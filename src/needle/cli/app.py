@@ -98,6 +98,7 @@ _add(collections_app, "create", collection_commands.create, "needle collections 
 _add(collections_app, "drop", collection_commands.drop, "needle collections drop images --yes")
 members_app.callback()(member_commands.members)
 _add(members_app, "add", member_commands.add, "needle members add node-4=10.0.0.4:5000")
+_add(members_app, "move", member_commands.move, "needle members move node-2=10.0.0.9:5000")
 _add(members_app, "remove", member_commands.remove, "needle members remove node-2")
 _add(
     cluster_app,

@@ -1,4 +1,4 @@
-"""`needle members`: which nodes vote, adding one, removing one."""
+"""`needle members`: which nodes vote, adding one, removing one, and one that has another address."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _status(client: needle.Client) -> RaftStatus:
 
 
 def members(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
-    """List the voters and learners, add or remove a node."""
+    """List the voters and learners; add, move or remove a node."""
     if context.invoked_subcommand is not None:
         return
 
@@ -96,8 +96,8 @@ async def _check_there(client: needle.Client, name: str, address: str) -> None:
         except NeedleError as error:
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"{name} does not answer at {address}, so nothing was changed; start it with `needle serve --wait` "
-                    f"first: {error.message}"
+                    f"{name} does not answer at {address}, so nothing was changed; start it there first, a new node "
+                    f"with `needle serve --wait`: {error.message}"
                 ) from error
         await asyncio.sleep(LOOK_SECONDS)
     if status.node_id != name:
@@ -117,6 +117,25 @@ async def _undone(client: needle.Client, name: str) -> bool:
 
 def _caught_up(status: RaftStatus, name: str) -> bool:
     return any(peer.id == name and peer.match_index > 0 and peer.lag_entries == 0 for peer in status.peers)
+
+
+def move(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node and its new address as name=host:port.")],
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Wait = 60.0,
+) -> None:
+    """Tell the others the new address of a member, which was restarted there with its data directory."""
+    name, address = parse_node(node)
+
+    async def work(client: needle.Client) -> None:
+        status = await _status(client)
+        if name not in [*status.voters, *status.learners]:
+            raise InvalidArgument(f"{name} is not a member; members are {', '.join(status.voters + status.learners)}")
+        await _check_there(client, name, address)
+        await client.change_membership(status.voters, status.learners, addresses={name: address}, timeout=timeout)
+
+    run(cluster, work)
+    notes.print(f"{name} is at {address} now", markup=False)
 
 
 def remove(

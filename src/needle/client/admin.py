@@ -132,7 +132,8 @@ class AdminCalls:
         addresses: Mapping[NodeId, str] | None = None,
         timeout: float = 60.0,
     ) -> None:
-        """Make exactly these nodes the voters and learners (joint consensus). addresses: of nodes that are new.
+        """Make exactly these nodes the voters and learners (joint consensus). addresses: of nodes that are new, and of
+        members that have another address from now on.
 
         A node is added as a learner first, and promoted once `status()` shows that it has caught up. Raises
         InvalidArgument, naming the nodes that do not answer the leader, when no majority of `voters` does.

@@ -80,14 +80,15 @@ class Directory:
         return dict(sorted(self._by_node.items()))
 
     def learn(self, address: str, answer: LeaderAnswer) -> None:
-        """A node answered at `address`. An address we were given or that answered is kept over one we are told."""
+        """A node answered at `address`. An address we were given or that answered is kept over one we are told, unless
+        nothing answers there any more."""
         if address in self._seeds:
             del self._seeds[address]
             self._from_seed[answer.node_id] = None
         if answer.node_id not in self._from_seed or self._by_node.get(answer.node_id) is None:
             self._by_node[answer.node_id] = address
         for node, told in sorted(answer.addresses.items()):
-            if node not in self._from_seed and node != answer.node_id:
+            if (node not in self._from_seed or self._by_node[node] in self.failures) and node != answer.node_id:
                 self._by_node[node] = told
         # A leader knows all members and where they are; others may not have heard yet of one that is new.
         if answer.leader == answer.node_id and answer.node_id in answer.addresses and answer.term >= self._listed_by:

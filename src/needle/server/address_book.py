@@ -1,4 +1,5 @@
-"""Where each node listens. Configured addresses win over those learned when nodes joined.
+"""Where each node listens. Configured addresses win over those learned when nodes joined; an address that a member was
+given by command wins over the one that was configured when that happened, until another one is configured.
 
 Invariant: what was learned is on disk before it is used; without room there, it is used all the same (a node that is
 not reached helps nobody) and written with what is learned next. Knows no connections: `changed` is called after each
@@ -9,12 +10,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-from needle.base.config import check_node_id, parse_address
+import msgspec
+
+from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
 
 log = logging.getLogger("needle.server")
+
+NUMBER_MAX = 2**62
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True):
+    """A member's new address. number: of the command that gave it. over: what was configured here then, or ""."""
+
+    number: int
+    address: str
+    over: str
 
 
 class AddressBook:
@@ -25,11 +39,15 @@ class AddressBook:
         configured: Mapping[NodeId, str],
         learned: Mapping[NodeId, str],
         save: Callable[[dict[NodeId, str]], None],
+        moved: Mapping[NodeId, Moved] = MappingProxyType({}),
+        save_moved: Callable[[dict[NodeId, Moved]], None] = lambda _: None,
     ) -> None:
-        """save: makes the learned addresses durable."""
+        """save, save_moved: make the learned addresses, and those given by command, durable."""
         self._configured = dict(configured)
         self._learned = {node: address for node, address in learned.items() if node not in configured}
+        self._moved = dict(moved)
         self._save = save
+        self._save_moved = save_moved
         self._unsaved = False
         self.changed: Callable[[], None] = lambda: None
         self.version = 0
@@ -37,11 +55,19 @@ class AddressBook:
 
     def get(self, node: NodeId) -> str | None:
         """The address of a node, None if it is not known."""
-        return self._configured.get(node) or self._learned.get(node)
+        moved, configured = self._moved.get(node), self._configured.get(node)
+        if moved is not None and moved.over == (configured or ""):
+            return moved.address
+        return configured or self._learned.get(node)
 
     def all(self) -> dict[NodeId, str]:
         """Every known address, by id."""
-        return dict(sorted({**self._learned, **self._configured}.items()))
+        nodes = sorted({*self._learned, *self._configured, *self._moved})
+        return {node: address for node in nodes if (address := self.get(node)) is not None}
+
+    def moved(self) -> dict[NodeId, tuple[int, str]]:
+        """Members' addresses that were given by command, with its number."""
+        return {node: (moved.number, moved.address) for node, moved in self._moved.items()}
 
     def learn_missing(self, addresses: Mapping[NodeId, str]) -> None:
         """Add addresses of nodes that have none."""
@@ -49,9 +75,7 @@ class AddressBook:
 
     def learn(self, addresses: Mapping[NodeId, str]) -> bool:
         """Add addresses of nodes that are not configured; whether anything was new. Blocking (a small file)."""
-        for node, address in addresses.items():
-            check_node_id("node", node)
-            parse_address(f"address of {node}", address)
+        _check(addresses)
         new = {
             node: address
             for node, address in sorted(addresses.items())
@@ -59,20 +83,51 @@ class AddressBook:
         }
         if new:
             merged = {**self._learned, **new}
-            self._write(merged)
+            self._write(merged, None)
             self._learned = merged
-            self.version += 1
-            self.changed()
+            self._change()
         elif self._unsaved:
-            self._write(self._learned)
+            self._write(self._learned, self._moved)
         return bool(new)
 
-    def _write(self, learned: dict[NodeId, str]) -> None:
+    def move(self, moved: Mapping[NodeId, tuple[int, str]]) -> bool:
+        """Take new addresses of nodes that are known, by commands newer than those known; whether any was. Blocking."""
+        _check({node: address for node, (_, address) in moved.items()})
+        for number, _ in moved.values():
+            check_range("number", number, 1, NUMBER_MAX)
+        new = {
+            node: Moved(number, address, self._configured.get(node, ""))
+            for node, (number, address) in sorted(moved.items())
+            if self.get(node) is not None and (node not in self._moved or self._moved[node].number < number)
+        }
+        if new:
+            merged = {**self._moved, **new}
+            self._write(None, merged)
+            self._moved = merged
+            self._change()
+        return bool(new)
+
+    def _write(self, learned: dict[NodeId, str] | None, moved: dict[NodeId, Moved] | None) -> None:
+        if self._unsaved:
+            learned, moved = learned or self._learned, moved or self._moved
         try:
-            self._save(learned)
+            if learned:
+                self._save(learned)
+            if moved:
+                self._save_moved(moved)
         except SHORTAGES as error:
             if not self._unsaved:
                 log.warning("addresses of nodes are not written down now: %s", error)
             self._unsaved = True
         else:
             self._unsaved = False
+
+    def _change(self) -> None:
+        self.version += 1
+        self.changed()
+
+
+def _check(addresses: Mapping[NodeId, str]) -> None:
+    for node, address in addresses.items():
+        check_node_id("node", node)
+        parse_address(f"address of {node}", address)

@@ -422,6 +422,9 @@ class ClusterNode(Node):
         known = {**self.told(), **self.topology.addresses()}
         return dict(sorted(known.items()))
 
+    async def _catch_up_on_addresses(self) -> None:
+        """Registration does that."""
+
     def _to_tell(self) -> dict[NodeId, str]:
         """Of its own address this node is sure."""
         return {self.node_id: self.config.addresses[self.node_id]}

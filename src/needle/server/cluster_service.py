@@ -362,7 +362,7 @@ class ClusterService(RpcService):
 
     async def _addresses(self, call: AddressBook) -> AddressBook:
         """As RpcService._addresses; answers what this node was told last: the catalog may know no new address yet."""
-        await super()._addresses(call)
+        await super()._addresses(AddressBook(call.addresses))
         return AddressBook(self._cluster.told())
 
     async def _found(self, call: FoundCall) -> WhoAnswer:

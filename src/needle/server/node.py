@@ -41,6 +41,7 @@ HAND_OVER_SECONDS = 1.0
 """A node that stops waits at most so long for another to lead in its place."""
 LOOK_SECONDS = 0.01
 ASK_SECONDS = 1.0
+TELL_SECONDS = 2.0
 Observe = Callable[[str, float, "NeedleError | None"], None]
 
 
@@ -84,7 +85,13 @@ class Node:
         self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes)
         await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
-        self.book = AddressBook(config.addresses, learned, lambda new: data_dir.save_addresses(config.data_dir, new))
+        self.book = AddressBook(
+            config.addresses,
+            learned,
+            lambda new: data_dir.save_addresses(config.data_dir, new),
+            data_dir.load_moved(config.data_dir),
+            lambda new: data_dir.save_moved(config.data_dir, new),
+        )
         store = await ports.file_pool.run(self._open_log)
         self._undo.append(store.close)
         self.peers = ports.peers(self.book.get)
@@ -119,6 +126,7 @@ class Node:
         self._watching = asyncio.get_running_loop().create_task(self._watch_space())
         self._undo.append(self._watching.cancel)
         self._running = True
+        self._asking = asyncio.get_running_loop().create_task(self._catch_up_on_addresses())
         log.info("node %s of cluster %s listens on %s", self.node_id, config.cluster_id, self.listener.address)
 
     async def _watch_space(self) -> None:
@@ -307,22 +315,38 @@ class Node:
     async def _exchange_addresses(self, timeout: float, new: Mapping[NodeId, str] = MappingProxyType({})) -> None:
         """Tell all members, and nodes that are about to be (new), what this one knows, and learn of them where others
         are that it does not know."""
-        body = protocol.encode(AddressBookMessage({**self._to_tell(), **new}))
+        body = protocol.encode(AddressBookMessage({**self._to_tell(), **new}, self.book.moved()))
         others = [node for node in {**self.addresses(), **new} if node != self.node_id]
         answers = await asyncio.gather(
             *(self.peers.call(node, protocol.ADDRESSES, body, timeout) for node in others), return_exceptions=True
         )
         for node, answer in zip(others, answers, strict=True):
             if isinstance(answer, NeedleError):
-                log.warning("node %s was not told the new addresses: %s", node, answer)
+                log.info("node %s was not told where nodes are: %s", node, answer)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                self.book.learn_missing(protocol.decode(answer, AddressBookMessage).addresses)
+                heard = protocol.decode(answer, AddressBookMessage)
+                self.book.learn_missing(heard.addresses)
+                self.book.move(heard.moved)
+
+    async def _catch_up_on_addresses(self) -> None:
+        """At the start: members may have moved while this node was away, or while those were with which it knew it."""
+        try:
+            await self._exchange_addresses(ASK_SECONDS)
+        except NeedleError as error:
+            log.warning("addresses could not be exchanged with the other nodes: %s", error)
 
     def _to_tell(self) -> dict[NodeId, str]:
         """What other nodes are told about addresses."""
         return self.addresses()
+
+    async def move_members(self, group: GroupId, addresses: dict[NodeId, str], timeout: float) -> None:
+        """Members listen elsewhere from now on: note it, and tell all others; those that do not answer hear of it when
+        they start. This node leads the group, so that commands are numbered in their order."""
+        index, known = await self.host.read_index(group, timeout), self.book.moved()
+        self.book.move({n: (max(index, known.get(n, (0, ""))[0] + 1), at) for n, at in addresses.items()})
+        await self._exchange_addresses(min(timeout, TELL_SECONDS))
 
     async def set_maintenance(self, on: bool, timeout: float) -> None:
         """On: give leadership away and take none, drain eventual reads; returns when both are done. Off: returns when

@@ -55,6 +55,7 @@ from needle.base.protocol import (
 from needle.multiraft.engine import CALL_METHODS
 from needle.multiraft.host import Host
 from needle.rpc.promise import Promise
+from needle.server.address_book import AddressBook
 from needle.server.disk_space import DiskSpace
 from needle.server.hosted import (
     FILTERED_FIELDS,
@@ -88,6 +89,7 @@ class ServedNode(Protocol):
     host: Host
     groups: dict[GroupId, HostedReplica]
     space: DiskSpace
+    book: AddressBook
 
     def hosted(self, group: GroupId) -> HostedReplica: ...
     def status(self, group: GroupId, digest: bool) -> RaftStatus: ...
@@ -95,6 +97,7 @@ class ServedNode(Protocol):
     def addresses(self) -> dict[NodeId, str]: ...
     def heard_from(self, node: NodeId) -> None: ...
     async def learn_addresses(self, addresses: dict[NodeId, str], timeout: float) -> None: ...
+    async def move_members(self, group: GroupId, addresses: dict[NodeId, str], timeout: float) -> None: ...
     async def set_maintenance(self, on: bool, timeout: float) -> None: ...
     def observe(self, what: str, seconds: float, error: NeedleError | None) -> None: ...
     def now(self) -> float: ...
@@ -423,13 +426,22 @@ class RpcService:
         for node in [*call.voters, *call.learners]:
             if node not in call.addresses and self._node.address_of(node) is None:
                 raise invalid("addresses", dict(call.addresses), f"the address of {node}, which is not known here")
-        await self._node.learn_addresses(call.addresses, FORWARD_SECONDS)
-        await self._host.change_membership(call.group, call.voters, call.learners, _timeout(call.timeout))
+        now, timeout = self._host.status(call.group), _timeout(call.timeout)
+        members, wanted = ({*now.voters}, {*now.learners}), ({*call.voters}, {*call.learners})
+        told = {node: at for node, at in call.addresses.items() if at != self._node.address_of(node)}
+        moved = {node: at for node, at in told.items() if node in members[0] | members[1]}
+        new = {node: at for node, at in call.addresses.items() if node not in moved}
+        await self._node.learn_addresses(new, FORWARD_SECONDS)
+        if moved:
+            await self._node.move_members(call.group, moved, timeout)
+        if not moved or wanted != members:
+            await self._host.change_membership(call.group, call.voters, call.learners, timeout)
         return b""
 
     async def _addresses(self, call: AddressBookMessage) -> AddressBookMessage:
         await self._node.learn_addresses(call.addresses, 0.0)
-        return AddressBookMessage(self._node.addresses())
+        self._node.book.move(call.moved)
+        return AddressBookMessage(self._node.addresses(), self._node.book.moved())
 
 
 class WriteAnswer(Promise[bytes]):

@@ -154,6 +154,14 @@ MUTANTS = (
         tests=("tests/cluster/test_service.py::test_calls_that_do_not_fit_the_map_are_refused",),
     ),
     Mutant(
+        name="older-moves-of-members-count",
+        breaks="a member that was away tells the others where one was before its last move: that is cut off again",
+        edits=(Edit("server.address_book:AddressBook.move", "self._moved[node].number < number", "number > 0"),),
+        tests=(
+            "tests/server/test_address_book.py::test_an_address_given_by_command_counts_until_another_one_is_configured",
+        ),
+    ),
+    Mutant(
         name="imports-out-of-step",
         breaks="a page of a driver that is no longer the driver is imported after newer ones",
         edits=(Edit("shard.moving:_check_open", "transfer.step != step", "step < 0"),),
