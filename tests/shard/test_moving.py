@@ -13,7 +13,15 @@ import pytest
 from pyroaring import BitMap
 
 from needle.base.commands import Command, CreateCollection, Delete, Insert, Session
-from needle.base.errors import AlreadyExists, InvalidArgument, NeedleError, StaleEpoch, VersionMismatch
+from needle.base.errors import (
+    AlreadyExists,
+    DiskFull,
+    InvalidArgument,
+    NeedleError,
+    StaleEpoch,
+    StorageError,
+    VersionMismatch,
+)
 from needle.base.model import Claim, SearchRequest, WriteResult
 from needle.base.move_commands import Forget, Freeze, Import, Mark, Own, PrepareMove, Release
 from needle.base.routing.ranges import KeySet, difference, fingerprint, union
@@ -242,6 +250,41 @@ def test_what_a_document_of_another_range_replaces_is_deleted_there_too(tmp_path
     deleted, known = copying.deleted(source.replica.view, "c", ranges, 2, BitMap())
     assert deleted == ["x"]
     assert copying.deleted(source.replica.view, "c", ranges, 4, known)[0] == []
+
+
+def test_a_replica_without_room_applies_a_move_later_not_otherwise(shards: tuple[Shard, Shard]) -> None:
+    source, _ = shards
+    source.done(prepare(9, False, ALL), Freeze(9))
+    writer = source.replica._store.writer._connection
+    source.replica.save()
+    writer.execute(f"PRAGMA max_page_count={writer.execute('PRAGMA page_count').fetchone()[0]}")
+    source.done(put([f"a{n}" for n in range(500)], [[1, 2, 3]] * 500))
+    entries, before = source.log.add(Release(9)), source.replica.applied_index()
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            source.replica.apply(entries)
+        assert source.replica.applied_index() == before
+    writer.execute("PRAGMA max_page_count=1000000")
+    assert isinstance(source.replica.apply(entries)[0], WriteResult)
+    assert source.replica.get("c", ["m1"], False) == []
+    source.replica.verify()
+
+
+def test_a_fault_of_the_disk_is_no_answer_of_the_log(
+    shards: tuple[Shard, Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other replicas do what this one cannot: it must not go on as if all had refused."""
+    source, _ = shards
+    source.done(prepare(9, False, ALL), Freeze(9))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise DiskFull("no space left")
+
+    monkeypatch.setattr(source.replica._store, "live_between", fails)
+    with pytest.raises(StorageError, match="half way"):
+        source.told(Release(9))
+    with pytest.raises(StorageError, match="half way"):
+        source.told(put(["a1"], [[1, 2, 3]]))
 
 
 def test_a_page_of_another_driver_is_refused(shards: tuple[Shard, Shard]) -> None:

@@ -89,7 +89,8 @@ class StateMachine(Protocol):
 
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         """Apply in order, in one transaction that also stores index, term and conf. One result an entry: a value,
-        or a NeedleError instance for a command that was refused (deterministically, on every replica)."""
+        or a NeedleError instance for a command that was refused (deterministically, on every replica). Raises DiskFull
+        or TooManyFiles if nothing of it was applied: it is called again. Any other error ends the node."""
         ...
 
     def checkpoint(self) -> int:

@@ -23,10 +23,12 @@ from needle.base.errors import (
     InvalidArgument,
     NeedleError,
     StaleEpoch,
+    StorageError,
     UnsupportedFormat,
     VersionMismatch,
     invalid,
 )
+from needle.base.file_errors import SHORTAGES
 from needle.base.model import WriteResult
 from needle.shard.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.commands import (
@@ -149,6 +151,8 @@ class Batch:
                 return self._publish(index, command)
             if isinstance(command, MOVE_COMMANDS):
                 return execute_move(self, index, command)
+        except (StorageError, *SHORTAGES):
+            raise  # this replica's own trouble: as a result it would differ from that of the others
         except NeedleError as refused:
             return refused
         return UnsupportedFormat(f"unknown command {type(command).__name__}")

@@ -30,6 +30,7 @@ from needle.base.errors import CollectionNotFound, CorruptSnapshot, DeadlineExce
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.shard.batch import Batch, decode_entry, runs
+from needle.shard.commands import MOVE_COMMANDS, Delete, Insert
 from needle.shard.digest import replica_digest
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
@@ -145,14 +146,28 @@ class Replica:
     def apply(self, entries: Sequence[Entry]) -> list[Any]:
         """Apply consecutive entries in order. One result each: a WriteResult, a NeedleError instance for a refused
         command, or None for an entry without a command. Entries already applied are skipped (None). All of them are
-        one transaction, but commands that move ranges are one each: they need the stored state right before them."""
-        with self._exclusive():
+        one transaction, but commands that move ranges are one each: they need the stored state right before them.
+
+        Raises DiskFull before anything is changed, if what waits has to be committed first: call it again when there
+        may be room. Any other error is final."""
+        with self._applying:
+            self._check_usable()
             fresh = [entry for entry in entries if entry.index > self._view.at.index]
             results: list[Any] = [None] * (len(entries) - len(fresh))
             commands = [decode_entry(entry.data) for entry in fresh]
-            for first, end in runs(commands):
-                results += self._apply(fresh[first:end], commands[first:end])
+            if self.waits and any(self._reads_what_is_stored(command) for command in commands):
+                self.save()
+            with self._final_errors():
+                for first, end in runs(commands):
+                    results += self._apply(fresh[first:end], commands[first:end])
         return results
+
+    def _reads_what_is_stored(self, command: Command | NeedleError | None) -> bool:
+        """Whether executing it reads documents, and not their ids only."""
+        fence = self._view.fence
+        return isinstance(command, MOVE_COMMANDS) or (
+            fence is not None and fence.custom and isinstance(command, Insert | Delete)
+        )
 
     def _apply(self, entries: Sequence[Entry], commands: Sequence[Command | NeedleError | None]) -> list[Any]:
         """One transaction."""
@@ -231,20 +246,18 @@ class Replica:
                 pass
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with self._applying:
-            self._check_usable()
-            try:
-                yield
-            except SHORTAGES as error:  # what is raised as such may be repeated, and this may not
-                self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
-                raise self._broken from error
-            except NeedleError as error:
-                self._broken = error
-                raise
-            except BaseException as error:
-                self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
-                raise
+    def _final_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SHORTAGES as error:  # what is raised as such may be repeated, and this may not
+            self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
+            raise self._broken from error
+        except NeedleError as error:
+            self._broken = error
+            raise
+        except BaseException as error:
+            self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
+            raise
 
     def _check_usable(self) -> None:
         if self._broken is not None:
