@@ -7,6 +7,7 @@ import errno
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from harness.process_cluster import free_ports, wait_for
 from needle.base.catalog_commands import CreateCollection, StartMove, encode
 from needle.base.cluster_protocol import CATALOG, TOPOLOGY, CatalogCall, TopologyAnswer
 from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown
+from needle.base.ids import shard_group
 from needle.base.move_commands import Forget, Import, PrepareMove
+from needle.base.protocol import LeaderAnswer
 from needle.base.protocol import encode as encode_call
 from needle.base.routing.strategy import CONSISTENT_HASH
 from needle.base.routing.topology import MoveState
@@ -24,8 +27,10 @@ from needle.client.shards import ClusterShards
 from needle.distributed import ClusterConfig, DistributedCluster
 from needle.server.address_book import AddressBook
 from needle.server.cluster_files import load_topology
+from needle.server.cluster_leaders import LeaderSpread
 from needle.server.cluster_node import ClusterNode
 from needle.server.disk_space import DiskSpace, Room
+from needle.server.roomier_leaders import PACE_SECONDS, RoomierLeaders
 
 
 class Full:
@@ -174,3 +179,67 @@ async def test_a_full_disk_says_nothing_of_an_earlier_attempt_at_the_catalog(bef
     shards = ClusterShards(Caller(), ["10.0.0.1:5000"], now, rng=random.Random(1))  # type: ignore[arg-type]
     with pytest.raises(OutcomeUnknown if before else DiskFull):
         await shards.command(CreateCollection(spec("c"), False, 1), 5)
+
+
+async def test_a_leader_without_room_makes_way_for_one_that_has_it(tmp_path: Path) -> None:
+    cluster = DistributedCluster(ClusterConfig(shard_count=1, replication_factor=3, dimensions=2))
+    try:
+        for n, port in enumerate(free_ports(3), 1):
+            await cluster.add_local_node(f"node-{n}", f"127.0.0.1:{port}", str(tmp_path / f"node-{n}"))
+        await cluster.start()
+        await cluster.insert("doc-1", [1, 0])
+        group, nodes = shard_group(0), {node.node_id: node for node in cluster._local}
+        leader = next(node for node in nodes.values() if node.host.is_leader(group))
+        leaders = RoomierLeaders(leader)
+        low(leader)
+        await leaders.look()
+        other = nodes[leader.host.leader(group) or ""]
+        assert other is not leader
+        await cluster.insert("doc-2", [1, 0])
+        assert not await LeaderSpread(other)._willing(group, leader.node_id), "it is not sent back"
+        for node in nodes.values():
+            low(node)
+        await RoomierLeaders(other).look()
+        assert other.host.is_leader(group), "nobody has room"
+        with pytest.raises(DiskFull):
+            await cluster.insert("doc-3", [1, 0])
+    finally:
+        await cluster.stop()
+
+
+async def test_leadership_is_handed_over_at_a_pace() -> None:
+    asked: list[str] = []
+
+    class Node:
+        node_id, leader_method, time = "n1", "leader", 0.0
+        host = peers = space = property(lambda self: self)  # type: ignore[assignment]
+
+        def now(self) -> float:
+            return self.time
+
+        def groups(self) -> list[int]:
+            return [1]
+
+        def is_leader(self, group: int) -> bool:
+            return True
+
+        def status(self, group: int) -> Any:
+            peer = SimpleNamespace(recently_active=True, is_learner=False, lag_entries=0)
+            behind = SimpleNamespace(id="n3", **{**vars(peer), "lag_entries": 1000})
+            return SimpleNamespace(peers=[SimpleNamespace(id="n2", **vars(peer)), behind])
+
+        async def call(self, peer: str, method: str, body: bytes, timeout: float) -> bytes:
+            asked.append(peer)
+            return encode_call(LeaderAnswer(peer, "n1", 1, {}))  # of an older release: it does not say
+
+        async def transfer(self, group: int, to: str, timeout: float) -> str:
+            raise AssertionError("nobody said that it has room")
+
+    node = Node()
+    leaders = RoomierLeaders(node)  # type: ignore[arg-type]
+    for _ in range(3):
+        await leaders.look()
+    assert asked == ["n2"]
+    node.time = PACE_SECONDS
+    await leaders.look()
+    assert asked == ["n2", "n2"]

@@ -28,7 +28,12 @@ class FakeHost:
 
 def service(host: FakeHost) -> RpcService:
     node = SimpleNamespace(
-        node_id="n1", host=host, addresses=lambda: {"n1": "h:1"}, now=lambda: 0.0, observe=lambda *_: None
+        node_id="n1",
+        host=host,
+        addresses=lambda: {"n1": "h:1"},
+        space=SimpleNamespace(low=False),
+        now=lambda: 0.0,
+        observe=lambda *_: None,
     )
     return RpcService(node)  # type: ignore[arg-type]
 

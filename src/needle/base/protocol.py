@@ -109,13 +109,15 @@ class CollectionsAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """What a node knows. leader: None when it knows none. addresses: of every node it knows, by id."""
+    """What a node knows. leader: None when it knows none. addresses: of every node it knows, by id. room: whether its
+    disk has room for more data; None if it does not say."""
 
     node_id: NodeId
     leader: NodeId | None
     term: int
     addresses: dict[NodeId, str]
     maintenance: bool = False
+    room: bool | None = None
 
 
 class StatusCall(msgspec.Struct, frozen=True, array_like=True):

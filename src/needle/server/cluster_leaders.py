@@ -1,7 +1,8 @@
 """Leaders where placement wants them: a node hands a shard it leads to the shard's preferred leader, gracefully.
 
 Invariants: one transfer at a time per node, `SPREAD_SECONDS` apart; only to a replica that answers, is not in
-maintenance and has everything; a transfer that failed is not tried again for a while, longer each time.
+maintenance, has room on its disk and has everything; a transfer that failed is not tried again for a while, longer each
+time.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class LeaderSpread:
         except NeedleError as error:
             log.debug("preferred leader %s of group %d does not answer: %s", wanted, group, error)
             return False
-        return not protocol.decode(data, LeaderAnswer).maintenance
+        told = protocol.decode(data, LeaderAnswer)
+        return not told.maintenance and told.room is not False
 
     async def _transfer(self, group: GroupId, wanted: NodeId) -> None:
         try:

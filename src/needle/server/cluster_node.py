@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from needle.base import commands, protocol
-from needle.base.cluster_protocol import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
+from needle.base.cluster_protocol import SHARD_LEADER, TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError, Unavailable
 from needle.base.file_errors import SHORTAGES
@@ -75,6 +75,7 @@ class ClusterNode(Node):
     the addresses that the catalog knows."""
 
     kind = SHARDED
+    leader_method = SHARD_LEADER
 
     def __init__(
         self, config: RaftConfig, ports: NodePorts, options: ClusterOptions, clients: Callable[[], Caller]

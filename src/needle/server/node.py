@@ -30,7 +30,9 @@ from needle.server.address_book import AddressBook
 from needle.server.disk_space import LOOK_SECONDS as SPACE_SECONDS
 from needle.server.disk_space import DiskSpace
 from needle.server.hosted import HostedReplica
+from needle.server.lasting import lasting
 from needle.server.ports import Listener, NodePorts, Peers
+from needle.server.roomier_leaders import RoomierLeaders
 from needle.server.rpc_service import RpcService
 from needle.shard.state_machine import Replica
 
@@ -49,6 +51,8 @@ class Node:
     """One node of a cluster. `await start()`, `await stop()`; `failed` resolves when it can no longer go on."""
 
     kind = data_dir.FIXED
+    leader_method = protocol.LEADER
+    """What peers are asked about a group's leader."""
 
     def __init__(self, config: RaftConfig, ports: NodePorts) -> None:
         self.config = config
@@ -125,6 +129,8 @@ class Node:
         self._undo.append(self.listener.stop)
         self._watching = asyncio.get_running_loop().create_task(self._watch_space())
         self._undo.append(self._watching.cancel)
+        self._leaving = asyncio.get_running_loop().create_task(lasting(RoomierLeaders(self).run))
+        self._undo.append(self._leaving.cancel)
         self._running = True
         self._asking = asyncio.get_running_loop().create_task(self._catch_up_on_addresses())
         log.info("node %s of cluster %s listens on %s", self.node_id, config.cluster_id, self.listener.address)

@@ -386,8 +386,9 @@ class RpcService:
     def _led_by(self, group: GroupId) -> LeaderAnswer:
         host = self._host
         status = host.status(group)
+        node = self._node
         return LeaderAnswer(
-            self._node.node_id, status.leader, status.current_term, self._node.addresses(), host.maintenance
+            node.node_id, status.leader, status.current_term, node.addresses(), host.maintenance, not node.space.low
         )
 
     async def _status(self, call: StatusCall) -> RaftStatus:

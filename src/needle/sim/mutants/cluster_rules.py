@@ -20,6 +20,18 @@ MUTANTS = (
         tests=(_MOVING + "test_writes_are_refused_where_the_log_says_so",),
     ),
     Mutant(
+        name="leadership-sent-back-to-a-full-disk",
+        breaks="a shard that left a full disk goes back to its preferred leader, which refuses its writes",
+        edits=(Edit("server.cluster_leaders:LeaderSpread._willing", "and told.room is not False", ""),),
+        tests=("tests/cluster/test_shortages.py::test_a_leader_without_room_makes_way_for_one_that_has_it",),
+    ),
+    Mutant(
+        name="leadership-goes-around",
+        breaks="a node with a full disk asks for another leader at every look, not once a minute",
+        edits=(Edit("server.roomier_leaders:RoomierLeaders.look", "group not in self._tried and", ""),),
+        tests=("tests/cluster/test_shortages.py::test_leadership_is_handed_over_at_a_pace",),
+    ),
+    Mutant(
         name="own-before-freeze",
         breaks="the target owns the ranges while the source still takes writes and answers reads for them",
         edits=(
