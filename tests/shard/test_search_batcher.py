@@ -160,6 +160,23 @@ async def test_a_crowd_leaves_room_for_others_in_the_queue() -> None:
     assert sum(isinstance(r, Overloaded) for r in results) >= 30
 
 
+async def test_searches_whose_callers_have_gone_take_no_room() -> None:
+    pool = GatedPool()
+    batcher = SearchBatcher(search_many, pool, in_flight_max=1, waiting_max=8)
+    running = asyncio.ensure_future(batcher.search(request("x")))
+    await begun(pool, 1)
+    gone = [asyncio.ensure_future(batcher.search(request("x"))) for _ in range(6)]
+    await asyncio.sleep(0)
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    others = [asyncio.ensure_future(batcher.search(request(name))) for name in "xyxyxy"]
+    await asyncio.sleep(0)
+    pool.gate.set()
+    assert [found.ids[0] for found in await asyncio.gather(*others)] == list("xyxyxy")
+    assert (await running).ids == ["x"] and sum(pool.batches) == 7
+
+
 async def begun(pool: GatedPool, batches: int) -> None:
     while len(pool.batches) < batches:
         await asyncio.sleep(0)

@@ -16,7 +16,7 @@ It does not know what a search is.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from needle.base.errors import DeadlineExceeded, NeedleError, Overloaded
@@ -28,6 +28,7 @@ Wanted = Callable[[int], bool]
 SearchMany = Callable[[list[SearchRequest], Wanted], list[HitBatch | NeedleError]]
 _Waiting = tuple[SearchRequest, "asyncio.Future[HitBatch]", float]
 """The last: the loop time at which it is over."""
+_Queue = OrderedDict["asyncio.Future[HitBatch]", _Waiting]
 BATCHES_REMEMBERED = 4
 
 
@@ -49,7 +50,7 @@ class SearchBatcher:
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._waiting_max = waiting_max
-        self._waiting: dict[str, deque[_Waiting]] = {}  # by collection; the first one's turn is next
+        self._waiting: dict[str, _Queue] = {}  # by collection; the first one's turn is next
         self._count = 0
         self._in_flight: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -69,12 +70,25 @@ class SearchBatcher:
             )
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[HitBatch] = loop.create_future()
-        self._waiting.setdefault(request.collection, deque()).append((request, answer, loop.time() + timeout))
+        queue = self._waiting.setdefault(request.collection, OrderedDict())
+        queue[answer] = request, answer, loop.time() + timeout
         self._count += 1
         if not self._scheduled and len(self._in_flight) < self._in_flight_max:
             self._scheduled = True
             loop.call_soon(self._start)
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._forget(request.collection, answer)
+            raise
+
+    def _forget(self, collection: str, answer: asyncio.Future[HitBatch]) -> None:
+        """Its caller has gone: it must take no room from others until a worker comes by."""
+        queue = self._waiting.get(collection)
+        if queue is not None and queue.pop(answer, None) is not None:
+            self._count -= 1
+            if not queue:
+                del self._waiting[collection]
 
     def _expected_wait(self, own: int) -> float:
         """Seconds until the workers begin a search of a collection of which `own` wait, at the least: in full batches,
@@ -108,7 +122,7 @@ class SearchBatcher:
             name, queue = next(iter(self._waiting.items()))
             if taken and len(queue) > size - len(taken):
                 break
-            taken += [queue.popleft() for _ in range(min(size, len(queue)))]
+            taken += [queue.popitem(last=False)[1] for _ in range(min(size, len(queue)))]
             del self._waiting[name]
             if queue:
                 self._waiting[name] = queue  # its next turn comes after everybody else's
