@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.process_cluster import ProcessCluster, wait_for
-from needle.base.errors import DiskFull, NeedleError
+from harness.process_cluster import ProcessCluster, free_ports, wait_for
+from needle.base.errors import DiskFull, NeedleError, OutcomeUnknown, Unavailable
 from needle.client import Client
+from needle.distributed import ClusterConfig, DistributedCluster
 
 DIMENSIONS = 256
 DISK = 160 << 20
@@ -113,3 +114,39 @@ async def test_full_disks_take_no_data_and_lose_none(small_disk: Path, tmp_path:
         await cluster.equal_digests()
         for node in cluster.nodes.values():
             assert node.running(), node.output()[-3000:]
+
+
+async def test_a_disk_without_a_byte_ends_no_node_of_a_sharded_cluster(small_disk: Path) -> None:
+    """Its catalog, its shards and its own small files: without the reserve, what finds no room waits."""
+    cluster = DistributedCluster(ClusterConfig(shard_count=2, replication_factor=1, dimensions=2))
+    try:
+        await cluster.add_local_node("node-1", f"127.0.0.1:{free_ports(1)[0]}", str(small_disk / "node-1"))
+        await cluster.start()
+        await cluster.insert("doc-1", [1, 0])
+        client, node = await cluster.client(), cluster._local[0]
+        node.space._configured = 0
+        node.space._volume.shrink(0)
+        eat(small_disk / "others")
+        for n in range(200):  # until the catalog's file would have to grow
+            try:
+                await client.create_collection(f"c{n:0200}", dimensions=2, timeout=1.0)
+            except NeedleError as error:
+                assert isinstance(error, OutcomeUnknown | Unavailable), error
+                break
+        else:
+            raise AssertionError("there was room for everything")
+        assert node.alive()
+        (small_disk / "others").unlink()
+
+        async def made() -> bool:
+            with contextlib.suppress(NeedleError):
+                await client.create_collection("after", dimensions=2, if_absent=True, timeout=1.0)
+                return True
+            return False
+
+        await wait_for(made, 60, "a collection")
+        await client.insert("doc-2", [1, 0], collection="after")
+        assert await cluster.get("doc-1") is not None
+        assert node.alive()
+    finally:
+        await cluster.stop()
