@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 
-from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
+from needle.base.errors import CorruptDocuments, DiskFailed, DiskFull, NeedleError, TooManyFiles
 from needle.base.file_errors import os_failure, shortage, sqlite_failure
 
 
@@ -31,15 +34,19 @@ def test_the_number_decides(number: int, kind: type[NeedleError]) -> None:
     assert (shortage(error, "/p") is None) is (kind is DiskFailed)
 
 
-def test_sqlite_tells_a_full_disk_from_a_damaged_file(tmp_path: Path) -> None:
-    db = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
-    db.execute("CREATE TABLE t (x)")
-    db.execute("PRAGMA max_page_count=2")
-    with pytest.raises(sqlite3.Error) as full:
-        db.execute("INSERT INTO t VALUES (zeroblob(100000))")
-    assert type(sqlite_failure(full.value, "p", "")) is DiskFull
+@pytest.mark.parametrize("library", [sqlite3, apsw])
+def test_sqlite_tells_a_full_disk_from_a_damaged_file(tmp_path: Path, library: Any) -> None:
+    open_database = library.connect if library is sqlite3 else library.Connection
+    with closing(open_database(str(tmp_path / "a.db"))) as db:
+        db.execute("CREATE TABLE t (x)")
+        db.execute("PRAGMA max_page_count=2").fetchall()
+        with pytest.raises(library.Error) as full:
+            db.execute("INSERT INTO t VALUES (zeroblob(100000))")
+    assert type(sqlite_failure(full.value, "p")) is DiskFull
     (tmp_path / "b.db").write_bytes(b"not a database" * 1000)
-    with pytest.raises(sqlite3.Error) as damaged:
-        sqlite3.connect(tmp_path / "b.db").execute("SELECT * FROM t")
-    found = sqlite_failure(damaged.value, "p", "Delete it.")
-    assert type(found) is StorageError and "Delete it." in found.message
+    with closing(open_database(str(tmp_path / "b.db"))) as db, pytest.raises(library.Error) as damaged:
+        db.execute("SELECT * FROM t")
+    assert type(sqlite_failure(damaged.value, "p")) is CorruptDocuments
+    with pytest.raises(library.Error) as cannot:
+        open_database(str(tmp_path / "no" / "c.db"))
+    assert type(sqlite_failure(cannot.value, "p")) is DiskFailed

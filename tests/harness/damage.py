@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from needle.multiraft.wal_records import (
     record_size,
 )
 from needle.shard.segment_builder import TEMPORARY
+from needle.shard.sqlite_file import connect
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
@@ -109,7 +109,7 @@ def committed_documents(data_dir: Path) -> int:
         for part in (path, path.with_name(path.name + "-wal")):
             if part.exists():
                 shutil.copy(part, directory)
-        with closing(sqlite3.connect(Path(directory) / path.name)) as connection:
+        with closing(connect(str(Path(directory) / path.name))) as connection:
             return int(connection.execute("SELECT count(*) FROM ids").fetchone()[0])
 
 

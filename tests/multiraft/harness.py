@@ -19,7 +19,7 @@ import msgspec
 import xxhash
 
 from multiraft.wal_util import open_wal
-from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError
+from needle.base.errors import ConnectionLost, CorruptSnapshot, InvalidArgument, NeedleError
 from needle.multiraft.config import HostConfig
 from needle.multiraft.files import Files
 from needle.multiraft.host import Host
@@ -75,6 +75,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {"index": 0, "term": 0, "conf": "", "data": {}}
+        self.damage: NeedleError | None = None
 
 
 class DictMachine:
@@ -89,6 +90,10 @@ class DictMachine:
         """Content of a file that every snapshot holds and that never changes."""
         self.held = ""
         """Where this state machine has that file."""
+        self.damage: NeedleError | None = disk.damage
+        self.skips = False
+        self.checked = 0
+        self.refused = False
 
     @property
     def data(self) -> dict[str, Any]:
@@ -104,8 +109,13 @@ class DictMachine:
         return bytes.fromhex(self.state["conf"])
 
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
+        if self.damage is not None:
+            raise self.damage
         results: list[Any] = []
         for entry in entries:
+            if self.skips and entry.index <= self.state["index"]:
+                results.append(None)
+                continue
             assert entry.index == self.state["index"] + 1, (entry, self.state["index"])
             assert entry.term >= self.state["term"]
             self.indexes.append(entry.index)
@@ -142,7 +152,14 @@ class DictMachine:
     def held_file(self, name: str) -> str | None:
         return self.held if name == "constant" and self.held else None
 
+    def check_snapshot(self, directory: str) -> None:
+        self.checked += 1
+        if self.refused:
+            raise CorruptSnapshot("refused by the test")
+
     def install_snapshot(self, directory: str) -> None:
+        self.damage = self.disk.damage = None
+        self.skips = True  # what a snapshot holds may come as entries again
         with open(f"{directory}/state.json", "rb") as file:
             self.state = json.loads(file.read())
         self.indexes = []

@@ -262,7 +262,7 @@ async def test_an_exported_snapshot_that_nobody_fetches_is_removed(tmp_path: Pat
 def test_files_the_core_waits_for_are_not_replaced_by_a_newer_offer() -> None:
     spawned: list[str] = []
     raft = SimpleNamespace(applied=3, commit=9, term=1, refuses=lambda _: "")
-    group = SimpleNamespace(id=0, raft=raft, log=SimpleNamespace(pending=None))
+    group = SimpleNamespace(id=0, raft=raft, log=SimpleNamespace(pending=None), rebuild=SimpleNamespace(fetching=False))
 
     def spawn(work: Coroutine[object, object, None]) -> object:
         spawned.append(work.__name__)

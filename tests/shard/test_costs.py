@@ -4,14 +4,15 @@ documents were replaced. Work is counted, never timed."""
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import apsw
 import pytest
 
 from needle.base.commands import CreateCollection, Delete, DropCollection
@@ -83,7 +84,7 @@ def with_ordinals_used(directory: Path, used: int) -> None:
     replica.apply(log.add(put(names, rows, [{"n": 1}] * 100)))
     replica.checkpoint()
     replica.close()
-    with sqlite3.connect(directory / "state-1" / "documents.db") as database:
+    with closing(documents.connect(str(directory / "state-1" / "documents.db"))) as database:
         database.execute("UPDATE collections SET next_ordinal = ?", (used - 50,))
     replica = open_replica(directory)
     replica.apply(log.add(put(names[:50], rows[:50], [{"n": 2}] * 50)))
@@ -97,9 +98,9 @@ def test_start_and_updates_do_not_cost_more_because_ordinals_were_used_up(
     statements: Counter[str] = Counter()
     connect = documents.connect
 
-    def traced(*args: Any) -> sqlite3.Connection:
+    def traced(*args: Any) -> apsw.Connection:
         connection = connect(*args)
-        connection.set_trace_callback(lambda text: statements.update([text.split()[0]]))
+        connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: statements.update([event["sql"].split()[0]]))
         return connection
 
     monkeypatch.setattr(documents, "connect", traced)

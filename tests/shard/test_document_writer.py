@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from needle.base.commands import CreateCollection, Delete, DropCollection, PublishSegment
 from needle.base.errors import DiskFull, VersionMismatch
 from needle.base.model import SearchRequest
+from needle.shard.sqlite_file import connect
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
@@ -24,7 +25,7 @@ def filled(directory: Path, **options: int) -> tuple[Replica, Log]:
 
 def committed(directory: Path) -> int:
     """The applied index that another process would find in the file."""
-    with sqlite3.connect(directory / "state-1" / "documents.db") as connection:
+    with closing(connect(str(directory / "state-1" / "documents.db"))) as connection:
         return int(connection.execute("SELECT value FROM meta WHERE name = 'index'").fetchone()[0])
 
 
@@ -113,7 +114,7 @@ def test_what_files_are_judged_by_does_not_wait(tmp_path: Path) -> None:
     replica.apply(log.add(DropCollection("k")))
     assert committed(tmp_path) == 8
     replica.checkpoint()
-    with sqlite3.connect(tmp_path / "state-1" / "documents.db") as connection:
+    with closing(connect(str(tmp_path / "state-1" / "documents.db"))) as connection:
         for table, where in (
             ("collections", "id = 2"),
             ("segments", "collection_id = 2"),
@@ -159,5 +160,5 @@ def test_a_dropped_collection_leaves_no_manifest_though_both_waited_for_room(tmp
     assert replica.waits
     writer.execute("PRAGMA max_page_count=1000000")
     replica.checkpoint()
-    with sqlite3.connect(tmp_path / "state-1" / "documents.db") as connection:
+    with closing(connect(str(tmp_path / "state-1" / "documents.db"))) as connection:
         assert connection.execute("SELECT * FROM segments").fetchall() == []

@@ -6,17 +6,26 @@ import contextlib
 import errno
 import os
 import resource
-import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from needle.base.commands import CreateCollection
-from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles, UnsupportedFormat
+from needle.base.errors import (
+    DiskFailed,
+    DiskFull,
+    NeedleError,
+    ReplicaDamaged,
+    StorageError,
+    TooManyFiles,
+    UnsupportedFormat,
+)
+from needle.base.model import SearchRequest
 from needle.shard.disk import REAL_DISK, ReplicaDisk, cut_power, disk_errors
 from needle.shard.sqlite_file import connect
 from needle.shard.state_machine import Replica
-from shard.replica_util import Log, open_replica, put, spec
+from shard.replica_util import Log, floats, open_replica, put, spec
 
 
 def filled(directory: Path, commit: int = 1024) -> tuple[Replica, Log]:
@@ -72,7 +81,7 @@ def test_a_checkpoint_during_a_long_read_is_durable_and_loses_nothing(tmp_path: 
     replica = open_replica(tmp_path)
     replica._store.writer._disk = Recording()
     replica._store.writer._connection.execute("PRAGMA busy_timeout=1")
-    reader = sqlite3.connect(store_path, isolation_level=None)
+    reader = connect(str(store_path))
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM meta").fetchall()
     replica.apply(log.add(put(["c"], [[1, 1, 1]])))
@@ -82,7 +91,7 @@ def test_a_checkpoint_during_a_long_read_is_durable_and_loses_nothing(tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["header", "page"])
-def test_a_damaged_file_is_reported_with_the_remedy(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_found_when_it_is_opened(tmp_path: Path, damage: str) -> None:
     replica, _ = filled(tmp_path)
     replica.checkpoint()
     replica.close()
@@ -90,8 +99,10 @@ def test_a_damaged_file_is_reported_with_the_remedy(tmp_path: Path, damage: str)
     start, end = (0, 100) if damage == "header" else (16384, len(data))
     data[start:end] = b"\xa5" * (end - start)
     database(tmp_path).write_bytes(data)
-    with pytest.raises(StorageError, match="delete the replica's directory"):
-        open_replica(tmp_path)
+    replica = open_replica(tmp_path)
+    assert replica.damage is not None and "documents.db" in replica.damage.message
+    with pytest.raises(ReplicaDamaged):
+        replica.search(SearchRequest(collection="c", vector=floats([1, 2, 3]), k=1))
 
 
 def test_what_a_full_disk_did_not_take_comes_from_the_log_after_a_restart(tmp_path: Path) -> None:
@@ -113,9 +124,8 @@ def test_what_a_full_disk_did_not_take_comes_from_the_log_after_a_restart(tmp_pa
 def test_another_format_version_is_refused(tmp_path: Path) -> None:
     replica, _ = filled(tmp_path)
     replica.close()
-    with sqlite3.connect(database(tmp_path)) as connection:
+    with closing(connect(str(database(tmp_path)))) as connection:
         connection.execute("UPDATE meta SET value = 99 WHERE name = 'format'")
-    connection.close()
     with pytest.raises(UnsupportedFormat, match="99"):
         open_replica(tmp_path)
 
@@ -131,9 +141,8 @@ def test_verify_finds_a_changed_row(tmp_path: Path, column: str) -> None:
     replica, _ = filled(tmp_path)
     replica.close()
     table, value = ("vectors", b"\0" * 12) if column == "vector" else ("documents", b"5" if column == "metadata" else 7)
-    with sqlite3.connect(database(tmp_path)) as connection:
+    with closing(connect(str(database(tmp_path)))) as connection:
         connection.execute(f"UPDATE {table} SET {column} = ? WHERE row = 1 << 40", (value,))
-    connection.close()
     with pytest.raises(StorageError):
         open_replica(tmp_path).verify()
 
@@ -141,11 +150,10 @@ def test_verify_finds_a_changed_row(tmp_path: Path, column: str) -> None:
 def test_verify_finds_a_document_that_the_sums_do_not_know(tmp_path: Path) -> None:
     replica, _ = filled(tmp_path)
     replica.close()
-    with sqlite3.connect(database(tmp_path)) as connection:
+    with closing(connect(str(database(tmp_path)))) as connection:
         connection.execute("DELETE FROM ids WHERE id = 'a'")
-    connection.close()
-    with pytest.raises(StorageError, match="disagree"):
-        open_replica(tmp_path).verify()
+    replica = open_replica(tmp_path)
+    assert replica.damage is not None and "disagree" in replica.damage.message
 
 
 def test_close_is_idempotent_and_later_calls_say_so(tmp_path: Path) -> None:

@@ -509,13 +509,3 @@ def test_a_delete_within_ranges_leaves_other_keys_and_is_refused_unless_all_of_t
     target.done(PrepareMove(4, 4, False, [middle], [low], strategy, 2), Freeze(4))
     assert isinstance(target.told(Delete("c", ["y"], within=[middle])), StaleEpoch)
     assert target.done(Delete("c", ["y"], within=[low])).count == 1
-
-
-def test_an_older_release_refuses_the_file_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shard = Shard(tmp_path, "s")
-    shard.done(CreateCollection(spec()), prepare(9, False, ALL))
-    shard.replica.close()
-    open_replica(shard.directory).close()
-    monkeypatch.setattr("needle.shard.sqlite_file.FORMAT_MOVED", 1)
-    with pytest.raises(NeedleError, match="format 2"):
-        open_replica(shard.directory)

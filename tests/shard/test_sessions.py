@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
+import msgspec
 import pytest
 
 from needle.base.commands import Session
 from needle.base.errors import SessionExpired, VersionMismatch
 from needle.base.model import WriteResult
 from needle.shard import sessions
-from needle.shard.sessions import SessionTable
+from needle.shard.sessions import Changed, SessionTable
 
 DONE = WriteResult(version=5, index=5, existed=True, count=3)
 
@@ -32,7 +35,7 @@ def test_refusals_are_remembered_too() -> None:
     session = table.open(99, 1)
     table.find(Session(session, 1, 0), 2)
     table.record(Session(session, 1, 0), VersionMismatch("no", actual=3))
-    again = SessionTable(table.rows()).find(Session(session, 1, 0), 3)
+    again = SessionTable(table.rows(), table.answers()).find(Session(session, 1, 0), 3)
     assert isinstance(again, VersionMismatch) and again.details == {"actual": 3}
 
 
@@ -53,7 +56,7 @@ def test_least_recently_used_session_is_evicted() -> None:
     assert isinstance(table.find(Session(11, 1, 0), 14), SessionExpired)
     assert table.find(Session(10, 1, 0), 15) is None
     assert table.open(2, 16) == 16
-    assert table.dirty()[1] == [11, 13]
+    assert table.dirty().evicted == [11, 13]
 
 
 def test_eviction_does_not_depend_on_a_restart() -> None:
@@ -64,7 +67,7 @@ def test_eviction_does_not_depend_on_a_restart() -> None:
                 table.open(index, index)
             else:
                 table.find(Session(index - 2, 1, 0), index)
-        restarted = SessionTable(reversed(restarted.rows()), sessions_max=3)
+        restarted = SessionTable(reversed(restarted.rows()), restarted.answers(), sessions_max=3)
         assert restarted.rows() == steady.rows()
 
 
@@ -83,7 +86,54 @@ def test_only_what_changed_is_stored_again() -> None:
     table = SessionTable()
     table.open(1, 1)
     table.open(2, 2)
-    assert {at: row[0] for at, row in table.dirty()[0].items()} == {1: 1, 2: 2}
-    assert table.dirty() == ({}, [])
-    table.find(Session(2, 1, 0), 3)
-    assert list(table.dirty()[0]) == [2]
+    assert {at: row[0] for at, row in table.dirty().sessions.items()} == {1: 1, 2: 2}
+    assert table.dirty() == Changed({}, [], {})
+    for seq in range(1, 2000):
+        table.find(Session(2, seq, 0), 2 + seq)
+        table.record(Session(2, seq, 0), DONE)
+    table.dirty()
+    table.find(Session(2, 2000, 3), 3000)
+    table.record(Session(2, 2000, 3), DONE)
+    changed = table.dirty()
+    assert list(changed.sessions) == [2] and not changed.evicted
+    # However many answers are kept: the new one, and those that the client has acknowledged.
+    assert [(key, answer is None) for key, answer in changed.answers.items()] == [
+        ((2, 1), True), ((2, 2), True), ((2, 2000), False),
+    ]  # fmt: skip
+
+
+def test_all_answers_together_are_bounded_in_bytes_and_a_restart_changes_nothing() -> None:
+    size = len(msgspec.msgpack.encode([5, 5, True, 3])) + sessions.ANSWER_BYTES
+    steady, restarted = (SessionTable(bytes_max=10 * size) for _ in range(2))
+    rng = random.Random(5)
+    for index in range(1, 4):
+        for table in (steady, restarted):
+            table.open(index, index)
+    numbers = dict.fromkeys((1, 2, 3), 0)
+    for index in range(4, 400):
+        which = rng.choice([1, 2, 3])
+        numbers[which] += 1
+        acked = max(0, numbers[which] - rng.randrange(1, 9))
+        for table in (steady, restarted):
+            assert table.find(Session(which, numbers[which], acked), index) is None
+            table.record(Session(which, numbers[which], acked), DONE)
+            assert table.kept_bytes == size * len(table.answers()) <= 10 * size
+        restarted = SessionTable(restarted.rows(), restarted.answers(), bytes_max=10 * size)
+        assert (restarted.rows(), restarted.answers()) == (steady.rows(), steady.answers())
+    assert len(steady.answers()) > 5
+    # Whoever was idle for longest has its answers forgotten, and is told so: nothing is executed again.
+    for seq in range(numbers[1] + 1, numbers[1] + 12):
+        steady.find(Session(1, seq, 0), 1000 + seq)
+        steady.record(Session(1, seq, 0), DONE)
+    assert {session for session, _, _ in steady.answers()} == {1}
+    forgotten = steady.find(Session(2, numbers[2], 0), 2000)
+    assert isinstance(forgotten, SessionExpired) and "not executed again" in forgotten.message
+
+
+def test_sessions_of_an_older_file_are_read() -> None:
+    state = msgspec.msgpack.encode([3, {2: [1, 1, False, 1], 4: [5, 5, True, 3], 3: ["version_mismatch", "no", {}]}])
+    session, answers = sessions.rows_of_old_state(7, b"n" * 16, 9, state)
+    table = SessionTable([session], answers)
+    assert table.find(Session(7, 4, 0), 10) == DONE
+    assert isinstance(table.find(Session(7, 3, 0), 11), VersionMismatch)
+    assert [seq for _, seq, _ in table.answers()] == [3, 4]

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from needle.base.commands import CreateCollection, Delete, PublishSegment, Session
-from needle.base.errors import CorruptSnapshot, DiskFull, NeedleError, StorageError, TooManyFiles
+from needle.base.errors import (
+    CorruptSnapshot,
+    DiskFull,
+    NeedleError,
+    ReplicaDamaged,
+    StorageError,
+    TooManyFiles,
+)
 from needle.base.model import SearchRequest
 from needle.multiraft.ports import Applied
 from needle.shard.sealed_segment import segment_file
@@ -151,12 +158,20 @@ def test_killed_at_each_step_of_an_installation(tmp_path: Path, step: str) -> No
     target.close()
 
 
-def test_a_replica_whose_state_is_gone_says_what_to_do(tmp_path: Path) -> None:
+def test_a_replica_whose_state_is_gone_serves_nothing_until_it_has_another(tmp_path: Path) -> None:
     replica, _ = filled(tmp_path / "r")
+    (tmp_path / "image").mkdir()
+    replica.export_snapshot(str(tmp_path / "image"))
+    digest = replica.digest()
     replica.close()
     (tmp_path / "r" / "CURRENT").write_text("state-9")
-    with pytest.raises(StorageError, match="delete"):
-        open_replica(tmp_path / "r")
+    replica = open_replica(tmp_path / "r")
+    assert replica.damage is not None and "state-9" in replica.damage.message
+    with pytest.raises(ReplicaDamaged):
+        replica.get("c", ["a"], False)
+    replica.install_snapshot(str(tmp_path / "image"))
+    assert replica.damage is None and replica.digest() == digest
+    replica.close()
 
 
 def test_what_an_image_replaces_gives_its_memory_back(tmp_path: Path) -> None:

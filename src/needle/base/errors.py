@@ -143,6 +143,13 @@ class StaleEpoch(Unavailable):
     code = "stale_epoch"
 
 
+class ReplicaDamaged(Unavailable):
+    """This node's replica of the group found its stored data damaged and serves nothing of it until it has got all of
+    it again from another replica; other nodes answer."""
+
+    code = "replica_damaged"
+
+
 class DeadlineExceeded(Unavailable):
     """A read or an idempotent call did not finish within its timeout."""
 
@@ -232,6 +239,12 @@ class CorruptLog(StorageError):
     """A Raft log record fails its checksum."""
 
     code = "corrupt_log"
+
+
+class CorruptDocuments(StorageError):
+    """The documents that this replica stores are damaged: a page, or a row, is not what was written."""
+
+    code = "corrupt_documents"
 
 
 class CorruptSegment(StorageError):

@@ -10,15 +10,18 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
+from needle.base.errors import CorruptDocuments, DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
 
 SHORTAGES: Final = (DiskFull, TooManyFiles)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _SQLITE_FULL: Final = 13
 _SQLITE_CORRUPT = frozenset({11, 26})
+_SQLITE_IOERR_DATA: Final = 10 | 32 << 8
+_SQLITE_CORRUPT_READ = frozenset({_SQLITE_IOERR_DATA, 10 | 2 << 8, 10 | 33 << 8, 10 | 34 << 8})
+"""SQLITE_IOERR_DATA: a page fails its checksum. _SHORT_READ, _CORRUPTFS, _IN_PAGE."""
 _SQLITE_DEVICE = frozenset({3, 8, 10, 14})
-"""SQLITE_PERM, _READONLY, _IOERR, _CANTOPEN: this package does not import sqlite3."""
+"""SQLITE_PERM, _READONLY, _IOERR, _CANTOPEN: this package imports neither sqlite3 nor apsw."""
 
 
 def no_room(path: str, error: Exception) -> DiskFull:
@@ -45,13 +48,15 @@ def os_failure(error: OSError, path: str) -> NeedleError:
     )
 
 
-def sqlite_failure(error: Exception, path: str, remedy: str) -> NeedleError:
-    """The error for a sqlite3.Error; its primary result code decides. remedy: what to do about a damaged file."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in _SQLITE_CORRUPT:
-        return StorageError(f"{path} is damaged ({error}). {remedy}", path=path)
-    if code == _SQLITE_FULL:
+def sqlite_failure(error: Exception, path: str) -> NeedleError:
+    """The error for a sqlite3.Error or an apsw.Error; its result code decides."""
+    code = getattr(error, "sqlite_errorcode", 0) or getattr(error, "extendedresult", 0) or getattr(error, "result", 0)
+    primary = code & 0xFF
+    if primary in _SQLITE_CORRUPT or code in _SQLITE_CORRUPT_READ:
+        what = "a page fails its checksum" if code == _SQLITE_IOERR_DATA else str(error)
+        return CorruptDocuments(f"{path} is damaged ({what})", path=path)
+    if primary == _SQLITE_FULL:
         return no_room(path, error)
-    if code in _SQLITE_DEVICE:
+    if primary in _SQLITE_DEVICE:
         return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
     return StorageError(f"SQLite failed on {path}: {error} (code {code})", path=path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-EXCLUSIVE: Final = "?vfs=unix-excl"
+EXCLUSIVE_VFS: Final = "unix-excl"
 """The index of the write-ahead log is kept in memory of this process, not in a mapped `-shm` file, and no other process
 is let in. A write through a mapping ends the process (SIGBUS) where the system cannot give it a block: disk full, file
 made immutable or cut short. Everything else SQLite writes by system calls, whose errors are reported."""
+EXCLUSIVE: Final = f"?vfs={EXCLUSIVE_VFS}"
 
 
 def sqlite_uri(path: str, options: str = EXCLUSIVE) -> str:

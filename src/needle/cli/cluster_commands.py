@@ -26,6 +26,7 @@ from needle.cli.common import (
     notes,
     print_json,
     run,
+    state_of,
     table,
 )
 from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leader_of
@@ -140,12 +141,11 @@ def _status_table(views: list[NodeView]) -> RenderableType:
             rows.add_row(view.node, view.address, Text("unreachable", style="bold red"))
             continue
         status = view.status
-        state = f"{status.state}, maintenance" if status.maintenance else status.state
         lag = lag_of(view.node, views)
         rows.add_row(
             view.node,
             view.address,
-            Text(state, style="bold green" if status.state == "Leader" else ""),
+            state_of(status),
             str(status.current_term),
             str(status.commit_index),
             str(status.last_applied),

@@ -17,10 +17,12 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import needle
 from needle.base.config import parse_address
 from needle.base.errors import NeedleError
+from needle.base.model import RaftStatus
 from needle.cli.settings import named_routers
 from needle.server.connecting import DEFAULT_CLUSTER_ID, check_reachable
 from needle.server.routers import load_routers
@@ -123,3 +125,11 @@ def brief(value: object, width: int) -> str:
     text = value if isinstance(value, str) else json.dumps(as_json(value), ensure_ascii=False)
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def state_of(status: RaftStatus) -> Text:
+    """What a replica is, and what is wrong with it."""
+    if status.damage:
+        return Text(f"{status.state}, damaged", style="bold red")
+    state = f"{status.state}, maintenance" if status.maintenance else status.state
+    return Text(state, style="bold green" if status.state == "Leader" else "")

@@ -64,7 +64,16 @@ def lag_of(node: str, views: Sequence[NodeView]) -> tuple[int, float] | None:
 
 def conditions(views: Sequence[NodeView]) -> list[Condition]:
     """Every condition that holds, critical ones first."""
-    found: list[Condition] = []
+    found: list[Condition] = [
+        Condition(
+            severity="critical",
+            name="damaged data",
+            subject=f"{view.node}: {view.status.damage}",
+            action="it serves nothing and fetches its data from the other replicas; check its disk",
+        )
+        for view in views
+        if view.status is not None and view.status.damage
+    ]
     electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
     if electing:
         found.append(

@@ -16,7 +16,18 @@ from needle.base.errors import InvalidArgument
 from needle.base.model import Metric
 from needle.base.routing.strategy import ShardStrategy
 from needle.base.routing.topology import NodeState, Topology
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, console, notes, print_json, run, table
+from needle.cli.common import (
+    DEFAULT_CLUSTER,
+    Cluster,
+    Json,
+    as_json,
+    console,
+    notes,
+    print_json,
+    run,
+    state_of,
+    table,
+)
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
 from needle.client.sharded import ShardedClient
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
@@ -168,10 +179,7 @@ def status_table(health: ClusterHealth, replicas: list[ReplicaStatus]) -> Render
             *(head or ("", "")),
             replica.node,
             replica.address,
-            Text(
-                f"{status.state}, maintenance" if status.maintenance else status.state,
-                style="bold green" if status.state == "Leader" else "",
-            ),
+            state_of(status),
             str(status.current_term),
             str(status.last_applied),
             str(max(commits) - status.last_applied),

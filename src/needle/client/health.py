@@ -87,6 +87,9 @@ def _judge_shard(expected: int, replicas: Sequence[ReplicaStatus], share: float)
     problems = [f"{r.node} does not answer: {r.error}" for r in replicas if r.status is None]
     healthy = 0
     for node, status in sorted(answered.items()):
+        if status.damage:
+            problems.append(f"{node} is damaged and fetches its data again: {status.damage}")
+            continue
         if leader is None or node == leader.node_id:
             continue
         behind = leader.commit_index - status.last_applied

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import xxhash
 
-from needle.base.errors import CorruptSnapshot, NeedleError, StorageError, UnsupportedFormat
+from needle.base.errors import CorruptDocuments, CorruptSnapshot, NeedleError, StorageError, UnsupportedFormat
 from needle.base.file_errors import os_failure, sqlite_failure
 from needle.base.routing.topology import Topology
 from needle.base.sqlite_uri import sqlite_uri
@@ -27,6 +27,8 @@ from needle.cluster.executed import Executed, execute_once
 FILE_NAME: Final = "catalog.db"
 IMAGE_NAME: Final = "catalog.image"
 FORMAT_VERSION: Final = 1
+_STATE, _SUM = 1, 2
+"""Rows: the catalog, and the xxh3-128 of it."""
 
 
 class Entry(Protocol):
@@ -69,18 +71,30 @@ class CatalogMachine:
         self._path = os.path.join(directory, FILE_NAME)
         self._lock = threading.Lock()
         self._broken: NeedleError | None = None
+        self.damage: CorruptDocuments | None = None
+        """Why the file is not what was written: then nothing can be applied until a snapshot is installed."""
+        self._state = _State()
         with _disk_errors(self._path):
             os.makedirs(directory, exist_ok=True)
+        try:
+            self._open()
+        except CorruptDocuments as error:
+            self.damage = error
+
+    def _open(self) -> None:
+        with _disk_errors(self._path):
             self._db = sqlite3.connect(sqlite_uri(self._path), uri=True, check_same_thread=False, isolation_level=None)
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute("CREATE TABLE IF NOT EXISTS catalog (id INTEGER PRIMARY KEY, state BLOB NOT NULL)")
-                row = self._db.execute("SELECT state FROM catalog WHERE id = 1").fetchone()
+                rows = dict(self._db.execute("SELECT id, state FROM catalog"))
             except BaseException:
                 self._db.close()
                 raise
-        self._state = _decode(row[0], self._path) if row else _State()
+        if _SUM in rows and (_STATE not in rows or _sum(rows[_STATE]) != rows[_SUM]):
+            raise CorruptDocuments(f"{self._path} is damaged: the catalog fails its checksum", path=self._path)
+        self._state = _decode(rows[_STATE], self._path) if _STATE in rows else _State()
 
     # --- what the rest of the node reads -----------------------------------------------------------------------------
     @property
@@ -142,15 +156,29 @@ class CatalogMachine:
 
     def install_snapshot(self, directory: str) -> None:
         """Replace everything by the image in `directory`, atomically; may be repeated."""
+        state = self._read_image(directory)
+        with self._lock:
+            if self.damage is not None:
+                self._db.close()
+                for suffix in ("", "-wal", "-shm"):
+                    Path(self._path + suffix).unlink(missing_ok=True)
+                self._open()
+                self.damage = None
+        with self._exclusive():
+            self._write(state)
+
+    def check_snapshot(self, directory: str) -> None:
+        """Raises CorruptSnapshot if the image in `directory` cannot be installed."""
+        self._read_image(directory)
+
+    def _read_image(self, directory: str) -> _State:
         path = os.path.join(directory, IMAGE_NAME)
         with _disk_errors(path):
             data = Path(path).read_bytes()
         try:
-            state = _decode(data, path)
-        except UnsupportedFormat as error:
+            return _decode(data, path)
+        except (UnsupportedFormat, CorruptDocuments) as error:
             raise CorruptSnapshot(f"{error.message}. Nothing was installed; the leader sends it again") from error
-        with self._exclusive():
-            self._write(state)
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -160,7 +188,9 @@ class CatalogMachine:
 
     def _write(self, state: _State) -> None:
         with _disk_errors(self._path):
-            self._db.execute("INSERT OR REPLACE INTO catalog VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+            data = msgspec.msgpack.encode(state)
+            rows = (_STATE, data, _SUM, _sum(data))
+            self._db.execute("INSERT OR REPLACE INTO catalog VALUES (?, ?), (?, ?)", rows)
         self._state = state
 
     @contextmanager
@@ -168,18 +198,27 @@ class CatalogMachine:
         with self._lock:
             if self._broken is not None:
                 raise self._broken
+            if self.damage is not None:
+                raise self.damage
             try:
                 yield
+            except CorruptDocuments as error:
+                self.damage = error
+                raise
             except StorageError as error:
                 self._broken = error  # what is on disk is not known any more: open it again
                 raise
+
+
+def _sum(data: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(data)
 
 
 def _decode(data: bytes, path: str) -> _State:
     try:
         state = msgspec.msgpack.decode(data, type=_State)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UnsupportedFormat(f"{path} does not hold a catalog: {error}", path=path) from None
+        raise CorruptDocuments(f"{path} is damaged: it does not hold a catalog ({error})", path=path) from None
     if state.format != FORMAT_VERSION:
         raise UnsupportedFormat(f"{path} has format {state.format}; this release reads {FORMAT_VERSION}", path=path)
     return state
@@ -191,7 +230,6 @@ def _disk_errors(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        remedy = "Stop this node, delete its directory and start it again: it gets the catalog from the other replicas"
-        raise sqlite_failure(error, path, remedy) from error
+        raise sqlite_failure(error, path) from error
     except OSError as error:
         raise os_failure(error, path) from error

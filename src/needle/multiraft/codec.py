@@ -14,7 +14,7 @@ from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
 from needle.multiraft.log_records import Life
 from needle.multiraft.ports import SnapshotFile
-from needle.raft.messages import ConfState, Message
+from needle.raft.messages import ConfState, Message, SnapshotMeta
 
 MESSAGE_OVERHEAD = 96
 T = TypeVar("T")
@@ -89,6 +89,14 @@ class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
+class StateRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Asks for a snapshot at index `applied` or later, which is not the one called `refused`."""
+
+    group: GroupId
+    applied: int
+    refused: str = ""
+
+
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
     """What SnapshotMeta.descriptor holds: the snapshot's id on its sender, and its files."""
 
@@ -104,6 +112,8 @@ _standing_call = msgspec.msgpack.Decoder(StandingCall)
 _standing = msgspec.msgpack.Decoder(Standing)
 _chunk = msgspec.msgpack.Decoder(ChunkRequest)
 _manifest = msgspec.msgpack.Decoder(Manifest)
+_state_request = msgspec.msgpack.Decoder(StateRequest)
+_state = msgspec.msgpack.Decoder(SnapshotMeta)
 _conf = msgspec.msgpack.Decoder(ConfState)
 
 
@@ -176,6 +186,32 @@ def encode_chunk_request(request: ChunkRequest) -> bytes:
 def decode_chunk_request(body: bytes) -> ChunkRequest:
     """The request of a "raft.snapshot_chunk" call. Raises ProtocolError."""
     return _decoded(_chunk, body, "a request for a snapshot chunk")
+
+
+def encode_state_request(request: StateRequest) -> bytes:
+    """The body of a "raft.state" call."""
+    return _encoder.encode(request)
+
+
+def decode_state_request(body: bytes) -> StateRequest:
+    """The request of a "raft.state" call. Raises ProtocolError."""
+    try:
+        return _state_request.decode(body)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"a request for a snapshot cannot be read: {error}") from error
+
+
+def encode_state(meta: SnapshotMeta) -> bytes:
+    """The answer to a "raft.state" call."""
+    return _encoder.encode(meta)
+
+
+def decode_state(body: bytes) -> SnapshotMeta:
+    """The snapshot that a "raft.state" call was answered with. Raises ProtocolError."""
+    try:
+        return _state.decode(body)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"a snapshot's description cannot be read: {error}") from error
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

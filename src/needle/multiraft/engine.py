@@ -28,11 +28,14 @@ from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft import doubts
 from needle.multiraft.codec import (
     Addressed,
+    StateRequest,
     decode_chunk_request,
     decode_frame,
     decode_standing_call,
+    decode_state_request,
     encode_body,
     encode_frame,
+    encode_state,
     in_frames,
 )
 from needle.multiraft.config import HostConfig
@@ -46,6 +49,7 @@ from needle.multiraft.lives import LIFE_METHOD, Lives
 from needle.multiraft.log_records import LostRecord
 from needle.multiraft.log_store import LivesWrite, LogStore
 from needle.multiraft.ports import Applied, StateMachine, Transport
+from needle.multiraft.rebuild import STATE_METHOD, refuse_damaged
 from needle.multiraft.repair import Opener
 from needle.multiraft.retention import Bounds
 from needle.multiraft.snapshot_receiver import CHUNK_METHOD, SnapshotFetcher
@@ -60,7 +64,7 @@ _QUANTA_PER_HEARTBEAT = 10
 REFUSAL_LOG_SECONDS = 1.0
 """At most so often a refused message is logged; all are counted."""
 Extra = tuple[LogWrite | LivesWrite, asyncio.Future[None]]
-CALL_METHODS = (CHUNK_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
+CALL_METHODS = (CHUNK_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
 """What hosts ask each other."""
 
 
@@ -95,7 +99,7 @@ class Engine:
         self.counters = Counters()
         self._files = files
         self._snapshot_dir = snapshot_dir
-        self._transport = transport
+        self.transport = transport
         self._store = store
         self._log_pool = log_pool
         self._rng = rng
@@ -285,7 +289,7 @@ class Engine:
         self.counters.messages_out += len(messages)
         for some in in_frames(messages, self.config.frame_bytes_max):
             self.counters.frames_out += 1
-            if not self._transport.send(to, encode_frame(self.lives.nonce, self.lives.news, some)):
+            if not self.transport.send(to, encode_frame(self.lives.nonce, self.lives.news, some)):
                 self._unreachable(to, some)
 
     def _unreachable(self, to: NodeId, messages: list[Addressed]) -> None:
@@ -496,7 +500,7 @@ class Engine:
         """The core met a contradiction: ask the other side, and stop what must not go on."""
         _log.error("group %d: %s", group.id, doubt)
         try:
-            answer = await doubts.ask(self._transport, group.id, doubt)
+            answer = await doubts.ask(self.transport, group.id, doubt)
             if answer is None or self.stopped or group.lost or group.id not in self._groups:
                 return
             reason = doubts.own_loss(group.raft, doubt, answer)
@@ -524,6 +528,8 @@ class Engine:
             if doubt is not None:
                 self._doubt(group, doubt)
             return encode_body(doubts.standing(group.raft, call.index, frm))
+        if method == STATE_METHOD:
+            return await self._snapshot_for(decode_state_request(body))
         if method != CHUNK_METHOD:
             raise invalid("method", method, f"one of {', '.join(CALL_METHODS)}")
         request = decode_chunk_request(body)
@@ -535,6 +541,18 @@ class Engine:
             if offering is not None and not self.stopped:
                 offering.raft.report_snapshot_failed(frm, self.clock.monotonic())
             raise
+
+    async def _snapshot_for(self, request: StateRequest) -> bytes:
+        """A snapshot for a replica whose state is damaged. Raises Unavailable, StorageError."""
+        group = self._group(request.group)
+        refuse_damaged(group.id, group.machine)
+        exported, now = self.shelf.current(group.id), self.clock.monotonic()
+        if exported is None or exported.snapshot == request.refused or exported.meta.index < request.applied:
+            exported = await self.shelf.export(group.id, group.machine, group.image_lock, now)
+        if exported.meta.index < request.applied:
+            raise Unavailable(f"group {group.id} has not applied {request.applied} on node {self.node_id} yet")
+        exported.used = self.clock.monotonic()
+        return encode_state(exported.meta)
 
     # --- looking groups up ----------------------------------------------------------------------------------------
     def _check_running(self) -> None:

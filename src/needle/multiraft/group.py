@@ -35,9 +35,10 @@ from needle.multiraft.group_compaction import Compaction
 from needle.multiraft.group_log import GroupLog, LogWrite
 from needle.multiraft.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.lag import AppendTimes
-from needle.multiraft.ports import Applied, StateMachine
+from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.proposals import Proposals, Waiters
 from needle.multiraft.reads import ReadRounds, not_leader
+from needle.multiraft.rebuild import Rebuild
 from needle.multiraft.repair import repair_done
 from needle.multiraft.retention import Bounds
 from needle.multiraft.snapshot_receiver import SnapshotFetcher
@@ -94,6 +95,7 @@ class Surroundings(Protocol):
     apply_pool: Pool
     shelf: SnapshotShelf
     fetcher: SnapshotFetcher
+    transport: Transport
     failpoint: Failpoint
     maintenance: bool
     stopped: bool
@@ -139,10 +141,11 @@ class Group:
         self.raft = raft
         self.log = log
         self.machine = machine
-        self.ending = False
         self.machine_lock = asyncio.Lock()  # install; no apply begins while it is held
         self.image_lock = asyncio.Lock()  # checkpoint, export, install
+        self.closed = False
         self.snapshots = SnapshotTraffic(self, host)
+        self.rebuild = Rebuild(self, host)
         self.proposals = Proposals(group)
         self.reads = ReadRounds()
         self.waiters = Waiters()
@@ -179,7 +182,7 @@ class Group:
 
     def set_quiesced(self) -> None:
         """Tell the core whether it may campaign."""
-        self.raft.set_quiesced(self._host.maintenance or not self.may_vote)
+        self.raft.set_quiesced(self._host.maintenance or not self.may_vote or self.machine.damage is not None)
 
     # --- messages in ------------------------------------------------------------------------------------------------
     def receive(self, message: Message, now: float) -> str:
@@ -196,14 +199,19 @@ class Group:
         return ""
 
     # --- a loop turn ------------------------------------------------------------------------------------------------
+    @property
+    def _may_apply(self) -> bool:
+        return not self._applying and not self.rebuild.running
+
     def take(self, turn: Turn, now: float, may_persist: bool) -> bool:
         """Take what the core has ready. True if something waits for the transaction in flight to finish."""
         raft = self.raft
+        self.rebuild.look()
         if self.reads.queued:
             self._begin_reads(now)
         persist = may_persist and not self._persisting
-        while raft.has_ready(persist=persist, apply=not self._applying):
-            ready = raft.ready(persist=persist, apply=not self._applying)
+        while raft.has_ready(persist=persist, apply=self._may_apply):
+            ready = raft.ready(persist=persist, apply=self._may_apply)
             self._hand_out(turn, ready, now)
             if ready.snapshot is not None:
                 persist = False
@@ -291,13 +299,16 @@ class Group:
         host.failpoint("apply.before")
 
         def done(results: list[Any], error: BaseException | None) -> None:
-            if isinstance(error, SHORTAGES):
+            if error is None:
+                self._applied(batch, results)
+            elif isinstance(error, SHORTAGES):
                 _log.error("group %d: what is committed waits to be applied: %s", self.id, error)
                 host.spawn(self._apply_later(batch))
-            elif error is not None:
-                host.background_failed(error)
+            elif self.machine.damage is not None:
+                self._machine_is_idle()
+                self.rebuild.hold(batch)
             else:
-                self._applied(batch, results)
+                host.background_failed(error)
 
         host.apply_pool.call(done, self.machine.apply, batch, quick=host.config.is_quick(batch))
 
@@ -309,10 +320,8 @@ class Group:
     def _applied(self, batch: list[Applied], results: list[Any]) -> None:
         host = self._host
         host.failpoint("apply.after")
-        self._applying = self._in_machine = False
-        if self._machine_idle is not None:
-            self._machine_idle.set_result(None)
-            self._machine_idle = None
+        self._applying = False
+        self._machine_is_idle()
         if host.stopped:
             return
         last = batch[-1].index
@@ -324,6 +333,16 @@ class Group:
         self.waiters.reached(last)
         host.wake(self)
         self.compaction.consider()
+
+    def _machine_is_idle(self) -> None:
+        self._in_machine = False
+        if self._machine_idle is not None:
+            self._machine_idle.set_result(None)
+            self._machine_idle = None
+
+    def nothing_to_apply(self) -> None:
+        """What was handed out to be applied need not be any more."""
+        self._applying = False
 
     async def machine_idle(self) -> None:
         """Wait until no entry is being applied. The caller holds the machine's lock, so that none begins then."""
@@ -380,6 +399,7 @@ class Group:
 
     def tick(self, now: float) -> None:
         """Drive the core's timers and the deadlines of whoever waits."""
+        self.rebuild.look()
         self.raft.tick(now)
         self.proposals.expire(now)
         if now >= self.reads.next_deadline:
@@ -399,7 +419,7 @@ class Group:
 
     def fail_all(self, error: NeedleError) -> None:
         """The node stops, or this group is closed: answer everyone."""
-        self.ending = True
+        self.closed = True
         self.proposals.fail_all(error.message)
         self.reads.fail_all(error)
         self.waiters.fail_all(error)

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from needle.base.errors import NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_records import StartRecord
@@ -63,7 +64,7 @@ class Compaction:
                 self._begin(IDLE_TAIL_BYTES)
 
     def _begin(self, tail_bytes: int) -> None:
-        if not self.running and self._group.log.pending is None:
+        if not self.running and self._group.log.pending is None and self._group.machine.damage is None:
             self.running = True
             self._host.spawn(self._compact(tail_bytes))
 
@@ -104,6 +105,12 @@ class Compaction:
             except SHORTAGES as error:
                 _log.error("group %d: the log is not cut now: %s", group.id, error)
                 self.running = False  # what is applied next, or `settle`, tries again
+                return
+            except NeedleError:
+                if group.machine.damage is None:
+                    raise
+                self.running = False
+                group.rebuild.look()
                 return
             host.failpoint("compact.after_checkpoint")
             self._checkpoint = max(before, durable)

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
+from needle.multiraft.codec import StateRequest, decode_manifest, encode_state_request
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_records import PendingInstall, StartRecord
+from needle.multiraft.rebuild import EXPORT_SECONDS, STATE_METHOD
 from needle.raft.messages import HardState, Message, Ready, SnapshotMeta
 from needle.raft.state import Role
 
@@ -43,6 +45,13 @@ class SnapshotTraffic:
         self._fetch: asyncio.Task[None] | None = None
         self._fetching = b""
         self._staged_index = 0
+
+    @property
+    def fetching(self) -> bool:
+        """Whether one that was offered is on its way, or here and not installed yet."""
+        under_way = self._fetch is not None and not self._fetch.done()
+        raft = self._group.raft
+        return under_way or self._group.log.pending is not None or raft.applied < self._staged_index <= raft.commit
 
     def cancel(self) -> None:
         """The group stops: fetch no further. What is staged stays, to be resumed."""
@@ -99,6 +108,8 @@ class SnapshotTraffic:
         raft = group.raft
         if meta is None or message.term < raft.term or meta.index <= raft.commit or raft.refuses(message):
             return raft.step(message, self._host.clock.monotonic())
+        if group.rebuild.fetching:
+            return ""  # it is offered again
         if raft.applied < self._staged_index <= raft.commit:
             return ""  # the core took an earlier one, whose files must stay until it is installed
         if self._fetch is not None and not self._fetch.done():
@@ -113,7 +124,9 @@ class SnapshotTraffic:
     async def _fetch_offer(self, message: Message, meta: SnapshotMeta) -> None:
         host, group = self._host, self._group
         try:
-            await host.fetcher.fetch(group.id, message.frm, meta.descriptor, group.machine.held_file)
+            held = group.machine.held_file
+            directory = await host.fetcher.fetch(group.id, message.frm, meta.descriptor, held)
+            await self._check(directory, message.frm, meta)
         except NeedleError as error:
             _log.warning("group %d: no snapshot from %s: %s; waiting for its next offer", group.id, message.frm, error)
             return
@@ -123,6 +136,17 @@ class SnapshotTraffic:
             if refusal:
                 _log.warning("group %d: the snapshot of %s is refused: %s", group.id, message.frm, refusal)
             host.wake(group)
+
+    async def _check(self, directory: str, leader: NodeId, meta: SnapshotMeta) -> None:
+        """The core must not take what the state machine would refuse. Raises CorruptSnapshot; then the leader makes
+        another one for its next offer."""
+        host, group = self._host, self._group
+        try:
+            await host.apply_pool.run(group.machine.check_snapshot, directory)
+        except CorruptSnapshot:
+            request = StateRequest(group.id, 0, decode_manifest(meta.descriptor).snapshot)
+            await host.transport.call(leader, STATE_METHOD, encode_state_request(request), EXPORT_SECONDS)
+            raise
 
     async def install(self, ready: Ready, meta: SnapshotMeta) -> bool:
         """Replace state and log, in the order that the module states. False: the group was closed while it waited for
@@ -142,7 +166,7 @@ class SnapshotTraffic:
                     break
                 except SHORTAGES as error:
                     _log.error("group %d: a snapshot waits to be installed: %s", group.id, error)
-                    if group.ending:
+                    if group.closed:
                         return False
                     await asyncio.sleep(NO_ROOM_SECONDS)
             host.failpoint("snapshot.after_install")

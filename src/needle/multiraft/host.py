@@ -26,6 +26,7 @@ from needle.multiraft.engine import Engine
 from needle.multiraft.group import Group
 from needle.multiraft.proposals import Receiver
 from needle.multiraft.reads import not_leader
+from needle.multiraft.rebuild import refuse_damaged
 from needle.multiraft.repair import not_while_repairing
 from needle.multiraft.status import group_status
 from needle.raft import membership
@@ -64,6 +65,7 @@ class Host(Engine):
                 f"again once what is applied is cut off: try again; if it lasts, raise log_bytes_max",
                 group=group, used=used, bytes_max=bound,
             )  # fmt: skip
+        refuse_damaged(group, replica.machine)
         now = self.clock.monotonic()
         index, term = replica.raft.propose(data, now)
         replica.proposals.add(index, term, receiver, now + timeout)
@@ -195,6 +197,7 @@ class Host(Engine):
         replica = self._serving(group)
         if self.maintenance:
             raise InMaintenance("a node in maintenance does not campaign")
+        refuse_damaged(group, replica.machine)
         if not replica.may_vote:
             raise not_while_repairing(replica.log)
         replica.raft.campaign(self.clock.monotonic())
@@ -295,6 +298,11 @@ class Host(Engine):
         """Voters and learners by the configuration that this replica applied last, old and new ones of a change that is
         under way; [] for a replica that has not heard of its group yet."""
         return membership.members(self._group(group).raft.conf)
+
+    def damage(self, group: GroupId) -> str:
+        """Why the replica's data is not served and fetched again (rebuild.py); "" if it is whole."""
+        damage = self._group(group).machine.damage
+        return "" if damage is None else damage.message
 
     def is_repairing(self, group: GroupId) -> bool:
         """Whether the replica lost log entries and does not vote until it has them back (repair.py)."""

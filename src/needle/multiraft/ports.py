@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
 
 
@@ -87,6 +88,12 @@ class StateMachine(Protocol):
         """The encoded configuration in force at applied_index; b"" for none yet."""
         ...
 
+    @property
+    def damage(self) -> NeedleError | None:
+        """Why it can neither apply nor answer: what it stores is not what was written. Then every other method but
+        install_snapshot and close raises, applied_index may be 0, and installing a snapshot mends it."""
+        ...
+
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         """Apply in order, in one transaction that also stores index, term and conf. One result an entry: a value,
         or a NeedleError instance for a command that was refused (deterministically, on every replica). Raises DiskFull
@@ -103,6 +110,10 @@ class StateMachine(Protocol):
 
     def held_file(self, name: str) -> str | None:
         """Where this state machine has a file that a snapshot may hold by that name, if such files never change."""
+        ...
+
+    def check_snapshot(self, directory: str) -> None:
+        """Raises CorruptSnapshot if install_snapshot would."""
         ...
 
     def install_snapshot(self, directory: str) -> None:

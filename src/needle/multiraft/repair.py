@@ -76,6 +76,16 @@ class Opener:
             self._bootstrap(voters)
         if log.pending is not None:
             self._finish_install()
+        try:
+            if machine.damage is None:
+                return self._open_whole()
+        except NeedleError:
+            if machine.damage is None:
+                raise
+        return self._damaged(machine.damage)
+
+    def _open_whole(self) -> Opened:
+        log, machine = self._log, self._machine
         if machine.applied_index() == 0 and log.start == BOOTSTRAP_AT and log.bootstrap is not None:
             machine.apply([Applied(BOOTSTRAP_AT.index, BOOTSTRAP_AT.term, b"", encode_conf(log.bootstrap))])
             self._failpoint("bootstrap.after_apply")
@@ -86,6 +96,17 @@ class Opener:
         applied = machine.applied_index()
         commit = min(max(hard_state.commit, applied), log.last_index())
         return Opened(HardState(hard_state.term, hard_state.vote, commit), self._conf(), applied)
+
+    def _damaged(self, damage: NeedleError | None) -> Opened:
+        """The state is damaged (rebuild.py), the log is not, or it is mended as if there were no state."""
+        log = self._log
+        if log.damage is not None:
+            self._lose(log.damage.first_bad, log.damage.last_seen, f"{log.damage.reason}, and {damage}")
+        hard_state = log.hard_state
+        if hard_state is None:
+            raise CorruptLog(f"group {log.group} has no HardState after it was opened", group=log.group)
+        commit = min(max(hard_state.commit, log.start.index), log.last_index())
+        return Opened(HardState(hard_state.term, hard_state.vote, commit), self._conf(), log.start.index)
 
     def _conf(self) -> ConfState:
         stored = self._machine.conf()
@@ -100,6 +121,12 @@ class Opener:
         """The initial configuration counts as entry (1, 1), already compacted: so whoever joins later cannot start
         from the log alone, and gets the configuration with its first snapshot."""
         log, applied = self._log, self._machine.applied_index()
+        if self._machine.damage is not None:
+            raise CorruptLog(
+                f"group {log.group}: the Raft log knows nothing of the group, and {self._machine.damage.message}. "
+                f"Remedy: {REMEDY}",
+                group=log.group,
+            )
         if applied > 0:
             raise CorruptLog(
                 f"group {log.group}: the state machine has applied {applied} entries, but the Raft log knows nothing "

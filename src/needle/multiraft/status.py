@@ -52,6 +52,7 @@ def group_status(
         maintenance=maintenance,
         lost=group.lost,
         refused=refused,
+        damage="" if group.machine.damage is None else group.machine.damage.message,
     )
 
 

@@ -346,6 +346,24 @@ class Raft:
         election.on_applied(s)
         self._maybe_leave_joint()
 
+    def suspend_apply(self) -> None:
+        """What is being applied cannot be; it stays with the host, which takes nothing more to apply until
+        `resume_apply`, or until a snapshot is installed."""
+        self._s.applying = self._s.applied
+
+    def resume_apply(self, index: int) -> None:
+        """What was suspended, up to `index`, is applied after all."""
+        self._s.applying = index
+
+    def state_replaced(self, index: int, conf: ConfState) -> None:
+        """The host has put a state of `index`, with this configuration, in the place of one of which it knew nothing
+        but that it was not behind `applied`. All of it is in the log, durably, and committed."""
+        s = self._s
+        if not s.applied <= index <= min(s.commit, s.log.durable_index) or s.applying != s.applied:
+            raise Internal(f"a state of {index} cannot replace one of {s.applied} (commit {s.commit})")
+        s.applied = s.applying = index
+        s.conf = conf
+
     def apply_conf_change(self, entry: Entry) -> ConfState:
         """Put the change that a committed CONF_CHANGE entry carries into force; returns the configuration after it."""
         s = self._s

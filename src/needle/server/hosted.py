@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 from needle.base import protocol
 from needle.base.commands import CreateCollection, encode
 from needle.base.config import RaftConfig
-from needle.base.errors import NeedleError, StorageError, TooStale, Unavailable
+from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import CollectionSpec, Metric
@@ -24,6 +26,7 @@ from needle.multiraft.host import Host
 from needle.server.disk_space import DiskSpace
 from needle.server.lasting import lasting
 from needle.server.ports import NodePorts
+from needle.shard.caretaker import Caretaker
 from needle.shard.index_budget import RECENT_MAX, FieldName
 from needle.shard.search_batcher import SearchBatcher
 from needle.shard.segment_builds import Progress
@@ -93,11 +96,14 @@ class HostedReplica:
             disk=ports.disk,
         )
 
+        self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
+
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
         loop = asyncio.get_running_loop()
-        for work in (self.keeper.run, self._scrub, self._watch, self._index_fields):
-            task = loop.create_task(lasting(work))
+        works = (self.keeper.run, self._scrub, self._watch, self._index_fields, self.caretaker.run)
+        for work in works:
+            task = loop.create_task(lasting(partial(self._while_whole, work)))
             task.add_done_callback(self._ended)
             self._tasks.append(task)
 
@@ -108,6 +114,20 @@ class HostedReplica:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.batcher.close()
+
+    async def _while_whole(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Background work ends when it meets damage, and begins again when the replica has its data back."""
+        while True:
+            try:
+                return await work()
+            except StorageError:
+                if self.replica.damage is None:
+                    raise
+            except ReplicaDamaged as error:
+                log.debug("group %d: background work waits: %s", self.group, error)
+            while self.replica.damage is not None:  # noqa: ASYNC110 - damage is rare; nobody waits for this
+                await asyncio.sleep(LOOK_SECONDS)
+            self.keeper.kick()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

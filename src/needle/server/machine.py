@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from needle.base.errors import NeedleError
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.multiraft.ports import Applied, SnapshotFile
 from needle.shard.state_machine import Replica
@@ -20,9 +21,15 @@ class ReplicaMachine:
         self.applied_term = replica.applied_term
         self.conf = replica.conf
         self.checkpoint = replica.checkpoint
+        self.check_snapshot = replica.check_snapshot
         self.install_snapshot = replica.install_snapshot
         self.held_file = replica.held_file
         self.close = replica.close
+
+    @property
+    def damage(self) -> NeedleError | None:
+        """Why the replica serves nothing."""
+        return self.replica.damage
 
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         """Apply in order, in one transaction."""
@@ -44,9 +51,15 @@ class CatalogAdapter:
         self.conf = machine.conf
         self.checkpoint = machine.checkpoint
         self.digest = machine.digest
+        self.check_snapshot = machine.check_snapshot
         self.install_snapshot = machine.install_snapshot
         self.held_file = _no_file
         self.close = machine.close
+
+    @property
+    def damage(self) -> NeedleError | None:
+        """Why the catalog's replica serves nothing."""
+        return self.machine.damage
 
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         """Apply in order, in one transaction."""

@@ -202,6 +202,7 @@ class _NodeState(Collector):
                 ("raft_commit_index", "Highest committed log index known here."),
                 ("raft_apply_index", "Highest log index applied here."),
                 ("raft_lease_seconds", "Seconds left of the leader's lease, 0 without one."),
+                ("needle_replica_damaged", "1 while the replica's data is damaged and fetched again."),
                 ("needle_shard_followers", "Followers and learners the leader heard from lately; on the leader."),
             )
         }
@@ -226,6 +227,7 @@ class _NodeState(Collector):
             gauges["raft_commit_index"].add_metric([shard], status.commit_index)
             gauges["raft_apply_index"].add_metric([shard], status.last_applied)
             gauges["raft_lease_seconds"].add_metric([shard], status.lease_remaining)
+            gauges["needle_replica_damaged"].add_metric([shard], 1 if status.damage else 0)
             changes.add_metric([shard], status.leader_changes)
             lost.add_metric([shard], int(bool(status.lost)))
             leads = status.state == "Leader"

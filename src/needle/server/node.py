@@ -250,6 +250,8 @@ class Node:
         for group, hosted in self.groups.items():
             if lost := self.host.lost_replica(group):
                 return f"group {group} does not go on: {lost}"
+            if hosted.replica.damage is not None:
+                return f"the replica of group {group} is damaged and fetches its data again"
             if self.host.leader(group) is None:
                 return f"{group_name(group)} has no leader"
             if not hosted.caught_up:
@@ -264,11 +266,12 @@ class Node:
         return found
 
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus:
-        """This node's view of a group, with addresses and the number of documents."""
+        """This node's view of a group, with addresses and the number of documents. Blocking with a digest, which reads
+        every row. Raises ReplicaDamaged then."""
         status, replica = self.host.status(group), self.hosted(group).replica
         peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
         return msgspec.structs.replace(
-            status, peers=peers, documents=replica.count(), digest=replica.digest() if digest else ""
+            status, peers=peers, documents=replica.count(), digest=replica.stored_digest()[1] if digest else ""
         )
 
     # --- what the service needs --------------------------------------------------------------------------------------

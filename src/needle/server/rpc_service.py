@@ -395,17 +395,14 @@ class RpcService:
         status = self._node.status(call.group, False)
         if not call.digest or call.group not in self._node.groups:
             return status
-        return msgspec.structs.replace(
-            status, digest=await self._node.blocking(self._node.hosted(call.group).replica.digest)
-        )
+        replica = self._node.hosted(call.group).replica
+        _, digest = await self._node.blocking(replica.stored_digest)
+        return msgspec.structs.replace(status, digest=digest)
 
     async def _digest(self, call: GroupCall) -> DigestAnswer:
         replica = self._node.hosted(call.group).replica
-        while True:
-            before = replica.applied_index()
-            digest = await self._node.blocking(replica.digest)
-            if replica.applied_index() == before:
-                return DigestAnswer(self._node.node_id, before, digest)
+        applied, digest = await self._node.blocking(replica.stored_digest)
+        return DigestAnswer(self._node.node_id, applied, digest)
 
     async def _step_down(self, call: StepDownCall) -> LeaderAnswer:
         if not self._host.is_leader(call.group):

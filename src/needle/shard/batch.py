@@ -368,11 +368,11 @@ class Batch:
 
     def write_set(self, index: int, term: int, conf: bytes) -> WriteSet:
         """Everything the batch changed; `at` is the position of its last entry."""
-        sessions, evicted = self._sessions.dirty()
+        changed = self._sessions.dirty()
         out = WriteSet(
             at=AppliedAt(index, term, conf, self._next_id), collections={}, removed=self.dropped, documents=[],
-            vectors=[], ids={}, graves=[], manifests={}, sessions=sessions, sessions_removed=evicted,
-            first_rows={},
+            vectors=[], ids={}, graves=[], manifests={}, sessions=changed.sessions, sessions_removed=changed.evicted,
+            answers=changed.answers, first_rows={},
             holdings=None if self.fence in (None, self.stored.fence) else encode_holdings(self.fence.holdings),
         )  # fmt: skip
         for change in self.changes.values():

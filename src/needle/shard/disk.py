@@ -11,42 +11,39 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import apsw
+import msgspec
 import xxhash
 
 from needle.base import file_errors
-from needle.base.errors import DiskFailed, NeedleError, TooManyFiles
+from needle.base.errors import CorruptDocuments, DiskFailed, NeedleError, TooManyFiles
 from needle.base.file_errors import os_failure, shortage, too_many_files
-from needle.base.sqlite_uri import EXCLUSIVE
 
 _CHUNK = 1 << 20
 
 
 @contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """Turn sqlite3 and OS errors about `path` into Needle's, each with what to do about it."""
+    """Turn errors of SQLite, the system and decoders about `path` into Needle's, each with what to do about it."""
     try:
         yield
-    except sqlite3.Error as error:
+    except apsw.Error as error:
         raise sqlite_failure(error, path) from error
     except OSError as error:
         raise os_failure(error, path) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CorruptDocuments(f"{path} is damaged: a stored value cannot be read ({error})", path=path) from error
 
 
-def sqlite_failure(error: sqlite3.Error, path: str) -> NeedleError:
-    """The Needle error for a sqlite3 error about a replica's file."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_CANTOPEN and files_are_used_up():
+def sqlite_failure(error: apsw.Error, path: str) -> NeedleError:
+    """The Needle error for one of SQLite's about a replica's file."""
+    if getattr(error, "result", 0) == apsw.SQLITE_CANTOPEN and files_are_used_up():
         return too_many_files(path)
-    return file_errors.sqlite_failure(
-        error, path,
-        f"Stop this node, delete the replica's directory {os.path.dirname(path)} and start the node again: it gets the "
-        f"data from the other replicas",
-    )  # fmt: skip
+    return file_errors.sqlite_failure(error, path)
 
 
 def files_are_used_up() -> bool:
@@ -71,9 +68,6 @@ class ReplicaDisk:
 
     Every method raises DiskFailed; a failed sync is never retried.
     """
-
-    sqlite_options = EXCLUSIVE
-    """Of every connection to a database of this disk."""
 
     def sync(self, path: str) -> None:
         """fsync a file or a directory."""

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
 
-from needle.base.errors import DiskFull, StorageError
+from needle.base.errors import CorruptDocuments, DiskFull, StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.records import CollectionRecord, DocRef, Doomed, WriteSet, row_id
-from needle.shard.sqlite_file import FORMAT_MOVED, open_writer
+from needle.shard.row_check import verify_image_file
+from needle.shard.sqlite_file import open_writer
 
 log = logging.getLogger("needle.shard")
 
@@ -33,6 +35,11 @@ CHUNK: Final = 512
 WAITING_BYTES: Final = 1 << 20
 """As much may wait, and `Limits.commit_rows_max` rows: it bounds what a crash has to replay, and for how long a commit
 delays an apply."""
+
+
+STEP_PAGES: Final = 128
+SPARE_PAGES: Final = 1024
+"""Pages (of 4 KiB) that are given back in one step, and that may stay free while writes go on."""
 
 
 def padded(items: Sequence[Any]) -> Sequence[Any]:
@@ -47,22 +54,30 @@ class DocumentWriter:
     """The one connection that writes, shared by apply, checkpoint and purge, which may come from different threads;
     `save` may come from any."""
 
-    def __init__(self, path: str, disk: ReplicaDisk, failpoint: Callable[[str], None], rows_max: int) -> None:
-        """Open or create the file. rows_max: Limits.commit_rows_max. Raises UnsupportedFormat, StorageError (damaged)
-        or DiskFailed."""
+    def __init__(
+        self,
+        path: str,
+        disk: ReplicaDisk,
+        failpoint: Callable[[str], None],
+        rows_max: int,
+        on_damage: Callable[[CorruptDocuments], None] = lambda _: None,
+    ) -> None:
+        """Open or create the file. rows_max: Limits.commit_rows_max. on_damage: told of every CorruptDocuments that
+        a later call raises. Raises UnsupportedFormat, CorruptDocuments or DiskFailed."""
         self.path = path
         self._disk = disk
         self._failpoint = failpoint
         self._rows_max = rows_max
+        self._on_damage = on_damage
         self._waiting: WriteSet | None = None
         self._failed: BaseException | None = None
         self._lock = threading.Lock()
         with disk_errors(path):
-            self._connection = open_writer(path, disk)
+            self._connection = open_writer(path, disk, verify_image_file)
 
     def close(self) -> None:
         """Commit what waits, if that is possible, and close the connection. Idempotent."""
-        with self._lock, disk_errors(self.path):
+        with self._alone():
             try:
                 if self._failed is None:
                     self._save()
@@ -72,10 +87,19 @@ class DocumentWriter:
             finally:
                 self._connection.close()
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            with self._lock, disk_errors(self.path):
+                yield
+        except CorruptDocuments as error:
+            self._on_damage(error)
+            raise
+
     # --- batches of log entries --------------------------------------------------------------------------------------
     def write(self, changes: WriteSet, *, may_wait: bool) -> None:
         """Make one batch of entries part of the state. Not durable yet (module docstring). Raises StorageError."""
-        with self._lock, disk_errors(self.path):
+        with self._alone():
             self._check()
             if self._waiting is None:
                 self._waiting = changes
@@ -96,7 +120,7 @@ class DocumentWriter:
     def save(self) -> None:
         """Have every connection see what was written. Raises StorageError."""
         if self._waiting is not None:
-            with self._lock, disk_errors(self.path):
+            with self._alone():
                 try:
                     self._save()
                 except DiskFull:
@@ -152,18 +176,32 @@ class DocumentWriter:
                 many("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", map(msgspec.structs.astuple, manifest))
             if changes.sessions:
                 many("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", changes.sessions.values())
+            self._write_answers(changes)
             if changes.sessions_removed:
-                many("DELETE FROM sessions WHERE id = ?", [(session,) for session in changes.sessions_removed])
+                gone = [(session,) for session in changes.sessions_removed]
+                many("DELETE FROM sessions WHERE id = ?", gone)
+                many("DELETE FROM answers WHERE session = ?", gone)
             many("UPDATE meta SET value = ? WHERE name = ?", _applied_rows(changes))
             if changes.holdings is not None:
-                run("UPDATE meta SET value = ? WHERE name = 'format'", (FORMAT_MOVED,))
                 run("INSERT OR REPLACE INTO meta VALUES ('holdings', ?)", (changes.holdings,))
             self._failpoint("apply-before-commit")
             run("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
-                self._connection.rollback()
+            self._roll_back()
             raise
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _write_answers(self, changes: WriteSet) -> None:
+        many = self._connection.executemany
+        forgotten = [key for key, answer in changes.answers.items() if answer is None]
+        if forgotten:
+            many("DELETE FROM answers WHERE session = ? AND seq = ?", forgotten)
+        if len(forgotten) < len(changes.answers):
+            kept = ((*key, answer) for key, answer in changes.answers.items() if answer is not None)
+            many("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", kept)
 
     def _write_documents(self, changes: WriteSet) -> None:
         many = self._connection.executemany
@@ -181,7 +219,7 @@ class DocumentWriter:
     def find(self, collection_id: int, ids: Sequence[str]) -> dict[str, DocRef]:
         """The current versions of `ids`, as of the last batch written; absent ids are left out."""
         found: dict[str, DocRef] = {}
-        with self._lock, disk_errors(self.path):
+        with self._alone():
             if self._waiting is not None:
                 ids = _found_waiting(self._waiting, collection_id, ids, found)
             for start in range(0, len(ids), CHUNK):
@@ -199,7 +237,7 @@ class DocumentWriter:
     def checkpoint(self) -> int:
         """Make everything written durable; returns its applied index. On return the WAL is empty, unless somebody
         reads for long."""
-        with self._lock, disk_errors(self.path):
+        with self._alone():
             self._save()
             index = int(self._connection.execute("SELECT value FROM meta WHERE name = 'index'").fetchone()[0])
             busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
@@ -210,7 +248,7 @@ class DocumentWriter:
 
     def doomed(self) -> Doomed:
         """What `purge` may delete: superseded and deleted rows, and dropped collections, as of now."""
-        with self._lock, disk_errors(self.path):
+        with self._alone():
             self._save()
             rows = self._connection.execute("SELECT row FROM graves ORDER BY row").fetchall()
             dropped = self._connection.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
@@ -219,7 +257,7 @@ class DocumentWriter:
     def purge(self, doomed: Doomed, rows_max: int) -> bool:
         """Delete up to rows_max doomed rows in one transaction; False once nothing is left. The caller makes sure that
         no search reads them. When it happens differs between replicas, and nothing else depends on it."""
-        with self._lock, disk_errors(self.path):
+        with self._alone():
             run = self._connection.execute
             run("BEGIN IMMEDIATE")
             try:
@@ -231,10 +269,21 @@ class DocumentWriter:
                     run("DELETE FROM dropped WHERE collection_id = ?", (doomed.collections.pop(0),))
                 run("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.rollback()
+                self._roll_back()
                 raise
         return bool(doomed.rows or doomed.collections)
+
+    def give_back(self, *, all_of_it: bool) -> bool:
+        """Give some pages that hold nothing back to the file system, once the file is checkpointed; False if there are
+        none, or, unless `all_of_it`, few enough to be used again."""
+        with self._alone():
+            self._save()
+            free = self._connection.execute("PRAGMA freelist_count").fetchone()[0]
+            pages = self._connection.execute("PRAGMA page_count").fetchone()[0]
+            if free <= (0 if all_of_it else max(SPARE_PAGES, pages // 8)):
+                return False
+            self._connection.execute(f"PRAGMA incremental_vacuum({STEP_PAGES})").fetchall()
+        return True
 
     def _delete_rows(self, table: str, rows: Sequence[int]) -> None:
         tables = ("documents", "vectors") if table == "documents" else (table,)

@@ -23,19 +23,17 @@ It must not know what commands mean, faiss, or Raft.
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import apsw
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from needle.base.errors import StorageError
-from needle.base.model import CollectionSpec
-from needle.shard.digest import MODULUS, document_hash
+from needle.base.errors import CorruptDocuments, StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.document_writer import CHUNK, DocumentWriter, padded
 from needle.shard.metadata_rows import Rows
@@ -46,23 +44,43 @@ from needle.shard.records import (
     StoredDocument,
     row_id,
 )
+from needle.shard.row_check import (
+    Checked,
+    Stored,
+    check_all,
+    check_rows,
+    check_sum,
+    read_small_tables,
+    stored_position,
+    stored_records,
+    sum_of_ids,
+    verify_image_file,
+)
 from needle.shard.segment_plan import PublishedSegment
-from needle.shard.sessions import SessionRow
-from needle.shard.sqlite_file import FILE_NAME, connect
+from needle.shard.sessions import AnswerRow, SessionRow
+from needle.shard.sqlite_file import FILE_NAME, connect, copy_tables
 
 
 class DocumentStore:
     """The SQLite file of one replica. `writer` changes it; reads may come from any thread, each on a connection of its
     own."""
 
-    def __init__(self, directory: str, disk: ReplicaDisk, failpoint: Callable[[str], None], rows_max: int) -> None:
-        """Open or create; arguments and errors are DocumentWriter's."""
+    def __init__(
+        self,
+        directory: str,
+        disk: ReplicaDisk,
+        failpoint: Callable[[str], None],
+        rows_max: int,
+        on_damage: Callable[[CorruptDocuments], None] = lambda _: None,
+    ) -> None:
+        """Open or create; arguments and errors are DocumentWriter's. on_damage: told of every CorruptDocuments that a
+        later call raises."""
         self.path = os.path.join(directory, FILE_NAME)
-        self._options = disk.sqlite_options
-        self._idle: list[sqlite3.Connection] = []
-        self._all: list[sqlite3.Connection] = []
+        self._idle: list[apsw.Connection] = []
+        self._all: list[apsw.Connection] = []
         self._guard = threading.Lock()
-        self.writer = DocumentWriter(self.path, disk, failpoint, rows_max)
+        self._on_damage = on_damage
+        self.writer = DocumentWriter(self.path, disk, failpoint, rows_max, on_damage)
 
     def close(self) -> None:
         """Close every connection. Waits for a write that is under way."""
@@ -74,20 +92,29 @@ class DocumentStore:
             self._idle.clear()
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[apsw.Connection]:
         """A read connection for this thread. Statements see every batch that was written before this call."""
         self.writer.save()
         with self._connection() as connection:
             yield connection
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self) -> Iterator[apsw.Connection]:
         """One that sees what is committed."""
+        try:
+            with self._idle_connection() as connection:
+                yield connection
+        except CorruptDocuments as error:
+            self._on_damage(error)
+            raise
+
+    @contextmanager
+    def _idle_connection(self) -> Iterator[apsw.Connection]:
         with disk_errors(self.path):
             with self._guard:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                connection = connect(self.path, self._options)
+                connection = connect(self.path)
                 connection.execute("PRAGMA query_only=1")
                 connection.execute("PRAGMA cache_size=-8192")
                 with self._guard:
@@ -96,7 +123,7 @@ class DocumentStore:
                 yield connection
             finally:
                 if connection.in_transaction:
-                    connection.rollback()
+                    connection.execute("ROLLBACK")
                 with self._guard:
                     self._idle.append(connection)
 
@@ -113,17 +140,22 @@ class DocumentStore:
     # --- the read side -----------------------------------------------------------------------------------------------
     def applied(self) -> AppliedAt:
         with self.reading() as connection:
-            return _applied(connection)
+            return stored_position(connection, self.path)
 
-    def load(self) -> tuple[AppliedAt, list[CollectionRecord], dict[int, list[PublishedSegment]], list[SessionRow]]:
-        """Everything that a replica keeps in memory, from one consistent read."""
+    def load(self) -> Loaded:
+        """Everything that a replica keeps in memory, from one consistent read. Raises CorruptDocuments, also when the
+        documents that ids point at do not have the sums that the log gave them."""
         with self.reading() as connection:
             connection.execute("BEGIN")
             manifests: dict[int, list[PublishedSegment]] = {}
             for row in connection.execute("SELECT * FROM segments ORDER BY collection_id, first"):
                 manifests.setdefault(row[0], []).append(PublishedSegment(*row))
-            sessions = connection.execute("SELECT id, nonce, used, state FROM sessions ORDER BY used").fetchall()
-            return _applied(connection), _records(connection), manifests, sessions
+            sessions = connection.execute("SELECT id, nonce, used, acked FROM sessions ORDER BY used").fetchall()
+            answers = connection.execute("SELECT session, seq, answer FROM answers ORDER BY session, seq").fetchall()
+            records = stored_records(connection, self.path)
+            for record in records:
+                check_sum(self.path, record, *sum_of_ids(connection, record.id))
+            return Loaded(stored_position(connection, self.path), records, manifests, sessions, answers)
 
     def live_ordinals(self, collection_id: int) -> npt.NDArray[np.uint32]:
         """The ordinals of a collection that an id points at, unsorted."""
@@ -136,7 +168,7 @@ class DocumentStore:
     ) -> dict[int, StoredDocument]:
         """Rows by ordinal, dead ones included until they are purged.
 
-        One aggregated row crosses from SQLite per chunk: sqlite3 gives up the GIL for each row it returns, and getting
+        One aggregated row crosses from SQLite per chunk: APSW gives up the GIL for each row it returns, and getting
         it back from a busy event loop can take a switch interval every time.
         """
         base = row_id(collection_id, 0)
@@ -274,47 +306,66 @@ class DocumentStore:
             return [row - base for (row,) in rows]
 
     def copy_to(self, target: str) -> tuple[AppliedAt, list[PublishedSegment]]:
-        """Write a consistent, compacted image of the committed state into a new file; where it stands and its
-        manifest. Neither apply nor searches wait for it."""
+        """Write a consistent, compacted image of the committed state into a new file, and check every row of it; where
+        it stands and its manifest. Neither apply nor searches wait for it."""
         with self.reading() as connection:
             connection.execute("PRAGMA query_only=0")
             try:
-                connection.execute("VACUUM INTO ?", (target,))
+                copy_tables(connection, target)
             finally:
                 connection.execute("PRAGMA query_only=1")
-        with disk_errors(target), closing(connect(target, "?immutable=1")) as image:
-            segments = image.execute("SELECT * FROM segments ORDER BY collection_id, first").fetchall()
-            return _applied(image), [PublishedSegment(*row) for row in segments]
+        try:
+            found = verify_image_file(target)
+        except CorruptDocuments as error:
+            self.stored()  # raises if it is not the copy that is bad
+            raise StorageError(f"the copy of {self.path} is bad: {error.message}", path=target) from error
+        return found.at, found.manifest
 
-    def recompute(self) -> dict[int, tuple[int, int]]:
-        """collection id -> (documents, sum of hashes), from the rows themselves. Raises StorageError on a mismatch
-        between the tables. Reads everything: for tests, `needle doctor` and restore checks."""
-        totals: dict[int, tuple[int, int]] = {}
-        with self.reading() as connection:
+    # --- checking what is stored --------------------------------------------------------------------------------------
+    def stored(self) -> Stored:
+        """Read every row, from one consistent read; where that was. Raises CorruptDocuments."""
+        with self._uncached() as connection:
             connection.execute("BEGIN")
-            for record in _records(connection):
-                total = count = 0
-                rows = connection.execute(
-                    "SELECT i.id, i.ordinal, i.version, i.hash, d.id, d.version, d.metadata, v.vector FROM ids i "
-                    f"LEFT JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
-                    "LEFT JOIN vectors v ON v.row = d.row WHERE i.collection_id = ?",
-                    (record.id,),
-                )
-                for id_, ordinal, version, hash_, there, row_version, metadata, vector in rows:
-                    if (id_, version) != (there, row_version) or vector is None:
-                        raise StorageError(
-                            f"{self.path}: id {id_!r} points at ordinal {ordinal}, which holds {there!r}"
-                        )
-                    if document_hash(ordinal, version, id_, metadata, vector) != hash_:
-                        raise StorageError(f"{self.path}: document {id_!r} does not have the hash it was written with")
-                    total, count = (total + int.from_bytes(hash_, "little")) % MODULUS, count + 1
-                totals[record.id] = (count, total)
-        return totals
+            return check_all(connection, self.path)
+
+    def check_rows(self, collection_id: int, after: str, rows_max: int) -> Checked | None:
+        """See row_check.check_rows."""
+        with self._uncached() as connection:
+            return check_rows(connection, self.path, collection_id, after, rows_max)
+
+    def check_sums(self) -> None:
+        """Compare each collection's sum with what its ids add up to, and read the small tables. Raises
+        CorruptDocuments."""
+        with self._uncached() as connection:
+            connection.execute("BEGIN")
+            for record in stored_records(connection, self.path):
+                check_sum(self.path, record, *sum_of_ids(connection, record.id))
+            read_small_tables(connection, self.path)
+
+    @contextmanager
+    def _uncached(self) -> Iterator[apsw.Connection]:
+        """A connection that has read nothing yet: others may hold pages as they were before a bit of them flipped."""
+        self.writer.save()
+        try:
+            with disk_errors(self.path), closing(connect(self.path)) as connection:
+                connection.execute("PRAGMA query_only=1")
+                yield connection
+        except CorruptDocuments as error:
+            self._on_damage(error)
+            raise
 
 
-def _by_id(
-    connection: sqlite3.Connection, collection_id: int, ids: Sequence[str], vectors: bool
-) -> list[StoredDocument]:
+class Loaded(NamedTuple):
+    """See DocumentStore.load. manifests: by collection id. sessions by last use, answers by session and seq."""
+
+    at: AppliedAt
+    records: list[CollectionRecord]
+    manifests: dict[int, list[PublishedSegment]]
+    sessions: list[SessionRow]
+    answers: list[AnswerRow]
+
+
+def _by_id(connection: apsw.Connection, collection_id: int, ids: Sequence[str], vectors: bool) -> list[StoredDocument]:
     found: dict[str, StoredDocument] = {}
     columns = ", v.vector" if vectors else ", x''"
     join = "JOIN vectors v ON v.row = d.row" if vectors else ""
@@ -335,24 +386,3 @@ _row_decoder = msgspec.json.Decoder(list[tuple[int, str, int, str]])
 
 def _decode_rows(text: str) -> Iterable[tuple[int, str, int, str]]:
     return _row_decoder.decode(text)
-
-
-def _records(connection: sqlite3.Connection) -> list[CollectionRecord]:
-    rows = connection.execute(
-        "SELECT id, spec, next_ordinal, documents, digest FROM collections ORDER BY id"
-    ).fetchall()
-    return [
-        CollectionRecord(
-            id=row[0],
-            spec=msgspec.msgpack.decode(row[1], type=CollectionSpec),
-            next_ordinal=row[2],
-            documents=row[3],
-            total=int.from_bytes(row[4], "little"),
-        )
-        for row in rows
-    ]
-
-
-def _applied(connection: sqlite3.Connection) -> AppliedAt:
-    meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
-    return AppliedAt(meta["index"], meta["term"], bytes(meta["conf"]), meta["next_collection_id"])

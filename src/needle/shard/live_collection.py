@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
+from needle.base.errors import StorageError
 from needle.base.routing.shard_map import KeyRange
 from needle.shard.changes import CollectionChange
 from needle.shard.documents import DocumentStore
@@ -56,9 +57,16 @@ class ReplicaView:
 
     at: AppliedAt
     collections: immutables.Map[str, CollectionView]
-    store: DocumentStore
+    opened: DocumentStore | None = None
     fence: Fence | None = None
     visible: int = 0
+
+    @property
+    def store(self) -> DocumentStore:
+        """Raises StorageError in a replica whose file could not be opened, which has no collections either."""
+        if self.opened is None:
+            raise StorageError("the documents of this replica are not open")
+        return self.opened
 
 
 class _StoredMetadata:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.config import Limits
-from needle.base.errors import Internal, NeedleError
+from needle.base.errors import CorruptDocuments, NeedleError
 from needle.base.filters import Filter
 from needle.base.model import HitBatch, Metric, SearchRequest
 from needle.shard.documents import DocumentStore
@@ -111,7 +111,8 @@ def _read(
 ) -> dict[int, StoredDocument]:
     documents = store.by_ordinal(record.id, ordinals, metadata=metadata, vectors=vectors)
     if len(documents) != len(ordinals):
-        raise Internal(f"{len(ordinals) - len(documents)} found ordinals of {record.spec.name!r} have no document")
+        missing = len(ordinals) - len(documents)
+        raise CorruptDocuments(f"{missing} found ordinals of {record.spec.name!r} have no document")
     return documents
 
 

@@ -69,7 +69,8 @@ class Doomed(msgspec.Struct):
 class WriteSet(msgspec.Struct):
     """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
     collection id and document id, None for one that is deleted. first_rows: the first of
-    `documents` of each collection. sessions: by id. size: bytes of the log entries. holdings: None if unchanged."""
+    `documents` of each collection. sessions: by id. answers: by session and seq, None for
+    one that is forgotten. size: bytes of the log entries. holdings: None if unchanged."""
 
     at: AppliedAt
     collections: dict[int, CollectionRecord]
@@ -81,6 +82,7 @@ class WriteSet(msgspec.Struct):
     manifests: dict[int, list[PublishedSegment]]
     sessions: dict[int, SessionRow]
     sessions_removed: list[int]
+    answers: dict[tuple[int, int], bytes | None]
     first_rows: dict[int, int]
     size: int = 0
     holdings: bytes | None = None
@@ -113,6 +115,7 @@ class WriteSet(msgspec.Struct):
         for session in later.sessions_removed:
             self.sessions.pop(session, None)
         self.sessions_removed += later.sessions_removed
+        self.answers.update(later.answers)
         self.size += later.size
         if later.holdings is not None:
             self.holdings = later.holdings

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from needle.base.errors import CorruptSnapshot, StorageError
+from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk
 from needle.shard.sqlite_file import FILE_NAME
@@ -25,6 +25,8 @@ from needle.shard.sqlite_file import FILE_NAME
 IMAGE_NAME: Final = "image.json"
 CURRENT: Final = "CURRENT"
 SEGMENTS: Final = "segments"
+DAMAGED: Final = "DAMAGED"
+"""In a state directory: its data was found damaged, and why. It is never opened again."""
 _STATE: Final = "state-"
 
 INSTALL_STEPS: Final = ("install-verified", "install-staged", "install-synced", "install-swapped")
@@ -95,11 +97,7 @@ def current_state(directory: str, disk: ReplicaDisk) -> str:
     if disk.exists(path):
         name = disk.read(path).decode("ascii", "replace").strip()
         if not name.startswith(_STATE) or not disk.exists(os.path.join(directory, name)):
-            raise StorageError(
-                f"{path} names {name!r}, which is not there. Stop this node, delete {directory} and start the node "
-                f"again: it gets the data from the other replicas",
-                path=path,
-            )
+            raise CorruptDocuments(f"{path} is damaged: it names {name!r}, which is not there", path=path)
         for other in disk.names(directory):
             if other.startswith(_STATE) and other != name:
                 disk.remove_tree(os.path.join(directory, other))
@@ -133,8 +131,8 @@ def install_image(directory: str, image_directory: str, disk: ReplicaDisk, failp
     """
     image = verify_image(image_directory, disk)
     failpoint("install-verified")
-    old = os.path.basename(current_state(directory, disk))
-    name = f"{_STATE}{int(old.removeprefix(_STATE)) + 1}"
+    numbers = [name.removeprefix(_STATE) for name in disk.names(directory) if name.startswith(_STATE)]
+    name = f"{_STATE}{max((int(number) for number in numbers if number.isdecimal()), default=0) + 1}"
     target = os.path.join(directory, name)
     try:
         _make_state(target, disk)

@@ -7,7 +7,8 @@ Invariants:
   only after it has left.
 
 Durability order: see documents.py and snapshot.py. Any error while applying or installing closes the replica for good
-(`_broken`): its memory may be behind its disk, so it has to be opened again.
+(`_broken`): its memory may be behind its disk, so it has to be opened again. But for damage (`damage`): what is stored
+is not what was written. Then it answers nothing, also after a restart, until a snapshot is installed.
 
 Threads: apply, checkpoint, export and install come from the host, one at a time or not (a lock orders them); search,
 get, digest and count from any thread. It does not know Raft, the network or the clock.
@@ -15,9 +16,10 @@ get, digest and count from any thread. It does not know Raft, the network or the
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final, Protocol
@@ -26,7 +28,15 @@ import immutables
 
 from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
-from needle.base.errors import CollectionNotFound, CorruptSnapshot, DeadlineExceeded, NeedleError, StorageError
+from needle.base.errors import (
+    CollectionNotFound,
+    CorruptDocuments,
+    CorruptSnapshot,
+    DeadlineExceeded,
+    NeedleError,
+    ReplicaDamaged,
+    StorageError,
+)
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.shard.batch import Batch, decode_entry, runs
@@ -39,14 +49,17 @@ from needle.shard.in_flight import InFlight
 from needle.shard.index_budget import FieldName, IndexBudget
 from needle.shard.live_collection import CollectionView, LiveCollection, OpenCollections, ReplicaView, StateBefore
 from needle.shard.query import search_group
-from needle.shard.records import ORDINAL_MAX, CollectionRecord, StoredDocument, WriteSet
+from needle.shard.records import ORDINAL_MAX, AppliedAt, CollectionRecord, StoredDocument, WriteSet
+from needle.shard.row_check import Checked, verify_image_file
 from needle.shard.sealed_segment import segment_file
 from needle.shard.segment_files import FILE_NAME as SEGMENT_FILE_NAME
 from needle.shard.segment_set import CollectionVectors
-from needle.shard.sessions import SessionRow, SessionTable
-from needle.shard.snapshot import SEGMENTS, current_state, install_image, write_image
+from needle.shard.sessions import AnswerRow, SessionRow, SessionTable
+from needle.shard.snapshot import DAMAGED, SEGMENTS, current_state, install_image, verify_image, write_image
 from needle.shard.sqlite_file import FILE_NAME
 from needle.shard.validation import check_command
+
+log = logging.getLogger("needle.shard")
 
 PURGE_ROWS: Final = 1000
 SMALL_BYTES: Final = 16 << 10
@@ -87,7 +100,7 @@ class Replica:
 
         failpoint: called with the names in FAILPOINTS and snapshot.INSTALL_STEPS. purge_rows_min: superseded rows are
         deleted once there are this many, and an eighth of the documents.
-        Raises DiskFailed, StorageError (damaged files, with the remedy), or UnsupportedFormat.
+        Damaged files are no error: then `damage` says so. Raises DiskFailed or UnsupportedFormat.
         """
         self.directory = directory
         self.limits = limits
@@ -99,21 +112,59 @@ class Replica:
         self._applying = threading.Lock()
         self._in_flight = InFlight()
         self._broken: NeedleError | None = None
+        self.damage: CorruptDocuments | None = None
+        """Why nothing is answered (see the module). Set by whichever thread finds it."""
         self._closed = False
         self._noting = threading.Lock()
         self._changed: set[int] | None = None
         """Collections that the segment keeper has to look at; None: all."""
+        self._tidied = False
+        """Whether `tidy` did something that is not checkpointed."""
+        self._checked = ""
+        """The directory of the image whose rows were checked last."""
         self._last_fence: tuple[bytes, Fence] | None = None
-        self._load(current_state(directory, disk))
+        self._state = ""
+        self._opened: DocumentStore | None = None
+        self._segment_directory = ""
+        self._live = OpenCollections()
+        self._sessions = SessionTable()
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            state = current_state(self.directory, self._disk)
+            marked = os.path.join(state, DAMAGED)
+            if self._disk.exists(marked):
+                raise CorruptDocuments(self._disk.read(marked).decode(errors="replace"), path=state)
+            self._load(state)
+        except CorruptDocuments as error:
+            self._found_damage(error)
+            # It knows nothing, as if it were new: nobody is to see it before a snapshot is installed.
+            self._view = ReplicaView(AppliedAt(), immutables.Map())
+
+    def _found_damage(self, error: CorruptDocuments) -> None:
+        """From any thread, while locks are held."""
+        if self.damage is not None:
+            return
+        self.damage = error
+        log.critical("%s: nothing of this replica is served until it is had from another one again", error.message)
+        if self._state:
+            try:
+                self._disk.write(os.path.join(self._state, DAMAGED), error.message.encode())
+            except StorageError as failed:
+                log.error("the damage could not be written down (it will be found again): %s", failed)
 
     def _load(self, state: str) -> None:
         """Open a state directory and make it the current one; on an error the former one stays."""
         directory = os.path.join(state, SEGMENTS)
+        self._state = state
         self._disk.make_directory(directory)
-        store = DocumentStore(state, self._disk, self._failpoint, self.limits.commit_rows_max)
+        store = DocumentStore(
+            state, self._disk, self._failpoint, self.limits.commit_rows_max, on_damage=self._found_damage
+        )
         loaded = OpenCollections()
         try:
-            at, records, manifests, sessions = store.load()
+            at, records, manifests, sessions, answers = store.load()
             stored = store.holdings()
             fence = None if stored is None else Fence(decode_holdings(stored))
             for record in records:
@@ -124,12 +175,19 @@ class Replica:
         except BaseException:
             store.close()
             raise
-        self._segment_directory, self._store, self._live = directory, store, loaded
-        self._sessions = SessionTable(sessions)
+        self._segment_directory, self._opened, self._live = directory, store, loaded
+        self._sessions = SessionTable(sessions, answers)
         views = immutables.Map({name: live.view() for name, live in loaded.named.items()})
         self._view = ReplicaView(at, views, store, fence, sum(view.visible for view in views.values()))
         with self._noting:
             self._changed = None
+
+    @property
+    def _store(self) -> DocumentStore:
+        if self._opened is None:
+            self._check_usable()
+            raise StorageError(f"replica {self.directory} is not open")
+        return self._opened
 
     # --- the log -----------------------------------------------------------------------------------------------------
     def applied_index(self) -> int:
@@ -215,10 +273,11 @@ class Replica:
     @property
     def waits(self) -> bool:
         """Whether batches wait for their commit to SQLite (document_writer.py)."""
-        return self._store.writer.waits
+        return self.damage is None and self._store.writer.waits
 
     def save(self) -> None:
         """Commit them. Raises StorageError, again and again once a commit has failed."""
+        self._check_usable()
         self._store.writer.save()
 
     def checkpoint(self) -> int:
@@ -231,19 +290,35 @@ class Replica:
         self._failpoint("checkpoint-after")
         return index
 
-    def _purge(self) -> None:
+    def tidy(self, *, all_of_it: bool) -> bool:
+        """One step of deleting rows that nothing points at any more, and of giving their space back; False if nothing
+        is left to do, and what was done is on disk. all_of_it: also what is little next to the rest."""
+        self._check_usable()
+        if self._purge(all_of_it=all_of_it) or self._store.writer.give_back(all_of_it=all_of_it):
+            self._tidied = True
+            return True
+        if self._tidied:
+            self._store.checkpoint()
+            self._tidied = False
+        return False
+
+    def _purge(self, *, all_of_it: bool = False) -> bool:
+        """Whether there was anything."""
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
             doomed = self._store.writer.doomed()
             moving = self._view.fence is not None and self._view.fence.copies
         # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
         # And who copies a range to another shard learns from dead rows what was deleted since.
-        if moving or len(doomed.rows) < max(self._purge_rows_min, self.count() // 8):
+        few = len(doomed.rows) < max(self._purge_rows_min, self.count() // 8)
+        if moving or (few and not all_of_it):
             doomed.rows.clear()
-        if doomed:
-            self._in_flight.drain()
-            while self._store.writer.purge(doomed, PURGE_ROWS):
-                pass
+        if not doomed:
+            return False
+        self._in_flight.drain()
+        while self._store.writer.purge(doomed, PURGE_ROWS):
+            pass
+        return True
 
     @contextmanager
     def _final_errors(self) -> Iterator[None]:
@@ -252,6 +327,9 @@ class Replica:
         except SHORTAGES as error:  # what is raised as such may be repeated, and this may not
             self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
             raise self._broken from error
+        except CorruptDocuments as error:
+            self._found_damage(error)
+            raise
         except NeedleError as error:
             self._broken = error
             raise
@@ -260,6 +338,8 @@ class Replica:
             raise
 
     def _check_usable(self) -> None:
+        if self.damage is not None:
+            raise ReplicaDamaged(f"this replica's data is damaged and is fetched again: {self.damage.message}")
         if self._broken is not None:
             raise self._broken
         if self._closed:
@@ -299,6 +379,9 @@ class Replica:
                     check_claim(view.fence, asked[0].claim, view.at.index)
                     collection = self._collection(view, asked[0].collection)
                     answers = search_group(collection, view.store, asked, view.at.index, self.limits)
+                except CorruptDocuments as error:
+                    self._found_damage(error)
+                    answers = [_not_served(error)] * len(asked)
                 except NeedleError as error:
                     answers = [error] * len(asked)
                 results.update(zip(members, answers, strict=True))
@@ -318,6 +401,13 @@ class Replica:
         """The documents with these ids, in the order asked for; absent ids are left out. Raises StaleEpoch if the shard
         does not own what `claim` says."""
         self._check_usable()
+        try:
+            return self._get(collection, ids, with_vectors, claim)
+        except CorruptDocuments as error:
+            self._found_damage(error)
+            raise _not_served(error) from error
+
+    def _get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:
         with self._in_flight.enter():
             view = self._view
             record = self._collection(view, collection).record
@@ -350,6 +440,7 @@ class Replica:
 
     def counts(self, claim: Claim | None = None) -> list[tuple[CollectionSpec, int]]:
         """Every collection, by name, and its documents, at one applied index. Raises StaleEpoch as `get` does."""
+        self._check_usable()
         view = self._view
         check_claim(view.fence, claim, view.at.index)
         return [(held.record.spec, held.visible) for _, held in sorted(view.collections.items())]
@@ -366,6 +457,8 @@ class Replica:
 
     def collection_vectors(self) -> list[CollectionVectors]:
         """The vectors of every collection, for the segment keeper; ask again after a snapshot was installed."""
+        if self.damage is not None:
+            return []
         return [live.vectors for live in list(self._live.numbered.values())]
 
     @property
@@ -413,11 +506,20 @@ class Replica:
                 view.payload.prepare(keys, view.record.next_ordinal)
 
     def digest(self) -> str:
-        """32 hex digits over collections, ordinals, ids, versions, metadata and vectors. O(collections)."""
+        """32 hex digits over collections, ordinals, ids, versions, metadata and vectors, by the sums that apply keeps.
+        O(collections). `stored_digest` is by the rows themselves."""
         view = self._view
         records = [one.record for one in view.collections.values()]
-        held = b"" if view.fence is None else encode_holdings(view.fence.holdings)
-        return replica_digest(((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records), held)
+        return _digest(records, None if view.fence is None else encode_holdings(view.fence.holdings))
+
+    def stored_digest(self) -> tuple[int, str]:
+        """The applied index and the digest that the stored rows have, all of which are read. Raises ReplicaDamaged."""
+        self._check_usable()
+        try:
+            stored = self._store.stored()
+        except CorruptDocuments as error:
+            raise _not_served(error) from error
+        return stored.at.index, _digest(stored.records, stored.holdings)
 
     @property
     def used(self) -> bool:
@@ -429,16 +531,36 @@ class Replica:
         with self._applying:
             return self._sessions.rows()
 
-    def verify(self) -> None:
-        """Recompute the digest from every stored row; raises StorageError where memory, sums and rows disagree."""
+    def session_answers(self) -> list[AnswerRow]:
+        """The answers that it keeps, likewise."""
         with self._applying:
-            totals = self._store.recompute()
-            held = {r.record.id: (r.record.documents, r.record.total) for r in self._live.numbered.values()}
-        if totals != held:
-            raise StorageError(f"{self.directory}: documents and their sums disagree: {totals} is stored, not {held}")
+            return self._sessions.answers()
+
+    def verify(self) -> None:
+        """Read every stored row and compare with what the log gave and memory knows. Raises CorruptDocuments, and then
+        `damage` is set."""
+        with self._applying:
+            self._check_usable()
+            stored = self._store.stored()
+            if _digest(stored.records, stored.holdings) != self.digest():
+                error = CorruptDocuments(f"{self.directory}: what is stored and what was applied disagree")
+                self._found_damage(error)
+                raise error
+
+    def check_sums(self) -> None:
+        """Compare each collection's sum with what its ids add up to, and read the small tables. Raises
+        CorruptDocuments, and then `damage` is set."""
+        self._check_usable()
+        self._store.check_sums()
+
+    def check_rows(self, collection_id: int, after: str, rows_max: int) -> Checked | None:
+        """See row_check.check_rows; when it raises CorruptDocuments, `damage` is set."""
+        self._check_usable()
+        return self._store.check_rows(collection_id, after, rows_max)
 
     def validate(self, command: Command) -> Command:
         """The command to propose, checked against the current collections; cosine vectors are normalised."""
+        self._check_usable()
         views = self._view.collections
 
         def find(name: str) -> CollectionSpec | None:
@@ -461,19 +583,37 @@ class Replica:
         path = os.path.join(self._segment_directory, name)
         return path if SEGMENT_FILE_NAME.match(name) and self._disk.exists(path) else None
 
+    def check_snapshot(self, directory: str) -> None:
+        """Check every byte, and every row, of the image in `directory`. Raises CorruptSnapshot."""
+        self._checked = ""
+        verify_image(directory, self._disk)
+        path = os.path.join(directory, FILE_NAME)
+        try:
+            verify_image_file(path)
+        except CorruptDocuments as error:
+            text = f"{error.message}. Nothing was installed; the sender's copy is bad"
+            raise CorruptSnapshot(text, path=path) from error
+        self._checked = directory
+
     def install_snapshot(self, directory: str) -> None:
-        """Replace all state by the image in `directory`. Raises CorruptSnapshot, DiskFull or TooManyFiles before
-        anything is changed: then it may be repeated."""
+        """Replace all state by the image in `directory`, also a damaged one. Raises CorruptSnapshot, DiskFull or
+        TooManyFiles before anything is changed: then it may be repeated."""
         with self._applying:
-            self._check_usable()
+            if self._broken is not None or self._closed:
+                self._check_usable()
+            if self._checked != directory:
+                self.check_snapshot(directory)
+            self._checked = ""
             swapped = False
             try:
                 state = install_image(self.directory, directory, self._disk, self._failpoint)
                 swapped = True
-                old_store, old_live = self._store, self._live
+                old_store, old_live = self._opened, self._live
                 self._load(state)
+                self.damage = None
                 self._in_flight.drain()  # searches on the old view still read its files
-                _close_files(old_store, old_live)
+                if old_store is not None:
+                    _close_files(old_store, old_live)
                 current_state(self.directory, self._disk)  # removes the old state
             except BaseException as error:
                 if not swapped and isinstance(error, (CorruptSnapshot, *SHORTAGES)):
@@ -487,7 +627,16 @@ class Replica:
             if not self._closed:
                 self._closed = True
                 self._in_flight.drain()
-                _close_files(self._store, self._live)
+                if self._opened is not None:
+                    _close_files(self._opened, self._live)
+
+
+def _not_served(error: CorruptDocuments) -> ReplicaDamaged:
+    return ReplicaDamaged(f"this replica's data is damaged and is fetched again: {error.message}")
+
+
+def _digest(records: Iterable[CollectionRecord], holdings: bytes | None) -> str:
+    return replica_digest(((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records), holdings or b"")
 
 
 def _close_files(store: DocumentStore, live: OpenCollections) -> None:

@@ -75,7 +75,9 @@ class SimMachine:
         source = os.path.join(self._root, str(self._copies))
         self._copies += 1
         target = os.path.join(self._root, str(self._copies))
-        self.counts["lost_wal_bytes"] += survive(source, target, self.rng, power_cut=power_cut)
+        self.counts["lost_wal_bytes"] += survive(
+            source, target, self.rng, power_cut=power_cut, synced=self.unsynced.wal_bytes
+        )
         if power_cut:
             self.unsynced.power_cut(target)
         self._point_to(target)
@@ -134,8 +136,6 @@ class SimReplicaDisk(ReplicaDisk):
     """The replica's file operations of one incarnation: fenced, failing while the log disk fails, and noted as long as
     they are not synced. Nothing is synced in earnest."""
 
-    sqlite_options = ""  # sqlite_crash.py reads the `-shm` file to know what a power cut leaves
-
     def __init__(self, machine: SimMachine, process: Process) -> None:
         self._machine = machine
         self._process = process
@@ -147,6 +147,7 @@ class SimReplicaDisk(ReplicaDisk):
             raise DiskFailed(f"simulated {self._machine.log_disk.fail_commits} on {os.path.basename(path)}", path=path)
 
     def sync(self, path: str) -> None:
+        self._unsynced.checkpointed(path)
         try:
             self._effect(path)
         except DiskFailed:

@@ -29,6 +29,8 @@ class Unsynced:
         self._whole: dict[str, int] = {}
         self._excused: set[str] = set()
         self._finished: set[str] = set()
+        self.wal_bytes: dict[str, int] = {}
+        """Of each of SQLite's write-ahead logs: how many bytes its last checkpoint has synced and left there."""
         self.lost = 0
         self.broken = ""
 
@@ -82,6 +84,12 @@ class Unsynced:
             if path.endswith(UNFINISHED):
                 self._whole[self._relative(path)] = os.path.getsize(path)
 
+    def checkpointed(self, path: str) -> None:
+        """The product syncs a database after each checkpoint; SQLite has synced the write-ahead log before it."""
+        wal = path if path.endswith("-wal") else path + "-wal"
+        if os.path.isfile(wal):
+            self.wal_bytes[self._relative(wal)] = os.path.getsize(wal)
+
     def synced_tree(self, path: str) -> None:
         """Everything below a directory is safe, and its name."""
         for folder, _, names in os.walk(path):
@@ -98,7 +106,7 @@ class Unsynced:
     def removed(self, path: str) -> None:
         """A file or a tree is gone."""
         gone = self._relative(path)
-        for known in (self._contents, self._names, self._whole):
+        for known in (self._contents, self._names, self._whole, self.wal_bytes):
             for name in [name for name in known if name == gone or name.startswith(gone + os.sep)]:
                 del known[name]
 
@@ -117,7 +125,7 @@ class Unsynced:
             if os.path.isfile(path) and self._rng.random() < 0.7:
                 self._lose(os.path.relpath(path, directory))
                 self._tear(path)
-        for known in (self._contents, self._names, self._whole):
+        for known in (self._contents, self._names, self._whole, self.wal_bytes):
             known.clear()
         self._excused.clear()
         self._finished.clear()

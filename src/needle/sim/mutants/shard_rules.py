@@ -118,7 +118,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.state_machine:Replica._load",
-                "self._sessions = SessionTable(sessions)",
+                "self._sessions = SessionTable(sessions, answers)",
                 "self._sessions = SessionTable()",
             ),
         ),

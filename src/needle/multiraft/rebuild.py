@@ -1,0 +1,161 @@
+"""Getting a damaged state machine's data again from another replica, while this replica's log goes on.
+
+A state machine that finds that what it stores is not what was written says so (`StateMachine.damage`) and answers
+nothing more. Its log is whole: so the replica keeps it, appends, acknowledges and votes as before, and nothing that was
+acknowledged has a copy less. It only leads no more, hands leadership over if it has it, and applies nothing until it
+has the data again:
+
+ 1. It asks the leader for a snapshot of at least the index that it had applied, and fetches it as any other.
+ 2. When its own log holds, durably, all that the snapshot holds, the snapshot replaces the state, and nothing else
+    changes: entries that it holds are skipped when they are applied.
+ 3. If the leader's log has moved on meanwhile so that the core gets a snapshot, that one does the same.
+
+Which index and configuration a state machine had that is found damaged when it is opened is not known. Until it has
+data again the core takes the index at which the log begins for the applied one. Its configuration may be old; nothing
+depends on that in a replica that only follows and votes.
+
+Invariant: one runs a group at a time, and never beside the fetch of a snapshot that the core was offered. It must not
+know what a state machine stores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from needle.base.errors import CorruptSnapshot, DeadlineExceeded, DiskFailed, NeedleError, ReplicaDamaged, Unavailable
+from needle.base.ids import GroupId
+from needle.multiraft.codec import StateRequest, decode_manifest, decode_state, encode_state_request
+from needle.multiraft.ports import Applied, StateMachine
+from needle.raft.messages import SnapshotMeta
+from needle.raft.state import Role
+
+if TYPE_CHECKING:
+    from needle.multiraft.group import Group, Surroundings
+
+STATE_METHOD = "raft.state"
+EXPORT_SECONDS = 600.0
+"""How long the leader may take to make a snapshot."""
+CATCH_UP_TIMEOUTS = 20
+"""Election timeouts in which the own log has to hold what a fetched snapshot holds."""
+
+_log = logging.getLogger("needle.multiraft")
+
+
+def refuse_damaged(group: GroupId, machine: StateMachine) -> None:
+    """Raises ReplicaDamaged."""
+    if (damage := machine.damage) is not None:
+        raise ReplicaDamaged(
+            f"this node's replica of group {group} is damaged and fetches its data again: {damage.message}", group=group
+        )
+
+
+class Rebuild:
+    """See the module. running: entries must not be applied, and none was handed out but those that are held."""
+
+    def __init__(self, group: Group, host: Surroundings) -> None:
+        self.running = False
+        self.fetching = False
+        self._group = group
+        self._host = host
+        self._knows_nothing = group.machine.damage is not None
+        self._held: list[Applied] | None = None
+        self._refused = ""
+
+    def hold(self, batch: list[Applied]) -> None:
+        """These could not be applied."""
+        self._held = batch
+        self._group.raft.suspend_apply()
+        self.look()
+
+    def look(self) -> None:
+        """Begin if the state machine is damaged. Cheap."""
+        group = self._group
+        if group.machine.damage is None or self.running or self._host.stopped:
+            return
+        self.running = True
+        _log.critical("group %d: %s; this replica fetches its data again", group.id, group.machine.damage.message)
+        group.set_quiesced()
+        group.proposals.fail_all("this replica's data was found damaged")
+        self._host.spawn(self._run())
+
+    async def _run(self) -> None:
+        host, group, told = self._host, self._group, ""
+        while not host.stopped and not group.closed and group.machine.damage is not None:
+            try:
+                await self._once()
+            except DiskFailed:
+                raise
+            except NeedleError as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("group %d: not repaired yet: %s", group.id, error)
+            finally:
+                self.fetching = False
+            if group.machine.damage is not None:
+                await asyncio.sleep(host.config.election_timeout)
+        if not host.stopped and not group.closed:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        group = self._group
+        self.running = self._knows_nothing = False
+        group.set_quiesced()
+        held, self._held = self._held, None
+        _log.warning("group %d: the data of this replica is whole again", group.id)
+        if held is not None:
+            if held[-1].index > group.raft.applied:
+                group.raft.resume_apply(held[-1].index)
+                group.apply(held)
+            else:
+                group.nothing_to_apply()
+        self._host.wake(group)
+
+    async def _once(self) -> None:
+        host, group = self._host, self._group
+        raft = group.raft
+        if raft.role is Role.LEADER:
+            raft.transfer_leadership(None, host.clock.monotonic())
+            host.wake(group)
+            return
+        if not raft.leader:
+            raise Unavailable(f"group {group.id} has no leader to fetch the data from")
+        if group.snapshots.fetching:
+            return
+        self.fetching = True
+        leader = raft.leader
+        body = encode_state_request(StateRequest(group.id, raft.applied, self._refused))
+        meta = decode_state(await host.transport.call(leader, STATE_METHOD, body, EXPORT_SECONDS))
+        directory = await host.fetcher.fetch(group.id, leader, meta.descriptor, group.machine.held_file)
+        await self._until_logged(meta)
+        await self._install(meta, directory)
+        await host.fetcher.discard_others(group.id, "")
+
+    async def _until_logged(self, meta: SnapshotMeta) -> None:
+        host, group = self._host, self._group
+
+        def late() -> NeedleError:
+            return DeadlineExceeded(f"the log of group {group.id} does not reach the snapshot's index {meta.index}")
+
+        deadline = host.clock.monotonic() + CATCH_UP_TIMEOUTS * host.config.election_timeout
+        await group.until(
+            lambda: group.raft.commit >= meta.index <= group.log.last_index() or group.machine.damage is None,
+            deadline,
+            late,
+        )
+
+    async def _install(self, meta: SnapshotMeta, directory: str) -> None:
+        host, group = self._host, self._group
+        async with group.image_lock, group.machine_lock:
+            await group.machine_idle()
+            if group.machine.damage is None or meta.index < group.raft.applied or group.log.pending is not None:
+                return
+            try:
+                await host.apply_pool.run(group.machine.install_snapshot, directory)
+            except CorruptSnapshot:
+                self._refused = decode_manifest(meta.descriptor).snapshot
+                raise
+            host.failpoint("snapshot.after_install")
+            if self._knows_nothing:
+                group.raft.state_replaced(meta.index, meta.conf)

@@ -1,0 +1,128 @@
+"""A state machine that finds itself damaged: its replica keeps its log and its vote, and gets its data again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from multiraft.harness import FAST, Cluster, Node, until
+from needle.base.errors import CorruptDocuments, OutcomeUnknown, ReplicaDamaged
+
+TINY = replace(FAST, snapshot_threshold=8, snapshot_chunk_bytes=64)
+
+
+def damage(node: Node) -> None:
+    """As a read finds it: the next apply fails, and a restart finds it again."""
+    node.disks[0].damage = node.machines[0].damage = CorruptDocuments("a page fails its checksum")
+
+
+def forget(node: Node) -> None:
+    """What a state machine knows that cannot read what it holds."""
+    node.disks[0].saved = {"index": 0, "term": 0, "conf": "", "data": {}}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_damaged_follower_keeps_its_log_and_gets_its_data_again(tmp_path: Path, restarted: bool) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        term, last = hurt.host.term(0), hurt.host.status(0).last_index
+        if restarted:
+            await hurt.down()
+            forget(hurt)
+            hurt.disks[0].damage = CorruptDocuments("a page fails its checksum")
+            await hurt.start()
+        else:
+            damage(hurt)
+        assert hurt.host.damage(0)
+        assert hurt.host.term(0) >= term and hurt.host.status(0).last_index == last  # nothing acknowledged is lost
+        assert not hurt.host.is_repairing(0)  # it votes
+        for number in range(30, 60):
+            await cluster.put(f"k{number}", number)
+        await until(lambda: not hurt.host.damage(0))
+        state.update({f"k{number}": number for number in range(30, 60)})
+        assert await cluster.converged() == state
+        assert not hurt.fatal
+        await hurt.restart()
+        assert await cluster.converged() == state
+
+
+async def test_a_damaged_replica_lends_its_vote_and_its_log(tmp_path: Path) -> None:
+    """With one other node left there is still a majority, which commits what only they hold."""
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        await cluster.put("a", 1)
+        await cluster.converged()
+        leader = await cluster.leader()
+        hurt, third = (node for node in cluster.running() if node is not leader)
+        cluster.network.drop_call = lambda frm, to: frm == hurt.name  # it can fetch nothing
+        damage(hurt)
+        await third.down()
+        for number in range(20):
+            await cluster.put(f"k{number}", number)
+        assert hurt.host.damage(0)
+        cluster.network.drop_call = lambda frm, to: False
+        await until(lambda: not hurt.host.damage(0))
+        await third.start()
+        assert (await cluster.converged())["k19"] == 19
+
+
+async def test_a_damaged_leader_hands_over_and_answers_nothing_meanwhile(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for number in range(20):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        hurt = await cluster.leader()
+        damage(hurt)
+        with pytest.raises((ReplicaDamaged, OutcomeUnknown)):
+            await hurt.host.propose(0, b'["x", 1]', 5.0)
+        successor = await cluster.leader(but=hurt.name)
+        assert successor is not hurt
+        await until(lambda: not hurt.host.damage(0))
+        await cluster.put("after", 1)
+        found = await cluster.converged()
+        found.pop("x", None)
+        assert found == {**state, "after": 1}
+
+
+async def test_a_follower_that_is_damaged_and_far_behind_takes_the_offered_snapshot(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        await cluster.put("a", 1)
+        await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        await hurt.down()
+        for number in range(40):
+            await cluster.put(f"k{number}", number)
+        while not all(node.host.status(0).first_index > 20 for node in cluster.running()):
+            await cluster.put("k39", 39)
+        forget(hurt)
+        hurt.disks[0].damage = CorruptDocuments("a page fails its checksum")
+        await hurt.start()
+        assert (await cluster.converged())["k39"] == 39
+        assert not hurt.host.damage(0)
+
+
+async def test_a_snapshot_that_the_state_machine_refuses_is_asked_for_again(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        await cluster.put("a", 1)
+        await cluster.converged()
+        leader = await cluster.leader()
+        away = next(node for node in cluster.running() if node is not leader)
+        await away.down()
+        for number in range(40):
+            await cluster.put(f"k{number}", number)
+        while not all(node.host.status(0).first_index > 20 for node in cluster.running()):
+            await cluster.put("k39", 39)
+        await away.start()
+        away.machines[0].refused = True
+        await until(lambda: away.machines[0].checked >= 2)
+        assert not away.fatal  # nothing bad that a peer sends ends a node
+        away.machines[0].refused = False
+        assert (await cluster.converged())["k39"] == 39
+        # The leader made another one, for the first could have been bad.
+        assert sum(node.reached.count("snapshot.after_export") for node in cluster.running()) >= 2

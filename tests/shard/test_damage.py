@@ -1,0 +1,234 @@
+"""What is damaged on disk is never served: it is found when it is read, when the file is opened, and by looking."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from harness.damage import flip_bit
+from needle.base.commands import CreateCollection, Delete, Session
+from needle.base.errors import CorruptDocuments, CorruptSnapshot, ReplicaDamaged
+from needle.base.model import SearchRequest
+from needle.shard.row_check import verify_image_file
+from needle.shard.snapshot import write_image
+from needle.shard.sqlite_file import FILE_NAME, TABLES, connect
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, floats, open_replica, put, spec
+
+IDS = [f"document-{n}" for n in range(300)]
+ASKED = SearchRequest(collection="c", vector=floats([1, 2, 3]), k=400, exact=True, with_vectors=True)
+
+
+def filled(directory: Path, **options: Any) -> tuple[Replica, Log]:
+    replica, log = open_replica(directory, **options), Log()
+    replica.apply(log.add(CreateCollection(spec()), CreateCollection(spec("empty"))))
+    session = log.session(replica)
+    rows = [[n, n % 7, 1] for n in range(300)]
+    replica.apply(log.add(put(IDS, rows, [{"n": n, "pad": "x" * 60} for n in range(300)])))
+    replica.apply(
+        log.add(put(IDS[:9], [[0, 0, n] for n in range(9)], session=Session(session, 1, 0)), Delete("c", IDS[9:12]))
+    )
+    replica.checkpoint()
+    return replica, log
+
+
+def database(directory: Path) -> Path:
+    (path,) = directory.glob("state-*/documents.db")
+    return path
+
+
+def answers(replica: Replica) -> tuple[Any, ...]:
+    """Everything that a replica can be asked."""
+    return (
+        replica.get("c", IDS, True),
+        replica.get("c", IDS, False),
+        replica.search(ASKED),
+        replica.counts(),
+        replica.stored_digest(),
+        replica.session_rows(),
+    )
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_two_flipped_bits_anywhere_are_never_served(tmp_path: Path, running: bool) -> None:
+    first, _ = filled(tmp_path / "whole")
+    right = answers(first)
+    first.close()
+    size, seen = database(tmp_path / "whole").stat().st_size, 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        directory = tmp_path / f"{seed}"
+        shutil.copytree(tmp_path / "whole", directory)
+        replica = open_replica(directory) if running else None
+        for _ in range(2):
+            flip_bit(database(directory), rng.randrange(100 if seed % 10 == 0 else size), rng.randrange(8))
+        if replica is None:
+            replica = open_replica(directory)
+        try:
+            assert answers(replica) == right, seed
+            assert replica.damage is None
+        except ReplicaDamaged:
+            seen += 1
+            assert isinstance(replica.damage, CorruptDocuments)
+            with pytest.raises(ReplicaDamaged):
+                replica.get("c", IDS[:1], False)
+        replica.close()
+        # A restart does not bring it back.
+        again = open_replica(directory)
+        assert again.damage is not None or replica.damage is None, seed
+        again.close()
+        shutil.rmtree(directory)
+    assert seen > 40
+
+
+@pytest.mark.parametrize("size", [0, 50, 4096, 4096 * 5 + 17])
+def test_a_file_that_was_cut_is_damaged(tmp_path: Path, size: int) -> None:
+    replica, _ = filled(tmp_path)
+    replica.close()
+    with database(tmp_path).open("r+b") as file:
+        file.truncate(size)
+    replica = open_replica(tmp_path)
+    assert replica.damage is not None
+    with pytest.raises(ReplicaDamaged):
+        replica.get("c", IDS[:1], False)
+    with pytest.raises(ReplicaDamaged):
+        replica.apply([])
+
+
+def test_an_image_brings_a_damaged_replica_back(tmp_path: Path) -> None:
+    source, log = filled(tmp_path / "source")
+    (tmp_path / "image").mkdir()
+    source.export_snapshot(str(tmp_path / "image"))
+    broken, _ = filled(tmp_path / "broken")
+    for page in range(2, database(tmp_path / "broken").stat().st_size // 4096):
+        flip_bit(database(tmp_path / "broken"), page * 4096 + 1000)
+    with pytest.raises(ReplicaDamaged):
+        answers(broken)
+    assert broken.collection_vectors() == [] and not broken.waits
+    broken.install_snapshot(str(tmp_path / "image"))
+    assert broken.damage is None and answers(broken) == answers(source)
+    entries = log.add(put(["new"], [[1, 1, 1]]))
+    assert source.apply(entries) == broken.apply(entries)
+    broken.close()
+    assert answers(open_replica(tmp_path / "broken")) == answers(source)
+
+
+def changed(path: Path, statement: str, *values: Any) -> None:
+    """As if the row had been written so: its page has a right checksum."""
+    with closing(connect(str(path))) as connection:
+        connection.execute(statement, values)
+
+
+LIES = {
+    "metadata": "UPDATE documents SET metadata = x'37' WHERE row = (SELECT max(row) - 3 FROM documents)",
+    "vector": "UPDATE vectors SET vector = zeroblob(12) WHERE row = (SELECT max(row) - 3 FROM vectors)",
+    "a document is missing": "DELETE FROM documents WHERE row = (SELECT max(row) - 3 FROM documents)",
+    "a vector is missing": "DELETE FROM vectors WHERE row = (SELECT max(row) - 3 FROM vectors)",
+    "an id is missing": "DELETE FROM ids WHERE id = 'document-5'",
+    "an id too many": "INSERT INTO ids SELECT collection_id, 'more', ordinal, version, hash FROM ids LIMIT 1",
+    "sum": "UPDATE collections SET digest = zeroblob(16) WHERE id = 1",
+    "count": "UPDATE collections SET documents = 1 WHERE id = 1",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_rows_that_are_not_what_the_log_wrote_are_found_by_looking(tmp_path: Path, lie: str) -> None:
+    replica, _ = filled(tmp_path)
+    changed(database(tmp_path), LIES[lie])
+    with pytest.raises((CorruptDocuments, ReplicaDamaged)):
+        replica.check_sums()
+        last = ""
+        while page := replica.check_rows(1, last, 100):
+            last = page.last
+    assert replica.damage is not None
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_snapshot_of_such_rows_is_neither_made_nor_taken(tmp_path: Path, lie: str) -> None:
+    source, _ = filled(tmp_path / "source")
+    image = tmp_path / "image"
+    image.mkdir()
+    source.export_snapshot(str(image))
+    changed(image / FILE_NAME, LIES[lie])
+    write_image(str(image), source.applied_index(), 1, [], source._disk)
+    target, log = open_replica(tmp_path / "target"), Log()
+    target.apply(log.add(CreateCollection(spec())))
+    with pytest.raises(CorruptSnapshot, match="Nothing was installed"):
+        target.install_snapshot(str(image))
+    assert target.damage is None and target.counts()[0][1] == 0
+    changed(database(tmp_path / "source"), LIES[lie])
+    (tmp_path / "second").mkdir()
+    with pytest.raises(CorruptDocuments):
+        source.export_snapshot(str(tmp_path / "second"))
+    assert source.damage is not None
+
+
+def test_a_damaged_page_met_while_applying_stops_nothing_else(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    replica.close()
+    replica = open_replica(tmp_path)
+    for page in range(2, database(tmp_path).stat().st_size // 4096):
+        flip_bit(database(tmp_path), page * 4096 + 1000)
+    with pytest.raises(CorruptDocuments):
+        replica.apply(log.add(put(IDS, [[1, 2, 3]] * 300)))
+    with pytest.raises(ReplicaDamaged):
+        replica.apply(log.add(put(["x"], [[1, 2, 3]])))
+    with pytest.raises(ReplicaDamaged):
+        replica.checkpoint()
+    replica.close()
+
+
+# --- files of older releases ---
+def aged(path: Path, state: bytes) -> None:
+    """Write the file as the releases before checksums did, with one session."""
+    old = path.with_suffix(".old")
+    with closing(sqlite3.connect(old)) as target, closing(connect(str(path))) as source:
+        target.execute("PRAGMA journal_mode=WAL")
+        for name, columns in TABLES.items():
+            if name == "sessions":
+                columns = "(id INTEGER PRIMARY KEY, nonce BLOB NOT NULL, used INTEGER NOT NULL, state BLOB NOT NULL)"
+            if name == "answers":
+                continue
+            target.execute(f"CREATE TABLE {name} {columns}")
+            rows = source.execute(f"SELECT * FROM {name}").fetchall()
+            if name == "sessions":
+                rows = [(*row[:3], state) for row in rows]
+            if rows:
+                target.executemany(f"INSERT INTO {name} VALUES ({','.join('?' * len(rows[0]))})", rows)
+        target.execute("UPDATE meta SET value = 1 WHERE name = 'format'")
+        target.commit()
+    path.unlink()
+    old.rename(path)
+
+
+def test_a_file_of_an_older_release_is_rewritten_with_checksums(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    right, kept = answers(replica), replica.session_answers()
+    replica.close()
+    state = msgspec.msgpack.encode([1, {seq: msgspec.msgpack.decode(answer) for _, seq, answer in kept}])
+    aged(database(tmp_path), state)
+    replica = open_replica(tmp_path)
+    assert answers(replica) == right and replica.session_answers() == kept
+    replica.apply(log.add(put(["new"], [[1, 1, 1]])))
+    replica.close()
+    assert verify_image_file(str(database(tmp_path))).at.index == len(log.entries)
+    flip_bit(database(tmp_path), 4096 * 7 + 2000)
+    with pytest.raises(CorruptDocuments, match="checksum"):
+        verify_image_file(str(database(tmp_path)))
+
+
+def test_a_damaged_file_of_an_older_release_is_not_taken_over(tmp_path: Path) -> None:
+    replica, _ = filled(tmp_path)
+    replica.close()
+    aged(database(tmp_path), msgspec.msgpack.encode([1, {}]))
+    at = database(tmp_path).read_bytes().find(b'"n": 200,')
+    flip_bit(database(tmp_path), at + 6)
+    replica = open_replica(tmp_path)
+    assert replica.damage is not None and "hash" in replica.damage.message

@@ -1,0 +1,58 @@
+"""Space of what is gone is given back, and what was deleted cannot be read from the file any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from needle.base.commands import CreateCollection, Delete, DropCollection
+from shard.replica_util import Log, open_replica, put, spec
+
+PAD = "secret" * 100
+
+
+def database(directory: Path) -> Path:
+    (path,) = directory.glob("state-*/documents.db")
+    return path
+
+
+@pytest.mark.parametrize("how", ["delete", "drop", "replace"])
+def test_what_is_gone_leaves_the_disk(tmp_path: Path, how: str) -> None:
+    replica, log = open_replica(tmp_path, purge=1000), Log()
+    replica.apply(log.add(CreateCollection(spec()), CreateCollection(spec("kept"))))
+    replica.apply(log.add(put(["k"], [[1, 2, 3]], collection="kept")))
+    ids = [f"d{n}" for n in range(500)]
+    for _ in range(8):
+        replica.apply(log.add(put(ids, [[7, 7, 7]] * 500, [{"pad": PAD}] * 500)))
+    replica.checkpoint()
+    large = database(tmp_path).stat().st_size
+    if how == "delete":
+        replica.apply(log.add(Delete("c", ids)))
+    elif how == "drop":
+        replica.apply(log.add(DropCollection("c")))
+    else:
+        replica.apply(log.add(put(ids, [[1, 2, 3]] * 500)))
+    while replica.tidy(all_of_it=True):
+        pass
+    assert database(tmp_path).stat().st_size < large / 8
+    wal = database(tmp_path).with_name("documents.db-wal")
+    assert not wal.exists() or wal.stat().st_size == 0
+    assert PAD.encode() not in database(tmp_path).read_bytes()
+    replica.verify()
+    assert not replica.tidy(all_of_it=True)
+    replica.close()
+    again = open_replica(tmp_path)
+    again.verify()
+    assert [one.id for one in again.get("kept", ["k"], True)] == ["k"]
+
+
+def test_while_writes_go_on_little_stays(tmp_path: Path) -> None:
+    replica, log = open_replica(tmp_path, purge=1000), Log()
+    replica.apply(log.add(CreateCollection(spec())))
+    ids = [f"d{n}" for n in range(500)]
+    for _ in range(30):
+        replica.apply(log.add(put(ids, [[7, 7, 7]] * 500, [{"pad": PAD}] * 500)))
+        while replica.tidy(all_of_it=False):
+            pass
+    assert database(tmp_path).stat().st_size < 12 * 500 * len(PAD)
