@@ -12,7 +12,7 @@ from multiraft.harness import FAST, Cluster, until
 from needle.base.errors import NeedleError
 from needle.multiraft.codec import encode_frame
 from needle.multiraft.engine import CALL_METHODS
-from needle.raft.messages import Message
+from needle.raft.messages import Message, MessageType
 from raft.test_any_message import MESSAGES
 
 FRAMES = st.tuples(st.sampled_from(["n1", "n2", "n3", "stranger", ""]), st.booleans(), st.lists(MESSAGES, max_size=4))
@@ -65,3 +65,18 @@ async def test_no_frame_and_no_call_ends_a_host(tmp_path: Path) -> None:
         for node in list(cluster.running()):  # frames as from members may depose; the group goes on all the same
             await node.restart()
         await cluster.put("b", 2)
+
+
+async def test_a_frame_without_a_life_is_not_heard(tmp_path: Path) -> None:
+    """0 stands for "nothing is heard yet": neither a stranger nor a peer that is refused comes in with it."""
+    async with Cluster(str(tmp_path), config=FAST) as cluster:
+        await cluster.put("a", 1)
+        leader = await cluster.leader()
+        victim, other = (node for node in cluster.running() if node is not leader)
+        host = victim.host
+        host.lives.refuse(other.name, "for this test")
+        term = host.term(0) + 1000
+        for frm in ("stranger", other.name):
+            vote = Message(MessageType.VOTE, victim.name, frm, term, log_term=term, index=1 << 40, force=True)
+            host.on_raft(frm, encode_frame(0, 0, [(0, vote)]))
+            assert host.term(0) < term, frm

@@ -110,7 +110,7 @@ class Lives:
     # --- frames -----------------------------------------------------------------------------------------------------
     def admits(self, frm: NodeId, frame: Frame, size: int) -> bool:
         """Whether the messages of a frame may be heard now; otherwise they wait for an introduction, or are dropped."""
-        peer = self._peer(frm)
+        peer = self._peer(frm) if frame.nonce else None  # 0 is no life: it would pass for that of a peer not heard yet
         if peer is None:
             return False
         if peer.talking == frame.nonce:
