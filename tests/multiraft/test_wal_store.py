@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -387,3 +388,20 @@ def test_a_record_that_finds_no_room_is_written_later(tmp_path, monkeypatch):
     again = opened(tmp_path)
     assert content(again) == expected
     again.close()
+
+
+def test_a_segment_that_is_begun_with_the_last_file_handle_is_no_broken_disk(tmp_path):
+    """The last handle goes to the new segment; syncing the directory then needs none."""
+    store = opened(tmp_path)
+    put(store, a=b"x" * 100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.open(os.devnull, os.O_RDONLY)  # the lowest free number: the segment gets it
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + 1, hard))
+    try:
+        put(store, b=b"y" * SEGMENT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    put(store, c=b"z")
+    assert content(store) == {b"a": b"x" * 100, b"b": b"y" * SEGMENT, b"c": b"z"}
+    store.close()

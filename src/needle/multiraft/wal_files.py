@@ -26,6 +26,7 @@ class LogFiles:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self._lock = -1
+        self._folders: list[int] = []
 
     def claim(self) -> None:
         """Create the directory and lock it. Raises BlockingIOError if another process uses it."""
@@ -33,12 +34,17 @@ class LogFiles:
         self._lock = os.open(self._path("in-use"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Held open: a sync must not fail for want of a handle once something was renamed.
+            for path in (self.directory, os.path.dirname(os.path.abspath(self.directory))):
+                self._folders.append(os.open(path, os.O_RDONLY))
+        except OSError:
             self.release()
             raise
 
     def release(self) -> None:
         """Let others use the directory. Idempotent."""
+        while self._folders:
+            os.close(self._folders.pop())
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -61,12 +67,8 @@ class LogFiles:
 
     def sync_names(self) -> None:
         """Make the names in the directory, and its own, durable."""
-        for path in (self.directory, os.path.dirname(os.path.abspath(self.directory))):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        for folder in self._folders:
+            os.fsync(folder)
 
     # --- contents -----------------------------------------------------------------------------------------------------
     def open(self, name: str) -> int:
