@@ -158,6 +158,30 @@ async def test_a_file_of_another_content_is_not_reused(tmp_path: Path, monkeypat
         assert away.host.fetcher.bytes_fetched > len(CONSTANT)
 
 
+async def test_a_file_of_the_state_machine_is_never_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken over into what is staged, and is damaged when the receiver resumes: it is fetched anew, and what the
+    state machine uses, or has mapped, is neither cut nor changed."""
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for node in cluster.running():
+            node.machines[0].constant = CONSTANT
+        away, state = await _left_behind(cluster)
+        mine = tmp_path / "mine"
+        mine.write_bytes(CONSTANT)
+        monkeypatch.setattr(DictMachine, "held_file", lambda self, name: str(mine) if name == "constant" else None)
+        damaged = CONSTANT[:-1] + b"?"
+        inner = Files.link
+
+        def link(files: Files, source: str, target: str) -> None:
+            inner(files, source, target)
+            if target.endswith("constant"):
+                mine.write_bytes(damaged)
+
+        monkeypatch.setattr(Files, "link", link)
+        await away.start()
+        assert await cluster.converged() == state
+        assert mine.read_bytes() == damaged
+
+
 async def test_what_was_fetched_of_a_snapshot_that_is_gone_is_not_fetched_again(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), config=TINY) as cluster:
         for node in cluster.running():

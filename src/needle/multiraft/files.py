@@ -59,11 +59,14 @@ class Files:
         return _guard("read", path, run)
 
     def write_at(self, path: str, offset: int, data: bytes) -> None:
-        """Cut the file (created with its directory if absent) at `offset`, then append `data`."""
+        """Cut the file (created with its directory if absent) at `offset`, then append `data`. From 0 it is a new file:
+        the one before may be linked, and be in use under its other name."""
 
         def run() -> None:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "r+b" if os.path.exists(path) else "wb") as file:
+            if offset == 0 and os.path.exists(path):
+                os.unlink(path)
+            with open(path, "r+b" if offset else "wb") as file:
                 file.truncate(offset)
                 file.seek(offset)
                 file.write(data)
