@@ -8,6 +8,7 @@ import pytest
 from needle.base.errors import ConnectionLost, FrameTooLarge, ProtocolError
 from needle.rpc.codec import Hello, decode_error, encode, request_head
 from needle.rpc.frame import ERROR, HEADER, HELLO, HELLO_ACK, REQUEST, RESPONSE, FrameDecoder, encode_frame
+from needle.rpc.server import ServerConnection
 
 HELLO_FRAME = encode_frame(HELLO, 0, (encode(Hello(version=1, cluster_id="red")),))
 
@@ -265,6 +266,63 @@ async def test_unfinished_frames_of_all_connections_share_one_bound(net, recorde
     for _, writer in peers:
         writer.transport.abort()
     await until(lambda: server.held == 0)
+
+
+async def test_many_that_hold_little_are_bounded_together(net, recorder, until):
+    """Forty peers begin a frame and send 0.9 MB of it, where 4 MB may be held."""
+    server = await net.server(recorder, held_bytes_max=4 << 20)
+    part = HEADER.pack(2 << 20, REQUEST, 1) + b"\x04echo" + b"\0" * 900_000
+    peers = [await hello(net, server) for _ in range(40)]
+    most = 0
+    for number, (_, writer) in enumerate(peers, 1):
+        writer.write(part)
+        due = number * len(part)
+        await until(lambda due=due: server.stats.bytes_in >= due)
+        most = max(most, server.held)
+    assert most <= 3 * (4 << 20)
+    assert await net.client().call(server.address, "echo", b"on", 5.0) == b"on"
+    for _, writer in peers:
+        writer.transport.abort()
+    await until(lambda: server.held == 0)
+
+
+async def test_a_chunk_beyond_the_bound_does_not_cost_a_look_at_every_connection(net, recorder, until, monkeypatch):
+    """Others hold all that may be held; 100 chunks of one more frame arrive."""
+    server = await net.server(recorder, held_bytes_max=1 << 20)
+    part = HEADER.pack(2 << 20, REQUEST, 1) + b"\x04echo" + b"\0" * 30_000
+    peers = [await hello(net, server) for _ in range(50)]
+    for _, writer in peers:
+        writer.write(part)
+    await until(lambda: server.held >= 50 * 30_000)
+    looks = []
+    inner = ServerConnection.account
+    monkeypatch.setattr(ServerConnection, "account", lambda self: (looks.append(1), inner(self)))
+    connection = next(iter(server.connections))
+    for _ in range(100):
+        connection.data_received(b"\0" * 100)
+    assert len(looks) <= 100 + 5 * 50
+
+
+async def test_answers_that_were_read_take_no_room(net, recorder, until, monkeypatch):
+    """An answer of 16 MB, counted while it was unread, has left; a frame of 8 MB comes, where 20 MB may be held."""
+    monkeypatch.setattr("needle.rpc.server.SWEEP_SECONDS", 3600.0)
+    server = await net.server(recorder, held_bytes_max=20 << 20)
+    reader, writer = await hello(net, server)
+    one = next(iter(server.connections))
+    writer.write(encode_frame(REQUEST, 1, (request_head("echo"), b"x" * (16 << 20))))
+    await until(lambda: one.unsent_bytes() > 8 << 20)
+    writer.write(HEADER.pack(1 << 20, REQUEST, 2)[:4])
+    await until(lambda: server.held > 8 << 20)
+    before = server.held
+    async with asyncio.timeout(30.0):
+        while one.unsent_bytes():
+            await reader.read(1 << 20)
+    assert server.held == before  # it left without a word
+    others = [await hello(net, server) for _ in range(3)]
+    others[0][1].write(HEADER.pack(13 << 20, REQUEST, 1) + b"\x04echo" + b"\0" * (12 << 20))
+    sent = server.stats.bytes_in + (12 << 20)
+    await until(lambda: server.stats.bytes_in >= sent or server.stats.protocol_errors)
+    assert not server.stats.protocol_errors
 
 
 async def test_answers_that_nobody_reads_are_refused_at_a_bound(net, recorder, until):

@@ -2,8 +2,9 @@
 
 Invariant: a request gets exactly one RESPONSE or ERROR frame while its connection lives; a connection works on at most
 `inflight_requests_max` requests of at most `inflight_bytes_max` bytes (one may exceed the bytes alone), reads nothing
-while it is at a bound or its peer does not read. All connections together hold at most about `held_bytes_max`: beyond
-it those that hold more than their share are refused, in requests, in unfinished frames and in answers nobody reads.
+while it is at a bound or its peer does not read. All connections together hold about `held_bytes_max`, at most three
+times that: beyond it those that hold more than their share are refused, in requests, in unfinished frames and in
+answers nobody reads.
 A handler's failure never ends the connection. Does not know methods.
 """
 
@@ -43,8 +44,10 @@ log = logging.getLogger(__name__)
 
 Answer = bytes | list[bytes]
 SWEEP_SECONDS = 1.0
+LOOK_SECONDS = 0.05
+"""While too much is held, so often it is counted anew: not for each chunk that arrives."""
 SHARE_BYTES_MIN = 1024 * 1024
-"""A connection that holds no more than this is never refused for what others hold."""
+"""A connection that holds no more than this is not refused for what others hold, up to twice the bound of all."""
 SMALL_ANSWER_BYTES = 4096
 REFUSING_MAX = 16
 """Connections over the limit that are told so at one time; further ones are cut off without a word."""
@@ -113,6 +116,7 @@ class RpcServer:
         self.tasks: dict[asyncio.Future[Any], None] = {}
         self.held = 0
         """Bytes held for all peers; since unsent answers leave without a word, at most these."""
+        self._looked_at = float("-inf")
         self._sweeper: asyncio.TimerHandle | None = None
         self._promised = 0
         self._kept: asyncio.Future[None] | None = None
@@ -147,13 +151,14 @@ class RpcServer:
         if self._kept is not None and not self._promised and not self._kept.done():
             self._kept.set_result(None)
 
-    def over_budget(self) -> bool:
-        """Whether more is held for all peers together than may be."""
-        if self.held <= self.limits.held_bytes_max:
-            return False
-        for connection in self.connections:
-            connection.account()
-        return self.held > self.limits.held_bytes_max
+    def over_budget(self, more: int) -> bool:
+        """Whether `more` bytes are too many beside those that are held for all peers together."""
+        limit = self.limits.held_bytes_max
+        if self.held + more > limit and (now := asyncio.get_running_loop().time()) >= self._looked_at + LOOK_SECONDS:
+            self._looked_at = now
+            for connection in self.connections:
+                connection.account()
+        return self.held + more > limit
 
     def _sweep(self) -> None:
         """Look after frames that do not get finished."""
@@ -264,9 +269,12 @@ class ServerConnection(FrameConnection):
     def _is_greedy(self, more: int = 0) -> bool:
         """Whether the server holds too much, and for this peer more than its share."""
         server, limit = self.server, self.limits.held_bytes_max
-        if server.held + more <= limit and not server.over_budget():
+        if not server.over_budget(more):
             return False
-        return self._held + more > max(SHARE_BYTES_MIN, limit // max(1, len(server.connections)))
+        share = limit // max(1, len(server.connections))
+        if server.held + more <= 2 * limit:
+            share = max(SHARE_BYTES_MIN, share)
+        return self._held + more > share
 
     def _overloaded(self, what: str) -> Overloaded:
         limit = self.limits.held_bytes_max
