@@ -41,6 +41,14 @@ class RunningNode(Protocol):
         """The running replicas, with their Raft core, log and state machine."""
         ...
 
+    def greeting(self) -> tuple[int, int] | None:
+        """What its frames to other nodes begin with."""
+        ...
+
+    def failure(self) -> NeedleError | None:
+        """Why it ends, if it does."""
+        ...
+
     def discard(self) -> None:
         """Close what a dead incarnation holds open."""
         ...

@@ -16,6 +16,7 @@ from needle.sim.fleet import Fleet
 from needle.sim.machine import stream
 from needle.sim.network import SimNetwork
 from needle.sim.spec import Fault
+from needle.sim.strangers import Strangers
 from needle.sim.trace import Trace
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class Injector:
         self._network = network
         self._fleet = fleet
         self._controls = controls
+        self._strangers = Strangers(seed, loop, network, fleet, trace)
         self._trace = trace
         self._tasks: list[asyncio.Task[None]] = []
         self._rotten: set[str] = set()
@@ -284,6 +286,10 @@ class Injector:
             self._network.block(*link)
         await self._hold(fault.seconds, lambda: each(lambda link: self._network.unblock(*link), links))
 
+    async def _stranger(self, fault: Fault, name: str) -> None:
+        """Somebody who is no node of the cluster, or knows the names of those who are, speaks Raft to this one."""
+        await self._strangers.call_on(fault, name)
+
     def _links(self, fault: Fault, name: str) -> list[tuple[str, str]]:
         """The directed links a fault is about. Clients are cut off together with the side they happen to be on."""
         nodes = sorted(self._fleet.machines)
@@ -345,4 +351,5 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "clock-rate": Injector._clock_rate,
     "wall-jump": Injector._wall_jump,
     "weather": Injector._weather,
+    "stranger": Injector._stranger,
 }

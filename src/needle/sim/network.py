@@ -16,7 +16,7 @@ from inspect import isawaitable
 
 import msgspec
 
-from needle.base.errors import ConnectionLost, DeadlineExceeded, Internal, NeedleError
+from needle.base.errors import ConnectionLost, DeadlineExceeded, Internal, NeedleError, ProtocolError
 from needle.rpc.codec import decode_error, encode_error, request_head, split_request
 from needle.rpc.server import Handler, Peer
 from needle.sim.event_loop import SimLoop
@@ -67,6 +67,7 @@ class SimNetwork:
         self.faults = NetworkFaults()
         self.counts: Counter[str] = Counter()
         self.tap: Callable[[str, str, bytes], None] | None = None
+        self.overhear: Callable[[bytes], None] = lambda body: None
 
     # --- topology -----------------------------------------------------------------------------------------------------
     def listen(self, address: str, machine: str, process: Process, handler: Handler) -> None:
@@ -143,6 +144,7 @@ class SimNetwork:
         """Send one frame, perhaps."""
         target = self._machines.get(address, address)
         self._trace.note(f"{source}>{target} send {len(body)} {zlib.crc32(body):08x}")
+        self.overhear(body)
         self.counts["messages"] += 1
         copies = 1
         if self.faults.duplicate and self._rng.random() < self.faults.duplicate:
@@ -168,6 +170,22 @@ class SimNetwork:
         listener = self._listeners.get(address)
         if listener is not None:
             self._loop.call_soon(listener.handler.on_oneway, peer, body, context=listener.process.context)
+
+    def intrude(self, address: str, visit: Callable[[Callable[[str, bytes], None]], None]) -> None:
+        """Somebody calls on `address`, past all faults of links: `visit` runs in the process that listens there, with
+        what delivers a frame under the name of any node."""
+        listener = self._listeners.get(address)
+        if listener is None:
+            return
+
+        def deliver(node_id: str, body: bytes) -> None:
+            self.counts["strangers"] += 1
+            try:
+                listener.handler.on_oneway(Peer(node_id, 1, "stranger"), body)
+            except ProtocolError as error:  # as rpc.server does
+                self._trace.note(f"{address} refuses a frame: {error}")
+
+        self._loop.call_soon(visit, deliver, context=listener.process.context)
 
     def _gone(self, peer: Peer, address: str) -> None:
         listener = self._listeners.get(address)

@@ -122,6 +122,16 @@ class SimNode:
         host = getattr(self._node, "host", None)
         return host._groups if host is not None else {}
 
+    def greeting(self) -> tuple[int, int] | None:
+        """Nonce and news of its frames (multiraft.lives); None before it has a host."""
+        lives = getattr(getattr(self._node, "host", None), "lives", None)
+        return (lives.nonce, lives.news) if lives is not None else None
+
+    def failure(self) -> NeedleError | None:
+        """Why its host stopped, if it did."""
+        host = getattr(self._node, "host", None)
+        return host.failure if host is not None else None
+
     def topology_version(self) -> int:
         """Of the catalog, as this node knows it; 0 for a node without one."""
         return self._node.topology.version if isinstance(self._node, ClusterNode) else 0

@@ -83,6 +83,10 @@ DIRECTORY_KINDS = {"wipe": 1, "rollback": 1}
 group, under a number of its own."""
 DIRECTORY_SHARE = 0.3
 DIRECTORY_NUMBER = 2000
+STRANGER_KINDS = {"stranger": 1}
+"""Messages that no node of the cluster sent (strangers.py), in every run, under numbers of their own."""
+STRANGER_SHARE = 0.04
+STRANGER_FROM = 3000
 
 REPLICA_FAILPOINTS = (
     "apply-before-commit",
@@ -145,6 +149,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             made += [_draw(self.seed, number, self.seconds, more) for number in numbers]
             if not self.sharded and stream(self.seed, "directories").random() < DIRECTORY_SHARE:
                 made.append(_draw(self.seed, DIRECTORY_NUMBER, self.seconds, DIRECTORY_KINDS))
+            strangers = range(STRANGER_FROM, STRANGER_FROM + math.ceil(self.seconds * rate * STRANGER_SHARE))
+            made += [_draw(self.seed, number, self.seconds, STRANGER_KINDS) for number in strangers]
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 

@@ -76,12 +76,14 @@ MUTANTS = (
         name="terms-without-bound",
         breaks="one frame raises the term to the highest there is: no election is possible ever after",
         edits=(Edit("raft.plausible:why_not", "if m.term - s.term > TERM_JUMP_MAX:", "if False:"),),
+        sim=True,
         tests=(_ANY + "test_a_term_out_of_reach_is_refused_and_the_next_election_works",),
     ),
     Mutant(
         name="second-leader-followed",
         breaks="a heartbeat of the leader's own term from another node deposes it",
         edits=(Edit("raft.plausible:_from_leader", "if m.term == s.term:", "if False:"),),
+        sim=True,
         tests=(_ANY + "test_a_second_leader_of_a_term_is_refused_by_the_leader_and_by_its_followers",),
     ),
     Mutant(
