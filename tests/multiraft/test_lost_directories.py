@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from multiraft.harness import FAST, Cluster, Node, put, until
+from multiraft.harness import FAST, Cluster, Link, Node, put, until
 from multiraft.wal_util import open_wal
-from needle.base.errors import InvalidArgument, LostState, NeedleError
+from needle.base.errors import ConnectionLost, InvalidArgument, LostState, NeedleError
 from needle.multiraft.codec import encode_frame
 from needle.multiraft.log_records import IDENTITY_KEY, META_KEY, PEER_PREFIX
 from needle.raft.messages import Message, MessageType
@@ -104,6 +104,33 @@ async def test_an_emptied_or_older_directory_neither_acknowledges_nor_votes(tmp_
         await until(lambda: victim.host.status(0).state == "Lost")
         leader = await cluster.leader()
         await until(lambda: victim.name in leader.host.status(0).refused, 20)
+
+
+async def test_an_older_directory_is_seen_though_it_cannot_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the very start that the others know last: all it lacks is what it told them. Its own questions are
+    lost."""
+    async with Cluster(str(tmp_path / "nodes"), config=CALM) as cluster:
+        await _written(cluster)
+        leader, good, victim = await _followers(cluster)
+        saved = _copy(victim, tmp_path / "copy")
+        cluster.network.isolate(good.name)
+        for number in range(50):
+            await leader.host.propose(0, put(f"late{number}", number), 10)
+        before = leader.host.lives._peers[victim.name].talking
+        await victim.down()
+        _put_back(victim, tmp_path / "copy", saved)
+        inner = Link.call
+
+        async def call(link: Link, to: str, method: str, body: bytes, timeout: float) -> bytes:
+            if link.node == victim.name:
+                raise ConnectionLost("lost by the test")
+            return await inner(link, to, method, body, timeout)
+
+        monkeypatch.setattr(Link, "call", call)
+        await victim.start()
+        peer = leader.host.lives._peers[victim.name]
+        await until(lambda: peer.talking != before or peer.refused, 20)
+        await until(lambda: peer.refused, 3)
 
 
 async def test_a_leader_that_lacks_what_is_committed_elsewhere_stops_and_so_does_who_holds_it(tmp_path: Path) -> None:

@@ -168,12 +168,12 @@ class Lives:
 
     async def _ask(self, node: NodeId, peer: _Peer) -> None:
         remembered = self._store.peers.get(node)
-        told = [] if peer.talking else [Told(group, *said) for group, said in sorted(peer.told.items())]
         nonces = {nonce for nonce, _ in peer.held}
         try:
-            body = encode_body(LifeCall(self.nonce, remembered, told))
-            data = await self._transport.call(node, LIFE_METHOD, body, ASK_SECONDS)
-            answer = decode_life_answer(data)
+            answer = await self._question(node, remembered, {} if peer.talking else peer.told)
+            if peer.talking and answer.life.nonce != peer.talking:
+                # It told all this in a life before: the question is whether it still holds that.
+                answer = await self._question(node, remembered, peer.told)
             if not self._host.stopped:
                 await self._judge(node, peer, remembered, answer)
         except NeedleError as error:
@@ -188,6 +188,12 @@ class Lives:
                 self._host.hear(node, messages)
         if peer.talking and nonces - {peer.talking}:
             _log.warning("frames that were not of this life of node %s are dropped", node)
+
+    async def _question(
+        self, node: NodeId, remembered: Life | None, told: Mapping[GroupId, tuple[int, int]]
+    ) -> LifeAnswer:
+        call = LifeCall(self.nonce, remembered, [Told(group, *said) for group, said in sorted(told.items())])
+        return decode_life_answer(await self._transport.call(node, LIFE_METHOD, encode_body(call), ASK_SECONDS))
 
     async def _judge(self, node: NodeId, peer: _Peer, remembered: Life | None, answer: LifeAnswer) -> None:
         mine = answer.remembered.get(self._host.node_id)
