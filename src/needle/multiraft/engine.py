@@ -457,10 +457,11 @@ class Engine:
                 if refusal:
                     self._refused(frm, group_id, refusal, now)
                 else:
-                    self.lives.told(frm, group_id, message)
                     doubt = group.raft.take_doubt()
                     if doubt is not None:
                         self._doubt(group, doubt)
+                    else:  # what cannot be is not held against the peer later: it may not be the peer's
+                        self.lives.told(frm, group_id, message)
                 self.wake(group)
         except NeedleError as error:
             self._fail(error)
