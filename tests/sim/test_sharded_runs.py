@@ -79,7 +79,7 @@ PLANTED = {
     "a shard that fails is left out": (
         (Edit("cluster.fan_out:FanOut._once", "_gather(asking, partial)", "_gather(asking, True)"),),
         6,
-        {"coverage", "search replay", "collections"},
+        {"coverage", "search replay", "collections", "linearizability"},
     ),
     "a shard's hits are merged twice": (
         (Edit("cluster.router:Router._search", "list(batches.values())", "[*batches.values()] * 2"),),

@@ -90,7 +90,7 @@ MUTANTS = (
         breaks="a restarted node starts without its vote: it can vote twice in a term",
         edits=(
             Edit(
-                "multiraft.repair:Opener.open",
+                "multiraft.repair:Opener._open_whole",
                 "HardState(hard_state.term, hard_state.vote, commit)",
                 'HardState(hard_state.term, "", commit)',
             ),
@@ -102,7 +102,7 @@ MUTANTS = (
         breaks="a restarted node starts with the term of its last entry: it votes again in terms it voted in before",
         edits=(
             Edit(
-                "multiraft.repair:Opener.open",
+                "multiraft.repair:Opener._open_whole",
                 "HardState(hard_state.term, hard_state.vote, commit)",
                 'HardState(log.term(log.last_index()), "", commit)',
             ),
@@ -184,10 +184,24 @@ MUTANTS = (
         edits=(
             Edit(
                 "multiraft.wal_store:WalStore._roll",
-                "    self._files.sync_names()\n    salt = self._salt()\n"
-                "    self._files.write(handle, segment_header(number, salt), 0)\n    self._files.flush(handle)",
-                "    salt = self._salt()\n    self._files.write(handle, segment_header(number, salt), 0)\n"
-                "    self._files.flush(handle)\n    self._files.sync_names()",
+                "    self._files.sync_names()\n"
+                "    salt = self._salt()\n"
+                "    try:\n"
+                "        with self._may_wait():\n"
+                "            self._files.write(handle, segment_header(number, salt), 0)\n"
+                "    except SHORTAGES:\n"
+                "        self._files.close(handle)\n"
+                "        raise\n"
+                "    self._files.flush(handle)",
+                "    salt = self._salt()\n"
+                "    try:\n"
+                "        with self._may_wait():\n"
+                "            self._files.write(handle, segment_header(number, salt), 0)\n"
+                "    except SHORTAGES:\n"
+                "        self._files.close(handle)\n"
+                "        raise\n"
+                "    self._files.flush(handle)\n"
+                "    self._files.sync_names()",
             ),
             Edit("multiraft.wal_store:WalStore._free", "self._files.sync_names()", "pass"),
         ),
