@@ -267,3 +267,17 @@ async def test_frames_of_strangers_have_no_effect(tmp_path: Path) -> None:
                 assert error.code == "protocol_error"
         await asyncio.sleep(0)
         assert not any(node.fatal for node in cluster.running())
+
+
+async def test_what_a_node_cannot_have_told_is_not_held_against_it(tmp_path: Path) -> None:
+    """One forged acknowledgement in its name, does not cost it its directory."""
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        await _written(cluster)
+        leader, _, victim = await _followers(cluster)
+        peer, term = leader.host.lives._peers[victim.name], leader.host.term(0)
+        said = Message(MessageType.APPEND_RESP, leader.name, victim.name, term, index=1 << 40, log_term=term)
+        leader.host.on_raft(victim.name, encode_frame(peer.talking, peer.news, [(0, said)]))
+        assert peer.told[0] < (term, 1 << 40)
+        await victim.restart()
+        await _written(cluster)
+        assert not victim.host.lost

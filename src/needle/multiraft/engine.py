@@ -55,7 +55,7 @@ from needle.multiraft.retention import Bounds
 from needle.multiraft.snapshot_receiver import CHUNK_METHOD, SnapshotFetcher
 from needle.multiraft.snapshot_sender import SnapshotShelf
 from needle.multiraft.timers import Timers
-from needle.raft.messages import Doubt, Message
+from needle.raft.messages import Doubt, Message, MessageType
 from needle.raft.raft import Raft
 from needle.raft.state import Role
 
@@ -66,6 +66,12 @@ REFUSAL_LOG_SECONDS = 1.0
 Extra = tuple[LogWrite | LivesWrite, asyncio.Future[None]]
 CALL_METHODS = (CHUNK_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
 """What hosts ask each other."""
+
+
+def _counts(raft: Raft, message: Message) -> bool:
+    """Whether what a message says its sender holds can be: it is held against the sender after its next start."""
+    known = message.type != MessageType.APPEND_RESP or message.index <= raft.last_index
+    return known and message.term <= raft.term
 
 
 class Engine:
@@ -460,7 +466,7 @@ class Engine:
                     doubt = group.raft.take_doubt()
                     if doubt is not None:
                         self._doubt(group, doubt)
-                    else:  # what cannot be is not held against the peer later: it may not be the peer's
+                    elif _counts(group.raft, message):
                         self.lives.told(frm, group_id, message)
                 self.wake(group)
         except NeedleError as error:
