@@ -14,7 +14,7 @@ from cluster.fake_shards import virtually
 from needle.base import protocol
 from needle.base.cluster_protocol import TopologyAnswer, TopologyCall
 from needle.base.config import RaftConfig
-from needle.base.errors import ConnectionLost, DeadlineExceeded
+from needle.base.errors import ConnectionLost, DeadlineExceeded, LostState, Unavailable
 from needle.base.routing.topology import Topology
 from needle.server.cluster_files import ClusterFile
 from needle.server.cluster_follower import CatalogFollower
@@ -78,5 +78,30 @@ def test_every_source_is_asked_in_turn(catalog: bool, away: tuple[str, ...]) -> 
         assert node.topology.version == 9
         assert node.node_id not in node.asked
         assert len(node.asked) < 20
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("refusal", [LostState, Unavailable])
+@pytest.mark.parametrize("alone", [True, False], ids=["nobody to ask", "others to ask"])
+def test_a_replica_that_refuses_at_once_does_not_take_the_event_loop(refusal: type[Unavailable], alone: bool) -> None:
+    class Refusing(FakeNode):
+        waits = 0
+
+        async def wait_applied(self, group: int, index: int, timeout: float) -> None:
+            self.waits += 1
+            if self.waits > 100:
+                raise AssertionError("it spins")
+            raise refusal("this replica does not go on")
+
+        def reach(self, node: str) -> str | None:
+            return None if alone else super().reach(node)
+
+    async def work() -> None:
+        node = Refusing(catalog=True, fresh="")
+        task = asyncio.get_running_loop().create_task(CatalogFollower(node).run())
+        await asyncio.sleep(8)
+        assert not task.done(), task
+        task.cancel()
 
     virtually(work())

@@ -21,11 +21,12 @@ Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
 
-from needle.base.errors import InvalidArgument
+from needle.base.errors import InvalidArgument, LostState
 from needle.base.ids import GroupId, NodeId
 from needle.base.routing.topology import Topology
 
@@ -123,7 +124,8 @@ class WhoCall(msgspec.Struct, frozen=True, array_like=True):
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     """uid: 0 while the node belongs to no cluster. version: of the topology that it has. routers: the custom routing
-    callables that it knows."""
+    callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
+    cluster, the nodes that take it for one of theirs."""
 
     node_id: NodeId
     address: str
@@ -133,6 +135,22 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     uid: int
     version: int
     routers: list[str] = []
+    lost: str = ""
+    strangers: list[NodeId] = []
+
+
+def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:
+    """Raises LostState or InvalidArgument for a node that no cluster may be made of: its data directory is not the one
+    that others know under its name. strangers: see WhoAnswer, without the nodes that it is founded with."""
+    remedy = "Start it with an empty data directory and a new name"
+    if lost:
+        raise LostState(f"node {node} does not go on: {lost}. {remedy}")
+    if strangers:
+        raise InvalidArgument(
+            f"{', '.join(sorted(strangers))} take node {node} for a node of their cluster, and its data directory "
+            f"knows of none: was it emptied? {remedy}",
+            field="nodes",
+        )
 
 
 def no_members() -> InvalidArgument:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from needle.base import protocol
 from needle.base.catalog_commands import CreateCluster
-from needle.base.cluster_protocol import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall
+from needle.base.cluster_protocol import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, UnknownMethod, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.protocol import GroupCall, LeaderAnswer
@@ -44,8 +44,8 @@ async def create_cluster(
     shard has a leader. boundaries: for RANGE, see `initial_map`.
 
     Raises InvalidArgument for nodes that are not who they should be, belong to another cluster or do not know the
-    strategy's router, ConnectionLost or
-    DeadlineExceeded for nodes that do not answer.
+    strategy's router, or that others know with another data directory; LostState for nodes that do not go on;
+    ConnectionLost or DeadlineExceeded for nodes that do not answer.
     """
     deadline = asyncio.get_running_loop().time() + timeout
     if not nodes:
@@ -53,6 +53,8 @@ async def create_cluster(
     if settings.replication_factor > len(nodes):
         raise invalid("replication_factor", settings.replication_factor, f"at most {len(nodes)}, one on each node")
     who = await _ask_all(caller, nodes)
+    for node, answer in who.items():
+        check_fresh(node, answer.lost, set(answer.strangers) - nodes.keys())
     router = settings.strategy.router
     without = [node for node, answer in who.items() if router and router not in answer.routers]
     if without:

@@ -13,7 +13,7 @@ from typing import Protocol
 from needle.base import protocol
 from needle.base.cluster_protocol import TOPOLOGY, WHO, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
 from needle.base.config import RaftConfig
-from needle.base.errors import NeedleError, Unavailable, WrongCluster
+from needle.base.errors import DeadlineExceeded, LostState, NeedleError, Unavailable, WrongCluster
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.routing.topology import Topology
 from needle.client.directory import Caller
@@ -65,9 +65,16 @@ class CatalogFollower:
         await self._node.adopt(catalog.topology)
         try:
             await host.wait_applied(CATALOG_GROUP, host.applied_index(CATALOG_GROUP) + 1, POLL_SECONDS)
-        except Unavailable:
+        except LostState:
+            # Refused at once, and for good: without a pause this would take the whole event loop.
+            if not await self._follow_others():
+                await asyncio.sleep(PAUSE_SECONDS)
+        except DeadlineExceeded:
             for address in self._sources()[:1]:  # nothing new within the second, or it does not reach this replica
                 await self._ask(address, 0.0)
+        except Unavailable as error:
+            log.debug("node %s does not follow its own replica of the catalog now: %s", self._node.node_id, error)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _follow_others(self) -> bool:
         """Ask one node after the other; whether one answered."""

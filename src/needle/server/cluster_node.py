@@ -17,7 +17,15 @@ from typing import Any
 import msgspec
 
 from needle.base import commands, protocol
-from needle.base.cluster_protocol import SHARD_LEADER, TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
+from needle.base.cluster_protocol import (
+    SHARD_LEADER,
+    TOPOLOGY,
+    FoundCall,
+    TopologyAnswer,
+    TopologyCall,
+    WhoAnswer,
+    check_fresh,
+)
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError, Unavailable
 from needle.base.file_errors import SHORTAGES
@@ -57,6 +65,7 @@ log = logging.getLogger("needle.server")
 POLL_SECONDS = 1.0
 PAUSE_SECONDS = 0.2
 WAIT_SECONDS = 5.0
+STRANGERS_MAX = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +108,8 @@ class ClusterNode(Node):
         self.unknown: dict[GroupId, list[str]] = {}
         """Collections that a shard holds and the catalog neither lists nor says were dropped, by group."""
         self._said_empty = False
+        self.strangers: set[NodeId] = set()
+        """Nodes that spoke Raft to this one before it belonged to a cluster; the first few."""
         self.caller: Caller
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -284,8 +295,11 @@ class ClusterNode(Node):
         self.cluster = cluster
 
     async def found(self, call: FoundCall) -> None:
-        """Belong to the cluster that is being created. Raises InvalidArgument if this node belongs to another one."""
+        """Belong to the cluster that is being created. Raises InvalidArgument if this node belongs to another one, or
+        its name does; LostState if it does not go on."""
         async with self._belonging:
+            strangers = set() if self.cluster.uid else self.strangers - call.voters.keys()
+            check_fresh(self.node_id, self.host.lost, strangers)
             if self.cluster.uid not in (0, call.uid):
                 raise InvalidArgument(
                     f"node {self.node_id} belongs to another cluster; give it an empty data directory to use it here",
@@ -309,7 +323,16 @@ class ClusterNode(Node):
             self.cluster.uid,
             self.topology.version,
             router_names(),
+            self.host.lost,
+            [] if self.cluster.uid else sorted(self.strangers),
         )
+
+    def heard_from(self, node: NodeId) -> None:
+        """See Node.heard_from; before this node belongs to a cluster, nobody but those it is founded with has anything
+        to say to it: who does knew another directory under its name."""
+        if self.cluster.uid == 0 and len(self.strangers) < STRANGERS_MAX:
+            self.strangers.add(node)
+        super().heard_from(node)
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it."""
