@@ -126,3 +126,21 @@ async def test_a_snapshot_that_the_state_machine_refuses_is_asked_for_again(tmp_
         assert (await cluster.converged())["k39"] == 39
         # The leader made another one, for the first could have been bad.
         assert sum(node.reached.count("snapshot.after_export") for node in cluster.running()) >= 2
+
+
+async def test_a_damaged_leader_finds_the_one_replica_that_is_whole(tmp_path: Path) -> None:
+    """Two of three are damaged, each in its own way; the third holds everything, and is to lead whichever it is."""
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for number in range(20):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        leader = await cluster.leader()
+        for whole in sorted((node for node in cluster.running() if node is not leader), key=lambda node: node.name):
+            leader = await cluster.leader()
+            if whole is leader:
+                continue
+            hurt = [node for node in cluster.running() if node is not whole]
+            for node in hurt:
+                damage(node)
+            await until(lambda hurt=hurt: not any(node.host.damage(0) for node in hurt))
+            assert await cluster.converged() == state

@@ -2,8 +2,8 @@
 
 A state machine that finds that what it stores is not what was written says so (`StateMachine.damage`) and answers
 nothing more. Its log is whole: so the replica keeps it, appends, acknowledges and votes as before, and nothing that was
-acknowledged has a copy less. It only leads no more, hands leadership over if it has it, and applies nothing until it
-has the data again:
+acknowledged has a copy less. It only leads no more, hands leadership over if it has it (to one voter after the other,
+until one takes it that is whole), and applies nothing until it has the data again:
 
  1. It asks the leader for a snapshot of at least the index that it had applied, and fetches it as any other.
  2. When its own log holds, durably, all that the snapshot holds, the snapshot replaces the state, and nothing else
@@ -25,7 +25,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from needle.base.errors import CorruptSnapshot, DeadlineExceeded, DiskFailed, NeedleError, ReplicaDamaged, Unavailable
-from needle.base.ids import GroupId
+from needle.base.ids import GroupId, NodeId
 from needle.multiraft.codec import StateRequest, decode_manifest, decode_state, encode_state_request
 from needle.multiraft.ports import Applied, StateMachine
 from needle.raft.messages import SnapshotMeta
@@ -62,6 +62,8 @@ class Rebuild:
         self._knows_nothing = group.machine.damage is not None
         self._held: list[Applied] | None = None
         self._refused = ""
+        self._asked: set[NodeId] = set()
+        """Who was told to take over, and did not yet."""
 
     def hold(self, batch: list[Applied]) -> None:
         """These could not be applied."""
@@ -116,9 +118,9 @@ class Rebuild:
         host, group = self._host, self._group
         raft = group.raft
         if raft.role is Role.LEADER:
-            raft.transfer_leadership(None, host.clock.monotonic())
-            host.wake(group)
+            self._hand_over()
             return
+        self._asked.clear()
         if not raft.leader:
             raise Unavailable(f"group {group.id} has no leader to fetch the data from")
         if group.snapshots.fetching:
@@ -131,6 +133,19 @@ class Rebuild:
         await self._until_logged(meta)
         await self._install(meta, directory)
         await host.fetcher.discard_others(group.id, "")
+
+    def _hand_over(self) -> None:
+        """To the voter that is furthest; if it does not take over, for it may be damaged too, to each other in turn."""
+        host, group = self._host, self._group
+        raft = group.raft
+        if raft.is_transferring:
+            return
+        left = [voter for voter in raft.conf.voters if voter != host.node_id and voter not in self._asked]
+        if not left:
+            self._asked.clear()
+        to = left[0] if self._asked else None
+        self._asked.add(raft.transfer_leadership(to, host.clock.monotonic()))
+        host.wake(group)
 
     async def _until_logged(self, meta: SnapshotMeta) -> None:
         host, group = self._host, self._group

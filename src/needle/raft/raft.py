@@ -453,6 +453,11 @@ class Raft:
         """The configuration in force here."""
         return self._s.conf
 
+    @property
+    def is_transferring(self) -> bool:
+        """Whether this leader hands leadership over at the moment."""
+        return transfer.is_under_way(self._s)
+
     def term_at(self, index: int) -> int | None:
         """The term of an entry of the log; None if it is compacted away or beyond the end."""
         return self._s.log.term(index)
