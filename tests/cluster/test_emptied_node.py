@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
+from cluster.catalog_util import topology
 from cluster.processes import ShardedProcesses
 from harness.process_cluster import wait_for
 from needle.base.errors import InvalidArgument, LostState
+from needle.base.model import RaftStatus
 from needle.base.routing.strategy import CONSISTENT_HASH
 from needle.base.routing.topology import ClusterSettings
+from needle.cli.app import main
+from needle.cli.shard_commands import look
+from needle.client.health import ReplicaStatus, judge
 from needle.server.cluster_create import create_cluster
 from needle.server.cluster_main import system_caller
 
 
-async def test_no_cluster_is_made_of_a_node_that_others_know_with_another_directory(tmp_path: Path) -> None:
+async def test_no_cluster_is_made_of_a_node_that_others_know_with_another_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with ShardedProcesses(tmp_path, nodes=2) as processes:
         await processes.create(1, 2)
         async with processes.connect() as client:
@@ -36,5 +47,63 @@ async def test_no_cluster_is_made_of_a_node_that_others_know_with_another_direct
         finally:
             await caller.close()
         assert not (tmp_path / "node-2" / "catalog").exists()
+
+        async def status(name: str) -> tuple[int, str]:
+            code = await asyncio.to_thread(main, ["status", "--cluster", processes.nodes[name].address])
+            captured = capsys.readouterr()
+            return code, captured.out + captured.err
+
+        async def refused() -> str | None:
+            code, shown = await status("node-1")
+            return shown if code == 1 and "Lost" in shown else None
+
+        await wait_for(refused, 30, "the other node's word")
+        code, shown = await status("node-2")
+        assert code == 1
+        assert "a new name" in " ".join(shown.split())
+        assert "not created yet" not in shown
+        assert node.output().count("node node-1 could not be asked who it is: no address") <= 1
         node.signal(signal.SIGTERM)
         await wait_for(lambda: not node.running(), 30, "the emptied node stopping")
+
+
+@pytest.mark.parametrize("told", ["by itself", "by its leader"])
+async def test_a_replica_that_does_not_go_on_is_critical_though_its_shard_serves(told: str) -> None:
+    now = topology()
+    shard = now.shards[0]
+    leader, victim = shard.replicas[0], shard.replicas[1]
+
+    def status(node: str) -> ReplicaStatus:
+        found = RaftStatus(
+            node_id=node,
+            group=1,
+            state="Leader" if node == leader else "Follower",
+            current_term=3,
+            leader=leader,
+            commit_index=5,
+            last_applied=5,
+            first_index=1,
+            last_index=5,
+            peers=[],
+            voters=list(shard.replicas),
+            learners=[],
+            lease_remaining=0.0,
+            leader_changes=1,
+            lost="emptied" if node == victim and told == "by itself" else "",
+            refused={victim: "emptied"} if node == leader and told == "by its leader" else {},
+        )
+        return ReplicaStatus(shard=0, node=node, address="a:1", status=found)
+
+    async def cluster_status(timeout: float) -> list[ReplicaStatus]:
+        return [status(node) for node in shard.replicas]
+
+    client: Any = SimpleNamespace(
+        cluster_status=cluster_status, topology=lambda: msgspec.structs.replace(now, shards=(shard,))
+    )
+    health, replicas, critical = await look(client, [])
+    assert critical
+    assert health.shards[0].state == "degraded"
+    assert any(victim in problem and "emptied" in problem for problem in health.shards[0].problems)
+    leaderless = [r for r in replicas if r.node != leader]
+    said = judge(client.topology(), leaderless).shards[0].problems
+    assert any("emptied" in problem for problem in said) == (told == "by itself")

@@ -88,9 +88,7 @@ def status(
     async def once(client: needle.Client) -> tuple[dict[str, object], RenderableType, bool]:
         """As JSON, as a table, and whether something critical holds."""
         if isinstance(client, ShardedClient):
-            health, replicas = await shard_commands.look(client)
-            critical = any(shard.state == "unavailable" for shard in health.shards.values())
-            critical |= any(replica.status is None for replica in replicas)
+            health, replicas, critical = await shard_commands.look(client, known)
             shown = shard_commands.status_table(health, replicas)
             return shard_commands.status_json(health, replicas), shown, critical
         return _shown(await look(client, known))

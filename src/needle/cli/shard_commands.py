@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 import needle
+from needle.base import protocol
+from needle.base.cluster_protocol import WHO, WhoAnswer, WhoCall, check_fresh
 from needle.base.config import parse_node, refuse
-from needle.base.errors import InvalidArgument
+from needle.base.errors import InvalidArgument, LostState, NeedleError
 from needle.base.model import Metric
 from needle.base.routing.strategy import ShardStrategy
 from needle.base.routing.topology import NodeState, Topology
@@ -28,7 +32,7 @@ from needle.cli.common import (
     state_of,
     table,
 )
-from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
 from needle.client.sharded import ShardedClient
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
 from needle.server.connecting import DEFAULT_CLUSTER_ID
@@ -146,10 +150,32 @@ def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
         )
 
 
-async def look(client: ShardedClient) -> tuple[ClusterHealth, list[ReplicaStatus]]:
-    """The health and every replica's own status."""
+async def look(client: ShardedClient, known: Sequence[str]) -> tuple[ClusterHealth, list[ReplicaStatus], bool]:
+    """The health, every replica's own status, and whether something critical holds. known: the addresses given."""
     replicas = await client.cluster_status(timeout=STATUS_TIMEOUT)
-    return judge(client.topology(), replicas), replicas
+    health = judge(client.topology(), replicas)
+    critical = any(shard.state == "unavailable" for shard in health.shards.values())
+    critical |= any(replica.status is None for replica in replicas) or bool(lost_nodes(replicas))
+    if client.topology().settings is None:
+        emptied = await _emptied(client, known)
+        if emptied:
+            return msgspec.structs.replace(health, warnings=emptied), replicas, True
+    return health, replicas, critical
+
+
+async def _emptied(client: ShardedClient, known: Sequence[str]) -> list[str]:
+    """Why nodes that know of no cluster are not merely new: what others know of them is not in their directories."""
+    found = []
+    for address in known:
+        try:
+            data = await client._caller.call(address, WHO, protocol.encode(WhoCall()), STATUS_TIMEOUT)
+            who = protocol.decode(data, WhoAnswer)
+            check_fresh(who.node_id, who.lost, who.strangers)
+        except (LostState, InvalidArgument) as error:
+            found.append(error.message)
+        except NeedleError as error:
+            found.append(f"{address} does not answer: {error.message}")
+    return found
 
 
 def status_json(health: ClusterHealth, replicas: list[ReplicaStatus]) -> dict[str, object]:
@@ -166,13 +192,15 @@ def status_table(health: ClusterHealth, replicas: list[ReplicaStatus]) -> Render
     """Shards by replicas, the preferred leader's first, and what is wrong."""
     rows = table("shard", "keys", "node", "address", "state", "term", "applied", "lag", "documents")
     first: set[int] = set()
+    lost = lost_nodes(replicas)
     for replica in replicas:
         shard = health.shards[replica.shard]
         head = () if replica.shard in first else (str(replica.shard), f"{shard.share:.1%}")
         first.add(replica.shard)
         status = replica.status
         if status is None:
-            rows.add_row(*(head or ("", "")), replica.node, replica.address, Text("unreachable", style="bold red"))
+            state = "Lost" if replica.node in lost else "unreachable"
+            rows.add_row(*(head or ("", "")), replica.node, replica.address, Text(state, style="bold red"))
             continue
         commits = [r.status.commit_index for r in replicas if r.shard == replica.shard and r.status is not None]
         rows.add_row(

@@ -18,13 +18,15 @@ LAG_ENTRIES_MAX = 10_000
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica as its node sees it; status None: it did not answer, for the reason in `error`."""
+    """One replica as its node sees it; status None: it did not answer, for the reason in `error`. lost: it answered
+    that no replica on its node may go on, and why; "" otherwise."""
 
     shard: int
     node: NodeId
     address: str
     status: RaftStatus | None
     error: str = ""
+    lost: str = ""
 
 
 class ShardHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,22 +82,32 @@ def key_shares(topology: Topology) -> dict[int, float]:
     return shares
 
 
+def lost_nodes(replicas: Sequence[ReplicaStatus]) -> set[NodeId]:
+    """Nodes with replicas that must not go on, as they say themselves or as others say that do not hear them."""
+    found = {r.node for r in replicas if r.lost or (r.status is not None and r.status.lost)}
+    return found.union(*(r.status.refused for r in replicas if r.status is not None))
+
+
 def _judge_shard(expected: int, replicas: Sequence[ReplicaStatus], share: float) -> ShardHealth:
     answered = {r.node: r.status for r in replicas if r.status is not None}
     leading = [status for status in answered.values() if status.state == "Leader"]
     leader = max(leading, key=lambda status: status.current_term, default=None)
-    problems = [f"{r.node} does not answer: {r.error}" for r in replicas if r.status is None]
+    problems = [r.lost or f"{r.node} does not answer: {r.error}" for r in replicas if r.status is None]
+    if leader is not None:
+        unheard = {r.node for r in replicas if r.status is None} & leader.refused.keys()
+        problems += [f"{leader.node_id} refuses {node}: {leader.refused[node]}" for node in sorted(unheard)]
     healthy = 0
     for node, status in sorted(answered.items()):
         if status.damage:
             problems.append(f"{node} is damaged and fetches its data again: {status.damage}")
             continue
+        if status.lost:
+            problems.append(f"{node} does not go on: {status.lost}")
+            continue
         if leader is None or node == leader.node_id:
             continue
         behind = leader.commit_index - status.last_applied
-        if status.lost:
-            problems.append(f"{node} does not go on: {status.lost}")
-        elif node in leader.refused:
+        if node in leader.refused:
             problems.append(f"{leader.node_id} refuses {node}: {leader.refused[node]}")
         elif status.leader != leader.node_id:
             problems.append(f"{node} follows {status.leader or 'nobody'}, not {leader.node_id}")

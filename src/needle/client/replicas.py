@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from needle.base import protocol
-from needle.base.errors import NeedleError
+from needle.base.errors import LostState, NeedleError
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.protocol import StatusCall
@@ -23,6 +23,9 @@ async def ask_replicas(caller: Caller, topology: Topology, timeout: float) -> li
         try:
             body = protocol.encode(StatusCall(shard_group(shard)))
             status = protocol.decode(await caller.call(address, protocol.STATUS, body, timeout), RaftStatus)
+        except LostState as error:
+            lost = error.message
+            return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=lost, lost=lost)
         except NeedleError as error:
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=error.message)
         return ReplicaStatus(shard=shard, node=node, address=address, status=status)

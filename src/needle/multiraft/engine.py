@@ -18,6 +18,7 @@ import msgspec
 
 from needle.base.errors import (
     Internal,
+    LostState,
     NeedleError,
     Unavailable,
     invalid,
@@ -570,6 +571,8 @@ class Engine:
     def _group(self, group: GroupId) -> Group:
         self._check_running()
         found = self._groups.get(group)
+        if found is None and self.lost:  # it may have had one before
+            raise LostState(f"node {self.node_id} does not go on: {self.lost}", group=group)
         if found is None:
             raise Unavailable(f"{group_name(group)} has no replica on node {self.node_id}", group=group)
         return found

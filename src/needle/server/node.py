@@ -70,6 +70,7 @@ class Node:
         self.book = AddressBook(config.addresses, {}, lambda _: None)
         self._undo: list[Callable[[], Any]] = []
         self._asking: asyncio.Task[None] | None = None
+        self._asked_for: NodeId | None = None
         self._stopping = False
         self._running = False
 
@@ -314,7 +315,9 @@ class Node:
             self._asking = asyncio.get_running_loop().create_task(self._ask_addresses(node))
 
     async def _ask_addresses(self, node: NodeId) -> None:
-        log.info("node %s speaks to this node, which does not know its address: asking the others", node)
+        level = logging.DEBUG if node == self._asked_for else logging.INFO  # it speaks on, and is asked for each second
+        self._asked_for = node
+        log.log(level, "node %s speaks to this node, which does not know its address: asking the others", node)
         try:
             await self._exchange_addresses(ASK_SECONDS)
         except NeedleError as error:

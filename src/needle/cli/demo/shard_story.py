@@ -114,7 +114,7 @@ class ShardStory:
         return client
 
     async def _show(self, client: ShardedClient) -> None:
-        health, replicas = await shard_commands.look(client)
+        health, replicas, _ = await shard_commands.look(client, [])
         self._console.print(shard_commands.status_table(health, replicas))
 
     async def _healthy(self, client: ShardedClient) -> None:
