@@ -16,6 +16,7 @@ from harness.damage import flip_bit
 from needle.base.commands import CreateCollection, Delete, Session
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, ReplicaDamaged
 from needle.base.model import SearchRequest
+from needle.shard.documents import DocumentStore
 from needle.shard.row_check import verify_image_file
 from needle.shard.snapshot import write_image
 from needle.shard.sqlite_file import FILE_NAME, TABLES, connect
@@ -183,6 +184,61 @@ def test_a_damaged_page_met_while_applying_stops_nothing_else(tmp_path: Path) ->
     with pytest.raises(ReplicaDamaged):
         replica.checkpoint()
     replica.close()
+
+
+def overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Replica:
+    """A replica into which an image is installed just when this method of its store begins."""
+    source, _ = filled(tmp_path / "source")
+    (tmp_path / "image").mkdir()
+    source.export_snapshot(str(tmp_path / "image"))
+    replica, _ = filled(tmp_path / "replica")
+    former, method = replica._store, getattr(DocumentStore, name)
+
+    def first_install(store: DocumentStore, *values: Any, **named: Any) -> Any:
+        if store is former and replica._store is former:
+            replica.install_snapshot(str(tmp_path / "image"))
+        return method(store, *values, **named)
+
+    monkeypatch.setattr(DocumentStore, name, first_install)
+    return replica
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "check_sums", "check_rows"])
+def test_background_work_that_an_installation_overtakes_does_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    replica = overtaken(tmp_path, monkeypatch, name)
+    while replica.tidy(all_of_it=True):
+        pass
+    replica.check_sums()
+    replica.check_rows(1, "", 100)
+    assert replica.damage is None
+    replica.apply([])
+    replica.verify()
+
+
+def test_damage_of_a_state_that_was_replaced_is_not_held_against_the_new_one(tmp_path: Path) -> None:
+    source, _ = filled(tmp_path / "source")
+    (tmp_path / "image").mkdir()
+    source.export_snapshot(str(tmp_path / "image"))
+    replica, _ = filled(tmp_path / "replica")
+    former = replica._store
+    for page in range(2, database(tmp_path / "replica").stat().st_size // 4096):
+        flip_bit(database(tmp_path / "replica"), page * 4096 + 1000)
+    with former.reading():  # as a search does that began before
+        pass
+    load = replica._load
+
+    def load_while_somebody_reads(state: str) -> None:
+        load(state)
+        with pytest.raises(CorruptDocuments):
+            former.by_id(1, IDS, vectors=True)
+
+    replica._load = load_while_somebody_reads  # type: ignore[method-assign]
+    replica.install_snapshot(str(tmp_path / "image"))
+    replica.close()
+    again = open_replica(tmp_path / "replica")
+    assert again.damage is None and answers(again) == answers(source)
 
 
 # --- files of older releases ---

@@ -21,8 +21,9 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import immutables
 
@@ -60,6 +61,7 @@ from needle.shard.sqlite_file import FILE_NAME
 from needle.shard.validation import check_command
 
 log = logging.getLogger("needle.shard")
+T = TypeVar("T")
 
 PURGE_ROWS: Final = 1000
 SMALL_BYTES: Final = 16 << 10
@@ -142,9 +144,12 @@ class Replica:
             # It knows nothing, as if it were new: nobody is to see it before a snapshot is installed.
             self._view = ReplicaView(AppliedAt(), immutables.Map())
 
-    def _found_damage(self, error: CorruptDocuments) -> None:
-        """From any thread, while locks are held."""
+    def _found_damage(self, error: CorruptDocuments, state: str = "") -> None:
+        """From any thread, while locks are held. state: where, if that may not be the current state any more."""
         if self.damage is not None:
+            return
+        if state and state != self._state:
+            log.warning("%s: it has been replaced since", error.message)
             return
         self.damage = error
         log.critical("%s: nothing of this replica is served until it is had from another one again", error.message)
@@ -159,9 +164,8 @@ class Replica:
         directory = os.path.join(state, SEGMENTS)
         self._state = state
         self._disk.make_directory(directory)
-        store = DocumentStore(
-            state, self._disk, self._failpoint, self.limits.commit_rows_max, on_damage=self._found_damage
-        )
+        found = partial(self._found_damage, state=state)
+        store = DocumentStore(state, self._disk, self._failpoint, self.limits.commit_rows_max, on_damage=found)
         loaded = OpenCollections()
         try:
             at, records, manifests, sessions, answers = store.load()
@@ -294,13 +298,27 @@ class Replica:
         """One step of deleting rows that nothing points at any more, and of giving their space back; False if nothing
         is left to do, and what was done is on disk. all_of_it: also what is little next to the rest."""
         self._check_usable()
-        if self._purge(all_of_it=all_of_it) or self._store.writer.give_back(all_of_it=all_of_it):
-            self._tidied = True
-            return True
-        if self._tidied:
-            self._store.checkpoint()
-            self._tidied = False
-        return False
+
+        def step(store: DocumentStore) -> bool:
+            if self._purge(all_of_it=all_of_it) or store.writer.give_back(all_of_it=all_of_it):
+                self._tidied = True
+                return True
+            if self._tidied:
+                store.checkpoint()
+                self._tidied = False
+            return False
+
+        return self._unless_replaced(step, True)
+
+    def _unless_replaced(self, work: Callable[[DocumentStore], T], otherwise: T) -> T:
+        """For work that no lock keeps apart from an installation, which closes and deletes the store that it had."""
+        store = self._store
+        try:
+            return work(store)
+        except StorageError:
+            if store is self._opened:
+                raise
+            return otherwise
 
     def _purge(self, *, all_of_it: bool = False) -> bool:
         """Whether there was anything."""
@@ -380,7 +398,7 @@ class Replica:
                     collection = self._collection(view, asked[0].collection)
                     answers = search_group(collection, view.store, asked, view.at.index, self.limits)
                 except CorruptDocuments as error:
-                    self._found_damage(error)
+                    self._found_damage(error, os.path.dirname(view.store.path))
                     answers = [_not_served(error)] * len(asked)
                 except NeedleError as error:
                     answers = [error] * len(asked)
@@ -404,8 +422,7 @@ class Replica:
         try:
             return self._get(collection, ids, with_vectors, claim)
         except CorruptDocuments as error:
-            self._found_damage(error)
-            raise _not_served(error) from error
+            raise _not_served(error) from error  # the store has told of it
 
     def _get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:
         with self._in_flight.enter():
@@ -551,12 +568,12 @@ class Replica:
         """Compare each collection's sum with what its ids add up to, and read the small tables. Raises
         CorruptDocuments, and then `damage` is set."""
         self._check_usable()
-        self._store.check_sums()
+        self._unless_replaced(lambda store: store.check_sums(), None)
 
     def check_rows(self, collection_id: int, after: str, rows_max: int) -> Checked | None:
         """See row_check.check_rows; when it raises CorruptDocuments, `damage` is set."""
         self._check_usable()
-        return self._store.check_rows(collection_id, after, rows_max)
+        return self._unless_replaced(lambda store: store.check_rows(collection_id, after, rows_max), None)
 
     def validate(self, command: Command) -> Command:
         """The command to propose, checked against the current collections; cosine vectors are normalised."""
