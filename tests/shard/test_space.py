@@ -56,3 +56,19 @@ def test_while_writes_go_on_little_stays(tmp_path: Path) -> None:
         while replica.tidy(all_of_it=False):
             pass
     assert database(tmp_path).stat().st_size < 12 * 500 * len(PAD)
+
+
+def test_looking_whether_there_is_enough_to_purge_reads_no_dead_rows(tmp_path: Path) -> None:
+    replica, log = open_replica(tmp_path, purge=10_000), Log()
+    replica.apply(log.add(CreateCollection(spec())))
+    ids = [f"d{n}" for n in range(500)]
+    for _ in range(3):
+        replica.apply(log.add(put(ids, [[7, 7, 7]] * 500)))
+    replica.save()
+    statements: list[str] = []
+    writer = replica._store.writer._connection
+    writer.set_exec_trace(lambda _, statement, __: statements.append(statement) or True)
+    assert not replica.tidy(all_of_it=False)
+    assert statements and not any("row FROM graves" in statement for statement in statements)
+    writer.set_exec_trace(None)
+    assert replica.tidy(all_of_it=True)

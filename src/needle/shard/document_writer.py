@@ -246,11 +246,15 @@ class DocumentWriter:
             self._disk.sync(self.path)
         return index
 
-    def doomed(self) -> Doomed:
-        """What `purge` may delete: superseded and deleted rows, and dropped collections, as of now."""
+    def doomed(self, at_least: int = 0) -> Doomed:
+        """What `purge` may delete: superseded and deleted rows, unless they are fewer than that, and dropped
+        collections, as of now."""
         with self._alone():
             self._save()
-            rows = self._connection.execute("SELECT row FROM graves ORDER BY row").fetchall()
+            # Counted first: what stays for now is looked at often, and apply waits meanwhile.
+            some = "SELECT count(*) FROM (SELECT 1 FROM graves LIMIT ?)"
+            enough = self._connection.execute(some, (at_least,)).fetchone()[0] >= at_least
+            rows = self._connection.execute("SELECT row FROM graves ORDER BY row").fetchall() if enough else []
             dropped = self._connection.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
         return Doomed([row for (row,) in rows], [collection_id for (collection_id,) in dropped])
 

@@ -322,14 +322,13 @@ class Replica:
 
     def _purge(self, *, all_of_it: bool = False) -> bool:
         """Whether there was anything."""
+        # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
+        enough = 0 if all_of_it else max(self._purge_rows_min, self.count() // 8)
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
-            doomed = self._store.writer.doomed()
+            doomed = self._store.writer.doomed(enough)
             moving = self._view.fence is not None and self._view.fence.copies
-        # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
-        # And who copies a range to another shard learns from dead rows what was deleted since.
-        few = len(doomed.rows) < max(self._purge_rows_min, self.count() // 8)
-        if moving or (few and not all_of_it):
+        if moving:  # who copies a range to another shard learns from dead rows what was deleted since
             doomed.rows.clear()
         if not doomed:
             return False
