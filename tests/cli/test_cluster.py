@@ -77,6 +77,8 @@ def test_maintenance_keeps_leadership_off_a_node(needle) -> None:
 def test_a_dead_node_is_a_critical_condition_until_it_is_back(needle) -> None:
     needle.cluster.kill("node-1")
     needle.until(lambda: needle.status()["leader"] is not None)
+    needle.run("step-down", "--to", "node-1", expect=1)
+    assert "node-1" in needle.notes and "did not answer within" not in needle.notes  # it does not blame the leader
     shown = needle.run("status", expect=1)
     assert "CRITICAL node unreachable: node-1" in shown
     needle.cluster.start("node-1")

@@ -19,6 +19,7 @@ from needle.base.errors import (
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    TransferFailed,
     Unavailable,
 )
 from needle.multiraft.codec import encode_frame
@@ -316,6 +317,20 @@ async def test_status_shows_lag_and_leader_changes_wake_watchers(tmp_path: Path)
         await until(lambda: next(p for p in leader.host.status(0).peers if p.id == away.name).lag_ms == 0)
         await leader.host.transfer(0, other.id, 2)
         assert await watcher != leader.name
+
+
+async def test_a_transfer_to_a_node_that_does_not_answer_says_so_in_time_and_then_at_once(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        await cluster.put("a", 1)
+        leader = await cluster.leader()
+        away = next(n for n in cluster.running() if n is not leader)
+        cluster.network.isolate(away.name)
+        with pytest.raises(TransferFailed, match=f"{away.name} did not take over .*: it does not answer"):
+            await leader.host.transfer(0, away.name, 60)
+        with pytest.raises(InvalidArgument, match=f"{away.name} has not answered {leader.name}"):
+            await leader.host.transfer(0, away.name, 60)
+        assert not leader.host._groups[0].raft.is_transferring
+        await cluster.put("b", 2)
 
 
 async def test_a_caller_can_wait_for_the_leader_of_a_later_term(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 
 from needle.base import protocol
-from needle.base.errors import InvalidArgument, invalid
+from needle.base.errors import InvalidArgument, TransferFailed, invalid
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.protocol import (
@@ -91,9 +91,16 @@ class AdminCalls:
         return dict(zip(nodes, (protocol.decode(answer, DigestAnswer) for answer in answers), strict=True))
 
     async def step_down(self, to: NodeId | None = None, *, timeout: float = TIMEOUT) -> NodeId:
-        """Hand leadership to `to`, or to the most caught-up voter; writes in flight are not lost. Returns who leads."""
+        """Hand leadership to `to`, or to the most caught-up voter; writes in flight are not lost. Returns who leads.
+
+        Raises InvalidArgument for a node that is no other voter or does not answer the leader, TransferFailed if it did
+        not take over; the message says why.
+        """
         answer = await self._data().ask_leader(
-            protocol.STEP_DOWN, lambda left: protocol.encode(StepDownCall(shard_group(0), to, left)), timeout
+            protocol.STEP_DOWN,
+            lambda left: protocol.encode(StepDownCall(shard_group(0), to, left)),
+            timeout,
+            (TransferFailed,),
         )
         led_by = protocol.decode(answer, LeaderAnswer)
         self._directory.set_leader(shard_group(0), None)

@@ -26,9 +26,11 @@ wait for one before they answer."""
 class Attempts:
     """The bookkeeping of one call: its deadline, what went wrong last, whether a write may have been executed."""
 
-    __slots__ = ("backoff", "deadline", "hints", "last", "loop", "sent", "unknown", "whole")
+    __slots__ = ("backoff", "deadline", "final", "hints", "last", "loop", "sent", "unknown", "whole")
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, final: tuple[type[NeedleError], ...] = ()) -> None:
+        """final: errors that are the call's answer, though another call may be repeated after them."""
+        self.final = final
         self.loop = asyncio.get_running_loop()
         self.whole = timeout
         self.deadline = self.loop.time() + timeout

@@ -141,9 +141,12 @@ class GroupClient:
             task.exception()  # whoever waits raises it; when nobody does any more it counts as seen
 
     # --- the leader --------------------------------------------------------------------------------------------------
-    async def ask_leader(self, method: str, make_body: MakeBody, timeout: float) -> bytes:
-        """Ask the leader, repeating until it answers; for reads and calls that may be repeated."""
-        return await self._ask_leader(method, make_body, Attempts(timeout))
+    async def ask_leader(
+        self, method: str, make_body: MakeBody, timeout: float, final: tuple[type[NeedleError], ...] = ()
+    ) -> bytes:
+        """Ask the leader, repeating until it answers; for reads and calls that may be repeated. final: errors that are
+        answers."""
+        return await self._ask_leader(method, make_body, Attempts(timeout, final))
 
     async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> bytes:
         directory = self._directory
@@ -179,6 +182,8 @@ class GroupClient:
         if isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded | StorageError | Internal):
             attempts.unknown |= attempts.sent
         attempts.last = error
+        if isinstance(error, attempts.final):
+            raise error
         if not error.retryable and not isinstance(error, OutcomeUnknown | DiskFailed):
             raise error  # a node whose disk failed ends; another will lead
         if isinstance(error, DeadlineExceeded) and attempts.sent:

@@ -15,7 +15,7 @@ import msgspec
 
 from needle.base import protocol
 from needle.base.cluster_protocol import no_members
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, invalid
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, TransferFailed, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import (
     CollectionSpec,
@@ -400,6 +400,7 @@ class ShardedClient(Client):
             protocol.STEP_DOWN,
             lambda left: protocol.encode(protocol.StepDownCall(shard_group(number), to, left)),
             values.check_timeout(timeout),
+            (TransferFailed,),
         )
         group._directory.set_leader(group.group, None)
         return protocol.decode(answer, protocol.LeaderAnswer).leader or ""

@@ -175,22 +175,61 @@ class Host(Engine):
 
     async def transfer(self, group: GroupId, to: NodeId | None, timeout: float) -> NodeId:
         """Hand leadership to `to`, or to the most caught-up voter; the new leader. timeout: seconds, at most four
-        election timeouts count (the core gives up after two). Raises NotLeader, InvalidArgument, TransferFailed."""
+        election timeouts count (the core gives up after two).
+
+        Raises NotLeader; InvalidArgument, at once, for a node that is no other voter or does not answer; TransferFailed
+        which says what the target lacked.
+        """
         timeout = min(timeout, 4 * self.config.election_timeout)
         replica = self._serving(group)
         raft, now = replica.raft, self.clock.monotonic()
+        if to in raft.conf.voters and to in self._unheard(replica):
+            within = self.config.election_timeout
+            raise InvalidArgument(
+                f"to = {to!r} is not allowed: {to} has not answered {self.node_id}, which leads {group_name(group)}, "
+                f"for {within:g} s; start it, or name another voter",
+                field="to",
+            )
         target = raft.transfer_leadership(to, now)
         self.wake(replica)
+        term = raft.term
+
+        def over() -> bool:
+            """Somebody took over, or the core has given up."""
+            leads = raft.role is Role.LEADER
+            return (not leads and bool(raft.leader)) or (leads and (raft.term != term or not raft.is_transferring))
 
         def late() -> NeedleError:
-            return TransferFailed(f"{target} did not take over {group_name(group)} within {timeout:g} s", group=group)
+            return TransferFailed(
+                f"{target} did not take over {group_name(group)}: {self._lacks(replica, target)}",
+                group=group,
+                target=target,
+            )
 
-        await replica.until(lambda: raft.role is not Role.LEADER and bool(raft.leader), now + timeout, late)
+        await replica.until(over, now + timeout, late)
+        if raft.role is Role.LEADER:
+            raise late()
         if raft.leader != target:
             raise TransferFailed(
                 f"{raft.leader}, not {target}, took over {group_name(group)}", group=group, leader=raft.leader
             )
         return target
+
+    def _unheard(self, replica: Group) -> list[NodeId]:
+        """On a leader: who has not answered it for an election timeout. One that has just begun knows of nobody yet."""
+        past = self.clock.monotonic() - self.config.election_timeout
+        return [node for node, of in replica.raft.progress().items() if node != self.node_id and of.contact < past]
+
+    def _lacks(self, replica: Group, target: NodeId) -> str:
+        """Why a transfer to `target` did not come about, as far as this node can tell."""
+        of, last = replica.raft.progress().get(target), replica.log.last_index()
+        if of is None:
+            return f"{self.node_id} does not lead any more, and no other leader is known"
+        if target in self._unheard(replica):
+            return "it does not answer"
+        if of.match < last:
+            return f"it has the log up to {of.match} of {last}"
+        return "it has the whole log but was not elected (is it in maintenance?)"
 
     def force_election(self, group: GroupId) -> None:
         """Campaign now; other nodes still honour the lease of a leader they hear. Raises InMaintenance, CorruptLog."""

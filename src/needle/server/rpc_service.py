@@ -76,6 +76,8 @@ DROPPABLE = frozenset({protocol.SEARCH, protocol.GET, protocol.COLLECTIONS, SHAR
 """What is cancelled when its caller's connection ends."""
 FORWARD_SECONDS = 2.0
 AFTER_SECONDS_MAX = 1.0
+ANSWER_SHARE = 0.9
+"""Of the time a caller has: why something did not happen must reach it while it still listens."""
 """How long a caller may wait for a new leader in one call."""
 
 JUDGED_BYTES_MAX = 64 * 1024
@@ -407,7 +409,7 @@ class RpcService:
     async def _step_down(self, call: StepDownCall) -> LeaderAnswer:
         if not self._host.is_leader(call.group):
             raise self._not_leader(call.group)
-        await self._host.transfer(call.group, call.to, _timeout(call.timeout))
+        await self._host.transfer(call.group, call.to, ANSWER_SHARE * _timeout(call.timeout))
         return self._led_by(call.group)
 
     async def _force_election(self, call: GroupCall) -> bytes:
