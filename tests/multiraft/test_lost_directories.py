@@ -281,3 +281,28 @@ async def test_what_a_node_cannot_have_told_is_not_held_against_it(tmp_path: Pat
         await victim.restart()
         await _written(cluster)
         assert not victim.host.lost
+
+
+async def test_a_follower_holds_nothing_against_a_node_that_was_said_to_it_in_its_name(tmp_path: Path) -> None:
+    """It counts on no acknowledgement, so one of entries that only others hold, or of a term, may be anybody's."""
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        await _written(cluster)
+        leader, follower, victim = await _followers(cluster)
+        assert not await follower.host.lives.meet(victim.name)
+        cluster.network.isolate(victim.name)
+        for number in range(20):
+            await leader.host.propose(0, put(f"late{number}", number), 10)
+        await until(lambda: follower.machines[0].data.get("late19") == 19)
+        if leader is not await cluster.leader():
+            pytest.skip("the leader changed")
+        peer, term, index = follower.host.lives._peers[victim.name], leader.host.term(0), leader.host.applied_index(0)
+        assert peer.talking
+        before = dict(peer.told)
+        for kind in (MessageType.APPEND_RESP, MessageType.HEARTBEAT_RESP, MessageType.VOTE_RESP):
+            said = Message(kind, follower.name, victim.name, term, index=index, log_term=term)
+            follower.host.on_raft(victim.name, encode_frame(peer.talking, peer.news, [(0, said)]))
+        assert peer.told == before
+        await victim.restart()
+        cluster.network.heal()
+        await _written(cluster)
+        assert not victim.host.lost and not any(node.host.lives.refused() for node in cluster.running())

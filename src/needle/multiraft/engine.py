@@ -70,9 +70,16 @@ CALL_METHODS = (CHUNK_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
 
 
 def _counts(raft: Raft, message: Message) -> bool:
-    """Whether what a message says its sender holds can be: it is held against the sender after its next start."""
-    known = message.type != MessageType.APPEND_RESP or message.index <= raft.last_index
-    return known and message.term <= raft.term
+    """Whether this replica counts on what a message says that its sender holds: only that is held against the sender
+    after its next start. What nobody counts on may have been said by anybody."""
+    if message.type == MessageType.VOTE:
+        return message.term <= raft.term
+    if message.term != raft.term:
+        return False
+    if message.type == MessageType.VOTE_RESP:
+        return raft.role is not Role.FOLLOWER
+    answered = raft.role is Role.LEADER
+    return answered and (message.type != MessageType.APPEND_RESP or raft.holds(message.frm, message.index))
 
 
 class Engine:

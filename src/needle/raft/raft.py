@@ -462,6 +462,11 @@ class Raft:
         """The term of an entry of the log; None if it is compacted away or beyond the end."""
         return self._s.log.term(index)
 
+    def holds(self, node: NodeId, index: int) -> bool:
+        """Leader: whether this node counts another one's log as equal to its own up to `index`."""
+        progress = self._s.progress.get(node)
+        return progress is not None and index <= progress.match
+
     @property
     def leader_changes(self) -> int:
         """How often this replica learned of a new leader since it started."""
