@@ -40,6 +40,16 @@ def test_one_address_is_enough_to_see_all_nodes(needle) -> None:
         assert len(re.findall(r"^node-\d", needle._capsys.readouterr().out, re.MULTILINE)) == 3
 
 
+def test_nodes_of_a_fixed_cluster_do_not_become_a_sharded_one_and_say_why(needle) -> None:
+    from needle.cli.app import main
+
+    nodes = [f"{name}={address}" for name, address in needle.cluster.addresses.items()]
+    assert main(["cluster", "create", *nodes]) == 1
+    said = needle._capsys.readouterr().err
+    assert nodes[0] in said and "fixed cluster" in said and "needle serve --sharded" in said
+    assert "who" not in said.replace("whose", "")
+
+
 def test_leadership_moves_where_it_is_told(needle) -> None:
     for node in ("node-1", "node-2", "node-3"):
         if needle.status()["leader"] != node:

@@ -196,7 +196,7 @@ def test_a_flipped_bit_in_the_middle_is_told_from_a_torn_tail(byte: int) -> None
         assert log.damage is not None
         assert (log.damage.first_bad, log.damage.last_bad, log.damage.last_seen) == (index, index, 9)
         assert log.damage.in_tail is in_tail
-        assert f"group 0: entry {index}" in log.damage.reason
+        assert f"the catalog: entry {index}" in log.damage.reason
         assert log.last_index() == index - 1
 
 
@@ -233,7 +233,7 @@ def test_a_corrupt_entry_read_later_is_reported_by_name() -> None:
     store = filled()
     log = opened(store).group(0)
     store.data[entry_key(0, 4)] = b"x" * 30
-    with pytest.raises(CorruptLog, match="group 0: entry 4 fails its checksum") as raised:
+    with pytest.raises(CorruptLog, match="the catalog: entry 4 fails its checksum") as raised:
         log.entries(4, 6, 100)
     assert raised.value.details == {"group": 0, "record": "entry", "index": 4}
 
@@ -252,7 +252,7 @@ def test_a_flipped_bit_in_a_record_is_refused_by_name(kind: bytes, name: str) ->
     write(logs, whole)
     key = record_key(0, kind)
     store.data[key] = bytes([store.data[key][0] ^ 1]) + store.data[key][1:]
-    with pytest.raises(CorruptLog, match=f"group 0: {name}.*new node id"):
+    with pytest.raises(CorruptLog, match=f"the catalog: {name}.*new node id"):
         opened(store)
 
 

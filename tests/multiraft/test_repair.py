@@ -125,7 +125,7 @@ async def test_a_single_voter_refuses_a_damaged_log(tmp_path: Path) -> None:
     saved = node.disks[0].saved
     node.disks[0].saved = {**saved, "index": 3}
     damage(node, [5])
-    with pytest.raises(CorruptLog, match=r"group 0.*entry 5.*no other replica"):
+    with pytest.raises(CorruptLog, match=r"the catalog.*entry 5.*no other replica"):
         await node.start()
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from needle.base.config import refuse
+from needle.base.ids import group_name
 from needle.cli.common import console
 from needle.multiraft import offline
 from needle.multiraft.ports import KeyValueStore
@@ -35,7 +36,7 @@ def term(data_dir: Directory) -> None:
     """Lower a term that is too high for another election. Stop all nodes, run it on each of their directories."""
     lowered = _on(data_dir, offline.lower_terms)
     for found in lowered:
-        console.print(f"group {found.group}: term {found.before} is {found.after} now")
+        console.print(f"{group_name(found.group)}: term {found.before} is {found.after} now")
     if not lowered:
         console.print("every term is one that elections can go on from: nothing was changed")
 
@@ -44,6 +45,6 @@ def resume(data_dir: Directory) -> None:
     """Let replicas go on that stopped because others contradict what they hold as committed: their data counts now."""
     cleared = _on(data_dir, offline.resume)
     for group, reason in sorted(cleared.items()):
-        console.print(f"group {group} goes on; it had stopped: {reason}")
+        console.print(f"{group_name(group)} goes on; it had stopped: {reason}")
     if not cleared:
         console.print("no replica here had stopped because of a contradiction: nothing was changed")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 
 from needle.base.errors import NeedleError
-from needle.base.ids import NodeId
+from needle.base.ids import NodeId, group_name
 from needle.multiraft.codec import Standing, StandingCall, decode_standing, encode_body
 from needle.multiraft.ports import Transport
 from needle.raft.messages import Doubt, DoubtKind
@@ -30,7 +30,7 @@ async def ask(transport: Transport, group: int, doubt: Doubt) -> Standing | None
         body = encode_body(StandingCall(group, doubt.index, doubt.term))
         return decode_standing(await transport.call(doubt.peer, STANDING_METHOD, body, ASK_SECONDS))
     except NeedleError as error:
-        _log.warning("group %d: %s could not be asked about entry %d: %s", group, doubt.peer, doubt.index, error)
+        _log.warning("%s: %s could not be asked about entry %d: %s", group_name(group), doubt.peer, doubt.index, error)
         return None
 
 

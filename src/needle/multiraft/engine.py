@@ -203,7 +203,7 @@ class Engine:
         self._opened[group] = (opened.hard_state.term, log.last_index())
         replica.set_quiesced()
         if replica.lost:
-            _log.critical("group %d: this replica does not go on: %s", group, replica.lost)
+            _log.critical("%s: this replica does not go on: %s", group_name(group), replica.lost)
             replica.retire(self.clock.monotonic())
         if self._loop is not None:
             self.wake(replica)
@@ -488,7 +488,7 @@ class Engine:
         self.counters.messages_refused += 1
         if now >= self._refusal_logged_at + REFUSAL_LOG_SECONDS:
             self._refusal_logged_at = now
-            _log.warning("group %d: a message from %s is refused: %s", group, frm, why)
+            _log.warning("%s: a message from %s is refused: %s", group_name(group), frm, why)
 
     # --- what was lost ------------------------------------------------------------------------------------------------
     @property
@@ -513,14 +513,14 @@ class Engine:
 
     async def _look_into(self, group: Group, doubt: Doubt) -> None:
         """The core met a contradiction: ask the other side, and stop what must not go on."""
-        _log.error("group %d: %s", group.id, doubt)
+        _log.error("%s: %s", group_name(group.id), doubt)
         try:
             answer = await doubts.ask(self.transport, group.id, doubt)
             if answer is None or self.stopped or group.lost or group.id not in self._groups:
                 return
             reason = doubts.own_loss(group.raft, doubt, answer)
             if reason:
-                _log.critical("group %d: this replica does not go on: %s", group.id, reason)
+                _log.critical("%s: this replica does not go on: %s", group_name(group.id), reason)
                 group.raft.retire(self.clock.monotonic())
                 await self.durable(LogWrite(log=group.log, lost=LostRecord(reason)))
                 group.retire(self.clock.monotonic())  # now that the reason is known, whoever waits is told
@@ -565,7 +565,7 @@ class Engine:
         if exported is None or exported.snapshot == request.refused or exported.meta.index < request.applied:
             exported = await self.shelf.export(group.id, group.machine, group.image_lock, now)
         if exported.meta.index < request.applied:
-            raise Unavailable(f"group {group.id} has not applied {request.applied} on node {self.node_id} yet")
+            raise Unavailable(f"{group_name(group.id)} has not applied {request.applied} on node {self.node_id} yet")
         exported.used = self.clock.monotonic()
         return encode_state(exported.meta)
 

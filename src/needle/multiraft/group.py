@@ -55,7 +55,7 @@ _SNAPSHOT = int(MessageType.SNAPSHOT)
 
 def lost_state(group: Group) -> LostState:
     """The refusal to serve."""
-    return LostState(f"this replica of group {group.id} does not go on: {group.lost}", group=group.id)
+    return LostState(f"this replica of {group_name(group.id)} does not go on: {group.lost}", group=group.id)
 
 
 class Work(msgspec.Struct):
@@ -261,7 +261,7 @@ class Group:
         await self._host.durable(LogWrite(log=self.log, repair=False))
         self._clearing_repair = False
         self.set_quiesced()
-        _log.warning("group %d: the log is repaired; this replica votes again", self.id)
+        _log.warning("%s: the log is repaired; this replica votes again", group_name(self.id))
 
     def _begin_reads(self, now: float) -> None:
         context = self.reads.begin()
@@ -302,7 +302,7 @@ class Group:
             if error is None:
                 self._applied(batch, results)
             elif isinstance(error, SHORTAGES):
-                _log.error("group %d: what is committed waits to be applied: %s", self.id, error)
+                _log.error("%s: what is committed waits to be applied: %s", group_name(self.id), error)
                 host.spawn(self._apply_later(batch))
             elif self.machine.damage is not None:
                 self._machine_is_idle()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from needle.base.errors import NeedleError
 from needle.base.file_errors import SHORTAGES
+from needle.base.ids import group_name
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_records import StartRecord
 from needle.multiraft.retention import IDLE_TAIL_BYTES, Member, keep_after, tail_after
@@ -103,7 +104,7 @@ class Compaction:
             try:
                 durable = await host.apply_pool.run(group.machine.checkpoint)
             except SHORTAGES as error:
-                _log.error("group %d: the log is not cut now: %s", group.id, error)
+                _log.error("%s: the log is not cut now: %s", group_name(group.id), error)
                 self.running = False  # what is applied next, or `settle`, tries again
                 return
             except NeedleError:

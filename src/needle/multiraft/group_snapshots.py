@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES
-from needle.base.ids import NodeId
+from needle.base.ids import NodeId, group_name
 from needle.multiraft.codec import StateRequest, decode_manifest, encode_state_request
 from needle.multiraft.group_log import LogWrite
 from needle.multiraft.log_records import PendingInstall, StartRecord
@@ -80,7 +80,7 @@ class SnapshotTraffic:
                 except DiskFailed:
                     raise
                 except (StorageError, *SHORTAGES) as error:
-                    _log.warning("group %d: no snapshot could be made: %s", group.id, error)
+                    _log.warning("%s: no snapshot could be made: %s", group_name(group.id), error)
             now = host.clock.monotonic()
             peers, self._wanting = self._wanting, {}
             for peer in peers:
@@ -128,13 +128,15 @@ class SnapshotTraffic:
             directory = await host.fetcher.fetch(group.id, message.frm, meta.descriptor, held)
             await self._check(directory, message.frm, meta)
         except NeedleError as error:
-            _log.warning("group %d: no snapshot from %s: %s; waiting for its next offer", group.id, message.frm, error)
+            _log.warning(
+                "%s: no snapshot from %s: %s; waiting for its next offer", group_name(group.id), message.frm, error
+            )
             return
         if not host.stopped:
             self._staged_index = meta.index
             refusal = group.raft.step(message, host.clock.monotonic())
             if refusal:
-                _log.warning("group %d: the snapshot of %s is refused: %s", group.id, message.frm, refusal)
+                _log.warning("%s: the snapshot of %s is refused: %s", group_name(group.id), message.frm, refusal)
             host.wake(group)
 
     async def _check(self, directory: str, leader: NodeId, meta: SnapshotMeta) -> None:
@@ -165,7 +167,7 @@ class SnapshotTraffic:
                     await host.apply_pool.run(group.machine.install_snapshot, directory)
                     break
                 except SHORTAGES as error:
-                    _log.error("group %d: a snapshot waits to be installed: %s", group.id, error)
+                    _log.error("%s: a snapshot waits to be installed: %s", group_name(group.id), error)
                     if group.closed:
                         return False
                     await asyncio.sleep(NO_ROOM_SECONDS)
@@ -173,7 +175,7 @@ class SnapshotTraffic:
         found = group.machine.applied_index()
         if found != meta.index:
             raise CorruptSnapshot(
-                f"group {group.id}: the snapshot of index {meta.index} left the state at {found}", group=group.id
+                f"{group_name(group.id)}: the snapshot of index {meta.index} left the state at {found}", group=group.id
             )
         after = HardState(hard_state.term, hard_state.vote, max(known, meta.index))
         start = StartRecord(meta.index, meta.term)

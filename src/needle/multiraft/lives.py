@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from needle.base.errors import NeedleError
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock
 from needle.multiraft.codec import Frame, LifeAnswer, LifeCall, Told, decode_life_answer, decode_life_call, encode_body
 from needle.multiraft.log_records import Identity, Life
@@ -303,7 +303,7 @@ class Lives:
             term, last = opened.get(said.group, (said.term, said.index))
             if (term, last) < (said.term, said.index):
                 return (
-                    f"in group {said.group} term {said.term} and entries up to {said.index}; "
+                    f"in {group_name(said.group)} term {said.term} and entries up to {said.index}; "
                     f"this directory had term {term} and entries up to {last} when it was opened"
                 )
         return ""

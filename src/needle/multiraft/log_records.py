@@ -24,7 +24,7 @@ from typing import TypeVar
 import msgspec
 
 from needle.base.errors import CorruptLog
-from needle.base.ids import GroupId
+from needle.base.ids import GroupId, group_name
 from needle.raft.messages import Entry, EntryKind, SnapshotMeta
 
 FORMAT_VERSION = 1
@@ -191,4 +191,4 @@ def decode_record(key: bytes, value: bytes, kind: type[T]) -> T | None:
 def corrupt(group: GroupId, kind: bytes, index: int, why: str = "fails its checksum") -> CorruptLog:
     """The error for a bad record: names group, record and index."""
     where = f"entry {index}" if kind == ENTRY else NAMES[kind]
-    return CorruptLog(f"Raft log of group {group}: {where} {why}", group=group, record=NAMES[kind], index=index)
+    return CorruptLog(f"Raft log of {group_name(group)}: {where} {why}", group=group, record=NAMES[kind], index=index)

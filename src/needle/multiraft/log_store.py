@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from needle.base.errors import CorruptLog, UnsupportedFormat
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.group_log import Damage, GroupLog, LogWrite
 from needle.multiraft.log_records import (
@@ -306,9 +306,9 @@ class _Scan:
             )
         if log.hard_state is not None and log.hard_state.term > TERM_ON_DISK_MAX:
             raise CorruptLog(
-                f"Raft log of group {log.group}: its term {log.hard_state.term} is too high for another election, and "
-                "none that elections came to. Remedy: stop every node of the cluster, run `needle repair term` on each "
-                "data directory, start them again",
+                f"Raft log of {group_name(log.group)}: its term {log.hard_state.term} is too high for another "
+                "election, and none that elections came to. Remedy: stop every node of the cluster, run `needle repair "
+                "term` on each data directory, start them again",
                 group=log.group,
                 term=log.hard_state.term,
             )

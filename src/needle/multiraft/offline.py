@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from needle.base.errors import CorruptLog
-from needle.base.ids import GroupId
+from needle.base.ids import GroupId, group_name
 from needle.multiraft.log_records import (
     ENTRY,
     HARD,
@@ -62,7 +62,9 @@ def lower_terms(store: KeyValueStore) -> list[LoweredTerm]:
             elif kind == HARD:
                 hard_states[group] = decode_record(key, value, HardState) or HardState()
             if term > TERM_ON_DISK_MAX:
-                raise CorruptLog(f"entry {index} of group {group} is of term {term}: restore a backup", group=group)
+                raise CorruptLog(
+                    f"entry {index} of {group_name(group)} is of term {term}: restore a backup", group=group
+                )
             highest[group] = max(highest.get(group, 0), term)
         start = pairs[-1][0] + b"\x00"
     lowered: list[LoweredTerm] = []

@@ -25,7 +25,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from needle.base.errors import CorruptSnapshot, DeadlineExceeded, DiskFailed, NeedleError, ReplicaDamaged, Unavailable
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import StateRequest, decode_manifest, decode_state, encode_state_request
 from needle.multiraft.ports import Applied, StateMachine
 from needle.raft.messages import SnapshotMeta
@@ -47,7 +47,8 @@ def refuse_damaged(group: GroupId, machine: StateMachine) -> None:
     """Raises ReplicaDamaged."""
     if (damage := machine.damage) is not None:
         raise ReplicaDamaged(
-            f"this node's replica of group {group} is damaged and fetches its data again: {damage.message}", group=group
+            f"this node's replica of {group_name(group)} is damaged and fetches its data again: {damage.message}",
+            group=group,
         )
 
 
@@ -77,7 +78,7 @@ class Rebuild:
         if group.machine.damage is None or self.running or self._host.stopped:
             return
         self.running = True
-        _log.critical("group %d: %s; this replica fetches its data again", group.id, group.machine.damage.message)
+        _log.critical("%s: %s; this replica fetches its data again", group_name(group.id), group.machine.damage.message)
         group.set_quiesced()
         group.proposals.fail_all("this replica's data was found damaged")
         self._host.spawn(self._run())
@@ -92,7 +93,7 @@ class Rebuild:
             except NeedleError as error:
                 if str(error) != told:
                     told = str(error)
-                    _log.warning("group %d: not repaired yet: %s", group.id, error)
+                    _log.warning("%s: not repaired yet: %s", group_name(group.id), error)
             finally:
                 self.fetching = False
             if group.machine.damage is not None:
@@ -105,7 +106,7 @@ class Rebuild:
         self.running = self._knows_nothing = False
         group.set_quiesced()
         held, self._held = self._held, None
-        _log.warning("group %d: the data of this replica is whole again", group.id)
+        _log.warning("%s: the data of this replica is whole again", group_name(group.id))
         if held is not None:
             if held[-1].index > group.raft.applied:
                 group.raft.resume_apply(held[-1].index)
@@ -122,7 +123,7 @@ class Rebuild:
             return
         self._asked.clear()
         if not raft.leader:
-            raise Unavailable(f"group {group.id} has no leader to fetch the data from")
+            raise Unavailable(f"{group_name(group.id)} has no leader to fetch the data from")
         if group.snapshots.fetching:
             return
         self.fetching = True
@@ -151,7 +152,9 @@ class Rebuild:
         host, group = self._host, self._group
 
         def late() -> NeedleError:
-            return DeadlineExceeded(f"the log of group {group.id} does not reach the snapshot's index {meta.index}")
+            return DeadlineExceeded(
+                f"the log of {group_name(group.id)} does not reach the snapshot's index {meta.index}"
+            )
 
         deadline = host.clock.monotonic() + CATCH_UP_TIMEOUTS * host.config.election_timeout
         await group.until(

@@ -24,7 +24,7 @@ import msgspec
 
 from needle.base.errors import CorruptLog, CorruptSnapshot, NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import decode_conf, decode_manifest, encode_conf
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.files import Files
@@ -92,7 +92,7 @@ class Opener:
         self._mend()
         hard_state = log.hard_state
         if hard_state is None:
-            raise CorruptLog(f"group {log.group} has no HardState after it was opened", group=log.group)
+            raise CorruptLog(f"{group_name(log.group)} has no HardState after it was opened", group=log.group)
         applied = machine.applied_index()
         commit = min(max(hard_state.commit, applied), log.last_index())
         return Opened(HardState(hard_state.term, hard_state.vote, commit), self._conf(), applied)
@@ -104,7 +104,7 @@ class Opener:
             self._lose(log.damage.first_bad, log.damage.last_seen, f"{log.damage.reason}, and {damage}")
         hard_state = log.hard_state
         if hard_state is None:
-            raise CorruptLog(f"group {log.group} has no HardState after it was opened", group=log.group)
+            raise CorruptLog(f"{group_name(log.group)} has no HardState after it was opened", group=log.group)
         commit = min(max(hard_state.commit, log.start.index), log.last_index())
         return Opened(HardState(hard_state.term, hard_state.vote, commit), self._conf(), log.start.index)
 
@@ -123,14 +123,14 @@ class Opener:
         log, applied = self._log, self._machine.applied_index()
         if self._machine.damage is not None:
             raise CorruptLog(
-                f"group {log.group}: the Raft log knows nothing of the group, and {self._machine.damage.message}. "
+                f"{group_name(log.group)}: the Raft log knows nothing of it, and {self._machine.damage.message}. "
                 f"Remedy: {REMEDY}",
                 group=log.group,
             )
         if applied > 0:
             raise CorruptLog(
-                f"group {log.group}: the state machine has applied {applied} entries, but the Raft log knows nothing "
-                f"of the group: the log was lost, and with it this node's term and vote. Remedy: {REMEDY}",
+                f"{group_name(log.group)}: the state machine has applied {applied} entries, but the Raft log knows "
+                f"nothing of it: the log was lost, and with it this node's term and vote. Remedy: {REMEDY}",
                 group=log.group,
                 applied=applied,
             )
@@ -152,7 +152,7 @@ class Opener:
             try:
                 machine.install_snapshot(pending.directory)
             except (CorruptSnapshot, *SHORTAGES) as error:
-                _log.warning("group %d: a staged snapshot is refused by the state machine: %s", log.group, error)
+                _log.warning("%s: a staged snapshot is refused by the state machine: %s", group_name(log.group), error)
         if machine.applied_index() >= meta.index:
             commit = max(hard_state.commit, meta.index)
             hard_state = HardState(max(hard_state.term, meta.term), hard_state.vote, commit)
@@ -160,7 +160,7 @@ class Opener:
             log.damage = None  # the whole log is replaced
             self._write(LogWrite(log=log, reset=start, hard_state=hard_state, pending=False))
         else:
-            _log.warning("group %d: an interrupted snapshot install is abandoned", log.group)
+            _log.warning("%s: an interrupted snapshot install is abandoned", group_name(log.group))
             self._write(LogWrite(log=log, pending=False))
         self._files.remove_tree(pending.directory)
 
@@ -171,7 +171,7 @@ class Opener:
                 if self._files.size(path) != file.size or self._files.checksum(path) != file.checksum:
                     return False
         except (StorageError, *SHORTAGES) as error:
-            _log.warning("group %d: a staged snapshot cannot be read: %s", self._log.group, error)
+            _log.warning("%s: a staged snapshot cannot be read: %s", group_name(self._log.group), error)
             return False
         return True
 
@@ -182,7 +182,7 @@ class Opener:
         if damage is not None and damage.last_bad <= applied and applied == machine.checkpoint():
             # The state machine durably holds all that the log lost.
             _log.warning(
-                "group %d: %s; the state machine has it, so the log goes on after it", log.group, damage.reason
+                "%s: %s; the state machine has it, so the log goes on after it", group_name(log.group), damage.reason
             )
             log.shown(max(damage.last_seen, applied))
             log.damage = None
@@ -199,7 +199,7 @@ class Opener:
     def _lose(self, first_bad: int, lost_index: int, why: str) -> None:
         """Drop the log from first_bad on, and record that the replica must not vote."""
         log, machine, hard_state = self._log, self._machine, self._log.hard_state
-        error = CorruptLog(f"group {log.group}: {why}", group=log.group, index=first_bad)
+        error = CorruptLog(f"{group_name(log.group)}: {why}", group=log.group, index=first_bad)
         conf = self._conf()
         if hard_state is None or {*conf.voters, *conf.voters_outgoing} == {self._node_id}:
             raise CorruptLog(f"{error.message}; no other replica has a copy. Remedy: restore a backup", **error.details)
@@ -228,4 +228,6 @@ def repair_done(log: GroupLog) -> bool:
 def not_while_repairing(log: GroupLog) -> NeedleError:
     """The refusal to campaign."""
     reason = log.repair.reason if log.repair else ""
-    return CorruptLog(f"group {log.group} is being repaired from its peers and cannot lead: {reason}", group=log.group)
+    return CorruptLog(
+        f"{group_name(log.group)} is being repaired from its peers and cannot lead: {reason}", group=log.group
+    )

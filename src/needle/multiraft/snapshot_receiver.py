@@ -22,7 +22,7 @@ from needle.base.errors import (
     StorageError,
     TooManyFiles,
 )
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Pool
 from needle.multiraft.codec import ChunkRequest, decode_manifest, encode_chunk_request
 from needle.multiraft.config import HostConfig
@@ -129,9 +129,13 @@ class SnapshotFetcher:
                 self.bytes_fetched += len(chunk)
             if await self._pool.run(self._files.checksum, path) == file.checksum:
                 return
-            _log.warning("group %d: snapshot file %s fails its checksum (attempt %d)", group, file.name, attempt + 1)
+            _log.warning(
+                "%s: snapshot file %s fails its checksum (attempt %d)", group_name(group), file.name, attempt + 1
+            )
             await self._pool.run(self._files.write_at, path, 0, b"")
-        raise CorruptSnapshot(f"snapshot file {file.name} of group {group} from {frm} fails its checksum", group=group)
+        raise CorruptSnapshot(
+            f"snapshot file {file.name} of {group_name(group)} from {frm} fails its checksum", group=group
+        )
 
     async def _chunk(self, frm: NodeId, request: ChunkRequest) -> bytes:
         """One chunk, asked for again when the connection breaks. Raises the last error."""
@@ -143,6 +147,6 @@ class SnapshotFetcher:
             except (ConnectionLost, DeadlineExceeded, Overloaded) as error:
                 if attempt + 1 == config.snapshot_attempts_max:
                     raise
-                _log.info("snapshot chunk of group %d from %s: %s; asking again", request.group, frm, error)
+                _log.info("snapshot chunk of %s from %s: %s; asking again", group_name(request.group), frm, error)
                 await asyncio.sleep(config.heartbeat_interval * 2**attempt)
         raise CorruptSnapshot("no attempt to fetch a snapshot chunk is allowed", group=request.group)

@@ -11,7 +11,7 @@ import logging
 
 from needle.base.errors import NeedleError, Unavailable
 from needle.base.file_errors import SHORTAGES
-from needle.base.ids import GroupId
+from needle.base.ids import GroupId, group_name
 from needle.base.runtime import Pool, Rng
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_conf, encode_manifest
 from needle.multiraft.failpoints import Failpoint
@@ -108,6 +108,6 @@ class SnapshotShelf:
 
 def _gone(request: ChunkRequest) -> NeedleError:
     return Unavailable(
-        f"snapshot {request.snapshot} of group {request.group} (file {request.name}) is not here any more",
+        f"snapshot {request.snapshot} of {group_name(request.group)} (file {request.name}) is not here any more",
         group=request.group,
     )

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from needle.base import protocol
 from needle.base.catalog_commands import RegisterNode, RemoveNode
-from needle.base.cluster_protocol import FOUND, WHO, FoundCall, WhoAnswer, WhoCall
+from needle.base.cluster_protocol import FOUND, FoundCall
 from needle.base.config import RaftConfig, check_node_id, check_range, parse_address, refuse
 from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
@@ -36,7 +36,7 @@ from needle.client.collections import DEFAULT_COLLECTION
 from needle.client.health import ClusterHealth
 from needle.client.sharded import PartialHits, ShardedClient
 from needle.client.shards import find_topology
-from needle.server.cluster_create import ASK_SECONDS, create_cluster
+from needle.server.cluster_create import ASK_SECONDS, ask_who, create_cluster
 from needle.server.cluster_main import cluster_node, sharded_client, system_caller
 from needle.server.cluster_node import ClusterNode, ClusterOptions
 from needle.server.ports import system_ports
@@ -114,23 +114,16 @@ class ShardManager:
         is there for shards that are placed later. Raises InvalidArgument if another node answers there."""
         check_node_id("name", name)
         parse_address("address", address)
-        who = await self._who(name, address)
+        who = await ask_who(self._caller, name, address)
         if self._client is None:
             self._added[name] = address
             return
         topology = self._client.topology()
         voters = {node: at for node in topology.catalog if (at := topology.address_of(node)) is not None}
-        uid = (await self._who(*next(iter(voters.items())))).uid
+        uid = (await ask_who(self._caller, *next(iter(voters.items())))).uid
         await self._caller.call(address, FOUND, protocol.encode(FoundCall(uid, voters)), ASK_SECONDS)
         info = NodeInfo(id=name, address=address, incarnation=who.incarnation, zone=who.zone, weight=who.weight)
         await self._client._shards.command(RegisterNode(info), TIMEOUT)
-
-    async def _who(self, name: str, address: str) -> WhoAnswer:
-        data = await self._caller.call(address, WHO, protocol.encode(WhoCall()), ASK_SECONDS)
-        answer = protocol.decode(data, WhoAnswer)
-        if answer.node_id != name:
-            raise invalid("name", name, f"the name of the node at {address}, which is {answer.node_id}")
-        return answer
 
     async def add_local_node(self, name: str, address: str, data_dir: str, *, zone: str = "") -> None:
         """Run a node in this process and add it. It ends with `stop`."""

@@ -23,6 +23,10 @@ from needle.client.shards import ClusterShards
 from needle.cluster.placement import PlacementNode, place
 
 ASK_SECONDS = 2.0
+NOT_SHARDED = (
+    "the node there belongs to a fixed cluster, which its setting cluster_nodes lists; a node of a sharded cluster is "
+    "started with `needle serve --sharded` and a data directory of its own"
+)
 LOOK_SECONDS = 0.05
 
 
@@ -98,23 +102,23 @@ async def create_cluster(
     return topology
 
 
+async def ask_who(caller: Caller, node: NodeId, address: str) -> WhoAnswer:
+    """What the node of a sharded cluster that is named `node` and listens at `address` says of itself. Raises
+    InvalidArgument if it is another node or no such node, and its error if it does not answer."""
+    try:
+        data = await caller.call(address, WHO, protocol.encode(WhoCall()), ASK_SECONDS)
+    except UnknownMethod as error:
+        raise InvalidArgument(f"nodes = '{node}={address}' is not allowed: {NOT_SHARDED}", field="nodes") from error
+    except NeedleError as error:
+        raise type(error)(f"{node} at {address} does not answer: {error.message}") from error
+    answer = protocol.decode(data, WhoAnswer)
+    if answer.node_id != node:
+        raise invalid("nodes", f"{node}={address}", f"the name of the node there, which is {answer.node_id}")
+    return answer
+
+
 async def _ask_all(caller: Caller, nodes: Mapping[NodeId, str]) -> dict[NodeId, WhoAnswer]:
-    body = protocol.encode(WhoCall())
-
-    async def ask(node: NodeId, address: str) -> WhoAnswer:
-        try:
-            answer = protocol.decode(await caller.call(address, WHO, body, ASK_SECONDS), WhoAnswer)
-        except NeedleError as error:
-            if isinstance(error, UnknownMethod):
-                raise InvalidArgument(
-                    f"{node} at {address} runs as a node of a fixed cluster; start it for a sharded one", field="nodes"
-                ) from error
-            raise type(error)(f"{node} at {address} does not answer: {error.message}") from error
-        if answer.node_id != node:
-            raise invalid("nodes", f"{node}={address}", f"the name of the node there, which is {answer.node_id}")
-        return answer
-
-    answers = await asyncio.gather(*(ask(node, address) for node, address in nodes.items()))
+    answers = await asyncio.gather(*(ask_who(caller, node, address) for node, address in nodes.items()))
     return dict(zip(nodes, answers, strict=True))
 
 

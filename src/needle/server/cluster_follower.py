@@ -13,7 +13,7 @@ from typing import Protocol
 from needle.base import protocol
 from needle.base.cluster_protocol import TOPOLOGY, WHO, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
 from needle.base.config import RaftConfig
-from needle.base.errors import DeadlineExceeded, LostState, NeedleError, Unavailable, WrongCluster
+from needle.base.errors import DeadlineExceeded, LostState, NeedleError, Unavailable, UnknownMethod, WrongCluster
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.routing.topology import Topology
 from needle.client.directory import Caller
@@ -50,6 +50,8 @@ class CatalogFollower:
     def __init__(self, node: FollowingNode) -> None:
         self._node = node
         self._turn = 0
+        self._fixed: set[str] = set()
+        """Addresses of nodes that know no catalog, told of once. Bounded by the addresses that this node is given."""
 
     async def run(self) -> None:
         """Until the node stops."""
@@ -100,6 +102,16 @@ class CatalogFollower:
             answer = protocol.decode(await node.caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS), TopologyAnswer)
             if node.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
                 await self._belong_to(address)
+        except UnknownMethod:
+            if address not in self._fixed:
+                self._fixed.add(address)
+                log.error(
+                    "node %s cannot join the cluster at %s: the node there belongs to a fixed cluster, which nodes "
+                    "join by `needle members add`",
+                    node.node_id,
+                    address,
+                )
+            return False
         except NeedleError as error:
             log.debug("node %s does not get the topology from %s: %s", node.node_id, address, error)
             return False

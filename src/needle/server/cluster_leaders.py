@@ -14,7 +14,7 @@ from typing import Protocol
 from needle.base import protocol
 from needle.base.cluster_protocol import SHARD_LEADER
 from needle.base.errors import NeedleError
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.protocol import GroupCall, LeaderAnswer
 from needle.base.routing.topology import Topology
 from needle.multiraft.host import Host
@@ -82,7 +82,7 @@ class LeaderSpread:
                 wanted, SHARD_LEADER, protocol.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
             )
         except NeedleError as error:
-            log.debug("preferred leader %s of group %d does not answer: %s", wanted, group, error)
+            log.debug("preferred leader %s of %s does not answer: %s", wanted, group_name(group), error)
             return False
         told = protocol.decode(data, LeaderAnswer)
         return not told.maintenance and told.room is not False
@@ -93,8 +93,8 @@ class LeaderSpread:
         except NeedleError as error:
             pause = min(RETRY_SECONDS_MAX, 2 * self._retry.get(group, (0.0, RETRY_SECONDS / 2))[1])
             self._retry[group] = (self._node.now() + pause, pause)
-            log.info("group %d stays with %s: %s", group, self._node.node_id, error)
+            log.info("%s stays with %s: %s", group_name(group), self._node.node_id, error)
         else:
             self._retry.pop(group, None)
             self.transfers += 1
-            log.info("group %d goes to its preferred leader %s", group, wanted)
+            log.info("%s goes to its preferred leader %s", group_name(group), wanted)

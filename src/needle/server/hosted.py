@@ -124,7 +124,7 @@ class HostedReplica:
                 if self.replica.damage is None:
                     raise
             except ReplicaDamaged as error:
-                log.debug("group %d: background work waits: %s", self.group, error)
+                log.debug("%s: background work waits: %s", group_name(self.group), error)
             while self.replica.damage is not None:  # noqa: ASYNC110 - damage is rare; nobody waits for this
                 await asyncio.sleep(LOOK_SECONDS)
             self.keeper.kick()
@@ -132,7 +132,7 @@ class HostedReplica:
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._host.stopped:
-            log.error("background work of group %d failed", self.group, exc_info=error)
+            log.error("background work of %s failed", group_name(self.group), exc_info=error)
             self._fatal(error if isinstance(error, NeedleError) else StorageError(f"background work failed: {error!r}"))
 
     def _others(self) -> Sequence[NodeId]:
@@ -147,7 +147,7 @@ class HostedReplica:
         if self._host.is_leader(self.group):
             return await self._host.propose(self.group, data, PROPOSE_SECONDS)
         if leader is None:
-            raise Unavailable(f"no leader of group {self.group} is known", group=self.group)
+            raise Unavailable(f"no leader of {group_name(self.group)} is known", group=self.group)
         return await self._call(leader, SEGMENT_PUBLISH, protocol.encode((self.group, data)), PROPOSE_SECONDS)
 
     async def _ask_building(self, peer: NodeId, collection_id: int) -> Progress | None:
@@ -182,7 +182,7 @@ class HostedReplica:
         try:
             await self._file_pool.run(self.replica.save)
         except SHORTAGES as error:
-            log.error("group %d: %s", self.group, error)
+            log.error("%s: %s", group_name(self.group), error)
             await asyncio.sleep(CATCH_UP_SECONDS)
 
     async def _scrub(self) -> None:
@@ -212,7 +212,7 @@ class HostedReplica:
         try:
             answer = await self._call(leader, FILTERED_FIELDS, body, FIELDS_SECONDS)
         except NeedleError as error:
-            log.debug("the leader of group %d does not say which fields are filtered on: %s", self.group, error)
+            log.debug("the leader of %s does not say which fields are filtered on: %s", group_name(self.group), error)
         else:
             self.replica.prepare_fields(protocol.decode(answer, list[FieldName])[:RECENT_MAX])
 
@@ -221,7 +221,7 @@ class HostedReplica:
             index = await self.leader_index(CATCH_UP_SECONDS)
             await self._host.wait_applied(self.group, index, CATCH_UP_SECONDS)
         except Unavailable as error:
-            log.debug("group %d has not caught up yet: %s", self.group, error)
+            log.debug("%s has not caught up yet: %s", group_name(self.group), error)
         else:
             self.caught_up = True
 

@@ -250,9 +250,9 @@ class Node:
             return "in maintenance"
         for group, hosted in self.groups.items():
             if lost := self.host.lost_replica(group):
-                return f"group {group} does not go on: {lost}"
+                return f"{group_name(group)} does not go on: {lost}"
             if hosted.replica.damage is not None:
-                return f"the replica of group {group} is damaged and fetches its data again"
+                return f"the replica of {group_name(group)} is damaged and fetches its data again"
             if self.host.leader(group) is None:
                 return f"{group_name(group)} has no leader"
             if not hosted.caught_up:

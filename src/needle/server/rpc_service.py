@@ -161,7 +161,11 @@ class RpcService:
             return self._host.on_call(peer.node_id, method, bytes(body))
         found = self._methods.get(method)
         if found is None:
-            raise UnknownMethod(f"there is no method {method[:80]!r}", field="method")
+            raise UnknownMethod(
+                f"this node has no call {method[:80]!r}: it belongs to another kind of cluster, fixed or sharded, than "
+                "the caller takes it for, or one of both is of another release",
+                field="method",
+            )
         try:
             call = self._decoders[method].decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
