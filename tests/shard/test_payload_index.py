@@ -20,7 +20,7 @@ from needle.base.errors import InvalidArgument, StorageError
 from needle.base.filter_operators import OPERATORS
 from needle.base.filters import Filter
 from needle.base.model import SearchRequest
-from needle.shard import index_budget, payload_index
+from needle.shard import filter_match, index_budget, payload_index
 from needle.shard.field_index import MATCHERS
 from needle.shard.index_budget import IndexBudget
 from needle.shard.metadata_rows import Rows, rows_of
@@ -112,7 +112,7 @@ def test_whatever_is_indexed_the_answer_is_what_the_docs_say(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(payload_index, "READ_FEW", reading[0])
         patch.setattr(payload_index, "READ_SHARE", reading[1])
-        patch.setattr(payload_index, "READ_COST", reading[0])
+        patch.setattr(filter_match, "READ_COST", reading[0])
         patch.setattr(payload_index, "BLOAT_ROWS", 2)
         patch.setattr(index_budget, "IDLE_USES", 3)
         for what, value in [*course, *(("ask", condition) for condition in asked)]:

@@ -1,59 +1,39 @@
-"""Executing log entries: pure decisions over the current state, gathered into one write set.
+"""One run of consecutive log entries: what they change, gathered into one write set.
 
-Deterministic: the results and the write set depend on the state and the entries only, never on how entries are grouped
-into batches. Invariant: a refused command changes nothing but its session's stored answer. Conditions that depend on
-state (collections, versions, shapes) are checked here, on every replica alike; everything else was checked by the
-proposer (`validation`).
+The primitives that commands are made of (`execute`, `moving`). Deterministic: the write set depends on the state and
+the entries only, never on how entries are grouped into batches.
 
 It must not know SQLite or faiss: documents are looked up through `find`, and changes leave as a `WriteSet`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
 from pyroaring import BitMap
 
-from needle.base.errors import (
-    AlreadyExists,
-    CollectionExists,
-    CollectionNotFound,
-    InvalidArgument,
-    NeedleError,
-    StaleEpoch,
-    StorageError,
-    UnsupportedFormat,
-    VersionMismatch,
-    invalid,
-)
-from needle.base.file_errors import SHORTAGES
-from needle.base.model import WriteResult
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
+from needle.base.model import CollectionSpec
 from needle.shard.changes import FLOAT_BYTES, CollectionChange
-from needle.shard.commands import (
-    MOVE_COMMANDS,
-    NO_SESSION,
-    Command,
-    CreateCollection,
-    Delete,
-    DropCollection,
-    Insert,
-    OpenSession,
-    PublishSegment,
-    Session,
-    decode,
-    without_repeats,
-)
+from needle.shard.commands import Command, Delete, Insert
 from needle.shard.digest import MODULUS, document_hash
-from needle.shard.holdings import Fence, Holdings, Transfer, encode_holdings, moved, within
-from needle.shard.moving import Stored, execute_move
-from needle.shard.records import ORDINAL_MAX, AppliedAt, CollectionRecord, DocRef, WriteSet, row_id
-from needle.shard.segment_plan import PublishedSegment, with_published
+from needle.shard.holdings import Fence, Holdings, Transfer, encode_holdings, moved
+from needle.shard.records import (
+    ORDINAL_MAX,
+    AppliedAt,
+    CollectionRecord,
+    DocRef,
+    StoredDocument,
+    WriteSet,
+    row_id,
+)
+from needle.shard.segment_plan import PublishedSegment
 from needle.shard.sessions import SessionTable
 
-Result = WriteResult | NeedleError
 Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
+Member = Callable[[str, bytes], bool]
 
 
 class Collections(Protocol):
@@ -66,8 +46,39 @@ class Collections(Protocol):
     def all(self) -> Iterable[CollectionRecord]: ...
 
 
+def _nothing_hidden(_: int) -> Mapping[int, BitMap]:
+    return {}
+
+
+def _nothing_stored(_: int, __: Sequence[int]) -> Mapping[int, StoredDocument]:
+    return {}
+
+
+def _nothing_selected(_: int, __: Member, ___: int, ____: int) -> Iterable[int]:
+    return ()
+
+
+def _nothing_live(_: int) -> BitMap:
+    return BitMap()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a batch may ask of the state before it, by collection id. hidden: the invisible ordinals of each move.
+    marked: what Mark has found for each move, also if it died since. live: the ordinals of current documents.
+    documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
+    the first and up to the second bound."""
+
+    fence: Fence | None = None
+    hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
+    documents: Callable[[int, Sequence[int]], Mapping[int, StoredDocument]] = _nothing_stored
+    select: Callable[[int, Member, int, int], Iterable[int]] = _nothing_selected
+    marked: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
+    live: Callable[[int], BitMap] = _nothing_live
+
+
 class Batch:
-    """One run of consecutive log entries. Call `prefetch`, then `execute` for each, then `write_set`."""
+    """One run of consecutive log entries. Call `prefetch`, then `execute.execute` for each, then `write_set`."""
 
     def __init__(
         self,
@@ -83,7 +94,7 @@ class Batch:
         self._before = collections
         self._records: dict[str, CollectionRecord | None] = {}
         """What this batch changed; None: dropped."""
-        self._sessions = sessions
+        self.sessions = sessions
         self._find = find
         self.changes: dict[int, CollectionChange] = {}
         self.dropped: list[int] = []
@@ -93,7 +104,7 @@ class Batch:
         wanted: dict[int, dict[str, None]] = {}
         for command in commands:
             if isinstance(command, Insert | Delete):
-                record = self._find_record(command.collection)
+                record = self.find_record(command.collection)
                 if record is not None and record.documents:
                     self.change(record)
                     wanted.setdefault(record.id, {}).update(dict.fromkeys(command.ids))
@@ -116,94 +127,45 @@ class Batch:
             self.changes[record.id] = change
         return change
 
-    def execute(self, index: int, command: Command | NeedleError | None) -> Result | None:
-        """The result of one entry. None: the entry carries no command. A NeedleError: it did not decode."""
-        if command is None or isinstance(command, NeedleError):
-            return command
-        if isinstance(command, OpenSession):
-            session = self._sessions.open(command.nonce, index)
-            return WriteResult(version=session, index=session)
-        numbered: Session = getattr(command, "session", NO_SESSION)
-        if not numbered.id:
-            return self._run(index, command)
-        known = self._sessions.find(numbered, index)
-        if known is not None:
-            return known
-        result = self._run(index, command)
-        if isinstance(result, StaleEpoch):
-            # Kept as the answer for ever: a copy of this entry that is late must not be executed should the range come
-            # back. Whoever writes again, elsewhere or here, does so under a new number.
-            result.details["final"] = True
-        self._sessions.record(numbered, result)
-        return result
-
-    def _run(self, index: int, command: Command) -> Result:
-        try:
-            if isinstance(command, Insert):
-                return self._insert(index, command)
-            if isinstance(command, Delete):
-                return self._delete(index, command)
-            if isinstance(command, CreateCollection):
-                return self._create(index, command)
-            if isinstance(command, DropCollection):
-                return self._drop(index, command)
-            if isinstance(command, PublishSegment):
-                return self._publish(index, command)
-            if isinstance(command, MOVE_COMMANDS):
-                return execute_move(self, index, command)
-        except (StorageError, *SHORTAGES):
-            raise  # this replica's own trouble: as a result it would differ from that of the others
-        except NeedleError as refused:
-            return refused
-        return UnsupportedFormat(f"unknown command {type(command).__name__}")
-
-    def _find_record(self, name: str) -> CollectionRecord | None:
+    def find_record(self, name: str) -> CollectionRecord | None:
+        """A collection as it is now; None if there is none. So `numbered`."""
         return self._records[name] if name in self._records else self._before.named(name)
 
     def record(self, name: str) -> CollectionRecord:
         """Raises CollectionNotFound."""
-        record = self._find_record(name)
+        record = self.find_record(name)
         if record is None:
             raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
         return record
 
-    def _create(self, index: int, command: CreateCollection) -> WriteResult:
-        spec = command.spec
-        held = self._find_record(spec.name)
-        if held is not None:
-            if command.if_absent and held.spec == spec:
-                return WriteResult(version=index, index=index, existed=True, count=0)
-            how = "with the same" if held.spec == spec else "with other"
-            raise CollectionExists(f"collection {spec.name!r} exists {how} parameters", collection=spec.name)
+    def numbered(self, collection_id: int) -> CollectionRecord | None:
+        if collection_id in self.changes:
+            return self.changes[collection_id].record
+        return None if collection_id in self.dropped else self._before.numbered(collection_id)
+
+    def records(self) -> list[CollectionRecord]:
+        """All collections, by id."""
+        now = {record.spec.name: record for record in self._before.all()} | self._records
+        return sorted((record for record in now.values() if record is not None), key=lambda record: record.id)
+
+    def create(self, spec: CollectionSpec) -> None:
+        """Make a collection; there is none of that name."""
         record = CollectionRecord(id=self._next_id, spec=spec)
         self._next_id += 1
         self._records[spec.name] = record
         self.changes[record.id] = CollectionChange(record, 0, True, touched=True)
-        return WriteResult(version=index, index=index)
 
-    def _drop(self, index: int, command: DropCollection) -> WriteResult:
-        record = self.record(command.name)
-        self._records[command.name] = None
+    def drop(self, record: CollectionRecord) -> None:
+        self._records[record.spec.name] = None
         change = self.changes.pop(record.id, None)
         if change is None or not change.created:
             self.dropped.append(record.id)
-        return WriteResult(version=index, index=index, existed=True, count=record.documents)
 
-    def _insert(self, index: int, command: Insert) -> WriteResult:
-        record = self.record(command.collection)
-        width = record.spec.dimensions * FLOAT_BYTES
-        _check_shape(command, width)
-        command = without_repeats(command)
-        ids = command.ids
-        if record.next_ordinal + len(ids) > ORDINAL_MAX:
-            raise used_up(record.spec.name)
-        change = self.change(record)
-        self.lookup(change, ids)
-        self._admit(change, ids, command.metadata)
-        _check_versions(command, change.refs)
-        version = self.version(index)
-        existed = self.put(change, ids, [version] * len(ids), command.vectors, command.metadata)
-        return WriteResult(version=version, index=index, existed=existed > 0, count=len(ids))
+    def manifest(self, change: CollectionChange) -> list[PublishedSegment]:
+        """The published segments of a collection as they are now."""
+        if change.manifest is None and not change.created:
+            return self._before.manifest(change.record.id)
+        return change.manifest or []
 
     def put(
         self,
@@ -235,21 +197,6 @@ class Batch:
         documents = record.documents + len(ids) - existed
         self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
         return existed
-
-    def _delete(self, index: int, command: Delete) -> WriteResult:
-        record = self.record(command.collection)
-        ids = list(dict.fromkeys(command.ids))
-        change = self.change(record)
-        self.lookup(change, ids)
-        if command.within:
-            ids = within(self.fence, command.within, self._metadata(change, ids))
-        else:
-            self._admit(change, ids, None)
-            if self.fence is not None and command.owned not in (0, self.fence.fingerprint):
-                raise moved(ids[0])
-        _check_versions(command, change.refs)
-        deleted = self.remove(change, ids)
-        return WriteResult(version=self.version(index), index=index, existed=deleted > 0, count=deleted)
 
     def remove(self, change: CollectionChange, ids: Sequence[str]) -> int:
         """Delete documents whose ids were looked up; how many of them were there."""
@@ -301,16 +248,11 @@ class Batch:
         change.marked = marked
         change.touched = True
 
-    def records(self) -> list[CollectionRecord]:
-        """All collections, by id."""
-        now = {record.spec.name: record for record in self._before.all()} | self._records
-        return sorted((record for record in now.values() if record is not None), key=lambda record: record.id)
-
     def version(self, index: int) -> int:
         """What an entry's documents get: higher than all versions of their keys, also those given by other shards."""
         return index + (0 if self.fence is None else self.fence.holdings.base)
 
-    def _admit(self, change: CollectionChange, ids: Sequence[str], metadata: Sequence[bytes] | None) -> None:
+    def admit(self, change: CollectionChange, ids: Sequence[str], metadata: Sequence[bytes] | None) -> None:
         """Raises StaleEpoch if a document, as written or as stored, has a key that this log does not accept.
         metadata: as written, None for a delete."""
         fence = self.fence
@@ -321,11 +263,11 @@ class Batch:
                 if not fence.accepts(id_, metadata[at] if metadata is not None else b""):
                     raise moved(id_)
         if fence.custom:
-            for id_, there in self._metadata(change, ids).items():
+            for id_, there in self.metadata(change, ids).items():
                 if not fence.accepts(id_, there):
                     raise moved(id_)
 
-    def _metadata(self, change: CollectionChange, ids: Sequence[str]) -> dict[str, bytes]:
+    def metadata(self, change: CollectionChange, ids: Sequence[str]) -> dict[str, bytes]:
         """What is stored of those that are there."""
         refs = {id_: ref.ordinal for id_ in ids if (ref := change.refs[id_]) is not None}
         before = [ordinal for ordinal in refs.values() if ordinal < change.first_ordinal]
@@ -334,30 +276,6 @@ class Batch:
             id_: found[at].metadata if at < change.first_ordinal else change.rows[at - change.first_ordinal][3]
             for id_, at in refs.items()
         }
-
-    def _publish(self, index: int, command: PublishSegment) -> WriteResult:
-        segment = PublishedSegment(*msgspec.structs.astuple(command))
-        record = self._numbered(command.collection_id)
-        if record is None:
-            raise CollectionNotFound(f"there is no collection with id {command.collection_id}")
-        change = self.change(record)
-        held = (
-            self._before.manifest(record.id)
-            if change.manifest is None and not change.created
-            else change.manifest or []
-        )
-        manifest = with_published(held, segment, record.next_ordinal)
-        if manifest is None:
-            raise InvalidArgument(f"segment [{command.first}, {command.last}] does not fit the manifest any more")
-        change.manifest = manifest
-        change.published.append(segment)
-        change.touched = True
-        return WriteResult(version=index, index=index)
-
-    def _numbered(self, collection_id: int) -> CollectionRecord | None:
-        if collection_id in self.changes:
-            return self.changes[collection_id].record
-        return None if collection_id in self.dropped else self._before.numbered(collection_id)
 
     def _set(self, change: CollectionChange, *, next_ordinal: int, documents: int, total: int) -> None:
         change.record = CollectionRecord(
@@ -368,7 +286,7 @@ class Batch:
 
     def write_set(self, index: int, term: int, conf: bytes) -> WriteSet:
         """Everything the batch changed; `at` is the position of its last entry."""
-        changed = self._sessions.dirty()
+        changed = self.sessions.dirty()
         out = WriteSet(
             at=AppliedAt(index, term, conf, self._next_id), collections={}, removed=self.dropped, documents=[],
             vectors=[], ids={}, graves=[], manifests={}, sessions=changed.sessions, sessions_removed=changed.evicted,
@@ -381,59 +299,14 @@ class Batch:
         return out
 
 
-def used_up(collection: str) -> NeedleError:
-    """Every document version ever written takes one ordinal."""
-    return InvalidArgument(
-        f"collection {collection!r} has taken all the {ORDINAL_MAX} document versions that one can take; copy its "
-        f"documents into a new collection (docs/operations.md)",
-        field="collection",
-        collection=collection,
-    )
-
-
-def _check_shape(command: Insert, width: int) -> None:
-    count = len(command.ids)
-    if len(command.vectors) != count * width:
-        raise invalid(
-            "vectors", f"{len(command.vectors)} bytes", f"{count} documents x {width // FLOAT_BYTES} float32 values"
+def check_room(record: CollectionRecord, count: int) -> None:
+    """Raises InvalidArgument if a collection cannot take `count` more document versions: each ever written takes one
+    ordinal."""
+    if record.next_ordinal + count > ORDINAL_MAX:
+        name = record.spec.name
+        raise InvalidArgument(
+            f"collection {name!r} has taken all the {ORDINAL_MAX} document versions that one can take; copy its "
+            f"documents into a new collection (docs/operations.md)",
+            field="collection",
+            collection=name,
         )
-    if len(command.metadata) != count:
-        raise invalid("ids", f"{count} ids", f"one for each of {len(command.metadata)} metadata")
-
-
-def _check_versions(command: Insert | Delete, refs: Mapping[str, DocRef | None]) -> None:
-    if command.expected is None:
-        return
-    for id_ in command.ids:
-        ref = refs[id_]
-        actual = 0 if ref is None else ref.version
-        if actual == command.expected:
-            continue
-        if command.expected == 0:
-            raise AlreadyExists(f"document {id_!r} exists with version {actual}", id=id_[:80], version=actual)
-        raise VersionMismatch(
-            f"document {id_!r} has version {actual}, not {command.expected}", id=id_[:80], actual=actual
-        )
-
-
-def decode_entry(data: bytes) -> Command | NeedleError | None:
-    """The command of a log entry; None for an entry without data. A NeedleError result if it does not decode."""
-    if not data:
-        return None
-    try:
-        return decode(data)
-    except UnsupportedFormat as error:
-        return error
-
-
-def runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int, int]]:
-    """[first, end) of what is applied in one transaction each."""
-    first = 0
-    for at, command in enumerate(commands):
-        if isinstance(command, MOVE_COMMANDS):
-            if first < at:
-                yield first, at
-            yield at, at + 1
-            first = at + 1
-    if first < len(commands):
-        yield first, len(commands)

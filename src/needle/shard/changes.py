@@ -20,7 +20,7 @@ FLOAT_BYTES: Final = 4
 @dataclass
 class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. hidden: by
-    move, the ordinals that are invisible after it; marked: that will be (moving.Stored); None: unchanged."""
+    move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged."""
 
     record: CollectionRecord
     first_ordinal: int

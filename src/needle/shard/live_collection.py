@@ -17,12 +17,12 @@ from pyroaring import BitMap
 from needle.base.config import SegmentConfig
 from needle.base.errors import StorageError
 from needle.base.routing.shard_map import KeyRange
+from needle.shard.batch import Stored
 from needle.shard.changes import CollectionChange
 from needle.shard.documents import DocumentStore
 from needle.shard.holdings import Fence
 from needle.shard.index_budget import IndexBudget
 from needle.shard.metadata_rows import Rows
-from needle.shard.moving import Stored
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.payload_index import PayloadIndex
 from needle.shard.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord, StoredDocument
@@ -204,7 +204,7 @@ class OpenCollections:
 
 
 class StateBefore:
-    """What a batch asks of the state before it: batch.Collections, and moving.Stored."""
+    """What a batch asks of the state before it: batch.Collections, and batch.Stored."""
 
     def __init__(self, live: OpenCollections, store: DocumentStore, fence: Fence | None) -> None:
         self._live = live

@@ -1,4 +1,4 @@
-"""Executing the commands that move key ranges between shards: pure decisions, as in `batch`, of which this is a part.
+"""Executing the commands that move key ranges between shards: pure decisions, as in `execute`.
 
 Each of these entries is a batch of its own (`state_machine`), so the stored state is exactly the one before it. It must
 not know SQLite, catalogs or drivers.
@@ -6,54 +6,15 @@ not know SQLite, catalogs or drivers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import msgspec
 from pyroaring import BitMap
 
 from needle.base.errors import Internal, InvalidArgument, NeedleError, VersionMismatch, invalid
 from needle.base.model import WriteResult
+from needle.shard.batch import Batch, Member, check_room
+from needle.shard.changes import FLOAT_BYTES
 from needle.shard.commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
-from needle.shard.holdings import FROZEN, OPEN, OVER, RELEASED, Fence, Transfer, prepared
-from needle.shard.records import ORDINAL_MAX, StoredDocument
-
-if TYPE_CHECKING:
-    from needle.shard.batch import Batch
-
-Member = Callable[[str, bytes], bool]
-
-
-def _nothing_hidden(_: int) -> Mapping[int, BitMap]:
-    return {}
-
-
-def _nothing_stored(_: int, __: Sequence[int]) -> Mapping[int, StoredDocument]:
-    return {}
-
-
-def _nothing_selected(_: int, __: Member, ___: int, ____: int) -> Iterable[int]:
-    return ()
-
-
-def _nothing_live(_: int) -> BitMap:
-    return BitMap()
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a batch may ask of the state before it, by collection id. hidden: the invisible ordinals of each move.
-    marked: what Mark has found for each move, also if it died since. live: the ordinals of current documents.
-    documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
-    the first and up to the second bound."""
-
-    fence: Fence | None = None
-    hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
-    documents: Callable[[int, Sequence[int]], Mapping[int, StoredDocument]] = _nothing_stored
-    select: Callable[[int, Member, int, int], Iterable[int]] = _nothing_selected
-    marked: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
-    live: Callable[[int], BitMap] = _nothing_live
+from needle.shard.holdings import FROZEN, OPEN, OVER, RELEASED, Transfer, prepared
 
 
 def execute_move(batch: Batch, index: int, command: MoveCommand) -> WriteResult:
@@ -165,16 +126,11 @@ def _forget(batch: Batch, index: int, command: Forget, transfer: Transfer) -> Wr
 def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> WriteResult:
     _check_open(transfer, command.step)
     record = batch.record(command.collection)
-    width = record.spec.dimensions * 4
+    width = record.spec.dimensions * FLOAT_BYTES
     count = len(command.ids)
     if not len(command.versions) == len(command.metadata) == count or len(command.vectors) != count * width:
         raise invalid("ids", f"{count} ids", "versions, metadata and vectors for each")
-    if record.next_ordinal + count > ORDINAL_MAX:
-        raise InvalidArgument(
-            f"collection {record.spec.name!r} has taken all the {ORDINAL_MAX} document versions that one can take",
-            field="collection",
-            collection=record.spec.name,
-        )
+    check_room(record, count)
     change = batch.change(record)
     batch.lookup(change, [*command.ids, *command.deleted])
     hidden = dict(batch.stored.hidden(record.id))

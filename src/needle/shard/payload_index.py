@@ -1,8 +1,8 @@
 """A filter becomes the exact set of ordinals that match it, by field indexes where there are some.
 
-What the indexes are sure of is taken from them; only what they leave undecided is read, and judged by the definition
-(base.filter_nodes.evaluate). So the answer never depends on what is indexed, and a condition on a field without an
-index costs as much as the other conditions leave.
+What the indexes are sure of (filter_match.py) is taken from them; only what they leave undecided is read, and judged by
+the definition (base.filter_nodes.evaluate). So the answer never depends on what is indexed, and a condition on a field
+without an index costs as much as the other conditions leave.
 
 A field is indexed when it is first filtered on. If reading what is undecided would cost more, the searches that need
 the index make it together, piece by piece; otherwise it is left to `work`, which the server calls in the background.
@@ -19,39 +19,25 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from typing import Final, assert_never
+from collections.abc import Sequence
+from typing import Final
 
 from pyroaring import BitMap
 
 from needle.base.errors import StorageError
 from needle.base.file_errors import SHORTAGES
-from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate
-from needle.base.instants import Instant
-from needle.shard.field_index import (
-    LOOK_AT_ALL,
-    MATCHERS,
-    FieldState,
-    Known,
-    Path,
-    all_of,
-    any_of,
-    merged,
-    negated,
-    run_of,
-)
+from needle.base.filter_nodes import Node, evaluate
+from needle.shard.document_tail import TAIL_BYTES, Tail
+from needle.shard.field_index import FieldState, merged, run_of
+from needle.shard.filter_match import Key, compares, judge, keys_of
 from needle.shard.index_budget import IndexBudget
-from needle.shard.metadata_rows import Rows, Stored, decode_rows, rows_of
-from needle.shard.value_columns import Match
+from needle.shard.metadata_rows import Rows, Stored, decode_rows
 
 log = logging.getLogger("needle.shard")
 
 FIELDS_MAX: Final = 256
 """Indexed fields of a collection; the one that was not asked for longest makes place, first of those that no document
 has."""
-TAIL_BYTES: Final = 64 << 10
-ROW_BYTES: Final = 100
-NO_ORDINAL: Final = 1 << 62
 PIECE_ROWS_MAX: Final = 2048
 PIECE_BYTES: Final = 512 << 10
 """One piece of work reads about so much."""
@@ -60,12 +46,9 @@ MERGE_MAX: Final = 1 << 15
 READ_FEW: Final = 32
 READ_SHARE: Final = 8
 """Undecided documents are read if they are fewer than this, or than this part of what an index still lacks."""
-READ_COST: Final = 64
-"""To read a document costs about as much as to look at so many different values of an index."""
 BLOAT_ROWS: Final = 1 << 16
-
-Key = tuple[Path, bool]
-"""A field, and whether its texts are indexed as instants."""
+EMPTY_BYTES: Final = 2000
+"""A field without any value takes about that much."""
 
 
 class Field:
@@ -87,55 +70,6 @@ class Field:
 
     def publish(self, state: FieldState, fresh: FieldState | None) -> None:
         self.state, self.fresh = state, fresh
-
-
-class Tail:
-    """The newest documents, as apply hands them in, so that searches need not read them back.
-
-    Its memory is reserved; nbytes and used_at are the budget's.
-    """
-
-    def __init__(self) -> None:
-        self.nbytes = self.used_at = 0
-        self._kept = False
-        self._rows: list[tuple[int, bytes]] = []
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def keep(self) -> None:
-        """From now on."""
-        with self._lock:
-            self._kept = True
-
-    def give_back(self) -> None:
-        """Keep nothing any more."""
-        with self._lock:
-            self._kept, self._rows, self._bytes = False, [], 0
-
-    def add(self, documents: Sequence[tuple[int, bytes]]) -> None:
-        if not self._kept:
-            return
-        with self._lock:
-            if self._kept:
-                self._rows.extend(documents)
-                self._bytes += sum(len(data) for _, data in documents) + ROW_BYTES * len(documents)
-                while self._bytes > TAIL_BYTES:
-                    # Who needs the older ones reads them from where they are stored.
-                    self._rows = self._rows[len(self._rows) // 2 + 1 :]
-                    self._bytes = sum(len(data) for _, data in self._rows) + ROW_BYTES * len(self._rows)
-
-    def start(self) -> int:
-        """The first ordinal from which on it has all documents."""
-        with self._lock:
-            return self._rows[0][0] if self._rows else NO_ORDINAL
-
-    def between(self, first: int, end: int) -> Rows | None:
-        """The documents of [first, end), if it has them all."""
-        with self._lock:
-            if not self._rows or self._rows[0][0] > first:
-                return None
-            part = self._rows[bisect_left(self._rows, first, key=_ordinal) : bisect_left(self._rows, end, key=_ordinal)]
-        return rows_of(part)
 
 
 class PayloadIndex:
@@ -190,7 +124,7 @@ class PayloadIndex:
         made = False
         while True:
             states = {key: field.state for key, field in fields.items()}
-            found = _judge(node, states, end, universe)
+            found = judge(node, states, end, universe)
             maybe = found.maybe & universe
             lacking = [one for one in fields.values() if not one.refused and states[one.key].end < end]
             missing = max((end - states[one.key].end for one in lacking), default=0)
@@ -208,7 +142,7 @@ class PayloadIndex:
 
     def _wanted(self, node: Node) -> dict[Key, Field]:
         """The fields that a filter needs, in the table from now on."""
-        keys = dict.fromkeys(key for compare in _compares(node) for key in _keys(compare))
+        keys = dict.fromkeys(key for compare in compares(node) for key in keys_of(compare))
         dropped = []
         with self._lock:
             if self._closed:
@@ -254,7 +188,7 @@ class PayloadIndex:
 
     def _decided(self, node: Node, maybe: BitMap) -> BitMap:
         """Those of `maybe` that match, by the documents themselves."""
-        keys = frozenset(compare.path[0] for compare in _compares(node))
+        keys = frozenset(compare.path[0] for compare in compares(node))
         found = BitMap()
         ordinals, at, start = maybe.to_array(), 0, self._tail.start()
         while at < len(ordinals):
@@ -371,79 +305,7 @@ class PayloadIndex:
         return True
 
 
-EMPTY_BYTES: Final = 2000
-"""A field without any value takes about that much."""
-
-
-def _ordinal(document: tuple[int, bytes]) -> int:
-    return document[0]
-
-
 def _refused(key: Key) -> Field:
     field = Field(key)
     field.refused = True
     return field
-
-
-def _keys(node: Compare) -> list[Key]:
-    """The indexes that a comparison needs: of the values, of the instants, or both."""
-    operands = node.value if isinstance(node.value, tuple) else (node.value,)
-    instants = [isinstance(value, Instant) for value in operands]
-    return [(node.path, kind) for kind in (False, True) if kind in instants or not (kind or instants)]
-
-
-def _judge(node: Node, states: dict[Key, FieldState], end: int, universe: BitMap) -> Match:
-    """What the indexes know about a filter, within `universe`."""
-    match node:
-        case And(children):
-            if not children:
-                return Match(universe, BitMap())
-            costly = [one for one in children if isinstance(one, Compare) and one.op in LOOK_AT_ALL]
-            parts = [_judge(child, states, end, universe) for child in children if child not in costly]
-            return _with_costly(all_of(parts) if parts else Match(universe, BitMap()), costly, states, end, universe)
-        case Or(children):
-            return any_of([_judge(child, states, end, universe) for child in children])
-        case Not(child):
-            return negated(universe, _judge(child, states, end, universe))
-        case Compare():
-            return _compared(node, states, end, universe)
-        case _:
-            assert_never(node)
-
-
-def _with_costly(
-    found: Match, costly: Sequence[Compare], states: dict[Key, FieldState], end: int, universe: BitMap
-) -> Match:
-    """And these comparisons. Where the others leave few documents, it costs less to read them."""
-    for one in costly:
-        left = len(found.sure | found.maybe)
-        undecided = left * READ_COST < states[(one.path, False)].rows
-        part = Match(BitMap(), universe) if undecided else _compared(one, states, end, universe)
-        found = all_of([found, part])
-    return found
-
-
-def _compared(node: Compare, states: dict[Key, FieldState], end: int, universe: BitMap) -> Match:
-    keys = _keys(node)
-    covered = min(states[key].end for key in keys)
-    if not covered:
-        return Match(BitMap(), universe)
-    inside = universe if covered >= end else universe & BitMap(range(covered))
-    values, instants = (states.get((node.path, kind)) if (node.path, kind) in keys else None for kind in (False, True))
-    found = MATCHERS[node.op](Known(values, instants, inside), node.value)
-    sure = found.sure & inside
-    maybe = (found.maybe & inside) - sure
-    return Match(sure, maybe if covered >= end else maybe | (universe - inside))
-
-
-def _compares(node: Node) -> Iterator[Compare]:
-    match node:
-        case Compare():
-            yield node
-        case Not(child):
-            yield from _compares(child)
-        case And(children) | Or(children):
-            for child in children:
-                yield from _compares(child)
-        case _:
-            assert_never(node)

@@ -40,11 +40,12 @@ from needle.base.errors import (
 )
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
-from needle.shard.batch import Batch, decode_entry, runs
+from needle.shard.batch import Batch
 from needle.shard.commands import MOVE_COMMANDS, Delete, Insert
 from needle.shard.digest import replica_digest
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
+from needle.shard.execute import decode_entry, execute, runs
 from needle.shard.holdings import Fence, check_claim, decode_holdings, encode_holdings
 from needle.shard.in_flight import InFlight
 from needle.shard.index_budget import FieldName, IndexBudget
@@ -237,7 +238,7 @@ class Replica:
         before = StateBefore(self._live, self._store, self._view.fence)
         batch = Batch(at, before, self._sessions, self._store.writer.find, before.stored())
         batch.prefetch(commands)
-        results = [batch.execute(entry.index, command) for entry, command in zip(entries, commands, strict=True)]
+        results = [execute(batch, entry.index, command) for entry, command in zip(entries, commands, strict=True)]
         conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
         changes = batch.write_set(entries[-1].index, entries[-1].term, conf)
         changes.size = sum(len(entry.data) for entry in entries)

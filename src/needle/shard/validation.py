@@ -1,6 +1,6 @@
 """What a proposer checks before a command goes into the log, and a replica before it searches.
 
-Everything that does not depend on state is checked here, once, on the leader; `batch` re-checks on every replica what
+Everything that does not depend on state is checked here, once, on the leader; `execute` re-checks on every replica what
 does. Errors name the field, the value and what is allowed. Cosine vectors leave here normalised to length 1, so that
 all replicas store the same bytes (a float computation repeated elsewhere might round differently).
 """

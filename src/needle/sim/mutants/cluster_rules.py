@@ -108,9 +108,9 @@ MUTANTS = (
         breaks="a late copy of a write that the fence refused is executed once its range is back",
         edits=(
             Edit(
-                "shard.batch:Batch.execute",
-                "self._sessions.record(numbered, result)",
-                "isinstance(result, StaleEpoch) or self._sessions.record(numbered, result)",
+                "shard.execute:execute",
+                "batch.sessions.record(numbered, result)",
+                "isinstance(result, StaleEpoch) or batch.sessions.record(numbered, result)",
             ),
         ),
         tests=(_MOVING + "test_writes_are_refused_where_the_log_says_so",),
@@ -208,7 +208,7 @@ MUTANTS = (
     Mutant(
         name="deletes-by-id-of-another-map",
         breaks="under a custom strategy a delete misses a document that moves between the shards it asks",
-        edits=(Edit("shard.batch:Batch._delete", "command.owned not in (0, self.fence.fingerprint)", "False"),),
+        edits=(Edit("shard.execute:_delete", "command.owned not in (0, self.fence.fingerprint)", "False"),),
         tests=(_MOVING + "test_under_a_custom_strategy_the_stored_document_decides_and_deletes_name_the_map",),
     ),
 )

@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant(
         name="no-dedupe",
         breaks="a repeated write is executed again: a lost answer doubles its effect",
-        edits=(Edit("shard.batch:Batch.execute", "if known is not None:", "if isinstance(known, NeedleError):"),),
+        edits=(Edit("shard.execute:execute", "if known is not None:", "if isinstance(known, NeedleError):"),),
         sim=True,
         tests=(_MACHINE + "test_session_of_a_duplicate_is_not_executed_again",),
     ),
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         name="index-hides-what-it-lacks",
         breaks="documents that an index does not have yet count as not matching instead of undecided",
-        edits=(Edit("shard.payload_index:_compared", "maybe | (universe - inside)", "maybe"),),
+        edits=(Edit("shard.filter_match:_compared", "maybe | (universe - inside)", "maybe"),),
         sim=True,
         tests=(_FIELDS + "test_whatever_is_indexed_the_answer_is_what_the_docs_say",),
     ),
@@ -207,7 +207,9 @@ MUTANTS = (
         name="conditions-not-checked",
         breaks="compare-and-set and insert-if-absent always succeed",
         edits=(
-            Edit("shard.batch:_check_versions", "if command.expected is None:", "if command.expected is not Ellipsis:"),
+            Edit(
+                "shard.execute:_check_versions", "if command.expected is None:", "if command.expected is not Ellipsis:"
+            ),
         ),
         sim=True,
         tests=(_MACHINE + "test_refusals_change_nothing_and_name_the_reason",),
