@@ -18,7 +18,7 @@ import pytest
 from needle.base.config import SegmentConfig
 from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, NotLeader, OutcomeUnknown
 from needle.base.model import Metric
-from needle.shard import segment_builds, segment_keeper, segment_plan
+from needle.shard import segment_builds, segment_downloads, segment_keeper, segment_plan
 from needle.shard.commands import PublishSegment, decode
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.segment_files import CHUNK_BYTES
@@ -202,7 +202,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 @pytest.fixture(autouse=True)
 def short_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_keeper, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(segment_keeper, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(segment_downloads, "CHUNK_BYTES", 10_000)
     monkeypatch.setattr(segment_plan, "SEAL_BYTES", 1)  # so SEAL_ROWS_MIN counts
 
 

@@ -1,10 +1,10 @@
 """Keeps one replica's segment files as the manifest says: builds on the leader, fetches on the others, repairs.
 
 Leader: plan -> build in a thread -> attach -> have PublishSegment proposed (segment_builds.py). Every replica: a
-published segment whose file is not here is fetched from whoever has it (leader first), verified and attached; if nobody
-offers it within `ship_timeout`, it is built here from the vectors at hand ("own" file). Files that the manifest no
-longer names are deleted; open mappings of them stay valid. Searches are right at every moment, only slower, while files
-are missing.
+published segment whose file is not here is fetched from whoever has it, leader first, verified (segment_downloads.py)
+and attached; if nobody offers it within `ship_timeout`, it is built here from the vectors at hand ("own" file). Files
+that the manifest no longer names are deleted; open mappings of them stay valid. Searches are right at every moment,
+only slower, while files are missing.
 
 Invariant: nothing here can change which documents exist; the worst a fault can do is cost time. It sleeps until
 `kick()`, and looks at the collections that changed; only while something is missing or failed, or will be built once no
@@ -27,18 +27,9 @@ from needle.base.runtime import Clock, Pool
 from needle.shard.agenda import Agenda
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.sealed_segment import SealedSegment, segment_file
-from needle.shard.segment_builder import TEMPORARY
 from needle.shard.segment_builds import AskBuilding, KeeperStats, Progress, SegmentBuilds
-from needle.shard.segment_files import (
-    CHUNK_BYTES,
-    SegmentFiles,
-    delete,
-    delete_all,
-    finish_download,
-    read_chunk,
-    segment_files,
-    write_chunk,
-)
+from needle.shard.segment_downloads import FetchChunk, SegmentDownloads
+from needle.shard.segment_files import SegmentFiles, delete, delete_all, read_chunk, segment_files
 from needle.shard.segment_format import verify_file
 from needle.shard.segment_plan import BuildTask, PublishedSegment, plan
 from needle.shard.segment_set import CollectionVectors
@@ -80,10 +71,6 @@ class VectorsHost(Protocol):
         ...
 
 
-FetchChunk = Callable[[NodeId, str, int, int], Awaitable[bytes]]
-"""fetch_chunk(peer, file name, offset, length): the peer's `serve_chunk`. Raises NeedleError."""
-
-
 class SegmentKeeper:
     """One replica's keeper. All methods run on the event loop, except `serve_chunk`, which blocks."""
 
@@ -102,15 +89,12 @@ class SegmentKeeper:
         disk: ReplicaDisk = REAL_DISK,
     ) -> None:
         """publish: has a PublishSegment proposed, by this node or by whichever leads. peers: the other replicas, leader
-        first. build_pool: for builds only (they take minutes). file_pool: reads
-        and writes of files."""
+        first. build_pool: for builds only (they take minutes). file_pool: reads and writes of files."""
         self._host = host
         self._is_leader = is_leader
-        self._fetch_chunk = fetch_chunk
         self._peers = peers
         self._file_pool = file_pool
         self._clock = clock
-        self._disk = disk
         self._build_wanted = asyncio.Event()
         self._files_wanted = asyncio.Event()
         self._planned = False
@@ -124,6 +108,7 @@ class SegmentKeeper:
         self._to_check = Agenda()
         self._files = SegmentFiles()
         self.stats = KeeperStats()
+        self._downloads = SegmentDownloads(fetch_chunk=fetch_chunk, file_pool=file_pool, disk=disk, stats=self.stats)
         self._builds = SegmentBuilds(
             publish=publish,
             peers=peers,
@@ -285,8 +270,8 @@ class SegmentKeeper:
         for known in (self._manifests, self._missing_since, self._written):
             known.pop(collection_id, None)
         self._builds.forget(collection_id)
-        self._distrusted = {segment for segment in self._distrusted if segment.collection_id != collection_id}
-        self._damaged = {segment for segment in self._damaged if segment.collection_id != collection_id}
+        for marked in (self._distrusted, self._damaged):
+            marked.difference_update([one for one in marked if one.collection_id == collection_id])
         await self._delete(self._files.unneeded(collection_id, ()))
 
     async def _delete(self, paths: Sequence[str]) -> None:
@@ -298,7 +283,7 @@ class SegmentKeeper:
         peers = list(self._peers())
         if segment not in self._distrusted:
             for peer in peers:
-                sealed = await self._fetch(vectors, segment, peer)
+                sealed = await self._downloads.get(vectors, segment, peer)
                 if sealed is not None:
                     return await self._attach(vectors, sealed)
                 if segment not in vectors.manifest() or vectors.closed:
@@ -314,30 +299,6 @@ class SegmentKeeper:
         self._damaged.discard(sealed.segment)
         self._check(vectors)
         return True
-
-    async def _fetch(self, vectors: CollectionVectors, segment: PublishedSegment, peer: NodeId) -> SealedSegment | None:
-        """Download, verify and open. None: this peer cannot serve it, or what it sent is damaged."""
-        path = os.path.join(vectors.directory, segment_file(segment))
-        part = path + TEMPORARY
-        try:
-            for offset in range(0, segment.size, CHUNK_BYTES):
-                length = min(CHUNK_BYTES, segment.size - offset)
-                chunk = await self._fetch_chunk(peer, segment_file(segment), offset, length)
-                if len(chunk) != length:
-                    raise CorruptSegment(f"{peer} sent {len(chunk)} of {length} bytes of {segment_file(segment)}")
-                await self._file_pool.run(write_chunk, part, offset, chunk)
-            sealed = await self._file_pool.run(finish_download, part, path, segment, vectors.spec, self._disk)
-        except CorruptSegment as error:
-            self.stats.corrupt += 1
-            log.warning("segment file from %s is damaged: %s", peer, error)
-        except NeedleError as error:
-            log.info("segment [%d, %d] not fetched from %s: %s", segment.first, segment.last, peer, error)
-        else:
-            self.stats.shipped += 1
-            self.stats.shipped_bytes += segment.size
-            return sealed
-        await self._file_pool.run(delete, part)
-        return None
 
     async def _build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> bool:
         try:

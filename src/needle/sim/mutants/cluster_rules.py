@@ -208,7 +208,7 @@ MUTANTS = (
     Mutant(
         name="deletes-by-id-of-another-map",
         breaks="under a custom strategy a delete misses a document that moves between the shards it asks",
-        edits=(Edit("shard.execute:_delete", "command.owned not in (0, self.fence.fingerprint)", "False"),),
+        edits=(Edit("shard.execute:_delete", "command.owned not in (0, batch.fence.fingerprint)", "False"),),
         tests=(_MOVING + "test_under_a_custom_strategy_the_stored_document_decides_and_deletes_name_the_map",),
     ),
 )
