@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multiraft.harness import FAST, Cluster, until
 from needle.base.errors import NeedleError
 from needle.multiraft.codec import encode_frame
-from needle.multiraft.engine import CALL_METHODS
+from needle.multiraft.inbound import CALL_METHODS
 from needle.raft.messages import Message, MessageType
 from raft.test_any_message import MESSAGES
 

@@ -16,70 +16,34 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import (
-    Internal,
-    LostState,
-    NeedleError,
-    Unavailable,
-    invalid,
-)
-from needle.base.file_errors import SHORTAGES
+from needle.base.errors import Internal, LostState, NeedleError, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock, Pool, Rng
-from needle.multiraft import doubts
-from needle.multiraft.codec import (
-    Addressed,
-    StateRequest,
-    decode_chunk_request,
-    decode_frame,
-    decode_standing_call,
-    decode_state_request,
-    encode_body,
-    encode_frame,
-    encode_state,
-    in_frames,
-)
+from needle.multiraft.background import Background
+from needle.multiraft.codec import Addressed, encode_frame, in_frames
 from needle.multiraft.config import HostConfig
 from needle.multiraft.counters import Counters
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.group import Group, Turn, Work, lost_state
 from needle.multiraft.group_log import LogWrite
-from needle.multiraft.group_snapshots import NO_ROOM_SECONDS
-from needle.multiraft.lives import LIFE_METHOD, Lives
-from needle.multiraft.log_records import LostRecord
+from needle.multiraft.inbound import Inbound
+from needle.multiraft.lives import Lives
 from needle.multiraft.log_store import LivesWrite, LogStore
+from needle.multiraft.log_writer import LogWriter
 from needle.multiraft.ports import Applied, StateMachine, Transport
-from needle.multiraft.rebuild import STATE_METHOD, refuse_damaged
 from needle.multiraft.repair import Opener
 from needle.multiraft.retention import Bounds
-from needle.multiraft.snapshot_receiver import CHUNK_METHOD, SnapshotFetcher
+from needle.multiraft.snapshot_receiver import SnapshotFetcher
 from needle.multiraft.snapshot_sender import SnapshotShelf
 from needle.multiraft.timers import Timers
-from needle.raft.messages import Doubt, Message, MessageType
+from needle.multiraft.upkeep import Upkeep
+from needle.raft.messages import Message
 from needle.raft.raft import Raft
 from needle.raft.state import Role
 
 _log = logging.getLogger("needle.multiraft")
 _QUANTA_PER_HEARTBEAT = 10
-REFUSAL_LOG_SECONDS = 1.0
-"""At most so often a refused message is logged; all are counted."""
-Extra = tuple[LogWrite | LivesWrite, asyncio.Future[None]]
-CALL_METHODS = (CHUNK_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
-"""What hosts ask each other."""
-
-
-def _counts(raft: Raft, message: Message) -> bool:
-    """Whether this replica counts on what a message says that its sender holds: only that is held against the sender
-    after its next start. What nobody counts on may have been said by anybody."""
-    if message.type == MessageType.VOTE:
-        return message.term <= raft.term
-    if message.term != raft.term:
-        return False
-    if message.type == MessageType.VOTE_RESP:
-        return raft.role is not Role.FOLLOWER
-    answered = raft.role is Role.LEADER
-    return answered and (message.type != MessageType.APPEND_RESP or raft.holds(message.frm, message.index))
 
 
 class Engine:
@@ -115,7 +79,6 @@ class Engine:
         self._snapshot_dir = snapshot_dir
         self.transport = transport
         self._store = store
-        self._log_pool = log_pool
         self._rng = rng
         self._on_fatal = on_fatal
         self.shelf = SnapshotShelf(
@@ -124,23 +87,21 @@ class Engine:
         self.fetcher = SnapshotFetcher(snapshot_dir, files, apply_pool, transport, config, failpoint)
         self._groups: dict[GroupId, Group] = {}
         self._opened: dict[GroupId, tuple[int, int]] = {}
-        self._doubted: dict[GroupId, None] = {}
         self.lives = Lives(self, store, transport, lambda: self._opened)
+        self._inbound = Inbound(self, self._groups, self._group)
+        self._writer = LogWriter(self, store, log_pool)
+        self._upkeep = Upkeep(self._groups, store, self.shelf, self.bounds, clock)
         self._dirty: dict[GroupId, Group] = {}
         self._waiting: dict[GroupId, Group] = {}
         self._turn = Turn()
-        self._extra: list[Extra] = []
         self._held: list[tuple[Group, list[Applied]]] = []
-        self._writing = False
-        self._relieved_at = 0
         self._scheduled = False
         self._in_turn = False
         self._again = False
         self._timers = Timers(config.heartbeat_interval / _QUANTA_PER_HEARTBEAT)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self._refusal_logged_at = float("-inf")
-        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._background = Background(self.background_failed)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -151,16 +112,13 @@ class Engine:
         await self.apply_pool.run(self.shelf.clean)
         for group in self._groups.values():
             self.wake(group)
-        self.spawn(self._sweep())
+        self.spawn(self._upkeep.sweep(self.config.snapshot_keep / 4))
 
     async def stop(self) -> None:
         """Stop at once, without handing leadership over (see set_maintenance). Waiting callers are answered
         OutcomeUnknown (writes) or Unavailable. Idempotent."""
         self._halt(Unavailable("this node is stopping"))
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.end()
 
     def _halt(self, error: NeedleError) -> None:
         if self.stopped:
@@ -171,7 +129,7 @@ class Engine:
         for group in self._groups.values():
             group.fail_all(error)
 
-    def _fail(self, error: NeedleError) -> None:
+    def fail(self, error: NeedleError) -> None:
         """The node can no longer keep its promises: every group stops now."""
         if self.failure is None and not self.stopped:
             self.failure = error
@@ -247,9 +205,9 @@ class Engine:
                 self._again = False
                 self._take_all()
         except NeedleError as error:
-            self._fail(error)
+            self.fail(error)
         except Exception as error:
-            self._fail(Internal(f"a loop turn failed: {error!r}"))
+            self.fail(Internal(f"a loop turn failed: {error!r}"))
             raise
         finally:
             self._in_turn = False
@@ -259,7 +217,7 @@ class Engine:
         now = self.clock.monotonic()
         turn, self._turn = self._turn, Turn()
         dirty, self._dirty = self._dirty, {}
-        may_persist = not self._writing
+        may_persist = not self._writer.busy
         for group in dirty.values():
             if group.id not in self._groups:
                 continue  # closed meanwhile
@@ -268,15 +226,13 @@ class Engine:
             self._timers.arm(group.id, group.next_deadline())
         for to, messages in turn.outbox.items():
             self._send(to, messages)
-        if may_persist and (turn.work or self._extra):
-            extra, self._extra = self._extra, []
-            self._writing = True
+        if may_persist and (extra := self._writer.begin(turn.work)) is not None:
             if turn.outbox:
-                self._after_sending(self._persist, turn.work, extra)
+                self._after_sending(self._writer.persist, turn.work, extra)
             else:
-                self._persist(turn.work, extra)
+                self._writer.persist(turn.work, extra)
         for group, batch in turn.applies:
-            if self._writing and group.raft.role is not Role.LEADER and self.config.is_quick(batch):
+            if self._writer.busy and group.raft.role is not Role.LEADER and self.config.is_quick(batch):
                 self._held.append((group, batch))  # what is written now is waited for; what is applied is not
             else:
                 self._after_sending(group.apply, batch)
@@ -287,9 +243,10 @@ class Engine:
         it for the time of an fsync comes behind them, so that neither peers nor callers wait for it. Between the two
         turns the sockets are read."""
         loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, self._guarded, work, arguments)
+        loop.call_soon(loop.call_soon, self.guarded, work, arguments)
 
-    def _guarded(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    def guarded(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        """Run work that nobody awaits; its failure stops the node."""
         if self.stopped:
             return
         try:
@@ -315,41 +272,18 @@ class Engine:
 
     async def durable(self, write: LogWrite | LivesWrite) -> None:
         """Put a write into the next transaction; returns once it is durable and noted."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._extra.append((write, future))
+        future = self._writer.add(write)
         self._schedule()
         await future
 
-    def _persist(self, work: list[Work], extra: list[Extra]) -> None:
-        writes: list[LogWrite | LivesWrite] = [item.write for item in work]
-        writes.extend(write for write, _ in extra)
-        quick = not extra and self.config.is_quick([entry for write in writes for entry in write.entries])
-
-        def done(_: None, error: BaseException | None) -> None:
-            if isinstance(error, SHORTAGES):
-                # Nothing was written. Until there is room nothing more is: this node neither votes nor acknowledges.
-                _log.error("the Raft log waits: %s", error)
-                asyncio.get_running_loop().call_later(NO_ROOM_SECONDS, self._guarded, self._persist, (work, extra))
-            elif error is not None:
-                self.background_failed(error)
-            elif not self.stopped:
-                self._persisted(work, extra, writes)
-
-        self._log_pool.call(done, self._store.write, writes, quick=quick)
-
-    def _persisted(self, work: list[Work], extra: list[Extra], writes: list[LogWrite | LivesWrite]) -> None:
-        self.counters.persists += 1
-        self._writing = False
-        self._store.note(writes)
+    def persisted(self, work: list[Work]) -> None:
+        """The transaction in flight is durable and noted; go on with what waited for it."""
         for item in work:
             item.group.persisted(self._turn, item)
             self._dirty[item.group.id] = item.group
-        for _, future in extra:
-            if not future.done():
-                future.set_result(None)
         self._dirty.update(self._waiting)
         self._waiting = {}
-        self._relieve()
+        self._upkeep.relieve()
         held, self._held = self._held, []
         for group, batch in held:
             self._after_sending(group.apply, batch)
@@ -358,41 +292,20 @@ class Engine:
         else:
             self._run_turn()
 
-    # --- the bound of the log ---------------------------------------------------------------------------------------
     def bytes_used(self) -> int:
         """Bytes that the logs of this node take on its disk."""
         return self._store.bytes_used()
 
-    def _relieve(self) -> None:
-        """From half of the bound on, each time the log has grown: cut what can be cut, of all groups."""
-        used = self._store.bytes_used()
-        if used >= self.bounds.pressed and used != self._relieved_at:
-            groups = list(self._groups.values())
-            share = sum(group.log.sizes.total for group in groups) // (2 * len(groups) or 1)
-            for group in groups:
-                if group.log.sizes.total >= share:
-                    group.compaction.relieve()
-        self._relieved_at = used
-
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run in the background; a failure is fatal for the node."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._reap)
-        return task
-
-    def _reap(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.pop(task, None)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self.background_failed(error)
+        return self._background.spawn(work)
 
     def background_failed(self, error: BaseException) -> None:
         """Work that nobody awaits failed: the node stops."""
         if isinstance(error, NeedleError):
-            self._fail(error)
+            self.fail(error)
         elif isinstance(error, Exception):
-            self._fail(Internal(f"background work of the Raft host failed: {error!r}"))
+            self.fail(Internal(f"background work of the Raft host failed: {error!r}"))
 
     # --- timers -----------------------------------------------------------------------------------------------------
     def _set_timer(self, now: float) -> None:
@@ -433,62 +346,20 @@ class Engine:
         else:
             self._set_timer(now)
 
-    async def _sweep(self) -> None:
-        """Remove exported snapshots that no peer fetches any more, and the logs of groups that rest."""
-        while True:
-            await asyncio.sleep(self.config.snapshot_keep / 4)
-            now = self.clock.monotonic()
-            if self._store.bytes_used() >= self.bounds.pressed:
-                self._relieved_at = 0
-                self._relieve()
-            for group in list(self._groups.values()):
-                group.compaction.settle(now)
-                if not group.snapshots.wanted(now):
-                    await self.shelf.drop(group.id)
-
     # --- from other nodes -------------------------------------------------------------------------------------------
     def on_raft(self, frm: NodeId, body: bytes) -> None:
         """One frame of a peer. Messages for groups that are not open here are dropped. Raises ProtocolError."""
-        if self.stopped or self._loop is None:
-            return
-        frame = decode_frame(body)
-        self.counters.frames_in += 1
-        if self.lost:
-            self.lives.make_known(frm)
-        elif self.lives.admits(frm, frame, len(body)):
-            self.hear(frm, frame.messages)
+        if not self.stopped and self._loop is not None:
+            self._inbound.on_frame(frm, body)
 
     def hear(self, frm: NodeId, messages: list[Addressed]) -> None:
-        """Handle the messages of a peer that is known."""
-        self.counters.messages_in += len(messages)
-        now = self.clock.monotonic()
-        try:
-            for group_id, message in messages:
-                group = self._groups.get(group_id)
-                if group is None or message.to != self.node_id or message.frm != frm:
-                    continue
-                refusal = group.receive(message, now)
-                if refusal:
-                    self._refused(frm, group_id, refusal, now)
-                else:
-                    doubt = group.raft.take_doubt()
-                    if doubt is not None:
-                        self._doubt(group, doubt)
-                    elif _counts(group.raft, message):
-                        self.lives.told(frm, group_id, message)
-                self.wake(group)
-        except NeedleError as error:
-            self._fail(error)
-        except Exception as error:
-            self._fail(Internal(f"a message of {frm} could not be handled: {error!r}"))
-            raise
+        """Handle the messages of a peer that is known by now."""
+        self._inbound.hear(frm, messages)
 
-    def _refused(self, frm: NodeId, group: GroupId, why: str, now: float) -> None:
-        """What comes from outside may be refused and counted; it is logged now and then."""
-        self.counters.messages_refused += 1
-        if now >= self._refusal_logged_at + REFUSAL_LOG_SECONDS:
-            self._refusal_logged_at = now
-            _log.warning("%s: a message from %s is refused: %s", group_name(group), frm, why)
+    async def on_call(self, frm: NodeId, method: str, body: bytes) -> bytes:
+        """A peer's question, one of inbound.CALL_METHODS. Raises InvalidArgument for any other method."""
+        self._check_running()
+        return await self._inbound.on_call(frm, method, body)
 
     # --- what was lost ------------------------------------------------------------------------------------------------
     @property
@@ -505,69 +376,6 @@ class Engine:
             for group in self._groups.values():
                 group.retire(self.clock.monotonic())
             self.spawn(self.durable(LivesWrite(identity=identity)))
-
-    def _doubt(self, group: Group, doubt: Doubt) -> None:
-        if group.id not in self._doubted and not group.lost:
-            self._doubted[group.id] = None
-            self.spawn(self._look_into(group, doubt))
-
-    async def _look_into(self, group: Group, doubt: Doubt) -> None:
-        """The core met a contradiction: ask the other side, and stop what must not go on."""
-        _log.error("%s: %s", group_name(group.id), doubt)
-        try:
-            answer = await doubts.ask(self.transport, group.id, doubt)
-            if answer is None or self.stopped or group.lost or group.id not in self._groups:
-                return
-            reason = doubts.own_loss(group.raft, doubt, answer)
-            if reason:
-                _log.critical("%s: this replica does not go on: %s", group_name(group.id), reason)
-                group.raft.retire(self.clock.monotonic())
-                await self.durable(LogWrite(log=group.log, lost=LostRecord(reason)))
-                group.retire(self.clock.monotonic())  # now that the reason is known, whoever waits is told
-                return
-            reason = doubts.peers_loss(group.raft, doubt, answer)
-            if reason:
-                self.lives.refuse(doubt.peer, reason)
-        finally:
-            self._doubted.pop(group.id, None)
-
-    async def on_call(self, frm: NodeId, method: str, body: bytes) -> bytes:
-        """A peer's question, one of CALL_METHODS. Raises InvalidArgument for any other method."""
-        self._check_running()
-        if method == LIFE_METHOD:
-            return self.lives.answer(frm, body)
-        if method == doubts.STANDING_METHOD:
-            call = decode_standing_call(body)
-            group = self._group(call.group)
-            doubt = doubts.asked(group.raft, call, frm)
-            if doubt is not None:
-                self._doubt(group, doubt)
-            return encode_body(doubts.standing(group.raft, call.index, frm))
-        if method == STATE_METHOD:
-            return await self._snapshot_for(decode_state_request(body))
-        if method != CHUNK_METHOD:
-            raise invalid("method", method, f"one of {', '.join(CALL_METHODS)}")
-        request = decode_chunk_request(body)
-        try:
-            return await self.shelf.read(request, self.clock.monotonic())
-        except Unavailable:
-            # The peer was offered a snapshot that is gone: have the core ask for another one.
-            offering = self._groups.get(request.group)
-            if offering is not None and not self.stopped:
-                offering.raft.report_snapshot_failed(frm, self.clock.monotonic())
-            raise
-
-    async def _snapshot_for(self, request: StateRequest) -> bytes:
-        """A snapshot for a replica whose state is damaged. Raises Unavailable, StorageError."""
-        group = self._group(request.group)
-        refuse_damaged(group.id, group.machine)
-        exported, now = self.shelf.current(group.id), self.clock.monotonic()
-        if exported is None or exported.snapshot == request.refused or exported.meta.index < request.applied:
-            exported = await self.shelf.export(group.id, group.machine, group.image_lock, now)
-        if exported.meta.index < request.applied:
-            raise Unavailable(f"{group_name(group.id)} has not applied {request.applied} on node {self.node_id} yet")
-        exported.used = self.clock.monotonic()
-        return encode_state(exported.meta)
 
     # --- looking groups up ----------------------------------------------------------------------------------------
     def _check_running(self) -> None:

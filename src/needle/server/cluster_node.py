@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -36,6 +35,7 @@ from needle.base.routing.topology import NodeInfo, NodeState, Ownership, Topolog
 from needle.client.directory import Caller
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
+from needle.multiraft.background import Background
 from needle.server.cluster_files import (
     ClusterFile,
     catalog_directory,
@@ -99,7 +99,7 @@ class ClusterNode(Node):
         self.shards: NodeShards
         self._clients = clients
         self._changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background(self._background_failed)
         self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
         self._adopting = asyncio.Lock()
         self._belonging = asyncio.Lock()
@@ -154,31 +154,19 @@ class ClusterNode(Node):
         mover = Mover(self, self.options.move_rows)
         works = (CatalogFollower(self).run, Registration(self).run, spread.run, mover.run)
         for work in (*works, self._reconcile_all, self._retry_shortages):
-            self._spawn(lasting(work))
-        self._undo.append(self._end_tasks)
+            self._background.spawn(lasting(work))
+        self._undo.append(self._background.end)
 
     def watch_health(self) -> HealthWatch:
         """Ask all replicas how they are, from now on until the node stops."""
         watch = HealthWatch(self.caller, self.shards.topology)
-        self._spawn(watch.run())
+        self._background.spawn(watch.run())
         return watch
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks = [*(t for t in self._tasks if not t.done()), task]
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self.host.stopped and not self._stopping:
+    def _background_failed(self, error: BaseException) -> None:
+        if not self.host.stopped and not self._stopping:
             log.error("background work of node %s failed", self.node_id, exc_info=error)
             self._fatal(error if isinstance(error, NeedleError) else Internal(f"background work failed: {error!r}"))
-
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- the topology ------------------------------------------------------------------------------------------------
     async def wait_topology(self, version: int, timeout: float) -> bool:

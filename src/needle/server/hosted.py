@@ -22,6 +22,7 @@ from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import CollectionSpec, Metric
 from needle.base.protocol import GroupCall
 from needle.base.runtime import Clock
+from needle.multiraft.background import Background
 from needle.multiraft.host import Host
 from needle.server.disk_space import DiskSpace
 from needle.server.lasting import lasting
@@ -76,7 +77,7 @@ class HostedReplica:
         self._file_pool = ports.file_pool
         self._call = call
         self._fatal = fatal
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background(self._background_failed)
         self._fresh_at = float("-inf")
         self._fresh_index = 0
         self._asking: asyncio.Task[None] | None = None
@@ -100,19 +101,16 @@ class HostedReplica:
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
-        loop = asyncio.get_running_loop()
         works = (self.keeper.run, self._scrub, self._watch, self._index_fields, self.caretaker.run)
         for work in works:
-            task = loop.create_task(lasting(partial(self._while_whole, work)))
-            task.add_done_callback(self._ended)
-            self._tasks.append(task)
+            self._background.spawn(lasting(partial(self._while_whole, work)))
 
     async def stop(self) -> None:
         """End the background work; searches that run finish."""
-        tasks = [*self._tasks, *(task for task in (self._asking, self._settling) if task is not None)]
-        for task in tasks:
+        asked = [task for task in (self._asking, self._settling) if task is not None]
+        for task in asked:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(self._background.end(), *asked, return_exceptions=True)
         await self.batcher.close()
 
     async def _while_whole(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -129,9 +127,8 @@ class HostedReplica:
                 await asyncio.sleep(LOOK_SECONDS)
             self.keeper.kick()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self._host.stopped:
+    def _background_failed(self, error: BaseException) -> None:
+        if not self._host.stopped:
             log.error("background work of %s failed", group_name(self.group), exc_info=error)
             self._fatal(error if isinstance(error, NeedleError) else StorageError(f"background work failed: {error!r}"))
 

@@ -52,8 +52,8 @@ from needle.base.protocol import (
     StepDownCall,
     WriteCall,
 )
-from needle.multiraft.engine import CALL_METHODS
 from needle.multiraft.host import Host
+from needle.multiraft.inbound import CALL_METHODS
 from needle.rpc.promise import Promise
 from needle.server.address_book import AddressBook
 from needle.server.disk_space import DiskSpace

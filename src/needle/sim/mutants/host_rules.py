@@ -30,9 +30,9 @@ MUTANTS = (
         breaks="what found no room in the log counts as durable: votes and acknowledgements are forgotten",
         edits=(
             Edit(
-                "multiraft.engine:Engine._persist",
-                "asyncio.get_running_loop().call_later(NO_ROOM_SECONDS, self._guarded, self._persist, (work, extra))",
-                "self._persisted(work, extra, writes)",
+                "multiraft.log_writer:LogWriter.persist",
+                "loop.call_later(NO_ROOM_SECONDS, self._host.guarded, self.persist, (work, extra))",
+                "self._written(work, extra, writes)",
             ),
         ),
         sim=True,
@@ -132,7 +132,7 @@ MUTANTS = (
     Mutant(
         name="fsync-error-is-not-fatal",
         breaks="after a failed fsync the node goes on: the kernel has dropped the pages, a later fsync proves nothing",
-        edits=(Edit("multiraft.engine:Engine.background_failed", "self._fail(error)", "self._writing = False"),),
+        edits=(Edit("multiraft.engine:Engine.background_failed", "self.fail(error)", "self._writer.busy = False"),),
         tests=(_HOST + "test_fsync_error_is_fatal_for_all_groups_and_acknowledges_nothing",),
     ),
     Mutant(

@@ -1,0 +1,202 @@
+"""What other nodes send to this one: frames of Raft messages, and questions.
+
+A message that cannot be is refused and counted, whatever it says; a contradiction that the core met is looked into
+(doubts.py), and stops what must not go on.
+Invariant: of a peer only what its present life sent is handled (lives.py). It must not know turns or the log's disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol
+
+from needle.base.errors import Internal, NeedleError, Unavailable, invalid
+from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.runtime import Clock
+from needle.multiraft import doubts
+from needle.multiraft.codec import (
+    Addressed,
+    StateRequest,
+    decode_chunk_request,
+    decode_frame,
+    decode_standing_call,
+    decode_state_request,
+    encode_body,
+    encode_state,
+)
+from needle.multiraft.counters import Counters
+from needle.multiraft.group import Group
+from needle.multiraft.group_log import LogWrite
+from needle.multiraft.lives import LIFE_METHOD, Lives
+from needle.multiraft.log_records import LostRecord
+from needle.multiraft.ports import Transport
+from needle.multiraft.rebuild import STATE_METHOD, refuse_damaged
+from needle.multiraft.snapshot_receiver import CHUNK_METHOD
+from needle.multiraft.snapshot_sender import SnapshotShelf
+from needle.raft.messages import Doubt, Message, MessageType
+from needle.raft.raft import Raft
+from needle.raft.state import Role
+
+_log = logging.getLogger("needle.multiraft")
+REFUSAL_LOG_SECONDS = 1.0
+"""At most so often a refused message is logged; all are counted."""
+CALL_METHODS = (CHUNK_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
+"""What hosts ask each other."""
+
+
+def _counts(raft: Raft, message: Message) -> bool:
+    """Whether this replica counts on what a message says that its sender holds: only that is held against the sender
+    after its next start. What nobody counts on may have been said by anybody."""
+    if message.type == MessageType.VOTE:
+        return message.term <= raft.term
+    if message.term != raft.term:
+        return False
+    if message.type == MessageType.VOTE_RESP:
+        return raft.role is not Role.FOLLOWER
+    answered = raft.role is Role.LEADER
+    return answered and (message.type != MessageType.APPEND_RESP or raft.holds(message.frm, message.index))
+
+
+class InboundHost(Protocol):
+    """What this needs of its host."""
+
+    node_id: NodeId
+    clock: Clock
+    counters: Counters
+    lives: Lives
+    shelf: SnapshotShelf
+    stopped: bool
+    transport: Transport
+
+    @property
+    def lost(self) -> str:
+        """Why no replica of this node may go on; "" if they may."""
+        ...
+
+    def wake(self, group: Group) -> None: ...
+    def spawn(self, work: Coroutine[Any, Any, None]) -> Any: ...
+    async def durable(self, write: LogWrite) -> None: ...
+    def fail(self, error: NeedleError) -> None:
+        """The node can no longer keep its promises."""
+        ...
+
+
+class Inbound:
+    """See the module. groups: the open ones. find: one of them; raises Unavailable, LostState if it is not open."""
+
+    def __init__(self, host: InboundHost, groups: Mapping[GroupId, Group], find: Callable[[GroupId], Group]) -> None:
+        self._host = host
+        self._groups = groups
+        self._find = find
+        self._doubted: dict[GroupId, None] = {}
+        self._refusal_logged_at = float("-inf")
+
+    # --- frames -----------------------------------------------------------------------------------------------------
+    def on_frame(self, frm: NodeId, body: bytes) -> None:
+        """One frame of a peer. Messages for groups that are not open here are dropped. Raises ProtocolError."""
+        host = self._host
+        frame = decode_frame(body)
+        host.counters.frames_in += 1
+        if host.lost:
+            host.lives.make_known(frm)
+        elif host.lives.admits(frm, frame, len(body)):
+            self.hear(frm, frame.messages)
+
+    def hear(self, frm: NodeId, messages: list[Addressed]) -> None:
+        """Handle the messages of a peer that is known."""
+        host = self._host
+        host.counters.messages_in += len(messages)
+        now = host.clock.monotonic()
+        try:
+            for group_id, message in messages:
+                group = self._groups.get(group_id)
+                if group is None or message.to != host.node_id or message.frm != frm:
+                    continue
+                refusal = group.receive(message, now)
+                if refusal:
+                    self._refused(frm, group_id, refusal, now)
+                else:
+                    doubt = group.raft.take_doubt()
+                    if doubt is not None:
+                        self._doubt(group, doubt)
+                    elif _counts(group.raft, message):
+                        host.lives.told(frm, group_id, message)
+                host.wake(group)
+        except NeedleError as error:
+            host.fail(error)
+        except Exception as error:
+            host.fail(Internal(f"a message of {frm} could not be handled: {error!r}"))
+            raise
+
+    def _refused(self, frm: NodeId, group: GroupId, why: str, now: float) -> None:
+        """What comes from outside may be refused and counted; it is logged now and then."""
+        self._host.counters.messages_refused += 1
+        if now >= self._refusal_logged_at + REFUSAL_LOG_SECONDS:
+            self._refusal_logged_at = now
+            _log.warning("%s: a message from %s is refused: %s", group_name(group), frm, why)
+
+    # --- contradictions ----------------------------------------------------------------------------------------------
+    def _doubt(self, group: Group, doubt: Doubt) -> None:
+        if group.id not in self._doubted and not group.lost:
+            self._doubted[group.id] = None
+            self._host.spawn(self._look_into(group, doubt))
+
+    async def _look_into(self, group: Group, doubt: Doubt) -> None:
+        """The core met a contradiction: ask the other side, and stop what must not go on."""
+        _log.error("%s: %s", group_name(group.id), doubt)
+        try:
+            answer = await doubts.ask(self._host.transport, group.id, doubt)
+            if answer is None or self._host.stopped or group.lost or group.id not in self._groups:
+                return
+            reason = doubts.own_loss(group.raft, doubt, answer)
+            if reason:
+                _log.critical("%s: this replica does not go on: %s", group_name(group.id), reason)
+                group.raft.retire(self._host.clock.monotonic())
+                await self._host.durable(LogWrite(log=group.log, lost=LostRecord(reason)))
+                group.retire(self._host.clock.monotonic())  # now that the reason is known, whoever waits is told
+                return
+            reason = doubts.peers_loss(group.raft, doubt, answer)
+            if reason:
+                self._host.lives.refuse(doubt.peer, reason)
+        finally:
+            self._doubted.pop(group.id, None)
+
+    async def on_call(self, frm: NodeId, method: str, body: bytes) -> bytes:
+        """A peer's question, one of CALL_METHODS. Raises InvalidArgument for any other method."""
+        if method == LIFE_METHOD:
+            return self._host.lives.answer(frm, body)
+        if method == doubts.STANDING_METHOD:
+            call = decode_standing_call(body)
+            group = self._find(call.group)
+            doubt = doubts.asked(group.raft, call, frm)
+            if doubt is not None:
+                self._doubt(group, doubt)
+            return encode_body(doubts.standing(group.raft, call.index, frm))
+        if method == STATE_METHOD:
+            return await self._snapshot_for(decode_state_request(body))
+        if method != CHUNK_METHOD:
+            raise invalid("method", method, f"one of {', '.join(CALL_METHODS)}")
+        request = decode_chunk_request(body)
+        try:
+            return await self._host.shelf.read(request, self._host.clock.monotonic())
+        except Unavailable:
+            # The peer was offered a snapshot that is gone: have the core ask for another one.
+            offering = self._groups.get(request.group)
+            if offering is not None and not self._host.stopped:
+                offering.raft.report_snapshot_failed(frm, self._host.clock.monotonic())
+            raise
+
+    async def _snapshot_for(self, request: StateRequest) -> bytes:
+        """A snapshot for a replica whose state is damaged. Raises Unavailable, StorageError."""
+        group = self._find(request.group)
+        refuse_damaged(group.id, group.machine)
+        exported, now = self._host.shelf.current(group.id), self._host.clock.monotonic()
+        if exported is None or exported.snapshot == request.refused or exported.meta.index < request.applied:
+            exported = await self._host.shelf.export(group.id, group.machine, group.image_lock, now)
+        if exported.meta.index < request.applied:
+            raise Unavailable(
+                f"{group_name(group.id)} has not applied {request.applied} on node {self._host.node_id} yet"
+            )
+        exported.used = self._host.clock.monotonic()
+        return encode_state(exported.meta)
