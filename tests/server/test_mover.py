@@ -18,10 +18,10 @@ from needle.base import commands, protocol
 from needle.base.catalog_commands import CatalogCommand, StartMove
 from needle.base.cluster_protocol import MOVE, MoveAnswer, MoveCall
 from needle.base.commands import Command, CreateCollection, Delete
-from needle.base.errors import ConnectionLost, NeedleError
+from needle.base.errors import ConnectionLost, NeedleError, StaleEpoch
 from needle.base.model import WriteResult
-from needle.base.routing.strategy import RANGE
-from needle.base.routing.topology import CollectionInfo
+from needle.base.routing.strategy import RANGE, ShardStrategy, routing_key
+from needle.base.routing.topology import CollectionInfo, MoveState
 from needle.cluster.catalog import execute
 from needle.server.cluster_mover import Mover
 from needle.shard.state_machine import Replica
@@ -34,15 +34,16 @@ MADE = CollectionInfo(id=7, spec=spec("default", 3))
 class World:
     """Two shards of two on one node, a catalog, and what happens between any two steps of a driver."""
 
-    def __init__(self, directory: Path, rng: random.Random) -> None:
+    def __init__(self, directory: Path, rng: random.Random, strategy: ShardStrategy = RANGE) -> None:
         self.rng = rng
-        made = topology(shards=2, factor=1, nodes=1, strategy=RANGE)
+        made = topology(shards=2, factor=1, nodes=1, strategy=strategy)
         self.topology = msgspec.structs.replace(made, collections=(MADE,))
         self.replicas: dict[int, Replica] = {1: open_replica(directory / "0"), 2: open_replica(directory / "1")}
         self.logs = {1: Log(), 2: Log()}
         self.index = 100
         self.truth: dict[str, int] = {}
         self.trouble = 0.0
+        self.writes = True
         for group in (1, 2):
             self.apply(group, CreateCollection(MADE.stored_spec))
 
@@ -67,7 +68,7 @@ class World:
 
     async def between(self) -> None:
         await asyncio.sleep(0.001)
-        for _ in range(self.rng.choice([0, 0, 1, 3])):
+        for _ in range(self.rng.choice([0, 0, 1, 3]) if self.writes else 0):
             self.write()
         if self.rng.random() < 0.1:
             self.replicas[1].checkpoint()
@@ -173,5 +174,117 @@ def test_a_move_copies_all_whatever_happens_meanwhile(tmp_path: Path, seed: int)
         assert again.version > last
         for replica in world.replicas.values():
             replica.verify()
+
+    virtually(work())
+
+
+CUSTOM = ShardStrategy.custom("tenant")
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    deadline = asyncio.get_running_loop().time() + 100
+    while not holds():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.05)
+
+
+def keyed(world: World) -> tuple[dict[str, int], dict[str, int]]:
+    """Metadata of a document of shard 0, and of shard 1."""
+    assert world.topology.map is not None
+    owner = world.topology.map.owner
+    keys = {n: owner(routing_key(CUSTOM, 2, "", {"tenant": n})) for n in range(50)}
+    ours, theirs = (next(n for n in keys if keys[n] == shard) for shard in (0, 1))
+    return {"tenant": ours}, {"tenant": theirs}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while it copies", "just before it freezes"])
+def test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted(tmp_path: Path, late: bool) -> None:
+    """Under custom routing an id under two shard keys is two documents as long as these live in different shards."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(1), CUSTOM)
+        world.writes = False
+        shard_map = world.topology.map
+        assert shard_map is not None
+        goes, stays = keyed(world)
+        names = ["m1", "m2", "m3"]
+        theirs = world.apply(2, put(names[:2], [[2, 2, 2]] * 2, [stays] * 2, collection=MADE.stored_name)).version
+        first = names if not late else names[2:]
+        ours = world.apply(1, put(first, [[1, 1, 1]] * len(first), [goes] * len(first), collection=MADE.stored_name))
+        await world.command(StartMove(1, 1, list(shard_map.ranges(0)), 0, 1), 1.0)
+        if late:  # nothing was in the way of the copy, and something is of the rest
+            told, command = [], world.command
+
+            async def just_before(order: CatalogCommand, timeout: float) -> WriteResult:
+                if not told:
+                    told.append(order)
+                    world.apply(1, put(names[:2], [[1, 1, 1]] * 2, [goes] * 2, collection=MADE.stored_name))
+                return await command(order, timeout)
+
+            world.command = just_before  # type: ignore[method-assign]
+        mover = Mover(world.node(), 100)
+        running = asyncio.create_task(mover.run())
+        await until(lambda: bool(mover.held(1)))
+        await asyncio.sleep(5)
+        assert [one.state for one in world.topology.moves] == [MoveState.FREEZING if late else MoveState.COPYING]
+        assert len(mover.held(1)) == 1
+        assert mover.held(2) == []
+        assert "collection 'default'" in mover.held(1)[0]
+        assert "'m1', 'm2'," in mover.held(1)[0]
+        assert set(world.visible(1)) == set(names)
+        assert world.visible(2) == {"m1": theirs, "m2": theirs}
+
+        world.apply(2, Delete(MADE.stored_name, ["m1"]))
+        await asyncio.sleep(5)
+        assert "ids 'm2'," in mover.held(1)[0]
+        kept = world.visible(1)
+        if late:
+            world.apply(2, Delete(MADE.stored_name, ["m2"]))
+        else:
+            world.apply(1, Delete(MADE.stored_name, ["m2"]))
+            kept = {"m1": ours.version, "m3": ours.version, "m2": theirs}
+        await until(lambda: not world.topology.moves)
+        running.cancel()
+        assert mover.held(1) == []
+        assert world.visible(2) == kept
+        assert world.visible(1) == {}
+        for replica in world.replicas.values():
+            replica.verify()
+
+    virtually(work())
+
+
+def test_what_a_waiting_move_has_copied_can_be_deleted(tmp_path: Path) -> None:
+    """The target refuses to delete a copy as long as it has one, so deletes must not wait with the move."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(1), CUSTOM)
+        world.writes = False
+        goes, stays = keyed(world)
+        world.apply(2, put(["m1"], [[2, 2, 2]], [stays], collection=MADE.stored_name))
+        world.apply(1, put(["m3", "m1"], [[1, 1, 1]] * 2, [goes] * 2, collection=MADE.stored_name))
+        assert world.topology.map is not None
+        await world.command(StartMove(1, 1, list(world.topology.map.ranges(0)), 0, 1), 1.0)
+        mover = Mover(world.node(), 1)
+        running = asyncio.create_task(mover.run())
+        await until(lambda: bool(mover.held(1)))
+        delete = Delete(MADE.stored_name, ["m3"])
+        with pytest.raises(StaleEpoch):
+            world.apply(2, delete)
+        world.apply(1, delete)
+
+        def deleted() -> bool:
+            try:
+                world.apply(2, delete)
+            except StaleEpoch:
+                return False
+            return True
+
+        await until(deleted)
+        assert mover.held(1)
+        before = len(world.logs[2].entries)
+        await asyncio.sleep(60)
+        assert len(world.logs[2].entries) - before < 100
+        running.cancel()
 
     virtually(work())

@@ -85,6 +85,7 @@ def imported(move: int, step: int, cursor: int, rows: list[Any], deleted: list[s
         b"".join(row.vector for row in rows),
         [row.metadata for row in rows],
         deleted or [],
+        whole=True,
     )
 
 
@@ -509,3 +510,82 @@ def test_a_delete_within_ranges_leaves_other_keys_and_is_refused_unless_all_of_t
     target.done(PrepareMove(4, 4, False, [middle], [low], strategy, 2), Freeze(4))
     assert isinstance(target.told(Delete("c", ["y"], within=[middle])), StaleEpoch)
     assert target.done(Delete("c", ["y"], within=[low])).count == 1
+
+
+CUSTOM = ShardStrategy.custom("t")
+THIRDS = sorted((routing_key(CUSTOM, 2, "", {"t": t}), t) for t in range(9))
+SPANS: list[KeyRange] = [(b"", THIRDS[3][0]), (THIRDS[3][0], THIRDS[6][0]), (THIRDS[6][0], None)]
+FIRST, SECOND, THIRD = ({"t": THIRDS[at][1]} for at in (0, 3, 6))
+"""A document of each of the ranges."""
+
+
+def carried(move: int, step: int, ids: list[str], metadata: Any, deleted: list[str] | None = None) -> Import:
+    rows = put(ids, [[1, 1, 1]] * len(ids), [metadata] * len(ids))
+    return Import(move, step, "c", step, ids, [7] * len(ids), rows.vectors, rows.metadata, deleted or [], whole=True)
+
+
+def tenants(shard: Shard, ids: list[str]) -> dict[str, Any]:
+    """What is visible: id -> metadata."""
+    return {one.id: msgspec.json.decode(one.metadata) for one in shard.replica.get("c", ids, False)}
+
+
+def test_an_import_never_takes_the_place_of_the_same_id_under_another_shard_key(tmp_path: Path) -> None:
+    target = Shard(tmp_path, "target")
+    target.done(CreateCollection(spec()), put(["x", "y"], [[1, 1, 1], [2, 2, 2]], [FIRST, FIRST]))
+    target.done(PrepareMove(3, 3, True, [SPANS[1]], [SPANS[0]], CUSTOM, 2))
+    before = target.replica.digest(), tenants(target, ["x", "y"])
+    error = target.told(carried(3, 0, ["x", "y", "z"], SECOND))
+    assert isinstance(error, AlreadyExists)
+    assert error.details["ids"] == "'x', 'y'"
+    assert error.details["count"] == 2
+    assert (target.replica.digest(), tenants(target, ["x", "y"])) == before
+    target.done(carried(3, 0, [], SECOND, ["x"]))  # deleted at the source: not this one
+    assert tenants(target, ["x", "y"]) == before[1]
+    target.done(Delete("c", ["x", "y"]))
+    target.done(carried(3, 1, ["x", "y", "z"], SECOND))
+    # From now on it is the shard's own writes that may not take the place of what was imported.
+    assert isinstance(target.told(put(["x"], [[1, 1, 1]], [FIRST])), StaleEpoch)
+    assert isinstance(target.told(Delete("c", ["x"])), StaleEpoch)
+    target.done(carried(3, 2, ["x"], SECOND, ["z"]))
+    target.done(Own(3, 3, 100))
+    assert tenants(target, ["x", "y", "z"]) == {"x": SECOND, "y": SECOND}
+    target.replica.verify()
+
+
+def test_an_import_never_takes_the_place_of_what_another_move_brings(tmp_path: Path) -> None:
+    target = Shard(tmp_path, "target")
+    target.done(CreateCollection(spec()))
+    for move, span in ((3, SPANS[1]), (4, SPANS[2])):
+        target.done(PrepareMove(move, 3, True, [span], [SPANS[0]], CUSTOM, 3))
+    target.done(carried(3, 0, ["x", "y"], SECOND))
+    assert isinstance(target.told(carried(4, 0, ["x"], THIRD)), AlreadyExists)
+    target.done(carried(4, 0, ["z"], THIRD, ["y"]))
+    target.done(Own(3, 1, 100))
+    assert isinstance(target.told(carried(4, 1, ["x"], THIRD)), AlreadyExists)
+    target.done(Delete("c", ["x"]), carried(4, 1, ["x"], THIRD), Own(4, 2, 100))
+    assert tenants(target, ["x", "y", "z"]) == {"x": THIRD, "y": SECOND, "z": THIRD}
+    target.replica.verify()
+
+
+def test_an_import_takes_the_place_of_what_was_given_away(tmp_path: Path) -> None:
+    shard = Shard(tmp_path, "shard")
+    shard.done(CreateCollection(spec()), put(["x", "y"], [[1, 1, 1], [2, 2, 2]], [SECOND, SECOND]))
+    shard.done(PrepareMove(3, 3, False, [SPANS[1]], SPANS[:2], CUSTOM, 3), Freeze(3), Release(3))
+    shard.done(PrepareMove(4, 3, True, [SPANS[2]], SPANS[:2], CUSTOM, 3))
+    shard.done(carried(4, 0, ["x"], THIRD), Own(4, 1, 100))
+    assert shard.done(Forget(3, 100)).count == 1
+    assert tenants(shard, ["x", "y"]) == {"x": THIRD}
+    shard.replica.verify()
+
+
+def test_an_import_of_an_earlier_release_is_applied_as_it_was(tmp_path: Path) -> None:
+    target = Shard(tmp_path, "target")
+    target.done(CreateCollection(spec()), put(["x"], [[1, 1, 1]], [FIRST]))
+    target.done(PrepareMove(3, 3, True, [SPANS[1]], [SPANS[0]], CUSTOM, 2))
+    old = msgspec.structs.replace(carried(3, 0, ["x", "y"], SECOND), whole=False)
+    entry = target.log.add(old)[0]
+    body = msgspec.msgpack.decode(entry.data[1:])
+    assert body.pop() is False
+    replayed = msgspec.structs.replace(entry, data=entry.data[:1] + msgspec.msgpack.encode(body))
+    assert target.replica.apply([replayed])[0] == WriteResult(version=entry.index, index=entry.index, count=1)
+    assert tenants(target, ["x", "y"]) == {"x": FIRST}

@@ -134,7 +134,8 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     lease_remaining: seconds, 0 when no lease. digest: of the documents at last_applied ("" unless asked for).
     unknown_collections: that this leader's shard holds and the catalog neither lists nor says were dropped.
     lost: why this replica must not go on ("" if it may; then its state is Lost). refused: nodes that this one does not
-    hear because they lost what they told it, and why.
+    hear because they lost what they told it, and why. held_moves: why moves of key ranges from this leader's shard wait
+    for somebody to do something.
     damage: why this replica's data is not served, and fetched again from another; "" if it is whole."""
 
     node_id: str
@@ -158,3 +159,4 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     lost: str = ""
     refused: dict[str, str] = {}
     damage: str = ""
+    held_moves: list[str] = []

@@ -51,7 +51,8 @@ class Release(msgspec.Struct, frozen=True, tag="move-release", array_like=True):
 class Import(msgspec.Struct, frozen=True, tag="move-import", array_like=True):
     """The target: documents of one collection that stay invisible until Own. Applied only as the step-th of the move's
     imports. cursor: all of the source's ordinals up to it were looked at. deleted: ids that the source has deleted
-    since they were copied. vectors: as the source stores them."""
+    since they were copied. vectors: as the source stores them. whole: refused if the target has a document of one of
+    `ids` that this move did not bring; otherwise, as earlier releases wrote it, such an id is left out."""
 
     move: int
     step: int
@@ -62,6 +63,7 @@ class Import(msgspec.Struct, frozen=True, tag="move-import", array_like=True):
     vectors: bytes
     metadata: list[bytes]
     deleted: list[str]
+    whole: bool = False
 
 
 class Own(msgspec.Struct, frozen=True, tag="move-own", array_like=True):

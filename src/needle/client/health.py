@@ -117,9 +117,11 @@ def _judge_shard(expected: int, replicas: Sequence[ReplicaStatus], share: float)
             healthy += 1
     if leader is None:
         problems.insert(0, "no replica leads")
-    elif leader.unknown_collections:
-        names = ", ".join(leader.unknown_collections)
-        problems.append(f"holds collections of which the catalog knows nothing: {names}")
+    else:
+        if leader.unknown_collections:
+            names = ", ".join(leader.unknown_collections)
+            problems.append(f"holds collections of which the catalog knows nothing: {names}")
+        problems += leader.held_moves
     followers = expected - 1
     state = "unavailable" if leader is None else "healthy" if healthy == followers and not problems else "degraded"
     return ShardHealth(

@@ -22,11 +22,11 @@ from pyroaring import BitMap
 from needle.base import commands, protocol
 from needle.base.catalog_commands import AdvanceMove, CatalogCommand, FinishMove
 from needle.base.cluster_protocol import MOVE, MoveAnswer, MoveCall
-from needle.base.errors import CollectionNotFound, NeedleError, Unavailable
+from needle.base.errors import AlreadyExists, CollectionNotFound, NeedleError, Unavailable
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import WriteResult
 from needle.base.move_commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
-from needle.base.routing.topology import MoveInfo, MoveState, Topology
+from needle.base.routing.topology import MoveInfo, MoveState, Topology, public_name
 from needle.multiraft.host import Host
 from needle.server.hosted import HostedReplica
 from needle.shard import copying
@@ -39,6 +39,8 @@ PAUSE_SECONDS = 0.2
 STEP_SECONDS = 5.0
 ROUNDS_MAX = 8
 BYTES_MAX = 512 << 10
+HELD_SECONDS = 2.0
+"""Between two attempts of a move that waits for somebody: each is an entry in the target's log."""
 MARKS = 16
 """Marking looks at ids only: so many times more in one step."""
 
@@ -75,6 +77,15 @@ class _Copy:
     known: dict[str, BitMap] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A move that waits for somebody to do something. group: the source's. again: when to try, by the loop's time."""
+
+    group: GroupId
+    why: str
+    again: float
+
+
 class Mover:
     """See the module."""
 
@@ -84,6 +95,12 @@ class Mover:
         self._rows_max = rows_max
         self._copies: dict[int, _Copy] = {}
         """By move, of those that this node drives or drove."""
+        self._held: dict[int, _Held] = {}
+        """By move, of those that this node drives."""
+
+    def held(self, group: GroupId) -> list[str]:
+        """Why moves of what this node's shard `group` owns wait for somebody to do something."""
+        return [held.why for held in self._held.values() if held.group == group]
 
     async def run(self) -> None:
         """Until the node stops: one move after the other."""
@@ -91,20 +108,34 @@ class Mover:
         while not node.host.stopped:
             moves = node.topology.moves
             self._copies = {info.id: copy for info in moves if (copy := self._copies.get(info.id)) is not None}
+            self._held = {info.id: self._held[info.id] for info in moves if info.id in self._held}
             for info in moves:
-                await self._drive(info)
+                held = self._held.get(info.id)
+                if held is None or asyncio.get_running_loop().time() >= held.again:
+                    await self._drive(info)
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _drive(self, info: MoveInfo) -> None:
         """From one state to the next, as long as that works and this node leads the source."""
         node, group = self._node, shard_group(info.source)
         now: MoveInfo | None = info
+        if group not in node.groups or not node.host.is_leader(group):
+            self._held.pop(info.id, None)
         while now is not None and group in node.groups and node.host.is_leader(group):
             try:
                 await self._advance(now)
+            except AlreadyExists as error:  # under custom routing: see docs/sharding.md, "Which strategy"
+                where = public_name(str(error.details["collection"]))
+                why = f"move {info.id} to shard {info.target} ({now.state}), collection {where!r}: {error.message}"
+                known = self._held.get(info.id)
+                if known is None or known.why != why:
+                    log.error("shard %d: %s", info.source, why)
+                self._held[info.id] = _Held(group, why, asyncio.get_running_loop().time() + HELD_SECONDS)
+                return
             except NeedleError as error:
                 log.info("move %d (%s) does not advance: %s", info.id, now.state, error)
                 return
+            self._held.pop(info.id, None)
             now = node.topology.move(info.id)
             log.info("move %d of shard %d to %d is %s", info.id, info.source, info.target, now.state if now else "done")
 
@@ -166,14 +197,18 @@ class Mover:
         """All that the target does not have yet; how many documents that were."""
         replica = self._node.groups[shard_group(info.source)].replica
         here = {spec.name for spec in replica.collections()}
-        copied = 0
+        copied, refused = 0, None
         for name in sorted(one.stored_name for one in topology.collections):
             if name in here:
                 try:
                     copied += await self._copy_collection(info, copy, name)
+                except AlreadyExists as error:
+                    refused = refused or error
                 except CollectionNotFound:  # the target does not have it yet, or it is being dropped
                     await self._node.shards.sync(info.target, topology.version, STEP_SECONDS)
                     raise
+        if refused is not None:
+            raise refused
         return copied
 
     async def _mark(self, info: MoveInfo, copy: _Copy) -> None:
@@ -193,12 +228,17 @@ class Mover:
 
     async def _copy_collection(self, info: MoveInfo, copy: _Copy, name: str) -> int:
         replica, blocking = self._node.groups[shard_group(info.source)].replica, self._node.blocking
-        copied, more, end = 0, True, copying.last_ordinal(replica.view, name)
+        copied, more, refused, end = 0, True, None, copying.last_ordinal(replica.view, name)
         # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
         while more and (after := copy.cursors.get(name, -1)) < end:
             rows, cursor, more = await blocking(copying.page, replica.view, name, info.ranges, after, self._rows_max)
-            for part in _parts(rows):
-                await self._import(info, copy, name, part, [])
+            try:
+                for part in _parts(rows):
+                    await self._import(info, copy, name, part, [])
+                    copy.cursors[name] = part[-1].ordinal
+            except AlreadyExists as error:
+                refused = error  # the deletes go on: the target does not take any of what it has a copy of
+                break
             copy.cursors[name] = cursor
             copied += len(rows)
         known = copy.known.get(name, BitMap())
@@ -208,6 +248,8 @@ class Mover:
         for first in range(0, len(deleted), self._rows_max):
             await self._import(info, copy, name, [], deleted[first : first + self._rows_max])
         copy.known[name] = known
+        if refused is not None:
+            raise refused
         return copied + len(deleted)
 
     async def _import(
@@ -223,6 +265,7 @@ class Mover:
             b"".join(row.vector for row in rows),
             [row.metadata for row in rows],
             deleted,
+            whole=True,
         )
         await self._tell_target(info, command)
         copy.step += 1

@@ -107,6 +107,7 @@ class ClusterNode(Node):
         self._unopened = False
         self.unknown: dict[GroupId, list[str]] = {}
         """Collections that a shard holds and the catalog neither lists nor says were dropped, by group."""
+        self._mover = Mover(self, options.move_rows)
         self._said_empty = False
         self.strangers: set[NodeId] = set()
         """Nodes that spoke Raft to this one before it belonged to a cluster; the first few."""
@@ -151,8 +152,7 @@ class ClusterNode(Node):
         """See Node.start; then follow the catalog."""
         await super().start()
         spread = LeaderSpread(self)
-        mover = Mover(self, self.options.move_rows)
-        works = (CatalogFollower(self).run, Registration(self).run, spread.run, mover.run)
+        works = (CatalogFollower(self).run, Registration(self).run, spread.run, self._mover.run)
         for work in (*works, self._reconcile_all, self._retry_shortages):
             self._background.spawn(lasting(work))
         self._undo.append(self._background.end)
@@ -424,7 +424,8 @@ class ClusterNode(Node):
         """See Node.status; of the catalog too."""
         if group != CATALOG_GROUP:
             found = super().status(group, digest)
-            return msgspec.structs.replace(found, unknown_collections=self.unknown.get(group, []))
+            unknown, held = self.unknown.get(group, []), self._mover.held(group)
+            return msgspec.structs.replace(found, unknown_collections=unknown, held_moves=held)
         status = self.host.status(group)
         peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
         return msgspec.structs.replace(status, peers=peers)

@@ -6,15 +6,19 @@ not know SQLite, catalogs or drivers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from pyroaring import BitMap
 
-from needle.base.errors import Internal, InvalidArgument, NeedleError, VersionMismatch, invalid
+from needle.base.errors import AlreadyExists, Internal, InvalidArgument, NeedleError, VersionMismatch, invalid
 from needle.base.model import WriteResult
 from needle.shard.batch import Batch, Member, check_room
 from needle.shard.changes import FLOAT_BYTES
 from needle.shard.commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
 from needle.shard.holdings import FROZEN, OPEN, OVER, RELEASED, Transfer, prepared
+
+IDS_SHOWN = 20
 
 
 def execute_move(batch: Batch, index: int, command: MoveCommand) -> WriteResult:
@@ -134,15 +138,13 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     change = batch.change(record)
     batch.lookup(change, [*command.ids, *command.deleted])
     hidden = dict(batch.stored.hidden(record.id))
-    invisible = BitMap.union(BitMap(), *hidden.values())
-
-    def ours(name: str) -> bool:  # under a custom strategy: the same id under a shard key of this shard's own
-        ref = change.refs[name]
-        return ref is not None and ref.ordinal not in invisible
-
-    deleted = [name for name in dict.fromkeys(command.deleted) if not ours(name)]
-    kept = [at for at, name in enumerate(command.ids) if not ours(name)]
-    names = [command.ids[at] for at in kept]
+    names, deleted = command.ids, list(dict.fromkeys(command.deleted))
+    replaceable = BitMap.union(BitMap(), *(hidden[move] for move in hidden if _may_replace(batch, command, move)))
+    taken = {name for name, ref in change.refs.items() if ref is not None and ref.ordinal not in replaceable}
+    if command.whole and not taken.isdisjoint(names):
+        raise _two_keys(record.spec.name, [name for name in names if name in taken])
+    kept = [at for at, name in enumerate(names) if name not in taken]
+    names, deleted = [names[at] for at in kept], [name for name in deleted if name not in taken]
     before = BitMap([ref.ordinal for name in [*deleted, *names] if (ref := change.refs[name]) is not None])
     for move, ordinals in hidden.items():
         if ordinals.intersect(before):
@@ -158,6 +160,28 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     cursors = {**transfer.cursors, command.collection: reached}
     batch.change_transfer(_changed(transfer, step=transfer.step + 1, cursors=cursors))
     return WriteResult(version=index, index=index, count=len(kept))
+
+
+def _may_replace(batch: Batch, command: Import, move: int) -> bool:
+    """Whether this import may take the place of what `move` hides: copies of its own, and what was given away. Not what
+    another move brings here: under custom routing that may be the same id under another shard key."""
+    if move == command.move or not command.whole:
+        return True
+    transfer = batch.holdings.transfer(move) if batch.holdings is not None else None
+    return transfer is None or not transfer.incoming
+
+
+def _two_keys(collection: str, ids: Sequence[str]) -> NeedleError:
+    """Inside a shard an id is one document, so one of the two would be lost."""
+    shown = ", ".join(repr(name[:80]) for name in ids[:IDS_SHOWN])
+    more = f" and {len(ids) - IDS_SHOWN} more" if len(ids) > IDS_SHOWN else ""
+    return AlreadyExists(
+        f"the target of the move has other documents with the ids {shown}{more}, under other shard keys; a shard holds "
+        f"one document of an id, so nothing of them is moved until these ids are deleted",
+        collection=collection,
+        ids=shown,
+        count=len(ids),
+    )
 
 
 def _check_open(transfer: Transfer, step: int) -> None:

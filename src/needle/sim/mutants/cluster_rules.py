@@ -8,6 +8,7 @@ _EXECUTED = "tests/cluster/test_executed.py::"
 _DROPS = "tests/cluster/test_dropped_collections.py::"
 _MOVING = "tests/shard/test_moving.py::"
 _WRITES = "tests/cluster/test_moving_writes.py::"
+_HELD = "tests/server/test_mover.py::test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted"
 _MOVER = "tests/server/test_mover.py::"
 
 MUTANTS = (
@@ -178,6 +179,18 @@ MUTANTS = (
         breaks="a page of a driver that is no longer the driver is imported after newer ones",
         edits=(Edit("shard.moving:_check_open", "transfer.step != step", "step < 0"),),
         tests=(_MOVING + "test_a_page_of_another_driver_is_refused",),
+    ),
+    Mutant(
+        name="two-keys-of-an-id-moved-together",
+        breaks="under custom routing a move drops a document whose id the target has under another shard key",
+        edits=(Edit("shard.moving:_import", "command.whole and not taken.isdisjoint(names)", "False"),),
+        tests=(_MOVING + "test_an_import_never_takes_the_place_of_the_same_id_under_another_shard_key", _HELD),
+    ),
+    Mutant(
+        name="two-moves-of-an-id-merged",
+        breaks="under custom routing what one move brings takes the place of what another one brings to the same shard",
+        edits=(Edit("shard.moving:_may_replace", "move == command.move or not command.whole", "move > 0"),),
+        tests=(_MOVING + "test_an_import_never_takes_the_place_of_what_another_move_brings",),
     ),
     Mutant(
         name="delete-spread-anew",
