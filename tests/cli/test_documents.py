@@ -145,6 +145,26 @@ async def test_an_error_says_how_much_was_acknowledged() -> None:
     assert caught.value.details["limit"] == 7
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"id": "c", "vector": [1, 2]}, "the vector has 2 numbers; the collection's vectors have 4"),
+        ({"id": "", "vector": [1, 2, 3, 4]}, "id"),
+        ({"id": "c", "vector": [1, 2, 3, 4], "n": float("nan")}, "metadata"),
+        ({"id": "c", "vector": [None, 2, 3, 4]}, "real numbers"),
+    ],
+)
+def test_a_document_that_is_refused_is_named_by_its_line(needle, tmp_path: Path, line: dict, says: str) -> None:
+    good = [{"id": f"good-{n}", "vector": [1, 2, 3, n]} for n in range(3)]
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [*good, line, *good]))
+    needle.run("insert", str(path), expect=1)
+    assert f"{path}:4: " in needle.notes.replace("\n", "") and says in needle.notes
+    path.write_text("\n".join(json.dumps({"id": row["id"] * 1000, "vector": row["vector"]}) for row in good))
+    needle.run("insert", str(path), expect=1)  # only a node knows that these are too long
+    assert f"{path}:1 to {path}:3: " in needle.notes.replace("\n", "")
+
+
 def test_batches_are_split_by_bytes() -> None:
     wide = np.zeros(BATCH_BYTES // 4 // 3, dtype=np.float32)
     records = [Record(str(n), wide, None) for n in range(7)]

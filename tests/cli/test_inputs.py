@@ -71,9 +71,13 @@ def test_jsonl_texts_are_embedded_in_order_and_other_keys_become_metadata(tmp_pa
         ("[]", 'string "id"'),
         ('{"id": 7, "vector": [1]}', 'string "id"'),
         ('{"id": "a"}', '"vector"'),
-        ('{"id": "a", "vector": "no"}', "list of numbers"),
-        ('{"id": "a", "vector": [[1, 2], [3, 4]]}', "one dimension"),
-        ('{"id": "a", "vector": []}', "one dimension"),
+        ('{"id": "a", "vector": "no"}', "array of shape"),
+        ('{"id": "a", "vector": ["1"]}', "real numbers"),
+        ('{"id": "a", "vector": [null]}', "real numbers"),
+        ('{"id": "a", "vector": [NaN]}', "finite"),
+        ('{"id": "a", "vector": [1e39]}', "finite"),
+        ('{"id": "a", "vector": [[1, 2], [3, 4]]}', "array of shape"),
+        ('{"id": "a", "vector": []}', "at least one number"),
         ('{"id": "a", "vector": [1], "metadata": [1], "x": 2}', "must be an object"),
     ],
 )
@@ -82,6 +86,13 @@ def test_jsonl_names_the_line_it_refuses(tmp_path: Path, line: str, problem: str
     with pytest.raises(InvalidArgument, match=problem) as caught:
         read_all(path)
     assert f"{path}:3" in caught.value.message
+
+
+def test_npy_names_the_row_it_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "v.npy"
+    np.save(path, np.array([[1, 2], [3, 4], [5, np.inf]]))
+    with pytest.raises(InvalidArgument, match=r"v\.npy row 2: vector\[1\] = inf"):
+        read_all(path, batch=10)
 
 
 def test_npy_rows_are_numbered(tmp_path: Path) -> None:

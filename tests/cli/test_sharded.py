@@ -65,7 +65,10 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.C
         assert "doc-3" in json.dumps(found)
         run("step-down", "--shard", "1", *at)
         for command in ("leader", "step-down", "force-election"):  # which of the two shards?
-            assert "shard = None is not allowed" in run(command, *at, expect=1)
+            assert "This cluster has 2: name one, from 0 to 1" in run(command, *at, expect=1)
+            for shard in ("2", "99", "-1"):
+                refused = run(command, "--shard", shard, *at, expect=1)
+                assert f"shard = {shard}" in refused and ("from 0 to 1" in refused or "at least 0" in refused)
         led = {replica["shard"]: replica["node"] for replica in json.loads(run("status", "--json", *at))["replicas"]}
         assert sorted(led) == [0, 1]
         until(lambda: run("leader", "--shard", "1", *at, expect=None).strip() in cluster.addresses)

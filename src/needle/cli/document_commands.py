@@ -7,7 +7,7 @@ import json as jsonlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 import typer
@@ -31,7 +31,7 @@ from needle.cli.common import (
     table,
 )
 from needle.cli.embedding import DIMENSIONS, Embedder
-from needle.cli.inputs import Record, count_records, read_query_vector, read_records
+from needle.cli.inputs import Record, check_record, count_records, read_query_vector, read_records, span
 
 T = TypeVar("T")
 
@@ -157,7 +157,8 @@ async def insert_all(
     """Insert every batch, a few in flight, `done(count)` after each; returns how many documents were acknowledged.
 
     The last of several documents with one id wins, as if they were inserted one by one: batches that share an id do
-    not overtake each other. An error says how many documents were acknowledged before it.
+    not overtake each other. An error says how many documents were acknowledged before it, and names the line of a
+    document that is refused, or the lines of its batch.
     """
     inserted = 0
     in_flight: set[str] = set()
@@ -174,7 +175,10 @@ async def insert_all(
         nonlocal inserted
         while records := await taking.run(next_batch):
             items = [(record.id, record.vector, record.metadata) for record in records.values()]
-            await client.insert_batch(items, collection=collection, timeout=timeout)
+            try:
+                await client.insert_batch(items, collection=collection, timeout=timeout)
+            except InvalidArgument as error:
+                await _name_the_refused(client, collection, list(records.values()), error)
             inserted += len(items)
             done(len(items))
             async with changed:
@@ -193,6 +197,16 @@ async def insert_all(
         first = failures[0]
         raise type(first)(f"{first.message} ({inserted} documents were acknowledged before)", **first.details)
     return inserted
+
+
+async def _name_the_refused(
+    client: needle.Client, collection: str, records: list[Record], error: InvalidArgument
+) -> NoReturn:
+    """Raise `error`, why a batch was refused, with the line of the document that is wrong, or those of the batch."""
+    spec = next((spec for spec in await client.collections() if spec.name == collection), None)
+    for record in records:
+        check_record(record, None if spec is None else spec.dimensions)
+    raise type(error)(f"{span(records)}: {error.message}", **error.details) from error
 
 
 class _OneAtATime:

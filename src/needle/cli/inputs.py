@@ -10,7 +10,7 @@ import importlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, time
 from itertools import islice
 from pathlib import Path
@@ -20,17 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from needle.base.errors import ConfigError, InvalidArgument
+from needle.client.values import as_array, check_id, metadata_bytes
 
 Embed = Callable[[list[str]], NDArray[np.float32]]
 NPY_MAGIC = b"\x93NUMPY"
 
 
 class Record(NamedTuple):
-    """One document to insert: vector is float32 of shape (dimensions,), metadata any JSON."""
+    """One document to insert: vector is float32 of shape (dimensions,), metadata any JSON, where: its line or row."""
 
     id: str
     vector: NDArray[np.float32]
     metadata: Any
+    where: str = ""
 
 
 def refuse(where: str, problem: str) -> InvalidArgument:
@@ -38,16 +40,32 @@ def refuse(where: str, problem: str) -> InvalidArgument:
 
 
 def as_vector(value: object, where: str) -> NDArray[np.float32]:
-    """`value` as float32 of shape (dimensions,); a single row of shape (1, dimensions) also fits."""
+    """`value` as float32 of shape (dimensions,), all finite; a single row of shape (1, dimensions) also fits."""
+    row = isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[0] == 1
+    row = row or (isinstance(value, list) and len(value) == 1 and isinstance(value[0], list))
     try:
-        array = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise refuse(where, "the vector must be a list of numbers") from None
-    if array.ndim == 2 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 1 or array.size == 0:
-        raise refuse(where, f"the vector must have one dimension, not shape {array.shape}")
-    return array
+        return as_array(value[0] if row else value, "vector", 1)  # type: ignore[index]
+    except InvalidArgument as error:
+        raise refuse(where, error.message) from None
+
+
+def check_record(record: Record, dimensions: int | None) -> None:
+    """Raises InvalidArgument that names the line or row of a document that no collection takes, or none whose vectors
+    have this length. dimensions: of the collection, if it is known."""
+    where = record.where or record.id
+    if dimensions is not None and len(record.vector) != dimensions:
+        raise refuse(where, f"the vector has {len(record.vector)} numbers; the collection's vectors have {dimensions}")
+    try:
+        check_id(record.id)
+        metadata_bytes(record.metadata)
+    except InvalidArgument as error:
+        raise refuse(where, error.message) from None
+
+
+def span(records: Sequence[Record]) -> str:
+    """Which documents of a file these are, for an error about one of them."""
+    first, last = (record.where or record.id for record in (records[0], records[-1]))
+    return first if first == last else f"{first} to {last}"
 
 
 def read_records(path: Path, embed: Callable[[], Embed], id_prefix: str, batch: int) -> Iterator[list[Record]]:
@@ -110,7 +128,7 @@ def _read_jsonl(path: Path, embed: Callable[[], Embed], batch: int) -> Iterator[
             for (number, _), row in zip(chunk, rows, strict=True):
                 where = f"{path}:{number}"
                 vector = as_vector(row["vector"], where) if "vector" in row else next(embedded)
-                records.append(Record(row["id"], vector, _metadata(row, where)))
+                records.append(Record(row["id"], vector, _metadata(row, where), where))
             yield records
 
 
@@ -152,7 +170,13 @@ def _read_npy(path: Path, id_prefix: str, batch: int) -> Iterator[list[Record]]:
     array = _open_npy(path)
     for start in range(0, array.shape[0], batch):
         rows = np.asarray(array[start : start + batch], dtype=np.float32)
-        yield [Record(f"{id_prefix}{start + offset}", row, None) for offset, row in enumerate(rows)]
+        if not np.isfinite(rows).all():
+            bad = start + int(np.argmin(np.isfinite(rows).all(axis=1)))
+            as_vector(array[bad], f"{path} row {bad}")
+        yield [
+            Record(f"{id_prefix}{start + offset}", row, None, f"{path} row {start + offset}")
+            for offset, row in enumerate(rows)
+        ]
 
 
 def _parquet() -> Any:
@@ -183,7 +207,8 @@ def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
         records = []
         for row in table.to_pylist():
             row = {key: _zoneless_as_text(value) for key, value in row.items()}
-            vector = as_vector(row.pop("vector"), f"{path} row {row_number}")
-            records.append(Record(str(row.pop("id")), vector, row or None))
+            where = f"{path} row {row_number}"
+            vector = as_vector(row.pop("vector"), where)
+            records.append(Record(str(row.pop("id")), vector, row or None, where))
             row_number += 1
         yield records

@@ -15,7 +15,7 @@ import msgspec
 
 from needle.base import protocol
 from needle.base.cluster_protocol import no_members
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, TransferFailed, invalid
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, TransferFailed, Unavailable, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import (
     CollectionSpec,
@@ -341,7 +341,14 @@ class ShardedClient(Client):
         shards = self.topology().shards
         if shard is None and len(shards) == 1:
             return shards[0]
-        if shard is None or not 0 <= values.check_count(shard, "shard", 0) < len(shards):
+        if not shards:
+            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+        if shard is None:
+            raise InvalidArgument(
+                f"which shard is meant? This cluster has {len(shards)}: name one, from 0 to {len(shards) - 1}",
+                field="shard",
+            )
+        if not 0 <= values.check_count(shard, "shard", 0) < len(shards):
             raise invalid("shard", shard, f"the number of a shard, from 0 to {len(shards) - 1}")
         return shards[shard]
 
