@@ -258,6 +258,7 @@ VECTORS: dict[str, Any] = {
     "mixed scalars": [np.int64(1), 2.5],
     "objects": np.array([1, 2.5], object),
     "bools": [True, 2.5],
+    "memoryview": memoryview(np.array([1, 2.5])),
 }
 NO_VECTORS: dict[str, Any] = {
     "complex": np.array([1 + 1j, 2]),
@@ -265,6 +266,11 @@ NO_VECTORS: dict[str, Any] = {
     "text": ["1", "2"],
     "array of text": np.array(["1", "2"]),
     "bytes": [b"1", b"2"],
+    "one bytes": b"12",
+    "bytearray": bytearray(b"12"),
+    "memoryview": memoryview(b"12"),
+    "signed memoryview": memoryview(b"12").cast("b"),
+    "memoryviews": [memoryview(b"1"), memoryview(b"2")],
     "Decimals": [decimal.Decimal(1), decimal.Decimal(2)],
     "None": [None, 1.0],
     "dates": np.array(["2024-01-01", "2024-01-02"], "M8[D]"),

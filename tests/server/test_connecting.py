@@ -10,7 +10,7 @@ import pytest
 import needle
 from harness.process_cluster import free_ports
 from needle.base.config import parse_address
-from needle.base.errors import ConfigError, ConnectionLost
+from needle.base.errors import ConfigError, ConnectionLost, InvalidArgument
 from needle.client import Client
 from needle.distributed import RaftCluster, RaftConfig
 from needle.rpc.codec import parse_endpoint
@@ -54,6 +54,22 @@ def test_addresses() -> None:
     for nothing in ("", "a:1,", []):
         with pytest.raises(ConfigError):
             check_addresses(nothing)
+
+
+@pytest.mark.parametrize("addresses", [None, 5001, b"a:1", {"node-1": "a:1"}, ["a:1", None], [("a", 1)], object()])
+def test_what_are_no_addresses(addresses: object) -> None:
+    for connect in (needle.connect, needle.connect_sync):
+        with pytest.raises(ConfigError, match="addresses = "):
+            connect(addresses)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("cluster_id", None), ("cluster_id", ""), ("batch_bytes_max", "1"), ("batch_bytes_max", 0)]
+)
+def test_other_arguments_of_connect_are_checked_by_name(name: str, value: object) -> None:
+    for connect in (needle.connect, needle.connect_sync):
+        with pytest.raises(InvalidArgument, match=f"{name} = "):
+            connect("a:1", **{name: value})  # type: ignore[operator]
 
 
 async def test_a_cluster_that_refuses_is_named_at_once_and_waited_for_by_a_client(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Python floats. Knows no nodes and no connections.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ T = TypeVar("T")
 _json = msgspec.json.Encoder()
 _NUMBERS = (int, float, np.integer, np.floating, np.bool_)
 _NUMBER_KINDS = "biuf"
+_BYTES = (bytes, bytearray, mmap.mmap)
 _parse = msgspec.json.Decoder()
 _FLOAT32 = np.dtype("<f4")
 
@@ -39,6 +41,8 @@ def as_array(value: Any, field: str, dimensions: int) -> Vectors:
         raise refused(field, value, f"numbers that numpy can make an array of shape {shape} of ({error})") from None
     if given.size and not _holds_numbers(given):
         raise refused(field, value, f"an array of shape {shape} of real numbers; it holds {given.dtype}")
+    if given.dtype.kind in "ui" and given.dtype.itemsize == 1 and _holds_bytes(value):
+        raise refused(field, value, f"an array of shape {shape} of real numbers, not bytes (np.frombuffer reads them)")
     if given.ndim != dimensions:
         raise invalid(field, given.shape, f"an array of shape {shape}")
     if given.size == 0:
@@ -59,6 +63,13 @@ def _holds_numbers(array: npt.NDArray[Any]) -> bool:
     if array.dtype.kind != "O":
         return array.dtype.kind in _NUMBER_KINDS
     return all(isinstance(item, _NUMBERS) and not isinstance(item, np.timedelta64) for item in array.flat)
+
+
+def _holds_bytes(value: Any) -> bool:
+    """Bytes, which numpy takes for small numbers where they come as a buffer; or a list of such."""
+    if isinstance(value, list | tuple):
+        return any(_holds_bytes(item) for item in value)
+    return isinstance(value, _BYTES) or (isinstance(value, memoryview) and value.format in ("B", "b", "c"))
 
 
 def vector_bytes(value: Any, field: str = "vector") -> bytes:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Coroutine, Generator, Iterable, Mapping
 from typing import Any
 
 from needle.base.config import parse_address, refuse
 from needle.base.errors import ConnectionLost, NeedleError
+from needle.base.plain import text
 from needle.client import Client, SyncClient
 from needle.client.client import BATCH_BYTES_MAX
 from needle.client.shards import find_cluster
 from needle.client.sync import sync_client
+from needle.client.values import check_count
 from needle.rpc.transport import RpcClient
 from needle.server.cluster_main import sharded_client, system_caller
 from needle.server.runtime import SystemClock
 
 DEFAULT_CLUSTER_ID = "needle"
+ADDRESSES = "a list of 'host:port', or a string of them with commas between"
 REACH_SECONDS = 1.0
 CONNECT_SECONDS = 5.0
 
@@ -45,12 +48,22 @@ class Connecting:
 def check_addresses(addresses: Iterable[str] | str) -> list[str]:
     """A list of "host:port", or a ConfigError that names the one that is not. A string may hold several, separated by
     commas, as the command line takes them."""
+    if isinstance(addresses, bytes | bytearray | memoryview | Mapping) or not isinstance(addresses, Iterable):
+        raise refuse("addresses", addresses, ADDRESSES)
     listed = [part.strip() for part in addresses.split(",")] if isinstance(addresses, str) else list(addresses)
     if not listed:
         raise refuse("addresses", listed, "at least one 'host:port'")
     for address in listed:
         parse_address("addresses", address)
     return listed
+
+
+def check_arguments(
+    addresses: Iterable[str] | str, cluster_id: str, batch_bytes_max: int
+) -> tuple[list[str], str, int]:
+    """What `connect` takes, checked before anything is done. Raises InvalidArgument that names the argument."""
+    listed = check_addresses(addresses)
+    return listed, text(cluster_id, "cluster_id"), check_count(batch_bytes_max, "batch_bytes_max")
 
 
 async def check_reachable(addresses: list[str], cluster_id: str) -> None:
@@ -82,7 +95,7 @@ def connect(
     address, WrongCluster if all nodes belong to another cluster, NoQuorum if no node answers within 5 seconds: one
     has to say which kind of cluster this is. Other nodes that are down do not matter: calls say so.
     """
-    return Connecting(_connect(check_addresses(addresses), cluster_id, batch_bytes_max))
+    return Connecting(_connect(*check_arguments(addresses, cluster_id, batch_bytes_max)))
 
 
 async def _connect(addresses: list[str], cluster_id: str, batch_bytes_max: int) -> Client:
@@ -112,5 +125,5 @@ def connect_sync(
 ) -> SyncClient:
     """`connect` for code without asyncio: the same methods, blocking; use with `with`. Of a sharded cluster it is a
     SyncShardedClient, which can do what a ShardedClient can."""
-    listed = check_addresses(addresses)
-    return sync_client(lambda: _connect(listed, cluster_id, batch_bytes_max))
+    arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
+    return sync_client(lambda: _connect(*arguments))
