@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+import threading
+from collections.abc import Collection, Iterable
 
 
 class Agenda:
@@ -47,3 +48,26 @@ class Agenda:
         self._now.clear()
         self._at.clear()
         self._heap.clear()
+
+
+class Changed:
+    """Ids that changed since somebody took them last; all, to begin with. From any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ids: set[int] | None = None
+
+    def note(self, *ids: Iterable[int]) -> None:
+        with self._lock:
+            if self._ids is not None:
+                self._ids.update(*ids)
+
+    def everything(self) -> None:
+        with self._lock:
+            self._ids = None
+
+    def take(self) -> Collection[int] | None:
+        """None: all of them changed."""
+        with self._lock:
+            changed, self._ids = self._ids, set()
+        return changed

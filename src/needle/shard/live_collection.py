@@ -6,8 +6,9 @@ A view stays as it was made: apply replaces what it changes. It must not know co
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import immutables
 import numpy as np
@@ -15,13 +16,15 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
-from needle.base.errors import StorageError
+from needle.base.errors import CollectionNotFound, StorageError
+from needle.base.model import CollectionSpec
 from needle.base.routing.shard_map import KeyRange
 from needle.shard.batch import Stored
 from needle.shard.changes import CollectionChange
+from needle.shard.digest import replica_digest
 from needle.shard.documents import DocumentStore
-from needle.shard.holdings import Fence
-from needle.shard.index_budget import IndexBudget
+from needle.shard.holdings import Fence, encode_holdings
+from needle.shard.index_budget import FieldName, IndexBudget
 from needle.shard.metadata_rows import Rows
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.payload_index import PayloadIndex
@@ -67,6 +70,36 @@ class ReplicaView:
         if self.opened is None:
             raise StorageError("the documents of this replica are not open")
         return self.opened
+
+    def collection(self, name: str) -> CollectionView:
+        """Raises CollectionNotFound."""
+        held = self.collections.get(name)
+        if held is None:
+            raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+        return held
+
+    def spec(self, name: str) -> CollectionSpec | None:
+        """Of one collection; None if there is none."""
+        held = self.collections.get(name)
+        return None if held is None else held.record.spec
+
+    def counts(self) -> list[tuple[CollectionSpec, int]]:
+        """Every collection, by name, and its documents."""
+        return [(held.record.spec, held.visible) for _, held in sorted(self.collections.items())]
+
+    def count(self, name: str | None) -> int:
+        """Documents in one collection, or in all. Raises CollectionNotFound."""
+        return self.visible if name is None else self.collection(name).visible
+
+    def digest(self) -> str:
+        """See Replica.digest."""
+        records = [one.record for one in self.collections.values()]
+        return digest_of(records, None if self.fence is None else encode_holdings(self.fence.holdings))
+
+
+def digest_of(records: Iterable[CollectionRecord], holdings: bytes | None) -> str:
+    """Of a replica with these collections. holdings: encoded; None if they never changed."""
+    return replica_digest(((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records), holdings or b"")
 
 
 class _StoredMetadata:
@@ -201,6 +234,39 @@ class OpenCollections:
         live = self.numbered.pop(collection_id)
         del self.named[live.record.spec.name]
         return live
+
+    # --- from any thread, while apply adds and drops -----------------------------------------------------------------
+    def vectors(self) -> list[CollectionVectors]:
+        """Of every collection."""
+        return [live.vectors for live in list(self.numbered.values())]
+
+    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
+        """Of one collection; None if there is none."""
+        live = self.numbered.get(collection_id)
+        return None if live is None else live.vectors
+
+    def worn_shares(self) -> list[tuple[str, float]]:
+        """The names of the worn ones, and how much of their ordinals they have used up."""
+        held = [live.record for id_ in sorted(self.worn) if (live := self.numbered.get(id_)) is not None]
+        return [(record.spec.name, record.next_ordinal / ORDINAL_MAX) for record in held]
+
+    def first_names(self, count: int) -> list[str]:
+        """Of up to `count` collections, the oldest ones."""
+        while True:
+            try:
+                return list(islice(self.named, count))
+            except RuntimeError:  # apply adds or drops one at this moment
+                continue
+
+    def prepare_fields(self, shown: ReplicaView, names: Sequence[FieldName]) -> None:
+        """Index these fields in the background. shown: a view's documents are all known to its indexes, and not those
+        that apply is at."""
+        for collection_id in {name[0] for name in names}:
+            live = self.numbered.get(collection_id)
+            view = None if live is None else shown.collections.get(live.record.spec.name)
+            if view is not None and view.record.id == collection_id:
+                keys = [(path, instants) for other, path, instants in names if other == collection_id]
+                view.payload.prepare(keys, view.record.next_ordinal)
 
 
 class StateBefore:

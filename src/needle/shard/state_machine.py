@@ -19,10 +19,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 import immutables
@@ -30,28 +29,32 @@ import immutables
 from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import (
-    CollectionNotFound,
     CorruptDocuments,
     CorruptSnapshot,
-    DeadlineExceeded,
     NeedleError,
-    ReplicaDamaged,
     StorageError,
 )
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
+from needle.shard.agenda import Changed
 from needle.shard.batch import Batch
 from needle.shard.commands import MOVE_COMMANDS, Delete, Insert
-from needle.shard.digest import replica_digest
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
 from needle.shard.execute import decode_entry, execute, runs
-from needle.shard.holdings import Fence, check_claim, decode_holdings, encode_holdings
+from needle.shard.holdings import Fence, check_claim, decode_holdings
 from needle.shard.in_flight import InFlight
 from needle.shard.index_budget import FieldName, IndexBudget
-from needle.shard.live_collection import CollectionView, LiveCollection, OpenCollections, ReplicaView, StateBefore
-from needle.shard.query import search_group
-from needle.shard.records import ORDINAL_MAX, AppliedAt, CollectionRecord, StoredDocument, WriteSet
+from needle.shard.live_collection import (
+    CollectionView,
+    LiveCollection,
+    OpenCollections,
+    ReplicaView,
+    StateBefore,
+    digest_of,
+)
+from needle.shard.reads import Reads, not_served
+from needle.shard.records import AppliedAt, CollectionRecord, StoredDocument, WriteSet
 from needle.shard.row_check import Checked, verify_image_file
 from needle.shard.sealed_segment import segment_file
 from needle.shard.segment_files import FILE_NAME as SEGMENT_FILE_NAME
@@ -114,18 +117,17 @@ class Replica:
         self.field_indexes = IndexBudget(limits.field_index_bytes_max)
         self._applying = threading.Lock()
         self._in_flight = InFlight()
+        self._reads = Reads(lambda: self._view, self._in_flight, limits, self._found_damage)
         self._broken: NeedleError | None = None
         self.damage: CorruptDocuments | None = None
         """Why nothing is answered (see the module). Set by whichever thread finds it."""
         self._closed = False
-        self._noting = threading.Lock()
-        self._changed: set[int] | None = None
-        """Collections that the segment keeper has to look at; None: all."""
+        self._changed = Changed()
+        """Collections that the segment keeper has to look at."""
         self._tidied = False
         """Whether `tidy` did something that is not checkpointed."""
         self._checked = ""
         """The directory of the image whose rows were checked last."""
-        self._last_fence: tuple[bytes, Fence] | None = None
         self._state = ""
         self._opened: DocumentStore | None = None
         self._segment_directory = ""
@@ -184,8 +186,7 @@ class Replica:
         self._sessions = SessionTable(sessions, answers)
         views = immutables.Map({name: live.view() for name, live in loaded.named.items()})
         self._view = ReplicaView(at, views, store, fence, sum(view.visible for view in views.values()))
-        with self._noting:
-            self._changed = None
+        self._changed.everything()
 
     @property
     def _store(self) -> DocumentStore:
@@ -271,9 +272,7 @@ class Replica:
             views[name] = now = live.view()
             visible += now.visible - (0 if before is None else before.visible)
         self._view = ReplicaView(changes.at, views.finish(), self._store, batch.fence, visible)
-        with self._noting:
-            if self._changed is not None:
-                self._changed.update(batch.dropped, changes.collections)
+        self._changed.note(batch.dropped, changes.collections)
 
     @property
     def waits(self) -> bool:
@@ -357,7 +356,7 @@ class Replica:
 
     def _check_usable(self) -> None:
         if self.damage is not None:
-            raise ReplicaDamaged(f"this replica's data is damaged and is fetched again: {self.damage.message}")
+            raise not_served(self.damage)
         if self._broken is not None:
             raise self._broken
         if self._closed:
@@ -381,37 +380,7 @@ class Replica:
         there is none, stands where its request stood. All see the same applied index. wanted: whether somebody still
         waits for the answer to the request at that place; looked at just before the work."""
         self._check_usable()
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for at, r in enumerate(requests):
-            key = (r.collection, r.k, r.filter, r.with_metadata, r.with_vectors, r.exact, r.ef_search, r.claim)
-            groups.setdefault(key, []).append(at)
-        results: dict[int, HitBatch | NeedleError] = {}
-        with self._in_flight.enter():
-            view = self._view
-            for grouped in groups.values():
-                members = [at for at in grouped if wanted(at)]
-                if not members:
-                    continue
-                asked = [requests[at] for at in members]
-                try:
-                    check_claim(view.fence, asked[0].claim, view.at.index)
-                    collection = self._collection(view, asked[0].collection)
-                    answers = search_group(collection, view.store, asked, view.at.index, self.limits)
-                except CorruptDocuments as error:
-                    self._found_damage(error, os.path.dirname(view.store.path))
-                    answers = [_not_served(error)] * len(asked)
-                except NeedleError as error:
-                    answers = [error] * len(asked)
-                results.update(zip(members, answers, strict=True))
-        late = DeadlineExceeded("the search's time was over before it could begin")
-        return [results.get(at, late) for at in range(len(requests))]
-
-    @staticmethod
-    def _collection(view: ReplicaView, name: str) -> CollectionView:
-        collection = view.collections.get(name)
-        if collection is None:
-            raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
-        return collection
+        return self._reads.search_many(requests, wanted)
 
     def get(
         self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None = None
@@ -419,48 +388,22 @@ class Replica:
         """The documents with these ids, in the order asked for; absent ids are left out. Raises StaleEpoch if the shard
         does not own what `claim` says."""
         self._check_usable()
-        try:
-            return self._get(collection, ids, with_vectors, claim)
-        except CorruptDocuments as error:
-            raise _not_served(error) from error  # the store has told of it
-
-    def _get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:
-        with self._in_flight.enter():
-            view = self._view
-            record = self._collection(view, collection).record
-            if claim is None and view.fence is None:
-                return view.store.by_id(record.id, ids, vectors=with_vectors)
-            # What is read may be newer than the view: judge it by the holdings of the same moment.
-            found, index, held = view.store.by_id_held(record.id, ids, vectors=with_vectors)
-            fence = None if held is None else self._fence_of(held)
-            check_claim(fence, claim, index)
-            return found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
-
-    def _fence_of(self, held: bytes) -> Fence:
-        """Of holdings as stored; the last one is kept, for they rarely change."""
-        last = self._last_fence
-        if last is None or last[0] != held:
-            last = self._last_fence = (held, Fence(decode_holdings(held)))
-        return last[1]
+        return self._reads.get(collection, ids, with_vectors, claim)
 
     def collections(self) -> list[CollectionSpec]:
         """Every collection, by name."""
-        views = self._view.collections
-        return [views[name].record.spec for name in sorted(views)]
+        return [spec for spec, _ in self._view.counts()]
 
     def count(self, collection: str | None = None) -> int:
         """Documents in one collection, or in all."""
-        view = self._view
-        if collection is not None:
-            return self._collection(view, collection).visible
-        return view.visible
+        return self._view.count(collection)
 
     def counts(self, claim: Claim | None = None) -> list[tuple[CollectionSpec, int]]:
         """Every collection, by name, and its documents, at one applied index. Raises StaleEpoch as `get` does."""
         self._check_usable()
         view = self._view
         check_claim(view.fence, claim, view.at.index)
-        return [(held.record.spec, held.visible) for _, held in sorted(view.collections.items())]
+        return view.counts()
 
     @property
     def view(self) -> ReplicaView:
@@ -476,7 +419,7 @@ class Replica:
         """The vectors of every collection, for the segment keeper; ask again after a snapshot was installed."""
         if self.damage is not None:
             return []
-        return [live.vectors for live in list(self._live.numbered.values())]
+        return self._live.vectors()
 
     @property
     def segment_directory(self) -> str:
@@ -484,8 +427,7 @@ class Replica:
         return self._segment_directory
 
     def vectors_of(self, collection_id: int) -> CollectionVectors | None:
-        live = self._live.numbered.get(collection_id)
-        return None if live is None else live.vectors
+        return self._live.vectors_of(collection_id)
 
     def was_dropped(self, collection_id: int) -> bool:
         # In this order: an id is handed out before the collection is here, but not before its entry is applied.
@@ -493,41 +435,25 @@ class Replica:
         return handed_out and collection_id not in self._live.numbered
 
     def take_changed(self) -> Collection[int] | None:
-        with self._noting:
-            changed, self._changed = self._changed, set()
-        return changed
+        return self._changed.take()
 
     def worn(self) -> list[tuple[str, float]]:
         """Collections that have used up more than half of their ordinals, and how much of them."""
-        held = [live.record for id_ in sorted(self._live.worn) if (live := self._live.numbered.get(id_)) is not None]
-        return [(record.spec.name, record.next_ordinal / ORDINAL_MAX) for record in held]
+        return self._live.worn_shares()
 
     def first_collections(self, count: int) -> list[CollectionView]:
         """Up to `count` collections, the oldest ones."""
         view = self._view.collections
-        while True:
-            try:
-                names = list(islice(self._live.named, count))
-            except RuntimeError:  # apply adds or drops one at this moment
-                continue
-            return [view[name] for name in names if name in view]
+        return [view[name] for name in self._live.first_names(count) if name in view]
 
     def prepare_fields(self, names: Sequence[FieldName]) -> None:
         """Index these fields in the background: searches of the leader use them."""
-        views = self._view.collections  # not what apply is at: a view's documents are all known to its indexes
-        for collection_id in {name[0] for name in names}:
-            live = self._live.numbered.get(collection_id)
-            view = None if live is None else views.get(live.record.spec.name)
-            if view is not None and view.record.id == collection_id:
-                keys = [(path, instants) for other, path, instants in names if other == collection_id]
-                view.payload.prepare(keys, view.record.next_ordinal)
+        self._live.prepare_fields(self._view, names)
 
     def digest(self) -> str:
         """32 hex digits over collections, ordinals, ids, versions, metadata and vectors, by the sums that apply keeps.
         O(collections). `stored_digest` is by the rows themselves."""
-        view = self._view
-        records = [one.record for one in view.collections.values()]
-        return _digest(records, None if view.fence is None else encode_holdings(view.fence.holdings))
+        return self._view.digest()
 
     def stored_digest(self) -> tuple[int, str]:
         """The applied index and the digest that the stored rows have, all of which are read. Raises ReplicaDamaged."""
@@ -535,8 +461,8 @@ class Replica:
         try:
             stored = self._store.stored()
         except CorruptDocuments as error:
-            raise _not_served(error) from error
-        return stored.at.index, _digest(stored.records, stored.holdings)
+            raise not_served(error) from error
+        return stored.at.index, digest_of(stored.records, stored.holdings)
 
     @property
     def used(self) -> bool:
@@ -559,7 +485,7 @@ class Replica:
         with self._applying:
             self._check_usable()
             stored = self._store.stored()
-            if _digest(stored.records, stored.holdings) != self.digest():
+            if digest_of(stored.records, stored.holdings) != self.digest():
                 error = CorruptDocuments(f"{self.directory}: what is stored and what was applied disagree")
                 self._found_damage(error)
                 raise error
@@ -578,13 +504,8 @@ class Replica:
     def validate(self, command: Command) -> Command:
         """The command to propose, checked against the current collections; cosine vectors are normalised."""
         self._check_usable()
-        views = self._view.collections
-
-        def find(name: str) -> CollectionSpec | None:
-            held = views.get(name)
-            return None if held is None else held.record.spec
-
-        return check_command(command, find, self.limits, len(views))
+        view = self._view
+        return check_command(command, view.spec, self.limits, len(view.collections))
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[Any]]:
@@ -646,14 +567,6 @@ class Replica:
                 self._in_flight.drain()
                 if self._opened is not None:
                     _close_files(self._opened, self._live)
-
-
-def _not_served(error: CorruptDocuments) -> ReplicaDamaged:
-    return ReplicaDamaged(f"this replica's data is damaged and is fetched again: {error.message}")
-
-
-def _digest(records: Iterable[CollectionRecord], holdings: bytes | None) -> str:
-    return replica_digest(((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records), holdings or b"")
 
 
 def _close_files(store: DocumentStore, live: OpenCollections) -> None:

@@ -74,7 +74,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.state_machine:Replica._swap",
-                "self._changed.update(batch.dropped, changes.collections)",
+                "self._changed.note(batch.dropped, changes.collections)",
                 "pass",
             ),
         ),

@@ -1,0 +1,95 @@
+"""Searches and gets of one replica: each works on one immutable view, while it is held among those that run.
+
+Threads: any. It must not know apply, snapshots or Raft.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from needle.base.config import Limits
+from needle.base.errors import CorruptDocuments, DeadlineExceeded, NeedleError, ReplicaDamaged
+from needle.base.model import Claim, HitBatch, SearchRequest
+from needle.shard.holdings import Fence, check_claim, decode_holdings
+from needle.shard.in_flight import InFlight
+from needle.shard.live_collection import ReplicaView
+from needle.shard.query import search_group
+from needle.shard.records import StoredDocument
+
+
+class Reads:
+    """What state_machine.Replica answers from views."""
+
+    def __init__(
+        self,
+        view: Callable[[], ReplicaView],
+        in_flight: InFlight,
+        limits: Limits,
+        found_damage: Callable[[CorruptDocuments, str], None],
+    ) -> None:
+        """view: the newest one. found_damage: is told in which state directory."""
+        self._view = view
+        self._in_flight = in_flight
+        self._limits = limits
+        self._found_damage = found_damage
+        self._last_fence: tuple[bytes, Fence] | None = None
+
+    def search_many(self, requests: list[SearchRequest], wanted: Callable[[int], bool]) -> list[HitBatch | NeedleError]:
+        """See Replica.search_many."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for at, r in enumerate(requests):
+            key = (r.collection, r.k, r.filter, r.with_metadata, r.with_vectors, r.exact, r.ef_search, r.claim)
+            groups.setdefault(key, []).append(at)
+        results: dict[int, HitBatch | NeedleError] = {}
+        with self._in_flight.enter():
+            view = self._view()
+            for grouped in groups.values():
+                members = [at for at in grouped if wanted(at)]
+                if members:
+                    answers = self._search_group(view, [requests[at] for at in members])
+                    results.update(zip(members, answers, strict=True))
+        late = DeadlineExceeded("the search's time was over before it could begin")
+        return [results.get(at, late) for at in range(len(requests))]
+
+    def _search_group(self, view: ReplicaView, asked: list[SearchRequest]) -> Sequence[HitBatch | NeedleError]:
+        """Of requests that differ in their vectors only."""
+        try:
+            check_claim(view.fence, asked[0].claim, view.at.index)
+            return search_group(view.collection(asked[0].collection), view.store, asked, view.at.index, self._limits)
+        except CorruptDocuments as error:
+            self._found_damage(error, os.path.dirname(view.store.path))
+            return [not_served(error)] * len(asked)
+        except NeedleError as error:
+            return [error] * len(asked)
+
+    def get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:
+        """See Replica.get."""
+        try:
+            return self._get(collection, ids, with_vectors, claim)
+        except CorruptDocuments as error:
+            raise not_served(error) from error  # the store has told of it
+
+    def _get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:
+        with self._in_flight.enter():
+            view = self._view()
+            record = view.collection(collection).record
+            if claim is None and view.fence is None:
+                return view.store.by_id(record.id, ids, vectors=with_vectors)
+            # What is read may be newer than the view: judge it by the holdings of the same moment.
+            found, index, held = view.store.by_id_held(record.id, ids, vectors=with_vectors)
+            fence = None if held is None else self._fence_of(held)
+            check_claim(fence, claim, index)
+            return found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
+
+    def _fence_of(self, held: bytes) -> Fence:
+        """Of holdings as stored; the last one is kept, for they rarely change."""
+        last = self._last_fence
+        if last is None or last[0] != held:
+            last = self._last_fence = (held, Fence(decode_holdings(held)))
+        return last[1]
+
+
+def not_served(error: CorruptDocuments) -> ReplicaDamaged:
+    """What who asks gets to know of damage."""
+    return ReplicaDamaged(f"this replica's data is damaged and is fetched again: {error.message}")
