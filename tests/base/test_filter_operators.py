@@ -114,6 +114,34 @@ def test_ordering_by_a_plain_string_that_is_an_instant_is_refused_with_the_form_
     assert f'{{"$date": "{text}"}}' in caught.value.message and "at" in caught.value.message
 
 
+NO_ZONE = (
+    "2024-01-01T00:00:00",
+    "2024-01-01 00:00:00",
+    "2024-01-01t00:00:00.123",
+    "2024-01-01T00:00",
+    "2024-01-01T24:61:99",
+)
+NO_SECONDS = ("2024-01-01T00:00Z", "2024-01-01T00:00+01:00", "2024-01-01T00:00:00+0100", "2024-01-01 00:00:00 Z")
+
+
+@pytest.mark.parametrize("op", ["$gt", "$gte", "$lt", "$lte", "$between"])
+@pytest.mark.parametrize("text", [*NO_ZONE, *NO_SECONDS])
+def test_ordering_by_a_date_time_that_is_no_instant_is_refused_too(op: str, text: str) -> None:
+    for value in [[text, "3"], ["0", text]] if op == "$between" else [text]:
+        with pytest.raises(InvalidArgument, match="seconds and a zone") as caught:
+            Filter.parse({"at": {op: value}})
+        assert repr(text) in caught.value.message and f"filter at {op}" in caught.value.message
+    assert Filter.parse({"at": text}).matches({"at": text})  # equality stays equality of text
+
+
+def test_days_and_prefixes_are_ordered_as_text() -> None:
+    days = Filter.between("day", "2024-01-01", "2024-01-31")
+    assert days.matches({"day": "2024-01-31"}) and not days.matches({"day": "2024-02-01"})
+    assert not days.matches({"day": "2024-01-31T00:00:00Z"})  # as docs/filters.md says
+    for prefix in ("2024", "2024-01", "2024-01-01T10", "24-01-01T00:00:00"):
+        assert Filter.gte("at", prefix).matches({"at": prefix + "0"})
+
+
 BAD_INSTANTS: list[Any] = [
     {"$date": "2024-01-01"},
     {"$date": "2024-01-01T00:00:00"},

@@ -16,7 +16,7 @@ from needle.base.config import Limits
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filter_nodes import And, Compare, Node, Not, Or, evaluate
 from needle.base.filter_operators import OPERATORS, Operand, Scalar, kind
-from needle.base.instants import Instant, instant
+from needle.base.instants import Instant, instant, is_date_time
 from needle.base.plain import refused, scalar
 
 PATH_BYTES_MAX: Final = 512
@@ -269,6 +269,13 @@ def _ordered_value(where: str, value: object) -> Any:
         # It would miss in silence whatever is written in another zone or with another fraction.
         raise invalid(
             where, bound, f'{{"{DATE}": "{bound}"}} or a datetime, to compare instants; text is ordered by code point'
+        )
+    if isinstance(bound, str) and is_date_time(bound):
+        raise invalid(
+            where,
+            bound,
+            f'a date-time with seconds and a zone, as {{"{DATE}": "2024-01-01T00:00:00Z"}} or a datetime with a zone; '
+            "this is no instant, and text is ordered by code point",
         )
     return bound
 

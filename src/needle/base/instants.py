@@ -21,6 +21,10 @@ _RFC3339: Final = re.compile(
 _DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _DAY_SECONDS: Final = 86_400
 
+_DATE_TIME: Final = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?: ?(?:[Zz]|[+-]\d\d(?::?\d\d)?))?", re.ASCII
+)
+
 InstantKey = tuple[int, str]
 """(seconds since 1970 UTC, digits of the fraction without trailing zeros): orders and equals as the instants do."""
 
@@ -36,6 +40,12 @@ def instant(text: str) -> Instant | None:
     """The instant that a text names; None if it is no RFC 3339 date-time."""
     key = instant_key(text)
     return None if key is None else Instant(text, key)
+
+
+def is_date_time(text: str) -> bool:
+    """Whether a text is written as a day and a time of it, with or without seconds and zone, right or not. A day alone,
+    and a text that ends with the hour, are not."""
+    return len(text) >= 16 and _DATE_TIME.fullmatch(text) is not None
 
 
 def instant_key(text: str) -> InstantKey | None:
