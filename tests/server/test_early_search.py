@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from needle.base.errors import CollectionNotFound, NeedleError, NotLeader, Overloaded
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, NotLeader, Overloaded
 from needle.base.model import HitBatch, ReadMode, SearchRequest
-from needle.base.protocol import Freshness, SearchCall
-from needle.server.rpc_service import RpcService
+from needle.base.protocol import Freshness, GetCall, SearchCall
+from needle.server.reads import Reads
 
 REQUEST = SearchRequest(collection="books", vector=b"", k=1)
 
@@ -57,11 +57,13 @@ class Leader:
         return HitBatch([], [], [], [], b"", self.state)
 
 
-def asked(leader: Leader, **fresh: object) -> asyncio.Task[HitBatch]:
+def reads_of(leader: Leader) -> Reads:
     hosted = SimpleNamespace(settled=True, batcher=leader)
-    node = SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted)
-    service = RpcService(node)  # type: ignore[arg-type]
-    return asyncio.ensure_future(service._search(SearchCall(1, REQUEST, Freshness(**fresh))))  # type: ignore[arg-type]
+    return Reads(SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted))  # type: ignore[arg-type]
+
+
+def asked(leader: Leader, **fresh: object) -> asyncio.Task[HitBatch]:
+    return asyncio.ensure_future(reads_of(leader).search(SearchCall(1, REQUEST, Freshness(**fresh))))  # type: ignore[arg-type]
 
 
 async def searched(leader: Leader) -> None:
@@ -139,3 +141,13 @@ async def test_with_writes_under_way_or_another_mode_the_search_comes_after() ->
     leader.resting = True
     await asked(leader, mode=ReadMode.LEASED)
     assert leader.waited == [ReadMode.STRONG, ReadMode.LEASED] and leader.rounds == []
+
+
+async def test_a_read_that_is_refused_for_its_timeout_does_not_count_as_running() -> None:
+    """Maintenance waits until no read runs any more."""
+    reads = reads_of(Leader())
+    with pytest.raises(InvalidArgument):
+        await reads.search(SearchCall(1, REQUEST, Freshness(timeout=float("nan"))))
+    with pytest.raises(InvalidArgument):
+        await reads.get(GetCall(1, "books", ["a"], False, Freshness(timeout=float("nan"))))
+    assert reads.reading == 0

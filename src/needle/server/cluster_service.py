@@ -71,7 +71,8 @@ from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
 from needle.server.cluster_proxy import Proxy
 from needle.server.ports import NodePorts, Peers
-from needle.server.rpc_service import RpcService, ServedNode, _timeout
+from needle.server.rpc_service import RpcService
+from needle.server.served import ServedNode, call_timeout, not_leader
 from needle.shard.validation import check_spec
 
 BEHIND_SECONDS = 1.0
@@ -106,9 +107,9 @@ class ClusterService(RpcService):
         super().__init__(node)
         self._cluster = node
         self._of_a_shard: dict[str, tuple[Any, Callable[[Any, Claim], Awaitable[Any]]]] = {
-            protocol.SEARCH: (SearchCall, self._search),
-            protocol.GET: (GetCall, self._get),
-            protocol.COLLECTIONS: (CollectionsCall, self._collections),
+            protocol.SEARCH: (SearchCall, self.reads.search),
+            protocol.GET: (GetCall, self.reads.get),
+            protocol.COLLECTIONS: (CollectionsCall, self.reads.collections),
         }
         """The reads as one shard's replica answers them; without a ShardCall around them they are proxied."""
         self.proxy = proxy = Proxy(node, node.ports.rng)
@@ -177,7 +178,7 @@ class ClusterService(RpcService):
                 await self._catch_up(inner.group, _named_in(inner), fresh.timeout)
                 answer = await run(inner, claim)
         except StaleEpoch as stale:
-            await self._moving(owned, _timeout(fresh.timeout))
+            await self._moving(owned, call_timeout(fresh.timeout))
             raise self._stale(stale.message, self._cluster.ownership or owned) from stale
         after = self._cluster.ownership
         if after is None or after.map != owned.map:
@@ -241,7 +242,7 @@ class ClusterService(RpcService):
         else:
             taken = True
         if not taken:
-            await self._moving(owned, _timeout(call.timeout))
+            await self._moving(owned, call_timeout(call.timeout))
             text = f"shard {call.group - 1} does not take this write while its key moves"
             raise self._stale(text, self._cluster.ownership or owned, owned=False)
 
@@ -253,8 +254,8 @@ class ClusterService(RpcService):
     async def _move(self, call: MoveCall) -> MoveAnswer:
         """One step of a move's driver."""
         if not self._host.is_leader(call.group):
-            raise self._not_leader(call.group)
-        timeout, hosted = _timeout(call.timeout), self._node.hosted(call.group)
+            raise not_leader(self._node, call.group)
+        timeout, hosted = call_timeout(call.timeout), self._node.hosted(call.group)
         if call.command:
             try:
                 command = commands.decode(call.command)
@@ -276,7 +277,7 @@ class ClusterService(RpcService):
     async def _catch_up(self, group: GroupId, collection: str, timeout: float) -> None:
         """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the
         catalog confirms that it does not have it, Unavailable on a replica that does not lead."""
-        node, seconds = self._cluster, _timeout(timeout)
+        node, seconds = self._cluster, call_timeout(timeout)
         if not _lists(node.topology, collection):
             newest = await node.confirmed(min(seconds, BEHIND_SECONDS))
             if not _lists(newest, collection):
@@ -319,7 +320,7 @@ class ClusterService(RpcService):
         except UnsupportedFormat as error:
             raise InvalidArgument(error.message, field="command") from error
         self._check_command(command)
-        timeout, node = _timeout(call.timeout), self._cluster
+        timeout, node = call_timeout(call.timeout), self._cluster
         if node.catalog is not None and self._host.is_leader(CATALOG_GROUP):
             node.space.check_catalog(command)
             return await node.execute(call.command, timeout)
@@ -353,8 +354,8 @@ class ClusterService(RpcService):
 
     async def _sync(self, call: SyncCall) -> WriteResult:
         if not self._host.is_leader(call.group):
-            raise self._not_leader(call.group)
-        timeout = _timeout(call.timeout)
+            raise not_leader(self._node, call.group)
+        timeout = call_timeout(call.timeout)
         if not await self._cluster.wait_topology(call.version, timeout):
             raise Unavailable(f"node {self._node.node_id} does not know version {call.version} of the catalog yet")
         await self._cluster.reconcile(call.group, timeout)

@@ -369,7 +369,7 @@ class Node:
                 raise DeadlineExceeded(
                     f"node {self.node_id} still leads after {timeout:g} s: nobody else can take over"
                 )
-            if not await self.until(lambda: self.service.reading == 0, timeout):
+            if not await self.until(lambda: self.service.reads.reading == 0, timeout):
                 raise DeadlineExceeded(f"reads did not drain from node {self.node_id} within {timeout:g} s")
             return
         for group, hosted in self.groups.items():

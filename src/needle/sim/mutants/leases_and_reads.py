@@ -136,9 +136,7 @@ MUTANTS = (
     Mutant(
         name="early-search-counts-anyway",
         breaks="a search that ran during its round is answered although it saw less than the round asks for",
-        edits=(
-            Edit("server.rpc_service:RpcService._search_early", "found.applied_index >= index", "found is not None"),
-        ),
+        edits=(Edit("server.reads:Reads._search_early", "found.applied_index >= index", "found is not None"),),
         tests=("tests/server/test_early_search.py::test_what_was_seen_too_early_is_searched_again",),
     ),
     Mutant(

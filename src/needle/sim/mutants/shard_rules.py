@@ -219,7 +219,7 @@ MUTANTS = (
         breaks="an eventual read with a session answers from before the session's own writes",
         edits=(
             Edit(
-                "server.rpc_service:RpcService._fresh",
+                "server.reads:Reads._fresh",
                 "if fresh.min_index > host.applied_index(group):",
                 "if fresh.min_index < 0:",
             ),
