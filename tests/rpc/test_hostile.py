@@ -8,7 +8,7 @@ import pytest
 from needle.base.errors import ConnectionLost, FrameTooLarge, ProtocolError
 from needle.rpc.codec import Hello, decode_error, encode, request_head
 from needle.rpc.frame import ERROR, HEADER, HELLO, HELLO_ACK, REQUEST, RESPONSE, FrameDecoder, encode_frame
-from needle.rpc.server import ServerConnection
+from needle.rpc.server_connection import ServerConnection
 
 HELLO_FRAME = encode_frame(HELLO, 0, (encode(Hello(version=1, cluster_id="red")),))
 

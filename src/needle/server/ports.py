@@ -37,13 +37,13 @@ AddressOf = Callable[[NodeId], str | None]
 
 
 class PeerLike(Protocol):
-    """Who asks: `rpc.server.Peer`. node_id: "" for clients."""
+    """Who asks: `rpc.handler.Peer`. node_id: "" for clients."""
 
     node_id: str
 
 
 class Handler(Protocol):
-    """What a listener serves (rpc.server.Handler)."""
+    """What a listener serves (rpc.handler.Handler)."""
 
     def on_oneway(self, peer: Any, body: bytes) -> None: ...
     def on_request(self, peer: Any, method: str, body: Any) -> bytes | list[bytes] | Awaitable[bytes | list[bytes]]: ...

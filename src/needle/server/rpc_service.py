@@ -98,7 +98,7 @@ class RpcService:
         }
         self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
 
-    # --- rpc.server.Handler ------------------------------------------------------------------------------------------
+    # --- rpc.handler.Handler -----------------------------------------------------------------------------------------
     def on_oneway(self, peer: PeerLike, body: bytes) -> None:
         """Raft messages of another node."""
         if peer.node_id:

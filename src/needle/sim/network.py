@@ -18,7 +18,7 @@ import msgspec
 
 from needle.base.errors import ConnectionLost, DeadlineExceeded, Internal, NeedleError, ProtocolError
 from needle.rpc.codec import decode_error, encode_error, request_head, split_request
-from needle.rpc.server import Handler, Peer
+from needle.rpc.handler import Handler, Peer
 from needle.sim.event_loop import SimLoop
 from needle.sim.process import Killed, Process
 from needle.sim.trace import Trace
@@ -182,7 +182,7 @@ class SimNetwork:
             self.counts["strangers"] += 1
             try:
                 listener.handler.on_oneway(Peer(node_id, 1, "stranger"), body)
-            except ProtocolError as error:  # as rpc.server does
+            except ProtocolError as error:  # as rpc.server_connection does
                 self._trace.note(f"{address} refuses a frame: {error}")
 
         self._loop.call_soon(visit, deliver, context=listener.process.context)

@@ -1,0 +1,53 @@
+"""What a server serves, and for whom.
+
+It must not know connections, or methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from needle.rpc.frame import Payload
+
+Answer = bytes | list[bytes]
+
+
+class Peer:
+    """Who is at the other end, as said in its hello. node_id: "" for clients. remote: its "host:port".
+
+    closed: the connection is gone and answers are dropped; a handler of reads may look at it and stop early.
+    """
+
+    __slots__ = ("closed", "incarnation", "node_id", "remote")
+
+    def __init__(self, node_id: str, incarnation: int, remote: str) -> None:
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.remote = remote
+        self.closed = False
+
+
+class Handler(Protocol):
+    """What a server serves. Called on the event loop; must not block."""
+
+    def on_oneway(self, peer: Peer, body: bytes) -> None:
+        """A one-way frame arrived. An exception is logged; nobody is told."""
+        ...
+
+    def on_request(self, peer: Peer, method: str, body: Payload) -> Answer | Awaitable[Answer]:
+        """The answer, or a promise of it, or any awaitable (run as a task).
+
+        A NeedleError is sent to the caller; any other exception as Internal. When the caller is gone, work that
+        `is_droppable` is cancelled; other work finishes and its answer is dropped. body: a view into the received
+        chunk when large; decode it, or copy it.
+        """
+        ...
+
+    def is_droppable(self, method: str) -> bool:
+        """Whether nobody but the caller minds if this work is cancelled."""
+        ...
+
+    def on_gone(self, peer: Peer) -> None:
+        """A connection that had said its hello has ended; there may be others of the same peer."""
+        ...

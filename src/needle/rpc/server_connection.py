@@ -1,0 +1,356 @@
+"""One accepted connection: checks the hello, hands requests to a handler, writes its answers.
+
+Invariant: a request gets exactly one RESPONSE or ERROR frame while its connection lives; a connection works on at most
+`inflight_requests_max` requests of at most `inflight_bytes_max` bytes (one may exceed the bytes alone), reads nothing
+while it is at a bound or its peer does not read. One that holds more than its share while the server holds too much is
+refused. A handler's failure never ends the connection. Does not know methods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from functools import partial
+from typing import Any, Protocol
+
+from needle.base.errors import (
+    FrameTooLarge,
+    Internal,
+    NeedleError,
+    Overloaded,
+    ProtocolError,
+    StorageError,
+    Unavailable,
+)
+from needle.rpc.codec import Hello, check_hello, decode, encode, encode_error, split_request
+from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
+from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame, Payload
+from needle.rpc.handler import Answer, Handler, Peer
+from needle.rpc.promise import Promise
+
+log = logging.getLogger(__name__)
+
+SHARE_BYTES_MIN = 1024 * 1024
+"""A connection that holds no more than this is not refused for what others hold, up to twice the bound of all."""
+SMALL_ANSWER_BYTES = 4096
+REFUSING_MAX = 16
+"""Connections over the limit that are told so at one time; further ones are cut off without a word."""
+
+
+class Serving(Protocol):
+    """What a connection needs of its server. hello: the server's own. held: bytes held for all peers. tasks: requests
+    that run."""
+
+    connections: dict[ServerConnection, None]
+    handler: Handler
+    hello: Hello
+    held: int
+    limits: RpcLimits
+    stats: RpcStats
+    tasks: dict[asyncio.Future[Any], None]
+
+    def promised(self, more: int) -> None:
+        """So many more answers are promised."""
+        ...
+
+    def over_budget(self, more: int) -> bool:
+        """Whether `more` bytes are too many beside those that are held for all peers together."""
+        ...
+
+
+class ServerConnection(FrameConnection):
+    """One accepted connection."""
+
+    def __init__(self, server: Serving) -> None:
+        super().__init__(server.limits, server.stats)
+        self.server = server
+        self.handler = server.handler
+        self.peer: Peer | None = None
+        self.inflight = 0
+        self.inflight_bytes = 0
+        self._reading = True
+        self._draining = False
+        self._backlog: deque[Frame] = deque()
+        self._backlog_bytes = 0
+        self._held = 0
+        self._frame_since: float | None = None
+        self._droppable: dict[asyncio.Future[Any], None] = {}
+        self.decoder.frame_bytes_max = min(self.limits.hello_bytes_max, self.limits.frame_bytes_max)
+        self._hello_timer = self.loop.call_later(self.limits.hello_timeout, self._no_hello)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.stats.connections > self.limits.connections_max + REFUSING_MAX:
+            self.abort()  # those that are told why hold a socket, too
+            return
+        if len(self.server.connections) >= self.limits.connections_max:
+            self._refuse(Overloaded(f"this node has {self.limits.connections_max} connections, which is its limit"))
+            return
+        self.server.connections[self] = None
+
+    def drain(self) -> None:
+        """Take no more requests; those running may still answer."""
+        self._draining = True
+        self._drop_backlog()
+        self._set_reading(False)
+
+    # --- input -------------------------------------------------------------------------------------------------------
+    def on_frames(self, frames: list[Frame]) -> None:
+        if self._backlog or self._blocked():
+            self._keep(frames)
+        else:
+            self._serve(frames)
+        if self.decoder.error is not None:
+            self._refuse(self.decoder.error)
+        elif not self.decoder.buffered:
+            self._frame_since = None
+        elif frames or self._frame_since is None:
+            self._frame_since = self.loop.time()
+        if self._held or self.decoder.buffered or self._backlog or self.inflight_bytes > SMALL_ANSWER_BYTES:
+            self.account()
+            if self.decoder.buffered and self._is_greedy():
+                self._refuse(self._overloaded("this frame"))
+
+    def _keep(self, frames: list[Frame]) -> None:
+        self._backlog.extend(frames)
+        self._backlog_bytes += sum(len(payload) + ENVELOPE_BYTES for _, _, payload in frames)
+
+    def _drop_backlog(self) -> None:
+        self._backlog.clear()
+        self._backlog_bytes = 0
+
+    # --- what is held for the peer -----------------------------------------------------------------------------------
+    def account(self) -> None:
+        """Tell the server what is held for this peer now."""
+        held = 0
+        if not self.closing:
+            held = self.decoder.buffered + self._backlog_bytes + self.unsent_bytes()
+        held += self.inflight_bytes
+        if held != self._held:
+            self.server.held += held - self._held
+            self._held = held
+
+    def _is_greedy(self, more: int = 0) -> bool:
+        """Whether the server holds too much, and for this peer more than its share."""
+        server, limit = self.server, self.limits.held_bytes_max
+        if not server.over_budget(more):
+            return False
+        share = limit // max(1, len(server.connections))
+        if server.held + more <= 2 * limit:
+            share = max(SHARE_BYTES_MIN, share)
+        return self._held + more > share
+
+    def _overloaded(self, what: str) -> Overloaded:
+        limit = self.limits.held_bytes_max
+        return Overloaded(
+            f"this node holds {self.server.held} bytes of requests and unread answers, its limit is {limit}: there is "
+            f"no room for {what}",
+            limit=limit,
+        )
+
+    def check_frame(self, now: float) -> None:
+        """Refuse a peer that does not finish its frame. While this side does not read, no time passes."""
+        if self._frame_since is None or self.closing:
+            return
+        if not self._reading:
+            self._frame_since = now
+            return
+        size = self.decoder.expected
+        allowed = self.limits.frame_timeout + size / self.limits.frame_bytes_per_second
+        if now - self._frame_since > allowed:
+            self._refuse(ProtocolError(f"a frame of {size} bytes was not complete after {allowed:.3g} s"))
+
+    def _serve(self, frames: list[Frame]) -> None:
+        for position, (kind, request_id, payload) in enumerate(frames):
+            if self.closing:
+                return
+            try:
+                if kind == REQUEST and self.peer is not None:
+                    if self._blocked():
+                        self._keep(frames[position:])
+                        self._set_reading(False)
+                        return
+                    self._request(self.peer, request_id, payload)
+                elif kind == ONEWAY and self.peer is not None:
+                    self._oneway(self.peer, payload)
+                else:
+                    self._handshake(kind, payload)
+            except ProtocolError as error:
+                self._refuse(error)
+                return
+
+    def _handshake(self, kind: int, payload: Payload) -> None:
+        if kind != HELLO or self.peer is not None:
+            raise ProtocolError(f"frame kind {kind} is not allowed {'after' if self.peer else 'before'} the hello")
+        theirs = decode(payload, Hello)
+        check_hello(self.server.hello, theirs)
+        self._hello_timer.cancel()
+        self.decoder.frame_bytes_max = self.limits.frame_bytes_max
+        self.peer = Peer(theirs.node_id, theirs.incarnation, self.remote)
+        self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
+
+    def _no_hello(self) -> None:
+        self._refuse(ProtocolError(f"no hello within {self.limits.hello_timeout:g} s"))
+
+    def _refuse(self, error: NeedleError) -> None:
+        """Tell the peer why by name, then close."""
+        if self.closing:
+            return
+        self._hello_timer.cancel()
+        self.stats.protocol_errors += 1
+        log.warning("closing the connection from %s: %s", self.remote, error)
+        self.write_frame(ERROR, 0, (encode_error(error),))
+        self._drop_backlog()
+        self.decoder.drop()
+        self.close_after_refusal()
+        self.account()
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+    def _oneway(self, peer: Peer, payload: Payload) -> None:
+        try:
+            self.handler.on_oneway(peer, payload if isinstance(payload, bytes) else bytes(payload))
+        except ProtocolError as error:
+            self.stats.protocol_errors += 1
+            log.warning("one-way frame from %s (%s) is refused: %s", peer.node_id or "a client", self.remote, error)
+        except Exception:
+            self.stats.handler_failures += 1
+            log.exception("one-way frame from %s (%s) failed", peer.node_id or "a client", self.remote)
+
+    def _request(self, peer: Peer, request_id: int, payload: Payload) -> None:
+        method, body = split_request(payload)
+        if self.server.held > self.limits.held_bytes_max and self._is_greedy():
+            self._answer_error(request_id, self._overloaded("this request"))
+            return
+        try:
+            answer = self.handler.on_request(peer, method, body)
+        except Exception as error:  # noqa: BLE001 - a boundary: every exception becomes the caller's error
+            self._answer_error(request_id, error)
+            return
+        if isinstance(answer, bytes):
+            self._answer(request_id, (answer,))
+            return
+        if isinstance(answer, list):
+            self._answer(request_id, answer)
+            return
+        if isinstance(answer, Promise):
+            self._promise(request_id, len(payload), answer)
+            return
+        future: asyncio.Future[Answer] = asyncio.ensure_future(answer)
+        size = len(payload)
+        self.inflight += 1
+        self.inflight_bytes += size
+        self.server.tasks[future] = None
+        if self.handler.is_droppable(method):
+            self._droppable[future] = None
+        future.add_done_callback(partial(self._done, request_id, size))
+        if self._blocked():
+            self._set_reading(False)
+
+    def _promise(self, request_id: int, size: int, promise: Promise[Answer]) -> None:
+        self.inflight += 1
+        self.inflight_bytes += size
+        self.server.promised(1)
+
+        def settled(answer: Answer | None, error: BaseException | None) -> None:
+            self.server.promised(-1)
+            self.inflight -= 1
+            self.inflight_bytes -= size
+            if answer is None:
+                self._answer_error(request_id, error or Internal("no answer"))
+            else:
+                self._answer(request_id, answer if isinstance(answer, list) else (answer,))
+            if self.closing or not self._reading:
+                self.loop.call_soon(self._ended)
+
+        promise.then(settled)
+        if self._blocked():
+            self._set_reading(False)
+
+    def _done(self, request_id: int, size: int, future: asyncio.Future[Answer]) -> None:
+        self.server.tasks.pop(future, None)
+        self._droppable.pop(future, None)
+        self.inflight -= 1
+        self.inflight_bytes -= size
+        if future.cancelled():
+            self._answer_error(request_id, Unavailable("the request was cancelled: the node is stopping"))
+        elif (error := future.exception()) is not None:
+            self._answer_error(request_id, error)
+        else:
+            answer = future.result()
+            self._answer(request_id, answer if isinstance(answer, list) else (answer,))
+        self._ended()
+
+    def _ended(self) -> None:
+        """A request that ran has been answered."""
+        if self.closing:
+            self.account()
+        elif not self._reading:
+            self.on_flow()
+
+    def _answer(self, request_id: int, parts: list[bytes] | tuple[bytes, ...]) -> None:
+        size = sum(map(len, parts))
+        if size + ENVELOPE_BYTES > self.limits.frame_bytes_max:
+            limit = self.limits.frame_bytes_max
+            self._answer_error(request_id, FrameTooLarge(f"the answer of {size} bytes is over the limit of {limit}"))
+            return
+        if size > SMALL_ANSWER_BYTES:
+            self.account()
+            unread = self.unsent_bytes()
+            if (unread and unread + size > self.limits.answers_bytes_max) or self._is_greedy(size):
+                self._answer_error(request_id, self._overloaded(f"an answer of {size} bytes"))
+                return
+        self.write_frame(RESPONSE, request_id, parts)
+
+    def _answer_error(self, request_id: int, error: BaseException) -> None:
+        if not isinstance(error, NeedleError):
+            self.stats.handler_failures += 1
+            log.error("a request from %s failed", self.remote, exc_info=error)
+            error = Internal(f"{type(error).__name__}: {error}")
+        elif isinstance(error, Internal | StorageError):
+            log.error("a request from %s failed: %s", self.remote, error, exc_info=error)
+        self.write_frame(ERROR, request_id, (encode_error(error),))
+
+    # --- flow --------------------------------------------------------------------------------------------------------
+    def _blocked(self) -> bool:
+        return (
+            self._draining
+            or self.slow
+            or self.inflight >= self.limits.inflight_requests_max
+            or self.inflight_bytes >= self.limits.inflight_bytes_max
+        )
+
+    def _set_reading(self, on: bool) -> None:
+        if on == self._reading or self.transport is None or self.closing:
+            return
+        self._reading = on
+        if on:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    def on_flow(self) -> None:
+        if self._blocked():
+            self._set_reading(False)
+            return
+        if self._backlog:
+            frames = list(self._backlog)
+            self._drop_backlog()
+            self._serve(frames)
+            self.account()
+        if not self._backlog and not self._blocked():
+            self._set_reading(True)
+
+    def on_lost(self, error: Exception | None) -> None:
+        self._hello_timer.cancel()
+        self._drop_backlog()
+        self.decoder.drop()
+        self.server.connections.pop(self, None)
+        for task in list(self._droppable):
+            task.cancel()
+        self.account()
+        if self.peer is not None:
+            self.peer.closed = True
+            self.handler.on_gone(self.peer)
+        if error is not None:
+            log.debug("connection from %s lost: %s", self.remote, error)
