@@ -82,6 +82,7 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.C
         ]
         cluster.kill("node-3")
         assert "unreachable" in run("status", *at, expect=1)
+        assert "unreachable" in run("cluster", "nodes", *at)
         cluster.start("node-3")
         until(lambda: json.loads(run("status", "--json", *at, expect=None))["healthy"])
     finally:

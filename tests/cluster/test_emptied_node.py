@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 import signal
@@ -58,6 +59,14 @@ async def test_no_cluster_is_made_of_a_node_that_others_know_with_another_direct
             return shown if code == 1 and "Lost" in shown else None
 
         await wait_for(refused, 30, "the other node's word")
+        assert (
+            await asyncio.to_thread(
+                main, ["cluster", "nodes", "--json", "--cluster", processes.nodes["node-1"].address]
+            )
+            == 0
+        )
+        listed = {one["id"]: one["condition"] for one in json.loads(capsys.readouterr().out)}
+        assert listed == {"node-1": "", "node-2": "Lost"}
         code, shown = await status("node-2")
         assert code == 1
         assert "a new name" in " ".join(shown.split())

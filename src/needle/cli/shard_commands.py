@@ -17,9 +17,10 @@ from needle.base import protocol
 from needle.base.cluster_protocol import WHO, WhoAnswer, WhoCall, check_fresh
 from needle.base.config import parse_node, refuse
 from needle.base.errors import InvalidArgument, LostState, NeedleError
+from needle.base.ids import NodeId
 from needle.base.model import Metric
 from needle.base.routing.strategy import ShardStrategy
-from needle.base.routing.topology import NodeState, Topology
+from needle.base.routing.topology import NodeInfo, NodeState, Topology
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -123,23 +124,34 @@ def create(
 def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """List the nodes of a sharded cluster, also those that joined and hold nothing yet."""
 
-    async def work(client: needle.Client) -> Topology:
+    async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str]]:
         if not isinstance(client, ShardedClient):
             raise InvalidArgument("this cluster is not sharded; `needle members` lists its nodes")
-        return await client._shards.confirmed(STATUS_TIMEOUT)
+        now = await client._shards.confirmed(STATUS_TIMEOUT)
+        return now, await conditions_of(client, now)
 
-    now = run(cluster, work)
+    now, conditions = run(cluster, work)
     held = {info.id: [shard.shard for shard in now.hosted_by(info.id)] for info in now.nodes}
     if json:
         print_json(
-            [{**as_json(info), "shards": held[info.id], "catalog": info.id in now.catalog} for info in now.nodes]
+            [
+                {
+                    **as_json(info),
+                    "condition": conditions[info.id],
+                    "shards": held[info.id],
+                    "catalog": info.id in now.catalog,
+                }
+                for info in now.nodes
+            ]
         )
         return
     rows = table("node", "address", "zone", "weight", "state", "catalog", "shards")
     for info in now.nodes:
         shards = ", ".join(map(str, held[info.id])) or "none"
         catalog = "yes" if info.id in now.catalog else ""
-        rows.add_row(info.id, info.address, info.zone, f"{info.weight:g}", str(info.state), catalog, shards)
+        wrong = conditions[info.id]
+        state = Text(wrong, style="bold red") if wrong else str(info.state)
+        rows.add_row(info.id, info.address, info.zone, f"{info.weight:g}", state, catalog, shards)
     console.print(rows)
     idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
     if idle:
@@ -148,6 +160,31 @@ def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
             "nodes that join later by themselves",
             markup=False,
         )
+
+
+async def conditions_of(client: ShardedClient, now: Topology) -> dict[NodeId, str]:
+    """What is wrong with each node by its own word and by that of others: "Lost", "unreachable", or "" for nothing."""
+
+    async def ask(info: NodeInfo) -> str:
+        if info.state is NodeState.REMOVED:
+            return ""
+        try:
+            return "Lost" if (await _who(client, info.address)).lost else ""
+        except LostState:
+            return "Lost"
+        except NeedleError:
+            return "unreachable"
+
+    replicas, found = await asyncio.gather(
+        client.cluster_status(timeout=STATUS_TIMEOUT), asyncio.gather(*map(ask, now.nodes))
+    )
+    lost = lost_nodes(replicas)
+    return {info.id: "Lost" if info.id in lost else wrong for info, wrong in zip(now.nodes, found, strict=True)}
+
+
+async def _who(client: ShardedClient, address: str) -> WhoAnswer:
+    data = await client._caller.call(address, WHO, protocol.encode(WhoCall()), STATUS_TIMEOUT)
+    return protocol.decode(data, WhoAnswer)
 
 
 async def look(client: ShardedClient, known: Sequence[str]) -> tuple[ClusterHealth, list[ReplicaStatus], bool]:
@@ -168,8 +205,7 @@ async def _emptied(client: ShardedClient, known: Sequence[str]) -> list[str]:
     found = []
     for address in known:
         try:
-            data = await client._caller.call(address, WHO, protocol.encode(WhoCall()), STATUS_TIMEOUT)
-            who = protocol.decode(data, WhoAnswer)
+            who = await _who(client, address)
             check_fresh(who.node_id, who.lost, who.strangers)
         except (LostState, InvalidArgument) as error:
             found.append(error.message)
