@@ -191,6 +191,57 @@ def test_two_flipped_bits_are_refused_or_seen_in_exactly_the_values_they_hit(tmp
     assert damaged > 20
 
 
+def test_a_commit_with_a_spoilt_value_is_told_of_once_and_written_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(tmp_path)
+    put(store, before=b"1" * 20)
+    put(store, spoilt=b"2" * 20, whole=b"3" * 20, replaced=b"4" * 20)
+    put(store, replaced=b"5" * 20)
+    at, path = store._index.get(b"spoilt"), Path(_path(store, 1))
+    expected = content(store)
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[at.offset] ^= 1
+    data[at.offset + 3] ^= 16
+    path.write_bytes(data)
+    expected[b"spoilt"] = bytes(data[at.offset : at.offset + at.length])
+    for told in (1, 0, 0):
+        caplog.clear()
+        store = opened(tmp_path)
+        assert content(store) == expected
+        store.close()
+        assert caplog.text.count("commit 2 fails its checksum") == told
+        assert len(caplog.records) == told
+
+
+def test_a_spoilt_commit_that_finds_no_room_is_written_anew_at_a_later_start(tmp_path: Path, monkeypatch) -> None:
+    store = opened(tmp_path)
+    put(store, spoilt=b"2" * 20)
+    at, path = store._index.get(b"spoilt"), Path(_path(store, 1))
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[at.offset] ^= 1
+    data[at.offset + 3] ^= 16
+    path.write_bytes(data)
+    write = LogFiles.write
+
+    def full(files: LogFiles, handle: int, record: bytes, offset: int) -> None:
+        if offset >= SEGMENT_HEADER.size:
+            raise OSError(errno.ENOSPC, "no room")
+        write(files, handle, record, offset)
+
+    monkeypatch.setattr(LogFiles, "write", full)
+    opened(tmp_path).close()
+    monkeypatch.undo()
+    for commits in (2, 2):
+        store = opened(tmp_path)
+        assert store._sequence == commits
+        put_back = store._index.get(b"spoilt")
+        assert put_back is not None and put_back.offset > at.offset
+        store.close()
+
+
 def test_one_flipped_bit_of_a_large_commit_is_put_right_in_its_framing_and_its_small_values(tmp_path: Path) -> None:
     store = opened(tmp_path / "log")
     put(store, a=b"1" * 300_000, state=b"term and vote", z=b"2" * 300_000)

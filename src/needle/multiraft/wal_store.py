@@ -128,6 +128,7 @@ class WalStore:
         self._segments: list[_Segment] = []
         self._spares: list[tuple[str, int]] = []  # names and sizes
         self._sequence = 0
+        self._spoilt: list[tuple[int, int, int, int]] = []  # sequence, segment, first byte, end
         self._mark = -1
         self._open = False
         self.torn_records = 0
@@ -140,6 +141,7 @@ class WalStore:
             self._replay()
             if not self._segments:
                 self._roll(0)
+            self._renew()
         except OSError as error:
             self.close()
             raise shortage(error, directory) or self._error("open", error) from error
@@ -424,7 +426,7 @@ class WalStore:
             if operations is None or (not intact and any(op.kind != PUT for op in operations)):
                 raise self._corrupt(f"commit {head.sequence} in segment {segment.number} fails its checksum")
             if not intact:
-                log.error("%s: commit %d fails its checksum; its values are checked", self._directory, head.sequence)
+                self._spoilt.append((head.sequence, segment.number, start, end))
             self._apply(operations, segment.number, start)
             self._sequence = head.sequence
             segment.end += record_size(head.length)
@@ -439,6 +441,21 @@ class WalStore:
             if self._corrected(segment.handle, data, bit):
                 head = decode_head(data, segment.end, segment.salt)
         return head
+
+    def _renew(self) -> None:
+        """Write anew what is in force of commits whose values fail the commit's checksum, so that it is said once: each
+        value has a checksum of its own, by which whoever reads it sees which one is spoilt."""
+        for sequence, number, start, end in self._spoilt:
+            places = {key: self._index.get(key) for key in self._index.in_segment(number)}
+            live = [(key, at) for key, at in places.items() if at is not None and start <= at.offset < end]
+            if not live:
+                continue
+            log.error("%s: commit %d fails its checksum; its values are checked", self._directory, sequence)
+            try:
+                self._append([(PUT, key, self._read(at)) for key, at in live])
+            except SHORTAGES as error:
+                log.error("%s: what it holds is not written anew now: %s", self._directory, error)
+        self._spoilt.clear()
 
     def _drop_tail(self, segment: _Segment) -> None:
         """A commit that never returned was cut short: its header goes, so that its number can be used again."""
