@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import random
+import threading
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, until
-from needle.base.errors import CorruptSnapshot, DiskFull, InvalidArgument, ProtocolError, Unavailable
+from needle.base.errors import CorruptSnapshot, DiskFull, InvalidArgument, NeedleError, ProtocolError, Unavailable
 from needle.base.runtime import Pool
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_chunk_request, encode_manifest
 from needle.multiraft.files import Files
@@ -367,6 +369,54 @@ async def test_what_finds_no_room_is_applied_later_and_the_node_lives(
         await cluster.put("b", 2)
         assert await cluster.converged() == {"a": 1, "b": 2}
         assert len(failed) == 3 and not any(node.fatal for node in cluster.nodes.values())
+
+
+async def test_what_is_applied_in_part_is_answered_and_the_rest_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Cluster(str(tmp_path)) as cluster:
+        await cluster.put("a", 1)
+        inner, calls, open_ = DictMachine.apply, 0, threading.Event()
+
+        def apply(machine: DictMachine, entries: list[Applied]) -> list[object]:
+            nonlocal calls
+            if any(b"late" in entry.data for entry in entries) and not open_.is_set():
+                calls += 1
+                early = [entry for entry in entries if b"late" not in entry.data]
+                if not early:
+                    raise DiskFull("no room")
+                return inner(machine, early)
+            return inner(machine, entries)
+
+        monkeypatch.setattr(DictMachine, "apply", apply)
+        host = (await cluster.leader()).host
+        data = [json.dumps([key, 1]).encode() for key in ("early", "late")]
+        early, late = (asyncio.ensure_future(host.propose(0, one, 5.0)) for one in data)
+        await early
+        assert calls and not late.done()
+        open_.set()
+        await late
+        assert await cluster.converged() == {"a": 1, "early": 1, "late": 1}
+        assert not any(node.fatal for node in cluster.nodes.values())
+
+
+async def test_a_group_that_waits_for_room_can_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Cluster(str(tmp_path), nodes=1) as cluster:
+        await cluster.put("a", 1)
+        node, asked = await cluster.leader(), threading.Event()
+
+        def apply(*_: object) -> list[object]:
+            asked.set()
+            raise DiskFull("no room")
+
+        monkeypatch.setattr(DictMachine, "apply", apply)
+        write = asyncio.ensure_future(node.host.propose(0, json.dumps(["b", 1]).encode(), 5.0))
+        await until(asked.is_set)
+        async with asyncio.timeout(10):
+            await node.host.close_group(0)
+        with pytest.raises(NeedleError):
+            await write
+        assert not node.fatal
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

@@ -313,15 +313,26 @@ class Group:
         host.apply_pool.call(done, self.machine.apply, batch, quick=host.config.is_quick(batch))
 
     async def _apply_later(self, batch: list[Applied]) -> None:
-        """Nothing of it was applied, for want of room."""
+        """Nothing of it was applied, for want of room. A group that is closed meanwhile applies it when it is opened
+        again."""
         await asyncio.sleep(NO_ROOM_SECONDS)
-        self._start_apply(batch)
+        if self.closed or self._host.stopped:
+            self._applying = False
+            self._machine_is_idle()
+        else:
+            self._start_apply(batch)
 
     def _applied(self, batch: list[Applied], results: list[Any]) -> None:
+        """All of it, or its first entries."""
         host = self._host
         host.failpoint("apply.after")
-        self._applying = False
-        self._machine_is_idle()
+        batch, rest = batch[: len(results)], batch[len(results) :]
+        if rest:
+            _log.error("group %d: %d committed entries wait to be applied, for want of room", self.id, len(rest))
+            host.spawn(self._apply_later(rest))
+        else:
+            self._applying = False
+            self._machine_is_idle()
         if host.stopped:
             return
         last = batch[-1].index

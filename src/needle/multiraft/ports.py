@@ -96,8 +96,9 @@ class StateMachine(Protocol):
 
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         """Apply in order, in one transaction that also stores index, term and conf. One result an entry: a value,
-        or a NeedleError instance for a command that was refused (deterministically, on every replica). Raises DiskFull
-        or TooManyFiles if nothing of it was applied: it is called again. Any other error ends the node."""
+        or a NeedleError instance for a command that was refused (deterministically, on every replica). For want of
+        room, or of file handles, it may apply the first ones only: then there are fewer results. Raises DiskFull or
+        TooManyFiles if it applied none. It is called again with the rest. Any other error ends the node."""
         ...
 
     def checkpoint(self) -> int:
@@ -118,7 +119,8 @@ class StateMachine(Protocol):
 
     def install_snapshot(self, directory: str) -> None:
         """Replace all state by the verified image in `directory`, durably and atomically: after a crash either the
-        old or the new state is there. May be repeated after a crash with the same directory."""
+        old or the new state is there. May be repeated after a crash with the same directory. Raises DiskFull or
+        TooManyFiles while it still answers from the state before: it is called again."""
         ...
 
     def close(self) -> None: ...

@@ -98,6 +98,8 @@ class Batch:
         self._find = find
         self.changes: dict[int, CollectionChange] = {}
         self.dropped: list[int] = []
+        self._read: Mapping[int, StoredDocument] = {}
+        """By ordinal: what the command in hand needs."""
 
     def prefetch(self, commands: Sequence[Command | NeedleError | None]) -> None:
         """Look up the ids of all commands with few queries."""
@@ -118,6 +120,22 @@ class Batch:
             return
         found = {} if change.created else self._find(change.record.id, missing)
         change.refs.update((id_, found.get(id_)) for id_ in missing)
+
+    def read_ahead(self, command: Insert | Delete) -> None:
+        """Look up its ids, and read the stored documents that it will be judged by. Raises DiskFull or TooManyFiles
+        with nothing changed."""
+        self._read = {}
+        record = self.find_record(command.collection)
+        if record is None:
+            return
+        change = self.change(record)
+        self.lookup(change, command.ids)
+        if self.fence is None or not self.fence.custom:
+            return
+        found = {ref.ordinal for id_ in command.ids if (ref := change.refs[id_]) is not None}
+        before = sorted(ordinal for ordinal in found if ordinal < change.first_ordinal)
+        if before:
+            self._read = self.stored.documents(record.id, before)
 
     def change(self, record: CollectionRecord) -> CollectionChange:
         """What this batch does to a collection."""
@@ -268,12 +286,13 @@ class Batch:
                     raise moved(id_)
 
     def metadata(self, change: CollectionChange, ids: Sequence[str]) -> dict[str, bytes]:
-        """What is stored of those that are there."""
+        """What is stored of those that are there: of the command in hand (`read_ahead`), under a custom strategy only,
+        as nothing else is judged by it."""
+        if self.fence is None or not self.fence.custom:
+            return {}
         refs = {id_: ref.ordinal for id_ in ids if (ref := change.refs[id_]) is not None}
-        before = [ordinal for ordinal in refs.values() if ordinal < change.first_ordinal]
-        found = self.stored.documents(change.record.id, before) if before else {}
         return {
-            id_: found[at].metadata if at < change.first_ordinal else change.rows[at - change.first_ordinal][3]
+            id_: self._read[at].metadata if at < change.first_ordinal else change.rows[at - change.first_ordinal][3]
             for id_, at in refs.items()
         }
 

@@ -22,7 +22,8 @@ from typing import Any, Final
 
 import msgspec
 
-from needle.base.errors import CorruptDocuments, DiskFull, StorageError
+from needle.base.errors import CorruptDocuments, StorageError
+from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.records import CollectionRecord, DocRef, Doomed, WriteSet, row_id
 from needle.shard.row_check import verify_image_file
@@ -81,7 +82,7 @@ class DocumentWriter:
             try:
                 if self._failed is None:
                     self._save()
-            except (StorageError, DiskFull) as error:
+            except (StorageError, *SHORTAGES) as error:
                 # Nothing is lost by it, and who closes because of a failure has that one to report.
                 log.warning("%s: what waited was not committed, the Raft log will bring it back: %s", self.path, error)
             finally:
@@ -109,8 +110,8 @@ class DocumentWriter:
             if many or changes.rare or not may_wait:
                 try:
                     self._save()
-                except DiskFull as error:
-                    log.error("%s: what is applied waits for room to be committed: %s", self.path, error)
+                except SHORTAGES as error:
+                    log.error("%s: what is applied waits to be committed: %s", self.path, error)
 
     @property
     def waits(self) -> bool:
@@ -123,7 +124,7 @@ class DocumentWriter:
             with self._alone():
                 try:
                     self._save()
-                except DiskFull:
+                except SHORTAGES:
                     if self._waiting is None or self._waiting.size:
                         raise
                     # Entries without a command (a new leader's) change nothing that a reader looks at.
@@ -148,7 +149,7 @@ class DocumentWriter:
         try:
             with disk_errors(self.path):
                 self._commit(self._waiting)
-        except DiskFull:
+        except SHORTAGES:
             raise  # it was rolled back, and waits on: the next attempt may find room
         except BaseException as error:
             self._failed = error

@@ -74,9 +74,15 @@ def runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int
 
 
 def execute(batch: Batch, index: int, command: Command | NeedleError | None) -> Result | None:
-    """The result of one entry. None: the entry carries no command. A NeedleError: it did not decode."""
+    """The result of one entry. None: the entry carries no command. A NeedleError: it did not decode.
+
+    Raises DiskFull or TooManyFiles if what it needs of the stored documents cannot be read now. Then it has changed
+    nothing: the batch and the sessions are as they were after the entry before."""
     if command is None or isinstance(command, NeedleError):
         return command
+    if isinstance(command, Insert | Delete):
+        # Before its session is looked at, which remembers that. (Commands of moves have no session.)
+        batch.read_ahead(command)
     if isinstance(command, OpenSession):
         session = batch.sessions.open(command.nonce, index)
         return WriteResult(version=session, index=session)
@@ -142,7 +148,6 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     ids = command.ids
     check_room(record, len(ids))
     change = batch.change(record)
-    batch.lookup(change, ids)
     batch.admit(change, ids, command.metadata)
     _check_versions(command, change.refs)
     version = batch.version(index)
@@ -154,7 +159,6 @@ def _delete(batch: Batch, index: int, command: Delete) -> WriteResult:
     record = batch.record(command.collection)
     ids = list(dict.fromkeys(command.ids))
     change = batch.change(record)
-    batch.lookup(change, ids)
     if command.within:
         ids = within(batch.fence, command.within, batch.metadata(change, ids))
     else:

@@ -5,19 +5,20 @@ here, and `image.json`, which names the others with size and xxh3-128. A missing
 that installs the image fetches or rebuilds it.
 
 On disk a replica is `<directory>/CURRENT`, which names one `state-<n>` directory beside it. Installing stages a new
-state directory, syncs it, and swaps it in by renaming CURRENT: after a crash either the old or the new state is there,
-and installing again works. It must not know Raft or what the tables mean.
+state directory, syncs it, swaps it in by renaming CURRENT, and syncs that: after a crash either the old or the new
+state is there, and installing again works. It must not know Raft or what the tables mean.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError
+from needle.base.errors import CorruptDocuments, CorruptSnapshot
 from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk
 from needle.shard.sqlite_file import FILE_NAME
@@ -95,6 +96,7 @@ def current_state(directory: str, disk: ReplicaDisk) -> str:
     disk.make_directory(directory)
     path = os.path.join(directory, CURRENT)
     if disk.exists(path):
+        disk.sync(directory)  # whoever put it there may have died, or lacked a file handle, before it was durable
         name = disk.read(path).decode("ascii", "replace").strip()
         if not name.startswith(_STATE) or not disk.exists(os.path.join(directory, name)):
             raise CorruptDocuments(f"{path} is damaged: it names {name!r}, which is not there", path=path)
@@ -105,7 +107,30 @@ def current_state(directory: str, disk: ReplicaDisk) -> str:
         name = f"{_STATE}1"
         _make_state(os.path.join(directory, name), disk)
         _point(directory, name, disk)
+        disk.sync(directory)
     return os.path.join(directory, name)
+
+
+def remove_older(state: str, disk: ReplicaDisk) -> None:
+    """Delete the state directories that were in use before this one."""
+    directory, name = os.path.split(state)
+    for other in disk.names(directory):
+        if _number(other) < _number(name):
+            disk.remove_tree(os.path.join(directory, other))
+
+
+def _number(name: str) -> int:
+    """Of a state directory; for other names higher than any."""
+    number = name.removeprefix(_STATE)
+    return int(number) if name.startswith(_STATE) and number.isdecimal() else 1 << 62
+
+
+def _next_state(directory: str, disk: ReplicaDisk) -> str:
+    """A name for the state after the current one; what an attempt that failed may have left has the same."""
+    numbers = [number for name in disk.names(directory) if (number := _number(name)) < 1 << 62]
+    path = os.path.join(directory, CURRENT)
+    current = _number(disk.read(path).decode("ascii", "replace").strip()) if disk.exists(path) else 0
+    return f"{_STATE}{(current if current in numbers else max(numbers, default=0)) + 1}"
 
 
 def _make_state(path: str, disk: ReplicaDisk) -> None:
@@ -117,22 +142,18 @@ def _point(directory: str, name: str, disk: ReplicaDisk) -> None:
     disk.sync(directory)
     disk.write(os.path.join(directory, CURRENT + ".new"), name.encode())
     disk.rename(os.path.join(directory, CURRENT + ".new"), os.path.join(directory, CURRENT))
-    try:
-        disk.sync(directory)
-    except SHORTAGES as error:  # it is too late to say that nothing was changed
-        raise StorageError(f"{directory} names a new state, and cannot be synced: {error.message}") from error
 
 
 def install_image(directory: str, image_directory: str, disk: ReplicaDisk, failpoint: Callable[[str], None]) -> str:
-    """Make the image the replica's state, durably and atomically; returns the new state directory.
+    """Make the image the replica's state, atomically; returns the new state directory. Durable after a sync of
+    `directory`, which is left to the caller: before that a crash may bring the old state back.
 
-    The old state directory stays until the next `current_state`, as the caller may still have it open. Raises DiskFull
-    or TooManyFiles with nothing changed, so that it may be repeated.
+    The old state directory stays until `remove_older`, as the caller may still have it open. Raises DiskFull or
+    TooManyFiles with nothing changed, so that it may be repeated.
     """
     image = verify_image(image_directory, disk)
     failpoint("install-verified")
-    numbers = [name.removeprefix(_STATE) for name in disk.names(directory) if name.startswith(_STATE)]
-    name = f"{_STATE}{max((int(number) for number in numbers if number.isdecimal()), default=0) + 1}"
+    name = _next_state(directory, disk)
     target = os.path.join(directory, name)
     try:
         _make_state(target, disk)
@@ -150,7 +171,7 @@ def install_image(directory: str, image_directory: str, disk: ReplicaDisk, failp
         failpoint("install-synced")
         _point(directory, name, disk)
     except SHORTAGES:
-        disk.remove_tree(target)  # half a state must not take the room that is left
+        with suppress(*SHORTAGES):  # the next attempt, or the next start, does it
+            disk.remove_tree(target)  # half a state must not take the room that is left
         raise
-    failpoint("install-swapped")
     return target

@@ -7,8 +7,12 @@ Invariants:
   only after it has left.
 
 Durability order: see documents.py and snapshot.py. Any error while applying or installing closes the replica for good
-(`_broken`): its memory may be behind its disk, so it has to be opened again. But for damage (`damage`): what is stored
-is not what was written. Then it answers nothing, also after a restart, until a snapshot is installed.
+(`_broken`): its memory may be behind its disk, so it has to be opened again. But for two kinds:
+- damage (`damage`): what is stored is not what was written. Then it answers nothing, also after a restart, until a
+  snapshot is installed;
+- a shortage (no room, no file handle), which passes by itself: what was done counts, the rest is asked for again. So
+  what a batch reads of the store is read before it changes anything, and a state that was swapped in and cannot be
+  opened yet is opened before anything is applied: the former one is read until then, and changes no more.
 
 Threads: apply, checkpoint, export and install come from the host, one at a time or not (a lock orders them); search,
 get, digest and count from any thread. It does not know Raft, the network or the clock.
@@ -38,7 +42,6 @@ from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.shard.agenda import Changed
 from needle.shard.batch import Batch
-from needle.shard.commands import MOVE_COMMANDS, Delete, Insert
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
 from needle.shard.execute import decode_entry, execute, runs
@@ -60,7 +63,15 @@ from needle.shard.sealed_segment import segment_file
 from needle.shard.segment_files import FILE_NAME as SEGMENT_FILE_NAME
 from needle.shard.segment_set import CollectionVectors
 from needle.shard.sessions import AnswerRow, SessionRow, SessionTable
-from needle.shard.snapshot import DAMAGED, SEGMENTS, current_state, install_image, verify_image, write_image
+from needle.shard.snapshot import (
+    DAMAGED,
+    SEGMENTS,
+    current_state,
+    install_image,
+    remove_older,
+    verify_image,
+    write_image,
+)
 from needle.shard.sqlite_file import FILE_NAME
 from needle.shard.validation import check_command
 
@@ -128,6 +139,10 @@ class Replica:
         """Whether `tidy` did something that is not checkpointed."""
         self._checked = ""
         """The directory of the image whose rows were checked last."""
+        self._installed: tuple[str, str] | None = None
+        """An image and the state directory made of it: CURRENT names it, and it is not open yet."""
+        self._left = ""
+        """The state directory before which there is something to delete; "" if not."""
         self._state = ""
         self._opened: DocumentStore | None = None
         self._segment_directory = ""
@@ -164,8 +179,15 @@ class Replica:
 
     def _load(self, state: str) -> None:
         """Open a state directory and make it the current one; on an error the former one stays."""
+        before, self._state = self._state, state
+        try:
+            self._load_state(state)
+        except SHORTAGES:
+            self._state = before
+            raise
+
+    def _load_state(self, state: str) -> None:
         directory = os.path.join(state, SEGMENTS)
-        self._state = state
         self._disk.make_directory(directory)
         found = partial(self._found_damage, state=state)
         store = DocumentStore(state, self._disk, self._failpoint, self.limits.commit_rows_max, on_damage=found)
@@ -180,7 +202,7 @@ class Replica:
                 live.load(manifests.get(record.id, []))
                 live.hide(fence)
         except BaseException:
-            store.close()
+            _close_files(store, loaded)
             raise
         self._segment_directory, self._opened, self._live = directory, store, loaded
         self._sessions = SessionTable(sessions, answers)
@@ -212,40 +234,53 @@ class Replica:
         command, or None for an entry without a command. Entries already applied are skipped (None). All of them are
         one transaction, but commands that move ranges are one each: they need the stored state right before them.
 
-        Raises DiskFull before anything is changed, if what waits has to be committed first: call it again when there
-        may be room. Any other error is final."""
+        Fewer results than entries: for want of room, or of file handles, only the first ones were applied. Raises
+        DiskFull or TooManyFiles if none was. Call it again with the rest when there may be room. Any other error is
+        final."""
         with self._applying:
             self._check_usable()
+            with self._final_errors():
+                self._open_installed()
             fresh = [entry for entry in entries if entry.index > self._view.at.index]
             results: list[Any] = [None] * (len(entries) - len(fresh))
             commands = [decode_entry(entry.data) for entry in fresh]
-            if self.waits and any(self._reads_what_is_stored(command) for command in commands):
-                self.save()
-            with self._final_errors():
-                for first, end in runs(commands):
-                    results += self._apply(fresh[first:end], commands[first:end])
+            for first, end in runs(commands):
+                try:
+                    done = self._apply(fresh[first:end], commands[first:end])
+                except SHORTAGES:
+                    if not results:
+                        raise
+                    break
+                results += done
+                if len(done) < end - first:
+                    break
         return results
 
-    def _reads_what_is_stored(self, command: Command | NeedleError | None) -> bool:
-        """Whether executing it reads documents, and not their ids only."""
-        fence = self._view.fence
-        return isinstance(command, MOVE_COMMANDS) or (
-            fence is not None and fence.custom and isinstance(command, Insert | Delete)
-        )
-
     def _apply(self, entries: Sequence[Entry], commands: Sequence[Command | NeedleError | None]) -> list[Any]:
-        """One transaction."""
-        at = self._view.at
-        before = StateBefore(self._live, self._store, self._view.fence)
-        batch = Batch(at, before, self._sessions, self._store.writer.find, before.stored())
-        batch.prefetch(commands)
-        results = [execute(batch, entry.index, command) for entry, command in zip(entries, commands, strict=True)]
-        conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
-        changes = batch.write_set(entries[-1].index, entries[-1].term, conf)
-        changes.size = sum(len(entry.data) for entry in entries)
-        # Waiting saves the fixed cost of a commit: little next to large entries, and searches would wait for theirs.
-        self._store.writer.write(changes, may_wait=changes.size < SMALL_BYTES * len(entries))
-        self._swap(batch, changes)
+        """One transaction, of the first of them only if what the next one needs cannot be read for now. Raises DiskFull
+        or TooManyFiles, with nothing changed, if that is the very first."""
+        with self._final_errors():
+            at = self._view.at
+            before = StateBefore(self._live, self._store, self._view.fence)
+            batch = Batch(at, before, self._sessions, self._store.writer.find, before.stored())
+            batch.prefetch(commands)
+            results: list[Any] = []
+            for entry, command in zip(entries, commands, strict=True):
+                try:
+                    results.append(execute(batch, entry.index, command))
+                except SHORTAGES:
+                    if not results:
+                        raise
+                    break
+            entries = entries[: len(results)]
+            with _no_way_back():
+                conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
+                changes = batch.write_set(entries[-1].index, entries[-1].term, conf)
+                changes.size = sum(len(entry.data) for entry in entries)
+                # Waiting saves the fixed cost of a commit: little next to large entries, and searches would wait for
+                # theirs.
+                self._store.writer.write(changes, may_wait=changes.size < SMALL_BYTES * len(entries))
+                self._swap(batch, changes)
         return results
 
     def _swap(self, batch: Batch, changes: WriteSet) -> None:
@@ -298,6 +333,7 @@ class Replica:
         """One step of deleting rows that nothing points at any more, and of giving their space back; False if nothing
         is left to do, and what was done is on disk. all_of_it: also what is little next to the rest."""
         self._check_usable()
+        self._remove_left()
 
         def step(store: DocumentStore) -> bool:
             if self._purge(all_of_it=all_of_it) or store.writer.give_back(all_of_it=all_of_it):
@@ -341,9 +377,8 @@ class Replica:
     def _final_errors(self) -> Iterator[None]:
         try:
             yield
-        except SHORTAGES as error:  # what is raised as such may be repeated, and this may not
-            self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
-            raise self._broken from error
+        except SHORTAGES:
+            raise  # nothing was changed (_no_way_back)
         except CorruptDocuments as error:
             self._found_damage(error)
             raise
@@ -534,30 +569,55 @@ class Replica:
         self._checked = directory
 
     def install_snapshot(self, directory: str) -> None:
-        """Replace all state by the image in `directory`, also a damaged one. Raises CorruptSnapshot, DiskFull or
-        TooManyFiles before anything is changed: then it may be repeated."""
+        """Replace all state by the image in `directory`, also a damaged one. Raises CorruptSnapshot before anything is
+        changed; DiskFull or TooManyFiles also when the image is in place already and cannot be opened. Then the state
+        before goes on being read, and repeating it, or the next apply, opens the new one."""
         with self._applying:
             if self._broken is not None or self._closed:
                 self._check_usable()
-            if self._checked != directory:
+            installed = self._installed is not None and self._installed[0] == directory
+            if not installed and self._checked != directory:
                 self.check_snapshot(directory)
-            self._checked = ""
-            swapped = False
             try:
-                state = install_image(self.directory, directory, self._disk, self._failpoint)
-                swapped = True
-                old_store, old_live = self._opened, self._live
-                self._load(state)
-                self.damage = None
-                self._in_flight.drain()  # searches on the old view still read its files
-                if old_store is not None:
-                    _close_files(old_store, old_live)
-                current_state(self.directory, self._disk)  # removes the old state
+                if not installed:
+                    state = install_image(self.directory, directory, self._disk, self._failpoint)
+                    self._installed = (directory, state)
+                    self._checked = ""
+                self._open_installed()
+            except (CorruptSnapshot, *SHORTAGES):
+                raise
             except BaseException as error:
-                if not swapped and isinstance(error, (CorruptSnapshot, *SHORTAGES)):
-                    raise
                 self._broken = StorageError(f"installing a snapshot failed half way ({error!r}); restart the node")
                 raise
+
+    def _open_installed(self) -> None:
+        """Go over to the state that an installation has put in place, if there is one. Raises DiskFull or TooManyFiles
+        as long as it cannot be opened."""
+        if self._installed is None:
+            return
+        _, state = self._installed
+        self._disk.sync(self.directory)
+        self._failpoint("install-swapped")
+        old_store, old_live = self._opened, self._live
+        self._load(state)
+        self._installed = None
+        self.damage = None
+        self._left = state
+        self._in_flight.drain()  # searches on the old view still read its files
+        try:
+            if old_store is not None:
+                _close_files(old_store, old_live)
+            self._remove_left()
+        except SHORTAGES as error:
+            log.warning("%s: the state before takes room until it can be deleted: %s", self.directory, error)
+
+    def _remove_left(self) -> None:
+        """Delete what the last installation replaced."""
+        state = self._left
+        if state:
+            remove_older(state, self._disk)
+            if state == self._left:
+                self._left = ""
 
     def close(self) -> None:
         """Close files after running searches have left. Idempotent."""
@@ -567,6 +627,15 @@ class Replica:
                 self._in_flight.drain()
                 if self._opened is not None:
                     _close_files(self._opened, self._live)
+
+
+@contextmanager
+def _no_way_back() -> Iterator[None]:
+    """What is raised as a shortage may be repeated, and what began here may not: memory and disk would differ."""
+    try:
+        yield
+    except SHORTAGES as error:
+        raise StorageError(f"applying failed half way ({error!r}); restart the node") from error
 
 
 def _close_files(store: DocumentStore, live: OpenCollections) -> None:

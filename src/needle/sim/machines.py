@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from needle.base.errors import DiskFailed
+from needle.base.errors import DiskFailed, DiskFull
 from needle.multiraft.files import Files
 from needle.shard.disk import ReplicaDisk
 from needle.shard.segment_files import FILE_NAME
@@ -143,16 +143,18 @@ class SimReplicaDisk(ReplicaDisk):
 
     def _effect(self, path: str) -> None:
         self._process.fence()
-        if self._machine.log_disk.fail_commits:
-            raise DiskFailed(f"simulated {self._machine.log_disk.fail_commits} on {os.path.basename(path)}", path=path)
+        if failure := self._machine.log_disk.fail_commits:
+            kind = DiskFull if failure == "ENOSPC" else DiskFailed
+            raise kind(f"simulated {failure} on {os.path.basename(path)}", path=path)
 
     def sync(self, path: str) -> None:
         self._unsynced.checkpointed(path)
         try:
             self._effect(path)
-        except DiskFailed:
+        except (DiskFull, DiskFailed) as error:
             self._unsynced.failed(path)
-            raise
+            # A sync that failed is final, whatever the reason.
+            raise DiskFailed(error.message, path=path) from error
         self._unsynced.synced(path)
 
     def make_directory(self, path: str) -> None:

@@ -297,7 +297,7 @@ class ObservedMachine:
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         before = self.inner.applied_index()
         results: list[Any] = self.inner.apply(entries)
-        fresh = [(entry, result) for entry, result in zip(entries, results, strict=True) if entry.index > before]
+        fresh = [(entry, result) for entry, result in zip(entries, results, strict=False) if entry.index > before]
         self._observer.applied(*self._where, fresh, self.inner.applied_index(), self.inner.digest())
         return results
 

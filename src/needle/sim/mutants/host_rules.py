@@ -50,6 +50,18 @@ MUTANTS = (
         tests=(_SNAPSHOTS + "test_what_finds_no_room_is_applied_later_and_the_node_lives",),
     ),
     Mutant(
+        name="applied-in-part-passes-for-all",
+        breaks="of what was applied in part the rest is forgotten: the replica stands still, whoever waits too",
+        edits=(
+            Edit(
+                "multiraft.group:Group._applied",
+                "batch, rest = batch[: len(results)], batch[len(results) :]",
+                "batch, rest = batch[: len(results)], []",
+            ),
+        ),
+        tests=(_SNAPSHOTS + "test_what_is_applied_in_part_is_answered_and_the_rest_follows",),
+    ),
+    Mutant(
         name="staged-after-a-failed-sync",
         breaks="snapshot files whose sync failed are used at the next attempt, which syncs nothing of what was lost",
         edits=(

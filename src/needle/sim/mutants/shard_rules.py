@@ -100,11 +100,30 @@ MUTANTS = (
         tests=(_MACHINE + "test_session_of_a_duplicate_is_not_executed_again",),
     ),
     Mutant(
+        name="judged-after-the-session",
+        breaks="a session remembers a write that could not be judged for want of room: replicas differ",
+        edits=(
+            Edit("shard.execute:execute", "batch.read_ahead(command)", "pass"),
+            Edit(
+                "shard.execute:_run",
+                "if isinstance(command, Insert):",
+                "if isinstance(command, Insert | Delete) and batch.read_ahead(command) or isinstance(command, Insert):",
+            ),
+        ),
+        tests=("tests/shard/test_shortages.py::test_a_write_that_cannot_be_judged_now_is_executed_once_later",),
+    ),
+    Mutant(
+        name="applied-to-a-replaced-state",
+        breaks="entries are applied to a state that an installation replaced on the disk: a restart loses them",
+        edits=(Edit("shard.state_machine:Replica.apply", "self._open_installed()", "pass"),),
+        tests=("tests/shard/test_shortages.py::test_what_was_swapped_in_is_opened_before_anything_is_applied",),
+    ),
+    Mutant(
         name="sessions-left-out-of-the-snapshot",
         breaks="an installed snapshot brings no dedupe table: replicas disagree on what was executed before",
         edits=(
             Edit(
-                "shard.state_machine:Replica.install_snapshot",
+                "shard.state_machine:Replica._open_installed",
                 "self._load(state)",
                 "self._load(state); self._sessions = SessionTable()",
             ),
@@ -117,7 +136,7 @@ MUTANTS = (
         breaks="the dedupe table is not read back: a restarted replica executes repeated writes again",
         edits=(
             Edit(
-                "shard.state_machine:Replica._load",
+                "shard.state_machine:Replica._load_state",
                 "self._sessions = SessionTable(sessions, answers)",
                 "self._sessions = SessionTable()",
             ),
