@@ -38,16 +38,32 @@ async def flood(address: str, count: int) -> AsyncIterator[int]:
             writer.transport.abort()
 
 
-async def test_a_node_with_few_files_refuses_connections_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> ProcessCluster:
+    """A cluster of one node that may have FILES files open. limit: an option of `ulimit`, for the hard or soft limit."""
     few = tmp_path / "python"
-    few.write_text(f'#!/bin/sh\nulimit -n {FILES}\nexec {sys.executable} "$@"\n')
+    few.write_text(f'#!/bin/sh\nulimit {limit} {FILES}\nexec {sys.executable} "$@"\n')
     few.chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", str(few))
         cluster = ProcessCluster(tmp_path, nodes=1)
         await cluster.start()
+    return cluster
+
+
+async def test_a_node_takes_all_the_files_that_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = await started(tmp_path, monkeypatch, "-S -n")
+    try:
+        async with flood(cluster.nodes["node-1"].address, 2 * FILES) as accepted, cluster.connect() as client:
+            assert accepted == 2 * FILES
+            await client.insert("a", VECTOR)
+    finally:
+        cluster.stop()
+
+
+async def test_a_node_with_few_files_refuses_connections_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await started(tmp_path, monkeypatch, "-n")
     node = cluster.nodes["node-1"]
     try:
         async with cluster.connect() as client:
