@@ -6,6 +6,7 @@ docs/troubleshooting.md, "A replica does not go on".
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,15 @@ import pytest
 
 from harness.marked_documents import CALM, fill, follower_of, vector
 from harness.process_cluster import ProcessCluster, wait_for
-from needle.multiraft.codec import encode_frame
+from needle.base.ids import shard_group
+from needle.multiraft.codec import LifeAnswer, LifeCall, decode_life_answer, encode_body, encode_frame
+from needle.multiraft.lives import LIFE_METHOD
 from needle.raft.messages import Message, MessageType
 from needle.rpc.codec import Hello, encode
 from needle.rpc.frame import HELLO, ONEWAY
 from needle.rpc.frame import encode_frame as rpc_frame
+from needle.rpc.transport import RpcClient
+from needle.server.runtime import SystemClock
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["emptied", "older copy"])
@@ -51,29 +56,47 @@ async def test_a_directory_that_forgot_is_not_accepted_and_everybody_says_so(tmp
         await wait_for(lambda: f"node {name} is refused" in said(), 30, "the leader saying so")
 
 
+async def life_of(address: str) -> LifeAnswer:
+    """What a node says of its life to anybody who asks."""
+    client = RpcClient(cluster_id="needle", rng=random.Random(1), clock=SystemClock())
+    try:
+        call = encode_body(LifeCall(1, None, []))
+        return decode_life_answer(await client.call(address, LIFE_METHOD, call, 10.0))
+    finally:
+        await client.close()
+
+
+async def speak(address: str, frm: str, life: LifeAnswer, message: Message) -> None:
+    """Send a node one message in the name, and with the life, of another one."""
+    host, port = address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    hello = Hello(version=1, cluster_id="needle", node_id=frm, incarnation=life.life.incarnation)
+    writer.write(rpc_frame(HELLO, 0, [encode(hello)]))
+    assert await reader.read(100)
+    writer.write(rpc_frame(ONEWAY, 0, [encode_frame(life.life.nonce, life.news, [(shard_group(0), message)])]))
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_frames_of_a_stranger_change_nothing(tmp_path: Path) -> None:
+    """They carry the life of a member, as frames of that member do: Raft itself has to refuse them."""
     async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("before", vector(0))
         leader = await cluster.leader()
         term = (await client.status()).current_term
         other = await follower_of(cluster)
+        lives = {name: await life_of(cluster.nodes[name].address) for name in (leader, other)}
         for kind, said in (
             (MessageType.APPEND_RESP, 2**62),
             (MessageType.HEARTBEAT, term),
             (MessageType.APPEND_RESP, 2**64 - 1),
         ):
             for name, node in cluster.nodes.items():
-                host, port = node.address.rsplit(":", 1)
-                reader, writer = await asyncio.open_connection(host, int(port))
                 frm = other if name != other else leader
-                hello = Hello(version=1, cluster_id="needle", node_id=frm, incarnation=1)
-                writer.write(rpc_frame(HELLO, 0, [encode(hello)]))
-                await reader.read(100)
-                body = encode_frame(1, 0, [(1, Message(kind, to=name, frm=frm, term=said))])
-                writer.write(rpc_frame(ONEWAY, 0, [body]))
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
+                await speak(node.address, frm, lives[frm], Message(kind, to=name, frm=frm, term=said))
         await client.insert("after", vector(1))
         assert (await client.status()).current_term == term
         assert all(node.running() for node in cluster.nodes.values())
+        for node in cluster.nodes.values():
+            assert "is refused: it would raise the term" in node.output()

@@ -39,7 +39,7 @@ async def flood(address: str, count: int) -> AsyncIterator[int]:
 
 
 async def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> ProcessCluster:
-    """A cluster of one node that may have FILES files open. limit: an option of `ulimit`, for the hard or soft limit."""
+    """A cluster of one node that may have FILES files open. limit: of `ulimit`, for both limits or the soft one."""
     few = tmp_path / "python"
     few.write_text(f'#!/bin/sh\nulimit {limit} {FILES}\nexec {sys.executable} "$@"\n')
     few.chmod(0o755)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from cluster.fake_shards import virtually
 from needle.base.commands import CreateCollection, Delete, DropCollection
+from needle.shard.caretaker import AGE_SECONDS, IDLE_SECONDS, LOOK_SECONDS, Caretaker
 from shard.replica_util import Log, open_replica, put, spec
 
 PAD = "secret" * 100
@@ -56,6 +62,39 @@ def test_while_writes_go_on_little_stays(tmp_path: Path) -> None:
         while replica.tidy(all_of_it=False):
             pass
     assert database(tmp_path).stat().st_size < 12 * 500 * len(PAD)
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["at rest", "while writes go on"])
+def test_a_caretaker_gives_space_back_by_itself(tmp_path: Path, writes: bool) -> None:
+    async def work() -> None:
+        replica, log = open_replica(tmp_path, purge=100_000), Log()
+        replica.apply(log.add(CreateCollection(spec())))
+        ids = [f"d{n}" for n in range(500)]
+        replica.apply(log.add(put(ids, [[7, 7, 7]] * 500, [{"pad": PAD}] * 500), Delete("c", ids)))
+        replica.checkpoint()
+        large = database(tmp_path).stat().st_size
+
+        async def run(call: Callable[..., Any], *arguments: Any) -> Any:
+            return call(*arguments)
+
+        loop = asyncio.get_running_loop()
+        pool: Any = SimpleNamespace(run=run)
+        clock: Any = SimpleNamespace(monotonic=loop.time)
+        caring = asyncio.create_task(Caretaker(replica, pool, clock, 3600.0).run())
+        await asyncio.sleep(IDLE_SECONDS - 1)
+        assert database(tmp_path).stat().st_size == large
+        end = loop.time() + (AGE_SECONDS if writes else IDLE_SECONDS) + 3 * LOOK_SECONDS
+        while loop.time() < end:
+            if writes:
+                replica.apply(log.add(put(["a"], [[1, 2, 3]])))
+            await asyncio.sleep(LOOK_SECONDS / 2)
+        assert database(tmp_path).stat().st_size < large / 8
+        assert PAD.encode() not in database(tmp_path).read_bytes()
+        caring.cancel()
+        await asyncio.gather(caring, return_exceptions=True)
+        replica.close()
+
+    virtually(work())
 
 
 def test_looking_whether_there_is_enough_to_purge_reads_no_dead_rows(tmp_path: Path) -> None:
