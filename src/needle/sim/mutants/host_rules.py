@@ -229,7 +229,7 @@ MUTANTS = (
     Mutant(
         name="unflushed-records-count-after-a-crash",
         breaks="what a process that died had written and not flushed is read at the next start and not flushed then",
-        edits=(Edit("multiraft.wal_store:WalStore._replay", "        files.flush(segment.handle)", "        pass"),),
+        edits=(Edit("multiraft.wal_replay:Replay.run", "        files.flush(segment.handle)", "        pass"),),
         tests=(
             "tests/sim/test_disk.py::test_a_commit_that_a_dead_process_left_unflushed_counts_only_once_it_is_flushed",
         ),
