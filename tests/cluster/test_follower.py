@@ -14,7 +14,7 @@ from cluster.fake_shards import virtually
 from needle.base import protocol
 from needle.base.cluster_protocol import TopologyAnswer, TopologyCall
 from needle.base.config import RaftConfig
-from needle.base.errors import ConnectionLost, DeadlineExceeded, LostState, Unavailable
+from needle.base.errors import ConnectionLost, DeadlineExceeded, LostState, Unavailable, UnknownMethod
 from needle.base.routing.topology import Topology
 from needle.server.cluster_files import ClusterFile
 from needle.server.cluster_follower import CatalogFollower
@@ -105,3 +105,18 @@ def test_a_replica_that_refuses_at_once_does_not_take_the_event_loop(refusal: ty
         task.cancel()
 
     virtually(work())
+
+
+def test_a_node_of_a_fixed_cluster_that_was_named_to_join_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Fixed(FakeNode):
+        async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+            raise UnknownMethod("no such call")
+
+    async def work() -> None:
+        task = asyncio.get_running_loop().create_task(CatalogFollower(Fixed(catalog=False, fresh="")).run())
+        await asyncio.sleep(8)
+        task.cancel()
+
+    virtually(work())
+    told = [record.args for record in caplog.records if "belongs to a fixed cluster" in record.message]
+    assert told and len(told) == len(set(told))
