@@ -140,7 +140,7 @@ async def test_a_creation_still_in_the_log_is_dropped_too(tmp_path: Path, monkey
         spec = client.topology().collections[0]
         await client._shards.command(catalog_commands.DropCollection("default", spec.id), 5)
         await node.adopt(node.catalog.topology)  # type: ignore[union-attr]
-        await node.reconcile(group, 5)
+        await node.reconciler.reconcile(group, 5)
         create = commands.encode(commands.CreateCollection(spec.stored_spec, True))
         machine, committed = node.host._groups[group].machine, threading.Event()
         apply = machine.apply
@@ -153,7 +153,7 @@ async def test_a_creation_still_in_the_log_is_dropped_too(tmp_path: Path, monkey
         waiting = asyncio.ensure_future(node.host.propose(group, create, 5))
         await asyncio.sleep(0)
         asyncio.get_running_loop().call_later(0.2, committed.set)
-        await node.reconcile(group, 5)
+        await node.reconciler.reconcile(group, 5)
         await waiting
         assert node.groups[group].replica.collections() == []
     finally:
@@ -183,7 +183,7 @@ async def test_a_creation_confirmed_in_an_earlier_term_is_not_proposed(
         monkeypatch.setattr(node, "confirmed", slowly)
         monkeypatch.setattr(node.host, "propose", note)
         with pytest.raises(Unavailable, match="got another leader"):
-            await node.reconcile(group, 5)
+            await node.reconciler.reconcile(group, 5)
         assert proposed == []
     finally:
         monkeypatch.undo()

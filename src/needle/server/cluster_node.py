@@ -1,9 +1,8 @@
 """A node of a sharded cluster: hosts the catalog if it is one of its nodes, and the shards that the catalog gives it.
 
 It follows the catalog: from its own replica, or by asking the catalog's nodes and waiting for changes. Every newer
-topology is written down, then acted on: addresses, groups opened and closed, collections, leaders. Invariants: a group
-is bootstrapped only by the nodes that the catalog names as its founders, on the data directory it knows (incarnation);
-a shard's collection is dropped only by what the catalog's leader confirmed after the shard's list was taken.
+topology is written down, then acted on: addresses, groups opened and closed, collections, leaders. Invariant: a group is
+bootstrapped only by the nodes that the catalog names as its founders, on the data directory it knows (incarnation).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from needle.base import commands, protocol
+from needle.base import protocol
 from needle.base.cluster_protocol import (
     SHARD_LEADER,
     TOPOLOGY,
@@ -26,16 +25,17 @@ from needle.base.cluster_protocol import (
     check_fresh,
 )
 from needle.base.config import RaftConfig
-from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.routing.strategy import router_names
-from needle.base.routing.topology import NodeInfo, NodeState, Ownership, Topology, collection_id
+from needle.base.routing.topology import NodeInfo, NodeState, Ownership, Topology
 from needle.client.directory import Caller
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
 from needle.multiraft.background import Background
+from needle.server.cluster_collections import Reconciler
 from needle.server.cluster_files import (
     ClusterFile,
     catalog_directory,
@@ -62,9 +62,6 @@ from needle.server.ports import NodePorts
 
 log = logging.getLogger("needle.server")
 
-POLL_SECONDS = 1.0
-PAUSE_SECONDS = 0.2
-WAIT_SECONDS = 5.0
 STRANGERS_MAX = 16
 
 
@@ -100,13 +97,11 @@ class ClusterNode(Node):
         self._clients = clients
         self._changed = asyncio.Event()
         self._background = Background(self._background_failed)
-        self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
+        self.reconciler = Reconciler(self)
         self._adopting = asyncio.Lock()
         self._belonging = asyncio.Lock()
         self._unsaved = False
         self._unopened = False
-        self.unknown: dict[GroupId, list[str]] = {}
-        """Collections that a shard holds and the catalog neither lists nor says were dropped, by group."""
         self._mover = Mover(self, options.move_rows)
         self._said_empty = False
         self.strangers: set[NodeId] = set()
@@ -153,7 +148,7 @@ class ClusterNode(Node):
         await super().start()
         spread = LeaderSpread(self)
         works = (CatalogFollower(self).run, Registration(self).run, spread.run, self._mover.run)
-        for work in (*works, self._reconcile_all, self._retry_shortages):
+        for work in (*works, self.reconciler.run, self._retry_shortages):
             self._background.spawn(lasting(work))
         self._undo.append(self._background.end)
 
@@ -350,81 +345,12 @@ class ClusterNode(Node):
             await self.adopt(self.catalog.topology)
         return result
 
-    # --- collections -------------------------------------------------------------------------------------------------
-    async def _reconcile_all(self) -> None:
-        """Give the shards that this node leads their collections, whenever the catalog or a leader changes."""
-        done: dict[GroupId, tuple[int, int]] = {}
-        while not self.host.stopped:
-            for group in list(self.groups):
-                if not self.host.is_leader(group):
-                    continue
-                state = (self.topology.version, self.host.status(group).current_term)
-                if done.get(group) == state:
-                    continue
-                try:
-                    await self.reconcile(group, WAIT_SECONDS)
-                    done[group] = state
-                except NeedleError as error:
-                    log.info("shard %d does not have the catalog's collections yet: %s", group - 1, error)
-            await asyncio.sleep(PAUSE_SECONDS)
-
-    async def reconcile(self, group: GroupId, timeout: float) -> None:
-        """Make the shard's collections those of the catalog, as this node knew it at the call or newer; this node leads
-        the shard. One runs at a time, and concurrent calls share the next."""
-        running = self._reconciling.get(group)
-        if running is not None:
-            done, _ = await asyncio.wait((running,), timeout=timeout)  # it may have begun with an older topology
-            if not done:
-                raise Unavailable(f"the collections of shard {group - 1} are still being brought up to date")
-        task = self._reconciling.get(group)
-        if task is None:
-            task = self._reconciling[group] = asyncio.get_running_loop().create_task(self._reconcile(group, timeout))
-            task.add_done_callback(lambda _: self._reconciling.pop(group, None))
-        await asyncio.shield(task)
-
-    async def _reconcile(self, group: GroupId, timeout: float) -> None:
-        """Only what the catalog says was dropped is dropped: one that it merely does not list may be of before the
-        catalog was restored from an older copy, or made anew.
-
-        A dropped collection must not come back in a shard that was told to drop it, so one is only made when the
-        catalog confirmed it in the term in which the making is proposed: a leader of a later term has seen the end of
-        it, and this one lets it be applied before it looks what is there."""
-        host, term = self.host, self.host.term(group)
-        await host.read_index(group, timeout)
-        await host.wait_applied(group, host.status(group).last_index, timeout)
-        replica = self.hosted(group).replica
-        here = {spec.name for spec in replica.collections()}
-        if here == {info.stored_name for info in self.topology.collections}:
-            return
-        # `here` was taken before: what the confirmed catalog names as dropped does not return, nor does its id.
-        newest = await self.confirmed(timeout)
-        check_founding(self.node_id, self.topology, newest)
-        wanted = {info.stored_name: info.stored_spec for info in newest.collections}
-        surplus = sorted(here - wanted.keys())
-        dropped = [name for name in surplus if collection_id(name) in newest.dropped]
-        self._note_unknown(group, [name for name in surplus if name not in dropped])
-        for name in dropped:
-            await host.propose(group, commands.encode(commands.DropCollection(name)), timeout)
-        for name in sorted(wanted.keys() - here):
-            command = commands.encode(replica.validate(commands.CreateCollection(wanted[name], True)))
-            if host.term(group) != term:
-                raise Unavailable(f"shard {group - 1} got another leader while its collections were brought up to date")
-            await host.propose(group, command, timeout)
-
-    def _note_unknown(self, group: GroupId, names: list[str]) -> None:
-        if names and names != self.unknown.get(group):
-            log.error(
-                "shard %d holds collections of which the catalog knows nothing: %s. They are kept, and not served. Was "
-                "the catalog restored from an older copy?", group - 1, ", ".join(names)
-            )  # fmt: skip
-        self.unknown[group] = names
-
     # --- state -------------------------------------------------------------------------------------------------------
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus:
         """See Node.status; of the catalog too."""
         if group != CATALOG_GROUP:
             found = super().status(group, digest)
-            unknown, held = self.unknown.get(group, []), self._mover.held(group)
+            unknown, held = self.reconciler.unknown.get(group, []), self._mover.held(group)
             return msgspec.structs.replace(found, unknown_collections=unknown, held_moves=held)
         status = self.host.status(group)
         peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]

@@ -69,6 +69,7 @@ from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Ownership, Topology, public_name
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
+from needle.server.cluster_collections import Reconciler
 from needle.server.cluster_proxy import Proxy
 from needle.server.ports import NodePorts, Peers
 from needle.server.rpc_service import RpcService
@@ -90,11 +91,11 @@ class ServedClusterNode(ServedNode, Protocol):
     ownership: Ownership | None
     catalog: CatalogMachine | None
     router: Router
+    reconciler: Reconciler
 
     async def wait_topology(self, version: int, timeout: float) -> bool: ...
     async def confirmed(self, timeout: float) -> Topology: ...
     async def execute(self, command: bytes, timeout: float) -> WriteResult: ...
-    async def reconcile(self, group: GroupId, timeout: float) -> None: ...
     async def found(self, call: FoundCall) -> None: ...
     def told(self) -> dict[NodeId, str]: ...
     def who(self) -> WhoAnswer: ...
@@ -286,7 +287,7 @@ class ClusterService(RpcService):
                 raise Unavailable(f"node {node.node_id} does not know version {newest.version} of the catalog yet")
         if not self._host.is_leader(group):
             raise Unavailable(f"this replica of shard {group - 1} does not have collection {collection[:80]!r} yet")
-        await node.reconcile(group, seconds)
+        await node.reconciler.reconcile(group, seconds)
 
     # --- the cluster -------------------------------------------------------------------------------------------------
     async def _itself(self, call: GroupCall) -> LeaderAnswer:
@@ -358,7 +359,7 @@ class ClusterService(RpcService):
         timeout = call_timeout(call.timeout)
         if not await self._cluster.wait_topology(call.version, timeout):
             raise Unavailable(f"node {self._node.node_id} does not know version {call.version} of the catalog yet")
-        await self._cluster.reconcile(call.group, timeout)
+        await self._cluster.reconciler.reconcile(call.group, timeout)
         return WriteResult(version=call.version, index=self._host.applied_index(call.group))
 
     async def _addresses(self, call: AddressBook) -> AddressBook:

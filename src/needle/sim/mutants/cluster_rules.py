@@ -10,6 +10,7 @@ _MOVING = "tests/shard/test_moving.py::"
 _WRITES = "tests/cluster/test_moving_writes.py::"
 _HELD = "tests/server/test_mover.py::test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted"
 _MOVER = "tests/server/test_mover.py::"
+_RECONCILE = "server.cluster_collections:Reconciler._reconcile"
 
 MUTANTS = (
     Mutant(
@@ -125,14 +126,18 @@ MUTANTS = (
     Mutant(
         name="creation-of-an-earlier-term",
         breaks="a leader makes a collection by what the catalog said in an earlier term: a dropped one is back",
-        edits=(Edit("server.cluster_node:ClusterNode._reconcile", "host.term(group) != term", "host.term(group) < 0"),),
+        edits=(Edit(_RECONCILE, "host.term(group) != term", "host.term(group) < 0"),),
         tests=(_DROPS + "test_a_creation_confirmed_in_an_earlier_term_is_not_proposed",),
     ),
     Mutant(
         name="unknown-collections-dropped",
         breaks="a shard deletes what its catalog does not list, also if that is new, or restored from an older copy",
         edits=(
-            Edit("server.cluster_node:ClusterNode._reconcile", "if collection_id(name) in newest.dropped", "if name"),
+            Edit(
+                _RECONCILE,
+                "if collection_id(name) in newest.dropped",
+                "if name",
+            ),
         ),
         tests=(_DROPS + "test_what_the_catalog_does_not_know_is_kept_and_reported",),
     ),
