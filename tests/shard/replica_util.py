@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from needle.base.commands import Command, Insert, OpenSession, Session, encode
 from needle.base.config import Limits, SegmentConfig
 from needle.base.model import CollectionSpec, Metric
 from needle.multiraft.ports import Applied
+from needle.shard.caretaker import Caretaker
 from needle.shard.disk import ReplicaDisk
 from needle.shard.state_machine import Replica
 
@@ -47,6 +50,17 @@ def put(
     encoded = [b"" if value is None else json.dumps(value).encode() for value in values]
     session = kw.pop("session", Session())
     return Insert(kw.pop("collection", "c"), list(ids), floats(*rows), encoded, session=session, **kw)
+
+
+def caretaker(replica: Replica, interval: float = 3600.0) -> Caretaker:
+    """On virtual time (the running loop's), without threads."""
+
+    async def run(call: Callable[..., Any], *arguments: Any) -> Any:
+        return call(*arguments)
+
+    pool: Any = SimpleNamespace(run=run)
+    clock: Any = SimpleNamespace(monotonic=asyncio.get_running_loop().time)
+    return Caretaker(replica, pool, clock, interval)
 
 
 class Log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
 import sqlite3
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cluster.fake_shards import virtually
 from harness.damage import flip_bit
 from needle.base.commands import CreateCollection, Delete, Session
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, ReplicaDamaged
@@ -21,7 +23,7 @@ from needle.shard.row_check import verify_image_file
 from needle.shard.snapshot import write_image
 from needle.shard.sqlite_file import FILE_NAME, TABLES, connect
 from needle.shard.state_machine import Replica
-from shard.replica_util import Log, floats, open_replica, put, spec
+from shard.replica_util import Log, caretaker, floats, open_replica, put, spec
 
 IDS = [f"document-{n}" for n in range(300)]
 ASKED = SearchRequest(collection="c", vector=floats([1, 2, 3]), k=400, exact=True, with_vectors=True)
@@ -149,6 +151,27 @@ def test_rows_that_are_not_what_the_log_wrote_are_found_by_looking(tmp_path: Pat
         while page := replica.check_rows(1, last, 100):
             last = page.last
     assert replica.damage is not None
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("later", [False, True], ids=["at start", "later"])
+def test_a_caretaker_finds_them_though_nobody_asks(tmp_path: Path, lie: str, later: bool) -> None:
+    async def work() -> None:
+        replica, _ = filled(tmp_path)
+        if not later:
+            changed(database(tmp_path), LIES[lie])
+        caring = asyncio.create_task(caretaker(replica, 60.0).run())
+        if later:
+            await asyncio.sleep(30)
+            assert not caring.done()
+            changed(database(tmp_path), LIES[lie])
+        with pytest.raises((CorruptDocuments, ReplicaDamaged)):
+            async with asyncio.timeout(90 if later else 5):
+                await caring
+        assert replica.damage is not None
+        replica.close()
+
+    virtually(work())
 
 
 @pytest.mark.parametrize("lie", LIES)

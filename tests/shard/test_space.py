@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from cluster.fake_shards import virtually
 from needle.base.commands import CreateCollection, Delete, DropCollection
-from needle.shard.caretaker import AGE_SECONDS, IDLE_SECONDS, LOOK_SECONDS, Caretaker
-from shard.replica_util import Log, open_replica, put, spec
+from needle.shard.caretaker import AGE_SECONDS, IDLE_SECONDS, LOOK_SECONDS
+from shard.replica_util import Log, caretaker, open_replica, put, spec
 
 PAD = "secret" * 100
 
@@ -74,13 +71,8 @@ def test_a_caretaker_gives_space_back_by_itself(tmp_path: Path, writes: bool) ->
         replica.checkpoint()
         large = database(tmp_path).stat().st_size
 
-        async def run(call: Callable[..., Any], *arguments: Any) -> Any:
-            return call(*arguments)
-
         loop = asyncio.get_running_loop()
-        pool: Any = SimpleNamespace(run=run)
-        clock: Any = SimpleNamespace(monotonic=loop.time)
-        caring = asyncio.create_task(Caretaker(replica, pool, clock, 3600.0).run())
+        caring = asyncio.create_task(caretaker(replica).run())
         await asyncio.sleep(IDLE_SECONDS - 1)
         assert database(tmp_path).stat().st_size == large
         end = loop.time() + (AGE_SECONDS if writes else IDLE_SECONDS) + 3 * LOOK_SECONDS
