@@ -15,7 +15,7 @@ from needle.server import rpc_service
 from needle.sim.__main__ import main
 from needle.sim.disk import LogDisk
 from needle.sim.runner import run, shrink
-from needle.sim.spec import Spec, profile
+from needle.sim.spec import DATABASE_FROM, DATABASE_KINDS, Spec, profile
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 
@@ -66,6 +66,14 @@ def test_a_failure_is_made_small_and_says_how_to_replay_it(monkeypatch):
     assert small.checker == report.checker
     assert small.spec.faults == ()
     assert "--faults none" in small.spec.replay_command()
+
+
+def test_a_bit_that_rots_in_the_documents_is_found_and_had_again():
+    numbers = tuple(range(DATABASE_FROM, DATABASE_FROM + 10))
+    report, _ = run(Spec(seed=971000, seconds=20, faults=numbers))
+    assert report.failure is None
+    assert set(report.faults) == set(DATABASE_KINDS)
+    assert report.counts.repaired
 
 
 def test_leaving_out_a_fault_does_not_change_the_others():

@@ -57,6 +57,8 @@ class Injector:
         self._trace = trace
         self._tasks: list[asyncio.Task[None]] = []
         self._rotten: set[str] = set()
+        self.spoilt: set[str] = set()
+        """Nodes whose documents may be damaged until they were read once more; what they promised they keep."""
         self.counts: Counter[str] = Counter()
         self.over = False
         self.more: Mapping[str, Handler] = {}
@@ -254,6 +256,22 @@ class Injector:
         self._trace.tell(f"{name}: one bit of {path or 'no index file'} is flipped")
         await self._hold(fault.seconds, lambda: self._fleet.start(name))
 
+    async def _rot_documents(self, fault: Fault, name: str) -> None:
+        """One bit of an SQLite file flips, while the node runs or while it is down; on one node of a run, so that the
+        others have what it may lose."""
+        fleet = self._fleet
+        if self._rotten | {name} != {name} or name in fleet.retired or not self._controls.may_lose(name):
+            return
+        self._rotten.add(name)
+        self.spoilt.add(name)
+        down = fault.amount < 0.6
+        if down:
+            fleet.crash(name, power_cut=fault.amount < 0.2, why=fault.kind)
+        flipped = fleet.machines[name].rot_database(stream(self._seed, "rot-documents", fault.number))
+        self._trace.tell(f"{name}: flipped is {flipped or 'no bit of its documents'}")
+        if down:
+            await self._hold(fault.seconds, lambda: fleet.start(name))
+
     # --- clocks -------------------------------------------------------------------------------------------------------
     async def _clock_rate(self, fault: Fault, name: str) -> None:
         """Stays within the bound that leased reads are promised for."""
@@ -346,6 +364,7 @@ _HANDLERS: dict[str, Callable[[Injector, Fault, str], Awaitable[None]]] = {
     "disk-full": Injector._disk_error,
     "rot": Injector._rot,
     "rot-segment": Injector._rot_segment,
+    "rot-documents": Injector._rot_documents,
     "wipe": Injector._replace_disks,
     "rollback": Injector._replace_disks,
     "clock-rate": Injector._clock_rate,

@@ -14,15 +14,19 @@ from collections import Counter
 from pathlib import Path
 
 from needle.base.errors import DiskFailed, DiskFull
+from needle.cluster import catalog_machine
 from needle.multiraft.files import Files
+from needle.shard import sqlite_file
 from needle.shard.disk import ReplicaDisk
 from needle.shard.segment_files import FILE_NAME
 from needle.sim.disk import DiskDevice, Image, LogDisk
 from needle.sim.event_loop import SimLoop
 from needle.sim.machine import SimClock, stream
 from needle.sim.process import Process
-from needle.sim.sqlite_crash import survive
+from needle.sim.sqlite_crash import fold, pages_in_force, survive
 from needle.sim.unsynced import Unsynced
+
+_DATABASES = (catalog_machine.FILE_NAME, sqlite_file.FILE_NAME)
 
 
 class SimMachine:
@@ -97,6 +101,30 @@ class SimMachine:
         path.write_bytes(data)
         self.counts["rotten segments"] += 1
         return str(path.relative_to(here.resolve()))
+
+    def rot_database(self, rng: random.Random) -> str | None:
+        """Flip one bit of one of SQLite's files, in place: a process that runs finds it when it reads there; one that
+        begins reads it for certain. What was flipped, or None if there is no such file."""
+        here = Path(self.data_dir).resolve()
+        files = sorted(path for path in here.rglob("*.db") if path.name in _DATABASES and path.stat().st_size)
+        if not files:
+            return None
+        chosen = files[rng.randrange(len(files))]
+        vectors = fold(chosen) if self.process is None else []
+        path, start, size = rng.choice(pages_in_force(chosen))
+        if vectors and rng.random() < 0.5:  # most of what is stored is not in force any more: a document that is
+            vector = vectors[rng.randrange(len(vectors))]
+            path, start, size = chosen, chosen.read_bytes().find(vector), len(vector)
+        with path.open("r+b") as file:
+            file.seek(start)
+            page = file.read(size)
+            used = [at for at, byte in enumerate(page) if byte] if rng.random() < 0.8 else range(size)
+            at, bit = used[rng.randrange(len(used))] if used else 0, rng.randrange(8)
+            offset = start + at
+            file.seek(offset)
+            file.write(bytes([page[at] ^ 1 << bit]))
+        self.counts["rotten databases"] += 1
+        return f"bit {bit} of byte {offset} of {path.relative_to(here)}"
 
     def wipe(self) -> None:
         """Empty disks. No process may run."""

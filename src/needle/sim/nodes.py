@@ -55,7 +55,12 @@ def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> Raf
 
 def segment_config(profile: Profile) -> SegmentConfig:
     """Small segments."""
-    return SegmentConfig(seal_rows=profile.seal_rows, rows_max=profile.rows_max, ship_timeout=3.0)
+    return SegmentConfig(
+        seal_rows=profile.seal_rows,
+        rows_max=profile.rows_max,
+        ship_timeout=3.0,
+        scrub_interval=profile.scrub_interval,
+    )
 
 
 class SimNode:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from needle.base.ids import GroupId
+from needle.base.errors import CorruptDocuments, ReplicaDamaged
+from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.multiraft.codec import decode_frame
 from needle.multiraft.log_records import (
     HARD,
@@ -32,7 +33,7 @@ from needle.multiraft.ports import Applied
 from needle.raft.messages import HardState, MessageType
 from needle.sim.checkers import durability, log_matching, matches
 from needle.sim.checkers.committed import Committed, CommittedEntry
-from needle.sim.checkers.digests import Digests
+from needle.sim.checkers.digests import Digests, rows_of
 from needle.sim.checkers.elections import Elections
 from needle.sim.checkers.lives import SpokenLives
 from needle.sim.checkers.monotone import Monotone, Position
@@ -104,7 +105,10 @@ class Observer:
         self.monotone = Monotone()
         self.committed = Committed()
         self.digests = Digests()
+        self.stored = Digests()
         self.snapshots_installed = 0
+        self.repaired = 0
+        """Replicas that found their data damaged, and had it again from another one."""
         self.compactions = 0
         self.rotten: set[str] = set()
         self.replaced: set[str] = set()
@@ -170,15 +174,36 @@ class Observer:
             for name, replica in replicas.items():
                 self.digests.observe(group, name, replica.machine.applied_index(), replica.machine.digest())
 
+    def compare_stored(self, groups: dict[GroupId, dict[str, Replicating]]) -> list[str]:
+        """The same by the rows themselves, all of which are read: a bit that flipped on a disk shows here. The nodes
+        that report damage instead. Raises Violation."""
+        damaged = []
+        for group, replicas in groups.items():
+            for name, replica in replicas.items():
+                try:
+                    if replica.machine.damage is not None:
+                        damaged.append(name)
+                    elif group != CATALOG_GROUP:  # that one is in memory
+                        self.digests.observe(group, name, *replica.machine.inner.stored_digest())
+                        self.stored.observe(
+                            group, name, replica.machine.applied_index(), rows_of(replica.machine.inner)
+                        )
+                except (CorruptDocuments, ReplicaDamaged):
+                    damaged.append(name)
+        return damaged
+
     # --- what the state machines do -----------------------------------------------------------------------------------
     def opened(self, group: GroupId, name: str, incarnation: int, applied: int, digest: str) -> None:
         """A state machine was opened at `applied`, with the documents of `digest`."""
         self.committed.opened(group, name, incarnation, applied)
         self._hold(group, name, applied, digest)
 
-    def installed(self, group: GroupId, name: str, incarnation: int, applied: int) -> None:
+    def installed(self, group: GroupId, name: str, incarnation: int, applied: int, *, was_damaged: bool) -> None:
         """A snapshot replaced the state."""
         self.snapshots_installed += 1
+        if was_damaged:
+            self.repaired += 1
+            self._trace.tell(f"{name} had found its data of group {group} damaged")
         self._trace.tell(f"{name} installed a snapshot of group {group} at {applied}")
         self.committed.opened(group, name, incarnation, applied)
 
@@ -302,8 +327,9 @@ class ObservedMachine:
         return results
 
     def install_snapshot(self, directory: str) -> None:
+        was_damaged = self.inner.damage is not None
         self.inner.install_snapshot(directory)
-        self._observer.installed(*self._where, self.inner.applied_index())
+        self._observer.installed(*self._where, self.inner.applied_index(), was_damaged=was_damaged)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -320,6 +346,7 @@ class Counts(msgspec.Struct):
     unknown: int = 0
     elections: int = 0
     snapshots: int = 0
+    repaired: int = 0
     entries: int = 0
     restarts: int = 0
     messages: int = 0

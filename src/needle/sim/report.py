@@ -52,6 +52,7 @@ def report_of(
         unknown=outcomes["unknown"] + outcomes["open"],
         elections=stage.observer.elections.count,
         snapshots=stage.observer.snapshots_installed,
+        repaired=stage.observer.repaired,
         entries=sum(len(stage.observer.committed.log(group)) for group in groups),
         restarts=stage.fleet.restarts(),
         messages=stage.network.counts["messages"],

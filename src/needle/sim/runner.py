@@ -17,6 +17,9 @@ from needle.sim.spec import Spec
 from needle.sim.world import World
 
 RUNS_PER_WORKER = 50
+COUNTED = (
+    "operations", "searches", "moves", "elections", "snapshots", "repaired", "restarts", "entries", "unknown"
+)  # fmt: skip
 
 
 def run(spec: Spec, *, keep_trace: bool = False) -> tuple[Report, list[str]]:
@@ -77,7 +80,17 @@ def summary(reports: list[Report]) -> str:
         faults.update(report.faults)
     total = {
         name: sum(getattr(report.counts, name) for report in reports)
-        for name in ("operations", "searches", "moves", "elections", "snapshots", "restarts", "entries", "unknown")
+        for name in (
+            "operations",
+            "searches",
+            "moves",
+            "elections",
+            "snapshots",
+            "repaired",
+            "restarts",
+            "entries",
+            "unknown",
+        )
     }
     hours = sum(report.counts.virtual_seconds for report in reports) / 3600
     failed = sum(report.failure is not None for report in reports)

@@ -87,6 +87,10 @@ STRANGER_KINDS = {"stranger": 1}
 """Messages that no node of the cluster sent (strangers.py), in every run, under numbers of their own."""
 STRANGER_SHARE = 0.04
 STRANGER_FROM = 3000
+DATABASE_KINDS = {"rot-documents": 1}
+"""A bit that flips in one of a node's SQLite files, on one node of a run, under numbers of their own."""
+DATABASE_SHARE = 0.12
+DATABASE_FROM = 4000
 
 REPLICA_FAILPOINTS = (
     "apply-before-commit",
@@ -151,6 +155,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
                 made.append(_draw(self.seed, DIRECTORY_NUMBER, self.seconds, DIRECTORY_KINDS))
             strangers = range(STRANGER_FROM, STRANGER_FROM + math.ceil(self.seconds * rate * STRANGER_SHARE))
             made += [_draw(self.seed, number, self.seconds, STRANGER_KINDS) for number in strangers]
+            databases = range(DATABASE_FROM, DATABASE_FROM + math.ceil(self.seconds * rate * DATABASE_SHARE))
+            made += [_draw(self.seed, number, self.seconds, DATABASE_KINDS) for number in databases]
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 
@@ -216,6 +222,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes: int = 16 << 30
     burst_clients: int = 0
     hot_share: float = 0.0
+    scrub_interval: float = 3600.0
 
 
 def profile(seed: int) -> Profile:
@@ -237,4 +244,5 @@ def profile(seed: int) -> Profile:
         commit_rows=stream(seed, "commit-rows").choice([1024, 1024, 20, 1]),
         log_bytes=stream(seed, "log-bytes").choice([1 << 18, 1 << 18, 1 << 19, 16 << 30]),
         burst_clients=stream(seed, "burst-clients").choice([0, 4]),
+        scrub_interval=stream(seed, "scrub-interval").choice([5.0, 30.0, 3600.0]),
     )

@@ -121,6 +121,14 @@ class Stage:
         self.loop.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
+    async def stored_is_whole(self) -> bool:
+        """Read all that replicas store: whether none of them finds it damaged. Raises Violation where it is not the
+        same on all."""
+        damaged = self.observer.compare_stored(self.fleet.replicas())
+        for name in damaged:
+            self.trace.note(f"{name} finds its data damaged")
+        return not damaged
+
     # --- violations ---------------------------------------------------------------------------------------------------
     def _after_step(self, process: Process) -> None:
         node = self.fleet.nodes.get(process.name)

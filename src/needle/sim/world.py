@@ -95,6 +95,8 @@ class World:
         if stream(self.spec.seed, "catching-up").random() < CATCHING_UP_SHARE and not self.spec.calm:
             self.stage.network.heal()
             await self.stage.until("all nodes to be voters again", LIVENESS_SECONDS, self._all_vote)
+            await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self.stage.stored_is_whole)
+            self.injector.spoilt.clear()
             writers = [self._client(f"w{number}") for number in range(WRITERS)]
             await CatchingUp(self.stage, self.operator.members, DATA_GROUP, writers).run(self.spec.seed)
         self.work.stopping = True
@@ -126,10 +128,11 @@ class World:
         self.stage.network.heal()
         await self.stage.until("all nodes to be voters again", LIVENESS_SECONDS, self._all_vote)
         await self.stage.until("other disks than before to be noticed", LIVENESS_SECONDS, self._all_noticed)
-        good = [name for name in self.operator.members if name not in self.fleet.retired]
+        here = [name for name in self.operator.members if name not in self.fleet.retired]
+        good = [name for name in here if name not in self.injector.spoilt]
         rng = stream(self.spec.seed, "recover")
         alive = majority(rng, self.operator.members) if good == self.operator.members else good
-        rest = [name for name in good if name not in alive]
+        rest = [name for name in here if name not in alive]
         self.stage.trace.tell(f"faults end; only {', '.join(alive)} may go on")
         for name in rest:
             self.fleet.hold(name)
@@ -178,7 +181,11 @@ class World:
             applied = {replica.machine.applied_index() for replica in replicas.values()}
             return len(applied) == 1 and len(replicas) == len(set(self.operator.members) - self.fleet.retired)
 
+        async def whole() -> bool:
+            return await equal() and await self.stage.stored_is_whole()
+
         await self.stage.until("every replica to catch up", LIVENESS_SECONDS, equal)
+        await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, whole)
         self.stage.observer.compare_logs(self.fleet.replicas())
         self.stage.observer.compare_digests(self.fleet.replicas())
 

@@ -157,6 +157,21 @@ MUTANTS = (
         tests=("tests/client/test_group.py::test_a_lost_answer_is_asked_for_again_under_the_same_number",),
     ),
     Mutant(
+        name="flipped-bits-are-served",
+        breaks="neither pages nor documents are compared with what was written: what rotted on a disk is served",
+        edits=(
+            Edit(
+                "shard.sqlite_file:connect",
+                "connection.set_busy_timeout(10_000)",
+                "connection.execute('PRAGMA checksum_verification=OFF').fetchall()",
+            ),
+            Edit("shard.row_check:check_rows", "!= hash_:", "is None:"),
+        ),
+        sim=True,
+        tests=("tests/shard/test_damage.py::test_two_flipped_bits_anywhere_are_never_served",),
+        minutes=1.0,
+    ),
+    Mutant(
         name="deletes-lost-when-a-segment-arrives",
         breaks="a built or merged segment serves rows that were deleted meanwhile",
         edits=(Edit("shard.segment_set:CollectionVectors._swap_in", "mask[local] = True", "mask[:] = True"),),

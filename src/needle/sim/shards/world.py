@@ -231,7 +231,7 @@ class ShardWorld:
             self.fleet.start(name)
         rng = stream(self.spec.seed, "recover")
         rest = [] if self.shape.replicas < 3 else rng.sample(self.founders, 1)
-        bad = sorted(self.fleet.observer.rotten.intersection(self.founders))
+        bad = sorted((self.fleet.observer.rotten | self.injector.spoilt).intersection(self.founders))
         rest = bad or rest  # no majority is promised without good disks
         await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
         stage.trace.tell(f"faults end; {', '.join(rest) or 'nobody'} is left out")
@@ -268,6 +268,7 @@ class ShardWorld:
         """Moves end, all replicas hold the same, shards have the catalog's collections, nodes its topology."""
         await self.stage.until("every move to end", LIVENESS_SECONDS, self._settled)
         await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
+        await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
         self.stage.observer.compare_logs(self.fleet.replicas())
         self.stage.observer.compare_digests(self.fleet.replicas())
 
@@ -288,6 +289,9 @@ class ShardWorld:
                 if any(names != wanted for names in found):
                     return False
         return all(node.topology_version() == now.version for node in self._nodes())
+
+    async def _whole(self) -> bool:
+        return await self._equal() and await self.stage.stored_is_whole()
 
     def _nodes(self) -> list[SimNode]:
         return [node for node in self.fleet.nodes.values() if isinstance(node, SimNode)]
