@@ -38,7 +38,7 @@ def test_purging_drains_before_it_deletes(tmp_path: Path) -> None:
             at_drain.append(len(replica._store.metadata_between(1, 0, 10).ordinals))
             super().drain()
 
-    replica._in_flight = Watching()
+    replica._upkeep._in_flight = Watching()
     replica.checkpoint()
     assert at_drain == [2]
     assert replica._store.metadata_between(1, 0, 10).ordinals == [1]

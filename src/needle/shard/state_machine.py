@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 import immutables
 
@@ -73,12 +73,11 @@ from needle.shard.snapshot import (
     write_image,
 )
 from needle.shard.sqlite_file import FILE_NAME
+from needle.shard.upkeep import PURGE_ROWS, Upkeep
 from needle.shard.validation import check_command
 
 log = logging.getLogger("needle.shard")
-T = TypeVar("T")
 
-PURGE_ROWS: Final = 1000
 SMALL_BYTES: Final = 16 << 10
 FAILPOINTS: Final = ("apply-before-commit", "apply-after-commit", "checkpoint-before", "checkpoint-after")
 
@@ -124,19 +123,17 @@ class Replica:
         self._config = segments
         self._disk = disk
         self._failpoint = failpoint
-        self._purge_rows_min = purge_rows_min
         self.field_indexes = IndexBudget(limits.field_index_bytes_max)
         self._applying = threading.Lock()
         self._in_flight = InFlight()
         self._reads = Reads(lambda: self._view, self._in_flight, limits, self._found_damage)
+        self._upkeep = Upkeep(lambda: self._store, lambda: self._view, self._applying, self._in_flight, purge_rows_min)
         self._broken: NeedleError | None = None
         self.damage: CorruptDocuments | None = None
         """Why nothing is answered (see the module). Set by whichever thread finds it."""
         self._closed = False
         self._changed = Changed()
         """Collections that the segment keeper has to look at."""
-        self._tidied = False
-        """Whether `tidy` did something that is not checkpointed."""
         self._checked = ""
         """The directory of the image whose rows were checked last."""
         self._installed: tuple[str, str] | None = None
@@ -324,7 +321,7 @@ class Replica:
         that nothing points at any more."""
         self._check_usable()
         self._failpoint("checkpoint-before")
-        self._purge()
+        self._upkeep.purge()
         index = self._store.checkpoint()
         self._failpoint("checkpoint-after")
         return index
@@ -334,44 +331,7 @@ class Replica:
         is left to do, and what was done is on disk. all_of_it: also what is little next to the rest."""
         self._check_usable()
         self._remove_left()
-
-        def step(store: DocumentStore) -> bool:
-            if self._purge(all_of_it=all_of_it) or store.writer.give_back(all_of_it=all_of_it):
-                self._tidied = True
-                return True
-            if self._tidied:
-                store.checkpoint()
-                self._tidied = False
-            return False
-
-        return self._unless_replaced(step, True)
-
-    def _unless_replaced(self, work: Callable[[DocumentStore], T], otherwise: T) -> T:
-        """For work that no lock keeps apart from an installation, which closes and deletes the store that it had."""
-        store = self._store
-        try:
-            return work(store)
-        except StorageError:
-            if store is self._opened:
-                raise
-            return otherwise
-
-    def _purge(self, *, all_of_it: bool = False) -> bool:
-        """Whether there was anything."""
-        # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
-        enough = 0 if all_of_it else max(self._purge_rows_min, self.count() // 8)
-        with self._applying:
-            # Everything named here is dead in the current view; only searches on older views may still read it.
-            doomed = self._store.writer.doomed(enough)
-            moving = self._view.fence is not None and self._view.fence.copies
-        if moving:  # who copies a range to another shard learns from dead rows what was deleted since
-            doomed.rows.clear()
-        if not doomed:
-            return False
-        self._in_flight.drain()
-        while self._store.writer.purge(doomed, PURGE_ROWS):
-            pass
-        return True
+        return self._upkeep.tidy(all_of_it=all_of_it)
 
     @contextmanager
     def _final_errors(self) -> Iterator[None]:
@@ -529,12 +489,12 @@ class Replica:
         """Compare each collection's sum with what its ids add up to, and read the small tables. Raises
         CorruptDocuments, and then `damage` is set."""
         self._check_usable()
-        self._unless_replaced(lambda store: store.check_sums(), None)
+        self._upkeep.unless_replaced(lambda store: store.check_sums(), None)
 
     def check_rows(self, collection_id: int, after: str, rows_max: int) -> Checked | None:
         """See row_check.check_rows; when it raises CorruptDocuments, `damage` is set."""
         self._check_usable()
-        return self._unless_replaced(lambda store: store.check_rows(collection_id, after, rows_max), None)
+        return self._upkeep.unless_replaced(lambda store: store.check_rows(collection_id, after, rows_max), None)
 
     def validate(self, command: Command) -> Command:
         """The command to propose, checked against the current collections; cosine vectors are normalised."""
