@@ -18,6 +18,7 @@ from harness.damage import flip_bit
 from needle.base.commands import CreateCollection, Delete, Session
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, ReplicaDamaged
 from needle.base.model import SearchRequest
+from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
 from needle.shard.row_check import verify_image_file
 from needle.shard.snapshot import write_image
@@ -181,7 +182,7 @@ def test_a_snapshot_of_such_rows_is_neither_made_nor_taken(tmp_path: Path, lie: 
     image.mkdir()
     source.export_snapshot(str(image))
     changed(image / FILE_NAME, LIES[lie])
-    write_image(str(image), source.applied_index(), 1, [], source._disk)
+    write_image(str(image), source.applied_index(), 1, [], ReplicaDisk())
     target, log = open_replica(tmp_path / "target"), Log()
     target.apply(log.add(CreateCollection(spec())))
     with pytest.raises(CorruptSnapshot, match="Nothing was installed"):
@@ -250,14 +251,14 @@ def test_damage_of_a_state_that_was_replaced_is_not_held_against_the_new_one(tmp
         flip_bit(database(tmp_path / "replica"), page * 4096 + 1000)
     with former.reading():  # as a search does that began before
         pass
-    load = replica._load
+    load = replica._states._load
 
     def load_while_somebody_reads(state: str) -> None:
         load(state)
         with pytest.raises(CorruptDocuments):
             former.by_id(1, IDS, vectors=True)
 
-    replica._load = load_while_somebody_reads  # type: ignore[method-assign]
+    replica._states._load = load_while_somebody_reads  # type: ignore[method-assign]
     replica.install_snapshot(str(tmp_path / "image"))
     replica.close()
     again = open_replica(tmp_path / "replica")

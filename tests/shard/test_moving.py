@@ -139,7 +139,7 @@ def test_a_range_moves_and_every_document_is_visible_in_one_place(shards: tuple[
         source.there(KEPT)
     assert source.replica.fence is not None
     assert not source.replica.fence.copies
-    assert sum(one.documents for one in (view.record for view in source.replica._view.collections.values())) == 10
+    assert sum(one.documents for one in (view.record for view in source.replica.view.collections.values())) == 10
 
 
 def test_writes_are_refused_where_the_log_says_so(shards: tuple[Shard, Shard]) -> None:
@@ -375,7 +375,7 @@ def test_batching_restarts_power_loss_and_snapshots_change_nothing(tmp_path: Pat
     for entry in entries:
         results.append(one.apply([entry])[0])
         if one.fence is not None:
-            stored = [name for _, name, _ in one._store.live(one._view.collections["c"].record.id, metadata=False)]
+            stored = [name for _, name, _ in one._store.live(one.view.collections["c"].record.id, metadata=False)]
             assert sorted(_visible(one)) == sorted(name for name in stored if one.fence.shows(name, b""))
     other, at, told = open_replica(tmp_path / "other"), 0, []
     while at < len(entries):
@@ -398,7 +398,7 @@ def test_batching_restarts_power_loss_and_snapshots_change_nothing(tmp_path: Pat
             fresh = open_replica(tempfile.mkdtemp(dir=tmp_path))
             fresh.install_snapshot(str(image))
             assert fresh.digest() == other.digest()
-            assert fresh._view.collections["c"].hidden == other._view.collections["c"].hidden
+            assert fresh.view.collections["c"].hidden == other.view.collections["c"].hidden
             fresh.close()
     assert [repr(result) for result in told] == [repr(result) for result in results]
     assert other.digest() == one.digest()

@@ -252,14 +252,14 @@ def test_an_old_state_that_cannot_be_deleted_now_is_deleted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Installing(tmp_path, "never")
-    inner = made.target._disk.remove_tree
+    inner = made.target._states._around.disk.remove_tree
 
     def full(path: str) -> None:
         if path.endswith("state-1"):
             raise DiskFull("no room to delete")
         inner(path)
 
-    monkeypatch.setattr(made.target._disk, "remove_tree", full)
+    monkeypatch.setattr(made.target._states._around.disk, "remove_tree", full)
     assert made.try_to() is None
     assert made.target.digest() == made.source.digest() and len(states(made.directory)) == 2
     with pytest.raises(DiskFull):

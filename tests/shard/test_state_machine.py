@@ -402,7 +402,7 @@ def test_session_of_a_duplicate_is_not_executed_again(tmp_path: Path) -> None:
 def test_a_view_taken_before_a_write_never_changes(tmp_path: Path) -> None:
     replica, log = open_replica(tmp_path), Log()
     replica.apply(log.add(CreateCollection(spec()), put(["a", "b"], [[1, 2, 3], [4, 5, 6]], [{"n": 1}, {"n": 1}])))
-    view = replica._view
+    view = replica.view
     replica.apply(log.add(put(["a", "c"], [[9, 9, 9], [1, 1, 1]], [{"n": 1}] * 2), Delete("c", ["b"])))
     for condition in (b"", Filter.eq("n", 1).to_json(), Filter.ne("n", 2).to_json()):
         request = SearchRequest(collection="c", vector=floats([1, 2, 3]), k=9, filter=condition)

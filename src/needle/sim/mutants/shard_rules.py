@@ -73,8 +73,8 @@ MUTANTS = (
         breaks="apply does not say which collections changed: their vectors are never indexed, dropped files stay",
         edits=(
             Edit(
-                "shard.state_machine:Replica._swap",
-                "self._changed.note(batch.dropped, changes.collections)",
+                "shard.opened_state:OpenedState._swap",
+                "self._around.changed.note(batch.dropped, changes.collections)",
                 "pass",
             ),
         ),
@@ -89,7 +89,7 @@ MUTANTS = (
     Mutant(
         name="total-forgets-what-is-dropped",
         breaks="the number of all documents keeps those of dropped collections",
-        edits=(Edit("shard.state_machine:Replica._swap", "visible -= views", "visible -= 0 * views"),),
+        edits=(Edit("shard.opened_state:OpenedState._swap", "visible -= views", "visible -= 0 * views"),),
         tests=("tests/shard/test_costs.py::test_the_total_is_the_sum_of_the_collections",),
     ),
     Mutant(
@@ -115,7 +115,7 @@ MUTANTS = (
     Mutant(
         name="applied-to-a-replaced-state",
         breaks="entries are applied to a state that an installation replaced on the disk: a restart loses them",
-        edits=(Edit("shard.state_machine:Replica.apply", "self._open_installed()", "pass"),),
+        edits=(Edit("shard.state_machine:Replica.apply", "self._states.open_installed()", "pass"),),
         tests=("tests/shard/test_shortages.py::test_what_was_swapped_in_is_opened_before_anything_is_applied",),
     ),
     Mutant(
@@ -123,9 +123,9 @@ MUTANTS = (
         breaks="an installed snapshot brings no dedupe table: replicas disagree on what was executed before",
         edits=(
             Edit(
-                "shard.state_machine:Replica._open_installed",
+                "shard.states:States.open_installed",
                 "self._load(state)",
-                "self._load(state); self._sessions = SessionTable()",
+                "self._load(state); self.opened.sessions = SessionTable()",
             ),
         ),
         sim=True,
@@ -136,9 +136,9 @@ MUTANTS = (
         breaks="the dedupe table is not read back: a restarted replica executes repeated writes again",
         edits=(
             Edit(
-                "shard.state_machine:Replica._load_state",
-                "self._sessions = SessionTable(sessions, answers)",
-                "self._sessions = SessionTable()",
+                "shard.opened_state:OpenedState._load",
+                "self.sessions = SessionTable(sessions, answers)",
+                "self.sessions = SessionTable()",
             ),
         ),
         sim=True,

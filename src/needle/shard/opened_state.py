@@ -1,0 +1,179 @@
+"""One state directory of a replica, open: its documents, the collections in memory, the sessions, and the view of them
+that searches get.
+
+`apply` brings all of them on together, one transaction at a time, and then shows them at once. It must not know locks,
+damage or installations: those are state_machine.Replica's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import immutables
+
+from needle.base.commands import Command
+from needle.base.config import SegmentConfig
+from needle.base.errors import CorruptDocuments, NeedleError, StorageError
+from needle.base.file_errors import SHORTAGES
+from needle.shard.agenda import Changed
+from needle.shard.batch import Batch
+from needle.shard.disk import ReplicaDisk
+from needle.shard.documents import DocumentStore
+from needle.shard.execute import execute
+from needle.shard.holdings import Fence, decode_holdings
+from needle.shard.index_budget import IndexBudget
+from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView, StateBefore
+from needle.shard.records import CollectionRecord, WriteSet
+from needle.shard.sealed_segment import segment_file
+from needle.shard.segment_files import FILE_NAME as SEGMENT_FILE_NAME
+from needle.shard.sessions import SessionTable
+from needle.shard.snapshot import SEGMENTS, write_image
+from needle.shard.sqlite_file import FILE_NAME
+
+SMALL_BYTES: Final = 16 << 10
+
+
+class Entry(Protocol):
+    """A committed entry (multiraft.ports.Applied)."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def conf(self) -> bytes | None: ...
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every state of a replica is opened with. changed: is told which collections changed."""
+
+    disk: ReplicaDisk
+    failpoint: Callable[[str], None]
+    commit_rows_max: int
+    segments: SegmentConfig
+    field_indexes: IndexBudget
+    changed: Changed
+
+
+class OpenedState:
+    """Only apply changes it; `view` may be taken from any thread."""
+
+    def __init__(self, directory: str, around: Surroundings, on_damage: Callable[[CorruptDocuments], None]) -> None:
+        """on_damage: documents.DocumentStore's. Raises CorruptDocuments, DiskFull, TooManyFiles or another
+        StorageError; then everything is closed."""
+        self.segment_directory = os.path.join(directory, SEGMENTS)
+        self._around = around
+        around.disk.make_directory(self.segment_directory)
+        self.store = DocumentStore(
+            directory, around.disk, around.failpoint, around.commit_rows_max, on_damage=on_damage
+        )
+        self.live = OpenCollections()
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> None:
+        at, records, manifests, sessions, answers = self.store.load()
+        stored = self.store.holdings()
+        fence = None if stored is None else Fence(decode_holdings(stored))
+        for record in records:
+            live = self._collection(record)
+            self.live.add(live)
+            live.load(manifests.get(record.id, []))
+            live.hide(fence)
+        self.sessions = SessionTable(sessions, answers)
+        views = immutables.Map({name: live.view() for name, live in self.live.named.items()})
+        self.view = ReplicaView(at, views, self.store, fence, sum(view.visible for view in views.values()))
+
+    def _collection(self, record: CollectionRecord) -> LiveCollection:
+        around = self._around
+        return LiveCollection(record, self.store, self.segment_directory, around.segments, around.field_indexes)
+
+    def close(self) -> None:
+        """Nobody may be using it any more."""
+        for held in self.live.numbered.values():
+            held.close()
+        self.store.close()
+
+    # --- the log -----------------------------------------------------------------------------------------------------
+    def apply(self, entries: Sequence[Entry], commands: Sequence[Command | NeedleError | None]) -> list[Any]:
+        """One transaction, of the first of them only if what the next one needs cannot be read for now. Raises DiskFull
+        or TooManyFiles, with nothing changed, if that is the very first."""
+        at = self.view.at
+        before = StateBefore(self.live, self.store, self.view.fence)
+        batch = Batch(at, before, self.sessions, self.store.writer.find, before.stored())
+        batch.prefetch(commands)
+        results: list[Any] = []
+        for entry, command in zip(entries, commands, strict=True):
+            try:
+                results.append(execute(batch, entry.index, command))
+            except SHORTAGES:
+                if not results:
+                    raise
+                break
+        entries = entries[: len(results)]
+        with _no_way_back():
+            conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
+            changes = batch.write_set(entries[-1].index, entries[-1].term, conf)
+            changes.size = sum(len(entry.data) for entry in entries)
+            # Waiting saves the fixed cost of a commit: little next to large entries, for whose commit searches wait.
+            self.store.writer.write(changes, may_wait=changes.size < SMALL_BYTES * len(entries))
+            self._swap(batch, changes)
+        return results
+
+    def _swap(self, batch: Batch, changes: WriteSet) -> None:
+        """Bring memory to what SQLite holds, then show it to searches at once."""
+        visible = self.view.visible
+        views = self.view.collections.mutate()
+        for collection_id in batch.dropped:
+            live = self.live.remove(collection_id)
+            live.close()
+            visible -= views.pop(live.record.spec.name).visible
+        for change in batch.changes.values():
+            if not change.touched or change.record.id in batch.dropped:
+                continue
+            name = change.record.spec.name
+            if change.created:
+                live = self._collection(CollectionRecord(id=change.record.id, spec=change.record.spec))
+                live.load([])
+                self.live.add(live)
+            live = self.live.numbered[change.record.id]
+            live.take(change)
+            self.live.note(live)
+            before = views.get(name)
+            views[name] = now = live.view()
+            visible += now.visible - (0 if before is None else before.visible)
+        self.view = ReplicaView(changes.at, views.finish(), self.store, batch.fence, visible)
+        self._around.changed.note(batch.dropped, changes.collections)
+
+    # --- files -------------------------------------------------------------------------------------------------------
+    def export(self, directory: str) -> tuple[int, int, bytes, list[Any]]:
+        """See Replica.export_snapshot."""
+        disk = self._around.disk
+        at, manifest = self.store.copy_to(os.path.join(directory, FILE_NAME))
+        paths = [os.path.join(self.segment_directory, segment_file(segment)) for segment in manifest]
+        here = [path for path in paths if disk.exists(path)]
+        return at.index, at.term, at.conf, write_image(directory, at.index, at.term, here, disk)
+
+    def held_file(self, name: str) -> str | None:
+        """See Replica.held_file."""
+        path = os.path.join(self.segment_directory, name)
+        return path if SEGMENT_FILE_NAME.match(name) and self._around.disk.exists(path) else None
+
+
+@contextmanager
+def _no_way_back() -> Iterator[None]:
+    """What is raised as a shortage may be repeated, and what began here may not: memory and disk would differ."""
+    try:
+        yield
+    except SHORTAGES as error:
+        raise StorageError(f"applying failed half way ({error!r}); restart the node") from error
