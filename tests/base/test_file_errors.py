@@ -50,3 +50,21 @@ def test_sqlite_tells_a_full_disk_from_a_damaged_file(tmp_path: Path, library: A
     with pytest.raises(library.Error) as cannot:
         open_database(str(tmp_path / "no" / "c.db"))
     assert type(sqlite_failure(cannot.value, "p")) is DiskFailed
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "kind"),
+    [
+        (apsw.SQLITE_IOERR_WRITE, errno.EDQUOT, DiskFull),
+        (apsw.SQLITE_IOERR_TRUNCATE, errno.ENOSPC, DiskFull),
+        (apsw.SQLITE_CANTOPEN, errno.EMFILE, TooManyFiles),
+        (apsw.SQLITE_IOERR_WRITE, errno.EIO, DiskFailed),
+        (apsw.SQLITE_IOERR_WRITE, 0, DiskFailed),
+        (apsw.SQLITE_IOERR_FSYNC, errno.EDQUOT, DiskFailed),
+        (apsw.SQLITE_IOERR_READ, errno.ENOSPC, DiskFailed),
+    ],
+)
+def test_the_system_says_why_it_refused_something_to_sqlite(code: int, number: int, kind: type[NeedleError]) -> None:
+    error = apsw.IOError("refused")
+    error.extendedresult, error.result = code, code & 0xFF
+    assert type(sqlite_failure(error, "p", number)) is kind

@@ -416,6 +416,44 @@ def test_a_segment_that_finds_no_room_is_begun_later(tmp_path, monkeypatch, numb
     again.close()
 
 
+@pytest.mark.parametrize("call", ["rename", "remove"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_names_that_find_no_room_are_changed_later(tmp_path, monkeypatch, call, number):
+    """Some file systems need room to rename or delete: then old segments stay, and what was written counts."""
+    store = opened(tmp_path)
+    inner, refused = getattr(LogFiles, call), 0
+
+    def fails(files: LogFiles, *names: str) -> None:
+        nonlocal refused
+        if full:
+            refused += 1
+            raise OSError(number, os.strerror(number))
+        inner(files, *names)
+
+    monkeypatch.setattr(LogFiles, call, fails)
+    expected: Content = {}
+    for step in range(60):
+        full, key = step % 20 >= 10, str(step % 3)
+        while True:
+            try:
+                put(store, **{key: b"%d" % step * 400})
+                break
+            except DiskFull:
+                full = False
+        expected[key.encode()] = b"%d" % step * 400
+    assert refused
+    assert content(store) == expected
+    store.close()
+    full = False
+    again = opened(tmp_path)
+    assert content(again) == expected
+    for _ in range(5):
+        put(again, a=b"y" * 900)
+    assert len(list(tmp_path.iterdir())) < 12, "what had to stay is gone"
+    assert content(again) == {**expected, b"a": b"y" * 900}
+    again.close()
+
+
 def test_a_record_that_finds_no_room_is_written_later(tmp_path, monkeypatch):
     """Where blocks are not reserved by allocating them: file systems that copy on write."""
     store = opened(tmp_path)

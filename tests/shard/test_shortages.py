@@ -3,6 +3,8 @@ repeated, and nothing differs from a replica that had room."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import random
 import resource
@@ -11,15 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from needle.base.commands import Command, CreateCollection, Delete, OpenSession, Session
-from needle.base.errors import DiskFull, NeedleError, TooManyFiles
+from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
 from needle.base.model import WriteResult
 from needle.base.move_commands import Forget, Freeze, Mark, PrepareMove, Release
 from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.strategy import RANGE, ShardStrategy
 from needle.multiraft.ports import Applied
+from needle.shard import segment_files
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put, spec
 
@@ -269,3 +273,75 @@ def test_an_old_state_that_cannot_be_deleted_now_is_deleted_later(
     assert states(made.directory) == ["state-2"]
     made.target.close()
     made.source.close()
+
+
+@contextmanager
+def refused_writes(number: int) -> Iterator[None]:
+    """The system refuses SQLite's writes with this number."""
+    calls = apsw.VFS("refusing", base="unix-excl")
+
+    @ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, use_errno=True)
+    def refuse(_: int, __: int, ___: int) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    # Whichever of these SQLite was compiled to use; what a call has besides these arguments does not matter.
+    before = {name: found for name in ("write", "pwrite", "pwrite64") if (found := calls.xGetSystemCall(name))}
+    for name in before:
+        calls.xSetSystemCall(name, ctypes.cast(refuse, ctypes.c_void_p).value or 0)
+    try:
+        yield
+    finally:
+        for name, call in before.items():
+            calls.xSetSystemCall(name, call)
+        calls.unregister()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_what_the_system_refuses_to_sqlite_waits_for_room(tmp_path: Path, number: int) -> None:
+    """SQLite itself knows ENOSPC only, and calls the quota of a user an error of the disk."""
+    replica, log = open_replica(tmp_path), Log()
+    replica.apply(log.add(CreateCollection(spec()), put(["a"], [[1, 2, 3]])))
+    replica.checkpoint()
+    with refused_writes(number):
+        assert len(replica.apply(log.add(large()))) == 1
+        for _ in range(2):
+            with pytest.raises(DiskFull):
+                replica.save()
+        with pytest.raises(DiskFull):
+            replica.checkpoint()
+        assert len(replica.apply(log.add(put(["b"], [[1, 2, 3]])))) == 1
+    replica.save()
+    with refused_writes(number), pytest.raises(DiskFull):
+        replica.checkpoint()
+    replica.checkpoint()
+    assert len(replica.get("c", ["a", "b", "z499"], True)) == 3
+    replica.verify()
+    replica.close()
+
+
+def test_what_the_disk_refuses_for_another_reason_is_final(tmp_path: Path) -> None:
+    replica, log = open_replica(tmp_path), Log()
+    replica.apply(log.add(CreateCollection(spec())))
+    replica.apply(log.add(large()))
+    with refused_writes(errno.EIO), pytest.raises(DiskFailed):
+        replica.save()
+    with pytest.raises(StorageError):
+        replica.apply(log.add(put(["b"], [[1, 2, 3]])))
+
+
+def test_index_files_that_cannot_be_listed_or_deleted_now_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "1-0-1.seg.part"
+    path.write_bytes(b"x")
+    with no_files(), pytest.raises(TooManyFiles):
+        segment_files.segment_files(str(tmp_path), lambda _: False)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(Path, "unlink", full)
+    for delete in (segment_files.delete, lambda one: segment_files.delete_all([one])):
+        with pytest.raises(DiskFull):
+            delete(str(path))

@@ -20,6 +20,9 @@ _SQLITE_CORRUPT = frozenset({11, 26})
 _SQLITE_IOERR_DATA: Final = 10 | 32 << 8
 _SQLITE_CORRUPT_READ = frozenset({_SQLITE_IOERR_DATA, 10 | 2 << 8, 10 | 33 << 8, 10 | 34 << 8})
 """SQLITE_IOERR_DATA: a page fails its checksum. _SHORT_READ, _CORRUPTFS, _IN_PAGE."""
+_SQLITE_REFUSED = frozenset({10 | 3 << 8, 10 | 6 << 8, 10 | 10 << 8, 14})
+"""SQLITE_IOERR_WRITE, _TRUNCATE, _DELETE, SQLITE_CANTOPEN: what the system refused to do, with its number; SQLite itself
+tells only a write's ENOSPC. A failed sync is none of them."""
 _SQLITE_DEVICE = frozenset({3, 8, 10, 14})
 """SQLITE_PERM, _READONLY, _IOERR, _CANTOPEN: this package imports neither sqlite3 nor apsw."""
 
@@ -48,8 +51,9 @@ def os_failure(error: OSError, path: str) -> NeedleError:
     )
 
 
-def sqlite_failure(error: Exception, path: str) -> NeedleError:
-    """The error for a sqlite3.Error or an apsw.Error; its result code decides."""
+def sqlite_failure(error: Exception, path: str, number: int = 0) -> NeedleError:
+    """The error for a sqlite3.Error or an apsw.Error; its result code decides. number: the system's for the last call
+    that it refused to SQLite, 0 if that is not known."""
     code = getattr(error, "sqlite_errorcode", 0) or getattr(error, "extendedresult", 0) or getattr(error, "result", 0)
     primary = code & 0xFF
     if primary in _SQLITE_CORRUPT or code in _SQLITE_CORRUPT_READ:
@@ -57,6 +61,8 @@ def sqlite_failure(error: Exception, path: str) -> NeedleError:
         return CorruptDocuments(f"{path} is damaged ({what})", path=path)
     if primary == _SQLITE_FULL:
         return no_room(path, error)
+    if code in _SQLITE_REFUSED and (wanting := shortage(OSError(number, str(error)), path)) is not None:
+        return wanting
     if primary in _SQLITE_DEVICE:
         return DiskFailed(f"cannot read or write {path} ({error}). Check the disk and permissions", path=path)
     return StorageError(f"SQLite failed on {path}: {error} (code {code})", path=path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from needle.cluster.executed import Executed, execute_once
 FILE_NAME: Final = "catalog.db"
 IMAGE_NAME: Final = "catalog.image"
 FORMAT_VERSION: Final = 1
+PROBE_BYTES: Final = 1 << 20
 _STATE, _SUM = 1, 2
 """Rows: the catalog, and the xxh3-128 of it."""
 
@@ -230,6 +232,16 @@ def _disk_errors(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise sqlite_failure(error, path) from error
+        raise sqlite_failure(error, path, _refusal(path)) from error
     except OSError as error:
         raise os_failure(error, path) from error
+
+
+def _refusal(path: str) -> int:
+    """Why the system refuses to write beside this file, 0 if it does not: Python's sqlite3 does not say it."""
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(path)) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        return error.errno or 0
+    return 0

@@ -376,7 +376,10 @@ class Group:
         if not self.lost:
             self._host.post(self.id, ready.messages_after_persist)
         self._host.wake(self)
-        await self._host.fetcher.discard_others(self.id, "")
+        try:
+            await self._host.fetcher.discard_others(self.id, "")
+        except SHORTAGES as error:
+            _log.warning("group %d: what was staged stays until the next snapshot or start: %s", self.id, error)
 
     # --- waiting ----------------------------------------------------------------------------------------------------
     def until(

@@ -162,7 +162,10 @@ class Opener:
         else:
             _log.warning("%s: an interrupted snapshot install is abandoned", group_name(log.group))
             self._write(LogWrite(log=log, pending=False))
-        self._files.remove_tree(pending.directory)
+        try:
+            self._files.remove_tree(pending.directory)
+        except SHORTAGES as error:
+            _log.warning("group %d: what was staged stays until the next snapshot: %s", log.group, error)
 
     def _intact(self, directory: str, descriptor: bytes) -> bool:
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from needle.base.errors import CorruptLog, DiskFailed, NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES, shortage
@@ -206,9 +206,8 @@ class WalStore:
             rescued, freed = self._rescue(min(COPY_BYTES_MAX, self._left() // 4))
             if rescued:
                 self._write(rescued, b"".join([encode_operation(*operation) for operation in rescued]))
-            if not freed:
+            if not freed or not self._free(freed):
                 break
-            self._free(freed)
 
     def _write(self, operations: list[tuple[int, bytes, bytes]], body: bytes) -> None:
         """One record, which fits into the segment."""
@@ -257,8 +256,13 @@ class WalStore:
             handle = self._new_file(segment_name(number), size, zeros=number == 1)
         else:
             handle, size = self._open_file(spare[0]), spare[1]
+            try:
+                with self._may_wait():
+                    self._files.rename(spare[0], segment_name(number))
+            except SHORTAGES:
+                self._files.close(handle)
+                raise
             self._spares.remove(spare)
-            self._files.rename(spare[0], segment_name(number))
         self._files.sync_names()
         salt = self._salt()
         try:
@@ -295,29 +299,44 @@ class WalStore:
                 self._files.allocate(handle, size, zeros=zeros)
         except (OSError, NeedleError):
             self._files.close(handle)
-            self._files.remove(name)
+            with suppress(*SHORTAGES), self._may_wait():  # the next attempt takes the file that is there
+                self._files.remove(name)
             raise
         return handle
 
-    def _free(self, segments: list[Segment]) -> None:
+    def _free(self, segments: list[Segment]) -> bool:
         """Keep the files of the oldest segments for later, or delete them. Nothing in them is live. Each is gone
-        durably before the next one goes: one that came back behind a gap would be taken for damage."""
-        for segment in segments:
-            with self._guard:
+        durably before the next one goes: one that came back behind a gap would be taken for damage. False if there is
+        no room to do so now: then they stay, dead, and go with a later commit."""
+        try:
+            for segment in segments:
                 assert self._segments[0] is segment
-                del self._segments[0]
-                self._bytes -= segment.size
-                self._index.forget(segment.number)
-            self._files.close(segment.handle)
-            if len(self._spares) < self._spares_wanted() and segment.size == self._segment_bytes:
-                spare = f"{SPARE}{segment.number:016d}"
-                self._files.rename(segment_name(segment.number), spare)
-                self._spares.append((spare, segment.size))
-            else:
-                self._files.remove(segment_name(segment.number))
-            self._files.sync_names()
-        while len(self._spares) > self._spares_wanted():
-            self._files.remove(self._spares.pop()[0])
+                with self._may_wait():
+                    self._give_away(segment)
+                with self._guard:
+                    del self._segments[0]
+                    self._bytes -= segment.size
+                    self._index.forget(segment.number)
+                self._files.close(segment.handle)
+                self._files.sync_names()
+            while len(self._spares) > self._spares_wanted():
+                with self._may_wait():
+                    self._files.remove(self._spares[-1][0])
+                self._spares.pop()
+        except SHORTAGES as error:
+            log.info("%s: old segments stay for now: %s", self._directory, error)
+            return False
+        return True
+
+    def _give_away(self, segment: Segment) -> None:
+        """Rename or delete the file of the oldest segment."""
+        wanted = min(SPARES_MAX, len(self._segments) - 1)
+        if len(self._spares) < wanted and segment.size == self._segment_bytes:
+            spare = f"{SPARE}{segment.number:016d}"
+            self._files.rename(segment_name(segment.number), spare)
+            self._spares.append((spare, segment.size))
+        else:
+            self._files.remove(segment_name(segment.number))
 
     def _spares_wanted(self) -> int:
         """One is enough for a log of one segment."""

@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
@@ -27,23 +27,27 @@ _CHUNK = 1 << 20
 
 
 @contextmanager
-def disk_errors(path: str) -> Iterator[None]:
-    """Turn errors of SQLite, the system and decoders about `path` into Needle's, each with what to do about it."""
+def disk_errors(path: str, connection: apsw.Connection | None = None) -> Iterator[None]:
+    """Turn errors of SQLite, the system and decoders about `path` into Needle's, each with what to do about it.
+    connection: the one that is used, if that is known: it knows why the system refused something."""
     try:
         yield
     except apsw.Error as error:
-        raise sqlite_failure(error, path) from error
+        raise sqlite_failure(error, path, connection) from error
     except OSError as error:
         raise os_failure(error, path) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptDocuments(f"{path} is damaged: a stored value cannot be read ({error})", path=path) from error
 
 
-def sqlite_failure(error: apsw.Error, path: str) -> NeedleError:
+def sqlite_failure(error: apsw.Error, path: str, connection: apsw.Connection | None = None) -> NeedleError:
     """The Needle error for one of SQLite's about a replica's file."""
     if getattr(error, "result", 0) == apsw.SQLITE_CANTOPEN and files_are_used_up():
         return too_many_files(path)
-    return file_errors.sqlite_failure(error, path)
+    number = 0
+    with suppress(apsw.Error):  # a connection that was closed does not know
+        number = connection.system_errno if connection is not None else 0
+    return file_errors.sqlite_failure(error, path, number)
 
 
 def files_are_used_up() -> bool:
@@ -61,6 +65,12 @@ def _fsync(handle: int, path: str) -> None:
         os.fsync(handle)
     except OSError as error:
         raise DiskFailed(f"cannot sync {path} ({error}). Check the disk", path=path) from error
+
+
+def remove_file(path: str) -> None:
+    """Delete a file; fine if it is not there. Raises DiskFailed, DiskFull or TooManyFiles."""
+    with disk_errors(path):
+        Path(path).unlink(missing_ok=True)
 
 
 class ReplicaDisk:
@@ -106,8 +116,7 @@ class ReplicaDisk:
 
     def remove(self, path: str) -> None:
         """Delete a file; fine if it is not there."""
-        with disk_errors(path):
-            Path(path).unlink(missing_ok=True)
+        remove_file(path)
 
     def rename(self, source: str, target: str) -> None:
         """Atomically replace `target`. Durable after `sync` of the directory."""

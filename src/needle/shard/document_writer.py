@@ -91,7 +91,7 @@ class DocumentWriter:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         try:
-            with self._lock, disk_errors(self.path):
+            with self._lock, disk_errors(self.path, self._connection):
                 yield
         except CorruptDocuments as error:
             self._on_damage(error)
@@ -147,7 +147,7 @@ class DocumentWriter:
         if self._waiting is None:
             return
         try:
-            with disk_errors(self.path):
+            with disk_errors(self.path, self._connection):
                 self._commit(self._waiting)
         except SHORTAGES:
             raise  # it was rolled back, and waits on: the next attempt may find room

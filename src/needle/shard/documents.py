@@ -120,7 +120,8 @@ class DocumentStore:
                 with self._guard:
                     self._all.append(connection)
             try:
-                yield connection
+                with disk_errors(self.path, connection):
+                    yield connection
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")

@@ -14,7 +14,7 @@ from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError, Sto
 from needle.base.file_errors import shortage
 from needle.base.model import CollectionSpec
 from needle.shard import page_cache
-from needle.shard.disk import ReplicaDisk
+from needle.shard.disk import ReplicaDisk, disk_errors, remove_file
 from needle.shard.sealed_segment import SealedSegment
 from needle.shard.segment_builder import TEMPORARY, give_back
 from needle.shard.segment_format import verify_file
@@ -62,15 +62,14 @@ def finish_download(
 
 def delete(path: str) -> None:
     """Delete a file that may be gone already."""
-    if os.path.exists(path):
-        os.unlink(path)
+    remove_file(path)
 
 
 def delete_all(paths: Sequence[str]) -> int:
     """Delete files that may be gone already; how many were there."""
     there = [path for path in paths if os.path.exists(path)]
     for path in there:
-        os.unlink(path)
+        remove_file(path)
     return len(there)
 
 
@@ -78,10 +77,12 @@ def segment_files(directory: str, was_dropped: Callable[[int], bool]) -> dict[in
     """The names of the files in a directory, by collection id. What a crash left behind goes: temporary files, and all
     of collections that were dropped. Called before anything is built or fetched there."""
     found: dict[int, set[str]] = {}
-    for name in sorted(os.listdir(directory)):
+    with disk_errors(directory):
+        names = sorted(os.listdir(directory))
+    for name in names:
         match, temporary = FILE_NAME.match(name), TEMPORARY_NAME.match(name)
         if temporary or (match and was_dropped(int(match[1]))):
-            os.unlink(os.path.join(directory, name))
+            remove_file(os.path.join(directory, name))
         elif match:
             found.setdefault(int(match[1]), set()).add(name)
     return found

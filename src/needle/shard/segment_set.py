@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from threading import Lock
 
 import numpy as np
@@ -21,7 +22,9 @@ from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
 from needle.base.errors import CorruptSegment, Internal
+from needle.base.file_errors import SHORTAGES
 from needle.base.model import CollectionSpec
+from needle.shard.disk import remove_file
 from needle.shard.growing_segment import GrowingSegment
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.scoring import Floats, Ints
@@ -280,7 +283,8 @@ class CollectionVectors:
             except CorruptSegment:
                 # Reported by the keeper through take_corrupt(); the rows come from the documents meanwhile.
                 self._corrupt.append(segment)
-                os.unlink(path)
+                with suppress(*SHORTAGES):  # whoever keeps the files deletes what is reported
+                    remove_file(path)
         return None
 
     def _read_rows(self, growing: GrowingSegment, first: int, last: int) -> GrowingSegment:
