@@ -119,7 +119,7 @@ async def test_a_leader_that_has_not_heard_of_a_drop_does_not_make_the_collectio
         stale = old_router(cluster, old)
         await stale.insert("default", "doc-2", ROW, b"", None, 5.0)
         await cluster.drop_collection("default")
-        await node._end_tasks()  # it follows the catalog no more, as if it had been cut off before the drop
+        await node._background.end()  # it follows the catalog no more, as if it had been cut off before the drop
         node.topology = old
         with pytest.raises((CollectionNotFound, DeadlineExceeded)):
             await stale.insert("default", "doc-3", ROW, b"", None, 1.0)
@@ -136,7 +136,7 @@ async def test_a_creation_still_in_the_log_is_dropped_too(tmp_path: Path, monkey
     try:
         client = await cluster.client()
         node, group = cluster._local[0], shard_group(0)
-        await node._end_tasks()
+        await node._background.end()
         spec = client.topology().collections[0]
         await client._shards.command(catalog_commands.DropCollection("default", spec.id), 5)
         await node.adopt(node.catalog.topology)  # type: ignore[union-attr]
@@ -167,7 +167,7 @@ async def test_a_creation_confirmed_in_an_earlier_term_is_not_proposed(
     try:
         client = await cluster.client()
         node, group = cluster._local[0], shard_group(0)
-        await node._end_tasks()
+        await node._background.end()
         spec = msgspec.structs.replace(client.topology().collections[0].spec, name="other")
         await client._shards.command(catalog_commands.CreateCollection(spec, False, 7), 5)
         confirmed, proposed = node.confirmed, []

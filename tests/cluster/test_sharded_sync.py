@@ -35,7 +35,7 @@ async def test_what_a_sharded_client_can_do_is_there_without_asyncio(tmp_path: P
                 assert part.hits == client.search(rows[5], 2)
                 assert client.health_check().healthy
                 assert [replica.shard for replica in client.cluster_status()] == [0, 1, 2]
-                with pytest.raises(needle.NoQuorum, match="no other voter"):
+                with pytest.raises(needle.TransferFailed, match="no other voter"):
                     client.step_down(shard=2, timeout=0.5)
                 document = client.get("doc-5")
                 assert document is not None

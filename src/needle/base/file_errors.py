@@ -21,8 +21,8 @@ _SQLITE_IOERR_DATA: Final = 10 | 32 << 8
 _SQLITE_CORRUPT_READ = frozenset({_SQLITE_IOERR_DATA, 10 | 2 << 8, 10 | 33 << 8, 10 | 34 << 8})
 """SQLITE_IOERR_DATA: a page fails its checksum. _SHORT_READ, _CORRUPTFS, _IN_PAGE."""
 _SQLITE_REFUSED = frozenset({10 | 3 << 8, 10 | 6 << 8, 10 | 10 << 8, 14})
-"""SQLITE_IOERR_WRITE, _TRUNCATE, _DELETE, SQLITE_CANTOPEN: what the system refused to do, with its number; SQLite itself
-tells only a write's ENOSPC. A failed sync is none of them."""
+"""SQLITE_IOERR_WRITE, _TRUNCATE, _DELETE, SQLITE_CANTOPEN: what the system refused to do, with its number; SQLite
+itself tells only a write's ENOSPC. A failed sync is none of them."""
 _SQLITE_DEVICE = frozenset({3, 8, 10, 14})
 """SQLITE_PERM, _READONLY, _IOERR, _CANTOPEN: this package imports neither sqlite3 nor apsw."""
 

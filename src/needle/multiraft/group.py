@@ -328,7 +328,8 @@ class Group:
         host.failpoint("apply.after")
         batch, rest = batch[: len(results)], batch[len(results) :]
         if rest:
-            _log.error("group %d: %d committed entries wait to be applied, for want of room", self.id, len(rest))
+            waiting = "%s: %d committed entries wait to be applied, for want of room"
+            _log.error(waiting, group_name(self.id), len(rest))
             host.spawn(self._apply_later(rest))
         else:
             self._applying = False
@@ -379,7 +380,8 @@ class Group:
         try:
             await self._host.fetcher.discard_others(self.id, "")
         except SHORTAGES as error:
-            _log.warning("group %d: what was staged stays until the next snapshot or start: %s", self.id, error)
+            staged = "%s: what was staged stays until the next snapshot or start: %s"
+            _log.warning(staged, group_name(self.id), error)
 
     # --- waiting ----------------------------------------------------------------------------------------------------
     def until(

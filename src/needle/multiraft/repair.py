@@ -165,7 +165,7 @@ class Opener:
         try:
             self._files.remove_tree(pending.directory)
         except SHORTAGES as error:
-            _log.warning("group %d: what was staged stays until the next snapshot: %s", log.group, error)
+            _log.warning("%s: what was staged stays until the next snapshot: %s", group_name(log.group), error)
 
     def _intact(self, directory: str, descriptor: bytes) -> bool:
         try:

@@ -1,8 +1,8 @@
 """A node of a sharded cluster: hosts the catalog if it is one of its nodes, and the shards that the catalog gives it.
 
 It follows the catalog: from its own replica, or by asking the catalog's nodes and waiting for changes. Every newer
-topology is written down, then acted on: addresses, groups opened and closed, collections, leaders. Invariant: a group is
-bootstrapped only by the nodes that the catalog names as its founders, on the data directory it knows (incarnation).
+topology is written down, then acted on: addresses, groups opened and closed, collections, leaders. Invariant: a group
+is bootstrapped only by the nodes that the catalog names as its founders, on the data directory it knows (incarnation).
 """
 
 from __future__ import annotations
