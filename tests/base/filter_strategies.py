@@ -34,8 +34,8 @@ trees = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
     max_leaves=6,
 )
-documents = st.none() | scalars | st.dictionaries(st.sampled_from(["a", "b", "c"]), trees, max_size=3)
-paths = st.sampled_from(["a", "b", "a.b", "a.a.b", "c", "absent", "absent.a"])
+documents = st.none() | scalars | st.dictionaries(st.sampled_from(["a", "b", "c", "straße"]), trees, max_size=3)
+paths = st.sampled_from(["a", "b", "a.b", "a.a.b", "c", "straße", "straße.b", "absent", "absent.a"])
 
 dates = st.sampled_from(INSTANTS).map(lambda text: {"$date": text})
 OPERANDS: dict[Operand, st.SearchStrategy[Any]] = {

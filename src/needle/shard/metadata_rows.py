@@ -1,4 +1,4 @@
-"""Stored metadata in bulk: many documents' JSON decoded with one call, and only the keys that are asked for.
+"""Stored metadata in bulk: many documents' JSON decoded with one call, and few keys that are not asked for.
 
 It must not know SQLite, filters or indexes.
 """
@@ -51,17 +51,23 @@ def decode_metadata(data: bytes) -> Any:
         raise StorageError(f"stored metadata is not JSON: {error}") from error
 
 
+_all_keys = msgspec.json.Decoder(list[Any])
+
+
 @lru_cache(maxsize=256)
-def _decoder(keys: frozenset[str]) -> msgspec.json.Decoder[list[Any]]:
+def _some_keys(keys: frozenset[str]) -> msgspec.json.Decoder[list[Any]]:
     # Keys that are not named are skipped, not built: half of the time.
     only = TypedDict("only", dict.fromkeys(sorted(keys), Any), total=False)  # type: ignore[misc]
     return msgspec.json.Decoder(list[only | list[Any] | str | int | float | bool | None])
 
 
 def decode_rows(rows: Rows, keys: frozenset[str]) -> list[Any]:
-    """The metadata of each row; objects have no other keys than `keys`. Raises StorageError."""
+    """The metadata of each row; of objects at least the keys in `keys`. Raises StorageError."""
     try:
-        documents = _decoder(keys).decode(rows.json)
+        # msgspec (0.22) skips keys of a TypedDict that are not ASCII, without an error, unless their UTF-8 happens to
+        # be kept in the very str objects that name them.
+        decoder = _some_keys(keys) if all(map(str.isascii, keys)) else _all_keys
+        documents = decoder.decode(rows.json)
     except (msgspec.MsgspecError, UnicodeEncodeError) as error:
         raise StorageError(f"stored metadata is not JSON: {error}") from error
     if len(documents) != len(rows.ordinals):
