@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from needle.base.errors import Overloaded
+from needle.base.errors import InvalidArgument, NoQuorum, Overloaded
+from needle.base.model import CollectionSpec
 from needle.cli.document_commands import BATCH_BYTES, _by_bytes, insert_all
 from needle.cli.inputs import Record
 
@@ -143,6 +144,19 @@ async def test_an_error_says_how_much_was_acknowledged() -> None:
     with pytest.raises(Overloaded, match=r"full \(1 documents were acknowledged before\)") as caught:
         await insert_all(FakeClient(refuse), batches(["a"], ["bad"]), "default", 1.0, lambda count: None)
     assert caught.value.details["limit"] == 7
+
+
+async def test_a_cluster_that_goes_away_does_not_hide_why_a_document_was_refused() -> None:
+    class Leaving(FakeClient):
+        async def collections(self) -> list[CollectionSpec]:
+            raise NoQuorum("nobody leads")
+
+    def refuse(ids: list[str]) -> int:
+        raise InvalidArgument("too long", field="id")
+
+    with pytest.raises(InvalidArgument, match=r"^a to b: too long") as caught:
+        await insert_all(Leaving(refuse), batches(["a", "b"]), "default", 1.0, lambda count: None)
+    assert caught.value.details["field"] == "id"
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,29 @@ def test_a_spoilt_commit_that_finds_no_room_is_written_anew_at_a_later_start(tmp
         store.close()
 
 
+def test_a_log_that_cannot_be_read_at_its_start_leaves_the_directory(tmp_path: Path, monkeypatch) -> None:
+    store = opened(tmp_path)
+    put(store, spoilt=b"2" * 20)
+    at, path = store._index.get(b"spoilt"), Path(_path(store, 1))
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[at.offset] ^= 1
+    data[at.offset + 3] ^= 16
+    path.write_bytes(data)
+    read = LogFiles.read
+
+    def broken(files: LogFiles, handle: int, size: int, offset: int) -> bytes:
+        if size == at.length:
+            raise OSError(errno.EIO, "broken")
+        return read(files, handle, size, offset)
+
+    monkeypatch.setattr(LogFiles, "read", broken)
+    with pytest.raises(DiskFailed):
+        opened(tmp_path)
+    monkeypatch.undo()
+    opened(tmp_path).close()
+
+
 def test_one_flipped_bit_of_a_large_commit_is_put_right_in_its_framing_and_its_small_values(tmp_path: Path) -> None:
     store = opened(tmp_path / "log")
     put(store, a=b"1" * 300_000, state=b"term and vote", z=b"2" * 300_000)

@@ -16,7 +16,14 @@ import pytest
 from cluster.fake_shards import virtually
 from harness.damage import flip_bit
 from needle.base.commands import CreateCollection, Delete, Session
-from needle.base.errors import CorruptDocuments, CorruptSnapshot, ReplicaDamaged
+from needle.base.errors import (
+    CorruptDocuments,
+    CorruptSnapshot,
+    DiskFull,
+    NeedleError,
+    ReplicaDamaged,
+    TooManyFiles,
+)
 from needle.base.model import SearchRequest
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
@@ -208,6 +215,28 @@ def test_a_damaged_page_met_while_applying_stops_nothing_else(tmp_path: Path) ->
     with pytest.raises(ReplicaDamaged):
         replica.checkpoint()
     replica.close()
+
+
+@pytest.mark.parametrize("shortage", [DiskFull, TooManyFiles])
+def test_damage_that_cannot_be_written_down_for_now_is_damage_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortage: type[NeedleError]
+) -> None:
+    replica, _ = filled(tmp_path)
+    for page in range(2, database(tmp_path).stat().st_size // 4096):
+        flip_bit(database(tmp_path), page * 4096 + 1000)
+
+    def refuse(_: ReplicaDisk, path: str, __: bytes) -> None:
+        raise shortage(f"no room for {path}")
+
+    monkeypatch.setattr(ReplicaDisk, "write", refuse)
+    with pytest.raises(ReplicaDamaged):
+        answers(replica)
+    assert replica.damage is not None
+    replica.close()
+    again = open_replica(tmp_path)
+    with pytest.raises(ReplicaDamaged):
+        answers(again)
+    again.close()
 
 
 def overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Replica:

@@ -345,3 +345,22 @@ def test_index_files_that_cannot_be_listed_or_deleted_now_end_nothing(
     for delete in (segment_files.delete, lambda one: segment_files.delete_all([one])):
         with pytest.raises(DiskFull):
             delete(str(path))
+
+
+def test_a_state_that_searches_still_read_is_not_deleted_under_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caretaker's thread may tidy at any moment, also while an installation waits for the searches to leave."""
+    made, seen = Installing(tmp_path, "never"), []
+    inner = made.target._states
+
+    def drain() -> None:
+        inner.remove_left()
+        seen.append(states(made.directory))
+
+    monkeypatch.setattr(inner._in_flight, "drain", drain)
+    assert made.try_to() is None
+    monkeypatch.undo()
+    assert seen == [["state-1", "state-2"]] and states(made.directory) == ["state-2"]
+    made.target.close()
+    made.source.close()

@@ -6,6 +6,7 @@ import asyncio
 import json as jsonlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -203,7 +204,9 @@ async def _name_the_refused(
     client: needle.Client, collection: str, records: list[Record], error: InvalidArgument
 ) -> NoReturn:
     """Raise `error`, why a batch was refused, with the line of the document that is wrong, or those of the batch."""
-    spec = next((spec for spec in await client.collections() if spec.name == collection), None)
+    spec = None
+    with suppress(NeedleError):  # who refuses knows better than who does not answer
+        spec = next((spec for spec in await client.collections() if spec.name == collection), None)
     for record in records:
         check_record(record, None if spec is None else spec.dimensions)
     raise type(error)(f"{span(records)}: {error.message}", **error.details) from error

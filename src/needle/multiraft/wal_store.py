@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from needle.base.errors import CorruptLog, DiskFailed, NeedleError, StorageError
+from needle.base.errors import DiskFailed, NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES, shortage
 from needle.multiraft.key_index import KeyIndex, Place
 from needle.multiraft.ports import KeyValueTxn
@@ -125,7 +125,7 @@ class WalStore:
         except OSError as error:
             self.close()
             raise shortage(error, directory) or self._error("open", error) from error
-        except (CorruptLog, *SHORTAGES):
+        except NeedleError:
             self.close()
             raise
 

@@ -33,7 +33,8 @@ installed."""
 
 
 class States:
-    """Of one replica. `found_damage`, `view` and `opened` may be used by any thread, the others by one at a time."""
+    """Of one replica. `found_damage`, `remove_left`, `view` and `opened` may be used by any thread, the others by one
+    thread at a time."""
 
     def __init__(self, directory: str, around: Surroundings, in_flight: InFlight) -> None:
         self._directory = directory
@@ -44,7 +45,7 @@ class States:
         self._installed: tuple[str, str] | None = None
         """An image and the state directory made of it: CURRENT names it, and it is not open yet."""
         self._left = ""
-        """The state directory before which there is something to delete; "" if not."""
+        """The state directory before which there is something to delete, which nobody uses any more; "" if not."""
         self._state = ""
         self.opened: OpenedState | None = None
         self.damage: CorruptDocuments | None = None
@@ -92,7 +93,7 @@ class States:
         if self._state:
             try:
                 self._around.disk.write(os.path.join(self._state, DAMAGED), error.message.encode())
-            except StorageError as failed:
+            except (StorageError, *SHORTAGES) as failed:
                 log.error("the damage could not be written down (it will be found again): %s", failed)
 
     def _load(self, state: str) -> None:
@@ -146,11 +147,13 @@ class States:
         self._load(state)
         self._installed = None
         self.damage = None
-        self._left = state
         self._in_flight.drain()  # searches on the old view still read its files
         try:
-            if before is not None:
-                before.close()
+            try:
+                if before is not None:
+                    before.close()
+            finally:
+                self._left = state  # not before: `tidy`, which waits for nobody, deletes it
             self.remove_left()
         except SHORTAGES as error:
             log.warning("%s: the state before takes room until it can be deleted: %s", self._directory, error)

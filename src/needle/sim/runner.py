@@ -20,6 +20,7 @@ RUNS_PER_WORKER = 50
 COUNTED = (
     "operations", "searches", "moves", "elections", "snapshots", "repaired", "restarts", "entries", "unknown"
 )  # fmt: skip
+"""What a summary adds up, of Report.counts."""
 
 
 def run(spec: Spec, *, keep_trace: bool = False) -> tuple[Report, list[str]]:
@@ -78,20 +79,7 @@ def summary(reports: list[Report]) -> str:
     faults: Counter[str] = Counter()
     for report in reports:
         faults.update(report.faults)
-    total = {
-        name: sum(getattr(report.counts, name) for report in reports)
-        for name in (
-            "operations",
-            "searches",
-            "moves",
-            "elections",
-            "snapshots",
-            "repaired",
-            "restarts",
-            "entries",
-            "unknown",
-        )
-    }
+    total = {name: sum(getattr(report.counts, name) for report in reports) for name in COUNTED}
     hours = sum(report.counts.virtual_seconds for report in reports) / 3600
     failed = sum(report.failure is not None for report in reports)
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))

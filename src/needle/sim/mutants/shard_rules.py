@@ -125,6 +125,20 @@ MUTANTS = (
         tests=("tests/shard/test_shortages.py::test_what_was_swapped_in_is_opened_before_anything_is_applied",),
     ),
     Mutant(
+        name="replaced-state-deleted-under-searches",
+        breaks="the state before an installation may be deleted while searches still read it",
+        edits=(
+            Edit("shard.states:States.open_installed", "self.damage = None", "self.damage = None; self._left = state"),
+        ),
+        tests=("tests/shard/test_shortages.py::test_a_state_that_searches_still_read_is_not_deleted_under_them",),
+    ),
+    Mutant(
+        name="damage-passes-for-a-shortage",
+        breaks="damage that is found while the disk is full is answered as a shortage, which is tried again",
+        edits=(Edit("shard.states:States.found_damage", "(StorageError, *SHORTAGES)", "StorageError"),),
+        tests=("tests/shard/test_damage.py::test_damage_that_cannot_be_written_down_for_now_is_damage_all_the_same",),
+    ),
+    Mutant(
         name="sessions-left-out-of-the-snapshot",
         breaks="an installed snapshot brings no dedupe table: replicas disagree on what was executed before",
         edits=(
