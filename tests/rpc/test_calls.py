@@ -133,8 +133,8 @@ async def test_backoff_grows_with_jitter_and_calls_fail_at_once_inside_it(net, r
         with pytest.raises(ConnectionLost):
             await client.call(address, "echo", b"", 5.0)
         assert client.stats.connect_failures == failures
-        pauses.append(client._links[address].retry_at - clock.now)
-        clock.now = client._links[address].retry_at
+        pauses.append(client._links[address, ""].retry_at - clock.now)
+        clock.now = client._links[address, ""].retry_at
     for pause, full in zip(pauses, [1, 2, 4, 4, 4], strict=True):
         assert full / 2 <= pause <= full
     assert len(set(pauses)) == 5
@@ -242,9 +242,8 @@ async def test_a_wrong_cluster_is_named_on_both_sides(net, recorder, caplog):
 async def test_a_wrong_node_is_refused(net, recorder):
     server = await net.server(recorder, node_id="n3")
     client = net.client()
-    client.expect(server.address, "n2")
     with pytest.raises(ProtocolError, match=r"'n3'.*'n2'"):
-        await client.call(server.address, "echo", b"", 5.0)
+        await client.call(server.address, "echo", b"", 5.0, "n2")
 
 
 async def test_oversize_is_refused_on_either_side_and_the_connection_lives(net, recorder):

@@ -174,7 +174,7 @@ async def test_a_full_one_way_queue_drops_the_newest_and_memory_stays_bounded(ne
     assert client.stats.dropped_frames == 51
     assert client.stats.dropped_bytes == 51 * 10_000
     assert client.stats.frames_out == sent
-    assert client._links[address].connection.unsent_bytes() <= (1 << 20)
+    assert client._links[address, ""].connection.unsent_bytes() <= (1 << 20)
     # A call on a peer that does not read waits for room, not for ever.
     with pytest.raises(Exception, match="too slowly"):
         await client.call(address, "echo", b"", 0.02)
@@ -187,7 +187,7 @@ async def test_one_loop_turn_is_one_socket_write(net, recorder, monkeypatch):
     server = await net.server(recorder)
     client = net.client()
     await client.connect(server.address, 5.0)
-    connection = client._links[server.address].connection
+    connection = client._links[server.address, ""].connection
     writes = []
     flush = connection.transport.write
     monkeypatch.setattr(connection, "transport", Spy(connection.transport, writes, flush))

@@ -78,4 +78,25 @@ async def test_a_forgotten_node_is_still_checked_when_it_is_reached_again(net, r
     peers.forget("n2")
     await until(lambda: server.stats.connections == 0)
     await peers.call("n2", "echo", b"", 5.0)
-    assert peers.client._links[server.address].expected_node == "n2"
+    assert peers.client._links[server.address, "n2"].expected_node == "n2"
+
+
+async def test_two_nodes_at_one_address_do_not_take_it_from_each_other(net, recorder, until):
+    """As when a node whose disk was lost got a successor with a new name in its place, and is a member still."""
+    server = await net.server(recorder, node_id="new")
+    book = {"old": server.address, "new": server.address}
+    peers = PeerTransport(net.client(node_id="n1"), book.get)
+    for node in ("old", "new", "old"):  # in whatever order they are spoken to
+        if node == "new":
+            assert await peers.call(node, "echo", b"x", 5.0) == b"x"
+        else:
+            with pytest.raises(ProtocolError, match=r"'new'.*'old'"):
+                await peers.call(node, "echo", b"", 5.0)
+    assert peers.send("new", b"to new")
+    peers.send("old", b"to old")
+    await until(lambda: recorder.oneways)
+    del book["old"]
+    peers.update()
+    assert await peers.call("new", "echo", b"y", 5.0) == b"y"
+    assert recorder.oneways == [("n1", b"to new")]
+    assert server.stats.connections == 1

@@ -168,11 +168,12 @@ class ClientConnection(FrameConnection):
 
 
 class Link:
-    """What a client knows of one address: its connection, the attempt under way, and when the next may start."""
+    """What a client knows of one address, and of the node that is meant there ("": any): its connection, the attempt
+    under way, and when the next may start."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, expected_node: str = "") -> None:
         self.address = address
-        self.expected_node = ""
+        self.expected_node = expected_node
         self.connection: ClientConnection | None = None
         self.connecting: asyncio.Task[None] | None = None
         self.was_connected = False

@@ -29,7 +29,7 @@ class PeerTransport:
             return False
         if self._used.get(to) != address:
             self._moved(to, address)
-        return self.client.send(address, body)
+        return self.client.send(address, body, to)
 
     async def call(self, to: NodeId, method: str, body: bytes, timeout: float) -> bytes:
         """Ask a node, wait at most `timeout` seconds; raises like RpcClient.call, ConnectionLost without an address."""
@@ -38,32 +38,23 @@ class PeerTransport:
             raise ConnectionLost(f"no address is known for node {to!r}", node=to)
         if self._used.get(to) != address:
             self._moved(to, address)
-        return await self.client.call(address, method, body, timeout)
+        return await self.client.call(address, method, body, timeout, to)
 
     def update(self) -> None:
         """The address book changed: drop the connections to nodes that left it or moved."""
         for node, used in list(self._used.items()):
             address = self._address_of(node)
-            if address != used:
-                del self._used[node]
-                self._release(used)
-                if address is not None:
-                    self._moved(node, address)
+            if address is None:
+                self.forget(node)
+            elif address != used:
+                self._moved(node, address)
 
     def forget(self, node: NodeId) -> None:
         """Close the connection to `node`; the next message connects anew, and checks the node's name anew."""
         used = self._used.pop(node, None)
         if used is not None:
-            self._release(used)
+            self.client.forget(used, node)
 
     def _moved(self, node: NodeId, address: str) -> None:
-        old = self._used.get(node)
+        self.forget(node)
         self._used[node] = address
-        if old is not None:
-            self._release(old)
-        self.client.expect(address, node)
-
-    def _release(self, address: str) -> None:
-        """Close the connection to `address` unless another node is known to be there by now."""
-        if address not in self._used.values():
-            self.client.forget(address)

@@ -1,4 +1,5 @@
-"""The calling end: one connection an address, many calls in flight, one-way frames, reconnecting with backoff.
+"""The calling end: one connection an address (and node, if one is meant), many calls in flight, one-way frames,
+reconnecting with backoff.
 
 Invariant: every call ends with the peer's answer, the peer's error, ConnectionLost or DeadlineExceeded, within its
 timeout, give or take a sweep (client_connection.py). Connecting is lazy: the first call or send after a loss starts it;
@@ -40,7 +41,11 @@ def _closed() -> ClientClosed:
 
 
 class RpcClient:
-    """Calls and one-way frames to any address of one cluster. Use from one event loop."""
+    """Calls and one-way frames to any address of one cluster. Use from one event loop.
+
+    node: who is meant; whoever answers at the address under another node id is refused, "" means anyone. Each name has
+    a connection of its own: two nodes may be known at one address, one that is there and one that was there before.
+    """
 
     def __init__(
         self,
@@ -57,11 +62,11 @@ class RpcClient:
         self._rng = rng
         self._clock = clock
         self._limits = limits or RpcLimits()
-        self._links: dict[str, Link] = {}
+        self._links: dict[tuple[str, str], Link] = {}
         self._closed = False
         self.stats = RpcStats()
 
-    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: bytes, timeout: float, node: str = "") -> bytes:
         """Ask `address` and wait at most `timeout` seconds. Raises the peer's NeedleError, ConnectionLost,
         DeadlineExceeded, the refusal of a hello (WrongCluster, ...) or FrameTooLarge."""
         head = request_head(method)
@@ -70,23 +75,23 @@ class RpcClient:
             limit = self._limits.frame_bytes_max
             raise FrameTooLarge(f"a request of {size} bytes is over the limit of {limit}", bytes=size, limit=limit)
         deadline = asyncio.get_running_loop().time() + timeout
-        link = self._links.get(address)
+        link = self._links.get((address, node))
         connection = link.connection if link is not None else None
         if connection is None:
-            connection = await self._connected(address, deadline)
+            connection = await self._connected(address, node, deadline)
         if connection.slow:
             await connection.writable(deadline)
         return await connection.request(head, body, deadline)
 
-    def send(self, address: str, body: bytes) -> bool:
+    def send(self, address: str, body: bytes, node: str = "") -> bool:
         """Queue a one-way frame. False if it was dropped: not connected and the backoff forbids to try, the queue is
         full, or the frame is over the limit. Frames queued while connecting are sent when that succeeds: an election
         must not wait another timeout because its first vote request only opened the connection."""
-        link = self._links.get(address)
+        link = self._links.get((address, node))
         connection = link.connection if link is not None else None
         size = len(body) + ENVELOPE_BYTES
         if connection is None:
-            link = self._link(address)
+            link = self._link(address, node)
             if self._start_connecting(link) and link.held_bytes + size <= HELD_BYTES_MAX:
                 link.held.append(body)
                 link.held_bytes += size
@@ -103,23 +108,16 @@ class RpcClient:
 
     def connected(self, address: str) -> bool:
         """Whether a connection to `address` has passed its hello."""
-        link = self._links.get(address)
+        link = self._links.get((address, ""))
         return link is not None and link.connection is not None
 
     async def connect(self, address: str, timeout: float) -> None:
         """Wait until `address` is connected; raises like `call`."""
-        await self._connected(address, asyncio.get_running_loop().time() + timeout)
+        await self._connected(address, "", asyncio.get_running_loop().time() + timeout)
 
-    def expect(self, address: str, node_id: str) -> None:
-        """Refuse whoever answers at `address` under another node id ("" accepts anyone). Drops a present connection."""
-        link = self._link(address)
-        if link.expected_node != node_id:
-            link.drop()
-            link.expected_node, link.retry_at, link.failures = node_id, 0.0, 0
-
-    def forget(self, address: str) -> None:
+    def forget(self, address: str, node: str = "") -> None:
         """Close the connection to `address` and drop all that is known of it; calls in flight get ConnectionLost."""
-        link = self._links.pop(address, None)
+        link = self._links.pop((address, node), None)
         if link is not None:
             link.drop()
 
@@ -134,15 +132,15 @@ class RpcClient:
             await asyncio.wait(tasks)
 
     # --- connecting --------------------------------------------------------------------------------------------------
-    def _link(self, address: str) -> Link:
-        link = self._links.get(address)
+    def _link(self, address: str, node: str) -> Link:
+        link = self._links.get((address, node))
         if link is None:
             parse_endpoint(address)
-            link = self._links[address] = Link(address)
+            link = self._links[address, node] = Link(address, node)
         return link
 
-    async def _connected(self, address: str, deadline: float) -> ClientConnection:
-        link = self._link(address)
+    async def _connected(self, address: str, node: str, deadline: float) -> ClientConnection:
+        link = self._link(address, node)
         if link.connection is None:
             if not self._start_connecting(link):
                 raise self._why_not(link)

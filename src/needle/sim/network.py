@@ -312,8 +312,8 @@ class SimEndpoint:
         self._closed = False
         self._reached: dict[str, None] = {}
 
-    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
-        """See SimNetwork.call."""
+    async def call(self, address: str, method: str, body: bytes, timeout: float, node: str = "") -> bytes:
+        """See SimNetwork.call. node: as for RpcClient; here an address never changes hands."""
         self._process.fence()
         if self._closed:
             raise ConnectionLost("this client is closed")
@@ -326,7 +326,7 @@ class SimEndpoint:
         self._reached[address] = None
         return answer
 
-    def send(self, address: str, body: bytes) -> bool:
+    def send(self, address: str, body: bytes, node: str = "") -> bool:
         """One-way; True: accepted, not: delivered."""
         if not self._process.alive:
             raise Killed(self._machine)
@@ -347,10 +347,7 @@ class SimEndpoint:
         await self._network.probe(self._machine, self._process, address, timeout)
         self._reached[address] = None
 
-    def expect(self, address: str, node_id: str) -> None:
-        """As RpcClient.expect: here an address never changes hands."""
-
-    def forget(self, address: str) -> None:
+    def forget(self, address: str, node: str = "") -> None:
         """As RpcClient.forget."""
 
     async def close(self) -> None:

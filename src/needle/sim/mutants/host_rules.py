@@ -18,6 +18,12 @@ _HOLES = "tests/multiraft/test_planted_bugs.py::"
 
 MUTANTS = (
     Mutant(
+        name="whoever-answers-is-the-node",
+        breaks="a question to one node is answered by another one that has its address now, and its answer believed",
+        edits=(Edit("rpc.peer_transport:PeerTransport.call", "timeout, to)", "timeout)"),),
+        tests=("tests/rpc/test_peer_transport.py::test_two_nodes_at_one_address_do_not_take_it_from_each_other",),
+    ),
+    Mutant(
         name="timers-before-sockets",
         breaks="after a pause of the loop a follower campaigns at once, and its leader's heartbeats lie in its sockets",
         edits=(Edit("multiraft.engine:Engine._tick", "elif read or group", "elif True or group"),),
