@@ -79,7 +79,7 @@ PLANTED = {
     ),
     "a shard that fails is left out": (
         (Edit("cluster.fan_out:FanOut._once", "_gather(asking, partial)", "_gather(asking, True)"),),
-        6,
+        18,
         {"coverage", "search replay", "collections", "linearizability"},
     ),
     "a shard's hits are merged twice": (
