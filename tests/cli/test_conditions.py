@@ -64,6 +64,17 @@ def test_an_election_is_a_warning_after_the_critical_ones() -> None:
     assert found[1].subject == "b, c"
 
 
+def test_who_is_no_member_is_neither_missed_nor_waited_for() -> None:
+    """A removed node that still runs campaigns for ever, and its address stays in what people give to --cluster."""
+    views = [view("a", "Leader"), view("b"), view("c"), view("old", "PreCandidate", term=2), down("10.0.0.9:1")]
+    found = conditions(views)
+    assert names(found) == [("warning", "not a member")] * 2
+    assert [one.subject for one in found] == ["old", "10.0.0.9:1"]
+    assert "stop it" in found[0].action and "NEEDLE_CLUSTER" in found[1].action
+    assert names(conditions([view("a"), *views[1:]]))[0] == ("critical", "no leader")
+    assert ("critical", "node unreachable") in names(conditions([view("a"), *views[1:]])), "nobody says who is one"
+
+
 def test_lag_has_two_thresholds() -> None:
     leader = view("a", "Leader", peers=[peer("b", 1000.1, 5), peer("c", 10_000.1, 50)])
     found = conditions([leader, view("b"), view("c")])

@@ -81,8 +81,8 @@ def test_a_kept_cluster_can_be_used_and_stopped(place: Path, capsys: pytest.Capt
     assert ran.returncode == 0, ran.stderr
     assert len(running_in(place)) == 3 and f"needle demo --stop --dir {place}" in ran.stdout
     cluster = ",".join(json.loads((place / STATE_FILE).read_text())["addresses"].values())
-    assert main(["search", "compress a file", "--json", "-k", "1", "--cluster", cluster]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["metadata"]["text"]
+    assert main(["search", "compress a file", "--json", "-k", "100", "--cluster", cluster]) == 0
+    assert all(hit["metadata"]["text"] for hit in json.loads(capsys.readouterr().out))
     assert main(["demo", "--keep", "--dir", str(place)]) == 1
     assert "a demo is running in" in capsys.readouterr().err
     assert main(["demo", "--stop", "--dir", str(place)]) == 0

@@ -3,6 +3,7 @@
 import datetime
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,11 @@ def test_query_vector_from_file_and_standard_input(tmp_path: Path, monkeypatch: 
     assert read_query_vector("-").tolist() == [1, 2]
     feed(monkeypatch, b"[3, 4]\n")
     assert read_query_vector("-").tolist() == [3, 4]
+    reading, writing = os.pipe()
+    os.write(writing, path.read_bytes())
+    os.close(writing)
+    assert read_query_vector(f"/dev/fd/{reading}").tolist() == [1, 2]  # as a shell's <(command) is
+    os.close(reading)
     feed(monkeypatch, b"three")
     with pytest.raises(InvalidArgument, match="standard input"):
         read_query_vector("-")

@@ -41,11 +41,13 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.C
         nodes = [f"{name}={address}" for name, address in cluster.addresses.items()]
         at = ("--cluster", cluster.cluster)
         create = ("cluster", "create", "--shards", "2", "--replicas", "3", "--dimensions", "3", *nodes)
+        until(lambda: "`needle cluster create`" in run("cluster", "nodes", *at, expect=None))
         until(lambda: "2 shards on 3 nodes" in run(*create, expect=None))
-        run(*create)  # may be repeated
+        assert f"; export NEEDLE_CLUSTER={cluster.cluster}\n" in run(*create)  # may be repeated
         fewer = run("cluster", "create", "--replicas", "3", *nodes[:2], expect=1)
         assert "replication_factor = 3 is not allowed" in fewer or "other settings" in fewer
-        assert "other settings" in run("cluster", "create", "--shards", "3", *nodes, expect=1)
+        other = run("cluster", "create", "--shards", "3", *nodes, expect=1)
+        assert "other settings: 2 shards, 3 replicas, strategy consistent_hash, 100 virtual nodes" in other
 
         status: dict[str, Any] = until(
             lambda: (found := json.loads(run("status", "--json", *at)))["healthy"] and found  # type: ignore[return-value]
@@ -92,6 +94,8 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.C
 def test_strategies_by_name() -> None:
     assert parse_strategy("hash") == ShardStrategy.HASH
     assert parse_strategy("custom:tenant,region") == ShardStrategy.custom("tenant", "region")
+    for text in ("hash", "range", "consistent_hash", "custom:tenant", "custom:tenant,region", "router:mine"):
+        assert parse_strategy(text).text() == text
     for wrong in ("rendezvous", "custom", "custom:"):
         with pytest.raises(ConfigError, match="--strategy"):
             parse_strategy(wrong)

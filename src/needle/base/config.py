@@ -67,14 +67,14 @@ def split_address(name: str, value: object, allowed: str, port_min: int) -> tupl
     return inner, number
 
 
-def parse_node(value: object) -> tuple[NodeId, str]:
-    """ "name=host:port" or "name:port" (then the name is the host) as (node id, address)."""
+def parse_node(value: object, name: str = "cluster_nodes") -> tuple[NodeId, str]:
+    """ "name=host:port" or "name:port" (then the name is the host) as (node id, address). name: of what holds it."""
     text = str(value)
     node, equals, address = text.partition("=")
     if not equals:
-        node, address = parse_address("cluster_nodes", text)[0], text
-    parse_address("cluster_nodes", address)
-    return check_node_id("cluster_nodes", node), address
+        node, address = split_address(name, text, '"name=host:port" with a port from 1 to 65535', 1)[0], text
+    parse_address(name, address)
+    return check_node_id(name, node), address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +167,13 @@ class RaftConfig:
         if self.node_id not in nodes:
             raise refuse("node_id", self.node_id, f"one of the cluster_nodes: {', '.join(nodes)}")
         check_range("heartbeat_interval", self.heartbeat_interval, 0.001, 60)
-        low = 2 * self.heartbeat_interval
-        check_range("election_timeout", self.election_timeout, low, 600)
+        check_range("election_timeout", self.election_timeout, 0.002, 600)
+        if self.election_timeout < 2 * self.heartbeat_interval:
+            raise refuse(
+                "election_timeout",
+                self.election_timeout,
+                f"at least twice heartbeat_interval, which is {self.heartbeat_interval:g}",
+            )
         check_range("lease_timeout", self.lease_timeout, 0.02, 600)
         check_range("snapshot_threshold", self.snapshot_threshold, 1, 100_000_000)
         check_range("clock_error_max", self.clock_error_max, 0, 0.2)
@@ -219,5 +224,5 @@ class RaftConfig:
                     raise refuse(name, dict(values[name]), f"the settings of {kind.__name__} ({error})") from None
         for name in ("node_id", "cluster_nodes", "data_dir"):
             if name not in built:
-                raise refuse(name, None, "required")
+                raise ConfigError(f"the setting {name} is required, and is not given", field=name)
         return cls(**built)

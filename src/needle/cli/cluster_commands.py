@@ -107,8 +107,8 @@ def status(
         run(cluster, again, even_if_down=True)
     try:
         found, shown, critical = run(cluster, once, even_if_down=True)
-    except NoQuorum as error:  # no node says what kind of cluster this is: that is its status
-        found, shown, critical = _shown([NodeView(node=at, address=at, error=error.message) for at in known])
+    except NoQuorum:  # no node says what kind of cluster this is: that is its status
+        found, shown, critical = _shown([NodeView(node=at, address=at, error="it does not answer") for at in known])
     if json:
         print_json(found)
     else:

@@ -47,7 +47,7 @@ notes = Console(stderr=True, highlight=False, emoji=False)
 ADVICE = {
     "no_quorum": "start nodes until a majority runs; `needle status` shows which are down",
     "not_leader": "an election is under way; try again in a second",
-    "connection_lost": "check --cluster (or NEEDLE_CLUSTER) and that the nodes run; `needle demo --keep` starts some",
+    "connection_lost": "check that it runs, and --cluster (or NEEDLE_CLUSTER); `needle demo --keep` starts some nodes",
     "deadline_exceeded": "`needle status` shows whether there is a leader; --timeout waits longer",
     "unavailable": "`needle status` shows what is wrong",
     "overloaded": "send less at once and try again",

@@ -74,7 +74,12 @@ def conditions(views: Sequence[NodeView]) -> list[Condition]:
         for view in views
         if view.status is not None and view.status.damage
     ]
-    electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
+    outside = _outside(views)
+    electing = [
+        view.node
+        for view in views
+        if view.status is not None and view.status.state in ELECTING and view.node not in outside
+    ]
     if electing:
         found.append(
             Condition(
@@ -102,11 +107,31 @@ def conditions(views: Sequence[NodeView]) -> list[Condition]:
             action=f"check the process and the network: {view.error}",
         )
         for view in views
-        if view.status is None
+        if view.status is None and view.node not in outside
+    ]
+    found += [
+        Condition(
+            severity="warning",
+            name="not a member",
+            subject=view.node,
+            action="no member has this address: take it out of --cluster (or NEEDLE_CLUSTER)"
+            if view.status is None
+            else "it was removed: stop it; or it is new: `needle members add` it",
+        )
+        for view in views
+        if view.node in outside
     ]
     found += _lost_conditions(views)
     found += _lag_conditions(views)
     return sorted(found, key=lambda condition: condition.severity != "critical")
+
+
+def _outside(views: Sequence[NodeView]) -> set[str]:
+    """Nodes, or addresses at which none answers, that are not among the members that the leader names."""
+    leader = leader_of(views)
+    if leader is None:
+        return set()
+    return {view.node for view in views} - {leader.node_id, *leader.voters, *leader.learners}
 
 
 def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:

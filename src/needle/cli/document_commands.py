@@ -78,7 +78,8 @@ def search(
     for hit in hits:
         rows.add_row(f"{hit.distance:.4f}", hit.id, brief(hit.metadata, 200) if hit.metadata is not None else "")
     console.print(rows)
-    notes.print(f"{len(hits)} hits, {mode} read, {seconds * 1000:.1f} ms", markup=False)
+    found = "1 hit" if len(hits) == 1 else f"{len(hits)} hits"
+    notes.print(f"{found}, {mode} read, {seconds * 1000:.1f} ms", markup=False)
 
 
 def _parse_filter(text: str | None) -> dict[str, Any] | None:

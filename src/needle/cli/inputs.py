@@ -102,12 +102,16 @@ def read_query_vector(source: str) -> NDArray[np.float32]:
             return as_vector(json.loads(data), "standard input")
         except ValueError:
             raise refuse("standard input", "neither .npy nor a JSON list of numbers") from None
-    if not Path(source).is_file():
-        raise refuse(source, "no such file")
-    return as_vector(_load_npy(source, source), source)
+    try:
+        data = Path(source).read_bytes()  # also of a pipe, which cannot be read twice
+    except FileNotFoundError:
+        raise refuse(source, "no such file") from None
+    except OSError as error:
+        raise refuse(source, f"cannot be read: {error.strerror}") from None
+    return as_vector(_load_npy(io.BytesIO(data), source), source)
 
 
-def _load_npy(file: str | io.BytesIO, where: str) -> Any:
+def _load_npy(file: io.BytesIO, where: str) -> Any:
     try:
         return np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -57,7 +57,7 @@ def add(
     timeout: Wait = 600.0,
 ) -> None:
     """Add a running node that was started with `--wait`: as a learner, then, once it has caught up, as a voter."""
-    name, address = parse_node(node)
+    name, address = parse_node(node, "NODE")
 
     async def work(client: needle.Client) -> None:
         deadline = time.monotonic() + timeout
@@ -125,7 +125,7 @@ def move(
     timeout: Wait = 60.0,
 ) -> None:
     """Tell the others the new address of a member, which was restarted there with its data directory."""
-    name, address = parse_node(node)
+    name, address = parse_node(node, "NODE")
 
     async def work(client: needle.Client) -> None:
         status = await _status(client)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from needle.base.errors import ConfigError
 from needle.cli.settings import from_environment, merge, named_routers, read_file, resolve
 from needle.server.cluster_main import SECTION, cluster_options
 from needle.server.main import serve as serve_node
@@ -101,6 +102,8 @@ def serve(
     options = cluster_options(section) if section or sharded else None
     if options is not None:
         known = merge(file, from_environment(os.environ), flags)
-        if "cluster_nodes" not in known and {"node_id", "listen"} <= known.keys():
+        if "cluster_nodes" not in known and "node_id" in known:
+            if "listen" not in known:
+                raise ConfigError("the setting listen is required, and is not given", field="listen")
             file["cluster_nodes"] = [f"{known['node_id']}={known['listen']}"]
     serve_node(resolve(file, os.environ, flags), options=options)

@@ -94,7 +94,7 @@ def create(
         metric=metric,
         cluster_id=os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID),
     )
-    parsed = [parse_node(node) for node in nodes]
+    parsed = [parse_node(node, "NODE") for node in nodes]
 
     async def work() -> tuple[ClusterHealth, list[ReplicaStatus]]:
         cluster = DistributedCluster(config)
@@ -114,9 +114,8 @@ def create(
         return
     names = ",".join(address for _, address in parsed[:3])
     led = sum(shard.leader is not None for shard in health.shards.values())
-    notes.print(
-        f"{shards} shards on {len(parsed)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}", markup=False
-    )
+    made = f"{shards} shards on {len(parsed)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
+    notes.print(made, markup=False, soft_wrap=True)
     for warning in health.warnings:
         notes.print(f"note: {warning}", markup=False)
 
@@ -156,9 +155,10 @@ def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
     if idle:
         notes.print(
-            f"note: {', '.join(idle)} hold no shard: shards are placed when the cluster is made, and are not moved to "
-            "nodes that join later by themselves",
+            f"note: no shard is on {', '.join(idle)}: shards are placed when the cluster is made, and do not move to "
+            "nodes that join later",
             markup=False,
+            soft_wrap=True,
         )
 
 

@@ -250,7 +250,10 @@ class ClusterShards:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         if not (await self.refresh(1, timeout)).catalog:
-            raise DeadlineExceeded(f"no node named the catalog's nodes within {timeout:g} s")
+            raise DeadlineExceeded(
+                f"no node named the catalog's nodes within {timeout:.3g} s: none answers, or this cluster was not "
+                "created yet (`needle cluster create`)"
+            )
         timeout = max(0.001, deadline - loop.time())
         body = protocol.encode(TopologyCall(0, 0.0, True))
         data = await self.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)

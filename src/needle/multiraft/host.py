@@ -186,8 +186,8 @@ class Host(Engine):
         if to in raft.conf.voters and to in self._unheard(replica):
             within = self.config.election_timeout
             raise InvalidArgument(
-                f"to = {to!r} is not allowed: {to} has not answered {self.node_id}, which leads {group_name(group)}, "
-                f"for {within:g} s; start it, or name another voter",
+                f"to = {to!r} is not allowed: {to} has not answered {self.node_id}, which leads, for {within:g} s; "
+                "start it, or name another voter",
                 field="to",
             )
         target = raft.transfer_leadership(to, now)

@@ -173,8 +173,10 @@ class ShardManager:
                 boundaries=self.config.boundaries,
                 timeout=timeout,
             )
-        if topology.settings != self.config.settings:
-            raise ConfigError(f"these nodes belong to a cluster with other settings: {topology.settings}")
+        there = topology.settings
+        if there != self.config.settings:
+            other = "none" if there is None else there.in_words()
+            raise ConfigError(f"these nodes belong to a cluster with other settings: {other}")
         client = sharded_client(self._caller, addresses, topology, BATCH_BYTES_MAX)
         if self.config.dimensions is not None:
             await client.create_collection(

@@ -50,6 +50,12 @@ class ShardStrategy(msgspec.Struct, frozen=True, array_like=True):
             raise invalid("strategy", fields, "one or more metadata field names, or one registered callable")
         return ShardStrategy("custom", named)
 
+    def text(self) -> str:
+        """As `needle cluster create --strategy` takes it."""
+        if self.router:
+            return f"router:{self.router}"
+        return f"{self.kind}:{','.join(self.fields)}" if self.fields else self.kind
+
 
 CONSISTENT_HASH = ShardStrategy.CONSISTENT_HASH = ShardStrategy("consistent_hash")
 HASH = ShardStrategy.HASH = ShardStrategy("hash")

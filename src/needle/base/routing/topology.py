@@ -111,6 +111,13 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     virtual_nodes_per_shard: int = 100
     strategy: ShardStrategy = CONSISTENT_HASH
 
+    def in_words(self) -> str:
+        """For people, as the options of `needle cluster create` say it."""
+        return (
+            f"{self.shard_count} shards, {self.replication_factor} replicas, strategy {self.strategy.text()}, "
+            f"{self.virtual_nodes_per_shard} virtual nodes"
+        )
+
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
     """See the module. Before the cluster is created: version 0, no settings, no map. dropped: ids of collections that

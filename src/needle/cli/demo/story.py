@@ -29,6 +29,8 @@ from needle.cli.embedding import Embedder
 from needle.cli.inputs import Record
 
 COLLECTION = "default"
+WRITES = "writes"
+"""The collection of what is written while the leader is lost: nobody is to find that among the passages."""
 QUESTIONS = (
     "compress a file",
     "how do I parse a date",
@@ -160,6 +162,7 @@ class Story:
 
     async def lose_the_leader(self, vectors: NDArray[np.float32]) -> list[str]:
         """kill -9 the leader in the middle of a stream of writes; returns the ids of all acknowledged writes."""
+        await self._client.create_collection(WRITES, dimensions=vectors.shape[1])
         stream = _WriteStream(self._client, vectors)
         async with stream.running():
             await self._until(stream.reached(WRITES_BEFORE), WRITE_SECONDS, "the stream of writes does not flow")
@@ -227,7 +230,7 @@ class Story:
     async def _missing(self, ids: list[str]) -> list[str]:
         found: set[str] = set()
         for start in range(0, len(ids), 500):
-            documents = await self._client.get_many(ids[start : start + 500], collection=COLLECTION)
+            documents = await self._client.get_many(ids[start : start + 500], collection=WRITES)
             found.update(document.id for document in documents)
         return [identifier for identifier in ids if identifier not in found]
 
@@ -310,7 +313,7 @@ class _WriteStream:
             identifier, vector = f"live/{self._next:06d}", self._vectors[self._next % len(self._vectors)]
             sent = time.perf_counter()
             try:
-                await self._client.insert(identifier, vector, {"live": True}, timeout=WRITE_SECONDS)
+                await self._client.insert(identifier, vector, collection=WRITES, timeout=WRITE_SECONDS)
             except OutcomeUnknown:
                 self.unknown.append(identifier)
             else:
