@@ -15,11 +15,11 @@ from random import Random
 import numpy as np
 import pytest
 
+from needle.base.commands import PublishSegment, decode
 from needle.base.config import SegmentConfig
 from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, NotLeader, OutcomeUnknown
 from needle.base.model import Metric
 from needle.shard import segment_builds, segment_downloads, segment_keeper, segment_plan
-from needle.shard.commands import PublishSegment, decode
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.segment_files import CHUNK_BYTES
 from needle.shard.segment_graph import BuildCancelled

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from pyroaring import BitMap
 
+from needle.base.commands import Command, Delete, Insert
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
 from needle.base.model import CollectionSpec
 from needle.shard.changes import FLOAT_BYTES, CollectionChange
-from needle.shard.commands import Command, Delete, Insert
 from needle.shard.digest import MODULUS, document_hash
 from needle.shard.holdings import Fence, Holdings, Transfer, encode_holdings, moved
 from needle.shard.records import (

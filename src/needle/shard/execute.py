@@ -12,6 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from needle.base.commands import (
+    NO_SESSION,
+    Command,
+    CreateCollection,
+    Delete,
+    DropCollection,
+    Insert,
+    OpenSession,
+    PublishSegment,
+    Session,
+    decode,
+    without_repeats,
+)
 from needle.base.errors import (
     AlreadyExists,
     CollectionExists,
@@ -26,22 +39,9 @@ from needle.base.errors import (
 )
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import WriteResult
+from needle.base.move_commands import MOVE_COMMANDS
 from needle.shard.batch import Batch, check_room
 from needle.shard.changes import FLOAT_BYTES
-from needle.shard.commands import (
-    MOVE_COMMANDS,
-    NO_SESSION,
-    Command,
-    CreateCollection,
-    Delete,
-    DropCollection,
-    Insert,
-    OpenSession,
-    PublishSegment,
-    Session,
-    decode,
-    without_repeats,
-)
 from needle.shard.holdings import moved, within
 from needle.shard.moving import execute_move
 from needle.shard.records import DocRef

@@ -18,10 +18,10 @@ import msgspec
 
 from needle.base.errors import InvalidArgument, NeedleError, StaleEpoch
 from needle.base.model import Claim
+from needle.base.move_commands import PrepareMove
 from needle.base.routing.ranges import KeySet, contains, difference, fingerprint, union
 from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.strategy import ShardStrategy, routing_key
-from needle.shard.commands import PrepareMove
 
 OPEN, FROZEN, RELEASED, OVER = "open", "frozen", "released", "over"
 

@@ -13,9 +13,9 @@ from pyroaring import BitMap
 
 from needle.base.errors import AlreadyExists, Internal, InvalidArgument, NeedleError, VersionMismatch, invalid
 from needle.base.model import WriteResult
+from needle.base.move_commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
 from needle.shard.batch import Batch, Member, check_room
 from needle.shard.changes import FLOAT_BYTES
-from needle.shard.commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
 from needle.shard.holdings import FROZEN, OPEN, OVER, RELEASED, Transfer, prepared
 
 IDS_SHOWN = 20

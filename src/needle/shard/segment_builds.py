@@ -15,10 +15,10 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from needle.base.commands import PublishSegment, encode
 from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
-from needle.shard.commands import PublishSegment, encode
 from needle.shard.disk import ReplicaDisk
 from needle.shard.sealed_segment import SealedSegment
 from needle.shard.segment_builder import build_segment, give_back, unless_cancelled

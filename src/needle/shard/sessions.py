@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
+from needle.base.commands import Session
 from needle.base.errors import NeedleError, SessionExpired, from_wire
 from needle.base.model import WriteResult
-from needle.shard.commands import Session
 
 SESSIONS_MAX = 10_000
 ANSWERS_MAX = 4096

@@ -17,10 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from needle.base.config import Limits
-from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
-from needle.base.model import CollectionSpec, Metric, SearchRequest
-from needle.shard.commands import (
+from needle.base.commands import (
     NO_SESSION,
     Command,
     CreateCollection,
@@ -32,6 +29,9 @@ from needle.shard.commands import (
     Session,
     without_repeats,
 )
+from needle.base.config import Limits
+from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
+from needle.base.model import CollectionSpec, Metric, SearchRequest
 from needle.shard.sessions import NONCE_MAX
 
 NAME_BYTES_MAX: Final = 255
