@@ -11,6 +11,7 @@ answered by the node in this process without a socket. Invariant: nothing here d
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -99,6 +100,7 @@ class RaftCluster:
         remote = RpcClient(cluster_id=config.cluster_id, rng=rng, clock=SystemClock())
         addresses = [own, *(address for address in config.addresses.values() if address != own)]
         self._client = Client(LocalCaller(node, own, remote), addresses, rng=rng, prefer=own)
+        self._client.blocking = asyncio.to_thread
 
     async def wait_ready(self, timeout: float = TIMEOUT) -> None:
         """Wait until this node knows a leader and has caught up with it. Raises DeadlineExceeded that says what is

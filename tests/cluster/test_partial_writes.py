@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import msgspec
@@ -27,7 +28,12 @@ def rows(count: int) -> bytes:
 
 def proxy_of(shards: FakeShards) -> Proxy:
     config = RaftConfig(node_id="n", cluster_nodes=["n=h:1"], data_dir="unused")
-    return Proxy(SimpleNamespace(config=config, router=Router(shards), topology=shards.real), random.Random(1))
+    node = SimpleNamespace(config=config, router=Router(shards), topology=shards.real)
+
+    async def at_once(_size: int, fn: Callable[..., object], *arguments: object) -> object:
+        return fn(*arguments)
+
+    return Proxy(node, random.Random(1), at_once)
 
 
 def batch(ids: list[str], session: Session, timeout: float = 0.5) -> WriteCall:

@@ -14,6 +14,7 @@ from harness.process_cluster import free_ports, wait_for
 from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError
 from needle.base.model import HitBatch, SearchRequest
 from needle.distributed import RaftCluster, RaftConfig
+from needle.shard.builders import Builders
 from needle.shard.state_machine import Replica
 
 QUERY = [1.0, 0.0, 0.0, 0.0]
@@ -29,11 +30,11 @@ class SlowSearches:
         real = Replica.search_many
 
         def search_many(
-            replica: Replica, requests: list[SearchRequest], wanted: Callable[[int], bool]
+            replica: Replica, requests: list[SearchRequest], wanted: Callable[[int], bool], builders: Builders
         ) -> list[HitBatch | NeedleError]:
             self.begun += [asked.k for at, asked in enumerate(requests) if wanted(at)]
             assert self.go.wait(60)
-            return real(replica, requests, wanted)
+            return real(replica, requests, wanted, builders)
 
         monkeypatch.setattr(Replica, "search_many", search_many)
 

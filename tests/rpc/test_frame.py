@@ -1,12 +1,23 @@
 """The decoder sees bytes, not chunks; what it refuses, it refuses early and for good."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import FrameTooLarge, NeedleError, ProtocolError
 from needle.rpc.codec import Hello, decode, decode_error, split_request
-from needle.rpc.frame import ENVELOPE_BYTES, HEADER, ONEWAY, REQUEST, VIEW_BYTES_MIN, FrameDecoder, encode_frame
+from needle.rpc.frame import (
+    ENVELOPE_BYTES,
+    GATHERED_BYTES_MIN,
+    HEADER,
+    ONEWAY,
+    REQUEST,
+    VIEW_BYTES_MIN,
+    FrameDecoder,
+    encode_frame,
+)
 
 LIMIT = 200_000
 frames_strategy = st.lists(
@@ -97,3 +108,29 @@ def test_a_byte_at_a_time_holds_little_more_than_the_bytes():
     assert decoder.buffered == len(stream) - 1
     assert len(decoder._parts) <= 3
     assert plain(decoder.feed(stream[-1:])) == [(ONEWAY, 3, b"z" * 20_000)]
+
+
+def test_the_last_chunk_of_a_large_frame_takes_no_longer_than_the_others() -> None:
+    """Nothing is put off until the frame is whole: that would hold the event loop for the time of all its copies."""
+    wire, step = encode_frame(ONEWAY, 3, (bytes(32 << 20),)), 256 << 10
+    shares = []
+    for _ in range(5):
+        decoder, took, frames = FrameDecoder(64 << 20), [], []
+        for at in range(0, len(wire), step):
+            chunk = wire[at : at + step]
+            began = time.thread_time()
+            frames += decoder.feed(chunk)
+            took.append(time.thread_time() - began)
+        assert frames == [(ONEWAY, 3, bytes(32 << 20))]
+        shares.append(took[-1] / sum(took))
+    assert min(shares) < 0.2
+
+
+@pytest.mark.parametrize("step", [1000, GATHERED_BYTES_MIN, 3 * GATHERED_BYTES_MIN])
+def test_large_frames_are_whole_however_they_are_cut(step: int) -> None:
+    sizes = [GATHERED_BYTES_MIN - ENVELOPE_BYTES - 5 + n for n in range(10)] + [3, 2 * GATHERED_BYTES_MIN]
+    payloads = [bytes([65 + n]) * size for n, size in enumerate(sizes)]
+    stream, decoder, found = b"".join(encode_frame(REQUEST, 1, (one,)) for one in payloads), FrameDecoder(1 << 30), []
+    for at in range(0, len(stream), step):
+        found += [bytes(payload) for _, _, payload in decoder.feed(stream[at : at + step])]
+    assert found == payloads and decoder.buffered == 0

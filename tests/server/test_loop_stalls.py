@@ -7,18 +7,24 @@ import contextlib
 import json
 import random
 import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+import needle
 from needle.base import commands, protocol
 from needle.base.commands import Delete, Insert
 from needle.base.config import Limits, RaftConfig
 from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, WriteResult
 from needle.base.protocol import WriteCall
+from needle.base.routing.strategy import ShardStrategy
+from needle.distributed import ClusterConfig, DistributedCluster
 from needle.rpc.transport import RpcClient
 from needle.server.free_ports import free_ports
 from needle.server.loop_watch import LoopWatch
@@ -34,7 +40,7 @@ FLAT = json.dumps({"title": "x" * 500, "year": 2020})
 SPEC = CollectionSpec(name="c", dimensions=1, metric="l2")
 HELD = Delete("c", [f"d{n}" for n in range(300_000)] + [""])
 """Its ids are checked one after the other until the last, which is refused."""
-ALLOWED = 0.05
+ALLOWED = 0.025
 """CPU seconds. The product's bound is 0.01; a busy machine's caches double what is measured here."""
 
 
@@ -59,14 +65,11 @@ def send(address: str, body: bytes) -> WriteResult:
     return asyncio.run(call())
 
 
-@pytest.mark.parametrize(
-    ("size", "metadata"), [(1_000_000, ITEMS), (1_000_000, FLAT), (15_500_000, ITEMS)], ids=["nested", "flat", "16 MB"]
-)
-async def test_no_callback_of_a_node_takes_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, metadata: str
-) -> None:
-    stalls: list[tuple[str, float]] = []
-    meter = StallMeter(lambda name, seconds: stalls.append((name, seconds)), limit=ALLOWED)
+@pytest.fixture
+def stalls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, float]]]:
+    """What held this thread's event loop for longer than it may; empty it to begin."""
+    found: list[tuple[str, float]] = []
+    meter = StallMeter(lambda name, seconds: found.append((name, seconds)), limit=ALLOWED)
     inner, here = asyncio.Handle._run, threading.get_ident()  # type: ignore[attr-defined]
 
     def metered(handle: asyncio.Handle) -> None:
@@ -75,6 +78,16 @@ async def test_no_callback_of_a_node_takes_long(
         else:
             inner(handle)
 
+    monkeypatch.setattr(asyncio.Handle, "_run", metered)
+    meter.start()
+    yield found
+    meter.stop()
+    monkeypatch.undo()
+
+
+@asynccontextmanager
+async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[Node]]:
+    """A fixed cluster whose nodes run on this loop; the leader stands first."""
     ports = free_ports(3)
     nodes = [f"n{number}=127.0.0.1:{port}" for number, port in enumerate(ports)]
     running = []
@@ -83,7 +96,7 @@ async def test_no_callback_of_a_node_takes_long(
             node_id=f"n{number}",
             cluster_nodes=nodes,
             data_dir=str(tmp_path / f"n{number}"),
-            dimensions=DIMENSIONS,
+            dimensions=dimensions,
             election_timeout=2.0,
             heartbeat_interval=0.2,
         )
@@ -94,20 +107,93 @@ async def test_no_callback_of_a_node_takes_long(
         async with asyncio.timeout(60):
             while not any(node.groups[1].settled and node.host.is_leader(1) for node in running):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        leader = next(node for node in running if node.host.is_leader(1))
-        body = protocol.encode(WriteCall(1, batch(size, metadata), 60.0))
-        monkeypatch.setattr(asyncio.Handle, "_run", metered)
-        meter.start()
-        result = await asyncio.to_thread(send, leader.address, body)
-        async with asyncio.timeout(60):
-            while any(node.host.applied_index(1) < result.index for node in running):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        yield sorted(running, key=lambda node: not node.host.is_leader(1))
     finally:
-        meter.stop()
-        monkeypatch.undo()
         for node in running:
             await node.stop(hand_over=False)
-    assert not stalls
+
+
+@pytest.mark.parametrize(
+    ("size", "metadata"), [(1_000_000, ITEMS), (1_000_000, FLAT), (15_500_000, ITEMS)], ids=["nested", "flat", "16 MB"]
+)
+async def test_no_callback_of_a_node_takes_long(
+    tmp_path: Path, stalls: list[tuple[str, float]], size: int, metadata: str
+) -> None:
+    async with three_nodes(tmp_path, DIMENSIONS) as nodes:
+        body = await asyncio.to_thread(lambda: protocol.encode(WriteCall(1, batch(size, metadata), 60.0)))
+        stalls.clear()
+        result = await asyncio.to_thread(send, nodes[0].address, body)
+        async with asyncio.timeout(60):
+            while any(node.host.applied_index(1) < result.index for node in nodes):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not stalls
+
+
+async def test_no_callback_takes_long_for_a_large_answer(tmp_path: Path, stalls: list[tuple[str, float]]) -> None:
+    """Nearly as large as a frame may be: what is read is put together and encoded in a thread."""
+    dimensions, count = 4096, 3600
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    data = str(tmp_path / "n")
+    config = RaftConfig(node_id="n", cluster_nodes=[f"n={address}"], data_dir=data, dimensions=dimensions)
+    node = Node(config, system_ports(config))
+    vectors = np.random.default_rng(1).standard_normal((count, dimensions)).astype("<f4")
+    ids = [f"d{n}" for n in range(count)]
+
+    def ask() -> tuple[int, int]:
+        with needle.connect_sync(address, batch_bytes_max=8 << 20) as client:
+            client.insert_batch(ids=ids, vectors=vectors, timeout=60)
+            found = client.get_many(ids, timeout=60)
+            hits = client.search(vectors[0], count, with_vectors=True, exact=True, timeout=60)
+            return sum(one.vector.nbytes for one in found), sum(hit.vector.nbytes for hit in hits)
+
+    try:
+        await node.start()
+        async with asyncio.timeout(60):
+            while not node.groups[1].settled:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        stalls.clear()
+        assert await asyncio.to_thread(ask) == (vectors.nbytes, vectors.nbytes)
+        assert not stalls
+    finally:
+        await node.stop(hand_over=False)
+
+
+@pytest.mark.parametrize("aware", [True, False], ids=["shard-aware", "plain"])
+async def test_no_callback_takes_long_for_a_routed_write(
+    tmp_path: Path, stalls: list[tuple[str, float]], *, aware: bool
+) -> None:
+    """16 MB whose metadata tells the shard: straight to the shard's leader, and through a node that routes."""
+    config = ClusterConfig(shard_count=1, replication_factor=3, strategy=ShardStrategy.custom("kind"))
+    cluster = DistributedCluster(config)
+    metadata = {**json.loads(ITEMS), "kind": "a"}
+    count = 15_000_000 // len(json.dumps(metadata))
+    vectors = np.random.default_rng(1).standard_normal((count, DIMENSIONS)).astype("<f4")
+
+    def write(addresses: list[str]) -> int:
+        async def call() -> int:
+            if aware:
+                client: Any = await needle.connect(addresses, batch_bytes_max=16 << 20)
+            else:
+                caller = RpcClient(cluster_id="needle", rng=random.Random(1), clock=SystemClock())
+                client = needle.Client(caller, addresses, rng=random.Random(1), batch_bytes_max=16 << 20)
+            async with client:
+                ids = [f"d{n}" for n in range(count)]
+                results = await client.insert_batch(ids=ids, vectors=vectors, metadatas=[metadata] * count, timeout=60)
+            return sum(result.count for result in results)
+
+        return asyncio.run(call())
+
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
+    try:
+        for n, address in enumerate(addresses):
+            await cluster.add_local_node(f"node-{n}", address, str(tmp_path / f"node-{n}"))
+        await cluster.start()
+        await cluster.create_collection("default", dimensions=DIMENSIONS)
+        stalls.clear()
+        assert await asyncio.to_thread(write, addresses) == count
+        assert not stalls
+    finally:
+        await cluster.stop()
 
 
 async def test_the_watch_names_the_function_that_held_the_loop() -> None:

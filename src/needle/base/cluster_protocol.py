@@ -59,6 +59,14 @@ class ShardAnswer(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
 
 
+class ReceivedAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """A ShardAnswer as its receiver reads it: the body is not copied."""
+
+    epoch: int
+    fingerprint: int
+    body: memoryview
+
+
 class TopologyCall(msgspec.Struct, frozen=True, array_like=True):
     """The newest topology the node has, as soon as it is newer than `version` or `wait` seconds are over. confirmed:
     at least as new as everything committed before the call; the catalog's leader only."""

@@ -13,6 +13,7 @@ import msgspec
 from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.move_commands import MoveCommand
+from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.base.routing.shard_map import KeyRange
 
 FORMAT = b"\x01"
@@ -125,6 +126,13 @@ _decoder = msgspec.msgpack.Decoder(Command)
 def encode(command: Command) -> bytes:
     """The bytes that go into the log."""
     return FORMAT + _encoder.encode(command)
+
+
+def encode_body(command: Command) -> Body:
+    """As `encode`; a large insert in pieces."""
+    if isinstance(command, Insert) and len(command.vectors) + sum(map(len, command.metadata)) >= LARGE_BYTES:
+        return Pieces([FORMAT, *encode_parts(command)])
+    return encode(command)
 
 
 def decode(data: bytes) -> Command:

@@ -26,7 +26,8 @@ import msgspec
 
 from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import CollectionSpec, ReadMode, SearchRequest
+from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest
+from needle.base.parts import Body, encode_parts
 
 WRITE: Final = "write"
 SEARCH: Final = "search"
@@ -93,6 +94,11 @@ class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
     metadata: list[bytes]
     vectors: bytes
     applied_index: int
+
+
+def batch_bytes(batch: DocumentBatch | HitBatch) -> int:
+    """About how large a batch of documents is."""
+    return len(batch.vectors) + sum(map(len, batch.metadata))
 
 
 class CollectionsCall(msgspec.Struct, frozen=True, array_like=True):
@@ -174,6 +180,11 @@ _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 def encode(value: object) -> bytes:
     """A body as bytes."""
     return _encoder.encode(value)
+
+
+def encode_body(value: tuple[Any, ...], inner: Body) -> Body:
+    """A body that holds `inner`, in pieces if that is."""
+    return _encoder.encode(value) if isinstance(inner, bytes) else encode_parts(value)
 
 
 def decode(body: bytes | memoryview, kind: type[T]) -> T:

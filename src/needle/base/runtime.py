@@ -5,7 +5,7 @@ the whole node runs under simulation with one seed. `asyncio` is used for schedu
 own event loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -56,3 +56,15 @@ class Pool(Protocol):
     def close(self) -> None:
         """Wait for running calls, then stop the threads. Idempotent."""
         ...
+
+
+Blocking = Callable[..., Awaitable[Any]]
+"""Runs a function in a thread: Pool.run, asyncio.to_thread."""
+
+
+async def beside(blocking: Blocking | None, fn: Callable[..., T], *arguments: object) -> T:
+    """Run a function in a thread, or at once if there is none for it."""
+    if blocking is None:
+        return fn(*arguments)
+    result: T = await blocking(fn, *arguments)
+    return result

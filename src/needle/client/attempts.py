@@ -13,6 +13,7 @@ from typing import Any
 
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId
+from needle.base.parts import Body
 from needle.base.runtime import Rng
 from needle.client.directory import Directory
 
@@ -78,7 +79,7 @@ class Unanswered:
         self._watch: asyncio.Task[None] | None = None
 
     async def call(
-        self, address: str, method: str, body: bytes, seconds: float, *, anywhere: bool = False
+        self, address: str, method: str, body: Body, seconds: float, *, anywhere: bool = False
     ) -> bytes | None:
         """The answer of the node at `address`, the leader. None if it was given up: another node was elected leader,
         or, for a request that may be answered anywhere, the node says nothing at all any more."""

@@ -8,8 +8,8 @@ NeedleErrors. It is handed its network (a `Caller`) and its chance; `needle.conn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, overload
 
 from needle.base import protocol
 from needle.base.commands import Delete, Insert
@@ -30,7 +30,7 @@ from needle.base.protocol import (
     GetCall,
     SearchCall,
 )
-from needle.base.runtime import Rng
+from needle.base.runtime import Blocking, Rng, beside
 from needle.client import values
 from needle.client.admin import TIMEOUT
 from needle.client.collections import DEFAULT_COLLECTION, CollectionCalls
@@ -40,6 +40,10 @@ BATCH_BYTES_MAX = 1 << 20
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
 
+BESIDE_BYTES = 256 * 1024
+"""Answers from this size on are read in a thread."""
+
+T = TypeVar("T")
 FilterLike = Filter | Mapping[str, Any] | None
 
 
@@ -58,6 +62,8 @@ class Client(CollectionCalls):
         """addresses: of some or all nodes, "host:port"; the others are learned. prefer: the address that eventual
         reads ask first. batch_bytes_max: insert_batch splits what is larger into several log entries."""
         super().__init__(caller, addresses, rng, prefer)
+        self.blocking: Blocking | None = None
+        """Threads for large answers; without them the event loop waits while they are read."""
         self._batch_bytes_max = values.check_count(batch_bytes_max, "batch_bytes_max")
 
     async def __aenter__(self) -> Client:
@@ -233,9 +239,8 @@ class Client(CollectionCalls):
             lambda fresh: GetCall(shard_group(0), name, names, whole, fresh),
             timeout,
         )
-        batch = protocol.decode(answer, DocumentBatch)
+        batch, found = await self._beside(len(answer), _documents, answer)
         self._data().saw(batch.applied_index)
-        found = values.documents(batch)
         if isinstance(ids, str):
             return found[0] if found else None
         return found
@@ -291,9 +296,13 @@ class Client(CollectionCalls):
         answer = await self._read(
             protocol.SEARCH, freshness, lambda fresh: SearchCall(shard_group(0), request, fresh), timeout
         )
-        batch = protocol.decode(answer, HitBatch)
+        batch, found = await self._beside(len(answer), _hits, answer)
         self._data().saw(batch.applied_index)
-        return values.hits(batch)
+        return found
+
+    async def _beside(self, size: int, fn: Callable[..., T], *arguments: object) -> T:
+        """Make values of `size` bytes of an answer; in a thread, if there are some and the bytes are many."""
+        return await beside(self.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
 
     async def search_strong(
         self,
@@ -348,6 +357,16 @@ class Client(CollectionCalls):
         """`search` on any replica, leader or not: sees some earlier state. See `search` for session, max_staleness."""
         request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, self._freshness(ReadMode.EVENTUAL, session, max_staleness), timeout)
+
+
+def _documents(answer: bytes) -> tuple[DocumentBatch, list[Document]]:
+    batch = protocol.decode(answer, DocumentBatch)
+    return batch, values.documents(batch)
+
+
+def _hits(answer: bytes) -> tuple[HitBatch, list[Hit]]:
+    batch = protocol.decode(answer, HitBatch)
+    return batch, values.hits(batch)
 
 
 def _request(

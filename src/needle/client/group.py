@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from needle.base import protocol
-from needle.base.commands import Command, OpenSession, Session, encode
+from needle.base.commands import Command, OpenSession, Session, encode_body
 from needle.base.errors import (
     AlreadyExists,
     CollectionExists,
@@ -33,7 +33,7 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId
 from needle.base.model import WriteResult
-from needle.base.protocol import WriteCall
+from needle.base.parts import Body
 from needle.base.runtime import Rng
 from needle.client.attempts import Attempts, Unanswered
 from needle.client.directory import Directory
@@ -42,7 +42,7 @@ from needle.client.session import WriteNumbers
 CONNECT_SECONDS_MAX = 1.0
 HINTS_MAX = 3
 
-MakeBody = Callable[[float], bytes]
+MakeBody = Callable[[float], Body]
 """The request's body, given the seconds that the node may take."""
 
 _JUDGED_BY_THE_LOG = (AlreadyExists, VersionMismatch, CollectionExists)
@@ -111,8 +111,8 @@ class GroupClient:
         return isinstance(error, (OutcomeUnknown, *_JUDGED_BY_THE_LOG))
 
     def _body(self, command: Command) -> MakeBody:
-        group, data = self.group, encode(command)
-        return lambda seconds: protocol.encode(WriteCall(group, data, seconds))
+        group, data = self.group, encode_body(command)
+        return lambda seconds: protocol.encode_body((group, data, seconds), data)  # a WriteCall
 
     async def _open(self, attempts: Attempts) -> WriteNumbers:
         """Open a session; concurrent writes share the attempt."""

@@ -205,7 +205,7 @@ class ShardedClient(Client):
             max_staleness=fresh.max_staleness,
             session=session,
         )
-        found = values.documents(batch)
+        found = await self._beside(protocol.batch_bytes(batch), values.documents, batch)
         if isinstance(ids, str):
             return found[0] if found else None
         return found
@@ -222,7 +222,10 @@ class ShardedClient(Client):
 
     async def _search(self, request: SearchRequest, freshness: Freshness, timeout: float) -> list[Hit]:
         found = await self._find(request, freshness, timeout, False)
-        return values.hits(found.batch)
+        return await self._hits(found)
+
+    async def _hits(self, found: FoundLike) -> list[Hit]:
+        return await self._beside(protocol.batch_bytes(found.batch), values.hits, found.batch)
 
     async def _find(self, request: SearchRequest, fresh: Freshness, timeout: float, partial: bool) -> FoundLike:
         return await self._router.search(
@@ -252,7 +255,7 @@ class ShardedClient(Client):
         request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         found = await self._find(request, self._freshness(mode, False, None), timeout, True)
         missing = {shard: error.message for shard, error in found.missing.items()}
-        return PartialHits(hits=values.hits(found.batch), missing=missing, gaps=found.gaps)
+        return PartialHits(hits=await self._hits(found), missing=missing, gaps=found.gaps)
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def create_collection(

@@ -23,8 +23,7 @@ from needle.base.cluster_protocol import (
     TopologyAnswer,
     TopologyCall,
 )
-from needle.base.commands import Command
-from needle.base.commands import encode as encode_command
+from needle.base.commands import Command, encode_body
 from needle.base.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -41,7 +40,8 @@ from needle.base.errors import (
 )
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
-from needle.base.protocol import LeaderAnswer, WriteCall
+from needle.base.parts import Body
+from needle.base.protocol import LeaderAnswer
 from needle.base.routing.topology import Topology
 from needle.base.runtime import Rng
 from needle.client.attempts import Attempts
@@ -116,12 +116,12 @@ class ShardGroup(GroupClient):
         self._named = f"shard {shard}" if shard >= 0 else "the catalog"
 
     def _body(self, command: Command) -> MakeBody:
-        group, data = self.group, encode_command(command)
+        group, data = self.group, encode_body(command)
 
-        def body(seconds: float) -> bytes:
+        def body(seconds: float) -> Body:
             found = self._topology().map
-            inner = protocol.encode(WriteCall(group, data, seconds))
-            return protocol.encode((found.epoch if found is not None else 0, protocol.WRITE, inner))
+            inner = protocol.encode_body((group, data, seconds), data)  # a WriteCall
+            return protocol.encode_body((found.epoch if found is not None else 0, protocol.WRITE, inner), inner)
 
         return body
 

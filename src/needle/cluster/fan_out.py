@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from needle.base import protocol
-from needle.base.cluster_protocol import SHARD, ShardAnswer, ShardCall
+from needle.base.cluster_protocol import SHARD, ReceivedAnswer, ShardCall
 from needle.base.commands import Command, Session
 from needle.base.errors import DeadlineExceeded, NeedleError, ProtocolError, StaleEpoch
 from needle.base.model import ReadMode, WriteResult
@@ -26,6 +26,7 @@ from needle.base.routing.topology import Ownership, Topology
 from needle.cluster.latency import Latencies
 
 T = TypeVar("T")
+Payload = bytes | memoryview
 
 MakeInner = Callable[[int, Freshness], object]
 """The shard's own call, given the shard and how fresh the read must be."""
@@ -71,10 +72,14 @@ class Answers(msgspec.Struct, frozen=True):
     """by_shard: bodies of the shards that answered, in order. missing: why others did not. gaps: the ranges of the key
     space without an answer (only when partial answers were asked for). epoch: of the map all were computed on."""
 
-    by_shard: dict[int, bytes]
+    by_shard: dict[int, Payload]
     missing: dict[int, NeedleError]
     gaps: list[KeyRange]
     epoch: int
+
+    def size(self) -> int:
+        """Bytes of all bodies."""
+        return sum(map(len, self.by_shard.values()))
 
 
 class FanOut:
@@ -166,7 +171,7 @@ class FanOut:
         return Answers(answered, missing, gaps, owned.epoch)
 
     def _prove(
-        self, owned: Ownership, shards: Sequence[int], answered: dict[int, bytes], missing: dict[int, NeedleError]
+        self, owned: Ownership, shards: Sequence[int], answered: dict[int, Payload], missing: dict[int, NeedleError]
     ) -> None:
         """Every shard asked has answered on its ranges, or is named as missing; and the map itself has no hole."""
         if not self._covers or sorted([*answered, *missing]) != sorted(shards):
@@ -174,7 +179,7 @@ class FanOut:
 
     async def _ask(
         self, owned: Ownership, shard: int, method: str, make: MakeInner, fresh: Freshness, deadline: float
-    ) -> bytes:
+    ) -> Payload:
         """One shard's answer, computed on exactly the ranges of `owned`. Raises StaleEpoch otherwise."""
         loop = asyncio.get_running_loop()
 
@@ -188,7 +193,7 @@ class FanOut:
             data = await self._ask_any(shard, group, body, left)
         else:
             data = await group.ask_leader(SHARD, body, left)
-        answer = protocol.decode(data, ShardAnswer)
+        answer = protocol.decode(data, ReceivedAnswer)
         if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
             raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
         return answer.body

@@ -21,12 +21,13 @@ from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest,
 from needle.base.protocol import CollectionsAnswer, CollectionsCall, DocumentBatch, Freshness, GetCall, SearchCall
 from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.topology import Ownership
+from needle.cluster.batch_plan import plan_batch
 from needle.cluster.deletion import Deletion, Part
-from needle.cluster.merge import by_owner, merge_documents, merge_hits
+from needle.cluster.fan_out import Payload
+from needle.cluster.merge import merge_documents, merge_hits
 from needle.cluster.pruning import pinned_keys
-from needle.cluster.routes import Routes, said_of
+from needle.cluster.routes import Routes, owner_of, said_of
 
-BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
 
 
@@ -109,18 +110,10 @@ class Router(Routes):
     async def _insert_rows(
         self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
     ) -> list[WriteResult | NeedleError]:
-        outcomes: list[WriteResult | NeedleError | None] = [None] * len(ids)
         size = rows.nbytes // max(1, len(ids))
-        owners: list[int] = []
-        routed: list[int] = []
-        for at, name in enumerate(ids):
-            try:
-                owners.append(self._owner(name, metadata[at]))
-                routed.append(at)
-            except StaleEpoch:
-                raise
-            except NeedleError as error:
-                outcomes[at] = error
+        weight, routed = rows.nbytes + sum(map(len, metadata)), self.fan_out.ownership()
+        plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
+        outcomes: list[WriteResult | NeedleError | None] = [plan.homeless.get(at) for at in range(len(ids))]
         permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
 
         async def send(shard: int, part: list[int]) -> None:
@@ -128,8 +121,10 @@ class Router(Routes):
             json = [metadata[at] for at in part]
 
             def owner() -> int:
-                now = {self._owner(name, meta) for name, meta in zip(names, json, strict=True)}
-                if now != {shard}:
+                newest = self.fan_out.ownership()
+                if newest is not routed and {owner_of(newest, *one) for one in zip(names, json, strict=True)} != {
+                    shard
+                }:
                     raise _Scattered
                 return shard
 
@@ -148,25 +143,8 @@ class Router(Routes):
             for at in part:
                 outcomes[at] = result
 
-        async def one_shard(shard: int, members: list[int]) -> None:
-            parts = self._parts(members, ids, metadata, size)
-            await asyncio.gather(*(send(shard, part) for part in parts))
-
-        groups = by_owner(owners)
-        await asyncio.gather(*(one_shard(shard, [routed[n] for n in at]) for shard, at in groups.items()))
+        await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
         return [outcome for outcome in outcomes if outcome is not None]
-
-    def _parts(self, members: list[int], ids: list[str], metadata: list[bytes], row: int) -> list[list[int]]:
-        parts: list[list[int]] = [[]]
-        filled = 0
-        for at in members:
-            weight = row + 16 + len(ids[at]) + len(metadata[at])
-            if parts[-1] and (filled + weight > self._batch_bytes_max or len(parts[-1]) >= BATCH_DOCUMENTS_MAX):
-                parts.append([])
-                filled = 0
-            parts[-1].append(at)
-            filled += weight
-        return parts
 
     async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
         """Delete documents; all or nothing in each shard. count: how many were there."""
@@ -242,10 +220,9 @@ class Router(Routes):
         )
         monotonic = self._monotonic or asyncio.get_running_loop().time
         start = monotonic()
-        batches = {shard: protocol.decode(body, HitBatch) for shard, body in answers.by_shard.items()}
+        batches, merged = await self._beside(answers.size(), _merged_hits, answers.by_shard, request.k)
         for shard, batch in batches.items():
             self._saw(shard, batch.applied_index)
-        merged = merge_hits(list(batches.values()), request.k)
         self.stats.searched(len(batches) + len(answers.missing), monotonic() - start)
         return Found(
             merged,
@@ -295,10 +272,10 @@ class Router(Routes):
             fresh,
             timeout,
         )
-        batches = {shard: protocol.decode(body, DocumentBatch) for shard, body in answers.by_shard.items()}
+        batches, merged = await self._beside(answers.size(), _merged_documents, answers.by_shard, names)
         for shard, batch in batches.items():
             self._saw(shard, batch.applied_index)
-        return merge_documents(list(batches.values()), names)
+        return merged
 
     async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
         """Documents of each collection by shard."""
@@ -362,6 +339,18 @@ class Router(Routes):
             elif isinstance(outcome, BaseException):
                 raise outcome
         return silent
+
+
+def _merged_hits(answers: dict[int, Payload], k: int) -> tuple[dict[int, HitBatch], HitBatch]:
+    batches = {shard: protocol.decode(body, HitBatch) for shard, body in answers.items()}
+    return batches, merge_hits(list(batches.values()), k)
+
+
+def _merged_documents(
+    answers: dict[int, Payload], names: Sequence[str]
+) -> tuple[dict[int, DocumentBatch], DocumentBatch]:
+    batches = {shard: protocol.decode(body, DocumentBatch) for shard, body in answers.items()}
+    return batches, merge_documents(list(batches.values()), names)
 
 
 class _Scattered(Exception):

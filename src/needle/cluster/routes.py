@@ -16,11 +16,14 @@ from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError
 from needle.base.model import WriteResult
 from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import CollectionInfo, Ownership, Topology
+from needle.base.runtime import Blocking, beside
 from needle.cluster.fan_out import FanOut, ShardGroup
 from needle.cluster.merge import by_owner
 
 PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.1
+BESIDE_BYTES = 64 * 1024
+"""What takes time by the byte is done in a thread from this size on."""
 
 T = TypeVar("T")
 
@@ -59,16 +62,30 @@ def said_of(error: NeedleError, info: CollectionInfo) -> None:
         error.details["collection"] = info.spec.name
 
 
+def owner_of(owned: Ownership, name: str, metadata: bytes) -> int:
+    """The shard that owns a document."""
+    strategy = owned.map.strategy
+    decoded = msgspec.json.decode(metadata) if strategy.kind == "custom" and metadata else None
+    return owned.map.owner(routing_key(strategy, owned.map.shard_count, name, decoded))
+
+
 class Routes:
     """What a router knows of the shards."""
 
     def __init__(
-        self, shards: Shards, *, batch_bytes_max: int = 1 << 20, monotonic: Callable[[], float] | None = None
+        self,
+        shards: Shards,
+        *,
+        batch_bytes_max: int = 1 << 20,
+        monotonic: Callable[[], float] | None = None,
+        blocking: Blocking | None = None,
     ) -> None:
         """batch_bytes_max: a larger part of a batch becomes several log entries of its shard. monotonic: measures
-        merges, which are shorter than the event loop's clock can tell."""
+        merges, which are shorter than the event loop's clock can tell. blocking: threads for large batches and
+        answers; without them the event loop waits."""
         self._shards = shards
         self._monotonic = monotonic
+        self._blocking = blocking
         self._batch_bytes_max = batch_bytes_max
         self._seen: dict[int, int] = {}
         self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
@@ -76,10 +93,7 @@ class Routes:
 
     # --- routing -----------------------------------------------------------------------------------------------------
     def _owner(self, name: str, metadata: bytes) -> int:
-        owned = self.fan_out.ownership()
-        strategy = owned.map.strategy
-        decoded = msgspec.json.decode(metadata) if strategy.kind == "custom" and metadata else None
-        return owned.map.owner(routing_key(strategy, owned.map.shard_count, name, decoded))
+        return owner_of(self.fan_out.ownership(), name, metadata)
 
     def shard_of(self, name: str, metadata: bytes = b"") -> int:
         """The shard that owns a document. metadata: JSON bytes, needed for custom strategies."""
@@ -93,6 +107,11 @@ class Routes:
             return {shard: list(range(len(names))) for shard in owned.owners}
         count = shard_map.shard_count
         return dict(by_owner([shard_map.owner(routing_key(shard_map.strategy, count, name)) for name in names]))
+
+    async def _beside(self, size: int, fn: Callable[..., T], *arguments: object) -> T:
+        """Run what takes time by the byte, for `size` bytes: in a thread if they are many. It must not touch self's
+        state."""
+        return await beside(self._blocking if size > BESIDE_BYTES else None, fn, *arguments)
 
     def _saw(self, shard: int, index: int) -> None:
         if index > self._seen.get(shard, 0):

@@ -12,6 +12,7 @@ import msgspec
 
 from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
+from needle.base.parts import LARGE_BYTES, Body, encode_parts
 from needle.multiraft.log_records import Life
 from needle.multiraft.ports import SnapshotFile
 from needle.raft.messages import ConfState, Message, SnapshotMeta
@@ -127,6 +128,13 @@ def message_bytes(message: Message) -> int:
 def encode_frame(nonce: int, news: int, messages: list[Addressed]) -> bytes:
     """One frame's body."""
     return _encoder.encode((nonce, news, messages))
+
+
+def frame_body(nonce: int, news: int, messages: list[Addressed]) -> Body:
+    """As `encode_frame`; in pieces if it is large, so that entries are not copied for each member."""
+    if sum([message_bytes(message) for _, message in messages]) < LARGE_BYTES:
+        return encode_frame(nonce, news, messages)
+    return encode_parts((nonce, news, messages))
 
 
 def decode_frame(body: bytes) -> Frame:

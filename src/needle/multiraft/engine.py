@@ -20,7 +20,7 @@ from needle.base.errors import Internal, LostState, NeedleError, Unavailable, in
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.background import Background
-from needle.multiraft.codec import Addressed, encode_frame, in_frames
+from needle.multiraft.codec import Addressed, frame_body, in_frames
 from needle.multiraft.config import HostConfig
 from needle.multiraft.counters import Counters
 from needle.multiraft.failpoints import Failpoint, no_failpoint
@@ -260,7 +260,7 @@ class Engine:
         self.counters.messages_out += len(messages)
         for some in in_frames(messages, self.config.frame_bytes_max):
             self.counters.frames_out += 1
-            if not self.transport.send(to, encode_frame(self.lives.nonce, self.lives.news, some)):
+            if not self.transport.send(to, frame_body(self.lives.nonce, self.lives.news, some)):
                 self._unreachable(to, some)
 
     def _unreachable(self, to: NodeId, messages: list[Addressed]) -> None:

@@ -160,12 +160,13 @@ def encode_entry(key: bytes, entry: Entry) -> bytes:
     """The value of an entry under `key`: CRC-32, term, kind, data."""
     head = _HEAD.pack(entry.term, entry.kind)
     crc = zlib.crc32(entry.data, zlib.crc32(head, zlib.crc32(key)))
-    return _CRC.pack(crc) + head + entry.data
+    return b"".join((_CRC.pack(crc), head, entry.data))
 
 
 def decode_entry(key: bytes, value: bytes, group: GroupId, index: int) -> Entry:
     """The entry under `key`. Raises CorruptLog that names group and index."""
-    if len(value) >= _BODY and zlib.crc32(value[_CRC.size :], zlib.crc32(key)) == _CRC.unpack_from(value)[0]:
+    checked = memoryview(value)[_CRC.size :]  # not copied: an entry may have 16 MB
+    if len(value) >= _BODY and zlib.crc32(checked, zlib.crc32(key)) == _CRC.unpack_from(value)[0]:
         term, kind = _HEAD.unpack_from(value, _CRC.size)
         if kind in _KINDS:
             return Entry(index, term, kind, value[_BODY:])

@@ -9,12 +9,13 @@ import msgspec
 
 from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
+from needle.base.parts import Body
 
 
 class Transport(Protocol):
     """Messages to other nodes, by node id. Delivery is best effort: lost, late, doubled or reordered is allowed."""
 
-    def send(self, to: NodeId, body: bytes) -> bool:
+    def send(self, to: NodeId, body: Body) -> bool:
         """Queue one one-way frame of Raft messages. False if it was dropped (no address, queue full)."""
         ...
 

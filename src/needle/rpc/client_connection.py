@@ -10,6 +10,7 @@ import asyncio
 import copy
 
 from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, ProtocolError
+from needle.base.parts import Body
 from needle.rpc.codec import Hello, check_hello, decode, decode_error, encode
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
 from needle.rpc.frame import ERROR, HELLO, HELLO_ACK, REQUEST, RESPONSE, Frame
@@ -38,14 +39,14 @@ class ClientConnection(FrameConnection):
         self.write_frame(HELLO, 0, (encode(self._hello),))
 
     # --- output ------------------------------------------------------------------------------------------------------
-    def request(self, head: bytes, body: bytes, deadline: float) -> asyncio.Future[bytes]:
+    def request(self, head: bytes, body: Body, deadline: float) -> asyncio.Future[bytes]:
         """Send a request; the future ends by `deadline` (loop time) at the latest, give or take a sweep."""
         if self.closing:
             raise self.lost_error()
         future: asyncio.Future[bytes] = self.loop.create_future()
         self._next_id = request_id = self._next_id + 1
         self._pending[request_id] = (future, deadline)
-        self.write_frame(REQUEST, request_id, (head, body))
+        self.write_frame(REQUEST, request_id, (head, body) if isinstance(body, bytes) else (head, *body))
         if self._sweep is None or deadline < self._sweep_at:
             self._arm(deadline)
         return future

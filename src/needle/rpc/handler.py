@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
+from needle.base.parts import Body
 from needle.rpc.frame import Payload
 
-Answer = bytes | list[bytes]
+Answer = Body
 
 
 class Peer:

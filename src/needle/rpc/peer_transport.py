@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from needle.base.errors import ConnectionLost
 from needle.base.ids import NodeId
+from needle.base.parts import Body
 from needle.rpc.transport import RpcClient
 
 
@@ -22,7 +23,7 @@ class PeerTransport:
         self._address_of = address_of
         self._used: dict[NodeId, str] = {}
 
-    def send(self, to: NodeId, body: bytes) -> bool:
+    def send(self, to: NodeId, body: Body) -> bool:
         """Queue one one-way frame; False if it was dropped (no address, not connected yet, queue full)."""
         address = self._address_of(to)
         if address is None:

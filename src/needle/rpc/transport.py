@@ -21,6 +21,7 @@ from needle.base.errors import (
     FrameTooLarge,
     NeedleError,
 )
+from needle.base.parts import Body, body_bytes, whole
 from needle.base.runtime import Clock, Rng
 from needle.rpc.client_connection import ClientConnection, Link
 from needle.rpc.codec import (
@@ -66,11 +67,11 @@ class RpcClient:
         self._closed = False
         self.stats = RpcStats()
 
-    async def call(self, address: str, method: str, body: bytes, timeout: float, node: str = "") -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float, node: str = "") -> bytes:
         """Ask `address` and wait at most `timeout` seconds. Raises the peer's NeedleError, ConnectionLost,
         DeadlineExceeded, the refusal of a hello (WrongCluster, ...) or FrameTooLarge."""
         head = request_head(method)
-        size = len(head) + len(body) + ENVELOPE_BYTES
+        size = len(head) + body_bytes(body) + ENVELOPE_BYTES
         if size > self._limits.frame_bytes_max:
             limit = self._limits.frame_bytes_max
             raise FrameTooLarge(f"a request of {size} bytes is over the limit of {limit}", bytes=size, limit=limit)
@@ -83,27 +84,27 @@ class RpcClient:
             await connection.writable(deadline)
         return await connection.request(head, body, deadline)
 
-    def send(self, address: str, body: bytes, node: str = "") -> bool:
+    def send(self, address: str, body: Body, node: str = "") -> bool:
         """Queue a one-way frame. False if it was dropped: not connected and the backoff forbids to try, the queue is
         full, or the frame is over the limit. Frames queued while connecting are sent when that succeeds: an election
         must not wait another timeout because its first vote request only opened the connection."""
         link = self._links.get((address, node))
         connection = link.connection if link is not None else None
-        size = len(body) + ENVELOPE_BYTES
+        size = body_bytes(body) + ENVELOPE_BYTES
         if connection is None:
             link = self._link(address, node)
             if self._start_connecting(link) and link.held_bytes + size <= HELD_BYTES_MAX:
-                link.held.append(body)
+                link.held.append(whole(body))
                 link.held_bytes += size
                 return True
         elif size <= self._limits.frame_bytes_max and not connection.closing:
             unsent = connection.unsent_bytes()
             # A frame larger than the whole queue may pass alone, otherwise it never could.
             if not unsent or unsent + size <= self._limits.oneway_bytes_max:
-                connection.write_frame(ONEWAY, 0, (body,))
+                connection.write_frame(ONEWAY, 0, (body,) if isinstance(body, bytes) else body)
                 return True
         self.stats.dropped_frames += 1
-        self.stats.dropped_bytes += len(body)
+        self.stats.dropped_bytes += size - ENVELOPE_BYTES
         return False
 
     def connected(self, address: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import Mapping
@@ -56,8 +57,11 @@ def sharded_client(caller: Caller, addresses: list[str], topology: Topology, bat
     """A shard-aware client over `caller`."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     shards = ClusterShards(caller, addresses, topology, rng=rng)
-    router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=SystemClock().monotonic)
-    return ShardedClient(caller, addresses, shards, router, rng)
+    monotonic = SystemClock().monotonic
+    router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
+    client = ShardedClient(caller, addresses, shards, router, rng)
+    client.blocking = asyncio.to_thread
+    return client
 
 
 def system_caller(cluster_id: str) -> RpcClient:

@@ -116,7 +116,7 @@ class ClusterNode(Node):
         self._undo.append(caller.close)
         self.caller = caller
         self.shards = NodeShards(self, caller)
-        self.router = Router(self.shards, monotonic=self.now)
+        self.router = Router(self.shards, monotonic=self.now, blocking=self.blocking)
         self._undo.append(self._close_catalog)
         known = load_topology(directory)
         for older in (known.addresses(), self.cluster.voters):  # the book holds what nodes said later

@@ -8,11 +8,12 @@ repeated at another node is answered SessionExpired, which its client reports as
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from needle.base import commands
 from needle.base.config import RaftConfig
-from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, SessionExpired, UnsupportedFormat
+from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, SessionExpired, UnsupportedFormat, invalid
 from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.base.move_commands import MoveCommand
 from needle.base.protocol import (
@@ -32,6 +33,7 @@ from needle.shard.validation import check_spec
 SESSIONS_MAX = 10_000
 LEFT = "documents_left"
 """Detail of the error for a batch that can be repeated for its rest."""
+Judge = Callable[..., Awaitable[Any]]
 SHARE = 0.9
 """Of a call's time for the shards, so that what they say still reaches the client."""
 
@@ -64,18 +66,17 @@ class _Session:
 class Proxy:
     """See the module."""
 
-    def __init__(self, node: ProxyNode, rng: Rng) -> None:
+    def __init__(self, node: ProxyNode, rng: Rng, judge: Judge) -> None:
+        """judge: RpcService.judge."""
         self._node = node
+        self._judge = judge
         self._rng = rng
         self._sessions: dict[int, _Session] = {}
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, call: WriteCall) -> WriteResult:
         """One command of a client that is not shard-aware."""
-        try:
-            command = commands.decode(call.command)
-        except UnsupportedFormat as error:
-            raise InvalidArgument(error.message, field="command") from error
+        command = await self._judge(len(call.command), self._decoded, call.command)
         if isinstance(command, commands.OpenSession):
             return self._open()
         if isinstance(command, commands.PublishSegment | MoveCommand):
@@ -104,6 +105,21 @@ class Proxy:
             del answers[session.seq]  # nothing happened but what is in `written`: the client may send it again
         return task.result()
 
+    def _decoded(self, data: bytes) -> commands.Command:
+        """May run in any thread. Raises InvalidArgument."""
+        try:
+            command = commands.decode(data)
+        except UnsupportedFormat as error:
+            raise InvalidArgument(error.message, field="command") from error
+        if not isinstance(command, commands.Insert):
+            return command
+        count, limit = len(command.ids), self._node.config.limits.batch_documents_max
+        if count != len(command.metadata) or not count or len(command.vectors) % count:
+            raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
+        if count > limit:
+            raise invalid("ids", f"{count} documents", f"1 to {limit} in a batch")
+        return commands.without_repeats(command)
+
     def _open(self) -> WriteResult:
         while len(self._sessions) >= SESSIONS_MAX:
             del self._sessions[next(iter(self._sessions))]
@@ -129,10 +145,6 @@ class Proxy:
 
     async def _insert(self, command: commands.Insert, timeout: float, written: dict[int, WriteResult]) -> WriteResult:
         count = len(command.ids)
-        if count != len(command.metadata) or not count or len(command.vectors) % count:
-            raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
-        command = commands.without_repeats(command)
-        count = len(command.ids)
         if count == 1:
             return await self._node.router.insert(
                 command.collection, command.ids[0], command.vectors, command.metadata[0], command.expected, timeout
@@ -152,10 +164,12 @@ class Proxy:
         get through."""
         rows, size = memoryview(command.vectors), len(command.vectors) // len(command.ids)
         left = [at for at in range(len(command.ids)) if at not in written]
+        if written:
+            rows = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in left))
         outcomes = await self._node.router.insert_batch(
             command.collection,
             [command.ids[at] for at in left],
-            memoryview(b"".join(rows[at * size : (at + 1) * size] for at in left)),
+            rows,
             [command.metadata[at] for at in left],
             timeout,
         )

@@ -28,7 +28,6 @@ from needle.base.cluster_protocol import (
     FoundCall,
     MoveAnswer,
     MoveCall,
-    ShardAnswer,
     ShardCall,
     SyncCall,
     TopologyAnswer,
@@ -54,6 +53,7 @@ from needle.base.errors import (
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import Claim, WriteResult
 from needle.base.move_commands import MoveCommand
+from needle.base.parts import Body
 from needle.base.protocol import (
     AddressBook,
     CollectionsCall,
@@ -72,8 +72,9 @@ from needle.cluster.router import Router
 from needle.server.cluster_collections import Reconciler
 from needle.server.cluster_proxy import Proxy
 from needle.server.ports import NodePorts, Peers
-from needle.server.rpc_service import RpcService
+from needle.server.rpc_service import RpcService, decoded_command
 from needle.server.served import ServedNode, call_timeout, not_leader
+from needle.shard.holdings import Fence
 from needle.shard.validation import check_spec
 
 BEHIND_SECONDS = 1.0
@@ -113,7 +114,7 @@ class ClusterService(RpcService):
             protocol.COLLECTIONS: (CollectionsCall, self.reads.collections),
         }
         """The reads as one shard's replica answers them; without a ShardCall around them they are proxied."""
-        self.proxy = proxy = Proxy(node, node.ports.rng)
+        self.proxy = proxy = Proxy(node, node.ports.rng, self.judge)
         whole = (
             (protocol.WRITE, WriteCall, proxy.write),
             (protocol.SEARCH, SearchCall, proxy.search),
@@ -138,7 +139,7 @@ class ClusterService(RpcService):
         self._methods.update(more)
         self._decoders.update({name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in more.items()})
 
-    async def _serve(self, method: str, run: Callable[[Any], Awaitable[Any]], call: Any) -> bytes:
+    async def _serve(self, method: str, run: Callable[[Any], Awaitable[Any]], call: Any) -> Body:
         """As RpcService._serve; what a shard's replica answers is told apart from what is proxied (for metrics)."""
         inner = call.method if method == SHARD else ""
         return await super()._serve(f"shard_{inner}" if inner in READS else method, run, call)
@@ -161,7 +162,7 @@ class ClusterService(RpcService):
     def _stale(self, text: str, here: Ownership, *, owned: bool = True) -> StaleEpoch:
         return StaleEpoch(text, epoch=here.epoch, version=self._cluster.topology.version, owned=owned)
 
-    async def _shard(self, call: ShardCall) -> ShardAnswer:
+    async def _shard(self, call: ShardCall) -> Body:
         if call.method not in READS:
             raise invalid("method", call.method[:80], f"one of {', '.join(READS)}")
         owned = await self._owned(call.epoch)
@@ -184,25 +185,28 @@ class ClusterService(RpcService):
         after = self._cluster.ownership
         if after is None or after.map != owned.map:
             raise self._stale("the shard map changed during the read", after or owned)
-        return ShardAnswer(owned.epoch, owned.fingerprint(inner.group - 1), protocol.encode(answer))
+        body = await self.encoded(answer)
+        return protocol.encode_body((owned.epoch, owned.fingerprint(inner.group - 1), body), body)  # a ShardAnswer
 
     async def _shard_write(self, call: ShardCall) -> object:
         owned = await self._owned(call.epoch)
-        inner = protocol.decode(call.body, WriteCall)
-        try:
-            command = commands.decode(inner.command)
-        except UnsupportedFormat as error:
-            raise InvalidArgument(error.message, field="command") from error
-        if isinstance(command, commands.CreateCollection | commands.DropCollection):
-            raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
-        self._check_owner(owned, inner.group, command)
+        inner, command = await self.judge(len(call.body), self._owned_write, owned, call.body)
         await self._hold(owned, inner, command)
         try:
-            return await self._write(inner)
+            return await self._write(inner, command)
         except CollectionNotFound:
             collection = getattr(command, "collection", "")
             await self._catch_up(inner.group, collection, inner.timeout)
-            return await self._write(inner)
+            return await self._write(inner, command)
+
+    def _owned_write(self, owned: Ownership, body: bytes) -> tuple[WriteCall, commands.Command]:
+        """A shard's write, all of whose documents it owns. May run in any thread."""
+        call = protocol.decode(body, WriteCall)
+        command = decoded_command(call.command)
+        if isinstance(command, commands.CreateCollection | commands.DropCollection):
+            raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
+        self._check_owner(owned, call.group, command)
+        return call, command
 
     def _check_owner(self, owned: Ownership, group: GroupId, command: commands.Command) -> None:
         """Raises StaleEpoch (owned=False) for a document that another shard owns."""
@@ -233,16 +237,7 @@ class ClusterService(RpcService):
         fence = hosted.replica.fence if hosted is not None and self._host.is_leader(call.group) else None
         if fence is None or (not fence.freezes and fence.fingerprint == owned.fingerprint(call.group - 1)):
             return  # the log owns what the map says, and that is checked already
-        if isinstance(command, commands.Insert):
-            taken = all(map(fence.accepts, command.ids, command.metadata))
-        elif isinstance(command, commands.Delete) and not fence.custom:
-            taken = all(fence.accepts(name, b"") for name in command.ids)
-        elif isinstance(command, commands.Delete):
-            whole = command.owned == fence.fingerprint and not fence.freezes
-            taken = fence.takes(command.within) if command.within else whole
-        else:
-            taken = True
-        if not taken:
+        if not await self.judge(len(call.command), _takes, fence, command):
             await self._moving(owned, call_timeout(call.timeout))
             text = f"shard {call.group - 1} does not take this write while its key moves"
             raise self._stale(text, self._cluster.ownership or owned, owned=False)
@@ -258,10 +253,7 @@ class ClusterService(RpcService):
             raise not_leader(self._node, call.group)
         timeout, hosted = call_timeout(call.timeout), self._node.hosted(call.group)
         if call.command:
-            try:
-                command = commands.decode(call.command)
-            except UnsupportedFormat as error:
-                raise InvalidArgument(error.message, field="command") from error
+            command = await self.judge(len(call.command), decoded_command, call.command)
             if not isinstance(command, MoveCommand) or command.move != call.move:
                 raise InvalidArgument(f"{type(command).__name__} is no step of move {call.move}", field="command")
             move = self._cluster.topology.move(call.move)
@@ -373,6 +365,19 @@ class ClusterService(RpcService):
 
     async def _who(self, call: WhoCall) -> WhoAnswer:
         return self._cluster.who()
+
+
+def _takes(fence: Fence, command: commands.Command) -> bool:
+    """Whether the shard's log would take a write now."""
+    if isinstance(command, commands.Insert):
+        return all(map(fence.accepts, command.ids, command.metadata))
+    if not isinstance(command, commands.Delete):
+        return True
+    if not fence.custom:
+        return all(fence.accepts(name, b"") for name in command.ids)
+    if command.within:
+        return fence.takes(command.within)
+    return command.owned == fence.fingerprint and not fence.freezes
 
 
 def _lists(topology: Topology, collection: str) -> bool:

@@ -109,6 +109,7 @@ async def _connect(addresses: list[str], cluster_id: str, batch_bytes_max: int) 
     if topology is not None:
         return sharded_client(caller, addresses, topology, batch_bytes_max)
     client = Client(caller, addresses, rng=rng, batch_bytes_max=batch_bytes_max)
+    client.blocking = asyncio.to_thread
     try:
         await client.probe()
     except BaseException:

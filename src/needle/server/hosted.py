@@ -27,6 +27,7 @@ from needle.multiraft.host import Host
 from needle.server.disk_space import DiskSpace
 from needle.server.lasting import lasting
 from needle.server.ports import NodePorts
+from needle.shard.builders import Builders
 from needle.shard.caretaker import Caretaker
 from needle.shard.index_budget import RECENT_MAX, FieldName
 from needle.shard.search_batcher import SearchBatcher
@@ -63,12 +64,14 @@ class HostedReplica:
         call: Callable[[NodeId, str, bytes, float], Awaitable[bytes]],
         fatal: Callable[[NeedleError], None],
         space: DiskSpace,
+        builders: Builders,
     ) -> None:
-        """call: asks another node. fatal: stops this node. space: of its disk."""
+        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches."""
         self.group = group
         self.space = space
         self.replica = replica
-        self.batcher = SearchBatcher(replica.search_many, ports.search_pool, in_flight_max=ports.search_threads)
+        search_many = partial(replica.search_many, builders=builders)
+        self.batcher = SearchBatcher(search_many, ports.search_pool, in_flight_max=ports.search_threads)
         self.caught_up = False
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
         self._host = host

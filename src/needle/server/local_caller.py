@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from needle.base.errors import ConnectionLost
+from needle.base.parts import Body, whole
 from needle.client.directory import Caller
 from needle.server.ports import Handler
 
@@ -15,6 +16,8 @@ class LocalNode(Protocol):
 
     @property
     def service(self) -> Handler: ...
+    @property
+    def blocking(self) -> Callable[..., Awaitable[Any]]: ...
     def alive(self) -> bool: ...
 
 
@@ -34,15 +37,18 @@ class LocalCaller:
         self._remote = remote
         self._peer = _LocalPeer()
 
-    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
         """Like RpcClient.call. The node bounds the time of its own answers by the timeout in the body."""
         if address != self._address:
             return await self._remote.call(address, method, body, timeout)
         if not self._node.alive():
             raise ConnectionLost(f"the node at {address} in this process is stopped", address=address)
-        answer = self._node.service.on_request(self._peer, method, body)
-        whole = await answer if isinstance(answer, Awaitable) else answer
-        return whole if isinstance(whole, bytes) else b"".join(whole)
+        made = self._node.service.on_request(self._peer, method, whole(body))
+        answer = await made if isinstance(made, Awaitable) else made
+        if isinstance(answer, bytes):
+            return answer
+        joined: bytes = await self._node.blocking(b"".join, answer)
+        return joined
 
     def connected(self, address: str) -> bool:
         """Whether a call would be sent at once."""

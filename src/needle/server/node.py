@@ -34,6 +34,7 @@ from needle.server.lasting import lasting
 from needle.server.ports import Listener, NodePorts, Peers
 from needle.server.roomier_leaders import RoomierLeaders
 from needle.server.rpc_service import RpcService
+from needle.shard.builders import Builders
 from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
@@ -87,6 +88,7 @@ class Node:
         config, ports = self.config, self.ports
         self._undo.append(ports.close_pools)
         self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id, self.kind))
+        self._builders = Builders(ports.search_threads)
         self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes)
         await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
@@ -182,6 +184,7 @@ class Node:
             call=self.peers.call,
             fatal=self._fatal,
             space=self.space,
+            builders=self._builders,
         )
         return hosted
 

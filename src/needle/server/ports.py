@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from needle.base.config import RaftConfig
 from needle.base.ids import GroupId, NodeId
+from needle.base.parts import Body
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
@@ -46,7 +47,7 @@ class Handler(Protocol):
     """What a listener serves (rpc.handler.Handler)."""
 
     def on_oneway(self, peer: Any, body: bytes) -> None: ...
-    def on_request(self, peer: Any, method: str, body: Any) -> bytes | list[bytes] | Awaitable[bytes | list[bytes]]: ...
+    def on_request(self, peer: Any, method: str, body: Any) -> Body | Awaitable[Body]: ...
     def is_droppable(self, method: str) -> bool: ...
     def on_gone(self, peer: Any) -> None: ...
 
@@ -127,7 +128,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
     clock = SystemClock()
     incarnation = rng.getrandbits(63)
     limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
-    threads = max(1, min(os.cpu_count() or 1, 16))
+    threads = max(2, min(os.cpu_count() or 1, 16))  # one may be busy with an index
 
     def listen(handler: Handler) -> Listener:
         return RpcServer(

@@ -129,21 +129,15 @@ class Reads:
             hosted = await self._fresh(call.group, call.freshness)
             applied = self._host.applied_index(call.group)
 
-            def read() -> list[StoredDocument]:
+            def read() -> DocumentBatch:
                 if loop.time() > deadline:
                     raise DeadlineExceeded("the call's time was over before it could begin")
-                return hosted.replica.get(call.collection, call.ids, call.with_vectors, claim)
+                return _columns(hosted.replica.get(call.collection, call.ids, call.with_vectors, claim), applied)
 
-            found = await self._while_wanted(read)
+            batch: DocumentBatch = await self._while_wanted(read)
         finally:
             self.reading -= 1
-        return DocumentBatch(
-            [document.id for document in found],
-            [document.version for document in found],
-            [document.metadata for document in found],
-            b"".join(document.vector for document in found),
-            applied,
-        )
+        return batch
 
     async def _while_wanted(self, read: Callable[..., Any], *arguments: object) -> Any:
         """Run in a search thread, unless the caller is gone before its turn comes."""
@@ -164,3 +158,13 @@ class Reads:
         counts = await self._node.blocking(hosted.replica.counts, claim)  # there may be thousands
         applied = self._host.applied_index(call.group)
         return CollectionsAnswer([spec for spec, _ in counts], [count for _, count in counts], applied)
+
+
+def _columns(found: list[StoredDocument], applied: int) -> DocumentBatch:
+    return DocumentBatch(
+        [document.id for document in found],
+        [document.version for document in found],
+        [document.metadata for document in found],
+        b"".join(document.vector for document in found),
+        applied,
+    )

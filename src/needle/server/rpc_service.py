@@ -7,7 +7,7 @@ commit and apply. Whatever a caller sends, it gets one answer or one NeedleError
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,14 +22,16 @@ from needle.base.errors import (
     invalid,
 )
 from needle.base.ids import GroupId
-from needle.base.model import RaftStatus
+from needle.base.model import HitBatch, RaftStatus
 from needle.base.move_commands import MoveCommand
+from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.base.protocol import (
     AddressBook as AddressBookMessage,
 )
 from needle.base.protocol import (
     CollectionsCall,
     DigestAnswer,
+    DocumentBatch,
     GetCall,
     GroupCall,
     LeaderAnswer,
@@ -40,6 +42,7 @@ from needle.base.protocol import (
     StepDownCall,
     WriteCall,
 )
+from needle.base.runtime import beside
 from needle.multiraft.inbound import CALL_METHODS
 from needle.rpc.promise import Promise
 from needle.server.hosted import (
@@ -58,6 +61,7 @@ from needle.shard.index_budget import FieldName
 from needle.shard.segment_builds import Progress
 
 Method = Callable[[Any, Any], Awaitable[bytes]]
+T = TypeVar("T")
 DROPPABLE = frozenset({protocol.SEARCH, protocol.GET, protocol.COLLECTIONS, SHARD, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
 FORWARD_SECONDS = 2.0
@@ -68,6 +72,10 @@ ANSWER_SHARE = 0.9
 
 JUDGED_BYTES_MAX = 64 * 1024
 """A larger command is checked in a thread: 16 MB of JSON take a third of a second, and heartbeats cannot wait."""
+DECODED_BYTES_MAX = 1024 * 1024
+"""A larger body is copied out of its frame in a thread."""
+HOST_CALL_BYTES_MAX = 4 * 1024 * 1024
+"""What nodes ask each other is smaller: some bytes a group."""
 
 
 class RpcService:
@@ -114,11 +122,13 @@ class RpcService:
         """Reads are of no use to anybody else."""
         return method in DROPPABLE
 
-    def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[bytes]:
+    def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[Body]:
         """One call of a client or a node."""
         if method == SEGMENT_PUBLISH and not peer.node_id:
             raise InvalidArgument("segments are published by nodes only", field="method")
         if method in CALL_METHODS:
+            if len(body) > HOST_CALL_BYTES_MAX:
+                raise invalid("body", f"{len(body)} bytes", f"at most {HOST_CALL_BYTES_MAX} bytes for {method!r}")
             return self._host.on_call(peer.node_id, method, bytes(body))
         found = self._methods.get(method)
         if found is None:
@@ -127,15 +137,35 @@ class RpcService:
                 "the caller takes it for, or one of both is of another release",
                 field="method",
             )
-        try:
-            call = self._decoders[method].decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidArgument(f"the body of {method!r} is malformed: {error}", field="body") from None
+        if len(body) > DECODED_BYTES_MAX:
+            return self._serve_large(method, found[1], body)
+        call = self._decoded(method, body)
         if found[1] == self._write and self._may_write_now(call):
             return self._write_now(call)
         return self._serve(method, found[1], call)
 
-    async def _serve(self, method: str, run: Callable[[Any], Awaitable[Any]], call: Any) -> bytes:
+    def _decoded(self, method: str, body: Any) -> Any:
+        try:
+            return self._decoders[method].decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidArgument(f"the body of {method!r} is malformed: {error}", field="body") from None
+
+    async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any) -> Body:
+        return await self._serve(method, run, await self._node.blocking(self._decoded, method, body))
+
+    async def encoded(self, answer: object) -> Body:
+        """An answer as bytes; a large one in pieces, made in a thread."""
+        rows = answer if isinstance(answer, HitBatch | DocumentBatch) else None
+        if rows is not None and protocol.batch_bytes(rows) >= LARGE_BYTES:
+            pieces: Pieces = await self._node.blocking(encode_parts, rows)
+            return pieces
+        return protocol.encode(answer)
+
+    async def judge(self, size: int, fn: Callable[..., T], *arguments: object) -> T:
+        """Run what takes long for a command of `size` bytes if that is large: in a thread, if it is."""
+        return await beside(self._node.blocking if size > JUDGED_BYTES_MAX else None, fn, *arguments)
+
+    async def _serve(self, method: str, run: Callable[[Any], Awaitable[Any]], call: Any) -> Body:
         start = self._node.now()
         failure: NeedleError | None = None
         try:
@@ -147,7 +177,7 @@ class RpcService:
                 # What is applied could not be committed for the read: the reserve is there for that.
                 await self._node.blocking(self._node.space.look)
                 answer = await run(call)
-            return answer if isinstance(answer, bytes) else protocol.encode(answer)
+            return answer if isinstance(answer, bytes | Pieces) else await self.encoded(answer)
         except NeedleError as error:
             failure = error
             add_address(error, self._node)
@@ -156,7 +186,8 @@ class RpcService:
             self._node.observe(method, self._node.now() - start, failure)
 
     # --- writes ------------------------------------------------------------------------------------------------------
-    async def _write(self, call: WriteCall) -> object:
+    async def _write(self, call: WriteCall, command: commands.Command | None = None) -> object:
+        """command: the call's, if it is decoded already."""
         hosted, host, group = self._node.hosted(call.group), self._host, call.group
         if not host.is_leader(group):
             raise not_leader(self._node, group)
@@ -164,9 +195,8 @@ class RpcService:
         if not hosted.settled:
             await hosted.settle(timeout)
         await hosted.be_up_to_date(timeout)
-        if len(call.command) > JUDGED_BYTES_MAX:
-            return await host.propose(group, await self._node.blocking(_judged, hosted, call), timeout)
-        return await host.propose(group, _judged(hosted, call), timeout)
+        data = await self.judge(len(call.command), _judged, hosted, call, command)
+        return await host.propose(group, data, timeout)
 
     def _may_write_now(self, call: WriteCall) -> bool:
         """Whether nothing has to be waited for before the write can be proposed: nearly always."""
@@ -197,10 +227,7 @@ class RpcService:
     async def _segment_publish(self, call: tuple[int, bytes]) -> bytes:
         """A node finished a build that it began while it led."""
         group, data = call
-        try:
-            command = commands.decode(data)
-        except UnsupportedFormat as error:
-            raise InvalidArgument(error.message, field="command") from error
+        command = decoded_command(data)
         if not isinstance(command, commands.PublishSegment):
             raise invalid("command", type(command).__name__, "PublishSegment")
         hosted = self._node.hosted(group)
@@ -308,12 +335,18 @@ class WriteAnswer(Promise[bytes]):
         super().set_exception(error)
 
 
-def _judged(hosted: HostedReplica, call: WriteCall) -> bytes:
-    """The command to propose. Raises InvalidArgument, CollectionNotFound."""
+def decoded_command(data: bytes) -> commands.Command:
+    """Raises InvalidArgument."""
     try:
-        command = commands.decode(call.command)
+        return commands.decode(data)
     except UnsupportedFormat as error:
         raise InvalidArgument(error.message, field="command") from error
+
+
+def _judged(hosted: HostedReplica, call: WriteCall, command: commands.Command | None = None) -> bytes:
+    """The command to propose. Raises InvalidArgument, CollectionNotFound."""
+    if command is None:
+        command = decoded_command(call.command)
     if isinstance(command, commands.PublishSegment | MoveCommand):
         raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
     hosted.space.check(command)

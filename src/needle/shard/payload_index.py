@@ -4,8 +4,8 @@ What the indexes are sure of (filter_match.py) is taken from them; only what the
 the definition (base.filter_nodes.evaluate). So the answer never depends on what is indexed, and a condition on a field
 without an index costs as much as the other conditions leave.
 
-A field is indexed when it is first filtered on. If reading what is undecided would cost more, the searches that need
-the index make it together, piece by piece; otherwise it is left to `work`, which the server calls in the background.
+A field is indexed when it is first filtered on. If reading what is undecided would cost more, a search that needs the
+index makes it, as far as builders.py allows; otherwise it is left to `work`, which the server calls in the background.
 What does not fit into the memory there is (index_budget.py) stays without an index.
 
 Apply only appends new documents to a list; searches and `work` take them from there into the indexes that they need. So
@@ -20,6 +20,7 @@ import logging
 import threading
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final
 
 from pyroaring import BitMap
@@ -27,6 +28,7 @@ from pyroaring import BitMap
 from needle.base.errors import StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.filter_nodes import Node, evaluate
+from needle.shard.builders import BeingIndexed, Builders
 from needle.shard.document_tail import TAIL_BYTES, Tail
 from needle.shard.field_index import FieldState, merged, run_of
 from needle.shard.filter_match import Key, compares, judge, keys_of
@@ -112,9 +114,9 @@ class PayloadIndex:
         self._tail.add(documents)
 
     # --- searches ----------------------------------------------------------------------------------------------------
-    def within(self, node: Node, end: int, universe: BitMap) -> BitMap:
-        """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly. Raises
-        StorageError."""
+    def within(self, node: Node, end: int, universe: BitMap, builders: Builders | None = None) -> BitMap:
+        """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly. builders:
+        who may make an index here and now; anybody may without. Raises StorageError, BeingIndexed."""
         fields = self._wanted(node)
         self._end, self._live = max(self._end, end), len(universe)
         if fields:
@@ -130,8 +132,7 @@ class PayloadIndex:
             missing = max((end - states[one.key].end for one in lacking), default=0)
             if made or not lacking or len(maybe) <= max(READ_FEW, missing // READ_SHARE):
                 break
-            while self._advance(lacking, end):
-                pass
+            self._make(lacking, end, builders)
             made = True
         for one in lacking:
             one.asked = True
@@ -139,6 +140,18 @@ class PayloadIndex:
             self._budget.ask(self)
         sure = found.sure & universe
         return sure | self._decided(node, maybe) if maybe else sure
+
+    def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None) -> None:
+        """Make the indexes whole. Raises BeingIndexed if others do such work; the background begins meanwhile."""
+        try:
+            with nullcontext() if builders is None else builders.place():
+                while self._advance(lacking, end):
+                    pass
+        except BeingIndexed:
+            for one in lacking:
+                one.asked = True
+            self._budget.ask(self)
+            raise
 
     def _wanted(self, node: Node) -> dict[Key, Field]:
         """The fields that a filter needs, in the table from now on."""

@@ -19,6 +19,7 @@ from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, NeedleError
 from needle.base.filters import Filter
 from needle.base.model import HitBatch, Metric, SearchRequest
+from needle.shard.builders import Builders
 from needle.shard.documents import DocumentStore
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.payload_index import PayloadIndex
@@ -46,10 +47,15 @@ class Collection(Protocol):
 
 
 def search_group(
-    collection: Collection, store: DocumentStore, requests: Sequence[SearchRequest], applied: int, limits: Limits
+    collection: Collection,
+    store: DocumentStore,
+    requests: Sequence[SearchRequest],
+    applied: int,
+    limits: Limits,
+    builders: Builders | None = None,
 ) -> list[HitBatch | NeedleError]:
-    """Answer requests that differ in their vector only. Raises what concerns all of them; an error in place of an
-    answer concerns one."""
+    """Answer requests that differ in their vector only. builders: see PayloadIndex.within. Raises what concerns all of
+    them; an error in place of an answer concerns one."""
     first = requests[0]
     answers: dict[int, HitBatch | NeedleError] = {}
     queries: list[npt.NDArray[np.float32]] = []
@@ -61,13 +67,13 @@ def search_group(
         except NeedleError as error:
             answers[at] = error
     if good:
-        allow = _allowed(collection, first.filter, limits)
+        allow = _allowed(collection, first.filter, limits, builders)
         found = _nearest(collection, np.stack(queries), first, allow)
         answers.update(zip(good, _batches(collection.record, store, first, found, applied), strict=True))
     return [answers[at] for at in range(len(requests))]
 
 
-def _allowed(collection: Collection, filter_json: bytes, limits: Limits) -> BitMap | None:
+def _allowed(collection: Collection, filter_json: bytes, limits: Limits, builders: Builders | None) -> BitMap | None:
     """The ordinals that a filter allows, without the hidden ones; None for all that are live."""
     hidden = collection.hidden
     if not filter_json and not hidden:
@@ -77,7 +83,7 @@ def _allowed(collection: Collection, filter_json: bytes, limits: Limits) -> BitM
     if not filter_json:
         return visible
     node = Filter.from_json(filter_json, limits).node
-    return collection.payload.within(node, collection.record.next_ordinal, visible)
+    return collection.payload.within(node, collection.record.next_ordinal, visible, builders)
 
 
 def _nearest(

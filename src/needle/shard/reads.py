@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, DeadlineExceeded, NeedleError, ReplicaDamaged
-from needle.base.model import Claim, HitBatch, SearchRequest
+from needle.base.model import Claim, SearchRequest
+from needle.shard.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.holdings import Fence, check_claim, decode_holdings
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView
@@ -35,32 +36,37 @@ class Reads:
         self._found_damage = found_damage
         self._last_fence: tuple[bytes, Fence] | None = None
 
-    def search_many(self, requests: list[SearchRequest], wanted: Callable[[int], bool]) -> list[HitBatch | NeedleError]:
+    def search_many(
+        self, requests: list[SearchRequest], wanted: Callable[[int], bool], builders: Builders | None
+    ) -> list[SearchAnswer]:
         """See Replica.search_many."""
         groups: dict[tuple[object, ...], list[int]] = {}
         for at, r in enumerate(requests):
             key = (r.collection, r.k, r.filter, r.with_metadata, r.with_vectors, r.exact, r.ef_search, r.claim)
             groups.setdefault(key, []).append(at)
-        results: dict[int, HitBatch | NeedleError] = {}
+        results: dict[int, SearchAnswer] = {}
         with self._in_flight.enter():
             view = self._view()
             for grouped in groups.values():
                 members = [at for at in grouped if wanted(at)]
                 if members:
-                    answers = self._search_group(view, [requests[at] for at in members])
+                    answers = self._search_group(view, [requests[at] for at in members], builders)
                     results.update(zip(members, answers, strict=True))
         late = DeadlineExceeded("the search's time was over before it could begin")
         return [results.get(at, late) for at in range(len(requests))]
 
-    def _search_group(self, view: ReplicaView, asked: list[SearchRequest]) -> Sequence[HitBatch | NeedleError]:
+    def _search_group(
+        self, view: ReplicaView, asked: list[SearchRequest], builders: Builders | None
+    ) -> Sequence[SearchAnswer]:
         """Of requests that differ in their vectors only."""
         try:
             check_claim(view.fence, asked[0].claim, view.at.index)
-            return search_group(view.collection(asked[0].collection), view.store, asked, view.at.index, self._limits)
+            collection = view.collection(asked[0].collection)
+            return search_group(collection, view.store, asked, view.at.index, self._limits, builders)
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             return [not_served(error)] * len(asked)
-        except NeedleError as error:
+        except (NeedleError, BeingIndexed) as error:
             return [error] * len(asked)
 
     def get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:

@@ -7,6 +7,8 @@ searches/s with a thread each, 2,475 in micro-batches of 16.
 Collections take turns: a batch takes what one of them waits for, and others join it only if all that they wait for
 fits. So thousands of slow searches of one collection delay a search of another by the batches that run, no more.
 
+A search that needs a field's index, while others make such indexes, waits for its turn without a worker.
+
 Invariant: no search is begun whose caller has gone or whose time is over, and one that cannot be begun in its time, by
 what searches took lately, is refused at once.
 
@@ -17,19 +19,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from needle.base.errors import DeadlineExceeded, NeedleError, Overloaded
 from needle.base.model import HitBatch, SearchRequest
 from needle.base.runtime import Pool
+from needle.shard.builders import SearchAnswer
 
 Wanted = Callable[[int], bool]
 """Whether somebody still waits for the answer to the search at this place of the batch. Called in any thread."""
-SearchMany = Callable[[list[SearchRequest], Wanted], list[HitBatch | NeedleError]]
+SearchMany = Callable[[list[SearchRequest], Wanted], Sequence[SearchAnswer]]
 _Waiting = tuple[SearchRequest, "asyncio.Future[HitBatch]", float]
 """The last: the loop time at which it is over."""
 _Queue = OrderedDict["asyncio.Future[HitBatch]", _Waiting]
 BATCHES_REMEMBERED = 4
+AGAIN_SECONDS = 0.05
+"""How soon a search looks again for the index that it needs."""
 
 
 class SearchBatcher:
@@ -52,8 +57,9 @@ class SearchBatcher:
         self._waiting_max = waiting_max
         self._waiting: dict[str, _Queue] = {}  # by collection; the first one's turn is next
         self._count = 0
+        self._parked: dict[asyncio.Future[HitBatch], asyncio.TimerHandle] = {}
         self._in_flight: set[asyncio.Task[None]] = set()
-        self._scheduled = False
+        self._scheduled = self._closed = False
         self._took: deque[float] = deque(maxlen=BATCHES_REMEMBERED)  # seconds of the last batches
 
     async def search(self, request: SearchRequest, timeout: float = float("inf")) -> HitBatch:
@@ -61,8 +67,9 @@ class SearchBatcher:
         DeadlineExceeded, or Overloaded."""
         own = len(self._waiting.get(request.collection, ()))
         # A quarter of the room is never taken by one collection alone.
-        if self._count >= self._waiting_max or own >= self._waiting_max - self._waiting_max // 4:
-            raise Overloaded(f"{self._count} searches wait already", limit=self._waiting_max)
+        if self._count + len(self._parked) >= self._waiting_max or own >= self._waiting_max - self._waiting_max // 4:
+            waiting = self._count + len(self._parked)
+            raise Overloaded(f"{waiting} searches wait already", limit=self._waiting_max)
         if self._count and (wait := self._expected_wait(own)) > timeout:
             raise Overloaded(
                 f"{self._count} searches wait already, for about {wait:.1f} s; this one has {timeout:.1f} s",
@@ -70,20 +77,40 @@ class SearchBatcher:
             )
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[HitBatch] = loop.create_future()
-        queue = self._waiting.setdefault(request.collection, OrderedDict())
-        queue[answer] = request, answer, loop.time() + timeout
-        self._count += 1
-        if not self._scheduled and len(self._in_flight) < self._in_flight_max:
-            self._scheduled = True
-            loop.call_soon(self._start)
+        self._enqueue((request, answer, loop.time() + timeout))
         try:
             return await answer
         except asyncio.CancelledError:
             self._forget(request.collection, answer)
             raise
 
+    def _enqueue(self, waiting: _Waiting) -> None:
+        request, answer, _ = waiting
+        self._waiting.setdefault(request.collection, OrderedDict())[answer] = waiting
+        self._count += 1
+        if not self._scheduled and len(self._in_flight) < self._in_flight_max:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._start)
+
+    def _park(self, waiting: _Waiting) -> None:
+        """Come back a little later, without a worker until then."""
+        loop = asyncio.get_running_loop()
+        again = min(loop.time() + AGAIN_SECONDS, waiting[2])
+        self._parked[waiting[1]] = loop.call_at(again, self._unpark, waiting)
+
+    def _unpark(self, waiting: _Waiting) -> None:
+        _, answer, over = waiting
+        del self._parked[answer]
+        if asyncio.get_running_loop().time() < over:
+            self._enqueue(waiting)
+        elif not answer.done():
+            text = "the index of a field that the search filters on was not made in its time; it is made meanwhile"
+            answer.set_exception(DeadlineExceeded(text))
+
     def _forget(self, collection: str, answer: asyncio.Future[HitBatch]) -> None:
         """Its caller has gone: it must take no room from others until a worker comes by."""
+        if (timer := self._parked.pop(answer, None)) is not None:
+            timer.cancel()
         queue = self._waiting.get(collection)
         if queue is not None and queue.pop(answer, None) is not None:
             self._count -= 1
@@ -135,7 +162,7 @@ class SearchBatcher:
         self._start()
 
     async def _run(self, batch: list[_Waiting]) -> None:
-        results: list[HitBatch | NeedleError]
+        results: Sequence[SearchAnswer]
         loop = asyncio.get_running_loop()
 
         def wanted(at: int) -> bool:
@@ -153,17 +180,26 @@ class SearchBatcher:
                 raise
             return
         self._took.append(loop.time() - start)
-        for (_, answer, _), result in zip(batch, results, strict=True):
+        for waiting, result in zip(batch, results, strict=True):
+            answer = waiting[1]
             if answer.done():
                 continue
-            if isinstance(result, NeedleError):
-                answer.set_exception(result)
-            else:
+            if isinstance(result, HitBatch):
                 answer.set_result(result)
+            elif isinstance(result, NeedleError):
+                answer.set_exception(result)
+            elif self._closed:
+                answer.set_exception(Overloaded("the node is stopping"))
+            else:
+                self._park(waiting)
 
     async def close(self) -> None:
         """Refuse what waits and let running batches end."""
-        for _, answer, _ in self._take(self._count):
+        self._closed = True
+        for timer in self._parked.values():
+            timer.cancel()
+        parked, self._parked = list(self._parked), {}
+        for answer in [*parked, *(answer for _, answer, _ in self._take(self._count))]:
             if not answer.done():
                 answer.set_exception(Overloaded("the node is stopping"))
         if self._in_flight:

@@ -37,6 +37,7 @@ from needle.base.errors import (
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.shard.agenda import Changed
+from needle.shard.builders import Builders, SearchAnswer
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import DocumentStore
 from needle.shard.execute import decode_entry, runs
@@ -217,18 +218,22 @@ class Replica:
         Raises InvalidArgument, CollectionNotFound or a StorageError.
         """
         found = self.search_many([request])[0]
-        if isinstance(found, NeedleError):
-            raise found
-        return found
+        if isinstance(found, HitBatch):
+            return found
+        raise found
 
     def search_many(
-        self, requests: list[SearchRequest], wanted: Callable[[int], bool] = lambda _: True
-    ) -> list[HitBatch | NeedleError]:
+        self,
+        requests: list[SearchRequest],
+        wanted: Callable[[int], bool] = lambda _: True,
+        builders: Builders | None = None,
+    ) -> list[SearchAnswer]:
         """Searches that share collection, k and options go as one matrix product or faiss call; each answer, or why
         there is none, stands where its request stood. All see the same applied index. wanted: whether somebody still
-        waits for the answer to the request at that place; looked at just before the work."""
+        waits for the answer to the request at that place; looked at just before the work. builders: who may make a
+        field's index for it; without them this thread does, with them BeingIndexed may stand in place of an answer."""
         self._check_usable()
-        return self._reads.search_many(requests, wanted)
+        return self._reads.search_many(requests, wanted, builders)
 
     def get(
         self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None = None

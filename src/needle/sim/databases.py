@@ -10,6 +10,7 @@ from typing import Any
 
 from needle.base import protocol
 from needle.base.model import HitBatch, ReadMode, WriteResult
+from needle.base.parts import Body
 from needle.base.protocol import DocumentBatch
 from needle.client.client import Client as RealClient
 from needle.client.directory import Caller
@@ -26,7 +27,7 @@ class Recorder:
         self.batch: HitBatch | None = None
         self.applied_index = 0
 
-    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
         answer = await self._endpoint.call(address, method, body, timeout)
         if method == protocol.SEARCH:
             self.batch = protocol.decode(answer, HitBatch)

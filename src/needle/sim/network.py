@@ -17,6 +17,7 @@ from inspect import isawaitable
 import msgspec
 
 from needle.base.errors import ConnectionLost, DeadlineExceeded, Internal, NeedleError, ProtocolError
+from needle.base.parts import Body, whole
 from needle.rpc.codec import decode_error, encode_error, request_head, split_request
 from needle.rpc.handler import Handler, Peer
 from needle.sim.event_loop import SimLoop
@@ -312,29 +313,30 @@ class SimEndpoint:
         self._closed = False
         self._reached: dict[str, None] = {}
 
-    async def call(self, address: str, method: str, body: bytes, timeout: float, node: str = "") -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float, node: str = "") -> bytes:
         """See SimNetwork.call. node: as for RpcClient; here an address never changes hands."""
         self._process.fence()
         if self._closed:
             raise ConnectionLost("this client is closed")
         network = self._network
         try:
-            answer = await network.call(self._machine, self._peer, self._process, address, method, bytes(body), timeout)
+            answer = await network.call(self._machine, self._peer, self._process, address, method, whole(body), timeout)
         except ConnectionLost:
             self._reached.pop(address, None)
             raise
         self._reached[address] = None
         return answer
 
-    def send(self, address: str, body: bytes, node: str = "") -> bool:
+    def send(self, address: str, body: Body, node: str = "") -> bool:
         """One-way; True: accepted, not: delivered."""
+        data = whole(body)
         if not self._process.alive:
             raise Killed(self._machine)
         if self._closed:
             return False
         if self._network.tap is not None:
-            self._network.tap(self._peer.node_id, address, body)
-        self._network.oneway(self._machine, self._peer.node_id, self._process, address, bytes(body))
+            self._network.tap(self._peer.node_id, address, data)
+        self._network.oneway(self._machine, self._peer.node_id, self._process, address, data)
         return True
 
     def connected(self, address: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from needle.base.parts import Body
 from needle.rpc.transport import RpcClient
 from needle.server.free_ports import free_ports
 from needle.server.runtime import SystemClock
@@ -136,7 +137,7 @@ class OneAddress:
     def __init__(self, caller: RpcClient, address: str) -> None:
         self._caller, self._address = caller, address
 
-    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
         return await self._caller.call(self._address, method, body, timeout)
 
     def connected(self, address: str) -> bool:

@@ -28,8 +28,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "server.rpc_service:_judged",
-                "command = commands.decode(call.command)",
-                "command = [commands.decode(call.command) for _ in range(400 * len(call.command))][0]",
+                "command = decoded_command(call.command)",
+                "command = [decoded_command(call.command) for _ in range(400 * len(call.command))][0]",
             ),
         ),
         sim=True,
@@ -293,6 +293,12 @@ MUTANTS = (
         edits=(Edit("shard.segment_builder:_write", "disk.sync(directory)", "pass"),),
         sim=True,
         tests=(_BUILDER + "test_a_file_is_synced_before_it_has_its_name_and_the_directory_after",),
+    ),
+    Mutant(
+        name="first-filters-take-all-threads",
+        breaks="searches that make field indexes occupy all search threads: no other search is answered meanwhile",
+        edits=(Edit("shard.builders:Builders.__init__", "max(1, search_threads // SHARE)", "16 * search_threads"),),
+        tests=("tests/server/test_first_filters.py::test_first_filters_on_many_fields_leave_a_thread",),
     ),
     Mutant(
         name="download-not-synced",

@@ -15,6 +15,7 @@ import msgspec
 from needle.base import protocol
 from needle.base.errors import NeedleError
 from needle.base.model import HitBatch, ReadMode, WriteResult
+from needle.base.parts import Body
 from needle.base.protocol import LeaderAnswer
 from needle.base.routing.shard_map import KeyRange
 from needle.base.routing.topology import Topology
@@ -176,7 +177,7 @@ class _Pinned:
         self._name = name
         self._address = address
 
-    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
         if method == protocol.LEADER:
             return protocol.encode(LeaderAnswer(self._name, self._name, 1, {self._name: self._address}, False))
         return await self._caller.call(self._address, method, body, timeout)
