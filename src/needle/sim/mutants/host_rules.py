@@ -159,7 +159,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "multiraft.log_records:decode_entry",
-                "and zlib.crc32(value[_CRC.size :], zlib.crc32(key)) == _CRC.unpack_from(value)[0]:",
+                "and zlib.crc32(checked, zlib.crc32(key)) == _CRC.unpack_from(value)[0]:",
                 "and value:",
             ),
         ),
