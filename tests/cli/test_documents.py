@@ -85,7 +85,7 @@ def test_what_the_cluster_refuses_is_one_line(needle, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.ones((2, 3)))
     needle.run("insert", str(tmp_path / "v.npy"), expect=1)
     (line,) = [line for line in needle.notes.splitlines() if line.startswith("error")]
-    assert "[invalid_argument]" in line and "0 documents were acknowledged before" in line
+    assert "[invalid_argument]" in line and "acknowledged before: 0" in line
     needle.run("get", "x", "--collection", "nope", expect=1)
     assert "[collection_not_found]" in needle.notes and "`needle collections` lists them" in needle.notes
 
@@ -141,7 +141,7 @@ async def test_an_error_says_how_much_was_acknowledged() -> None:
             raise Overloaded("full", limit=7)
         return 0
 
-    with pytest.raises(Overloaded, match=r"full \(1 documents were acknowledged before\)") as caught:
+    with pytest.raises(Overloaded, match=r"full \(acknowledged before: 1\)") as caught:
         await insert_all(FakeClient(refuse), batches(["a"], ["bad"]), "default", 1.0, lambda count: None)
     assert caught.value.details["limit"] == 7
 

@@ -104,6 +104,7 @@ async def test_an_emptied_or_older_directory_neither_acknowledges_nor_votes(tmp_
         await until(lambda: victim.host.status(0).state == "Lost")
         leader = await cluster.leader()
         await until(lambda: victim.name in leader.host.status(0).refused, 20)
+        assert victim.name in leader.host.refused()
 
 
 async def test_an_older_directory_is_seen_though_it_cannot_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +232,7 @@ async def test_a_name_cannot_be_given_to_another_directory(tmp_path: Path) -> No
         await gone.start(voters=[])
         with pytest.raises(InvalidArgument, match="new name"):
             await leader.host.change_membership(0, rest, [gone.name], 10)
+        assert leader.host.lives.refused() and not leader.host.refused() and not leader.host.status(0).refused
         cluster.nodes["n4"] = Node(cluster, "n4")
         await cluster.nodes["n4"].start(voters=[])
         await leader.host.change_membership(0, rest, ["n4"], 10)

@@ -138,7 +138,8 @@ def insert(
     if json:
         print_json({"inserted": inserted, "seconds": round(seconds, 3)})
     else:
-        notes.print(f"{inserted} documents in {seconds:.1f} s, {inserted / max(seconds, 1e-9):,.0f} a second")
+        count = "1 document" if inserted == 1 else f"{inserted} documents"
+        notes.print(f"{count} in {seconds:.1f} s, {inserted / max(seconds, 1e-9):,.0f} a second")
 
 
 def _by_bytes(batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
@@ -197,7 +198,7 @@ async def insert_all(
         failures += _leaves(errors)
     if failures:
         first = failures[0]
-        raise type(first)(f"{first.message} ({inserted} documents were acknowledged before)", **first.details)
+        raise type(first)(f"{first.message} (acknowledged before: {inserted})", **first.details)
     return inserted
 
 

@@ -338,6 +338,13 @@ class Host(Engine):
         under way; [] for a replica that has not heard of its group yet."""
         return membership.members(self._group(group).raft.conf)
 
+    def refused(self) -> dict[NodeId, str]:
+        """Nodes that this one does not hear because they lost what they told it, and why: members of groups that are
+        open here. One that was removed concerns nobody any more."""
+        found = self.lives.refused()
+        known = {node for group in self._groups for node in self.members(group)} if found else set()
+        return {node: why for node, why in found.items() if node in known}
+
     def damage(self, group: GroupId) -> str:
         """Why the replica's data is not served and fetched again (rebuild.py); "" if it is whole."""
         damage = self._group(group).machine.damage

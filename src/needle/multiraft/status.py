@@ -5,6 +5,7 @@ from __future__ import annotations
 from needle.base.ids import NodeId
 from needle.base.model import PeerStatus, RaftStatus
 from needle.multiraft.group import Group
+from needle.raft import membership
 from needle.raft.state import Role
 
 _STATES = {
@@ -25,7 +26,7 @@ def group_status(
 ) -> RaftStatus:
     """The status of one replica; per-peer lag on a leader only. now: seconds of the node's monotonic clock.
     active_seconds: for how long a peer counts as active after it was heard from. refused: nodes that this one does not
-    hear."""
+    hear, of which the members of the group are told."""
     raft, log = group.raft, group.log
     conf = raft.conf
     voter = node_id in conf.voters or node_id in conf.voters_outgoing
@@ -51,7 +52,7 @@ def group_status(
         leader_changes=raft.leader_changes,
         maintenance=maintenance,
         lost=group.lost,
-        refused=refused,
+        refused={node: why for node, why in refused.items() if node in membership.members(conf)},
         damage="" if group.machine.damage is None else group.machine.damage.message,
     )
 

@@ -210,7 +210,7 @@ class _NodeState(Collector):
             "needle_replica_lost", "1 where the replica lost state that others count on.", labels=["shard"]
         )
         refused = GaugeMetricFamily("needle_peer_refused", "1 for nodes that are not heard.", labels=["node"])
-        for node in self._node.host.lives.refused():
+        for node in self._node.host.refused():
             refused.add_metric([node], 1)
         changes = CounterMetricFamily("raft_leader_changes", "Changes of leader seen since start.", labels=["shard"])
         leader = GaugeMetricFamily("needle_shard_leader", "1 on the node that leads.", labels=["shard", "node"])
