@@ -17,7 +17,7 @@ import pytest
 from harness.damage import cut, flip_bit, segment_files
 from harness.linked_cluster import Pinned
 from harness.process_cluster import ProcessCluster, wait_for
-from needle.base.errors import NeedleError
+from needle.base.errors import ReplicaDamaged
 from needle.base.model import SearchRequest
 
 DIMENSIONS = 32
@@ -191,21 +191,26 @@ async def test_damage_under_a_running_node_is_found_by_the_scrub(role: str, tmp_
         assert node.running()
 
 
-async def test_a_file_that_is_cut_under_a_running_node_costs_at_most_a_restart(tmp_path: Path) -> None:
-    """Its pages are mapped: what reads behind the new end gets SIGBUS (docs/data-on-disk.md says: change nothing)."""
-    async with ProcessCluster(tmp_path, **SETTINGS) as cluster:
+async def test_a_file_that_was_cut_is_replaced_by_the_search_that_needs_it(tmp_path: Path) -> None:
+    """Nothing else looks: the size of a mapped file is compared before each use."""
+    segments = {**SETTINGS["segments"], "scrub_interval": 3600.0}
+    async with ProcessCluster(tmp_path, **{**SETTINGS, "segments": segments}) as cluster:
         await load(cluster)
         hurt = await follower_of(cluster)
         node = cluster.nodes[hurt]
         wanted = segment_files(node.data_dir)
-        os.truncate(wanted[0], 100)
-        try:
-            assert await hits(node.address) == truth()
-        except NeedleError:
-            await wait_for(lambda: not node.running(), 60, "the end of a node that could not answer")
-        if not node.running():
-            assert node.wait() == -7
-            cluster.restart(hurt)
-            await cluster.ready(hurt)
+        for path in wanted:
+            os.truncate(path, 4096)
+        with pytest.raises(ReplicaDamaged, match="shorter"):
+            await hits(node.address)
+
+        async def found() -> bool:
+            try:
+                return await hits(node.address) == truth()
+            except ReplicaDamaged:
+                return False
+
+        await wait_for(found, 60, "the searches being right again")
+        assert await event(cluster, hurt, "corrupt") == len(wanted)
         await whole(cluster, hurt, wanted)
-        assert await hits(node.address) == truth()
+        assert node.running() and await hits(node.address) == truth()

@@ -67,6 +67,8 @@ class Files:
             if offset == 0 and os.path.exists(path):
                 os.unlink(path)
             with open(path, "r+b" if offset else "wb") as file:
+                if os.fstat(file.fileno()).st_nlink > 1:
+                    raise StorageError(f"{path} has another name, under which it may be in use: it is not written to")
                 file.truncate(offset)
                 file.seek(offset)
                 file.write(data)

@@ -172,6 +172,8 @@ class HostedReplica:
                 self.keeper.kick()
             elif self.replica.waits:
                 await self._save()
+            if cut := self.replica.take_cut_files():
+                await self.keeper.scrub(cut)
             if not self.caught_up and now[1] is not None:
                 await self._catch_up()
             if not self.settled and host.is_leader(group):

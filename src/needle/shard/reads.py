@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from needle.base.config import Limits
-from needle.base.errors import CorruptDocuments, DeadlineExceeded, NeedleError, ReplicaDamaged
+from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
 from needle.base.model import Claim, SearchRequest
 from needle.shard.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.holdings import Fence, check_claim, decode_holdings
@@ -35,6 +35,7 @@ class Reads:
         self._limits = limits
         self._found_damage = found_damage
         self._last_fence: tuple[bytes, Fence] | None = None
+        self._cut: dict[str, None] = {}
 
     def search_many(
         self, requests: list[SearchRequest], wanted: Callable[[int], bool], builders: Builders | None
@@ -66,8 +67,15 @@ class Reads:
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             return [not_served(error)] * len(asked)
+        except CorruptSegment as error:
+            self._cut[str(error.details["path"])] = None
+            return [ReplicaDamaged(f"{error.message}; this replica replaces it")] * len(asked)
         except (NeedleError, BeingIndexed) as error:
             return [error] * len(asked)
+
+    def take_cut(self) -> list[str]:
+        """Paths of index files that searches found shorter than they were; once each."""
+        return [path for path in list(self._cut) if self._cut.pop(path, 0) is None]
 
     def get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:
         """See Replica.get."""

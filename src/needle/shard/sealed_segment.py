@@ -68,6 +68,7 @@ class SealedSegment:
         self.segment = segment
         self.own = own
         self.size = held.size
+        self._file_bytes = os.path.getsize(path)
         self.metric = spec.metric
         expected = segment if not own else PublishedSegment(*_identity(segment), held.rows, held.size, held.checksum)
         if held != expected or footer.dimensions != spec.dimensions or footer.metric != spec.metric:
@@ -84,6 +85,20 @@ class SealedSegment:
             raise CorruptSegment(f"{path}: index of {nodes} nodes for {held.rows} rows", path=path)
         self._shared = None if layout.node_of is None else SharedNodes(layout.node_of, nodes)
         self._whole = Band(0, nodes, self.norm_max, even=True)
+
+    def check_size(self) -> None:
+        """Raises CorruptSegment if the file was made shorter in place: reading behind its end would end the process.
+        A file that has no name any more cannot be."""
+        try:
+            size = os.stat(self.path).st_size
+        except OSError:
+            return
+        if size < self._file_bytes:
+            name = os.path.basename(self.path)
+            text = (
+                f"segment file {name} has {size} of {self._file_bytes} bytes: it was made shorter while it was in use"
+            )
+            raise CorruptSegment(text, path=self.path)
 
     @property
     def node_of(self) -> Ints | None:
@@ -118,11 +133,12 @@ class SealedSegment:
         return rows.view(np.float32).reshape(-1, self._dimensions)
 
     def blocks(self, mask: Bools | None) -> Iterator[tuple[Ints, Floats]]:
-        """(ordinals, vectors) of the rows that count, a block at a time."""
+        """(ordinals, vectors) of the rows that count, a block at a time. Raises CorruptSegment."""
         for at in range(0, self.rows, SCAN_ROWS):
             local = np.arange(at, min(at + SCAN_ROWS, self.rows))
             if mask is not None:
                 local = local[mask[at : at + SCAN_ROWS]]
+            self.check_size()
             yield self.ordinals(local), self.vectors(local)
 
     def scan(self, scan: Scan, mask: Bools | None) -> None:

@@ -324,11 +324,14 @@ class SegmentKeeper:
             self._manifests[vectors.collection_id] = manifest
 
     # --- damage ------------------------------------------------------------------------------------------------------
-    async def scrub(self) -> int:
-        """Read every attached file and compare checksums; repair what is damaged. Returns how many were."""
+    async def scrub(self, only: Collection[str] | None = None) -> int:
+        """Read every attached file, or those at these paths, and compare checksums; repair what is damaged. Returns how
+        many were."""
         found = 0
         for vectors in self._host.collection_vectors():
             for sealed in vectors.attached():
+                if only is not None and sealed.path not in only:
+                    continue
                 try:
                     await self._file_pool.run(verify_file, sealed.path)
                 except SHORTAGES as error:

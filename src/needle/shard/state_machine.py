@@ -235,6 +235,10 @@ class Replica:
         self._check_usable()
         return self._reads.search_many(requests, wanted, builders)
 
+    def take_cut_files(self) -> list[str]:
+        """Paths of index files that searches found shorter than they were; once each."""
+        return self._reads.take_cut()
+
     def get(
         self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None = None
     ) -> list[StoredDocument]:

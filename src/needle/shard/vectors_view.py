@@ -103,7 +103,7 @@ class VectorsView:
 
         queries: (nq, d) float32, normalised for cosine. allow: only these ordinals count. exact: score every vector.
         ef_search: beam width, 0 for the collection's. Returns ordinals (nq, k) int64 (-1 for none) and distances
-        (nq, k) float32 (inf for none).
+        (nq, k) float32 (inf for none). Raises CorruptSegment if a file was made shorter.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         return top_k(self._candidates(queries, k, allow, exact, ef_search), len(queries), k)
@@ -127,6 +127,8 @@ class VectorsView:
         found: list[Candidates] = []
         scan = None
         growing, places = self._state
+        for served in places:
+            served.sealed.check_size()
         if exact or growing.chunks:
             norm_max = max([growing.norm_max, *(s.sealed.norm_max for s in places)])
             scan = Scan(self.spec.metric, queries, k, norm_max)

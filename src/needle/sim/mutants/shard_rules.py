@@ -301,6 +301,15 @@ MUTANTS = (
         tests=("tests/server/test_first_filters.py::test_first_filters_on_many_fields_leave_a_thread",),
     ),
     Mutant(
+        name="cut-file-is-searched",
+        breaks="the size of a mapped index file is not compared before it is used: one that was cut ends the process",
+        edits=(Edit("shard.sealed_segment:SealedSegment.check_size", "if size < self._file_bytes:", "if size < 0:"),),
+        tests=(
+            "tests/distributed/test_damaged_segments.py::"
+            "test_a_file_that_was_cut_is_replaced_by_the_search_that_needs_it",
+        ),
+    ),
+    Mutant(
         name="download-not-synced",
         breaks="a fetched index file gets its final name before its content is on disk",
         edits=(Edit("shard.segment_files:finish_download", "disk.sync(part)", "pass"),),
