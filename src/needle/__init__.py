@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         StorageError,
         TooStale,
         TransferFailed,
-        Unauthorized,
         Unavailable,
         UnsupportedFormat,
         UnsupportedVersion,
@@ -67,7 +66,7 @@ _ERRORS = (
     *("CorruptSegment", "CorruptSnapshot", "DeadlineExceeded", "DiskFailed", "FrameTooLarge", "InMaintenance"),
     *("Internal", "InvalidArgument", "MembershipChangePending", "NeedleError", "NoQuorum", "NotLeader"),
     *("OutcomeUnknown", "Overloaded", "ProposalDropped", "ProtocolError", "SessionExpired", "StorageError"),
-    *("TooStale", "TransferFailed", "Unauthorized", "Unavailable", "UnsupportedFormat", "UnsupportedVersion"),
+    *("TooStale", "TransferFailed", "Unavailable", "UnsupportedFormat", "UnsupportedVersion"),
     *("StaleEpoch", "VersionMismatch", "WrongCluster"),
 )
 _MODEL = ("CollectionSpec", "Document", "Hit", "IndexParams", "Metric", "PeerStatus", "RaftStatus", "ReadMode")
@@ -144,7 +143,6 @@ __all__ = [
     "SyncShardedClient",
     "TooStale",
     "TransferFailed",
-    "Unauthorized",
     "Unavailable",
     "UnsupportedFormat",
     "UnsupportedVersion",

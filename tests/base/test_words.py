@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,15 @@ import needle
 
 SOURCES = Path(needle.__file__).parent
 INNER = ("group %", "group {}")
+CALLED_BY_OTHERS = {
+    *("eof_received", "pause_writing", "resume_writing"),  # asyncio.Protocol
+    *("on_url", "on_message_complete"),  # httptools
+    *("_run_once", "_process_events", "_write_to_self"),  # asyncio's event loop
+    "pytest_configure",
+    "_options",  # typer, of the command line itself
+}
+FOR_LATER_NODES = {"DRAINING"}
+"""What a newer node of the same cluster may write, and this one must be able to read."""
 
 
 def _texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -31,3 +42,39 @@ def test_no_message_numbers_a_group() -> None:
         if any(word in text for word in INNER)
     ]
     assert not found, "say group_name(group) instead:\n" + "\n".join(found)
+
+
+def _defined(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.Assign):
+            yield from ((node.lineno, target.id) for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.lineno, node.target.id
+
+
+def test_no_name_is_without_use() -> None:
+    """Used is what is named twice somewhere: in the product, its stubs, or a test."""
+    tests = Path(__file__).parents[1]
+    texts = {
+        path: path.read_text() for path in (*SOURCES.rglob("*.py*"), *tests.rglob("*.py")) if path.suffix != ".pyc"
+    }
+    named = Counter(word for text in texts.values() for word in re.findall(r"\b[A-Za-z_]\w*\b", text))
+    known = CALLED_BY_OTHERS | FOR_LATER_NODES
+    dead = [
+        f"{path.relative_to(SOURCES)}:{line}: {name}"
+        for path, text in sorted(texts.items())
+        if path.is_relative_to(SOURCES) and path.suffix == ".py"
+        for line, name in _defined(ast.parse(text))
+        if named[name] == 1 and name not in known and not name.startswith("__")
+    ]
+    assert not dead, "\n".join(dead)
+
+
+def test_every_word_of_the_glossary_is_in_the_code() -> None:
+    glossary = Path(__file__).parents[2] / "docs" / "glossary.md"
+    words = re.findall(r"^\| ([a-z][a-z -]+) \|", glossary.read_text(), re.MULTILINE)[1:]
+    code = "\n".join(path.read_text().lower() for path in SOURCES.rglob("*.py"))
+    missing = [word for word in words if not re.search(word.replace(" ", "[ _-]?"), code)]
+    assert words and not missing, f"not in the code: {', '.join(missing)}"

@@ -216,7 +216,7 @@ async def test_a_catalog_that_was_made_anew_is_not_followed(tmp_path: Path) -> N
         await cluster.insert("doc-1", [1, 0])
         node = cluster._local[0]
         anew = msgspec.structs.replace(node.topology, founding=7, version=1000, collections=())
-        with pytest.raises(WrongCluster, match="made anew"):
+        with pytest.raises(WrongCluster, match="made again"):
             await node.adopt(anew)
         assert await cluster.count() == 1
         node.cluster = msgspec.structs.replace(node.cluster, uid=0)  # as if cluster.json had been lost

@@ -1,4 +1,4 @@
-"""What nodes and shard-aware clients of a sharded cluster say to each other, besides `base.protocol`.
+"""What nodes and shard-aware clients of a sharded cluster say to each other, in addition to `base.protocol`.
 
 | method | takes | answers |
 |---|---|---|

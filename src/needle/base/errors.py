@@ -70,10 +70,6 @@ class VersionMismatch(NeedleError):
     code = "version_mismatch"
 
 
-class Unauthorized(NeedleError):
-    code = "unauthorized"
-
-
 # --- the cluster cannot serve this now: nothing happened, try again --------------------------------------------------
 class Unavailable(NeedleError):
     """The cluster cannot serve this now; nothing happened."""

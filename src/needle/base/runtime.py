@@ -1,4 +1,4 @@
-"""Time, chance and threads as arguments.
+"""Time, randomness and threads as arguments.
 
 Code below `needle.server` never calls `time`, `random` or `threading` itself: it is handed these protocols, so that
 the whole node runs under simulation with one seed. `asyncio` is used for scheduling only; the simulator supplies its
@@ -25,7 +25,7 @@ class Clock(Protocol):
 
 
 class Rng(Protocol):
-    """A seeded source of chance; `random.Random` fits."""
+    """A seeded source of randomness; `random.Random` fits."""
 
     def random(self) -> float:
         """A float in [0, 1)."""

@@ -73,7 +73,7 @@ async def _ask(client: needle.Client, known: list[str], timeout: float) -> list[
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option("--every", help="Seconds between two looks with --watch.")] = 1.0,
     cluster: Cluster = DEFAULT_CLUSTER,
     json: Json = False,

@@ -109,8 +109,12 @@ def insert(
         Path,
         typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Documents: a .jsonl, .npy or .parquet file."),
     ],
-    id_prefix: Annotated[str, typer.Option("--id-prefix", help="Before the row numbers of a .npy file.")] = "",
-    batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Most documents of one write.")] = 500,
+    id_prefix: Annotated[
+        str, typer.Option("--id-prefix", help="Prefix for ids made from the row numbers of a .npy file.")
+    ] = "",
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, max=10_000, help="Maximum number of documents per write.")
+    ] = 500,
     collection: Collection = "default",
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,

@@ -143,7 +143,7 @@ def remove(
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Wait = 60.0,
 ) -> None:
-    """Take a node out of the cluster for ever; its name is not used again."""
+    """Take a node out of the cluster forever; its name is not used again."""
 
     async def work(client: needle.Client) -> None:
         status = await _status(client)

@@ -21,13 +21,15 @@ def serve(
     node_id: Annotated[str | None, typer.Option("--node-id", help="This node's name, one of the cluster's.")] = None,
     cluster_node: Annotated[
         list[str] | None,
-        typer.Option("--cluster-node", help="A voter, name=host:port. Once for each, this node included."),
+        typer.Option("--cluster-node", help="A voter as name=host:port. Repeat for each voter, including this node."),
     ] = None,
     data_dir: Annotated[str | None, typer.Option("--data-dir", help="Where this node keeps everything.")] = None,
     dimensions: Annotated[
         int | None, typer.Option("--dimensions", help="Create the collection 'default' with vectors of this length.")
     ] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="Of that collection: cosine, l2 or dot.")] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="Metric of the default collection: cosine, l2 or dot.")
+    ] = None,
     listen: Annotated[
         str | None, typer.Option("--listen", help="host:port to bind, if not the address in the cluster's list.")
     ] = None,
@@ -52,10 +54,10 @@ def serve(
     ] = False,
     join: Annotated[
         list[str] | None,
-        typer.Option("--join", help="Join the sharded cluster of the node at host:port. Once for each known node."),
+        typer.Option("--join", help="Join the sharded cluster of the node at host:port. Repeat to give several nodes."),
     ] = None,
     zone: Annotated[
-        str | None, typer.Option("--zone", help="Sharded: what fails with this node, such as its rack.")
+        str | None, typer.Option("--zone", help="Sharded: failure domain of this node, such as its rack.")
     ] = None,
     weight: Annotated[
         float | None, typer.Option("--weight", help="Sharded: this node's share of replicas; 1 by default.")

@@ -74,12 +74,14 @@ def create(
     ] = 100,
     boundary: Annotated[
         list[str] | None,
-        typer.Option("--boundary", help="With range: the first id of a shard but the first. Once for each."),
+        typer.Option("--boundary", help="With range sharding: first id of each shard except shard 0. Repeat in order."),
     ] = None,
     dimensions: Annotated[
         int | None, typer.Option("--dimensions", help="Create the collection 'default' with vectors of this length.")
     ] = None,
-    metric: Annotated[str, typer.Option("--metric", help="Of that collection: cosine, l2 or dot.")] = Metric.COSINE,
+    metric: Annotated[
+        str, typer.Option("--metric", help="Metric of the default collection: cosine, l2 or dot.")
+    ] = Metric.COSINE,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until every shard has a leader.")] = 60.0,
     json: Json = False,
 ) -> None:

@@ -120,7 +120,7 @@ class Unanswered:
             self._look()
 
     async def _watch_over(self) -> None:
-        """Ask the nodes for a later leader and whether those that are slow are there; give up what waits in vain."""
+        """Ask the nodes for a later leader and whether those that are slow are there; give up what waits idly."""
         group, directory, loop = self._group, self._directory, asyncio.get_running_loop()
         start = loop.time()
         old = [asked for asked in self._asked if asked.since + PATIENCE_SECONDS <= start]

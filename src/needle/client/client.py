@@ -2,7 +2,7 @@
 
 Every method is safe to call concurrently from one event loop. Writes are acknowledged after quorum commit and apply,
 and executed exactly once even when they are repeated. Reads are strong unless another mode is asked for. Raises only
-NeedleErrors. It is handed its network (a `Caller`) and its chance; `needle.connect` makes both.
+NeedleErrors. It is handed its network (a `Caller`) and its randomness; `needle.connect` makes both.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ _all: weakref.WeakSet[SyncClient] = weakref.WeakSet()
 
 class SyncClient:
     """`Client` for code without asyncio: the same methods, blocking. Made by `needle.connect_sync`; use as a context
-    manager or call `close`. In a process that was forked with it, its first call connects anew."""
+    manager or call `close`. In a process that was forked with it, its first call connects again."""
 
     def __init__(self, make: Callable[[], Made], made: Made) -> None:
         """See sync_client, which makes it. make: a client and the thread of its loop. made: the first of them."""

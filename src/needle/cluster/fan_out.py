@@ -52,10 +52,10 @@ class FanOutStats:
     """What the fan-outs of a router did, for metrics. on_search: told of every search that was answered: how many
     shards it asked, and the seconds that making one answer of theirs took."""
 
-    __slots__ = ("fanout", "hedges", "merge_seconds", "on_search", "partials", "searches", "stale_retries")
+    __slots__ = ("fanout", "merge_seconds", "on_search", "searches")
 
     def __init__(self) -> None:
-        self.fanout = self.hedges = self.partials = self.searches = self.stale_retries = 0
+        self.fanout = self.searches = 0
         self.merge_seconds = 0.0
         self.on_search: Callable[[int, float], None] | None = None
 
@@ -144,7 +144,6 @@ class FanOut:
 
     async def renew(self, stale: StaleEpoch, timeout: float) -> None:
         """Get the newer map that a shard told of."""
-        self.stats.stale_retries += 1
         version = int(stale.details.get("version") or 0)
         before = self._topology().version
         if (await self._refresh(version, timeout)).version <= before:
@@ -167,7 +166,6 @@ class FanOut:
         answered, missing = await _gather(asking, partial)
         self._prove(owned, shards, answered, missing)
         gaps = uncovered([r for s in owned.owners if s not in missing for r in owned.ranges(s)]) if missing else []
-        self.stats.partials += bool(missing)
         return Answers(answered, missing, gaps, owned.epoch)
 
     def _prove(
@@ -231,7 +229,6 @@ class FanOut:
                     return None
                 if upcoming and len(waiting) < 2:
                     address = upcoming.pop(0)
-                    self.stats.hedges += bool(waiting)
                     task = loop.create_task(group.ask_replica(address, SHARD, body(left), left))
                     waiting[task] = (address, loop.time())
                 late = self.latencies.p95 if upcoming and len(waiting) < 2 else left

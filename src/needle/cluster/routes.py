@@ -118,7 +118,7 @@ class Routes:
             self._seen[shard] = index
 
     async def _named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
-        """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made anew
+        """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again
         meanwhile, or a shard does not have it yet. Raises CollectionNotFound once the catalog confirms it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout

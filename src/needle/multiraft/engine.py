@@ -393,7 +393,7 @@ class Engine:
         return found
 
     def _serving(self, group: GroupId) -> Group:
-        """The replica, to serve with it. Raises LostState besides what `_group` raises."""
+        """The replica, to serve with it. Raises LostState in addition to what `_group` raises."""
         found = self._group(group)
         if found.lost:
             raise lost_state(found)

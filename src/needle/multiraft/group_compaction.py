@@ -81,7 +81,7 @@ class Compaction:
         return min(target, keep_after(self._members(), sizes, host.bounds), group.snapshots.floor)
 
     def _members(self) -> Iterator[Member]:
-        """Who may need the leader's log, besides itself."""
+        """Who may need the leader's log, other than itself."""
         host, raft = self._host, self._group.raft
         if raft.role is not Role.LEADER:
             return

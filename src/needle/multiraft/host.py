@@ -275,18 +275,6 @@ class Host(Engine):
                     self.wake(group)
             await asyncio.sleep(min(self.config.election_timeout, self.config.lease_timeout))
 
-    async def leader_changed(self, group: GroupId, timeout: float = 3600.0) -> NodeId | None:
-        """Wait until another term or leader is known than now; the leader then known. Raises DeadlineExceeded."""
-        replica = self._group(group)
-        raft = replica.raft
-        known = (raft.term, raft.leader)
-
-        def late() -> NeedleError:
-            return DeadlineExceeded(f"{group_name(group)} kept its leader for {timeout:g} s", group=group)
-
-        await replica.until(lambda: (raft.term, raft.leader) != known, self.clock.monotonic() + timeout, late)
-        return raft.leader or None
-
     async def leader_after(self, group: GroupId, term: int, timeout: float) -> None:
         """Wait until the leader of a later term than `term` is known here, for at most `timeout` seconds."""
         replica = self._group(group)

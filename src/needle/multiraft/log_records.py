@@ -139,12 +139,6 @@ def entries_end(group: GroupId) -> bytes:
     return _KEY.pack(b"g", group, bytes([ENTRY[0] + 1]))
 
 
-def group_range(group: GroupId) -> tuple[bytes, bytes]:
-    """[start, end) of every key of a group."""
-    head = struct.Struct(">cI")
-    return head.pack(b"g", group), head.pack(b"g", group + 1)
-
-
 def parse_key(key: bytes) -> tuple[GroupId, bytes, int]:
     """(group, kind, index) of a group's key; index is 0 for kinds other than ENTRY. Raises CorruptLog."""
     if len(key) == _ENTRY_KEY.size and key[5:6] == ENTRY:

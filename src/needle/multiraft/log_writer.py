@@ -58,7 +58,7 @@ class LogWriter:
         return future
 
     def begin(self, work: list[Work]) -> list[Extra] | None:
-        """What `persist` must write besides `work`, soon; None if there is nothing to write at all."""
+        """What `persist` must write in addition to `work`, soon; None if there is nothing to write at all."""
         if not work and not self._extra:
             return None
         extra, self._extra = self._extra, []

@@ -1,4 +1,4 @@
-"""What a host looks after besides its turns: its logs' bound, groups that rest, exported snapshots nobody fetches.
+"""What a host looks after between its turns: its logs' bound, groups that rest, exported snapshots nobody fetches.
 
 Invariant: nothing is given up that a peer still uses, unless the bound of the logs is near. It must not know turns.
 """

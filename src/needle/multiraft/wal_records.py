@@ -7,7 +7,7 @@ A segment file is a header and records behind one another, each at a multiple of
     record body      operations: u8 kind, u16 key length, u32 value length, u32 xxh3 of those and the key, key, value
 
 All integers are little-endian; xxh3 is XXH3-64, in records with the segment's salt as its seed. A record is one
-transaction. Sequence numbers grow by one from record to record, also from segment to segment. The salt is drawn anew
+transaction. Sequence numbers grow by one from record to record, also from segment to segment. The salt is drawn again
 each time a file begins a segment: neither what a recycled file still holds of its former life, nor bytes that a
 client chose, can pass for a record.
 """

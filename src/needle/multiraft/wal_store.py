@@ -343,8 +343,8 @@ class WalStore:
         return min(SPARES_MAX, len(self._segments))
 
     def _renew(self, spoilt: Sequence[Spoilt]) -> None:
-        """Write anew what is in force of commits whose values fail the commit's checksum, so that it is said once: each
-        value has a checksum of its own, by which whoever reads it sees which one is spoilt."""
+        """Write again what is in force of commits whose values fail the commit's checksum, so that it is said once:
+        each value has a checksum of its own, by which whoever reads it sees which one is spoilt."""
         for commit in spoilt:
             places = {key: self._index.get(key) for key in self._index.in_segment(commit.segment)}
             live = [
@@ -356,7 +356,7 @@ class WalStore:
             try:
                 self._append([(PUT, key, self._read(at)) for key, at in live])
             except SHORTAGES as error:
-                log.error("%s: what it holds is not written anew now: %s", self._directory, error)
+                log.error("%s: what it holds is not written again now: %s", self._directory, error)
 
     # --- end ------------------------------------------------------------------------------------------------------
     def _error(self, what: str, error: Exception) -> DiskFailed:

@@ -131,7 +131,7 @@ def on_durable(s: State) -> None:
 
 def _learn_commit(s: State, m: Message) -> None:
     """Candidates and voters tell each other what is committed. Without it a removed leader, who alone knows that its
-    removal is committed and whose log is the longest, would block the election of the others for ever (raft-rs)."""
+    removal is committed and whose log is the longest, would block the election of the others forever (raft-rs)."""
     if m.hint > s.commit and s.role is not Role.LEADER and s.log.matches(m.hint, m.hint_term):
         s.commit = m.hint
         if s.role is not Role.FOLLOWER and s.has_unapplied_conf_change():

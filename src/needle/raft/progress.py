@@ -65,10 +65,6 @@ class Progress:
         self._inflight: deque[tuple[int, int]] = deque()
         self.inflight_bytes = 0
 
-    @property
-    def inflight_messages(self) -> int:
-        return len(self._inflight)
-
     def _enter(self, state: ProgressState) -> None:
         self.state = state
         self.paused = False

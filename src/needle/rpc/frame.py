@@ -32,11 +32,6 @@ Frame = tuple[int, int, Payload]
 """(kind, request id, payload). A memoryview is over immutable bytes: safe to keep, and keeps its whole chunk alive."""
 
 
-def frame_size(payload_bytes: int) -> int:
-    """Bytes on the wire of a frame whose payload has `payload_bytes` bytes."""
-    return HEADER_BYTES + payload_bytes
-
-
 def encode_frame(kind: int, request_id: int, parts: Sequence[Payload]) -> bytes:
     """One frame as one bytes object; `parts` are joined as its payload."""
     size = sum(map(len, parts))

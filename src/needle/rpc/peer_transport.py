@@ -51,7 +51,7 @@ class PeerTransport:
                 self._moved(node, address)
 
     def forget(self, node: NodeId) -> None:
-        """Close the connection to `node`; the next message connects anew, and checks the node's name anew."""
+        """Close the connection to `node`; the next message connects again, and checks the node's name again."""
         used = self._used.pop(node, None)
         if used is not None:
             self.client.forget(used, node)

@@ -18,7 +18,7 @@ from needle.rpc.server_connection import ServerConnection
 
 SWEEP_SECONDS = 1.0
 LOOK_SECONDS = 0.05
-"""While too much is held, so often it is counted anew: not for each chunk that arrives."""
+"""While too much is held, so often it is counted again: not for each chunk that arrives."""
 
 
 class RpcServer:

@@ -80,7 +80,7 @@ class Reconciler:
 
     async def _reconcile(self, group: GroupId, timeout: float) -> None:
         """Only what the catalog says was dropped is dropped: one that it merely does not list may be of before the
-        catalog was restored from an older copy, or made anew.
+        catalog was restored from an older copy, or made again.
 
         A dropped collection must not come back in a shard that was told to drop it, so one is only made when the
         catalog confirmed it in the term in which the making is proposed: a leader of a later term has seen the end of

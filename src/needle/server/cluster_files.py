@@ -1,4 +1,4 @@
-"""What a node of a sharded cluster keeps besides Raft: which cluster it belongs to, and the last topology it saw.
+"""What a node of a sharded cluster keeps beside Raft: which cluster it belongs to, and the last topology it saw.
 
 `cluster.json` and `topology.bin` in the data directory. Invariant: `incarnation` is drawn once, when the directory is
 new; a node whose directory was lost gets another one, by which the catalog refuses it under its old name (a node that
@@ -44,11 +44,11 @@ def check_unused(node: NodeId, data_dir: str) -> None:
 
 
 def check_founding(node: NodeId, now: Topology, heard: Topology) -> None:
-    """Raises WrongCluster for a catalog that was made anew: it knows nothing of what the shards of the old one hold."""
+    """Raises WrongCluster for a catalog that was made again: it does not know what the shards of the old one hold."""
     if now.settings is not None and heard.settings is not None and heard.founding != now.founding:
         raise WrongCluster(
             f"node {node} belongs to the cluster of founding {now.founding:x}, and this catalog is of founding "
-            f"{heard.founding:x}: it was made anew. It is not followed, so that nothing is deleted. Restore the "
+            f"{heard.founding:x}: it was made again. It is not followed, so that nothing is deleted. Restore the "
             "directories of the catalog's nodes",
             founding=heard.founding,
         )

@@ -183,7 +183,7 @@ class Proxy:
             return
         failure = min(failures, key=_repeatable)
         if failure.retryable and written:
-            # Here the rest is written when it is repeated; another node would begin anew, so it must not be told that
+            # Here the rest is written when it is repeated; another node would begin again, so it must not be told that
             # nothing happened.
             text = f"{len(written)} of {len(command.ids)} documents are written; others not: {failure.message}"
             failure = OutcomeUnknown(text, **{LEFT: len(command.ids) - len(written)})

@@ -1,4 +1,4 @@
-"""`needle.connect`: a client with the real network, clock and chance."""
+"""`needle.connect`: a client with the real network, clock and randomness."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from types import FrameType
 
 log = logging.getLogger("needle.server")
@@ -24,7 +23,6 @@ LOOK_SECONDS = 0.004
 WARN_SECONDS = 0.1
 NAMES_MAX = 200
 OTHER = "other"
-OnStall = Callable[[str, float], None]
 
 
 def innermost(frame: FrameType | None, but: tuple[str, ...] = (__name__,)) -> str:

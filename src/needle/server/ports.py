@@ -1,6 +1,6 @@
 """What a node is built on, as one bundle: the real system's here, the simulator's in `needle.sim`.
 
-Invariant: a node reaches clocks, chance, threads, network and disk through its `NodePorts` only.
+Invariant: a node reaches clocks, randomness, threads, network and disk through its `NodePorts` only.
 """
 
 from __future__ import annotations

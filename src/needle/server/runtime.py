@@ -1,4 +1,4 @@
-"""The real clock, threads and chance of a node: what `base.runtime` describes and the simulator replaces.
+"""The real clock, threads and randomness of a node: what `base.runtime` describes and the simulator replaces.
 
 Invariant: `SystemClock.monotonic` keeps counting while the machine is suspended (leases depend on it), and a pool's
 result is delivered on the event loop that asked. Knows nothing of what runs in the threads.

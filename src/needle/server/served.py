@@ -57,7 +57,7 @@ def add_address(error: NeedleError, node: ServedNode) -> None:
 
 
 def call_timeout(seconds: float) -> float:
-    """What a caller allows us, bounded: nothing waits for ever on behalf of a caller that is long gone."""
+    """What a caller allows us, bounded: nothing waits forever on behalf of a caller that is long gone."""
     if -86_400 <= seconds <= 0:
         raise DeadlineExceeded(f"the call's time was over {abs(seconds):g} s before it arrived; nothing was done")
     if not 0 < seconds <= 86_400:

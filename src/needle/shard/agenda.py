@@ -1,4 +1,4 @@
-"""What somebody has to look at, now or at a later time: each thing once, whatever there is besides."""
+"""What somebody has to look at, now or at a later time: each thing once, whatever else there is."""
 
 from __future__ import annotations
 

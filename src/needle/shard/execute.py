@@ -94,7 +94,7 @@ def execute(batch: Batch, index: int, command: Command | NeedleError | None) -> 
         return known
     result = _run(batch, index, command)
     if isinstance(result, StaleEpoch):
-        # Kept as the answer for ever: a copy of this entry that is late must not be executed should the range come
+        # Kept as the answer forever: a copy of this entry that is late must not be executed should the range come
         # back. Whoever writes again, elsewhere or here, does so under a new number.
         result.details["final"] = True
     batch.sessions.record(numbered, result)

@@ -167,7 +167,7 @@ class GrowingSegment:
 
     def compacted(self, first: int) -> GrowingSegment:
         """With full chunks from ordinal `first` on copied without their dead rows once these are more than half, so
-        that overwriting the same documents for ever neither fills the memory nor slows scans. Neighbours that then fit
+        that overwriting the same documents forever neither fills the memory nor slows scans. Neighbours that then fit
         are joined; a row is copied about once each time its chunk halves.
 
         From `first` on no segment may be served from a file: a joined chunk could span it.

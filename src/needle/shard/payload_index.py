@@ -293,7 +293,7 @@ class PayloadIndex:
         return True
 
     def _bloated(self, field: Field) -> bool:
-        """Whether most of what it holds is dead, and may have been purged since it was last made anew."""
+        """Whether most of what it holds is dead, and may have been purged since it was last made again."""
         return field.state.rows > max(2 * self._live, 2 * field.tried) + BLOAT_ROWS
 
     def _renew(self, field: Field) -> bool:

@@ -7,7 +7,7 @@ file: the caller hands a mask.
 How a mask is searched, and why recall does not collapse under a restrictive filter: the beam of HNSW is widened by the
 inverse share of rows that count, and a query's answer is taken only if enough rows that count were among the nearest
 rows of *all* (then the nearest that count are among them). Otherwise, or where it costs less, exactly the rows that
-count are scored. This is the only module besides segment_builder that imports faiss; its errors become CorruptSegment.
+count are scored. Only this module and segment_builder import faiss; its errors become CorruptSegment.
 """
 
 from __future__ import annotations

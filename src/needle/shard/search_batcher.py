@@ -120,7 +120,7 @@ class SearchBatcher:
     def _expected_wait(self, own: int) -> float:
         """Seconds until the workers begin a search of a collection of which `own` wait, at the least: in full batches,
         each as quick as the quickest of the last ones. Others go first as far as they are there, a batch for each of
-        its own collection's. An estimate by searches would refuse too much for ever: refusals keep batches small, and
+        its own collection's. An estimate by searches would refuse too much forever: refusals keep batches small, and
         the small ones are slow for what they hold."""
         ahead = min(self._count, (own + self._batch_max) * len(self._waiting))
         return ahead / self._batch_max / self._in_flight_max * min(self._took, default=0.0)

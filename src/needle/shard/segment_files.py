@@ -1,4 +1,4 @@
-"""What is done to segment files besides building and searching them: chunks for peers, downloads, and deleting
+"""What is done to segment files other than building and searching them: chunks for peers, downloads, and deleting
 what nobody needs.
 
 Blocking: the keeper calls these in a thread. They do not know the manifest; what to keep is an argument.

@@ -25,7 +25,7 @@ SESSIONS_MAX = 10_000
 ANSWERS_MAX = 4096
 ANSWERS_BYTES_MAX = 64 << 20
 ANSWER_BYTES = 160
-"""What an answer is counted with, besides its own bytes: about what Python and SQLite need for it."""
+"""What an answer is counted with, in addition to its own bytes: about what Python and SQLite need for it."""
 
 SessionRow = tuple[int, bytes, int, int]
 """(session id, nonce as 16 bytes, index of the last entry that used it, acked)."""

@@ -1,7 +1,7 @@
 """What clients asked and were answered, in the order the world saw it: the input of the linearizability checker.
 
 `invoked` and `returned` are positions in one total order of events (not seconds), so that two events of the same
-virtual instant still have an order. An operation whose fate is unknown stays open for ever (returned is None).
+virtual instant still have an order. An operation whose fate is unknown stays open forever (returned is None).
 `to_json_lines` writes the documented form: one invoke, ok, fail or info event a line.
 """
 

@@ -22,7 +22,7 @@ WALL_EPOCH = 1_700_000_000.0
 
 
 def stream(seed: int, *names: object) -> random.Random:
-    """An independent source of chance for each name; the same on every platform and under every PYTHONHASHSEED."""
+    """An independent source of randomness for each name; the same on every platform and under every PYTHONHASHSEED."""
     return random.Random("/".join(str(part) for part in (seed, *names)))
 
 

@@ -66,7 +66,7 @@ class SimMachine:
         return self.process
 
     def crash(self, *, power_cut: bool) -> None:
-        """End the process; with `power_cut` unsynced data is lost and the clock starts anew."""
+        """End the process; with `power_cut` unsynced data is lost and the clock starts again."""
         process, self.process = self.process, None
         if process is not None:
             self._loop.kill(process)

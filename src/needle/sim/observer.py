@@ -1,6 +1,6 @@
 """Looks into every running replica after each of its steps, and into what it sends, and feeds the checkers.
 
-Invariant: observing changes nothing: no effect on the run, no draw from its chance. It must not know the workload.
+Invariant: observing changes nothing: no effect on the run, no draw from its randomness. It must not know the workload.
 """
 
 from __future__ import annotations

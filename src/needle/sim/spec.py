@@ -1,6 +1,6 @@
 """What one run is: everything that is drawn from the seed before the run begins. Pure.
 
-Each fault is drawn from its own stream of chance, so that leaving one out does not change the others: that is what
+Each fault is drawn from random numbers of its own, so that leaving one out does not change the others: that is what
 lets a failing run be shrunk.
 """
 
@@ -74,7 +74,7 @@ MORE_SHARD_KINDS = {
     "move-many": 3,
     "move-replica": 6,
 }
-"""Kinds that came later. They are drawn besides the others, under numbers of their own, so that the schedules of older
+"""Kinds that came later. They are drawn beside the others, under numbers of their own, so that the schedules of older
 seeds stay what they were; `plain` runs do without them."""
 MORE_SHARE, MORE_SHARD_SHARE = 0.08, 0.25
 MORE_FROM = 1000

@@ -76,7 +76,7 @@ def survive(source: str, target: str, rng: random.Random, *, power_cut: bool, sy
     """Copy what survives of directory `source` to `target` (must not exist); bytes of write-ahead log that were lost.
 
     synced: of a write-ahead log, by its path relative to `source`: how many bytes are safe (Unsynced.wal_bytes). The
-    dead process may still hold files of `source` open: it keeps writing there in vain.
+    dead process may still hold files of `source` open: it keeps writing there without success.
     """
     if not os.path.isdir(source):
         os.makedirs(target)

@@ -95,7 +95,7 @@ class Stage:
         deadline = self.loop.time() + seconds
         while not await holds():
             if self.loop.time() > deadline:
-                raise Violation("liveness", f"waited {seconds:g} s in vain for {what}")
+                raise Violation("liveness", f"waited {seconds:g} s without success for {what}")
             await asyncio.sleep(0.25)
 
     async def watch(self) -> None:

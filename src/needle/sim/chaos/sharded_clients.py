@@ -46,7 +46,7 @@ class Through:
 
 
 class Balancer(Through):
-    """Every address is the one node that a load balancer chose; it chooses anew when that fails. node: its name."""
+    """Every address is the one node that a load balancer chose; it chooses again when that fails. node: its name."""
 
     def __init__(self, caller: Caller, addresses: Callable[[], Mapping[str, str]], rng: random.Random) -> None:
         super().__init__(caller, lambda _: addresses()[self.node])

@@ -93,7 +93,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="removed-nodes-dialled",
-        breaks="a client goes on asking a node that was removed from the cluster, for ever",
+        breaks="a client goes on asking a node that was removed from the cluster, forever",
         edits=(Edit("client.directory:Directory.learn", "answer.term >= self._listed_by", "answer.term < 0"),),
         tests=(
             "tests/client/test_directory.py::test_a_removed_node_is_forgotten_also_if_it_was_given_and_still_answers",

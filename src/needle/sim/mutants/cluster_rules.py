@@ -143,7 +143,7 @@ MUTANTS = (
     ),
     Mutant(
         name="another-founding-followed",
-        breaks="nodes of a cluster follow a catalog that was made anew and knows none of their documents",
+        breaks="nodes of a cluster follow a catalog that was made again and knows none of their documents",
         edits=(Edit("server.cluster_files:check_founding", "heard.founding != now.founding", "heard is now"),),
         tests=(_DROPS + "test_a_catalog_that_was_made_anew_is_not_followed",),
     ),

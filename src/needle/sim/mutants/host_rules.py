@@ -45,7 +45,7 @@ MUTANTS = (
     ),
     Mutant(
         name="full-disk-passes-for-applied",
-        breaks="what found no room in the state machine counts as applied: the replica lacks it for ever",
+        breaks="what found no room in the state machine counts as applied: the replica lacks it forever",
         edits=(
             Edit(
                 "multiraft.group:Group._start_apply",
@@ -261,7 +261,7 @@ MUTANTS = (
     ),
     Mutant(
         name="contradictions-are-not-looked-into",
-        breaks="a replica whose committed entries another leader contradicts goes on: replicas differ for ever",
+        breaks="a replica whose committed entries another leader contradicts goes on: replicas differ forever",
         edits=(Edit("multiraft.doubts:own_loss", "index, own = doubt.index,", "return ''; index, own = doubt.index,"),),
         tests=(_LOST + "test_a_leader_that_lacks_what_is_committed_elsewhere_stops_and_so_does_who_holds_it",),
     ),

@@ -17,7 +17,7 @@ import msgspec
 
 
 class PlantingFailed(Exception):
-    """The product has changed: this bug must be written anew. The message names the function and the piece."""
+    """The product has changed: this bug must be written again. The message names the function and the piece."""
 
 
 class Edit(msgspec.Struct, frozen=True):

@@ -102,7 +102,7 @@ MUTANTS = (
     ),
     Mutant(
         name="no-check-quorum",
-        breaks="a leader that hears no quorum stays: clients wait on it for ever",
+        breaks="a leader that hears no quorum stays: clients wait on it forever",
         edits=(
             Edit(
                 "raft.leadership:hears_quorum",
@@ -132,7 +132,7 @@ MUTANTS = (
     ),
     Mutant(
         name="no-election-no-op",
-        breaks="a new leader appends nothing: entries of older terms and reads wait for the next write, maybe for ever",
+        breaks="a new leader appends nothing: entries of older terms and reads wait for the next write, maybe forever",
         edits=(Edit("raft.state:State.become_leader", 'self.append_entry(EntryKind.NORMAL, b"")', "pass"),),
         sim=True,
         tests=(

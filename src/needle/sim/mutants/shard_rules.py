@@ -165,7 +165,7 @@ MUTANTS = (
     ),
     Mutant(
         name="retry-with-a-new-number",
-        breaks="the client numbers a repeated write anew: it is executed twice",
+        breaks="the client numbers a repeated write again: it is executed twice",
         edits=(
             Edit(
                 "client.group:GroupClient.write",

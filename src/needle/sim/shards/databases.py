@@ -44,7 +44,7 @@ class Answer(msgspec.Struct):
 
 
 class ShardDatabase(Database, Protocol):
-    """What the sharded workload uses besides."""
+    """What the sharded workload uses as well."""
 
     async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
         """The fate of each id. A WriteResult's version is 0 if the client does not tell."""

@@ -1,4 +1,4 @@
-"""What clients of a sharded cluster do besides: batches and deletes across shards, scatter-gather and partial searches.
+"""What clients of a sharded cluster also do: batches and deletes across shards, scatter-gather and partial searches.
 
 Invariant: as for the single group (sim/workload.py): failed only if the product promised no effect. The parts of a
 batch have fates of their own, so each document of it is an operation of its own.
