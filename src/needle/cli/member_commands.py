@@ -66,7 +66,7 @@ def add(
             raise InvalidArgument(f"{name} is a voter already")
         added = name not in status.learners
         if added:
-            await _check_there(client, name, address)
+            await _check_there(client, name, address, "with `needle serve --wait`")
             await client.change_membership(
                 status.voters, [*status.learners, name], addresses={name: address}, timeout=timeout
             )
@@ -85,9 +85,9 @@ def add(
     notes.print(f"{name} is a voter", markup=False)
 
 
-async def _check_there(client: needle.Client, name: str, address: str) -> None:
+async def _check_there(client: needle.Client, name: str, address: str, how: str) -> None:
     """Raises unless that node answers at that address, or does in a moment because it is just being started: as a
-    learner that is not there it would be waited for."""
+    learner that is not there it would be waited for. how: it is to be started."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -96,8 +96,8 @@ async def _check_there(client: needle.Client, name: str, address: str) -> None:
         except NeedleError as error:
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"{name} does not answer at {address}, so nothing was changed; start it there first, a new node "
-                    f"with `needle serve --wait`: {error.message}"
+                    f"{name} does not answer at {address}, so nothing was changed; start it there first, {how}: "
+                    f"{error.message}"
                 ) from error
         await asyncio.sleep(LOOK_SECONDS)
     if status.node_id != name:
@@ -131,7 +131,7 @@ def move(
         status = await _status(client)
         if name not in [*status.voters, *status.learners]:
             raise InvalidArgument(f"{name} is not a member; members are {', '.join(status.voters + status.learners)}")
-        await _check_there(client, name, address)
+        await _check_there(client, name, address, "with its data directory")
         await client.change_membership(status.voters, status.learners, addresses={name: address}, timeout=timeout)
 
     run(cluster, work)
