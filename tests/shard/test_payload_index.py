@@ -16,10 +16,10 @@ from pyroaring import BitMap
 from base import filter_reference
 from base.filter_strategies import LONG, conditions, documents
 from needle.base.commands import CreateCollection
-from needle.base.errors import InvalidArgument, StorageError
+from needle.base.errors import DeadlineExceeded, InvalidArgument, StorageError
 from needle.base.filter_operators import OPERATORS
 from needle.base.filters import Filter
-from needle.base.model import SearchRequest
+from needle.base.model import HitBatch, SearchRequest
 from needle.shard import filter_match, index_budget, payload_index
 from needle.shard.field_index import MATCHERS
 from needle.shard.index_budget import IndexBudget
@@ -401,3 +401,46 @@ def test_filtered_search_is_exact_and_sees_one_applied_index_while_writes_go_on(
     assert wrong == []
     assert not any(thread.is_alive() for thread in threads)
     replica.close()
+
+
+@pytest.mark.parametrize("many", ["$or", "$and"])
+def test_a_filter_is_not_worked_on_for_nobody(tmp_path: Any, many: str) -> None:
+    """A search that has begun ends soon after its time is over, however much its filter asks for: others wait for the
+    thread. Of two that share the work, the other one's answer is finished."""
+    replica, log = open_replica(tmp_path), Log()
+    rows = range(300)
+    texts = [{"t": f"{at} {'x' * 50}"} for at in rows]
+    replica.apply(log.add(CreateCollection(spec()), put([f"d{at}" for at in rows], [[at, 0, 0] for at in rows], texts)))
+    asked = {many: [{"$not": {"t": {"$contains": f"y{at}"}}} for at in range(500)]}
+    query = np.zeros(3, "<f4").tobytes()
+    request = SearchRequest(collection="c", vector=query, k=3, filter=Filter.parse(asked).to_json())
+    looks: list[int] = []
+
+    def for_a_while(at: int) -> bool:
+        looks.append(at)
+        return len(looks) <= 5
+
+    (late,) = replica.search_many([request], for_a_while)
+    assert isinstance(late, DeadlineExceeded)
+    assert len(looks) == 6
+
+    found = replica.search_many([request, request], lambda at: at == 1 or for_a_while(at))
+    assert isinstance(found[1], HitBatch)
+    assert found[1].ids == ["d0", "d1", "d2"]
+    replica.close()
+
+
+def test_documents_are_not_read_for_nobody() -> None:
+    """The same where there is no room for an index."""
+    store, index, _ = made(*({"t": at} for at in range(3000)), bytes_max=0)
+    looks = 0
+
+    def twice() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 3:
+            raise DeadlineExceeded("over")
+
+    with pytest.raises(DeadlineExceeded):
+        index.within(Filter.gt("t", 5).node, 3000, BitMap(range(3000)), go_on=twice)
+    assert 0 < store.read < 3000

@@ -406,7 +406,8 @@ def test_a_view_taken_before_a_write_never_changes(tmp_path: Path) -> None:
     replica.apply(log.add(put(["a", "c"], [[9, 9, 9], [1, 1, 1]], [{"n": 1}] * 2), Delete("c", ["b"])))
     for condition in (b"", Filter.eq("n", 1).to_json(), Filter.ne("n", 2).to_json()):
         request = SearchRequest(collection="c", vector=floats([1, 2, 3]), k=9, filter=condition)
-        (old,) = search_group(view.collections["c"], view.store, [request], view.at.index, replica.limits)
+        collection = view.collections["c"]
+        (old,) = search_group(collection, view.store, [request], view.at.index, replica.limits)
         assert not isinstance(old, NeedleError)
         assert (old.ids, old.versions, old.applied_index) == (["a", "b"], [2, 2], 2)
         new = replica.search(request)

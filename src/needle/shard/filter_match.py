@@ -6,8 +6,8 @@ not know where indexes come from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final, assert_never
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, assert_never
 
 from pyroaring import BitMap
 
@@ -30,38 +30,49 @@ def keys_of(node: Compare) -> list[Key]:
     return [(node.path, kind) for kind in (False, True) if kind in instants or not (kind or instants)]
 
 
-def judge(node: Node, states: dict[Key, FieldState], end: int, universe: BitMap) -> Match:
-    """What the indexes know about a filter, within `universe`."""
+class Asked(NamedTuple):
+    """states: of the field indexes. universe: the ordinals in question, all below `end`. go_on: called before each
+    comparison; raises when nobody waits for the answer any more."""
+
+    states: dict[Key, FieldState]
+    end: int
+    universe: BitMap
+    go_on: Callable[[], None]
+
+
+def judge(node: Node, asked: Asked) -> Match:
+    """What the indexes know about a filter, within the universe."""
+    universe = asked.universe
     match node:
         case And(children):
             if not children:
                 return Match(universe, BitMap())
             costly = [one for one in children if isinstance(one, Compare) and one.op in LOOK_AT_ALL]
-            parts = [judge(child, states, end, universe) for child in children if child not in costly]
-            return _with_costly(all_of(parts) if parts else Match(universe, BitMap()), costly, states, end, universe)
+            parts = [judge(child, asked) for child in children if child not in costly]
+            return _with_costly(all_of(parts) if parts else Match(universe, BitMap()), costly, asked)
         case Or(children):
-            return any_of([judge(child, states, end, universe) for child in children])
+            return any_of([judge(child, asked) for child in children])
         case Not(child):
-            return negated(universe, judge(child, states, end, universe))
+            return negated(universe, judge(child, asked))
         case Compare():
-            return _compared(node, states, end, universe)
+            return _compared(node, asked)
         case _:
             assert_never(node)
 
 
-def _with_costly(
-    found: Match, costly: Sequence[Compare], states: dict[Key, FieldState], end: int, universe: BitMap
-) -> Match:
+def _with_costly(found: Match, costly: Sequence[Compare], asked: Asked) -> Match:
     """And these comparisons. Where the others leave few documents, it costs less to read them."""
     for one in costly:
         left = len(found.sure | found.maybe)
-        undecided = left * READ_COST < states[(one.path, False)].rows
-        part = Match(BitMap(), universe) if undecided else _compared(one, states, end, universe)
+        undecided = left * READ_COST < asked.states[(one.path, False)].rows
+        part = Match(BitMap(), asked.universe) if undecided else _compared(one, asked)
         found = all_of([found, part])
     return found
 
 
-def _compared(node: Compare, states: dict[Key, FieldState], end: int, universe: BitMap) -> Match:
+def _compared(node: Compare, asked: Asked) -> Match:
+    asked.go_on()
+    states, end, universe, _ = asked
     keys = keys_of(node)
     covered = min(states[key].end for key in keys)
     if not covered:

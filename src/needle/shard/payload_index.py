@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Final
 
@@ -31,7 +31,7 @@ from needle.base.filter_nodes import Node, evaluate
 from needle.shard.builders import BeingIndexed, Builders
 from needle.shard.document_tail import TAIL_BYTES, Tail
 from needle.shard.field_index import FieldState, merged, run_of
-from needle.shard.filter_match import Key, compares, judge, keys_of
+from needle.shard.filter_match import Asked, Key, compares, judge, keys_of
 from needle.shard.index_budget import IndexBudget
 from needle.shard.metadata_rows import Rows, Stored, decode_rows
 
@@ -114,9 +114,17 @@ class PayloadIndex:
         self._tail.add(documents)
 
     # --- searches ----------------------------------------------------------------------------------------------------
-    def within(self, node: Node, end: int, universe: BitMap, builders: Builders | None = None) -> BitMap:
+    def within(
+        self,
+        node: Node,
+        end: int,
+        universe: BitMap,
+        builders: Builders | None = None,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> BitMap:
         """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly. builders:
-        who may make an index here and now; anybody may without. Raises StorageError, BeingIndexed."""
+        who may make an index here and now; anybody may without. go_on: called every now and then; what it raises ends
+        the work. Raises StorageError, BeingIndexed."""
         fields = self._wanted(node)
         self._end, self._live = max(self._end, end), len(universe)
         if fields:
@@ -126,27 +134,27 @@ class PayloadIndex:
         made = False
         while True:
             states = {key: field.state for key, field in fields.items()}
-            found = judge(node, states, end, universe)
+            found = judge(node, Asked(states, end, universe, go_on))
             maybe = found.maybe & universe
             lacking = [one for one in fields.values() if not one.refused and states[one.key].end < end]
             missing = max((end - states[one.key].end for one in lacking), default=0)
             if made or not lacking or len(maybe) <= max(READ_FEW, missing // READ_SHARE):
                 break
-            self._make(lacking, end, builders)
+            self._make(lacking, end, builders, go_on)
             made = True
         for one in lacking:
             one.asked = True
         if lacking or any(one.state.due() or self._bloated(one) for one in fields.values()):
             self._budget.ask(self)
         sure = found.sure & universe
-        return sure | self._decided(node, maybe) if maybe else sure
+        return sure | self._decided(node, maybe, go_on) if maybe else sure
 
-    def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None) -> None:
+    def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None, go_on: Callable[[], None]) -> None:
         """Make the indexes whole. Raises BeingIndexed if others do such work; the background begins meanwhile."""
         try:
             with nullcontext() if builders is None else builders.place():
                 while self._advance(lacking, end):
-                    pass
+                    go_on()
         except BeingIndexed:
             for one in lacking:
                 one.asked = True
@@ -199,12 +207,13 @@ class PayloadIndex:
         if self._closed:
             self._budget.release(self._tail)
 
-    def _decided(self, node: Node, maybe: BitMap) -> BitMap:
+    def _decided(self, node: Node, maybe: BitMap, go_on: Callable[[], None]) -> BitMap:
         """Those of `maybe` that match, by the documents themselves."""
         keys = frozenset(compare.path[0] for compare in compares(node))
         found = BitMap()
         ordinals, at, start = maybe.to_array(), 0, self._tail.start()
         while at < len(ordinals):
+            go_on()
             part = list(ordinals[at : at + self._piece_rows])
             if part[0] < start <= part[-1]:
                 part = part[: bisect_left(part, start)]

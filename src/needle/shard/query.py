@@ -8,7 +8,7 @@ It must not know apply, SQLite or faiss; the view and the store are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -53,9 +53,10 @@ def search_group(
     applied: int,
     limits: Limits,
     builders: Builders | None = None,
+    go_on: Callable[[], None] = lambda: None,
 ) -> list[HitBatch | NeedleError]:
-    """Answer requests that differ in their vector only. builders: see PayloadIndex.within. Raises what concerns all of
-    them; an error in place of an answer concerns one."""
+    """Answer requests that differ in their vector only. builders, go_on: see PayloadIndex.within. Raises what concerns
+    all of them; an error in place of an answer concerns one."""
     first = requests[0]
     answers: dict[int, HitBatch | NeedleError] = {}
     queries: list[npt.NDArray[np.float32]] = []
@@ -67,13 +68,20 @@ def search_group(
         except NeedleError as error:
             answers[at] = error
     if good:
-        allow = _allowed(collection, first.filter, limits, builders)
+        allow = _allowed(collection, first.filter, limits, builders, go_on)
+        go_on()
         found = _nearest(collection, np.stack(queries), first, allow)
         answers.update(zip(good, _batches(collection.record, store, first, found, applied), strict=True))
     return [answers[at] for at in range(len(requests))]
 
 
-def _allowed(collection: Collection, filter_json: bytes, limits: Limits, builders: Builders | None) -> BitMap | None:
+def _allowed(
+    collection: Collection,
+    filter_json: bytes,
+    limits: Limits,
+    builders: Builders | None,
+    go_on: Callable[[], None],
+) -> BitMap | None:
     """The ordinals that a filter allows, without the hidden ones; None for all that are live."""
     hidden = collection.hidden
     if not filter_json and not hidden:
@@ -83,7 +91,7 @@ def _allowed(collection: Collection, filter_json: bytes, limits: Limits, builder
     if not filter_json:
         return visible
     node = Filter.from_json(filter_json, limits).node
-    return collection.payload.within(node, collection.record.next_ordinal, visible, builders)
+    return collection.payload.within(node, collection.record.next_ordinal, visible, builders, go_on)
 
 
 def _nearest(

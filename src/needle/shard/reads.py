@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
@@ -51,19 +52,20 @@ class Reads:
             for grouped in groups.values():
                 members = [at for at in grouped if wanted(at)]
                 if members:
-                    answers = self._search_group(view, [requests[at] for at in members], builders)
+                    go_on = partial(_while_wanted, members, wanted)
+                    answers = self._search_group(view, [requests[at] for at in members], builders, go_on)
                     results.update(zip(members, answers, strict=True))
         late = DeadlineExceeded("the search's time was over before it could begin")
         return [results.get(at, late) for at in range(len(requests))]
 
     def _search_group(
-        self, view: ReplicaView, asked: list[SearchRequest], builders: Builders | None
+        self, view: ReplicaView, asked: list[SearchRequest], builders: Builders | None, go_on: Callable[[], None]
     ) -> Sequence[SearchAnswer]:
         """Of requests that differ in their vectors only."""
         try:
             check_claim(view.fence, asked[0].claim, view.at.index)
             collection = view.collection(asked[0].collection)
-            return search_group(collection, view.store, asked, view.at.index, self._limits, builders)
+            return search_group(collection, view.store, asked, view.at.index, self._limits, builders, go_on)
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             return [not_served(error)] * len(asked)
@@ -102,6 +104,12 @@ class Reads:
         if last is None or last[0] != held:
             last = self._last_fence = (held, Fence(decode_holdings(held)))
         return last[1]
+
+
+def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:
+    """Raises DeadlineExceeded once nobody waits for any of these searches: a thread must not go on for nobody."""
+    if not any(map(wanted, members)):
+        raise DeadlineExceeded("the search's time was over before it was done")
 
 
 def not_served(error: CorruptDocuments) -> ReplicaDamaged:

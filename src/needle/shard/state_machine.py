@@ -230,8 +230,8 @@ class Replica:
     ) -> list[SearchAnswer]:
         """Searches that share collection, k and options go as one matrix product or faiss call; each answer, or why
         there is none, stands where its request stood. All see the same applied index. wanted: whether somebody still
-        waits for the answer to the request at that place; looked at just before the work. builders: who may make a
-        field's index for it; without them this thread does, with them BeingIndexed may stand in place of an answer."""
+        waits for the answer to the request at that place; looked at before the work and in it. builders: who may
+        make a field's index; without them this thread does, with them BeingIndexed may stand in place of an answer."""
         self._check_usable()
         return self._reads.search_many(requests, wanted, builders)
 
