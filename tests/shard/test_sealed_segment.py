@@ -12,6 +12,7 @@ import pytest
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec, Metric
 from needle.shard.disk import ReplicaDisk
+from needle.shard.growing_segment import GrowingSegment
 from needle.shard.scoring import top_k
 from needle.shard.sealed_segment import SealedSegment, segment_file
 from needle.shard.segment_builder import TEMPORARY, build_segment
@@ -19,6 +20,7 @@ from needle.shard.segment_files import finish_download
 from needle.shard.segment_format import TAIL_BYTES, verify_file
 from needle.shard.segment_graph import BuildCancelled
 from needle.shard.segment_plan import PublishedSegment
+from needle.shard.vectors_view import Served, VectorsView
 from shard.vectors_util import brute, clustered, spec_of
 
 pytestmark = pytest.mark.xdist_group("sealed-segment")  # its tests share one large segment
@@ -179,6 +181,20 @@ def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
     os.unlink(path)
     with pytest.raises(CorruptSegment, match="cannot be read"):
         verify_file(path)
+
+
+def test_a_file_that_was_made_shorter_is_not_read(tmp_path: Path) -> None:
+    data = clustered(300, 8, 1)
+    segment, path, spec = build(tmp_path, data)
+    opened = SealedSegment(path, segment, spec)
+    view = VectorsView(spec, GrowingSegment(8), (Served(opened, None),))
+    whole = Path(path).read_bytes()
+    os.truncate(path, len(whole) - 1)  # in its last page: nothing ends a process that reads it all the same
+    for reading in (opened.check_size, lambda: list(opened.blocks(None)), lambda: view.search(data[:1], 3)):
+        with pytest.raises(CorruptSegment, match="made shorter"):
+            reading()
+    os.unlink(path)
+    assert view.search(data[:1], 3)[0].tolist()[0][0] == 0, "what has no name cannot be made shorter"
 
 
 def test_a_whole_file_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -310,10 +310,7 @@ MUTANTS = (
         name="cut-file-is-searched",
         breaks="the size of a mapped index file is not compared before it is used: one that was cut ends the process",
         edits=(Edit("shard.sealed_segment:SealedSegment.check_size", "if size < self._file_bytes:", "if size < 0:"),),
-        tests=(
-            "tests/distributed/test_damaged_segments.py::"
-            "test_a_file_that_was_cut_is_replaced_by_the_search_that_needs_it",
-        ),
+        tests=("tests/shard/test_sealed_segment.py::test_a_file_that_was_made_shorter_is_not_read",),
     ),
     Mutant(
         name="download-not-synced",
