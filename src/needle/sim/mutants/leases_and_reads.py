@@ -6,6 +6,7 @@ from needle.sim.mutants.planting import Edit, Mutant
 
 _LEASE = "tests/raft/test_lease.py::"
 _READS = "tests/raft/test_reads_and_transfer.py::"
+_TRACE = "tests/raft/test_traces.py::test_the_core_does_what_the_trace_says"
 
 MUTANTS = (
     Mutant(
@@ -13,14 +14,20 @@ MUTANTS = (
         breaks="the lease stays after leadership was handed over: two leaders answer reads (etcd's lease mode)",
         edits=(Edit("raft.transfer:send_timeout_now", "lease.suspend(s)", "pass"),),
         sim=True,
-        tests=(_LEASE + "test_a_transferred_away_leader_gives_its_lease_up_before_timeout_now_leaves",),
+        tests=(
+            _LEASE + "test_a_transferred_away_leader_gives_its_lease_up_before_timeout_now_leaves",
+            _TRACE + "[transfer]",
+        ),
     ),
     Mutant(
         name="leased-reads-without-lease",
         breaks="leased reads look at the role, not at the lease: a leader that was replaced serves stale reads",
         edits=(Edit("raft.raft:Raft.read_lease", "lease.remaining(self._s) > 0", "self._s.role is Role.LEADER"),),
         sim=True,
-        tests=(_LEASE + "test_an_isolated_leader_stops_leased_reads_before_another_can_be_elected",),
+        tests=(
+            _LEASE + "test_an_isolated_leader_stops_leased_reads_before_another_can_be_elected",
+            _TRACE + "[read-of-a-deposed-leader]",
+        ),
     ),
     Mutant(
         name="promise-forgotten",
@@ -44,7 +51,10 @@ MUTANTS = (
                 "self.promise_until = NEVER",
             ),
         ),
-        tests=(_LEASE + "test_votes_are_refused_for_an_election_timeout_after_a_restart",),
+        tests=(
+            _LEASE + "test_votes_are_refused_for_an_election_timeout_after_a_restart",
+            _TRACE + "[lease]",
+        ),
     ),
     Mutant(
         name="promise-ends-with-the-connection",
@@ -68,7 +78,10 @@ MUTANTS = (
         name="own-promise-broken-by-force",
         breaks="a forced election disregards the node's own promise: it votes for itself under another's lease",
         edits=(Edit("raft.election:campaign", "if s.now < s.promise_until and not alone:", "if alone and False:"),),
-        tests=(_LEASE + "test_a_forced_election_happens_as_soon_as_the_promise_has_ended",),
+        tests=(
+            _LEASE + "test_a_forced_election_happens_as_soon_as_the_promise_has_ended",
+            _TRACE + "[forced-election]",
+        ),
     ),
     Mutant(
         name="lease-from-the-answer",
@@ -80,7 +93,10 @@ MUTANTS = (
                 "lease.extend(s, times.popleft()[1] * 0 + s.now)",
             ),
         ),
-        tests=(_LEASE + "test_the_lease_runs_from_the_send_time_of_the_round_that_a_quorum_answered",),
+        tests=(
+            _LEASE + "test_the_lease_runs_from_the_send_time_of_the_round_that_a_quorum_answered",
+            _TRACE + "[lease]",
+        ),
     ),
     Mutant(
         name="lease-before-no-op",
@@ -98,6 +114,7 @@ MUTANTS = (
         edits=(Edit("raft.raft:Raft.apply_conf_change", "lease.on_conf_change(s)", "pass"),),
         tests=(
             _LEASE + "test_a_membership_change_starts_the_lease_anew_and_blocks_the_next_until_it_covers_the_old_one",
+            _TRACE + "[lease-and-membership]",
         ),
     ),
     Mutant(
@@ -111,7 +128,10 @@ MUTANTS = (
             ),
         ),
         sim=True,
-        tests=(_READS + "test_an_old_leader_that_was_replaced_answers_no_read",),
+        tests=(
+            _READS + "test_an_old_leader_that_was_replaced_answers_no_read",
+            _TRACE + "[read-of-a-deposed-leader]",
+        ),
     ),
     Mutant(
         name="read-index-of-an-old-round",
@@ -119,7 +139,10 @@ MUTANTS = (
         edits=(Edit("raft.rounds:begin", "s.reads_waiting.append((s.round,", "s.reads_waiting.append((s.round - 1,"),),
         sim=True,
         minutes=4.0,
-        tests=(_READS + "test_a_round_counts_only_if_it_began_after_the_read_and_was_acked_by_voters",),
+        tests=(
+            _READS + "test_a_round_counts_only_if_it_began_after_the_read_and_was_acked_by_voters",
+            _TRACE + "[read-index]",
+        ),
     ),
     Mutant(
         name="read-index-acked-by-a-learner",
@@ -145,7 +168,10 @@ MUTANTS = (
         edits=(
             Edit("raft.transfer:check_none", "if s.transfer_target != NO_LEADER:", "if s.transfer_target is None:"),
         ),
-        tests=(_READS + "test_a_transfer_waits_until_the_target_has_caught_up_and_blocks_proposals",),
+        tests=(
+            _READS + "test_a_transfer_waits_until_the_target_has_caught_up_and_blocks_proposals",
+            _TRACE + "[transfer]",
+        ),
     ),
     Mutant(
         name="transfer-before-caught-up",
@@ -158,5 +184,11 @@ MUTANTS = (
             ),
         ),
         tests=(_READS + "test_a_transfer_waits_until_the_target_has_caught_up_and_blocks_proposals",),
+    ),
+    Mutant(
+        name="transfer-without-end",
+        breaks="a transfer whose target does not take over never ends: the leader takes no writes any more",
+        edits=(Edit("raft.transfer:on_tick", "abort(s)", "pass"),),
+        tests=(_READS + "test_a_transfer_ends_by_timeout_and_by_step_down", _TRACE + "[transfer-ends]"),
     ),
 )

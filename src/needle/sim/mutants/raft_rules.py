@@ -9,6 +9,7 @@ _ELECTION = "tests/raft/test_election.py::"
 _REPLICATION = "tests/raft/test_replication.py::"
 _MEMBERS = "tests/raft/test_membership_and_snapshots.py::"
 _HOLES = "tests/raft/test_planted_bugs.py::"
+_TRACE = "tests/raft/test_traces.py::test_the_core_does_what_the_trace_says"
 
 MUTANTS = (
     Mutant(
@@ -16,7 +17,10 @@ MUTANTS = (
         breaks="a vote is answered before it is durable: after a power cut the node votes again in the same term",
         edits=(Edit("raft.election:on_vote_request", "s.send_after_persist(", "s.send("),),
         sim=True,
-        tests=(_ELECTION + "test_a_vote_is_sent_only_after_it_is_durable",),
+        tests=(
+            _ELECTION + "test_a_vote_is_sent_only_after_it_is_durable",
+            _TRACE + "[durable-before-sent]",
+        ),
     ),
     Mutant(
         name="ack-before-fsync",
@@ -35,7 +39,10 @@ MUTANTS = (
                 "return s.log.last_index() if node == s.id else progress[node].match",
             ),
         ),
-        tests=(_REPLICATION + "test_a_leader_counts_itself_only_after_its_own_fsync",),
+        tests=(
+            _REPLICATION + "test_a_leader_counts_itself_only_after_its_own_fsync",
+            _TRACE + "[durable-before-sent]",
+        ),
     ),
     Mutant(
         name="vote-twice",
@@ -70,7 +77,10 @@ MUTANTS = (
         name="pre-vote-changes-term",
         breaks="a pre-vote raises the voter's term: a node that comes back from a partition disturbs the leader",
         edits=(Edit("raft.raft:Raft._step", "hypothetical = kind == MessageType.PRE_VOTE or (", "hypothetical = ("),),
-        tests=(_ELECTION + "test_a_pre_vote_changes_nothing_at_the_voter",),
+        tests=(
+            _ELECTION + "test_a_pre_vote_changes_nothing_at_the_voter",
+            _TRACE + "[pre-vote]",
+        ),
     ),
     Mutant(
         name="terms-without-bound",
@@ -116,7 +126,10 @@ MUTANTS = (
         name="late-tick-campaigns",
         breaks="a node that was kept from running takes its own absence for the leader's: it unseats a living leader",
         edits=(Edit("raft.election:was_away", "return s.now < s.listens_until", "return False"),),
-        tests=(_ELECTION + "test_a_node_that_was_kept_from_running_hears_its_leader_before_it_campaigns",),
+        tests=(
+            _ELECTION + "test_a_node_that_was_kept_from_running_hears_its_leader_before_it_campaigns",
+            _TRACE + "[late-node]",
+        ),
     ),
     Mutant(
         name="stalled-disk-leads",
@@ -149,7 +162,10 @@ MUTANTS = (
                 "if reached <= s.commit:",
             ),
         ),
-        tests=(_REPLICATION + "test_entries_of_older_terms_are_committed_only_by_one_of_the_own_term",),
+        tests=(
+            _REPLICATION + "test_entries_of_older_terms_are_committed_only_by_one_of_the_own_term",
+            _TRACE + "[commit-own-term]",
+        ),
     ),
     Mutant(
         name="majority-off-by-one",
@@ -158,7 +174,10 @@ MUTANTS = (
             Edit("raft.quorum:majority_value", "values[(len(values) - 1) // 2]", "values[len(values) // 2]"),
             Edit("raft.quorum:_tally", "needed = len(voters) // 2 + 1", "needed = (len(voters) + 1) // 2"),
         ),
-        tests=(_ELECTION + "test_half_of_an_even_cluster_commits_nothing",),
+        tests=(
+            _ELECTION + "test_half_of_an_even_cluster_commits_nothing",
+            _TRACE + "[majorities]",
+        ),
     ),
     Mutant(
         name="single-majority-while-joint",
@@ -167,7 +186,10 @@ MUTANTS = (
             Edit("raft.quorum:quorum_value", "if conf.voters_outgoing:", "if False:"),
             Edit("raft.quorum:count_votes", "in (conf.voters, conf.voters_outgoing) if", "in (conf.voters,) if"),
         ),
-        tests=(_MEMBERS + "test_a_joint_configuration_needs_both_majorities",),
+        tests=(
+            _MEMBERS + "test_a_joint_configuration_needs_both_majorities",
+            _TRACE + "[joint-consensus]",
+        ),
     ),
     Mutant(
         name="tail-change-forgotten",
@@ -181,7 +203,10 @@ MUTANTS = (
         name="campaign-with-unapplied-change",
         breaks="a node campaigns under a configuration that a committed change has replaced",
         edits=(Edit("raft.election:campaign", "or s.has_unapplied_conf_change() or", "or"),),
-        tests=(_MEMBERS + "test_no_campaign_with_a_committed_unapplied_change",),
+        tests=(
+            _MEMBERS + "test_no_campaign_with_a_committed_unapplied_change",
+            _TRACE + "[one-change-at-a-time]",
+        ),
     ),
     Mutant(
         name="truncate-below-commit",
@@ -194,13 +219,19 @@ MUTANTS = (
         breaks="an append that comes late cuts off what follows it: acknowledged entries vanish",
         edits=(Edit("raft.log:RaftLog.extend", "if not self.matches(entry.index, entry.term):", "if entry.index:"),),
         sim=True,
-        tests=(_REPLICATION + "test_a_follower_takes_over_what_fits",),
+        tests=(
+            _REPLICATION + "test_a_follower_takes_over_what_fits",
+            _TRACE + "[truncate-at-conflict]",
+        ),
     ),
     Mutant(
         name="heartbeat-commit-unbounded",
         breaks="a heartbeat carries the leader's commit index: a follower commits its own, different entries",
         edits=(Edit("raft.replication:_send_heartbeat", "min(progress.match, s.commit)", "s.commit"),),
-        tests=(_REPLICATION + "test_a_heartbeat_never_carries_a_commit_beyond_the_match",),
+        tests=(
+            _REPLICATION + "test_a_heartbeat_never_carries_a_commit_beyond_the_match",
+            _TRACE + "[heartbeat-commit]",
+        ),
     ),
     Mutant(
         name="acks-what-it-does-not-hold",
@@ -233,7 +264,10 @@ MUTANTS = (
         name="apply-ahead-of-the-log",
         breaks="entries are applied before they are in the own log (TiKV#4560): the state is ahead after a power cut",
         edits=(Edit("raft.raft:Raft._next_page", "last = min(s.commit, s.log.durable_index)", "last = s.commit"),),
-        tests=(_REPLICATION + "test_apply_never_runs_ahead_of_the_own_log",),
+        tests=(
+            _REPLICATION + "test_apply_never_runs_ahead_of_the_own_log",
+            _TRACE + "[apply-after-log]",
+        ),
     ),
     Mutant(
         name="overwritten-append-counts",
@@ -245,7 +279,10 @@ MUTANTS = (
                 "if entry.index >= self.offset:",
             ),
         ),
-        tests=(_REPLICATION + "test_the_completion_of_an_overwritten_append_is_not_counted",),
+        tests=(
+            _REPLICATION + "test_the_completion_of_an_overwritten_append_is_not_counted",
+            _TRACE + "[append-aba]",
+        ),
     ),
     Mutant(
         name="snapshot-below-commit",
@@ -263,6 +300,72 @@ MUTANTS = (
         name="gap-between-snapshot-and-log",
         breaks="a node starts on a log that begins behind its state: entries in between are never applied",
         edits=(Edit("raft.raft:Raft.__init__", "if not first - 1 <= applied <= last:", "if applied < 0:"),),
-        tests=(_HOLES + "test_a_state_that_the_log_does_not_continue_is_refused_at_start",),
+        tests=(
+            _HOLES + "test_a_state_that_the_log_does_not_continue_is_refused_at_start",
+            _TRACE + "[start]",
+        ),
+    ),
+    Mutant(
+        name="learner-refuses-its-vote",
+        breaks="who takes itself for a learner does not vote: promoted and not told yet, it blocks the election",
+        edits=(Edit("raft.election:on_vote_request", "grant = (", "grant = s.id in s.conf.voters and ("),),
+        tests=(_ELECTION + "test_a_learner_never_campaigns_but_votes_when_asked", _TRACE + "[learners]"),
+    ),
+    Mutant(
+        name="removed-leader-names-no-successor",
+        breaks="a leader that is removed leaves without a word: nobody writes for an election timeout",
+        edits=(Edit("raft.transfer:hand_over_on_removal", "send_timeout_now(s, target)", "pass"),),
+        tests=(_MEMBERS + "test_removing_the_leader_hands_over_at_once", _TRACE + "[removed-leader]"),
+    ),
+    Mutant(
+        name="full-pipe-stays-full",
+        breaks="nothing asks for appends that were lost: a follower whose pipe is full, or that has all, hangs",
+        edits=(Edit("raft.replication:on_heartbeat_answer", "progress.poke = True", "pass"),),
+        tests=(
+            _REPLICATION + "test_a_caught_up_or_full_follower_unsticks_when_everything_in_flight_was_lost",
+            _TRACE + "[flow-control]",
+        ),
+    ),
+    Mutant(
+        name="snapshot-sent-once",
+        breaks="a snapshot that was lost is not sent again: its follower stays behind for ever",
+        edits=(Edit("raft.replication:retry_snapshots", "send_snapshot(s, node, meta)", "pass"),),
+        tests=(_MEMBERS + "test_a_lost_snapshot_is_sent_again", _TRACE + "[snapshot-sent]"),
+    ),
+    Mutant(
+        name="waiting-writes-never-let-go",
+        breaks="bytes that are committed go on counting as waiting for a quorum: after a while every write is refused",
+        edits=(
+            Edit(
+                "raft.raft:Raft._next_page",
+                "s.uncommitted_bytes = max(0, s.uncommitted_bytes - sum([len(e.data) for e in page]))",
+                "pass",
+            ),
+        ),
+        tests=(_REPLICATION + "test_uncommitted_bytes_are_bounded_and_freed", _TRACE + "[back-pressure]"),
+    ),
+    Mutant(
+        name="commit-alone-is-synced",
+        breaks="a commit index alone costs an fsync: each write is synced twice on every replica",
+        edits=(
+            Edit(
+                "raft.state:State.needs_disk",
+                "or self.vote != handed.vote",
+                "or self.vote != handed.vote or self.commit != handed.commit",
+            ),
+        ),
+        tests=(_TRACE + "[durable-before-sent]",),
+    ),
+    Mutant(
+        name="logs-compared-entry-by-entry",
+        breaks="a leader looks for where two logs agree one entry at a time: a message for each of a long tail",
+        edits=(
+            Edit(
+                "raft.replication:_on_rejection",
+                "hint, _ = s.log.find_conflict_by_term(m.hint, m.hint_term)",
+                "hint = m.index - 1",
+            ),
+        ),
+        tests=(_TRACE + "[catch-up]",),
     ),
 )
