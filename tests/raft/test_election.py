@@ -208,8 +208,9 @@ def test_a_lost_election_is_repeated_soon_and_one_without_answers_is_not() -> No
 
 def test_a_learner_never_campaigns_but_votes_when_asked() -> None:
     solo = Solo(term=1, voters=("b", "c"), learners=("a",))
-    solo.pass_time(5.0)
-    assert solo.raft.role is Role.FOLLOWER and not solo.out
+    solo.now += 5.0
+    solo.raft.campaign(solo.now)
+    assert solo.raft.role is Role.FOLLOWER and not solo.settle()
     solo.receive(MessageType.VOTE, "b", 2)
     assert [m.reject for m in solo.settle()] == [False]
 

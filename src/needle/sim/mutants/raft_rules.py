@@ -312,6 +312,12 @@ MUTANTS = (
         tests=(_ELECTION + "test_a_learner_never_campaigns_but_votes_when_asked", _TRACE + "[learners]"),
     ),
     Mutant(
+        name="learner-campaigns",
+        breaks="a learner stands for election: a node that is still catching up takes the office from one that serves",
+        edits=(Edit("raft.state:State.is_promotable", "membership.is_voter(self.conf, self.id) and", "True and"),),
+        tests=(_ELECTION + "test_a_learner_never_campaigns_but_votes_when_asked", _TRACE + "[learners]"),
+    ),
+    Mutant(
         name="removed-leader-names-no-successor",
         breaks="a leader that is removed leaves without a word: nobody writes for an election timeout",
         edits=(Edit("raft.transfer:hand_over_on_removal", "send_timeout_now(s, target)", "pass"),),
