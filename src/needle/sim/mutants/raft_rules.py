@@ -334,7 +334,7 @@ MUTANTS = (
     ),
     Mutant(
         name="snapshot-sent-once",
-        breaks="a snapshot that was lost is not sent again: its follower stays behind for ever",
+        breaks="a snapshot that was lost is not sent again: its follower stays behind forever",
         edits=(Edit("raft.replication:retry_snapshots", "send_snapshot(s, node, meta)", "pass"),),
         tests=(_MEMBERS + "test_a_lost_snapshot_is_sent_again", _TRACE + "[snapshot-sent]"),
     ),
