@@ -32,6 +32,9 @@ LOOK_SECONDS = 30.0
 RETRY_SECONDS = 1.0
 COMMAND_SECONDS = 5.0
 ANNOUNCE_SECONDS = 1.0
+PAUSE_SECONDS = 0.01
+"""At least: what is left until the next announcement may be less than the event loop's clock can tell, and a wait for
+that is over before anything else had its turn."""
 
 
 class RegisteringNode(Protocol):
@@ -71,7 +74,7 @@ class Registration:
                 continue
             try:
                 await self._register()
-                pause = max(0.0, self._announce_at - node.now())
+                pause = max(PAUSE_SECONDS, self._announce_at - node.now())
             except InvalidArgument as error:
                 node._fatal(error)
                 return

@@ -45,6 +45,10 @@ class Operator:
         """Whether a good quorum remains without this node's data."""
         return self._may_shrink([node for node in self.members if node != name])
 
+    def sharing(self, name: str) -> set[str]:
+        """The nodes with which this one shares the group."""
+        return {node for node in self.members if node != name}
+
     async def admin(self, name: str, what: str) -> None:
         """An operator's command; it may be refused or time out."""
         self._stage.ask(NAME, self._administer(name, what))

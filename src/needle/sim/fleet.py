@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Protocol
 
-from needle.base.errors import CorruptLog, NeedleError
+from needle.base.errors import CorruptLog, InvalidArgument, NeedleError
 from needle.base.ids import GroupId
 from needle.multiraft.log_records import IDENTITY_KEY, PEER_PREFIX, Identity, Life, decode_record
 from needle.sim.event_loop import SimLoop
@@ -45,6 +45,10 @@ class RunningNode(Protocol):
         """What its frames to other nodes begin with."""
         ...
 
+    def lost(self) -> str:
+        """Why none of its replicas goes on; "" if they do, or are not open yet."""
+        ...
+
     def failure(self) -> NeedleError | None:
         """Why it ends, if it does."""
         ...
@@ -69,6 +73,9 @@ class Fleet:
         self.retired: set[str] = set()
         self.forgetful: set[str] = set()
         """Machines whose disks were replaced by empty or older ones."""
+        self.turned_away: set[str] = set()
+        """Those of them that ended because the catalog knows another directory under their name."""
+        self.lost_seconds = LOST_SECONDS
         self.observer = Observer(self.machines, trace, self.replicas)
         self.make: Callable[[SimMachine, Process], RunningNode]
         self.unhandled: Unhandled
@@ -163,7 +170,10 @@ class Fleet:
             return
         self._trace.tell(f"{name} stops: {error}")
         self.crash(name, power_cut=False, why=error.code)
-        if isinstance(error, CorruptLog) and name in self.observer.rotten:
+        if isinstance(error, InvalidArgument) and name in self.forgetful:
+            self.turned_away.add(name)
+            self.retired.add(name)
+        elif isinstance(error, CorruptLog) and name in self.observer.rotten:
             self.retired.add(name)
             self._trace.tell(f"{name} is out for good: its disk lost what it promised")
         else:
@@ -173,16 +183,15 @@ class Fleet:
         """Bits of the node's log are damaged from now on: it need not hold what it once did."""
         self.observer.rotten.add(name)
 
-    def is_remembered(self, name: str) -> bool:
-        """Whether every other running node that shares a group with this one knows its present life durably."""
+    def is_remembered(self, name: str, others: Collection[str]) -> bool:
+        """Whether each of the others that is not gone for good knows this node's present life durably."""
         mine, disk = self.nodes.get(name), self.machines[name].log_disk
         identity = decode_record(IDENTITY_KEY, disk.durable.values.get(IDENTITY_KEY, b""), Identity)
         if mine is None or identity is None:
             return False
         key = PEER_PREFIX + name.encode()
-        for other, machine in self.machines.items():
-            if other == name or other in self.retired or not machine.log_disk.durable.values:
-                continue
+        for other in sorted(set(others) - self.retired):
+            machine = self.machines[other]
             if decode_record(key, machine.log_disk.durable.values.get(key, b""), Life) != identity.life:
                 return False
         return True
@@ -193,6 +202,8 @@ class Fleet:
         self.rotted(name)
         self.machines[name].put_back()
         self.observer.replaced.add(name)
+        if self.machines[name].is_empty():
+            self.observer.emptied.add(name)
         self.observer.monotone.replaced(name)
 
     def noticed(self, name: str) -> None:
@@ -201,7 +212,13 @@ class Fleet:
             self.retired.add(name)
             self._trace.tell(f"{name} says that it lost what others count on")
             stop = partial(self.crash, name, power_cut=False, why="lost for good")
-            self._loop.call_in(self._loop.root, LOST_SECONDS, stop)
+            self._loop.call_in(self._loop.root, self.lost_seconds, stop)
+
+    def start_lost(self, name: str) -> None:
+        """Start a node once more that an operator has stopped for good."""
+        self.retired.discard(name)
+        self.start(name)
+        self.retired.add(name)
 
     # --- failpoints ---------------------------------------------------------------------------------------------------
     def arm(self, name: str, failpoint: str, hits: int, *, power_cut: bool) -> None:

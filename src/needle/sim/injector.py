@@ -22,6 +22,8 @@ from needle.sim.trace import Trace
 T = TypeVar("T")
 LATE_SECONDS = 0.4
 """How late the answers to a leader are in one kind of fault: less than an election timeout, so that it stays leader."""
+REPLACEABLE_TRIES = 20
+"""So many seconds a fault waits that needs a group which can do without a machine's data."""
 Handler = Callable[[Fault, str], Awaitable[None]]
 """Carries out a fault on a node, and undoes it; it is cancelled when faults end."""
 
@@ -35,6 +37,10 @@ class Controls(Protocol):
 
     def may_lose(self, name: str) -> bool:
         """Whether a good quorum remains without this node's data."""
+        ...
+
+    def sharing(self, name: str) -> set[str]:
+        """The nodes with which this one shares a group."""
         ...
 
     async def admin(self, name: str, what: str) -> None:
@@ -232,22 +238,32 @@ class Injector:
         """The machine comes back with empty disks, or with an older copy of them. Only where others have heard of its
         last life: a rollback that nobody can know of cannot be noticed."""
         fleet = self._fleet
-        if fault.kind == "rollback" and self._may_replace(name):
+        self.counts[fault.kind] -= 1  # until it is done
+        if fault.kind == "rollback" and await self._until_replaceable(name):
             fleet.crash(name, power_cut=False, why="copied")
             fleet.machines[name].keep()
             fleet.start(name)
             await asyncio.sleep(fault.seconds + 4.0)
-        if not self._may_replace(name) or not fleet.is_remembered(name):
+        if not await self._until_replaceable(name):
             return
+        self.counts[fault.kind] += 1
         self._rotten.add(name)
         fleet.crash(name, power_cut=fault.amount < 0.5, why=fault.kind)
         fleet.forget(name)
         self._trace.tell(f"{name}: its disks are {'an older copy' if fault.kind == 'rollback' else 'empty'}")
         await self._hold(min(fault.seconds, 3.0), lambda: fleet.start(name))
 
-    def _may_replace(self, name: str) -> bool:
-        up = self._fleet.machines[name].process is not None
-        return up and not self._rotten and not self._fleet.retired and self._controls.may_lose(name)
+    async def _until_replaceable(self, name: str) -> bool:
+        """Wait until the disks of a machine may be replaced; False if that is not to be soon."""
+        for _ in range(REPLACEABLE_TRIES):
+            fleet, controls = self._fleet, self._controls
+            if self._rotten or name in fleet.retired:
+                return False
+            up = fleet.machines[name].process is not None
+            if up and controls.may_lose(name) and fleet.is_remembered(name, controls.sharing(name)):
+                return True
+            await asyncio.sleep(1.0)
+        return False
 
     async def _rot_segment(self, fault: Fault, name: str) -> None:
         """One bit of an index file rots while the machine is down. No promise depends on such a file."""

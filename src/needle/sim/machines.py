@@ -134,6 +134,10 @@ class SimMachine:
         os.makedirs(target)
         self._point_to(target)
 
+    def is_empty(self) -> bool:
+        """Whether the disks hold nothing."""
+        return not self.log_disk.durable.values
+
     def keep(self) -> None:
         """Set a copy of the disks aside. No process may run."""
         self._kept = os.path.join(self._root, f"kept-{self._copies}"), Image(self.log_disk.durable.values)

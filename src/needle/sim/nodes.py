@@ -132,6 +132,11 @@ class SimNode:
         lives = getattr(getattr(self._node, "host", None), "lives", None)
         return (lives.nonce, lives.news) if lives is not None else None
 
+    def lost(self) -> str:
+        """Why none of its replicas goes on, by its own word."""
+        host = getattr(self._node, "host", None)
+        return host.lost if host is not None else ""
+
     def failure(self) -> NeedleError | None:
         """Why its host stopped, if it did."""
         host = getattr(self._node, "host", None)

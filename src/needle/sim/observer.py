@@ -31,7 +31,7 @@ from needle.multiraft.log_records import (
 )
 from needle.multiraft.ports import Applied
 from needle.raft.messages import HardState, MessageType
-from needle.sim.checkers import durability, log_matching, matches
+from needle.sim.checkers import durability, lives, log_matching, matches
 from needle.sim.checkers.committed import Committed, CommittedEntry
 from needle.sim.checkers.digests import Digests, rows_of
 from needle.sim.checkers.elections import Elections
@@ -113,6 +113,8 @@ class Observer:
         self.rotten: set[str] = set()
         self.replaced: set[str] = set()
         """Nodes whose disks were replaced by empty or older ones."""
+        self.emptied: set[str] = set()
+        """Those whose disks were empty."""
         self.lives = SpokenLives()
         self.acks = 0
         self.broken: Violation | None = None
@@ -141,6 +143,8 @@ class Observer:
             self.compactions += 1
         if before is not None and last < before[4]:  # cut off: not what a leader counts on
             self.compare_matches(group, self._replicas().get(group, {}))
+        if leads and name in self.replaced:
+            lives.leads(name, group)
         if leads and self.elections.leads(group, name, term):
             self._trace.tell(f"{name} leads group {group} in term {term} (last entry {last}, commit {commit})")
             self.committed.elected(group, name, first, lambda index: _term(raft, index), term)

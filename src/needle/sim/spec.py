@@ -79,8 +79,8 @@ seeds stay what they were; `plain` runs do without them."""
 MORE_SHARE, MORE_SHARD_SHARE = 0.08, 0.25
 MORE_FROM = 1000
 DIRECTORY_KINDS = {"wipe": 1, "rollback": 1}
-"""A machine that comes back with empty disks, or an older copy: at most one a run, in a share of the runs of a single
-group, under a number of its own."""
+"""A machine that comes back with empty disks, or an older copy: at most one a run, in a share of the runs, under a
+number of its own. One machine of a run may lose data and no other, so in these runs no bit of a database flips."""
 DIRECTORY_SHARE = 0.3
 DIRECTORY_NUMBER = 2000
 STRANGER_KINDS = {"stranger": 1}
@@ -151,11 +151,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             more, share = (MORE_SHARD_KINDS, MORE_SHARD_SHARE) if self.sharded else (MORE_KINDS, MORE_SHARE)
             numbers = range(MORE_FROM, MORE_FROM + math.ceil(self.seconds * rate * share))
             made += [_draw(self.seed, number, self.seconds, more) for number in numbers]
-            if not self.sharded and stream(self.seed, "directories").random() < DIRECTORY_SHARE:
+            forgetful = stream(self.seed, "directories").random() < DIRECTORY_SHARE
+            if forgetful:
                 made.append(_draw(self.seed, DIRECTORY_NUMBER, self.seconds, DIRECTORY_KINDS))
             strangers = range(STRANGER_FROM, STRANGER_FROM + math.ceil(self.seconds * rate * STRANGER_SHARE))
             made += [_draw(self.seed, number, self.seconds, STRANGER_KINDS) for number in strangers]
-            databases = range(DATABASE_FROM, DATABASE_FROM + math.ceil(self.seconds * rate * DATABASE_SHARE))
+            rotting = 0 if forgetful else math.ceil(self.seconds * rate * DATABASE_SHARE)
+            databases = range(DATABASE_FROM, DATABASE_FROM + rotting)
             made += [_draw(self.seed, number, self.seconds, DATABASE_KINDS) for number in databases]
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))

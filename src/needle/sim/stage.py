@@ -137,6 +137,8 @@ class Stage:
                 self.observer.look(process.name, process.incarnation, group, replica)
                 if replica.raft._s.retired:
                     self.fleet.noticed(process.name)
+            if process.name in self.fleet.forgetful and node.lost():  # it may have no replica to say so for it
+                self.fleet.noticed(process.name)
         self._violation = self._violation or self.broken() or self.observer.broken
         if self._violation is not None:
             raise Violation("run ends", str(self._violation))

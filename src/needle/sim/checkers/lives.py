@@ -3,6 +3,9 @@ durably remembers a life of it which its directory does not know. Some time pass
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from needle.base.ids import CATALOG_GROUP
 from needle.multiraft.log_records import Identity, Life
 from needle.sim.violation import Violation
 
@@ -28,6 +31,19 @@ class SpokenLives:
                 NAME,
                 f"{node} still promises things to {to}, which remembers start {remembered.start} of another directory",
             )
+
+
+def leads(node: str, group: int) -> None:
+    """`node`, which has another directory than before, leads. Raises Violation."""
+    raise Violation(NAME, f"{node} leads group {group} with another directory than the one that others remember")
+
+
+def opens(node: str, groups: Collection[int]) -> None:
+    """`node` of a sharded cluster came back with empty disks, and runs these groups. The catalog may be founded there
+    again by a call that comes late; a shard is given to a directory, not to a name. Raises Violation."""
+    shards = [group for group in groups if group != CATALOG_GROUP]
+    if shards:
+        raise Violation(NAME, f"{node} came back with empty disks and opens the groups {shards}")
 
 
 def _has_lived(identity: Identity, life: Life) -> bool:

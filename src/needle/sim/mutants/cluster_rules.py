@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from needle.sim.mutants.planting import Edit, Mutant
 
+_LOST = "tests/multiraft/test_lost_directories.py::"
 _EXECUTED = "tests/cluster/test_executed.py::"
 _DROPS = "tests/cluster/test_dropped_collections.py::"
 _MOVING = "tests/shard/test_moving.py::"
@@ -146,6 +147,30 @@ MUTANTS = (
         breaks="nodes of a cluster follow a catalog that was made again and knows none of their documents",
         edits=(Edit("server.cluster_files:check_founding", "heard.founding != now.founding", "heard is now"),),
         tests=(_DROPS + "test_a_catalog_that_was_made_anew_is_not_followed",),
+    ),
+    Mutant(
+        name="shards-given-to-a-name",
+        breaks="a node whose directory was emptied founds the shards again that its name had: votes and acknowledgements "
+        "of before are forgotten",
+        edits=(
+            Edit(
+                "server.cluster_node:ClusterNode._open_and_close",
+                "me.incarnation != self.cluster.incarnation",
+                "me.id != self.node_id",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+    ),
+    Mutant(
+        name="lost-replicas-answer",
+        breaks="a node that knows that it lost data goes on reading its shards to whoever asks it",
+        edits=(Edit("multiraft.engine:Engine._serving", "if found.lost:", "if found.lost and not self.lost:"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_LOST + "test_an_emptied_or_older_directory_neither_acknowledges_nor_votes",),
     ),
     Mutant(
         name="catalog-commands-twice",

@@ -11,11 +11,13 @@ from typing import Any
 
 from needle.base import protocol
 from needle.base.catalog_commands import RemoveNode, SetReplicas, StartMove
-from needle.base.cluster_protocol import SHARD, SHARD_MEMBERS, ShardCall
+from needle.base.cluster_protocol import SHARD, SHARD_MEMBERS, WHO, ShardCall, WhoAnswer, WhoCall
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.model import ReadMode
 from needle.base.protocol import Freshness, GetCall, GroupCall, MembershipCall
 from needle.base.routing.topology import ClusterSettings, NodeState, Topology
+from needle.client.health import lost_nodes
 from needle.client.sharded import ShardedClient
 from needle.raft.messages import ConfState
 from needle.server.cluster_create import create_cluster
@@ -25,6 +27,7 @@ from needle.sim.shards.databases import ShardAware
 from needle.sim.shards.profile import ShardProfile
 from needle.sim.shards.truth import Truth
 from needle.sim.stage import Stage
+from needle.sim.violation import Violation
 from needle.sim.workload import COLLECTION
 
 ADMIN_SECONDS = 5.0
@@ -101,10 +104,22 @@ class ShardOperator:
             and all(self.all_are_voters(group) for group in self._truth.groups())
         )
 
+    def sharing(self, name: str) -> set[str]:
+        """The nodes with which this one shares a group."""
+        groups = [nodes for group in self._truth.groups() if name in (nodes := self._truth.nodes_of(group))]
+        return {node for nodes in groups for node in nodes if node != name}
+
     def all_are_voters(self, group: GroupId) -> bool:
         """Whether a group's configuration is what the catalog says, as far as its leader has applied."""
-        conf, nodes = self._conf(group), sorted(self._truth.nodes_of(group))
-        return conf is not None and sorted(conf.voters) == nodes and not conf.voters_outgoing and not conf.learners
+        conf = self._conf(group)
+        if conf is None or conf.voters_outgoing or conf.learners:
+            return False
+        return sorted(conf.voters) == sorted(self._wanted(group, conf))
+
+    def _wanted(self, group: GroupId, conf: ConfState) -> list[str]:
+        """The voters by the catalog; a node with other disks than before cannot be added again under its name."""
+        nodes, lost = self._truth.nodes_of(group), self._fleet.forgetful
+        return [node for node in nodes if node in conf.voters or node not in lost]
 
     def _conf(self, group: GroupId) -> ConfState | None:
         """What a group's leader has applied."""
@@ -204,9 +219,12 @@ class ShardOperator:
 
     async def _restore(self, group: GroupId) -> None:
         """Make the nodes that the catalog names a group's voters: those that are new to it are learners first."""
-        conf, nodes = self._conf(group), self._truth.nodes_of(group)
-        new = set(nodes) - {*conf.voters, *conf.learners} if conf is not None else set()
-        if conf is not None and new:
+        conf = self._conf(group)
+        if conf is None:
+            raise Unavailable(f"nobody leads group {group}")
+        nodes = self._wanted(group, conf)
+        new = set(nodes) - {*conf.voters, *conf.learners}
+        if new:
             await self._change(group, sorted(conf.voters), sorted({*conf.learners} | new))
             await asyncio.sleep(1.0)
         await self._change(group, nodes)
@@ -243,14 +261,48 @@ class ShardOperator:
         self._stage.trace.tell(f"group {group} has the voters {', '.join(sorted(voters))}")
 
     async def _read_there(self, name: str) -> None:
+        groups = [group for group in self._fleet.behind(name) if group != CATALOG_GROUP]
+        if groups:
+            await self._read(name, groups[0], Freshness(timeout=ADMIN_SECONDS))
+
+    async def _read(self, name: str, group: GroupId, freshness: Freshness) -> None:
+        """Read a shard at this very node."""
         now = self._truth.now
         found = now.collection(COLLECTION)
-        groups = [group for group in self._fleet.behind(name) if group != CATALOG_GROUP]
-        if found is None or now.map is None or not groups:
-            return
-        call = GetCall(groups[0], found.stored_name, [], False, Freshness(timeout=ADMIN_SECONDS))
+        if found is None or now.map is None:
+            raise Unavailable("there is nothing to read yet")
+        call = GetCall(group, found.stored_name, [], False, freshness)
         body = protocol.encode(ShardCall(now.map.epoch, protocol.GET, protocol.encode(call)))
         await self._endpoint.call(self._fleet.machines[name].address, SHARD, body, ADMIN_SECONDS)
+
+    # --- a node that lost its data ------------------------------------------------------------------------------------
+    async def told_lost(self, name: str) -> bool:
+        """Whether somebody who asks how the cluster is hears that no replica of this node goes on. Raises Violation if
+        the node reads documents to whoever asks it."""
+        return await self._stage.ask(NAME, self._told_lost(name))
+
+    async def _told_lost(self, name: str) -> bool:
+        groups = [group for group in self._truth.groups() if name in self._truth.nodes_of(group)]
+        shards = [group for group in groups if group != CATALOG_GROUP]
+        for group in shards:
+            await self._read_of_lost(name, group)
+        try:
+            if shards:
+                return name in lost_nodes(await self._client().client.cluster_status(timeout=ADMIN_SECONDS))
+            body = protocol.encode(WhoCall())
+            answer = await self._endpoint.call(self._fleet.machines[name].address, WHO, body, ADMIN_SECONDS)
+            return bool(protocol.decode(answer, WhoAnswer).lost)
+        except NeedleError:
+            return False
+
+    async def _read_of_lost(self, name: str, group: GroupId) -> None:
+        freshness = Freshness(ReadMode.EVENTUAL, timeout=ADMIN_SECONDS)
+        try:
+            await self._read(name, group, freshness)
+        except NeedleError as error:
+            self._stage.trace.note(f"{name} does not answer a read of group {group}: {error.code}")
+        else:
+            raise Violation("lost state serves nobody", f"{name} lost its data, and reads group {group} to who asks it")
 
     # --- what it knows ------------------------------------------------------------------------------------------------
     def founders(self) -> list[str]:

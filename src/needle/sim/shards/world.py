@@ -20,7 +20,7 @@ from needle.base.routing.topology import Topology
 from needle.client.sharded import ShardedClient
 from needle.server.cluster_node import ClusterNode, ClusterOptions
 from needle.server.ports import NodePorts
-from needle.sim.checkers import linearizability
+from needle.sim.checkers import linearizability, lives
 from needle.sim.checkers.replay import check_get
 from needle.sim.checkers.scatter import check_by_maps
 from needle.sim.history import History
@@ -45,6 +45,9 @@ from needle.sim.watch import Watch
 from needle.sim.workload import Budget, Workload
 
 LIVENESS_SECONDS = 40.0
+LOST_SECONDS = 20.0
+"""So long a node that lost its data stays up before somebody stops it."""
+JOINING_SHARE = 0.5
 LAZINESS = 6.0
 EVERYTHING = 10_000
 PROXIED = ("c2", "c3")
@@ -61,7 +64,7 @@ class ShardWorld:
         self.loop = stage.loop
         self.fleet = fleet = stage.fleet
         self.founders = [fleet.add() for _ in range(spec.nodes)]
-        fleet.make = self._node
+        fleet.make, fleet.lost_seconds = self._node, LOST_SECONDS
         self.watch = Watch(stage)
         self.truth = Truth(stage, self.watch)
         self.history = History()
@@ -93,6 +96,8 @@ class ShardWorld:
             self.watch.acknowledged(self.truth.wrote(key, index), index)
 
     def _broken(self) -> Violation | None:
+        for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
+            self.stage.guard(partial(lives.opens, name, self.fleet.nodes[name].groups().keys()))
         return self.shared.work.broken or (self.churn.broken if self.churn is not None else None)
 
     # --- nodes and clients --------------------------------------------------------------------------------------------
@@ -112,7 +117,8 @@ class ShardWorld:
         )
         moved = machine.address != f"{name}:7000"
         seeds: tuple[str, ...] = ()
-        if moved or name not in self.founders:  # an operator says where nodes are now
+        emptied = name in self.fleet.observer.emptied and stream(self.spec.seed, "joining").random() < JOINING_SHARE
+        if moved or emptied or name not in self.founders:  # an operator says where nodes are now
             seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
 
         def build(ports: NodePorts, process: Process) -> ClusterNode:
@@ -234,6 +240,7 @@ class ShardWorld:
         bad = sorted((self.fleet.observer.rotten | self.injector.spoilt).intersection(self.founders))
         rest = bad or rest  # no majority is promised without good disks
         await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
+        await self._lost_stay_lost()
         stage.trace.tell(f"faults end; {', '.join(rest) or 'nobody'} is left out")
         for name in rest:
             self.fleet.hold(name)
@@ -245,6 +252,24 @@ class ShardWorld:
         for name in rest:
             self.fleet.release(name)
         stage.trace.tell("every node is back")
+
+    async def _lost_stay_lost(self) -> None:
+        """Nodes with other disks than before notice it; who starts them once more hears it again."""
+        fleet = self.fleet
+
+        async def noticed() -> bool:
+            for name in fleet.forgetful:
+                fleet.start(name)
+            return fleet.forgetful <= fleet.retired
+
+        async def reported(name: str) -> bool:
+            fleet.start_lost(name)
+            return await self.operator.told_lost(name)
+
+        await self.stage.until("other disks than before to be noticed", LIVENESS_SECONDS, noticed)
+        for name in sorted(fleet.forgetful - fleet.turned_away):
+            await self.stage.until(f"{name} to be reported as lost", LIVENESS_SECONDS, partial(reported, name))
+            fleet.crash(name, power_cut=False, why="lost for good")
 
     async def _read_everything(self) -> None:
         """Every acknowledged write must still be there, for gets and for an exact search of everything."""
