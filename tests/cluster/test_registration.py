@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from needle.base.cluster_protocol import WHO, WhoAnswer
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, NoQuorum
 from needle.base.protocol import AddressBook
 from needle.base.routing.topology import NodeInfo
-from needle.server.cluster_registration import LOOK_SECONDS, Registration
+from needle.server.cluster_registration import LOOK_SECONDS, PAUSE_SECONDS, Registration
 
 
 class FakeNode:
@@ -111,6 +112,33 @@ def test_a_node_that_the_catalog_refuses_stops() -> None:
         node.refusals = [InvalidArgument("another data directory", field="node")]
         await node.run_for(5)
         assert len(node.tries) == len(node.fatal) == 1
+
+    virtually(work())
+
+
+class AlmostDue(FakeNode):
+    """Its clock stands just before the time of the next announcement: what is left is less than the event loop's clock
+    can tell, so a wait for it is over at once."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.back = True
+        self.waits: list[float] = []
+
+    def now(self) -> float:
+        return math.nextafter(LOOK_SECONDS, 0) if self.waits else 0.0
+
+    async def wait_topology(self, version: int, timeout: float) -> bool:
+        self.waits.append(timeout)
+        self.host.stopped = len(self.waits) == 3
+        return False
+
+
+def test_it_lets_others_have_their_turn_until_the_next_announcement() -> None:
+    async def work() -> None:
+        node = AlmostDue()
+        await Registration(node).run()
+        assert min(node.waits) >= PAUSE_SECONDS
 
     virtually(work())
 

@@ -6,23 +6,20 @@ docs/troubleshooting.md, "A replica does not go on".
 from __future__ import annotations
 
 import asyncio
-import random
 import shutil
 from pathlib import Path
 
 import pytest
 
+from harness.lives import life_of
 from harness.marked_documents import CALM, fill, follower_of, vector
 from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.ids import shard_group
-from needle.multiraft.codec import LifeAnswer, LifeCall, decode_life_answer, encode_body, encode_frame
-from needle.multiraft.lives import LIFE_METHOD
+from needle.multiraft.codec import LifeAnswer, encode_frame
 from needle.raft.messages import Message, MessageType
 from needle.rpc.codec import Hello, encode
 from needle.rpc.frame import HELLO, ONEWAY
 from needle.rpc.frame import encode_frame as rpc_frame
-from needle.rpc.transport import RpcClient
-from needle.server.runtime import SystemClock
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["emptied", "older copy"])
@@ -54,16 +51,6 @@ async def test_a_directory_that_forgot_is_not_accepted_and_everybody_says_so(tmp
         leader = await cluster.leader()
         said = cluster.nodes[leader].output
         await wait_for(lambda: f"node {name} is refused" in said(), 30, "the leader saying so")
-
-
-async def life_of(address: str) -> LifeAnswer:
-    """What a node says of its life to anybody who asks."""
-    client = RpcClient(cluster_id="needle", rng=random.Random(1), clock=SystemClock())
-    try:
-        call = encode_body(LifeCall(1, None, []))
-        return decode_life_answer(await client.call(address, LIFE_METHOD, call, 10.0))
-    finally:
-        await client.close()
 
 
 async def speak(address: str, frm: str, life: LifeAnswer, message: Message) -> None:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from needle.sim.checkers import linearizability, log_matching, matches
+from needle.base.ids import CATALOG_GROUP
+from needle.sim.checkers import linearizability, lives, log_matching, matches
 from needle.sim.checkers.committed import Committed, CommittedEntry
 from needle.sim.checkers.digests import Digests
 from needle.sim.checkers.durability import append_ack, vote_granted, write_acknowledged
@@ -425,3 +426,10 @@ def test_shrinking_finds_the_guilty():
     assert set(fewest(range(40), lambda kept: {3, 17, 31} <= set(kept), 200)) == {3, 17, 31}
     assert fewest(range(10), lambda kept: True, 100) == ()
     assert smallest(1000, lambda n: n >= 137, 50) == 137
+
+
+def test_another_directory_than_the_one_others_remember_leads_nothing_and_hosts_no_shard():
+    with pytest.raises(Violation, match="n1 leads group 2"):
+        lives.leads("n1", 2)
+    assert lives.opened("n1", []) is lives.opened("n1", [CATALOG_GROUP]) is None
+    assert "opens the groups [2]" in str(lives.opened("n1", [CATALOG_GROUP, 2]))

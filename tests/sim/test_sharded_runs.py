@@ -15,7 +15,16 @@ from needle.sim.__main__ import main
 from needle.sim.mutants.planting import Edit, _bugged
 from needle.sim.runner import run
 from needle.sim.shards.profile import shard_profile
-from needle.sim.spec import DATABASE_KINDS, KINDS, MORE_KINDS, MORE_SHARD_KINDS, STRANGER_KINDS, Spec
+from needle.sim.spec import (
+    DATABASE_KINDS,
+    DIRECTORY_KINDS,
+    DIRECTORY_NUMBER,
+    KINDS,
+    MORE_KINDS,
+    MORE_SHARD_KINDS,
+    STRANGER_KINDS,
+    Spec,
+)
 
 
 def trace_hash(hash_seed: str) -> str:
@@ -44,14 +53,25 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     assert {profile.strategy.kind for profile in profiles} == {"consistent_hash", "hash", "range", "custom"}
     kinds = {fault.kind for seed in range(1, 60) for fault in Spec(seed=seed, sharded=True).schedule()}
     assert {"catalog-leader", "client-off-catalog", "node-off-shard", "move", "join"} <= kinds
-    assert {*MORE_SHARD_KINDS, *STRANGER_KINDS, *DATABASE_KINDS} <= kinds
+    later = {*MORE_SHARD_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS}
+    assert later <= kinds
     plain = Spec(seed=9, sharded=True, plain=True)
-    assert not {fault.kind for fault in plain.schedule()} & {*MORE_SHARD_KINDS, *STRANGER_KINDS, *DATABASE_KINDS}
+    assert not {fault.kind for fault in plain.schedule()} & later
     assert set(plain.schedule()) < set(Spec(seed=9, sharded=True).schedule())
     assert "--plain" in plain.replay_command()
-    single = {*KINDS, *MORE_KINDS, *STRANGER_KINDS, *DATABASE_KINDS}
+    single = {*KINDS, *MORE_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS}
     assert not {fault.kind for fault in Spec(seed=9).schedule()} - single
     assert "--sharded" in Spec(seed=9, sharded=True).replay_command()
+
+
+@pytest.mark.parametrize(("seed", "kind"), [(8, "rollback"), (66, "wipe")])
+def test_a_node_whose_directory_was_replaced_is_noticed_and_stays_lost(seed: int, kind: str) -> None:
+    report, trace = run(
+        Spec(seed=seed, nodes=3 + seed % 3, seconds=30, sharded=True, faults=(DIRECTORY_NUMBER,)), keep_trace=True
+    )
+    assert report.failure is None
+    assert report.faults == {kind: 1}
+    assert any("says that it lost what others count on" in line for line in trace)
 
 
 SEEDS_MAX = 8

@@ -108,6 +108,8 @@ class Engine:
     async def start(self) -> None:
         """Begin to run the groups, those opened already and later ones."""
         self._loop = asyncio.get_running_loop()
+        if self.lost:  # it may have no replica that would say so
+            _log.critical("node %s does not go on: %s", self.node_id, self.lost)
         await self.apply_pool.run(self._files.make_directory, self._snapshot_dir)
         await self.apply_pool.run(self.shelf.clean)
         for group in self._groups.values():

@@ -386,6 +386,6 @@ class ClusterNode(Node):
 
     def not_ready(self) -> str:
         """See Node.not_ready."""
-        if self.alive() and self.topology.settings is None:
+        if self.alive() and self.topology.settings is None and not self.host.lost:
             return "belongs to no cluster yet"
         return super().not_ready()

@@ -306,6 +306,11 @@ class _NodeState(Collector):
         yield GaugeMetricFamily(
             "needle_disk_low", "1 while data is refused for want of room.", value=int(self._node.space.low)
         )
+        yield GaugeMetricFamily(
+            "needle_node_lost",
+            "1 where the node lost state that others count on: none of its replicas goes on.",
+            value=int(bool(self._node.host.lost)),
+        )
         held = getattr(self._node.listener, "held", 0)
         yield GaugeMetricFamily("needle_rpc_held_bytes", "Held for clients and nodes.", value=held)
         drops = CounterMetricFamily("needle_rpc_dropped_frames", "One-way frames not sent to peers.")

@@ -249,6 +249,8 @@ class Node:
         """Why the node should get no traffic now; "" when it should."""
         if not self.alive():
             return "stopped"
+        if self.host.lost:
+            return f"node {self.node_id} does not go on: {self.host.lost}"
         if self.host.maintenance:
             return "in maintenance"
         for group, hosted in self.groups.items():

@@ -38,12 +38,11 @@ def leads(node: str, group: int) -> None:
     raise Violation(NAME, f"{node} leads group {group} with another directory than the one that others remember")
 
 
-def opens(node: str, groups: Collection[int]) -> None:
-    """`node` of a sharded cluster came back with empty disks, and runs these groups. The catalog may be founded there
-    again by a call that comes late; a shard is given to a directory, not to a name. Raises Violation."""
+def opened(node: str, groups: Collection[int]) -> Violation | None:
+    """What is wrong if `node` of a sharded cluster came back with empty disks and runs these groups. The catalog may be
+    founded there again by a call that comes late; a shard is given to a directory, not to a name."""
     shards = [group for group in groups if group != CATALOG_GROUP]
-    if shards:
-        raise Violation(NAME, f"{node} came back with empty disks and opens the groups {shards}")
+    return Violation(NAME, f"{node} came back with empty disks and opens the groups {shards}") if shards else None
 
 
 def _has_lived(identity: Identity, life: Life) -> bool:

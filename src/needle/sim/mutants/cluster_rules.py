@@ -150,8 +150,7 @@ MUTANTS = (
     ),
     Mutant(
         name="shards-given-to-a-name",
-        breaks="a node whose directory was emptied founds the shards again that its name had: votes and acknowledgements "
-        "of before are forgotten",
+        breaks="a node whose directory was emptied founds the shards again that its name had: its votes are forgotten",
         edits=(
             Edit(
                 "server.cluster_node:ClusterNode._open_and_close",

@@ -97,7 +97,8 @@ class ShardWorld:
 
     def _broken(self) -> Violation | None:
         for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
-            self.stage.guard(partial(lives.opens, name, self.fleet.nodes[name].groups().keys()))
+            if opened := lives.opened(name, self.fleet.nodes[name].groups().keys()):
+                return opened
         return self.shared.work.broken or (self.churn.broken if self.churn is not None else None)
 
     # --- nodes and clients --------------------------------------------------------------------------------------------
