@@ -171,7 +171,7 @@ class Script(World):
     def do_progress(self, node: str) -> None:
         for member, p in self.peers[node].core.progress().items():
             if member != node:
-                words = f"{p.state.value} match {p.match} next {p.next} {p.inflight_bytes} bytes in flight"
+                words = f"{p.state.value} match {p.match}, next {p.next}, {p.inflight_bytes} bytes in flight"
                 self.say(f"{member} {words}{' paused' if p.paused else ''}")
 
     def do_log(self, node: str) -> None:
