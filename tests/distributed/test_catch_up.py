@@ -161,6 +161,35 @@ async def test_a_transfer_that_was_killed_in_the_middle_is_continued(tmp_path: P
         assert carried < whole - there + (1 << 19), "it began again"
 
 
+async def test_of_the_documents_only_what_changed_travels(tmp_path: Path) -> None:
+    """The second snapshot that a member gets, and the first, as it holds what it applied by itself."""
+    quiet = {**SETTINGS, "segments": {"seal_rows": 1_000_000}}
+    async with linked(tmp_path, **quiet) as cluster, cluster.connect() as client:
+        await load(client, 0, 2 * ROWS)
+        away = await follower_of(cluster)
+        others = [name for name in cluster.nodes if name != away]
+        installed = cluster.nodes[away].data_dir / "shards" / "0"
+        for round in (1, 2):
+            await cluster.ready(away)
+            await cluster.equal_digests()
+            cluster.kill(away)
+            leader = await cluster.leader()
+            async with cluster.connect(*others) as near:
+                for _ in range(7):  # what is written fills the log, which is compacted
+                    await load(near, 1000 * round, 100)
+            link = cluster.links[away, leader]
+            before = link.forwarded_bytes
+            cluster.restart(away)
+            state = installed / f"state-{round + 1}"
+            await wait_for(state.exists, 60, "the snapshot to be installed")
+            carried = link.forwarded_bytes - before
+            whole = (state / "documents.db").stat().st_size
+            assert whole > 3 << 20
+            assert carried < whole // 3, f"{carried} of {whole} bytes travelled"
+        await cluster.ready(away)
+        await cluster.equal_digests()
+
+
 async def test_the_leader_is_killed_in_the_middle_of_a_transfer(tmp_path: Path) -> None:
     async with linked(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
         away = await follower_of(cluster)

@@ -25,7 +25,7 @@ from needle.multiraft.files import Files
 from needle.multiraft.host import Host
 from needle.multiraft.log_store import LogStore
 from needle.multiraft.ports import Applied, KeyValueTxn, SnapshotFile
-from needle.multiraft.snapshot_receiver import CHUNK_METHOD
+from needle.multiraft.snapshot_receiver import BLOCKS_METHOD, CHUNK_METHOD, HASHES_METHOD
 from needle.multiraft.wal_store import WalStore, segment_bytes
 
 FAST = HostConfig(election_timeout=0.15, heartbeat_interval=0.03, snapshot_retry=0.2, snapshot_chunk_timeout=0.5)
@@ -90,6 +90,8 @@ class DictMachine:
         """Content of a file that every snapshot holds and that never changes."""
         self.held = ""
         """Where this state machine has that file."""
+        self.similar = ""
+        """Where it has one that may be like it."""
         self.damage: NeedleError | None = disk.damage
         self.skips = False
         self.checked = 0
@@ -152,6 +154,9 @@ class DictMachine:
     def held_file(self, name: str) -> str | None:
         return self.held if name == "constant" and self.held else None
 
+    def similar_file(self, name: str) -> str | None:
+        return self.similar if name == "constant" and self.similar else None
+
     def check_snapshot(self, directory: str) -> None:
         self.checked += 1
         if self.refused:
@@ -207,7 +212,7 @@ class Link:
 
     async def call(self, to: str, method: str, body: bytes, timeout: float) -> bytes:
         network = self.network
-        fetches = method == CHUNK_METHOD
+        fetches = method in (CHUNK_METHOD, HASHES_METHOD, BLOCKS_METHOD)
         network.calls += fetches
         dropped = fetches and network.drop_call(self.node, to)
         if to not in network.hosts or (self.node, to) in network.cut or dropped:

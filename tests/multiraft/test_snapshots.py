@@ -18,7 +18,7 @@ import pytest
 from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, until
 from needle.base.errors import CorruptSnapshot, DiskFull, InvalidArgument, NeedleError, ProtocolError, Unavailable
 from needle.base.runtime import Pool
-from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_chunk_request, encode_manifest
+from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_file_request, encode_manifest
 from needle.multiraft.files import Files
 from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.ports import Applied, SnapshotFile
@@ -321,7 +321,7 @@ async def test_chunks_are_served_only_from_finished_snapshots(tmp_path: Path) ->
         host = cluster.nodes["n1"].host
         with pytest.raises(Unavailable, match="not here any more"):
             await host.on_call(
-                "n2", "raft.snapshot_chunk", encode_chunk_request(ChunkRequest(0, "x", "../log/data.mdb", 0, 9))
+                "n2", "raft.snapshot_chunk", encode_file_request(ChunkRequest(0, "x", "../log/data.mdb", 0, 9))
             )
         with pytest.raises(InvalidArgument):
             await host.on_call("n2", "raft.other", b"")

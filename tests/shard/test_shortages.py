@@ -314,6 +314,10 @@ def test_what_the_system_refuses_to_sqlite_waits_for_room(tmp_path: Path, number
     replica.save()
     with refused_writes(number), pytest.raises(DiskFull):
         replica.checkpoint()
+    (tmp_path / "image").mkdir()
+    with refused_writes(number), pytest.raises(DiskFull):
+        replica.export_snapshot(str(tmp_path / "image"))
+    replica.export_snapshot(str(tmp_path / "image"))
     replica.checkpoint()
     assert len(replica.get("c", ["a", "b", "z499"], True)) == 3
     replica.verify()

@@ -8,6 +8,7 @@ import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from needle.base.commands import CreateCollection, Delete, PublishSegment, Session
@@ -25,6 +26,7 @@ from needle.shard.sealed_segment import segment_file
 from needle.shard.segment_format import verify_file
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.snapshot import IMAGE_NAME, INSTALL_STEPS
+from needle.shard.sqlite_file import PAGE_BYTES
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
@@ -156,6 +158,39 @@ def test_killed_at_each_step_of_an_installation(tmp_path: Path, step: str) -> No
     assert target.digest() == source.digest()
     target.verify()
     target.close()
+
+
+def pages(path: Path) -> set[bytes]:
+    content = path.read_bytes()
+    return {content[at : at + PAGE_BYTES] for at in range(0, len(content), PAGE_BYTES)}
+
+
+def test_an_image_shares_its_pages_with_the_files_of_other_replicas(tmp_path: Path) -> None:
+    """So that only changed pages have to travel: also when rows were purged, what was written is not checkpointed yet,
+    and the other replica committed at other times, or has got its state from an image."""
+    rng, log = np.random.default_rng(0), Log()
+    ids = [f"d{number}" for number in range(4000)]
+
+    def writes(ids: list[str]) -> list[Applied]:
+        parts = [ids[at : at + 50] for at in range(0, len(ids), 50)]
+        return log.add(*(put(part, rng.standard_normal((len(part), 32)).tolist()) for part in parts))
+
+    source, other = open_replica(tmp_path / "source", commit=1), open_replica(tmp_path / "other", commit=170)
+    first = [*log.add(CreateCollection(spec(dimensions=32))), *writes(ids), *writes(ids[::3])]
+    for replica in (source, other):
+        replica.apply(first)
+        replica.checkpoint()
+    installed = open_replica(tmp_path / "installed")
+    installed.install_snapshot(str(exported(source, tmp_path / "image")))
+    source.apply(writes(ids[1000:1050]))
+    wanted = pages(exported(source, tmp_path / "later") / "documents.db")
+    assert len(wanted) > 200
+    for replica, state in ((other, "other/state-1"), (installed, "installed/state-2")):
+        assert len(wanted - pages(tmp_path / state / "documents.db")) < len(wanted) // 8
+        assert replica.similar_file("documents.db") == str(tmp_path / state / "documents.db")
+        assert replica.similar_file("image.json") is None
+    for replica in (source, other, installed):
+        replica.close()
 
 
 def test_a_replica_whose_state_is_gone_serves_nothing_until_it_has_another(tmp_path: Path) -> None:

@@ -90,6 +90,25 @@ class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
+class HashesRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Asks for the hashes of `count` blocks (blocks.py) of one file of a snapshot, from block `first` on."""
+
+    group: GroupId
+    snapshot: str
+    name: str
+    first: int
+    count: int
+
+
+class BlocksRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Asks for some blocks of one file of a snapshot, one behind the other."""
+
+    group: GroupId
+    snapshot: str
+    name: str
+    blocks: list[int]
+
+
 class StateRequest(msgspec.Struct, frozen=True, array_like=True):
     """Asks for a snapshot at index `applied` or later, which is not the one called `refused`."""
 
@@ -112,6 +131,8 @@ _life_answer = msgspec.msgpack.Decoder(LifeAnswer)
 _standing_call = msgspec.msgpack.Decoder(StandingCall)
 _standing = msgspec.msgpack.Decoder(Standing)
 _chunk = msgspec.msgpack.Decoder(ChunkRequest)
+_hashes = msgspec.msgpack.Decoder(HashesRequest)
+_blocks = msgspec.msgpack.Decoder(BlocksRequest)
 _manifest = msgspec.msgpack.Decoder(Manifest)
 _state_request = msgspec.msgpack.Decoder(StateRequest)
 _state = msgspec.msgpack.Decoder(SnapshotMeta)
@@ -186,14 +207,24 @@ def in_frames(messages: list[Addressed], bytes_max: int) -> Iterator[list[Addres
     yield messages[start:] if start else messages
 
 
-def encode_chunk_request(request: ChunkRequest) -> bytes:
-    """The body of a "raft.snapshot_chunk" call."""
+def encode_file_request(request: ChunkRequest | HashesRequest | BlocksRequest) -> bytes:
+    """The body of a call for a part of a snapshot's file."""
     return _encoder.encode(request)
 
 
 def decode_chunk_request(body: bytes) -> ChunkRequest:
     """The request of a "raft.snapshot_chunk" call. Raises ProtocolError."""
     return _decoded(_chunk, body, "a request for a snapshot chunk")
+
+
+def decode_hashes_request(body: bytes) -> HashesRequest:
+    """The request of a "raft.snapshot_hashes" call. Raises ProtocolError."""
+    return _decoded(_hashes, body, "a request for hashes of a snapshot's blocks")
+
+
+def decode_blocks_request(body: bytes) -> BlocksRequest:
+    """The request of a "raft.snapshot_blocks" call. Raises ProtocolError."""
+    return _decoded(_blocks, body, "a request for blocks of a snapshot")
 
 
 def encode_state_request(request: StateRequest) -> bytes:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import xxhash
 
 from needle.base.errors import StorageError
 from needle.base.file_errors import shortage
+from needle.multiraft.blocks import BLOCK_BYTES, hashes_of
 
 T = TypeVar("T")
 _READ_BYTES = 1 << 20
@@ -55,6 +56,29 @@ class Files:
             with open(path, "rb") as file:
                 file.seek(offset)
                 return file.read(length)
+
+        return _guard("read", path, run)
+
+    def read_blocks(self, path: str, blocks: Sequence[int]) -> list[bytes]:
+        """These blocks (blocks.py); shorter, or empty, where the file has ended."""
+
+        def run() -> list[bytes]:
+            with open(path, "rb") as file:
+                return [os.pread(file.fileno(), BLOCK_BYTES, block * BLOCK_BYTES) for block in blocks]
+
+        return _guard("read", path, run)
+
+    def block_hashes(self, path: str, first: int, count: int) -> bytes:
+        """The hashes of up to `count` blocks from a first one on."""
+
+        def run() -> bytes:
+            found, left = [], count * BLOCK_BYTES
+            with open(path, "rb") as file:
+                file.seek(first * BLOCK_BYTES)
+                while left and (part := file.read(min(left, _READ_BYTES))):
+                    found.append(hashes_of(part))
+                    left -= len(part)
+            return b"".join(found)
 
         return _guard("read", path, run)
 

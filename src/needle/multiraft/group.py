@@ -378,7 +378,7 @@ class Group:
             self._host.post(self.id, ready.messages_after_persist)
         self._host.wake(self)
         try:
-            await self._host.fetcher.discard_others(self.id, "")
+            await self._host.fetcher.discard_others(self.id)
         except SHORTAGES as error:
             staged = "%s: what was staged stays until the next snapshot or start: %s"
             _log.warning(staged, group_name(self.id), error)

@@ -124,8 +124,7 @@ class SnapshotTraffic:
     async def _fetch_offer(self, message: Message, meta: SnapshotMeta) -> None:
         host, group = self._host, self._group
         try:
-            held = group.machine.held_file
-            directory = await host.fetcher.fetch(group.id, message.frm, meta.descriptor, held)
+            directory = await host.fetcher.fetch(group.id, message.frm, meta.descriptor, group.machine)
             await self._check(directory, message.frm, meta)
         except NeedleError as error:
             _log.warning(

@@ -8,7 +8,7 @@ Invariant: of a peer only what its present life sent is handled (lives.py). It m
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from needle.base.errors import Internal, NeedleError, Unavailable, invalid
@@ -18,8 +18,10 @@ from needle.multiraft import doubts
 from needle.multiraft.codec import (
     Addressed,
     StateRequest,
+    decode_blocks_request,
     decode_chunk_request,
     decode_frame,
+    decode_hashes_request,
     decode_standing_call,
     decode_state_request,
     encode_body,
@@ -32,7 +34,7 @@ from needle.multiraft.lives import LIFE_METHOD, Lives
 from needle.multiraft.log_records import LostRecord
 from needle.multiraft.ports import Transport
 from needle.multiraft.rebuild import STATE_METHOD, refuse_damaged
-from needle.multiraft.snapshot_receiver import CHUNK_METHOD
+from needle.multiraft.snapshot_receiver import BLOCKS_METHOD, CHUNK_METHOD, HASHES_METHOD
 from needle.multiraft.snapshot_sender import SnapshotShelf
 from needle.raft.messages import Doubt, Message, MessageType
 from needle.raft.raft import Raft
@@ -41,7 +43,7 @@ from needle.raft.state import Role
 _log = logging.getLogger("needle.multiraft")
 REFUSAL_LOG_SECONDS = 1.0
 """At most so often a refused message is logged; all are counted."""
-CALL_METHODS = (CHUNK_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
+CALL_METHODS = (CHUNK_METHOD, HASHES_METHOD, BLOCKS_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
 """What hosts ask each other."""
 
 
@@ -175,14 +177,24 @@ class Inbound:
             return encode_body(doubts.standing(group.raft, call.index, frm))
         if method == STATE_METHOD:
             return await self._snapshot_for(decode_state_request(body))
-        if method != CHUNK_METHOD:
-            raise invalid("method", method, f"one of {', '.join(CALL_METHODS)}")
-        request = decode_chunk_request(body)
+        shelf, now = self._host.shelf, self._host.clock.monotonic()
+        if method == CHUNK_METHOD:
+            chunk = decode_chunk_request(body)
+            return await self._from_snapshot(frm, chunk.group, shelf.read(chunk, now))
+        if method == HASHES_METHOD:
+            hashes = decode_hashes_request(body)
+            return await self._from_snapshot(frm, hashes.group, shelf.hashes(hashes, now))
+        if method == BLOCKS_METHOD:
+            blocks = decode_blocks_request(body)
+            return await self._from_snapshot(frm, blocks.group, shelf.blocks(blocks, now))
+        raise invalid("method", method, f"one of {', '.join(CALL_METHODS)}")
+
+    async def _from_snapshot(self, frm: NodeId, group: GroupId, reading: Awaitable[bytes]) -> bytes:
         try:
-            return await self._host.shelf.read(request, self._host.clock.monotonic())
+            return await reading
         except Unavailable:
             # The peer was offered a snapshot that is gone: have the core ask for another one.
-            offering = self._groups.get(request.group)
+            offering = self._groups.get(group)
             if offering is not None and not self._host.stopped:
                 offering.raft.report_snapshot_failed(frm, self._host.clock.monotonic())
             raise

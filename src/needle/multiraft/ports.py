@@ -114,6 +114,11 @@ class StateMachine(Protocol):
         """Where this state machine has a file that a snapshot may hold by that name, if such files never change."""
         ...
 
+    def similar_file(self, name: str) -> str | None:
+        """Where this state machine has a file that may share parts with a snapshot's file of that name. It may be
+        written to, damaged or deleted at any time: nothing that is read from it may be believed."""
+        ...
+
     def check_snapshot(self, directory: str) -> None:
         """Raises CorruptSnapshot if install_snapshot would."""
         ...

@@ -130,10 +130,10 @@ class Rebuild:
         leader = raft.leader
         body = encode_state_request(StateRequest(group.id, raft.applied, self._refused))
         meta = decode_state(await host.transport.call(leader, STATE_METHOD, body, EXPORT_SECONDS))
-        directory = await host.fetcher.fetch(group.id, leader, meta.descriptor, group.machine.held_file)
+        directory = await host.fetcher.fetch(group.id, leader, meta.descriptor, group.machine)
         await self._until_logged(meta)
         await self._install(meta, directory)
-        await host.fetcher.discard_others(group.id, "")
+        await host.fetcher.discard_others(group.id)
 
     def _hand_over(self) -> None:
         """To the voter that is furthest; if it does not take over, for it may be damaged too, to each other in turn."""

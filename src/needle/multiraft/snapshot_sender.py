@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from needle.base.errors import NeedleError, Unavailable
+from needle.base.errors import NeedleError, Unavailable, invalid
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, group_name
 from needle.base.runtime import Pool, Rng
-from needle.multiraft.codec import ChunkRequest, Manifest, decode_conf, encode_manifest
+from needle.multiraft.blocks import BLOCK_BYTES, TABLE_BLOCKS, block_count
+from needle.multiraft.codec import BlocksRequest, ChunkRequest, HashesRequest, Manifest, decode_conf, encode_manifest
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.ports import SnapshotFile, StateMachine
@@ -97,16 +98,38 @@ class SnapshotShelf:
 
     async def read(self, request: ChunkRequest, now: float) -> bytes:
         """One chunk. Raises Unavailable if the snapshot is gone: the peer will be offered another one."""
+        path, size = self._asked(request, now)
+        length = max(0, min(request.length, self._chunk_bytes_max))
+        return await self._pool.run(self._files.read, path, max(0, min(request.offset, size)), length)
+
+    async def hashes(self, request: HashesRequest, now: float) -> bytes:
+        """The hashes of some blocks. Raises Unavailable as `read` does."""
+        path, size = self._asked(request, now)
+        first = max(0, min(request.first, block_count(size)))
+        return await self._pool.run(self._files.block_hashes, path, first, max(0, min(request.count, TABLE_BLOCKS)))
+
+    async def blocks(self, request: BlocksRequest, now: float) -> bytes:
+        """Some blocks, one behind the other. Raises Unavailable as `read` does, InvalidArgument for blocks that the
+        file does not have, or too many."""
+        path, size = self._asked(request, now)
+        most, count = max(1, self._chunk_bytes_max // BLOCK_BYTES), block_count(size)
+        if len(request.blocks) > most:
+            raise invalid("blocks", len(request.blocks), f"at most {most} of them")
+        if request.blocks and not 0 <= min(request.blocks) <= max(request.blocks) < count:
+            raise invalid("blocks", f"{min(request.blocks)} to {max(request.blocks)}", f"0 to {count - 1}")
+        return b"".join(await self._pool.run(self._files.read_blocks, path, request.blocks))
+
+    def _asked(self, request: ChunkRequest | HashesRequest | BlocksRequest, now: float) -> tuple[str, int]:
+        """Path and size of a file that is here. Raises Unavailable."""
         exported = self._shelf.get(request.group)
-        if exported is None or exported.snapshot != request.snapshot or request.name not in exported.files:
+        file = exported.files.get(request.name) if exported is not None else None
+        if exported is None or file is None or exported.snapshot != request.snapshot:
             raise _gone(request)
         exported.used = now
-        length = max(0, min(request.length, self._chunk_bytes_max))
-        path = f"{exported.directory}/{request.name}"
-        return await self._pool.run(self._files.read, path, max(0, request.offset), length)
+        return f"{exported.directory}/{file.name}", file.size
 
 
-def _gone(request: ChunkRequest) -> NeedleError:
+def _gone(request: ChunkRequest | HashesRequest | BlocksRequest) -> NeedleError:
     return Unavailable(
         f"snapshot {request.snapshot} of {group_name(request.group)} (file {request.name}) is not here any more",
         group=request.group,

@@ -24,6 +24,7 @@ class ReplicaMachine:
         self.check_snapshot = replica.check_snapshot
         self.install_snapshot = replica.install_snapshot
         self.held_file = replica.held_file
+        self.similar_file = replica.similar_file
         self.close = replica.close
 
     @property
@@ -53,7 +54,7 @@ class CatalogAdapter:
         self.digest = machine.digest
         self.check_snapshot = machine.check_snapshot
         self.install_snapshot = machine.install_snapshot
-        self.held_file = _no_file
+        self.held_file = self.similar_file = _no_file
         self.close = machine.close
 
     @property
@@ -72,5 +73,5 @@ class CatalogAdapter:
 
 
 def _no_file(name: str) -> str | None:
-    """The catalog's one file changes."""
+    """The catalog's one file changes, and is small."""
     return None

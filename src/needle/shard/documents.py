@@ -58,7 +58,7 @@ from needle.shard.row_check import (
 )
 from needle.shard.segment_plan import PublishedSegment
 from needle.shard.sessions import AnswerRow, SessionRow
-from needle.shard.sqlite_file import FILE_NAME, connect, copy_tables
+from needle.shard.sqlite_file import FILE_NAME, connect, copy_pages
 
 
 class DocumentStore:
@@ -307,14 +307,10 @@ class DocumentStore:
             return [row - base for (row,) in rows]
 
     def copy_to(self, target: str) -> tuple[AppliedAt, list[PublishedSegment]]:
-        """Write a consistent, compacted image of the committed state into a new file, and check every row of it; where
-        it stands and its manifest. Neither apply nor searches wait for it."""
+        """Write a consistent image of the committed state into a new file, page by page, and check every row of it;
+        where it stands and its manifest. Neither apply nor searches wait for it."""
         with self.reading() as connection:
-            connection.execute("PRAGMA query_only=0")
-            try:
-                copy_tables(connection, target)
-            finally:
-                connection.execute("PRAGMA query_only=1")
+            copy_pages(connection, target)
         try:
             found = verify_image_file(target)
         except CorruptDocuments as error:

@@ -1,6 +1,6 @@
 """A replica's image as files: export, verify, install.
 
-An image is `documents.db` (a compacted copy of the SQLite file at one applied index), the segment files that exist
+An image is `documents.db` (a copy of the SQLite file at one applied index), the segment files that exist
 here, and `image.json`, which names the others with size and xxh3-128. A missing segment file is no error: the replica
 that installs the image fetches or rebuilds it.
 

@@ -20,7 +20,7 @@ import msgspec
 
 from needle.base.errors import CorruptDocuments, UnsupportedFormat
 from needle.base.sqlite_uri import EXCLUSIVE_VFS, sqlite_uri
-from needle.shard.disk import ReplicaDisk
+from needle.shard.disk import ReplicaDisk, sqlite_failure
 from needle.shard.sessions import rows_of_old_state
 
 FILE_NAME: Final = "documents.db"
@@ -161,6 +161,29 @@ def copy_tables(connection: apsw.Connection, target: str) -> None:
             raise
     finally:
         connection.execute("DETACH image")
+
+
+def copy_pages(connection: apsw.Connection, target: str) -> None:
+    """Write what the connection sees, from one consistent read, into the new file `target`, each page where it stands:
+    what is equal in another replica's file stays equal (docs/adr/0026). Not durable. Raises apsw.Error for the file
+    that is read, DiskFull, TooManyFiles or DiskFailed for the new one."""
+    with open(target, "wb"):
+        pass
+    with closing(connect(target)) as image:
+        image.execute("PRAGMA journal_mode=OFF").fetchall()
+        image.execute("PRAGMA synchronous=OFF")
+        try:
+            # First a header that asks for checksums: pages of the write-ahead log have none, they get them here.
+            image.reserve_bytes("main", CHECKSUM_BYTES)
+            image.execute(f"PRAGMA page_size={PAGE_BYTES}")
+            image.execute(f"PRAGMA user_version={FORMAT_VERSION}")
+            with image.backup("main", connection, "main") as copying:
+                copying.step()
+        except apsw.Error as error:
+            failure = sqlite_failure(error, target, image)
+            if isinstance(failure, CorruptDocuments):  # nothing was read but what is copied
+                raise
+            raise failure from error
 
 
 def _copy_old_sessions(connection: apsw.Connection) -> None:

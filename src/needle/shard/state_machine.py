@@ -374,6 +374,11 @@ class Replica:
         """Where this replica has the index file of that name; None for other names and if it has none."""
         return None if self._states.opened is None else self._states.opened.held_file(name)
 
+    def similar_file(self, name: str) -> str | None:
+        """Where this replica has its documents, which an image's file of that name shares pages with, also if they
+        are damaged; None for other names. The file is in use."""
+        return self._states.similar_file(name)
+
     def check_snapshot(self, directory: str) -> None:
         """Check every byte, and every row, of the image in `directory`. Raises CorruptSnapshot."""
         self._states.check(directory)

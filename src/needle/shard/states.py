@@ -69,6 +69,10 @@ class States:
         """Where the index files are; "" if no state is open."""
         return "" if self.opened is None else self.opened.segment_directory
 
+    def similar_file(self, name: str) -> str | None:
+        """See Replica.similar_file."""
+        return os.path.join(self._state, FILE_NAME) if name == FILE_NAME and self._state else None
+
     def open(self) -> None:
         """Open the current state; damage is no error."""
         disk = self._around.disk

@@ -9,6 +9,7 @@ _HOST = "tests/multiraft/test_host.py::"
 _LOG = "tests/multiraft/test_log_store.py::"
 _REPAIR = "tests/multiraft/test_repair.py::"
 _SNAPSHOTS = "tests/multiraft/test_snapshots.py::"
+_BLOCKS = "tests/multiraft/test_snapshot_blocks.py::"
 _COMPACTION = "tests/multiraft/test_compaction.py::"
 _DISK = (
     "tests/sim/test_disk.py::"
@@ -334,6 +335,43 @@ MUTANTS = (
             ),
         ),
         tests=(_SNAPSHOTS + "test_a_file_of_another_content_is_not_reused",),
+    ),
+    Mutant(
+        name="copied-block-not-compared",
+        breaks="what a file of the receiver holds is taken for a block of a snapshot though it has changed since",
+        edits=(
+            Edit(
+                "multiraft.snapshot_blocks:Donor.copy",
+                "if hash_of(block) == hashes[at]:",
+                "if block:",
+            ),
+        ),
+        tests=(_BLOCKS + "test_a_file_that_changes_while_it_is_copied_from_is_not_believed",),
+    ),
+    Mutant(
+        name="copied-blocks-again-after-a-bad-checksum",
+        breaks="a sender whose hashes are wrong is asked for them again: the snapshot never arrives",
+        edits=(
+            Edit(
+                "multiraft.snapshot_receiver:SnapshotFetcher._fetch_file",
+                "if attempt == 0 and have < file.size",
+                "if have < file.size",
+            ),
+        ),
+        tests=(_BLOCKS + "test_a_sender_that_lies_gets_nothing_installed[hashes]",),
+    ),
+    Mutant(
+        name="image-packed-anew",
+        breaks="an image is written row by row: after a purge none of its pages is in another replica's file",
+        edits=(
+            Edit(
+                "shard.documents:DocumentStore.copy_to",
+                "copy_pages(connection, target)",
+                "import needle.shard.sqlite_file as f; connection.execute('PRAGMA query_only=0'); "
+                "f.copy_tables(connection, target)",
+            ),
+        ),
+        tests=("tests/shard/test_snapshot.py::test_an_image_shares_its_pages_with_the_files_of_other_replicas",),
     ),
     Mutant(
         name="snapshot-files-not-verified",
