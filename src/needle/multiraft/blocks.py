@@ -1,7 +1,7 @@
 """Blocks of files by their hashes: which blocks of one file another one has, wherever they stand there.
 
 A block is 4 KiB, aligned, the last one of a file what is left: a page of SQLite, for that is what moves as a whole when
-a database grows (docs/adr/0026). Its hash is xxh3-64: it only says where to look, the whole file has a checksum.
+a database grows (docs/adr/0027). Its hash is xxh3-64: it only says where to look, the whole file has a checksum.
 Pure: it must not know files, snapshots or the network.
 """
 

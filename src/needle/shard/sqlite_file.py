@@ -165,7 +165,7 @@ def copy_tables(connection: apsw.Connection, target: str) -> None:
 
 def copy_pages(connection: apsw.Connection, target: str) -> None:
     """Write what the connection sees, from one consistent read, into the new file `target`, each page where it stands:
-    what is equal in another replica's file stays equal (docs/adr/0026). Not durable. Raises apsw.Error for the file
+    what is equal in another replica's file stays equal (docs/adr/0027). Not durable. Raises apsw.Error for the file
     that is read, DiskFull, TooManyFiles or DiskFailed for the new one."""
     with open(target, "wb"):
         pass
