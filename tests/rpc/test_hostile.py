@@ -105,6 +105,19 @@ async def test_requests_in_flight_are_bounded(net, recorder, until):
     assert await asyncio.gather(*calls) == [b"%d" % n for n in range(100)]
 
 
+async def test_requests_that_wait_are_looked_at_once_each(net, recorder, until, monkeypatch):
+    """However many wait behind the one that ends: thousands of small ones fit into one chunk."""
+    server = await net.server(recorder, inflight_requests_max=1)
+    _, writer = await hello(net, server)
+    many = 1000
+    writer.write(b"".join(encode_frame(REQUEST, n + 1, (request_head("task"), b"x")) for n in range(many)))
+    keeps = []
+    keep = ServerConnection._keep
+    monkeypatch.setattr(ServerConnection, "_keep", lambda self, frames: (keeps.append(len(frames)), keep(self, frames)))
+    await until(lambda: recorder.finished == many)
+    assert sum(keeps) <= many
+
+
 async def test_request_bytes_in_flight_are_bounded(net, recorder, until):
     server = await net.server(recorder, inflight_bytes_max=250_000)
     client = net.client()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -112,7 +113,7 @@ class ServerConnection(FrameConnection):
             if self.decoder.buffered and self._is_greedy():
                 self._refuse(self._overloaded("this frame"))
 
-    def _keep(self, frames: list[Frame]) -> None:
+    def _keep(self, frames: Sequence[Frame]) -> None:
         self._backlog.extend(frames)
         self._backlog_bytes += sum(len(payload) + ENVELOPE_BYTES for _, _, payload in frames)
 
@@ -161,7 +162,7 @@ class ServerConnection(FrameConnection):
         if now - self._frame_since > allowed:
             self._refuse(ProtocolError(f"a frame of {size} bytes was not complete after {allowed:.3g} s"))
 
-    def _serve(self, frames: list[Frame]) -> None:
+    def _serve(self, frames: Sequence[Frame]) -> None:
         for position, (kind, request_id, payload) in enumerate(frames):
             if self.closing:
                 return
@@ -334,9 +335,11 @@ class ServerConnection(FrameConnection):
             self._set_reading(False)
             return
         if self._backlog:
-            frames = list(self._backlog)
-            self._drop_backlog()
-            self._serve(frames)
+            # One by one: a request that has ended lets one more begin, and thousands may wait behind it.
+            while self._backlog and not self._blocked() and not self.closing:
+                frame = self._backlog.popleft()
+                self._backlog_bytes -= len(frame[2]) + ENVELOPE_BYTES
+                self._serve((frame,))
             self.account()
         if not self._backlog and not self._blocked():
             self._set_reading(True)
