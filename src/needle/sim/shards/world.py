@@ -302,6 +302,8 @@ class ShardWorld:
         return not self.truth.now.moves
 
     async def _equal(self) -> bool:
+        if not await self.operator.restored():  # an operator's earlier command may have come behind "restore"
+            return False
         replicas, now = self.fleet.replicas(), self.truth.now
         for group in self.truth.groups():
             here = replicas.get(group, {})
