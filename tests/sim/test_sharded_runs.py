@@ -103,7 +103,7 @@ PLANTED = {
         {"coverage", "search replay", "collections", "linearizability"},
     ),
     "a shard's hits are merged twice": (
-        (Edit("cluster.router:Router._search", "list(batches.values())", "[*batches.values()] * 2"),),
+        (Edit("cluster.router:_merged_hits", "list(batches.values())", "[*batches.values()] * 2"),),
         1,
         {"search replay", "collections"},
     ),
