@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from multiraft.harness import FAST, Cluster, Node, until
 from needle.base.errors import CorruptDocuments, OutcomeUnknown, ReplicaDamaged
+from needle.multiraft.rebuild import STATE_METHOD
 
 TINY = replace(FAST, snapshot_threshold=8, snapshot_chunk_bytes=64)
 
@@ -144,3 +146,30 @@ async def test_a_damaged_leader_finds_the_one_replica_that_is_whole(tmp_path: Pa
                 damage(node)
             await until(lambda hurt=hurt: not any(node.host.damage(0) for node in hurt))
             assert await cluster.converged() == state
+
+
+async def test_an_answer_that_never_comes_is_not_waited_for_once_another_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        asked, inner = asyncio.Event(), leader.host.on_call
+
+        async def lost(frm: str, method: str, body: bytes) -> bytes:
+            if method == STATE_METHOD:
+                asked.set()
+                await asyncio.Event().wait()
+            answer: bytes = await inner(frm, method, body)
+            return answer
+
+        monkeypatch.setattr(leader.host, "on_call", lost)
+        damage(hurt)
+        await cluster.put("more", 1)
+        await asked.wait()
+        await leader.down()
+        await until(lambda: hurt.machines[0].damage is None)
+        assert await cluster.converged() == {**state, "more": 1}

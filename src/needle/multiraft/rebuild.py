@@ -129,11 +129,24 @@ class Rebuild:
         self.fetching = True
         leader = raft.leader
         body = encode_state_request(StateRequest(group.id, raft.applied, self._refused))
-        meta = decode_state(await host.transport.call(leader, STATE_METHOD, body, EXPORT_SECONDS))
+        meta = decode_state(await self._answer_of(leader, body))
         directory = await host.fetcher.fetch(group.id, leader, meta.descriptor, group.machine)
         await self._until_logged(meta)
         await self._install(meta, directory)
         await host.fetcher.discard_others(group.id)
+
+    async def _answer_of(self, leader: NodeId, body: bytes) -> bytes:
+        """Waited for while that node leads: making a snapshot may take long, and its answer may be lost for good."""
+        host, raft = self._host, self._group.raft
+        asking = asyncio.ensure_future(host.transport.call(leader, STATE_METHOD, body, EXPORT_SECONDS))
+        try:
+            while not asking.done():
+                await asyncio.wait([asking], timeout=host.config.election_timeout)
+                if raft.leader != leader and not asking.done():
+                    raise Unavailable(f"{leader}, which was asked for a snapshot, leads no more")
+            return asking.result()
+        finally:
+            asking.cancel()
 
     def _hand_over(self) -> None:
         """To the voter that is furthest; if it does not take over, for it may be damaged too, to each other in turn."""

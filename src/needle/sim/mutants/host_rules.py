@@ -337,6 +337,14 @@ MUTANTS = (
         tests=(_SNAPSHOTS + "test_a_file_of_another_content_is_not_reused",),
     ),
     Mutant(
+        name="lost-answer-waited-for",
+        breaks="a damaged replica waits ten minutes for the snapshot of a leader that leads no more",
+        edits=(Edit("multiraft.rebuild:Rebuild._answer_of", "if raft.leader != leader and", "if leader == '' and"),),
+        tests=(
+            "tests/multiraft/test_rebuild.py::test_an_answer_that_never_comes_is_not_waited_for_once_another_leads",
+        ),
+    ),
+    Mutant(
         name="copied-block-not-compared",
         breaks="what a file of the receiver holds is taken for a block of a snapshot though it has changed since",
         edits=(
