@@ -172,6 +172,29 @@ async def test_a_voter_with_a_new_address_is_back_by_one_command_also_for_one_th
         await wait_for(lambda: told.exists() and address in told.read_text(), 60, "the one that was away being told")
 
 
+async def test_others_are_told_an_address_that_the_leader_was_configured_with(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
+        await client.insert("a", VECTOR)
+        leader = await cluster.leader()
+        moved, third = (name for name in cluster.nodes if name != leader)
+        (port,) = free_ports(1)
+        address = f"127.0.0.1:{port}"
+        cluster.nodes[moved].settings["listen"] = address
+        for name in (moved, leader):
+            cluster.kill(name)
+            node = cluster.nodes[name]
+            others = [text for text in node.settings["cluster_nodes"] if not text.startswith(f"{moved}=")]
+            node.settings["cluster_nodes"] = [*others, f"{moved}={address}"]
+            cluster.restart(name)
+        await wait_for(lambda: client.insert("b", VECTOR, timeout=5), 60, "a leader")
+        if await cluster.leader() != leader:
+            await client.step_down(leader)
+        seeds = ",".join(cluster.nodes[name].address for name in (leader, third))
+        assert await asyncio.to_thread(main, ["members", "move", f"{moved}={address}", "--cluster", seeds]) == 0
+        told = cluster.nodes[third].data_dir / "moved.json"
+        await wait_for(lambda: told.exists() and address in told.read_text(), 5, "the third node being told")
+
+
 async def _at(client: needle.Client, node: str, address: str) -> bool:
     await client.leader()
     return client.nodes().get(node) == address

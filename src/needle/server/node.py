@@ -362,7 +362,9 @@ class Node:
         """Members listen elsewhere from now on: note it, and tell all others; those that do not answer hear of it when
         they start. This node leads the group, so that commands are numbered in their order."""
         index, known = await self.host.read_index(group, timeout), self.book.moved()
-        self.book.move({n: (max(index, known.get(n, (0, ""))[0] + 1), at) for n, at in addresses.items()})
+        last = {node: known.get(node, (0, "")) for node in addresses}
+        new = {node: at for node, at in addresses.items() if at != last[node][1]}
+        self.book.move({node: (max(index, last[node][0] + 1), at) for node, at in new.items()})
         await self._exchange_addresses(min(timeout, TELL_SECONDS))
 
     async def set_maintenance(self, on: bool, timeout: float) -> None:

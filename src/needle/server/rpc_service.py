@@ -296,12 +296,12 @@ class RpcService:
                 raise invalid("addresses", dict(call.addresses), f"the address of {node}, which is not known here")
         now, timeout = self._host.status(call.group), call_timeout(call.timeout)
         members, wanted = ({*now.voters}, {*now.learners}), ({*call.voters}, {*call.learners})
-        told = {node: at for node, at in call.addresses.items() if at != self._node.address_of(node)}
-        moved = {node: at for node, at in told.items() if node in members[0] | members[1]}
-        new = {node: at for node, at in call.addresses.items() if node not in moved}
+        given = {node: at for node, at in call.addresses.items() if node in members[0] | members[1]}
+        moved = any(at != self._node.address_of(node) for node, at in given.items())
+        new = {node: at for node, at in call.addresses.items() if node not in given}
         await self._node.learn_addresses(new, FORWARD_SECONDS)
-        if moved:
-            await self._node.move_members(call.group, moved, timeout)
+        if given:  # others may not know what this node does: its configuration may have been changed already
+            await self._node.move_members(call.group, given, timeout)
         if not moved or wanted != members:
             await self._host.change_membership(call.group, call.voters, call.learners, timeout)
         return b""
