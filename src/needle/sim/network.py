@@ -69,6 +69,7 @@ class SimNetwork:
         self.counts: Counter[str] = Counter()
         self.tap: Callable[[str, str, bytes], None] | None = None
         self.overhear: Callable[[bytes], None] = lambda body: None
+        self.on_call: Callable[[str, bytes], None] = lambda method, body: None
 
     # --- topology -----------------------------------------------------------------------------------------------------
     def listen(self, address: str, machine: str, process: Process, handler: Handler) -> None:
@@ -200,6 +201,7 @@ class SimNetwork:
         target = self._machines.get(address, address)
         self._trace.note(f"{source}>{target} call {method} {len(body)} {zlib.crc32(body):08x}")
         self.counts["calls"] += 1
+        self.on_call(method, body)
         self._calls += 1
         number = self._calls
         call = _Call(process, self._loop.create_future(), source, target)

@@ -91,6 +91,10 @@ DATABASE_KINDS = {"rot-documents": 1}
 """A bit that flips in one of a node's SQLite files, on one node of a run, under numbers of their own."""
 DATABASE_SHARE = 0.12
 DATABASE_FROM = 4000
+LATE_KINDS = {"late-command": 1}
+"""A command to the catalog of a sharded cluster that comes once more, in every run, under numbers of their own."""
+LATE_SHARE = 0.1
+LATE_FROM = 5000
 
 REPLICA_FAILPOINTS = (
     "apply-before-commit",
@@ -159,6 +163,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             rotting = 0 if forgetful else math.ceil(self.seconds * rate * DATABASE_SHARE)
             databases = range(DATABASE_FROM, DATABASE_FROM + rotting)
             made += [_draw(self.seed, number, self.seconds, DATABASE_KINDS) for number in databases]
+            late = math.ceil(self.seconds * rate * LATE_SHARE) if self.sharded else 0
+            numbers = range(LATE_FROM, LATE_FROM + late)
+            made += [_draw(self.seed, number, self.seconds, LATE_KINDS) for number in numbers]
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 

@@ -175,6 +175,9 @@ MUTANTS = (
         name="catalog-commands-twice",
         breaks="a copy of a catalog command that comes late is executed again: what was dropped since is back",
         edits=(Edit("cluster.executed:execute_once", "if known is not None:", "if isinstance(known, NeedleError):"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
         tests=(_EXECUTED + "test_a_copy_that_comes_late_changes_nothing_and_is_answered_as_the_first",),
     ),
     Mutant(

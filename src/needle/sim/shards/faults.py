@@ -8,8 +8,12 @@ at a time, or several at once that are told each other's new addresses.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import Mapping
 
+from needle.base.cluster_protocol import CATALOG
+from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP
 from needle.sim.injector import Handler, both, each
 from needle.sim.machine import stream
@@ -19,6 +23,9 @@ from needle.sim.spec import Fault
 from needle.sim.stage import Stage
 
 JOINS_MAX = 2
+COMMANDS_KEPT = 30
+LATE = "late"
+LATE_SECONDS = 5.0
 
 
 class ShardFaults:
@@ -36,6 +43,9 @@ class ShardFaults:
         self.scattered = False
         """Whether nodes moved at the same time: then a client that knows old addresses only may find nobody."""
         self.joined: list[str] = []
+        self._commands: deque[bytes] = deque(maxlen=COMMANDS_KEPT)
+        self._network.on_call = self._overhear
+        self._late = self._network.endpoint(LATE, stage.client_process(LATE))
 
     def handlers(self) -> Mapping[str, Handler]:
         """By kind of fault."""
@@ -53,6 +63,7 @@ class ShardFaults:
             "leave": self._leave,
             "prefer": self._prefer,
             "move-range": self._move_range,
+            "late-command": self._late_command,
         }
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -176,6 +187,25 @@ class ShardFaults:
         self._fleet.retired.add(gone)
         self._fleet.crash(gone, power_cut=False, why=fault.kind)
         await self._operator.admin(gone, "leave")
+
+    # --- what comes twice ---------------------------------------------------------------------------------------------
+    def _overhear(self, method: str, body: bytes) -> None:
+        if method == CATALOG:
+            self._commands.append(body)
+
+    async def _late_command(self, fault: Fault, name: str) -> None:
+        """A copy of a command to the catalog comes once more, after others that were executed since; truth.py sees
+        whether it takes effect again."""
+        rng = stream(self._stage.spec.seed, "late-command", fault.number)
+        if self._commands:
+            body = self._commands[rng.randrange(len(self._commands))]
+            await asyncio.sleep(fault.seconds)
+            for node in self._operator.catalog_nodes():
+                self._stage.ask(LATE, self._deliver(self._fleet.machines[node].address, body))
+
+    async def _deliver(self, address: str, body: bytes) -> None:
+        with contextlib.suppress(NeedleError):
+            await self._late.call(address, CATALOG, body, LATE_SECONDS)
 
     async def _move_range(self, fault: Fault, name: str) -> None:
         """Keys change their shard."""
