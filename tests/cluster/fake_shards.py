@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.catalog_util import spec, topology
 from needle.base import catalog_commands, protocol
-from needle.base.cluster_protocol import ShardAnswer, ShardCall
+from needle.base.cluster_protocol import ShardAnswer
 from needle.base.commands import NO_SESSION, Command, Delete, Insert, Session
 from needle.base.errors import CollectionNotFound, ConnectionLost, NoQuorum, StaleEpoch
 from needle.base.filters import Filter
@@ -150,9 +150,9 @@ class FakeGroup:
         if self.shard in shards.dead or shards.delay.get(address, 0.0) < 0:
             raise ConnectionLost(f"{address} is dead")
         shards.before_answer(self.shard)
-        call = protocol.decode(body, ShardCall)
+        call: Any = protocol.decode(body, KINDS[method])
         self._check(call.epoch)
-        answer = self._answer(protocol.decode(call.body, KINDS[call.method]))
+        answer = self._answer(call)
         owned = shards.owned()
         fingerprint = owned.fingerprint(self.shard) + shards.lies.get(self.shard, 0)
         return protocol.encode(ShardAnswer(owned.epoch, fingerprint, protocol.encode(answer)))

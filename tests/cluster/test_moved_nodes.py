@@ -10,7 +10,7 @@ import pytest
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
 from needle.base import commands, protocol
-from needle.base.cluster_protocol import SHARD_LEADER, SHARD_WRITE, TOPOLOGY, ShardCall, TopologyAnswer, TopologyCall
+from needle.base.cluster_protocol import SHARD_LEADER, TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.base.errors import ConnectionLost
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
@@ -40,9 +40,9 @@ class Moved:
         if method == SHARD_LEADER:
             protocol.decode(body, GroupCall)
             return protocol.encode(LeaderAnswer(node, LEADER, 1, self.now.addresses()))
-        assert method == SHARD_WRITE
+        assert method == protocol.WRITE
         assert node == LEADER
-        command = commands.decode(protocol.decode(protocol.decode(body, ShardCall).body, WriteCall).command)
+        command = commands.decode(protocol.decode(body, WriteCall).command)
         return protocol.encode(WriteResult(version=1, index=5 if isinstance(command, commands.OpenSession) else 6))
 
     def connected(self, address: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import FakeShards, virtually
 from needle.base import commands, protocol
-from needle.base.cluster_protocol import SHARD_LEADER, SHARD_WRITE, TOPOLOGY, ShardCall, TopologyAnswer
+from needle.base.cluster_protocol import SHARD_LEADER, TOPOLOGY, TopologyAnswer
 from needle.base.errors import ConnectionLost, OutcomeUnknown, StaleEpoch
 from needle.base.ids import GroupId
 from needle.base.model import WriteResult
@@ -113,8 +113,8 @@ class Cluster:
         if method == SHARD_LEADER:
             protocol.decode(body, GroupCall)
             return protocol.encode(LeaderAnswer("node-1", "node-1", 1, self.now.addresses()))
-        assert method == SHARD_WRITE
-        call = protocol.decode(protocol.decode(body, ShardCall).body, WriteCall)
+        assert method == protocol.WRITE
+        call = protocol.decode(body, WriteCall)
         command = commands.decode(call.command)
         if isinstance(command, commands.OpenSession):
             return protocol.encode(WriteResult(version=1, index=10 * call.group))

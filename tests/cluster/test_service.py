@@ -13,12 +13,9 @@ from needle.base import catalog_commands, commands, protocol
 from needle.base.cluster_protocol import (
     CATALOG,
     FOUND,
-    SHARD,
-    SHARD_WRITE,
     CatalogCall,
     FoundCall,
     ShardAnswer,
-    ShardCall,
 )
 from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable
 from needle.base.ids import shard_group
@@ -44,9 +41,8 @@ async def test_calls_that_do_not_fit_the_map_are_refused(tmp_path: Path) -> None
         row = np.zeros(2, "<f4").tobytes()[:4] + np.ones(1, "<f4").tobytes()
 
         async def write(epoch: int, shard: int, command: commands.Command) -> WriteResult:
-            inner = protocol.encode(WriteCall(shard_group(shard), commands.encode(command), 2.0))
-            body = protocol.encode(ShardCall(epoch, protocol.WRITE, inner))
-            return protocol.decode(await client._caller.call(address, SHARD_WRITE, body, 5), WriteResult)
+            body = protocol.encode(WriteCall(shard_group(shard), commands.encode(command), 2.0, epoch))
+            return protocol.decode(await client._caller.call(address, protocol.WRITE, body, 5), WriteResult)
 
         insert = commands.Insert(stored, ["doc-1"], row, [b"{}"])
         assert (await write(epoch, mine, insert)).count == 1
@@ -56,24 +52,21 @@ async def test_calls_that_do_not_fit_the_map_are_refused(tmp_path: Path) -> None
         with pytest.raises(StaleEpoch):
             await write(epoch, other, commands.Delete(stored, ["doc-1"]))
         with pytest.raises(StaleEpoch) as old:
-            await write(epoch - 1, mine, insert)
+            await write(-1, mine, insert)
         assert old.value.details["version"] == topology.version
         with pytest.raises(Unavailable, match="does not know the shard map"):
             await write(epoch + 1, mine, insert)
         with pytest.raises(InvalidArgument, match="catalog"):
             await write(epoch, mine, commands.DropCollection(stored))
 
-        async def read(epoch: int, method: str, inner: object) -> ShardAnswer:
-            body = protocol.encode(ShardCall(epoch, method, protocol.encode(inner)))
-            return protocol.decode(await client._caller.call(address, SHARD, body, 5), ShardAnswer)
+        async def read(method: str, call: object) -> ShardAnswer:
+            return protocol.decode(await client._caller.call(address, method, protocol.encode(call), 5), ShardAnswer)
 
         fresh = Freshness(ReadMode.STRONG, 0, 0.0, 2.0)
-        answer = await read(epoch, protocol.COLLECTIONS, CollectionsCall(shard_group(mine), fresh))
+        answer = await read(protocol.COLLECTIONS, CollectionsCall(shard_group(mine), fresh, epoch))
         assert (answer.epoch, answer.fingerprint) == (epoch, Ownership(topology.map).fingerprint(mine))
         with pytest.raises(StaleEpoch):
-            await read(epoch - 1, protocol.GET, GetCall(shard_group(mine), stored, ["doc-1"], False, fresh))
-        with pytest.raises(InvalidArgument):
-            await read(epoch, protocol.STEP_DOWN, protocol.StepDownCall(1))
+            await read(protocol.GET, GetCall(shard_group(mine), stored, ["doc-1"], False, fresh, -1))
 
         # a client that is not shard-aware, or of an earlier release, means the cluster: not the members of shard 0
         for names in (["node-1"], ["node-1", "node-2"]):

@@ -94,14 +94,14 @@ def test_the_command_prints_one_line_a_seed_and_a_summary(capsys):
 
 
 def test_work_that_holds_a_nodes_loop_is_seen_and_named(monkeypatch):
-    judge = rpc_service._judged
+    judge = rpc_service.judged
 
     def slowly(hosted, call, command=None):
         for _ in range(200_000):
             commands.decode(call.command)
         return judge(hosted, call, command)
 
-    monkeypatch.setattr(rpc_service, "_judged", slowly)
+    monkeypatch.setattr(rpc_service, "judged", slowly)
     report, _ = run(Spec(seed=1, seconds=5))
     assert report.checker == "event loop"
     assert "needle.base.commands:decode held" in report.failure

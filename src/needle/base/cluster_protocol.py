@@ -2,8 +2,6 @@
 
 | method | takes | answers |
 |---|---|---|
-| shard | ShardCall | ShardAnswer |
-| shard_write | ShardCall of a WriteCall | WriteResult |
 | shard_leader | GroupCall | LeaderAnswer |
 | shard_members | MembershipCall | nothing |
 | topology | TopologyCall | TopologyAnswer |
@@ -30,8 +28,6 @@ from needle.base.errors import InvalidArgument, LostState
 from needle.base.ids import GroupId, NodeId
 from needle.base.routing.topology import Topology
 
-SHARD: Final = "shard"
-SHARD_WRITE: Final = "shard_write"
 SHARD_LEADER: Final = "shard_leader"
 SHARD_MEMBERS: Final = "shard_members"
 TOPOLOGY: Final = "topology"
@@ -42,17 +38,9 @@ FOUND: Final = "found"
 WHO: Final = "who"
 
 
-class ShardCall(msgspec.Struct, frozen=True, array_like=True):
-    """A call of `base.protocol` (method, body) about one shard's documents, routed by the map of `epoch`. Answered
-    StaleEpoch when the node knows another map, or the shard does not own what is written."""
-
-    epoch: int
-    method: str
-    body: bytes
-
-
 class ShardAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """fingerprint: of the ranges that the shard owned (`routing.topology.Ownership`)."""
+    """The answer to a read of `base.protocol` that names an epoch. fingerprint: of the ranges that the shard owned
+    (`routing.topology.Ownership`). body: what the read answers without one."""
 
     epoch: int
     fingerprint: int

@@ -55,11 +55,14 @@ class GroupCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WriteCall(msgspec.Struct, frozen=True, array_like=True):
-    """One command for the log, encoded by base.commands."""
+    """One command for the log, encoded by base.commands. epoch: as in every call about documents: of the shard map by
+    which the caller chose this group; 0 if it did not, then a node of a sharded cluster does. Answered StaleEpoch when
+    the node knows another map, or the shard does not own what is written."""
 
     group: GroupId
     command: bytes
     timeout: float = 10.0
+    epoch: int = 0
 
 
 class Freshness(msgspec.Struct, frozen=True, array_like=True):
@@ -73,17 +76,23 @@ class Freshness(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SearchCall(msgspec.Struct, frozen=True, array_like=True):
+    """epoch: see WriteCall; with one the answer is a cluster_protocol.ShardAnswer around the HitBatch."""
+
     group: GroupId
     request: SearchRequest
     freshness: Freshness
+    epoch: int = 0
 
 
 class GetCall(msgspec.Struct, frozen=True, array_like=True):
+    """epoch: as in SearchCall."""
+
     group: GroupId
     collection: str
     ids: list[str]
     with_vectors: bool
     freshness: Freshness
+    epoch: int = 0
 
 
 class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -102,8 +111,11 @@ def batch_bytes(batch: DocumentBatch | HitBatch) -> int:
 
 
 class CollectionsCall(msgspec.Struct, frozen=True, array_like=True):
+    """epoch: as in SearchCall."""
+
     group: GroupId
     freshness: Freshness
+    epoch: int = 0
 
 
 class CollectionsAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -15,7 +15,6 @@ from needle.base.catalog_commands import CatalogCommand, Identity, encode
 from needle.base.cluster_protocol import (
     CATALOG,
     SHARD_LEADER,
-    SHARD_WRITE,
     SYNC,
     TOPOLOGY,
     CatalogCall,
@@ -51,6 +50,8 @@ from needle.client.group import GroupClient, MakeBody
 Refresh = Callable[[int, float], Coroutine[Any, Any, Topology]]
 ASK_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
+UNKNOWN_EPOCH = -1
+"""Older than any map: whoever is asked tells of its own."""
 LOOK_SECONDS = 0.001
 """Long enough to have the question for a newer topology asked; who waits for it goes on."""
 
@@ -112,7 +113,6 @@ class ShardGroup(GroupClient):
         self._replicas = directory
         self._topology = topology
         self._refresh = refresh
-        self._write = SHARD_WRITE
         self._named = f"shard {shard}" if shard >= 0 else "the catalog"
 
     def _body(self, command: Command) -> MakeBody:
@@ -120,8 +120,8 @@ class ShardGroup(GroupClient):
 
         def body(seconds: float) -> Body:
             found = self._topology().map
-            inner = protocol.encode_body((group, data, seconds), data)  # a WriteCall
-            return protocol.encode_body((found.epoch if found is not None else 0, protocol.WRITE, inner), inner)
+            epoch = found.epoch if found is not None else UNKNOWN_EPOCH
+            return protocol.encode_body((group, data, seconds, epoch), data)  # a WriteCall
 
         return body
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from needle.base import protocol
-from needle.base.cluster_protocol import SHARD, ReceivedAnswer, ShardCall
+from needle.base.cluster_protocol import ReceivedAnswer
 from needle.base.commands import Command, Session
 from needle.base.errors import DeadlineExceeded, NeedleError, ProtocolError, StaleEpoch
 from needle.base.model import ReadMode, WriteResult
@@ -28,8 +28,8 @@ from needle.cluster.latency import Latencies
 T = TypeVar("T")
 Payload = bytes | memoryview
 
-MakeInner = Callable[[int, Freshness], object]
-"""The shard's own call, given the shard and how fresh the read must be."""
+MakeCall = Callable[[int, Freshness, int], object]
+"""The call of one shard, given the shard, how fresh the read must be, and the epoch of the map."""
 PAUSE_SECONDS = 0.02
 
 
@@ -113,7 +113,7 @@ class FanOut:
     async def read(
         self,
         method: str,
-        make: MakeInner,
+        make: MakeCall,
         choose: Callable[[Ownership], Sequence[int]],
         fresh: Callable[[int], Freshness],
         timeout: float,
@@ -154,7 +154,7 @@ class FanOut:
         owned: Ownership,
         shards: Sequence[int],
         method: str,
-        make: MakeInner,
+        make: MakeCall,
         fresh: Callable[[int], Freshness],
         deadline: float,
         partial: bool,
@@ -176,33 +176,35 @@ class FanOut:
             raise ProtocolError(f"the map of epoch {owned.epoch} or its answers do not cover the key space")
 
     async def _ask(
-        self, owned: Ownership, shard: int, method: str, make: MakeInner, fresh: Freshness, deadline: float
+        self, owned: Ownership, shard: int, method: str, make: MakeCall, fresh: Freshness, deadline: float
     ) -> Payload:
         """One shard's answer, computed on exactly the ranges of `owned`. Raises StaleEpoch otherwise."""
         loop = asyncio.get_running_loop()
 
         def body(left: float) -> bytes:
-            inner = make(shard, Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left))
-            return protocol.encode(ShardCall(owned.epoch, method, protocol.encode(inner)))
+            asked = Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)
+            return protocol.encode(make(shard, asked, owned.epoch))
 
         group = self._group(shard)
         left = max(0.001, deadline - loop.time())
         if fresh.mode is ReadMode.EVENTUAL:
-            data = await self._ask_any(shard, group, body, left)
+            data = await self._ask_any(shard, group, method, body, left)
         else:
-            data = await group.ask_leader(SHARD, body, left)
+            data = await group.ask_leader(method, body, left)
         answer = protocol.decode(data, ReceivedAnswer)
         if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
             raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
         return answer.body
 
     # --- any replica -------------------------------------------------------------------------------------------------
-    async def _ask_any(self, shard: int, group: ShardGroup, body: Callable[[float], bytes], timeout: float) -> bytes:
+    async def _ask_any(
+        self, shard: int, group: ShardGroup, method: str, body: Callable[[float], bytes], timeout: float
+    ) -> bytes:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         failures: dict[str, NeedleError] = {}
         while (left := deadline - loop.time()) > 0:
-            answer = await self._hedged(group, group.replicas(), body, left, failures)
+            answer = await self._hedged(group, group.replicas(), method, body, left, failures)
             if answer is not None:
                 return answer
             # Nodes may have moved since this topology: a newer one tells where to.
@@ -214,6 +216,7 @@ class FanOut:
         self,
         group: ShardGroup,
         order: list[str],
+        method: str,
         body: Callable[[float], bytes],
         timeout: float,
         failures: dict[str, NeedleError],
@@ -229,7 +232,7 @@ class FanOut:
                     return None
                 if upcoming and len(waiting) < 2:
                     address = upcoming.pop(0)
-                    task = loop.create_task(group.ask_replica(address, SHARD, body(left), left))
+                    task = loop.create_task(group.ask_replica(address, method, body(left), left))
                     waiting[task] = (address, loop.time())
                 late = self.latencies.p95 if upcoming and len(waiting) < 2 else left
                 done, _ = await asyncio.wait(waiting, timeout=min(late, left), return_when=asyncio.FIRST_COMPLETED)

@@ -212,7 +212,7 @@ class Router(Routes):
 
         answers = await self.fan_out.read(
             protocol.SEARCH,
-            lambda shard, fresh: SearchCall(shard_group(shard), request, fresh),
+            lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
             choose,
             fresh,
             timeout,
@@ -267,7 +267,9 @@ class Router(Routes):
 
         answers = await self.fan_out.read(
             protocol.GET,
-            lambda shard, fresh: GetCall(shard_group(shard), collection, asked[shard], with_vectors, fresh),
+            lambda shard, fresh, epoch: GetCall(
+                shard_group(shard), collection, asked[shard], with_vectors, fresh, epoch
+            ),
             choose,
             fresh,
             timeout,
@@ -281,7 +283,7 @@ class Router(Routes):
         """Documents of each collection by shard."""
         answers = await self.fan_out.read(
             protocol.COLLECTIONS,
-            lambda shard, fresh: CollectionsCall(shard_group(shard), fresh),
+            lambda shard, fresh, epoch: CollectionsCall(shard_group(shard), fresh, epoch),
             lambda owned: owned.owners,
             self._fresh(mode, 0.0, False),
             timeout,

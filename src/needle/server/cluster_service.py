@@ -17,10 +17,8 @@ from needle.base.cluster_protocol import (
     CATALOG,
     FOUND,
     MOVE,
-    SHARD,
     SHARD_LEADER,
     SHARD_MEMBERS,
-    SHARD_WRITE,
     SYNC,
     TOPOLOGY,
     WHO,
@@ -28,7 +26,6 @@ from needle.base.cluster_protocol import (
     FoundCall,
     MoveAnswer,
     MoveCall,
-    ShardCall,
     SyncCall,
     TopologyAnswer,
     TopologyCall,
@@ -69,17 +66,17 @@ from needle.base.routing.strategy import routing_key
 from needle.base.routing.topology import Ownership, Topology, public_name
 from needle.cluster.catalog_machine import CatalogMachine
 from needle.cluster.router import Router
+from needle.rpc.promise import Promise
 from needle.server.cluster_collections import Reconciler
 from needle.server.cluster_proxy import Proxy
 from needle.server.ports import NodePorts, Peers
-from needle.server.rpc_service import RpcService, decoded_command
+from needle.server.rpc_service import ROUTED, RpcService, Run, decoded_command, judged
 from needle.server.served import ServedNode, call_timeout, not_leader
 from needle.shard.holdings import Fence
 from needle.shard.validation import check_spec
 
 BEHIND_SECONDS = 1.0
 HOPS_MAX = 2
-READS = (protocol.SEARCH, protocol.GET, protocol.COLLECTIONS)
 
 
 class ServedClusterNode(ServedNode, Protocol):
@@ -108,12 +105,14 @@ class ClusterService(RpcService):
     def __init__(self, node: ServedClusterNode) -> None:
         super().__init__(node)
         self._cluster = node
-        self._of_a_shard: dict[str, tuple[Any, Callable[[Any, Claim], Awaitable[Any]]]] = {
-            protocol.SEARCH: (SearchCall, self.reads.search),
-            protocol.GET: (GetCall, self.reads.get),
-            protocol.COLLECTIONS: (CollectionsCall, self.reads.collections),
+        reads = self.reads
+        self._routed: dict[str, Run] = {
+            protocol.WRITE: self._shard_write,
+            protocol.SEARCH: lambda call: self._shard_read(reads.search, call),
+            protocol.GET: lambda call: self._shard_read(reads.get, call),
+            protocol.COLLECTIONS: lambda call: self._shard_read(reads.collections, call),
         }
-        """The reads as one shard's replica answers them; without a ShardCall around them they are proxied."""
+        """What a shard's replica here answers, to who names the epoch of its map; without one they are proxied."""
         self.proxy = proxy = Proxy(node, node.ports.rng, self.judge)
         whole = (
             (protocol.WRITE, WriteCall, proxy.write),
@@ -125,8 +124,6 @@ class ClusterService(RpcService):
         )
         self._methods.update({name: (kind, run) for name, kind, run in whole})
         more: dict[str, tuple[Any, Any]] = {
-            SHARD: (ShardCall, self._shard),
-            SHARD_WRITE: (ShardCall, self._shard_write),
             SHARD_LEADER: (GroupCall, self._leader),
             SHARD_MEMBERS: (MembershipCall, self._membership),
             TOPOLOGY: (TopologyCall, self._topology),
@@ -139,10 +136,11 @@ class ClusterService(RpcService):
         self._methods.update(more)
         self._decoders.update({name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in more.items()})
 
-    async def _serve(self, method: str, run: Callable[[Any], Awaitable[Any]], call: Any) -> Body:
-        """As RpcService._serve; what a shard's replica answers is told apart from what is proxied (for metrics)."""
-        inner = call.method if method == SHARD else ""
-        return await super()._serve(f"shard_{inner}" if inner in READS else method, run, call)
+    def _road(self, method: str, run: Run, call: Any) -> tuple[Run, str]:
+        """What a shard's replica answers is told apart from what is proxied (for metrics)."""
+        if method in ROUTED and call.epoch:
+            return self._routed[method], f"shard_{method}"
+        return run, method
 
     # --- a shard's documents -----------------------------------------------------------------------------------------
     async def _owned(self, epoch: int) -> Ownership:
@@ -162,23 +160,19 @@ class ClusterService(RpcService):
     def _stale(self, text: str, here: Ownership, *, owned: bool = True) -> StaleEpoch:
         return StaleEpoch(text, epoch=here.epoch, version=self._cluster.topology.version, owned=owned)
 
-    async def _shard(self, call: ShardCall) -> Body:
-        if call.method not in READS:
-            raise invalid("method", call.method[:80], f"one of {', '.join(READS)}")
+    async def _shard_read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> Body:
         owned = await self._owned(call.epoch)
-        kind, run = self._of_a_shard[call.method]
-        inner = protocol.decode(call.body, kind)
-        claim = owned.claim(inner.group - 1)
-        fresh = inner.freshness
+        claim = owned.claim(call.group - 1)
+        fresh = call.freshness
         if fresh.min_index < claim.since:  # a replica that lags behind must not answer for what it does not have yet
             fresh = msgspec.structs.replace(fresh, min_index=claim.since)
-            inner = msgspec.structs.replace(inner, freshness=fresh)
+            call = msgspec.structs.replace(call, freshness=fresh)
         try:
             try:
-                answer = await run(inner, claim)
+                answer = await run(call, claim)
             except CollectionNotFound:
-                await self._catch_up(inner.group, _named_in(inner), fresh.timeout)
-                answer = await run(inner, claim)
+                await self._catch_up(call.group, _named_in(call), fresh.timeout)
+                answer = await run(call, claim)
         except StaleEpoch as stale:
             await self._moving(owned, call_timeout(fresh.timeout))
             raise self._stale(stale.message, self._cluster.ownership or owned) from stale
@@ -186,27 +180,43 @@ class ClusterService(RpcService):
         if after is None or after.map != owned.map:
             raise self._stale("the shard map changed during the read", after or owned)
         body = await self.encoded(answer)
-        return protocol.encode_body((owned.epoch, owned.fingerprint(inner.group - 1), body), body)  # a ShardAnswer
+        return protocol.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
 
-    async def _shard_write(self, call: ShardCall) -> object:
+    def _at_once(self, call: WriteCall) -> Promise[bytes] | None:
+        """See RpcService. The caller must have routed by this node's map, and the shard's log own what that says."""
+        owned = self._cluster.ownership
+        if owned is None or owned.epoch != call.epoch or not self._may_write_now(call):
+            return None
+        hosted = self._node.hosted(call.group)
+        fence = hosted.replica.fence
+        if fence is not None and not _agrees(fence, owned, call.group):
+            return None
+        return self._write_now(
+            call, "shard_write", lambda: judged(hosted, call, self._checked(owned, call, by_log=fence is not None))
+        )
+
+    async def _shard_write(self, call: WriteCall) -> object:
         owned = await self._owned(call.epoch)
-        inner, command = await self.judge(len(call.body), self._owned_write, owned, call.body)
-        await self._hold(owned, inner, command)
+        command = await self.judge(len(call.command), self._checked, owned, call)
+        await self._hold(owned, call, command)
         try:
-            return await self._write(inner, command)
+            return await self._write(call, command)
         except CollectionNotFound:
             collection = getattr(command, "collection", "")
-            await self._catch_up(inner.group, collection, inner.timeout)
-            return await self._write(inner, command)
+            await self._catch_up(call.group, collection, call.timeout)
+            return await self._write(call, command)
 
-    def _owned_write(self, owned: Ownership, body: bytes) -> tuple[WriteCall, commands.Command]:
-        """A shard's write, all of whose documents it owns. May run in any thread."""
-        call = protocol.decode(body, WriteCall)
+    def _checked(self, owned: Ownership, call: WriteCall, *, by_log: bool = False) -> commands.Command:
+        """The command of a shard's write, all of whose documents it owns. by_log: which it owns is left to the shard's
+        log to judge, which owns what the map says. May run in any thread."""
         command = decoded_command(call.command)
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
             raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
-        self._check_owner(owned, call.group, command)
-        return call, command
+        if isinstance(command, commands.Delete) and owned.map.strategy.kind == "custom":
+            _check_spread(command)
+        elif not by_log:
+            self._check_owner(owned, call.group, command)
+        return command
 
     def _check_owner(self, owned: Ownership, group: GroupId, command: commands.Command) -> None:
         """Raises StaleEpoch (owned=False) for a document that another shard owns."""
@@ -218,13 +228,6 @@ class ClusterService(RpcService):
                 decoded = _json(metadata) if custom else None
                 if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:
                     raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
-        elif isinstance(command, commands.Delete) and strategy.kind == "custom":
-            # By which map it was spread is the sender's to say, and the log's to judge: a repeated one may come by a
-            # newer map, and its number may have been executed by the older one.
-            if not command.owned and not command.within:
-                raise invalid("owned", command.owned, "the fingerprint of the ranges that this delete is about")
-            if command.within:
-                check_ranges("within", command.within)
         elif isinstance(command, commands.Delete):
             for name in command.ids:
                 if shard_map.owner(routing_key(strategy, count, name)) != shard:
@@ -235,7 +238,7 @@ class ClusterService(RpcService):
         moving. What gets past this is judged by the log."""
         hosted = self._node.groups.get(call.group)
         fence = hosted.replica.fence if hosted is not None and self._host.is_leader(call.group) else None
-        if fence is None or (not fence.freezes and fence.fingerprint == owned.fingerprint(call.group - 1)):
+        if fence is None or _agrees(fence, owned, call.group):
             return  # the log owns what the map says, and that is checked already
         if not await self.judge(len(call.command), _takes, fence, command):
             await self._moving(owned, call_timeout(call.timeout))
@@ -365,6 +368,20 @@ class ClusterService(RpcService):
 
     async def _who(self, call: WhoCall) -> WhoAnswer:
         return self._cluster.who()
+
+
+def _agrees(fence: Fence, owned: Ownership, group: GroupId) -> bool:
+    """Whether a shard's log owns what the map says, and no range of it is about to leave."""
+    return not fence.freezes and fence.fingerprint == owned.fingerprint(group - 1)
+
+
+def _check_spread(command: commands.Delete) -> None:
+    """By which map it was spread is the sender's to say, and the log's to judge: a repeated one may come by a newer
+    map, and its number may have been executed by the older one."""
+    if not command.owned and not command.within:
+        raise invalid("owned", command.owned, "the fingerprint of the ranges that this delete is about")
+    if command.within:
+        check_ranges("within", command.within)
 
 
 def _takes(fence: Fence, command: commands.Command) -> bool:

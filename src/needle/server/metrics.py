@@ -15,7 +15,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from needle.base import protocol
-from needle.base.cluster_protocol import SHARD_WRITE
 from needle.base.errors import NeedleError
 from needle.base.runtime import Clock
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
@@ -109,7 +108,7 @@ class NodeMetrics:
         searched, written = protocol.SEARCH, protocol.WRITE
         if isinstance(node, ClusterNode):
             # There these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
-            searched, written = f"shard_{protocol.SEARCH}", SHARD_WRITE
+            searched, written = f"shard_{protocol.SEARCH}", f"shard_{protocol.WRITE}"
             node.router.stats.on_search = self._routed
             health = node.watch_health() if node.config.http_address is not None else None
         self._registry.register(_NodeState(node, health))

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from needle.base import commands, protocol
-from needle.base.cluster_protocol import SHARD
 from needle.base.errors import (
+    CollectionNotFound,
     DiskFull,
     InvalidArgument,
     NeedleError,
@@ -60,9 +60,11 @@ from needle.server.served import ServedNode, add_address, call_timeout, not_lead
 from needle.shard.index_budget import FieldName
 from needle.shard.segment_builds import Progress
 
-Method = Callable[[Any, Any], Awaitable[bytes]]
+Run = Callable[[Any], Awaitable[Any]]
+ROUTED = frozenset({protocol.WRITE, protocol.SEARCH, protocol.GET, protocol.COLLECTIONS})
+"""Calls about documents: they may name the epoch of a shard map."""
 T = TypeVar("T")
-DROPPABLE = frozenset({protocol.SEARCH, protocol.GET, protocol.COLLECTIONS, SHARD, READ_INDEX, SEGMENT_CHUNK})
+DROPPABLE = frozenset({protocol.SEARCH, protocol.GET, protocol.COLLECTIONS, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
 FORWARD_SECONDS = 2.0
 AFTER_SECONDS_MAX = 1.0
@@ -132,17 +134,12 @@ class RpcService:
             return self._host.on_call(peer.node_id, method, bytes(body))
         found = self._methods.get(method)
         if found is None:
-            raise UnknownMethod(
-                f"this node has no call {method[:80]!r}: it belongs to another kind of cluster, fixed or sharded, than "
-                "the caller takes it for, or one of both is of another release",
-                field="method",
-            )
+            raise unknown_method(method)
         if len(body) > DECODED_BYTES_MAX:
             return self._serve_large(method, found[1], body)
         call = self._decoded(method, body)
-        if found[1] == self._write and self._may_write_now(call):
-            return self._write_now(call)
-        return self._serve(method, found[1], call)
+        now = self._at_once(call) if method == protocol.WRITE else None
+        return now if now is not None else self._serve(method, found[1], call)
 
     def _decoded(self, method: str, body: Any) -> Any:
         try:
@@ -165,7 +162,14 @@ class RpcService:
         """Run what takes long for a command of `size` bytes if that is large: in a thread, if it is."""
         return await beside(self._node.blocking if size > JUDGED_BYTES_MAX else None, fn, *arguments)
 
-    async def _serve(self, method: str, run: Callable[[Any], Awaitable[Any]], call: Any) -> Body:
+    def _road(self, method: str, run: Run, call: Any) -> tuple[Run, str]:
+        """What answers a call, and under which name it is observed."""
+        if method in ROUTED and call.epoch:
+            raise unknown_method(f"{method} of a shard")
+        return run, method
+
+    async def _serve(self, method: str, run: Run, call: Any) -> Body:
+        run, observed = self._road(method, run, call)
         start = self._node.now()
         failure: NeedleError | None = None
         try:
@@ -183,7 +187,7 @@ class RpcService:
             add_address(error, self._node)
             raise
         finally:
-            self._node.observe(method, self._node.now() - start, failure)
+            self._node.observe(observed, self._node.now() - start, failure)
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def _write(self, call: WriteCall, command: commands.Command | None = None) -> object:
@@ -195,22 +199,31 @@ class RpcService:
         if not hosted.settled:
             await hosted.settle(timeout)
         await hosted.be_up_to_date(timeout)
-        data = await self.judge(len(call.command), _judged, hosted, call, command)
+        data = await self.judge(len(call.command), judged, hosted, call, command)
         return await host.propose(group, data, timeout)
 
+    def _at_once(self, call: WriteCall) -> Promise[bytes] | None:
+        """`_write` without a task: most of what a small write costs here would be the event loop's work. None if
+        something has to be waited for before it can be proposed, or somebody else to answer."""
+        if call.epoch or not self._may_write_now(call):
+            return None
+        return self._write_now(call, protocol.WRITE, lambda: judged(self._node.hosted(call.group), call))
+
     def _may_write_now(self, call: WriteCall) -> bool:
-        """Whether nothing has to be waited for before the write can be proposed: nearly always."""
         if len(call.command) > JUDGED_BYTES_MAX:
             return False
         hosted = self._node.groups.get(call.group)
         return hosted is not None and hosted.settled and hosted.up_to_date and self._host.is_leader(call.group)
 
-    def _write_now(self, call: WriteCall) -> Promise[bytes]:
-        """`_write` without a task: most of what a small write costs here would be the event loop's work."""
-        answer = WriteAnswer(self._node)
+    def _write_now(self, call: WriteCall, observed: str, judge: Callable[[], bytes]) -> Promise[bytes] | None:
+        """judge: gives the command to propose."""
+        answer = WriteAnswer(self._node, observed)
         try:
-            data = _judged(self._node.hosted(call.group), call)
-            self._host.submit(call.group, data, call_timeout(call.timeout), answer)
+            self._host.submit(call.group, judge(), call_timeout(call.timeout), answer)
+        except CollectionNotFound as error:
+            if call.epoch:
+                return None  # the catalog may have it: it has to be asked
+            answer.set_exception(error)
         except NeedleError as error:
             answer.set_exception(error)
         return answer
@@ -313,26 +326,36 @@ class RpcService:
 
 
 class WriteAnswer(Promise[bytes]):
-    """The answer of one write, settled by the Raft host: encoded, and reported to the node's observer."""
+    """The answer of one write, settled by the Raft host: encoded, and reported to the node's observer as `observed`."""
 
-    __slots__ = ("_node", "_start")
+    __slots__ = ("_node", "_observed", "_start")
 
-    def __init__(self, node: ServedNode) -> None:
+    def __init__(self, node: ServedNode, observed: str) -> None:
         super().__init__()
         self._node = node
+        self._observed = observed
         self._start = node.now()
 
     def set_result(self, result: object) -> None:
         """result: a WriteResult."""
         super().set_result(protocol.encode(result))
-        self._node.observe(protocol.WRITE, self._node.now() - self._start, None)
+        self._node.observe(self._observed, self._node.now() - self._start, None)
 
     def set_exception(self, error: BaseException) -> None:
         """error: a NeedleError."""
         if isinstance(error, NeedleError):
             add_address(error, self._node)
-            self._node.observe(protocol.WRITE, self._node.now() - self._start, error)
+            self._node.observe(self._observed, self._node.now() - self._start, error)
         super().set_exception(error)
+
+
+def unknown_method(method: str) -> UnknownMethod:
+    """For a call that this node does not have."""
+    return UnknownMethod(
+        f"this node has no call {method[:80]!r}: it belongs to another kind of cluster, fixed or sharded, than the "
+        "caller takes it for, or one of both is of another release",
+        field="method",
+    )
 
 
 def decoded_command(data: bytes) -> commands.Command:
@@ -343,7 +366,7 @@ def decoded_command(data: bytes) -> commands.Command:
         raise InvalidArgument(error.message, field="command") from error
 
 
-def _judged(hosted: HostedReplica, call: WriteCall, command: commands.Command | None = None) -> bytes:
+def judged(hosted: HostedReplica, call: WriteCall, command: commands.Command | None = None) -> bytes:
     """The command to propose. Raises InvalidArgument, CollectionNotFound."""
     if command is None:
         command = decoded_command(call.command)

@@ -9,7 +9,7 @@ from itertools import count
 from typing import IO, Any, TypeVar
 
 from needle.base import protocol
-from needle.base.cluster_protocol import SHARD, TOPOLOGY, ShardAnswer, ShardCall, TopologyAnswer, TopologyCall
+from needle.base.cluster_protocol import TOPOLOGY, ShardAnswer, TopologyAnswer, TopologyCall
 from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
@@ -220,9 +220,9 @@ class ShardedSite(Site):
         if collection is None or topology.map is None:
             raise AssertionError("the catalog has lost the collection")
         fresh = Freshness(ReadMode.EVENTUAL, 0, 0.0, READ_SECONDS)
-        inner = GetCall(shard_group(shard), collection.stored_name, keys, False, fresh)
+        inner = GetCall(shard_group(shard), collection.stored_name, keys, False, fresh, topology.map.epoch)
         answer = await self._digest(node, shard)
-        data = await self._call(node, SHARD, ShardCall(topology.map.epoch, protocol.GET, protocol.encode(inner)))
+        data = await self._call(node, protocol.GET, inner)
         found = protocol.decode(protocol.decode(data, ShardAnswer).body, DocumentBatch)
         documents = dict(zip(found.ids, found.versions, strict=True))
         return Replica(node, answer.applied_index, answer.digest, documents, shard)

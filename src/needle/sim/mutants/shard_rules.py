@@ -33,7 +33,7 @@ MUTANTS = (
         breaks="a write is decoded again for each of its bytes on the event loop: heartbeats of all groups wait",
         edits=(
             Edit(
-                "server.rpc_service:_judged",
+                "server.rpc_service:judged",
                 "command = decoded_command(call.command)",
                 "command = [decoded_command(call.command) for _ in range(400 * len(call.command))][0]",
             ),

@@ -11,7 +11,7 @@ from typing import Any
 
 from needle.base import protocol
 from needle.base.catalog_commands import RemoveNode, SetReplicas, StartMove
-from needle.base.cluster_protocol import SHARD, SHARD_MEMBERS, WHO, ShardCall, WhoAnswer, WhoCall
+from needle.base.cluster_protocol import SHARD_MEMBERS, WHO, WhoAnswer, WhoCall
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
@@ -271,9 +271,8 @@ class ShardOperator:
         found = now.collection(COLLECTION)
         if found is None or now.map is None:
             raise Unavailable("there is nothing to read yet")
-        call = GetCall(group, found.stored_name, [], False, freshness)
-        body = protocol.encode(ShardCall(now.map.epoch, protocol.GET, protocol.encode(call)))
-        await self._endpoint.call(self._fleet.machines[name].address, SHARD, body, ADMIN_SECONDS)
+        body = protocol.encode(GetCall(group, found.stored_name, [], False, freshness, now.map.epoch))
+        await self._endpoint.call(self._fleet.machines[name].address, protocol.GET, body, ADMIN_SECONDS)
 
     # --- a node that lost its data ------------------------------------------------------------------------------------
     async def told_lost(self, name: str) -> bool:
