@@ -22,13 +22,16 @@ from needle.rpc.frame import HELLO, ONEWAY
 from needle.rpc.frame import encode_frame as rpc_frame
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["emptied", "older copy"])
-async def test_a_directory_that_forgot_is_not_accepted_and_everybody_says_so(tmp_path: Path, older: bool) -> None:
+@pytest.mark.parametrize("kind", ["emptied", "older copy", "copy of a leader that runs"])
+async def test_a_directory_that_forgot_is_not_accepted_and_everybody_says_so(tmp_path: Path, kind: str) -> None:
+    older, runs = kind != "emptied", kind == "copy of a leader that runs"
     async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("first", vector(0))
-        name = await follower_of(cluster)
+        name = await (cluster.leader() if runs else follower_of(cluster))
         node, copy = cluster.nodes[name], tmp_path / "copy"
-        if older:
+        if runs:
+            shutil.copytree(node.data_dir, copy)
+        elif older:
             cluster.terminate(name)
             shutil.copytree(node.data_dir, copy)
             cluster.restart(name)

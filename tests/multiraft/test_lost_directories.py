@@ -8,12 +8,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from multiraft.harness import FAST, Cluster, Link, Node, put, until
 from multiraft.wal_util import open_wal
 from needle.base.errors import ConnectionLost, InvalidArgument, LostState, NeedleError
-from needle.multiraft.codec import encode_frame
+from needle.multiraft.codec import decode_frame, encode_frame
 from needle.multiraft.log_records import IDENTITY_KEY, META_KEY, PEER_PREFIX
 from needle.raft.messages import Message, MessageType
 
@@ -105,6 +106,83 @@ async def test_an_emptied_or_older_directory_neither_acknowledges_nor_votes(tmp_
         leader = await cluster.leader()
         await until(lambda: victim.name in leader.host.status(0).refused, 20)
         assert victim.name in leader.host.refused()
+
+
+async def test_a_copy_of_a_leader_that_ran_neither_votes_nor_follows(tmp_path: Path) -> None:
+    """It is of this very start, and a leader acknowledges nothing: what it had on disk it has told all the same."""
+    async with Cluster(str(tmp_path / "nodes"), config=CALM, groups=2) as cluster:
+        for group in cluster.groups:
+            await cluster.put("before", 1, group)
+            await cluster.converged(group)
+        victim, holder, behind = await _followers(cluster)
+        saved = _copy(victim, tmp_path / "copy")
+        cluster.network.isolate(behind.name)
+        for number in range(50):
+            await victim.host.propose(0, put(f"late{number}", number), 10)
+        told, term = holder.host.lives._peers[victim.name].told, victim.host.term(0)
+        await until(lambda: told[0] >= (term, victim.host.applied_index(0)))
+        await victim.down()
+        _put_back(victim, tmp_path / "copy", saved)
+        await victim.start()
+        await until(lambda: victim.host.lost, 20)
+        await until(lambda: victim.name in holder.host.lives.refused(), 20)
+        # Without it nobody but the holder has what was acknowledged, and the holder is away.
+        await holder.down()
+        cluster.network.heal()
+        await _elects_nobody([behind, victim])
+        await holder.start()
+        await _is_lost(cluster, victim)
+        assert (await cluster.leader()).machines[0].data["late49"] == 49
+
+
+async def test_a_leader_whose_tail_was_overwritten_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It told what it had on disk; then the leader of a later term replaced it, as it may what nobody acknowledged."""
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        await _written(cluster)
+        old, left, right = await _followers(cluster)
+        inner = Link.send
+
+        def without_entries(link: Link, to: str, body: bytes) -> bool:
+            frame = decode_frame(body)
+            messages = [(group, msgspec.structs.replace(message, entries=())) for group, message in frame.messages]
+            return inner(link, to, encode_frame(frame.nonce, frame.news, messages))
+
+        monkeypatch.setattr(Link, "send", without_entries)
+        index = old.host.status(0).last_index
+        alone = [asyncio.ensure_future(old.host.propose(0, put(f"alone{number}", 1), 30)) for number in range(20)]
+        tellers = [node.host.lives._peers[old.name] for node in (left, right)]
+        await until(lambda: all(peer.told[0] == (old.host.term(0), index + 20) for peer in tellers))
+        cluster.network.isolate(old.name)
+        monkeypatch.setattr(Link, "send", inner)
+        await until(lambda: any(node.host.is_leader(0) for node in (left, right)), 20)
+        leader = next(node for node in (left, right) if node.host.is_leader(0))
+        await leader.host.propose(0, put("instead", 1), 10)
+        cluster.network.heal()
+        await until(lambda: old.machines[0].data.get("instead"), 20)
+        assert old.host.status(0).last_index < index + 20
+        for task in alone:
+            task.cancel()
+        await old.restart()
+        await _written(cluster)
+        assert not old.host.lost and not any(node.host.lives.refused() for node in cluster.running())
+
+
+async def test_what_a_leader_cannot_have_told_is_not_held_against_it(tmp_path: Path) -> None:
+    """A stranger says it in its name, with entries that it does not have; the leader says otherwise right after."""
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        await _written(cluster)
+        leader, follower, _ = await _followers(cluster)
+        peer, term = follower.host.lives._peers[leader.name], leader.host.term(0)
+        said = Message(MessageType.HEARTBEAT, follower.name, leader.name, term, hint=1 << 40)
+        follower.host.on_raft(leader.name, encode_frame(peer.talking, peer.news, [(0, said)]))
+        assert peer.told[0] == (term, 1 << 40)
+        await until(lambda: peer.told[0] == (term, leader.host.status(0).last_index))
+        said = Message(MessageType.HEARTBEAT, follower.name, leader.name, term)  # as of an older release
+        follower.host.on_raft(leader.name, encode_frame(peer.talking, peer.news, [(0, said)]))
+        assert peer.told[0][1] > 0
+        await leader.restart()
+        await _written(cluster)
+        assert not leader.host.lost
 
 
 async def test_an_older_directory_is_seen_though_it_cannot_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

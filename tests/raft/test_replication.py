@@ -91,6 +91,22 @@ def test_a_leader_counts_itself_only_after_its_own_fsync() -> None:
     assert solo.raft.commit == index
 
 
+def test_a_leader_tells_what_is_on_its_own_disk_and_no_more() -> None:
+    """It is held to it after its next start, so an entry that it sends before its own fsync does not count."""
+    solo = Solo(1, 1, term=1)
+    solo.become_leader("b", "c")
+    index, _ = solo.raft.propose(b"x", solo.now)
+    ready = solo.ready()
+    assert [m.type for m in ready.messages] == [MessageType.APPEND] * 2
+    assert [(m.entries[-1].index, m.hint) for m in ready.messages] == [(index, index - 1)] * 2
+    solo.raft.tick(solo.raft.next_deadline())
+    assert {(m.type, m.hint) for m in solo.ready().messages} == {(MessageType.HEARTBEAT, index - 1)}
+    solo.write(ready)
+    solo.ack("b", index)
+    told = solo.pass_time(HEARTBEAT / 10)  # who keeps up hears it as soon as it hears of the commit
+    assert {(m.to, m.type, m.hint) for m in told} == {(to, MessageType.HEARTBEAT, index) for to in ("b", "c")}
+
+
 def test_entries_of_older_terms_are_committed_only_by_one_of_the_own_term() -> None:
     solo = Solo(1, 2, term=3)
     solo.become_leader()  # asks b and c

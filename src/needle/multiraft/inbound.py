@@ -46,6 +46,8 @@ REFUSAL_LOG_SECONDS = 1.0
 CALL_METHODS = (CHUNK_METHOD, HASHES_METHOD, BLOCKS_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
 """What hosts ask each other."""
 
+_OF_LEADER = (MessageType.APPEND, MessageType.HEARTBEAT)
+
 
 def _counts(raft: Raft, message: Message) -> bool:
     """Whether this replica counts on what a message says that its sender holds: only that is held against the sender
@@ -54,6 +56,8 @@ def _counts(raft: Raft, message: Message) -> bool:
         return message.term <= raft.term
     if message.term != raft.term:
         return False
+    if message.type in _OF_LEADER:
+        return raft.leader == message.frm
     if message.type == MessageType.VOTE_RESP:
         return raft.role is not Role.FOLLOWER
     answered = raft.role is Role.LEADER

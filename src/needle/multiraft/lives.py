@@ -43,7 +43,8 @@ REMEDY = (
 
 _log = logging.getLogger("needle.multiraft")
 _ACK = int(MessageType.APPEND_RESP)
-_TELLING = frozenset(map(int, (MessageType.HEARTBEAT_RESP, MessageType.VOTE, MessageType.VOTE_RESP)))
+_OF_LEADER = frozenset(map(int, (MessageType.APPEND, MessageType.HEARTBEAT)))
+_TELLING = _OF_LEADER | {_ACK, *map(int, (MessageType.HEARTBEAT_RESP, MessageType.VOTE, MessageType.VOTE_RESP))}
 
 
 class _Peer:
@@ -137,13 +138,18 @@ class Lives:
             self._ask_soon(frm, peer)
 
     def told(self, frm: NodeId, group: GroupId, message: Message) -> None:
-        """Note what a peer said to hold durably."""
+        """Note what a peer said to hold durably: a follower by its acknowledgements, a leader in all that it sends.
+
+        In the same term nobody takes either back: only the leader of a later one replaces entries. What a leader says
+        counts until it says something else. It goes on saying so, and what is forged in its name does not stay.
+        """
         kind = message.type
-        if message.reject or (kind != _ACK and kind not in _TELLING):
+        if message.reject or kind not in _TELLING:
             return
-        known = self._peers[frm].told
-        said = (message.term, message.index if kind == _ACK else 0)
-        if said > known.get(group, (0, 0)):
+        known, by_leader = self._peers[frm].told, kind in _OF_LEADER
+        said = (message.term, message.index if kind == _ACK else message.hint if by_leader else 0)
+        before = known.get(group, (0, 0))
+        if said > before or (by_leader and said[0] == before[0] and said[1] > 0):
             known[group] = said
 
     def _peer(self, node: NodeId) -> _Peer | None:

@@ -88,6 +88,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     PRE_VOTE, VOTE: index/log_term = the candidate's last entry; force = campaign of a leadership transfer (lets
     voters disregard their leader's lease, never a lease the leader still serves from: it gave it up before).
     They and their answers carry hint/hint_term = index and term of the sender's commit index.
+    APPEND, HEARTBEAT: hint = the last entry that the leader has on its own disk.
     APPEND: entries follow (index, log_term); commit. APPEND_RESP: index, log_term = the last entry that the sender
     vouches for, or the rejected index with reject=True, hint/hint_term = where to go on (etcd's findConflictByTerm).
     HEARTBEAT: commit <= min(match, commit); round = id of the confirmation round. HEARTBEAT_RESP echoes round.

@@ -2,7 +2,8 @@
 
 Invariant: only entries of the leader's own term are counted for commitment; a member's match is an entry of this
 leader's log, of the term that the member named; a heartbeat never carries a commit index beyond what the member is
-known to hold; every state of a Progress has a way out that a heartbeat answer opens.
+known to hold; every state of a Progress has a way out that a heartbeat answer opens. With every append and heartbeat
+a leader says which entries it has on its own disk, for it counts itself: who hears it can hold it to that.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def emit(s: State) -> None:
 def _send_heartbeat(s: State, node: NodeId, progress: Progress) -> None:
     commit = min(progress.match, s.commit)
     progress.sent_commit = max(progress.sent_commit, commit)
-    s.send(Message(MessageType.HEARTBEAT, to=node, frm=s.id, term=s.term, commit=commit, round=s.round))
+    durable = s.log.durable_index
+    s.send(Message(MessageType.HEARTBEAT, to=node, frm=s.id, term=s.term, commit=commit, hint=durable, round=s.round))
 
 
 def _send_appends(s: State, node: NodeId, progress: Progress, cache: _Cache) -> bool:
@@ -92,6 +94,7 @@ def _send_append(s: State, node: NodeId, progress: Progress, cache: _Cache, *, w
             log_term=previous_term,
             commit=s.commit,
             entries=entries,
+            hint=log.durable_index,
             round=s.round,
         )
     )

@@ -261,6 +261,18 @@ MUTANTS = (
         nodes=3,
     ),
     Mutant(
+        name="a-leader-does-not-tell-what-it-has",
+        breaks="a leader that comes back as a copy of itself, taken since its last start, is accepted",
+        edits=(Edit("multiraft.lives:Lives.told", "message.hint if by_leader else 0", "0"),),
+        tests=(_LOST + "test_a_copy_of_a_leader_that_ran_neither_votes_nor_follows",),
+    ),
+    Mutant(
+        name="a-leader-tells-what-it-has-not-written",
+        breaks="a leader that dies before its own fsync is taken for one that lost what it had: it is stopped for good",
+        edits=(Edit("raft.replication:_send_append", "hint=log.durable_index", "hint=log.last_index()"),),
+        tests=("tests/raft/test_replication.py::test_a_leader_tells_what_is_on_its_own_disk_and_no_more",),
+    ),
+    Mutant(
         name="contradictions-are-not-looked-into",
         breaks="a replica whose committed entries another leader contradicts goes on: replicas differ forever",
         edits=(Edit("multiraft.doubts:own_loss", "index, own = doubt.index,", "return ''; index, own = doubt.index,"),),
