@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from needle.base import commands
+from needle.multiraft.lives import Lives
+from needle.raft.messages import MessageType
 from needle.server import rpc_service
 from needle.sim.__main__ import main
 from needle.sim.disk import LogDisk
 from needle.sim.runner import run, shrink
-from needle.sim.spec import DATABASE_FROM, DATABASE_KINDS, Spec, profile
+from needle.sim.spec import DATABASE_FROM, DATABASE_KINDS, DIRECTORY_NUMBER, Spec, profile
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 
@@ -74,6 +76,26 @@ def test_a_bit_that_rots_in_the_documents_is_found_and_had_again():
     assert report.failure is None
     assert set(report.faults) == set(DATABASE_KINDS)
     assert report.counts.repaired
+
+
+COPIED = Spec(seed=17, nodes=5, seconds=30, faults=(DIRECTORY_NUMBER,))
+"""A leader that comes back as a copy of itself, made while it led."""
+
+
+def test_a_copy_of_a_leader_that_ran_is_noticed():
+    report, trace = run(COPIED, keep_trace=True)
+    assert report.failure is None
+    assert report.faults == {"rollback": 1}
+    assert any("its disks are a copy of when it led" in line for line in trace)
+    assert any("says that it lost what others count on" in line for line in trace)
+
+
+def test_a_copy_of_a_leader_that_is_accepted_is_seen(monkeypatch):
+    told = Lives.told
+    silent = (MessageType.APPEND, MessageType.HEARTBEAT)
+    monkeypatch.setattr(Lives, "told", lambda self, frm, group, m: m.type in silent or told(self, frm, group, m))
+    report, _ = run(COPIED)
+    assert report.failure is not None
 
 
 def test_leaving_out_a_fault_does_not_change_the_others():

@@ -65,7 +65,7 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     assert "--sharded" in Spec(seed=9, sharded=True).replay_command()
 
 
-@pytest.mark.parametrize(("seed", "kind"), [(8, "rollback"), (66, "wipe")])
+@pytest.mark.parametrize(("seed", "kind"), [(8, "rollback"), (17, "rollback"), (66, "wipe")])
 def test_a_node_whose_directory_was_replaced_is_noticed_and_stays_lost(seed: int, kind: str) -> None:
     report, trace = run(
         Spec(seed=seed, nodes=3 + seed % 3, seconds=30, sharded=True, faults=(DIRECTORY_NUMBER,)), keep_trace=True

@@ -14,17 +14,18 @@ from typing import Any, Protocol
 
 from needle.base.errors import CorruptLog, InvalidArgument, NeedleError
 from needle.base.ids import GroupId
-from needle.multiraft.log_records import IDENTITY_KEY, PEER_PREFIX, Identity, Life, decode_record
+from needle.multiraft.log_records import IDENTITY_KEY, PEER_PREFIX, Identity, Life, decode_record, entry_key
 from needle.sim.event_loop import SimLoop
 from needle.sim.machines import SimMachine
 from needle.sim.network import SimNetwork
-from needle.sim.observer import Observer
+from needle.sim.observer import DurableLog, Observer
 from needle.sim.process import Killed, Process
 from needle.sim.trace import Trace
 from needle.sim.violation import Violation
 
 RESTART_SECONDS = 1.0
 LOST_SECONDS = 3.0
+HEARD_SECONDS = 0.3
 Unhandled = Callable[[Process | None, BaseException | None, str], None]
 
 
@@ -79,6 +80,7 @@ class Fleet:
         self.observer = Observer(self.machines, trace, self.replicas)
         self.make: Callable[[SimMachine, Process], RunningNode]
         self.unhandled: Unhandled
+        self._hearers: dict[str, set[str]] = {}
         self._armed: dict[str, tuple[str, int, bool]] = {}
         self._held_down: Counter[str] = Counter()
         self._graves: list[RunningNode] = []
@@ -152,6 +154,12 @@ class Fleet:
             self.unhandled(process, lost, why)
         self._network.process_died(process, power_cut=power_cut)
         self._graves.append(self.nodes.pop(name))
+        for forgetful, hearers in self._hearers.items():
+            hearers.discard(name)
+            if not hearers and forgetful not in self.retired:
+                self._trace.tell(f"whoever could tell that {forgetful} has older disks than before was restarted")
+                self.forgetful.discard(forgetful)
+                self.observer.replaced.discard(forgetful)
 
     def hold(self, name: str) -> None:
         """Keep the node down until `release`."""
@@ -196,9 +204,33 @@ class Fleet:
                 return False
         return True
 
-    def forget(self, name: str) -> None:
-        """Replace the disks of a machine that is down by what was set aside, or by empty ones."""
+    def hearers(self, name: str) -> dict[str, int]:
+        """Who has just heard from this node as its leader, with incarnations: all others of a group of which the copy
+        of its disks that was set aside lacks something. They can know it, and nothing else gives it away."""
+        for group, replicas in self.replicas().items():
+            raft = replicas[name].raft if name in replicas else None
+            if raft is None or raft.role.name != "LEADER":
+                continue
+            last = DurableLog(self.machines[name].log_disk, group).last()
+            others = sorted({*raft.conf.voters, *raft.conf.learners} - {name})
+            if self.machines[name].kept_lacks(entry_key(group, last)) and all(
+                other in replicas and self._follows(other, replicas[other].raft, name, raft.term) for other in others
+            ):
+                return {other: self.machines[other].incarnation for other in others}
+        return {}
+
+    def _follows(self, name: str, raft: Any, leader: str, term: int) -> bool:
+        s = raft._s
+        heard = s.promise_until - s.config.election_timeout
+        recently = self.machines[name].clock.monotonic() - heard < HEARD_SECONDS
+        return bool(s.leader == leader and s.term == term and recently)
+
+    def forget(self, name: str, hearers: Collection[str] = ()) -> None:
+        """Replace the disks of a machine that is down by what was set aside, or by empty ones. hearers: who alone can
+        notice it, if there is need of any, as long as they run."""
         self.forgetful.add(name)
+        if hearers:
+            self._hearers[name] = set(hearers)
         self.rotted(name)
         self.machines[name].put_back()
         self.observer.replaced.add(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol, TypeVar
 
 from needle.sim.event_loop import SimLoop
@@ -24,6 +24,10 @@ LATE_SECONDS = 0.4
 """How late the answers to a leader are in one kind of fault: less than an election timeout, so that it stays leader."""
 REPLACEABLE_TRIES = 20
 """So many seconds a fault waits that needs a group which can do without a machine's data."""
+RUNNING_SHARE = 0.5
+"""Of the copies that come back: how many are of a leader that runs."""
+HEARD_FOR_SECONDS = 2.0
+"""So long all hear a leader before it is replaced: what came late is of after the copy, too."""
 Handler = Callable[[Fault, str], Awaitable[None]]
 """Carries out a fault on a node, and undoes it; it is cancelled when faults end."""
 
@@ -239,31 +243,57 @@ class Injector:
         last life: a rollback that nobody can know of cannot be noticed."""
         fleet = self._fleet
         self.counts[fault.kind] -= 1  # until it is done
+        if fault.kind == "rollback" and stream(self._seed, "copied", fault.number).random() < RUNNING_SHARE:
+            await self._roll_back_leader(fault, self._controls.leader(fault.number) or name)
+            return
         if fault.kind == "rollback" and await self._until_replaceable(name):
             fleet.crash(name, power_cut=False, why="copied")
             fleet.machines[name].keep()
             fleet.start(name)
             await asyncio.sleep(fault.seconds + 4.0)
+        if await self._until_replaceable(name):
+            self._replace(fault, name, "an older copy" if fault.kind == "rollback" else "empty")
+            await self._hold(min(fault.seconds, 3.0), lambda: fleet.start(name))
+
+    async def _roll_back_leader(self, fault: Fault, name: str) -> None:
+        """A leader comes back as a copy of itself that was made while it led, of its present life. Only if the others
+        have heard it since then, and for long enough that they know what it has on disk."""
+        fleet = self._fleet
         if not await self._until_replaceable(name):
             return
+        fleet.machines[name].keep()
+        await asyncio.sleep(fault.seconds + 1.0)
+        for _ in range(REPLACEABLE_TRIES):
+            before = fleet.hearers(name)
+            await asyncio.sleep(HEARD_FOR_SECONDS)
+            hearers = fleet.hearers(name)
+            if hearers and before == hearers and self._is_replaceable(name):
+                self._replace(fault, name, "a copy of when it led", hearers)
+                await self._hold(min(fault.seconds, 1.0), lambda: fleet.start(name))
+                return
+
+    def _replace(self, fault: Fault, name: str, by: str, hearers: Collection[str] = ()) -> None:
         self.counts[fault.kind] += 1
         self._rotten.add(name)
-        fleet.crash(name, power_cut=fault.amount < 0.5, why=fault.kind)
-        fleet.forget(name)
-        self._trace.tell(f"{name}: its disks are {'an older copy' if fault.kind == 'rollback' else 'empty'}")
-        await self._hold(min(fault.seconds, 3.0), lambda: fleet.start(name))
+        self._fleet.crash(name, power_cut=fault.amount < 0.5, why=fault.kind)
+        self._fleet.forget(name, hearers)
+        self._trace.tell(f"{name}: its disks are {by}")
 
     async def _until_replaceable(self, name: str) -> bool:
         """Wait until the disks of a machine may be replaced; False if that is not to be soon."""
         for _ in range(REPLACEABLE_TRIES):
-            fleet, controls = self._fleet, self._controls
-            if self._rotten or name in fleet.retired:
+            if self._rotten or name in self._fleet.retired:
                 return False
-            up = fleet.machines[name].process is not None
-            if up and controls.may_lose(name) and fleet.is_remembered(name, controls.sharing(name)):
+            if self._is_replaceable(name):
                 return True
             await asyncio.sleep(1.0)
         return False
+
+    def _is_replaceable(self, name: str) -> bool:
+        fleet, controls = self._fleet, self._controls
+        if self._rotten or name in fleet.retired or fleet.machines[name].process is None:
+            return False
+        return controls.may_lose(name) and fleet.is_remembered(name, controls.sharing(name))
 
     async def _rot_segment(self, fault: Fault, name: str) -> None:
         """One bit of an index file rots while the machine is down. No promise depends on such a file."""

@@ -139,9 +139,13 @@ class SimMachine:
         return not self.log_disk.durable.values
 
     def keep(self) -> None:
-        """Set a copy of the disks aside. No process may run."""
+        """Set a copy of the disks aside: of an instant, if a process runs."""
         self._kept = os.path.join(self._root, f"kept-{self._copies}"), Image(self.log_disk.durable.values)
         shutil.copytree(os.path.realpath(self.data_dir), self._kept[0])
+
+    def kept_lacks(self, key: bytes) -> bool:
+        """Whether the copy does not have a record that the log's disk has."""
+        return self._kept is not None and key in self.log_disk.durable.values and key not in self._kept[1].values
 
     def put_back(self) -> None:
         """Replace the disks by the copy, or by empty ones if none was kept. No process may run."""

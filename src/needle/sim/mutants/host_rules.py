@@ -264,7 +264,10 @@ MUTANTS = (
         name="a-leader-does-not-tell-what-it-has",
         breaks="a leader that comes back as a copy of itself, taken since its last start, is accepted",
         edits=(Edit("multiraft.lives:Lives.told", "message.hint if by_leader else 0", "0"),),
-        tests=(_LOST + "test_a_copy_of_a_leader_that_ran_neither_votes_nor_follows",),
+        tests=(
+            _LOST + "test_a_copy_of_a_leader_that_ran_neither_votes_nor_follows",
+            "tests/sim/test_runs.py::test_a_copy_of_a_leader_that_ran_is_noticed",
+        ),
     ),
     Mutant(
         name="a-leader-tells-what-it-has-not-written",
