@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from multiraft.harness import FAST, Cluster, Link, Node, put, until
+from multiraft.harness import FAST, Cluster, DictMachine, Disk, Link, Node, put, until
 from multiraft.wal_util import open_wal
 from needle.base.errors import ConnectionLost, InvalidArgument, LostState, NeedleError
 from needle.multiraft.codec import decode_frame, encode_frame
@@ -133,6 +133,35 @@ async def test_a_copy_of_a_leader_that_ran_neither_votes_nor_follows(tmp_path: P
         await holder.start()
         await _is_lost(cluster, victim)
         assert (await cluster.leader()).machines[0].data["late49"] == 49
+
+
+@pytest.mark.parametrize("older", [True, False], ids=["a copy", "its own directory"])
+async def test_what_was_told_of_a_replica_counts_before_it_is_opened(tmp_path: Path, older: bool) -> None:
+    """A copy may know nothing of a replica that was placed here since: it is opened later, if at all."""
+    async with Cluster(str(tmp_path / "nodes"), config=CALM) as cluster:
+        await _written(cluster)
+        leader, _, victim = await _followers(cluster)
+        saved = _copy(victim, tmp_path / "copy")
+        cluster.groups = [0, 1]
+        for node in cluster.running():
+            machine = node.machines[1] = DictMachine(node.disks.setdefault(1, Disk()))
+            node.host.open_group(1, machine, voters=cluster.names)
+        for number in range(5):
+            await cluster.put(f"later{number}", 1, 1)
+        await cluster.converged(1)
+        listener = (await cluster.leader(1)) if (await cluster.leader(1)) is not victim else leader
+        await until(lambda: listener.host.lives._peers[victim.name].told.get(1, (0, 0))[1] > 0)
+        await victim.down()
+        if older:
+            _put_back(victim, tmp_path / "copy", saved)
+        cluster.groups = [0]
+        await victim.start()
+        if older:
+            await until(lambda: victim.host.lost, 20)
+        else:
+            await cluster.put("on", 1)
+            await until(lambda: victim.machines[0].data.get("on"))
+            assert not victim.host.lost and not any(node.host.lives.refused() for node in cluster.running())
 
 
 async def test_a_leader_whose_tail_was_overwritten_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,10 +303,11 @@ class Lives:
         )
 
     def missing(self, told: list[Told]) -> str:
-        """What this node told in an earlier life, and did not hold any more when it was started; "" for nothing."""
+        """What this node told in an earlier life, and did not hold any more when it was started; "" for nothing. A
+        replica that a copy of the directory knows nothing of is not opened, or later: it counts all the same."""
         opened = self._opened()
         for said in told:
-            term, last = opened.get(said.group, (said.term, said.index))
+            term, last = opened.get(said.group) or self._store.standing(said.group) or (said.term, 0)
             if (term, last) < (said.term, said.index):
                 return (
                     f"in {group_name(said.group)} term {said.term} and entries up to {said.index}; "

@@ -144,6 +144,14 @@ class LogStore:
             log = self._logs[group] = GroupLog(self._store, group, self._cache_bytes_max)
         return log
 
+    def standing(self, group: GroupId) -> tuple[int, int] | None:
+        """Term and last index of a group's log that is not open; with damage, the term in which its repair begins. None
+        if there is none."""
+        log = self._logs.get(group)
+        if log is None or log.hard_state is None:
+            return None
+        return (log.hard_state.term + 1, 0) if log.damage is not None else (log.hard_state.term, log.last_index())
+
     # --- writing ----------------------------------------------------------------------------------------------------
     def write(self, writes: Sequence[LogWrite | LivesWrite]) -> None:
         """Make the writes durable in one transaction. Blocking, one call at a time; call `note` afterwards on the

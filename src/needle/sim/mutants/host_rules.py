@@ -270,6 +270,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="what-is-not-open-was-not-told",
+        breaks="a copy of a directory that knows nothing of a replica is accepted, though that acknowledged entries",
+        edits=(Edit("multiraft.lives:Lives.missing", "or (said.term, 0)", "or (said.term, said.index)"),),
+        tests=(_LOST + "test_what_was_told_of_a_replica_counts_before_it_is_opened",),
+    ),
+    Mutant(
         name="a-leader-tells-what-it-has-not-written",
         breaks="a leader that dies before its own fsync is taken for one that lost what it had: it is stopped for good",
         edits=(Edit("raft.replication:_send_append", "hint=log.durable_index", "hint=log.last_index()"),),
