@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+
+import msgspec
 import pytest
 
 from needle.base import protocol
-from needle.base.errors import ConnectionLost
+from needle.base.errors import ConnectionLost, InvalidArgument, NotLeader
 from needle.base.ids import shard_group
 from needle.base.protocol import LeaderAnswer
+from needle.client.admin import AdminCalls
 from needle.client.directory import Directory
+from needle.client.group import GroupClient
 
 GROUP = shard_group(0)
 
@@ -88,3 +94,78 @@ async def test_when_all_members_are_silent_those_that_were_given_are_asked() -> 
     assert await find(directory, nodes) == (None, ["h:2"])
     assert await find(directory, nodes) == ("h:1", ["h:1", "h:2"])
     assert await find(directory, nodes) == ("h:1", ["h:1"])
+
+
+class Swapped(Nodes):
+    """n1 and n2 have swapped addresses, n3 has not heard of it; n2 leads. `late` addresses answer after the others."""
+
+    def __init__(self, *late: str) -> None:
+        super().__init__()
+        now = {"n1": "h:2", "n2": "h:1", "n3": "h:3"}
+        self.at = {
+            "h:1": LeaderAnswer("n2", "n2", 3, now),
+            "h:2": LeaderAnswer("n1", "n2", 3, now),
+            "h:3": says(3, 2, 3, 1, 2, 3),
+        }
+        self.late = late
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        self.asked.append(address)
+        if method == protocol.LEADER:
+            for _ in range(9 if address in self.late else 0):
+                await asyncio.sleep(0)
+            return protocol.encode(self.at[address])
+        answer = self.at[address]
+        if answer.node_id == "n2":
+            return b"served"
+        raise NotLeader("n2 does", leader="n2", leader_address=answer.addresses["n2"])
+
+
+@pytest.mark.parametrize("late", [(), ("h:1", "h:2"), ("h:2", "h:3"), ("h:1", "h:3")], ids=",".join)
+@pytest.mark.parametrize("seeds", [["h:3"], ["h:1", "h:2", "h:3"], ["h:2"], ["h:3", "h:1"]], ids=",".join)
+async def test_who_answers_at_an_address_is_believed_over_those_that_did_not_hear_of_its_move(
+    seeds: list[str], late: tuple[str, ...]
+) -> None:
+    nodes = Swapped(*late)
+    directory = Directory(nodes, seeds)
+    group = GroupClient(GROUP, directory, random.Random(1))
+    assert await group.ask_leader("ask", lambda _: b"", 1.0) == b"served"
+    for _ in range(3):
+        await directory.find_leader(GROUP, 1.0)
+        await asyncio.gather(*(directory.ask(address, GROUP) for address in ("h:1", "h:2", "h:3")))
+        assert directory.nodes() == {"n1": "h:2", "n2": "h:1", "n3": "h:3"}
+    assert await directory.find_leader(GROUP, 1.0) == "h:1"
+
+
+async def test_a_leader_that_is_not_where_it_is_said_to_be_is_looked_for_where_others_were() -> None:
+    nodes = Swapped()
+    for address in ("h:1", "h:2"):  # nobody has heard of the swap but from whom it concerns
+        nodes.at[address] = msgspec.structs.replace(nodes.at[address], addresses=nodes.at["h:3"].addresses)
+    directory = Directory(nodes, ["h:3"])
+    assert await GroupClient(GROUP, directory, random.Random(1)).ask_leader("ask", lambda _: b"", 1.0) == b"served"
+    await find(directory, nodes)
+    assert directory.nodes() == {"n1": "h:2", "n2": "h:1", "n3": "h:3"}
+
+
+async def test_a_node_that_no_longer_answers_is_believed_to_be_where_others_say() -> None:
+    nodes = Nodes(n1=says(1, 2, 3, 1, 2), n2=says(2, 2, 3, 1, 2))
+    directory = Directory(nodes, ["h:1", "h:2"])
+    await find(directory, nodes)
+    del nodes.at["h:1"]
+    nodes.at["h:2"] = LeaderAnswer("n2", "n2", 3, {"n1": "h:9", "n2": "h:2"})
+    nodes.at["h:9"] = LeaderAnswer("n1", "n2", 3, {"n1": "h:9", "n2": "h:2"})
+    await directory.ask("h:1", GROUP)
+    await directory.ask("h:2", GROUP)
+    assert directory.nodes() == {"n1": "h:9", "n2": "h:2"}
+
+
+async def test_what_concerns_one_node_is_not_sent_to_another_that_has_its_address_now() -> None:
+    nodes = Swapped()
+    client = AdminCalls(nodes, ["h:3"], random.Random(1), None)
+    await client.probe()
+    assert await client._where("n1") == "h:2"
+    assert await client._where("n2") == "h:1"
+    nodes.at["h:2"] = LeaderAnswer("n1", "n2", 3, {"n1": "h:2", "n2": "h:1", "n4": "h:2"})
+    nodes.at["h:1"] = LeaderAnswer("n2", "n2", 3, {"n1": "h:2", "n2": "h:1", "n4": "h:2", "n3": "h:3"})
+    with pytest.raises(InvalidArgument, match="n4"):
+        await client._where("n4")

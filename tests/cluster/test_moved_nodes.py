@@ -11,7 +11,7 @@ from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
 from needle.base import commands, protocol
 from needle.base.cluster_protocol import SHARD_LEADER, TOPOLOGY, TopologyAnswer, TopologyCall
-from needle.base.errors import ConnectionLost
+from needle.base.errors import ConnectionLost, NotLeader
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
 from needle.base.routing.topology import CollectionInfo, Topology
@@ -26,7 +26,8 @@ class Moved:
     """A network on which nodes are where `now` says; node-2 leads every shard."""
 
     def __init__(self, now: Topology) -> None:
-        self.now = now
+        self.now = self.told = now
+        """told: where nodes that do not lead take the others to be."""
         self.reached: list[str] = []
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
@@ -39,9 +40,10 @@ class Moved:
             return protocol.encode(TopologyAnswer(node, self.now if self.now.version > known else None))
         if method == SHARD_LEADER:
             protocol.decode(body, GroupCall)
-            return protocol.encode(LeaderAnswer(node, LEADER, 1, self.now.addresses()))
+            return protocol.encode(LeaderAnswer(node, LEADER, 1, self.told.addresses()))
         assert method == protocol.WRITE
-        assert node == LEADER
+        if node != LEADER:
+            raise NotLeader(f"{LEADER} does", leader=LEADER, leader_address=self.told.address_of(LEADER))
         command = commands.decode(protocol.decode(body, WriteCall).command)
         return protocol.encode(WriteResult(version=1, index=5 if isinstance(command, commands.OpenSession) else 6))
 
@@ -90,5 +92,24 @@ def test_an_eventual_read_finds_moved_nodes() -> None:
         with pytest.raises(AssertionError):  # it comes to a node, which this network does not let search
             await Router(shards).search(request, ReadMode.EVENTUAL, 5.0)
         assert shards.topology() == network.now
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["nodes-heard-of-it", "nodes-did-not-hear-of-it"])
+def test_nodes_that_swapped_addresses_are_found(heard: bool) -> None:
+    async def work() -> None:
+        made = CollectionInfo(id=7, spec=spec("default", 2))
+        old = msgspec.structs.replace(topology(shards=1, nodes=4), collections=(made,))
+        network = Moved(old)
+        shards = ClusterShards(network, ["10.0.0.4:5000"], old, rng=random.Random(1))
+        router = Router(shards)
+        await router.insert("default", "a", VECTOR, b"", None, 5.0)
+        there = {"node-1": old.address_of("node-2"), "node-2": old.address_of("node-1")}
+        nodes = tuple(msgspec.structs.replace(n, address=there.get(n.id) or n.address) for n in old.nodes)
+        network.now = msgspec.structs.replace(old, nodes=nodes, version=old.version + 1)
+        if heard:
+            network.told = network.now
+        assert (await router.insert("default", "a", VECTOR, b"", None, 5.0)).index == 6
 
     virtually(work())

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 
 from needle.base import protocol
-from needle.base.errors import InvalidArgument, TransferFailed, invalid
+from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.protocol import (
@@ -44,7 +44,7 @@ class AdminCalls:
         (WrongCluster, UnsupportedVersion)."""
         directory = self._directory
         address = await directory.find_leader(shard_group(0), timeout)
-        if address is None and directory.refusal and len(directory.failures) == len(directory.addresses()):
+        if address is None and directory.refusal and directory.all_failed():
             raise directory.refusal
         return next((node for node, there in directory.nodes().items() if there == address), None)
 
@@ -153,15 +153,24 @@ class AdminCalls:
         make: MakeBody = lambda _: data  # noqa: E731
         return await self._data().ask_leader(method, make, values.check_timeout(timeout))
 
+    async def _is_elsewhere(self, node: NodeId, address: str) -> bool:
+        """Whether another node answers at `address`; one that is silent now will fail the call that follows."""
+        answer = await self._directory.ask(address, shard_group(0))
+        return answer is not None and answer.node_id != node
+
     async def _where(self, node: str) -> str:
         """The address of a node given by id or address."""
         if node in self._directory.addresses():
             return node
-        if (address := self._directory.address_of(node)) is None:
-            await self.probe()
+        # Asked first who it is: what concerns one node must not reach another that has its address now.
+        for again in (False, True):
+            if again:
+                await self.probe()
             address = self._directory.address_of(node)
-        if address is not None:
-            return address
+            if address is not None and not await self._is_elsewhere(node, address):
+                return address
         if ":" in node:
             return node
+        if address is not None:
+            raise Unavailable(f"node {node} is not at {address}, and no node says where else", node=node)
         raise invalid("node", node, f"one of {', '.join(self.nodes()) or 'the nodes that answer (none does)'}")

@@ -1,7 +1,9 @@
 """Which nodes there are, which of them leads a group, and which have failed lately.
 
 Invariant: at most one search for a group's leader runs at a time; all callers share its result. What a node says about
-the leader is a hint only: Raft decides, a wrong hint costs one refused request. Knows the RPC call for the leader only.
+the leader is a hint only: Raft decides, a wrong hint costs one refused request. So is what a node says of where others
+are: it may not have heard that they moved, and who answers at an address itself is believed over it. Knows the RPC call
+for the leader only.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ class Directory:
         self._listed_by = 0
         """The term of the leader that listed the nodes last."""
         self._by_node: dict[NodeId, str] = {}
-        self._from_seed: dict[NodeId, None] = {}
+        self._who: dict[str, NodeId] = {}
+        """Who answered at each address when it was last asked. What answers no more is not here."""
+        self._unsure: dict[str, None] = {}
+        """Addresses of nodes that turned out to be elsewhere: asked once who is there now."""
         self._leaders: dict[GroupId, str] = {}
         self._terms: dict[GroupId, int] = {}
         """The term of the leader that was named last."""
@@ -70,8 +75,8 @@ class Directory:
 
     # --- nodes -------------------------------------------------------------------------------------------------------
     def addresses(self) -> list[str]:
-        """Every known address; seeds that have not said which node they are come last."""
-        return list(dict.fromkeys([*self._by_node.values(), *self._seeds]))
+        """Every known address; those that have not said which node they are come last."""
+        return list(dict.fromkeys([*self._by_node.values(), *self._seeds, *self._unsure]))
 
     def address_of(self, node: NodeId) -> str | None:
         return self._by_node.get(node)
@@ -81,22 +86,47 @@ class Directory:
         return dict(sorted(self._by_node.items()))
 
     def learn(self, address: str, answer: LeaderAnswer) -> None:
-        """A node answered at `address`. An address we were given or that answered is kept over one we are told, unless
-        nothing answers there any more."""
-        if address in self._seeds:
-            del self._seeds[address]
-            self._from_seed[answer.node_id] = None
-        if answer.node_id not in self._from_seed or self._by_node.get(answer.node_id) is None:
-            self._by_node[answer.node_id] = address
-        for node, told in sorted(answer.addresses.items()):
-            if (node not in self._from_seed or self._by_node[node] in self.failures) and node != answer.node_id:
-                self._by_node[node] = told
+        """A node answered at `address`. Where a node answered itself is kept over what others say, unless nothing
+        answers there any more; of several such addresses, one that we were given."""
+        node = answer.node_id
+        self._seeds.pop(address, None)
+        self._unsure.pop(address, None)
+        for other in [other for other, at in self._by_node.items() if at == address and other != node]:
+            del self._by_node[other]  # it is not there
+        self._who[address] = node
+        known = self._by_node.get(node)
+        if known is None or not self._is_at(node, known) or address in self._given or known not in self._given:
+            self._by_node[node] = address
+            if known not in (None, address) and known not in self._who:
+                self._unsure[str(known)] = None
+        for other, told in sorted(answer.addresses.items()):
+            if other != node and self._may_be_at(other, told):
+                self._by_node[other] = told
         # A leader knows all members and where they are; others may not have heard yet of one that is new.
-        if answer.leader == answer.node_id and answer.node_id in answer.addresses and answer.term >= self._listed_by:
+        if answer.leader == node and node in answer.addresses and answer.term >= self._listed_by:
             self._listed_by = answer.term
-            for node in self._by_node.keys() - answer.addresses.keys():
-                self.failures.pop(self._by_node.pop(node), None)
-                self._from_seed.pop(node, None)
+            for gone in self._by_node.keys() - answer.addresses.keys():
+                del self._by_node[gone]
+            kept = {*self.addresses(), *self._given}
+            self._who = {there: who for there, who in self._who.items() if there in kept}
+            self.failures = {there: why for there, why in self.failures.items() if there in kept}
+
+    def _is_at(self, node: NodeId, address: str | None) -> bool:
+        """Whether it answered there itself, and nothing was heard to the contrary."""
+        return address is not None and self._who.get(address) == node
+
+    def _may_be_at(self, node: NodeId, told: str) -> bool:
+        """Whether to believe another node that says so."""
+        return not self._is_at(node, self._by_node.get(node)) and self._who.get(told, node) == node
+
+    def _silent(self, address: str, error: NeedleError) -> None:
+        """Nothing came from `address` when it was asked."""
+        self.failures[address] = error
+        self._unsure.pop(address, None)
+        node = self._who.pop(address, None)
+        if node is not None and self._by_node.get(node) == address:
+            # It may have answered elsewhere too.
+            self._by_node[node] = next((there for there, who in self._who.items() if who == node), address)
 
     def suspect(self, address: str) -> None:
         """`address` failed: try others first for a while."""
@@ -180,22 +210,30 @@ class Directory:
                         best = answer
                 if best is not None and best.leader == best.node_id:
                     break
-                if best is not None:
+                if best is not None and self._place_of(best.leader, best) is not None:
                     deadline = min(deadline, loop.time() + SETTLE_SECONDS)
         finally:
             for task in waiting:
                 task.cancel()
-        self._lost = best is None or best.leader is None
-        if best is None or best.leader is None:
+        found = None if best is None or best.leader is None else self._named(group, best.leader, best)
+        self._lost = found is None
+        if found is None:
             for task in waiting:
                 late = DeadlineExceeded(f"no answer from {asked[task]} in time", address=asked[task])
-                self.failures.setdefault(asked[task], late)
+                if asked[task] not in self.failures:
+                    self._silent(asked[task], late)
+        return found
+
+    def _place_of(self, leader: NodeId | None, answer: LeaderAnswer) -> str | None:
+        """Where it is, as far as known here, or else by `answer`; not where another node answered."""
+        if leader is None:
             return None
-        return self._named(group, best.leader, best)
+        told = answer.addresses.get(leader)
+        return self.address_of(leader) or (told if told is not None and self._may_be_at(leader, told) else None)
 
     def _named(self, group: GroupId, leader: NodeId, answer: LeaderAnswer) -> str | None:
         """`answer` says that `leader` leads; its address, if anyone knows it."""
-        address = self.address_of(leader) or answer.addresses.get(leader)
+        address = self._place_of(leader, answer)
         self.set_leader(group, address)
         self._terms[group] = max(answer.term, self._terms.get(group, 0))
         return address
@@ -250,7 +288,7 @@ class Directory:
                 address, self.asks, protocol.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
             )
         except NeedleError as error:
-            self.failures[address] = error
+            self._silent(address, error)
             if isinstance(error, ProtocolError | ClientClosed):
                 self.refusal = error
             return None
@@ -259,6 +297,10 @@ class Directory:
         answer = protocol.decode(body, LeaderAnswer)
         self.learn(address, answer)
         return answer
+
+    def all_failed(self) -> bool:
+        """Whether no node answered when last asked."""
+        return all(address in self.failures for address in self.addresses())
 
     def explain(self) -> str:
         """Which nodes did not answer and why, for an error message."""

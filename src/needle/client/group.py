@@ -31,7 +31,7 @@ from needle.base.errors import (
     TooStale,
     VersionMismatch,
 )
-from needle.base.ids import GroupId
+from needle.base.ids import GroupId, NodeId
 from needle.base.model import WriteResult
 from needle.base.parts import Body
 from needle.base.runtime import Rng
@@ -194,8 +194,13 @@ class GroupClient:
             await attempts.pause(self._rng)
             return
         if isinstance(error, NotLeader):
-            # The address that works for us, if we know one, rather than the one the nodes use among themselves.
-            hint = directory.address_of(str(error.details.get("leader"))) or error.details.get("leader_address")
+            # The address that works for us, if we know one, rather than the one the nodes use among themselves; but who
+            # answers at `address` is another node.
+            leader = str(error.details.get("leader"))
+            known = directory.address_of(leader)
+            if known == address:
+                self._misplaced(leader)
+            hint = known if known not in (None, address) else error.details.get("leader_address")
             if hint and hint != address and attempts.hints < HINTS_MAX:
                 attempts.hints += 1
                 directory.set_leader(self.group, str(hint))
@@ -210,6 +215,9 @@ class GroupClient:
                 return
         await self._next_leader(attempts)
 
+    def _misplaced(self, node: NodeId) -> None:
+        """`node` is not where it was thought to be: another one answers there. The next search hears which."""
+
     async def _unreached(self, attempts: Attempts) -> None:
         """No leader was found, or it cannot be reached: wait before the next attempt."""
         await self._next_leader(attempts)
@@ -221,7 +229,7 @@ class GroupClient:
     def _check_refusal(self) -> None:
         """A node that refuses to talk to us (other cluster, other release) will go on refusing."""
         directory = self._directory
-        if directory.refusal is not None and len(directory.failures) == len(directory.addresses()):
+        if directory.refusal is not None and directory.all_failed():
             raise directory.refusal
 
     def _too_late(self, attempts: Attempts, *, writing: bool = False) -> NoReturn:

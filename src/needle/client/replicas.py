@@ -28,6 +28,9 @@ async def ask_replicas(caller: Caller, topology: Topology, timeout: float) -> li
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=lost, lost=lost)
         except NeedleError as error:
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=error.message)
+        if status.node_id != node:
+            told = f"node {status.node_id} answers there: one of them has moved, and the catalog has not heard of it"
+            return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=told)
         return ReplicaStatus(shard=shard, node=node, address=address, status=status)
 
     return list(await asyncio.gather(*(one(info.shard, node) for info in topology.shards for node in info.replicas)))

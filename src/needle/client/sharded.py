@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from needle.base import protocol
-from needle.base.cluster_protocol import no_members
+from needle.base.cluster_protocol import WHO, WhoAnswer, WhoCall, no_members
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, TransferFailed, Unavailable, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import (
@@ -325,10 +325,24 @@ class ShardedClient(Client):
         """The nodes of the cluster and their addresses."""
         return self.topology().addresses()
 
+    async def _is_elsewhere(self, node: NodeId, address: str) -> bool:
+        """Whether another node answers at `address`; one that is silent now will fail the call that follows."""
+        try:
+            answer = await self._caller.call(address, WHO, protocol.encode(WhoCall()), 1.0)
+        except NeedleError:
+            return False
+        return protocol.decode(answer, WhoAnswer).node_id != node
+
     async def _where(self, node: str) -> str:
         known = self.nodes()
         if node in known:
-            return known[node]
+            # Asked first who it is: what concerns one node must not reach another that has its address now.
+            if not await self._is_elsewhere(node, known[node]):
+                return known[node]
+            known = (await self._shards.refresh(self.topology().version + 1, 1.0)).addresses()
+            if node in known and not await self._is_elsewhere(node, known[node]):
+                return known[node]
+            raise Unavailable(f"node {node} is not where the catalog has it: another one answers there", node=node)
         if ":" in node:
             return node
         raise invalid("node", node, f"one of {', '.join(known)}")

@@ -152,6 +152,10 @@ class ShardGroup(GroupClient):
             self._look()  # it may have moved
         await super()._after(error, address, attempts)
 
+    def _misplaced(self, node: NodeId) -> None:
+        """Nodes have swapped addresses, or one has taken another's, since this topology."""
+        self._look()
+
     async def _unreached(self, attempts: Attempts) -> None:
         """Nodes may have moved since this topology: ask for a newer one meanwhile."""
         await self._refresh(self._topology().version + 1, LOOK_SECONDS)

@@ -7,6 +7,7 @@ from needle.sim.mutants.planting import Edit, Mutant
 _UNANSWERED = "tests/client/test_unanswered.py::"
 _BATCHER = "tests/shard/test_search_batcher.py::"
 _TYPES = "tests/client/test_types.py::"
+_DIRECTORY = "tests/client/test_directory.py::"
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
@@ -95,14 +96,24 @@ MUTANTS: tuple[Mutant, ...] = (
         name="removed-nodes-dialled",
         breaks="a client goes on asking a node that was removed from the cluster, forever",
         edits=(Edit("client.directory:Directory.learn", "answer.term >= self._listed_by", "answer.term < 0"),),
-        tests=(
-            "tests/client/test_directory.py::test_a_removed_node_is_forgotten_also_if_it_was_given_and_still_answers",
-        ),
+        tests=(_DIRECTORY + "test_a_removed_node_is_forgotten_also_if_it_was_given_and_still_answers",),
+    ),
+    Mutant(
+        name="hearsay-beats-who-answers",
+        breaks="a node that has not heard of a move sends a client to an address where another node answers, for ever",
+        edits=(Edit("client.directory:Directory._may_be_at", "return not", "return True or not"),),
+        tests=(_DIRECTORY + "test_who_answers_at_an_address_is_believed_over_those_that_did_not_hear_of_its_move",),
+    ),
+    Mutant(
+        name="swapped-addresses-not-noticed",
+        breaks="a client whose topology is older than a swap of addresses asks the wrong node until its time is over",
+        edits=(Edit("client.group:GroupClient._after", "if known == address:", "if known == leader:"),),
+        tests=("tests/cluster/test_moved_nodes.py::test_nodes_that_swapped_addresses_are_found",),
     ),
     Mutant(
         name="old-leaders-list-nodes",
         breaks="a leader of an earlier term makes a client forget nodes that are members now",
         edits=(Edit("client.directory:Directory.learn", "answer.term >= self._listed_by", "answer.term >= 0"),),
-        tests=("tests/client/test_directory.py::test_only_the_newest_leader_says_who_is_gone",),
+        tests=(_DIRECTORY + "test_only_the_newest_leader_says_who_is_gone",),
     ),
 )
