@@ -15,6 +15,7 @@ from needle.base.errors import InvalidArgument, UnsupportedFormat, WrongCluster
 from needle.base.file_errors import os_failure
 from needle.base.ids import NodeId
 from needle.base.routing.topology import Topology
+from needle.cluster.catalog_machine import FILE_NAME as CATALOG_FILE
 from needle.server.data_dir import CLUSTER_FILE, replace_file
 
 TOPOLOGY_FILE = "topology.bin"
@@ -35,12 +36,31 @@ def catalog_directory(data_dir: str) -> str:
 
 def check_unused(node: NodeId, data_dir: str) -> None:
     """Raises InvalidArgument for a directory that names no cluster and yet holds a part of one."""
-    if any(os.path.isdir(os.path.join(data_dir, name)) for name in ("catalog", "shards")):
-        raise InvalidArgument(
-            f"data_dir = {data_dir!r} of node {node} holds replicas, but no {CLUSTER_FILE} that says of which cluster: "
-            "restore that file, or give the node an empty data directory and a new id",
-            field="node",
-        )
+    if held := _replicas(data_dir):
+        raise InvalidArgument(f"node {node}: {_no_cluster(data_dir, held)}", field="node")
+
+
+def _replicas(data_dir: str) -> list[str]:
+    """What is there of a cluster. Empty directories are not: volumes of their own may be mounted at them."""
+    catalog, shards = os.path.join(data_dir, "catalog"), os.path.join(data_dir, "shards")
+    held = ["catalog/"] if os.path.exists(os.path.join(catalog, CATALOG_FILE)) else []
+    try:
+        numbers = sorted(name for name in os.listdir(shards) if name.isdecimal())
+    except FileNotFoundError:
+        numbers = []
+    except OSError as error:
+        raise os_failure(error, shards) from error
+    return [*held, *(f"shards/{number}/" for number in numbers)]
+
+
+def _no_cluster(data_dir: str, held: list[str]) -> str:
+    some = ", ".join([*held[:5], *(["..."] if len(held) > 5 else [])])
+    return (
+        f"data_dir = {data_dir!r} holds replicas ({some}), but no "
+        f"{CLUSTER_FILE} that says of which cluster. Restore that file from a copy of this directory; if there is none "
+        "and other nodes of the cluster have these replicas, remove this node and add one with an empty data "
+        "directory under a new id"
+    )
 
 
 def check_founding(node: NodeId, now: Topology, heard: Topology) -> None:
@@ -55,17 +75,20 @@ def check_founding(node: NodeId, now: Topology, heard: Topology) -> None:
 
 
 def load_cluster(data_dir: str, draw: int) -> ClusterFile:
-    """What cluster.json says; a new directory gets `draw` as its incarnation, durably."""
+    """What cluster.json says; a new directory gets `draw` as its incarnation, durably. Raises UnsupportedFormat for one
+    that is not new and does not say its cluster: that is on disk before the first replica is."""
     path = os.path.join(data_dir, CLUSTER_FILE)
     data = _read(path)
-    if data is None:
-        made = ClusterFile(incarnation=draw)
-        save_cluster(data_dir, made)
-        return made
     try:
-        return msgspec.json.decode(data, type=ClusterFile)
+        found = None if data is None else msgspec.json.decode(data, type=ClusterFile)
     except msgspec.MsgspecError as error:
         raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
+    if (found is None or found.uid == 0) and (held := _replicas(data_dir)):
+        raise UnsupportedFormat(_no_cluster(data_dir, held), directory=data_dir)
+    if found is None:
+        found = ClusterFile(incarnation=draw)
+        save_cluster(data_dir, found)
+    return found
 
 
 def save_cluster(data_dir: str, cluster: ClusterFile) -> None:

@@ -199,6 +199,12 @@ MUTANTS = (
         tests=("tests/cluster/test_service.py::test_calls_that_do_not_fit_the_map_are_refused",),
     ),
     Mutant(
+        name="replicas-of-no-cluster-start",
+        breaks="a node that lost its cluster.json starts, belongs to no cluster, and waits for one for ever",
+        edits=(Edit("server.cluster_files:load_cluster", "found is None or found.uid == 0", "False"),),
+        tests=("tests/cluster/test_no_cluster_file.py::test_a_node_that_has_replicas_but_no_cluster_does_not_start",),
+    ),
+    Mutant(
         name="older-moves-of-members-count",
         breaks="a member that was away tells the others where one was before its last move: that is cut off again",
         edits=(Edit("server.address_book:AddressBook.move", "self._moved[node].number < number", "number > 0"),),
