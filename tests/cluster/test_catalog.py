@@ -219,8 +219,9 @@ def test_a_damaged_catalog_is_found_and_a_snapshot_mends_it(tmp_path):
     source.close()
     path, seen = tmp_path / "source" / "catalog.db", 0
     whole = path.read_bytes()
-    for at in range(0, len(whole), 37):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    schema = whole.index(b"CREATE TABLE")  # what flips there makes another table of it
+    for at in (*range(0, len(whole), 37), *range(schema - 40, schema + 80)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 7)]) + whole[at + 1 :])
         machine = CatalogMachine(str(tmp_path / "source"))
         if machine.damage is None:
             # One that looks new is behind its log, and is filled again from it or by peers (multiraft/repair.py).

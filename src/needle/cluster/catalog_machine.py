@@ -91,10 +91,18 @@ class CatalogMachine:
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute("CREATE TABLE IF NOT EXISTS catalog (id INTEGER PRIMARY KEY, state BLOB NOT NULL)")
                 rows = dict(self._db.execute("SELECT id, state FROM catalog"))
+            except sqlite3.OperationalError as error:
+                self._db.close()
+                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                    raise
+                raise CorruptDocuments(
+                    f"{self._path} is damaged: it has another schema ({error})", path=self._path
+                ) from error
             except BaseException:
                 self._db.close()
                 raise
-        if _SUM in rows and (_STATE not in rows or _sum(rows[_STATE]) != rows[_SUM]):
+        whole = all(isinstance(value, bytes) for value in rows.values())
+        if not whole or (_SUM in rows and (_STATE not in rows or _sum(rows[_STATE]) != rows[_SUM])):
             raise CorruptDocuments(f"{self._path} is damaged: the catalog fails its checksum", path=self._path)
         self._state = _decode(rows[_STATE], self._path) if _STATE in rows else _State()
 
