@@ -22,8 +22,8 @@ test: $(STAMP)
 	$(BIN)/pytest -m alone --durations 15
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src proof tests bench
+	$(BIN)/ruff format --check src proof tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -47,27 +47,27 @@ bench-etcd: $(STAMP)
 SEEDS ?= 200
 SEED ?= 1
 sim: $(STAMP)
-	$(BIN)/python -m needle.sim --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
-	$(BIN)/python -m needle.sim --sharded --minutes 1 --seed $(SEED) --seeds $$((($(SEEDS) + 9) / 10)) --jobs $$(nproc)
+	$(BIN)/python -m proof.sim --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
+	$(BIN)/python -m proof.sim --sharded --minutes 1 --seed $(SEED) --seeds $$((($(SEEDS) + 9) / 10)) --jobs $$(nproc)
 
 sim-shards: $(STAMP)
-	$(BIN)/python -m needle.sim --sharded --minutes 1 --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
+	$(BIN)/python -m proof.sim --sharded --minutes 1 --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
 
 # Plants bugs on purpose, one at a time: each must be seen by the simulation or by tests (docs/proof.md)
 mutants: $(STAMP)
-	$(BIN)/python -m needle.sim.mutants --jobs $$(nproc)
+	$(BIN)/python -m proof.mutants --jobs $$(nproc)
 
 # Faults on real processes: make chaos MINUTES=5 NODES=3 SEED=1 (docs/proof.md)
 MINUTES ?= 5
 NODES ?= 3
 chaos: $(STAMP)
-	$(BIN)/python -m needle.sim.chaos --minutes $(MINUTES) --nodes $(NODES) --seed $(SEED) --verbose
+	$(BIN)/python -m proof.chaos --minutes $(MINUTES) --nodes $(NODES) --seed $(SEED) --verbose
 
 # The same on a sharded cluster: make chaos-shards MINUTES=5 SHARDS=4 SHARD_NODES=6
 SHARDS ?= 4
 SHARD_NODES ?= 6
 chaos-shards: $(STAMP)
-	$(BIN)/python -m needle.sim.chaos --minutes $(MINUTES) --shards $(SHARDS) --nodes $(SHARD_NODES) --seed $(SEED) --verbose
+	$(BIN)/python -m proof.chaos --minutes $(MINUTES) --shards $(SHARDS) --nodes $(SHARD_NODES) --seed $(SEED) --verbose
 
 # No election without a fault: a bulk load at the guide's timeouts: make soak SOAK_SECONDS=60
 SOAK_SECONDS ?= 60

@@ -11,9 +11,9 @@ from types import TracebackType
 
 import needle
 from needle.base.errors import Unavailable
-from needle.cli.demo.supervisor import LocalCluster
 from needle.client import Client
-from needle.server.free_ports import free_ports
+from needle.local.free_ports import free_ports
+from needle.local.nodes import LocalCluster
 
 
 class NeedleCluster:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from bench.report import Report
-from needle.base.commands import Command, CreateCollection, Insert, encode
 from needle.base.config import Limits, SegmentConfig
 from needle.base.model import CollectionSpec, Metric
 from needle.multiraft.ports import Applied
-from needle.server.runtime import SystemClock, ThreadPool
+from needle.protocol.commands import Command, CreateCollection, Insert, encode
 from needle.shard.disk import REAL_DISK
-from needle.shard.segment_keeper import SegmentKeeper
+from needle.shard.segments.keeper import SegmentKeeper
 from needle.shard.state_machine import Replica
+from needle.system import SystemClock, ThreadPool
 
 DIMENSIONS = 384
 COUNTS = (1, 100, 1_000, 4_000)

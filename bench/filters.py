@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 
 from bench.report import Report
-from needle.base.commands import CreateCollection, Insert, Session, encode
 from needle.base.config import Limits, SegmentConfig
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.model import CollectionSpec, Metric, SearchRequest
 from needle.multiraft.ports import Applied
+from needle.protocol.commands import CreateCollection, Insert, Session, encode
 from needle.shard.disk import ReplicaDisk
 from needle.shard.state_machine import Replica
 

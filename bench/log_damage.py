@@ -17,9 +17,9 @@ from collections import Counter
 from pathlib import Path
 
 from needle.base.errors import CorruptLog
-from needle.multiraft.log_records import StartRecord
-from needle.multiraft.log_store import LogStore, LogWrite
-from needle.multiraft.wal_store import WalStore
+from needle.multiraft.log.log_records import StartRecord
+from needle.multiraft.log.log_store import LogStore, LogWrite
+from needle.multiraft.log.wal_store import WalStore
 from needle.raft.messages import ConfState, Entry, HardState
 
 GROUPS, WRITES, TRIALS = 3, 1000, 50

@@ -11,7 +11,7 @@ from bench.report import Report
 from bench.vectors import Dataset, build_hnsw, dataset, ef_for_recall, search_one_by_one
 from needle.base.config import SegmentConfig
 from needle.client import Client
-from needle.shard.segment_plan import seal_at, seal_when_quiet_at
+from needle.shard.plan import seal_at, seal_when_quiet_at
 
 DIMENSIONS = 384
 BATCH = 500

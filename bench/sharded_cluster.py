@@ -14,13 +14,13 @@ from pathlib import Path
 from bench.vectors import Floats
 from needle.base.config import SegmentConfig
 from needle.base.errors import NeedleError
-from needle.cli.demo.supervisor import LocalCluster
 from needle.client import Client, ShardedClient
+from needle.connecting import system_caller
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
+from needle.local.nodes import LocalCluster
 from needle.rpc.transport import RpcClient
-from needle.server.cluster_main import system_caller
-from needle.server.free_ports import free_ports
-from needle.shard.segment_plan import seal_when_quiet_at
+from needle.shard.plan import seal_when_quiet_at
 
 NODES = 3
 TICKS = os.sysconf("SC_CLK_TCK")

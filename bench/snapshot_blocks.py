@@ -22,16 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from needle.base.commands import Command, CreateCollection, Insert, encode
 from needle.base.config import Limits, SegmentConfig
 from needle.base.model import CollectionSpec, Metric
 from needle.multiraft.files import Files
 from needle.multiraft.ports import Applied
-from needle.multiraft.snapshot_blocks import find_donors
-from needle.server.runtime import ThreadPool
+from needle.multiraft.snapshots.snapshot_blocks import find_donors
+from needle.protocol.commands import Command, CreateCollection, Insert, encode
 from needle.shard.disk import REAL_DISK
-from needle.shard.sqlite_file import FILE_NAME, connect, copy_pages, copy_tables
+from needle.shard.documents.sqlite_file import FILE_NAME, connect, copy_pages, copy_tables
 from needle.shard.state_machine import Replica
+from needle.system import ThreadPool
 
 DOCUMENTS, DIMENSIONS, BATCH = 100_000, 128, 100
 PAGE, PART = 4096, 64 << 10

@@ -28,7 +28,7 @@ def log_levels() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def own_ports() -> Iterator[None]:
     """Each worker takes ports from a range of its own: a port is free until the node that it is for listens on it."""
-    ports = importlib.import_module("needle.server.free_ports")
+    ports = importlib.import_module("needle.local.free_ports")
     low, high = ports.LOW, ports._ephemeral()
     number, size = int(WORKER.removeprefix("gw") or 0), (high - low) // WORKERS
     with pytest.MonkeyPatch.context() as patch:

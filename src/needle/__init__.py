@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         VersionMismatch,
         WrongCluster,
     )
-    from needle.base.filters import Filter
+    from needle.base.filters.builder import Filter
     from needle.base.model import (
         CollectionSpec,
         Document,
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
         WriteResult,
     )
     from needle.client import Client, PartialHits, ShardedClient, SyncClient, SyncShardedClient
+    from needle.connecting import connect, connect_sync
     from needle.distributed import RaftCluster
-    from needle.server.connecting import connect, connect_sync
 
 _ERRORS = (
     *("AlreadyExists", "CollectionExists", "CollectionNotFound", "ConfigError", "ConnectionLost", "CorruptLog"),
@@ -75,11 +75,11 @@ _HOMES: dict[str, str] = {
     **dict.fromkeys(_ERRORS, "needle.base.errors"),
     **dict.fromkeys((*_MODEL, "WriteResult"), "needle.base.model"),
     **dict.fromkeys(("RaftConfig", "SegmentConfig"), "needle.base.config"),
-    "Filter": "needle.base.filters",
+    "Filter": "needle.base.filters.builder",
     **dict.fromkeys(("Client", "PartialHits", "ShardedClient", "SyncClient", "SyncShardedClient"), "needle.client"),
     "RaftCluster": "needle.distributed",
-    "connect": "needle.server.connecting",
-    "connect_sync": "needle.server.connecting",
+    "connect": "needle.connecting",
+    "connect_sync": "needle.connecting",
 }
 
 __version__ = "0.1.0"

@@ -18,26 +18,26 @@ from typing import Any
 
 from needle.base.config import RaftConfig
 from needle.base.errors import DeadlineExceeded, Unavailable
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
-from needle.base.routing.strategy import ShardStrategy
-from needle.base.routing.strategy import register as register_router
-from needle.client.admin import TIMEOUT
 from needle.client.client import Client, FilterLike
 from needle.client.collections import DEFAULT_COLLECTION
 from needle.client.health import ClusterHealth, ShardHealth
+from needle.client.operations import TIMEOUT
 from needle.client.sharded import PartialHits
+from needle.connecting import connect, connect_sync
+from needle.routing.strategy import ShardStrategy
+from needle.routing.strategy import register as register_router
 from needle.rpc.transport import RpcClient
 from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
-from needle.server.config_file import load_config
-from needle.server.connecting import connect, connect_sync
-from needle.server.http import HttpServer
 from needle.server.local_caller import LocalCaller
-from needle.server.metrics import NodeMetrics
 from needle.server.node import Node
 from needle.server.ports import NodePorts, system_ports
-from needle.server.runtime import SystemClock
+from needle.server.process.config_file import load_config
+from needle.server.process.http import HttpServer
+from needle.server.process.metrics import NodeMetrics
+from needle.system import SystemClock
 
 __all__ = [
     "ClusterConfig",

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from needle.base.filter_operators import OPERATORS, Operand
+from needle.base.filters.operators import OPERATORS, Operand
 
 INSTANTS = (
     "2024-01-01T00:00:00Z",

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from base import filter_reference, filter_strategies
 from base.test_filters import CASES
-from needle.base import filters
 from needle.base.errors import InvalidArgument
-from needle.base.filter_operators import OPERATORS, Operand, Operator
-from needle.base.filters import Filter
+from needle.base.filters import builder as filters
+from needle.base.filters.builder import Filter
+from needle.base.filters.operators import OPERATORS, Operand, Operator
 from needle.base.instants import instant_key
 
 UTC = timezone.utc  # noqa: UP017

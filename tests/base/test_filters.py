@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from needle.base.config import Limits
 from needle.base.errors import InvalidArgument
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 
 DOC = {
     "s": "red wine", "n": 5, "f": 2.5, "t": True, "z": None, "tags": ["a", "b"], "nums": [1, 10], "e": [],

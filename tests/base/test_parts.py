@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from needle.base import commands, protocol
-from needle.base.commands import Insert, Session
 from needle.base.model import HitBatch, Metric
 from needle.base.parts import LARGE_BYTES, PART_BYTES_MIN, Pieces, body_bytes, encode_parts, whole
-from needle.base.protocol import DocumentBatch, Freshness, GetCall, WriteCall
 from needle.multiraft.codec import decode_frame, frame_body
+from needle.protocol import calls, commands
+from needle.protocol.calls import DocumentBatch, Freshness, GetCall, WriteCall
+from needle.protocol.commands import Insert, Session
 from needle.raft.messages import ConfState, Entry, EntryKind, Message, MessageType, SnapshotMeta
 
 BIG = bytes(range(256)) * (PART_BYTES_MIN // 256)
@@ -35,7 +35,7 @@ SNAPSHOT = Message(MessageType.SNAPSHOT, "b", "a", 3, snapshot=SnapshotMeta(1, 2
     ids=lambda value: type(value).__name__,
 )
 def test_pieces_joined_are_the_message(value: Any) -> None:
-    assert whole(encode_parts(value)) == protocol.encode(value)
+    assert whole(encode_parts(value)) == calls.encode(value)
 
 
 def test_what_is_large_is_not_copied() -> None:
@@ -43,9 +43,9 @@ def test_what_is_large_is_not_copied() -> None:
     command = commands.encode_body(Insert("c", ["a"], large, [b""]))
     assert isinstance(command, Pieces) and any(piece is large for piece in command)
     assert commands.decode(whole(command)) == Insert("c", ["a"], large, [b""])
-    call = protocol.encode_body((1, command, 2.0), command)
+    call = calls.encode_body((1, command, 2.0), command)
     assert isinstance(call, Pieces) and any(piece is large for piece in call)
-    assert protocol.decode(whole(call), WriteCall) == WriteCall(1, whole(command), 2.0)
+    assert calls.decode(whole(call), WriteCall) == WriteCall(1, whole(command), 2.0)
     append = Message(MessageType.APPEND, "b", "a", 3, entries=(Entry(7, 3, EntryKind.NORMAL, large),))
     frame = frame_body(5, 6, [(1, append)])
     assert isinstance(frame, Pieces) and any(piece is large for piece in frame)

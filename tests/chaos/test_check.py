@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from needle.sim.chaos.check import FINAL, Verdict, check
-from needle.sim.chaos.history_file import Recorder, read
-from needle.sim.chaos.revealed_log import Replayed
-from needle.sim.history import Operation
-from needle.sim.violation import Violation
+from proof.chaos.check import FINAL, Verdict, check
+from proof.chaos.history_file import Recorder, read
+from proof.chaos.revealed_log import Replayed
+from proof.sim.history import Operation
+from proof.sim.violation import Violation
 
 
 class Script:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from needle.sim.chaos.check import FINAL, Verdict, check
-from needle.sim.chaos.history_file import Recorder, read
-from needle.sim.chaos.revealed_log import Replayed
-from needle.sim.history import Operation
-from needle.sim.violation import Violation
+from proof.chaos.check import FINAL, Verdict, check
+from proof.chaos.history_file import Recorder, read
+from proof.chaos.revealed_log import Replayed
+from proof.sim.history import Operation
+from proof.sim.violation import Violation
 
 Hit = tuple[str, int, float, str]
 A1, A2, B1, B2 = ("a1", 5, 1.0, "t1"), ("a2", 7, 3.0, "t2"), ("b1", 4, 2.0, "t3"), ("b2", 9, 4.0, "t4")

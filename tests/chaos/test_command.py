@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from needle.sim.chaos.__main__ import main
+from proof.chaos.__main__ import main
 
 
 def test_a_used_directory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

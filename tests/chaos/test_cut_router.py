@@ -10,11 +10,11 @@ import pytest
 
 from needle.base.errors import NeedleError
 from needle.client import Client
-from needle.sim.chaos.process_cluster import wait_for
-from needle.sim.chaos.schedule import Fault
-from needle.sim.chaos.sharded_site import ROUTER, ShardedSite
-from needle.sim.chaos.site import OneAddress
-from needle.sim.chaos.spec import ChaosSpec, profile
+from needle.local.process_cluster import wait_for
+from proof.chaos.schedule import Fault
+from proof.chaos.sharded_site import ROUTER, ShardedSite
+from proof.chaos.site import OneAddress
+from proof.chaos.spec import ChaosSpec, profile
 
 VECTOR = [1.0] * 8
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from needle.client import Client
+from needle.local.process_cluster import ProcessCluster
 from needle.rpc.transport import RpcClient
-from needle.server.runtime import SystemClock
-from needle.sim.chaos.injector import Injector, Injured, has_quorum, make_links
-from needle.sim.chaos.process_cluster import ProcessCluster
-from needle.sim.chaos.schedule import Fault
+from needle.system import SystemClock
+from proof.chaos.injector import Injector, Injured, has_quorum, make_links
+from proof.chaos.schedule import Fault
 
 
 async def heal() -> None: ...

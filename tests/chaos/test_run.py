@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from chaos.documented import undocumented
-from needle.sim.chaos.__main__ import main, table
-from needle.sim.chaos.check import check
-from needle.sim.chaos.history_file import read
-from needle.sim.chaos.injector import Injector
-from needle.sim.chaos.process_cluster import ProcessCluster
-from needle.sim.chaos.run import ChaosRun
-from needle.sim.chaos.schedule import Fault
-from needle.sim.chaos.spec import ChaosSpec
-from needle.sim.violation import Violation
+from needle.local.process_cluster import ProcessCluster
+from proof.chaos.__main__ import main, table
+from proof.chaos.check import check
+from proof.chaos.history_file import read
+from proof.chaos.injector import Injector
+from proof.chaos.run import ChaosRun
+from proof.chaos.schedule import Fault
+from proof.chaos.spec import ChaosSpec
+from proof.sim.violation import Violation
 
 ROUNDS = 6
 """Counted, not timed: a busy machine meets the same faults. Those of seed 5: a slow link, a minority killed, a forced

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from chaos.documented import undocumented
-from needle.sim.chaos.__main__ import main, table
-from needle.sim.chaos.check import check
-from needle.sim.chaos.history_file import read
-from needle.sim.chaos.run import ChaosRun
-from needle.sim.chaos.spec import ChaosSpec
-from needle.sim.violation import Violation
+from proof.chaos.__main__ import main, table
+from proof.chaos.check import check
+from proof.chaos.history_file import read
+from proof.chaos.run import ChaosRun
+from proof.chaos.spec import ChaosSpec
+from proof.sim.violation import Violation
 
 ROUNDS = 6
 SEED = 397

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from needle.sim.chaos.schedule import KINDS, LONELY, SHARDED_KINDS, schedule
+from proof.chaos.schedule import KINDS, LONELY, SHARDED_KINDS, schedule
 
 
 def rounds(seed: int, count: int = 200, kinds: Mapping[str, int] = KINDS):

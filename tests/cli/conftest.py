@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from needle.cli.app import main
-from needle.cli.demo.supervisor import LocalCluster
-from needle.server.free_ports import free_ports
+from needle.local.free_ports import free_ports
+from needle.local.nodes import LocalCluster
 
 DIMENSIONS = 4
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from needle import connect
-from needle.cli.demo.supervisor import LocalCluster
-from needle.server.free_ports import free_ports
+from needle.local.free_ports import free_ports
+from needle.local.nodes import LocalCluster
 
 pytestmark = pytest.mark.xdist_group("cli-cluster")  # its tests share one cluster
 

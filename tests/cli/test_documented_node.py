@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from needle.cli.app import main
-from needle.cli.demo.supervisor import LocalCluster
-from needle.server.free_ports import free_ports
+from needle.local.free_ports import free_ports
+from needle.local.nodes import LocalCluster
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

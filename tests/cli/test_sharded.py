@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from needle.base.errors import ConfigError
-from needle.base.routing.strategy import ShardStrategy
 from needle.cli.app import main
-from needle.cli.demo.supervisor import LocalCluster
 from needle.cli.shard_commands import parse_strategy
-from needle.server.free_ports import free_ports
+from needle.local.free_ports import free_ports
+from needle.local.nodes import LocalCluster
+from needle.routing.strategy import ShardStrategy
 
 
 def until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -118,8 +118,8 @@ def test_the_demo_of_a_sharded_cluster_tells_the_truth(tmp_path: Path, capsys: p
 
 
 def test_the_demo_kills_one_replica_of_each_shard_and_no_majority() -> None:
-    from needle.base.routing.topology import ShardInfo, Topology
     from needle.cli.demo.shard_story import one_of_each
+    from needle.routing.topology import ShardInfo, Topology
 
     placed = [("a", "b", "c"), ("d", "e", "f"), ("b", "a", "c"), ("c", "d", "e")]
     topology = Topology(

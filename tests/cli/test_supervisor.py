@@ -11,8 +11,8 @@ import pytest
 
 from needle.base.config import RaftConfig
 from needle.base.errors import StorageError, Unavailable
-from needle.cli.demo.supervisor import STATE_FILE, LocalCluster, kept_pids, stop_kept
-from needle.server.free_ports import free_ports
+from needle.local.free_ports import free_ports
+from needle.local.nodes import STATE_FILE, LocalCluster, kept_pids, stop_kept
 
 
 def test_preferred_ports_only_when_all_are_free() -> None:

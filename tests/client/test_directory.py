@@ -8,13 +8,13 @@ import random
 import msgspec
 import pytest
 
-from needle.base import protocol
 from needle.base.errors import ConnectionLost, InvalidArgument, NotLeader
 from needle.base.ids import shard_group
-from needle.base.protocol import LeaderAnswer
-from needle.client.admin import AdminCalls
 from needle.client.directory import Directory
 from needle.client.group import GroupClient
+from needle.client.operations import AdminCalls
+from needle.protocol import calls
+from needle.protocol.calls import LeaderAnswer
 
 GROUP = shard_group(0)
 
@@ -30,7 +30,7 @@ class Nodes:
         self.asked.append(address)
         if address not in self.at:
             raise ConnectionLost("down", address=address)
-        return protocol.encode(self.at[address])
+        return calls.encode(self.at[address])
 
     def connected(self, address: str) -> bool:
         return True
@@ -111,10 +111,10 @@ class Swapped(Nodes):
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         self.asked.append(address)
-        if method == protocol.LEADER:
+        if method == calls.LEADER:
             for _ in range(9 if address in self.late else 0):
                 await asyncio.sleep(0)
-            return protocol.encode(self.at[address])
+            return calls.encode(self.at[address])
         answer = self.at[address]
         if answer.node_id == "n2":
             return b"served"

@@ -7,7 +7,6 @@ import pytest
 
 from harness.process_cluster import wait_for
 from harness.scripted_network import ADDRESSES, VECTOR, Network, numbers
-from needle.base import protocol
 from needle.base.errors import (
     AlreadyExists,
     ConnectionLost,
@@ -21,6 +20,7 @@ from needle.base.errors import (
 from needle.base.model import ReadMode
 from needle.client import Client
 from needle.client import attempts as attempts_of_calls
+from needle.protocol import calls
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ async def test_nodes_that_name_the_same_term_again_are_not_asked_over_and_over(
     network.calls.clear()
     with pytest.raises(OutcomeUnknown):
         await client.insert("b", VECTOR, timeout=0.3)
-    assert sum(method == protocol.LEADER for _, method in network.calls) <= 6 * 12, "six a pause: a wait and a search"
+    assert sum(method == calls.LEADER for _, method in network.calls) <= 6 * 12, "six a pause: a wait and a search"
 
 
 async def test_many_callers_share_one_search_for_the_leader(network: Network, client: Client) -> None:
     await asyncio.gather(*(client.insert(f"d{n}", VECTOR) for n in range(50)))
-    asked = [address for address, method in network.calls if method == protocol.LEADER]
+    asked = [address for address, method in network.calls if method == calls.LEADER]
     assert len(asked) == 3
 
 
@@ -158,7 +158,7 @@ async def test_nodes_that_all_refuse_us_are_not_asked_for_ever() -> None:
 
 async def test_eventual_reads_take_turns_and_avoid_a_failing_node(network: Network, client: Client) -> None:
     def asked() -> list[str]:
-        return [address for address, method in network.calls if method == protocol.SEARCH]
+        return [address for address, method in network.calls if method == calls.SEARCH]
 
     for _ in range(6):
         await client.search_eventual(VECTOR, 1)
@@ -174,7 +174,7 @@ async def test_eventual_reads_of_one_moment_go_to_a_node_in_fours(network: Netwo
     await client.insert("a", VECTOR)
     network.calls.clear()
     await asyncio.gather(*(client.search_eventual(VECTOR, 1) for _ in range(12)))
-    asked = [address for address, method in network.calls if method == protocol.SEARCH]
+    asked = [address for address, method in network.calls if method == calls.SEARCH]
     assert [len({*asked[at : at + 4]}) for at in (0, 4, 8)] == [1, 1, 1]
     assert sorted(asked[::4]) == sorted(ADDRESSES.values())
 
@@ -214,7 +214,7 @@ async def test_a_replica_without_room_is_passed_over_by_eventual_reads(network: 
     inner = network.call
 
     async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
-        if method == protocol.SEARCH and address == ADDRESSES["n1"]:
+        if method == calls.SEARCH and address == ADDRESSES["n1"]:
             network.calls.append((address, method))
             raise DiskFull("what is applied cannot be committed")
         return await inner(address, method, body, timeout)
@@ -222,4 +222,4 @@ async def test_a_replica_without_room_is_passed_over_by_eventual_reads(network: 
     network.call = call  # type: ignore[method-assign]
     for _ in range(9):
         await client.search(VECTOR, 1, mode=ReadMode.EVENTUAL)
-    assert (ADDRESSES["n1"], protocol.SEARCH) in network.calls
+    assert (ADDRESSES["n1"], calls.SEARCH) in network.calls

@@ -1,10 +1,10 @@
 """Asking replicas how they are never fails: what went wrong is told of the one that it concerns."""
 
-from needle.base import protocol
 from needle.base.errors import ConnectionLost
 from needle.base.model import RaftStatus
-from needle.base.routing.topology import NodeInfo, ShardInfo, Topology
 from needle.client.replicas import ask_replicas
+from needle.protocol import calls
+from needle.routing.topology import NodeInfo, ShardInfo, Topology
 
 GOOD = RaftStatus(
     node_id="n1",
@@ -28,7 +28,7 @@ class _Caller:
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         if address == "h:2":
             raise ConnectionLost("down", address=address)
-        return protocol.encode(GOOD) if address == "h:1" else b"what is this"
+        return calls.encode(GOOD) if address == "h:1" else b"what is this"
 
     def connected(self, address: str) -> bool:
         return True

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 from harness.scripted_network import ADDRESSES, VECTOR, Network
-from needle.base import protocol
 from needle.base.errors import InvalidArgument
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.model import IndexParams
 from needle.client import Client, values
+from needle.protocol import calls
 
 UTC = datetime.UTC
 
@@ -359,7 +359,7 @@ async def test_every_type_at_every_other_place_is_understood_or_refused_before_a
         if fits:
             continue  # what was sent may still be refused by the server, in its own words
         assert isinstance(sent, InvalidArgument), (place, name, sent)
-        assert not [method for _, method in network.calls if method != protocol.LEADER], (place, name)
+        assert not [method for _, method in network.calls if method != calls.LEADER], (place, name)
 
 
 async def outcome(call: Awaitable[Any]) -> object:

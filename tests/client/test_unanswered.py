@@ -9,7 +9,6 @@ import pytest
 
 from harness.process_cluster import wait_for
 from harness.scripted_network import ADDRESSES, VECTOR, Network, numbers
-from needle.base import protocol
 from needle.base.errors import (
     AlreadyExists,
     ClientClosed,
@@ -29,9 +28,10 @@ from needle.base.errors import (
     VersionMismatch,
     WrongCluster,
 )
-from needle.base.protocol import LeaderAnswer, SearchCall, WriteCall
 from needle.client import Client
 from needle.client import attempts as attempts_of_calls
+from needle.protocol import calls
+from needle.protocol.calls import LeaderAnswer, SearchCall, WriteCall
 
 
 class SlowNetwork(Network):
@@ -47,27 +47,27 @@ class SlowNetwork(Network):
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         node = next(name for name, there in ADDRESSES.items() if there == address)
-        if method in (protocol.SEARCH, protocol.WRITE):
+        if method in (calls.SEARCH, calls.WRITE):
             given = (
-                protocol.decode(body, SearchCall).freshness.timeout
-                if method == protocol.SEARCH
-                else protocol.decode(body, WriteCall).timeout
+                calls.decode(body, SearchCall).freshness.timeout
+                if method == calls.SEARCH
+                else calls.decode(body, WriteCall).timeout
             )
             self.asked.append((node, method, given))
         try:
             async with asyncio.timeout(timeout):
                 if node in self.paused:
                     await asyncio.Event().wait()
-                if node in self.held and method != protocol.LEADER:
+                if node in self.held and method != calls.LEADER:
                     await self.release.wait()
-                if method == protocol.SEARCH and self.search_script:
+                if method == calls.SEARCH and self.search_script:
                     raise self.search_script.pop(0)
                 return await super().call(address, method, body, timeout)
         except TimeoutError:
             raise DeadlineExceeded(f"no answer from {address} in time") from None
 
     def searched(self) -> list[str]:
-        return [node for node, method, _ in self.asked if method == protocol.SEARCH]
+        return [node for node, method, _ in self.asked if method == calls.SEARCH]
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +142,9 @@ async def test_a_node_that_routes_for_all_and_says_nothing_is_left_for_another(
 ) -> None:
     async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
         answer = await SlowNetwork.call(network, address, method, body, timeout)
-        if method == protocol.LEADER:
-            told = protocol.decode(answer, LeaderAnswer)
-            return protocol.encode(LeaderAnswer(told.node_id, told.node_id, 0, ADDRESSES))
+        if method == calls.LEADER:
+            told = calls.decode(answer, LeaderAnswer)
+            return calls.encode(LeaderAnswer(told.node_id, told.node_id, 0, ADDRESSES))
         return answer
 
     network.waits = False
@@ -226,7 +226,7 @@ async def test_nodes_that_refuse_us_later_do_not_undo_what_was_sent(network: Slo
     real = network.call
 
     async def refusing(address: str, method: str, body: bytes, timeout: float) -> bytes:
-        if method == protocol.LEADER:
+        if method == calls.LEADER:
             raise WrongCluster("theirs, not ours")
         return await real(address, method, body, timeout)
 
@@ -242,7 +242,7 @@ async def test_an_answer_that_cannot_be_read_leaves_a_write_unknown(network: Slo
 
     async def garbled(address: str, method: str, body: bytes, timeout: float) -> bytes:
         answer = await real(address, method, body, timeout)
-        return b"\xff" if method == protocol.WRITE else answer
+        return b"\xff" if method == calls.WRITE else answer
 
     network.call = garbled  # type: ignore[method-assign]
     with pytest.raises(OutcomeUnknown):

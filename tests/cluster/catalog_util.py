@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from needle.base.catalog_commands import CatalogCommand, CreateCluster, encode
 from needle.base.model import CollectionSpec
-from needle.base.routing.shard_map import initial_map
-from needle.base.routing.strategy import CONSISTENT_HASH, ShardStrategy
-from needle.base.routing.topology import ClusterSettings, NodeInfo, Topology
-from needle.cluster.catalog import execute
-from needle.cluster.placement import PlacementNode, place
+from needle.catalog.placement import PlacementNode, place
+from needle.catalog.state import execute
 from needle.multiraft.ports import Applied
+from needle.protocol.catalog_commands import CatalogCommand, CreateCluster, encode
+from needle.routing.shard_map import initial_map
+from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
+from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 
 
 def node(n: int, **changes: object) -> NodeInfo:

@@ -11,20 +11,20 @@ import msgspec
 import numpy as np
 
 from cluster.catalog_util import spec, topology
-from needle.base import catalog_commands, protocol
-from needle.base.cluster_protocol import ShardAnswer
-from needle.base.commands import NO_SESSION, Command, Delete, Insert, Session
 from needle.base.errors import CollectionNotFound, ConnectionLost, NoQuorum, StaleEpoch
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, SearchRequest, WriteResult
-from needle.base.protocol import CollectionsAnswer, CollectionsCall, DocumentBatch, GetCall, SearchCall
-from needle.base.routing.ranges import KeySet
-from needle.base.routing.shard_map import KeyRange
-from needle.base.routing.strategy import CONSISTENT_HASH, ShardStrategy, routing_key
-from needle.base.routing.topology import CollectionInfo, Ownership, Topology
-from needle.sim.event_loop import SimLoop
+from needle.protocol import calls, catalog_commands
+from needle.protocol.calls import CollectionsAnswer, CollectionsCall, DocumentBatch, GetCall, SearchCall
+from needle.protocol.commands import NO_SESSION, Command, Delete, Insert, Session
+from needle.protocol.peer_calls import ShardAnswer
+from needle.routing.ranges import KeySet
+from needle.routing.shard_map import KeyRange
+from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy, routing_key
+from needle.routing.topology import CollectionInfo, Ownership, Topology
+from proof.sim.event_loop import SimLoop
 
-KINDS = {protocol.SEARCH: SearchCall, protocol.GET: GetCall, protocol.COLLECTIONS: CollectionsCall}
+KINDS = {calls.SEARCH: SearchCall, calls.GET: GetCall, calls.COLLECTIONS: CollectionsCall}
 
 
 class FakeShards:
@@ -150,12 +150,12 @@ class FakeGroup:
         if self.shard in shards.dead or shards.delay.get(address, 0.0) < 0:
             raise ConnectionLost(f"{address} is dead")
         shards.before_answer(self.shard)
-        call: Any = protocol.decode(body, KINDS[method])
+        call: Any = calls.decode(body, KINDS[method])
         self._check(call.epoch)
         answer = self._answer(call)
         owned = shards.owned()
         fingerprint = owned.fingerprint(self.shard) + shards.lies.get(self.shard, 0)
-        return protocol.encode(ShardAnswer(owned.epoch, fingerprint, protocol.encode(answer)))
+        return calls.encode(ShardAnswer(owned.epoch, fingerprint, calls.encode(answer)))
 
     def _answer(self, call: Any) -> object:
         held, index = self.all.data[self.shard], self.all.log[self.shard]

@@ -9,13 +9,12 @@ from typing import Any
 
 import needle
 from harness.process_cluster import NodeProcess, free_ports, wait_for
-from needle.base.routing.strategy import CONSISTENT_HASH, ShardStrategy
-from needle.base.routing.topology import ClusterSettings, Topology
 from needle.client.health import ClusterHealth
 from needle.client.sharded import ShardedClient
-from needle.server.cluster_create import create_cluster
-from needle.server.cluster_main import system_caller
-from needle.server.connecting import Connecting
+from needle.connecting import Connecting, system_caller
+from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
+from needle.routing.topology import ClusterSettings, Topology
+from needle.server.catalog.founding import create_cluster
 
 
 class ShardedProcesses:

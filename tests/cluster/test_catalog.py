@@ -10,7 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.catalog_util import create, entry, node, spec, topology
-from needle.base.catalog_commands import (
+from needle.base.errors import (
+    CollectionExists,
+    CorruptDocuments,
+    CorruptSnapshot,
+    DiskFull,
+    InvalidArgument,
+    UnsupportedFormat,
+)
+from needle.base.model import WriteResult
+from needle.catalog.machine import IMAGE_NAME, CatalogMachine
+from needle.catalog.state import execute
+from needle.protocol.catalog_commands import (
     AdvanceMove,
     CatalogCommand,
     CreateCollection,
@@ -23,20 +34,9 @@ from needle.base.catalog_commands import (
     decode,
     encode,
 )
-from needle.base.errors import (
-    CollectionExists,
-    CorruptDocuments,
-    CorruptSnapshot,
-    DiskFull,
-    InvalidArgument,
-    UnsupportedFormat,
-)
-from needle.base.model import WriteResult
-from needle.base.routing.shard_map import initial_map
-from needle.base.routing.strategy import HASH
-from needle.base.routing.topology import MoveState, NodeState, Topology
-from needle.cluster.catalog import execute
-from needle.cluster.catalog_machine import IMAGE_NAME, CatalogMachine
+from needle.routing.shard_map import initial_map
+from needle.routing.strategy import HASH
+from needle.routing.topology import MoveState, NodeState, Topology
 
 _nodes = st.integers(1, 8)
 _names = st.sampled_from(["a", "b", "c"])

@@ -14,8 +14,6 @@ import pytest
 
 from cluster.fake_shards import FakeShards, virtually
 from harness.process_cluster import free_ports
-from needle.base import catalog_commands, commands
-from needle.base.cluster_protocol import FoundCall
 from needle.base.errors import (
     CollectionNotFound,
     DeadlineExceeded,
@@ -27,11 +25,13 @@ from needle.base.errors import (
 )
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode, SearchRequest, WriteResult
-from needle.base.routing.topology import Topology
+from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
-from needle.cluster.router import Router
 from needle.distributed import ClusterConfig, DistributedCluster
-from needle.server.cluster_create import create_cluster
+from needle.protocol import catalog_commands, commands
+from needle.protocol.peer_calls import FoundCall
+from needle.routing.topology import Topology
+from needle.server.catalog.founding import create_cluster
 
 ROW = np.ones(2, "<f4").tobytes()
 

@@ -19,13 +19,13 @@ from cluster.processes import ShardedProcesses
 from harness.process_cluster import wait_for
 from needle.base.errors import InvalidArgument, LostState
 from needle.base.model import RaftStatus
-from needle.base.routing.strategy import CONSISTENT_HASH
-from needle.base.routing.topology import ClusterSettings
 from needle.cli.app import main
 from needle.cli.shard_commands import look
 from needle.client.health import ReplicaStatus, judge
-from needle.server.cluster_create import create_cluster
-from needle.server.cluster_main import system_caller
+from needle.connecting import system_caller
+from needle.routing.strategy import CONSISTENT_HASH
+from needle.routing.topology import ClusterSettings
+from needle.server.catalog.founding import create_cluster
 
 
 async def test_no_cluster_is_made_of_a_node_that_others_know_with_another_directory(

@@ -11,8 +11,23 @@ import pytest
 
 from cluster.catalog_util import create, node, spec, topology
 from cluster.fake_shards import virtually
-from needle.base import protocol
-from needle.base.catalog_commands import (
+from needle.base.errors import (
+    ClientClosed,
+    ConnectionLost,
+    Internal,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    SessionExpired,
+    Unavailable,
+)
+from needle.base.model import WriteResult
+from needle.catalog.executed import KEPT_LEAST, KEPT_MAX, Executed, execute_once
+from needle.catalog.machine import CatalogMachine
+from needle.client.shards import ClusterShards
+from needle.multiraft.ports import Applied
+from needle.protocol import calls
+from needle.protocol.catalog_commands import (
     AdvanceMove,
     CatalogCommand,
     CreateCollection,
@@ -27,24 +42,9 @@ from needle.base.catalog_commands import (
     decode_identified,
     encode,
 )
-from needle.base.cluster_protocol import CATALOG, TOPOLOGY, CatalogCall, TopologyAnswer
-from needle.base.errors import (
-    ClientClosed,
-    ConnectionLost,
-    Internal,
-    InvalidArgument,
-    NeedleError,
-    OutcomeUnknown,
-    SessionExpired,
-    Unavailable,
-)
-from needle.base.model import WriteResult
-from needle.base.routing.strategy import RANGE
-from needle.base.routing.topology import MoveState, Topology
-from needle.client.shards import ClusterShards
-from needle.cluster.catalog_machine import CatalogMachine
-from needle.cluster.executed import KEPT_LEAST, KEPT_MAX, Executed, execute_once
-from needle.multiraft.ports import Applied
+from needle.protocol.peer_calls import CATALOG, TOPOLOGY, CatalogCall, TopologyAnswer
+from needle.routing.strategy import RANGE
+from needle.routing.topology import MoveState, Topology
 
 HALF = (b"\x10", b"\x20")
 Answered = WriteResult | NeedleError
@@ -227,9 +227,9 @@ class Nodes:
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         if method == TOPOLOGY:
-            return protocol.encode(TopologyAnswer("node-1", self.catalog.now))
+            return calls.encode(TopologyAnswer("node-1", self.catalog.now))
         assert method == CATALOG
-        self.copies.append(protocol.decode(body, CatalogCall).command)
+        self.copies.append(calls.decode(body, CatalogCall).command)
         answer = self.catalog.copy(self.copies[-1])
         if self.lose:
             self.lose -= 1
@@ -237,7 +237,7 @@ class Nodes:
             raise self.lost
         if isinstance(answer, NeedleError):
             raise answer
-        return protocol.encode(answer)
+        return calls.encode(answer)
 
     def shards(self, known: Topology) -> ClusterShards:
         return ClusterShards(self, ["h:1"], known, rng=random.Random(self.catalog.index))  # type: ignore[arg-type]

@@ -11,13 +11,13 @@ import pytest
 
 from cluster.catalog_util import topology
 from cluster.fake_shards import virtually
-from needle.base import protocol
-from needle.base.cluster_protocol import TopologyAnswer, TopologyCall
 from needle.base.config import RaftConfig
 from needle.base.errors import ConnectionLost, DeadlineExceeded, LostState, Unavailable, UnknownMethod
-from needle.base.routing.topology import Topology
+from needle.protocol import calls
+from needle.protocol.peer_calls import TopologyAnswer, TopologyCall
+from needle.routing.topology import Topology
+from needle.server.catalog.follower import CatalogFollower
 from needle.server.cluster_files import ClusterFile
-from needle.server.cluster_follower import CatalogFollower
 
 
 class FakeNode:
@@ -57,14 +57,14 @@ class FakeNode:
         return self.topology.address_of(node)
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
-        call = protocol.decode(body, TopologyCall)
+        call = calls.decode(body, TopologyCall)
         name = next(info.id for info in self.topology.nodes if info.address == address)
         self.asked.append(name)
         if name in self.away:
             raise ConnectionLost(f"{name} is away")
         await asyncio.sleep(call.wait)
         newer = msgspec.structs.replace(self.topology, version=9) if name == self.fresh else None
-        return protocol.encode(TopologyAnswer(name, newer if call.version < 9 else None))
+        return calls.encode(TopologyAnswer(name, newer if call.version < 9 else None))
 
 
 @pytest.mark.parametrize("catalog", [True, False], ids=["holds the catalog", "does not"])

@@ -9,14 +9,14 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
-from needle.base import commands, protocol
-from needle.base.cluster_protocol import SHARD_LEADER, TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.base.errors import ConnectionLost, NotLeader
 from needle.base.model import ReadMode, SearchRequest, WriteResult
-from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
-from needle.base.routing.topology import CollectionInfo, Topology
+from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
-from needle.cluster.router import Router
+from needle.protocol import calls, commands
+from needle.protocol.calls import GroupCall, LeaderAnswer, WriteCall
+from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, TopologyAnswer, TopologyCall
+from needle.routing.topology import CollectionInfo, Topology
 
 VECTOR = b"\0" * 8
 LEADER = "node-2"
@@ -36,16 +36,16 @@ class Moved:
             raise ConnectionLost(f"nobody listens on {address}")
         self.reached.append(node)
         if method == TOPOLOGY:
-            known = protocol.decode(body, TopologyCall).version
-            return protocol.encode(TopologyAnswer(node, self.now if self.now.version > known else None))
+            known = calls.decode(body, TopologyCall).version
+            return calls.encode(TopologyAnswer(node, self.now if self.now.version > known else None))
         if method == SHARD_LEADER:
-            protocol.decode(body, GroupCall)
-            return protocol.encode(LeaderAnswer(node, LEADER, 1, self.told.addresses()))
-        assert method == protocol.WRITE
+            calls.decode(body, GroupCall)
+            return calls.encode(LeaderAnswer(node, LEADER, 1, self.told.addresses()))
+        assert method == calls.WRITE
         if node != LEADER:
             raise NotLeader(f"{LEADER} does", leader=LEADER, leader_address=self.told.address_of(LEADER))
-        command = commands.decode(protocol.decode(body, WriteCall).command)
-        return protocol.encode(WriteResult(version=1, index=5 if isinstance(command, commands.OpenSession) else 6))
+        command = commands.decode(calls.decode(body, WriteCall).command)
+        return calls.encode(WriteResult(version=1, index=5 if isinstance(command, commands.OpenSession) else 6))
 
     def connected(self, address: str) -> bool:
         return True

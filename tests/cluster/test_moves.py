@@ -6,15 +6,15 @@ import msgspec
 import pytest
 
 from cluster.catalog_util import create, entry, topology
-from needle.base.catalog_commands import AdvanceMove, CatalogCommand, CreateCluster, FinishMove, StartMove
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.model import WriteResult
-from needle.base.routing.ranges import difference, union
-from needle.base.routing.shard_map import KeyRange, ShardMap
-from needle.base.routing.strategy import RANGE
-from needle.base.routing.topology import MoveState, Ownership, Topology
-from needle.cluster.catalog import execute
-from needle.cluster.catalog_machine import CatalogMachine
+from needle.catalog.machine import CatalogMachine
+from needle.catalog.state import execute
+from needle.protocol.catalog_commands import AdvanceMove, CatalogCommand, CreateCluster, FinishMove, StartMove
+from needle.routing.ranges import difference, union
+from needle.routing.shard_map import KeyRange, ShardMap
+from needle.routing.strategy import RANGE
+from needle.routing.topology import MoveState, Ownership, Topology
 
 HALF: KeyRange = (b"\x10", b"\x20")
 """A part of shard 0 of four that share the range of ids evenly."""

@@ -13,13 +13,13 @@ import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from harness.process_cluster import wait_for
-from needle.base import protocol
-from needle.base.catalog_commands import StartMove
-from needle.base.cluster_protocol import SHARD_LEADER
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
-from needle.base.protocol import GroupCall, LeaderAnswer
 from needle.client.sharded import ShardedClient
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall, LeaderAnswer
+from needle.protocol.catalog_commands import StartMove
+from needle.protocol.peer_calls import SHARD_LEADER
 
 DIMENSIONS = 8
 LOADED = 1200
@@ -137,13 +137,13 @@ async def _nobody() -> None:
 
 
 async def _leader(processes: ShardedProcesses, client: ShardedClient, group: int) -> str | None:
-    body = protocol.encode(GroupCall(group))
+    body = calls.encode(GroupCall(group))
     for node in processes.nodes.values():
         try:
             data = await client._shards._caller.call(node.address, SHARD_LEADER, body, 1.0)
         except NeedleError:
             continue
-        leader = protocol.decode(data, LeaderAnswer).leader
+        leader = calls.decode(data, LeaderAnswer).leader
         if leader is not None:
             return leader
     return None

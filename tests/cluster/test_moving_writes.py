@@ -10,17 +10,17 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import FakeShards, virtually
-from needle.base import commands, protocol
-from needle.base.cluster_protocol import SHARD_LEADER, TOPOLOGY, TopologyAnswer
 from needle.base.errors import ConnectionLost, OutcomeUnknown, StaleEpoch
 from needle.base.ids import GroupId
 from needle.base.model import WriteResult
-from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
-from needle.base.routing.shard_map import KeyRange
-from needle.base.routing.strategy import ShardStrategy, routing_key
-from needle.base.routing.topology import CollectionInfo, Topology
+from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
-from needle.cluster.router import Router
+from needle.protocol import calls, commands
+from needle.protocol.calls import GroupCall, LeaderAnswer, WriteCall
+from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, TopologyAnswer
+from needle.routing.shard_map import KeyRange
+from needle.routing.strategy import ShardStrategy, routing_key
+from needle.routing.topology import CollectionInfo, Topology
 
 EVERYTHING: KeyRange = (b"", None)
 
@@ -109,15 +109,15 @@ class Cluster:
 
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         if method == TOPOLOGY:
-            return protocol.encode(TopologyAnswer("node-1", self.now))
+            return calls.encode(TopologyAnswer("node-1", self.now))
         if method == SHARD_LEADER:
-            protocol.decode(body, GroupCall)
-            return protocol.encode(LeaderAnswer("node-1", "node-1", 1, self.now.addresses()))
-        assert method == protocol.WRITE
-        call = protocol.decode(body, WriteCall)
+            calls.decode(body, GroupCall)
+            return calls.encode(LeaderAnswer("node-1", "node-1", 1, self.now.addresses()))
+        assert method == calls.WRITE
+        call = calls.decode(body, WriteCall)
         command = commands.decode(call.command)
         if isinstance(command, commands.OpenSession):
-            return protocol.encode(WriteResult(version=1, index=10 * call.group))
+            return calls.encode(WriteResult(version=1, index=10 * call.group))
         assert isinstance(command, commands.Insert)
         if call.group == 1 and self.script:
             error = self.script.pop(0)
@@ -127,7 +127,7 @@ class Cluster:
                 self.now = msgspec.structs.replace(self.now, map=shard_map, version=self.now.version + 1)
             raise error
         self.executed.append((call.group, command.session.seq))
-        return protocol.encode(WriteResult(version=7, index=6))
+        return calls.encode(WriteResult(version=7, index=6))
 
     def connected(self, address: str) -> bool:
         return True

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from cluster.fake_shards import FakeShards, virtually
-from needle.base.commands import Insert, OpenSession, Session, encode
 from needle.base.config import RaftConfig
 from needle.base.errors import NoQuorum, OutcomeUnknown
-from needle.base.protocol import WriteCall
-from needle.base.routing.strategy import ShardStrategy
-from needle.cluster.router import Router
-from needle.server.cluster_proxy import Proxy
+from needle.client.router.router import Router
+from needle.protocol.calls import WriteCall
+from needle.protocol.commands import Insert, OpenSession, Session, encode
+from needle.routing.strategy import ShardStrategy
+from needle.server.service.proxy import Proxy
 
 IDS = [f"doc-{n:03}" for n in range(20)]
 

@@ -13,9 +13,9 @@ from cluster.processes import ShardedProcesses, healthy
 from harness.process_cluster import free_ports, wait_for
 from needle import CollectionNotFound, Filter, InvalidArgument, NoQuorum
 from needle.base.errors import DeadlineExceeded, Unavailable
-from needle.base.routing.strategy import ShardStrategy
-from needle.base.routing.topology import Topology
 from needle.client.sharded import ShardedClient
+from needle.routing.strategy import ShardStrategy
+from needle.routing.topology import Topology
 
 DIMENSIONS = 16
 COUNT = 1500

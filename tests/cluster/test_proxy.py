@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 from harness.process_cluster import free_ports
-from needle.base import protocol
-from needle.base.commands import Insert, OpenSession, Session, encode
 from needle.base.errors import (
     AlreadyExists,
     CollectionNotFound,
@@ -21,13 +19,15 @@ from needle.base.errors import (
     Unavailable,
     VersionMismatch,
 )
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.ids import shard_group
 from needle.base.model import WriteResult
-from needle.base.protocol import WriteCall
 from needle.client import Client
+from needle.connecting import system_caller
 from needle.distributed import ClusterConfig, DistributedCluster
-from needle.server.cluster_main import system_caller
+from needle.protocol import calls
+from needle.protocol.calls import WriteCall
+from needle.protocol.commands import Insert, OpenSession, Session, encode
 
 
 async def test_a_plain_client_through_each_node(tmp_path: Path) -> None:
@@ -67,12 +67,12 @@ async def test_a_plain_client_through_each_node(tmp_path: Path) -> None:
 
         async def send(address: str, session: Session, value: int) -> WriteResult:
             command = Insert("default", ["cas"], rows[value].tobytes(), [b""], 0, session)
-            body = protocol.encode(WriteCall(shard_group(0), encode(command), 5.0))
-            return protocol.decode(await caller.call(address, protocol.WRITE, body, 5), WriteResult)
+            body = calls.encode(WriteCall(shard_group(0), encode(command), 5.0))
+            return calls.decode(await caller.call(address, calls.WRITE, body, 5), WriteResult)
 
         # a repeated write is executed once, and another node does not guess
-        body = protocol.encode(WriteCall(shard_group(0), encode(OpenSession(1)), 5.0))
-        opened = protocol.decode(await caller.call(addresses[1], protocol.WRITE, body, 5), WriteResult)
+        body = calls.encode(WriteCall(shard_group(0), encode(OpenSession(1)), 5.0))
+        opened = calls.decode(await caller.call(addresses[1], calls.WRITE, body, 5), WriteResult)
         session = Session(opened.index, 1, 1)
         first, again = await asyncio.gather(send(addresses[1], session, 1), send(addresses[1], session, 1))
         assert first == again
@@ -83,8 +83,8 @@ async def test_a_plain_client_through_each_node(tmp_path: Path) -> None:
             await send(addresses[1], Session(opened.index, 2, 2), 1)
         with pytest.raises(InvalidArgument, match="shard-aware"):
             command = Insert("default", ["p", "q"], rows[:2].tobytes(), [b"", b""], 0)
-            body = protocol.encode(WriteCall(shard_group(0), encode(command), 5.0))
-            await caller.call(addresses[1], protocol.WRITE, body, 5)
+            body = calls.encode(WriteCall(shard_group(0), encode(command), 5.0))
+            await caller.call(addresses[1], calls.WRITE, body, 5)
         await client.drop_collection("default")
         assert await client.collections() == []
     finally:

@@ -12,12 +12,12 @@ import pytest
 
 from cluster.catalog_util import topology
 from cluster.fake_shards import virtually
-from needle.base import protocol
-from needle.base.cluster_protocol import WHO, WhoAnswer
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, NoQuorum
-from needle.base.protocol import AddressBook
-from needle.base.routing.topology import NodeInfo
-from needle.server.cluster_registration import LOOK_SECONDS, PAUSE_SECONDS, Registration
+from needle.protocol import calls
+from needle.protocol.calls import AddressBook
+from needle.protocol.peer_calls import WHO, WhoAnswer
+from needle.routing.topology import NodeInfo
+from needle.server.catalog.registration import LOOK_SECONDS, PAUSE_SECONDS, Registration
 
 
 class FakeNode:
@@ -58,9 +58,9 @@ class FakeNode:
         return False
 
     async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
-        self.told.append((self.now(), node, method, protocol.decode(body, AddressBook).addresses))
+        self.told.append((self.now(), node, method, calls.decode(body, AddressBook).addresses))
         if self.back:
-            return protocol.encode(AddressBook({}))
+            return calls.encode(AddressBook({}))
         raise ConnectionLost("away")
 
     async def command(self, command: Any, timeout: float) -> None:
@@ -170,9 +170,9 @@ class MovedNodes(FakeNode):
     async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
         if method == WHO and node in self.who:
             info = self.who[node]
-            return protocol.encode(WhoAnswer(info.id, node, info.incarnation, "", 1.0, 1, 1))
+            return calls.encode(WhoAnswer(info.id, node, info.incarnation, "", 1.0, 1, 1))
         if node == "seed:2":
-            return protocol.encode(AddressBook(self.book))
+            return calls.encode(AddressBook(self.book))
         return await super().call(node, method, body, timeout)
 
 

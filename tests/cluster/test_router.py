@@ -20,14 +20,14 @@ from needle.base.errors import (
     NoQuorum,
     Unavailable,
 )
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, ReadMode, SearchRequest, WriteResult
-from needle.base.routing.shard_map import uncovered
-from needle.base.routing.strategy import HASH, RANGE, ShardStrategy, routing_key
-from needle.cluster.latency import DELAY_UNKNOWN, Latencies
-from needle.cluster.merge import merge_hits
-from needle.cluster.pruning import pinned_keys
-from needle.cluster.router import Router
+from needle.client.router.latency import DELAY_UNKNOWN, Latencies
+from needle.client.router.merge import merge_hits
+from needle.client.router.pruning import pinned_keys
+from needle.client.router.router import Router
+from needle.routing.shard_map import uncovered
+from needle.routing.strategy import HASH, RANGE, ShardStrategy, routing_key
 
 MODES = [ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL]
 

@@ -15,15 +15,15 @@ import pytest
 from cluster.processes import ShardedProcesses, healthy
 from harness.process_cluster import free_ports, wait_for
 from needle.base.errors import ConfigError, InvalidArgument
-from needle.base.routing.strategy import ShardStrategy, register, router_names, routing_key
-from needle.base.routing.topology import ClusterSettings
 from needle.client.sharded import ShardedClient
-from needle.server.cluster_create import create_cluster
-from needle.server.cluster_main import system_caller
-from needle.server.routers import load_routers
+from needle.connecting import system_caller
+from needle.routing.loading import load_routers
+from needle.routing.strategy import ShardStrategy, register, router_names, routing_key
+from needle.routing.topology import ClusterSettings
+from needle.server.catalog.founding import create_cluster
 
 SOURCE = '''
-from needle.base.routing.strategy import register
+from needle.routing.strategy import register
 
 def by_prefix(id, metadata):
     """All documents of one namespace, "namespace/rest", live together."""

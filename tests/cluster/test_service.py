@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from harness.process_cluster import free_ports, wait_for
-from needle.base import catalog_commands, commands, protocol
-from needle.base.cluster_protocol import (
+from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable
+from needle.base.ids import shard_group
+from needle.base.model import CollectionSpec, ReadMode, WriteResult
+from needle.distributed import ClusterConfig, DistributedCluster
+from needle.protocol import calls, catalog_commands, commands
+from needle.protocol.calls import CollectionsCall, Freshness, GetCall, WriteCall
+from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
     CatalogCall,
     FoundCall,
     ShardAnswer,
 )
-from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable
-from needle.base.ids import shard_group
-from needle.base.model import CollectionSpec, ReadMode, WriteResult
-from needle.base.protocol import CollectionsCall, Freshness, GetCall, WriteCall
-from needle.base.routing.topology import Ownership
-from needle.distributed import ClusterConfig, DistributedCluster
+from needle.routing.topology import Ownership
 
 
 async def test_calls_that_do_not_fit_the_map_are_refused(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ async def test_calls_that_do_not_fit_the_map_are_refused(tmp_path: Path) -> None
         row = np.zeros(2, "<f4").tobytes()[:4] + np.ones(1, "<f4").tobytes()
 
         async def write(epoch: int, shard: int, command: commands.Command) -> WriteResult:
-            body = protocol.encode(WriteCall(shard_group(shard), commands.encode(command), 2.0, epoch))
-            return protocol.decode(await client._caller.call(address, protocol.WRITE, body, 5), WriteResult)
+            body = calls.encode(WriteCall(shard_group(shard), commands.encode(command), 2.0, epoch))
+            return calls.decode(await client._caller.call(address, calls.WRITE, body, 5), WriteResult)
 
         insert = commands.Insert(stored, ["doc-1"], row, [b"{}"])
         assert (await write(epoch, mine, insert)).count == 1
@@ -60,28 +60,28 @@ async def test_calls_that_do_not_fit_the_map_are_refused(tmp_path: Path) -> None
             await write(epoch, mine, commands.DropCollection(stored))
 
         async def read(method: str, call: object) -> ShardAnswer:
-            return protocol.decode(await client._caller.call(address, method, protocol.encode(call), 5), ShardAnswer)
+            return calls.decode(await client._caller.call(address, method, calls.encode(call), 5), ShardAnswer)
 
         fresh = Freshness(ReadMode.STRONG, 0, 0.0, 2.0)
-        answer = await read(protocol.COLLECTIONS, CollectionsCall(shard_group(mine), fresh, epoch))
+        answer = await read(calls.COLLECTIONS, CollectionsCall(shard_group(mine), fresh, epoch))
         assert (answer.epoch, answer.fingerprint) == (epoch, Ownership(topology.map).fingerprint(mine))
         with pytest.raises(StaleEpoch):
-            await read(protocol.GET, GetCall(shard_group(mine), stored, ["doc-1"], False, fresh, -1))
+            await read(calls.GET, GetCall(shard_group(mine), stored, ["doc-1"], False, fresh, -1))
 
         # a client that is not shard-aware, or of an earlier release, means the cluster: not the members of shard 0
         for names in (["node-1"], ["node-1", "node-2"]):
-            change = protocol.MembershipCall(shard_group(0), names, [], {"node-2": "127.0.0.1:1"}, 2.0)
+            change = calls.MembershipCall(shard_group(0), names, [], {"node-2": "127.0.0.1:1"}, 2.0)
             with pytest.raises(InvalidArgument, match="no members to change"):
-                await client._caller.call(address, protocol.MEMBERSHIP, protocol.encode(change), 5)
+                await client._caller.call(address, calls.MEMBERSHIP, calls.encode(change), 5)
         assert "node-2" not in client.nodes()
 
         # the catalog refuses what its shards would refuse, and a founded node another cluster
         for spec in (CollectionSpec(name=" x", dimensions=2), CollectionSpec(name="x", dimensions=0)):
             command = catalog_commands.encode(catalog_commands.CreateCollection(spec, False, 1))
             with pytest.raises(InvalidArgument):
-                await client._caller.call(address, CATALOG, protocol.encode(CatalogCall(command, 2.0)), 5)
+                await client._caller.call(address, CATALOG, calls.encode(CatalogCall(command, 2.0)), 5)
         with pytest.raises(InvalidArgument, match="another cluster"):
-            await client._caller.call(address, FOUND, protocol.encode(FoundCall(1, {"node-1": address})), 5)
+            await client._caller.call(address, FOUND, calls.encode(FoundCall(1, {"node-1": address})), 5)
         assert client.topology().collection(" x") is None
     finally:
         await cluster.stop()

@@ -16,7 +16,7 @@ from cluster.processes import ShardedProcesses, healthy
 from harness.process_cluster import wait_for
 from needle.client import Client
 from needle.client.sharded import ShardedClient
-from needle.server.cluster_main import system_caller
+from needle.connecting import system_caller
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 SEARCHES = 7

@@ -14,23 +14,23 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from harness.process_cluster import free_ports, wait_for
-from needle.base.catalog_commands import CreateCollection, StartMove, encode
-from needle.base.cluster_protocol import CATALOG, TOPOLOGY, CatalogCall, TopologyAnswer
 from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown
 from needle.base.ids import shard_group
-from needle.base.move_commands import Forget, Import, PrepareMove
-from needle.base.protocol import LeaderAnswer
-from needle.base.protocol import encode as encode_call
-from needle.base.routing.strategy import CONSISTENT_HASH
-from needle.base.routing.topology import MoveState
 from needle.client.shards import ClusterShards
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.protocol.calls import LeaderAnswer
+from needle.protocol.calls import encode as encode_call
+from needle.protocol.catalog_commands import CreateCollection, StartMove, encode
+from needle.protocol.move_commands import Forget, Import, PrepareMove
+from needle.protocol.peer_calls import CATALOG, TOPOLOGY, CatalogCall, TopologyAnswer
+from needle.routing.strategy import CONSISTENT_HASH
+from needle.routing.topology import MoveState
 from needle.server.address_book import AddressBook
 from needle.server.cluster_files import load_topology
-from needle.server.cluster_leaders import LeaderSpread
 from needle.server.cluster_node import ClusterNode
-from needle.server.disk_space import DiskSpace, Room
-from needle.server.roomier_leaders import PACE_SECONDS, RoomierLeaders
+from needle.server.upkeep.disk_space import DiskSpace, Room
+from needle.server.upkeep.leaders import LeaderSpread
+from needle.server.upkeep.roomier_leaders import PACE_SECONDS, RoomierLeaders
 
 
 class Full:

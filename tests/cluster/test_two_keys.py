@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cluster.processes import ShardedProcesses, healthy
 from harness.process_cluster import wait_for
-from needle.base.catalog_commands import StartMove
-from needle.base.routing.strategy import ShardStrategy, routing_key
 from needle.client.sharded import ShardedClient
+from needle.protocol.catalog_commands import StartMove
+from needle.routing.strategy import ShardStrategy, routing_key
 
 CUSTOM = ShardStrategy.custom("tenant")
 VECTOR = [1.0, 2.0, 3.0]

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from harness.process_cluster import ProcessCluster
-from needle.base import protocol
-from needle.base.commands import Insert, PublishSegment, Session, encode
 from needle.base.errors import (
     CollectionExists,
     CollectionNotFound,
@@ -19,8 +17,10 @@ from needle.base.errors import (
     UnknownMethod,
 )
 from needle.base.model import ReadMode, SearchRequest
-from needle.base.protocol import Freshness, SearchCall, WriteCall
 from needle.client import Client
+from needle.protocol import calls
+from needle.protocol.calls import Freshness, SearchCall, WriteCall
+from needle.protocol.commands import Insert, PublishSegment, Session, encode
 
 GOOD = np.ones(8, dtype=np.float32)
 Call = Callable[[Client], Awaitable[object]]
@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[type[NeedleError], str, Call]] = {
 
 def _raw(method: str, body: object) -> Call:
     async def call(client: Client) -> object:
-        data = body if isinstance(body, bytes) else protocol.encode(body)
+        data = body if isinstance(body, bytes) else calls.encode(body)
         # What no well-behaved client sends; the node must stand it all the same.
         return await client._caller.call(client._directory.addresses()[0], method, data, 5.0)
 
@@ -76,24 +76,24 @@ def _raw(method: str, body: object) -> Call:
 
 def _search(**changes: object) -> Call:
     request = msgspec.structs.replace(SearchRequest(collection="default", vector=GOOD.tobytes(), k=1), **changes)
-    return _raw(protocol.SEARCH, SearchCall(1, request, Freshness(ReadMode.STRONG, 0, 0.0, 5.0)))
+    return _raw(calls.SEARCH, SearchCall(1, request, Freshness(ReadMode.STRONG, 0, 0.0, 5.0)))
 
 
 def _insert(*, vectors: bytes = GOOD.tobytes(), metadata: bytes = b"", session: Session | None = None) -> Call:
     command = Insert("default", ["raw"], vectors, [metadata], None, session or Session())
-    return _raw(protocol.WRITE, WriteCall(1, encode(command), 5.0))
+    return _raw(calls.WRITE, WriteCall(1, encode(command), 5.0))
 
 
 RAW: dict[str, tuple[type[NeedleError], str, Call]] = {
     "unknown method": (UnknownMethod, "no_such", _raw("no_such", b"")),
-    "garbage for a body": (InvalidArgument, "write", _raw(protocol.WRITE, b"\xc1\xff")),
-    "no body": (InvalidArgument, "search", _raw(protocol.SEARCH, b"")),
-    "command of another format": (InvalidArgument, "format", _raw(protocol.WRITE, WriteCall(1, b"\x09abc", 5.0))),
-    "command that does not decode": (InvalidArgument, "decode", _raw(protocol.WRITE, WriteCall(1, b"\x01\xc1", 5.0))),
+    "garbage for a body": (InvalidArgument, "write", _raw(calls.WRITE, b"\xc1\xff")),
+    "no body": (InvalidArgument, "search", _raw(calls.SEARCH, b"")),
+    "command of another format": (InvalidArgument, "format", _raw(calls.WRITE, WriteCall(1, b"\x09abc", 5.0))),
+    "command that does not decode": (InvalidArgument, "decode", _raw(calls.WRITE, WriteCall(1, b"\x01\xc1", 5.0))),
     "a segment from a client": (
         InvalidArgument,
         "segments",
-        _raw(protocol.WRITE, WriteCall(1, encode(PublishSegment(1, 0, 1, 2, 3, "x")), 5.0)),
+        _raw(calls.WRITE, WriteCall(1, encode(PublishSegment(1, 0, 1, 2, 3, "x")), 5.0)),
     ),
     "vector bytes that are no floats": (InvalidArgument, "vector", _insert(vectors=b"abc")),
     "NaN bytes": (InvalidArgument, "vector", _insert(vectors=np.full(8, np.nan, "<f4").tobytes())),
@@ -105,17 +105,17 @@ RAW: dict[str, tuple[type[NeedleError], str, Call]] = {
     "timeout that is over": (
         DeadlineExceeded,
         "nothing was done",
-        _raw(protocol.STEP_DOWN, protocol.StepDownCall(1, None, -0.02)),
+        _raw(calls.STEP_DOWN, calls.StepDownCall(1, None, -0.02)),
     ),
     "timeout of NaN": (
         InvalidArgument,
         "timeout",
-        _raw(protocol.STEP_DOWN, protocol.StepDownCall(1, None, float("nan"))),
+        _raw(calls.STEP_DOWN, calls.StepDownCall(1, None, float("nan"))),
     ),
     "timeout of two days": (
         InvalidArgument,
         "timeout",
-        _raw(protocol.STEP_DOWN, protocol.StepDownCall(1, None, 172_800.0)),
+        _raw(calls.STEP_DOWN, calls.StepDownCall(1, None, 172_800.0)),
     ),
 }
 

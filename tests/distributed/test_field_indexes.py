@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.linked_cluster import LinkedCluster, linked
 from harness.process_cluster import wait_for
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 
 ROWS = 2000
 VECTORS = np.random.default_rng(1).standard_normal((ROWS, 8)).astype(np.float32)

@@ -14,7 +14,7 @@ from harness.process_cluster import free_ports, wait_for
 from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError
 from needle.base.model import HitBatch, SearchRequest
 from needle.distributed import RaftCluster, RaftConfig
-from needle.shard.builders import Builders
+from needle.shard.fields.builders import Builders
 from needle.shard.state_machine import Replica
 
 QUERY = [1.0, 0.0, 0.0, 0.0]

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from needle.multiraft.wal_records import (
+from needle.multiraft.log.wal_records import (
     RECORD_MAGIC,
     SEGMENT_HEADER,
     decode_head,
@@ -19,8 +19,8 @@ from needle.multiraft.wal_records import (
     encode_record,
     record_size,
 )
-from needle.shard.segment_builder import TEMPORARY
-from needle.shard.sqlite_file import connect
+from needle.shard.documents.sqlite_file import connect
+from needle.shard.segments.builder import TEMPORARY
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:

@@ -1,5 +1,5 @@
 """The proxy for one directed link, shared with the chaos run."""
 
-from needle.sim.chaos.link_proxy import LinkProxy
+from needle.local.link_proxy import LinkProxy
 
 __all__ = ["LinkProxy"]

@@ -17,12 +17,12 @@ from typing import Any
 
 from harness.link_proxy import LinkProxy
 from harness.process_cluster import ProcessCluster, free_ports
-from needle.base import protocol
 from needle.base.model import HitBatch, ReadMode, SearchRequest
-from needle.base.protocol import DocumentBatch, Freshness, GetCall, SearchCall
+from needle.protocol import calls
+from needle.protocol.calls import DocumentBatch, Freshness, GetCall, SearchCall
 from needle.rpc.transport import RpcClient
-from needle.server.hosted import SEGMENT_BUILDING
-from needle.server.runtime import SystemClock
+from needle.server.replica import SEGMENT_BUILDING
+from needle.system import SystemClock
 
 GROUP = 1
 
@@ -82,16 +82,16 @@ class Pinned:
     async def version(self, id: str, mode: ReadMode, timeout: float = 1.0) -> int:
         """The version of a document as this node reads it, 0 if it has none. Raises what the node answers."""
         call = GetCall(GROUP, "default", [id], False, Freshness(mode, 0, 0.0, timeout))
-        answer = await self._rpc.call(self._address, protocol.GET, protocol.encode(call), timeout + 1)
-        found = protocol.decode(answer, DocumentBatch)
+        answer = await self._rpc.call(self._address, calls.GET, calls.encode(call), timeout + 1)
+        found = calls.decode(answer, DocumentBatch)
         return found.versions[0] if found.ids else 0
 
     async def building(self, collection_id: int = 1) -> bool:
         """Whether this node builds an index file of a collection."""
-        body = protocol.encode((GROUP, collection_id))
-        return bool(protocol.decode(await self._rpc.call(self._address, SEGMENT_BUILDING, body, 5.0), list))
+        body = calls.encode((GROUP, collection_id))
+        return bool(calls.decode(await self._rpc.call(self._address, SEGMENT_BUILDING, body, 5.0), list))
 
     async def search(self, request: SearchRequest, mode: ReadMode = ReadMode.EVENTUAL) -> HitBatch:
         """This node's hits."""
         call = SearchCall(GROUP, request, Freshness(mode, 0, 0.0, 5.0))
-        return protocol.decode(await self._rpc.call(self._address, protocol.SEARCH, protocol.encode(call), 6), HitBatch)
+        return calls.decode(await self._rpc.call(self._address, calls.SEARCH, calls.encode(call), 6), HitBatch)

@@ -7,7 +7,7 @@ import random
 from needle.multiraft.codec import LifeAnswer, LifeCall, decode_life_answer, encode_body
 from needle.multiraft.lives import LIFE_METHOD
 from needle.rpc.transport import RpcClient
-from needle.server.runtime import SystemClock
+from needle.system import SystemClock
 
 
 async def life_of(address: str) -> LifeAnswer:

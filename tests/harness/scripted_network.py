@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from needle.base import protocol
-from needle.base.commands import Insert, OpenSession, decode
 from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, NotLeader
 from needle.base.model import HitBatch, WriteResult
-from needle.base.protocol import GroupCall, LeaderAnswer, WriteCall
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall, LeaderAnswer, WriteCall
+from needle.protocol.commands import Insert, OpenSession, decode
 
 ADDRESSES = {"n1": "h:1", "n2": "h:2", "n3": "h:3"}
 VECTOR = [1.0, 0.0]
@@ -41,29 +41,29 @@ class Network:
         node = next(name for name, there in ADDRESSES.items() if there == address)
         if node in self.down:
             raise ConnectionLost(f"cannot connect to {address}", address=address)
-        if method == protocol.LEADER:
-            asked = protocol.decode(body, GroupCall)
+        if method == calls.LEADER:
+            asked = calls.decode(body, GroupCall)
             if self.waits and asked.after_term >= self.term:
                 self.waiting.append(asked)
                 try:
                     await asyncio.wait_for(self.elected.wait(), timeout)
                 except TimeoutError:
                     raise DeadlineExceeded("no answer in time") from None
-            return protocol.encode(LeaderAnswer(node, self.stale_hint or self.leader, self.term, ADDRESSES))
-        if method == protocol.SEARCH:
-            return protocol.encode(HitBatch([], [], [], [], b"", 7))
+            return calls.encode(LeaderAnswer(node, self.stale_hint or self.leader, self.term, ADDRESSES))
+        if method == calls.SEARCH:
+            return calls.encode(HitBatch([], [], [], [], b"", 7))
         if node != self.leader:
             raise NotLeader("not here", leader=self.leader, leader_address=ADDRESSES.get(self.leader or ""))
-        command = decode(protocol.decode(body, WriteCall).command)
+        command = decode(calls.decode(body, WriteCall).command)
         if isinstance(command, OpenSession):
             self.sessions += 1
-            return protocol.encode(WriteResult(version=0, index=100 * self.sessions))
+            return calls.encode(WriteResult(version=0, index=100 * self.sessions))
         assert isinstance(command, Insert)
         self.writes.append((node, command))
         error = self.script.pop(0) if self.script else None
         if error is not None:
             raise error
-        return protocol.encode(WriteResult(version=9, index=len(self.writes)))
+        return calls.encode(WriteResult(version=9, index=len(self.writes)))
 
     def connected(self, address: str) -> bool:
         return True

@@ -23,10 +23,10 @@ from needle.base.errors import ConnectionLost, CorruptSnapshot, InvalidArgument,
 from needle.multiraft.config import HostConfig
 from needle.multiraft.files import Files
 from needle.multiraft.host import Host
-from needle.multiraft.log_store import LogStore
+from needle.multiraft.log.log_store import LogStore
+from needle.multiraft.log.wal_store import WalStore, segment_bytes
 from needle.multiraft.ports import Applied, KeyValueTxn, SnapshotFile
-from needle.multiraft.snapshot_receiver import BLOCKS_METHOD, CHUNK_METHOD, HASHES_METHOD
-from needle.multiraft.wal_store import WalStore, segment_bytes
+from needle.multiraft.snapshots.receiver import BLOCKS_METHOD, CHUNK_METHOD, HASHES_METHOD
 
 FAST = HostConfig(election_timeout=0.15, heartbeat_interval=0.03, snapshot_retry=0.2, snapshot_chunk_timeout=0.5)
 

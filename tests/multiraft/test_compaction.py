@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from multiraft.harness import FAST, Cluster, Node, put, until
 from needle.base.errors import Overloaded
-from needle.multiraft.log_sizes import ENTRY_OVERHEAD, LogSizes
+from needle.multiraft.log.log_sizes import ENTRY_OVERHEAD, LogSizes
 from needle.multiraft.retention import Bounds, Member, keep_after
 
 CALM = replace(FAST, election_timeout=1.0, heartbeat_interval=0.1)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from multiraft.wal_util import open_wal
 from needle.base.errors import CorruptLog, DiskFailed, StorageError, UnsupportedFormat
-from needle.multiraft.group_log import LogWrite
-from needle.multiraft.log_records import (
+from needle.multiraft.log.group_log import LogWrite
+from needle.multiraft.log.log_records import (
     BOOTSTRAP,
     HARD,
     META_KEY,
@@ -26,8 +26,8 @@ from needle.multiraft.log_records import (
     entry_key,
     record_key,
 )
-from needle.multiraft.log_store import GARBAGE_PER_WRITE, LogStore
-from needle.multiraft.wal_store import WalStore
+from needle.multiraft.log.log_store import GARBAGE_PER_WRITE, LogStore
+from needle.multiraft.log.wal_store import WalStore
 from needle.raft.messages import ConfState, Entry, HardState, SnapshotMeta
 
 

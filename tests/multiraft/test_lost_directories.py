@@ -15,7 +15,7 @@ from multiraft.harness import FAST, Cluster, DictMachine, Disk, Link, Node, put,
 from multiraft.wal_util import open_wal
 from needle.base.errors import ConnectionLost, InvalidArgument, LostState, NeedleError
 from needle.multiraft.codec import decode_frame, encode_frame
-from needle.multiraft.log_records import IDENTITY_KEY, META_KEY, PEER_PREFIX
+from needle.multiraft.log.log_records import IDENTITY_KEY, META_KEY, PEER_PREFIX
 from needle.raft.messages import Message, MessageType
 
 CALM = replace(FAST, election_timeout=0.6)

@@ -10,8 +10,8 @@ from multiraft.harness import Cluster, Node
 from multiraft.wal_util import open_wal
 from needle.base.errors import CorruptLog
 from needle.multiraft import offline
-from needle.multiraft.log_records import HARD, LOST, LostRecord, encode_record, record_key
-from needle.multiraft.wal_store import WalStore
+from needle.multiraft.log.log_records import HARD, LOST, LostRecord, encode_record, record_key
+from needle.multiraft.log.wal_store import WalStore
 from needle.raft.messages import HardState
 
 

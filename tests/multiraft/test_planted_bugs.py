@@ -1,4 +1,4 @@
-"""Rules that bugs planted on purpose (needle.sim.mutants) showed to be unguarded by the other tests."""
+"""Rules that bugs planted on purpose (proof.mutants) showed to be unguarded by the other tests."""
 
 from __future__ import annotations
 

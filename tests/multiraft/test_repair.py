@@ -10,8 +10,8 @@ import pytest
 from multiraft.harness import Cluster, DictMachine, Disk, Node, until
 from multiraft.wal_util import open_wal
 from needle.base.errors import CorruptLog
-from needle.multiraft.group_log import LogWrite
-from needle.multiraft.log_records import StartRecord, entry_key
+from needle.multiraft.log.group_log import LogWrite
+from needle.multiraft.log.log_records import StartRecord, entry_key
 from needle.raft.messages import Message, MessageType
 
 

@@ -20,9 +20,9 @@ from needle.base.errors import CorruptSnapshot, DiskFull, InvalidArgument, Needl
 from needle.base.runtime import Pool
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_file_request, encode_manifest
 from needle.multiraft.files import Files
-from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.ports import Applied, SnapshotFile
-from needle.multiraft.snapshot_sender import SnapshotShelf
+from needle.multiraft.snapshots.group_snapshots import SnapshotTraffic
+from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.raft.messages import ConfState, Message, MessageType, SnapshotMeta
 
 TINY = replace(FAST, election_timeout=0.6, snapshot_threshold=8, snapshot_chunk_bytes=64)

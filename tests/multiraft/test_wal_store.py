@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import CorruptLog, DiskFailed, DiskFull, StorageError, TooManyFiles
-from needle.multiraft.wal_files import LogFiles
-from needle.multiraft.wal_records import RECORD_HEADER, SEGMENT_HEADER
-from needle.multiraft.wal_store import WalStore
+from needle.multiraft.log.wal_files import LogFiles
+from needle.multiraft.log.wal_records import RECORD_HEADER, SEGMENT_HEADER
+from needle.multiraft.log.wal_store import WalStore
 
 SEGMENT = 1024
 Content = dict[bytes, bytes]
@@ -368,7 +368,7 @@ def test_a_failed_fsync_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("needle.multiraft.wal_files._sync", broken)
+        patch.setattr("needle.multiraft.log.wal_files._sync", broken)
         with pytest.raises(DiskFailed, match="Input/output error"):
             put(store, b=b"2")
     with pytest.raises(DiskFailed):

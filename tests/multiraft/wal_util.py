@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from needle.multiraft.wal_store import WalStore
+from needle.multiraft.log.wal_store import WalStore
 
 _salts = random.Random(11)
 

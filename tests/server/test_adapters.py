@@ -13,9 +13,9 @@ import pytest
 from harness.process_cluster import wait_for
 from needle.base.errors import ConfigError, StorageError, Unavailable, UnsupportedFormat
 from needle.server.address_book import AddressBook
-from needle.server.data_dir import FIXED, SHARDED, claim, load_addresses, save_addresses
-from needle.server.http import HttpServer
-from needle.server.runtime import SystemClock, ThreadPool
+from needle.server.files import FIXED, SHARDED, claim, load_addresses, save_addresses
+from needle.server.process.http import HttpServer
+from needle.system import SystemClock, ThreadPool
 
 
 async def test_a_pool_runs_in_its_threads_and_raises_what_they_raise() -> None:
@@ -83,7 +83,7 @@ def _where() -> str:
 
 HEAPS = """
 import ctypes, re, sys, threading
-from needle.server.runtime import share_one_heap
+from needle.system import share_one_heap
 share_one_heap()
 libc = ctypes.CDLL(None)
 if not hasattr(libc, "malloc_info"):  # not glibc: there are no arenas

@@ -8,7 +8,7 @@ import pytest
 
 from needle.base.errors import InvalidArgument
 from needle.server.address_book import NUMBER_MAX, AddressBook
-from needle.server.data_dir import load_addresses, load_moved, save_addresses, save_moved
+from needle.server.files import load_addresses, load_moved, save_addresses, save_moved
 
 
 def book(path: Path, **configured: str) -> AddressBook:

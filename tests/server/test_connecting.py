@@ -12,9 +12,9 @@ from harness.process_cluster import free_ports
 from needle.base.config import parse_address
 from needle.base.errors import ConfigError, ConnectionLost, InvalidArgument
 from needle.client import Client
+from needle.connecting import check_addresses, check_reachable
 from needle.distributed import RaftCluster, RaftConfig
 from needle.rpc.codec import parse_endpoint
-from needle.server.connecting import check_addresses, check_reachable
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from needle.base.commands import CreateCollection, Delete, DropCollection, Insert
 from needle.base.errors import DiskFull
 from needle.base.model import CollectionSpec
-from needle.server.disk_space import Directory, DiskSpace, Room, low_bytes
+from needle.protocol.commands import CreateCollection, Delete, DropCollection, Insert
+from needle.server.upkeep.disk_space import Directory, DiskSpace, Room, low_bytes
 
 LIMIT = 1000
 

@@ -9,8 +9,8 @@ import pytest
 
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, NotLeader, Overloaded
 from needle.base.model import HitBatch, ReadMode, SearchRequest
-from needle.base.protocol import Freshness, GetCall, SearchCall
-from needle.server.reads import Reads
+from needle.protocol.calls import Freshness, GetCall, SearchCall
+from needle.server.service.reads import Reads
 
 REQUEST = SearchRequest(collection="books", vector=b"", k=1)
 

@@ -13,11 +13,11 @@ import pytest
 import needle
 from needle.base.config import RaftConfig
 from needle.base.errors import DeadlineExceeded
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.distributed import RaftCluster
-from needle.server.free_ports import free_ports
-from needle.shard import payload_index
-from needle.shard.builders import Builders
+from needle.local.free_ports import free_ports
+from needle.shard.fields import payload_index
+from needle.shard.fields.builders import Builders
 
 COUNT = 3000
 QUERY = [1.0, 0.0, 0.0, 0.0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from needle.base import protocol
-from needle.base.protocol import GroupCall, LeaderAnswer
-from needle.server.rpc_service import AFTER_SECONDS_MAX, RpcService
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall, LeaderAnswer
+from needle.server.service.documents import AFTER_SECONDS_MAX, RpcService
 
 
 class FakeHost:
@@ -52,8 +52,8 @@ async def test_who_leads_is_told_at_once_unless_the_caller_waits_for_a_later_ter
     served = service(host)
 
     async def ask(call: GroupCall) -> LeaderAnswer:
-        body = await served.on_request(SimpleNamespace(node_id=""), protocol.LEADER, protocol.encode(call))
-        return protocol.decode(body, LeaderAnswer)
+        body = await served.on_request(SimpleNamespace(node_id=""), calls.LEADER, calls.encode(call))
+        return calls.decode(body, LeaderAnswer)
 
     assert (await ask(GroupCall(1, 0.5))).leader == "n2"
     assert host.waits == []

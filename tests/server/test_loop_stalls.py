@@ -17,22 +17,22 @@ import numpy as np
 import pytest
 
 import needle
-from needle.base import commands, protocol
-from needle.base.commands import Delete, Insert
 from needle.base.config import Limits, RaftConfig
 from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, WriteResult
-from needle.base.protocol import WriteCall
-from needle.base.routing.strategy import ShardStrategy
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
+from needle.protocol import calls, commands
+from needle.protocol.calls import WriteCall
+from needle.protocol.commands import Delete, Insert
+from needle.routing.strategy import ShardStrategy
 from needle.rpc.transport import RpcClient
-from needle.server.free_ports import free_ports
-from needle.server.loop_watch import LoopWatch
 from needle.server.node import Node
 from needle.server.ports import system_ports
-from needle.server.runtime import SystemClock
-from needle.shard.validation import check_command
-from needle.sim.stalls import StallMeter
+from needle.server.process.loop_watch import LoopWatch
+from needle.shard.apply.validation import check_command
+from needle.system import SystemClock
+from proof.sim.stalls import StallMeter
 
 DIMENSIONS = 64
 ITEMS = json.dumps({"items": [{"sku": f"s-{n}", "qty": n, "note": "a note of some length here"} for n in range(900)]})
@@ -57,10 +57,10 @@ def send(address: str, body: bytes) -> WriteResult:
     async def call() -> WriteResult:
         client = RpcClient(cluster_id="needle", rng=random.Random(1), clock=SystemClock())
         try:
-            answer = await client.call(address, protocol.WRITE, body, 60.0)
+            answer = await client.call(address, calls.WRITE, body, 60.0)
         finally:
             await client.close()
-        return protocol.decode(answer, WriteResult)
+        return calls.decode(answer, WriteResult)
 
     return asyncio.run(call())
 
@@ -120,7 +120,7 @@ async def test_no_callback_of_a_node_takes_long(
     tmp_path: Path, stalls: list[tuple[str, float]], size: int, metadata: str
 ) -> None:
     async with three_nodes(tmp_path, DIMENSIONS) as nodes:
-        body = await asyncio.to_thread(lambda: protocol.encode(WriteCall(1, batch(size, metadata), 60.0)))
+        body = await asyncio.to_thread(lambda: calls.encode(WriteCall(1, batch(size, metadata), 60.0)))
         stalls.clear()
         result = await asyncio.to_thread(send, nodes[0].address, body)
         async with asyncio.timeout(60):
@@ -207,5 +207,5 @@ async def test_the_watch_names_the_function_that_held_the_loop() -> None:
                 await asyncio.sleep(0)
     finally:
         watch.stop()
-    assert set(watch.times) <= {"needle.shard.validation:_check_ids", "needle.shard.validation:_utf8"}
+    assert set(watch.times) <= {"needle.shard.apply.validation:_check_ids", "needle.shard.apply.validation:_utf8"}
     assert watch.longest > 0.01

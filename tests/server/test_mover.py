@@ -14,16 +14,16 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
-from needle.base import commands, protocol
-from needle.base.catalog_commands import CatalogCommand, StartMove
-from needle.base.cluster_protocol import MOVE, MoveAnswer, MoveCall
-from needle.base.commands import Command, CreateCollection, Delete
 from needle.base.errors import ConnectionLost, NeedleError, StaleEpoch
 from needle.base.model import WriteResult
-from needle.base.routing.strategy import RANGE, ShardStrategy, routing_key
-from needle.base.routing.topology import CollectionInfo, MoveState
-from needle.cluster.catalog import execute
-from needle.server.cluster_mover import Mover
+from needle.catalog.state import execute
+from needle.protocol import calls, commands
+from needle.protocol.catalog_commands import CatalogCommand, StartMove
+from needle.protocol.commands import Command, CreateCollection, Delete
+from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
+from needle.routing.strategy import RANGE, ShardStrategy, routing_key
+from needle.routing.topology import CollectionInfo, MoveState
+from needle.server.upkeep.mover import Mover
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put
 
@@ -111,14 +111,14 @@ class World:
     async def ask(self, method: str, body: Callable[[float], bytes], timeout: float) -> bytes:
         assert method == MOVE
         await self.between()
-        call = protocol.decode(body(1.0), MoveCall)
+        call = calls.decode(body(1.0), MoveCall)
         self.lose()
         self.apply(2, commands.decode(call.command))
         self.lose()
         fence = self.replicas[2].fence
         found = fence.holdings.transfer(call.move) if fence is not None else None
         assert found is not None
-        return protocol.encode(MoveAnswer(found.phase, found.step, found.at, found.cursors))
+        return calls.encode(MoveAnswer(found.phase, found.step, found.at, found.cursors))
 
     async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
         await self.between()

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from needle.base.commands import Delete, Session, encode
 from needle.base.errors import CollectionNotFound, NotLeader
-from needle.base.protocol import WriteCall
-from needle.server.disk_space import DiskSpace, Endless
-from needle.server.hosted import HostedReplica
-from needle.server.rpc_service import RpcService
+from needle.protocol.calls import WriteCall
+from needle.protocol.commands import Delete, Session, encode
+from needle.server.replica import HostedReplica
+from needle.server.service.documents import RpcService
+from needle.server.upkeep.disk_space import DiskSpace, Endless
 
 CALL = WriteCall(1, encode(Delete("books", ["a"], None, Session())), 5.0)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from needle.base.commands import Command, Insert, OpenSession, Session, encode
 from needle.base.config import Limits, SegmentConfig
 from needle.base.model import CollectionSpec, Metric
 from needle.multiraft.ports import Applied
+from needle.protocol.commands import Command, Insert, OpenSession, Session, encode
 from needle.shard.caretaker import Caretaker
 from needle.shard.disk import ReplicaDisk
 from needle.shard.state_machine import Replica

@@ -9,7 +9,7 @@ _SCRIPT = """
 import numpy as np
 from needle.base.model import Metric
 from needle.shard import blas
-from needle.shard.scoring import Scan
+from needle.shard.segments.scoring import Scan
 before = blas.threads()
 rows = np.eye(8, dtype=np.float32)
 Scan(Metric.DOT, rows[:2], 3, 1.0).add(rows, np.arange(8))

@@ -15,11 +15,11 @@ from typing import Any
 import apsw
 import pytest
 
-from needle.base.commands import CreateCollection, Delete, DropCollection
 from needle.base.errors import InvalidArgument
 from needle.base.model import SearchRequest
-from needle.shard import documents
-from needle.shard.segment_keeper import SegmentKeeper
+from needle.protocol.commands import CreateCollection, Delete, DropCollection
+from needle.shard.documents import store
+from needle.shard.segments.keeper import SegmentKeeper
 from shard.replica_util import Log, floats, open_replica, put, spec
 
 
@@ -84,7 +84,7 @@ def with_ordinals_used(directory: Path, used: int) -> None:
     replica.apply(log.add(put(names, rows, [{"n": 1}] * 100)))
     replica.checkpoint()
     replica.close()
-    with closing(documents.connect(str(directory / "state-1" / "documents.db"))) as database:
+    with closing(store.connect(str(directory / "state-1" / "documents.db"))) as database:
         database.execute("UPDATE collections SET next_ordinal = ?", (used - 50,))
     replica = open_replica(directory)
     replica.apply(log.add(put(names[:50], rows[:50], [{"n": 2}] * 50)))
@@ -96,14 +96,14 @@ def test_start_and_updates_do_not_cost_more_because_ordinals_were_used_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statements: Counter[str] = Counter()
-    connect = documents.connect
+    connect = store.connect
 
     def traced(*args: Any) -> apsw.Connection:
         connection = connect(*args)
         connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: statements.update([event["sql"].split()[0]]))
         return connection
 
-    monkeypatch.setattr(documents, "connect", traced)
+    monkeypatch.setattr(store, "connect", traced)
     measured: dict[str, list[int]] = {}
     for used in (1_000, 4_000_000_000):
         directory = tmp_path / str(used)

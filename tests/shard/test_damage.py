@@ -15,7 +15,6 @@ import pytest
 
 from cluster.fake_shards import virtually
 from harness.damage import flip_bit
-from needle.base.commands import CreateCollection, Delete, Session
 from needle.base.errors import (
     CorruptDocuments,
     CorruptSnapshot,
@@ -25,11 +24,12 @@ from needle.base.errors import (
     TooManyFiles,
 )
 from needle.base.model import SearchRequest
+from needle.protocol.commands import CreateCollection, Delete, Session
 from needle.shard.disk import ReplicaDisk
-from needle.shard.documents import DocumentStore
-from needle.shard.row_check import verify_image_file
-from needle.shard.snapshot import write_image
-from needle.shard.sqlite_file import FILE_NAME, TABLES, connect
+from needle.shard.documents.image import write_image
+from needle.shard.documents.row_check import verify_image_file
+from needle.shard.documents.sqlite_file import FILE_NAME, TABLES, connect
+from needle.shard.documents.store import DocumentStore
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, caretaker, floats, open_replica, put, spec
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.shard import distinct
-from needle.shard.distinct import DistinctRows, unique_rows
+from needle.shard.segments import distinct
+from needle.shard.segments.distinct import DistinctRows, unique_rows
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from needle.base.commands import CreateCollection, Delete, DropCollection, PublishSegment
 from needle.base.errors import DiskFull, VersionMismatch
 from needle.base.model import SearchRequest
-from needle.shard.sqlite_file import connect
+from needle.protocol.commands import CreateCollection, Delete, DropCollection, PublishSegment
+from needle.shard.documents.sqlite_file import connect
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 

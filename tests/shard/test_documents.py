@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from needle.base.commands import CreateCollection
 from needle.base.errors import (
     DiskFailed,
     DiskFull,
@@ -22,8 +21,9 @@ from needle.base.errors import (
     UnsupportedFormat,
 )
 from needle.base.model import SearchRequest
+from needle.protocol.commands import CreateCollection
 from needle.shard.disk import REAL_DISK, ReplicaDisk, cut_power, disk_errors
-from needle.shard.sqlite_file import connect
+from needle.shard.documents.sqlite_file import connect
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from needle.base.errors import Internal
 from needle.base.model import Metric
-from needle.shard.growing_segment import CHUNK_ROWS_MAX, CHUNK_ROWS_MIN, GrowingSegment
-from needle.shard.scoring import Scan, top_k
+from needle.shard.segments.growing import CHUNK_ROWS_MAX, CHUNK_ROWS_MIN, GrowingSegment
+from needle.shard.segments.scoring import Scan, top_k
 from shard.vectors_util import check_against_brute, clustered
 
 

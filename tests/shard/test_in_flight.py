@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from needle.base.commands import CreateCollection
+from needle.protocol.commands import CreateCollection
 from needle.shard.in_flight import InFlight
 from shard.replica_util import Log, open_replica, put, spec
 

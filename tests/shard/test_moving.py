@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from pyroaring import BitMap
 
-from needle.base.commands import Command, CreateCollection, Delete, Insert, Session
 from needle.base.errors import (
     AlreadyExists,
     DiskFailed,
@@ -23,11 +22,12 @@ from needle.base.errors import (
     VersionMismatch,
 )
 from needle.base.model import Claim, SearchRequest, WriteResult
-from needle.base.move_commands import Forget, Freeze, Import, Mark, Own, PrepareMove, Release
-from needle.base.routing.ranges import KeySet, difference, fingerprint, union
-from needle.base.routing.shard_map import KeyRange
-from needle.base.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routing_key
-from needle.shard import copying
+from needle.protocol.commands import Command, CreateCollection, Delete, Insert, Session
+from needle.protocol.move_commands import Forget, Freeze, Import, Mark, Own, PrepareMove, Release
+from needle.routing.ranges import KeySet, difference, fingerprint, union
+from needle.routing.shard_map import KeyRange
+from needle.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routing_key
+from needle.shard.apply import copying
 from needle.shard.disk import cut_power
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec

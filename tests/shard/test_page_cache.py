@@ -9,8 +9,8 @@ import pytest
 
 from needle.base.errors import CorruptSegment
 from needle.base.model import Metric
-from needle.shard import page_cache
-from needle.shard.sealed_segment import SealedSegment
+from needle.shard.segments import page_cache
+from needle.shard.segments.sealed import SealedSegment
 from shard.vectors_util import clustered, new_vectors, seal
 
 

@@ -15,16 +15,16 @@ from pyroaring import BitMap
 
 from base import filter_reference
 from base.filter_strategies import LONG, conditions, documents
-from needle.base.commands import CreateCollection
 from needle.base.errors import DeadlineExceeded, InvalidArgument, StorageError
-from needle.base.filter_operators import OPERATORS
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
+from needle.base.filters.operators import OPERATORS
 from needle.base.model import HitBatch, SearchRequest
-from needle.shard import filter_match, index_budget, payload_index
-from needle.shard.field_index import MATCHERS
-from needle.shard.index_budget import IndexBudget
-from needle.shard.metadata_rows import Rows, rows_of
-from needle.shard.payload_index import PayloadIndex
+from needle.protocol.commands import CreateCollection
+from needle.shard.documents.metadata_rows import Rows, rows_of
+from needle.shard.fields import filter_match, index_budget, payload_index
+from needle.shard.fields.field_index import MATCHERS
+from needle.shard.fields.index_budget import IndexBudget
+from needle.shard.fields.payload_index import PayloadIndex
 from shard.replica_util import Log, open_replica, put, spec
 
 PLENTY = 1 << 30

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.model import Metric
-from needle.shard.scoring import Candidates, Scan, pair_distances, top_k
+from needle.shard.segments.scoring import Candidates, Scan, pair_distances, top_k
 
 METRICS = list(Metric)
 

@@ -12,15 +12,15 @@ import pytest
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.model import CollectionSpec, Metric
 from needle.shard.disk import ReplicaDisk
-from needle.shard.growing_segment import GrowingSegment
-from needle.shard.scoring import top_k
-from needle.shard.sealed_segment import SealedSegment, segment_file
-from needle.shard.segment_builder import TEMPORARY, build_segment
-from needle.shard.segment_files import finish_download
-from needle.shard.segment_format import TAIL_BYTES, verify_file
-from needle.shard.segment_graph import BuildCancelled
-from needle.shard.segment_plan import PublishedSegment
-from needle.shard.vectors_view import Served, VectorsView
+from needle.shard.plan import PublishedSegment
+from needle.shard.segments.builder import TEMPORARY, build_segment
+from needle.shard.segments.files import finish_download
+from needle.shard.segments.format import TAIL_BYTES, verify_file
+from needle.shard.segments.graph import BuildCancelled
+from needle.shard.segments.growing import GrowingSegment
+from needle.shard.segments.scoring import top_k
+from needle.shard.segments.sealed import SealedSegment, segment_file
+from needle.shard.segments.view import Served, VectorsView
 from shard.vectors_util import brute, clustered, spec_of
 
 pytestmark = pytest.mark.xdist_group("sealed-segment")  # its tests share one large segment

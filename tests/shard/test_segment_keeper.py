@@ -15,17 +15,19 @@ from random import Random
 import numpy as np
 import pytest
 
-from needle.base.commands import PublishSegment, decode
 from needle.base.config import SegmentConfig
 from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, NotLeader, OutcomeUnknown
 from needle.base.model import Metric
-from needle.shard import segment_builds, segment_downloads, segment_keeper, segment_plan
+from needle.protocol.commands import PublishSegment, decode
+from needle.shard import plan as segment_plan
 from needle.shard.ordinal_set import OrdinalSet
-from needle.shard.segment_files import CHUNK_BYTES
-from needle.shard.segment_graph import BuildCancelled
-from needle.shard.segment_keeper import SegmentKeeper
-from needle.shard.segment_plan import PublishedSegment, plan
-from needle.shard.segment_set import CollectionVectors
+from needle.shard.plan import PublishedSegment, plan
+from needle.shard.segments import builds, downloads
+from needle.shard.segments import keeper as segment_keeper
+from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.segments.files import CHUNK_BYTES
+from needle.shard.segments.graph import BuildCancelled
+from needle.shard.segments.keeper import SegmentKeeper
 from shard.vectors_util import clustered, live_of, spec_of
 
 DATA = clustered(4000, 16, 1)
@@ -202,7 +204,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 @pytest.fixture(autouse=True)
 def short_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_keeper, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(segment_downloads, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(downloads, "CHUNK_BYTES", 10_000)
     monkeypatch.setattr(segment_plan, "SEAL_BYTES", 1)  # so SEAL_ROWS_MIN counts
 
 
@@ -353,7 +355,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[str] = []
         self.open = threading.Event()
-        build = segment_builds.build_segment
+        build = builds.build_segment
 
         def held(directory: str, *args, cancelled: Callable[[], bool], **kwargs):
             self.begun.append(os.path.basename(directory))
@@ -362,7 +364,7 @@ class Gate:
                     raise BuildCancelled
             return build(directory, *args, cancelled=cancelled, **kwargs)
 
-        monkeypatch.setattr(segment_builds, "build_segment", held)
+        monkeypatch.setattr(builds, "build_segment", held)
 
 
 async def test_a_build_goes_on_when_leadership_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +408,7 @@ async def test_a_build_that_makes_no_progress_is_not_waited_for(
     cluster.clock = clock = HandClock()
     for replica in (cluster.a, cluster.b):
         replica.start_keeper()
-    stuck, build = threading.Event(), segment_builds.build_segment
+    stuck, build = threading.Event(), builds.build_segment
 
     def stopped(directory: str, *args, **kwargs):
         if os.path.basename(directory) == "a":
@@ -415,14 +417,14 @@ async def test_a_build_that_makes_no_progress_is_not_waited_for(
             raise BuildCancelled
         return build(directory, *args, **kwargs)
 
-    monkeypatch.setattr(segment_builds, "build_segment", stopped)
+    monkeypatch.setattr(builds, "build_segment", stopped)
     async with Running(cluster.a, cluster.b):
         cluster.each(lambda r: r.vectors.append(0, DATA[:1000]))
         await until(begun.is_set)
         cluster.leader = "b"
         cluster.b.keeper.kick()
         await until(lambda: cluster.b.keeper.stats.awaited >= 1)
-        clock.now += segment_builds.STALLED_SECONDS + 1
+        clock.now += builds.STALLED_SECONDS + 1
         cluster.b.keeper.kick()
         await until(lambda: cluster.b.keeper.stats.built == 1)
         stuck.set()
@@ -542,7 +544,7 @@ async def test_a_cancelled_build_leaves_nothing_in_memory(tmp_path: Path, monkey
         graphs.append(weakref.ref(graph))
         raise BuildCancelled
 
-    monkeypatch.setattr(segment_builds, "build_segment", build)
+    monkeypatch.setattr(builds, "build_segment", build)
     cluster = Cluster(tmp_path)
     gc.disable()
     try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from needle.base.config import SegmentConfig
 from needle.base.errors import Internal
-from needle.shard.segment_plan import (
+from needle.shard.plan import (
     BUILD_ROWS_MAX,
     GROWTH,
     GROWTH_IDLE,

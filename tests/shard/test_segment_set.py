@@ -16,9 +16,9 @@ from pyroaring import BitMap
 from needle.base.errors import Internal
 from needle.base.model import Metric
 from needle.shard.ordinal_set import OrdinalSet
-from needle.shard.sealed_segment import SealedSegment, segment_file
-from needle.shard.segment_plan import PublishedSegment
-from needle.shard.segment_set import CollectionVectors
+from needle.shard.plan import PublishedSegment
+from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.segments.sealed import SealedSegment, segment_file
 from shard.vectors_util import check_against_brute, clustered, live_of, new_vectors, publish, seal
 
 DATA = {metric: clustered(2000, 16, 1, normalise=metric == Metric.COSINE) for metric in Metric}

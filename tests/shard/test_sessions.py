@@ -7,11 +7,11 @@ import random
 import msgspec
 import pytest
 
-from needle.base.commands import Session
 from needle.base.errors import SessionExpired, VersionMismatch
 from needle.base.model import WriteResult
-from needle.shard import sessions
-from needle.shard.sessions import Changed, SessionTable
+from needle.protocol.commands import Session
+from needle.shard.apply import sessions
+from needle.shard.apply.sessions import Changed, SessionTable
 
 DONE = WriteResult(version=5, index=5, existed=True, count=3)
 

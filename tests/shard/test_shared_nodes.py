@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pyroaring import BitMap
 
 from needle.base.model import Metric
-from needle.shard.scoring import TIES_MAX, Scan, top_k
-from needle.shard.sealed_segment import SealedSegment
-from needle.shard.segment_builder import build_segment
-from needle.shard.segment_graph import BAND_RATIO, BAND_ROWS_MIN, ROUNDING, bands_of
-from needle.shard.shared_nodes import SharedNodes
+from needle.shard.segments.builder import build_segment
+from needle.shard.segments.graph import BAND_RATIO, BAND_ROWS_MIN, ROUNDING, bands_of
+from needle.shard.segments.scoring import TIES_MAX, Scan, top_k
+from needle.shard.segments.sealed import SealedSegment
+from needle.shard.segments.shared_nodes import SharedNodes
 from shard.vectors_util import check_against_brute, clustered, new_vectors, publish, seal, spec_of
 
 

@@ -16,14 +16,14 @@ from typing import Any
 import apsw
 import pytest
 
-from needle.base.commands import Command, CreateCollection, Delete, OpenSession, Session
 from needle.base.errors import DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
 from needle.base.model import WriteResult
-from needle.base.move_commands import Forget, Freeze, Mark, PrepareMove, Release
-from needle.base.routing.shard_map import KeyRange
-from needle.base.routing.strategy import RANGE, ShardStrategy
 from needle.multiraft.ports import Applied
-from needle.shard import segment_files
+from needle.protocol.commands import Command, CreateCollection, Delete, OpenSession, Session
+from needle.protocol.move_commands import Forget, Freeze, Mark, PrepareMove, Release
+from needle.routing.shard_map import KeyRange
+from needle.routing.strategy import RANGE, ShardStrategy
+from needle.shard.segments import files as segment_files
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put, spec
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from needle.base.commands import CreateCollection, Delete, PublishSegment, Session
 from needle.base.errors import (
     CorruptSnapshot,
     DiskFull,
@@ -22,11 +21,12 @@ from needle.base.errors import (
 )
 from needle.base.model import SearchRequest
 from needle.multiraft.ports import Applied
-from needle.shard.sealed_segment import segment_file
-from needle.shard.segment_format import verify_file
-from needle.shard.segment_plan import PublishedSegment
-from needle.shard.snapshot import IMAGE_NAME, INSTALL_STEPS
-from needle.shard.sqlite_file import PAGE_BYTES
+from needle.protocol.commands import CreateCollection, Delete, PublishSegment, Session
+from needle.shard.documents.image import IMAGE_NAME, INSTALL_STEPS
+from needle.shard.documents.sqlite_file import PAGE_BYTES
+from needle.shard.plan import PublishedSegment
+from needle.shard.segments.format import verify_file
+from needle.shard.segments.sealed import segment_file
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.fake_shards import virtually
-from needle.base.commands import CreateCollection, Delete, DropCollection
+from needle.protocol.commands import CreateCollection, Delete, DropCollection
 from needle.shard.caretaker import AGE_SECONDS, IDLE_SECONDS, LOOK_SECONDS
 from shard.replica_util import Log, caretaker, open_replica, put, spec
 

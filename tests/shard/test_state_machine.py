@@ -13,15 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from needle.base.commands import (
-    Command,
-    CreateCollection,
-    Delete,
-    DropCollection,
-    OpenSession,
-    PublishSegment,
-    Session,
-)
 from needle.base.errors import (
     AlreadyExists,
     CollectionExists,
@@ -32,11 +23,20 @@ from needle.base.errors import (
     StorageError,
     VersionMismatch,
 )
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.model import Metric, SearchRequest, WriteResult
 from needle.multiraft.ports import Applied
+from needle.protocol.commands import (
+    Command,
+    CreateCollection,
+    Delete,
+    DropCollection,
+    OpenSession,
+    PublishSegment,
+    Session,
+)
 from needle.shard.disk import cut_power
-from needle.shard.metadata_rows import decode_metadata
+from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.query import search_group
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec

@@ -9,7 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from needle.base.commands import (
+from needle.base.config import Limits
+from needle.base.errors import CollectionNotFound, InvalidArgument
+from needle.base.model import CollectionSpec, IndexParams, Metric, SearchRequest
+from needle.protocol.commands import (
     Command,
     CreateCollection,
     Delete,
@@ -19,10 +22,7 @@ from needle.base.commands import (
     PublishSegment,
     Session,
 )
-from needle.base.config import Limits
-from needle.base.errors import CollectionNotFound, InvalidArgument
-from needle.base.model import CollectionSpec, IndexParams, Metric, SearchRequest
-from needle.shard.validation import _depth, check_command, check_search
+from needle.shard.apply.validation import _depth, check_command, check_search
 from shard.replica_util import floats, put
 
 LIMITS = Limits(batch_documents_max=5, batch_bytes_max=2000, metadata_bytes_max=200, collections_max=3)

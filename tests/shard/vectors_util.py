@@ -9,10 +9,10 @@ import numpy as np
 from needle.base.config import SegmentConfig
 from needle.base.model import CollectionSpec, IndexParams, Metric
 from needle.shard.ordinal_set import OrdinalSet
-from needle.shard.sealed_segment import SealedSegment
-from needle.shard.segment_builder import build_segment
-from needle.shard.segment_plan import PublishedSegment
-from needle.shard.segment_set import CollectionVectors
+from needle.shard.plan import PublishedSegment
+from needle.shard.segments.builder import build_segment
+from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.segments.sealed import SealedSegment
 
 
 def live_of(end: int, dead: Iterable[int] = ()) -> OrdinalSet:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from needle.sim.administration import keeps_quorum
+from proof.sim.administration import keeps_quorum
 
 
 @pytest.mark.parametrize(

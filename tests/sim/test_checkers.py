@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from needle.base.ids import CATALOG_GROUP
-from needle.sim.checkers import linearizability, lives, log_matching, matches
-from needle.sim.checkers.committed import Committed, CommittedEntry
-from needle.sim.checkers.digests import Digests
-from needle.sim.checkers.durability import append_ack, vote_granted, write_acknowledged
-from needle.sim.checkers.elections import Elections
-from needle.sim.checkers.leases import Leases
-from needle.sim.checkers.monotone import Monotone, Position
-from needle.sim.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get, check_search
-from needle.sim.history import History
-from needle.sim.shrink import fewest, smallest
-from needle.sim.violation import Violation
+from proof.checkers import linearizability, lives, log_matching, matches
+from proof.checkers.committed import Committed, CommittedEntry
+from proof.checkers.digests import Digests
+from proof.checkers.durability import append_ack, vote_granted, write_acknowledged
+from proof.checkers.elections import Elections
+from proof.checkers.leases import Leases
+from proof.checkers.monotone import Monotone, Position
+from proof.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get, check_search
+from proof.sim.history import History
+from proof.sim.shrink import fewest, smallest
+from proof.sim.violation import Violation
 
 
 class Script:

@@ -9,10 +9,10 @@ import sqlite3
 import pytest
 
 from needle.base.errors import DiskFailed
-from needle.sim.disk import DiskDevice, LogDisk, SimStore
-from needle.sim.log_files import PLACES
-from needle.sim.process import Killed, Process
-from needle.sim.sqlite_crash import survive
+from proof.sim.disk import DiskDevice, LogDisk, SimStore
+from proof.sim.log_files import PLACES
+from proof.sim.process import Killed, Process
+from proof.sim.sqlite_crash import survive
 
 
 def put(**pairs):

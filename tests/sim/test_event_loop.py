@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from needle.sim.event_loop import SimLoop, SimulationError
-from needle.sim.machine import SimClock, SimPool
-from needle.sim.process import CURRENT, Killed, Process
+from proof.sim.event_loop import SimLoop, SimulationError
+from proof.sim.machine import SimClock, SimPool
+from proof.sim.process import CURRENT, Killed, Process
 
 
 @pytest.fixture

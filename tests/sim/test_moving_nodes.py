@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from needle.sim.shards.world import ShardWorld
-from needle.sim.spec import Spec
+from proof.sim.shards.world import ShardWorld
+from proof.sim.spec import Spec
 
 SECONDS = 40.0
 

@@ -7,9 +7,9 @@ import pytest
 
 from needle.base.errors import StorageError
 from needle.shard.disk import ReplicaDisk
-from needle.shard.documents import DocumentStore
-from needle.sim.mutants.catalog import MUTANTS
-from needle.sim.mutants.planting import Edit, Mutant, PlantingFailed, check_plantable, plant
+from needle.shard.documents.store import DocumentStore
+from proof.mutants.catalog import MUTANTS
+from proof.mutants.planting import Edit, Mutant, PlantingFailed, check_plantable, plant
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -27,7 +27,7 @@ def test_a_decorated_function_gets_the_bug_too(tmp_path: Path) -> None:
     store = DocumentStore(str(tmp_path), ReplicaDisk(), lambda _: None, 1)
     reading = inspect.unwrap(DocumentStore.reading)
     sound = reading.__code__
-    edits = (Edit("shard.documents:DocumentStore.reading", "self.writer.save()", "self.writer.close()"),)
+    edits = (Edit("shard.documents.store:DocumentStore.reading", "self.writer.save()", "self.writer.close()"),)
     try:
         plant(Mutant(name="closes", breaks="", edits=edits))
         with pytest.raises(StorageError), store.reading():

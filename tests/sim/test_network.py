@@ -8,10 +8,10 @@ import random
 import pytest
 
 from needle.base.errors import ConnectionLost, DeadlineExceeded, Internal, NotLeader
-from needle.sim.event_loop import SimLoop
-from needle.sim.network import SimNetwork
-from needle.sim.process import Process
-from needle.sim.trace import Trace
+from proof.sim.event_loop import SimLoop
+from proof.sim.network import SimNetwork
+from proof.sim.process import Process
+from proof.sim.trace import Trace
 
 
 class Echo:

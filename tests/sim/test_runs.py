@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from needle.base import commands
 from needle.multiraft.lives import Lives
+from needle.protocol import commands
 from needle.raft.messages import MessageType
-from needle.server import rpc_service
-from needle.sim.__main__ import main
-from needle.sim.disk import LogDisk
-from needle.sim.runner import run, shrink
-from needle.sim.spec import DATABASE_FROM, DATABASE_KINDS, DIRECTORY_NUMBER, Spec, profile
+from needle.server.service import documents
+from proof.sim.__main__ import main
+from proof.sim.disk import LogDisk
+from proof.sim.runner import run, shrink
+from proof.sim.spec import DATABASE_FROM, DATABASE_KINDS, DIRECTORY_NUMBER, Spec, profile
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 
 
 def trace_hash(hash_seed):
-    command = [sys.executable, "-m", "needle.sim", "--seed", "2", "--minutes", "0.4", "--nodes", "3"]
+    command = [sys.executable, "-m", "proof.sim", "--seed", "2", "--minutes", "0.4", "--nodes", "3"]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     return re.search(r"trace ([0-9a-f]{32})", done.stdout).group(1)
@@ -116,14 +116,14 @@ def test_the_command_prints_one_line_a_seed_and_a_summary(capsys):
 
 
 def test_work_that_holds_a_nodes_loop_is_seen_and_named(monkeypatch):
-    judge = rpc_service.judged
+    judge = documents.judged
 
     def slowly(hosted, call, command=None):
         for _ in range(200_000):
             commands.decode(call.command)
         return judge(hosted, call, command)
 
-    monkeypatch.setattr(rpc_service, "judged", slowly)
+    monkeypatch.setattr(documents, "judged", slowly)
     report, _ = run(Spec(seed=1, seconds=5))
     assert report.checker == "event loop"
-    assert "needle.base.commands:decode held" in report.failure
+    assert "needle.protocol.commands:decode held" in report.failure

@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from needle.base.routing.shard_map import initial_map, uncovered
-from needle.base.routing.strategy import RANGE
-from needle.sim.checkers.replay import LogModel, ModelDocument
-from needle.sim.checkers.scatter import ScatterSeen, check_scatter
-from needle.sim.violation import Violation
+from needle.routing.shard_map import initial_map, uncovered
+from needle.routing.strategy import RANGE
+from proof.checkers.replay import LogModel, ModelDocument
+from proof.checkers.scatter import ScatterSeen, check_scatter
+from proof.sim.violation import Violation
 
 MAP = initial_map(RANGE, 2, boundaries=["m"])
 

@@ -11,11 +11,11 @@ from types import CodeType, FunctionType
 
 import pytest
 
-from needle.sim.__main__ import main
-from needle.sim.mutants.planting import Edit, _bugged
-from needle.sim.runner import run
-from needle.sim.shards.profile import shard_profile
-from needle.sim.spec import (
+from proof.mutants.planting import Edit, _bugged
+from proof.sim.__main__ import main
+from proof.sim.runner import run
+from proof.sim.shards.profile import shard_profile
+from proof.sim.spec import (
     DATABASE_KINDS,
     DIRECTORY_KINDS,
     DIRECTORY_NUMBER,
@@ -29,7 +29,7 @@ from needle.sim.spec import (
 
 
 def trace_hash(hash_seed: str) -> str:
-    command = [sys.executable, "-m", "needle.sim", "--sharded", "--seed", "5", "--minutes", "0.3"]
+    command = [sys.executable, "-m", "proof.sim", "--sharded", "--seed", "5", "--minutes", "0.3"]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r"trace ([0-9a-f]{32})", done.stdout)
@@ -76,12 +76,12 @@ def test_a_node_whose_directory_was_replaced_is_noticed_and_stays_lost(seed: int
 
 
 SEEDS_MAX = 8
-NO_EPOCHS = Edit("server.cluster_service:ClusterService._owned", "if owned.epoch > epoch:", "if owned.epoch < 0:")
+NO_EPOCHS = Edit("server.service.sharded:ClusterService._owned", "if owned.epoch > epoch:", "if owned.epoch < 0:")
 PLANTED = {
     "the epoch of an answer is not compared": (
         (
             NO_EPOCHS,
-            Edit("cluster.fan_out:FanOut._ask", "if answer.epoch != owned.epoch or", "if answer.epoch < 0 and"),
+            Edit("client.router.fan_out:FanOut._ask", "if answer.epoch != owned.epoch or", "if answer.epoch < 0 and"),
         ),
         4,
         {"read freshness", "linearizability", "search replay", "coverage"},
@@ -90,7 +90,7 @@ PLANTED = {
         (
             NO_EPOCHS,
             Edit(
-                "server.cluster_service:ClusterService._check_owner",
+                "server.service.sharded:ClusterService._check_owner",
                 "if isinstance(command, commands.Insert):",
                 "if command is None:",
             ),
@@ -99,12 +99,12 @@ PLANTED = {
         {"ownership"},
     ),
     "a shard that fails is left out": (
-        (Edit("cluster.fan_out:FanOut._once", "_gather(asking, partial)", "_gather(asking, True)"),),
+        (Edit("client.router.fan_out:FanOut._once", "_gather(asking, partial)", "_gather(asking, True)"),),
         18,
         {"coverage", "search replay", "collections", "linearizability"},
     ),
     "a shard's hits are merged twice": (
-        (Edit("cluster.router:_merged_hits", "list(batches.values())", "[*batches.values()] * 2"),),
+        (Edit("client.router.router:_merged_hits", "list(batches.values())", "[*batches.values()] * 2"),),
         1,
         {"search replay", "collections"},
     ),

@@ -12,10 +12,10 @@ import pytest
 
 import needle.shard
 from needle.base.errors import DiskFailed
-from needle.sim.event_loop import SimLoop
-from needle.sim.machines import SimFiles, SimMachine, SimReplicaDisk
-from needle.sim.process import Process
-from needle.sim.spec import REPLICA_FAILPOINTS
+from proof.sim.event_loop import SimLoop
+from proof.sim.machines import SimFiles, SimMachine, SimReplicaDisk
+from proof.sim.process import Process
+from proof.sim.spec import REPLICA_FAILPOINTS
 
 CONTENT = bytes(range(1, 200))
 TRIES = 40

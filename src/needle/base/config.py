@@ -102,7 +102,7 @@ class SegmentConfig:
     """When vectors are indexed. A collection's not yet indexed vectors are searched exactly.
 
     seal_rows: build a segment when this many vectors wait; None: when what waits would make an exact search slow, or
-    when no write comes for a while (shard/segment_plan.py). rows_max: segments are merged up to this size.
+    when no write comes for a while (shard/plan.py). rows_max: segments are merged up to this size.
     build_threads: OpenMP threads of one build. ship_timeout: seconds a replica waits for a built segment before it
     builds its own. scrub_interval: seconds between two readings of every index file, to find damage.
     """

@@ -24,8 +24,8 @@ from needle.base.config import parse_address
 from needle.base.errors import NeedleError
 from needle.base.model import RaftStatus
 from needle.cli.settings import named_routers
-from needle.server.connecting import DEFAULT_CLUSTER_ID, check_reachable
-from needle.server.routers import load_routers
+from needle.connecting import DEFAULT_CLUSTER_ID, check_reachable
+from needle.routing.loading import load_routers
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from needle.base.config import refuse
 from needle.base.ids import group_name
 from needle.cli.common import console
 from needle.multiraft import offline
+from needle.multiraft.log.wal_store import WalStore
 from needle.multiraft.ports import KeyValueStore
-from needle.multiraft.wal_store import WalStore
-from needle.server.data_dir import log_directory
+from needle.server.files import log_directory
 
 T = TypeVar("T")
 Directory = Annotated[str, typer.Argument(metavar="DATA_DIR", help="The data directory of a node that is stopped.")]

@@ -11,7 +11,7 @@ import typer
 from needle.base.errors import ConfigError
 from needle.cli.settings import from_environment, merge, named_routers, read_file, resolve
 from needle.server.cluster_main import SECTION, cluster_options
-from needle.server.main import serve as serve_node
+from needle.server.process.main import serve as serve_node
 
 
 def serve(

@@ -13,14 +13,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 import needle
-from needle.base import protocol
-from needle.base.cluster_protocol import WHO, WhoAnswer, WhoCall, check_fresh
 from needle.base.config import parse_node, refuse
 from needle.base.errors import InvalidArgument, LostState, NeedleError
 from needle.base.ids import NodeId
 from needle.base.model import Metric
-from needle.base.routing.strategy import ShardStrategy
-from needle.base.routing.topology import NodeInfo, NodeState, Topology
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -35,8 +31,12 @@ from needle.cli.common import (
 )
 from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
 from needle.client.sharded import ShardedClient
+from needle.connecting import DEFAULT_CLUSTER_ID
+from needle.protocol import calls
+from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall, check_fresh
+from needle.routing.strategy import ShardStrategy
+from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
-from needle.server.connecting import DEFAULT_CLUSTER_ID
 
 STATUS_TIMEOUT = 2.0
 STRATEGIES = {
@@ -185,8 +185,8 @@ async def conditions_of(client: ShardedClient, now: Topology) -> dict[NodeId, st
 
 
 async def _who(client: ShardedClient, address: str) -> WhoAnswer:
-    data = await client._caller.call(address, WHO, protocol.encode(WhoCall()), STATUS_TIMEOUT)
-    return protocol.decode(data, WhoAnswer)
+    data = await client._caller.call(address, WHO, calls.encode(WhoCall()), STATUS_TIMEOUT)
+    return calls.decode(data, WhoAnswer)
 
 
 async def look(client: ShardedClient, known: Sequence[str]) -> tuple[ClusterHealth, list[ReplicaStatus], bool]:

@@ -11,10 +11,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
-from needle.base import protocol
-from needle.base.commands import Delete, Insert
 from needle.base.errors import NeedleError
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.ids import shard_group
 from needle.base.model import (
     Document,
@@ -24,17 +22,19 @@ from needle.base.model import (
     SearchRequest,
     WriteResult,
 )
-from needle.base.protocol import (
+from needle.base.runtime import Blocking, Rng, beside
+from needle.client import values
+from needle.client.collections import DEFAULT_COLLECTION, CollectionCalls
+from needle.client.directory import Caller
+from needle.client.operations import TIMEOUT
+from needle.protocol import calls
+from needle.protocol.calls import (
     DocumentBatch,
     Freshness,
     GetCall,
     SearchCall,
 )
-from needle.base.runtime import Blocking, Rng, beside
-from needle.client import values
-from needle.client.admin import TIMEOUT
-from needle.client.collections import DEFAULT_COLLECTION, CollectionCalls
-from needle.client.directory import Caller
+from needle.protocol.commands import Delete, Insert
 
 BATCH_BYTES_MAX = 1 << 20
 BATCH_DOCUMENTS_MAX = 10_000
@@ -234,7 +234,7 @@ class Client(CollectionCalls):
         freshness = self._freshness(mode, session, max_staleness)
         name, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
         answer = await self._read(
-            protocol.GET,
+            calls.GET,
             freshness,
             lambda fresh: GetCall(shard_group(0), name, names, whole, fresh),
             timeout,
@@ -294,7 +294,7 @@ class Client(CollectionCalls):
 
     async def _search(self, request: SearchRequest, freshness: Freshness, timeout: float) -> list[Hit]:
         answer = await self._read(
-            protocol.SEARCH, freshness, lambda fresh: SearchCall(shard_group(0), request, fresh), timeout
+            calls.SEARCH, freshness, lambda fresh: SearchCall(shard_group(0), request, fresh), timeout
         )
         batch, found = await self._beside(len(answer), _hits, answer)
         self._data().saw(batch.applied_index)
@@ -360,12 +360,12 @@ class Client(CollectionCalls):
 
 
 def _documents(answer: bytes) -> tuple[DocumentBatch, list[Document]]:
-    batch = protocol.decode(answer, DocumentBatch)
+    batch = calls.decode(answer, DocumentBatch)
     return batch, values.documents(batch)
 
 
 def _hits(answer: bytes) -> tuple[HitBatch, list[Hit]]:
-    batch = protocol.decode(answer, HitBatch)
+    batch = calls.decode(answer, HitBatch)
     return batch, values.hits(batch)
 
 

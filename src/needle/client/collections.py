@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from needle.base import protocol
-from needle.base.commands import CreateCollection, DropCollection
 from needle.base.errors import CollectionNotFound, InvalidArgument
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, IndexParams, Metric, ReadMode, WriteResult
-from needle.base.protocol import CollectionsAnswer, CollectionsCall, Freshness
 from needle.client import values
-from needle.client.admin import TIMEOUT, AdminCalls
+from needle.client.operations import TIMEOUT, AdminCalls
+from needle.protocol import calls
+from needle.protocol.calls import CollectionsAnswer, CollectionsCall, Freshness
+from needle.protocol.commands import CreateCollection, DropCollection
 
 DEFAULT_COLLECTION = "default"
 
@@ -69,9 +69,9 @@ class CollectionCalls(AdminCalls):
     async def _collections(self, mode: ReadMode | str, timeout: float) -> CollectionsAnswer:
         freshness = self._freshness(mode, False, None)
         answer = await self._read(
-            protocol.COLLECTIONS, freshness, lambda fresh: CollectionsCall(shard_group(0), fresh), timeout
+            calls.COLLECTIONS, freshness, lambda fresh: CollectionsCall(shard_group(0), fresh), timeout
         )
-        return protocol.decode(answer, CollectionsAnswer)
+        return calls.decode(answer, CollectionsAnswer)
 
     # --- reads of any kind -------------------------------------------------------------------------------------------
     def _freshness(self, mode: ReadMode | str, session: bool, max_staleness: float | None) -> Freshness:
@@ -85,7 +85,7 @@ class CollectionCalls(AdminCalls):
 
     async def _read(self, method: str, fresh: Freshness, make: Any, timeout: float) -> bytes:
         seconds = values.check_timeout(timeout)
-        encode = protocol.encode
+        encode = calls.encode
 
         def body(left: float) -> bytes:
             return encode(make(Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)))

@@ -12,11 +12,11 @@ import asyncio
 from collections.abc import Iterable
 from typing import Protocol
 
-from needle.base import protocol
 from needle.base.errors import ClientClosed, ConfigError, DeadlineExceeded, NeedleError, ProtocolError
 from needle.base.ids import GroupId, NodeId
 from needle.base.parts import Body
-from needle.base.protocol import GroupCall, LeaderAnswer
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall, LeaderAnswer
 
 ASK_SECONDS = 0.5
 """How long a node may take to say who leads."""
@@ -40,7 +40,7 @@ class Caller(Protocol):
 class Directory:
     """The nodes of one cluster, learned from seeds."""
 
-    asks = protocol.LEADER
+    asks = calls.LEADER
     """The method by which a node is asked who leads."""
 
     def __init__(self, caller: Caller, seeds: Iterable[str]) -> None:
@@ -258,7 +258,7 @@ class Directory:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         known = self._terms.get(group, 0)
-        body = protocol.encode(GroupCall(group, seconds, known))
+        body = calls.encode(GroupCall(group, seconds, known))
         waiting = {loop.create_task(self._told(address, body, seconds)) for address in self.addresses()}
         try:
             while waiting:
@@ -275,7 +275,7 @@ class Directory:
     async def _told(self, address: str, body: bytes, seconds: float) -> LeaderAnswer | None:
         """What the node at `address` says within `seconds`, if anything."""
         try:
-            answer = protocol.decode(await self.caller.call(address, self.asks, body, seconds), LeaderAnswer)
+            answer = calls.decode(await self.caller.call(address, self.asks, body, seconds), LeaderAnswer)
         except NeedleError:
             return None  # the next search for the leader says why
         self.heard(address)
@@ -284,9 +284,7 @@ class Directory:
     async def ask(self, address: str, group: GroupId) -> LeaderAnswer | None:
         """What the node at `address` knows; None if it does not answer (see `failures`)."""
         try:
-            body = await self.caller.call(
-                address, self.asks, protocol.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
-            )
+            body = await self.caller.call(address, self.asks, calls.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS)
         except NeedleError as error:
             self._silent(address, error)
             if isinstance(error, ProtocolError | ClientClosed):
@@ -294,7 +292,7 @@ class Directory:
             return None
         self.failures.pop(address, None)
         self.heard(address)
-        answer = protocol.decode(body, LeaderAnswer)
+        answer = calls.decode(body, LeaderAnswer)
         self.learn(address, answer)
         return answer
 

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import NoReturn
 
-from needle.base import protocol
-from needle.base.commands import Command, OpenSession, Session, encode_body
 from needle.base.errors import (
     AlreadyExists,
     CollectionExists,
@@ -38,6 +36,8 @@ from needle.base.runtime import Rng
 from needle.client.attempts import Attempts, Unanswered
 from needle.client.directory import Directory
 from needle.client.session import WriteNumbers
+from needle.protocol import calls as protocol
+from needle.protocol.commands import Command, OpenSession, Session, encode_body
 
 CONNECT_SECONDS_MAX = 1.0
 HINTS_MAX = 3

@@ -12,7 +12,7 @@ import msgspec
 
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus
-from needle.base.routing.topology import Topology
+from needle.routing.topology import Topology
 
 LAG_ENTRIES_MAX = 10_000
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from needle.base import protocol
 from needle.base.errors import LostState, NeedleError
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import RaftStatus
-from needle.base.protocol import StatusCall
-from needle.base.routing.topology import Topology
 from needle.client.directory import Caller
 from needle.client.health import ReplicaStatus
+from needle.protocol import calls
+from needle.protocol.calls import StatusCall
+from needle.routing.topology import Topology
 
 
 async def ask_replicas(caller: Caller, topology: Topology, timeout: float) -> list[ReplicaStatus]:
@@ -21,8 +21,8 @@ async def ask_replicas(caller: Caller, topology: Topology, timeout: float) -> li
     async def one(shard: int, node: NodeId) -> ReplicaStatus:
         address = topology.address_of(node) or ""
         try:
-            body = protocol.encode(StatusCall(shard_group(shard)))
-            status = protocol.decode(await caller.call(address, protocol.STATUS, body, timeout), RaftStatus)
+            body = calls.encode(StatusCall(shard_group(shard)))
+            status = calls.decode(await caller.call(address, calls.STATUS, body, timeout), RaftStatus)
         except LostState as error:
             lost = error.message
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=lost, lost=lost)

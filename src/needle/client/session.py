@@ -6,7 +6,7 @@ replicas keep every answer that a retry may need. Knows no connections.
 
 from __future__ import annotations
 
-from needle.base.commands import Session
+from needle.protocol.commands import Session
 
 
 class WriteNumbers:

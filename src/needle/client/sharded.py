@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from needle.base import protocol
-from needle.base.cluster_protocol import WHO, WhoAnswer, WhoCall, no_members
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, TransferFailed, Unavailable, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import (
@@ -28,18 +26,20 @@ from needle.base.model import (
     SearchRequest,
     WriteResult,
 )
-from needle.base.protocol import DigestAnswer, DocumentBatch, Freshness, GroupCall, StatusCall
-from needle.base.routing.shard_map import KeyRange
-from needle.base.routing.topology import ShardInfo, Topology
 from needle.base.runtime import Rng
 from needle.client import values
-from needle.client.admin import TIMEOUT
 from needle.client.client import Client, FilterLike, _request
 from needle.client.collections import DEFAULT_COLLECTION
 from needle.client.directory import Caller
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.operations import TIMEOUT
 from needle.client.replicas import ask_replicas
 from needle.client.shards import ClusterShards
+from needle.protocol import calls
+from needle.protocol.calls import DigestAnswer, DocumentBatch, Freshness, GroupCall, StatusCall
+from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall, no_members
+from needle.routing.shard_map import KeyRange
+from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
 
@@ -205,7 +205,7 @@ class ShardedClient(Client):
             max_staleness=fresh.max_staleness,
             session=session,
         )
-        found = await self._beside(protocol.batch_bytes(batch), values.documents, batch)
+        found = await self._beside(calls.batch_bytes(batch), values.documents, batch)
         if isinstance(ids, str):
             return found[0] if found else None
         return found
@@ -225,7 +225,7 @@ class ShardedClient(Client):
         return await self._hits(found)
 
     async def _hits(self, found: FoundLike) -> list[Hit]:
-        return await self._beside(protocol.batch_bytes(found.batch), values.hits, found.batch)
+        return await self._beside(calls.batch_bytes(found.batch), values.hits, found.batch)
 
     async def _find(self, request: SearchRequest, fresh: Freshness, timeout: float, partial: bool) -> FoundLike:
         return await self._router.search(
@@ -328,10 +328,10 @@ class ShardedClient(Client):
     async def _is_elsewhere(self, node: NodeId, address: str) -> bool:
         """Whether another node answers at `address`; one that is silent now will fail the call that follows."""
         try:
-            answer = await self._caller.call(address, WHO, protocol.encode(WhoCall()), 1.0)
+            answer = await self._caller.call(address, WHO, calls.encode(WhoCall()), 1.0)
         except NeedleError:
             return False
-        return protocol.decode(answer, WhoAnswer).node_id != node
+        return calls.decode(answer, WhoAnswer).node_id != node
 
     async def _where(self, node: str) -> str:
         known = self.nodes()
@@ -349,9 +349,9 @@ class ShardedClient(Client):
 
     async def status(self, *, timeout: float = TIMEOUT) -> RaftStatus:
         """The catalog's group as its leader sees it. `cluster_status` has the shards."""
-        data = protocol.encode(StatusCall(0))
-        answer = await self._shards.group(-1).ask_leader(protocol.STATUS, lambda _: data, values.check_timeout(timeout))
-        return protocol.decode(answer, RaftStatus)
+        data = calls.encode(StatusCall(0))
+        answer = await self._shards.group(-1).ask_leader(calls.STATUS, lambda _: data, values.check_timeout(timeout))
+        return calls.decode(answer, RaftStatus)
 
     def _shard(self, shard: int | None) -> ShardInfo:
         """The shard that an operator's call is about: a cluster of several has no default. Raises InvalidArgument."""
@@ -382,9 +382,9 @@ class ShardedClient(Client):
     ) -> RaftStatus:
         """As Client.node_status: its view of a shard of which it holds a replica. shard: may be left out if there is
         only one."""
-        body = protocol.encode(StatusCall(shard_group(self._shard(shard).shard), digest))
-        answer = await self._caller.call(await self._where(node), protocol.STATUS, body, values.check_timeout(timeout))
-        return protocol.decode(answer, RaftStatus)
+        body = calls.encode(StatusCall(shard_group(self._shard(shard).shard), digest))
+        answer = await self._caller.call(await self._where(node), calls.STATUS, body, values.check_timeout(timeout))
+        return calls.decode(answer, RaftStatus)
 
     async def force_new_election(
         self, node: str | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
@@ -397,8 +397,8 @@ class ShardedClient(Client):
             node = next((one for one in info.replicas if one != leader), info.replicas[0])
         if node not in info.replicas:
             raise invalid("node", node, f"one with a replica of shard {info.shard}: {', '.join(info.replicas)}")
-        body = protocol.encode(GroupCall(shard_group(info.shard), timeout))
-        await self._caller.call(await self._where(node), protocol.FORCE_ELECTION, body, values.check_timeout(timeout))
+        body = calls.encode(GroupCall(shard_group(info.shard), timeout))
+        await self._caller.call(await self._where(node), calls.FORCE_ELECTION, body, values.check_timeout(timeout))
         group = self._shards.group(info.shard)
         group._directory.set_leader(group.group, None)
 
@@ -421,13 +421,13 @@ class ShardedClient(Client):
         number = self._shard(shard).shard
         group = self._shards.group(number)
         answer = await group.ask_leader(
-            protocol.STEP_DOWN,
-            lambda left: protocol.encode(protocol.StepDownCall(shard_group(number), to, left)),
+            calls.STEP_DOWN,
+            lambda left: calls.encode(calls.StepDownCall(shard_group(number), to, left)),
             values.check_timeout(timeout),
             (TransferFailed,),
         )
         group._directory.set_leader(group.group, None)
-        return protocol.decode(answer, protocol.LeaderAnswer).leader or ""
+        return calls.decode(answer, calls.LeaderAnswer).leader or ""
 
     async def cluster_status(self, *, timeout: float = STATUS_SECONDS) -> list[ReplicaStatus]:
         """Every replica of every shard as its own node sees it, in order; `status` is None where none answered."""
@@ -444,9 +444,9 @@ class ShardedClient(Client):
         seconds = values.check_timeout(timeout)
 
         async def one(shard: int, node: NodeId) -> DigestAnswer:
-            body = protocol.encode(GroupCall(shard_group(shard), seconds))
-            data = await self._caller.call(await self._where(node), protocol.DIGEST, body, seconds)
-            return protocol.decode(data, DigestAnswer)
+            body = calls.encode(GroupCall(shard_group(shard), seconds))
+            data = await self._caller.call(await self._where(node), calls.DIGEST, body, seconds)
+            return calls.decode(data, DigestAnswer)
 
         pairs = [(info.shard, node) for info in self.topology().shards for node in info.replicas]
         answers = await asyncio.gather(*(one(shard, node) for shard, node in pairs))

@@ -10,19 +10,6 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-from needle.base import protocol
-from needle.base.catalog_commands import CatalogCommand, Identity, encode
-from needle.base.cluster_protocol import (
-    CATALOG,
-    SHARD_LEADER,
-    SYNC,
-    TOPOLOGY,
-    CatalogCall,
-    SyncCall,
-    TopologyAnswer,
-    TopologyCall,
-)
-from needle.base.commands import Command, encode_body
 from needle.base.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -40,12 +27,25 @@ from needle.base.errors import (
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
 from needle.base.parts import Body
-from needle.base.protocol import LeaderAnswer
-from needle.base.routing.topology import Topology
 from needle.base.runtime import Rng
 from needle.client.attempts import Attempts
 from needle.client.directory import Caller, Directory
 from needle.client.group import GroupClient, MakeBody
+from needle.protocol import calls as protocol
+from needle.protocol.calls import LeaderAnswer
+from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
+from needle.protocol.commands import Command, encode_body
+from needle.protocol.peer_calls import (
+    CATALOG,
+    SHARD_LEADER,
+    SYNC,
+    TOPOLOGY,
+    CatalogCall,
+    SyncCall,
+    TopologyAnswer,
+    TopologyCall,
+)
+from needle.routing.topology import Topology
 
 Refresh = Callable[[int, float], Coroutine[Any, Any, Topology]]
 ASK_SECONDS = 1.0

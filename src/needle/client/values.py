@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from needle.base.commands import last_of_each_id
 from needle.base.errors import InvalidArgument, invalid
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.model import Document, Hit, HitBatch, IndexParams, Metric
 from needle.base.plain import converted, plain, refused, text
-from needle.base.protocol import DocumentBatch
+from needle.protocol.calls import DocumentBatch
+from needle.protocol.commands import last_of_each_id
 
 Vectors = npt.NDArray[np.float32]
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import msgspec
 from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
 from needle.base.parts import LARGE_BYTES, Body, encode_parts
-from needle.multiraft.log_records import Life
+from needle.multiraft.log.log_records import Life
 from needle.multiraft.ports import SnapshotFile
 from needle.raft.messages import ConfState, Message, SnapshotMeta
 

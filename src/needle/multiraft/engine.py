@@ -26,16 +26,16 @@ from needle.multiraft.counters import Counters
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.group import Group, Turn, Work, lost_state
-from needle.multiraft.group_log import LogWrite
 from needle.multiraft.inbound import Inbound
 from needle.multiraft.lives import Lives
-from needle.multiraft.log_store import LivesWrite, LogStore
-from needle.multiraft.log_writer import LogWriter
+from needle.multiraft.log.group_log import LogWrite
+from needle.multiraft.log.log_store import LivesWrite, LogStore
+from needle.multiraft.log.log_writer import LogWriter
 from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.repair import Opener
 from needle.multiraft.retention import Bounds
-from needle.multiraft.snapshot_receiver import SnapshotFetcher
-from needle.multiraft.snapshot_sender import SnapshotShelf
+from needle.multiraft.snapshots.receiver import SnapshotFetcher
+from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.multiraft.timers import Timers
 from needle.multiraft.upkeep import Upkeep
 from needle.raft.messages import Message

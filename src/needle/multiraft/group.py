@@ -32,17 +32,17 @@ from needle.multiraft.codec import Addressed, encode_conf
 from needle.multiraft.config import HostConfig
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.group_compaction import Compaction
-from needle.multiraft.group_log import GroupLog, LogWrite
-from needle.multiraft.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.lag import AppendTimes
+from needle.multiraft.log.group_log import GroupLog, LogWrite
 from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.proposals import Proposals, Waiters
 from needle.multiraft.reads import ReadRounds, not_leader
 from needle.multiraft.rebuild import Rebuild
 from needle.multiraft.repair import repair_done
 from needle.multiraft.retention import Bounds
-from needle.multiraft.snapshot_receiver import SnapshotFetcher
-from needle.multiraft.snapshot_sender import SnapshotShelf
+from needle.multiraft.snapshots.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
+from needle.multiraft.snapshots.receiver import SnapshotFetcher
+from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
 from needle.raft.raft import Raft
 from needle.raft.state import Role

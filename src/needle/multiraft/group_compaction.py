@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from needle.base.errors import NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import group_name
-from needle.multiraft.group_log import LogWrite
-from needle.multiraft.log_records import StartRecord
+from needle.multiraft.log.group_log import LogWrite
+from needle.multiraft.log.log_records import StartRecord
 from needle.multiraft.retention import IDLE_TAIL_BYTES, Member, keep_after, tail_after
 from needle.raft.state import Role
 

@@ -29,13 +29,13 @@ from needle.multiraft.codec import (
 )
 from needle.multiraft.counters import Counters
 from needle.multiraft.group import Group
-from needle.multiraft.group_log import LogWrite
 from needle.multiraft.lives import LIFE_METHOD, Lives
-from needle.multiraft.log_records import LostRecord
+from needle.multiraft.log.group_log import LogWrite
+from needle.multiraft.log.log_records import LostRecord
 from needle.multiraft.ports import Transport
 from needle.multiraft.rebuild import STATE_METHOD, refuse_damaged
-from needle.multiraft.snapshot_receiver import BLOCKS_METHOD, CHUNK_METHOD, HASHES_METHOD
-from needle.multiraft.snapshot_sender import SnapshotShelf
+from needle.multiraft.snapshots.receiver import BLOCKS_METHOD, CHUNK_METHOD, HASHES_METHOD
+from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.raft.messages import Doubt, Message, MessageType
 from needle.raft.raft import Raft
 from needle.raft.state import Role

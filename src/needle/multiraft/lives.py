@@ -20,8 +20,8 @@ from needle.base.errors import NeedleError
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Clock
 from needle.multiraft.codec import Frame, LifeAnswer, LifeCall, Told, decode_life_answer, decode_life_call, encode_body
-from needle.multiraft.log_records import Identity, Life
-from needle.multiraft.log_store import LivesWrite, LogStore
+from needle.multiraft.log.log_records import Identity, Life
+from needle.multiraft.log.log_store import LivesWrite, LogStore
 from needle.multiraft.ports import Transport
 from needle.raft.messages import Message, MessageType
 

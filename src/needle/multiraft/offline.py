@@ -10,7 +10,7 @@ import msgspec
 
 from needle.base.errors import CorruptLog
 from needle.base.ids import GroupId, group_name
-from needle.multiraft.log_records import (
+from needle.multiraft.log.log_records import (
     ENTRY,
     HARD,
     LOST,

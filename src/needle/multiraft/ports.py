@@ -36,7 +36,7 @@ class KeyValueTxn(Protocol):
 
 
 class KeyValueStore(Protocol):
-    """An ordered, durable key-value store: the disk under the Raft log (wal_store.py; simulated in needle.sim)."""
+    """An ordered, durable key-value store: the disk under the Raft log (wal_store.py; simulated in proof.sim)."""
 
     def get(self, key: bytes) -> bytes | None: ...
     def scan(self, start: bytes, end: bytes, bytes_max: int) -> list[tuple[bytes, bytes]]:

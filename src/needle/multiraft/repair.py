@@ -28,9 +28,9 @@ from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import decode_conf, decode_manifest, encode_conf
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.files import Files
-from needle.multiraft.group_log import GroupLog, LogWrite
-from needle.multiraft.log_records import RepairRecord, StartRecord
-from needle.multiraft.log_store import LogStore
+from needle.multiraft.log.group_log import GroupLog, LogWrite
+from needle.multiraft.log.log_records import RepairRecord, StartRecord
+from needle.multiraft.log.log_store import LogStore
 from needle.multiraft.ports import Applied, StateMachine
 from needle.raft.messages import ConfState, HardState
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from needle.multiraft.log_sizes import LogSizes
+from needle.multiraft.log.log_sizes import LogSizes
 
 IDLE_TAIL_BYTES = 1 << 20
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from needle.base.ids import GroupId
 from needle.base.runtime import Clock
 from needle.multiraft.group import Group
-from needle.multiraft.log_store import LogStore
+from needle.multiraft.log.log_store import LogStore
 from needle.multiraft.retention import Bounds
-from needle.multiraft.snapshot_sender import SnapshotShelf
+from needle.multiraft.snapshots.sender import SnapshotShelf
 
 
 class Upkeep:

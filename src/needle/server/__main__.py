@@ -15,8 +15,8 @@ from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import FAILPOINTS, no_failpoint
 from needle.server.cluster_main import SECTION, cluster_options
-from needle.server.config_file import load_values
-from needle.server.main import EXIT_START, serve
+from needle.server.process.config_file import load_values
+from needle.server.process.main import EXIT_START, serve
 
 USAGE = "usage: python -m needle.server CONFIG [--failpoint NAME:COUNT]\n"
 

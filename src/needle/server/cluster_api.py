@@ -20,24 +20,25 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from needle.base import protocol
-from needle.base.catalog_commands import RegisterNode, RemoveNode
-from needle.base.cluster_protocol import FOUND, FoundCall
 from needle.base.config import RaftConfig, check_node_id, check_range, parse_address, refuse
 from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import Document, Hit, IndexParams, Metric, ReadMode, WriteResult
-from needle.base.routing.shard_map import ShardMap, initial_map
-from needle.base.routing.strategy import ShardStrategy, routing_key
-from needle.base.routing.topology import ClusterSettings, NodeInfo, Topology
-from needle.client.admin import TIMEOUT
 from needle.client.client import BATCH_BYTES_MAX, FilterLike
 from needle.client.collections import DEFAULT_COLLECTION
 from needle.client.health import ClusterHealth
+from needle.client.operations import TIMEOUT
 from needle.client.sharded import PartialHits, ShardedClient
 from needle.client.shards import find_topology
-from needle.server.cluster_create import ASK_SECONDS, ask_who, create_cluster
-from needle.server.cluster_main import cluster_node, sharded_client, system_caller
+from needle.connecting import sharded_client, system_caller
+from needle.protocol import calls
+from needle.protocol.catalog_commands import RegisterNode, RemoveNode
+from needle.protocol.peer_calls import FOUND, FoundCall
+from needle.routing.shard_map import ShardMap, initial_map
+from needle.routing.strategy import ShardStrategy, routing_key
+from needle.routing.topology import ClusterSettings, NodeInfo, Topology
+from needle.server.catalog.founding import ASK_SECONDS, ask_who, create_cluster
+from needle.server.cluster_main import cluster_node
 from needle.server.cluster_node import ClusterNode, ClusterOptions
 from needle.server.ports import system_ports
 
@@ -121,7 +122,7 @@ class ShardManager:
         topology = self._client.topology()
         voters = {node: at for node in topology.catalog if (at := topology.address_of(node)) is not None}
         uid = (await ask_who(self._caller, *next(iter(voters.items())))).uid
-        await self._caller.call(address, FOUND, protocol.encode(FoundCall(uid, voters)), ASK_SECONDS)
+        await self._caller.call(address, FOUND, calls.encode(FoundCall(uid, voters)), ASK_SECONDS)
         info = NodeInfo(id=name, address=address, incarnation=who.incarnation, zone=who.zone, weight=who.weight)
         await self._client._shards.command(RegisterNode(info), TIMEOUT)
 

@@ -14,9 +14,9 @@ import msgspec
 from needle.base.errors import InvalidArgument, UnsupportedFormat, WrongCluster
 from needle.base.file_errors import os_failure
 from needle.base.ids import NodeId
-from needle.base.routing.topology import Topology
-from needle.cluster.catalog_machine import FILE_NAME as CATALOG_FILE
-from needle.server.data_dir import CLUSTER_FILE, replace_file
+from needle.catalog.machine import FILE_NAME as CATALOG_FILE
+from needle.routing.topology import Topology
+from needle.server.files import CLUSTER_FILE, replace_file
 
 TOPOLOGY_FILE = "topology.bin"
 

@@ -1,24 +1,17 @@
-"""A node of a sharded cluster as made from configuration, and clients of one: the real network under both."""
+"""A node of a sharded cluster as made from configuration, over the real network."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import random
 from collections.abc import Mapping
 from typing import Any
 
 from needle.base.config import RaftConfig, check_range, parse_address, refuse
-from needle.base.routing.topology import Topology
 from needle.client.directory import Caller
-from needle.client.sharded import ShardedClient
-from needle.client.shards import ClusterShards
-from needle.cluster.router import Router
+from needle.routing.loading import load_routers
 from needle.rpc.transport import RpcClient
 from needle.server.cluster_node import ClusterNode, ClusterOptions
 from needle.server.ports import NodePorts
-from needle.server.routers import load_routers
-from needle.server.runtime import SystemClock
 
 SECTION = "sharding"
 """The table of a node's configuration file that makes it a node of a sharded cluster."""
@@ -51,20 +44,3 @@ def cluster_node(config: RaftConfig, ports: NodePorts, options: ClusterOptions) 
         return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock)
 
     return ClusterNode(config, ports, options, clients)
-
-
-def sharded_client(caller: Caller, addresses: list[str], topology: Topology, batch_bytes_max: int) -> ShardedClient:
-    """A shard-aware client over `caller`."""
-    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    shards = ClusterShards(caller, addresses, topology, rng=rng)
-    monotonic = SystemClock().monotonic
-    router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
-    client = ShardedClient(caller, addresses, shards, router, rng)
-    client.blocking = asyncio.to_thread
-    return client
-
-
-def system_caller(cluster_id: str) -> RpcClient:
-    """A client's connections over the real network."""
-    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    return RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock())

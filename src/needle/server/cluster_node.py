@@ -14,8 +14,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from needle.base import protocol
-from needle.base.cluster_protocol import (
+from needle.base.config import RaftConfig
+from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError
+from needle.base.file_errors import SHORTAGES
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.base.model import RaftStatus, WriteResult
+from needle.catalog.machine import CatalogMachine
+from needle.client.directory import Caller
+from needle.client.router.router import Router
+from needle.multiraft.background import Background
+from needle.protocol import calls
+from needle.protocol.peer_calls import (
     SHARD_LEADER,
     TOPOLOGY,
     FoundCall,
@@ -24,18 +33,13 @@ from needle.base.cluster_protocol import (
     WhoAnswer,
     check_fresh,
 )
-from needle.base.config import RaftConfig
-from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError
-from needle.base.file_errors import SHORTAGES
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.base.model import RaftStatus, WriteResult
-from needle.base.routing.strategy import router_names
-from needle.base.routing.topology import NodeInfo, NodeState, Ownership, Topology
-from needle.client.directory import Caller
-from needle.cluster.catalog_machine import CatalogMachine
-from needle.cluster.router import Router
-from needle.multiraft.background import Background
-from needle.server.cluster_collections import Reconciler
+from needle.routing.strategy import router_names
+from needle.routing.topology import NodeInfo, NodeState, Ownership, Topology
+from needle.server.adapters import CatalogAdapter
+from needle.server.catalog.collections import Reconciler
+from needle.server.catalog.follower import CatalogFollower
+from needle.server.catalog.node_shards import NodeShards
+from needle.server.catalog.registration import Registration
 from needle.server.cluster_files import (
     ClusterFile,
     catalog_directory,
@@ -46,19 +50,15 @@ from needle.server.cluster_files import (
     save_cluster,
     save_topology,
 )
-from needle.server.cluster_follower import CatalogFollower
-from needle.server.cluster_health import HealthWatch
-from needle.server.cluster_leaders import LeaderSpread
-from needle.server.cluster_mover import Mover
-from needle.server.cluster_registration import Registration
-from needle.server.cluster_service import ClusterService
-from needle.server.data_dir import SHARDED
-from needle.server.lasting import SHORTAGE_SECONDS, lasting
+from needle.server.files import SHARDED
 from needle.server.local_caller import LocalCaller
-from needle.server.machine import CatalogAdapter
 from needle.server.node import Node
-from needle.server.node_shards import NodeShards
 from needle.server.ports import NodePorts
+from needle.server.service.sharded import ClusterService
+from needle.server.upkeep.health import HealthWatch
+from needle.server.upkeep.lasting import SHORTAGE_SECONDS, lasting
+from needle.server.upkeep.leaders import LeaderSpread
+from needle.server.upkeep.mover import Mover
 
 log = logging.getLogger("needle.server")
 
@@ -333,9 +333,9 @@ class ClusterNode(Node):
         if self.catalog is not None and self.host.is_leader(CATALOG_GROUP):
             await self.host.read_index(CATALOG_GROUP, timeout)
             return self.catalog.topology
-        body = protocol.encode(TopologyCall(0, 0.0, True))
+        body = calls.encode(TopologyCall(0, 0.0, True))
         data = await self.shards.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)
-        found = protocol.decode(data, TopologyAnswer).topology
+        found = calls.decode(data, TopologyAnswer).topology
         return found if found is not None else Topology()
 
     async def execute(self, command: bytes, timeout: float) -> WriteResult:

@@ -16,25 +16,25 @@ from typing import Any
 
 import msgspec
 
-from needle.base import protocol
 from needle.base.config import RaftConfig
 from needle.base.errors import DeadlineExceeded, NeedleError, Unavailable
 from needle.base.ids import GroupId, NodeId, group_name, shard_group
 from needle.base.model import RaftStatus
-from needle.base.protocol import AddressBook as AddressBookMessage
 from needle.multiraft.config import HostConfig
 from needle.multiraft.host import Host
-from needle.multiraft.log_store import LogStore
-from needle.server import data_dir
+from needle.multiraft.log.log_store import LogStore
+from needle.protocol import calls
+from needle.protocol.calls import AddressBook as AddressBookMessage
+from needle.server import files as data_dir
 from needle.server.address_book import AddressBook
-from needle.server.disk_space import LOOK_SECONDS as SPACE_SECONDS
-from needle.server.disk_space import DiskSpace
-from needle.server.hosted import HostedReplica
-from needle.server.lasting import lasting
 from needle.server.ports import Listener, NodePorts, Peers
-from needle.server.roomier_leaders import RoomierLeaders
-from needle.server.rpc_service import RpcService
-from needle.shard.builders import Builders
+from needle.server.replica import HostedReplica
+from needle.server.service.documents import RpcService
+from needle.server.upkeep.disk_space import LOOK_SECONDS as SPACE_SECONDS
+from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.lasting import lasting
+from needle.server.upkeep.roomier_leaders import RoomierLeaders
+from needle.shard.fields.builders import Builders
 from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
@@ -52,7 +52,7 @@ class Node:
     """One node of a cluster. `await start()`, `await stop()`; `failed` resolves when it can no longer go on."""
 
     kind = data_dir.FIXED
-    leader_method = protocol.LEADER
+    leader_method = calls.LEADER
     """What peers are asked about a group's leader."""
 
     def __init__(self, config: RaftConfig, ports: NodePorts) -> None:
@@ -332,10 +332,10 @@ class Node:
     async def _exchange_addresses(self, timeout: float, new: Mapping[NodeId, str] = MappingProxyType({})) -> None:
         """Tell all members, and nodes that are about to be (new), what this one knows, and learn of them where others
         are that it does not know."""
-        body = protocol.encode(AddressBookMessage({**self._to_tell(), **new}, self.book.moved()))
+        body = calls.encode(AddressBookMessage({**self._to_tell(), **new}, self.book.moved()))
         others = [node for node in {**self.addresses(), **new} if node != self.node_id]
         answers = await asyncio.gather(
-            *(self.peers.call(node, protocol.ADDRESSES, body, timeout) for node in others), return_exceptions=True
+            *(self.peers.call(node, calls.ADDRESSES, body, timeout) for node in others), return_exceptions=True
         )
         for node, answer in zip(others, answers, strict=True):
             if isinstance(answer, NeedleError):
@@ -343,7 +343,7 @@ class Node:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                heard = protocol.decode(answer, AddressBookMessage)
+                heard = calls.decode(answer, AddressBookMessage)
                 self.book.learn_missing(heard.addresses)
                 self.book.move(heard.moved)
 

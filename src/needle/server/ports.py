@@ -1,4 +1,4 @@
-"""What a node is built on, as one bundle: the real system's here, the simulator's in `needle.sim`.
+"""What a node is built on, as one bundle: the real system's here, the simulator's in `proof.sim`.
 
 Invariant: a node reaches clocks, randomness, threads, network and disk through its `NodePorts` only.
 """
@@ -17,19 +17,19 @@ from needle.base.parts import Body
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
+from needle.multiraft.log.wal_store import WalStore, segment_bytes
 from needle.multiraft.ports import KeyValueStore, StateMachine, Transport
-from needle.multiraft.wal_store import WalStore, segment_bytes
 from needle.rpc.connection import RpcLimits
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.server import RpcServer
 from needle.rpc.transport import RpcClient
-from needle.server.data_dir import claim
-from needle.server.descriptors import connections_max
-from needle.server.disk_space import Directory, Endless, Volume
-from needle.server.machine import ReplicaMachine
-from needle.server.runtime import SystemClock, ThreadPool
+from needle.server.adapters import ReplicaMachine
+from needle.server.files import claim
+from needle.server.process.descriptors import connections_max
+from needle.server.upkeep.disk_space import Directory, Endless, Volume
 from needle.shard.disk import ReplicaDisk
 from needle.shard.state_machine import Replica
+from needle.system import SystemClock, ThreadPool
 
 BACKGROUND_NICE = 10
 """Index builds and file checks get a tenth of a busy core: acknowledged writes, searches and heartbeats go first."""

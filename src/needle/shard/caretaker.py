@@ -12,8 +12,8 @@ from functools import partial
 from typing import Final, Protocol
 
 from needle.base.runtime import Clock, Pool
-from needle.shard.row_check import Checked
-from needle.shard.segment_set import CollectionVectors
+from needle.shard.documents.row_check import Checked
+from needle.shard.segments.collection_vectors import CollectionVectors
 
 ROWS: Final = 256
 BYTES_A_SECOND: Final = 8 << 20

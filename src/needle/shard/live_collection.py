@@ -18,20 +18,20 @@ from pyroaring import BitMap
 from needle.base.config import SegmentConfig
 from needle.base.errors import CollectionNotFound, StorageError
 from needle.base.model import CollectionSpec
-from needle.base.routing.shard_map import KeyRange
-from needle.shard.batch import Stored
-from needle.shard.changes import CollectionChange
-from needle.shard.digest import replica_digest
-from needle.shard.documents import DocumentStore
-from needle.shard.holdings import Fence, encode_holdings
-from needle.shard.index_budget import FieldName, IndexBudget
-from needle.shard.metadata_rows import Rows
+from needle.routing.shard_map import KeyRange
+from needle.shard.apply.batch import Stored
+from needle.shard.apply.changes import CollectionChange
+from needle.shard.apply.holdings import Fence, encode_holdings
+from needle.shard.documents.digest import replica_digest
+from needle.shard.documents.metadata_rows import Rows
+from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord, StoredDocument
+from needle.shard.documents.store import DocumentStore
+from needle.shard.fields.index_budget import FieldName, IndexBudget
+from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.ordinal_set import OrdinalSet
-from needle.shard.payload_index import PayloadIndex
-from needle.shard.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord, StoredDocument
-from needle.shard.segment_plan import PublishedSegment
-from needle.shard.segment_set import LOAD_ROWS, CollectionVectors
-from needle.shard.vectors_view import VectorsView
+from needle.shard.plan import PublishedSegment
+from needle.shard.segments.collection_vectors import LOAD_ROWS, CollectionVectors
+from needle.shard.segments.view import VectorsView
 
 log = logging.getLogger("needle.shard")
 

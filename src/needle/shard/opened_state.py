@@ -15,24 +15,24 @@ from typing import Any, Final, Protocol
 
 import immutables
 
-from needle.base.commands import Command
 from needle.base.config import SegmentConfig
 from needle.base.errors import CorruptDocuments, NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES
+from needle.protocol.commands import Command
 from needle.shard.agenda import Changed
-from needle.shard.batch import Batch
+from needle.shard.apply.batch import Batch
+from needle.shard.apply.execute import execute
+from needle.shard.apply.holdings import Fence, decode_holdings
+from needle.shard.apply.sessions import SessionTable
 from needle.shard.disk import ReplicaDisk
-from needle.shard.documents import DocumentStore
-from needle.shard.execute import execute
-from needle.shard.holdings import Fence, decode_holdings
-from needle.shard.index_budget import IndexBudget
+from needle.shard.documents.image import SEGMENTS, write_image
+from needle.shard.documents.records import CollectionRecord, WriteSet
+from needle.shard.documents.sqlite_file import FILE_NAME
+from needle.shard.documents.store import DocumentStore
+from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView, StateBefore
-from needle.shard.records import CollectionRecord, WriteSet
-from needle.shard.sealed_segment import segment_file
-from needle.shard.segment_files import FILE_NAME as SEGMENT_FILE_NAME
-from needle.shard.sessions import SessionTable
-from needle.shard.snapshot import SEGMENTS, write_image
-from needle.shard.sqlite_file import FILE_NAME
+from needle.shard.segments.files import FILE_NAME as SEGMENT_FILE_NAME
+from needle.shard.segments.sealed import segment_file
 
 SMALL_BYTES: Final = 16 << 10
 

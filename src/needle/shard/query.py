@@ -17,15 +17,15 @@ from pyroaring import BitMap
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, NeedleError
-from needle.base.filters import Filter
+from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, Metric, SearchRequest
-from needle.shard.builders import Builders
-from needle.shard.documents import DocumentStore
+from needle.shard.apply.validation import check_search
+from needle.shard.documents.records import CollectionRecord, StoredDocument
+from needle.shard.documents.store import DocumentStore
+from needle.shard.fields.builders import Builders
+from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.ordinal_set import OrdinalSet
-from needle.shard.payload_index import PayloadIndex
-from needle.shard.records import CollectionRecord, StoredDocument
-from needle.shard.validation import check_search
-from needle.shard.vectors_view import VectorsView
+from needle.shard.segments.view import VectorsView
 
 Nearest = tuple[list[int], list[float]]
 """Ordinals and distances of one query's answer, nearest first."""

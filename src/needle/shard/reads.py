@@ -12,12 +12,12 @@ from functools import partial
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
 from needle.base.model import Claim, SearchRequest
-from needle.shard.builders import BeingIndexed, Builders, SearchAnswer
-from needle.shard.holdings import Fence, check_claim, decode_holdings
+from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
+from needle.shard.documents.records import StoredDocument
+from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView
 from needle.shard.query import search_group
-from needle.shard.records import StoredDocument
 
 
 class Reads:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from needle.base.errors import DeadlineExceeded, NeedleError, Overloaded
 from needle.base.model import HitBatch, SearchRequest
 from needle.base.runtime import Pool
-from needle.shard.builders import SearchAnswer
+from needle.shard.fields.builders import SearchAnswer
 
 Wanted = Callable[[int], bool]
 """Whether somebody still waits for the answer to the search at this place of the batch. Called in any thread."""

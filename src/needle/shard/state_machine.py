@@ -26,7 +26,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from needle.base.commands import Command
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import (
     CorruptDocuments,
@@ -36,14 +35,19 @@ from needle.base.errors import (
 )
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
+from needle.protocol.commands import Command
 from needle.shard.agenda import Changed
-from needle.shard.builders import Builders, SearchAnswer
+from needle.shard.apply.execute import decode_entry, runs
+from needle.shard.apply.holdings import Fence, check_claim
+from needle.shard.apply.sessions import AnswerRow, SessionRow
+from needle.shard.apply.validation import check_command
 from needle.shard.disk import ReplicaDisk
-from needle.shard.documents import DocumentStore
-from needle.shard.execute import decode_entry, runs
-from needle.shard.holdings import Fence, check_claim
+from needle.shard.documents.records import StoredDocument
+from needle.shard.documents.row_check import Checked
+from needle.shard.documents.store import DocumentStore
+from needle.shard.fields.builders import Builders, SearchAnswer
+from needle.shard.fields.index_budget import FieldName, IndexBudget
 from needle.shard.in_flight import InFlight
-from needle.shard.index_budget import FieldName, IndexBudget
 from needle.shard.live_collection import (
     CollectionView,
     ReplicaView,
@@ -51,13 +55,9 @@ from needle.shard.live_collection import (
 )
 from needle.shard.opened_state import Entry, OpenedState, Surroundings
 from needle.shard.reads import Reads, not_served
-from needle.shard.records import StoredDocument
-from needle.shard.row_check import Checked
-from needle.shard.segment_set import CollectionVectors
-from needle.shard.sessions import AnswerRow, SessionRow
+from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
-from needle.shard.validation import check_command
 
 log = logging.getLogger("needle.shard")
 

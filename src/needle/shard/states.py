@@ -16,14 +16,14 @@ import immutables
 
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError
 from needle.base.file_errors import SHORTAGES
+from needle.shard.apply.sessions import SessionTable
+from needle.shard.documents.image import DAMAGED, current_state, install_image, remove_older, verify_image
+from needle.shard.documents.records import AppliedAt
+from needle.shard.documents.row_check import verify_image_file
+from needle.shard.documents.sqlite_file import FILE_NAME
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import OpenCollections, ReplicaView
 from needle.shard.opened_state import OpenedState, Surroundings
-from needle.shard.records import AppliedAt
-from needle.shard.row_check import verify_image_file
-from needle.shard.sessions import SessionTable
-from needle.shard.snapshot import DAMAGED, current_state, install_image, remove_older, verify_image
-from needle.shard.sqlite_file import FILE_NAME
 
 log = logging.getLogger("needle.shard")
 

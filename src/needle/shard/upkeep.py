@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from needle.base.errors import StorageError
-from needle.shard.documents import DocumentStore
+from needle.shard.documents.store import DocumentStore
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
-from needle.base.routing.ranges import KeySet, check_ranges, contains, difference, fingerprint, overlap, union
-from needle.base.routing.shard_map import KeyRange, initial_map
-from needle.base.routing.strategy import RANGE
+from needle.routing.ranges import KeySet, check_ranges, contains, difference, fingerprint, overlap, union
+from needle.routing.shard_map import KeyRange, initial_map
+from needle.routing.strategy import RANGE
 
 KEYS = [bytes([n]) for n in range(12)]
 _ends = st.one_of(st.none(), st.sampled_from(KEYS))

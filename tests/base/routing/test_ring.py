@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
-from needle.base.routing.ring import SPACE, Ring
-from needle.base.routing.shard_map import ShardMap, initial_map, uncovered
-from needle.base.routing.strategy import CONSISTENT_HASH, HASH, RANGE, ShardStrategy, key_hash, register, routing_key
+from needle.routing.ring import SPACE, Ring
+from needle.routing.shard_map import ShardMap, initial_map, uncovered
+from needle.routing.strategy import CONSISTENT_HASH, HASH, RANGE, ShardStrategy, key_hash, register, routing_key
 
 VECTORS = json.loads((Path(__file__).parent / "routing_vectors.json").read_text())
 

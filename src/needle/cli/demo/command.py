@@ -23,9 +23,9 @@ from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
 from needle.cli.demo.outcome import Outcome
 from needle.cli.demo.shard_story import ShardOutcome, ShardStory
 from needle.cli.demo.story import Story
-from needle.cli.demo.supervisor import STATE_FILE, LocalCluster, kept_pids, stop_kept
 from needle.cli.embedding import DIMENSIONS, Embedder
-from needle.server.free_ports import free_ports
+from needle.local.free_ports import free_ports
+from needle.local.nodes import STATE_FILE, LocalCluster, kept_pids, stop_kept
 
 KEPT_PORT = 5001
 SEAL_ROWS = 2000

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from needle.base.errors import Internal, NeedleError, OutcomeUnknown
-from needle.base.routing.topology import Topology
 from needle.cli import shard_commands
 from needle.cli.common import brief
 from needle.cli.demo.corpus import Passage
-from needle.cli.demo.supervisor import LocalCluster
 from needle.cli.document_commands import insert_all
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.cli.inputs import Record
 from needle.client.sharded import ShardedClient
+from needle.local.nodes import LocalCluster
+from needle.routing.topology import Topology
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
 
 QUESTIONS = ("compress a file", "how do I parse a date", "split a string into shell words")

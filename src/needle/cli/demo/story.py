@@ -23,10 +23,10 @@ from needle.base.model import Hit, RaftStatus, ReadMode
 from needle.cli.common import brief
 from needle.cli.demo.corpus import Passage
 from needle.cli.demo.outcome import Answer, Failover, Outcome, Proof
-from needle.cli.demo.supervisor import LocalCluster
 from needle.cli.document_commands import insert_all
 from needle.cli.embedding import Embedder
 from needle.cli.inputs import Record
+from needle.local.nodes import LocalCluster
 
 COLLECTION = "default"
 WRITES = "writes"

@@ -1,0 +1,199 @@
+"""Judge the searches and eventual gets of a sharded cluster's history: shard by shard, each with its own log.
+
+There is no snapshot across shards, but each shard answers from one state of its own: the hits that a shard owns must be
+the nearest of one state of its log, no older than what the search had to see, and no document of that state may be
+nearer than the farthest hit and be missing. So an answer never misses an acknowledged document. A shard-aware client
+knows the index of each shard's state; for one that went through a node, some state must fit, up to the writes begun
+before the answer came.
+
+A shard may be left out only of an answer that might be partial: then it is named, and so are exactly its key ranges;
+for the other shards the answer must be as good as any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from needle.routing.shard_map import KeyRange, uncovered
+from proof.chaos.revealed_log import Freshness, Replayed, RevealedLog, View, eventual_get, search_seen
+from proof.checkers.replay import TOLERANCE, check_search, distances
+from proof.sim.history import History, Operation
+from proof.sim.violation import Violation
+
+NAME = "search across shards"
+Range = tuple[int, str, str | None]
+ANY = -1
+"""Index of a state that the answer does not name."""
+
+
+def replay_shards(history: History, shards: int, metric: str, ranges: Sequence[Range] = ()) -> Replayed:
+    """Raises Violation with the evidence. ranges: [shard, start, end), of the map."""
+    counts = Replayed()
+    owners = {op.key: op.details["shard"] for op in history.operations if op.key}
+    begun = {op.tag: op.invoked for op in history.operations if op.tag}
+    for op in _searches(history):
+        _check_whole(op, begun, shards)
+        _check_coverage(op, owners, ranges)
+        counts.partial += bool(op.details.get("partial"))
+        counts.searches += 1
+        counts.exact += op.details["exact"]
+    undetermined: set[int] = set()
+    for shard in range(shards):
+        part = _of_shard(history, shard, owners)
+        _Replay(part, metric, counts, undetermined).run()
+    counts.undetermined = len(undetermined)
+    return counts
+
+
+def _searches(history: History) -> Iterator[Operation]:
+    return (op for op in history.operations if op.kind == "search" and not op.key and op.outcome == "ok")
+
+
+def _check_whole(op: Operation, begun: dict[str, int], shards: int) -> None:
+    """What concerns all shards together: none is missing, nothing twice, nothing that nobody had written, in order.
+    begun: by value."""
+    hits, k, told = op.details["hits"], op.details["k"], op.details["applied"]
+    if told is not None and set(told) != {str(shard) for shard in range(shards)} - set(map(str, _missing(op))):
+        raise Violation(NAME, f"search #{op.id} by {op.client} was answered by shards {sorted(told)} of {shards}")
+    names = [hit[0] for hit in hits]
+    if len(names) > k or len(set(names)) != len(names):
+        raise Violation(NAME, f"search #{op.id} by {op.client} asked for {k} and got {names}")
+    answered = op.returned or 0
+    unknown = [name for name, _, _, tag in hits if begun.get(tag, answered) >= answered]
+    if unknown:
+        raise Violation(NAME, f"search #{op.id} by {op.client} found {unknown}, which nobody had written", unknown[0])
+    for (_, _, before, _), (name, _, after, _) in pairwise(hits):
+        if after < before:
+            raise Violation(NAME, f"search #{op.id} by {op.client}: {name} is not in order of distance", name)
+
+
+def _missing(op: Operation) -> list[int]:
+    """The shards that a partial answer says it leaves out."""
+    return list(op.details.get("missing", ()))
+
+
+def _check_coverage(op: Operation, owners: dict[str, int], ranges: Sequence[Range]) -> None:
+    """What a partial answer says of what it leaves out is the truth."""
+    missing = _missing(op)
+    if missing and not op.details.get("partial"):
+        raise Violation(NAME, f"search #{op.id} by {op.client} left out shards {missing} without being asked to")
+    hits = [hit[0] for hit in op.details["hits"] if owners.get(hit[0]) in missing]
+    if hits:
+        raise Violation(NAME, f"search #{op.id} by {op.client} leaves out shards {missing}, and has {hits}", hits[0])
+    gaps = [_span(start, end) for start, end in op.details.get("gaps", ())]
+    true = [_span(start, end) for shard, start, end in ranges if shard in missing]
+    if ranges and uncovered(gaps) != uncovered(true):
+        raise Violation(NAME, f"search #{op.id} by {op.client} names the gaps {gaps}; shards {missing} own {true}")
+
+
+def _span(start: str, end: str | None) -> KeyRange:
+    return bytes.fromhex(start), None if end is None else bytes.fromhex(end)
+
+
+def _of_shard(history: History, shard: int, owners: dict[str, int]) -> History:
+    """What concerns one shard. Positions stay those of the whole."""
+    part = History()
+    for op in history.operations:
+        if not op.key:
+            if shard not in _missing(op):
+                part.operations.append(_part_of_search(op, shard, owners))
+        elif owners[op.key] == shard:
+            part.operations.append(op)
+    return part
+
+
+def _part_of_search(op: Operation, shard: int, owners: dict[str, int]) -> Operation:
+    details = dict(op.details)
+    hits = [hit for hit in details.get("hits", ()) if owners.get(hit[0]) == shard]
+    told = details.get("applied")
+    details["hits"] = hits
+    details["required"] = int((details.get("required") or {}).get(str(shard), 0))
+    details["at"] = int(told[str(shard)]) if told else ANY
+    # Without an index of its own the state is at least as new as the newest hit.
+    details["applied"] = details["at"] if told else max((hit[1] for hit in hits), default=0)
+    full = op.outcome == "ok" and len(op.details["hits"]) >= details["k"]
+    details["reach"] = op.details["hits"][-1][2] if full else None
+    return Operation(
+        id=op.id,
+        client=op.client,
+        kind=op.kind,
+        key="",
+        invoked=op.invoked,
+        time=op.time,
+        returned=op.returned,
+        returned_time=op.returned_time,
+        outcome=op.outcome,
+        details=details,
+    )
+
+
+class _Replay:
+    """One shard's reads against its log."""
+
+    def __init__(self, part: History, metric: str, counts: Replayed, undetermined: set[int]) -> None:
+        self._history, self._metric = part, metric
+        self._counts, self._undetermined = counts, undetermined
+        self._log = RevealedLog(part)
+        self._fresh = Freshness(part)
+
+    def run(self) -> None:
+        reads = [op for op in self._history.operations if op.kind == "search" and op.outcome == "ok"]
+        for op in sorted(reads, key=lambda op: (op.details["applied"], op.id)):
+            strong = op.details["mode"] != "eventual"
+            required = self._fresh.before(op) if strong else op.details["required"]
+            if op.key:
+                self._counts.eventual_gets += 1
+                eventual_get(self._log, op, required)
+            else:
+                self._search(op, required)
+
+    def _search(self, op: Operation, required: int) -> None:
+        failure: Violation | None = None
+        for index in self._states(op, required):
+            try:
+                self._at(op, index, required)
+            except Violation as violation:
+                failure = failure or violation
+            else:
+                return
+        if failure is not None:
+            raise failure
+
+    def _states(self, op: Operation, required: int) -> Iterator[int]:
+        """The indexes at which the shard may have answered: the last one of each state, the newest state first."""
+        at = op.details["at"]
+        if at != ANY:
+            yield at
+            return
+        first = max(required, op.details["applied"])
+        *older, newest = self._log.state_ends(first, self._log.newest(op.returned or 0))
+        yield newest
+        yield from older
+
+    def _at(self, op: Operation, index: int, required: int) -> None:
+        """Raises Violation unless the hits are the answer of the state at `index`."""
+        log, hits, reach = self._log, op.details["hits"], op.details["reach"]
+        shown = {hit[0] for hit in hits}
+        hidden = log.hidden(index, op.returned or 0, shown)
+        if hidden and not hidden.isdisjoint(log.at(index)):
+            self._undetermined.add(op.id)
+        view = View(log, hidden)
+        seen = search_seen(op, required, index, len(hits) + (reach is None))
+        check_search(view, seen, self._metric)
+        if reach is None or not op.details["exact"]:
+            return
+        others = {
+            key: doc
+            for key, doc in view.at(index).items()
+            if key not in shown and (seen.keep is None or seen.keep(doc.metadata))
+        }
+        if not others:
+            return
+        far = distances(seen.vector, np.array([doc.vector for doc in others.values()], np.float64), self._metric)
+        nearest = int(np.argmin(far))
+        if far[nearest] < reach - TOLERANCE * max(1.0, abs(reach)):
+            key = list(others)[nearest]
+            raise Violation(NAME, f"{seen.label} at {index}: {key} at {far[nearest]:.6f} is missing", key)

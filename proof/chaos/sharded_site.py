@@ -1,0 +1,235 @@
+"""A sharded cluster under chaos: real sharded nodes, shard-aware clients and clients of proxying nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from functools import partial
+from itertools import count
+from typing import IO, Any, TypeVar
+
+from needle.base.errors import NeedleError
+from needle.base.ids import shard_group
+from needle.base.model import ReadMode
+from needle.client.client import BATCH_BYTES_MAX
+from needle.client.collections import DEFAULT_COLLECTION
+from needle.connecting import sharded_client
+from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.protocol import calls
+from needle.protocol.calls import DigestAnswer, DocumentBatch, Freshness, GetCall
+from needle.protocol.peer_calls import TOPOLOGY, ShardAnswer, TopologyAnswer, TopologyCall
+from needle.routing.strategy import routing_key
+from needle.routing.topology import ClusterSettings, Topology
+from needle.server.catalog.founding import create_cluster
+from proof.chaos import check
+from proof.chaos.history_file import Recorder, Replica
+from proof.chaos.injector import Injured, has_quorum
+from proof.chaos.recovery import Probes
+from proof.chaos.sharded_clients import Balancer, PlainSession, ShardAwareSession, ShardRecorder, Through
+from proof.chaos.sharded_injector import CATALOG, ShardedInjector
+from proof.chaos.site import FINAL_SECONDS, START_SECONDS, Site
+from proof.chaos.spec import HASTY_SECONDS, settings
+from proof.sim.machine import stream
+from proof.sim.workload import Client, Workload
+
+ROUTER = "c0"
+"""The client whose links can be cut."""
+AWARE, PLAIN, PROBES = ("c0", "c1", "c2"), ("n0", "n1", "n2"), 3
+HASTY = AWARE[0], PLAIN[0]
+"""Clients with short timeouts."""
+READ_SECONDS = 5.0
+S = TypeVar("S", ShardAwareSession, PlainSession)
+
+
+class ShardedSite(Site):
+    """See the module. first: the topology of the beginning, with which every session starts."""
+
+    first: Topology
+    injector: ShardedInjector
+    _history: ShardRecorder
+
+    def outsiders(self) -> Iterable[str]:
+        return (ROUTER,)
+
+    def recorder(self, file: IO[str], **facts: Any) -> Recorder:
+        self._history = ShardRecorder(file, **facts)
+        self._history.owner = self.owner
+        return self._history
+
+    def make_cluster(self, through: dict[tuple[str, str], str], ports: list[int]) -> ProcessCluster:
+        self._through = through
+        return ProcessCluster(
+            self._directory,
+            self.spec.nodes,
+            peers_through=through,
+            ports=ports,
+            dimensions=None,
+            sharding={},
+            **settings(self.spec, self.profile),
+        )
+
+    async def found(self) -> None:
+        spec, cluster = self.spec, self.cluster
+        caller, addresses = self.caller("operator"), {name: node.address for name, node in cluster.nodes.items()}
+        wanted = ClusterSettings(shard_count=spec.shards, replication_factor=spec.replication_factor)
+
+        async def made() -> Topology:
+            return await create_cluster(caller, wanted, addresses, rng=self.rng, timeout=START_SECONDS)
+
+        self._seeds = list(addresses.values())
+        self.first = await wait_for(made, START_SECONDS, "the cluster's creation")
+        self.operator = sharded_client(caller, self._seeds, self.first, BATCH_BYTES_MAX)
+        await self.operator.create_collection(
+            DEFAULT_COLLECTION, dimensions=self.profile.dimensions, metric=self.profile.metric, timeout=START_SECONDS
+        )
+        if self.first.map is not None:
+            ends = [*(start.hex() for start in self.first.map.starts[1:]), None]
+            ranges = zip(self.first.map.owners, (start.hex() for start in self.first.map.starts), ends, strict=True)
+            self._history.note("map", ranges=[list(one) for one in ranges])
+        await cluster.ready(deadline=START_SECONDS)
+        self.groups = [info.shard for info in self.first.shards]
+        self._terms = dict.fromkeys(self.groups, 0)
+        self.injector = ShardedInjector(cluster, self.links, self.disks, self.operator, self.rng, spec.election_timeout)
+        self.injector.routers = (ROUTER,)
+
+    def owner(self, key: str) -> int:
+        """The shard of a document: no range moves during a run."""
+        found = self.first.map
+        if found is None:
+            raise RuntimeError("there is no cluster yet")
+        return found.owner(routing_key(found.strategy, found.shard_count, key))
+
+    # --- clients -----------------------------------------------------------------------------------------------------
+    def prepare(self, work: Workload) -> None:
+        plain = [self._plain(name, work, self.names) for name in PLAIN]
+        self.clients = [*(self._aware(name, work) for name in AWARE), *plain]
+        self._through_each = [self._plain(f"through {node}", work, [node]) for node in self.names]
+        self._reader = self._aware(check.FINAL, work)
+        self._probes = {shard: self._probe(shard, work) for shard in self.groups}
+
+    def _probe(self, shard: int, work: Workload) -> Probes:
+        def key(seen: int) -> str:
+            return next(key for n in count() if self.owner(key := f"probe.{seen}.{n}") == shard)
+
+        clients = [self._aware(f"p{shard}.{n}", work) for n in range(PROBES)]
+        return Probes(clients, work.history, key, lambda op: op.details["shard"] == shard)
+
+    def _aware(self, name: str, work: Workload) -> Client:
+        rpc, rng = self.caller(name), stream(self.spec.seed, "session", name)
+        partials = stream(self.spec.seed, "partial", name)
+        caller = Through(rpc, self._over_links) if name == ROUTER else rpc
+
+        def connect() -> ShardAwareSession:
+            return self._begin(name, ShardAwareSession(caller, self._seeds, self.first, rng, partials))
+
+        return Client(name, connect, work)
+
+    def _over_links(self, address: str) -> str:
+        names = {node.address: name for name, node in self.cluster.nodes.items()}
+        return self._through[ROUTER, names[address]] if address in names else address
+
+    def _plain(self, name: str, work: Workload, nodes: list[str]) -> Client:
+        rpc, rng = self.caller(name), stream(self.spec.seed, "session", name)
+
+        def addresses() -> dict[str, str]:
+            return {node: self.cluster.nodes[node].address for node in nodes}
+
+        def connect() -> PlainSession:
+            return self._begin(name, PlainSession(Balancer(rpc, addresses, rng), rng, self._history.latest_of))
+
+        return Client(name, connect, work)
+
+    def _begin(self, name: str, session: S) -> S:
+        self._history.sessions[name] = session
+        session.timeout = HASTY_SECONDS if name in HASTY else session.timeout
+        return session
+
+    # --- groups ------------------------------------------------------------------------------------------------------
+    async def leading(self) -> dict[str, str]:
+        found: dict[str, list[str]] = {}
+        for shard, node in (await self.injector.leaders()).items():
+            found.setdefault(node, []).append("catalog" if shard == CATALOG else str(shard))
+        return {node: " ".join(what) for node, what in found.items()}
+
+    async def terms(self) -> dict[int, int]:
+        for replica in await self.operator.cluster_status(timeout=0.5):
+            if replica.status is not None:
+                self._terms[replica.shard] = max(self._terms[replica.shard], replica.status.current_term)
+        return dict(self._terms)
+
+    def serving(self, hurt: list[Injured]) -> list[int]:
+        return [info.shard for info in self.first.shards if has_quorum(info.replicas, hurt)]
+
+    async def measure(self, since: float, seen: int, groups: list[int]) -> float:
+        return max(await asyncio.gather(*(self._probes[group].measure(since, seen) for group in groups)))
+
+    async def finish(self) -> None:
+        for probes in self._probes.values():
+            await probes.finish()
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+    async def final(self, history: Recorder) -> None:
+        await wait_for(self._one_topology, FINAL_SECONDS, "one topology on all nodes")
+        for client in self._through_each:
+            key = f"final.{client.name}"
+            await wait_for(partial(client.put, key), FINAL_SECONDS, f"a write {client.name}")
+            await wait_for(partial(client.get, key, ReadMode.STRONG), FINAL_SECONDS, f"a read {client.name}")
+        keys, reader = sorted(history.by_key()), self._reader
+        while True:
+            digests = await wait_for(self._digests, FINAL_SECONDS, "one applied index on all replicas of each shard")
+            for key in keys:
+                await wait_for(partial(reader.get, key, ReadMode.STRONG), FINAL_SECONDS, f"a read of {key}")
+            replicas = [
+                await self._replica(node, info.shard, [key for key in keys if self.owner(key) == info.shard])
+                for info in self.first.shards
+                for node in info.replicas
+            ]
+            if all(replica.digest == digests[replica.shard] for replica in replicas):
+                break  # nothing moved meanwhile
+        for replica in replicas:
+            history.replica(replica)
+
+    async def _one_topology(self) -> bool:
+        """Whether all nodes know the same."""
+        answers = [await self._call(node, TOPOLOGY, TopologyCall(0)) for node in self.names]
+        found = {calls.encode(calls.decode(answer, TopologyAnswer).topology) for answer in answers}
+        return len(found) == 1
+
+    async def _digests(self) -> dict[int, str] | None:
+        """By shard, once its replicas are at one index. Raises AssertionError if they differ there."""
+        found: dict[int, set[tuple[int, str]]] = {}
+        for info in self.first.shards:
+            for node in info.replicas:
+                answer = await self._digest(node, info.shard)
+                found.setdefault(info.shard, set()).add((answer.applied_index, answer.digest))
+        if any(len({index for index, _ in seen}) > 1 for seen in found.values()):
+            return None
+        different = {shard: seen for shard, seen in found.items() if len(seen) > 1}
+        if different:
+            raise AssertionError(f"digests differ at one applied index: {different}")
+        return {shard: digest for shard, seen in found.items() for _, digest in seen}
+
+    async def _digest(self, node: str, shard: int) -> DigestAnswer:
+        call = calls.GroupCall(shard_group(shard), READ_SECONDS)
+        return calls.decode(await self._call(node, calls.DIGEST, call), DigestAnswer)
+
+    async def _replica(self, node: str, shard: int, keys: list[str]) -> Replica:
+        """What this node itself holds of a shard."""
+        topology = await self.operator._shards.refresh(self.operator.topology().version + 1, 0.0)
+        collection = topology.collection(DEFAULT_COLLECTION)
+        if collection is None or topology.map is None:
+            raise AssertionError("the catalog has lost the collection")
+        fresh = Freshness(ReadMode.EVENTUAL, 0, 0.0, READ_SECONDS)
+        inner = GetCall(shard_group(shard), collection.stored_name, keys, False, fresh, topology.map.epoch)
+        answer = await self._digest(node, shard)
+        data = await self._call(node, calls.GET, inner)
+        found = calls.decode(calls.decode(data, ShardAnswer).body, DocumentBatch)
+        documents = dict(zip(found.ids, found.versions, strict=True))
+        return Replica(node, answer.applied_index, answer.digest, documents, shard)
+
+    async def _call(self, node: str, method: str, call: object) -> bytes:
+        address = self.cluster.nodes[node].address
+        try:
+            return await self.operator._caller.call(address, method, calls.encode(call), READ_SECONDS)
+        except NeedleError as error:
+            raise type(error)(f"{node}: {error.message}") from error

@@ -1,0 +1,150 @@
+"""Where a chaos run takes place: processes, a link for each directed pair of them, small disks, and the clients.
+
+A run knows only this; what kind of cluster stands there is its subclasses' business. Invariant: what `open` started or
+mounted is gone after `close`, however far `open` came. It must not know the schedule of faults.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from needle.base.parts import Body
+from needle.local.free_ports import free_ports
+from needle.local.link_proxy import LinkProxy
+from needle.local.process_cluster import ProcessCluster
+from needle.rpc.transport import RpcClient
+from needle.system import SystemClock
+from proof.chaos.disks import SmallDisk, may_mount
+from proof.chaos.history_file import Recorder
+from proof.chaos.injector import Injector, Injured, make_links
+from proof.chaos.spec import ChaosSpec
+from proof.sim.machine import stream
+from proof.sim.spec import Profile
+from proof.sim.workload import Client, Workload
+
+CLUSTER_ID = "needle"
+START_SECONDS = 60.0
+FINAL_SECONDS = 60.0
+
+
+class Site(ABC):
+    """See the module. clients: the load, made by `prepare`. groups: Raft groups that serve documents, by number."""
+
+    cluster: ProcessCluster
+    injector: Injector
+    clients: list[Client]
+    groups: list[int]
+
+    def __init__(self, spec: ChaosSpec, profile: Profile, directory: Path) -> None:
+        self.spec, self.profile, self._directory = spec, profile, directory
+        self.names = [f"node-{n + 1}" for n in range(spec.nodes)]
+        self.rng = stream(spec.seed, "chaos", "choices")
+        self.links: dict[tuple[str, str], LinkProxy] = {}
+        self.disks: dict[str, SmallDisk] = {}
+        self._callers: list[RpcClient] = []
+        self._started: ProcessCluster | None = None
+
+    # --- life --------------------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        """Start everything; returns once it serves."""
+        ports = free_ports(2 * len(self.names))
+        own = {name: f"127.0.0.1:{ports[n]}" for n, name in enumerate(self.names)}
+        self.links = make_links(own, self.outsiders())
+        self._mount()
+        through = {link: await proxy.start() for link, proxy in self.links.items()}
+        self.cluster = self._started = self.make_cluster(through, ports)
+        for node in self.cluster.nodes.values():
+            node.start()
+        await self.found()
+
+    async def close(self) -> None:
+        """End everything."""
+        if self._started is not None:
+            self._started.stop()
+        for caller in self._callers:
+            await caller.close()
+        for proxy in self.links.values():
+            await proxy.stop()
+        for disk in self.disks.values():
+            disk.unmount()
+
+    def _mount(self) -> None:
+        self.disks = {name: SmallDisk(self._directory / name) for name in self.names} if may_mount() else {}
+        if not all(disk.mount() for disk in self.disks.values()):
+            for disk in self.disks.values():
+                disk.unmount()
+            self.disks = {}
+
+    def caller(self, name: str) -> RpcClient:
+        """A client's connections, closed with the site."""
+        made = RpcClient(cluster_id=CLUSTER_ID, rng=stream(self.spec.seed, "rpc", name), clock=SystemClock())
+        self._callers.append(made)
+        return made
+
+    # --- what kind of cluster ----------------------------------------------------------------------------------------
+    def outsiders(self) -> Iterable[str]:
+        """Who else reaches the nodes over links of its own."""
+        return ()
+
+    @abstractmethod
+    def make_cluster(self, through: dict[tuple[str, str], str], ports: list[int]) -> ProcessCluster:
+        """The processes, not started. through: links' addresses by (from, to)."""
+
+    @abstractmethod
+    async def found(self) -> None:
+        """The processes run: make a cluster of them, wait until it serves, make the injector."""
+
+    def recorder(self, file: IO[str], **facts: Any) -> Recorder:
+        """What writes the history down."""
+        return Recorder(file, **facts)
+
+    @abstractmethod
+    def prepare(self, work: Workload) -> None:
+        """Make the clients and probes."""
+
+    @abstractmethod
+    async def leading(self) -> dict[str, str]:
+        """Which nodes lead now, and what: "" where there is one group only."""
+
+    @abstractmethod
+    async def terms(self) -> dict[int, int]:
+        """The highest known term of each group: its growth counts elections."""
+
+    @abstractmethod
+    def serving(self, hurt: list[Injured]) -> list[int]:
+        """The groups that have a quorum under these faults."""
+
+    @abstractmethod
+    async def measure(self, since: float, seen: int, groups: list[int]) -> float:
+        """Seconds from `since` until each of `groups` has acknowledged a write begun after it. Raises Violation."""
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """Wait for probes without an answer yet."""
+
+    @abstractmethod
+    async def final(self, history: Recorder) -> None:
+        """All replicas equal; every key read once more by a strong read; each replica's own documents noted.
+        Raises TimeoutError or AssertionError."""
+
+
+class OneAddress:
+    """A network on which there is one node."""
+
+    def __init__(self, caller: RpcClient, address: str) -> None:
+        self._caller, self._address = caller, address
+
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
+        return await self._caller.call(self._address, method, body, timeout)
+
+    def connected(self, address: str) -> bool:
+        return self._caller.connected(self._address)
+
+    async def connect(self, address: str, timeout: float) -> None:
+        await self._caller.connect(self._address, timeout)
+
+    async def close(self) -> None:
+        await self._caller.close()

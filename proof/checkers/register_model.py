@@ -1,0 +1,74 @@
+"""The sequential specification of one document: a register that is absent or holds a version and a unique value.
+
+Pure. A state is (tag, version); ("", 0) is absent. The version of a write whose answer was lost is UNKNOWN until some
+answer reveals it: also that of an eventual read, which has no place in the order itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proof.sim.history import Operation
+
+State = tuple[str, int]
+ABSENT: State = ("", 0)
+UNKNOWN = -1
+
+
+class RegisterModel:
+    """Steps of one key's register.
+
+    eventual: reads of the same key that promise no order; they reveal versions only. `conflict` says that two answers
+    gave one value two versions.
+    """
+
+    def __init__(self, operations: Sequence[Operation], eventual: Sequence[Operation] = ()) -> None:
+        self.conflict = ""
+        self._versions: dict[str, int] = {}
+        for op in (*operations, *eventual):
+            if op.outcome != "ok":
+                continue
+            tag = op.tag if op.kind in ("put", "insert", "cas") else op.seen
+            if tag and self._versions.setdefault(tag, op.version) != op.version:
+                self.conflict = f"value {tag} was reported with versions {self._versions[tag]} and {op.version}"
+        self._known = set(self._versions.values())
+
+    def step(self, state: State, op: Operation) -> State | None:
+        """The state after `op` took effect in `state`, or None if it cannot have been answered so there."""
+        if op.outcome in ("open", "unknown"):
+            return self._silent(state, op)
+        version = state[1]
+        present = version != 0
+        if op.kind == "get":
+            fits = (op.seen, op.version) == state if op.seen or op.version else not present
+            return state if fits else None
+        if op.outcome == "refused":
+            return (state[0], op.version) if self._refused(version, op) else None
+        if op.existed is not None and op.existed != present:
+            return None
+        if op.kind == "delete":
+            return ABSENT
+        if op.kind == "insert" and present:
+            return None
+        if op.kind == "cas" and not self._may_be(version, op.expected):
+            return None
+        return op.tag, op.version
+
+    def _silent(self, state: State, op: Operation) -> State:
+        version = state[1]
+        if op.kind == "delete":
+            return ABSENT
+        if (op.kind == "insert" and version != 0) or (op.kind == "cas" and not self._may_be(version, op.expected)):
+            return state
+        return op.tag, self._versions.get(op.tag, UNKNOWN)
+
+    def _refused(self, version: int, op: Operation) -> bool:
+        if op.kind == "cas" and op.version == op.expected:
+            return False
+        if op.kind == "insert" and op.version == 0:
+            return False
+        return self._may_be(version, op.version)
+
+    def _may_be(self, version: int, reported: int) -> bool:
+        """An unknown version may be any that no value is known to have."""
+        return version == reported or (version == UNKNOWN and reported != 0 and reported not in self._known)

@@ -1,0 +1,178 @@
+"""A search of a sharded collection against the logs of all its shards, merged.
+
+Each shard answers from one prefix of its own log: the one the answer names, or, where a client is not told, some prefix
+between what had committed when the search began and when it ended. Of that prefix a shard's hits must be all that is
+nearer than the last hit of the merged answer (exact mode), or at least documents of it with their distances. So an
+exact strong search misses nothing that was acknowledged before it began, and returns nothing twice and nothing that
+was deleted before. A shard may be missing only if the caller asked for partial answers, and is named then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from needle.routing.shard_map import KeyRange, ShardMap, uncovered
+from proof.checkers.replay import NAME, TOLERANCE, LogModel, distances
+from proof.sim.violation import Violation
+
+
+class ScatterSeen(msgspec.Struct, kw_only=True):
+    """One answered search of all shards. hits: (id, version, distance). applied: by shard the index that it answered
+    from, None if the client is not told. required, latest: by shard, which indices it may have answered from. partial:
+    whether the caller allows missing shards. gaps: of the key space, as the answer names them. epoch: of the map, 0 if
+    the client is not told."""
+
+    mode: str
+    vector: Any
+    k: int
+    keep: Callable[[Any], bool] | None
+    exact: bool
+    hits: list[tuple[str, int, float]]
+    applied: dict[int, int] | None
+    required: dict[int, int]
+    latest: dict[int, int]
+    partial: bool = False
+    missing: tuple[int, ...] = ()
+    gaps: Sequence[KeyRange] = ()
+    epoch: int = 0
+    label: str
+
+
+Owned = Callable[[int, int], Sequence[KeyRange]]
+"""What a shard owns after an index of its log."""
+
+
+def check_by_maps(
+    models: Mapping[int, LogModel],
+    maps: Mapping[int, ShardMap],
+    owned: Owned,
+    key: Callable[[str], bytes],
+    seen: ScatterSeen,
+    metric: str,
+) -> None:
+    """As `check_scatter`, while ranges move: by the map of the answer's epoch, or by any if the client is not told."""
+    if seen.epoch and seen.epoch not in maps:
+        raise Violation("coverage", f"{seen.label} was answered by a map of epoch {seen.epoch}, which never was")
+    problem: Violation | None = None
+    for shard_map in [maps[seen.epoch]] if seen.epoch else list(maps.values())[::-1]:
+
+        def owner(name: str, by: ShardMap = shard_map) -> int:
+            return by.owner(key(name))
+
+        try:
+            check_scatter(models, shard_map, owner, seen, metric, owned)
+        except Violation as violation:
+            problem = problem or violation
+        else:
+            return
+    if problem is not None:
+        raise problem
+
+
+def check_scatter(
+    models: Mapping[int, LogModel],
+    shard_map: ShardMap,
+    owner: Callable[[str], int],
+    seen: ScatterSeen,
+    metric: str,
+    owned: Owned | None = None,
+) -> None:
+    """Raises Violation when an answer is not that of the shards' logs. models: by shard, of the collection. owned: a
+    shard must have answered from a state in which it owns what the map says."""
+    _check_coverage(shard_map, seen)
+    _check_shape(seen)
+    cutoff = seen.hits[-1][2] if len(seen.hits) == seen.k else np.inf
+    by_shard: dict[int, list[tuple[str, int, float]]] = {}
+    for hit in seen.hits:
+        by_shard.setdefault(owner(hit[0]), []).append(hit)
+    for shard in sorted(set(shard_map.owners)):
+        if shard in seen.missing:
+            if by_shard.get(shard):
+                raise Violation(
+                    NAME, f"{seen.label}: shard {shard} is named as missing, and has hits {by_shard[shard]}"
+                )
+            continue
+        ranges = shard_map.ranges(shard)
+
+        def fits(index: int, shard: int = shard, ranges: Sequence[KeyRange] = ranges) -> bool:
+            return owned is None or list(owned(shard, index)) == list(ranges)
+
+        problem = _explain(models[shard], shard, by_shard.get(shard, []), cutoff, seen, metric, fits)
+        if problem:
+            raise Violation(NAME, f"{seen.label} ({seen.mode}): shard {shard} {problem}")
+
+
+def _check_coverage(shard_map: ShardMap, seen: ScatterSeen) -> None:
+    name = "coverage"
+    if seen.missing and not seen.partial:
+        raise Violation(name, f"{seen.label} left out shards {seen.missing} without being asked to")
+    answered = sorted(set(shard_map.owners) - set(seen.missing))
+    if seen.applied is not None and sorted(seen.applied) != answered:
+        raise Violation(name, f"{seen.label}: shards {sorted(seen.applied)} answered, {answered} should have")
+    if not seen.partial:
+        return
+    true = uncovered([span for shard in answered for span in shard_map.ranges(shard)])
+    if uncovered(seen.gaps) != uncovered(true):
+        raise Violation(name, f"{seen.label} names the gaps {list(seen.gaps)}; truly {true}")
+
+
+def _check_shape(seen: ScatterSeen) -> None:
+    names = [key for key, _, _ in seen.hits]
+    if len(names) > seen.k or len(set(names)) != len(names):
+        raise Violation(NAME, f"{seen.label} asked for {seen.k} and got {names}")
+    far = [distance for _, _, distance in seen.hits]
+    if any(after < before - TOLERANCE for before, after in pairwise(far)):
+        raise Violation(NAME, f"{seen.label}: hits are not in order of distance: {far}")
+
+
+def _explain(
+    model: LogModel,
+    shard: int,
+    hits: list[tuple[str, int, float]],
+    cutoff: float,
+    seen: ScatterSeen,
+    metric: str,
+    fits: Callable[[int], bool],
+) -> str:
+    """Why no state of the shard gives these hits; "" if one does."""
+    first, last = seen.required[shard], seen.latest[shard]
+    if seen.applied is not None:
+        if seen.applied[shard] < first:
+            return f"ran at {seen.applied[shard]}, before {first} which it had to see"
+        if not fits(seen.applied[shard]):
+            return f"ran at {seen.applied[shard]}, where it does not own what the map says"
+        return _differs(model, seen.applied[shard], hits, cutoff, seen, metric)
+    problem = f"never owned what the map says between {first} and {last}"
+    for index in model.states(first, last):
+        if fits(index):
+            problem = _differs(model, index, hits, cutoff, seen, metric)
+            if not problem:
+                break
+    return problem
+
+
+def _differs(
+    model: LogModel, index: int, hits: list[tuple[str, int, float]], cutoff: float, seen: ScatterSeen, metric: str
+) -> str:
+    documents = {key: doc for key, doc in model.at(index).items() if seen.keep is None or seen.keep(doc.metadata)}
+    order = list(documents)
+    vectors = np.array([documents[key].vector for key in order], np.float64)
+    true = dict(zip(order, distances(seen.vector, vectors, metric), strict=True)) if order else {}
+    for key, version, distance in hits:
+        document = documents.get(key)
+        if document is None or document.version != version:
+            actual = document.version if document else "absent or filtered out"
+            return f"at {index}: hit {key} version {version}, the log: {actual}"
+        if abs(true[key] - distance) > TOLERANCE * max(1.0, abs(distance)):
+            return f"at {index}: {key} at {distance}, truly {true[key]:.6f}"
+    if seen.exact:
+        found = {key for key, _, _ in hits}
+        lost = [key for key, far in true.items() if key not in found and far < cutoff - TOLERANCE * max(1.0, abs(far))]
+        if lost:
+            return f"at {index}: {lost} are missing, their distances {[round(float(true[key]), 6) for key in lost]}"
+    return ""

@@ -1,0 +1,119 @@
+"""Bugs of clients: what is sent again, what its caller is told, and what Python's values become."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_UNANSWERED = "tests/client/test_unanswered.py::"
+_BATCHER = "tests/shard/test_search_batcher.py::"
+_TYPES = "tests/client/test_types.py::"
+_DIRECTORY = "tests/client/test_directory.py::"
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        name="attempt-has-a-fifth",
+        breaks="a request is given up after a fifth of its time and sent again: a slow search is begun over and over",
+        edits=(
+            Edit(
+                "client.group:GroupClient._ask_leader",
+                "answer = await self._unanswered.call(address, method, body, left)",
+                "answer = await self._unanswered.call(address, method, body, attempts.whole / 500)",
+            ),
+        ),
+        tests=(_UNANSWERED + "test_a_slow_search_is_asked_once_and_has_the_whole_time",),
+    ),
+    Mutant(
+        name="paused-leader-waited-for",
+        breaks="a request stays with a paused leader until its time is over, though another one leads",
+        edits=(Edit("client.attempts:Unanswered._watch_over", "term > asked.term", "term < 0"),),
+        tests=(_UNANSWERED + "test_a_paused_leader_is_left_for_the_next_one_and_a_write_keeps_its_number",),
+    ),
+    Mutant(
+        name="refusal-after-unknown",
+        breaks="a write that may have been executed ends with an error that says that nothing happened",
+        edits=(Edit("client.group:GroupClient.write", "if attempts.unknown and", "if False and"),),
+        tests=(_UNANSWERED + "test_after_an_attempt_of_unknown_fate_no_error_says_that_nothing_happened",),
+    ),
+    Mutant(
+        name="full-disk-told-of-an-earlier-attempt",
+        breaks="a catalog without room says `nothing was changed` of a command that may have been executed before",
+        edits=(Edit("client.shards:ClusterShards.command", "(*_FATE_UNKNOWN, DiskFull)", "_FATE_UNKNOWN"),),
+        tests=("tests/cluster/test_shortages.py::test_a_full_disk_says_nothing_of_an_earlier_attempt_at_the_catalog",),
+    ),
+    Mutant(
+        name="negative-timeout-sent",
+        breaks="a request is sent with the time that it does not have any more, and refused as malformed",
+        edits=(
+            Edit(
+                "client.group:GroupClient._ask_leader",
+                "if (left := attempts.left()) <= 0:\n                continue",
+                "if (left := attempts.left()) < -99:\n                continue",
+            ),
+        ),
+        tests=(_UNANSWERED + "test_a_search_for_the_leader_that_takes_all_the_time_sends_no_negative_timeout",),
+    ),
+    Mutant(
+        name="late-searches-begun",
+        breaks="searches whose time is over are still done, and those of callers who wait come later",
+        edits=(Edit("shard.search_batcher:SearchBatcher._start", "waiting[2] <= now:", "waiting[2] < 0:"),),
+        tests=(_BATCHER + "test_what_is_over_or_abandoned_before_it_begins_costs_no_work",),
+    ),
+    Mutant(
+        name="overload-not-refused",
+        breaks="searches that cannot begin in their time are queued, and fail when it is over",
+        edits=(Edit("shard.search_batcher:SearchBatcher.search", "> timeout:", "> timeout + 1e9:"),),
+        tests=(_BATCHER + "test_a_search_that_cannot_begin_in_its_time_is_refused_at_once",),
+    ),
+    Mutant(
+        name="first-of-an-id-wins",
+        breaks="of documents with one id in a batch the first is kept",
+        edits=(
+            Edit(
+                "protocol.commands:last_of_each_id",
+                "{name: at for at, name in enumerate(ids)}",
+                "{ids[at]: at for at in range(len(ids) - 1, -1, -1)}",
+            ),
+        ),
+        tests=(
+            "tests/client/test_group.py::test_of_documents_with_one_id_the_last_counts_wherever_the_batch_is_split",
+        ),
+    ),
+    Mutant(
+        name="mapping-taken-for-ids",
+        breaks='delete({"lang": "de"}) deletes the document "lang"',
+        edits=(Edit("client.values:check_ids", " | Mapping)", ")"),),
+        tests=(_TYPES + "test_what_is_no_list_of_ids_is_refused",),
+    ),
+    Mutant(
+        name="imaginary-part-dropped",
+        breaks="a vector of complex numbers is stored without their imaginary part",
+        edits=(
+            Edit("client.values:_holds_numbers", "array.dtype.kind in _NUMBER_KINDS", 'array.dtype.kind in "biufc"'),
+        ),
+        tests=(_TYPES + "test_what_is_no_vector",),
+    ),
+    Mutant(
+        name="removed-nodes-dialled",
+        breaks="a client goes on asking a node that was removed from the cluster, forever",
+        edits=(Edit("client.directory:Directory.learn", "answer.term >= self._listed_by", "answer.term < 0"),),
+        tests=(_DIRECTORY + "test_a_removed_node_is_forgotten_also_if_it_was_given_and_still_answers",),
+    ),
+    Mutant(
+        name="hearsay-beats-who-answers",
+        breaks="a node that has not heard of a move sends a client to an address where another node answers, for ever",
+        edits=(Edit("client.directory:Directory._may_be_at", "return not", "return True or not"),),
+        tests=(_DIRECTORY + "test_who_answers_at_an_address_is_believed_over_those_that_did_not_hear_of_its_move",),
+    ),
+    Mutant(
+        name="swapped-addresses-not-noticed",
+        breaks="a client whose topology is older than a swap of addresses asks the wrong node until its time is over",
+        edits=(Edit("client.group:GroupClient._after", "if known == address:", "if known == leader:"),),
+        tests=("tests/cluster/test_moved_nodes.py::test_nodes_that_swapped_addresses_are_found",),
+    ),
+    Mutant(
+        name="old-leaders-list-nodes",
+        breaks="a leader of an earlier term makes a client forget nodes that are members now",
+        edits=(Edit("client.directory:Directory.learn", "answer.term >= self._listed_by", "answer.term >= 0"),),
+        tests=(_DIRECTORY + "test_only_the_newest_leader_says_who_is_gone",),
+    ),
+)

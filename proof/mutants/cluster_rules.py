@@ -1,0 +1,267 @@
+"""Bugs of sharded clusters: moves of key ranges (docs/adr/0010), and dropped collections."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_LOST = "tests/multiraft/test_lost_directories.py::"
+_EXECUTED = "tests/cluster/test_executed.py::"
+_DROPS = "tests/cluster/test_dropped_collections.py::"
+_MOVING = "tests/shard/test_moving.py::"
+_WRITES = "tests/cluster/test_moving_writes.py::"
+_HELD = "tests/server/test_mover.py::test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted"
+_MOVER = "tests/server/test_mover.py::"
+_RECONCILE = "server.catalog.collections:Reconciler._reconcile"
+
+MUTANTS = (
+    Mutant(
+        name="move-without-freeze",
+        breaks="the source takes writes for ranges that it has frozen: they are missing in the copy",
+        edits=(
+            Edit("shard.apply.holdings:Fence.__init__", "difference(holdings.owned, frozen)", "list(holdings.owned)"),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_writes_are_refused_where_the_log_says_so",),
+    ),
+    Mutant(
+        name="leadership-sent-back-to-a-full-disk",
+        breaks="a shard that left a full disk goes back to its preferred leader, which refuses its writes",
+        edits=(Edit("server.upkeep.leaders:LeaderSpread._willing", "and told.room is not False", ""),),
+        tests=("tests/cluster/test_shortages.py::test_a_leader_without_room_makes_way_for_one_that_has_it",),
+    ),
+    Mutant(
+        name="leadership-goes-around",
+        breaks="a node with a full disk asks for another leader at every look, not once a minute",
+        edits=(Edit("server.upkeep.roomier_leaders:RoomierLeaders.look", "group not in self._tried and", ""),),
+        tests=("tests/cluster/test_shortages.py::test_leadership_is_handed_over_at_a_pace",),
+    ),
+    Mutant(
+        name="own-before-freeze",
+        breaks="the target owns the ranges while the source still takes writes and answers reads for them",
+        edits=(
+            Edit(
+                "server.upkeep.mover:Mover._hand_over",
+                "floor = (await self._propose(info, Freeze(info.id))).version",
+                "floor = 0; await self._copy(info, copy, self._node.topology); "
+                "await self._tell_target(info, Own(info.id, copy.step, 0)); "
+                "floor = (await self._propose(info, Freeze(info.id))).version",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="version-base-not-raised",
+        breaks="the target gives versions that the source gave before: a compare-and-set takes one for the other (ABA)",
+        edits=(Edit("shard.apply.moves:_own", "max(holdings.base, command.floor)", "holdings.base"),),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_versions_grow_across_the_move",),
+    ),
+    Mutant(
+        name="move-forgets-deletes",
+        breaks="what the source deletes after it was copied comes back in the target",
+        edits=(
+            Edit(
+                "server.upkeep.mover:Mover._copy_collection",
+                "for first in range(0, len(deleted), self._rows_max):",
+                "for first in range(0):",
+            ),
+        ),
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="dead-rows-purged-while-copying",
+        breaks="the rows that tell what was deleted since they were copied are gone: deletes come back",
+        edits=(Edit("shard.upkeep:Upkeep.purge", "if moving:", "if not moving and moving:"),),
+        tests=(_MOVING + "test_what_died_while_it_was_copied_is_not_purged",),
+    ),
+    Mutant(
+        name="claims-not-checked",
+        breaks="a shard answers readers of another map: documents are missed, or found twice",
+        edits=(Edit("shard.apply.holdings:check_claim", "if claim is None:", "if claim is not Ellipsis:"),),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_a_reader_with_another_map_is_refused",),
+    ),
+    Mutant(
+        name="imported-documents-visible",
+        breaks="a search sees documents that the shard does not own yet, or not any more",
+        edits=(
+            Edit(
+                "shard.live_collection:LiveCollection._hide",
+                "BitMap.union(BitMap(), *hidden.values())",
+                "BitMap()",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_a_range_moves_and_every_document_is_visible_in_one_place",),
+    ),
+    Mutant(
+        name="hidden-forgotten-at-restart",
+        breaks="a restarted replica shows what it hid",
+        edits=(Edit("shard.live_collection:LiveCollection.hide", "if (found :=", "if not (found :="),),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_batching_restarts_power_loss_and_snapshots_change_nothing",),
+    ),
+    Mutant(
+        name="refusal-not-kept",
+        breaks="a late copy of a write that the fence refused is executed once its range is back",
+        edits=(
+            Edit(
+                "shard.apply.execute:execute",
+                "batch.sessions.record(numbered, result)",
+                "isinstance(result, StaleEpoch) or batch.sessions.record(numbered, result)",
+            ),
+        ),
+        tests=(_MOVING + "test_writes_are_refused_where_the_log_says_so",),
+    ),
+    Mutant(
+        name="silent-shards-count-as-dropped",
+        breaks="a drop is acknowledged while a shard has not confirmed it: writes into the collection go on there",
+        edits=(Edit("client.router.router:Router.drop_collection", "if silent:", "if silent is None:"),),
+        tests=(_DROPS + "test_a_drop_is_acknowledged_only_when_every_shard_has_confirmed_it",),
+    ),
+    Mutant(
+        name="creation-of-an-earlier-term",
+        breaks="a leader makes a collection by what the catalog said in an earlier term: a dropped one is back",
+        edits=(Edit(_RECONCILE, "host.term(group) != term", "host.term(group) < 0"),),
+        tests=(_DROPS + "test_a_creation_confirmed_in_an_earlier_term_is_not_proposed",),
+    ),
+    Mutant(
+        name="unknown-collections-dropped",
+        breaks="a shard deletes what its catalog does not list, also if that is new, or restored from an older copy",
+        edits=(
+            Edit(
+                _RECONCILE,
+                "if collection_id(name) in newest.dropped",
+                "if name",
+            ),
+        ),
+        tests=(_DROPS + "test_what_the_catalog_does_not_know_is_kept_and_reported",),
+    ),
+    Mutant(
+        name="another-founding-followed",
+        breaks="nodes of a cluster follow a catalog that was made again and knows none of their documents",
+        edits=(Edit("server.cluster_files:check_founding", "heard.founding != now.founding", "heard is now"),),
+        tests=(_DROPS + "test_a_catalog_that_was_made_anew_is_not_followed",),
+    ),
+    Mutant(
+        name="shards-given-to-a-name",
+        breaks="a node whose directory was emptied founds the shards again that its name had: its votes are forgotten",
+        edits=(
+            Edit(
+                "server.cluster_node:ClusterNode._open_and_close",
+                "me.incarnation != self.cluster.incarnation",
+                "me.id != self.node_id",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+    ),
+    Mutant(
+        name="lost-replicas-answer",
+        breaks="a node that knows that it lost data goes on reading its shards to whoever asks it",
+        edits=(Edit("multiraft.engine:Engine._serving", "if found.lost:", "if found.lost and not self.lost:"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_LOST + "test_an_emptied_or_older_directory_neither_acknowledges_nor_votes",),
+    ),
+    Mutant(
+        name="catalog-commands-twice",
+        breaks="a copy of a catalog command that comes late is executed again: what was dropped since is back",
+        edits=(Edit("catalog.executed:execute_once", "if known is not None:", "if isinstance(known, NeedleError):"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_EXECUTED + "test_a_copy_that_comes_late_changes_nothing_and_is_answered_as_the_first",),
+    ),
+    Mutant(
+        name="forgotten-catalog-commands-executed",
+        breaks="a copy of a catalog command that comes very late, when its answer is forgotten, is executed again",
+        edits=(Edit("catalog.executed:execute_once", "identity.since < executed.floor", "identity.since < 0"),),
+        tests=(_EXECUTED + "test_what_may_be_forgotten_is_refused_and_the_table_is_bounded",),
+    ),
+    Mutant(
+        name="members-of-shard-0-changed",
+        breaks="an older client's change of membership, meant for the cluster, changes the voters of shard 0",
+        edits=(
+            Edit(
+                "server.service.sharded:ClusterService._no_members",
+                "raise no_members()",
+                "return await self._membership(call)",
+            ),
+        ),
+        tests=("tests/cluster/test_service.py::test_calls_that_do_not_fit_the_map_are_refused",),
+    ),
+    Mutant(
+        name="replicas-of-no-cluster-start",
+        breaks="a node that lost its cluster.json starts, belongs to no cluster, and waits for one for ever",
+        edits=(Edit("server.cluster_files:load_cluster", "found is None or found.uid == 0", "False"),),
+        tests=("tests/cluster/test_no_cluster_file.py::test_a_node_that_has_replicas_but_no_cluster_does_not_start",),
+    ),
+    Mutant(
+        name="older-moves-of-members-count",
+        breaks="a member that was away tells the others where one was before its last move: that is cut off again",
+        edits=(Edit("server.address_book:AddressBook.move", "self._moved[node].number < number", "number > 0"),),
+        tests=(
+            "tests/server/test_address_book.py::test_an_address_given_by_command_counts_until_another_one_is_configured",
+        ),
+    ),
+    Mutant(
+        name="imports-out-of-step",
+        breaks="a page of a driver that is no longer the driver is imported after newer ones",
+        edits=(Edit("shard.apply.moves:_check_open", "transfer.step != step", "step < 0"),),
+        tests=(_MOVING + "test_a_page_of_another_driver_is_refused",),
+    ),
+    Mutant(
+        name="two-keys-of-an-id-moved-together",
+        breaks="under custom routing a move drops a document whose id the target has under another shard key",
+        edits=(Edit("shard.apply.moves:_import", "command.whole and not taken.isdisjoint(names)", "False"),),
+        tests=(_MOVING + "test_an_import_never_takes_the_place_of_the_same_id_under_another_shard_key", _HELD),
+    ),
+    Mutant(
+        name="two-moves-of-an-id-merged",
+        breaks="under custom routing what one move brings takes the place of what another one brings to the same shard",
+        edits=(Edit("shard.apply.moves:_may_replace", "move == command.move or not command.whole", "move > 0"),),
+        tests=(_MOVING + "test_an_import_never_takes_the_place_of_what_another_move_brings",),
+    ),
+    Mutant(
+        name="delete-spread-anew",
+        breaks="under a custom strategy shards that have executed a delete are asked again under a new number: "
+        "what was written meanwhile is lost",
+        edits=(
+            Edit(
+                "client.router.router:Router._delete",
+                "map(one, part.spread(owned))",
+                "map(one, deletion.begin(collection, owned))",
+            ),
+            Edit("client.router.deletion:Deletion.begin", "if not self._done:", "if owned.map:"),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(
+            _WRITES + "test_a_delete_of_which_one_shard_refuses_its_part_is_not_asked_again_of_the_others",
+            _WRITES + "test_a_delete_that_one_shard_has_done_is_repeated_for_the_others_only",
+        ),
+    ),
+    Mutant(
+        name="delete-within-not-judged",
+        breaks="a delete that names ranges is executed by a shard that does not own them: a document that is there is "
+        "not found, and stays",
+        edits=(Edit("shard.apply.holdings:within", "not fence.takes(ranges)", "not ranges"),),
+        tests=(_MOVING + "test_a_delete_within_ranges_leaves_other_keys_and_is_refused_unless_all_of_them_are_owned",),
+    ),
+    Mutant(
+        name="deletes-by-id-of-another-map",
+        breaks="under a custom strategy a delete misses a document that moves between the shards it asks",
+        edits=(Edit("shard.apply.execute:_delete", "command.owned not in (0, batch.fence.fingerprint)", "False"),),
+        tests=(_MOVING + "test_under_a_custom_strategy_the_stored_document_decides_and_deletes_name_the_map",),
+    ),
+)

@@ -1,0 +1,340 @@
+"""Bugs in the state machine, its segments and the client: dedupe, deletes, filters (raft.md, 1, 5, 6)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_MACHINE = "tests/shard/test_state_machine.py::"
+_BUILDER = "tests/shard/test_sealed_segment.py::"
+_SEGMENTS = "tests/shard/test_segment_set.py::"
+_FIELDS = "tests/shard/test_payload_index.py::"
+
+MUTANTS = (
+    Mutant(
+        name="work-for-nobody",
+        breaks="a search goes on when its time is over: a few with heavy filters keep all others waiting for minutes",
+        edits=(Edit("shard.reads:_while_wanted", "if not any(map(wanted, members))", "if False"),),
+        tests=(_FIELDS + "test_a_filter_is_not_worked_on_for_nobody",),
+    ),
+    Mutant(
+        name="keys-with-accents-are-skipped",
+        breaks="fields whose names are not plain ASCII are lost in decoding: filters on them match nothing",
+        edits=(
+            Edit("shard.documents.metadata_rows:decode_rows", " if all(map(str.isascii, keys)) else _all_keys", ""),
+        ),
+        tests=(_FIELDS + "test_a_field_is_found_whatever_letters_its_name_has",),
+    ),
+    Mutant(
+        name="no-handle-passes-for-damage",
+        breaks="an index file that cannot be opened for want of file handles is taken for damaged, and deleted",
+        edits=(Edit("shard.segments.format:verify_file", "raise shortage(error, path) or damaged", "raise damaged"),),
+        tests=("tests/shard/test_snapshot.py::test_an_index_file_that_cannot_be_opened_now_is_not_damaged",),
+    ),
+    Mutant(
+        name="writes-judged-slowly",
+        breaks="a write is decoded again for each of its bytes on the event loop: heartbeats of all groups wait",
+        edits=(
+            Edit(
+                "server.service.documents:judged",
+                "command = decoded_command(call.command)",
+                "command = [decoded_command(call.command) for _ in range(400 * len(call.command))][0]",
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
+        name="applied-index-outside-transaction",
+        breaks="the applied index is committed after the data (etcd#13766): a crash in between applies entries twice",
+        edits=(
+            Edit(
+                "shard.documents.writer:DocumentWriter._commit",
+                'many("UPDATE meta',
+                'run("COMMIT"); run("BEGIN IMMEDIATE"); many("UPDATE meta',
+            ),
+        ),
+        sim=True,
+        tests=(_MACHINE + "test_killed_around_the_commit",),
+    ),
+    Mutant(
+        name="reads-miss-what-waits",
+        breaks="batches that wait for their commit are not committed before a read: acknowledged writes are not found",
+        edits=(Edit("shard.documents.store:DocumentStore.reading", "self.writer.save()", "pass"),),
+        sim=True,
+        tests=("tests/shard/test_document_writer.py::test_batches_wait_until_somebody_reads",),
+    ),
+    Mutant(
+        name="searches-miss-what-waits",
+        breaks="a search does not have the documents committed that it found: they are not there",
+        edits=(Edit("shard.documents.writer:DocumentWriter.save_up_to", "self.save()", "pass"),),
+        sim=True,
+        tests=("tests/shard/test_document_writer.py::test_a_search_waits_for_the_commit_of_what_it_found_only",),
+    ),
+    Mutant(
+        name="commands-miss-what-waits",
+        breaks="a write does not see the version that waits for its commit: two documents have one id",
+        edits=(Edit("shard.documents.writer:DocumentWriter.find", "if self._waiting is not None:", "if False:"),),
+        sim=True,
+        tests=("tests/shard/test_document_writer.py::test_commands_see_what_waits",),
+    ),
+    Mutant(
+        name="live-ordinals-change-under-a-view",
+        breaks="a batch changes the set of live ordinals that older views hold: a search finds what is newer than it",
+        edits=(Edit("shard.ordinal_set:OrdinalSet._copy", "BitMap(held)", "held"),),
+        tests=("tests/shard/test_ordinal_set.py::test_the_same_as_a_set_of_integers",),
+    ),
+    Mutant(
+        name="keeper-is-not-told",
+        breaks="apply does not say which collections changed: their vectors are never indexed, dropped files stay",
+        edits=(
+            Edit(
+                "shard.opened_state:OpenedState._swap",
+                "self._around.changed.note(batch.dropped, changes.collections)",
+                "pass",
+            ),
+        ),
+        tests=("tests/shard/test_costs.py::test_the_keeper_looks_at_what_changed",),
+    ),
+    Mutant(
+        name="next-leader-does-not-ask-who-builds",
+        breaks="a new leader builds what the former one builds already: each change of leader doubles the work",
+        edits=(Edit("shard.segments.builds:SegmentBuilds.elsewhere", "if any(answers):", "if False:"),),
+        tests=("tests/shard/test_segment_keeper.py::test_a_build_goes_on_when_leadership_moves",),
+    ),
+    Mutant(
+        name="total-forgets-what-is-dropped",
+        breaks="the number of all documents keeps those of dropped collections",
+        edits=(Edit("shard.opened_state:OpenedState._swap", "visible -= views", "visible -= 0 * views"),),
+        tests=("tests/shard/test_costs.py::test_the_total_is_the_sum_of_the_collections",),
+    ),
+    Mutant(
+        name="no-dedupe",
+        breaks="a repeated write is executed again: a lost answer doubles its effect",
+        edits=(Edit("shard.apply.execute:execute", "if known is not None:", "if isinstance(known, NeedleError):"),),
+        sim=True,
+        tests=(_MACHINE + "test_session_of_a_duplicate_is_not_executed_again",),
+    ),
+    Mutant(
+        name="judged-after-the-session",
+        breaks="a session remembers a write that could not be judged for want of room: replicas differ",
+        edits=(
+            Edit("shard.apply.execute:execute", "batch.read_ahead(command)", "pass"),
+            Edit(
+                "shard.apply.execute:_run",
+                "if isinstance(command, Insert):",
+                "if isinstance(command, Insert | Delete) and batch.read_ahead(command) or isinstance(command, Insert):",
+            ),
+        ),
+        tests=("tests/shard/test_shortages.py::test_a_write_that_cannot_be_judged_now_is_executed_once_later",),
+    ),
+    Mutant(
+        name="applied-to-a-replaced-state",
+        breaks="entries are applied to a state that an installation replaced on the disk: a restart loses them",
+        edits=(Edit("shard.state_machine:Replica.apply", "self._states.open_installed()", "pass"),),
+        tests=("tests/shard/test_shortages.py::test_what_was_swapped_in_is_opened_before_anything_is_applied",),
+    ),
+    Mutant(
+        name="replaced-state-deleted-under-searches",
+        breaks="the state before an installation may be deleted while searches still read it",
+        edits=(
+            Edit("shard.states:States.open_installed", "self.damage = None", "self.damage = None; self._left = state"),
+        ),
+        tests=("tests/shard/test_shortages.py::test_a_state_that_searches_still_read_is_not_deleted_under_them",),
+    ),
+    Mutant(
+        name="damage-passes-for-a-shortage",
+        breaks="damage that is found while the disk is full is answered as a shortage, which is tried again",
+        edits=(Edit("shard.states:States.found_damage", "(StorageError, *SHORTAGES)", "StorageError"),),
+        tests=("tests/shard/test_damage.py::test_damage_that_cannot_be_written_down_for_now_is_damage_all_the_same",),
+    ),
+    Mutant(
+        name="sessions-left-out-of-the-snapshot",
+        breaks="an installed snapshot brings no dedupe table: replicas disagree on what was executed before",
+        edits=(
+            Edit(
+                "shard.states:States.open_installed",
+                "self._load(state)",
+                "self._load(state); self.opened.sessions = SessionTable()",
+            ),
+        ),
+        sim=True,
+        tests=("tests/shard/test_snapshot.py::test_round_trip_carries_everything",),
+    ),
+    Mutant(
+        name="sessions-forgotten-at-restart",
+        breaks="the dedupe table is not read back: a restarted replica executes repeated writes again",
+        edits=(
+            Edit(
+                "shard.opened_state:OpenedState._load",
+                "self.sessions = SessionTable(sessions, answers)",
+                "self.sessions = SessionTable()",
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
+        name="retry-with-a-new-number",
+        breaks="the client numbers a repeated write again: it is executed twice",
+        edits=(
+            Edit(
+                "client.group:GroupClient.write",
+                "self._body(make(session))",
+                "lambda left: self._body(make(numbers.next()))(left)",
+            ),
+        ),
+        sim=True,
+        tests=("tests/client/test_group.py::test_a_lost_answer_is_asked_for_again_under_the_same_number",),
+    ),
+    Mutant(
+        name="flipped-bits-are-served",
+        breaks="neither pages nor documents are compared with what was written: what rotted on a disk is served",
+        edits=(
+            Edit(
+                "shard.documents.sqlite_file:connect",
+                "connection.set_busy_timeout(10_000)",
+                "connection.execute('PRAGMA checksum_verification=OFF').fetchall()",
+            ),
+            Edit("shard.documents.row_check:check_rows", "!= hash_:", "is None:"),
+        ),
+        sim=True,
+        tests=("tests/shard/test_damage.py::test_two_flipped_bits_anywhere_are_never_served",),
+        minutes=1.0,
+    ),
+    Mutant(
+        name="deletes-lost-when-a-segment-arrives",
+        breaks="a built or merged segment serves rows that were deleted meanwhile",
+        edits=(
+            Edit(
+                "shard.segments.collection_vectors:CollectionVectors._swap_in", "mask[local] = True", "mask[:] = True"
+            ),
+        ),
+        sim=True,
+        tests=(_SEGMENTS + "test_results_do_not_depend_on_when_files_arrive",),
+    ),
+    Mutant(
+        name="search-ignores-deletes",
+        breaks="a search finds deleted and replaced documents",
+        edits=(
+            Edit(
+                "shard.segments.collection_vectors:CollectionVectors.tombstone",
+                "self._staged_dead.extend(ordinals)",
+                "pass",
+            ),
+        ),
+        sim=True,
+        tests=(_SEGMENTS + "test_search_equals_brute_force",),
+    ),
+    Mutant(
+        name="filter-dropped",
+        breaks="a filtered search returns documents that the filter excludes",
+        edits=(Edit("shard.query:_allowed", "if not filter_json:", "if filter_json is not None:"),),
+        sim=True,
+        tests=(
+            "tests/shard/test_payload_index.py::test_filtered_search_is_exact_and_sees_one_applied_index_while_writes_go_on",
+        ),
+    ),
+    Mutant(
+        name="range-takes-its-open-bound",
+        breaks="$gt and $lt find documents whose value equals the bound",
+        edits=(
+            Edit(
+                "shard.fields.value_columns:Column.between", "start = zone.lo if inside else zone.hi", "start = zone.lo"
+            ),
+        ),
+        sim=False,
+        tests=(_FIELDS + "test_every_bound_of_every_ordered_operator",),
+    ),
+    Mutant(
+        name="index-hides-what-it-lacks",
+        breaks="documents that an index does not have yet count as not matching instead of undecided",
+        edits=(Edit("shard.fields.filter_match:_compared", "maybe | (universe - inside)", "maybe"),),
+        sim=True,
+        tests=(_FIELDS + "test_whatever_is_indexed_the_answer_is_what_the_docs_say",),
+    ),
+    Mutant(
+        name="not-forgets-what-is-undecided",
+        breaks="$not, $ne and $nin take what an index cannot tell for a match",
+        edits=(Edit("shard.fields.field_index:negated", "universe - found.sure - maybe", "universe - found.sure"),),
+        sim=False,
+        tests=(_FIELDS + "test_whatever_is_indexed_the_answer_is_what_the_docs_say",),
+    ),
+    Mutant(
+        name="instants-by-code-point",
+        breaks="an instant is compared as text: another zone or fraction is missed in silence",
+        edits=(Edit("base.instants:instant_key", "- offset", "- 0"),),
+        sim=False,
+        tests=("tests/base/test_filter_operators.py::test_an_instant_matches_however_it_was_written",),
+    ),
+    Mutant(
+        name="apply-waits-for-indexing",
+        breaks="apply needs the lock that a search holds while it builds an index",
+        edits=(
+            Edit(
+                "shard.fields.payload_index:PayloadIndex.add",
+                "self._tail.add(documents)",
+                "with self._building: self._tail.add(documents)",
+            ),
+        ),
+        sim=False,
+        tests=(_FIELDS + "test_apply_never_waits_for_a_search",),
+    ),
+    Mutant(
+        name="conditions-not-checked",
+        breaks="compare-and-set and insert-if-absent always succeed",
+        edits=(
+            Edit(
+                "shard.apply.execute:_check_versions",
+                "if command.expected is None:",
+                "if command.expected is not Ellipsis:",
+            ),
+        ),
+        sim=True,
+        tests=(_MACHINE + "test_refusals_change_nothing_and_name_the_reason",),
+    ),
+    Mutant(
+        name="session-token-ignored",
+        breaks="an eventual read with a session answers from before the session's own writes",
+        edits=(
+            Edit(
+                "server.service.reads:Reads._fresh",
+                "if fresh.min_index > host.applied_index(group):",
+                "if fresh.min_index < 0:",
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
+        name="index-file-not-synced",
+        breaks="an index file gets its final name before its content is on disk: after a power cut it is torn",
+        edits=(Edit("shard.segments.builder:_write", "disk.sync(temporary)", "pass"),),
+        sim=True,
+        tests=(_BUILDER + "test_a_file_is_synced_before_it_has_its_name_and_the_directory_after",),
+    ),
+    Mutant(
+        name="index-name-not-synced",
+        breaks="the directory of a built index file is not synced: the log publishes a file that a power cut takes",
+        edits=(Edit("shard.segments.builder:_write", "disk.sync(directory)", "pass"),),
+        sim=True,
+        tests=(_BUILDER + "test_a_file_is_synced_before_it_has_its_name_and_the_directory_after",),
+    ),
+    Mutant(
+        name="first-filters-take-all-threads",
+        breaks="searches that make field indexes occupy all search threads: no other search is answered meanwhile",
+        edits=(
+            Edit("shard.fields.builders:Builders.__init__", "max(1, search_threads // SHARE)", "16 * search_threads"),
+        ),
+        tests=("tests/server/test_first_filters.py::test_first_filters_on_many_fields_leave_a_thread",),
+    ),
+    Mutant(
+        name="cut-file-is-searched",
+        breaks="the size of a mapped index file is not compared before it is used: one that was cut ends the process",
+        edits=(Edit("shard.segments.sealed:SealedSegment.check_size", "if size < self._file_bytes:", "if size < 0:"),),
+        tests=("tests/shard/test_sealed_segment.py::test_a_file_that_was_made_shorter_is_not_read",),
+    ),
+    Mutant(
+        name="download-not-synced",
+        breaks="a fetched index file gets its final name before its content is on disk",
+        edits=(Edit("shard.segments.files:finish_download", "disk.sync(part)", "pass"),),
+        sim=True,
+        tests=(_BUILDER + "test_a_download_is_synced_before_it_has_its_name_and_the_directory_after",),
+    ),
+)

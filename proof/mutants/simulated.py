@@ -1,0 +1,48 @@
+"""`python -m proof.mutants.simulated NAME SEEDS`: plant a bug and run seeds 1, 2, ... until one fails.
+
+Prints one JSON object, `Sighting`. Another exit code than 0 says that the bug could not be planted, or that the harness
+itself failed: that is no sighting.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import msgspec
+
+from proof.mutants.catalog import MUTANTS
+from proof.mutants.planting import Mutant, plant
+from proof.sim.runner import run
+from proof.sim.spec import Spec
+
+
+class Sighting(msgspec.Struct):
+    """seeds: how many runs it took, 0 if none of them saw the bug. checker, failure: what was broken in the last."""
+
+    seeds: int = 0
+    checker: str = ""
+    failure: str = ""
+
+
+def hunt(mutant: Mutant, seeds_max: int) -> Sighting:
+    """Run seeds until one fails. The bug must be planted."""
+    for seed in range(1, seeds_max + 1):
+        nodes = mutant.nodes or (3 + seed % 3 if mutant.sharded else 5 if seed % 4 == 0 else 3)
+        report, _ = run(Spec(seed=seed, nodes=nodes, seconds=mutant.minutes * 60, sharded=mutant.sharded))
+        if report.failure is not None:
+            return Sighting(seed, report.checker, report.failure)
+    return Sighting()
+
+
+def main(arguments: list[str]) -> int:
+    """0: the sighting is printed, whatever it says."""
+    name, seeds_max = arguments
+    logging.getLogger("needle").setLevel(logging.CRITICAL + 1)
+    plant(MUTANTS[name])
+    sys.stdout.write(msgspec.json.encode(hunt(MUTANTS[name], int(seeds_max))).decode() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""How a simulated process becomes a node: the ports that the simulation implements, handed to the product.
+
+It must not know faults, clients or checkers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from needle.base.config import Limits, RaftConfig, SegmentConfig
+from needle.base.errors import NeedleError
+from needle.base.ids import GroupId, shard_group
+from needle.rpc.peer_transport import PeerTransport
+from needle.rpc.transport import RpcClient
+from needle.server.cluster_node import ClusterNode
+from needle.server.node import Node
+from needle.server.ports import NodePorts
+from proof.sim.disk import SimStore
+from proof.sim.machine import SimPool, stream
+from proof.sim.machines import SimFiles, SimMachine, SimReplicaDisk
+from proof.sim.network import SimNetwork
+from proof.sim.observer import ObservedMachine
+from proof.sim.process import Process
+from proof.sim.spec import Profile
+from proof.sim.stage import Stage
+
+DATA_GROUP: GroupId = shard_group(0)
+ELECTION_TIMEOUT = 1.0
+LEASE_TIMEOUT = 0.5
+HEARTBEAT_INTERVAL = 0.3
+
+
+def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> RaftConfig:
+    """A node of a cluster with one group."""
+    profile, name, machines = stage.profile, machine.name, stage.fleet.machines
+    return RaftConfig(
+        node_id=name,
+        cluster_nodes=[f"{node}={machines[node].address}" for node in dict.fromkeys([*founders, name])],
+        join=name not in founders,
+        data_dir=machine.data_dir,
+        cluster_id="sim",
+        election_timeout=ELECTION_TIMEOUT,
+        heartbeat_interval=HEARTBEAT_INTERVAL,
+        lease_timeout=LEASE_TIMEOUT,
+        snapshot_threshold=profile.snapshot_threshold,
+        log_bytes_max=profile.log_bytes,
+        dimensions=profile.dimensions,
+        metric=profile.metric,
+        segments=segment_config(profile),
+        limits=Limits(append_bytes_max=profile.append_bytes, commit_rows_max=profile.commit_rows),
+    )
+
+
+def segment_config(profile: Profile) -> SegmentConfig:
+    """Small segments."""
+    return SegmentConfig(
+        seal_rows=profile.seal_rows,
+        rows_max=profile.rows_max,
+        ship_timeout=3.0,
+        scrub_interval=profile.scrub_interval,
+    )
+
+
+class SimNode:
+    """One incarnation of a node: the real composition root, as `build` puts it together, on simulated ports."""
+
+    def __init__(
+        self, stage: Stage, machine: SimMachine, process: Process, build: Callable[[NodePorts, Process], Node]
+    ) -> None:
+        self._stage = stage
+        self._machine = machine
+        self._build = build
+        self.process = process
+        self._node: Node | None = None
+
+    async def start(self) -> None:
+        """Build the node and start it. Raises NeedleError when it refuses."""
+        fleet, machine, process = self._stage.fleet, self._machine, self.process
+        node = self._node = self._build(self._ports(), process)
+
+        def ended(failed: asyncio.Future[NeedleError]) -> None:
+            fleet.fatal(machine.name, process, failed.result())
+
+        node.failed.add_done_callback(ended)
+        await node.start()
+
+    def _ports(self) -> NodePorts:
+        stage, machine, process = self._stage, self._machine, self.process
+        loop, name = stage.loop, machine.name
+        endpoint = stage.network.endpoint(name, process, name)
+        return NodePorts(
+            clock=machine.clock,
+            rng=stream(stage.spec.seed, "node", name, process.incarnation),
+            log_pool=SimPool(loop, process, machine.device),
+            apply_pool=SimPool(loop, process),
+            search_pool=SimPool(loop, process),
+            build_pool=SimPool(loop, process),
+            file_pool=SimPool(loop, process),
+            listen=self._listen,
+            peers=lambda address_of: _Peers(cast("RpcClient", endpoint), address_of),
+            open_store=lambda directory: SimStore(
+                machine.log_disk, process, lambda place: stage.fleet.failpoint(name, process, place)
+            ),
+            disk=SimReplicaDisk(machine, process),
+            files=SimFiles(machine, process),
+            claim=lambda directory, node_id, cluster_id, kind: lambda: None,
+            failpoint=lambda place: stage.fleet.failpoint(name, process, place),
+            machine=self._observed,
+            catalog=self._observed,
+        )
+
+    def _observed(self, group: GroupId, machine: Any) -> ObservedMachine:
+        return ObservedMachine(machine, self._stage.observer, group, self._machine.name, self.process.incarnation)
+
+    def _listen(self, handler: Any) -> _Listener:
+        """The node is about to serve: from now on its confirmed reads are watched."""
+        host: Any = self._node.host if self._node is not None else None
+        observer, name = self._stage.observer, self._machine.name
+        host.read_leased = observer.watched_read(name, host.read_leased)
+        host.begin_read = observer.watched_round(name, host.begin_read)
+        return _Listener(self._stage.network, self._machine, self.process, handler)
+
+    def groups(self) -> dict[GroupId, Any]:
+        """The running replicas, with their Raft core, log and state machine."""
+        host = getattr(self._node, "host", None)
+        return host._groups if host is not None else {}
+
+    def greeting(self) -> tuple[int, int] | None:
+        """Nonce and news of its frames (multiraft.lives); None before it has a host."""
+        lives = getattr(getattr(self._node, "host", None), "lives", None)
+        return (lives.nonce, lives.news) if lives is not None else None
+
+    def lost(self) -> str:
+        """Why none of its replicas goes on, by its own word."""
+        host = getattr(self._node, "host", None)
+        return host.lost if host is not None else ""
+
+    def failure(self) -> NeedleError | None:
+        """Why its host stopped, if it did."""
+        host = getattr(self._node, "host", None)
+        return host.failure if host is not None else None
+
+    def topology_version(self) -> int:
+        """Of the catalog, as this node knows it; 0 for a node without one."""
+        return self._node.topology.version if isinstance(self._node, ClusterNode) else 0
+
+    def discard(self) -> None:
+        """Close the files of a dead incarnation, so that a long run does not collect them."""
+        node = self._node
+        for hosted in node.groups.values() if node is not None else ():
+            hosted.replica.close()
+        if isinstance(node, ClusterNode) and node.catalog is not None:
+            node.catalog.close()
+
+
+class _Listener:
+    """The server side of one process."""
+
+    def __init__(self, network: SimNetwork, machine: SimMachine, process: Process, handler: Any) -> None:
+        self._network = network
+        self._machine = machine
+        self._process = process
+        self._handler = handler
+
+    async def start(self) -> None:
+        self._process.fence()
+        self._network.listen(self._machine.address, self._machine.name, self._process, self._handler)
+
+    async def stop(self) -> None:
+        self._network.unlisten(self._machine.address, self._process)
+
+    @property
+    def address(self) -> str:
+        return self._machine.address
+
+
+class _Peers(PeerTransport):
+    """The real peer transport over a simulated client."""
+
+    def dropped_frames(self) -> int:
+        return 0
+
+    async def close(self) -> None:
+        await self.client.close()

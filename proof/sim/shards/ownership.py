@@ -1,0 +1,164 @@
+"""Who owns which keys by the shards' logs, replayed from their committed entries while ranges move.
+
+Checks, independently of what shards remember: a key is written only in the log of the shard that has it and has not
+frozen it; at a move's Own the target holds exactly what the source held at its Release, versions and all; a document's
+versions grow, whichever shards give them. Feeds the models, so that a move is a change of two shards' contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from needle.base.ids import GroupId, shard_group
+from needle.protocol.move_commands import Freeze, Import, MoveCommand, Own, PrepareMove, Release
+from needle.routing.ranges import KeySet
+from needle.routing.shard_map import KeyRange, ShardMap
+from needle.routing.strategy import routing_key
+from proof.checkers.replay import LogModel, ModelDocument
+from proof.sim.shards.profile import metadata_of
+from proof.sim.violation import Violation
+
+NAME = "ownership"
+FROZEN = -1
+Contents = dict[str, dict[str, ModelDocument]]
+"""By collection and key."""
+
+
+class Ownerships:
+    """See the module. moved: how many moves have switched owners."""
+
+    def __init__(
+        self, first: ShardMap, model: Callable[[GroupId, str], LogModel], collections: Callable[[], Iterable[str]]
+    ) -> None:
+        """first: who owns what when the cluster is made. model: by group and collection. collections: those there are,
+        by their names inside the shards."""
+        self._writable = first
+        self._first = first
+        self._model = model
+        self._collections = collections
+        self._owned: dict[int, list[tuple[int, list[KeyRange]]]] = {
+            shard: [(0, first.ranges(shard))] for shard in range(first.shard_count)
+        }
+        self._ranges: dict[int, list[KeyRange]] = {}
+        self._copied: dict[int, Contents] = {}
+        self._released: dict[int, Contents] = {}
+        self._frozen: set[int] = set()
+        self._versions: dict[tuple[str, str], int] = {}
+        self.moved = 0
+
+    def _key(self, name: str) -> bytes:
+        return routing_key(self._first.strategy, self._first.shard_count, name, metadata_of(name))
+
+    # --- what the logs say --------------------------------------------------------------------------------------------
+    def wrote(self, group: GroupId, collection: str, name: str, version: int) -> None:
+        """A document was written. Raises Violation."""
+        owner = self._writable.owner(self._key(name))
+        if shard_group(owner) != group:
+            whose = "it is moving" if owner == FROZEN else f"group {shard_group(owner)} owns it"
+            raise Violation(NAME, f"{name} of {collection} was written to group {group}; {whose}", name)
+        last = self._versions.get((collection, name), 0)
+        if version <= last:
+            raise Violation("versions grow", f"{name} of {collection} got version {version} after {last}", name)
+        self._versions[collection, name] = version
+
+    def step(self, group: GroupId, index: int, command: MoveCommand) -> bool:
+        """A step of a move took effect at `index` of a group's log; whether it changed who may read or write. Raises
+        Violation."""
+        move, shard = command.move, group - 1
+        if isinstance(command, PrepareMove):
+            self._ranges[move] = command.ranges
+        elif isinstance(command, Freeze) and move not in self._frozen:
+            self._frozen.add(move)
+            self._writable = self._writable.moved(self._ranges[move], FROZEN)
+        elif isinstance(command, Import):
+            self._import(command)
+        elif isinstance(command, Release):
+            self._release(shard, index, move)
+        elif isinstance(command, Own):
+            self._own(shard, index, move)
+        else:
+            return False
+        return not isinstance(command, PrepareMove | Import)
+
+    def _import(self, command: Import) -> None:
+        held = self._copied.setdefault(command.move, {}).setdefault(command.collection, {})
+        for name in command.deleted:
+            held.pop(name, None)
+        vectors: Any = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1) if command.ids else []
+        for name, version, vector, metadata in zip(
+            command.ids, command.versions, vectors, command.metadata, strict=True
+        ):
+            held[name] = ModelDocument(version, vector, msgspec.json.decode(metadata) if metadata else None)
+
+    def _release(self, shard: int, index: int, move: int) -> None:
+        keys, group = KeySet(self._ranges[move]), shard_group(shard)
+        contents: Contents = {}
+        for name in self._collections():
+            model = self._model(group, name)
+            contents[name] = {key: one for key, one in model.at(index).items() if self._key(key) in keys}
+            for key in contents[name]:
+                model.write(index, key, None)
+            model.mark(index)
+        self._released[move] = contents
+        owned = ShardMap(0, self._writable.strategy, 0, (b"",), (FROZEN,))
+        for span in self._owned[shard][-1][1]:
+            owned = owned.with_owner(span, shard)
+        self._owned[shard].append((index, owned.moved(self._ranges[move], FROZEN).ranges(shard)))
+
+    def _own(self, shard: int, index: int, move: int) -> None:
+        if move not in self._released:
+            raise Violation(NAME, f"move {move}: shard {shard} owns its ranges before the source has released them")
+        there = set(self._collections())
+        for name, true in self._released.pop(move).items():
+            if name in there:
+                self._compare(move, name, true, self._copied.get(move, {}).get(name, {}))
+            for key, document in true.items():
+                self._model(shard_group(shard), name).write(index, key, document)
+        for name in there:
+            self._model(shard_group(shard), name).mark(index)
+        self._copied.pop(move, None)
+        self._writable = self._writable.moved(self._ranges[move], shard)
+        owned = ShardMap(0, self._writable.strategy, 0, (b"",), (FROZEN,))
+        for span in [*self._owned[shard][-1][1], *self._ranges[move]]:
+            owned = owned.with_owner(span, shard)
+        self._owned[shard].append((index, owned.ranges(shard)))
+        self.moved += 1
+
+    def _compare(self, move: int, name: str, true: dict[str, ModelDocument], copied: dict[str, ModelDocument]) -> None:
+        for key in sorted(true.keys() | copied.keys()):
+            one, other = true.get(key), copied.get(key)
+            if one is None or other is None or not _equal(one, other):
+                versions = [document.version if document else None for document in (one, other)]
+                raise Violation(
+                    "a move copies all", f"move {move}: {key} of {name} has versions {versions} in source and copy", key
+                )
+
+    # --- what answers may say -----------------------------------------------------------------------------------------
+    def owned(self, shard: int, index: int) -> list[KeyRange]:
+        """What a shard owns after entry `index` of its log."""
+        return next(ranges for at, ranges in reversed(self._owned[shard]) if at <= index)
+
+    def owned_until(self, shard: int, name: str, index: int, last: int) -> int | None:
+        """The last entry up to `last` until which the shard owns a document that it owns at `index`; None if it does
+        not."""
+        key, until = self._key(name), None
+        changes = self._owned[shard]
+        for number, (at, ranges) in enumerate(changes):
+            end = changes[number + 1][0] - 1 if number + 1 < len(changes) else last
+            if end < index:
+                continue
+            if key not in KeySet(ranges):
+                break
+            until = min(end, last)
+            if at > last:
+                break
+        return until
+
+
+def _equal(one: Any, other: Any) -> bool:
+    same = one.version == other.version and one.metadata == other.metadata
+    return same and bool(np.array_equal(one.vector, other.vector))

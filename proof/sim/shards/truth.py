@@ -1,0 +1,133 @@
+"""The catalog as its log says, replayed; and every topology there ever was, for clients that know an old one.
+
+Invariant: written by committed entries only. ownership.py checks what the shards' logs make of the moves of ranges.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.catalog.executed import Executed, execute_once
+from needle.protocol.catalog_commands import decode_identified
+from needle.protocol.move_commands import MoveCommand
+from needle.routing.shard_map import ShardMap, initial_map
+from needle.routing.strategy import routing_key
+from needle.routing.topology import Topology
+from proof.checkers.replay import LogModel
+from proof.sim.shards.ownership import Ownerships
+from proof.sim.shards.profile import metadata_of
+from proof.sim.stage import Stage
+from proof.sim.violation import Violation
+from proof.sim.watch import Watch
+from proof.sim.workload import COLLECTION
+
+OLD_VIRTUAL_NODES = 3
+
+
+class Truth:
+    """See the module. topologies: all, oldest first."""
+
+    def __init__(self, stage: Stage, watch: Watch) -> None:
+        self._stage = stage
+        self._watch = watch
+        self.topologies: list[Topology] = [Topology()]
+        self._executed = Executed()
+        self._identities: dict[int, int] = {}
+        """At which index a command of that identity changed anything; never forgotten, unlike the catalog's own."""
+        watch.on_catalog = self._catalog
+        watch.on_document = self._document
+        watch.on_move = self._step
+        watch.key_of = self.key
+        self.logs: Ownerships
+
+    @property
+    def now(self) -> Topology:
+        """The newest."""
+        return self.topologies[-1]
+
+    @property
+    def map(self) -> ShardMap:
+        """Who owns what. The cluster must exist."""
+        if self.now.map is None:
+            raise RuntimeError("there is no cluster yet")
+        return self.now.map
+
+    def key(self, name: str) -> bytes:
+        """A document's routing key."""
+        shard_map = self.map
+        return routing_key(shard_map.strategy, shard_map.shard_count, name, metadata_of(name))
+
+    def owner(self, name: str) -> int:
+        """The shard that owns a document."""
+        return self.map.owner(self.key(name))
+
+    def maps(self) -> dict[int, ShardMap]:
+        """Every map there ever was, by epoch."""
+        return {topology.map.epoch: topology.map for topology in self.topologies if topology.map is not None}
+
+    def moved(self) -> int:
+        """How many moves of ranges have changed owners."""
+        return self.logs.moved if self.now.map is not None else 0
+
+    def wrote(self, key: str, index: int) -> GroupId:
+        """The group in whose log a document was written or deleted at `index`."""
+        for shard, model in self.models().items():
+            if any(at == index for at, _ in model.history(key)):
+                return shard_group(shard)
+        return shard_group(self.owner(key))
+
+    def groups(self) -> list[GroupId]:
+        """The catalog's and all shards'."""
+        return [CATALOG_GROUP, *(shard_group(info.shard) for info in self.now.shards)]
+
+    def nodes_of(self, group: GroupId) -> list[str]:
+        """The nodes that hold a group."""
+        return list(self.now.catalog if group == CATALOG_GROUP else self.now.shards[group - 1].replicas)
+
+    def models(self) -> dict[int, LogModel]:
+        """What each shard's log did to the workload's collection."""
+        found = self.now.collection(COLLECTION)
+        stored = found.stored_name if found is not None else COLLECTION
+        return {info.shard: self._watch.model(shard_group(info.shard), stored) for info in self.now.shards}
+
+    def last(self) -> dict[int, int]:
+        """By shard, the highest index that any replica has applied."""
+        return {info.shard: self._watch.last(shard_group(info.shard)) for info in self.now.shards}
+
+    def before_the_first(self) -> Topology:
+        """A topology from before all others, with another ring of an older epoch: what a router knows that has slept
+        through a resharding."""
+        first = self.topologies[1]
+        settings = first.settings
+        if settings is None or first.map is None:
+            raise RuntimeError("the first topology has no map")
+        other = initial_map(settings.strategy, settings.shard_count, OLD_VIRTUAL_NODES)
+        old = msgspec.structs.replace(other, epoch=first.map.epoch - 1, owners=other.owners[::-1])
+        if settings.strategy.kind == "custom":
+            # A delete that was spread by an older map asks the new owners by ranges, and only a shard that took part in
+            # a move knows its documents' keys. That all of them moved without a move does not happen.
+            old = msgspec.structs.replace(first.map, epoch=first.map.epoch - 1)
+        return msgspec.structs.replace(first, version=first.version - 1, map=old, collections=self.now.collections)
+
+    def _catalog(self, index: int, data: bytes) -> None:
+        changed, self._executed, _ = execute_once(self.now, self._executed, index, data)
+        if changed is not self.now:
+            identity = decode_identified(data)[1]
+            if identity is not None and self._identities.setdefault(identity.nonce, index) != index:
+                first = self._identities[identity.nonce]
+                raise Violation("catalog commands are executed once", f"the one of {first} again at {index}")
+            if self.now.map is None and changed.map is not None:
+                self.logs = Ownerships(changed.map, self._watch.model, self._stored)
+            self.topologies.append(changed)
+            self._stage.trace.note(f"the catalog is at version {changed.version}")
+
+    def _step(self, group: GroupId, index: int, command: MoveCommand) -> None:
+        if self.logs.step(group, index, command):
+            self._stage.trace.tell(f"move {command.move}: {type(command).__name__} at {index} of group {group}")
+
+    def _stored(self) -> list[str]:
+        return [info.stored_name for info in self.now.collections]
+
+    def _document(self, group: GroupId, collection: str, key: str, version: int) -> None:
+        self.logs.wrote(group, collection, key, version)

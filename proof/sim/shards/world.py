@@ -1,0 +1,342 @@
+"""One run of a sharded cluster: nodes with catalog and shards, routers, clients and faults on one stage.
+
+Invariant: as in proof/sim/world.py, everything follows from the Spec. What runs is the composition root of `needle
+serve --sharded` (server.cluster_node); the stage, the injector and the checkers are those of the single group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from functools import partial
+from typing import cast
+
+import msgspec
+
+from needle.base.config import RaftConfig
+from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.model import ReadMode
+from needle.client.sharded import ShardedClient
+from needle.routing.topology import Topology
+from needle.server.cluster_node import ClusterNode, ClusterOptions
+from needle.server.ports import NodePorts
+from proof.checkers import linearizability, lives
+from proof.checkers.replay import check_get
+from proof.checkers.scatter import check_by_maps
+from proof.sim.history import History
+from proof.sim.injector import Injector
+from proof.sim.machine import stream
+from proof.sim.machines import SimMachine
+from proof.sim.nodes import ELECTION_TIMEOUT, HEARTBEAT_INTERVAL, LEASE_TIMEOUT, SimNode, segment_config
+from proof.sim.process import Process
+from proof.sim.report import Report, report_of
+from proof.sim.shards.administration import ShardOperator
+from proof.sim.shards.churn import Churn
+from proof.sim.shards.databases import Homed, ShardAware, ShardDatabase, proxied
+from proof.sim.shards.faults import ShardFaults
+from proof.sim.shards.profile import shard_profile
+from proof.sim.shards.truth import Truth
+from proof.sim.shards.workload import ShardClient, ShardWork
+from proof.sim.spec import Spec, profile
+from proof.sim.stage import Stage
+from proof.sim.trace import Trace
+from proof.sim.violation import Violation
+from proof.sim.watch import Watch
+from proof.sim.workload import Budget, Workload
+
+LIVENESS_SECONDS = 40.0
+LOST_SECONDS = 20.0
+"""So long a node that lost its data stays up before somebody stops it."""
+JOINING_SHARE = 0.5
+LAZINESS = 6.0
+EVERYTHING = 10_000
+PROXIED = ("c2", "c3")
+"""Clients that know nothing of shards."""
+
+
+class ShardWorld:
+    """See the module. Use `run` once."""
+
+    def __init__(self, spec: Spec, *, keep_trace: bool = False) -> None:
+        self.spec = spec
+        self.shape = shard_profile(spec.seed)
+        self.stage = stage = Stage(spec, profile(spec.seed), keep_trace=keep_trace)
+        self.loop = stage.loop
+        self.fleet = fleet = stage.fleet
+        self.founders = [fleet.add() for _ in range(spec.nodes)]
+        fleet.make, fleet.lost_seconds = self._node, LOST_SECONDS
+        self.watch = Watch(stage)
+        self.truth = Truth(stage, self.watch)
+        self.history = History()
+        self.operator = ShardOperator(stage, self.truth, self.shape, self.founders)
+        self.injector = Injector(spec.seed, self.loop, stage.network, fleet, self.operator, stage.trace)
+        names = [f"c{number}" for number in range(spec.clients)]
+        self.faults = ShardFaults(stage, self.truth, self.operator, names)
+        self.injector.more = self.faults.handlers()
+        budget = Budget(spec.operations_max)
+        work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget)
+        work.on_ack = self._acknowledged
+        work.latest = lambda key: self.watch.last(self._group(key))
+        self.shared = ShardWork(work, self.truth)
+        self.clients: list[ShardClient] = []
+        self._given_up = 0
+        self.churn: Churn | None = None
+        stage.broken = self._broken
+
+    @property
+    def trace(self) -> Trace:
+        """What happened."""
+        return self.stage.trace
+
+    def _group(self, key: str) -> GroupId:
+        return shard_group(self.truth.owner(key))
+
+    def _acknowledged(self, key: str, index: int) -> None:
+        if index:  # 0: of a write to all shards, see databases.Homed
+            self.watch.acknowledged(self.truth.wrote(key, index), index)
+
+    def _broken(self) -> Violation | None:
+        for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
+            if opened := lives.opened(name, self.fleet.nodes[name].groups().keys()):
+                return opened
+        return self.shared.work.broken or (self.churn.broken if self.churn is not None else None)
+
+    # --- nodes and clients --------------------------------------------------------------------------------------------
+    def _node(self, machine: SimMachine, process: Process) -> SimNode:
+        name = machine.name
+        config = RaftConfig(
+            node_id=name,
+            cluster_nodes=[f"{name}={machine.address}"],
+            data_dir=machine.data_dir,
+            cluster_id="sim",
+            election_timeout=ELECTION_TIMEOUT,
+            heartbeat_interval=HEARTBEAT_INTERVAL,
+            lease_timeout=LEASE_TIMEOUT,
+            snapshot_threshold=self.stage.profile.snapshot_threshold,
+            log_bytes_max=self.stage.profile.log_bytes,
+            segments=segment_config(self.stage.profile),
+        )
+        moved = machine.address != f"{name}:7000"
+        seeds: tuple[str, ...] = ()
+        emptied = name in self.fleet.observer.emptied and stream(self.spec.seed, "joining").random() < JOINING_SHARE
+        if moved or emptied or name not in self.founders:  # an operator says where nodes are now
+            seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
+
+        def build(ports: NodePorts, process: Process) -> ClusterNode:
+            clients = partial(self.stage.network.endpoint, name, process)
+            return ClusterNode(config, ports, ClusterOptions(seeds=seeds, move_rows=self.shape.move_rows), clients)
+
+        return SimNode(self.stage, machine, process, build)
+
+    def _client(self, name: str) -> ShardClient:
+        """A client on a machine of its own. The last one is slow."""
+        lazy = LAZINESS if name == f"c{self.spec.clients - 1}" else 1.0
+        endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
+        rng = stream(self.spec.seed, name)
+
+        def connect() -> ShardDatabase:
+            made = session()
+            return cast("ShardDatabase", Homed(made)) if self.shape.strategy.kind == "custom" else made
+
+        def session() -> ShardDatabase:
+            if name in PROXIED:
+                latest = self.shared.work.latest
+                addresses = {n: at for n, at in self.truth.now.addresses().items() if n not in self.fleet.retired}
+                return proxied(endpoint, addresses, rng, latest, pin=rng.random() < 0.7)
+            return ShardAware(endpoint, self._seeds(), self._old_map(rng), rng)
+
+        return ShardClient(name, connect, self.shared, lazy)
+
+    def _seeds(self) -> list[str]:
+        return list(self.truth.now.addresses().values())
+
+    def _old_map(self, rng: random.Random) -> Topology:
+        """What a client that has just come back knows: the newest map, one of the last, none, or one of a ring from
+        before."""
+        draw = rng.random()
+        if draw < 0.4:
+            return self.truth.now
+        if draw < 0.7:
+            return self.truth.topologies[-1 - rng.randrange(min(8, len(self.truth.topologies)))]
+        return Topology() if draw < 0.8 else self.truth.before_the_first()
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+    def run(self) -> Report:
+        """Run to the end, or to the first violation."""
+        failure = self.stage.run(self._main(), lambda: setattr(self.injector, "over", True))
+        return report_of(
+            self.stage,
+            self.history,
+            self.injector,
+            failure,
+            groups=self.truth.groups(),
+            searches=len(self.shared.scatters),
+            given_up=self._given_up,
+            moves=self.truth.moved(),
+        )
+
+    async def _main(self) -> None:
+        work, stage = self.shared.work, self.stage
+        for name in self.founders:
+            self.fleet.start(name)
+        rough = self.loop.create_task(self._trouble())
+        await stage.until("the cluster to be created", 2 * LIVENESS_SECONDS, self.operator.create)
+        rough.cancel()
+        self.trace.tell(f"{self.shape.shards} shards, {self.shape.replicas} replicas, {self.shape.strategy.kind}")
+        self.clients = [self._client(f"c{number}") for number in range(self.spec.clients)]
+        await stage.until("the first writes", LIVENESS_SECONDS, partial(self._serve, "first"))
+        churn = self.churn = Churn(stage, self._churning, self.truth.now)
+        self.injector.begin(self.spec.schedule())
+        workers = [stage.ask(client.name, client.run()) for client in self.clients]
+        churning = stage.ask("churn", churn.run())
+        watch = self.loop.create_task(stage.watch())
+        await asyncio.sleep(self.spec.seconds)
+        work.stopping = churn.stopping = True
+        await self.injector.stop()
+        self.fleet.disarm_all()
+        await self._recover()
+        await asyncio.gather(*workers, churning)
+        await self._read_everything()
+        await self._converge()
+        watch.cancel()
+        self._check_history()
+
+    async def _trouble(self) -> None:
+        """Nodes die while the cluster is made."""
+        rng = stream(self.spec.seed, "rough start")
+        while self.shape.rough_start:
+            await asyncio.sleep(rng.expovariate(1 / 1.5))
+            name = self.founders[rng.randrange(len(self.founders))]
+            self.fleet.crash(name, power_cut=rng.random() < 0.5, why="rough start")
+            self.loop.call_in(self.loop.root, 0.5, self.fleet.start, name)
+            if rng.random() < 0.3:
+                return
+
+    def _churning(self, known: Topology) -> ShardedClient:
+        endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
+        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
+
+    async def _serve(self, stem: str) -> bool:
+        """Whether every shard takes a write."""
+        client = self.clients[0]
+        for shard in sorted(set(self.truth.map.owners)):
+            names = (key for n in range(1000) if self.truth.owner(key := self._name(stem, n)) == shard)
+            found = next(names, None)  # a shard may own little
+            if found is not None and not await self.stage.ask(client.name, client.put(found)):
+                return False
+        return True
+
+    def _name(self, stem: str, n: int) -> str:
+        return f"k{n % (self.shape.shards + 1)}.{stem}{n}"
+
+    # --- liveness -----------------------------------------------------------------------------------------------------
+    async def _recover(self) -> None:
+        """Heal, but leave out a minority of every group: the rest alone must serve again."""
+        stage = self.stage
+        stage.network.heal()
+        for name in self.fleet.machines:
+            self.fleet.start(name)
+        rng = stream(self.spec.seed, "recover")
+        rest = [] if self.shape.replicas < 3 else rng.sample(self.founders, 1)
+        bad = sorted((self.fleet.observer.rotten | self.injector.spoilt).intersection(self.founders))
+        rest = bad or rest  # no majority is promised without good disks
+        await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
+        await self._lost_stay_lost()
+        stage.trace.tell(f"faults end; {', '.join(rest) or 'nobody'} is left out")
+        for name in rest:
+            self.fleet.hold(name)
+            self.fleet.crash(name, power_cut=True, why="left out")
+        if self.faults.scattered:  # those that know the old addresses only are lost, as after any such move
+            for client in self.clients:
+                client.renew()
+        await stage.until(f"writes without {rest}", LIVENESS_SECONDS, partial(self._serve, "fresh"))
+        for name in rest:
+            self.fleet.release(name)
+        stage.trace.tell("every node is back")
+
+    async def _lost_stay_lost(self) -> None:
+        """Nodes with other disks than before notice it; who starts them once more hears it again."""
+        fleet = self.fleet
+
+        async def noticed() -> bool:
+            for name in fleet.forgetful:
+                fleet.start(name)
+            return fleet.forgetful <= fleet.retired
+
+        async def reported(name: str) -> bool:
+            fleet.start_lost(name)
+            return await self.operator.told_lost(name)
+
+        await self.stage.until("other disks than before to be noticed", LIVENESS_SECONDS, noticed)
+        for name in sorted(fleet.forgetful - fleet.turned_away):
+            await self.stage.until(f"{name} to be reported as lost", LIVENESS_SECONDS, partial(reported, name))
+            fleet.crash(name, power_cut=False, why="lost for good")
+
+    async def _read_everything(self) -> None:
+        """Every acknowledged write must still be there, for gets and for an exact search of everything."""
+        reader = self.clients[0]
+
+        async def read(key: str) -> bool:
+            return await self.stage.ask(reader.name, reader.get(key, ReadMode.STRONG))
+
+        async def search(who: ShardClient) -> bool:
+            work = who.find(ReadMode.STRONG, EVERYTHING, None, None, exact=True, partial=False)
+            return await self.stage.ask(who.name, work)
+
+        for key in sorted(self.history.by_key()):
+            await self.stage.until(f"a read of {key}", LIVENESS_SECONDS, partial(read, key))
+        for client in self.clients:
+            if client.name in PROXIED:
+                client.renew()  # the one address that it had may be of a node that moved
+            await self.stage.until(f"a search by {client.name}", LIVENESS_SECONDS, partial(search, client))
+
+    async def _converge(self) -> None:
+        """Moves end, all replicas hold the same, shards have the catalog's collections, nodes its topology."""
+        await self.stage.until("every move to end", LIVENESS_SECONDS, self._settled)
+        await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
+        await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
+        self.stage.observer.compare_logs(self.fleet.replicas())
+        self.stage.observer.compare_digests(self.fleet.replicas())
+
+    async def _settled(self) -> bool:
+        return not self.truth.now.moves
+
+    async def _equal(self) -> bool:
+        if not await self.operator.restored():  # an operator's earlier command may have come behind "restore"
+            return False
+        replicas, now = self.fleet.replicas(), self.truth.now
+        for group in self.truth.groups():
+            here = replicas.get(group, {})
+            if sorted(here) != sorted(set(self.truth.nodes_of(group)) - self.fleet.retired):
+                return False
+            if len({replica.machine.applied_index() for replica in here.values()}) != 1:
+                return False
+            if group != CATALOG_GROUP:
+                wanted = sorted(info.stored_name for info in now.collections)
+                found = [sorted(spec.name for spec in replica.machine.collections()) for replica in here.values()]
+                if any(names != wanted for names in found):
+                    return False
+        return all(node.topology_version() == now.version for node in self._nodes())
+
+    async def _whole(self) -> bool:
+        return await self._equal() and await self.stage.stored_is_whole()
+
+    def _nodes(self) -> list[SimNode]:
+        return [node for node in self.fleet.nodes.values() if isinstance(node, SimNode)]
+
+    def _check_history(self) -> None:
+        models, metric, maps = self.truth.models(), self.stage.profile.metric, self.truth.maps()
+        for op in self.shared.in_batches:
+            changes = [change for model in models.values() for change in model.history(op.key)]
+            found = [document.version for _, document in changes if document and document.metadata["tag"] == op.tag]
+            if not found:
+                raise Violation("acknowledged means applied", f"#{op.id} put {op.key} {op.tag} is in no log", op.key)
+            op.version = found[0]
+        self._given_up = linearizability.check(self.history)
+        for seen in self.shared.scatters:
+            check_by_maps(models, maps, self.truth.logs.owned, self.truth.key, seen, metric)
+        for shard, get in self.shared.gets:
+            until = self.truth.logs.owned_until(shard, get.key, get.applied_index, get.latest_index)
+            if until is None:
+                raise Violation("coverage", f"{get.label} at {get.applied_index}, where it does not own it", get.key)
+            check_get(models[shard], msgspec.structs.replace(get, latest_index=until))

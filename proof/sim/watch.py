@@ -1,0 +1,103 @@
+"""What the world notes when an entry commits and when a client is answered: the log's documents, leases, durability.
+
+The replay checkers compare reads with `models`; here they are fed, from the first replica that applies each entry.
+Invariant: observing changes nothing. It must not know clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from needle.base.ids import CATALOG_GROUP, GroupId
+from needle.base.model import WriteResult
+from needle.protocol.commands import CreateCollection, Delete, Insert, decode
+from needle.protocol.move_commands import MoveCommand
+from needle.raft import lease
+from needle.routing.ranges import KeySet
+from proof.checkers.committed import CommittedEntry
+from proof.checkers.leases import Leases
+from proof.checkers.replay import LogModel, ModelDocument
+from proof.sim.stage import Stage
+
+
+class Watch:
+    """models: by group and by the collection's name inside it. metrics: of collections, by that name. on_catalog: told
+    of each committed command of the catalog; on_document: of each document that is written, and its version; on_move:
+    of each step of a move of key ranges that took effect. key_of: a document's routing key."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._fleet = stage.fleet
+        self._leases = Leases()
+        self.models: dict[tuple[GroupId, str], LogModel] = {}
+        self.metrics: dict[str, str] = {}
+        self.on_catalog: Callable[[int, bytes], None] = lambda index, data: None
+        self.on_document: Callable[[GroupId, str, str, int], None] = lambda group, collection, key, version: None
+        self.on_move: Callable[[GroupId, int, MoveCommand], None] = lambda group, index, command: None
+        self.key_of: Callable[[str], bytes] = lambda name: b""
+        stage.observer.committed.on_new = self._committed
+
+    def model(self, group: GroupId, collection: str) -> LogModel:
+        """What a group's log did to one collection."""
+        return self.models.setdefault((group, collection), LogModel())
+
+    def last(self, group: GroupId) -> int:
+        """The highest index that any replica of a group has applied."""
+        return self._stage.observer.committed.last(group)
+
+    def acknowledged(self, group: GroupId, index: int) -> None:
+        """A client was told that the write at `index` is done."""
+        name = self._fleet.leader(group)
+        replica = self._fleet.nodes[name].groups()[group] if name else None
+        if replica is None:
+            return
+        # While joint, the entry may have been committed under the old configuration alone, or the new one since.
+        conf = replica.raft.conf
+        sets = [list(voters) for voters in (conf.voters, conf.voters_outgoing) if voters]
+        self._stage.guard(lambda: self._stage.observer.write_acknowledged(group, index, sets))
+
+    def _leading(self, group: GroupId) -> list[tuple[str, int, float]]:
+        """(node, term, seconds of lease) of every leader that would answer a leased read now."""
+        found = []
+        for name, node in self._fleet.nodes.items():
+            replica = node.groups().get(group)
+            if replica is None or replica.raft.role.name != "LEADER":
+                continue
+            state = replica.raft._s
+            if not state.lease_suspended and state.has_committed_in_term():
+                left = lease.end(state) - self._fleet.machines[name].clock.monotonic()
+                found.append((name, state.term, left))
+        return found
+
+    def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
+        if self._leases.is_new_term(group, entry.term):
+            self._leases.check(group, entry.term, self._leading(group))
+        if not entry.data or entry.data.startswith(b"conf:"):
+            return
+        if group == CATALOG_GROUP:
+            self.on_catalog(index, entry.data)
+            return
+        command = decode(entry.data)
+        if isinstance(command, CreateCollection):
+            self.metrics[command.spec.name] = str(command.spec.metric)
+        if not isinstance(result, WriteResult) or result.index != index:
+            return  # refused, or a repeated write that is answered again
+        if isinstance(command, Insert):
+            model = self.model(group, command.collection)
+            vectors = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1)
+            for key, vector, metadata in zip(command.ids, vectors, command.metadata, strict=True):
+                value = msgspec.json.decode(metadata) if metadata else None
+                model.write(index, key, ModelDocument(result.version, vector, value))
+                self.on_document(group, command.collection, key, result.version)
+        elif isinstance(command, Delete):
+            within = KeySet(command.within)
+            for key in command.ids:
+                if command.within and self.key_of(key) not in within:
+                    continue
+                self.model(group, command.collection).write(index, key, None)
+        elif isinstance(command, MoveCommand):
+            self.on_move(group, index, command)

@@ -1,0 +1,372 @@
+"""Filters over JSON metadata: a builder, the MongoDB-style dict form, one canonical form.
+
+What they mean is in filter_nodes.py and filter_operators.py, and for users in docs/filters.md. Pure: it knows neither
+bitmaps nor SQLite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, assert_never
+
+import msgspec
+import numpy as np
+
+from needle.base.config import Limits
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.filters.nodes import And, Compare, Node, Not, Or, evaluate
+from needle.base.filters.operators import OPERATORS, Operand, Scalar, kind
+from needle.base.instants import Instant, instant, is_date_time
+from needle.base.plain import refused, scalar
+
+PATH_BYTES_MAX: Final = 512
+VALUES_MAX: Final = 10_000
+
+COMPARISONS: Final = tuple(OPERATORS)
+_JUNCTIONS: Final[dict[str, type[And] | type[Or]]] = {"$and": And, "$or": Or}
+LOGIC: Final = (*_JUNCTIONS, "$not")
+DATE: Final = "$date"
+
+
+class Moment(Protocol):
+    """A datetime with a time zone."""
+
+    def isoformat(self) -> str: ...
+    def utcoffset(self) -> Any: ...
+
+
+Value = Scalar | Moment
+Ordered = str | float | Moment
+
+
+class Filter:
+    """A condition on metadata. Build it with the static methods, combine with & | ~, or parse the dict form.
+
+    Immutable. Every constructor raises InvalidArgument naming the field, operator or value that is wrong.
+    """
+
+    __slots__ = ("_depth", "_nodes", "node")
+
+    def __init__(self, node: Node, depth: int, nodes: int) -> None:
+        self.node, self._depth, self._nodes = node, depth, nodes
+
+    @staticmethod
+    def eq(field: str, value: Value) -> Filter:
+        return _leaf(field, "$eq", value)
+
+    @staticmethod
+    def ne(field: str, value: Value) -> Filter:
+        return _leaf(field, "$ne", value)
+
+    @staticmethod
+    def gt(field: str, value: Ordered) -> Filter:
+        return _leaf(field, "$gt", value)
+
+    @staticmethod
+    def gte(field: str, value: Ordered) -> Filter:
+        return _leaf(field, "$gte", value)
+
+    @staticmethod
+    def lt(field: str, value: Ordered) -> Filter:
+        return _leaf(field, "$lt", value)
+
+    @staticmethod
+    def lte(field: str, value: Ordered) -> Filter:
+        return _leaf(field, "$lte", value)
+
+    @staticmethod
+    def in_(field: str, values: Sequence[Value]) -> Filter:
+        return _leaf(field, "$in", values)
+
+    @staticmethod
+    def not_in(field: str, values: Sequence[Value]) -> Filter:
+        return _leaf(field, "$nin", values)
+
+    @staticmethod
+    def between(field: str, low: Ordered, high: Ordered) -> Filter:
+        """low <= value <= high."""
+        return _leaf(field, "$between", (low, high))
+
+    @staticmethod
+    def contains(field: str, text: str) -> Filter:
+        """The field, or any string of an array, has `text` in it."""
+        return _leaf(field, "$contains", text)
+
+    @staticmethod
+    def starts_with(field: str, prefix: str) -> Filter:
+        return _leaf(field, "$starts_with", prefix)
+
+    @staticmethod
+    def exists(field: str, present: bool = True) -> Filter:
+        return _leaf(field, "$exists", present)
+
+    @staticmethod
+    def all(*conditions: Any) -> Filter:
+        """all(f1, f2, ...) or all([f1, f2]): every filter holds. all("tags", ["a", "b"]): the array has every value."""
+        if len(conditions) == 2 and isinstance(conditions[0], str):
+            return _leaf(conditions[0], "$all", conditions[1])
+        return _combine("$and", And, _members("$and", conditions), Limits())
+
+    @staticmethod
+    def any_(*conditions: Any) -> Filter:
+        """any_(f1, f2, ...) or any_([f1, f2]): at least one filter holds."""
+        return _combine("$or", Or, _members("$or", conditions), Limits())
+
+    @staticmethod
+    def not_(condition: Filter | Mapping[str, Any]) -> Filter:
+        return _negate(Filter.parse(condition), Limits())
+
+    def __and__(self, other: Filter) -> Filter:
+        return Filter.all(self, other)
+
+    def __or__(self, other: Filter) -> Filter:
+        return Filter.any_(self, other)
+
+    def __invert__(self) -> Filter:
+        return Filter.not_(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filter) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __repr__(self) -> str:
+        return f"Filter({self.to_dict()!r})"
+
+    @staticmethod
+    def parse(value: Filter | Mapping[str, Any], limits: Limits | None = None) -> Filter:
+        """A filter from its dict form (or a Filter, checked against the limits)."""
+        limits = limits or Limits()
+        parsed = value if isinstance(value, Filter) else _parse(value, limits, 0)
+        if parsed._depth > limits.filter_depth_max or parsed._nodes > limits.filter_nodes_max:
+            raise _too_large(parsed._depth, parsed._nodes, limits)
+        return parsed
+
+    @staticmethod
+    def from_json(data: bytes, limits: Limits | None = None) -> Filter:
+        """A filter from the JSON bytes that `to_json` makes."""
+        try:
+            value = msgspec.json.decode(data)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise invalid("filter", data[:60], f"JSON of a filter ({error})") from None
+        return Filter.parse(value, limits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The canonical dict form: one field and one operator, or one of $and, $or, $not, per level."""
+        return _to_dict(self.node)
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self.to_dict())
+
+    def matches(self, metadata: object) -> bool:
+        """Whether a document with this (decoded JSON) metadata matches."""
+        return evaluate(self.node, metadata)
+
+
+def _to_dict(node: Node) -> dict[str, Any]:
+    match node:
+        case Compare():
+            return {node.field: {node.op: _plain(node.value)}}
+        case Not(child):
+            return {"$not": _to_dict(child)}
+        case And(children):  # {}, which matches everything, has none
+            return {"$and": [_to_dict(child) for child in children]} if children else {}
+        case Or(children):
+            return {"$or": [_to_dict(child) for child in children]}
+        case _:
+            assert_never(node)
+
+
+def _plain(value: Any) -> Any:
+    """An operand as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return {DATE: value.text} if isinstance(value, Instant) else value
+
+
+def _too_large(depth: int, nodes: int, limits: Limits) -> InvalidArgument:
+    if depth > limits.filter_depth_max:
+        return invalid("filter depth", depth, f"at most {limits.filter_depth_max} levels of $and, $or and $not")
+    return invalid("filter nodes", nodes, f"at most {limits.filter_nodes_max} conditions")
+
+
+def _combine(name: str, make: type[And] | type[Or], parts: Sequence[Filter], limits: Limits) -> Filter:
+    depth = 1 + max((part._depth for part in parts), default=0)
+    nodes = 1 + sum(part._nodes for part in parts)
+    if depth > limits.filter_depth_max or nodes > limits.filter_nodes_max:
+        raise _too_large(depth, nodes, limits)
+    return Filter(make(tuple(part.node for part in parts)), depth, nodes)
+
+
+def _negate(part: Filter, limits: Limits) -> Filter:
+    if part._depth >= limits.filter_depth_max:
+        raise _too_large(part._depth + 1, part._nodes + 1, limits)
+    return Filter(Not(part.node), part._depth + 1, part._nodes + 1)
+
+
+def _members(name: str, conditions: Sequence[Any]) -> list[Filter]:
+    if len(conditions) == 1 and isinstance(conditions[0], list | tuple):
+        conditions = conditions[0]
+    if not conditions:
+        raise invalid(name, list(conditions), "a non-empty list of filters")
+    return [Filter.parse(condition) for condition in conditions]
+
+
+def _leaf(field: str, op: str, value: Any) -> Filter:
+    path = _path(field)
+    return Filter(Compare(".".join(path), path, op, _operand(field, op, value)), 0, 1)
+
+
+def _path(field: object) -> tuple[str, ...]:
+    allowed = f'a path such as "a.b": no empty part, no leading $, at most {PATH_BYTES_MAX} bytes'
+    if not isinstance(field, str) or not field or field.startswith("$") or len(field) > PATH_BYTES_MAX:
+        raise refused("filter field", field, allowed)
+    field = str.__str__(field)
+    path = tuple(field.split("."))
+    if "" in path or not _encodes(field):
+        raise refused("filter field", field, allowed)
+    return path
+
+
+def _encodes(text: str) -> bool:
+    try:
+        return len(text.encode()) >= 0
+    except UnicodeEncodeError:  # a lone surrogate is not text
+        return False
+
+
+def _scalar(where: str, value: object, kinds: tuple[str, ...]) -> Any:
+    value = _typed(where, value)
+    exact: object = value if isinstance(value, Instant) else scalar(where, value)
+    if kind(exact) not in kinds:
+        raise refused(where, value, f"{' or '.join(kinds)}; numbers finite, integers of 64 bits, text valid Unicode")
+    return exact
+
+
+def _typed(where: str, value: object) -> object:
+    """{"$date": text} and datetimes as Instants; anything else as it is."""
+    if isinstance(value, Mapping) and DATE in value:
+        text = value[DATE] if len(value) == 1 else None
+    elif hasattr(value, "isoformat") and hasattr(value, "utcoffset"):
+        text = value.isoformat()
+    else:
+        return value
+    at = instant(text) if isinstance(text, str) else None
+    if at is None:
+        form = '{"$date": "2024-01-01T00:00:00Z"} (RFC 3339), or in Python a datetime with a time zone'
+        raise invalid(where, dict(value) if isinstance(value, Mapping) else value, form)
+    return at
+
+
+_ANY = ("null", "bool", "number", "string", "instant")
+_ORDERED = ("number", "string", "instant")
+
+
+def _ordered_value(where: str, value: object) -> Any:
+    bound = _scalar(where, value, _ORDERED)
+    if isinstance(bound, str) and instant(bound) is not None:
+        # It would miss in silence whatever is written in another zone or with another fraction.
+        raise invalid(
+            where, bound, f'{{"{DATE}": "{bound}"}} or a datetime, to compare instants; text is ordered by code point'
+        )
+    if isinstance(bound, str) and is_date_time(bound):
+        raise invalid(
+            where,
+            bound,
+            f'a date-time with seconds and a zone, as {{"{DATE}": "2024-01-01T00:00:00Z"}} or a datetime with a zone; '
+            "this is no instant, and text is ordered by code point",
+        )
+    return bound
+
+
+def _values(where: str, value: object) -> Sequence[object]:
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = list(value)
+    if not isinstance(value, list | tuple | set | frozenset) or len(value) > VALUES_MAX:
+        raise refused(where, value, f"a list of at most {VALUES_MAX} values")
+    if isinstance(value, set | frozenset):  # an order that does not depend on the hash seed
+        return sorted(value, key=lambda item: (kind(item), str(item)))
+    return value
+
+
+def _pair(where: str, value: object) -> Any:
+    pair = tuple(_ordered_value(where, item) for item in _values(where, value))
+    if len(pair) != 2 or kind(pair[0]) != kind(pair[1]):
+        raise invalid(where, value, "[low, high], both numbers, both strings or both instants")
+    return pair
+
+
+_OPERANDS: Final[dict[Operand, Callable[[str, Any], Any]]] = {
+    Operand.VALUE: lambda where, value: _scalar(where, value, _ANY),
+    Operand.ORDERED: _ordered_value,
+    Operand.TEXT: lambda where, value: _scalar(where, value, ("string",)),
+    Operand.FLAG: lambda where, value: _scalar(where, value, ("bool",)),
+    Operand.VALUES: lambda where, value: tuple(_scalar(where, item, _ANY) for item in _values(where, value)),
+    Operand.PAIR: _pair,
+}
+
+
+def _operand(field: str, op: str, value: Any) -> Any:
+    return _OPERANDS[OPERATORS[op].operand](f"filter {field} {op}", value)
+
+
+def _parse(value: object, limits: Limits, depth: int) -> Filter:
+    """`depth` is counted on the way down, so that a hostile nesting is refused before it exhausts the stack."""
+    if depth > limits.filter_depth_max:
+        raise _too_large(depth, 0, limits)
+    if isinstance(value, Filter):
+        return value
+    if not isinstance(value, Mapping):
+        raise refused("filter", value, "a Filter or a dict such as {'field': {'$gt': 1}}")
+    parts: list[Filter] = []
+    # More than one condition at a level is an implicit $and, one level of its own.
+    inner = depth if sum(_width(item) for item in value.items()) == 1 else depth + 1
+    for key, below in value.items():
+        if isinstance(key, str) and key.startswith("$"):
+            parts.append(_parse_logic(key, below, limits, inner))
+        else:
+            parts.extend(_parse_field(key, below, limits, inner))
+    return parts[0] if len(parts) == 1 else _combine("$and", And, parts, limits)
+
+
+def _width(item: tuple[object, object]) -> int:
+    """Conditions that one key of a dict stands for."""
+    key, below = item
+    nested = isinstance(below, Mapping) and not (isinstance(key, str) and key.startswith("$"))
+    return len(below) if nested and isinstance(below, Mapping) else 1
+
+
+def _parse_logic(op: str, below: object, limits: Limits, depth: int) -> Filter:
+    if op == "$not":
+        return _negate(_parse(below, limits, depth + 1), limits)
+    if op not in _JUNCTIONS:
+        known = ", ".join(LOGIC if op not in COMPARISONS else COMPARISONS)
+        where = "a field's condition" if op in COMPARISONS else "this place"
+        raise invalid("filter operator", op, f"in {where}, one of {known}")
+    if not isinstance(below, list | tuple) or not below:
+        raise invalid(f"filter {op}", below, "a non-empty list of filters")
+    parts = [_parse(part, limits, depth + 1) for part in below]
+    return _combine(op, _JUNCTIONS[op], parts, limits)
+
+
+def _parse_field(field: object, below: object, limits: Limits, depth: int) -> list[Filter]:
+    path = _path(field)
+    name = ".".join(path)
+    if not isinstance(below, Mapping) or DATE in below:
+        return [_leaf(name, "$eq", below)]
+    if not below:
+        raise invalid(f"filter {name}", below, f"a value or operators: {', '.join(COMPARISONS)}, $not")
+    parts = []
+    for op, value in below.items():
+        if op == "$not":
+            if depth + 1 > limits.filter_depth_max:
+                raise _too_large(depth + 1, 0, limits)
+            if not isinstance(value, Mapping):
+                raise invalid(f"filter {name} $not", value, "operators, such as {'$gt': 1}")
+            parts.append(_negate(_parse({name: value}, limits, depth + 1), limits))
+        elif op in COMPARISONS:
+            parts.append(_leaf(name, op, value))
+        else:
+            raise invalid(f"filter {name} operator", op, f"one of {', '.join(COMPARISONS)}, $not")
+    return parts

@@ -1,0 +1,141 @@
+"""The one table of filter operators: each operator's builder, operand, meaning and words for users.
+
+Everything that has to know every operator is made from this table or checked against it, so that an operator which one
+of them lacks fails the build and is never half there: the parser and the builder (filters.py), the evaluation
+(filter_nodes.py), the field index (shard/fields/payload_index.py), docs/filters.md, and the generators of the tests.
+
+Pure: it knows neither nodes, nor the dict form, nor bitmaps.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from needle.base.instants import Instant, instant_key
+
+Scalar = str | int | float | bool | None
+
+
+class Operand(enum.Enum):
+    """What an operator compares with."""
+
+    VALUE = "any scalar, or an instant"
+    ORDERED = "a number, a string, or an instant"
+    TEXT = "a string"
+    FLAG = "true or false"
+    VALUES = "a list of scalars and instants"
+    PAIR = "[low, high]: two numbers, two strings, or two instants"
+
+
+Holds = Callable[[bool, Sequence[Scalar], Any], bool]
+"""holds(present, found, operand): whether the comparison holds for a field that is there or not and stands for the
+scalars `found`."""
+
+
+class Operator(msgspec.Struct, frozen=True):
+    """name: in the dict form. builder: Filter's method. means: for users, docs/filters.md."""
+
+    name: str
+    builder: str
+    operand: Operand
+    holds: Holds
+    means: str
+
+
+def kind(value: object) -> str:
+    """The type class that decides what a value compares with: null, bool, number, string, instant or none of them."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "instant" if isinstance(value, Instant) else "none"
+
+
+def same(item: Scalar, value: Any) -> bool:
+    """Whether a stored scalar equals an operand: true is not 1, 1 is 1.0, an instant equals every text of it."""
+    if isinstance(value, Instant):
+        return isinstance(item, str) and instant_key(item) == value.key
+    return item == value and isinstance(item, bool) == isinstance(value, bool)
+
+
+def _equal(present: bool, found: Sequence[Scalar], value: Any) -> bool:
+    return any(same(item, value) for item in found) or (value is None and not present)
+
+
+def _not_equal(present: bool, found: Sequence[Scalar], value: Any) -> bool:
+    return not _equal(present, found, value)
+
+
+def _in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
+    return any(_equal(present, found, value) for value in values)
+
+
+def _not_in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
+    return not _in(present, found, values)
+
+
+def _all(present: bool, found: Sequence[Scalar], values: Any) -> bool:
+    return bool(values) and all(_equal(present, found, value) for value in values)
+
+
+def _ordered(test: Callable[[Any, Any], bool]) -> Holds:
+    """Any of the found scalars that compare with the bound passes the test."""
+
+    def holds(present: bool, found: Sequence[Scalar], bound: Any) -> bool:
+        wanted = kind(bound)
+        if wanted == "instant":
+            keys = [instant_key(item) for item in found if isinstance(item, str)]
+            return any(key is not None and test(key, bound.key) for key in keys)
+        return any(kind(item) == wanted and test(item, bound) for item in found)
+
+    return holds
+
+
+def _between(present: bool, found: Sequence[Scalar], bounds: Any) -> bool:
+    low, high = bounds
+    at_least, at_most = OPERATORS["$gte"].holds, OPERATORS["$lte"].holds
+    return any(at_least(True, [item], low) and at_most(True, [item], high) for item in found)
+
+
+def _contains(present: bool, found: Sequence[Scalar], text: Any) -> bool:
+    return any(isinstance(item, str) and text in item for item in found)
+
+
+def _starts_with(present: bool, found: Sequence[Scalar], text: Any) -> bool:
+    return any(isinstance(item, str) and item.startswith(text) for item in found)
+
+
+def _exists(present: bool, found: Sequence[Scalar], wanted: Any) -> bool:
+    return present is wanted
+
+
+_ORDER = "the same type (numbers, strings or instants) and"
+
+OPERATORS: Final[dict[str, Operator]] = {
+    one.name: one
+    for one in (
+        Operator("$eq", "eq", Operand.VALUE, _equal, "the field equals v; `{f: v}` says the same"),
+        Operator("$ne", "ne", Operand.VALUE, _not_equal, "not `$eq`; so also when the field is missing"),
+        Operator("$gt", "gt", Operand.ORDERED, _ordered(lambda item, v: bool(item > v)), f"{_ORDER} greater than v"),
+        Operator("$gte", "gte", Operand.ORDERED, _ordered(lambda item, v: bool(item >= v)), f"{_ORDER} at least v"),
+        Operator("$lt", "lt", Operand.ORDERED, _ordered(lambda item, v: bool(item < v)), f"{_ORDER} less than v"),
+        Operator("$lte", "lte", Operand.ORDERED, _ordered(lambda item, v: bool(item <= v)), f"{_ORDER} at most v"),
+        Operator("$between", "between", Operand.PAIR, _between, "low <= field <= high"),
+        Operator("$in", "in_", Operand.VALUES, _in, "equals any of the values; `[]` matches nothing"),
+        Operator("$nin", "not_in", Operand.VALUES, _not_in, "not `$in`"),
+        Operator("$all", "all", Operand.VALUES, _all, "equals (has, if an array) every value; `[]` matches nothing"),
+        Operator("$contains", "contains", Operand.TEXT, _contains, "the string, or one of the array, has v in it"),
+        Operator(
+            "$starts_with", "starts_with", Operand.TEXT, _starts_with, "the string, or one of the array, starts so"
+        ),
+        Operator("$exists", "exists", Operand.FLAG, _exists, "true: the field is there, be it null, {} or []"),
+    )
+}

@@ -1,0 +1,251 @@
+"""The catalog as a pure state machine: (topology, command) -> (topology, result). The only truth about the cluster.
+
+Invariants: deterministic; a refused command changes nothing; a repeated one answers the same; node ids and collection
+ids are never used twice; every topology passes `Topology.check_invariants`. It knows neither disk nor Raft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from needle.base.config import check_node_id, check_range, parse_address
+from needle.base.errors import CollectionExists, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.model import WriteResult
+from needle.protocol.catalog_commands import (
+    AdvanceMove,
+    CatalogCommand,
+    CreateCluster,
+    CreateCollection,
+    DropCollection,
+    FinishMove,
+    RegisterNode,
+    RemoveNode,
+    SetReplicas,
+    StartMove,
+)
+from needle.routing.ranges import check_ranges, contains, overlap
+from needle.routing.topology import (
+    CollectionInfo,
+    MoveInfo,
+    MoveState,
+    NodeInfo,
+    NodeState,
+    ShardInfo,
+    Topology,
+)
+
+COLLECTIONS_MAX = 10_000
+DROPPED_MAX = 4096
+MOVES_MAX = 256
+NODES_MAX = 4096
+
+_replace = msgspec.structs.replace
+
+
+def execute(topology: Topology, index: int, command: CatalogCommand) -> tuple[Topology, WriteResult | NeedleError]:
+    """Apply one command at log index `index`. The version of the new topology is `index` if anything changed."""
+    try:
+        changed, result = _EXECUTE[type(command)](topology, index, command)
+        if changed is not topology:
+            changed = _replace(changed, version=index)
+            changed.check_invariants()
+    except NeedleError as error:
+        return topology, error
+    return changed, result
+
+
+def _done(topology: Topology, index: int, version: int = 0, existed: bool = False) -> tuple[Topology, WriteResult]:
+    return topology, WriteResult(version=version or index, index=index, existed=existed)
+
+
+def _create_cluster(now: Topology, index: int, command: CreateCluster) -> tuple[Topology, WriteResult]:
+    settings = command.settings
+    if now.settings is not None:
+        if now.settings != settings:
+            raise InvalidArgument(f"this cluster exists, with other settings: {now.settings}", field="settings")
+        return _done(now, index, now.version, existed=True)
+    check_range("shard_count", settings.shard_count, 1, 4096)
+    check_range("replication_factor", settings.replication_factor, 1, 7)
+    if len(command.assignment) != settings.shard_count or command.map.shard_count != settings.shard_count:
+        raise invalid("shards", len(command.assignment), f"{settings.shard_count} shards, as in the settings")
+    if not command.catalog:
+        raise invalid("catalog", command.catalog, "at least one node")
+    for node in command.nodes:
+        _check_node(node)
+    ids, addresses = {node.id for node in command.nodes}, {node.address for node in command.nodes}
+    if not len(ids) == len(addresses) == len(command.nodes):
+        raise invalid("nodes", sorted(ids), "ids and addresses that differ")
+    shards = tuple(
+        ShardInfo(shard=shard, replicas=tuple(nodes), founders=tuple(nodes))
+        for shard, nodes in enumerate(command.assignment)
+    )
+    built = _replace(
+        now,
+        settings=settings,
+        map=command.map,
+        catalog=tuple(command.catalog),
+        nodes=tuple(sorted(command.nodes, key=lambda node: node.id)),
+        shards=shards,
+        founding=command.founding,
+    )
+    return _done(built, index)
+
+
+def _check_node(node: NodeInfo) -> None:
+    check_node_id("node", node.id)
+    parse_address(f"address of {node.id}", node.address)
+    check_range(f"weight of {node.id}", node.weight, 0, 1000)
+    if len(node.zone) > 256:
+        raise invalid(f"zone of {node.id}", node.zone, "at most 256 characters")
+
+
+def _register(now: Topology, index: int, command: RegisterNode) -> tuple[Topology, WriteResult]:
+    node = command.node
+    _check_node(node)
+    _need_cluster(now)
+    known = now.node(node.id)
+    if known is None and len(now.nodes) >= NODES_MAX:
+        raise invalid("node", node.id, f"one of at most {NODES_MAX} nodes, removed ones included")
+    if known is not None and known.state is NodeState.REMOVED:
+        raise invalid("node", node.id, "an id that was never removed from this cluster: ids are not used again")
+    if known is not None and known.incarnation != node.incarnation:
+        raise InvalidArgument(
+            f"node {node.id} of this cluster has another data directory. If that is lost, remove {node.id} and start "
+            f"this node under a new id: a node that forgot its votes must not come back under its name",
+            field="node",
+        )
+    wanted = node if known is None else _replace(node, state=known.state)
+    if wanted == known:
+        return _done(now, index, now.version, existed=True)
+    others = [info for info in now.nodes if info.id != node.id]
+    nodes = tuple(sorted([*others, wanted], key=lambda info: info.id))
+    return _done(_replace(now, nodes=nodes), index, existed=known is not None)
+
+
+def _remove(now: Topology, index: int, command: RemoveNode) -> tuple[Topology, WriteResult]:
+    known = now.node(command.node)
+    if known is None:
+        raise invalid("node", command.node, "a node of this cluster")
+    if known.state is NodeState.REMOVED:
+        return _done(now, index, now.version, existed=False)
+    held = [info.shard for info in now.hosted_by(command.node)]
+    if held or command.node in now.catalog:
+        what = f"replicas of shards {held}" if held else "the catalog"
+        raise InvalidArgument(f"node {command.node} still holds {what}; move that first", field="node")
+    gone = _replace(known, state=NodeState.REMOVED)
+    nodes = tuple(gone if info.id == command.node else info for info in now.nodes)
+    return _done(_replace(now, nodes=nodes), index, existed=True)
+
+
+def _set_replicas(now: Topology, index: int, command: SetReplicas) -> tuple[Topology, WriteResult]:
+    if not 0 <= command.shard < len(now.shards):
+        raise invalid("shard", command.shard, f"a number below {len(now.shards)}")
+    info, after = now.shards[command.shard], tuple(command.after)
+    if info.replicas == after:
+        return _done(now, index, now.version, existed=True)
+    if info.replicas != tuple(command.before):
+        raise InvalidArgument(f"shard {info.shard} is on {info.replicas}, not on {command.before}", field="before")
+    shards = tuple(_replace(s, replicas=after) if s.shard == info.shard else s for s in now.shards)
+    return _done(_replace(now, shards=shards), index)
+
+
+def _create_collection(now: Topology, index: int, command: CreateCollection) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    name = command.spec.name
+    found = now.collection(name)
+    if found is not None:
+        if found.nonce == command.nonce or (command.if_absent and found.spec == command.spec):
+            return _done(now, index, found.id, existed=found.nonce != command.nonce)
+        raise CollectionExists(f"collection {name!r} exists{_difference(found, command)}", collection=name)
+    if len(now.collections) >= COLLECTIONS_MAX:
+        raise invalid("collection", name, f"one of at most {COLLECTIONS_MAX}")
+    made = CollectionInfo(id=index, spec=command.spec, nonce=command.nonce)
+    collections = tuple(sorted([*now.collections, made], key=lambda info: info.spec.name))
+    return _done(_replace(now, collections=collections), index)
+
+
+def _difference(found: CollectionInfo, command: CreateCollection) -> str:
+    return f", with another specification: {found.spec}" if found.spec != command.spec else ""
+
+
+def _drop_collection(now: Topology, index: int, command: DropCollection) -> tuple[Topology, WriteResult]:
+    left = tuple(info for info in now.collections if (info.spec.name, info.id) != (command.name, command.id))
+    if len(left) == len(now.collections):
+        return _done(now, index, now.version, existed=False)
+    dropped = (*now.dropped, command.id)[-DROPPED_MAX:]
+    return _done(_replace(now, collections=left, dropped=dropped), index, existed=True)
+
+
+def _start_move(now: Topology, index: int, command: StartMove) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    known = next((info for info in now.moves if info.nonce == command.nonce), None)
+    if known is not None:
+        return _done(now, index, known.id, existed=True)
+    if now.map is None or now.map.epoch != command.epoch:
+        raise InvalidArgument(f"the move was planned by the map of epoch {command.epoch}, which is old", field="epoch")
+    if len(now.moves) >= MOVES_MAX:
+        raise invalid("move", len(now.moves) + 1, f"at most {MOVES_MAX} at a time")
+    for field, shard in (("source", command.source), ("target", command.target)):
+        if not 0 <= shard < len(now.shards):
+            raise invalid(field, shard, f"a shard below {len(now.shards)}")
+    if command.source == command.target:
+        raise invalid("target", command.target, "another shard than the source")
+    check_ranges("ranges", command.ranges)
+    if not contains(now.map.ranges(command.source), command.ranges):
+        raise invalid("ranges", command.ranges, f"ranges that shard {command.source} owns")
+    if any(overlap(command.ranges, info.ranges) for info in now.moves):
+        raise invalid("ranges", command.ranges, "ranges that no other move is about")
+    made = MoveInfo(
+        id=index, nonce=command.nonce, ranges=tuple(command.ranges), source=command.source, target=command.target
+    )
+    return _done(_replace(now, moves=(*now.moves, made)), index)
+
+
+_ORDER = list(MoveState)
+
+
+def _advance_move(now: Topology, index: int, command: AdvanceMove) -> tuple[Topology, WriteResult]:
+    info = now.move(command.move)
+    if info is None or _ORDER.index(info.state) >= _ORDER.index(command.state):
+        return _done(now, index, now.version, existed=True)
+    if _ORDER.index(info.state) + 1 != _ORDER.index(command.state):
+        raise invalid("state", command.state, f"the one after {info.state}")
+    changed = _replace(info, state=command.state)
+    made = _replace(now, moves=tuple(changed if other is info else other for other in now.moves))
+    if command.state is MoveState.SWITCHED and now.map is not None:
+        if min(command.source_index, command.target_index) < 1:
+            raise invalid("index", [command.source_index, command.target_index], "indices of both shards' entries")
+        since = {info.source: command.source_index, info.target: command.target_index}
+        shards = tuple(_replace(s, since=max(s.since, since.get(s.shard, 0))) for s in now.shards)
+        made = _replace(made, map=now.map.moved(info.ranges, info.target), shards=shards)
+    return _done(made, index)
+
+
+def _finish_move(now: Topology, index: int, command: FinishMove) -> tuple[Topology, WriteResult]:
+    info = now.move(command.move)
+    if info is None:
+        return _done(now, index, now.version, existed=True)
+    if info.state is not MoveState.SWITCHED:
+        raise invalid("state", info.state, f"a move that is {MoveState.SWITCHED}")
+    return _done(_replace(now, moves=tuple(other for other in now.moves if other is not info)), index)
+
+
+def _need_cluster(now: Topology) -> None:
+    if now.settings is None:
+        raise Unavailable("the cluster was not created yet: `needle cluster create`")
+
+
+_EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]]] = {
+    CreateCluster: _create_cluster,
+    RegisterNode: _register,
+    RemoveNode: _remove,
+    SetReplicas: _set_replicas,
+    CreateCollection: _create_collection,
+    DropCollection: _drop_collection,
+    StartMove: _start_move,
+    AdvanceMove: _advance_move,
+    FinishMove: _finish_move,
+}

@@ -1,0 +1,284 @@
+"""One read of many shards: who is asked, how long, and whether the answers cover what was asked for.
+
+Invariant (coverage): an answer is used only if it names the map's epoch and the very ranges that the map gives its
+shard; the ranges of the shards that answered cover the key space, or the result says which do not. So a search never
+has a silent gap and never counts a range twice: the ranges of one map do not overlap.
+Any replica will do for eventual reads: the next one in turn is asked, and a second one when the first is later than
+95 % of recent answers. It must not know what is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from needle.base.errors import DeadlineExceeded, NeedleError, ProtocolError, StaleEpoch
+from needle.base.model import ReadMode, WriteResult
+from needle.client.router.latency import Latencies
+from needle.protocol import calls
+from needle.protocol.calls import Freshness
+from needle.protocol.commands import Command, Session
+from needle.protocol.peer_calls import ReceivedAnswer
+from needle.routing.shard_map import KeyRange, uncovered
+from needle.routing.topology import Ownership, Topology
+
+T = TypeVar("T")
+Payload = bytes | memoryview
+
+MakeCall = Callable[[int, Freshness, int], object]
+"""The call of one shard, given the shard, how fresh the read must be, and the epoch of the map."""
+PAUSE_SECONDS = 0.02
+
+
+class ShardGroup(Protocol):
+    """One shard's Raft group, as `client.sharded` reaches it."""
+
+    async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult: ...
+    async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> bytes: ...
+    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> bytes: ...
+    def replicas(self) -> list[str]:
+        """Addresses, the one to ask first at the front."""
+        ...
+
+    def suspect(self, address: str) -> None:
+        """That one failed: put it last for a while."""
+        ...
+
+
+class FanOutStats:
+    """What the fan-outs of a router did, for metrics. on_search: told of every search that was answered: how many
+    shards it asked, and the seconds that making one answer of theirs took."""
+
+    __slots__ = ("fanout", "merge_seconds", "on_search", "searches")
+
+    def __init__(self) -> None:
+        self.fanout = self.searches = 0
+        self.merge_seconds = 0.0
+        self.on_search: Callable[[int, float], None] | None = None
+
+    def searched(self, shards: int, merge_seconds: float) -> None:
+        """One search was answered."""
+        self.searches += 1
+        self.fanout += shards
+        self.merge_seconds += merge_seconds
+        if self.on_search is not None:
+            self.on_search(shards, merge_seconds)
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """by_shard: bodies of the shards that answered, in order. missing: why others did not. gaps: the ranges of the key
+    space without an answer (only when partial answers were asked for). epoch: of the map all were computed on."""
+
+    by_shard: dict[int, Payload]
+    missing: dict[int, NeedleError]
+    gaps: list[KeyRange]
+    epoch: int
+
+    def size(self) -> int:
+        """Bytes of all bodies."""
+        return sum(map(len, self.by_shard.values()))
+
+
+class FanOut:
+    """Asks shards. One for all reads of a router."""
+
+    def __init__(
+        self,
+        group: Callable[[int], ShardGroup],
+        topology: Callable[[], Topology],
+        refresh: Callable[[int, float], Coroutine[Any, Any, Topology]],
+    ) -> None:
+        """refresh: (version, seconds) -> a topology of at least that version, or the newest there is."""
+        self._group = group
+        self._topology = topology
+        self._refresh = refresh
+        self._owned: Ownership | None = None
+        self._covers: bool = False
+        self.latencies = Latencies()
+        self.stats = FanOutStats()
+
+    def ownership(self) -> Ownership:
+        """Of the newest map known. Raises StaleEpoch without one."""
+        found = self._topology().map
+        if found is None:
+            raise StaleEpoch("the shard map is not known yet", version=1, epoch=0)
+        if self._owned is None or self._owned.map is not found:
+            self._owned = Ownership(found)
+            self._covers = not uncovered(r for shard in self._owned.owners for r in self._owned.ranges(shard))
+        return self._owned
+
+    async def read(
+        self,
+        method: str,
+        make: MakeCall,
+        choose: Callable[[Ownership], Sequence[int]],
+        fresh: Callable[[int], Freshness],
+        timeout: float,
+        *,
+        partial: bool = False,
+    ) -> Answers:
+        """Ask the shards that `choose` names (they own all that is read) in parallel, and prove coverage.
+
+        Retries with a newer map when one is stale. Raises the first error of a shard unless `partial`; then shards that
+        failed for a reason that may pass are told in `missing`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        last: StaleEpoch | None = None
+        while True:
+            try:
+                owned = self.ownership()
+                shards = choose(owned)
+                return await self._once(owned, shards, method, make, fresh, deadline, partial)
+            except StaleEpoch as stale:
+                last = stale
+            except DeadlineExceeded:
+                if last is None:
+                    raise
+            if (left := deadline - loop.time()) <= 0.001:
+                raise DeadlineExceeded(f"no agreement on the shard map within {timeout:g} s: {last.message}")
+            await self.renew(last, left)
+
+    async def renew(self, stale: StaleEpoch, timeout: float) -> None:
+        """Get the newer map that a shard told of."""
+        version = int(stale.details.get("version") or 0)
+        before = self._topology().version
+        if (await self._refresh(version, timeout)).version <= before:
+            await asyncio.sleep(min(timeout, PAUSE_SECONDS))  # the node is behind, not we
+
+    async def _once(
+        self,
+        owned: Ownership,
+        shards: Sequence[int],
+        method: str,
+        make: MakeCall,
+        fresh: Callable[[int], Freshness],
+        deadline: float,
+        partial: bool,
+    ) -> Answers:
+        asking = {s: self._ask(owned, s, method, make, fresh(s), deadline) for s in shards}
+        if len(asking) == 1 and not partial:
+            shard, ask = asking.popitem()
+            return Answers({shard: await ask}, {}, [], owned.epoch)
+        answered, missing = await _gather(asking, partial)
+        self._prove(owned, shards, answered, missing)
+        gaps = uncovered([r for s in owned.owners if s not in missing for r in owned.ranges(s)]) if missing else []
+        return Answers(answered, missing, gaps, owned.epoch)
+
+    def _prove(
+        self, owned: Ownership, shards: Sequence[int], answered: dict[int, Payload], missing: dict[int, NeedleError]
+    ) -> None:
+        """Every shard asked has answered on its ranges, or is named as missing; and the map itself has no hole."""
+        if not self._covers or sorted([*answered, *missing]) != sorted(shards):
+            raise ProtocolError(f"the map of epoch {owned.epoch} or its answers do not cover the key space")
+
+    async def _ask(
+        self, owned: Ownership, shard: int, method: str, make: MakeCall, fresh: Freshness, deadline: float
+    ) -> Payload:
+        """One shard's answer, computed on exactly the ranges of `owned`. Raises StaleEpoch otherwise."""
+        loop = asyncio.get_running_loop()
+
+        def body(left: float) -> bytes:
+            asked = Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)
+            return calls.encode(make(shard, asked, owned.epoch))
+
+        group = self._group(shard)
+        left = max(0.001, deadline - loop.time())
+        if fresh.mode is ReadMode.EVENTUAL:
+            data = await self._ask_any(shard, group, method, body, left)
+        else:
+            data = await group.ask_leader(method, body, left)
+        answer = calls.decode(data, ReceivedAnswer)
+        if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
+            raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
+        return answer.body
+
+    # --- any replica -------------------------------------------------------------------------------------------------
+    async def _ask_any(
+        self, shard: int, group: ShardGroup, method: str, body: Callable[[float], bytes], timeout: float
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        failures: dict[str, NeedleError] = {}
+        while (left := deadline - loop.time()) > 0:
+            answer = await self._hedged(group, group.replicas(), method, body, left, failures)
+            if answer is not None:
+                return answer
+            # Nodes may have moved since this topology: a newer one tells where to.
+            await self._refresh(self._topology().version + 1, min(max(0.0, deadline - loop.time()), PAUSE_SECONDS))
+        told = "; ".join(f"{address}: {error.message}" for address, error in sorted(failures.items()))
+        raise DeadlineExceeded(f"no replica of shard {shard} answered within {timeout:g} s ({told or 'none reached'})")
+
+    async def _hedged(
+        self,
+        group: ShardGroup,
+        order: list[str],
+        method: str,
+        body: Callable[[float], bytes],
+        timeout: float,
+        failures: dict[str, NeedleError],
+    ) -> bytes | None:
+        """Ask the replicas one after the other, the next one when one fails or is late; None when all failed."""
+        loop = asyncio.get_running_loop()
+        start, waiting = loop.time(), dict[asyncio.Task[bytes], tuple[str, float]]()
+        upcoming = list(order)
+        try:
+            while upcoming or waiting:
+                left = timeout - (loop.time() - start)
+                if left <= 0:
+                    return None
+                if upcoming and len(waiting) < 2:
+                    address = upcoming.pop(0)
+                    task = loop.create_task(group.ask_replica(address, method, body(left), left))
+                    waiting[task] = (address, loop.time())
+                late = self.latencies.p95 if upcoming and len(waiting) < 2 else left
+                done, _ = await asyncio.wait(waiting, timeout=min(late, left), return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in waiting if task in done]:
+                    address, asked = waiting.pop(task)
+                    error = task.exception()
+                    if error is None:
+                        self.latencies.add(loop.time() - asked)
+                        return task.result()
+                    if not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
+                        raise error
+                    if not error.retryable and not error.of_the_node:
+                        raise error
+                    failures[address] = error
+                    group.suspect(address)
+            return None
+        finally:
+            _forget(waiting)
+
+
+def _forget(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Nobody waits for these any more: end those that run; failures of the others count as seen."""
+    for task in tasks:
+        if not task.cancel() and not task.cancelled():
+            task.exception()
+
+
+async def _gather(
+    asking: dict[int, Coroutine[Any, Any, T]], partial: bool
+) -> tuple[dict[int, T], dict[int, NeedleError]]:
+    """All results by shard; the first error ends it, unless `partial` and the error may pass."""
+    loop = asyncio.get_running_loop()
+    tasks = {loop.create_task(work): shard for shard, work in asking.items()}
+    waiting, failed = set(tasks), dict[int, NeedleError]()
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: tasks[task]):
+                error = task.exception()
+                if error is None:
+                    continue
+                if not partial or not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
+                    raise error
+                if not error.retryable:
+                    raise error
+                failed[tasks[task]] = error
+    finally:
+        _forget(tasks)
+    return {shard: task.result() for task, shard in tasks.items() if shard not in failed}, dict(sorted(failed.items()))

@@ -1,0 +1,49 @@
+"""Which routing keys a filter can match, for strategies that route by metadata fields. Pure.
+
+Invariant: a document that the filter matches has one of the keys returned. This holds because a custom key is made of
+the one scalar that a filter on its field finds (`base.routing.strategy`), and equality of scalars implies equality of
+keys. A filter that does not pin every field of the shard key pins nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from needle.base.filters.builder import Filter
+from needle.base.filters.nodes import And, Compare, Node
+from needle.base.instants import Instant
+from needle.routing.strategy import ShardStrategy, field_key
+
+COMBINATIONS_MAX = 64
+
+
+def pinned_keys(strategy: ShardStrategy, filter_json: bytes) -> list[bytes] | None:
+    """The only routing keys that matching documents can have; None when the filter does not say."""
+    if strategy.kind != "custom" or not strategy.fields or not filter_json:
+        return None
+    values: dict[str, list[Any]] = {}
+    _collect(Filter.from_json(filter_json).node, values)
+    choices = [values.get(field) for field in strategy.fields]
+    if any(choice is None for choice in choices):
+        return None
+    total = 1
+    for choice in choices:
+        total *= len(choice or [])
+    if total > COMBINATIONS_MAX:
+        return None
+    keys = {field_key(combination) for combination in itertools.product(*(choice or [] for choice in choices))}
+    return sorted(keys)
+
+
+def _collect(node: Node, values: dict[str, list[Any]]) -> None:
+    """Equalities that must all hold. Of two on one field either would do: the shorter list is kept."""
+    if isinstance(node, And):
+        for child in node.children:
+            _collect(child, values)
+    elif isinstance(node, Compare) and node.op in ("$eq", "$in"):
+        found = list(node.value) if node.op == "$in" else [node.value]
+        if any(isinstance(value, Instant) for value in found):
+            return  # equals strings without number, so it pins nothing
+        if node.field not in values or len(found) < len(values[node.field]):
+            values[node.field] = found

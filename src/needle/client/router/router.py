@@ -1,0 +1,359 @@
+"""The router: which shards a request concerns, asking them, and making one answer of theirs.
+
+Writes go to the shard that owns the document's routing key, batches are grouped by shard; reads fan out (fan_out.py
+proves coverage) and are merged. A stale map is answered with StaleEpoch: the router gets the newer one and tries again;
+a write is tried again only when the shard has said that it did nothing. Reaches shards through `Shards` only, draws no
+randomness and decides by no clock but the event loop's, so that it runs under simulation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
+from needle.base.ids import shard_group
+from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.client.router.batch_plan import plan_batch
+from needle.client.router.deletion import Deletion, Part
+from needle.client.router.fan_out import Payload
+from needle.client.router.merge import merge_documents, merge_hits
+from needle.client.router.pruning import pinned_keys
+from needle.client.router.routes import Routes, owner_of, said_of
+from needle.protocol import calls, catalog_commands
+from needle.protocol.calls import CollectionsAnswer, CollectionsCall, DocumentBatch, Freshness, GetCall, SearchCall
+from needle.protocol.commands import Command, Insert, Session, last_of_each_id
+from needle.routing.shard_map import KeyRange
+from needle.routing.topology import Ownership
+
+BATCHES_IN_FLIGHT = 4
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A search's answer. missing: shards without an answer and why, gaps: the ranges of the key space they own; both
+    empty unless partial answers were asked for. applied: the log index at which each shard was searched. fanout: how
+    many shards were asked. epoch: of the map."""
+
+    batch: HitBatch
+    missing: dict[int, NeedleError]
+    gaps: list[KeyRange]
+    applied: dict[int, int]
+    fanout: int
+    epoch: int
+
+
+class Router(Routes):
+    """Requests in, shards' answers out. Safe to call concurrently on one event loop."""
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def insert(
+        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
+    ) -> WriteResult:
+        """Insert or replace one document; expected as in `commands.Insert`."""
+
+        async def run(stored: str, left: float) -> WriteResult:
+            def make(session: Session) -> Command:
+                return Insert(stored, [name], vector, [metadata], expected, session)
+
+            return await self._write(lambda: self._owner(name, metadata), make, left)
+
+        return await self._named(collection, timeout, run)
+
+    async def _write(self, owner: Callable[[], int], make: Callable[[Session], Command], timeout: float) -> WriteResult:
+        """Write to the owning shard. StaleEpoch means that nothing was done: route again by a newer map."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while (left := deadline - loop.time()) > 0:
+            try:
+                shard = owner()
+                result = await self._shards.group(shard).write(make, left)
+            except StaleEpoch as stale:
+                await self.fan_out.renew(stale, max(0.001, deadline - loop.time()))
+            else:
+                self._saw(shard, result.index)
+                return result
+        raise DeadlineExceeded(f"no shard accepted the write within {timeout:g} s: its map is changing")
+
+    async def insert_batch(
+        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+    ) -> list[WriteResult | NeedleError]:
+        """Insert or replace many documents; each one's outcome, in order. rows: len(ids) rows of float32 bytes.
+
+        Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing. Of documents
+        with one id only the last is written; its outcome stands for all of them.
+        """
+        keep = last_of_each_id(ids)
+        if keep is not None:
+            size = rows.nbytes // len(ids)
+            kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
+            names = [ids[at] for at in keep]
+            outcomes = await self.insert_batch(collection, names, kept, [metadata[at] for at in keep], timeout)
+            by_id = dict(zip(names, outcomes, strict=True))
+            return [by_id[name] for name in ids]
+
+        async def run(stored: str, left: float) -> list[WriteResult | NeedleError]:
+            outcomes = await self._insert_rows(stored, ids, rows, metadata, left)
+            info = self._shards.topology().collection(collection)
+            if info is not None:
+                for outcome in outcomes:
+                    if isinstance(outcome, NeedleError):
+                        said_of(outcome, info)
+            gone = [outcome for outcome in outcomes if isinstance(outcome, CollectionNotFound)]
+            if gone and len(gone) == len(outcomes):
+                raise gone[0]
+            return outcomes
+
+        return await self._named(collection, timeout, run)
+
+    async def _insert_rows(
+        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+    ) -> list[WriteResult | NeedleError]:
+        size = rows.nbytes // max(1, len(ids))
+        weight, routed = rows.nbytes + sum(map(len, metadata)), self.fan_out.ownership()
+        plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
+        outcomes: list[WriteResult | NeedleError | None] = [plan.homeless.get(at) for at in range(len(ids))]
+        permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+
+        async def send(shard: int, part: list[int]) -> None:
+            names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
+            json = [metadata[at] for at in part]
+
+            def owner() -> int:
+                newest = self.fan_out.ownership()
+                if newest is not routed and {owner_of(newest, *one) for one in zip(names, json, strict=True)} != {
+                    shard
+                }:
+                    raise _Scattered
+                return shard
+
+            async with permits:
+                try:
+                    result: WriteResult | NeedleError = await self._write(
+                        owner, lambda session: Insert(collection, names, data, json, None, session), timeout
+                    )
+                except NeedleError as error:
+                    result = error
+                except _Scattered:  # the map changed and the part no longer has one owner: route it again
+                    again = await self._insert_rows(collection, names, memoryview(data), json, timeout)
+                    for at, outcome in zip(part, again, strict=True):
+                        outcomes[at] = outcome
+                    return
+            for at in part:
+                outcomes[at] = result
+
+        await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
+        """Delete documents; all or nothing in each shard. count: how many were there."""
+        deletion = Deletion(names)
+        try:
+            return await self._named(collection, timeout, lambda stored, left: self._delete(deletion, stored, left))
+        except CollectionNotFound as error:
+            raise deletion.gone(error) from error
+
+    async def _delete(self, deletion: Deletion, collection: str, timeout: float) -> WriteResult:
+        deadline = asyncio.get_running_loop().time() + timeout
+
+        async def one(part: Part) -> None:
+            owned = self.fan_out.ownership()
+
+            def owner() -> int:
+                nonlocal owned
+                owned = self.fan_out.ownership()
+                if part.spread(owned) != [part]:
+                    raise _Scattered
+                return part.shard
+
+            left = max(0.001, deadline - asyncio.get_running_loop().time())
+            try:
+                deletion.done(await self._write(owner, lambda session: part.command(owned, collection, session), left))
+            except _Scattered:  # the shard has refused it
+                await asyncio.gather(*map(one, part.spread(owned)))
+            except NeedleError as error:
+                deletion.failed(part, error)
+
+        await asyncio.gather(*map(one, deletion.begin(collection, self.fan_out.ownership())))
+        return deletion.result()
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Callable[[int], Freshness]:
+        return lambda shard: Freshness(mode, self._seen.get(shard, 0) if session else 0, max_staleness)
+
+    async def search(
+        self,
+        request: SearchRequest,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+        partial: bool = False,
+    ) -> Found:
+        """The k nearest documents of all shards (or of those that a filter on the shard key leaves). session: eventual
+        reads see this router's own writes and never go back. partial: answer without shards that cannot."""
+
+        async def run(stored: str, left: float) -> Found:
+            inner = msgspec.structs.replace(request, collection=stored)
+            return await self._search(inner, self._fresh(mode, max_staleness, session), left, partial)
+
+        return await self._named(request.collection, timeout, run)
+
+    async def _search(
+        self, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
+    ) -> Found:
+        def choose(owned: Ownership) -> Sequence[int]:
+            keys = pinned_keys(owned.map.strategy, request.filter)
+            if keys is None:
+                return owned.owners
+            return sorted({owned.map.owner(key) for key in keys}) or owned.owners[:1]
+
+        answers = await self.fan_out.read(
+            calls.SEARCH,
+            lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
+            choose,
+            fresh,
+            timeout,
+            partial=partial,
+        )
+        monotonic = self._monotonic or asyncio.get_running_loop().time
+        start = monotonic()
+        batches, merged = await self._beside(answers.size(), _merged_hits, answers.by_shard, request.k)
+        for shard, batch in batches.items():
+            self._saw(shard, batch.applied_index)
+        self.stats.searched(len(batches) + len(answers.missing), monotonic() - start)
+        return Found(
+            merged,
+            answers.missing,
+            answers.gaps,
+            {shard: batch.applied_index for shard, batch in batches.items()},
+            len(batches) + len(answers.missing),
+            answers.epoch,
+        )
+
+    async def get(
+        self,
+        collection: str,
+        names: list[str],
+        with_vectors: bool,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> DocumentBatch:
+        """The documents with these ids that exist, in the order asked for."""
+        fresh = self._fresh(mode, max_staleness, session)
+        return await self._named(
+            collection, timeout, lambda stored, left: self._get(stored, names, with_vectors, fresh, left)
+        )
+
+    async def _get(
+        self,
+        collection: str,
+        names: list[str],
+        with_vectors: bool,
+        fresh: Callable[[int], Freshness],
+        timeout: float,
+    ) -> DocumentBatch:
+        asked: dict[int, list[str]] = {}
+
+        def choose(owned: Ownership) -> Sequence[int]:
+            asked.clear()
+            asked.update({s: [names[at] for at in part] for s, part in self._holders(owned, names).items()})
+            return list(asked)
+
+        answers = await self.fan_out.read(
+            calls.GET,
+            lambda shard, fresh, epoch: GetCall(
+                shard_group(shard), collection, asked[shard], with_vectors, fresh, epoch
+            ),
+            choose,
+            fresh,
+            timeout,
+        )
+        batches, merged = await self._beside(answers.size(), _merged_documents, answers.by_shard, names)
+        for shard, batch in batches.items():
+            self._saw(shard, batch.applied_index)
+        return merged
+
+    async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
+        """Documents of each collection by shard."""
+        answers = await self.fan_out.read(
+            calls.COLLECTIONS,
+            lambda shard, fresh, epoch: CollectionsCall(shard_group(shard), fresh, epoch),
+            lambda owned: owned.owners,
+            self._fresh(mode, 0.0, False),
+            timeout,
+        )
+        known = {info.stored_name: info.spec.name for info in self._shards.topology().collections}
+        counts: dict[str, dict[int, int]] = {name: {} for name in known.values()}
+        for shard, body in answers.by_shard.items():
+            answer = calls.decode(body, CollectionsAnswer)
+            for spec, count in zip(answer.collections, answer.counts, strict=True):
+                if spec.name in known:
+                    counts[known[spec.name]][shard] = count
+        return counts
+
+    # --- collections -------------------------------------------------------------------------------------------------
+    async def create_collection(self, spec: CollectionSpec, if_absent: bool, nonce: int, timeout: float) -> WriteResult:
+        """Create a collection in the catalog, then in every shard that answers; others get it when they are back."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        result = await self._shards.command(catalog_commands.CreateCollection(spec, if_absent, nonce), timeout)
+        await self._sync_all(result.version, deadline)
+        return result
+
+    async def drop_collection(self, name: str, timeout: float) -> WriteResult:
+        """Drop a collection and all its documents: once this returns, no shard takes or shows one of them any more.
+
+        Raises OutcomeUnknown when the catalog has dropped it but not every shard confirmed that in time; they follow by
+        themselves. Raises CollectionNotFound if there is none of that name, and no shard has one left.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        now = await self._shards.confirmed(timeout)
+        found = now.collection(name)
+        version = now.version
+        if found is not None:
+            left = max(0.001, deadline - asyncio.get_running_loop().time())
+            version = (await self._shards.command(catalog_commands.DropCollection(name, found.id), left)).version
+        silent = await self._sync_all(version, deadline)
+        if silent:
+            shards, why = ", ".join(map(str, silent)), next(iter(silent.values())).message
+            raise OutcomeUnknown(
+                f"the catalog has no collection {name[:80]!r} any more, but shards {shards} did not confirm in "
+                f"time that they dropped it; they will once they can: {why}"
+            )
+        if found is None:
+            raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+        return WriteResult(version=version, index=version, existed=True)
+
+    async def _sync_all(self, version: int, deadline: float) -> dict[int, NeedleError]:
+        """Have all shards apply the catalog's collections as of `version`; those that could not now, and why."""
+        left = max(0.001, deadline - asyncio.get_running_loop().time())
+        shards = [info.shard for info in self._shards.topology().shards]
+        told = await asyncio.gather(*(self._shards.sync(s, version, left) for s in shards), return_exceptions=True)
+        silent: dict[int, NeedleError] = {}
+        for shard, outcome in zip(shards, told, strict=True):
+            if isinstance(outcome, NeedleError) and (outcome.retryable or isinstance(outcome, OutcomeUnknown)):
+                silent[shard] = outcome
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        return silent
+
+
+def _merged_hits(answers: dict[int, Payload], k: int) -> tuple[dict[int, HitBatch], HitBatch]:
+    batches = {shard: calls.decode(body, HitBatch) for shard, body in answers.items()}
+    return batches, merge_hits(list(batches.values()), k)
+
+
+def _merged_documents(
+    answers: dict[int, Payload], names: Sequence[str]
+) -> tuple[dict[int, DocumentBatch], DocumentBatch]:
+    batches = {shard: calls.decode(body, DocumentBatch) for shard, body in answers.items()}
+    return batches, merge_documents(list(batches.values()), names)
+
+
+class _Scattered(Exception):
+    """The documents of one part no longer have one owner: route them again."""

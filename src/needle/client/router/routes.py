@@ -1,0 +1,150 @@
+"""Which shards a request concerns: by the keys of its documents, by the name of its collection. The router is one.
+
+It reaches shards and catalog through `Shards` only, and asks no shard anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError
+from needle.base.model import WriteResult
+from needle.base.runtime import Blocking, beside
+from needle.client.router.fan_out import FanOut, ShardGroup
+from needle.client.router.merge import by_owner
+from needle.protocol import catalog_commands
+from needle.routing.strategy import routing_key
+from needle.routing.topology import CollectionInfo, Ownership, Topology
+
+PAUSE_SECONDS = 0.02
+LOOK_SECONDS = 0.1
+BESIDE_BYTES = 64 * 1024
+"""What takes time by the byte is done in a thread from this size on."""
+
+T = TypeVar("T")
+
+
+class Shards(Protocol):
+    """How the router reaches shards and catalog: `client.sharded` in a client and in a node, a fake in tests."""
+
+    def group(self, shard: int) -> ShardGroup: ...
+    def topology(self) -> Topology:
+        """The newest topology known here."""
+        ...
+
+    async def refresh(self, version: int, timeout: float) -> Topology:
+        """Ask nodes for a topology of at least `version`; the newest known when there is none in time."""
+        ...
+
+    async def confirmed(self, timeout: float) -> Topology:
+        """A topology at least as new as all that was committed before the call. Raises when the catalog does not
+        answer in time."""
+        ...
+
+    async def command(self, command: catalog_commands.CatalogCommand, timeout: float) -> WriteResult:
+        """Execute a command of the catalog; on return `topology` is at least that new."""
+        ...
+
+    async def sync(self, shard: int, version: int, timeout: float) -> None:
+        """Have a shard's leader apply the catalog's collections as of `version`."""
+        ...
+
+
+def said_of(error: NeedleError, info: CollectionInfo) -> None:
+    """Put a shard's error in the words of a caller, who knows the collection by its name and not by the one inside."""
+    error.message = error.message.replace(repr(info.stored_name), repr(info.spec.name))
+    error.args = (error.message,)
+    if error.details.get("collection") == info.stored_name:
+        error.details["collection"] = info.spec.name
+
+
+def owner_of(owned: Ownership, name: str, metadata: bytes) -> int:
+    """The shard that owns a document."""
+    strategy = owned.map.strategy
+    decoded = msgspec.json.decode(metadata) if strategy.kind == "custom" and metadata else None
+    return owned.map.owner(routing_key(strategy, owned.map.shard_count, name, decoded))
+
+
+class Routes:
+    """What a router knows of the shards."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        batch_bytes_max: int = 1 << 20,
+        monotonic: Callable[[], float] | None = None,
+        blocking: Blocking | None = None,
+    ) -> None:
+        """batch_bytes_max: a larger part of a batch becomes several log entries of its shard. monotonic: measures
+        merges, which are shorter than the event loop's clock can tell. blocking: threads for large batches and
+        answers; without them the event loop waits."""
+        self._shards = shards
+        self._monotonic = monotonic
+        self._blocking = blocking
+        self._batch_bytes_max = batch_bytes_max
+        self._seen: dict[int, int] = {}
+        self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
+        self.stats = self.fan_out.stats
+
+    # --- routing -----------------------------------------------------------------------------------------------------
+    def _owner(self, name: str, metadata: bytes) -> int:
+        return owner_of(self.fan_out.ownership(), name, metadata)
+
+    def shard_of(self, name: str, metadata: bytes = b"") -> int:
+        """The shard that owns a document. metadata: JSON bytes, needed for custom strategies."""
+        return self._owner(name, metadata)
+
+    def _holders(self, owned: Ownership, names: Sequence[str]) -> dict[int, list[int]]:
+        """Where documents with these ids may be: positions of `names` by shard. Under a custom strategy an id does not
+        tell, so every shard is asked for every id."""
+        shard_map = owned.map
+        if shard_map.strategy.kind == "custom":
+            return {shard: list(range(len(names))) for shard in owned.owners}
+        count = shard_map.shard_count
+        return dict(by_owner([shard_map.owner(routing_key(shard_map.strategy, count, name)) for name in names]))
+
+    async def _beside(self, size: int, fn: Callable[..., T], *arguments: object) -> T:
+        """Run what takes time by the byte, for `size` bytes: in a thread if they are many. It must not touch self's
+        state."""
+        return await beside(self._blocking if size > BESIDE_BYTES else None, fn, *arguments)
+
+    def _saw(self, shard: int, index: int) -> None:
+        if index > self._seen.get(shard, 0):
+            self._seen[shard] = index
+
+    async def _named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
+        """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again
+        meanwhile, or a shard does not have it yet. Raises CollectionNotFound once the catalog confirms it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        tried = 0
+        while True:
+            now = self._shards.topology()
+            info = now.collection(collection)
+            if info is None:  # any node may know it, also while the catalog cannot confirm anything
+                newer = await self._shards.refresh(now.version + 1, min(LOOK_SECONDS, timeout / 4))
+                info = newer.collection(collection)
+            if info is None or info.id == tried:
+                confirmed = await self._shards.confirmed(max(0.001, deadline - loop.time()))
+                info = confirmed.collection(collection)
+            if info is None:
+                raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
+            if info.id == tried:
+                if loop.time() >= deadline - PAUSE_SECONDS:
+                    raise DeadlineExceeded(
+                        f"a shard does not have collection {collection[:80]!r} of the catalog after {timeout:g} s"
+                    )
+                await asyncio.sleep(PAUSE_SECONDS)
+            tried = info.id
+            try:
+                return await run(info.stored_name, max(0.001, deadline - loop.time()))
+            except CollectionNotFound:
+                continue
+            except NeedleError as error:
+                said_of(error, info)
+                raise

@@ -1,0 +1,150 @@
+"""`needle.connect`: a client with the real network, clock and randomness."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Coroutine, Generator, Iterable, Mapping
+from typing import Any
+
+from needle.base.config import parse_address, refuse
+from needle.base.errors import ConnectionLost, NeedleError
+from needle.base.plain import text
+from needle.client import Client, SyncClient
+from needle.client.client import BATCH_BYTES_MAX
+from needle.client.directory import Caller
+from needle.client.router.router import Router
+from needle.client.sharded import ShardedClient
+from needle.client.shards import ClusterShards, find_cluster
+from needle.client.sync import sync_client
+from needle.client.values import check_count
+from needle.routing.topology import Topology
+from needle.rpc.transport import RpcClient
+from needle.system import SystemClock
+
+DEFAULT_CLUSTER_ID = "needle"
+ADDRESSES = "a list of 'host:port', or a string of them with commas between"
+REACH_SECONDS = 1.0
+CONNECT_SECONDS = 5.0
+
+
+class Connecting:
+    """What `connect` returns: `await` it for a Client, or use it with `async with`."""
+
+    def __init__(self, work: Coroutine[Any, Any, Client]) -> None:
+        self._work = work
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self._work.__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._work
+        return self._client
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+
+def check_addresses(addresses: Iterable[str] | str) -> list[str]:
+    """A list of "host:port", or a ConfigError that names the one that is not. A string may hold several, separated by
+    commas, as the command line takes them."""
+    if isinstance(addresses, bytes | bytearray | memoryview | Mapping) or not isinstance(addresses, Iterable):
+        raise refuse("addresses", addresses, ADDRESSES)
+    listed = [part.strip() for part in addresses.split(",")] if isinstance(addresses, str) else list(addresses)
+    if not listed:
+        raise refuse("addresses", listed, "at least one 'host:port'")
+    for address in listed:
+        parse_address("addresses", address)
+    return listed
+
+
+def check_arguments(
+    addresses: Iterable[str] | str, cluster_id: str, batch_bytes_max: int
+) -> tuple[list[str], str, int]:
+    """What `connect` takes, checked before anything is done. Raises InvalidArgument that names the argument."""
+    listed = check_addresses(addresses)
+    return listed, text(cluster_id, "cluster_id"), check_count(batch_bytes_max, "batch_bytes_max")
+
+
+async def check_reachable(addresses: list[str], cluster_id: str) -> None:
+    """Raise ConnectionLost when all of `addresses` refuse connections: then a person need not wait for a timeout.
+
+    Calls of the library do wait, each until its own: the cluster may be restarting.
+    """
+    caller = system_caller(cluster_id)
+    try:
+        tried = await asyncio.gather(
+            *(caller.connect(address, REACH_SECONDS) for address in addresses), return_exceptions=True
+        )
+    finally:
+        await caller.close()
+    if all(isinstance(outcome, ConnectionLost) and outcome.details.get("refused") for outcome in tried):
+        why = "; ".join(outcome.message for outcome in tried if isinstance(outcome, NeedleError))
+        raise ConnectionLost(f"no node of the cluster can be reached: {why}", refused=True)
+
+
+def connect(
+    addresses: Iterable[str] | str,
+    *,
+    cluster_id: str = DEFAULT_CLUSTER_ID,
+    batch_bytes_max: int = BATCH_BYTES_MAX,
+) -> Connecting:
+    """A client of the cluster with nodes at `addresses` ("host:port", some or all of them; in one string, by commas).
+
+    `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. Raises ConfigError for a bad
+    address, WrongCluster if all nodes belong to another cluster, NoQuorum if no node answers within 5 seconds: one
+    has to say which kind of cluster this is. Other nodes that are down do not matter: calls say so.
+    """
+    return Connecting(_connect(*check_arguments(addresses, cluster_id, batch_bytes_max)))
+
+
+async def _connect(addresses: list[str], cluster_id: str, batch_bytes_max: int) -> Client:
+    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
+    caller = RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock())
+    try:
+        topology = await find_cluster(caller, addresses, CONNECT_SECONDS)
+    except BaseException:
+        await caller.close()
+        raise
+    if topology is not None:
+        return sharded_client(caller, addresses, topology, batch_bytes_max)
+    client = Client(caller, addresses, rng=rng, batch_bytes_max=batch_bytes_max)
+    client.blocking = asyncio.to_thread
+    try:
+        await client.probe()
+    except BaseException:
+        await client.close()
+        raise
+    return client
+
+
+def connect_sync(
+    addresses: Iterable[str] | str,
+    *,
+    cluster_id: str = DEFAULT_CLUSTER_ID,
+    batch_bytes_max: int = BATCH_BYTES_MAX,
+) -> SyncClient:
+    """`connect` for code without asyncio: the same methods, blocking; use with `with`. Of a sharded cluster it is a
+    SyncShardedClient, which can do what a ShardedClient can."""
+    arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
+    return sync_client(lambda: _connect(*arguments))
+
+
+def sharded_client(caller: Caller, addresses: list[str], topology: Topology, batch_bytes_max: int) -> ShardedClient:
+    """A shard-aware client over `caller`."""
+    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
+    shards = ClusterShards(caller, addresses, topology, rng=rng)
+    monotonic = SystemClock().monotonic
+    router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
+    client = ShardedClient(caller, addresses, shards, router, rng)
+    client.blocking = asyncio.to_thread
+    return client
+
+
+def system_caller(cluster_id: str) -> RpcClient:
+    """A client's connections over the real network."""
+    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
+    return RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock())

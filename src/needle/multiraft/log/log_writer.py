@@ -1,0 +1,94 @@
+"""Makes durable what the groups of a node want durable: one transaction at a time, of all that waits.
+
+Invariant: whoever waits is told after the transaction returned and was noted in the logs, never before; without room on
+the disk it is tried again, and after any other error the node stops. It must not know turns or what a group is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from needle.base.file_errors import SHORTAGES
+from needle.base.runtime import Pool
+from needle.multiraft.config import HostConfig
+from needle.multiraft.counters import Counters
+from needle.multiraft.group import Work
+from needle.multiraft.log.group_log import LogWrite
+from needle.multiraft.log.log_store import LivesWrite, LogStore
+from needle.multiraft.snapshots.group_snapshots import NO_ROOM_SECONDS
+
+_log = logging.getLogger("needle.multiraft")
+Extra = tuple[LogWrite | LivesWrite, asyncio.Future[None]]
+
+
+class WriterHost(Protocol):
+    """What this needs of its host."""
+
+    config: HostConfig
+    counters: Counters
+    stopped: bool
+
+    def guarded(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        """Run work that nobody awaits; its failure stops the node."""
+        ...
+
+    def background_failed(self, error: BaseException) -> None: ...
+    def persisted(self, work: list[Work]) -> None:
+        """The writes of these are durable and noted."""
+        ...
+
+
+class LogWriter:
+    """See the module. busy: a transaction is in flight. Methods are called on the event loop."""
+
+    def __init__(self, host: WriterHost, store: LogStore, pool: Pool) -> None:
+        self.busy = False
+        self._host = host
+        self._store = store
+        self._pool = pool
+        self._extra: list[Extra] = []
+
+    def add(self, write: LogWrite | LivesWrite) -> asyncio.Future[None]:
+        """Put a write of no loop turn into the next transaction; done once it is durable and noted."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._extra.append((write, future))
+        return future
+
+    def begin(self, work: list[Work]) -> list[Extra] | None:
+        """What `persist` must write in addition to `work`, soon; None if there is nothing to write at all."""
+        if not work and not self._extra:
+            return None
+        extra, self._extra = self._extra, []
+        self.busy = True
+        return extra
+
+    def persist(self, work: list[Work], extra: list[Extra]) -> None:
+        """Write what `begin` was asked for and answered."""
+        writes: list[LogWrite | LivesWrite] = [item.write for item in work]
+        writes.extend(write for write, _ in extra)
+        quick = not extra and self._host.config.is_quick([entry for write in writes for entry in write.entries])
+
+        def done(_: None, error: BaseException | None) -> None:
+            if isinstance(error, SHORTAGES):
+                # Nothing was written. Until there is room nothing more is: this node neither votes nor acknowledges.
+                _log.error("the Raft log waits: %s", error)
+                loop = asyncio.get_running_loop()
+                loop.call_later(NO_ROOM_SECONDS, self._host.guarded, self.persist, (work, extra))
+            elif error is not None:
+                self._host.background_failed(error)
+            elif not self._host.stopped:
+                self._written(work, extra, writes)
+
+        self._pool.call(done, self._store.write, writes, quick=quick)
+
+    def _written(self, work: list[Work], extra: list[Extra], writes: list[LogWrite | LivesWrite]) -> None:
+        self._host.counters.persists += 1
+        self.busy = False
+        self._store.note(writes)
+        for _, future in extra:
+            if not future.done():
+                future.set_result(None)
+        self._host.persisted(work)

@@ -1,0 +1,144 @@
+"""The replicated commands of the catalog (group 0): what an entry of its log means. Versioned like the shards'.
+
+A command carries an identity, by which the catalog executes it once however often it is sent (cluster.executed). What
+had to be decided (placement, ring) is decided by the proposer and carried whole, so that nodes of different releases
+apply it alike.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.errors import UnsupportedFormat
+from needle.base.ids import NodeId
+from needle.base.model import CollectionSpec
+from needle.routing.shard_map import KeyRange, ShardMap
+from needle.routing.topology import ClusterSettings, MoveState, NodeInfo
+
+FORMAT = b"\x01"
+"""Of a command without identity, as earlier releases wrote them: one that is repeated may be executed again."""
+IDENTIFIED = b"\x02"
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """nonce: drawn once a command, 63 random bits. since: the version of the topology that the sender knew before it
+    sent the command for the first time."""
+
+    nonce: int
+    since: int
+
+
+class CreateCluster(msgspec.Struct, frozen=True, tag="cluster", array_like=True):
+    """Found the cluster. assignment: the replicas of each shard in order, preferred leader first. founding: random."""
+
+    settings: ClusterSettings
+    map: ShardMap
+    nodes: list[NodeInfo]
+    catalog: list[NodeId]
+    assignment: list[list[NodeId]]
+    founding: int = 0
+
+
+class RegisterNode(msgspec.Struct, frozen=True, tag="node", array_like=True):
+    """Add a node, or note its new address, zone or weight. Refused for a removed id and for another incarnation."""
+
+    node: NodeInfo
+
+
+class RemoveNode(msgspec.Struct, frozen=True, tag="remove", array_like=True):
+    """Forget a node that holds no replica; its id is never used again."""
+
+    node: NodeId
+
+
+class SetReplicas(msgspec.Struct, frozen=True, tag="replicas", array_like=True):
+    """Change a shard's replicas, preferred leader first, if they still are `before`."""
+
+    shard: int
+    before: list[NodeId]
+    after: list[NodeId]
+
+
+class CreateCollection(msgspec.Struct, frozen=True, tag="create", array_like=True):
+    """nonce: random; tells a call repeated without an identity, as long as its collection is there."""
+
+    spec: CollectionSpec
+    if_absent: bool
+    nonce: int
+
+
+class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
+    """Drop the collection `name` with that id; fine if it is gone already."""
+
+    name: str
+    id: int
+
+
+class StartMove(msgspec.Struct, frozen=True, tag="move", array_like=True):
+    """Move ranges, all of which `source` owns by the map of `epoch`, to `target`; refused if the map has changed since,
+    so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random."""
+
+    nonce: int
+    epoch: int
+    ranges: list[KeyRange]
+    source: int
+    target: int
+
+
+class AdvanceMove(msgspec.Struct, frozen=True, tag="advance", array_like=True):
+    """A move's work in the state before `state` is done. For `switched`, which changes the map: source_index and
+    target_index are of the entries by which the source gave the ranges up and the target took them."""
+
+    move: int
+    state: MoveState
+    source_index: int = 0
+    target_index: int = 0
+
+
+class FinishMove(msgspec.Struct, frozen=True, tag="finish", array_like=True):
+    """The source has deleted what it left behind: forget the move."""
+
+    move: int
+
+
+CatalogCommand = (
+    CreateCluster
+    | RegisterNode
+    | RemoveNode
+    | SetReplicas
+    | CreateCollection
+    | DropCollection
+    | StartMove
+    | AdvanceMove
+    | FinishMove
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_plain = msgspec.msgpack.Decoder(CatalogCommand)
+_identified = msgspec.msgpack.Decoder(tuple[Identity, CatalogCommand])
+
+
+def encode(command: CatalogCommand, identity: Identity | None = None) -> bytes:
+    """The bytes that go into the log."""
+    if identity is None:
+        return FORMAT + _encoder.encode(command)
+    return IDENTIFIED + _encoder.encode((identity, command))
+
+
+def decode(data: bytes | memoryview) -> CatalogCommand:
+    """The command in a log entry's data. Raises UnsupportedFormat for an unknown version or shape."""
+    return decode_identified(data)[0]
+
+
+def decode_identified(data: bytes | memoryview) -> tuple[CatalogCommand, Identity | None]:
+    """The command in a log entry's data and its identity, None if it has none. Raises as `decode`."""
+    form, body = bytes(data[:1]), memoryview(data)[1:]
+    if form not in (FORMAT, IDENTIFIED):
+        raise UnsupportedFormat(f"catalog command of format {form.hex() or 'none'}; this release reads 01 and 02")
+    try:
+        if form == FORMAT:
+            return _plain.decode(body), None
+        identity, command = _identified.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnsupportedFormat(f"catalog command does not decode: {error}") from None
+    return command, identity

@@ -1,0 +1,146 @@
+"""The replicated commands of a shard: what a Raft log entry means. Versioned: a log outlives the code that wrote it.
+
+An entry is one byte of format version followed by a MessagePack tagged struct. Everything a replica needs to apply a
+command is inside it; applying is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from needle.base.errors import UnsupportedFormat
+from needle.base.model import CollectionSpec
+from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
+from needle.protocol.move_commands import MoveCommand
+from needle.routing.shard_map import KeyRange
+
+FORMAT = b"\x01"
+
+
+class Session(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Numbers a client's writes so that a retry is recognised (Ongaro's thesis, section 6.3).
+
+    id: from OpenSession (its log index); 0 means not deduplicated. seq: 1, 2, ... per session. acked: every seq below
+    it has been answered to the client, so its stored answer may be forgotten.
+    """
+
+    id: int = 0
+    seq: int = 0
+    acked: int = 0
+
+
+NO_SESSION = Session()
+
+
+class OpenSession(msgspec.Struct, frozen=True, tag="open", array_like=True):
+    """Register a client session; the answer's index is its id. nonce: random, so that a repeated open is harmless."""
+
+    nonce: int
+
+
+class CreateCollection(msgspec.Struct, frozen=True, tag="create", array_like=True):
+    """if_absent: answer instead of failing when an equal collection exists."""
+
+    spec: CollectionSpec
+    if_absent: bool = False
+    session: Session = NO_SESSION
+
+
+class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
+    name: str
+    session: Session = NO_SESSION
+
+
+class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
+    """Insert or replace documents, all or none. vectors: len(ids) x dimensions little-endian float32 (already
+    normalised by the proposer for cosine). metadata: JSON bytes each (b"" for null).
+    expected: None: upsert. 0: only if absent (AlreadyExists). n > 0: only if the current version is n
+    (VersionMismatch). A condition applies to every id of the batch. Of documents with one id the last one counts."""
+
+    collection: str
+    ids: list[str]
+    vectors: bytes
+    metadata: list[bytes]
+    expected: int | None = None
+    session: Session = NO_SESSION
+
+
+def last_of_each_id(ids: Sequence[str]) -> list[int] | None:
+    """Of documents with one id the last one counts, as if they were written one by one: the positions of those that
+    count, in order; None if that is all of them."""
+    last = {name: at for at, name in enumerate(ids)}
+    return None if len(last) == len(ids) else sorted(last.values())
+
+
+def without_repeats(command: Insert) -> Insert:
+    """The insert with the last document of each id only. Its columns must be of equal lengths."""
+    keep = last_of_each_id(command.ids)
+    if keep is None:
+        return command
+    width, rows = len(command.vectors) // len(command.ids), memoryview(command.vectors)
+    return msgspec.structs.replace(
+        command,
+        ids=[command.ids[at] for at in keep],
+        vectors=b"".join(rows[at * width : (at + 1) * width] for at in keep),
+        metadata=[command.metadata[at] for at in keep],
+    )
+
+
+class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):
+    """Delete documents; ids that are absent are fine. expected: as in Insert, n > 0 only.
+
+    Under a custom strategy an id does not tell its shard, so a delete is about ids and routing keys: all shards are
+    asked, each for the keys it owns, and no key twice. owned: fingerprint of the ranges by which the shard was asked
+    for all it owns, 0 for any. within: instead, the ranges of keys this is about, normal, all of which the shard must
+    own: what another shard refused because they had moved here. Documents of other keys stay."""
+
+    collection: str
+    ids: list[str]
+    expected: int | None = None
+    session: Session = NO_SESSION
+    owned: int = 0
+    within: list[KeyRange] = []
+
+
+class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True):
+    """The leader built a segment of the ordinals [first, last] of a collection incarnation; all replicas switch to
+    it at this log index. It replaces every segment inside that range. Derived data: a replica without the file
+    fetches it or rebuilds it, and scores those ordinals exactly meanwhile."""
+
+    collection_id: int
+    first: int
+    last: int
+    rows: int
+    size: int
+    checksum: str
+
+
+Command = OpenSession | CreateCollection | DropCollection | Insert | Delete | PublishSegment | MoveCommand
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Command)
+
+
+def encode(command: Command) -> bytes:
+    """The bytes that go into the log."""
+    return FORMAT + _encoder.encode(command)
+
+
+def encode_body(command: Command) -> Body:
+    """As `encode`; a large insert in pieces."""
+    if isinstance(command, Insert) and len(command.vectors) + sum(map(len, command.metadata)) >= LARGE_BYTES:
+        return Pieces([FORMAT, *encode_parts(command)])
+    return encode(command)
+
+
+def decode(data: bytes) -> Command:
+    """The command in a log entry's data. Raises UnsupportedFormat for an unknown version or shape."""
+    if data[:1] != FORMAT:
+        raise UnsupportedFormat(f"log command of format {data[:1].hex() or 'none'}; this release reads {FORMAT.hex()}")
+    try:
+        command: Command = _decoder.decode(memoryview(data)[1:])
+    except msgspec.MsgspecError as error:
+        raise UnsupportedFormat(f"log command does not decode: {error}") from None
+    return command

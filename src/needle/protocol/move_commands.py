@@ -1,0 +1,87 @@
+"""The commands by which the logs of two shards move key ranges from one to the other (docs/adr/0010).
+
+Each names its move by the catalog's id. Applied a second time, or after the move is over, it changes nothing. Their
+order in the logs is the proof: the source's Freeze, its Release, the target's Own, and only then the map's next epoch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.routing.shard_map import KeyRange
+from needle.routing.strategy import ShardStrategy
+
+
+class PrepareMove(msgspec.Struct, frozen=True, tag="move-prepare", array_like=True):
+    """A shard takes part in a move. incoming: as the target. owned: what the shard owned when the cluster was made,
+    which it notes if this is its first move. oldest: of the catalog's moves that are under way, which lets it forget
+    those that are over; commands of older ones are refused."""
+
+    move: int
+    oldest: int
+    incoming: bool
+    ranges: list[KeyRange]
+    owned: list[KeyRange]
+    strategy: ShardStrategy
+    shard_count: int
+
+
+class Mark(msgspec.Struct, frozen=True, tag="move-mark", array_like=True):
+    """The source, not released yet: find out which documents of one collection, up to this ordinal, are of the ranges.
+    So that Release, which has to know all of them, does not have to look at a large shard at once."""
+
+    move: int
+    collection: str
+    upto: int
+
+
+class Freeze(msgspec.Struct, frozen=True, tag="move-freeze", array_like=True):
+    """The source: from this entry on, writes to the ranges are refused. The answer's version is the highest version
+    that the source has given or could have given to a document of them."""
+
+    move: int
+
+
+class Release(msgspec.Struct, frozen=True, tag="move-release", array_like=True):
+    """The source, frozen: from this entry on it does not own the ranges. What it holds of them is invisible."""
+
+    move: int
+
+
+class Import(msgspec.Struct, frozen=True, tag="move-import", array_like=True):
+    """The target: documents of one collection that stay invisible until Own. Applied only as the step-th of the move's
+    imports. cursor: all of the source's ordinals up to it were looked at. deleted: ids that the source has deleted
+    since they were copied. vectors: as the source stores them. whole: refused if the target has a document of one of
+    `ids` that this move did not bring; otherwise, as earlier releases wrote it, such an id is left out."""
+
+    move: int
+    step: int
+    collection: str
+    cursor: int
+    ids: list[str]
+    versions: list[int]
+    vectors: bytes
+    metadata: list[bytes]
+    deleted: list[str]
+    whole: bool = False
+
+
+class Own(msgspec.Struct, frozen=True, tag="move-own", array_like=True):
+    """The target: from this entry on it owns the ranges, and what was imported is visible; if `step` imports were
+    applied. floor: what it gives to documents from now on is a higher version than this."""
+
+    move: int
+    step: int
+    floor: int
+
+
+class Forget(msgspec.Struct, frozen=True, tag="move-forget", array_like=True):
+    """The source, released: delete up to `limit` of the documents it left behind. The answer's count: how many; with
+    none left the move is over for this shard."""
+
+    move: int
+    limit: int
+
+
+MoveCommand = PrepareMove | Mark | Freeze | Release | Import | Own | Forget
+MOVE_COMMANDS = (PrepareMove, Mark, Freeze, Release, Import, Own, Forget)

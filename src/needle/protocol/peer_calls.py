@@ -1,0 +1,158 @@
+"""What nodes and shard-aware clients of a sharded cluster say to each other, in addition to `base.protocol`.
+
+| method | takes | answers |
+|---|---|---|
+| shard_leader | GroupCall | LeaderAnswer |
+| shard_members | MembershipCall | nothing |
+| topology | TopologyCall | TopologyAnswer |
+| catalog | CatalogCall | WriteResult |
+| sync | SyncCall | WriteResult |
+| move | MoveCall | MoveAnswer |
+| found | FoundCall | WhoAnswer |
+| who | WhoCall | WhoAnswer |
+
+`leader` of base.protocol is asked by clients that are not shard-aware: every node names itself, for it routes. Its
+`membership` is refused: such a client means the cluster, and names one shard's group.
+
+Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) it was computed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+from needle.base.errors import InvalidArgument, LostState
+from needle.base.ids import GroupId, NodeId
+from needle.routing.topology import Topology
+
+SHARD_LEADER: Final = "shard_leader"
+SHARD_MEMBERS: Final = "shard_members"
+TOPOLOGY: Final = "topology"
+CATALOG: Final = "catalog"
+SYNC: Final = "sync"
+MOVE: Final = "move"
+FOUND: Final = "found"
+WHO: Final = "who"
+
+
+class ShardAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a read of `base.protocol` that names an epoch. fingerprint: of the ranges that the shard owned
+    (`routing.topology.Ownership`). body: what the read answers without one."""
+
+    epoch: int
+    fingerprint: int
+    body: bytes
+
+
+class ReceivedAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """A ShardAnswer as its receiver reads it: the body is not copied."""
+
+    epoch: int
+    fingerprint: int
+    body: memoryview
+
+
+class TopologyCall(msgspec.Struct, frozen=True, array_like=True):
+    """The newest topology the node has, as soon as it is newer than `version` or `wait` seconds are over. confirmed:
+    at least as new as everything committed before the call; the catalog's leader only."""
+
+    version: int
+    wait: float = 0.0
+    confirmed: bool = False
+
+
+class TopologyAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """topology: None when none is newer than the version asked with."""
+
+    node_id: NodeId
+    topology: Topology | None
+
+
+class CatalogCall(msgspec.Struct, frozen=True, array_like=True):
+    """A command for the catalog (base.catalog_commands); any node passes it on. hops: how often it was passed on."""
+
+    command: bytes
+    timeout: float = 10.0
+    hops: int = 0
+
+
+class SyncCall(msgspec.Struct, frozen=True, array_like=True):
+    """Give the group's shard the collections of the catalog of at least `version`; asked of the shard's leader."""
+
+    group: GroupId
+    version: int
+    timeout: float = 10.0
+
+
+class MoveCall(msgspec.Struct, frozen=True, array_like=True):
+    """One step of a move of key ranges, asked of the leader of one of its shards by the move's driver. command: one of
+    base.move_commands for the shard's log, b"" to ask only."""
+
+    group: GroupId
+    move: int
+    command: bytes
+    timeout: float = 10.0
+
+
+class MoveAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """Where the shard's log is with the move (shard.holdings.Transfer). phase: "" if it knows nothing of it."""
+
+    phase: str
+    step: int
+    at: int
+    cursors: dict[str, int]
+
+
+class FoundCall(msgspec.Struct, frozen=True, array_like=True):
+    """Belong to the cluster `uid` from now on, whose catalog is founded by these nodes; one of them starts its replica
+    of the catalog's group, another one follows them."""
+
+    uid: int
+    voters: dict[NodeId, str]
+
+
+class WhoCall(msgspec.Struct, frozen=True, array_like=True):
+    """Who a node is, and whether it belongs to a cluster already."""
+
+
+class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """uid: 0 while the node belongs to no cluster. version: of the topology that it has. routers: the custom routing
+    callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
+    cluster, the nodes that take it for one of theirs."""
+
+    node_id: NodeId
+    address: str
+    incarnation: int
+    zone: str
+    weight: float
+    uid: int
+    version: int
+    routers: list[str] = []
+    lost: str = ""
+    strangers: list[NodeId] = []
+
+
+def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:
+    """Raises LostState or InvalidArgument for a node that no cluster may be made of: its data directory is not the one
+    that others know under its name. strangers: see WhoAnswer, without the nodes that it is founded with."""
+    remedy = "Start it with an empty data directory and a new name"
+    if lost:
+        raise LostState(f"node {node} does not go on: {lost}. {remedy}")
+    if strangers:
+        raise InvalidArgument(
+            f"{', '.join(sorted(strangers))} take node {node} for a node of their cluster, and its data directory "
+            f"knows of none: was it emptied? {remedy}",
+            field="nodes",
+        )
+
+
+def no_members() -> InvalidArgument:
+    """What is told to who wants to change the members of a sharded cluster."""
+    return InvalidArgument(
+        "a sharded cluster has no members to change: its catalog says which nodes hold which shard. A node joins it "
+        "with `needle serve --join`; `needle cluster nodes` lists them",
+        field="voters",
+    )

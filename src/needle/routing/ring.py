@@ -1,0 +1,66 @@
+"""A consistent hash ring with virtual nodes (Karger et al. 1997): shards own the arcs that end at their points.
+
+Invariant: the points of a shard depend on its number and nothing else, so adding a shard moves keys only to it and
+removing one moves keys only from it. A key belongs to the first point at or after its hash, clockwise.
+Point i of shard s is XXH3-64 (seed 0) of the text "shard-{s}/{i}". Equal points go to the lower shard number.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+from needle.base.errors import invalid
+from needle.routing.strategy import key_hash
+
+SPACE = 1 << 64
+
+
+class Ring:
+    """An immutable ring. `weights` scales a shard's number of virtual nodes (default 1.0 each)."""
+
+    def __init__(
+        self, shards: Sequence[int], virtual_nodes: int = 100, weights: Mapping[int, float] | None = None
+    ) -> None:
+        if not shards or len(set(shards)) != len(shards):
+            raise invalid("shards", list(shards), "one or more different shard numbers")
+        if not 1 <= virtual_nodes <= 10_000:
+            raise invalid("virtual_nodes_per_shard", virtual_nodes, "a number from 1 to 10000")
+        self.shards = tuple(sorted(shards))
+        points: dict[int, int] = {}
+        for shard in self.shards:
+            count = max(1, round(virtual_nodes * (weights or {}).get(shard, 1.0)))
+            for i in range(count):
+                points.setdefault(key_hash(f"shard-{shard}/{i}"), shard)
+        self._points = sorted(points)
+        self._owners = [points[point] for point in self._points]
+
+    def owner(self, hashed: int) -> int:
+        """The shard that owns a hash in [0, 2^64)."""
+        at = bisect_left(self._points, hashed)
+        return self._owners[at if at < len(self._points) else 0]
+
+    def arcs(self) -> list[tuple[int, int, int]]:
+        """(low, high, shard): who owns the hashes in [low, high), in order; neighbours differ; together [0, 2^64)."""
+        ends = [point + 1 for point in self._points]
+        ends[-1], owners = SPACE, list(self._owners)
+        bounds = [0, *ends[:-1]] if len(ends) > 1 else [0]
+        arcs = list(zip(bounds, ends, owners, strict=True))
+        last = self._points[-1] + 1
+        if last < SPACE:  # hashes after the last point wrap around to the first point's shard
+            arcs[-1] = (arcs[-1][0], last, owners[-1])
+            arcs.append((last, SPACE, owners[0]))
+        merged: list[tuple[int, int, int]] = []
+        for low, high, shard in arcs:
+            if merged and merged[-1][2] == shard:
+                merged[-1] = (merged[-1][0], high, shard)
+            else:
+                merged.append((low, high, shard))
+        return merged
+
+    def shares(self) -> dict[int, float]:
+        """The fraction of the key space that each shard owns."""
+        owned = dict.fromkeys(self.shards, 0)
+        for low, high, shard in self.arcs():
+            owned[shard] += high - low
+        return {shard: size / SPACE for shard, size in owned.items()}

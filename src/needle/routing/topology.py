@@ -1,0 +1,223 @@
+"""What is known about a sharded cluster at one version of its catalog: settings, nodes, shards, ownership, collections.
+
+Nodes and clients hold the same struct. Invariant: immutable; a newer one replaces it whole. `version` is the log index
+of the catalog command that made it; the map's `epoch` changes only when a key changes its shard.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from enum import StrEnum
+from itertools import pairwise
+
+import msgspec
+
+from needle.base.errors import invalid
+from needle.base.ids import NodeId
+from needle.base.model import Claim, CollectionSpec
+from needle.routing.ranges import check_ranges, contains, fingerprint
+from needle.routing.shard_map import KeyRange, ShardMap
+from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
+
+
+class NodeState(StrEnum):
+    """active: takes replicas. draining: keeps what it has until it is placed elsewhere. removed: gone for good; the id
+    is never used again."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    REMOVED = "removed"
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """incarnation: drawn when the node's data directory was made: the same id on another directory is another node."""
+
+    id: NodeId
+    address: str
+    incarnation: int
+    zone: str = ""
+    weight: float = 1.0
+    state: NodeState = NodeState.ACTIVE
+
+
+class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """replicas: nodes, the preferred leader first. founders: those that started the shard's Raft group; a node that is
+    added later waits until the group contacts it. since: index of the entry in the shard's log that made what it owns
+    what the map says; 0 if that never changed."""
+
+    shard: int
+    replicas: tuple[NodeId, ...]
+    founders: tuple[NodeId, ...]
+    since: int = 0
+
+
+class MoveState(StrEnum):
+    """How far a move of key ranges is. copying: the source serves while its documents are copied. freezing: the source
+    takes no more writes for them; the rest is copied, then it gives the ranges up and the target takes them. switched:
+    the map names the target; the source deletes what it left behind. Then the move is gone from the topology."""
+
+    COPYING = "copying"
+    FREEZING = "freezing"
+    SWITCHED = "switched"
+
+
+class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A move of ranges that is under way. id: the catalog's log index of its start, so ids ascend. nonce: of the call
+    that started it."""
+
+    id: int
+    nonce: int
+    ranges: tuple[KeyRange, ...]
+    source: int
+    target: int
+    state: MoveState = MoveState.COPYING
+
+
+class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """id: tells a collection from an earlier one of the same name. nonce: of the call that created it."""
+
+    id: int
+    spec: CollectionSpec
+    nonce: int = 0
+
+    @property
+    def stored_name(self) -> str:
+        """Its name inside the shards: a shard that was away must not take an old collection for a new one."""
+        return f"{self.spec.name}@{self.id}"
+
+    @property
+    def stored_spec(self) -> CollectionSpec:
+        """What the shards create."""
+        return msgspec.structs.replace(self.spec, name=self.stored_name)
+
+
+def public_name(stored: str) -> str:
+    """The name that users know, of a collection inside a shard."""
+    return stored.rpartition("@")[0]
+
+
+def collection_id(stored: str) -> int | None:
+    """The id in the name of a collection inside a shard; None if the catalog never gave that name."""
+    number = stored.rpartition("@")[2]
+    return int(number) if "@" in stored and number.isascii() and number.isdecimal() else None
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the cluster was created."""
+
+    shard_count: int
+    replication_factor: int
+    virtual_nodes_per_shard: int = 100
+    strategy: ShardStrategy = CONSISTENT_HASH
+
+    def in_words(self) -> str:
+        """For people, as the options of `needle cluster create` say it."""
+        return (
+            f"{self.shard_count} shards, {self.replication_factor} replicas, strategy {self.strategy.text()}, "
+            f"{self.virtual_nodes_per_shard} virtual nodes"
+        )
+
+
+class Topology(msgspec.Struct, frozen=True, kw_only=True):
+    """See the module. Before the cluster is created: version 0, no settings, no map. dropped: ids of collections that
+    were dropped, the last ones; shards delete no other. founding: drawn when the cluster was made, to tell it from one
+    that is made again after its catalog was lost."""
+
+    version: int = 0
+    settings: ClusterSettings | None = None
+    map: ShardMap | None = None
+    catalog: tuple[NodeId, ...] = ()
+    nodes: tuple[NodeInfo, ...] = ()
+    shards: tuple[ShardInfo, ...] = ()
+    collections: tuple[CollectionInfo, ...] = ()
+    """By name, ascending."""
+    moves: tuple[MoveInfo, ...] = ()
+    dropped: tuple[int, ...] = ()
+    founding: int = 0
+
+    def node(self, node: NodeId) -> NodeInfo | None:
+        """What is known of a node, removed ones included."""
+        return next((info for info in self.nodes if info.id == node), None)
+
+    def address_of(self, node: NodeId) -> str | None:
+        """Where a node that was not removed listens."""
+        info = self.node(node)
+        return info.address if info is not None and info.state is not NodeState.REMOVED else None
+
+    def addresses(self) -> dict[NodeId, str]:
+        """Where each node listens, removed ones left out."""
+        return {info.id: info.address for info in self.nodes if info.state is not NodeState.REMOVED}
+
+    def collection(self, name: str) -> CollectionInfo | None:
+        """By its name: each routed call asks, so it does not look at all of them."""
+        at = bisect_left(self.collections, name, key=_name)
+        return self.collections[at] if at < len(self.collections) and _name(self.collections[at]) == name else None
+
+    def move(self, move: int) -> MoveInfo | None:
+        """A move that is under way."""
+        return next((info for info in self.moves if info.id == move), None)
+
+    def hosted_by(self, node: NodeId) -> list[ShardInfo]:
+        """The shards with a replica on `node`."""
+        return [info for info in self.shards if node in info.replicas]
+
+    def check_invariants(self) -> None:
+        """Raises InvalidArgument if nodes, shards and map contradict each other."""
+        known = set(self.addresses())
+        for info in self.shards:
+            if len(set(info.replicas)) != len(info.replicas) or not set(info.replicas) <= known or not info.replicas:
+                raise invalid(f"shard {info.shard}", info.replicas, "different nodes of the cluster, at least one")
+        if [info.shard for info in self.shards] != list(range(len(self.shards))):
+            raise invalid("shards", [info.shard for info in self.shards], "the numbers from 0, in order")
+        if not set(self.catalog) <= known:
+            raise invalid("catalog", self.catalog, "nodes of the cluster")
+        if self.map is not None:
+            self.map.check_invariants()
+            if not set(self.map.owners) <= set(range(len(self.shards))):
+                raise invalid("shard_map", sorted(set(self.map.owners)), "shards of the cluster only")
+            self._check_moves(self.map)
+
+    def _check_moves(self, shard_map: ShardMap) -> None:
+        spans = sorted((span for info in self.moves for span in info.ranges), key=lambda span: span[0])
+        for (_, end), (start, _) in pairwise(spans):
+            if end is None or start < end:
+                raise invalid("moves", start, "ranges that only one move is about")
+        for info in self.moves:
+            check_ranges("ranges", info.ranges)
+            owner = info.target if info.state is MoveState.SWITCHED else info.source
+            if not contains(shard_map.ranges(owner), info.ranges):
+                raise invalid(f"move {info.id}", list(info.ranges), f"ranges that shard {owner} owns")
+
+
+def _name(info: CollectionInfo) -> str:
+    return info.spec.name
+
+
+class Ownership:
+    """The ranges of each shard at a map's epoch, with a fingerprint each: what an answer says it was computed on.
+
+    Naming a range list by (epoch, fingerprint) instead of spelling it out keeps 100 ranges a shard off every answer;
+    two lists that differ have different fingerprints (XXH3-64 of their encoding).
+    """
+
+    def __init__(self, shard_map: ShardMap, since: Mapping[int, int] | None = None) -> None:
+        """since: by shard, ShardInfo.since; 0 if it is not there."""
+        self.map = shard_map
+        self._since = dict(since or {})
+        self.epoch = shard_map.epoch
+        self.owners = sorted(set(shard_map.owners))
+        self._ranges = {shard: shard_map.ranges(shard) for shard in self.owners}
+        self._prints = {shard: fingerprint(ranges) for shard, ranges in self._ranges.items()}
+
+    def ranges(self, shard: int) -> list[KeyRange]:
+        """What a shard owns; [] for a shard that owns nothing."""
+        return self._ranges.get(shard, [])
+
+    def claim(self, shard: int) -> Claim:
+        """What a read by this map takes the shard to own."""
+        return Claim(self.fingerprint(shard), self._since.get(shard, 0))
+
+    def fingerprint(self, shard: int) -> int:
+        """Of its ranges."""
+        return self._prints.get(shard) or fingerprint([])

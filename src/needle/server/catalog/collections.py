@@ -1,0 +1,116 @@
+"""Makes the collections of the shards that this node leads those of the catalog.
+
+Invariant: a shard's collection is dropped only by what the catalog's leader confirmed after the shard's list was taken,
+and made only in the term in which it was confirmed. It must not know how the catalog is followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from needle.base.errors import NeedleError, Unavailable
+from needle.base.ids import GroupId, NodeId
+from needle.multiraft.host import Host
+from needle.protocol import commands
+from needle.routing.topology import Topology, collection_id
+from needle.server.cluster_files import check_founding
+from needle.server.replica import HostedReplica
+
+log = logging.getLogger("needle.server")
+
+PAUSE_SECONDS = 0.2
+WAIT_SECONDS = 5.0
+
+
+class ReconcilingNode(Protocol):
+    """What this needs of its node."""
+
+    node_id: NodeId
+    host: Host
+    groups: dict[GroupId, HostedReplica]
+    topology: Topology
+
+    def hosted(self, group: GroupId) -> HostedReplica: ...
+    async def confirmed(self, timeout: float) -> Topology:
+        """At least as new as everything committed before the call."""
+        ...
+
+
+class Reconciler:
+    """See the module. unknown: collections that a shard holds and the catalog neither lists nor says were dropped, by
+    group."""
+
+    def __init__(self, node: ReconcilingNode) -> None:
+        self.unknown: dict[GroupId, list[str]] = {}
+        self._node = node
+        self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Give the shards that this node leads their collections, whenever the catalog or a leader changes."""
+        done: dict[GroupId, tuple[int, int]] = {}
+        while not self._node.host.stopped:
+            for group in list(self._node.groups):
+                if not self._node.host.is_leader(group):
+                    continue
+                state = (self._node.topology.version, self._node.host.status(group).current_term)
+                if done.get(group) == state:
+                    continue
+                try:
+                    await self.reconcile(group, WAIT_SECONDS)
+                    done[group] = state
+                except NeedleError as error:
+                    log.info("shard %d does not have the catalog's collections yet: %s", group - 1, error)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def reconcile(self, group: GroupId, timeout: float) -> None:
+        """Make the shard's collections those of the catalog, as this node knew it at the call or newer; this node leads
+        the shard. One runs at a time, and concurrent calls share the next."""
+        running = self._reconciling.get(group)
+        if running is not None:
+            done, _ = await asyncio.wait((running,), timeout=timeout)  # it may have begun with an older topology
+            if not done:
+                raise Unavailable(f"the collections of shard {group - 1} are still being brought up to date")
+        task = self._reconciling.get(group)
+        if task is None:
+            task = self._reconciling[group] = asyncio.get_running_loop().create_task(self._reconcile(group, timeout))
+            task.add_done_callback(lambda _: self._reconciling.pop(group, None))
+        await asyncio.shield(task)
+
+    async def _reconcile(self, group: GroupId, timeout: float) -> None:
+        """Only what the catalog says was dropped is dropped: one that it merely does not list may be of before the
+        catalog was restored from an older copy, or made again.
+
+        A dropped collection must not come back in a shard that was told to drop it, so one is only made when the
+        catalog confirmed it in the term in which the making is proposed: a leader of a later term has seen the end of
+        it, and this one lets it be applied before it looks what is there."""
+        host, term = self._node.host, self._node.host.term(group)
+        await host.read_index(group, timeout)
+        await host.wait_applied(group, host.status(group).last_index, timeout)
+        replica = self._node.hosted(group).replica
+        here = {spec.name for spec in replica.collections()}
+        if here == {info.stored_name for info in self._node.topology.collections}:
+            return
+        # `here` was taken before: what the confirmed catalog names as dropped does not return, nor does its id.
+        newest = await self._node.confirmed(timeout)
+        check_founding(self._node.node_id, self._node.topology, newest)
+        wanted = {info.stored_name: info.stored_spec for info in newest.collections}
+        surplus = sorted(here - wanted.keys())
+        dropped = [name for name in surplus if collection_id(name) in newest.dropped]
+        self._note_unknown(group, [name for name in surplus if name not in dropped])
+        for name in dropped:
+            await host.propose(group, commands.encode(commands.DropCollection(name)), timeout)
+        for name in sorted(wanted.keys() - here):
+            command = commands.encode(replica.validate(commands.CreateCollection(wanted[name], True)))
+            if host.term(group) != term:
+                raise Unavailable(f"shard {group - 1} got another leader while its collections were brought up to date")
+            await host.propose(group, command, timeout)
+
+    def _note_unknown(self, group: GroupId, names: list[str]) -> None:
+        if names and names != self.unknown.get(group):
+            log.error(
+                "shard %d holds collections of which the catalog knows nothing: %s. They are kept, and not served. Was "
+                "the catalog restored from an older copy?", group - 1, ", ".join(names)
+            )  # fmt: skip
+        self.unknown[group] = names

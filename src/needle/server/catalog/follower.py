@@ -1,0 +1,130 @@
+"""A node keeps its topology as new as the catalog: from its own replica, or by asking other nodes and waiting.
+
+Invariant: no node is the only source. A replica of the catalog may be cut off by what it does not know (its leader has
+moved, and its answers go to the old address), and a node that follows that replica with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from needle.base.config import RaftConfig
+from needle.base.errors import DeadlineExceeded, LostState, NeedleError, Unavailable, UnknownMethod, WrongCluster
+from needle.base.ids import CATALOG_GROUP, NodeId
+from needle.catalog.machine import CatalogMachine
+from needle.client.directory import Caller
+from needle.multiraft.host import Host
+from needle.protocol import calls
+from needle.protocol.peer_calls import TOPOLOGY, WHO, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
+from needle.routing.topology import Topology
+from needle.server.cluster_files import ClusterFile
+
+log = logging.getLogger("needle.server")
+
+POLL_SECONDS = 1.0
+PAUSE_SECONDS = 0.2
+
+
+class FollowingNode(Protocol):
+    """The node that follows."""
+
+    node_id: NodeId
+    config: RaftConfig
+    host: Host
+    topology: Topology
+    cluster: ClusterFile
+    catalog: CatalogMachine | None
+    caller: Caller
+
+    async def adopt(self, topology: Topology) -> None: ...
+    async def belong_to(self, uid: int) -> None: ...
+    def seeds(self) -> list[str]: ...
+    def reach(self, node: NodeId) -> str | None: ...
+
+
+class CatalogFollower:
+    """See the module."""
+
+    def __init__(self, node: FollowingNode) -> None:
+        self._node = node
+        self._turn = 0
+        self._fixed: set[str] = set()
+        """Addresses of nodes that know no catalog, told of once. Bounded by the addresses that this node is given."""
+
+    async def run(self) -> None:
+        """Until the node stops."""
+        node = self._node
+        while not node.host.stopped:
+            if node.catalog is not None:
+                await self._follow_own(node.catalog)
+            elif not await self._follow_others():
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _follow_own(self, catalog: CatalogMachine) -> None:
+        host = self._node.host
+        await self._node.adopt(catalog.topology)
+        try:
+            await host.wait_applied(CATALOG_GROUP, host.applied_index(CATALOG_GROUP) + 1, POLL_SECONDS)
+        except LostState:
+            # Refused at once, and for good: without a pause this would take the whole event loop.
+            if not await self._follow_others():
+                await asyncio.sleep(PAUSE_SECONDS)
+        except DeadlineExceeded:
+            for address in self._sources()[:1]:  # nothing new within the second, or it does not reach this replica
+                await self._ask(address, 0.0)
+        except Unavailable as error:
+            log.debug("node %s does not follow its own replica of the catalog now: %s", self._node.node_id, error)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _follow_others(self) -> bool:
+        """Ask one node after the other; whether one answered."""
+        for address in self._sources():
+            if await self._ask(address, POLL_SECONDS):
+                return True
+        return False
+
+    def _sources(self) -> list[str]:
+        """The nodes to ask, another one first each time."""
+        node = self._node
+        known = [one for one in dict.fromkeys([*node.topology.catalog, *node.cluster.voters]) if one != node.node_id]
+        self._turn += 1
+        turned = [known[(self._turn + n) % len(known)] for n in range(len(known))]
+        addresses = [at for one in turned if (at := node.reach(one)) is not None]
+        return [at for at in [*addresses, *node.seeds()] if at != node.config.address]
+
+    async def _ask(self, address: str, wait: float) -> bool:
+        """Whether the node at `address` answered; what it knows is adopted."""
+        node = self._node
+        try:
+            body = calls.encode(TopologyCall(node.topology.version, wait))
+            answer = calls.decode(await node.caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS), TopologyAnswer)
+            if node.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
+                await self._belong_to(address)
+        except UnknownMethod:
+            if address not in self._fixed:
+                self._fixed.add(address)
+                log.error(
+                    "node %s cannot join the cluster at %s: the node there belongs to a fixed cluster, which nodes "
+                    "join by `needle members add`",
+                    node.node_id,
+                    address,
+                )
+            return False
+        except NeedleError as error:
+            log.debug("node %s does not get the topology from %s: %s", node.node_id, address, error)
+            return False
+        if answer.topology is not None:
+            try:
+                await node.adopt(answer.topology)
+            except WrongCluster as error:
+                log.error("node %s does not follow the catalog at %s: %s", node.node_id, address, error)
+                return False
+        return True
+
+    async def _belong_to(self, address: str) -> None:
+        data = await self._node.caller.call(address, WHO, calls.encode(WhoCall()), POLL_SECONDS)
+        told = calls.decode(data, WhoAnswer)
+        if told.uid:
+            await self._node.belong_to(told.uid)

@@ -1,0 +1,144 @@
+"""Creating a sharded cluster out of running nodes: ask who they are, found the catalog, put the first topology into it.
+
+Every step may be repeated: after an error in the middle, calling again with the same nodes goes on. What has to be
+decided (placement, ring, which nodes hold the catalog) is decided here and committed as one command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, UnknownMethod, invalid
+from needle.base.ids import NodeId, shard_group
+from needle.base.runtime import Rng
+from needle.catalog.placement import PlacementNode, place
+from needle.client.directory import Caller
+from needle.client.shards import ClusterShards
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall, LeaderAnswer
+from needle.protocol.catalog_commands import CreateCluster
+from needle.protocol.peer_calls import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
+from needle.routing.shard_map import initial_map
+from needle.routing.topology import ClusterSettings, NodeInfo, Topology
+
+ASK_SECONDS = 2.0
+NOT_SHARDED = (
+    "the node there belongs to a fixed cluster, which its setting cluster_nodes lists; a node of a sharded cluster is "
+    "started with `needle serve --sharded` and a data directory of its own"
+)
+LOOK_SECONDS = 0.05
+
+
+def catalog_nodes(nodes: Sequence[NodeId]) -> list[NodeId]:
+    """Which nodes hold the catalog: the first 3 of up to 8 nodes, the first 5 of more, one of one or two."""
+    return list(nodes[: 1 if len(nodes) < 3 else 3 if len(nodes) <= 8 else 5])
+
+
+async def create_cluster(
+    caller: Caller,
+    settings: ClusterSettings,
+    nodes: Mapping[NodeId, str],
+    *,
+    rng: Rng,
+    boundaries: Sequence[str] = (),
+    timeout: float = 60.0,
+) -> Topology:
+    """Create the cluster on `nodes` (name -> address, in the order in which shards are placed); returns once every
+    shard has a leader. boundaries: for RANGE, see `initial_map`.
+
+    Raises InvalidArgument for nodes that are not who they should be, belong to another cluster or do not know the
+    strategy's router, or that others know with another data directory; LostState for nodes that do not go on;
+    ConnectionLost or DeadlineExceeded for nodes that do not answer.
+    """
+    deadline = asyncio.get_running_loop().time() + timeout
+    if not nodes:
+        raise invalid("nodes", dict(nodes), "at least one node")
+    if settings.replication_factor > len(nodes):
+        raise invalid("replication_factor", settings.replication_factor, f"at most {len(nodes)}, one on each node")
+    who = await _ask_all(caller, nodes)
+    for node, answer in who.items():
+        check_fresh(node, answer.lost, set(answer.strangers) - nodes.keys())
+    router = settings.strategy.router
+    without = [node for node, answer in who.items() if router and router not in answer.routers]
+    if without:
+        raise InvalidArgument(
+            f"{', '.join(without)} {'does' if len(without) == 1 else 'do'} not know the router {router!r}: start every "
+            "node with --routers, or router_modules in [sharding]",
+            field="strategy",
+        )
+    uids = {answer.uid for answer in who.values()} - {0}
+    if len(uids) > 1:
+        raise InvalidArgument("these nodes belong to different clusters", field="nodes")
+    old = [node for node, answer in who.items() if answer.version]
+    new = [node for node, answer in who.items() if not answer.uid]
+    if old and new:
+        raise InvalidArgument(
+            f"{', '.join(old)} belong to a cluster that was made already, {', '.join(new)} to none: start these with "
+            "--join to add them to it",
+            field="nodes",
+        )
+    uid = uids.pop() if uids else rng.getrandbits(62) + 1
+    voters = catalog_nodes(list(nodes))
+    found = calls.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
+    await asyncio.gather(*(caller.call(address, FOUND, found, ASK_SECONDS) for address in nodes.values()))
+    infos = [
+        NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight)
+        for node, a in who.items()
+    ]
+    assignment = place(
+        settings.shard_count,
+        settings.replication_factor,
+        [PlacementNode(id=info.id, zone=info.zone, weight=info.weight) for info in infos],
+        {},
+    )
+    first_map = initial_map(settings.strategy, settings.shard_count, settings.virtual_nodes_per_shard, boundaries)
+    shard_nodes = [list(assignment[s]) for s in sorted(assignment)]
+    command = CreateCluster(settings, first_map, infos, voters, shard_nodes, rng.getrandbits(62) + 1)
+    shards = ClusterShards(caller, [nodes[node] for node in voters], Topology(), rng=rng)
+    await shards.command(command, deadline - asyncio.get_running_loop().time())
+    topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
+    await _led(caller, topology, deadline)
+    return topology
+
+
+async def ask_who(caller: Caller, node: NodeId, address: str) -> WhoAnswer:
+    """What the node of a sharded cluster that is named `node` and listens at `address` says of itself. Raises
+    InvalidArgument if it is another node or no such node, and its error if it does not answer."""
+    try:
+        data = await caller.call(address, WHO, calls.encode(WhoCall()), ASK_SECONDS)
+    except UnknownMethod as error:
+        raise InvalidArgument(f"nodes = '{node}={address}' is not allowed: {NOT_SHARDED}", field="nodes") from error
+    except NeedleError as error:
+        raise type(error)(f"{node} at {address} does not answer: {error.message}") from error
+    answer = calls.decode(data, WhoAnswer)
+    if answer.node_id != node:
+        raise invalid("nodes", f"{node}={address}", f"the name of the node there, which is {answer.node_id}")
+    return answer
+
+
+async def _ask_all(caller: Caller, nodes: Mapping[NodeId, str]) -> dict[NodeId, WhoAnswer]:
+    answers = await asyncio.gather(*(ask_who(caller, node, address) for node, address in nodes.items()))
+    return dict(zip(nodes, answers, strict=True))
+
+
+async def _led(caller: Caller, topology: Topology, deadline: float) -> None:
+    """Wait until every shard has a leader."""
+    loop = asyncio.get_running_loop()
+    for info in topology.shards:
+        group = shard_group(info.shard)
+        body = calls.encode(GroupCall(group, ASK_SECONDS))
+        turn = 0
+        while True:
+            address = topology.address_of(info.replicas[turn % len(info.replicas)]) or ""
+            try:
+                answer = calls.decode(await caller.call(address, SHARD_LEADER, body, ASK_SECONDS), LeaderAnswer)
+                if answer.leader is not None:
+                    break
+            except NeedleError as error:
+                if not error.retryable:
+                    raise
+            turn += 1
+            if loop.time() > deadline:
+                raise DeadlineExceeded(f"shard {info.shard} has no leader yet; its nodes are {info.replicas}")
+            await asyncio.sleep(LOOK_SECONDS)

@@ -1,0 +1,142 @@
+"""A node makes itself known to the catalog: when it joins, and when it comes back with another address.
+
+Until the catalog has the new address the node tells it to the others itself: they may need its vote before there is a
+leader of the catalog to register with. Those that do not answer where they were may have moved too: then the others and
+the configured seeds are asked where they are. Invariants: it announces its own address only; what others say of a third
+node is a hint, used when the very node (its id and its data directory's incarnation) answers there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.ids import NodeId
+from needle.client.directory import Caller
+from needle.client.shards import ClusterShards
+from needle.multiraft.host import Host
+from needle.protocol import calls as protocol
+from needle.protocol import catalog_commands
+from needle.protocol.calls import AddressBook
+from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
+from needle.routing.topology import NodeInfo, Topology
+from needle.server.ports import Peers
+
+log = logging.getLogger("needle.server")
+
+LOOK_SECONDS = 30.0
+RETRY_SECONDS = 1.0
+COMMAND_SECONDS = 5.0
+ANNOUNCE_SECONDS = 1.0
+PAUSE_SECONDS = 0.01
+"""At least: what is left until the next announcement may be less than the event loop's clock can tell, and a wait for
+that is over before anything else had its turn."""
+
+
+class RegisteringNode(Protocol):
+    """The node that registers."""
+
+    node_id: NodeId
+    host: Host
+    peers: Peers
+    caller: Caller
+    topology: Topology
+
+    @property
+    def shards(self) -> ClusterShards: ...
+    def seeds(self) -> list[str]: ...
+    def reach(self, node: NodeId) -> str | None: ...
+    async def learn_addresses(self, addresses: dict[NodeId, str], timeout: float) -> None: ...
+    def info(self) -> NodeInfo: ...
+    def now(self) -> float: ...
+    def _fatal(self, error: NeedleError) -> None: ...
+    async def wait_topology(self, version: int, timeout: float) -> bool: ...
+
+
+class Registration:
+    """See the module."""
+
+    def __init__(self, node: RegisteringNode) -> None:
+        self._node = node
+        self._announce_at = float("-inf")
+        self._patience = RETRY_SECONDS
+
+    async def run(self) -> None:
+        """Register whenever the catalog knows something else of this node. Ends when the catalog refuses it."""
+        node = self._node
+        while not node.host.stopped:
+            if node.topology.settings is None:
+                await node.wait_topology(1, RETRY_SECONDS)
+                continue
+            try:
+                await self._register()
+                pause = max(PAUSE_SECONDS, self._announce_at - node.now())
+            except InvalidArgument as error:
+                node._fatal(error)
+                return
+            except NeedleError as error:
+                log.warning("node %s is not registered yet: %s", node.node_id, error)
+                pause = RETRY_SECONDS
+            await node.wait_topology(node.topology.version + 1, pause)
+
+    async def _register(self) -> None:
+        node = self._node
+        known, mine = node.topology.node(node.node_id), node.info()
+        moved = known is not None and known.address != mine.address
+        if moved or node.now() >= self._announce_at:
+            # Also without having moved: a node that was away while all others moved can ask nobody. The longer it is
+            # away the more seldom it is told, and now and then all are, for they may have forgotten.
+            silent = await self._announce(mine.address)
+            self._announce_at = node.now() + (self._patience if silent else LOOK_SECONDS)
+            self._patience = min(LOOK_SECONDS, 2 * self._patience) if silent else RETRY_SECONDS
+        if known is None or msgspec.structs.replace(mine, state=known.state) != known:
+            await node.shards.command(catalog_commands.RegisterNode(mine), COMMAND_SECONDS)
+
+    async def _announce(self, address: str) -> set[NodeId]:
+        """Tell the others where this node is, and look for those that do not answer; these."""
+        node = self._node
+        body = protocol.encode(AddressBook({node.node_id: address}))
+        others = [other for other in node.topology.addresses() if other != node.node_id]
+        seeds = [seed for seed in node.seeds() if seed != address]
+        answers = await _all(
+            [
+                *(node.peers.call(other, protocol.ADDRESSES, body, ANNOUNCE_SECONDS) for other in others),
+                *(node.caller.call(seed, protocol.ADDRESSES, body, ANNOUNCE_SECONDS) for seed in seeds),
+            ]
+        )
+        silent = {other for other, answer in zip(others, answers, strict=False) if isinstance(answer, NeedleError)}
+        if silent:
+            log.debug("nodes %s were not told where %s is", sorted(silent), node.node_id)
+            books = [protocol.decode(a, AddressBook).addresses for a in answers if not isinstance(a, NeedleError)]
+            told = {book[other] for book in books for other in silent & book.keys()}
+            await self._look_at({*told, *seeds} - {address, *(node.reach(other) for other in silent)}, silent)
+        return silent
+
+    async def _look_at(self, addresses: Iterable[str | None], silent: set[NodeId]) -> None:
+        """Learn where those of `silent` are that answer at one of `addresses`."""
+        node = self._node
+        body, asked = protocol.encode(WhoCall()), sorted(address for address in addresses if address)
+        answers = await _all(node.caller.call(address, WHO, body, ANNOUNCE_SECONDS) for address in asked)
+        for address, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, NeedleError):
+                continue
+            who = protocol.decode(answer, WhoAnswer)
+            known = node.topology.node(who.node_id)
+            if who.node_id in silent and known is not None and known.incarnation == who.incarnation:
+                log.info("node %s is at %s now", who.node_id, address)
+                await node.learn_addresses({who.node_id: address}, 0.0)
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, bytes]]) -> list[bytes | NeedleError]:
+    """The answers, or why there is none."""
+    answers: list[bytes | NeedleError] = []
+    for answer in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(answer, BaseException) and not isinstance(answer, NeedleError):
+            raise answer
+        answers.append(answer)
+    return answers

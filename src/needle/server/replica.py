@@ -1,0 +1,354 @@
+"""One replica that this node hosts: its state machine, its segment keeper, its searches, and how fresh it is.
+
+Invariant: an eventual read with `max_staleness` is served only from a state that contains everything acknowledged
+before (now - max_staleness), proven by a leader's confirmed read index, not by its heartbeats alone. It must not know
+the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from needle.base.config import RaftConfig
+from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable
+from needle.base.file_errors import SHORTAGES
+from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.model import CollectionSpec, Metric
+from needle.base.runtime import Clock
+from needle.multiraft.background import Background
+from needle.multiraft.host import Host
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall
+from needle.protocol.commands import CreateCollection, encode
+from needle.server.ports import NodePorts
+from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.lasting import lasting
+from needle.shard.caretaker import Caretaker
+from needle.shard.fields.builders import Builders
+from needle.shard.fields.index_budget import RECENT_MAX, FieldName
+from needle.shard.search_batcher import SearchBatcher
+from needle.shard.segments.builds import Progress
+from needle.shard.segments.keeper import SegmentKeeper
+from needle.shard.state_machine import Replica
+
+log = logging.getLogger("needle.server")
+
+READ_INDEX = "raft.read_index"
+SEGMENT_CHUNK = "shard.segment_chunk"
+FILTERED_FIELDS = "shard.filtered_fields"
+SEGMENT_PUBLISH = "shard.segment_publish"
+SEGMENT_BUILDING = "shard.segment_building"
+ASK_SECONDS = 1.0
+LOOK_SECONDS = 0.1
+CATCH_UP_SECONDS = 1.0
+PROPOSE_SECONDS = 30.0
+CHUNK_SECONDS = 10.0
+FIELDS_SECONDS = 3.0
+
+
+class HostedReplica:
+    """One group's replica on this node."""
+
+    def __init__(
+        self,
+        group: GroupId,
+        replica: Replica,
+        *,
+        host: Host,
+        ports: NodePorts,
+        config: RaftConfig,
+        call: Callable[[NodeId, str, bytes, float], Awaitable[bytes]],
+        fatal: Callable[[NeedleError], None],
+        space: DiskSpace,
+        builders: Builders,
+    ) -> None:
+        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches."""
+        self.group = group
+        self.space = space
+        self.replica = replica
+        search_many = partial(replica.search_many, builders=builders)
+        self.batcher = SearchBatcher(search_many, ports.search_pool, in_flight_max=ports.search_threads)
+        self.caught_up = False
+        """Whether this replica has had, since the start, all that was committed when it found a leader."""
+        self._host = host
+        self._config = config
+        self._clock: Clock = ports.clock
+        self._file_pool = ports.file_pool
+        self._call = call
+        self._fatal = fatal
+        self._background = Background(self._background_failed)
+        self._fresh_at = float("-inf")
+        self._fresh_index = 0
+        self._asking: asyncio.Task[None] | None = None
+        self.settled = False
+        self._settling: asyncio.Task[None] | None = None
+        self._judged_term = 0
+        self.keeper = SegmentKeeper(
+            replica,
+            is_leader=lambda: not host.stopped and not space.low and host.is_leader(group),
+            publish=self._publish,
+            ask_building=self._ask_building,
+            fetch_chunk=self._fetch_chunk,
+            peers=self._others,
+            build_pool=ports.build_pool,
+            file_pool=ports.file_pool,
+            clock=ports.clock,
+            disk=ports.disk,
+        )
+
+        self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
+
+    def start(self) -> None:
+        """Begin to keep segments, to check their files, and to watch the leader."""
+        works = (self.keeper.run, self._scrub, self._watch, self._index_fields, self.caretaker.run)
+        for work in works:
+            self._background.spawn(lasting(partial(self._while_whole, work)))
+
+    async def stop(self) -> None:
+        """End the background work; searches that run finish."""
+        asked = [task for task in (self._asking, self._settling) if task is not None]
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(self._background.end(), *asked, return_exceptions=True)
+        await self.batcher.close()
+
+    async def _while_whole(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Background work ends when it meets damage, and begins again when the replica has its data back."""
+        while True:
+            try:
+                return await work()
+            except StorageError:
+                if self.replica.damage is None:
+                    raise
+            except ReplicaDamaged as error:
+                log.debug("%s: background work waits: %s", group_name(self.group), error)
+            while self.replica.damage is not None:  # noqa: ASYNC110 - damage is rare; nobody waits for this
+                await asyncio.sleep(LOOK_SECONDS)
+            self.keeper.kick()
+
+    def _background_failed(self, error: BaseException) -> None:
+        if not self._host.stopped:
+            log.error("background work of %s failed", group_name(self.group), exc_info=error)
+            self._fatal(error if isinstance(error, NeedleError) else StorageError(f"background work failed: {error!r}"))
+
+    def _others(self) -> Sequence[NodeId]:
+        """The other replicas' nodes, leader first."""
+        status = self._host.status(self.group)
+        others = [node for node in [*status.voters, *status.learners] if node != status.node_id]
+        return sorted(others, key=lambda node: node != status.leader)
+
+    async def _publish(self, data: bytes) -> object:
+        """Have a PublishSegment proposed by whoever leads: this node may have led when it began to build."""
+        leader = self._host.leader(self.group)
+        if self._host.is_leader(self.group):
+            return await self._host.propose(self.group, data, PROPOSE_SECONDS)
+        if leader is None:
+            raise Unavailable(f"no leader of {group_name(self.group)} is known", group=self.group)
+        return await self._call(leader, SEGMENT_PUBLISH, calls.encode((self.group, data)), PROPOSE_SECONDS)
+
+    async def _ask_building(self, peer: NodeId, collection_id: int) -> Progress | None:
+        answer = await self._call(peer, SEGMENT_BUILDING, calls.encode((self.group, collection_id)), ASK_SECONDS)
+        found = calls.decode(answer, list[Progress])  # none or one
+        return found[0] if found else None
+
+    async def _fetch_chunk(self, peer: NodeId, name: str, offset: int, length: int) -> bytes:
+        body = calls.encode((self.group, name, offset, length))
+        return await self._call(peer, SEGMENT_CHUNK, body, CHUNK_SECONDS)
+
+    # --- watching ----------------------------------------------------------------------------------------------------
+    async def _watch(self) -> None:
+        """Tell the keeper what changed; have what was applied committed when no more comes; catch up once; make the
+        first collection when this node leads."""
+        host, group = self._host, self.group
+        seen: tuple[int, str | None] | None = None
+        while not host.stopped:
+            now = (host.applied_index(group), host.leader(group))
+            if now != seen:
+                seen = now
+                self.keeper.kick()
+            elif self.replica.waits:
+                await self._save()
+            if cut := self.replica.take_cut_files():
+                await self.keeper.scrub(cut)
+            if not self.caught_up and now[1] is not None:
+                await self._catch_up()
+            if not self.settled and host.is_leader(group):
+                await self._try_to_settle()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _save(self) -> None:
+        try:
+            await self._file_pool.run(self.replica.save)
+        except SHORTAGES as error:
+            log.error("%s: %s", group_name(self.group), error)
+            await asyncio.sleep(CATCH_UP_SECONDS)
+
+    async def _scrub(self) -> None:
+        """Read the index files from time to time: damage to one that is in use shows nowhere else."""
+        while not self._host.stopped:
+            await asyncio.sleep(self._config.segments.scrub_interval)
+            await self.keeper.scrub()
+
+    async def _index_fields(self) -> None:
+        """Make the indexes that filtered searches found lacking, piece by piece."""
+        asked_at = self._clock.monotonic()
+        while not self._host.stopped:
+            indexes = self.replica.field_indexes
+            while indexes.waits and not self._host.stopped:
+                await self._file_pool.run(indexes.work)
+            if self._clock.monotonic() - asked_at >= FIELDS_SECONDS:
+                await self._learn_fields()
+                asked_at = self._clock.monotonic()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _learn_fields(self) -> None:
+        """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""
+        leader = self._host.leader(self.group)
+        if leader is None or self._host.is_leader(self.group):
+            return
+        body = calls.encode(GroupCall(self.group, FIELDS_SECONDS))
+        try:
+            answer = await self._call(leader, FILTERED_FIELDS, body, FIELDS_SECONDS)
+        except NeedleError as error:
+            log.debug("the leader of %s does not say which fields are filtered on: %s", group_name(self.group), error)
+        else:
+            self.replica.prepare_fields(calls.decode(answer, list[FieldName])[:RECENT_MAX])
+
+    async def _catch_up(self) -> None:
+        try:
+            index = await self.leader_index(CATCH_UP_SECONDS)
+            await self._host.wait_applied(self.group, index, CATCH_UP_SECONDS)
+        except Unavailable as error:
+            log.debug("%s has not caught up yet: %s", group_name(self.group), error)
+        else:
+            self.caught_up = True
+
+    async def _try_to_settle(self) -> None:
+        try:
+            await self.settle(CATCH_UP_SECONDS)
+        except Unavailable as error:
+            log.info("%s", error)
+        else:
+            self._warn_of_other_settings()
+
+    def _warn_of_other_settings(self) -> None:
+        config = self._config
+        held = self.replica.view.collections.get("default")
+        if held is None or config.dimensions is None:
+            return
+        spec, wanted = held.record.spec, (config.dimensions, config.metric, config.index)
+        there = (spec.dimensions, str(spec.metric), spec.index)
+        if there != wanted:
+            log.warning("the collection `default` has %s, the configuration says %s", there, wanted)
+
+    # --- the first collection ----------------------------------------------------------------------------------------
+    async def settle(self, timeout: float) -> None:
+        """On a leader, before it serves: the configured collection `default` exists, if this group was never used.
+
+        A group in which it was dropped has sessions, so it is not made again. Raises Unavailable when it cannot be
+        told in time.
+        """
+        if self.settled:
+            return
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().create_task(self._settle())
+            self._settling.add_done_callback(_seen)
+        settling = self._settling
+        await asyncio.wait((settling,), timeout=timeout)
+        if not settling.done():
+            raise Unavailable(f"{group_name(self.group)} is still being set up", group=self.group)
+        if (error := settling.exception()) is not None:
+            raise Unavailable(f"{group_name(self.group)} is not set up yet: {error}", group=self.group) from error
+
+    async def _settle(self) -> None:
+        config, host = self._config, self._host
+        try:
+            await host.read_index(self.group, PROPOSE_SECONDS)
+            if config.dimensions is not None and not self.used():
+                spec = CollectionSpec(
+                    name="default", dimensions=config.dimensions, metric=Metric(config.metric), index=config.index
+                )
+                command = self.replica.validate(CreateCollection(spec, True))
+                await host.propose(self.group, encode(command), PROPOSE_SECONDS)
+            self.settled = True
+        finally:
+            self._settling = None
+
+    async def be_up_to_date(self, timeout: float) -> None:
+        """On a leader, before it judges a write: all that earlier leaders committed is applied here, so that it does
+        not judge by an old state. Once a term. Raises what Host.read_index does."""
+        term = self._host.term(self.group)
+        if term != self._judged_term:
+            await self._host.read_index(self.group, timeout)
+            self._judged_term = term
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether `be_up_to_date` would return at once."""
+        return self._host.term(self.group) == self._judged_term
+
+    def used(self) -> bool:
+        """Whether anything was ever written to this group, as far as this replica knows."""
+        return self.replica.used
+
+    def check_used(self) -> None:
+        """On any replica, before an eventual read: a configured collection that is not here yet is no error of the
+        caller. Raises Unavailable."""
+        if not self.settled and self._config.dimensions is not None:
+            if not self.used():
+                raise Unavailable(f"this replica of {group_name(self.group)} has no data yet", group=self.group)
+            self.settled = True
+
+    # --- freshness ---------------------------------------------------------------------------------------------------
+    async def leader_index(self, timeout: float) -> int:
+        """An index confirmed by the leader: everything acknowledged before this call is at or below it."""
+        leader = self._host.leader(self.group)
+        if self._host.is_leader(self.group):
+            return await self._host.read_index(self.group, timeout)
+        if leader is None:
+            raise Unavailable(f"no leader of {group_name(self.group)} is known", group=self.group)
+        body = calls.encode(GroupCall(self.group, timeout))
+        return calls.decode(await self._call(leader, READ_INDEX, body, timeout), int)
+
+    async def be_fresh(self, max_staleness: float, timeout: float) -> None:
+        """Wait until this replica is at most `max_staleness` seconds behind. Raises TooStale."""
+        deadline = self._clock.monotonic() + timeout
+        while self._clock.monotonic() - self._fresh_at > max_staleness:
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                raise TooStale(f"no leader confirmed within {timeout:g} s how fresh this replica is")
+            if self._asking is None:
+                self._asking = asyncio.get_running_loop().create_task(self._ask(left))
+                self._asking.add_done_callback(_seen)
+            asking = self._asking
+            await asyncio.wait((asking,), timeout=left)
+            if asking.done() and (error := asking.exception()) is not None:
+                raise TooStale(f"no leader confirms how fresh this replica is: {error}") from error
+        left = max(0.0, deadline - self._clock.monotonic())
+        try:
+            await self._host.wait_applied(self.group, self._fresh_index, left)
+        except Unavailable as error:
+            applied = self._host.applied_index(self.group)
+            raise TooStale(
+                f"this replica has applied index {applied}, not yet {self._fresh_index}",
+                applied=applied,
+                wanted=self._fresh_index,
+            ) from error
+
+    async def _ask(self, timeout: float) -> None:
+        asked_at = self._clock.monotonic()
+        try:
+            index = await self.leader_index(timeout)
+        finally:
+            self._asking = None
+        self._fresh_at, self._fresh_index = asked_at, index
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Whoever waits for the task raises its error; when nobody does any more, it counts as seen."""
+    if not task.cancelled():
+        task.exception()

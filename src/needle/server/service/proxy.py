@@ -1,0 +1,234 @@
+"""Any node as a proxy: calls of clients that know nothing of shards are routed by the node that gets them.
+
+Such a client sends the calls of `base.protocol` as if there were one group; each is answered as the whole cluster.
+Invariant: a numbered write is executed at most once through this node; sessions live in this process, so a write
+repeated at another node is answered SessionExpired, which its client reports as unknown, never as done or not done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from needle.base.config import RaftConfig
+from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, SessionExpired, UnsupportedFormat, invalid
+from needle.base.model import HitBatch, ReadMode, WriteResult
+from needle.base.runtime import Rng
+from needle.client.router.router import Router
+from needle.protocol import commands
+from needle.protocol.calls import (
+    CollectionsAnswer,
+    CollectionsCall,
+    DocumentBatch,
+    Freshness,
+    GetCall,
+    SearchCall,
+    WriteCall,
+)
+from needle.protocol.move_commands import MoveCommand
+from needle.routing.topology import Topology
+from needle.shard.apply.validation import check_spec
+
+SESSIONS_MAX = 10_000
+LEFT = "documents_left"
+"""Detail of the error for a batch that can be repeated for its rest."""
+Judge = Callable[..., Awaitable[Any]]
+SHARE = 0.9
+"""Of a call's time for the shards, so that what they say still reaches the client."""
+
+
+class ProxyNode(Protocol):
+    """The node that routes."""
+
+    config: RaftConfig
+    router: Router
+    topology: Topology
+
+
+class _Session:
+    """answers: by write number. written: what is written of a batch of that number that did not get through whole."""
+
+    __slots__ = ("answers", "written")
+
+    def __init__(self) -> None:
+        self.answers: dict[int, asyncio.Task[WriteResult]] = {}
+        self.written: dict[int, dict[int, WriteResult]] = {}
+
+    def forget(self, acked: int) -> None:
+        """The client will not repeat writes below `acked`."""
+        for old in [seq for seq in self.answers if seq < acked]:
+            del self.answers[old]
+        for old in [seq for seq in self.written if seq < acked]:
+            del self.written[old]
+
+
+class Proxy:
+    """See the module."""
+
+    def __init__(self, node: ProxyNode, rng: Rng, judge: Judge) -> None:
+        """judge: RpcService.judge."""
+        self._node = node
+        self._judge = judge
+        self._rng = rng
+        self._sessions: dict[int, _Session] = {}
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def write(self, call: WriteCall) -> WriteResult:
+        """One command of a client that is not shard-aware."""
+        command = await self._judge(len(call.command), self._decoded, call.command)
+        if isinstance(command, commands.OpenSession):
+            return self._open()
+        if isinstance(command, commands.PublishSegment | MoveCommand):
+            raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
+        session = command.session
+        if session.id == 0:
+            return await self._run(command, call.timeout, {})
+        known = self._sessions.pop(session.id, None)
+        if known is None:
+            raise SessionExpired("this node does not know the session: it was opened through another node")
+        self._sessions[session.id] = known  # the ones used last stay longest
+        known.forget(session.acked)
+        answers = known.answers
+        task = answers.get(session.seq)
+        if task is None:
+            written = known.written.setdefault(session.seq, {})
+            task = asyncio.get_running_loop().create_task(self._run(command, SHARE * call.timeout, written))
+            task.add_done_callback(_seen)
+            answers[session.seq] = task
+        done, _ = await asyncio.wait((task,), timeout=call.timeout)
+        if not done:
+            raise OutcomeUnknown(f"the write was not answered within {call.timeout:g} s; it may take effect")
+        failure = task.exception()
+        again = isinstance(failure, NeedleError) and (failure.retryable or LEFT in failure.details)
+        if again and answers.get(session.seq) is task:
+            del answers[session.seq]  # nothing happened but what is in `written`: the client may send it again
+        return task.result()
+
+    def _decoded(self, data: bytes) -> commands.Command:
+        """May run in any thread. Raises InvalidArgument."""
+        try:
+            command = commands.decode(data)
+        except UnsupportedFormat as error:
+            raise InvalidArgument(error.message, field="command") from error
+        if not isinstance(command, commands.Insert):
+            return command
+        count, limit = len(command.ids), self._node.config.limits.batch_documents_max
+        if count != len(command.metadata) or not count or len(command.vectors) % count:
+            raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
+        if count > limit:
+            raise invalid("ids", f"{count} documents", f"1 to {limit} in a batch")
+        return commands.without_repeats(command)
+
+    def _open(self) -> WriteResult:
+        while len(self._sessions) >= SESSIONS_MAX:
+            del self._sessions[next(iter(self._sessions))]
+        made = self._rng.getrandbits(52) + 1
+        self._sessions[made] = _Session()
+        return WriteResult(version=0, index=made)
+
+    async def _run(self, command: commands.Command, timeout: float, written: dict[int, WriteResult]) -> WriteResult:
+        router = self._node.router
+        if isinstance(command, commands.Insert):
+            return await self._insert(command, timeout, written)
+        if isinstance(command, commands.Delete):
+            if command.expected is not None:
+                raise InvalidArgument("conditional deletes need a shard-aware client", field="expected")
+            return await router.delete(command.collection, command.ids, timeout)
+        if isinstance(command, commands.CreateCollection):
+            check_spec(command.spec, self._node.config.limits)
+            nonce = self._rng.getrandbits(63)
+            return await router.create_collection(command.spec, command.if_absent, nonce, timeout)
+        if isinstance(command, commands.DropCollection):
+            return await router.drop_collection(command.name, timeout)
+        raise InvalidArgument(f"{type(command).__name__} is not for clients", field="command")
+
+    async def _insert(self, command: commands.Insert, timeout: float, written: dict[int, WriteResult]) -> WriteResult:
+        count = len(command.ids)
+        if count == 1:
+            return await self._node.router.insert(
+                command.collection, command.ids[0], command.vectors, command.metadata[0], command.expected, timeout
+            )
+        if command.expected is not None:
+            raise InvalidArgument("a condition on several documents needs a shard-aware client", field="expected")
+        await self._insert_batch(command, timeout, written)
+        return WriteResult(
+            version=max(result.version for result in written.values()),
+            index=max(result.index for result in written.values()),
+            existed=any(result.existed for result in written.values()),
+            count=count,
+        )
+
+    async def _insert_batch(self, command: commands.Insert, timeout: float, written: dict[int, WriteResult]) -> None:
+        """Write what is not `written` yet: what was written before this call is not written again. Raises what did not
+        get through."""
+        rows, size = memoryview(command.vectors), len(command.vectors) // len(command.ids)
+        left = [at for at in range(len(command.ids)) if at not in written]
+        if written:
+            rows = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in left))
+        outcomes = await self._node.router.insert_batch(
+            command.collection,
+            [command.ids[at] for at in left],
+            rows,
+            [command.metadata[at] for at in left],
+            timeout,
+        )
+        failures: list[NeedleError] = []
+        for at, outcome in zip(left, outcomes, strict=True):
+            if isinstance(outcome, NeedleError):
+                failures.append(outcome)
+            else:
+                written[at] = outcome
+        if not failures:
+            return
+        failure = min(failures, key=_repeatable)
+        if failure.retryable and written:
+            # Here the rest is written when it is repeated; another node would begin again, so it must not be told that
+            # nothing happened.
+            text = f"{len(written)} of {len(command.ids)} documents are written; others not: {failure.message}"
+            failure = OutcomeUnknown(text, **{LEFT: len(command.ids) - len(written)})
+        failure.details["documents_written"] = len(written)
+        raise failure
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _mode(fresh: Freshness) -> ReadMode:
+        """A session's index means nothing across shards: its reads are answered by the leaders instead."""
+        return ReadMode.LEASED if fresh.mode is ReadMode.EVENTUAL and fresh.min_index else fresh.mode
+
+    async def search(self, call: SearchCall) -> HitBatch:
+        """The nearest of all shards."""
+        fresh = call.freshness
+        found = await self._node.router.search(
+            call.request, self._mode(fresh), fresh.timeout, max_staleness=fresh.max_staleness
+        )
+        return found.batch
+
+    async def get(self, call: GetCall) -> DocumentBatch:
+        """From whichever shards hold them."""
+        fresh = call.freshness
+        return await self._node.router.get(
+            call.collection,
+            call.ids,
+            call.with_vectors,
+            self._mode(fresh),
+            fresh.timeout,
+            max_staleness=fresh.max_staleness,
+        )
+
+    async def collections(self, call: CollectionsCall) -> CollectionsAnswer:
+        """Of the catalog, with the counts of all shards."""
+        counts = await self._node.router.counts(self._mode(call.freshness), call.freshness.timeout)
+        specs = [info.spec for info in self._node.topology.collections]
+        return CollectionsAnswer(specs, [sum(counts.get(spec.name, {}).values()) for spec in specs], 0)
+
+
+def _repeatable(error: NeedleError) -> int:
+    """Which error tells the fate of a batch: one of unknown fate must not be repeated, whatever the others say."""
+    return 0 if isinstance(error, OutcomeUnknown) else 1 + error.retryable
+
+
+def _seen(task: asyncio.Task[WriteResult]) -> None:
+    """A failure counts as seen even if the client has stopped waiting."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,170 @@
+"""What a replica on this node answers to reads: searches, documents by id, collections.
+
+Invariant: a strong or leased read is answered only after its confirmed index is applied here. It must not know
+sockets or encodings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from needle.base.errors import (
+    CollectionNotFound,
+    DeadlineExceeded,
+    InMaintenance,
+    InvalidArgument,
+    StaleEpoch,
+    TooStale,
+    Unavailable,
+    invalid,
+)
+from needle.base.ids import GroupId
+from needle.base.model import Claim, HitBatch, ReadMode, SearchRequest
+from needle.protocol.calls import (
+    CollectionsAnswer,
+    CollectionsCall,
+    DocumentBatch,
+    Freshness,
+    GetCall,
+    SearchCall,
+)
+from needle.server.replica import HostedReplica
+from needle.server.service.served import ServedNode, call_timeout
+from needle.shard.documents.records import StoredDocument
+
+
+class Reads:
+    """See the module. reading: searches and gets that run. claim, everywhere: what a shard must own to answer."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+        self._host = node.host
+        self.reading = 0
+
+    async def _fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
+        """Wait until this replica may answer a read of that freshness."""
+        hosted, host = self._node.hosted(group), self._host
+        timeout = call_timeout(fresh.timeout)
+        if fresh.mode is not ReadMode.EVENTUAL:
+            if not hosted.settled and host.is_leader(group):
+                await hosted.settle(timeout)
+            read = host.read_index if fresh.mode is ReadMode.STRONG else host.read_leased
+            await read(group, timeout)
+        else:
+            host.check_serves(group)
+            hosted.check_used()
+            if host.maintenance:
+                raise InMaintenance(f"node {self._node.node_id} is in maintenance and serves no eventual reads")
+            if fresh.max_staleness:
+                await hosted.be_fresh(fresh.max_staleness, timeout * 0.9)
+        if fresh.min_index > host.applied_index(group):
+            try:
+                await host.wait_applied(group, fresh.min_index, timeout * 0.9)
+            except DeadlineExceeded as error:
+                applied = host.applied_index(group)
+                raise TooStale(
+                    f"node {self._node.node_id} has applied index {applied}, the session needs {fresh.min_index}",
+                    applied=applied,
+                    wanted=fresh.min_index,
+                ) from error
+        return hosted
+
+    async def search(self, call: SearchCall, claim: Claim | None = None) -> HitBatch:
+        """Raises TooStale, InMaintenance, CollectionNotFound, and what the round of a strong read raises."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + call_timeout(call.freshness.timeout)
+        self.reading += 1
+        try:
+            request = msgspec.structs.replace(call.request, claim=claim)
+            if self._may_search_early(call):
+                return await self._search_early(call, request)
+            hosted = await self._fresh(call.group, call.freshness)
+            return await hosted.batcher.search(request, deadline - loop.time())
+        finally:
+            self.reading -= 1
+
+    def _may_search_early(self, call: SearchCall) -> bool:
+        """Whether a strong search will most likely see now what its round will ask for: no write is under way."""
+        fresh, group, host = call.freshness, call.group, self._host
+        return (
+            fresh.mode is ReadMode.STRONG
+            and self._node.hosted(group).settled
+            and host.is_at_rest(group)
+            and fresh.min_index <= host.applied_index(group)
+        )
+
+    async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
+        """Search while the round confirms this leader, instead of after it. What was found counts only if the round is
+        confirmed and what it asks for was applied when the search looked; otherwise it is searched again."""
+        search, loop = self._node.hosted(call.group).batcher.search, asyncio.get_running_loop()
+        deadline = loop.time() + call.freshness.timeout
+        confirmed = self._host.begin_read(call.group, call_timeout(call.freshness.timeout))
+        found: HitBatch | None = None
+        try:
+            # These are true of this state, which may be old.
+            with contextlib.suppress(InvalidArgument, CollectionNotFound, StaleEpoch):
+                found = await search(request, deadline - loop.time())
+            index = await confirmed
+        finally:
+            confirmed.cancel()
+        return (
+            found
+            if found is not None and found.applied_index >= index
+            else await search(request, deadline - loop.time())
+        )
+
+    async def get(self, call: GetCall, claim: Claim | None = None) -> DocumentBatch:
+        limit = 10_000
+        if len(call.ids) > limit:
+            raise invalid("ids", f"{len(call.ids)} ids", f"at most {limit} in one call")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + call_timeout(call.freshness.timeout)
+        self.reading += 1
+        try:
+            hosted = await self._fresh(call.group, call.freshness)
+            applied = self._host.applied_index(call.group)
+
+            def read() -> DocumentBatch:
+                if loop.time() > deadline:
+                    raise DeadlineExceeded("the call's time was over before it could begin")
+                return _columns(hosted.replica.get(call.collection, call.ids, call.with_vectors, claim), applied)
+
+            batch: DocumentBatch = await self._while_wanted(read)
+        finally:
+            self.reading -= 1
+        return batch
+
+    async def _while_wanted(self, read: Callable[..., Any], *arguments: object) -> Any:
+        """Run in a search thread, unless the caller is gone before its turn comes."""
+        wanted = True
+
+        def run() -> Any:
+            if not wanted:
+                raise Unavailable("the caller has gone")
+            return read(*arguments)
+
+        try:
+            return await self._node.blocking(run)
+        finally:
+            wanted = False
+
+    async def collections(self, call: CollectionsCall, claim: Claim | None = None) -> CollectionsAnswer:
+        hosted = await self._fresh(call.group, call.freshness)
+        counts = await self._node.blocking(hosted.replica.counts, claim)  # there may be thousands
+        applied = self._host.applied_index(call.group)
+        return CollectionsAnswer([spec for spec, _ in counts], [count for _, count in counts], applied)
+
+
+def _columns(found: list[StoredDocument], applied: int) -> DocumentBatch:
+    return DocumentBatch(
+        [document.id for document in found],
+        [document.version for document in found],
+        [document.metadata for document in found],
+        b"".join(document.vector for document in found),
+        applied,
+    )

@@ -1,0 +1,191 @@
+"""Watches the room on a node's disk, so that the node stops taking data before there is none.
+
+Below `low` bytes the leaders here refuse what makes the data grow, and no index is built; reads, deletes and drops go
+on, into a reserve: a file that holds `low / 2` bytes for them. It is given up in steps while less than `low / 4` is
+left; not at once, because it may be others who take the room. When there is room again (a quarter more than `low`, and
+the reserve has its bytes back) everything is as before, by itself.
+Invariant: the reserve is only ever taken from what is above `low`. It must not know what the bytes are for.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from needle.base.errors import DiskFull
+from needle.protocol import catalog_commands
+from needle.protocol.catalog_commands import CatalogCommand
+from needle.protocol.commands import Command, CreateCollection, Insert
+from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
+from needle.routing.topology import MoveState
+
+log = logging.getLogger("needle.server")
+
+LOOK_SECONDS = 0.25
+FILE_NAME = "reserve"
+SHARE = 20
+STEPS = 8
+LOW_BYTES = (64 << 20, 1 << 30)
+_BLOCK = bytes(1 << 20)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of a file system: of all, and those that this process may still take."""
+
+    total: int
+    free: int
+
+
+class Volume(Protocol):
+    """The file system of a data directory."""
+
+    def room(self) -> Room: ...
+    def reserved(self) -> int:
+        """Bytes of the reserve; 0 if there is none."""
+        ...
+
+    def reserve(self, size: int) -> bool:
+        """Make the reserve as large as that; False, and it stays as it is, if there is no room."""
+        ...
+
+    def shrink(self, size: int) -> None:
+        """Give back what the reserve has above `size` bytes."""
+        ...
+
+
+class Directory:
+    """The real file system below a data directory. Blocking."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._path = os.path.join(directory, FILE_NAME)
+
+    def room(self) -> Room:
+        """Of the file system, for whoever is not root."""
+        found = os.statvfs(self._directory)
+        return Room(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    def reserved(self) -> int:
+        """Bytes of the reserve; 0 if there is none."""
+        return os.path.getsize(self._path) if os.path.exists(self._path) else 0
+
+    def reserve(self, size: int) -> bool:
+        """Make the reserve as large as that: it gets blocks, not only a length."""
+        before = self.reserved()
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)
+            else:
+                for at in range(before, size, len(_BLOCK)):
+                    os.pwrite(handle, _BLOCK[: size - at], at)
+        except OSError as error:
+            os.ftruncate(handle, before)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                log.warning("no room could be reserved in %s: %s", self._directory, error)
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+    def shrink(self, size: int) -> None:
+        """Give back what the reserve has above `size` bytes."""
+        if self.reserved() > size:
+            os.truncate(self._path, size)
+
+
+class Endless:
+    """A volume that is never full."""
+
+    def room(self) -> Room:
+        return Room(1 << 62, 1 << 62)
+
+    def reserved(self) -> int:
+        return 1 << 62
+
+    def reserve(self, size: int) -> bool:
+        return True
+
+    def shrink(self, size: int) -> None:
+        """There is nothing to give back."""
+
+
+def low_bytes(total: int) -> int:
+    """Where a node stops taking data: a twentieth of the disk, from 64 MiB to 1 GiB."""
+    return min(max(total // SHARE, LOW_BYTES[0]), LOW_BYTES[1])
+
+
+class DiskSpace:
+    """The room on one node's disk. `look` now and then; `low` and `check` in between."""
+
+    def __init__(self, volume: Volume, directory: str, reserve: int | None = None) -> None:
+        """reserve: bytes below which data is refused; None: `low_bytes`, 0: never."""
+        self._volume = volume
+        self._directory = directory
+        self._configured = reserve
+        self._limit = 0
+        self.low = False
+        self.free = 0
+
+    def look(self) -> None:
+        """Blocking. What is refused follows from what is found."""
+        try:
+            room = self._volume.room()
+            self.free = room.free
+            self._limit = low_bytes(room.total) if self._configured is None else self._configured
+            if self._limit:
+                self._judge(room.free)
+        except OSError as error:
+            log.warning("the room in %s could not be looked at: %s", self._directory, error)
+
+    def _judge(self, free: int) -> None:
+        limit, volume, size = self._limit, self._volume, self._limit // 2
+        held = volume.reserved()
+        missing = max(0, size - held)
+        if not self.low:
+            if free - missing < limit or (missing and not volume.reserve(size)):
+                self._change(True)
+        elif free - missing >= limit + limit // 4 and (not missing or volume.reserve(size)):
+            self._change(False)
+        if self.low and held and free < limit // 4:
+            left = max(0, held - max(1, size // STEPS))
+            volume.shrink(left)
+            log.warning("%s has %d bytes left: %d of the reserve are given up", self._directory, free, held - left)
+
+    def _change(self, low: bool) -> None:
+        self.low = low
+        if low:
+            log.error(
+                "%s has %d bytes left: writes that need room are refused until there are %d",
+                self._directory, self.free, self._limit + self._limit // 4,
+            )  # fmt: skip
+        else:
+            log.warning("%s has room again: %d bytes", self._directory, self.free)
+
+    def check(self, command: Command) -> None:
+        """Raises DiskFull for a command that makes the data grow while there is little room."""
+        if self.low and isinstance(command, Insert | CreateCollection):
+            raise self._refusal()
+
+    def check_catalog(self, command: CatalogCommand) -> None:
+        """The same for one of the catalog: what begins something that shards then need room for."""
+        if self.low and isinstance(command, catalog_commands.CreateCollection | catalog_commands.StartMove):
+            raise self._refusal()
+
+    def check_import(self, command: MoveCommand, state: MoveState | None) -> None:
+        """The same on the leader of a move's target. state: of the move, None if it is not known here. A move that has
+        frozen its ranges is let through: the sooner it ends, the sooner they take deletes again."""
+        takes = isinstance(command, Import) or (isinstance(command, PrepareMove) and command.incoming)
+        if self.low and takes and state in (None, MoveState.COPYING):
+            raise self._refusal()
+
+    def _refusal(self) -> DiskFull:
+        return DiskFull(
+            f"the disk of this node has {self.free} bytes left, and data is refused below {self._limit}: delete "
+            f"documents, drop collections or give it more room; reads, deletes and drops go on",
+            free=self.free, limit=self._limit,
+        )  # fmt: skip

@@ -1,0 +1,100 @@
+"""Leaders where placement wants them: a node hands a shard it leads to the shard's preferred leader, gracefully.
+
+Invariants: one transfer at a time per node, `SPREAD_SECONDS` apart; only to a replica that answers, is not in
+maintenance, has room on its disk and has everything; a transfer that failed is not tried again for a while, longer each
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from needle.base.errors import NeedleError
+from needle.base.ids import GroupId, NodeId, group_name
+from needle.multiraft.host import Host
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall, LeaderAnswer
+from needle.protocol.peer_calls import SHARD_LEADER
+from needle.routing.topology import Topology
+from needle.server.ports import Peers
+from needle.server.replica import HostedReplica
+
+log = logging.getLogger("needle.server")
+
+SPREAD_SECONDS = 1.0
+RETRY_SECONDS = 5.0
+RETRY_SECONDS_MAX = 300.0
+ASK_SECONDS = 1.0
+
+
+class SpreadingNode(Protocol):
+    """The node whose leaderships are spread."""
+
+    node_id: NodeId
+    host: Host
+    peers: Peers
+    topology: Topology
+    groups: dict[GroupId, HostedReplica]
+
+    def now(self) -> float: ...
+
+
+class LeaderSpread:
+    """See the module."""
+
+    def __init__(self, node: SpreadingNode) -> None:
+        self._node = node
+        self._retry: dict[GroupId, tuple[float, float]] = {}
+        self.transfers = 0
+
+    async def run(self) -> None:
+        """Look every SPREAD_SECONDS; at most one transfer each time."""
+        while not self._node.host.stopped:
+            await asyncio.sleep(SPREAD_SECONDS)
+            if not self._node.host.maintenance:
+                await self._look()
+
+    async def _look(self) -> None:
+        node = self._node
+        for info in node.topology.hosted_by(node.node_id):
+            group, wanted = info.shard + 1, info.replicas[0]
+            if wanted == node.node_id or group not in node.groups or not node.host.is_leader(group):
+                continue
+            if node.now() < self._retry.get(group, (0.0, 0.0))[0] or not self._caught_up(group, wanted):
+                continue
+            if not await self._willing(group, wanted):
+                continue
+            await self._transfer(group, wanted)
+            return
+
+    def _caught_up(self, group: GroupId, wanted: NodeId) -> bool:
+        peers = self._node.host.status(group).peers
+        return any(
+            peer.id == wanted and peer.recently_active and not peer.is_learner and peer.lag_entries < 100
+            for peer in peers
+        )
+
+    async def _willing(self, group: GroupId, wanted: NodeId) -> bool:
+        try:
+            data = await self._node.peers.call(
+                wanted, SHARD_LEADER, calls.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
+            )
+        except NeedleError as error:
+            log.debug("preferred leader %s of %s does not answer: %s", wanted, group_name(group), error)
+            return False
+        told = calls.decode(data, LeaderAnswer)
+        return not told.maintenance and told.room is not False
+
+    async def _transfer(self, group: GroupId, wanted: NodeId) -> None:
+        try:
+            await self._node.host.transfer(group, wanted, RETRY_SECONDS)
+        except NeedleError as error:
+            pause = min(RETRY_SECONDS_MAX, 2 * self._retry.get(group, (0.0, RETRY_SECONDS / 2))[1])
+            self._retry[group] = (self._node.now() + pause, pause)
+            log.info("%s stays with %s: %s", group_name(group), self._node.node_id, error)
+        else:
+            self._retry.pop(group, None)
+            self.transfers += 1
+            log.info("%s goes to its preferred leader %s", group_name(group), wanted)

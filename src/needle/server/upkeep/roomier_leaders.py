@@ -1,0 +1,88 @@
+"""A node whose disk is low hands what it leads to a replica that has room: its clients can write again.
+
+Invariants: only to a voter that answers, says that it has room, is not in maintenance and has everything; each group
+once a minute at most, so that leadership does not go around among nodes that all run full. It must not know clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final, Protocol
+
+from needle.base.errors import NeedleError
+from needle.base.ids import GroupId, NodeId, group_name
+from needle.multiraft.host import Host
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall, LeaderAnswer
+from needle.server.ports import Peers
+from needle.server.upkeep.disk_space import DiskSpace
+
+log = logging.getLogger("needle.server")
+
+LOOK_SECONDS: Final = 2.0
+PACE_SECONDS: Final = 60.0
+ASK_SECONDS: Final = 1.0
+TRANSFER_SECONDS: Final = 5.0
+LAG_MAX: Final = 100
+"""Entries that a replica may lack and still count as caught up."""
+
+
+class LeadingNode(Protocol):
+    """The node that leads."""
+
+    node_id: NodeId
+    host: Host
+    peers: Peers
+    space: DiskSpace
+    leader_method: str
+    """Who answers it says who leads a group."""
+
+    def now(self) -> float: ...
+
+
+class RoomierLeaders:
+    """See the module."""
+
+    def __init__(self, node: LeadingNode) -> None:
+        self._node = node
+        self._tried: dict[GroupId, float] = {}
+
+    async def run(self) -> None:
+        """Until the node stops."""
+        node = self._node
+        while not node.host.stopped:
+            await asyncio.sleep(LOOK_SECONDS)
+            if node.space.low and not node.host.maintenance:
+                await self.look()
+
+    async def look(self) -> None:
+        """Hand over what is due."""
+        node, now = self._node, self._node.now()
+        self._tried = {group: at for group, at in self._tried.items() if now - at < PACE_SECONDS}
+        for group in node.host.groups():
+            if group not in self._tried and node.host.is_leader(group):
+                self._tried[group] = now
+                try:
+                    await self._hand_over(group)
+                except NeedleError as error:
+                    log.info("%s stays with %s, whose disk is low: %s", group_name(group), node.node_id, error)
+
+    async def _hand_over(self, group: GroupId) -> None:
+        host = self._node.host
+        peers = [peer for peer in host.status(group).peers if peer.recently_active and not peer.is_learner]
+        for peer in sorted(peers, key=lambda peer: peer.lag_entries):
+            if peer.id != self._node.node_id and peer.lag_entries < LAG_MAX and await self._has_room(group, peer.id):
+                await host.transfer(group, peer.id, TRANSFER_SECONDS)
+                log.warning("%s goes to %s, which has room on its disk", group_name(group), peer.id)
+                return
+
+    async def _has_room(self, group: GroupId, peer: NodeId) -> bool:
+        node, body = self._node, calls.encode(GroupCall(group, ASK_SECONDS))
+        try:
+            answer = await node.peers.call(peer, node.leader_method, body, ASK_SECONDS)
+        except NeedleError as error:
+            log.debug("%s does not say whether it has room: %s", peer, error)
+            return False
+        told = calls.decode(answer, LeaderAnswer)
+        return told.room is True and not told.maintenance

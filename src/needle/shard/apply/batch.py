@@ -1,0 +1,331 @@
+"""One run of consecutive log entries: what they change, gathered into one write set.
+
+The primitives that commands are made of (`execute`, `moving`). Deterministic: the write set depends on the state and
+the entries only, never on how entries are grouped into batches.
+
+It must not know SQLite or faiss: documents are looked up through `find`, and changes leave as a `WriteSet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pyroaring import BitMap
+
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
+from needle.base.model import CollectionSpec
+from needle.protocol.commands import Command, Delete, Insert
+from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
+from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
+from needle.shard.apply.sessions import SessionTable
+from needle.shard.documents.digest import MODULUS, document_hash
+from needle.shard.documents.records import (
+    ORDINAL_MAX,
+    AppliedAt,
+    CollectionRecord,
+    DocRef,
+    StoredDocument,
+    WriteSet,
+    row_id,
+)
+from needle.shard.plan import PublishedSegment
+
+Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
+Member = Callable[[str, bytes], bool]
+
+
+class Collections(Protocol):
+    """What a batch asks about the collections before it; each answer costs the same however many there are, but for
+    `all`."""
+
+    def named(self, name: str) -> CollectionRecord | None: ...
+    def numbered(self, collection_id: int) -> CollectionRecord | None: ...
+    def manifest(self, collection_id: int) -> list[PublishedSegment]: ...
+    def all(self) -> Iterable[CollectionRecord]: ...
+
+
+def _nothing_hidden(_: int) -> Mapping[int, BitMap]:
+    return {}
+
+
+def _nothing_stored(_: int, __: Sequence[int]) -> Mapping[int, StoredDocument]:
+    return {}
+
+
+def _nothing_selected(_: int, __: Member, ___: int, ____: int) -> Iterable[int]:
+    return ()
+
+
+def _nothing_live(_: int) -> BitMap:
+    return BitMap()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a batch may ask of the state before it, by collection id. hidden: the invisible ordinals of each move.
+    marked: what Mark has found for each move, also if it died since. live: the ordinals of current documents.
+    documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
+    the first and up to the second bound."""
+
+    fence: Fence | None = None
+    hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
+    documents: Callable[[int, Sequence[int]], Mapping[int, StoredDocument]] = _nothing_stored
+    select: Callable[[int, Member, int, int], Iterable[int]] = _nothing_selected
+    marked: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
+    live: Callable[[int], BitMap] = _nothing_live
+
+
+class Batch:
+    """One run of consecutive log entries. Call `prefetch`, then `execute.execute` for each, then `write_set`."""
+
+    def __init__(
+        self,
+        at: AppliedAt,
+        collections: Collections,
+        sessions: SessionTable,
+        find: Find,
+        stored: Stored | None = None,
+    ) -> None:
+        self.stored = stored or Stored()
+        self.fence = self.stored.fence
+        self._next_id = at.next_collection_id
+        self._before = collections
+        self._records: dict[str, CollectionRecord | None] = {}
+        """What this batch changed; None: dropped."""
+        self.sessions = sessions
+        self._find = find
+        self.changes: dict[int, CollectionChange] = {}
+        self.dropped: list[int] = []
+        self._read: Mapping[int, StoredDocument] = {}
+        """By ordinal: what the command in hand needs."""
+
+    def prefetch(self, commands: Sequence[Command | NeedleError | None]) -> None:
+        """Look up the ids of all commands with few queries."""
+        wanted: dict[int, dict[str, None]] = {}
+        for command in commands:
+            if isinstance(command, Insert | Delete):
+                record = self.find_record(command.collection)
+                if record is not None and record.documents:
+                    self.change(record)
+                    wanted.setdefault(record.id, {}).update(dict.fromkeys(command.ids))
+        for collection_id, ids in wanted.items():
+            self.lookup(self.changes[collection_id], list(ids))
+
+    def lookup(self, change: CollectionChange, ids: Sequence[str]) -> None:
+        """Have `change.refs` know all of `ids`."""
+        missing = [id_ for id_ in ids if id_ not in change.refs]
+        if not missing:
+            return
+        found = {} if change.created else self._find(change.record.id, missing)
+        change.refs.update((id_, found.get(id_)) for id_ in missing)
+
+    def read_ahead(self, command: Insert | Delete) -> None:
+        """Look up its ids, and read the stored documents that it will be judged by. Raises DiskFull or TooManyFiles
+        with nothing changed."""
+        self._read = {}
+        record = self.find_record(command.collection)
+        if record is None:
+            return
+        change = self.change(record)
+        self.lookup(change, command.ids)
+        if self.fence is None or not self.fence.custom:
+            return
+        found = {ref.ordinal for id_ in command.ids if (ref := change.refs[id_]) is not None}
+        before = sorted(ordinal for ordinal in found if ordinal < change.first_ordinal)
+        if before:
+            self._read = self.stored.documents(record.id, before)
+
+    def change(self, record: CollectionRecord) -> CollectionChange:
+        """What this batch does to a collection."""
+        change = self.changes.get(record.id)
+        if change is None:
+            change = CollectionChange(record, record.next_ordinal, False)
+            self.changes[record.id] = change
+        return change
+
+    def find_record(self, name: str) -> CollectionRecord | None:
+        """A collection as it is now; None if there is none. So `numbered`."""
+        return self._records[name] if name in self._records else self._before.named(name)
+
+    def record(self, name: str) -> CollectionRecord:
+        """Raises CollectionNotFound."""
+        record = self.find_record(name)
+        if record is None:
+            raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
+        return record
+
+    def numbered(self, collection_id: int) -> CollectionRecord | None:
+        if collection_id in self.changes:
+            return self.changes[collection_id].record
+        return None if collection_id in self.dropped else self._before.numbered(collection_id)
+
+    def records(self) -> list[CollectionRecord]:
+        """All collections, by id."""
+        now = {record.spec.name: record for record in self._before.all()} | self._records
+        return sorted((record for record in now.values() if record is not None), key=lambda record: record.id)
+
+    def create(self, spec: CollectionSpec) -> None:
+        """Make a collection; there is none of that name."""
+        record = CollectionRecord(id=self._next_id, spec=spec)
+        self._next_id += 1
+        self._records[spec.name] = record
+        self.changes[record.id] = CollectionChange(record, 0, True, touched=True)
+
+    def drop(self, record: CollectionRecord) -> None:
+        self._records[record.spec.name] = None
+        change = self.changes.pop(record.id, None)
+        if change is None or not change.created:
+            self.dropped.append(record.id)
+
+    def manifest(self, change: CollectionChange) -> list[PublishedSegment]:
+        """The published segments of a collection as they are now."""
+        if change.manifest is None and not change.created:
+            return self._before.manifest(change.record.id)
+        return change.manifest or []
+
+    def put(
+        self,
+        change: CollectionChange,
+        ids: Sequence[str],
+        versions: Sequence[int],
+        block: bytes,
+        metadata: Sequence[bytes],
+    ) -> int:
+        """Write documents whose ids were looked up; how many of them were there."""
+        if not ids:
+            return 0
+        record, vectors, existed = change.record, memoryview(block), 0
+        width, ordinal, total = record.spec.dimensions * FLOAT_BYTES, record.next_ordinal, record.total
+        base = row_id(record.id, 0)
+        for at, id_ in enumerate(ids):
+            old = change.refs[id_]
+            if old is not None:
+                existed += 1
+                change.dead.append(old.ordinal)
+                total -= int.from_bytes(old.hash, "little")
+            hash_ = document_hash(ordinal, versions[at], id_, metadata[at], vectors[at * width : (at + 1) * width])
+            total += int.from_bytes(hash_, "little")
+            change.refs[id_] = DocRef(ordinal, versions[at], hash_)
+            change.rows.append((base | ordinal, id_, versions[at], metadata[at]))
+            ordinal += 1
+        change.written.update(dict.fromkeys(ids))
+        change.vectors.append(block)
+        documents = record.documents + len(ids) - existed
+        self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
+        return existed
+
+    def remove(self, change: CollectionChange, ids: Sequence[str]) -> int:
+        """Delete documents whose ids were looked up; how many of them were there."""
+        record = change.record
+        total, deleted = record.total, 0
+        for id_ in ids:
+            old = change.refs[id_]
+            if old is not None:
+                deleted += 1
+                change.dead.append(old.ordinal)
+                total -= int.from_bytes(old.hash, "little")
+                change.refs[id_] = None
+                change.written[id_] = None
+        if deleted:
+            documents = record.documents - deleted
+            self._set(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
+        return deleted
+
+    # --- what the shard owns -----------------------------------------------------------------------------------------
+    @property
+    def holdings(self) -> Holdings | None:
+        """What the log says the shard owns; None if that never changed."""
+        return None if self.fence is None else self.fence.holdings
+
+    def hold(self, holdings: Holdings) -> None:
+        """Replace them."""
+        self.fence = Fence(holdings)
+
+    def change_transfer(self, transfer: Transfer, **changes: Any) -> None:
+        """Replace one transfer, and other parts of the holdings."""
+        if self.fence is not None:
+            self.hold(self.fence.holdings.with_transfer(transfer, **changes))
+
+    def hide(self, change: CollectionChange, move: int, ordinals: BitMap) -> None:
+        """From now on these ordinals of a move are invisible; none: the move hides nothing here."""
+        hidden = dict(self.stored.hidden(change.record.id) if change.hidden is None else change.hidden)
+        hidden.pop(move, None)
+        if ordinals:
+            hidden[move] = ordinals
+        change.hidden = hidden
+        change.touched = True
+
+    def mark(self, change: CollectionChange, move: int, ordinals: BitMap) -> None:
+        """Keep these for the move's Release; none: forget them."""
+        marked = dict(self.stored.marked(change.record.id) if change.marked is None else change.marked)
+        marked.pop(move, None)
+        if ordinals:
+            marked[move] = ordinals
+        change.marked = marked
+        change.touched = True
+
+    def version(self, index: int) -> int:
+        """What an entry's documents get: higher than all versions of their keys, also those given by other shards."""
+        return index + (0 if self.fence is None else self.fence.holdings.base)
+
+    def admit(self, change: CollectionChange, ids: Sequence[str], metadata: Sequence[bytes] | None) -> None:
+        """Raises StaleEpoch if a document, as written or as stored, has a key that this log does not accept.
+        metadata: as written, None for a delete."""
+        fence = self.fence
+        if fence is None:
+            return
+        if metadata is not None or not fence.custom:
+            for at, id_ in enumerate(ids):
+                if not fence.accepts(id_, metadata[at] if metadata is not None else b""):
+                    raise moved(id_)
+        if fence.custom:
+            for id_, there in self.metadata(change, ids).items():
+                if not fence.accepts(id_, there):
+                    raise moved(id_)
+
+    def metadata(self, change: CollectionChange, ids: Sequence[str]) -> dict[str, bytes]:
+        """What is stored of those that are there: of the command in hand (`read_ahead`), under a custom strategy only,
+        as nothing else is judged by it."""
+        if self.fence is None or not self.fence.custom:
+            return {}
+        refs = {id_: ref.ordinal for id_ in ids if (ref := change.refs[id_]) is not None}
+        return {
+            id_: self._read[at].metadata if at < change.first_ordinal else change.rows[at - change.first_ordinal][3]
+            for id_, at in refs.items()
+        }
+
+    def _set(self, change: CollectionChange, *, next_ordinal: int, documents: int, total: int) -> None:
+        change.record = CollectionRecord(
+            id=change.record.id, spec=change.record.spec, next_ordinal=next_ordinal, documents=documents, total=total
+        )
+        change.touched = True
+        self._records[change.record.spec.name] = change.record
+
+    def write_set(self, index: int, term: int, conf: bytes) -> WriteSet:
+        """Everything the batch changed; `at` is the position of its last entry."""
+        changed = self.sessions.dirty()
+        out = WriteSet(
+            at=AppliedAt(index, term, conf, self._next_id), collections={}, removed=self.dropped, documents=[],
+            vectors=[], ids={}, graves=[], manifests={}, sessions=changed.sessions, sessions_removed=changed.evicted,
+            answers=changed.answers, first_rows={},
+            holdings=None if self.fence in (None, self.stored.fence) else encode_holdings(self.fence.holdings),
+        )  # fmt: skip
+        for change in self.changes.values():
+            if change.touched:
+                change.write_to(out)
+        return out
+
+
+def check_room(record: CollectionRecord, count: int) -> None:
+    """Raises InvalidArgument if a collection cannot take `count` more document versions: each ever written takes one
+    ordinal."""
+    if record.next_ordinal + count > ORDINAL_MAX:
+        name = record.spec.name
+        raise InvalidArgument(
+            f"collection {name!r} has taken all the {ORDINAL_MAX} document versions that one can take; copy its "
+            f"documents into a new collection (docs/operations.md)",
+            field="collection",
+            collection=name,
+        )

@@ -1,0 +1,60 @@
+"""What a batch does to one collection: gathered by `batch`, written by `documents`, shown to searches by
+`live_collection`.
+
+It must not know SQLite, faiss or commands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from pyroaring import BitMap
+
+from needle.shard.documents.records import CollectionRecord, DocRef, WriteSet, row_id
+from needle.shard.plan import PublishedSegment
+
+FLOAT_BYTES: Final = 4
+
+
+@dataclass
+class CollectionChange:
+    """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. hidden: by
+    move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged."""
+
+    record: CollectionRecord
+    first_ordinal: int
+    created: bool
+    refs: dict[str, DocRef | None] = field(default_factory=dict)
+    written: dict[str, None] = field(default_factory=dict)
+    rows: list[tuple[int, str, int, bytes]] = field(default_factory=list)
+    vectors: list[bytes | memoryview] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+    manifest: list[PublishedSegment] | None = None
+    published: list[PublishedSegment] = field(default_factory=list)
+    hidden: dict[int, BitMap] | None = None
+    marked: dict[int, BitMap] | None = None
+    touched: bool = False
+
+    def write_to(self, out: WriteSet) -> None:
+        """Add it to what the batch writes."""
+        collection_id, refs = self.record.id, self.refs
+        out.collections[collection_id] = self.record
+        if self.manifest is not None:
+            out.manifests[collection_id] = self.manifest
+        if self.rows:
+            out.documents.extend(self.rows)
+            out.first_rows[collection_id] = self.rows[0][0]
+        out.vectors.extend(self._vector_rows())
+        base = row_id(collection_id, 0)
+        out.graves.extend((base | ordinal,) for ordinal in self.dead)
+        out.ids.update(((collection_id, id_), refs[id_]) for id_ in self.written)
+
+    def _vector_rows(self) -> list[tuple[int, bytes | memoryview]]:
+        width = self.record.spec.dimensions * FLOAT_BYTES
+        rows = iter(self.rows)
+        return [
+            (next(rows)[0], block if len(block) == width else memoryview(block)[start : start + width])
+            for block in self.vectors
+            for start in range(0, len(block), width)
+        ]

@@ -1,0 +1,210 @@
+"""Executing log entries: what each command does to a batch, or why it is refused.
+
+Deterministic: results depend on the state and the entries only, never on how entries are grouped into batches.
+Invariant: a refused command changes nothing but its session's stored answer. Conditions that depend on state
+(collections, versions, shapes) are checked here, on every replica alike; everything else was checked by the proposer
+(`validation`). It must not know SQLite or faiss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from needle.base.errors import (
+    AlreadyExists,
+    CollectionExists,
+    CollectionNotFound,
+    InvalidArgument,
+    NeedleError,
+    StaleEpoch,
+    StorageError,
+    UnsupportedFormat,
+    VersionMismatch,
+    invalid,
+)
+from needle.base.file_errors import SHORTAGES
+from needle.base.model import WriteResult
+from needle.protocol.commands import (
+    NO_SESSION,
+    Command,
+    CreateCollection,
+    Delete,
+    DropCollection,
+    Insert,
+    OpenSession,
+    PublishSegment,
+    Session,
+    decode,
+    without_repeats,
+)
+from needle.protocol.move_commands import MOVE_COMMANDS
+from needle.shard.apply.batch import Batch, check_room
+from needle.shard.apply.changes import FLOAT_BYTES
+from needle.shard.apply.holdings import moved, within
+from needle.shard.apply.moves import execute_move
+from needle.shard.documents.records import DocRef
+from needle.shard.plan import PublishedSegment, with_published
+
+Result = WriteResult | NeedleError
+
+
+def decode_entry(data: bytes) -> Command | NeedleError | None:
+    """The command of a log entry; None for an entry without data. A NeedleError result if it does not decode."""
+    if not data:
+        return None
+    try:
+        return decode(data)
+    except UnsupportedFormat as error:
+        return error
+
+
+def runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int, int]]:
+    """[first, end) of what is applied in one transaction each."""
+    first = 0
+    for at, command in enumerate(commands):
+        if isinstance(command, MOVE_COMMANDS):
+            if first < at:
+                yield first, at
+            yield at, at + 1
+            first = at + 1
+    if first < len(commands):
+        yield first, len(commands)
+
+
+def execute(batch: Batch, index: int, command: Command | NeedleError | None) -> Result | None:
+    """The result of one entry. None: the entry carries no command. A NeedleError: it did not decode.
+
+    Raises DiskFull or TooManyFiles if what it needs of the stored documents cannot be read now. Then it has changed
+    nothing: the batch and the sessions are as they were after the entry before."""
+    if command is None or isinstance(command, NeedleError):
+        return command
+    if isinstance(command, Insert | Delete):
+        # Before its session is looked at, which remembers that. (Commands of moves have no session.)
+        batch.read_ahead(command)
+    if isinstance(command, OpenSession):
+        session = batch.sessions.open(command.nonce, index)
+        return WriteResult(version=session, index=session)
+    numbered: Session = getattr(command, "session", NO_SESSION)
+    if not numbered.id:
+        return _run(batch, index, command)
+    known = batch.sessions.find(numbered, index)
+    if known is not None:
+        return known
+    result = _run(batch, index, command)
+    if isinstance(result, StaleEpoch):
+        # Kept as the answer forever: a copy of this entry that is late must not be executed should the range come
+        # back. Whoever writes again, elsewhere or here, does so under a new number.
+        result.details["final"] = True
+    batch.sessions.record(numbered, result)
+    return result
+
+
+def _run(batch: Batch, index: int, command: Command) -> Result:
+    try:
+        if isinstance(command, Insert):
+            return _insert(batch, index, command)
+        if isinstance(command, Delete):
+            return _delete(batch, index, command)
+        if isinstance(command, CreateCollection):
+            return _create(batch, index, command)
+        if isinstance(command, DropCollection):
+            return _drop(batch, index, command)
+        if isinstance(command, PublishSegment):
+            return _publish(batch, index, command)
+        if isinstance(command, MOVE_COMMANDS):
+            return execute_move(batch, index, command)
+    except (StorageError, *SHORTAGES):
+        raise  # this replica's own trouble: as a result it would differ from that of the others
+    except NeedleError as refused:
+        return refused
+    return UnsupportedFormat(f"unknown command {type(command).__name__}")
+
+
+def _create(batch: Batch, index: int, command: CreateCollection) -> WriteResult:
+    spec = command.spec
+    held = batch.find_record(spec.name)
+    if held is not None:
+        if command.if_absent and held.spec == spec:
+            return WriteResult(version=index, index=index, existed=True, count=0)
+        how = "with the same" if held.spec == spec else "with other"
+        raise CollectionExists(f"collection {spec.name!r} exists {how} parameters", collection=spec.name)
+    batch.create(spec)
+    return WriteResult(version=index, index=index)
+
+
+def _drop(batch: Batch, index: int, command: DropCollection) -> WriteResult:
+    record = batch.record(command.name)
+    batch.drop(record)
+    return WriteResult(version=index, index=index, existed=True, count=record.documents)
+
+
+def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
+    record = batch.record(command.collection)
+    width = record.spec.dimensions * FLOAT_BYTES
+    _check_shape(command, width)
+    command = without_repeats(command)
+    ids = command.ids
+    check_room(record, len(ids))
+    change = batch.change(record)
+    batch.admit(change, ids, command.metadata)
+    _check_versions(command, change.refs)
+    version = batch.version(index)
+    existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata)
+    return WriteResult(version=version, index=index, existed=existed > 0, count=len(ids))
+
+
+def _delete(batch: Batch, index: int, command: Delete) -> WriteResult:
+    record = batch.record(command.collection)
+    ids = list(dict.fromkeys(command.ids))
+    change = batch.change(record)
+    if command.within:
+        ids = within(batch.fence, command.within, batch.metadata(change, ids))
+    else:
+        batch.admit(change, ids, None)
+        if batch.fence is not None and command.owned not in (0, batch.fence.fingerprint):
+            raise moved(ids[0])
+    _check_versions(command, change.refs)
+    deleted = batch.remove(change, ids)
+    return WriteResult(version=batch.version(index), index=index, existed=deleted > 0, count=deleted)
+
+
+def _publish(batch: Batch, index: int, command: PublishSegment) -> WriteResult:
+    segment = PublishedSegment(*msgspec.structs.astuple(command))
+    record = batch.numbered(command.collection_id)
+    if record is None:
+        raise CollectionNotFound(f"there is no collection with id {command.collection_id}")
+    change = batch.change(record)
+    manifest = with_published(batch.manifest(change), segment, record.next_ordinal)
+    if manifest is None:
+        raise InvalidArgument(f"segment [{command.first}, {command.last}] does not fit the manifest any more")
+    change.manifest = manifest
+    change.published.append(segment)
+    change.touched = True
+    return WriteResult(version=index, index=index)
+
+
+def _check_shape(command: Insert, width: int) -> None:
+    count = len(command.ids)
+    if len(command.vectors) != count * width:
+        raise invalid(
+            "vectors", f"{len(command.vectors)} bytes", f"{count} documents x {width // FLOAT_BYTES} float32 values"
+        )
+    if len(command.metadata) != count:
+        raise invalid("ids", f"{count} ids", f"one for each of {len(command.metadata)} metadata")
+
+
+def _check_versions(command: Insert | Delete, refs: Mapping[str, DocRef | None]) -> None:
+    if command.expected is None:
+        return
+    for id_ in command.ids:
+        ref = refs[id_]
+        actual = 0 if ref is None else ref.version
+        if actual == command.expected:
+            continue
+        if command.expected == 0:
+            raise AlreadyExists(f"document {id_!r} exists with version {actual}", id=id_[:80], version=actual)
+        raise VersionMismatch(
+            f"document {id_!r} has version {actual}, not {command.expected}", id=id_[:80], actual=actual
+        )

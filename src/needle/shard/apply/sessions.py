@@ -1,0 +1,231 @@
+"""The replicated dedupe table: which writes of which client sessions were executed, and what they were answered.
+
+Ongaro's thesis, section 6.3. Deterministic: everything depends on log entries only, so all replicas agree, also on
+which session is evicted. Invariant: sessions are ordered by the log index that last used them, and there are at most
+SESSIONS_MAX; a session keeps at most ANSWERS_MAX answers, all with seq >= acked; all of them together take at most
+ANSWERS_BYTES_MAX, for which sessions that were not used for longest forget their oldest answers.
+
+Stored through the rows that `dirty` hands out, in the transaction of the batch: an answer is a row of its own, so that
+a write costs the same however many are kept. It must not know SQLite.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from needle.base.errors import NeedleError, SessionExpired, from_wire
+from needle.base.model import WriteResult
+from needle.protocol.commands import Session
+
+SESSIONS_MAX = 10_000
+ANSWERS_MAX = 4096
+ANSWERS_BYTES_MAX = 64 << 20
+ANSWER_BYTES = 160
+"""What an answer is counted with, in addition to its own bytes: about what Python and SQLite need for it."""
+
+SessionRow = tuple[int, bytes, int, int]
+"""(session id, nonce as 16 bytes, index of the last entry that used it, acked)."""
+AnswerRow = tuple[int, int, bytes]
+"""(session id, seq, answer as MessagePack)."""
+
+NONCE_MAX = 2**64 - 1
+
+
+class _State(msgspec.Struct):
+    """answers: seq -> [version, index, existed, count] or [code, message, details], as MessagePack."""
+
+    acked: int = 1
+    answers: dict[int, bytes] = {}  # msgspec copies the default
+
+
+class _OldState(msgspec.Struct, array_like=True):
+    """What the row of a session held before answers had rows of their own."""
+
+    acked: int = 1
+    answers: dict[int, Any] = {}
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """What is to be stored. sessions: by id. evicted: sessions, to be deleted with all of their answers. answers: by
+    (session, seq); None: to be deleted."""
+
+    sessions: dict[int, SessionRow]
+    evicted: list[int]
+    answers: dict[tuple[int, int], bytes | None]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_old_decoder = msgspec.msgpack.Decoder(_OldState)
+
+
+def rows_of_old_state(session: int, nonce: bytes, used: int, state: bytes) -> tuple[SessionRow, list[AnswerRow]]:
+    """The rows of a session that was stored as one. Raises msgspec.MsgspecError."""
+    old = _old_decoder.decode(state)
+    answers = [(session, seq, _encoder.encode(answer)) for seq, answer in old.answers.items() if seq >= old.acked]
+    return (session, nonce, used, old.acked), answers
+
+
+def _pack(result: WriteResult | NeedleError) -> bytes:
+    if isinstance(result, NeedleError):
+        return _encoder.encode([result.code, result.message, result.details])
+    return _encoder.encode([result.version, result.index, result.existed, result.count])
+
+
+def _unpack(answer: bytes) -> WriteResult | NeedleError:
+    stored = msgspec.msgpack.decode(answer)
+    if isinstance(stored[0], str):
+        return from_wire(stored[0], stored[1], stored[2])
+    return WriteResult(version=stored[0], index=stored[1], existed=stored[2], count=stored[3])
+
+
+class SessionTable:
+    """All sessions of a shard. `open`, `find` and `record` are called in log order by apply only."""
+
+    def __init__(
+        self,
+        rows: Iterable[SessionRow] = (),
+        answers: Iterable[AnswerRow] = (),
+        sessions_max: int = SESSIONS_MAX,
+        bytes_max: int = ANSWERS_BYTES_MAX,
+    ) -> None:
+        """rows, answers: as stored; rows in any order, answers by session and seq."""
+        self._max = sessions_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._states: OrderedDict[int, _State] = OrderedDict()
+        self._keeping: OrderedDict[int, None] = OrderedDict()
+        """Sessions with answers, in the order of `_states`."""
+        self._nonces: dict[int, bytes] = {}
+        self._by_nonce: dict[bytes, int] = {}
+        self._used: dict[int, int] = {}
+        self._touched: dict[int, None] = {}
+        self._evicted: dict[int, None] = {}
+        self._changed: dict[tuple[int, int], bytes | None] = {}
+        kept: dict[int, dict[int, bytes]] = {}
+        for session, seq, answer in answers:
+            kept.setdefault(session, {})[seq] = answer
+            self._bytes += len(answer) + ANSWER_BYTES
+        for session, nonce, used, acked in sorted(rows, key=lambda row: row[2]):
+            self._add(session, nonce, used, _State(acked, kept.get(session, {})))
+            if session in kept:
+                self._keeping[session] = None
+
+    @property
+    def kept_bytes(self) -> int:
+        """What all kept answers are counted with."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def _add(self, session: int, nonce: bytes, used: int, state: _State) -> None:
+        self._states[session] = state
+        self._nonces[session] = nonce
+        self._by_nonce[nonce] = session
+        self._used[session] = used
+
+    def _touch(self, session: int, index: int) -> _State:
+        self._used[session] = index
+        self._touched[session] = None
+        self._states.move_to_end(session)
+        if session in self._keeping:
+            self._keeping.move_to_end(session)
+        return self._states[session]
+
+    def open(self, nonce: int, index: int) -> int:
+        """Register a session; a nonce that is known gives the id it got before. Evicts the least recently used."""
+        key = (nonce & (2**128 - 1)).to_bytes(16, "little")
+        known = self._by_nonce.get(key)
+        if known is not None:
+            self._touch(known, index)
+            return known
+        while len(self._states) >= self._max:
+            self._evict(next(iter(self._states)))
+        self._add(index, key, index, _State())
+        self._touch(index, index)
+        return index
+
+    def _evict(self, session: int) -> None:
+        for answer in self._states.pop(session).answers.values():
+            self._bytes -= len(answer) + ANSWER_BYTES
+        self._keeping.pop(session, None)
+        del self._used[session]
+        del self._by_nonce[self._nonces.pop(session)]
+        self._touched.pop(session, None)
+        self._evicted[session] = None
+
+    def find(self, session: Session, index: int) -> WriteResult | NeedleError | None:
+        """The answer this numbered write got before, or None if it is to be executed now.
+
+        SessionExpired when the session is unknown, or when this write's answer was forgotten because the client
+        acknowledged it (or left ANSWERS_MAX later ones unacknowledged).
+        """
+        if session.id not in self._states:
+            return SessionExpired(
+                f"session {session.id} is unknown here: it was evicted, being the least recently used of {self._max}, "
+                f"or never opened. Whether write {session.seq} took effect is not known; read, then open a new session",
+                session=session.id,
+            )
+        state = self._touch(session.id, index)
+        if session.acked > state.acked:
+            before, state.acked = state.acked, session.acked
+            numbers: Iterable[int] = range(before, session.acked)
+            if session.acked - before > len(state.answers):
+                numbers = [seq for seq in state.answers if seq < session.acked]
+            for seq in numbers:
+                if seq in state.answers:
+                    self._forget(session.id, state, seq)
+        if session.seq < state.acked:
+            return SessionExpired(
+                f"write {session.seq} of session {session.id} was answered before and its answer is forgotten; "
+                f"it was not executed again",
+                session=session.id,
+            )
+        stored = state.answers.get(session.seq)
+        return None if stored is None else _unpack(stored)
+
+    def record(self, session: Session, result: WriteResult | NeedleError) -> None:
+        """Keep the answer of an executed write, after `find` returned None."""
+        state, packed = self._states[session.id], _pack(result)
+        state.answers[session.seq] = self._changed[session.id, session.seq] = packed
+        self._keeping[session.id] = None
+        self._bytes += len(packed) + ANSWER_BYTES
+        if len(state.answers) > ANSWERS_MAX:
+            self._forget_oldest(session.id)
+        while self._bytes > self._bytes_max:
+            self._forget_oldest(next(iter(self._keeping)))
+
+    def _forget_oldest(self, session: int) -> None:
+        state = self._states[session]
+        oldest = state.acked if state.acked in state.answers else min(state.answers)
+        self._forget(session, state, oldest)
+        state.acked = oldest + 1
+        self._touched[session] = None
+
+    def _forget(self, session: int, state: _State, seq: int) -> None:
+        self._bytes -= len(state.answers.pop(seq)) + ANSWER_BYTES
+        self._changed[session, seq] = None
+        if not state.answers:
+            del self._keeping[session]
+
+    def dirty(self) -> Changed:
+        """What changed since the last call."""
+        rows = {s: (s, self._nonces[s], self._used[s], self._states[s].acked) for s in sorted(self._touched)}
+        changed = Changed(rows, sorted(self._evicted), self._changed)
+        self._touched.clear()
+        self._evicted.clear()
+        self._changed = {}
+        return changed
+
+    def rows(self) -> list[SessionRow]:
+        """Every session, by id: equal on replicas at equal applied index."""
+        return [(s, self._nonces[s], self._used[s], self._states[s].acked) for s in sorted(self._states)]
+
+    def answers(self) -> list[AnswerRow]:
+        """Every answer, by session and seq: equal on replicas at equal applied index."""
+        states = self._states
+        return [(s, seq, states[s].answers[seq]) for s in sorted(states) for seq in sorted(states[s].answers)]

@@ -1,0 +1,223 @@
+"""What a proposer checks before a command goes into the log, and a replica before it searches.
+
+Everything that does not depend on state is checked here, once, on the leader; `execute` re-checks on every replica what
+does. Errors name the field, the value and what is allowed. Cosine vectors leave here normalised to length 1, so that
+all replicas store the same bytes (a float computation repeated elsewhere might round differently).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from needle.base.config import Limits
+from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
+from needle.base.model import CollectionSpec, Metric, SearchRequest
+from needle.protocol.commands import (
+    NO_SESSION,
+    Command,
+    CreateCollection,
+    Delete,
+    DropCollection,
+    Insert,
+    OpenSession,
+    PublishSegment,
+    Session,
+    without_repeats,
+)
+from needle.shard.apply.sessions import NONCE_MAX
+
+NAME_BYTES_MAX: Final = 255
+VERSION_MAX: Final = 2**63 - 1
+METADATA_DEPTH_MAX: Final = 64
+EF_MAX: Final = 100_000
+CHECKSUM: Final = re.compile("[0-9a-f]{32}")
+SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
+
+_NO_BRACKET: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+FindSpec = Callable[[str], CollectionSpec | None]
+
+
+def check_command(command: Command, find_spec: FindSpec, limits: Limits, collections: int = 0) -> Command:
+    """The command to propose (cosine vectors normalised), or InvalidArgument or CollectionNotFound.
+
+    collections: how many exist, for the bound on them.
+    """
+    _check_session(getattr(command, "session", NO_SESSION))
+    if isinstance(command, OpenSession):
+        _check_int("nonce", command.nonce, 0, NONCE_MAX)
+    elif isinstance(command, CreateCollection):
+        check_spec(command.spec, limits)
+        if collections >= limits.collections_max and find_spec(command.spec.name) is None:
+            raise invalid("collections", collections + 1, f"at most {limits.collections_max} in a cluster")
+    elif isinstance(command, DropCollection):
+        _require(command.name, find_spec)
+    elif isinstance(command, Insert):
+        return _check_insert(command, _require(command.collection, find_spec), limits)
+    elif isinstance(command, Delete):
+        _require(command.collection, find_spec)
+        _check_batch(len(command.ids), limits)
+        _check_ids(command.ids, limits)
+        if command.expected is not None:
+            _check_int("expected", command.expected, 1, VERSION_MAX)
+    elif isinstance(command, PublishSegment):
+        _check_int("first", command.first, 0, command.last)
+        _check_int("rows", command.rows, 0, command.last - command.first + 1)
+        _check_int("size", command.size, 0, 2**63 - 1)
+        if not CHECKSUM.fullmatch(command.checksum):  # it becomes part of a file's name
+            raise invalid("checksum", command.checksum[:80], "32 hex digits")
+    return command
+
+
+def check_spec(spec: CollectionSpec, limits: Limits) -> None:
+    """Refuse a collection that cannot work."""
+    name = spec.name
+    if not name or len(_utf8("collection", name)) > NAME_BYTES_MAX or not name.isprintable() or name != name.strip():
+        raise invalid("collection", name, f"1 to {NAME_BYTES_MAX} bytes of printable text, no space at either end")
+    _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
+    if spec.metric not in list(Metric):
+        raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
+    _check_int("index.m", spec.index.m, 2, 256)
+    _check_int("index.ef_construction", spec.index.ef_construction, 1, EF_MAX)
+    _check_int("index.ef_search", spec.index.ef_search, 1, EF_MAX)
+
+
+def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -> npt.NDArray[np.float32]:
+    """The query as (dimensions,) float32, normalised for cosine."""
+    _check_int("k", request.k, 1, limits.k_max)
+    _check_int("ef_search", request.ef_search, 0, EF_MAX)
+    query: npt.NDArray[np.float32] = _vectors(request.vector, 1, spec)[0]
+    return query
+
+
+def _require(name: str, find_spec: FindSpec) -> CollectionSpec:
+    spec = find_spec(name)
+    if spec is None:
+        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    return spec
+
+
+def _check_int(field: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise invalid(field, value, f"an integer from {low} to {high}")
+
+
+def _check_session(session: Session) -> None:
+    if session.id:
+        _check_int("session.id", session.id, 1, VERSION_MAX)
+        _check_int("session.seq", session.seq, 1, VERSION_MAX)
+        _check_int("session.acked", session.acked, 0, session.seq)
+
+
+def _check_batch(count: int, limits: Limits) -> None:
+    if not 1 <= count <= limits.batch_documents_max:
+        raise invalid("ids", f"{count} documents", f"1 to {limits.batch_documents_max} in a batch")
+
+
+def _utf8(field: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise invalid(field, text, "valid Unicode (no lone surrogates)") from None
+
+
+def _check_ids(ids: list[str], limits: Limits) -> None:
+    for id_ in ids:
+        if not id_ or len(id_) > limits.id_bytes_max or len(_utf8("id", id_)) > limits.id_bytes_max:
+            raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
+
+
+def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Insert:
+    count = len(command.ids)
+    _check_batch(count, limits)
+    _check_ids(command.ids, limits)
+    if len(command.metadata) != count:
+        raise invalid("metadata", f"{len(command.metadata)} values", f"one for each of {count} ids")
+    if len(command.vectors) % count == 0:
+        command = without_repeats(command)
+        count = len(command.ids)
+    size = len(command.vectors) + sum(map(len, command.metadata))
+    if size > limits.batch_bytes_max:
+        raise invalid("batch", f"{size} bytes", f"at most {limits.batch_bytes_max} bytes of vectors and metadata")
+    for id_, metadata in zip(command.ids, command.metadata, strict=True):
+        if metadata:
+            _check_metadata(id_, metadata, limits)
+    if command.expected is not None:
+        _check_int("expected", command.expected, 0, VERSION_MAX)
+    vectors = _vectors(command.vectors, count, spec, command.ids)
+    if spec.metric != Metric.COSINE:
+        return command
+    return msgspec.structs.replace(command, vectors=vectors.astype("<f4", copy=False).tobytes())
+
+
+def _check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
+    field = f"metadata of {id_[:80]!r}"
+    if len(metadata) > limits.metadata_bytes_max:
+        raise invalid(field, f"{len(metadata)} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
+    # The cheap bound first: only text with many brackets can be deep.
+    if metadata.count(b"[") + metadata.count(b"{") > METADATA_DEPTH_MAX and _depth(metadata) > METADATA_DEPTH_MAX:
+        raise invalid(field, metadata[:40], f"JSON nested at most {METADATA_DEPTH_MAX} deep")
+    try:
+        msgspec.json.decode(metadata)
+        metadata.decode()
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise invalid(field, metadata[:60], f"JSON ({error})") from None
+
+
+def _depth(text: bytes) -> int:
+    """Deepest nesting of [ and { outside of strings. Nothing here is done a byte: metadata may be long."""
+    # In a run of backslashes each escapes the next; once these pairs and the escaped quotes are gone, every quote left
+    # begins or ends a string.
+    plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside = b"".join(plain.split(b'"')[::2])
+    brackets = np.frombuffer(outside.translate(None, delete=_NO_BRACKET), np.uint8)
+    steps = np.where((brackets == ord("[")) | (brackets == ord("{")), 1, -1)
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | None = None) -> npt.NDArray[np.float32]:
+    """(count, dimensions) float32, checked; normalised for cosine."""
+    width = 4 * spec.dimensions
+    if len(data) != count * width:
+        got = f"{len(data) / (4 * count):g} values a vector"
+        raise invalid("vector", got, f"{spec.dimensions} float32 values, as collection {spec.name!r} has")
+    vectors: npt.NDArray[np.float32] = np.frombuffer(data, "<f4").reshape(count, spec.dimensions)
+    if count == 1:
+        # Most writes carry one vector: the same arithmetic without the passes that find the offender among many.
+        wide = vectors[0].astype(np.float64)
+        square = float(np.add.reduce(wide * wide))  # not dot: it lets go of the GIL, and others take it
+        if 0 < square <= SQUARE_MAX:
+            if spec.metric == Metric.COSINE:
+                wide /= math.sqrt(square)
+                unit: npt.NDArray[np.float32] = wide.astype(np.float32).reshape(1, -1)
+                return unit
+            return vectors.astype(np.float32, copy=sys.byteorder == "big")
+    # Squares in float64: the sum of 8192 squares of the largest float32 does not overflow.
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64, casting="safe")
+    bad = np.flatnonzero(~np.isfinite(squares))
+    if len(bad):
+        raise _bad_vector(vectors, int(bad[0]), ids, "finite float32 values (no NaN, no infinity)")
+    if spec.metric == Metric.COSINE:
+        zero = np.flatnonzero(squares == 0)
+        if len(zero):
+            raise _bad_vector(vectors, int(zero[0]), ids, "not all zeros: the cosine of a zero vector is undefined")
+        vectors = (vectors / np.sqrt(squares)[:, None]).astype(np.float32)
+    # A distance must be finite in float32, too.
+    huge = np.flatnonzero(squares > SQUARE_MAX)
+    if spec.metric != Metric.COSINE and len(huge):
+        raise _bad_vector(vectors, int(huge[0]), ids, "shorter than 6e18, so that distances fit float32")
+    return vectors.astype(np.float32, copy=sys.byteorder == "big")
+
+
+def _bad_vector(vectors: npt.NDArray[np.float32], row: int, ids: list[str] | None, allowed: str) -> InvalidArgument:
+    field = "vector" if ids is None else f"vector of {ids[row][:80]!r}"
+    shown = [float(value) for value in vectors[row, :4]]
+    return invalid(field, shown, allowed)

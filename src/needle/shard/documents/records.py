@@ -1,0 +1,126 @@
+"""The records of a replica's state: what `batch` decides, `documents` stores and searches get to see.
+
+Row id = collection id << 40 | ordinal. Plain values; they know neither SQLite nor commands.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from needle.base.model import CollectionSpec
+from needle.shard.apply.sessions import SessionRow
+from needle.shard.plan import PublishedSegment
+
+ORDINAL_BITS: Final = 40
+ORDINAL_MAX: Final = 2**32 - 1  # what a roaring bitmap holds
+ORDINAL_WARN: Final = ORDINAL_MAX // 2
+"""A collection that used up so many is reported: there is time to copy it into a new one."""
+
+
+class DocRef(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Where the current version of an id is. hash: digest.document_hash of it."""
+
+    ordinal: int
+    version: int
+    hash: bytes
+
+
+class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One collection incarnation. total: sum of its documents' hashes modulo 2^128."""
+
+    id: int
+    spec: CollectionSpec
+    next_ordinal: int = 0
+    documents: int = 0
+    total: int = 0
+
+
+class StoredDocument(msgspec.Struct, frozen=True, gc=False):
+    """One document as stored. metadata: JSON bytes (b"" for null). vector: little-endian float32 bytes, or b""."""
+
+    id: str
+    ordinal: int
+    version: int
+    metadata: bytes
+    vector: bytes = b""
+
+
+class AppliedAt(msgspec.Struct, frozen=True):
+    """The log position the state stands at, and the ids handed out so far."""
+
+    index: int = 0
+    term: int = 0
+    conf: bytes = b""
+    next_collection_id: int = 1
+
+
+class Doomed(msgspec.Struct):
+    """Row ids, and ids of dropped collections, that nothing points at any more."""
+
+    rows: list[int]
+    collections: list[int]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.collections)
+
+
+class WriteSet(msgspec.Struct):
+    """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
+    collection id and document id, None for one that is deleted. first_rows: the first of
+    `documents` of each collection. sessions: by id. answers: by session and seq, None for
+    one that is forgotten. size: bytes of the log entries. holdings: None if unchanged."""
+
+    at: AppliedAt
+    collections: dict[int, CollectionRecord]
+    removed: list[int]
+    documents: list[tuple[int, str, int, bytes]]
+    vectors: list[tuple[int, bytes | memoryview]]
+    ids: dict[tuple[int, str], DocRef | None]
+    graves: list[tuple[int]]
+    manifests: dict[int, list[PublishedSegment]]
+    sessions: dict[int, SessionRow]
+    sessions_removed: list[int]
+    answers: dict[tuple[int, int], bytes | None]
+    first_rows: dict[int, int]
+    size: int = 0
+    holdings: bytes | None = None
+
+    @property
+    def rows(self) -> int:
+        """About how many rows it writes or names."""
+        return len(self.documents) + len(self.graves)
+
+    @property
+    def rare(self) -> bool:
+        """Whether it changes what files and other shards are judged by when the replica is opened."""
+        return bool(self.manifests or self.removed) or self.holdings is not None
+
+    def merge(self, later: WriteSet) -> None:
+        """Add what the entries right behind these change."""
+        self.at = later.at
+        self.collections.update(later.collections)
+        self.removed += later.removed
+        self.documents += later.documents
+        self.vectors += later.vectors
+        for collection_id, row in later.first_rows.items():
+            self.first_rows.setdefault(collection_id, row)
+        self.ids.update(later.ids)
+        self.graves += later.graves
+        self.manifests.update(later.manifests)
+        for collection_id in later.removed:  # for want of room even a manifest may wait
+            self.manifests.pop(collection_id, None)
+        self.sessions.update(later.sessions)
+        for session in later.sessions_removed:
+            self.sessions.pop(session, None)
+        self.sessions_removed += later.sessions_removed
+        self.answers.update(later.answers)
+        self.size += later.size
+        if later.holdings is not None:
+            self.holdings = later.holdings
+
+
+def row_id(collection_id: int, ordinal: int) -> int:
+    """The SQLite row of an ordinal."""
+    return collection_id << ORDINAL_BITS | ordinal

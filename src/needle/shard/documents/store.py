@@ -1,0 +1,385 @@
+"""A replica's documents in SQLite: rows, collections, segment manifest, sessions and the applied index, together.
+
+This is the read side; document_writer.py writes, and may let batches of log entries wait in memory.
+
+Invariants:
+- A transaction takes whole batches of log entries, with the applied index, term and configuration inside it. So the
+  file always holds exactly the state after some applied index.
+- Reads see every batch written before them: what waits is committed first.
+- A row of `documents` and `vectors` never changes once written. A superseded or deleted document leaves `ids` in its
+  batch; its row is named in `graves` and deleted later (`purge`). Ordinals whose id does not point at them are dead.
+- Row id = collection id << 40 | ordinal. Collection ids are never used twice.
+
+Durability order: a transaction is not synced (synchronous=NORMAL): a power loss cuts the WAL's tail and the Raft log
+replays it. `checkpoint` moves everything into the main file, syncs it and leaves an empty WAL; only the applied index
+it returns may be compacted below.
+
+Metadata and vectors have a table each: reading metadata alone touches a tenth of the pages (measured: scanning 60,000
+documents of 384 dimensions 2.9 ms instead of 18 ms, for 7 % slower inserts).
+
+It must not know what commands mean, faiss, or Raft.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
+
+import apsw
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from needle.base.errors import CorruptDocuments, StorageError
+from needle.shard.apply.sessions import AnswerRow, SessionRow
+from needle.shard.disk import ReplicaDisk, disk_errors
+from needle.shard.documents.metadata_rows import Rows
+from needle.shard.documents.records import (
+    ORDINAL_BITS,
+    AppliedAt,
+    CollectionRecord,
+    StoredDocument,
+    row_id,
+)
+from needle.shard.documents.row_check import (
+    Checked,
+    Stored,
+    check_all,
+    check_rows,
+    check_sum,
+    read_small_tables,
+    stored_position,
+    stored_records,
+    sum_of_ids,
+    verify_image_file,
+)
+from needle.shard.documents.sqlite_file import FILE_NAME, connect, copy_pages
+from needle.shard.documents.writer import CHUNK, DocumentWriter, padded
+from needle.shard.plan import PublishedSegment
+
+
+class DocumentStore:
+    """The SQLite file of one replica. `writer` changes it; reads may come from any thread, each on a connection of its
+    own."""
+
+    def __init__(
+        self,
+        directory: str,
+        disk: ReplicaDisk,
+        failpoint: Callable[[str], None],
+        rows_max: int,
+        on_damage: Callable[[CorruptDocuments], None] = lambda _: None,
+    ) -> None:
+        """Open or create; arguments and errors are DocumentWriter's. on_damage: told of every CorruptDocuments that a
+        later call raises."""
+        self.path = os.path.join(directory, FILE_NAME)
+        self._idle: list[apsw.Connection] = []
+        self._all: list[apsw.Connection] = []
+        self._guard = threading.Lock()
+        self._on_damage = on_damage
+        self.writer = DocumentWriter(self.path, disk, failpoint, rows_max, on_damage)
+
+    def close(self) -> None:
+        """Close every connection. Waits for a write that is under way."""
+        self.writer.close()
+        with self._guard, disk_errors(self.path):
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+            self._idle.clear()
+
+    @contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """A read connection for this thread. Statements see every batch that was written before this call."""
+        self.writer.save()
+        with self._connection() as connection:
+            yield connection
+
+    @contextmanager
+    def _connection(self) -> Iterator[apsw.Connection]:
+        """One that sees what is committed."""
+        try:
+            with self._idle_connection() as connection:
+                yield connection
+        except CorruptDocuments as error:
+            self._on_damage(error)
+            raise
+
+    @contextmanager
+    def _idle_connection(self) -> Iterator[apsw.Connection]:
+        with disk_errors(self.path):
+            with self._guard:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                connection = connect(self.path)
+                connection.execute("PRAGMA query_only=1")
+                connection.execute("PRAGMA cache_size=-8192")
+                with self._guard:
+                    self._all.append(connection)
+            try:
+                with disk_errors(self.path, connection):
+                    yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                with self._guard:
+                    self._idle.append(connection)
+
+    def checkpoint(self) -> int:
+        """Make everything written durable; returns its applied index."""
+        # Most of the copying happens here, while transactions and reads go on.
+        with self.reading() as connection:
+            connection.execute("PRAGMA query_only=0")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            connection.execute("PRAGMA query_only=1")
+        return self.writer.checkpoint()
+
+    # --- the read side -----------------------------------------------------------------------------------------------
+    def applied(self) -> AppliedAt:
+        with self.reading() as connection:
+            return stored_position(connection, self.path)
+
+    def load(self) -> Loaded:
+        """Everything that a replica keeps in memory, from one consistent read. Raises CorruptDocuments, also when the
+        documents that ids point at do not have the sums that the log gave them."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            manifests: dict[int, list[PublishedSegment]] = {}
+            for row in connection.execute("SELECT * FROM segments ORDER BY collection_id, first"):
+                manifests.setdefault(row[0], []).append(PublishedSegment(*row))
+            sessions = connection.execute("SELECT id, nonce, used, acked FROM sessions ORDER BY used").fetchall()
+            answers = connection.execute("SELECT session, seq, answer FROM answers ORDER BY session, seq").fetchall()
+            records = stored_records(connection, self.path)
+            for record in records:
+                check_sum(self.path, record, *sum_of_ids(connection, record.id))
+            return Loaded(stored_position(connection, self.path), records, manifests, sessions, answers)
+
+    def live_ordinals(self, collection_id: int) -> npt.NDArray[np.uint32]:
+        """The ordinals of a collection that an id points at, unsorted."""
+        with self.reading() as connection:
+            rows = connection.execute("SELECT ordinal FROM ids WHERE collection_id = ?", (collection_id,))
+            return np.fromiter((row[0] for row in rows), np.uint32)
+
+    def by_ordinal(
+        self, collection_id: int, ordinals: Sequence[int], *, metadata: bool, vectors: bool
+    ) -> dict[int, StoredDocument]:
+        """Rows by ordinal, dead ones included until they are purged.
+
+        One aggregated row crosses from SQLite per chunk: APSW gives up the GIL for each row it returns, and getting
+        it back from a busy event loop can take a switch interval every time.
+        """
+        base = row_id(collection_id, 0)
+        found: dict[int, StoredDocument] = {}
+        column = "CAST(metadata AS TEXT)" if metadata else "''"
+        if ordinals:
+            self.writer.save_up_to(collection_id, base | max(ordinals))
+        with self._connection() as connection:
+            for start in range(0, len(ordinals), CHUNK):
+                part = padded([base | ordinal for ordinal in ordinals[start : start + CHUNK]])
+                marks = ",".join("?" * len(part))
+                (text,) = connection.execute(
+                    f"SELECT json_group_array(json_array(row, id, version, {column})) FROM documents "
+                    f"WHERE row IN ({marks})",
+                    part,
+                ).fetchone()
+                values = dict(
+                    connection.execute(f"SELECT row, vector FROM vectors WHERE row IN ({marks})", part).fetchall()
+                    if vectors
+                    else ()
+                )
+                for row, id_, version, stored in _decode_rows(text):
+                    at = row - base
+                    found[at] = StoredDocument(id_, at, version, stored.encode(), values.get(row, b""))
+        return found
+
+    def by_id(self, collection_id: int, ids: Sequence[str], *, vectors: bool) -> list[StoredDocument]:
+        """The current documents of `ids`, in the order asked for, from one consistent read; absent ids left out."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            return _by_id(connection, collection_id, ids, vectors)
+
+    def by_id_held(
+        self, collection_id: int, ids: Sequence[str], *, vectors: bool
+    ) -> tuple[list[StoredDocument], int, bytes | None]:
+        """`by_id`, with the applied index and the holdings at which it read."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            found = _by_id(connection, collection_id, ids, vectors)
+            meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
+            return found, meta["index"], meta.get("holdings")
+
+    def holdings(self) -> bytes | None:
+        """What the shard owns, as it was stored; None if that never changed."""
+        with self.reading() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = 'holdings'").fetchone()
+        return None if row is None else bytes(row[0])
+
+    def live(self, collection_id: int, *, metadata: bool) -> Iterator[tuple[int, str, bytes]]:
+        """(ordinal, id, metadata) of all current documents; metadata: b"" unless asked for."""
+        columns = "i.ordinal, i.id, " + ("d.metadata" if metadata else "x''")
+        join = f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) " if metadata else ""
+        with self.reading() as connection:
+            yield from connection.execute(
+                f"SELECT {columns} FROM ids i {join}WHERE i.collection_id = ?", (collection_id,)
+            )
+
+    def live_between(
+        self, collection_id: int, after: int, upto: int, *, metadata: bool
+    ) -> Iterator[tuple[int, str, bytes]]:
+        """`live`, of the ordinals above `after` and up to `upto`."""
+        base, column = row_id(collection_id, 0), "d.metadata" if metadata else "x''"
+        with self.reading() as connection:
+            yield from connection.execute(
+                f"SELECT i.ordinal, i.id, {column} FROM documents d "
+                f"CROSS JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
+                "WHERE d.row > ? AND d.row <= ?",
+                (collection_id, base + after, base + upto),
+            )
+
+    def page(self, collection_id: int, after: int, rows_max: int) -> list[StoredDocument]:
+        """The next current documents with ordinals above `after`, in their order, without vectors."""
+        base = row_id(collection_id, 0)
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT d.id, i.ordinal, d.version, d.metadata FROM documents d "
+                f"CROSS JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
+                "WHERE d.row > ? AND d.row < ? ORDER BY d.row LIMIT ?",
+                (collection_id, base + after, row_id(collection_id + 1, 0), rows_max),
+            ).fetchall()
+        return [StoredDocument(*row) for row in rows]
+
+    def metadata_between(self, collection_id: int, first: int, end: int) -> Rows:
+        """The metadata of the rows with ordinals in [first, end)."""
+        base = row_id(collection_id, 0)
+        return self._metadata(collection_id, base + end - 1, "row >= ? AND row < ?", (base + first, base + end))
+
+    def metadata_of(self, collection_id: int, ordinals: Sequence[int]) -> Rows:
+        """The metadata of the rows with these ordinals; absent ones are left out."""
+        base = row_id(collection_id, 0)
+        last = base + max(ordinals, default=0)
+        listed = msgspec.json.encode([base + ordinal for ordinal in ordinals]).decode()
+        return self._metadata(collection_id, last, "row IN (SELECT value FROM json_each(?))", (listed,))
+
+    def _metadata(self, collection_id: int, last: int, where: str, values: Sequence[Any]) -> Rows:
+        """One aggregated row, as in `by_ordinal`."""
+        self.writer.save_up_to(collection_id, last)
+        with self._connection() as connection:
+            rows, text = connection.execute(
+                f"SELECT json_group_array(row - {row_id(collection_id, 0)}), "
+                "group_concat(CASE WHEN length(metadata) = 0 THEN 'null' ELSE CAST(metadata AS TEXT) END) FROM "
+                f"(SELECT row, metadata FROM documents WHERE {where} ORDER BY row)",
+                values,
+            ).fetchone()
+        return Rows(msgspec.json.decode(rows, type=list[int]), f"[{text or ''}]")
+
+    def vectors_of(
+        self, collection_id: int, dimensions: int, ordinals: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Rows by ascending ordinals (n,): (those that are stored, vectors (n, dimensions))."""
+        base, found = row_id(collection_id, 0), []
+        with self.reading() as connection:
+            for start in range(0, len(ordinals), CHUNK):
+                part = ordinals[start : start + CHUNK] + base
+                low, high = int(part[0]), int(part[-1])
+                if high - low < 2 * len(part):  # few others lie between
+                    wanted = set(part.tolist())
+                    rows = connection.execute("SELECT row, vector FROM vectors WHERE row BETWEEN ? AND ?", (low, high))
+                    found += [one for one in rows if one[0] in wanted]
+                else:
+                    marks = padded(part.tolist())
+                    found += connection.execute(
+                        f"SELECT row, vector FROM vectors WHERE row IN ({','.join('?' * len(marks))}) ORDER BY row",
+                        marks,
+                    )
+        there = np.fromiter((row for row, _ in found), np.int64, len(found)) - base
+        vectors = np.frombuffer(b"".join(vector for _, vector in found), "<f4").reshape(len(found), dimensions)
+        return there, vectors.astype(np.float32, copy=False)
+
+    def graves(self, collection_id: int, upto: int) -> list[int]:
+        """Ordinals up to `upto` whose documents were deleted or replaced, and whose rows are not purged yet."""
+        base = row_id(collection_id, 0)
+        with self.reading() as connection:
+            rows = connection.execute("SELECT row FROM graves WHERE row BETWEEN ? AND ?", (base, base + upto))
+            return [row - base for (row,) in rows]
+
+    def copy_to(self, target: str) -> tuple[AppliedAt, list[PublishedSegment]]:
+        """Write a consistent image of the committed state into a new file, page by page, and check every row of it;
+        where it stands and its manifest. Neither apply nor searches wait for it."""
+        with self.reading() as connection:
+            copy_pages(connection, target)
+        try:
+            found = verify_image_file(target)
+        except CorruptDocuments as error:
+            self.stored()  # raises if it is not the copy that is bad
+            raise StorageError(f"the copy of {self.path} is bad: {error.message}", path=target) from error
+        return found.at, found.manifest
+
+    # --- checking what is stored --------------------------------------------------------------------------------------
+    def stored(self) -> Stored:
+        """Read every row, from one consistent read; where that was. Raises CorruptDocuments."""
+        with self._uncached() as connection:
+            connection.execute("BEGIN")
+            return check_all(connection, self.path)
+
+    def check_rows(self, collection_id: int, after: str, rows_max: int) -> Checked | None:
+        """See row_check.check_rows."""
+        with self._uncached() as connection:
+            return check_rows(connection, self.path, collection_id, after, rows_max)
+
+    def check_sums(self) -> None:
+        """Compare each collection's sum with what its ids add up to, and read the small tables. Raises
+        CorruptDocuments."""
+        with self._uncached() as connection:
+            connection.execute("BEGIN")
+            for record in stored_records(connection, self.path):
+                check_sum(self.path, record, *sum_of_ids(connection, record.id))
+            read_small_tables(connection, self.path)
+
+    @contextmanager
+    def _uncached(self) -> Iterator[apsw.Connection]:
+        """A connection that has read nothing yet: others may hold pages as they were before a bit of them flipped."""
+        self.writer.save()
+        try:
+            with disk_errors(self.path), closing(connect(self.path)) as connection:
+                connection.execute("PRAGMA query_only=1")
+                yield connection
+        except CorruptDocuments as error:
+            self._on_damage(error)
+            raise
+
+
+class Loaded(NamedTuple):
+    """See DocumentStore.load. manifests: by collection id. sessions by last use, answers by session and seq."""
+
+    at: AppliedAt
+    records: list[CollectionRecord]
+    manifests: dict[int, list[PublishedSegment]]
+    sessions: list[SessionRow]
+    answers: list[AnswerRow]
+
+
+def _by_id(connection: apsw.Connection, collection_id: int, ids: Sequence[str], vectors: bool) -> list[StoredDocument]:
+    found: dict[str, StoredDocument] = {}
+    columns = ", v.vector" if vectors else ", x''"
+    join = "JOIN vectors v ON v.row = d.row" if vectors else ""
+    for start in range(0, len(ids), CHUNK):
+        part = padded(ids[start : start + CHUNK])
+        rows = connection.execute(
+            f"SELECT d.id, i.ordinal, d.version, d.metadata{columns} FROM ids i "
+            f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) {join} "
+            f"WHERE i.collection_id = ? AND i.id IN ({','.join('?' * len(part))})",
+            (collection_id, *part),
+        ).fetchall()
+        found.update((row[0], StoredDocument(*row)) for row in rows)
+    return [found[id_] for id_ in dict.fromkeys(ids) if id_ in found]
+
+
+_row_decoder = msgspec.json.Decoder(list[tuple[int, str, int, str]])
+
+
+def _decode_rows(text: str) -> Iterable[tuple[int, str, int, str]]:
+    return _row_decoder.decode(text)

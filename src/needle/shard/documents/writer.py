@@ -1,0 +1,336 @@
+"""What a replica writes into its SQLite file: batches of log entries, checkpoints, and the purge of what is dead.
+
+A batch first waits in memory and is committed together with later ones: when somebody is about to read, when there are
+many, when no more come (server/replica.py), or at a checkpoint. For a commit costs a dozen system calls and a page of
+each table, whatever is in it. A crash loses what waits, as a power loss loses the WAL's tail: the log replays both.
+
+Invariants:
+- One commit takes whole batches, and the applied index, term and configuration behind the last of them.
+- `find` knows the batches that wait. Every other read comes after a `save` (documents.DocumentStore.reading).
+- After a failed commit nothing is committed any more: what memory holds may not be what the file holds.
+
+It must not know what commands mean, faiss, or Raft.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+
+from needle.base.errors import CorruptDocuments, StorageError
+from needle.base.file_errors import SHORTAGES
+from needle.shard.disk import ReplicaDisk, disk_errors
+from needle.shard.documents.records import CollectionRecord, DocRef, Doomed, WriteSet, row_id
+from needle.shard.documents.row_check import verify_image_file
+from needle.shard.documents.sqlite_file import open_writer
+
+log = logging.getLogger("needle.shard")
+
+CHUNK: Final = 512
+"""Ids of one statement."""
+WAITING_BYTES: Final = 1 << 20
+"""As much may wait, and `Limits.commit_rows_max` rows: it bounds what a crash has to replay, and for how long a commit
+delays an apply."""
+
+
+STEP_PAGES: Final = 128
+SPARE_PAGES: Final = 1024
+"""Pages (of 4 KiB) that are given back in one step, and that may stay free while writes go on."""
+
+
+def padded(items: Sequence[Any]) -> Sequence[Any]:
+    """Padded to a power of two by repeating the last, so that few different IN (...) statements are compiled."""
+    size = 1
+    while size < len(items):
+        size *= 2
+    return [*items, *[items[-1]] * (size - len(items))]
+
+
+class DocumentWriter:
+    """The one connection that writes, shared by apply, checkpoint and purge, which may come from different threads;
+    `save` may come from any."""
+
+    def __init__(
+        self,
+        path: str,
+        disk: ReplicaDisk,
+        failpoint: Callable[[str], None],
+        rows_max: int,
+        on_damage: Callable[[CorruptDocuments], None] = lambda _: None,
+    ) -> None:
+        """Open or create the file. rows_max: Limits.commit_rows_max. on_damage: told of every CorruptDocuments that
+        a later call raises. Raises UnsupportedFormat, CorruptDocuments or DiskFailed."""
+        self.path = path
+        self._disk = disk
+        self._failpoint = failpoint
+        self._rows_max = rows_max
+        self._on_damage = on_damage
+        self._waiting: WriteSet | None = None
+        self._failed: BaseException | None = None
+        self._lock = threading.Lock()
+        with disk_errors(path):
+            self._connection = open_writer(path, disk, verify_image_file)
+
+    def close(self) -> None:
+        """Commit what waits, if that is possible, and close the connection. Idempotent."""
+        with self._alone():
+            try:
+                if self._failed is None:
+                    self._save()
+            except (StorageError, *SHORTAGES) as error:
+                # Nothing is lost by it, and who closes because of a failure has that one to report.
+                log.warning("%s: what waited was not committed, the Raft log will bring it back: %s", self.path, error)
+            finally:
+                self._connection.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            with self._lock, disk_errors(self.path, self._connection):
+                yield
+        except CorruptDocuments as error:
+            self._on_damage(error)
+            raise
+
+    # --- batches of log entries --------------------------------------------------------------------------------------
+    def write(self, changes: WriteSet, *, may_wait: bool) -> None:
+        """Make one batch of entries part of the state. Not durable yet (module docstring). Raises StorageError."""
+        with self._alone():
+            self._check()
+            if self._waiting is None:
+                self._waiting = changes
+            else:
+                self._waiting.merge(changes)
+            many = self._waiting.rows >= self._rows_max or self._waiting.size >= WAITING_BYTES
+            if many or changes.rare or not may_wait:
+                try:
+                    self._save()
+                except SHORTAGES as error:
+                    log.error("%s: what is applied waits to be committed: %s", self.path, error)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to `save`; so it stays after a commit that failed."""
+        return self._waiting is not None
+
+    def save(self) -> None:
+        """Have every connection see what was written. Raises StorageError."""
+        if self._waiting is not None:
+            with self._alone():
+                try:
+                    self._save()
+                except SHORTAGES:
+                    if self._waiting is None or self._waiting.size:
+                        raise
+                    # Entries without a command (a new leader's) change nothing that a reader looks at.
+
+    def save_up_to(self, collection_id: int, row: int) -> None:
+        """The same for the documents of a collection up to this row: a search need not wait for the commits of a bulk
+        load if it has found older ones."""
+        waiting = self._waiting
+        if waiting is not None and row >= waiting.first_rows.get(collection_id, row + 1):
+            self.save()
+
+    def _check(self) -> None:
+        if isinstance(self._failed, StorageError):
+            raise self._failed
+        if self._failed is not None:
+            raise StorageError(f"{self.path}: an earlier commit failed ({self._failed!r}); restart the node")
+
+    def _save(self) -> None:
+        self._check()
+        if self._waiting is None:
+            return
+        try:
+            with disk_errors(self.path, self._connection):
+                self._commit(self._waiting)
+        except SHORTAGES:
+            raise  # it was rolled back, and waits on: the next attempt may find room
+        except BaseException as error:
+            self._failed = error
+            raise
+        # Only now: whoever sees that nothing waits must find everything in the file.
+        self._waiting = None
+        self._failpoint("apply-after-commit")
+
+    def _commit(self, changes: WriteSet) -> None:
+        run, many = self._connection.execute, self._connection.executemany
+        run("BEGIN IMMEDIATE")
+        try:
+            self._write_documents(changes)
+            if changes.collections:
+                many(
+                    "INSERT OR REPLACE INTO collections VALUES (?, ?, ?, ?, ?)",
+                    map(_collection_row, changes.collections.values()),
+                )
+            for collection_id in changes.removed:
+                run("DELETE FROM collections WHERE id = ?", (collection_id,))
+                run("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
+                run("INSERT OR IGNORE INTO dropped VALUES (?)", (collection_id,))
+            for collection_id, manifest in changes.manifests.items():
+                run("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
+                many("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", map(msgspec.structs.astuple, manifest))
+            if changes.sessions:
+                many("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", changes.sessions.values())
+            self._write_answers(changes)
+            if changes.sessions_removed:
+                gone = [(session,) for session in changes.sessions_removed]
+                many("DELETE FROM sessions WHERE id = ?", gone)
+                many("DELETE FROM answers WHERE session = ?", gone)
+            many("UPDATE meta SET value = ? WHERE name = ?", _applied_rows(changes))
+            if changes.holdings is not None:
+                run("INSERT OR REPLACE INTO meta VALUES ('holdings', ?)", (changes.holdings,))
+            self._failpoint("apply-before-commit")
+            run("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _write_answers(self, changes: WriteSet) -> None:
+        many = self._connection.executemany
+        forgotten = [key for key, answer in changes.answers.items() if answer is None]
+        if forgotten:
+            many("DELETE FROM answers WHERE session = ? AND seq = ?", forgotten)
+        if len(forgotten) < len(changes.answers):
+            kept = ((*key, answer) for key, answer in changes.answers.items() if answer is not None)
+            many("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", kept)
+
+    def _write_documents(self, changes: WriteSet) -> None:
+        many = self._connection.executemany
+        if changes.documents:
+            many("INSERT INTO documents VALUES (?, ?, ?, ?)", changes.documents)
+            many("INSERT INTO vectors VALUES (?, ?)", changes.vectors)
+        removed = [key for key, ref in changes.ids.items() if ref is None]
+        if removed:
+            many("DELETE FROM ids WHERE collection_id = ? AND id = ?", removed)
+        if len(removed) < len(changes.ids):
+            many("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?, ?)", _id_rows(changes))
+        if changes.graves:
+            many("INSERT INTO graves VALUES (?)", changes.graves)
+
+    def find(self, collection_id: int, ids: Sequence[str]) -> dict[str, DocRef]:
+        """The current versions of `ids`, as of the last batch written; absent ids are left out."""
+        found: dict[str, DocRef] = {}
+        with self._alone():
+            if self._waiting is not None:
+                ids = _found_waiting(self._waiting, collection_id, ids, found)
+            for start in range(0, len(ids), CHUNK):
+                part = padded(ids[start : start + CHUNK])
+                marks = ",".join("?" * len(part))
+                rows = self._connection.execute(
+                    f"SELECT id, ordinal, version, hash FROM ids WHERE collection_id = ? AND id IN ({marks})",
+                    (collection_id, *part),
+                )
+                for id_, ordinal, version, hash_ in rows:
+                    found[id_] = DocRef(ordinal, version, hash_)
+        return found
+
+    # --- checkpoints and purges --------------------------------------------------------------------------------------
+    def checkpoint(self) -> int:
+        """Make everything written durable; returns its applied index. On return the WAL is empty, unless somebody
+        reads for long."""
+        with self._alone():
+            self._save()
+            index = int(self._connection.execute("SELECT value FROM meta WHERE name = 'index'").fetchone()[0])
+            busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            if busy:  # a long read (an export) holds the WAL: then the WAL itself has to be durable
+                self._disk.sync(self.path + "-wal")
+            self._disk.sync(self.path)
+        return index
+
+    def doomed(self, at_least: int = 0) -> Doomed:
+        """What `purge` may delete: superseded and deleted rows, unless they are fewer than that, and dropped
+        collections, as of now."""
+        with self._alone():
+            self._save()
+            # Counted first: what stays for now is looked at often, and apply waits meanwhile.
+            some = "SELECT count(*) FROM (SELECT 1 FROM graves LIMIT ?)"
+            enough = self._connection.execute(some, (at_least,)).fetchone()[0] >= at_least
+            rows = self._connection.execute("SELECT row FROM graves ORDER BY row").fetchall() if enough else []
+            dropped = self._connection.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
+        return Doomed([row for (row,) in rows], [collection_id for (collection_id,) in dropped])
+
+    def purge(self, doomed: Doomed, rows_max: int) -> bool:
+        """Delete up to rows_max doomed rows in one transaction; False once nothing is left. The caller makes sure that
+        no search reads them. When it happens differs between replicas, and nothing else depends on it."""
+        with self._alone():
+            run = self._connection.execute
+            run("BEGIN IMMEDIATE")
+            try:
+                if doomed.rows:
+                    self._delete_rows("documents", doomed.rows[:rows_max])
+                    self._delete_rows("graves", doomed.rows[:rows_max])
+                    del doomed.rows[:rows_max]
+                elif doomed.collections and not self._purge_dropped(doomed.collections[0], rows_max):
+                    run("DELETE FROM dropped WHERE collection_id = ?", (doomed.collections.pop(0),))
+                run("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+        return bool(doomed.rows or doomed.collections)
+
+    def give_back(self, *, all_of_it: bool) -> bool:
+        """Give some pages that hold nothing back to the file system, once the file is checkpointed; False if there are
+        none, or, unless `all_of_it`, few enough to be used again."""
+        with self._alone():
+            self._save()
+            free = self._connection.execute("PRAGMA freelist_count").fetchone()[0]
+            pages = self._connection.execute("PRAGMA page_count").fetchone()[0]
+            if free <= (0 if all_of_it else max(SPARE_PAGES, pages // 8)):
+                return False
+            self._connection.execute(f"PRAGMA incremental_vacuum({STEP_PAGES})").fetchall()
+        return True
+
+    def _delete_rows(self, table: str, rows: Sequence[int]) -> None:
+        tables = ("documents", "vectors") if table == "documents" else (table,)
+        for name in tables:
+            self._connection.executemany(f"DELETE FROM {name} WHERE row = ?", [(row,) for row in rows])
+
+    def _purge_dropped(self, collection_id: int, rows_max: int) -> bool:
+        """Delete some rows of a dropped collection; False if it had none."""
+        run = self._connection.execute
+        low, high = row_id(collection_id, 0), row_id(collection_id + 1, 0)
+        rows = run("SELECT row FROM documents WHERE row >= ? AND row < ? LIMIT ?", (low, high, rows_max)).fetchall()
+        self._delete_rows("documents", [row for (row,) in rows])
+        names = run("SELECT id FROM ids WHERE collection_id = ? LIMIT ?", (collection_id, rows_max)).fetchall()
+        pairs = [(collection_id, name) for (name,) in names]
+        self._connection.executemany("DELETE FROM ids WHERE collection_id = ? AND id = ?", pairs)
+        run("DELETE FROM graves WHERE row >= ? AND row < ?", (low, high))
+        return bool(rows or names)
+
+
+def _found_waiting(waiting: WriteSet, collection_id: int, ids: Sequence[str], found: dict[str, DocRef]) -> list[str]:
+    """Put those of `ids` that wait into `found`; the others, which only the file knows."""
+    others, known = [], waiting.ids
+    for id_ in ids:
+        key = (collection_id, id_)
+        if key not in known:
+            others.append(id_)
+        elif (ref := known[key]) is not None:
+            found[id_] = ref
+    return others
+
+
+def _id_rows(changes: WriteSet) -> Iterable[tuple[int, str, int, int, bytes]]:
+    for (collection_id, id_), ref in changes.ids.items():
+        if ref is not None:
+            yield collection_id, id_, ref.ordinal, ref.version, ref.hash
+
+
+def _applied_rows(changes: WriteSet) -> list[tuple[int | bytes, str]]:
+    at = changes.at
+    return [(at.index, "index"), (at.term, "term"), (at.conf, "conf"), (at.next_collection_id, "next_collection_id")]
+
+
+def _collection_row(record: CollectionRecord) -> tuple[int, bytes, int, int, bytes]:
+    spec = msgspec.msgpack.encode(record.spec)
+    return (record.id, spec, record.next_ordinal, record.documents, record.total.to_bytes(16, "little"))

@@ -1,0 +1,369 @@
+"""One indexed field: runs of documents with sorted columns of the field's values, and what operators make of them.
+
+The answer never depends on the index: base.filter_operators is the definition, and what the columns cannot tell is
+reported as `maybe`, for the documents to decide. MATCHERS has every operator, or this module cannot be imported.
+
+Invariants: runs are immutable and consecutive; a state covers every stored ordinal below `end`; a reader works on one
+`FieldState`, which is swapped whole. It must not know how documents are stored, views, or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from pyroaring import BitMap
+
+from needle.base.errors import Internal
+from needle.base.filters.nodes import lookup
+from needle.base.filters.operators import OPERATORS, kind
+from needle.base.instants import Instant, instant_key
+from needle.shard.fields.value_columns import Bounds, Column, Floats, Integers, LargeIntegers, Match, Texts, Times
+
+Path = tuple[str, ...]
+
+RUN_BYTES: Final = 1000
+"""What an empty run takes."""
+
+COLUMNS: Final[dict[str, type[Column]]] = {
+    "integers": Integers,
+    "large": LargeIntegers,
+    "floats": Floats,
+    "texts": Texts,
+    "times": Times,
+}
+
+
+class Run:
+    """The field in the documents with ordinals in [first, end). rows: how many those are. odd: ordinals with a value
+    that no column can hold."""
+
+    def __init__(
+        self, first: int, end: int, rows: int, marks: Sequence[BitMap], odd: BitMap, columns: dict[str, Column]
+    ) -> None:
+        self.first, self.end, self.rows = first, end, rows
+        self.marks = tuple(marks)
+        self.odd = odd
+        self.columns = columns
+        sets = sum(_set_bytes(found) for found in (*marks, odd))
+        self.nbytes = RUN_BYTES + sets + sum(column.nbytes for column in columns.values())
+
+    @property
+    def size(self) -> int:
+        """What merging it costs: postings and rows."""
+        return max(self.rows, *(len(column.ordinals) for column in self.columns.values()), 1)
+
+
+PRESENT, NULL, TRUE, FALSE = range(4)
+
+
+def _set_bytes(found: BitMap) -> int:
+    """At most: a container of 65,536 takes 8 KiB, or 2 bytes for each of its members."""
+    return min(2 * len(found), 8192 * (1 + (found.max() - found.min()) // 65_536)) if found else 0
+
+
+def merged(runs: Sequence[Run]) -> Run:
+    """One run of consecutive ones. Its work is numpy's, without the GIL."""
+    columns = {}
+    for name in COLUMNS:
+        parts = [run.columns[name] for run in runs if name in run.columns]
+        if parts:
+            columns[name] = type(parts[0]).merged(parts)
+    marks = [BitMap.union(*(run.marks[at] for run in runs)) for at in range(4)]
+    odd = BitMap.union(*(run.odd for run in runs))
+    return Run(runs[0].first, runs[-1].end, sum(run.rows for run in runs), marks, odd, columns)
+
+
+class FieldState(NamedTuple):
+    """runs, consecutive from ordinal 0 to `end`."""
+
+    runs: tuple[Run, ...] = ()
+    end: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(run.nbytes for run in self.runs)
+
+    @property
+    def rows(self) -> int:
+        return sum(run.rows for run in self.runs)
+
+    @property
+    def found(self) -> bool:
+        """Whether any document has the field."""
+        return any(run.marks[PRESENT] for run in self.runs)
+
+    def with_run(self, run: Run, merge_max: int) -> FieldState:
+        """Followed by a run, and merged as far as no merge costs more than `merge_max`."""
+        if run.first != self.end:
+            raise Internal(f"a run that begins at ordinal {run.first} cannot follow one that ends at {self.end}")
+        state = FieldState((*self.runs, run), run.end)
+        while (pair := state.due()) is not None and pair[0].size + pair[1].size <= merge_max:
+            state = state.with_merged(pair, merged(pair))
+        return state
+
+    def due(self) -> tuple[Run, Run] | None:
+        """Two neighbours that should be one, the newest first: each is larger than all that follow it, so there are
+        few, and each document is merged seldom."""
+        for at in range(len(self.runs) - 1, 0, -1):
+            if self.runs[at - 1].size < 2 * self.runs[at].size:
+                return self.runs[at - 1], self.runs[at]
+        return None
+
+    def with_merged(self, pair: tuple[Run, Run], run: Run) -> FieldState:
+        """With `run` in place of the pair, if it is still there."""
+        for at in range(len(self.runs) - 1):
+            if self.runs[at] is pair[0] and self.runs[at + 1] is pair[1]:
+                return FieldState((*self.runs[:at], run, *self.runs[at + 2 :]), self.end)
+        return self
+
+    # --- what the columns say, of all ordinals below `end` -----------------------------------------------------------
+    def marked(self, mark: int) -> BitMap:
+        """The ordinals where the field is there (PRESENT), or has a null, true or false."""
+        return BitMap.union(BitMap(), *(run.marks[mark] for run in self.runs))
+
+    def match(self, ask: Callable[[Run], Iterable[Match]]) -> Match:
+        """The union of what each run's columns answer; odd values may match."""
+        sure, maybe = [], []
+        for run in self.runs:
+            maybe.append(run.odd)
+            for found in ask(run):
+                sure.append(found.sure)
+                maybe.append(found.maybe)
+        return Match(BitMap.union(BitMap(), *sure), BitMap.union(BitMap(), *maybe))
+
+
+# --- from documents --------------------------------------------------------------------------------------------------
+class _Collector:
+    """Values of one run, as they come."""
+
+    def __init__(self) -> None:
+        self.marks: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
+        self.odd: list[int] = []
+        self.keys: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self.owners: dict[str, list[int]] = {name: [] for name in COLUMNS}
+
+    def put(self, column: str, key: Any, ordinal: int) -> None:
+        self.keys[column].append(key)
+        self.owners[column].append(ordinal)
+
+    def value(self, value: Any, ordinal: int) -> None:
+        """A scalar that the field stands for."""
+        if value is None:
+            self.marks[NULL].append(ordinal)
+        elif isinstance(value, bool):
+            self.marks[TRUE if value else FALSE].append(ordinal)
+        elif isinstance(value, str):
+            self.text(value, ordinal)
+        else:
+            self.number(value, ordinal)
+
+    def text(self, value: str, ordinal: int) -> None:
+        data = value.encode()
+        if b"\0" in data:
+            self.odd.append(ordinal)
+        else:
+            self.put("texts", Texts.key(data), ordinal)
+
+    def number(self, value: int | float, ordinal: int) -> None:
+        whole = int(value)
+        if whole != value:
+            self.put("floats", value, ordinal)
+        elif Integers.low <= whole < Integers.high:
+            self.put("integers", whole, ordinal)
+        elif LargeIntegers.low <= whole < LargeIntegers.high:
+            self.put("large", whole, ordinal)
+        elif isinstance(value, float):
+            self.put("floats", value, ordinal)
+        else:
+            self.odd.append(ordinal)
+
+    def instant(self, value: Any, ordinal: int) -> None:
+        """The same for an index of instants: texts that are none are not in it."""
+        at = instant_key(value) if isinstance(value, str) else None
+        if at is None:
+            return
+        micros, exact = Times.key(at)
+        if exact:
+            self.put("times", micros, ordinal)
+        else:
+            self.odd.append(ordinal)
+
+
+def run_of(
+    path: Path, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any], *, instants: bool
+) -> Run:
+    """The field in decoded documents, whose ordinals ascend in [first, end). instants: of the texts that are RFC 3339
+    date-times, as such; nothing else."""
+    if not instants and len(path) == 1 and (alike := _alike(path[0], first, end, ordinals, documents)) is not None:
+        return alike
+    to = _Collector()
+    take = to.instant if instants else to.value
+    for ordinal, document in zip(ordinals, documents, strict=True):
+        present, found = lookup(document, path)
+        if present:
+            to.marks[PRESENT].append(ordinal)
+            for value in found:
+                take(value, ordinal)
+    columns = {name: kind_.made(to.keys[name], to.owners[name]) for name, kind_ in COLUMNS.items() if to.keys[name]}
+    return Run(first, end, len(ordinals), [BitMap(mark) for mark in to.marks], BitMap(to.odd), columns)
+
+
+def _alike(key: str, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any]) -> Run | None:
+    """The same where each document has a value of one simple type: in a third of the time. None: not so here."""
+    if set(map(type, documents)) != {dict}:
+        return None
+    values = [document.get(key) for document in documents]
+    types = set(map(type, values))
+    if types == {str}:
+        texts = [value.encode() for value in values]
+        if any(b"\0" in text for text in texts):
+            return None
+        columns = {"texts": Texts.made([Texts.key(text) for text in texts], ordinals)}
+    elif types == {int}:
+        if min(values) < Integers.low or max(values) >= Integers.high:
+            return None
+        columns = {"integers": Integers.made(values, ordinals)}
+    elif types == {float}:
+        numbers, owners = np.array(values), np.array(ordinals, np.uint32)
+        whole = (np.floor(numbers) == numbers) & (np.abs(numbers) < Integers.high)
+        if np.any(np.abs(numbers[~whole]) >= Integers.high):
+            return None
+        parts = {"floats": Floats.made(numbers[~whole], owners[~whole])} if not whole.all() else {}
+        ints = {"integers": Integers.made(numbers[whole].astype(np.int64), owners[whole])} if whole.any() else {}
+        columns = {**parts, **ints}
+    else:
+        return None
+    marks = [BitMap(ordinals), BitMap(), BitMap(), BitMap()]
+    return Run(first, end, len(ordinals), marks, BitMap(), columns)
+
+
+# --- operators -------------------------------------------------------------------------------------------------------
+class Known(NamedTuple):
+    """What is known of one field: its values, its texts as instants, and the ordinals that both cover, dead ones left
+    out. An index that is not there is None, and then nothing that needs it may be asked."""
+
+    values: FieldState | None
+    instants: FieldState | None
+    universe: BitMap
+
+    def state(self, value: Any) -> FieldState:
+        """Where to look for an operand."""
+        state = self.instants if isinstance(value, Instant) else self.values
+        if state is None:
+            raise Internal(f"a field is asked for {value!r} without the index for it")
+        return state
+
+
+_NUMBERS: Final = ("integers", "large", "floats")
+_OF_KIND: Final = {"number": _NUMBERS, "string": ("texts",), "instant": ("times",)}
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode()
+    return value.key if isinstance(value, Instant) else value
+
+
+def _equal(known: Known, value: Any) -> Match:
+    return _any_equal(known, (value,))
+
+
+def _any_equal(known: Known, values: Sequence[Any]) -> Match:
+    """Equal to one of the values, which are asked for together: a list may have thousands."""
+    by_kind: dict[str, list[Any]] = {}
+    for value in values:
+        by_kind.setdefault(kind(value), []).append(value)
+    parts = [_ANY_OF_KIND[name](known, same_kind) for name, same_kind in by_kind.items()]
+    return any_of(parts)
+
+
+def _null(known: Known, _: Sequence[Any]) -> Match:
+    state = known.state(None)
+    return Match(state.marked(NULL) | (known.universe - state.marked(PRESENT)), BitMap())
+
+
+def _bools(known: Known, values: Sequence[Any]) -> Match:
+    state = known.state(True)
+    return Match(BitMap.union(BitMap(), *(state.marked(TRUE if v else FALSE) for v in set(values))), BitMap())
+
+
+def _keyed(known: Known, values: Sequence[Any]) -> Match:
+    names, keys = _OF_KIND[kind(values[0])], [_key(value) for value in values]
+    return known.state(values[0]).match(
+        lambda run: [Match(run.columns[name].equal(keys), BitMap()) for name in names if name in run.columns]
+    )
+
+
+_ANY_OF_KIND: Final[dict[str, Callable[[Known, Sequence[Any]], Match]]] = {
+    "null": _null,
+    "bool": _bools,
+    "number": _keyed,
+    "string": _keyed,
+    "instant": _keyed,
+}
+
+
+def _within(known: Known, low: Any, low_in: bool, high: Any, high_in: bool) -> Match:
+    given = high if low is None else low
+    bounds = Bounds(None if low is None else _key(low), low_in, None if high is None else _key(high), high_in)
+    names = _OF_KIND[kind(given)]
+    return known.state(given).match(
+        lambda run: [run.columns[name].between(bounds) for name in names if name in run.columns]
+    )
+
+
+def _texts(known: Known, ask: Callable[[Texts], Match]) -> Match:
+    def of(run: Run) -> list[Match]:
+        column = run.columns.get("texts")
+        return [ask(column)] if isinstance(column, Texts) else []
+
+    return known.state("").match(of)
+
+
+def _exists(known: Known, wanted: Any) -> Match:
+    there = known.state(None).marked(PRESENT)
+    return Match(there if wanted else known.universe - there, BitMap())
+
+
+def negated(universe: BitMap, found: Match) -> Match:
+    """What does not match, of a universe."""
+    maybe = found.maybe - found.sure
+    return Match(universe - found.sure - maybe, maybe & universe)
+
+
+def all_of(parts: Sequence[Match]) -> Match:
+    """What matches every part, of which there is at least one."""
+    sure = BitMap.intersection(*(part.sure for part in parts))
+    return Match(sure, BitMap.intersection(*(part.sure | part.maybe for part in parts)) - sure)
+
+
+def any_of(parts: Sequence[Match]) -> Match:
+    """What matches at least one part."""
+    sure = BitMap.union(BitMap(), *(part.sure for part in parts))
+    return Match(sure, BitMap.union(BitMap(), *(part.maybe for part in parts)) - sure)
+
+
+MATCHERS: Final[dict[str, Callable[[Known, Any], Match]]] = {
+    "$eq": _equal,
+    "$ne": lambda known, value: negated(known.universe, _equal(known, value)),
+    "$gt": lambda known, value: _within(known, value, False, None, False),
+    "$gte": lambda known, value: _within(known, value, True, None, False),
+    "$lt": lambda known, value: _within(known, None, False, value, False),
+    "$lte": lambda known, value: _within(known, None, False, value, True),
+    "$between": lambda known, value: _within(known, value[0], True, value[1], True),
+    "$in": _any_equal,
+    "$nin": lambda known, values: negated(known.universe, _any_equal(known, values)),
+    "$all": lambda known, values: all_of([_equal(known, v) for v in values] or [Match(BitMap(), BitMap())]),
+    "$contains": lambda known, text: _texts(known, lambda column: column.containing(text.encode())),
+    "$starts_with": lambda known, text: _texts(known, lambda column: column.starting(text.encode())),
+    "$exists": _exists,
+}
+"""matcher(known, operand): may say something of ordinals outside of `known.universe`, must not err inside."""
+
+LOOK_AT_ALL: Final = frozenset(["$contains"])
+"""Operators whose matchers look at every different value."""
+
+if MATCHERS.keys() != OPERATORS.keys():
+    raise Internal(f"the field index lacks, or has too many, operators: {set(MATCHERS) ^ set(OPERATORS)}")

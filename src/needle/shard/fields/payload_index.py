@@ -1,0 +1,333 @@
+"""A filter becomes the exact set of ordinals that match it, by field indexes where there are some.
+
+What the indexes are sure of (filter_match.py) is taken from them; only what they leave undecided is read, and judged by
+the definition (base.filter_nodes.evaluate). So the answer never depends on what is indexed, and a condition on a field
+without an index costs as much as the other conditions leave.
+
+A field is indexed when it is first filtered on. If reading what is undecided would cost more, a search that needs the
+index makes it, as far as builders.py allows; otherwise it is left to `work`, which the server calls in the background.
+What does not fit into the memory there is (index_budget.py) stays without an index.
+
+Apply only appends new documents to a list; searches and `work` take them from there into the indexes that they need. So
+nothing that a search does holds up apply, whatever is indexed.
+
+Threads: `add` is apply's; everything else may be called by any. It must not know SQLite, vectors or Raft.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Final
+
+from pyroaring import BitMap
+
+from needle.base.errors import StorageError
+from needle.base.file_errors import SHORTAGES
+from needle.base.filters.nodes import Node, evaluate
+from needle.shard.documents.metadata_rows import Rows, Stored, decode_rows
+from needle.shard.documents.tail import TAIL_BYTES, Tail
+from needle.shard.fields.builders import BeingIndexed, Builders
+from needle.shard.fields.field_index import FieldState, merged, run_of
+from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_of
+from needle.shard.fields.index_budget import IndexBudget
+
+log = logging.getLogger("needle.shard")
+
+FIELDS_MAX: Final = 256
+"""Indexed fields of a collection; the one that was not asked for longest makes place, first of those that no document
+has."""
+PIECE_ROWS_MAX: Final = 2048
+PIECE_BYTES: Final = 512 << 10
+"""One piece of work reads about so much."""
+MERGE_MAX: Final = 1 << 15
+"""Larger runs are merged in the background."""
+READ_FEW: Final = 32
+READ_SHARE: Final = 8
+"""Undecided documents are read if they are fewer than this, or than this part of what an index still lacks."""
+BLOAT_ROWS: Final = 1 << 16
+EMPTY_BYTES: Final = 2000
+"""A field without any value takes about that much."""
+
+
+class Field:
+    """The index of one field.
+
+    nbytes, used_at: the budget's. refused: there was no room for the bytes it `needs`. asked: a search found that it
+    lacks documents. fresh: is made in its place, without what was purged. tried: how many rows it had then.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.state = FieldState()
+        self.fresh: FieldState | None = None
+        self.refused = self.asked = False
+        self.refused_at = self.needs = self.tried = self.nbytes = self.used_at = 0
+
+    def give_back(self) -> None:
+        self.state, self.fresh = FieldState(), None
+
+    def publish(self, state: FieldState, fresh: FieldState | None) -> None:
+        self.state, self.fresh = state, fresh
+
+
+class PayloadIndex:
+    """The field indexes of one collection incarnation."""
+
+    def __init__(self, stored: Stored, budget: IndexBudget, collection_id: int = 0) -> None:
+        self._id = collection_id
+        self._stored = stored
+        self._budget = budget
+        self._fields: dict[Key, Field] = {}
+        self._tail = Tail()
+        self._end = self._live = 0
+        self._piece_rows = 256
+        self._closed = False
+        self._lock = threading.Lock()
+        """Of the fields' table."""
+        self._building = threading.Lock()
+        """Held by whoever does a piece of work."""
+
+    def indexed(self) -> list[str]:
+        """The fields that have an index of all documents that a search has seen."""
+        with self._lock:
+            fields = list(self._fields.values())
+        return [".".join(one.key[0]) for one in fields if not one.refused and one.state.end >= self._end]
+
+    def close(self) -> None:
+        """Give the memory back; searches that run get their answers by reading."""
+        with self._lock:
+            self._closed = True
+            fields, self._fields = list(self._fields.values()), {}
+        for field in fields:
+            self._budget.release(field)
+        self._budget.release(self._tail)
+        self._budget.forget(self)
+
+    # --- apply -------------------------------------------------------------------------------------------------------
+    def add(self, documents: Sequence[tuple[int, bytes]]) -> None:
+        """New documents, (ordinal, metadata JSON), ascending; they are stored already. Every one comes here, before a
+        view that holds it is published."""
+        self._tail.add(documents)
+
+    # --- searches ----------------------------------------------------------------------------------------------------
+    def within(
+        self,
+        node: Node,
+        end: int,
+        universe: BitMap,
+        builders: Builders | None = None,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> BitMap:
+        """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly. builders:
+        who may make an index here and now; anybody may without. go_on: called every now and then; what it raises ends
+        the work. Raises StorageError, BeingIndexed."""
+        fields = self._wanted(node)
+        self._end, self._live = max(self._end, end), len(universe)
+        if fields:
+            self._budget.use([*fields.values(), self._tail])
+            self._keep_tail()
+            self._budget.note([(self._id, *key) for key, one in fields.items() if one.nbytes > 2 * EMPTY_BYTES])
+        made = False
+        while True:
+            states = {key: field.state for key, field in fields.items()}
+            found = judge(node, Asked(states, end, universe, go_on))
+            maybe = found.maybe & universe
+            lacking = [one for one in fields.values() if not one.refused and states[one.key].end < end]
+            missing = max((end - states[one.key].end for one in lacking), default=0)
+            if made or not lacking or len(maybe) <= max(READ_FEW, missing // READ_SHARE):
+                break
+            self._make(lacking, end, builders, go_on)
+            made = True
+        for one in lacking:
+            one.asked = True
+        if lacking or any(one.state.due() or self._bloated(one) for one in fields.values()):
+            self._budget.ask(self)
+        sure = found.sure & universe
+        return sure | self._decided(node, maybe, go_on) if maybe else sure
+
+    def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None, go_on: Callable[[], None]) -> None:
+        """Make the indexes whole. Raises BeingIndexed if others do such work; the background begins meanwhile."""
+        try:
+            with nullcontext() if builders is None else builders.place():
+                while self._advance(lacking, end):
+                    go_on()
+        except BeingIndexed:
+            for one in lacking:
+                one.asked = True
+            self._budget.ask(self)
+            raise
+
+    def _wanted(self, node: Node) -> dict[Key, Field]:
+        """The fields that a filter needs, in the table from now on."""
+        keys = dict.fromkeys(key for compare in compares(node) for key in keys_of(compare))
+        dropped = []
+        with self._lock:
+            if self._closed:
+                return {key: _refused(key) for key in keys}
+            fields = {key: self._fields.get(key) or Field(key) for key in keys}
+            self._fields.update(fields)
+            while len(self._fields) > max(FIELDS_MAX, len(fields)):
+                others = [one for key, one in self._fields.items() if key not in fields]
+                dropped.append(min(others, key=lambda one: (one.state.found, one.used_at)))
+                del self._fields[dropped[-1].key]
+        for one in dropped:
+            self._budget.release(one)
+        for one in fields.values():
+            if one.refused and self._budget.worth_trying(one.refused_at, one.needs):
+                one.refused = False
+        return fields
+
+    def prepare(self, keys: Sequence[Key], end: int) -> None:
+        """Have the background make these indexes of the documents below `end`, though no search asked here. end: of a
+        view that is published, so that all of them have been added."""
+        with self._lock:
+            room = max(0, FIELDS_MAX - len(self._fields))
+            absent = [key for key in keys if key not in self._fields][: 0 if self._closed else room]
+            self._fields.update({key: Field(key) for key in absent})
+            fields = [self._fields[key] for key in keys if key in self._fields]
+        self._end = max(self._end, end)
+        lacking = [one for one in fields if not one.refused and one.state.end < end]
+        for one in fields:
+            one.used_at = self._budget.uses
+        self._tail.used_at = self._budget.uses
+        if fields:
+            self._keep_tail()
+        for one in lacking:
+            one.asked = True
+        if lacking:
+            self._budget.ask(self)
+
+    def _keep_tail(self) -> None:
+        if not self._tail.nbytes:
+            self._budget.hold(self._tail, 2 * TAIL_BYTES, self._tail.keep)
+        if self._closed:
+            self._budget.release(self._tail)
+
+    def _decided(self, node: Node, maybe: BitMap, go_on: Callable[[], None]) -> BitMap:
+        """Those of `maybe` that match, by the documents themselves."""
+        keys = frozenset(compare.path[0] for compare in compares(node))
+        found = BitMap()
+        ordinals, at, start = maybe.to_array(), 0, self._tail.start()
+        while at < len(ordinals):
+            go_on()
+            part = list(ordinals[at : at + self._piece_rows])
+            if part[0] < start <= part[-1]:
+                part = part[: bisect_left(part, start)]
+            at += len(part)
+            first, last = part[0], part[-1]
+            rows = self._tail.between(first, last + 1)
+            if rows is None:
+                dense = last - first < READ_SHARE // 2 * len(part)
+                rows = self._stored.between(first, last + 1) if dense else self._stored.some(part)
+            documents = decode_rows(rows, keys)
+            pairs = zip(rows.ordinals, documents, strict=True)
+            found.update([ordinal for ordinal, one in pairs if ordinal in maybe and evaluate(node, one)])
+            self._fit_pieces(rows)
+        return found
+
+    # --- making indexes ----------------------------------------------------------------------------------------------
+    def _fetch(self, first: int, end: int) -> tuple[Rows, int]:
+        """The next documents from `first` on, and up to where they are all."""
+        upto = min(end, first + self._piece_rows)
+        rows = self._tail.between(first, upto)
+        if rows is None:
+            rows = self._stored.between(first, upto)
+            self._fit_pieces(rows)
+        return rows, upto
+
+    def _fit_pieces(self, rows: Rows) -> None:
+        """Read as many at a time as take about PIECE_BYTES."""
+        fitting = PIECE_BYTES * max(1, len(rows.ordinals)) // max(1, len(rows.json))
+        self._piece_rows = max(16, min(PIECE_ROWS_MAX, 2 * self._piece_rows, fitting))
+
+    def _advance(self, fields: Sequence[Field], end: int) -> bool:
+        """Take the next piece of documents below `end` into those that lack it; False if none lacks anything."""
+        with self._building:
+            lacking = [one for one in fields if not one.refused and one.state.end < end]
+            if not lacking or self._closed:
+                return False
+            # Each as it is now: the budget may take a field back at any moment, and a run must follow its own state.
+            states = {one: one.state for one in lacking}
+            first = min(state.end for state in states.values())
+            behind = [one for one in lacking if states[one].end == first]
+            rows, upto = self._fetch(first, min([end, *(states[one].end for one in lacking if one not in behind)]))
+            documents = decode_rows(rows, frozenset(one.key[0][0] for one in behind))
+            for one in behind:
+                run = run_of(one.key[0], first, upto, rows.ordinals, documents, instants=one.key[1])
+                self._hold(one, states[one].with_run(run, MERGE_MAX), one.fresh)
+            return True
+
+    def _hold(self, field: Field, state: FieldState, fresh: FieldState | None) -> None:
+        """Publish a state of a field, if there is room for it."""
+        nbytes = EMPTY_BYTES + state.nbytes + (fresh.nbytes if fresh is not None else 0)
+        if not self._budget.hold(field, nbytes, lambda: field.publish(state, fresh)):
+            field.refused, field.refused_at = True, self._budget.uses
+            field.needs = nbytes * max(self._end, state.end) // max(1, state.end)
+            self._budget.release(field)
+        elif self._closed:  # meanwhile; it does not wait for who is at work
+            self._budget.release(field)
+
+    # --- the background ----------------------------------------------------------------------------------------------
+    def work(self) -> bool:
+        """One bounded piece: documents that searches found lacking, then merges, then indexes without what was purged.
+        False if nothing is left. Blocking."""
+        with self._lock:
+            fields = [one for one in self._fields.values() if not one.refused]
+        try:
+            asked = [one for one in fields if one.asked]
+            if self._advance(asked, self._end):
+                return True
+            for one in asked:
+                one.asked = False
+            return any(self._merge(one) or self._renew(one) for one in fields)
+        except (StorageError, *SHORTAGES) as error:
+            # The search that needs these documents tells its caller; others need not wait for that.
+            log.warning("an index of metadata fields cannot be made: %s", error)
+            for one in fields:
+                one.asked, one.fresh = False, None
+            return False
+
+    def _merge(self, field: Field) -> bool:
+        pair = field.state.due()
+        if pair is None:
+            return False
+        run = merged(pair)  # takes long: others go on meanwhile
+        with self._building:
+            if not self._closed:
+                self._hold(field, field.state.with_merged(pair, run), field.fresh)
+        return True
+
+    def _bloated(self, field: Field) -> bool:
+        """Whether most of what it holds is dead, and may have been purged since it was last made again."""
+        return field.state.rows > max(2 * self._live, 2 * field.tried) + BLOAT_ROWS
+
+    def _renew(self, field: Field) -> bool:
+        """Make it again, from what is still stored: rows that no search can see any more are not."""
+        if field.fresh is None:
+            if not self._bloated(field):
+                return False
+            field.fresh, field.tried = FieldState(), field.state.rows
+        with self._building:
+            state, fresh = field.state, field.fresh
+            if fresh is None or self._closed:
+                return False
+            if fresh.end >= state.end:
+                smaller = fresh.rows < state.rows
+                field.tried = min(state.rows, fresh.rows)
+                self._hold(field, fresh if smaller else state, None)
+                return True
+            rows, upto = self._fetch(fresh.end, state.end)
+            documents = decode_rows(rows, frozenset((field.key[0][0],)))
+            run = run_of(field.key[0], fresh.end, upto, rows.ordinals, documents, instants=field.key[1])
+            self._hold(field, state, fresh.with_run(run, MERGE_MAX))
+        return True
+
+
+def _refused(key: Key) -> Field:
+    field = Field(key)
+    field.refused = True
+    return field

@@ -1,0 +1,142 @@
+"""Builds one segment file: inserts rows into an HNSW graph, in slices, and publishes the file by rename.
+
+Durability order: write to a temporary name, append ordinals, footer and checksum, fsync, rename, fsync the directory.
+A crash at any point leaves no file under the final name, or a whole one. With one OpenMP thread the same input gives
+the same bytes. Runs in a build thread; between two slices it asks whether it is still wanted.
+
+It does not know the manifest's rules (segment_plan) nor who leads (segment_keeper).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import faiss
+import msgspec
+import numpy as np
+
+from needle.base.errors import CorruptSegment, StorageError
+from needle.base.file_errors import shortage
+from needle.base.model import CollectionSpec
+from needle.shard.disk import REAL_DISK, ReplicaDisk
+from needle.shard.plan import PublishedSegment
+from needle.shard.segments import page_cache
+from needle.shard.segments.format import checksum_of, verify_file, write_tail
+from needle.shard.segments.graph import BuildCancelled, Graph, GraphBuilder
+from needle.shard.segments.scoring import Floats, Ints
+from needle.shard.segments.sealed import SealedSegment, segment_file
+
+TRIM_BYTES = 8 << 20
+"""After building or fetching a file of this size, memory that the C library keeps is given back."""
+TEMPORARY = ".tmp"
+
+T = TypeVar("T")
+Blocks = Iterable[tuple[Ints, Floats]]
+
+
+def build_segment(
+    directory: str,
+    collection_id: int,
+    first: int,
+    last: int,
+    blocks: Blocks,
+    spec: CollectionSpec,
+    *,
+    base: SealedSegment | None = None,
+    threads: int = 1,
+    cancelled: Callable[[], bool] = lambda: False,
+    own_for: PublishedSegment | None = None,
+    disk: ReplicaDisk = REAL_DISK,
+) -> tuple[PublishedSegment, str]:
+    """Build [first, last] and return (what to publish, path of the file).
+
+    blocks: (ordinals (n,) int64, vectors (n, d) float32) of the live rows, ascending; with a base only those after it.
+    own_for: the manifest entry that this build stands in for (the published file is not to be had).
+    Raises BuildCancelled, CorruptSegment (the base's file is damaged), DiskFull, TooManyFiles or another StorageError.
+    """
+    faiss.omp_set_num_threads(threads)
+    builder, kept = _start(base, spec, first, cancelled)
+    ordinals = [kept]
+    for block_ordinals, vectors in blocks:
+        ordinals.append(block_ordinals - first)
+        builder.add(vectors)
+    graph = builder.finish()
+    offsets = np.concatenate(ordinals)
+    draft = PublishedSegment(collection_id, first, last, len(offsets), 0, "")
+    try:
+        return _write(directory, draft, graph, offsets, spec, own_for, disk)
+    except (OSError, RuntimeError) as error:
+        wanting = shortage(error, directory) if isinstance(error, OSError) else None
+        raise wanting or StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
+
+
+def _start(
+    base: SealedSegment | None, spec: CollectionSpec, first: int, cancelled: Callable[[], bool]
+) -> tuple[GraphBuilder, Ints]:
+    """A builder that is empty or holds the base's rows: (builder, offsets from `first` of what it holds)."""
+    if base is None:
+        return GraphBuilder(spec, cancelled), np.empty(0, np.int64)
+    verify_file(base.path)
+    offsets = base.all_ordinals() - first
+    if base.bands:  # new rows may belong into any of them
+        builder = GraphBuilder(spec, cancelled)
+        for _, vectors in base.blocks(None):
+            builder.add(vectors)
+        return builder, offsets
+    try:
+        index: Any = faiss.read_index(base.path)
+    except RuntimeError as error:
+        raise CorruptSegment(f"faiss cannot read {base.path}: {error}", path=base.path) from error
+    return GraphBuilder(spec, cancelled, (index, base.rows, base.node_of)), offsets
+
+
+def _write(
+    directory: str,
+    draft: PublishedSegment,
+    graph: Graph,
+    offsets: Ints,
+    spec: CollectionSpec,
+    own_for: PublishedSegment | None,
+    disk: ReplicaDisk,
+) -> tuple[PublishedSegment, str]:
+    kind = "own" if own_for else "new"
+    temporary = os.path.join(directory, f"{draft.collection_id}-{draft.first}-{draft.last}.{kind}{TEMPORARY}")
+    faiss.write_index(graph.index, temporary)
+    with open(temporary, "r+b") as file:
+        faiss_bytes = file.seek(0, os.SEEK_END)
+        write_tail(file, draft, offsets, spec, graph, faiss_bytes)
+        checksum = checksum_of(file, file.tell())
+        file.seek(0, os.SEEK_END)
+        file.write(bytes.fromhex(checksum))
+        size = file.tell()
+        file.flush()
+        disk.sync(temporary)
+        page_cache.drop(file.fileno())
+    segment = msgspec.structs.replace(draft, size=size, checksum=checksum)
+    name = segment_file(own_for, own=True) if own_for else segment_file(segment)
+    path = os.path.join(directory, name)
+    disk.rename(temporary, path)
+    disk.sync(directory)
+    return segment, path
+
+
+def give_back(size: int) -> None:
+    """Return freed memory to the system after work on `size` bytes (glibc; elsewhere nothing happens). What a load and
+    a build leave behind in many pieces, glibc keeps for the next one: 15 to 90 MB for 100,000 x 384."""
+    if size < TRIM_BYTES:
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def unless_cancelled(build: Callable[..., T], *args: object) -> T | None:
+    """What `build` returns, or None. BuildCancelled stays in the thread: on its way through a pool it would keep the
+    frames of the build, and so graph and vectors, in a reference cycle."""
+    try:
+        return build(*args)
+    except BuildCancelled:
+        return None

@@ -1,0 +1,248 @@
+"""Builds index files and has them published: the builder's half of segment_keeper.py.
+
+A build begins on the leader and goes on when leadership moves: which vectors have the ordinals [first, last] is decided
+by the log, equally on every replica, and whether a file may still serve them is decided at apply (segment_plan), so it
+does not matter who built it or who proposes it. `publish` hands it to whoever leads by then. A new leader asks the
+others before it builds in a collection for the first time, and waits for a build that makes progress.
+
+Invariant: a build ends as soon as the manifest could not take it any more. It does not know who leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError
+from needle.base.ids import NodeId
+from needle.base.runtime import Clock, Pool
+from needle.protocol.commands import PublishSegment, encode
+from needle.shard.disk import ReplicaDisk
+from needle.shard.plan import BuildTask, PublishedSegment, may_publish
+from needle.shard.segments.builder import build_segment, give_back, unless_cancelled
+from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.segments.files import SegmentFiles, delete
+from needle.shard.segments.sealed import SealedSegment
+from needle.shard.segments.view import VectorsView
+
+log = logging.getLogger(__name__)
+
+PUBLISH_SECONDS = 30.0
+"""For so long a finished file is offered to whoever leads."""
+STALLED_SECONDS = 60.0
+"""A build elsewhere that made no progress for so long is not waited for."""
+
+Progress = tuple[int, int, int]
+"""First and last ordinal of a build, and a number that grows while it goes on."""
+AskBuilding = Callable[[NodeId, int], Awaitable[Progress | None]]
+"""ask_building(peer, collection id): the peer's `building`. Raises NeedleError."""
+
+
+@dataclass(slots=True)
+class KeeperStats:
+    """Counters since start. built: segments built to be published. shipped: files fetched. rebuilt: own builds because
+    nobody offered the published file. corrupt: damaged files found. unpublished: proposals of builds that failed.
+    awaited: builds not begun because another node was at it."""
+
+    built: int = 0
+    build_seconds: float = 0.0
+    inserted_rows: int = 0
+    shipped: int = 0
+    shipped_bytes: int = 0
+    rebuilt: int = 0
+    corrupt: int = 0
+    unpublished: int = 0
+    awaited: int = 0
+    deleted: int = 0
+
+
+@dataclass(slots=True)
+class _Running:
+    task: BuildTask
+    steps: int = 0
+
+
+class SegmentBuilds:
+    """The builds of one replica. On the event loop, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        publish: Callable[[bytes], Awaitable[object]],
+        peers: Callable[[], Sequence[NodeId]],
+        ask_building: AskBuilding,
+        build_pool: Pool,
+        file_pool: Pool,
+        clock: Clock,
+        disk: ReplicaDisk,
+        files: SegmentFiles,
+        stats: KeeperStats,
+        pause: Callable[[], Awaitable[None]],
+    ) -> None:
+        """pause: waits before a failed proposal is made again."""
+        self._publish = publish
+        self._peers = peers
+        self._ask_building = ask_building
+        self._build_pool = build_pool
+        self._file_pool = file_pool
+        self._clock = clock
+        self._disk = disk
+        self._files = files
+        self._stats = stats
+        self._pause = pause
+        self.stopping = False
+        self._running: dict[int, _Running] = {}
+        self._alone: set[int] = set()
+        self._seen: dict[tuple[NodeId, int], tuple[Progress, float]] = {}
+
+    def busy(self, collection_id: int) -> bool:
+        """Whether a file is being built, or waits to be published, that the manifest does not name yet."""
+        return collection_id in self._running
+
+    def building(self, collection_id: int) -> Progress | None:
+        """What this node builds now in a collection."""
+        running = self._running.get(collection_id)
+        return None if running is None else (running.task.first, running.task.last, running.steps)
+
+    def forget(self, collection_id: int) -> None:
+        """A collection was dropped."""
+        self._alone.discard(collection_id)
+
+    def begin_to_lead(self) -> None:
+        """Others may be building."""
+        self._alone.clear()
+        self._seen.clear()
+
+    async def elsewhere(self, collection_id: int) -> bool:
+        """Whether another node builds in this collection; once none does, it is not asked any more."""
+        if collection_id in self._alone:
+            return False
+        peers = list(self._peers())
+        answers = await asyncio.gather(*(self._ask(peer, collection_id) for peer in peers))
+        if any(answers):
+            self._stats.awaited += 1
+            return True
+        self._alone.add(collection_id)
+        return False
+
+    async def _ask(self, peer: NodeId, collection_id: int) -> bool:
+        try:
+            progress = await self._ask_building(peer, collection_id)
+        except NeedleError as error:
+            log.info("%s does not say whether it builds: %s", peer, error)
+            return False
+        if progress is None:
+            return False
+        now, key = self._clock.monotonic(), (peer, collection_id)
+        before, since = self._seen.get(key, (None, now))
+        self._seen[key] = (progress, since if before == progress else now)
+        return now - self._seen[key][1] < STALLED_SECONDS
+
+    async def build_and_publish(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
+        """False: it was cancelled, or nobody took it. Raises CorruptSegment if the base is damaged."""
+        sealed: SealedSegment | None = None
+        running = self._running[vectors.collection_id] = _Running(task)
+        try:
+            started = self._clock.monotonic()
+            sealed = await self._build_pool.run(unless_cancelled, self._build, vectors, running, view)
+            if sealed is None:
+                return False
+            seconds = self._clock.monotonic() - started
+            self._files.added(sealed.path)
+            await self._file_pool.run(vectors.attach, sealed)
+            self._stats.built += 1
+            self._stats.build_seconds += seconds
+            self._stats.inserted_rows += task.inserts
+            await self._offer(vectors, running, sealed.segment)
+        except CorruptSegment:
+            raise
+        except NeedleError as error:
+            self._failed(vectors, task, error)
+            if sealed is not None and sealed.segment not in vectors.manifest():
+                vectors.forget(sealed.segment)
+                delete(sealed.path)
+            return False
+        finally:
+            del self._running[vectors.collection_id]
+        return True
+
+    async def _offer(self, vectors: CollectionVectors, running: _Running, segment: PublishedSegment) -> None:
+        """Propose it until the log has decided about it, for a while. It may be proposed twice: the second changes
+        nothing. Raises NeedleError if it was not taken, as far as this replica knows."""
+        deadline, first = self._clock.monotonic() + PUBLISH_SECONDS, True
+        while segment not in vectors.manifest():
+            try:
+                await self._publish(encode(PublishSegment(*_fields(segment))))
+                return
+            except NeedleError as error:
+                # Refused at once, it came too late. Refused later, an earlier proposal may be what it collides with.
+                decided = first and isinstance(error, InvalidArgument)
+                if decided or not self._wanted(vectors, running.task) or self._clock.monotonic() >= deadline:
+                    raise
+                self._failed(vectors, running.task, error)
+            first = False
+            running.steps += 1
+            await self._pause()
+
+    def _failed(self, vectors: CollectionVectors, task: BuildTask, error: NeedleError) -> None:
+        self._stats.unpublished += 1
+        log.warning("segment [%d, %d] of %s not published: %s", task.first, task.last, vectors.spec.name, error)
+
+    def _wanted(self, vectors: CollectionVectors, task: BuildTask) -> bool:
+        fits = may_publish(vectors.manifest(), task.first, task.last, vectors.next_ordinal)
+        return fits and not vectors.closed and not self.stopping
+
+    def _build(self, vectors: CollectionVectors, running: _Running, view: VectorsView) -> SealedSegment:
+        task = running.task
+        base = next((s.sealed for s in view.served if task.base and s.sealed.segment == task.base), None)
+
+        def cancelled() -> bool:
+            running.steps += 1
+            return not self._wanted(vectors, task)
+
+        segment, path = build_segment(
+            vectors.directory,
+            vectors.collection_id,
+            task.first,
+            task.last,
+            view.live_blocks(base.segment.last + 1 if base else task.first, task.last),
+            vectors.spec,
+            base=base,
+            threads=vectors.config.build_threads,
+            disk=self._disk,
+            cancelled=cancelled,
+        )
+        give_back(segment.size)
+        return SealedSegment(path, segment, vectors.spec)
+
+    async def build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> SealedSegment | None:
+        """The file of a published segment that nobody offers; None: it is not wanted any more. Raises NeedleError."""
+        first, last, name = segment.first, segment.last, vectors.spec.name
+        log.warning("building segment [%d, %d] of %s here: nobody offers the published file", first, last, name)
+        view = vectors.view().frozen()
+        sealed = await self._build_pool.run(unless_cancelled, self._build_for, vectors, segment, view)
+        if sealed is not None:
+            self._stats.rebuilt += 1
+        return sealed
+
+    def _build_for(self, vectors: CollectionVectors, segment: PublishedSegment, view: VectorsView) -> SealedSegment:
+        built, path = build_segment(
+            vectors.directory,
+            vectors.collection_id,
+            segment.first,
+            segment.last,
+            view.live_blocks(segment.first, segment.last),
+            vectors.spec,
+            threads=vectors.config.build_threads,
+            disk=self._disk,
+            cancelled=lambda: self.stopping or vectors.closed or segment not in vectors.manifest(),
+            own_for=segment,
+        )
+        give_back(built.size)
+        return SealedSegment(path, segment, vectors.spec, own=True)
+
+
+def _fields(segment: PublishedSegment) -> tuple[int, int, int, int, int, str]:
+    return segment.collection_id, segment.first, segment.last, segment.rows, segment.size, segment.checksum

@@ -1,0 +1,295 @@
+"""All vectors of one collection incarnation: growing rows, open segments, tombstones and the manifest.
+
+Invariants:
+- a live ordinal is served by exactly one place: an open segment that holds it, or the growing segment;
+- a reader works on one `VectorsView`, swapped whole, so it sees the vectors as they were between two apply batches;
+- a published segment whose file is not here changes nothing for readers: what served its range goes on (exact rows,
+  or the smaller segments that it replaces) until `attach` swaps the file in.
+
+Writers are two threads: the apply thread (append, tombstone, publish) and the keeper's (attach, detach). A lock orders
+them; readers take none. It does not know documents, filters, Raft or who builds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from threading import Lock
+
+import numpy as np
+from pyroaring import BitMap
+
+from needle.base.config import SegmentConfig
+from needle.base.errors import CorruptSegment, Internal
+from needle.base.file_errors import SHORTAGES
+from needle.base.model import CollectionSpec
+from needle.shard.disk import remove_file
+from needle.shard.ordinal_set import OrdinalSet
+from needle.shard.plan import PublishedSegment, SegmentLoad, check_manifest, covered, with_published
+from needle.shard.segments.growing import GrowingSegment
+from needle.shard.segments.scoring import Floats, Ints
+from needle.shard.segments.sealed import SealedSegment, segment_file
+from needle.shard.segments.view import Served, VectorsView, between
+
+Rows = Callable[[int, int], Iterable[tuple[Ints, Floats]]]
+"""Reads live vectors from the documents: rows(first, last) -> pages of (ordinals (n,) ascending int64, vectors (n, d)),
+ascending."""
+
+LOAD_ROWS = 4096
+
+
+class CollectionVectors:
+    """The vectors of one collection incarnation on one replica.
+
+    Every mutator is visible at once, except between `begin()` and `commit()`: a batch that is applied as one becomes
+    visible as one. Errors of files are CorruptSegment; a broken call order is Internal.
+    """
+
+    def __init__(self, collection_id: int, spec: CollectionSpec, directory: str, config: SegmentConfig) -> None:
+        self.collection_id = collection_id
+        self.spec = spec
+        self.directory = directory
+        self.config = config
+        self._lock = Lock()
+        self._manifest: list[PublishedSegment] = []
+        self._next_ordinal = 0
+        self._growing = GrowingSegment(spec.dimensions)
+        self._served: tuple[Served, ...] = ()
+        self._staged_dead: list[int] = []
+        self._arrived: list[SealedSegment] = []
+        self._in_batch = False
+        self._rows: Rows | None = None
+        self._closed = False
+        self._corrupt: list[PublishedSegment] = []
+        self._view = VectorsView(spec, self._growing, ())
+
+    # --- the apply thread --------------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Hide the following changes from readers until commit()."""
+        with self._lock:
+            self._in_batch = True
+
+    def commit(self) -> None:
+        """Make everything since begin() visible at once."""
+        with self._lock:
+            self._in_batch = False
+            self._refresh()
+
+    def append(self, first_ordinal: int, vectors: Floats) -> None:
+        """Add vectors (n, d) float32, C-contiguous, as ordinals first_ordinal, first_ordinal + 1, ..."""
+        with self._lock:
+            if first_ordinal < self._next_ordinal or vectors.shape[1:] != (self.spec.dimensions,):
+                raise Internal(f"append of {vectors.shape} at ordinal {first_ordinal}, next is {self._next_ordinal}")
+            ordinals = np.arange(first_ordinal, first_ordinal + len(vectors), dtype=np.int64)
+            self._growing = self._growing.appended(ordinals, vectors)
+            self._next_ordinal = first_ordinal + len(vectors)
+            self._refresh()
+
+    def tombstone(self, ordinals: Sequence[int]) -> None:
+        """The vectors of these ordinals are deleted or replaced."""
+        with self._lock:
+            self._staged_dead.extend(ordinals)
+            self._refresh()
+
+    def publish(self, segment: PublishedSegment) -> bool:
+        """A PublishSegment was applied. False: it does not fit the manifest (see segment_plan) and is ignored, on every
+        replica alike. Does no I/O: the file is swapped in when it is attached, which may already have happened."""
+        with self._lock:
+            manifest = with_published(self._manifest, segment, self._next_ordinal)
+            if manifest is None:
+                return False
+            self._manifest = manifest
+            self._refresh()
+            return True
+
+    def load(self, next_ordinal: int, live: OrdinalSet, manifest: list[PublishedSegment], rows: Rows) -> None:
+        """Fill an empty set at open: segments from their files, everything else from `rows`.
+
+        A missing or damaged file is no error here: its range is served exactly, and `missing()` names it; a damaged
+        one is also reported by `take_corrupt()` and its file removed.
+        """
+        check_manifest(manifest)
+        opened = [self._open_at_load(segment) for segment in manifest]
+        with self._lock:
+            if self._next_ordinal or self._manifest:
+                raise Internal("load() of a set that is in use")
+            self._rows = rows
+            self._next_ordinal = next_ordinal
+            self._manifest = list(manifest)
+            served = []
+            for segment, sealed in zip(manifest, opened, strict=True):
+                if sealed is None:
+                    self._growing = self._read_rows(self._growing, segment.first, segment.last).closed()
+                else:
+                    served.append(Served(sealed, None).only(live.between(segment.first, segment.last)))
+            self._growing = self._read_rows(self._growing, covered(manifest), next_ordinal - 1)
+            self._served = tuple(served)
+            self._refresh()
+
+    # --- readers -----------------------------------------------------------------------------------------------------
+    def view(self) -> VectorsView:
+        """The state at the last commit. Hold it as long as you need; later changes do not touch it."""
+        return self._view
+
+    def search(
+        self, queries: Floats, k: int, *, allow: BitMap | None = None, exact: bool = False, ef_search: int = 0
+    ) -> tuple[Ints, Floats]:
+        """See VectorsView.search; on the current view."""
+        return self._view.search(queries, k, allow=allow, exact=exact, ef_search=ef_search)
+
+    # --- the keeper --------------------------------------------------------------------------------------------------
+    @property
+    def next_ordinal(self) -> int:
+        return self._next_ordinal
+
+    @property
+    def closed(self) -> bool:
+        """True once close() was called: a dropped collection's builds are cancelled."""
+        return self._closed
+
+    def manifest(self) -> list[PublishedSegment]:
+        """The published segments, in order."""
+        return list(self._manifest)
+
+    def missing(self) -> list[PublishedSegment]:
+        """Published segments whose file is not attached."""
+        with self._lock:
+            here = {s.sealed.segment for s in self._served} | {a.segment for a in self._arrived}
+            return [segment for segment in self._manifest if segment not in here]
+
+    def attached(self) -> list[SealedSegment]:
+        """The open segments that serve searches, in order."""
+        return [served.sealed for served in self._view.served]
+
+    def loads(self) -> tuple[list[SegmentLoad], int, int, VectorsView]:
+        """What the planner needs, of one moment: (manifest loads, next ordinal, waiting live rows, frozen view)."""
+        with self._lock:
+            view = self._view.frozen()
+            here = {served.sealed.segment: served for served in view.served}
+            loads = []
+            for segment in self._manifest:
+                served = here.get(segment)
+                dead = 0 if served is None else served.sealed.rows - served.live_rows()
+                loads.append(SegmentLoad(segment, dead, served is not None))
+            chunks = view.growing.chunks
+            end = max(chunks[-1].last + 1 if chunks else 0, covered(self._manifest))
+            waiting = view.growing.live_between(covered(self._manifest), end)
+            return loads, end, waiting, view
+
+    def attach(self, sealed: SealedSegment) -> None:
+        """Serve a segment from its opened file, as soon as (and only while) the manifest names it.
+
+        May be called before its PublishSegment is applied. A file that lacks a live ordinal is refused: it shows up in
+        take_corrupt().
+        """
+        with self._lock:
+            self._arrived.append(sealed)
+            if not self._in_batch:
+                self._take_arrived()
+                self._view.serve_by(self._growing, self._served)
+
+    def forget(self, segment: PublishedSegment) -> None:
+        """Drop an attached file that was never published (its proposal was lost)."""
+        with self._lock:
+            self._arrived = [sealed for sealed in self._arrived if sealed.segment != segment]
+
+    def detach(self, segment: PublishedSegment) -> bool:
+        """Stop using a segment whose file turned out damaged; its rows are read back from the documents.
+
+        False: it is not attached, or there are no documents to read from (then it goes on being served)."""
+        if self._rows is None:
+            return False
+        # Read outside the lock: the documents have locks of their own, which the apply thread may hold.
+        restored = self._read_rows(GrowingSegment(self.spec.dimensions), segment.first, segment.last).closed()
+        with self._lock:
+            served = next((s for s in self._served if s.sealed.segment == segment), None)
+            if served is None:
+                return False
+            if served.live is not None:
+                restored = restored.without(served.sealed.all_ordinals()[~served.live])
+            self._growing = self._growing.inserted(restored)
+            self._served = tuple(s for s in self._served if s is not served)
+            if not self._in_batch:
+                self._view.serve_by(self._growing, self._served)
+            return True
+
+    def take_corrupt(self) -> list[PublishedSegment]:
+        """Segments whose files were damaged at load, or refused when they were swapped in; once each."""
+        with self._lock:
+            corrupt, self._corrupt = self._corrupt, []
+            return corrupt
+
+    def close(self) -> None:
+        """Release files and memory; searches on views already taken still work."""
+        with self._lock:
+            self._closed = True
+            self._served, self._arrived = (), []
+            self._growing = GrowingSegment(self.spec.dimensions)
+            self._view = VectorsView(self.spec, self._growing, ())
+
+    # --- inside the lock ---------------------------------------------------------------------------------------------
+    def _refresh(self) -> None:
+        """Fold staged tombstones and arrived files in and swap the view, unless a batch is open."""
+        if self._in_batch:
+            return
+        if self._staged_dead:
+            dead = np.unique(np.array(self._staged_dead, dtype=np.int64))
+            self._staged_dead = []
+            self._growing = self._growing.without(dead).compacted(covered(self._manifest))
+            self._served = tuple(
+                s.without(between(dead, s.sealed.segment.first, s.sealed.segment.last)) for s in self._served
+            )
+        self._take_arrived()
+        self._view = VectorsView(self.spec, self._growing, self._served)
+
+    def _take_arrived(self) -> None:
+        """Swap in every file that the manifest names."""
+        for sealed in [s for s in self._arrived if s.segment in self._manifest]:
+            self._arrived = [a for a in self._arrived if a is not sealed]
+            try:
+                self._swap_in(sealed)
+            except CorruptSegment:
+                # What served the range goes on; the keeper learns of it by take_corrupt().
+                self._corrupt.append(sealed.segment)
+
+    def _swap_in(self, sealed: SealedSegment) -> None:
+        """Replace what serves the segment's range by the segment."""
+        first, last = sealed.segment.first, sealed.segment.last
+        inside = [s for s in self._served if first <= s.sealed.segment.first and s.sealed.segment.last <= last]
+        live = [s.sealed.all_ordinals() if s.live is None else s.sealed.all_ordinals()[s.live] for s in inside]
+        live += [ordinals for ordinals, _ in self._growing.blocks(first, last)]
+        wanted = np.sort(np.concatenate([np.empty(0, np.int64), *live]))
+        local = sealed.locals_of(wanted)
+        if len(local) != len(wanted):
+            raise CorruptSegment(
+                f"segment [{first}, {last}] lacks {len(wanted) - len(local)} live vectors", path=sealed.path
+            )
+        mask = None
+        if len(local) < sealed.rows:
+            mask = np.zeros(sealed.rows, np.bool_)
+            mask[local] = True
+        rest = [s for s in self._served if s not in inside]
+        self._served = tuple(sorted([*rest, Served(sealed, mask)], key=lambda s: s.sealed.segment.first))
+        self._growing = self._growing.removed(first, last)
+
+    def _open_at_load(self, segment: PublishedSegment) -> SealedSegment | None:
+        for own in (False, True):
+            path = os.path.join(self.directory, segment_file(segment, own=own))
+            if not os.path.exists(path):
+                continue
+            try:
+                return SealedSegment(path, segment, self.spec, own=own)
+            except CorruptSegment:
+                # Reported by the keeper through take_corrupt(); the rows come from the documents meanwhile.
+                self._corrupt.append(segment)
+                with suppress(*SHORTAGES):  # whoever keeps the files deletes what is reported
+                    remove_file(path)
+        return None
+
+    def _read_rows(self, growing: GrowingSegment, first: int, last: int) -> GrowingSegment:
+        if self._rows is None:
+            raise Internal("no documents to read vectors from")
+        for ordinals, vectors in self._rows(first, last):
+            growing = growing.appended(np.asarray(ordinals, np.int64), np.asarray(vectors, np.float32))
+        return growing

@@ -1,0 +1,386 @@
+"""Keeps one replica's segment files as the manifest says: builds on the leader, fetches on the others, repairs.
+
+Leader: plan -> build in a thread -> attach -> have PublishSegment proposed (segment_builds.py). Every replica: a
+published segment whose file is not here is fetched from whoever has it, leader first, verified (segment_downloads.py)
+and attached; if nobody offers it within `ship_timeout`, it is built here from the vectors at hand ("own" file). Files
+that the manifest no longer names are deleted; open mappings of them stay valid. Searches are right at every moment,
+only slower, while files are missing.
+
+Invariant: nothing here can change which documents exist; the worst a fault can do is cost time. It sleeps until
+`kick()`, and looks at the collections that changed; only while something is missing or failed, or will be built once no
+write comes, does a timer wake it. It does not know Raft or the network: both are arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from typing import Protocol
+
+from needle.base.errors import CorruptSegment, NeedleError
+from needle.base.file_errors import SHORTAGES
+from needle.base.ids import NodeId
+from needle.base.runtime import Clock, Pool
+from needle.shard.agenda import Agenda
+from needle.shard.disk import REAL_DISK, ReplicaDisk
+from needle.shard.plan import BuildTask, PublishedSegment, plan
+from needle.shard.segments.builds import AskBuilding, KeeperStats, Progress, SegmentBuilds
+from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.segments.downloads import FetchChunk, SegmentDownloads
+from needle.shard.segments.files import SegmentFiles, delete, delete_all, read_chunk, segment_files
+from needle.shard.segments.format import verify_file
+from needle.shard.segments.sealed import SealedSegment, segment_file
+from needle.shard.segments.view import VectorsView
+
+log = logging.getLogger(__name__)
+
+PASS_SLICE = 32
+"""After looking at so many collections others get the event loop: each takes some 20 us."""
+RETRY_SECONDS = 1.0
+QUIET_SECONDS = 1.0
+"""No vector has come for so long: what waits is indexed earlier."""
+IDLE_SECONDS = 30.0
+"""And for so long: segments are joined that writing would soon have joined anyway."""
+
+
+class VectorsHost(Protocol):
+    """The replica, as the keeper sees it."""
+
+    @property
+    def segment_directory(self) -> str:
+        """Where the files are; another one once a snapshot was installed."""
+        ...
+
+    def collection_vectors(self) -> Sequence[CollectionVectors]:
+        """The vectors of every collection that exists now, in a fixed order."""
+        ...
+
+    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
+        """Of one collection, if it exists."""
+        ...
+
+    def was_dropped(self, collection_id: int) -> bool:
+        """Whether it existed and never will again."""
+        ...
+
+    def take_changed(self) -> Collection[int] | None:
+        """Ids of the collections that changed since the last call, dropped ones too; None: of all."""
+        ...
+
+
+class SegmentKeeper:
+    """One replica's keeper. All methods run on the event loop, except `serve_chunk`, which blocks."""
+
+    def __init__(
+        self,
+        host: VectorsHost,
+        *,
+        is_leader: Callable[[], bool],
+        publish: Callable[[bytes], Awaitable[object]],
+        ask_building: AskBuilding,
+        fetch_chunk: FetchChunk,
+        peers: Callable[[], Sequence[NodeId]],
+        build_pool: Pool,
+        file_pool: Pool,
+        clock: Clock,
+        disk: ReplicaDisk = REAL_DISK,
+    ) -> None:
+        """publish: has a PublishSegment proposed, by this node or by whichever leads. peers: the other replicas, leader
+        first. build_pool: for builds only (they take minutes). file_pool: reads and writes of files."""
+        self._host = host
+        self._is_leader = is_leader
+        self._peers = peers
+        self._file_pool = file_pool
+        self._clock = clock
+        self._build_wanted = asyncio.Event()
+        self._files_wanted = asyncio.Event()
+        self._planned = False
+        """Whether all collections were looked at since this node began to lead."""
+        self._written: dict[int, tuple[int, float]] = {}  # by collection: next ordinal, and since when it is that
+        self._missing_since: dict[int, dict[PublishedSegment, float]] = {}
+        self._distrusted: set[PublishedSegment] = set()
+        self._damaged: set[PublishedSegment] = set()
+        self._manifests: dict[int, list[PublishedSegment]] = {}
+        self._to_plan = Agenda()
+        self._to_check = Agenda()
+        self._files = SegmentFiles()
+        self.stats = KeeperStats()
+        self._downloads = SegmentDownloads(fetch_chunk=fetch_chunk, file_pool=file_pool, disk=disk, stats=self.stats)
+        self._builds = SegmentBuilds(
+            publish=publish,
+            peers=peers,
+            ask_building=ask_building,
+            build_pool=build_pool,
+            file_pool=file_pool,
+            clock=clock,
+            disk=disk,
+            files=self._files,
+            stats=self.stats,
+            pause=lambda: asyncio.sleep(RETRY_SECONDS),
+        )
+
+    def kick(self) -> None:
+        """Something changed: an apply batch, the leader, a collection. Cheap; call it on the event loop's thread."""
+        leading = self._is_leader()
+        changed = self._host.take_changed()
+        if leading and not self._planned:
+            self._builds.begin_to_lead()
+        if changed is None or (leading and not self._planned):
+            everything = [vectors.collection_id for vectors in self._host.collection_vectors()]
+            self._to_plan.add(everything)
+            if changed is None:
+                changed = everything
+        self._planned = leading
+        if leading:
+            self._to_plan.add(changed)
+        else:
+            self._to_plan.clear()
+        self._to_check.add(changed)
+        self._build_wanted.set()
+        self._files_wanted.set()
+
+    async def run(self) -> None:
+        """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
+        self._builds.stopping = False
+        everything = [vectors.collection_id for vectors in self._host.collection_vectors()]
+        self._to_check.add(everything)
+        self._to_plan.add(everything if self._is_leader() else ())
+        tasks = [asyncio.ensure_future(self._build_loop()), asyncio.ensure_future(self._files_loop())]
+        self.kick()
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            self._builds.stopping = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- building, on the leader -------------------------------------------------------------------------------------
+    async def _build_loop(self) -> None:
+        while True:
+            await self._until_due(self._build_wanted, self._to_plan)
+            await self._build_pass()
+
+    async def _until_due(self, wanted: asyncio.Event, agenda: Agenda) -> None:
+        due = agenda.wait(self._clock.monotonic())
+        if due is None:
+            await wanted.wait()
+        elif due > 0:
+            await _wait(wanted, due)
+        wanted.clear()
+
+    async def _build_pass(self) -> None:
+        """At most one build for each collection that is due, so that none waits for all of another's."""
+        for at, collection_id in enumerate(self._to_plan.take(self._clock.monotonic())):
+            if at % PASS_SLICE == PASS_SLICE - 1:
+                await asyncio.sleep(0)
+            if not self._is_leader():
+                self._planned = False
+                break
+            vectors = self._host.vectors_of(collection_id)
+            if vectors is None or vectors.closed:
+                self._written.pop(collection_id, None)
+                continue
+            await self._look_at(vectors)
+
+    async def _look_at(self, vectors: CollectionVectors) -> None:
+        """Build what one collection needs now, and put down when to look again though nothing changes."""
+        loads, next_ordinal, waiting, view = vectors.loads()
+        now, quiet_for = self._clock.monotonic(), self._quiet_for(vectors)
+        decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=vectors.spec.dimensions)
+        task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
+        if task is not None:
+            if await self._build(vectors, task, view):
+                self._to_plan.add((vectors.collection_id,))
+            else:
+                self._to_plan.later(vectors.collection_id, self._clock.monotonic() + RETRY_SECONDS)
+        elif quiet_for < QUIET_SECONDS and decide(quiet=True) is not None:
+            self._to_plan.later(vectors.collection_id, now + QUIET_SECONDS - quiet_for)
+        elif quiet_for < IDLE_SECONDS and decide(quiet=True, idle=True) is not None:
+            self._to_plan.later(vectors.collection_id, now + IDLE_SECONDS - quiet_for)
+
+    def _quiet_for(self, vectors: CollectionVectors) -> float:
+        """For how many seconds no vector has come, as far as this replica has watched."""
+        now, next_ordinal = self._clock.monotonic(), vectors.next_ordinal
+        held, since = self._written.get(vectors.collection_id, (-1, now))
+        if held != next_ordinal:
+            since = now
+            self._written[vectors.collection_id] = next_ordinal, since
+        return now - since
+
+    async def _build(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
+        if await self._builds.elsewhere(vectors.collection_id):
+            return False
+        try:
+            return await self._builds.build_and_publish(vectors, task, view)
+        except CorruptSegment as error:
+            await self._found_corrupt(vectors, task.base, error)
+            return False
+        finally:
+            self._check(vectors)
+
+    def building(self, collection_id: int) -> Progress | None:
+        """What this node builds now in a collection, for a peer's ask_building."""
+        return self._builds.building(collection_id)
+
+    # --- files, on every replica -------------------------------------------------------------------------------------
+    async def _files_loop(self) -> None:
+        while True:
+            await self._until_due(self._files_wanted, self._to_check)
+            await self._files_pass()
+
+    def _check(self, vectors: CollectionVectors) -> None:
+        self._to_check.add((vectors.collection_id,))
+        self._files_wanted.set()
+
+    async def _files_pass(self) -> None:
+        """Of the collections that are due, get every missing file and delete what is not needed."""
+        directory = self._host.segment_directory
+        if self._files.directory != directory:
+            self._files.know(directory, await self._file_pool.run(segment_files, directory, self._host.was_dropped))
+            self._manifests.clear()
+        for at, collection_id in enumerate(self._to_check.take(self._clock.monotonic())):
+            if at % PASS_SLICE == PASS_SLICE - 1:
+                await asyncio.sleep(0)
+            vectors = self._host.vectors_of(collection_id)
+            if vectors is not None:
+                await self._complete(vectors)
+            elif self._host.was_dropped(collection_id) and not self._builds.busy(collection_id):
+                await self._forget(collection_id)
+
+    async def _complete(self, vectors: CollectionVectors) -> None:
+        """Get every missing file of a collection, delete what it does not need, and put down to try again."""
+        for segment in vectors.take_corrupt():
+            await self._refused(vectors, segment)
+        damaged = [segment for segment in vectors.manifest() if segment in self._damaged]
+        before, since = self._missing_since.pop(vectors.collection_id, {}), {}
+        for segment in [*vectors.missing(), *damaged]:
+            since[segment] = before.get(segment, self._clock.monotonic())
+            if not await self._provide(vectors, segment, since[segment]):
+                self._to_check.later(vectors.collection_id, self._clock.monotonic() + RETRY_SECONDS)
+        if since:
+            self._missing_since[vectors.collection_id] = since
+        await self._sweep(vectors)
+
+    async def _forget(self, collection_id: int) -> None:
+        """A collection was dropped: its files go."""
+        for known in (self._manifests, self._missing_since, self._written):
+            known.pop(collection_id, None)
+        self._builds.forget(collection_id)
+        for marked in (self._distrusted, self._damaged):
+            marked.difference_update([one for one in marked if one.collection_id == collection_id])
+        await self._delete(self._files.unneeded(collection_id, ()))
+
+    async def _delete(self, paths: Sequence[str]) -> None:
+        if paths:
+            self.stats.deleted += await self._file_pool.run(delete_all, paths)
+
+    async def _provide(self, vectors: CollectionVectors, segment: PublishedSegment, since: float) -> bool:
+        """Attach one published segment: from disk, from a peer, or after a while from an own build."""
+        peers = list(self._peers())
+        if segment not in self._distrusted:
+            for peer in peers:
+                sealed = await self._downloads.get(vectors, segment, peer)
+                if sealed is not None:
+                    return await self._attach(vectors, sealed)
+                if segment not in vectors.manifest() or vectors.closed:
+                    return True
+        waited = self._clock.monotonic() - since
+        if peers and waited < vectors.config.ship_timeout and segment not in self._distrusted:
+            return False
+        return await self._build_own(vectors, segment)
+
+    async def _attach(self, vectors: CollectionVectors, sealed: SealedSegment) -> bool:
+        self._files.added(sealed.path)
+        await self._file_pool.run(vectors.attach, sealed)
+        self._damaged.discard(sealed.segment)
+        self._check(vectors)
+        return True
+
+    async def _build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> bool:
+        try:
+            sealed = await self._builds.build_own(vectors, segment)
+        except NeedleError as error:
+            log.warning("own build of segment [%d, %d] failed: %s", segment.first, segment.last, error)
+            return False
+        if sealed is None:
+            return True
+        self._distrusted.discard(segment)
+        return await self._attach(vectors, sealed)
+
+    async def _sweep(self, vectors: CollectionVectors) -> None:
+        """Delete files that neither the manifest nor an open segment needs, when the manifest changed."""
+        busy = self._builds.busy(vectors.collection_id)
+        manifest = vectors.manifest()
+        if vectors.closed or busy or self._manifests.get(vectors.collection_id) == manifest:
+            return
+        keep = {segment_file(segment, own=own) for segment in manifest for own in (False, True)}
+        keep |= {os.path.basename(sealed.path) for sealed in vectors.attached()}
+        await self._delete(self._files.unneeded(vectors.collection_id, keep))
+        if not vectors.missing():
+            self._manifests[vectors.collection_id] = manifest
+
+    # --- damage ------------------------------------------------------------------------------------------------------
+    async def scrub(self, only: Collection[str] | None = None) -> int:
+        """Read every attached file, or those at these paths, and compare checksums; repair what is damaged. Returns how
+        many were."""
+        found = 0
+        for vectors in self._host.collection_vectors():
+            for sealed in vectors.attached():
+                if only is not None and sealed.path not in only:
+                    continue
+                try:
+                    await self._file_pool.run(verify_file, sealed.path)
+                except SHORTAGES as error:
+                    log.warning("an index file is not checked now: %s", error)
+                except CorruptSegment as error:
+                    if sealed.segment in vectors.manifest():
+                        found += 1
+                        await self._found_corrupt(vectors, sealed.segment, error)
+        return found
+
+    async def _found_corrupt(
+        self, vectors: CollectionVectors, segment: PublishedSegment | None, error: CorruptSegment
+    ) -> None:
+        """A file in use is damaged: stop using it, read its rows from the documents, and get it again."""
+        self.stats.corrupt += 1
+        log.error("%s; it will be fetched or built again", error)
+        if segment is None:
+            return
+        for own in (False, True):
+            await self._file_pool.run(delete, os.path.join(vectors.directory, segment_file(segment, own=own)))
+        if not await self._file_pool.run(vectors.detach, segment):
+            self._damaged.add(segment)
+        self._check(vectors)
+
+    async def _refused(self, vectors: CollectionVectors, segment: PublishedSegment) -> None:
+        """Damaged at open (the file is gone already), or whole but not the right rows (do not fetch that again)."""
+        self.stats.corrupt += 1
+        log.error("segment [%d, %d] of %s was damaged on disk", segment.first, segment.last, vectors.spec.name)
+        for own in (False, True):
+            path = os.path.join(vectors.directory, segment_file(segment, own=own))
+            if await self._file_pool.run(os.path.exists, path):
+                self._distrusted.add(segment)
+                await self._file_pool.run(delete, path)
+
+    def serve_chunk(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes [offset, offset + length) of a segment file, for a peer's fetch_chunk. Blocking: call it in a thread.
+
+        Raises InvalidArgument (not a segment's name, or a bad range) or CorruptSegment (not here).
+        """
+
+        def directory_of(collection_id: int) -> str | None:
+            vectors = self._host.vectors_of(collection_id)
+            return None if vectors is None else vectors.directory
+
+        return read_chunk(directory_of, name, offset, length)
+
+
+async def _wait(event: asyncio.Event, timeout: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout)
+    except TimeoutError:
+        return

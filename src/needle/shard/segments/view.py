@@ -1,0 +1,162 @@
+"""What a reader sees of a collection's vectors: the growing rows and the open segments, as between two apply batches.
+
+It does not know documents, filters, nor how files come and go (segment_set.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from pyroaring import BitMap
+
+from needle.base.model import CollectionSpec
+from needle.shard.segments.growing import GrowingSegment
+from needle.shard.segments.scoring import Bools, Candidates, Floats, Ints, Scan, top_k, with_ties
+from needle.shard.segments.sealed import SealedSegment
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An open segment and which of its rows live (None: all)."""
+
+    sealed: SealedSegment
+    live: Bools | None
+
+    def live_rows(self) -> int:
+        return self.sealed.rows if self.live is None else int(np.count_nonzero(self.live))
+
+    def without(self, dead: Ints) -> Served:
+        local = self.sealed.locals_of(dead)
+        if len(local) == 0:
+            return self
+        live = np.ones(self.sealed.rows, np.bool_) if self.live is None else self.live.copy()
+        live[local] = False
+        return replace(self, live=live)
+
+    def only(self, live: Ints) -> Served:
+        """With the sorted ordinals `live` only."""
+        local = self.sealed.locals_of(live)
+        if len(local) == self.sealed.rows:
+            return self
+        mask = np.zeros(self.sealed.rows, np.bool_)
+        mask[local] = True
+        return replace(self, live=mask)
+
+    def mask(self, allowed: Ints | None) -> Bools | None:
+        """Rows that count for a search: live, and in the sorted `allowed`."""
+        if allowed is None:
+            return self.live
+        mask = np.zeros(self.sealed.rows, np.bool_)
+        mask[self.sealed.locals_of(allowed)] = True
+        return mask if self.live is None else mask & self.live
+
+
+def between(ordinals: Ints, first: int, last: int) -> Ints:
+    """The part of sorted `ordinals` within [first, last]."""
+    return ordinals[np.searchsorted(ordinals, first) : np.searchsorted(ordinals, last, side="right")]
+
+
+def sorted_ordinals(bitmap: BitMap) -> Ints:
+    """A bitmap's members as ascending int64."""
+    return np.array(bitmap.to_array(), dtype=np.int64) if bitmap else np.empty(0, np.int64)
+
+
+class VectorsView:
+    """The vectors of a collection between two apply batches. Any number of threads may search it.
+
+    Which vectors those are never changes; how they are served may: a file that arrives later is used by the views that
+    are already held, so that a reader who keeps the last view does not keep scoring exactly.
+    """
+
+    def __init__(self, spec: CollectionSpec, growing: GrowingSegment, served: tuple[Served, ...]) -> None:
+        self.spec = spec
+        self._state = growing, served
+
+    @property
+    def growing(self) -> GrowingSegment:
+        return self._state[0]
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        return self._state[1]
+
+    def serve_by(self, growing: GrowingSegment, served: tuple[Served, ...]) -> None:
+        """Serve the same vectors from other places from now on; one assignment, so that no search sees half of it."""
+        self._state = growing, served
+
+    def frozen(self) -> VectorsView:
+        """A view whose places do not change either: for a build that reads them one by one."""
+        return VectorsView(self.spec, *self._state)
+
+    def __len__(self) -> int:
+        """Live vectors."""
+        growing, served = self._state
+        return len(growing) + sum(s.live_rows() for s in served)
+
+    def search(
+        self, queries: Floats, k: int, *, allow: BitMap | None = None, exact: bool = False, ef_search: int = 0
+    ) -> tuple[Ints, Floats]:
+        """The k nearest of each query by (distance, ordinal).
+
+        queries: (nq, d) float32, normalised for cosine. allow: only these ordinals count. exact: score every vector.
+        ef_search: beam width, 0 for the collection's. Returns ordinals (nq, k) int64 (-1 for none) and distances
+        (nq, k) float32 (inf for none). Raises CorruptSegment if a file was made shorter.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        return top_k(self._candidates(queries, k, allow, exact, ef_search), len(queries), k)
+
+    def nearest(
+        self, queries: Floats, k: int, *, allow: BitMap | None = None, exact: bool = False, ef_search: int = 0
+    ) -> list[tuple[list[int], list[float]]]:
+        """Like `search`, and with what is as near as the k-th (TIES_MAX more at most): for each query its ordinals and
+        distances. With exact=True all ties are there, without it those that the graphs show."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        found = with_ties(self._candidates(queries, k, allow, exact, ef_search), len(queries), k)
+        ends = np.searchsorted(found.query, np.arange(len(queries) + 1)).tolist()
+        ordinals, distances = found.ordinal.tolist(), found.distance.tolist()
+        return [(ordinals[a:b], distances[a:b]) for a, b in pairwise(ends)]
+
+    def _candidates(
+        self, queries: Floats, k: int, allow: BitMap | None, exact: bool, ef_search: int
+    ) -> list[Candidates]:
+        """What every place finds: the k nearest of each query are among them."""
+        allowed = None if allow is None else sorted_ordinals(allow)
+        found: list[Candidates] = []
+        scan = None
+        growing, places = self._state
+        for served in places:
+            served.sealed.check_size()
+        if exact or growing.chunks:
+            norm_max = max([growing.norm_max, *(s.sealed.norm_max for s in places)])
+            scan = Scan(self.spec.metric, queries, k, norm_max)
+            growing.scan(scan, allowed)
+        for served in places:
+            segment = served.sealed.segment
+            part = None if allowed is None else between(allowed, segment.first, segment.last)
+            if part is not None and len(part) == 0:
+                continue
+            mask = served.mask(part)
+            if exact and scan is not None:
+                served.sealed.scan(scan, mask)
+            else:
+                found += served.sealed.search(queries, k, ef_search or self.spec.index.ef_search, mask)
+        return found + scan.found if scan is not None else found
+
+    def live_blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
+        """(ordinals, vectors) of the live rows of [first, last], ascending; segments lie wholly in or out."""
+        growing, places = self._state
+        parts: list[tuple[int, Iterator[tuple[Ints, Floats]]]] = [
+            (served.sealed.segment.first, served.sealed.blocks(served.live))
+            for served in places
+            if first <= served.sealed.segment.first and served.sealed.segment.last <= last
+        ]
+        parts += [
+            (chunk.first, iter([chunk.rows_of(first, last)]))
+            for chunk in growing.chunks
+            if chunk.last >= first and chunk.first <= last
+        ]
+        for _, blocks in sorted(parts, key=lambda part: part[0]):
+            yield from blocks
