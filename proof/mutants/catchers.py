@@ -14,11 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-import needle
 from proof.mutants.planting import Mutant
 from proof.mutants.simulated import Sighting
 
-ROOT = Path(needle.__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 SIM_TIMEOUT, TEST_TIMEOUT = 1800.0, 180.0
 TESTS_FAILED = 1
 OUTPUT_LINES = 15

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 import needle
-from harness.process_cluster import free_ports
 from harness.scripted_network import ADDRESSES, Network
 from needle.base.errors import ClientClosed, NeedleError, OutcomeUnknown
 from needle.client import Client, SyncClient, loop_thread
 from needle.client.sync import sync_client
 from needle.distributed import RaftCluster, RaftConfig
+from needle.local.free_ports import free_ports
 
 QUERY = [1.0, 0.0]
 

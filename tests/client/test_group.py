@@ -5,7 +5,6 @@ import random
 
 import pytest
 
-from harness.process_cluster import wait_for
 from harness.scripted_network import ADDRESSES, VECTOR, Network, numbers
 from needle.base.errors import (
     AlreadyExists,
@@ -20,6 +19,7 @@ from needle.base.errors import (
 from needle.base.model import ReadMode
 from needle.client import Client
 from needle.client import attempts as attempts_of_calls
+from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 
 

@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from harness.process_cluster import wait_for
 from harness.scripted_network import ADDRESSES, VECTOR, Network, numbers
 from needle.base.errors import (
     AlreadyExists,
@@ -30,6 +29,7 @@ from needle.base.errors import (
 )
 from needle.client import Client
 from needle.client import attempts as attempts_of_calls
+from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer, SearchCall, WriteCall
 

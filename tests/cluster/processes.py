@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import needle
-from harness.process_cluster import NodeProcess, free_ports, wait_for
 from needle.client.health import ClusterHealth
 from needle.client.sharded import ShardedClient
 from needle.connecting import Connecting, system_caller
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import NodeProcess, wait_for
 from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
 from needle.routing.topology import ClusterSettings, Topology
 from needle.server.catalog.founding import create_cluster

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.processes import ShardedProcesses, healthy
-from harness.process_cluster import free_ports, wait_for
 from needle.client.sharded import ShardedClient
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import wait_for
 
 
 async def test_nodes_that_all_moved_find_each_other_along_a_chain_of_seeds(tmp_path: Path) -> None:

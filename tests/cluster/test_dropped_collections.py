@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from cluster.fake_shards import FakeShards, virtually
-from harness.process_cluster import free_ports
 from needle.base.errors import (
     CollectionNotFound,
     DeadlineExceeded,
@@ -28,6 +27,7 @@ from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
 from needle.protocol import catalog_commands, commands
 from needle.protocol.peer_calls import FoundCall
 from needle.routing.topology import Topology

@@ -16,13 +16,13 @@ import pytest
 
 from cluster.catalog_util import topology
 from cluster.processes import ShardedProcesses
-from harness.process_cluster import wait_for
 from needle.base.errors import InvalidArgument, LostState
 from needle.base.model import RaftStatus
 from needle.cli.app import main
 from needle.cli.shard_commands import look
 from needle.client.health import ReplicaStatus, judge
 from needle.connecting import system_caller
+from needle.local.process_cluster import wait_for
 from needle.routing.strategy import CONSISTENT_HASH
 from needle.routing.topology import ClusterSettings
 from needle.server.catalog.founding import create_cluster

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.process_cluster import free_ports
 from needle.base.errors import ConfigError, InvalidArgument, Unavailable
 from needle.base.model import WriteResult
 from needle.distributed import (
@@ -19,6 +18,7 @@ from needle.distributed import (
     ShardRouter,
     ShardStrategy,
 )
+from needle.local.free_ports import free_ports
 
 
 def test_configurations_check_themselves() -> None:

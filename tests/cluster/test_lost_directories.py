@@ -14,11 +14,11 @@ import pytest
 from cluster.processes import ShardedProcesses, healthy
 from harness.lives import life_of
 from harness.marked_documents import vector
-from harness.process_cluster import wait_for
 from needle.base.errors import NeedleError
 from needle.cli.app import main
 from needle.client.health import lost_nodes
 from needle.client.sharded import ShardedClient
+from needle.local.process_cluster import wait_for
 
 LEADER, VICTIM, BEHIND = "node-1", "node-2", "node-3"
 LOST = f"node {VICTIM} does not go on"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from cluster.processes import ShardedProcesses, healthy
-from harness.process_cluster import wait_for
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.client.sharded import ShardedClient
+from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.catalog_commands import StartMove

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.process_cluster import free_ports
 from needle.base.errors import DiskFull, UnsupportedFormat
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
 from needle.server import cluster_files
 from needle.server.cluster_files import ClusterFile, load_cluster, save_cluster
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from cluster.processes import ShardedProcesses, healthy
-from harness.process_cluster import free_ports, wait_for
 from needle import CollectionNotFound, Filter, InvalidArgument, NoQuorum
 from needle.base.errors import DeadlineExceeded, Unavailable
 from needle.client.sharded import ShardedClient
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import wait_for
 from needle.routing.strategy import ShardStrategy
 from needle.routing.topology import Topology
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.process_cluster import free_ports
 from needle.base.errors import (
     AlreadyExists,
     CollectionNotFound,
@@ -25,6 +24,7 @@ from needle.base.model import WriteResult
 from needle.client import Client
 from needle.connecting import system_caller
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
 from needle.protocol import calls
 from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Insert, OpenSession, Session, encode

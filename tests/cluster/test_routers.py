@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from cluster.processes import ShardedProcesses, healthy
-from harness.process_cluster import free_ports, wait_for
 from needle.base.errors import ConfigError, InvalidArgument
 from needle.client.sharded import ShardedClient
 from needle.connecting import system_caller
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import wait_for
 from needle.routing.loading import load_routers
 from needle.routing.strategy import ShardStrategy, register, router_names, routing_key
 from needle.routing.topology import ClusterSettings

@@ -8,11 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from harness.process_cluster import free_ports, wait_for
 from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, ReadMode, WriteResult
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import wait_for
 from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.calls import CollectionsCall, Freshness, GetCall, WriteCall
 from needle.protocol.peer_calls import (

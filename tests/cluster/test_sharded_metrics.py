@@ -13,10 +13,10 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.processes import ShardedProcesses, healthy
-from harness.process_cluster import wait_for
 from needle.client import Client
 from needle.client.sharded import ShardedClient
 from needle.connecting import system_caller
+from needle.local.process_cluster import wait_for
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 SEARCHES = 7

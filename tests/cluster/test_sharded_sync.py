@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import needle
-from harness.process_cluster import free_ports
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
 
 
 async def test_what_a_sharded_client_can_do_is_there_without_asyncio(tmp_path: Path) -> None:

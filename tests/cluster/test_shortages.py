@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from cluster.catalog_util import spec, topology
-from harness.process_cluster import free_ports, wait_for
 from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown
 from needle.base.ids import shard_group
 from needle.client.shards import ClusterShards
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import wait_for
 from needle.protocol.calls import LeaderAnswer
 from needle.protocol.calls import encode as encode_call
 from needle.protocol.catalog_commands import CreateCollection, StartMove, encode

@@ -13,9 +13,9 @@ import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from cluster.twelve import Twelve, corpus, drawn
-from harness.process_cluster import wait_for
 from needle.base.errors import NoQuorum, Unavailable
 from needle.client.sharded import ShardedClient
+from needle.local.process_cluster import wait_for
 
 COUNT = int(os.environ.get("NEEDLE_TWELVE_VECTORS", "4000"))
 DIMENSIONS = int(os.environ.get("NEEDLE_TWELVE_DIMENSIONS", "64"))

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.processes import ShardedProcesses, healthy
-from harness.process_cluster import wait_for
 from needle.client.sharded import ShardedClient
+from needle.local.process_cluster import wait_for
 from needle.protocol.catalog_commands import StartMove
 from needle.routing.strategy import ShardStrategy, routing_key
 

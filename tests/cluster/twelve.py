@@ -15,11 +15,11 @@ import faiss
 import numpy as np
 
 from cluster.processes import ShardedProcesses
-from harness.process_cluster import wait_for
 from needle.base.model import Hit
 from needle.cli.demo.corpus import read_corpus, stdlib_directory
 from needle.cli.embedding import Embedder
 from needle.client.sharded import ShardedClient
+from needle.local.process_cluster import wait_for
 
 LATENT = 32
 K = 10

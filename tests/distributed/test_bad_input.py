@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from harness.process_cluster import ProcessCluster
 from needle.base.errors import (
     CollectionExists,
     CollectionNotFound,
@@ -18,6 +17,7 @@ from needle.base.errors import (
 )
 from needle.base.model import ReadMode, SearchRequest
 from needle.client import Client
+from needle.local.process_cluster import ProcessCluster
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, SearchCall, WriteCall
 from needle.protocol.commands import Insert, PublishSegment, Session, encode

@@ -8,7 +8,7 @@ import numpy as np
 
 from distributed.test_catch_up import events, indexed
 from harness.linked_cluster import Pinned, linked
-from harness.process_cluster import wait_for
+from needle.local.process_cluster import wait_for
 
 ROWS = 12_000
 

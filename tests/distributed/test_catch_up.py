@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from harness.linked_cluster import LinkedCluster, Pinned, linked
-from harness.process_cluster import wait_for
 from needle.base.errors import NeedleError
 from needle.base.model import SearchRequest
 from needle.client import Client
+from needle.local.process_cluster import wait_for
 
 DIMENSIONS = 128
 ROWS = 3000

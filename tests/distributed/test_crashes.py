@@ -8,8 +8,8 @@ import pytest
 
 import needle
 from harness.marked_documents import CALM
-from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import AlreadyExists, NeedleError, NoQuorum, Unavailable
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
 IN_TIME = 4.0

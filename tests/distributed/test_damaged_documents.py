@@ -15,7 +15,7 @@ import pytest
 
 from harness.damage import cut_documents_wal, documents, flip_bit
 from harness.marked_documents import CALM, complete, fill, follower_of
-from harness.process_cluster import ProcessCluster, wait_for
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 Lose = Callable[[ProcessCluster, random.Random], Awaitable[list[str]]]
 

@@ -20,7 +20,7 @@ from harness.damage import (
     tear_tail,
 )
 from harness.marked_documents import CALM, DOCUMENTS, complete, ended, fill, follower_of, marker, vector
-from harness.process_cluster import ProcessCluster, wait_for
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 
 async def test_a_torn_tail_is_dropped(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from harness.damage import cut, flip_bit, segment_files
 from harness.linked_cluster import Pinned
-from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import ReplicaDamaged
 from needle.base.model import SearchRequest
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 DIMENSIONS = 32
 ROWS = 1500

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import needle
-from harness.link_proxy import LinkProxy
-from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import OutcomeUnknown
+from needle.local.link_proxy import LinkProxy
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = np.ones(8, dtype=np.float32)
 

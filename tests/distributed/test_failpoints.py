@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import NeedleError
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
 PLACES = ["log.before_commit", "log.after_commit", "apply.before", "apply.after", "compact.after_checkpoint"]

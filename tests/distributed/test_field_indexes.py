@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from harness.linked_cluster import LinkedCluster, linked
-from harness.process_cluster import wait_for
 from needle.base.filters.builder import Filter
+from needle.local.process_cluster import wait_for
 
 ROWS = 2000
 VECTORS = np.random.default_rng(1).standard_normal((ROWS, 8)).astype(np.float32)

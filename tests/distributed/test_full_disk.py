@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.process_cluster import ProcessCluster, free_ports, wait_for
 from needle.base.errors import DiskFull, NeedleError, OutcomeUnknown, Unavailable
 from needle.client import Client
 from needle.distributed import ClusterConfig, DistributedCluster
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 DIMENSIONS = 256
 DISK = 160 << 20

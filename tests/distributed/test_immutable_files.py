@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import NeedleError
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
 

@@ -13,8 +13,8 @@ import pytest
 
 from harness.lives import life_of
 from harness.marked_documents import CALM, fill, follower_of, vector
-from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.ids import shard_group
+from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.multiraft.codec import LifeAnswer, encode_frame
 from needle.raft.messages import Message, MessageType
 from needle.rpc.codec import Hello, encode

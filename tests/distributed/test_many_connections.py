@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.process_cluster import ProcessCluster
+from needle.local.process_cluster import ProcessCluster
 from needle.rpc.codec import Hello, encode
 from needle.rpc.frame import HELLO, encode_frame
 

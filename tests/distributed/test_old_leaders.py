@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distributed.test_partitions import Writer, majority, reading
 from harness.linked_cluster import Pinned, linked
-from harness.process_cluster import wait_for
+from needle.local.process_cluster import wait_for
 
 SLOW = {"election_timeout": 1.0, "heartbeat_interval": 0.1}
 

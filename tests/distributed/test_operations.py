@@ -7,9 +7,10 @@ import pytest
 
 import needle
 from harness.marked_documents import CALM
-from harness.process_cluster import NodeProcess, ProcessCluster, free_ports, wait_for
 from needle.base.errors import InMaintenance, InvalidArgument
 from needle.cli.app import main
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import NodeProcess, ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
 

@@ -15,10 +15,10 @@ from time import monotonic
 import pytest
 
 from harness.linked_cluster import LinkedCluster, Pinned, linked
-from harness.process_cluster import wait_for
 from needle.base.errors import NeedleError
 from needle.base.model import ReadMode
 from needle.client import Client
+from needle.local.process_cluster import wait_for
 
 VECTOR = [1.0] * 8
 CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.process_cluster import free_ports, wait_for
 from needle.base.errors import ConfigError, StorageError, Unavailable
 from needle.client import Client
 from needle.distributed import Filter, RaftCluster, RaftConfig, load_config
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import wait_for
 
 STATES = {"Leader", "Follower", "Candidate", "PreCandidate", "Learner"}
 

@@ -8,8 +8,8 @@ import pytest
 
 import needle
 from harness.marked_documents import CALM
-from harness.process_cluster import ProcessCluster, wait_for
 from needle.base.errors import AlreadyExists, CollectionNotFound, VersionMismatch, WrongCluster
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 MODES = ("strong", "leased", "eventual")
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import needle
-from harness.process_cluster import free_ports, wait_for
 from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError
 from needle.base.model import HitBatch, SearchRequest
 from needle.distributed import RaftCluster, RaftConfig
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import wait_for
 from needle.shard.fields.builders import Builders
 from needle.shard.state_machine import Replica
 

@@ -13,8 +13,8 @@ from time import monotonic
 import numpy as np
 import pytest
 
-from harness.process_cluster import ProcessCluster
 from needle.client import Client
+from needle.local.process_cluster import ProcessCluster
 
 SECONDS = float(os.environ.get("NEEDLE_SOAK_SECONDS", "8"))
 DIMENSIONS = 384

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import needle
-from harness.process_cluster import NodeProcess, ProcessCluster, free_ports, wait_for
 from needle.base.errors import NeedleError, NoQuorum, ProtocolError, WrongCluster
+from needle.local.free_ports import free_ports
+from needle.local.process_cluster import NodeProcess, ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
 

@@ -15,9 +15,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.link_proxy import LinkProxy
-from harness.process_cluster import ProcessCluster, free_ports
 from needle.base.model import HitBatch, ReadMode, SearchRequest
+from needle.local.free_ports import free_ports
+from needle.local.link_proxy import LinkProxy
+from needle.local.process_cluster import ProcessCluster
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, Freshness, GetCall, SearchCall
 from needle.rpc.transport import RpcClient

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from harness.process_cluster import ProcessCluster, wait_for
 from needle.client import Client
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 DOCUMENTS = 60
 CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.process_cluster import wait_for
 from needle.base.errors import ConfigError, StorageError, Unavailable, UnsupportedFormat
+from needle.local.process_cluster import wait_for
 from needle.server.address_book import AddressBook
 from needle.server.files import FIXED, SHARDED, claim, load_addresses, save_addresses
 from needle.server.process.http import HttpServer

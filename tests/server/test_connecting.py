@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import needle
-from harness.process_cluster import free_ports
 from needle.base.config import parse_address
 from needle.base.errors import ConfigError, ConnectionLost, InvalidArgument
 from needle.client import Client
 from needle.connecting import check_addresses, check_reachable
 from needle.distributed import RaftCluster, RaftConfig
+from needle.local.free_ports import free_ports
 from needle.rpc.codec import parse_endpoint
 
 

@@ -1,15 +1,13 @@
 """The client of a sharded cluster: `Client`'s methods, routed straight to the shards' leaders.
 
-Values become bytes here as in `Client`; where they go is the router's business, handed in as `RouterLike`
-(`cluster.router.Router`), because client and cluster do not import each other. Nodes use it too, as proxies for
-clients that are not shard-aware.
+Values become bytes here as in `Client`; where they go is the router's business.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -18,7 +16,6 @@ from needle.base.ids import NodeId, shard_group
 from needle.base.model import (
     CollectionSpec,
     Hit,
-    HitBatch,
     IndexParams,
     Metric,
     RaftStatus,
@@ -34,63 +31,15 @@ from needle.client.directory import Caller
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
 from needle.client.operations import TIMEOUT
 from needle.client.replicas import ask_replicas
+from needle.client.router.router import Found, Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
-from needle.protocol.calls import DigestAnswer, DocumentBatch, Freshness, GroupCall, StatusCall
+from needle.protocol.calls import DigestAnswer, Freshness, GroupCall, StatusCall
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall, no_members
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
-
-
-class FoundLike(Protocol):
-    """A search's answer (cluster.router.Found)."""
-
-    @property
-    def batch(self) -> HitBatch: ...
-    @property
-    def missing(self) -> dict[int, NeedleError]: ...
-    @property
-    def gaps(self) -> list[KeyRange]: ...
-
-
-class RouterLike(Protocol):
-    """What this client needs of `cluster.router.Router`."""
-
-    async def insert(
-        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
-    ) -> WriteResult: ...
-    async def insert_batch(
-        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
-    ) -> list[WriteResult | NeedleError]: ...
-    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult: ...
-    async def search(
-        self,
-        request: SearchRequest,
-        mode: ReadMode,
-        timeout: float,
-        *,
-        max_staleness: float = ...,
-        session: bool = ...,
-        partial: bool = ...,
-    ) -> FoundLike: ...
-    async def get(
-        self,
-        collection: str,
-        names: list[str],
-        with_vectors: bool,
-        mode: ReadMode,
-        timeout: float,
-        *,
-        max_staleness: float = ...,
-        session: bool = ...,
-    ) -> DocumentBatch: ...
-    async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]: ...
-    async def create_collection(
-        self, spec: CollectionSpec, if_absent: bool, nonce: int, timeout: float
-    ) -> WriteResult: ...
-    async def drop_collection(self, name: str, timeout: float) -> WriteResult: ...
 
 
 class PartialHits(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +58,7 @@ class PartialHits(msgspec.Struct, frozen=True, kw_only=True):
 class ShardedClient(Client):
     """A client of one sharded cluster. Made by `needle.connect`, which recognises one."""
 
-    def __init__(self, caller: Caller, addresses: Iterable[str], shards: ClusterShards, router: RouterLike, rng: Rng):
+    def __init__(self, caller: Caller, addresses: Iterable[str], shards: ClusterShards, router: Router, rng: Rng):
         super().__init__(caller, addresses, rng=rng)
         self._shards = shards
         self._router = router
@@ -224,10 +173,10 @@ class ShardedClient(Client):
         found = await self._find(request, freshness, timeout, False)
         return await self._hits(found)
 
-    async def _hits(self, found: FoundLike) -> list[Hit]:
+    async def _hits(self, found: Found) -> list[Hit]:
         return await self._beside(calls.batch_bytes(found.batch), values.hits, found.batch)
 
-    async def _find(self, request: SearchRequest, fresh: Freshness, timeout: float, partial: bool) -> FoundLike:
+    async def _find(self, request: SearchRequest, fresh: Freshness, timeout: float, partial: bool) -> Found:
         return await self._router.search(
             request,
             fresh.mode,

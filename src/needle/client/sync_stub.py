@@ -18,12 +18,12 @@ from typing import Any, overload
 from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
-from needle.protocol.calls import DigestAnswer
-from needle.routing.topology import Topology
 from needle.client.client import Client, FilterLike
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.loop_thread import LoopThread
 from needle.client.sharded import PartialHits
+from needle.protocol.calls import DigestAnswer
+from needle.routing.topology import Topology
 
 FACES: tuple[tuple[type[SyncClient], type[Client]], ...]
 
