@@ -378,6 +378,21 @@ async def test_frames_of_strangers_have_no_effect(tmp_path: Path) -> None:
         assert not any(node.fatal for node in cluster.running())
 
 
+async def test_who_sends_frames_of_another_life_all_the_time_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        await _written(cluster)
+        leader, follower, _ = await _followers(cluster)
+        name = leader.name
+        forged = Message(MessageType.HEARTBEAT, to=follower.name, frm=name, term=leader.host.term(0))
+        said = f"frames that were not of this life of node {name} are dropped"
+        for nonce in range(4711, 4731):
+            follower.host.on_raft(name, encode_frame(nonce, 0, [(0, forged)]))
+            await until(lambda: not follower.host.lives._peers[name].asking)
+        assert [record.getMessage() for record in caplog.records].count(said) == 1
+
+
 async def test_what_a_node_cannot_have_told_is_not_held_against_it(tmp_path: Path) -> None:
     """One forged acknowledgement in its name, does not cost it its directory."""
     async with Cluster(str(tmp_path), config=CALM) as cluster:

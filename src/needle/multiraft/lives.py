@@ -33,8 +33,8 @@ REFUSED_SECONDS = 5.0
 HELD_BYTES_MAX = 1 << 20
 """Frames of a peer that wait until it is known who it is."""
 PEERS_MAX = 4096
-SILENT_SECONDS = 60.0
-"""So long it is not logged again that a peer could not be asked, for the same kind of reason."""
+SAID_SECONDS = 60.0
+"""So long the same is not logged of a peer again."""
 
 REMEDY = (
     "A data directory that was lost or replaced by an older copy must not go on under its name: remove the node, and "
@@ -98,7 +98,7 @@ class Lives:
         self._opened = opened
         self._peers: dict[NodeId, _Peer] = {}
         self._established = False
-        self._silent: dict[NodeId, tuple[str, float]] = {}
+        self._said: dict[NodeId, tuple[str, float]] = {}
         self.nonce = store.identity.life.nonce
         self.news = 0
 
@@ -186,7 +186,8 @@ class Lives:
             if not self._host.stopped:
                 await self._judge(node, peer, remembered, answer)
         except NeedleError as error:
-            self._note_silent(node, error)
+            if self._is_news(node, error.code):
+                _log.info("node %s could not be asked who it is: %s", node, error)
             if node not in self._store.peers and not peer.talking:
                 self._peers.pop(node, None)
         finally:
@@ -195,17 +196,19 @@ class Lives:
         for nonce, messages in held:
             if nonce == peer.talking and not self._host.stopped:
                 self._host.hear(node, messages)
-        if peer.talking and nonces - {peer.talking}:
+        if peer.talking and nonces - {peer.talking} and self._is_news(node, "another life"):
             _log.warning("frames that were not of this life of node %s are dropped", node)
 
-    def _note_silent(self, node: NodeId, error: NeedleError) -> None:
-        """Who cannot be asked speaks on, many times a second; that must not hide what else is logged."""
-        now, (code, until) = self._host.clock.monotonic(), self._silent.get(node, ("", 0.0))
-        if code != error.code or now >= until:
-            if len(self._silent) >= PEERS_MAX:
-                self._silent.clear()
-            self._silent[node] = (error.code, now + SILENT_SECONDS)
-            _log.info("node %s could not be asked who it is: %s", node, error)
+    def _is_news(self, node: NodeId, what: str) -> bool:
+        """Whether this was not said of the node a moment ago: who is not heard speaks on, many times a second, and that
+        must not hide what else is logged."""
+        now, (said, until) = self._host.clock.monotonic(), self._said.get(node, ("", 0.0))
+        if said == what and now < until:
+            return False
+        if len(self._said) >= PEERS_MAX:
+            self._said.clear()
+        self._said[node] = (what, now + SAID_SECONDS)
+        return True
 
     async def _question(
         self, node: NodeId, remembered: Life | None, told: Mapping[GroupId, tuple[int, int]]
