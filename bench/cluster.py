@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 
-import needle
+from bench.vectors import Floats
+from needle.base.config import SegmentConfig
 from needle.base.errors import Unavailable
-from needle.client import Client
-from needle.local.free_ports import free_ports
-from needle.local.nodes import LocalCluster
+from needle.client import Client, ShardedClient
+from needle.connecting import system_caller
+from needle.local.process_cluster import ProcessCluster
+from needle.rpc.transport import RpcClient
+from needle.shard.plan import seal_when_quiet_at
+
+NODES = 3
+BATCH = 1000
+IN_FLIGHT = 4
+QUIET_SECONDS = 3.0
+TIMING = {"election_timeout": 0.6, "heartbeat_interval": 0.1}
+"""Many nodes share few cores here; searches of one replica need no heartbeat."""
 
 
 class NeedleCluster:
@@ -21,19 +33,19 @@ class NeedleCluster:
 
     def __init__(self, **settings: object) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="bench-needle-"))
-        self._nodes = LocalCluster(self._directory, free_ports(3), settings, detached=False)
+        self._nodes = ProcessCluster(self._directory, NODES, as_user=True, **settings)
 
     def __enter__(self) -> NeedleCluster:
-        self._nodes.start_all()
+        self._nodes.start_nodes()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._nodes.stop_all()
+        self._nodes.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def client(self) -> Client:
         """A client, once the cluster has a leader."""
-        client = await needle.connect(list(self._nodes.addresses.values()))
+        client = await self._nodes.connect()
         while await client.leader() is None:
             self._nodes.check_alive()
             await asyncio.sleep(0.05)
@@ -43,13 +55,13 @@ class NeedleCluster:
         self._nodes.kill(node)
 
     def restart(self, node: str) -> None:
-        self._nodes.start(node)
+        self._nodes.restart(node)
 
     async def caught_up(self, client: Client) -> None:
         """Returns when every node answers and has applied the same index."""
         while True:
             with contextlib.suppress(Unavailable):
-                applied = [(await client.node_status(node, timeout=1.0)).last_applied for node in self._nodes.addresses]
+                applied = [(await client.node_status(node, timeout=1.0)).last_applied for node in self._nodes.nodes]
                 if len(set(applied)) == 1:
                     return
             self._nodes.check_alive()
@@ -59,7 +71,7 @@ class NeedleCluster:
         """Returns when no replica has `seal_rows` or more of `rows` vectors outside its index and all hold the same
         index files; says how many files that is."""
         while True:
-            names = [[path.name for path in self._nodes.index_files(node)] for node in self._nodes.addresses]
+            names = [[path.name for path in node.index_files()] for node in self._nodes.nodes.values()]
             covered = sum(rows_of(name) for name in names[0])
             if covered > rows - seal_rows and all(found == names[0] for found in names):
                 return len(names[0])
@@ -67,12 +79,83 @@ class NeedleCluster:
             await asyncio.sleep(0.02)
 
     def memory_mb(self) -> list[float]:
-        """Resident memory of each node in MB (10^6 bytes): anonymous pages and the mapped segments it touched."""
-        used = []
-        for pid in self._nodes.pids().values():
-            lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-            used.append(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024 / 1e6)
-        return used
+        """Resident memory of each node."""
+        return [node.memory_mb() for node in self._nodes.nodes.values()]
+
+
+class ShardedNodes:
+    """A sharded cluster, one replica a shard: what is measured is routing and merging, not replication. Use with
+    `async with`; then `client` is shard-aware."""
+
+    client: ShardedClient
+
+    def __init__(self, shards: int) -> None:
+        self.shards = shards
+        self._directory = Path(tempfile.mkdtemp(prefix="bench-shards-"))
+        self._nodes = ProcessCluster(self._directory, NODES, as_user=True, sharding={}, **TIMING)
+        self._callers: list[RpcClient] = []
+        self._indexable = self._files = 0
+        self._open = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> ShardedNodes:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
+            await stack.enter_async_context(self._nodes)
+            await self._nodes.create(self.shards, 1)
+            client = await stack.enter_async_context(self._nodes.connect())
+            assert isinstance(client, ShardedClient)
+            self.client = client
+            self._open = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for caller in self._callers:
+            await caller.close()
+        await self._open.aclose()
+
+    def cpu_seconds(self) -> float:
+        """Processor time that this process and the nodes have used."""
+        return time.process_time() + sum(node.cpu_seconds() for node in self._nodes.nodes.values())
+
+    def leader(self, shard: int) -> str:
+        """The node that holds a shard."""
+        return self.client.topology().shards[shard].replicas[0]
+
+    def plain(self, node: str) -> Client:
+        """A client that knows nothing of shards and asks this node, which routes for it."""
+        self._callers.append(system_caller("needle"))
+        return Client(self._callers[-1], [self._nodes.addresses[node]], rng=random.Random(1))
+
+    async def load(self, collection: str, vectors: Floats) -> int:
+        """Create and fill a collection; returns how many index files hold it once nothing is built any more."""
+        dimensions = vectors.shape[1]
+        await self.client.create_collection(collection, dimensions=dimensions, timeout=60)
+        batches = iter(range(0, len(vectors), BATCH))
+
+        async def worker() -> None:
+            for first in batches:
+                rows = vectors[first : first + BATCH]
+                ids = [f"v{n}" for n in range(first, first + len(rows))]
+                await self.client.insert_batch(ids=ids, vectors=rows, collection=collection, timeout=120)
+
+        await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+        # Of each shard a few may stay outside index files for good.
+        self._indexable += len(vectors) - self.shards * seal_when_quiet_at(SegmentConfig(), dimensions)
+        before, self._files = self._files, await self._indexed(self._indexable)
+        return self._files - before
+
+    async def _indexed(self, rows: int) -> int:
+        """How many index files there are, once they cover `rows` and no longer change."""
+        seen: list[Path] = []
+        since = time.monotonic()
+        while True:
+            found = [path for node in self._nodes.nodes.values() for path in node.index_files()]
+            if found != seen:
+                seen, since = found, time.monotonic()
+            if time.monotonic() - since > QUIET_SECONDS and sum(rows_of(path.name) for path in found) >= rows:
+                return len(found)
+            self._nodes.check_alive()
+            await asyncio.sleep(0.1)
 
 
 def rows_of(name: str) -> int:

@@ -14,9 +14,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from bench.cluster import NODES, ShardedNodes
 from bench.load import Rate, closed_loop
 from bench.report import Report
-from bench.sharded_cluster import NODES, ShardedNodes
 from bench.vectors import Dataset, dataset
 from needle.client import Client
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from itertools import permutations
 
 from needle.base.errors import NeedleError
 from needle.client import Client
-from needle.local.link_proxy import LinkProxy
 from needle.local.process_cluster import ProcessCluster, wait_for
 from proof.chaos.disks import SmallDisk
 from proof.chaos.schedule import Fault
@@ -60,14 +57,13 @@ class Injector:
     def __init__(
         self,
         cluster: ProcessCluster,
-        links: dict[tuple[str, str], LinkProxy],
         disks: dict[str, SmallDisk],
         operator: Client,
         rng: random.Random,
         timeout: float,
     ) -> None:
-        """links: by (from, to). disks: empty if nodes have none of their own. timeout: election timeout, seconds."""
-        self.cluster, self.links, self.disks = cluster, links, disks
+        """disks: empty if nodes have none of their own. timeout: election timeout, seconds."""
+        self.cluster, self.links, self.disks = cluster, cluster.links, disks
         self.operator, self.timeout = operator, timeout
         self._rng = rng
         self.down: set[str] = set()
@@ -126,10 +122,7 @@ class Injector:
             names = [name]
         dead = [one for one in names if one not in self.down]
         self.down |= set(dead)
-        for one in dead:
-            self.cluster.nodes[one].signal(signal.SIGKILL)
-        for one in dead:
-            self.cluster.nodes[one].wait()
+        self.cluster.kill(*dead)
 
         async def heal() -> None:
             await self.restart(*dead)
@@ -259,10 +252,3 @@ class Injector:
 
 async def _nothing() -> None:
     """A fault that passes by itself."""
-
-
-def make_links(own: dict[str, str], outsiders: Iterable[str] = ()) -> dict[tuple[str, str], LinkProxy]:
-    """A proxy for each directed pair of nodes, and from each outsider to each node; own: where they listen. Not
-    started yet."""
-    pairs = [*permutations(own, 2), *((outsider, name) for outsider in outsiders for name in own)]
-    return {(a, b): LinkProxy(own[b]) for a, b in pairs}

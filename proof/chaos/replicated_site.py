@@ -30,12 +30,11 @@ class ReplicatedSite(Site):
         super().__init__(spec, profile, directory)
         self.groups = [0]
 
-    def make_cluster(self, through: dict[tuple[str, str], str], ports: list[int]) -> ProcessCluster:
+    def make_cluster(self) -> ProcessCluster:
         return ProcessCluster(
             self._directory,
             self.spec.nodes,
-            peers_through=through,
-            ports=ports,
+            linked=True,
             dimensions=self.profile.dimensions,
             metric=self.profile.metric,
             **settings(self.spec, self.profile),
@@ -43,10 +42,9 @@ class ReplicatedSite(Site):
 
     async def found(self) -> None:
         await self.cluster.ready(deadline=START_SECONDS)
-        self.operator = needle.Client(self.caller("operator"), self.cluster.addresses, rng=self.rng)
-        self.injector = Injector(
-            self.cluster, self.links, self.disks, self.operator, self.rng, self.spec.election_timeout
-        )
+        self._addresses = list(self.cluster.addresses.values())
+        self.operator = needle.Client(self.caller("operator"), self._addresses, rng=self.rng)
+        self.injector = Injector(self.cluster, self.disks, self.operator, self.rng, self.spec.election_timeout)
 
     def prepare(self, work: Workload) -> None:
         self.clients = [self._client(f"c{n}", work, hasty=n % 2 == 1) for n in range(CLIENTS)]
@@ -58,7 +56,7 @@ class ReplicatedSite(Site):
         caller, rng = self.caller(name), stream(self.spec.seed, "session", name)
 
         def begin() -> RealDatabase:
-            session = connect(caller, self.cluster.addresses, rng)
+            session = connect(caller, self._addresses, rng)
             session.timeout = HASTY_SECONDS if hasty else session.timeout
             return session
 

@@ -8,7 +8,6 @@ clients) and all replicas of one shard. move: a node comes back with another add
 from __future__ import annotations
 
 import asyncio
-import signal
 
 from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
@@ -86,10 +85,7 @@ class ShardedInjector(Injector):
         """kill -9; heal starts them again."""
         dead = [name for name in names if name not in self.down]
         self.down |= set(dead)
-        for name in dead:
-            self.cluster.nodes[name].signal(signal.SIGKILL)
-        for name in dead:
-            self.cluster.nodes[name].wait()
+        self.cluster.kill(*dead)
 
         async def heal() -> None:
             await self.restart(*dead)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from functools import partial
 from itertools import count
 from typing import IO, Any, TypeVar
@@ -19,8 +18,7 @@ from needle.protocol import calls
 from needle.protocol.calls import DigestAnswer, DocumentBatch, Freshness, GetCall
 from needle.protocol.peer_calls import TOPOLOGY, ShardAnswer, TopologyAnswer, TopologyCall
 from needle.routing.strategy import routing_key
-from needle.routing.topology import ClusterSettings, Topology
-from needle.server.catalog.founding import create_cluster
+from needle.routing.topology import Topology
 from proof.chaos import check
 from proof.chaos.history_file import Recorder, Replica
 from proof.chaos.injector import Injured, has_quorum
@@ -48,37 +46,22 @@ class ShardedSite(Site):
     injector: ShardedInjector
     _history: ShardRecorder
 
-    def outsiders(self) -> Iterable[str]:
-        return (ROUTER,)
-
     def recorder(self, file: IO[str], **facts: Any) -> Recorder:
         self._history = ShardRecorder(file, **facts)
         self._history.owner = self.owner
         return self._history
 
-    def make_cluster(self, through: dict[tuple[str, str], str], ports: list[int]) -> ProcessCluster:
-        self._through = through
+    def make_cluster(self) -> ProcessCluster:
+        with_all = settings(self.spec, self.profile)
         return ProcessCluster(
-            self._directory,
-            self.spec.nodes,
-            peers_through=through,
-            ports=ports,
-            dimensions=None,
-            sharding={},
-            **settings(self.spec, self.profile),
+            self._directory, self.spec.nodes, linked=True, outsiders=(ROUTER,), sharding={}, **with_all
         )
 
     async def found(self) -> None:
         spec, cluster = self.spec, self.cluster
-        caller, addresses = self.caller("operator"), {name: node.address for name, node in cluster.nodes.items()}
-        wanted = ClusterSettings(shard_count=spec.shards, replication_factor=spec.replication_factor)
-
-        async def made() -> Topology:
-            return await create_cluster(caller, wanted, addresses, rng=self.rng, timeout=START_SECONDS)
-
-        self._seeds = list(addresses.values())
-        self.first = await wait_for(made, START_SECONDS, "the cluster's creation")
-        self.operator = sharded_client(caller, self._seeds, self.first, BATCH_BYTES_MAX)
+        self._seeds = list(cluster.addresses.values())
+        self.first = await cluster.create(spec.shards, spec.replication_factor, rng=self.rng, timeout=START_SECONDS)
+        self.operator = sharded_client(self.caller("operator"), self._seeds, self.first, BATCH_BYTES_MAX)
         await self.operator.create_collection(
             DEFAULT_COLLECTION, dimensions=self.profile.dimensions, metric=self.profile.metric, timeout=START_SECONDS
         )
@@ -89,7 +72,7 @@ class ShardedSite(Site):
         await cluster.ready(deadline=START_SECONDS)
         self.groups = [info.shard for info in self.first.shards]
         self._terms = dict.fromkeys(self.groups, 0)
-        self.injector = ShardedInjector(cluster, self.links, self.disks, self.operator, self.rng, spec.election_timeout)
+        self.injector = ShardedInjector(cluster, self.disks, self.operator, self.rng, spec.election_timeout)
         self.injector.routers = (ROUTER,)
 
     def owner(self, key: str) -> int:
@@ -126,7 +109,7 @@ class ShardedSite(Site):
 
     def _over_links(self, address: str) -> str:
         names = {node.address: name for name, node in self.cluster.nodes.items()}
-        return self._through[ROUTER, names[address]] if address in names else address
+        return self.cluster.through[ROUTER, names[address]] if address in names else address
 
     def _plain(self, name: str, work: Workload, nodes: list[str]) -> Client:
         rpc, rng = self.caller(name), stream(self.spec.seed, "session", name)

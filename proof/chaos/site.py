@@ -7,19 +7,16 @@ mounted is gone after `close`, however far `open` came. It must not know the sch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from needle.base.parts import Body
-from needle.local.free_ports import free_ports
-from needle.local.link_proxy import LinkProxy
 from needle.local.process_cluster import ProcessCluster
 from needle.rpc.transport import RpcClient
 from needle.system import SystemClock
 from proof.chaos.disks import SmallDisk, may_mount
 from proof.chaos.history_file import Recorder
-from proof.chaos.injector import Injector, Injured, make_links
+from proof.chaos.injector import Injector, Injured
 from proof.chaos.spec import ChaosSpec
 from proof.sim.machine import stream
 from proof.sim.spec import Profile
@@ -42,7 +39,6 @@ class Site(ABC):
         self.spec, self.profile, self._directory = spec, profile, directory
         self.names = [f"node-{n + 1}" for n in range(spec.nodes)]
         self.rng = stream(spec.seed, "chaos", "choices")
-        self.links: dict[tuple[str, str], LinkProxy] = {}
         self.disks: dict[str, SmallDisk] = {}
         self._callers: list[RpcClient] = []
         self._started: ProcessCluster | None = None
@@ -50,24 +46,17 @@ class Site(ABC):
     # --- life --------------------------------------------------------------------------------------------------------
     async def open(self) -> None:
         """Start everything; returns once it serves."""
-        ports = free_ports(2 * len(self.names))
-        own = {name: f"127.0.0.1:{ports[n]}" for n, name in enumerate(self.names)}
-        self.links = make_links(own, self.outsiders())
         self._mount()
-        through = {link: await proxy.start() for link, proxy in self.links.items()}
-        self.cluster = self._started = self.make_cluster(through, ports)
-        for node in self.cluster.nodes.values():
-            node.start()
+        self.cluster = self._started = self.make_cluster()
+        await self.cluster.launch()
         await self.found()
 
     async def close(self) -> None:
         """End everything."""
         if self._started is not None:
-            self._started.stop()
+            await self._started.close()
         for caller in self._callers:
             await caller.close()
-        for proxy in self.links.values():
-            await proxy.stop()
         for disk in self.disks.values():
             disk.unmount()
 
@@ -85,13 +74,9 @@ class Site(ABC):
         return made
 
     # --- what kind of cluster ----------------------------------------------------------------------------------------
-    def outsiders(self) -> Iterable[str]:
-        """Who else reaches the nodes over links of its own."""
-        return ()
-
     @abstractmethod
-    def make_cluster(self, through: dict[tuple[str, str], str], ports: list[int]) -> ProcessCluster:
-        """The processes, not started. through: links' addresses by (from, to)."""
+    def make_cluster(self) -> ProcessCluster:
+        """The processes and their links, not started."""
 
     @abstractmethod
     async def found(self) -> None:

@@ -9,7 +9,7 @@ from needle.client import Client
 from needle.local.process_cluster import ProcessCluster
 from needle.rpc.transport import RpcClient
 from needle.system import SystemClock
-from proof.chaos.injector import Injector, Injured, has_quorum, make_links
+from proof.chaos.injector import Injector, Injured, has_quorum
 from proof.chaos.schedule import Fault
 
 
@@ -45,14 +45,13 @@ def test_has_quorum(names: str, hurt: list[Injured], left: bool) -> None:
 
 @pytest.mark.parametrize(("amount", "left"), [(0.95, False), (0.2, True)])
 async def test_a_link_that_is_too_slow_for_an_election_is_as_good_as_cut(tmp_path: Path, amount: float, left: bool):
-    cluster = ProcessCluster(tmp_path, nodes=3)  # never started
-    links = make_links({name: node.address for name, node in cluster.nodes.items()})
+    cluster = ProcessCluster(tmp_path, nodes=3, linked=True)  # never started
     caller = RpcClient(cluster_id="needle", rng=random.Random(1), clock=SystemClock())
-    operator = Client(caller, cluster.addresses, rng=random.Random(1))
-    injector = Injector(cluster, links, {}, operator, random.Random(1), 0.5)
+    operator = Client(caller, cluster.addresses.values(), rng=random.Random(1))
+    injector = Injector(cluster, {}, operator, random.Random(1), 0.5)
     slow = await injector.begin(Fault(0, "slow-link", "any", 1.0, amount), "node-2")
     assert has_quorum(cluster.nodes, [slow])
     assert has_quorum(cluster.nodes, [slow, without("node-3")]) is left
     await slow.heal()
-    assert all(proxy.delay == 0 for proxy in links.values())
+    assert all(proxy.delay == 0 for proxy in cluster.links.values())
     await caller.close()

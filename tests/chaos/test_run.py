@@ -52,7 +52,7 @@ def lose_a_write(lines: list[str]) -> list[str]:
 
 async def test_a_paused_node_that_is_killed_is_healed_once(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster, cluster.connect() as operator:
-        injector = Injector(cluster, {}, {}, operator, random.Random(1), 0.5)
+        injector = Injector(cluster, {}, operator, random.Random(1), 0.5)
         faults = [Fault(n, kind, "any", 1.0, 0.5) for n, kind in enumerate(("pause", "kill"))]
         for order in (faults, faults[::-1]):
             hurt = [await injector.begin(fault, "node-1") for fault in order]

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from needle.cli.app import main
-from needle.local.free_ports import free_ports
-from needle.local.nodes import LocalCluster
+from needle.local.process_cluster import ProcessCluster
 
 DIMENSIONS = 4
 
@@ -18,7 +17,7 @@ DIMENSIONS = 4
 class Needle:
     """Runs commands against a cluster, in this process."""
 
-    def __init__(self, cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, cluster: ProcessCluster, capsys: pytest.CaptureFixture[str]) -> None:
         self.cluster = cluster
         self._capsys = capsys
 
@@ -62,23 +61,24 @@ def healthy(needle: Needle) -> bool:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster]:
     directory: Path = tmp_path_factory.mktemp("cluster")
     calm = {"election_timeout": 0.5, "heartbeat_interval": 0.1}  # tests say who is to lead, and nobody else may
     settings = {"dimensions": DIMENSIONS, "metric": "l2", "segments": {"seal_rows": 50}, **calm}
-    cluster = LocalCluster(directory, free_ports(3), settings, detached=False)
-    cluster.start_all()
+    cluster = ProcessCluster(directory, as_user=True, **settings)
+    cluster.start_nodes()
     try:
         yield cluster
     finally:
-        cluster.stop_all()
+        cluster.stop()
 
 
 @pytest.fixture
-def needle(processes: LocalCluster, capsys: pytest.CaptureFixture[str]) -> Needle:
+def needle(processes: ProcessCluster, capsys: pytest.CaptureFixture[str]) -> Needle:
     """Commands against a cluster whose three nodes are up and equal."""
+    processes.check_alive()
     for node in processes.addresses.keys() - processes.pids().keys():
-        processes.start(node)
+        processes.restart(node)
     needle = Needle(processes, capsys)
     needle.until(lambda: healthy(needle))
     return needle

@@ -12,7 +12,7 @@ import pytest
 
 from needle import connect
 from needle.local.free_ports import free_ports
-from needle.local.nodes import LocalCluster
+from needle.local.node_process import NodeProcess
 
 pytestmark = pytest.mark.xdist_group("cli-cluster")  # its tests share one cluster
 
@@ -91,7 +91,7 @@ def test_a_dead_node_is_a_critical_condition_until_it_is_back(needle) -> None:
     assert "node-1" in needle.notes and "did not answer within" not in needle.notes  # it does not blame the leader
     shown = needle.run("status", expect=1)
     assert "CRITICAL node unreachable: node-1" in shown
-    needle.cluster.start("node-1")
+    needle.cluster.restart("node-1")
     needle.until(lambda: needle.conditions() == [])
 
 
@@ -100,7 +100,7 @@ def test_no_majority_is_no_leader_until_nodes_are_back(needle, tmp_path: Path) -
     needle.cluster.kill("node-2")
     needle.until(lambda: any(condition.startswith("no leader") for condition in needle.conditions()))
     needle.run("leader", expect=1)
-    needle.cluster.start("node-1")
+    needle.cluster.restart("node-1")
     needle.until(lambda: needle.status()["leader"] is not None)
     assert not any(condition.startswith("no leader") for condition in needle.conditions())
 
@@ -124,10 +124,10 @@ def test_a_node_joins_and_leaves(needle, tmp_path: Path) -> None:
     needle.run("insert", str(tmp_path / "a.jsonl"))
     (port,) = free_ports(1)
     others = [f"{node}={address}" for node, address in needle.cluster.addresses.items()]
-    settings = {"join": True, "cluster_nodes": [f"node-4=127.0.0.1:{port}", *others]}
-    fourth = LocalCluster(tmp_path, [port], settings, detached=False)
-    fourth.addresses = {"node-4": f"127.0.0.1:{port}"}
-    fourth.start("node-4")
+    nodes = [f"node-4=127.0.0.1:{port}", *others]
+    settings = {"node_id": "node-4", "join": True, "cluster_nodes": nodes, "data_dir": str(tmp_path / "node-4")}
+    fourth = NodeProcess("node-4", tmp_path, settings, as_user=True)
+    fourth.start()
     try:
         needle.run("members", "add", f"node-4=127.0.0.1:{port}", "--timeout", "60")
         assert needle.json("members") == {"voters": ["node-1", "node-2", "node-3", "node-4"], "learners": []}
@@ -138,7 +138,8 @@ def test_a_node_joins_and_leaves(needle, tmp_path: Path) -> None:
         assert "node-4 is a voter already" in needle.notes
         needle.run("members", "remove", "node-4")
     finally:
-        fourth.stop_all()
+        fourth.signal(signal.SIGKILL)
+        fourth.wait()
     assert needle.json("members") == {"voters": ["node-1", "node-2", "node-3"], "learners": []}
     needle.until(lambda: needle.conditions() == [])
 
@@ -176,9 +177,9 @@ def test_what_may_be_deleted_comes_back(needle, tmp_path: Path, deleted: str) ->
     needle.until(lambda: healthy(needle) and all(names(needle, node) for node in needle.cluster.addresses))
     before = {node["node"]: node["status"]["documents"] for node in needle.status()["nodes"]}
     needle.cluster.kill("node-2")
-    for path in needle.cluster.data_directory("node-2").glob(deleted):
+    for path in needle.cluster.nodes["node-2"].data_dir.glob(deleted):
         shutil.rmtree(path)
-    needle.cluster.start("node-2")
+    needle.cluster.restart("node-2")
     needle.until(lambda: healthy(needle))
     assert {node["node"]: node["status"]["documents"] for node in needle.status()["nodes"]} == before
     needle.until(lambda: names(needle, "node-2") != ())
@@ -193,4 +194,4 @@ def healthy(needle) -> bool:
 
 def names(needle, node: str) -> tuple[str, ...]:
     """Names of a node's published index files."""
-    return tuple(path.name for path in needle.cluster.index_files(node))
+    return tuple(path.name for path in needle.cluster.nodes[node].index_files())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from needle.cli.app import main
-from needle.local.nodes import STATE_FILE
+from needle.local.kept import STATE_FILE
 
 pytestmark = pytest.mark.alone  # demos take ports from the range of all workers
 NEEDLE = [sys.executable, "-m", "needle"]

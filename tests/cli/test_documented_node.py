@@ -11,7 +11,7 @@ import pytest
 
 from needle.cli.app import main
 from needle.local.free_ports import free_ports
-from needle.local.nodes import LocalCluster
+from needle.local.process_cluster import ProcessCluster
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -19,18 +19,17 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 @pytest.fixture
 def single(tmp_path: Path):
     """A cluster of one node that answers HTTP and has an index file."""
-    ports = free_ports(2)
-    address = f"127.0.0.1:{ports[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     settings = {"dimensions": 4, "http_address": address, "segments": {"seal_rows": 50}}
-    cluster = LocalCluster(tmp_path, ports[:1], settings, detached=False)
-    cluster.start_all()
+    cluster = ProcessCluster(tmp_path, 1, as_user=True, **settings)
+    cluster.start_nodes()
     try:
         fetch(address, "/readyz")
         np.save(tmp_path / "v.npy", np.random.default_rng(1).normal(size=(120, 4)))
         assert main(["insert", str(tmp_path / "v.npy"), "--batch", "30", "--cluster", cluster.cluster]) == 0
         yield cluster, address
     finally:
-        cluster.stop_all()
+        cluster.stop()
 
 
 def fetch(address: str, path: str) -> str:
@@ -63,7 +62,7 @@ def test_every_file_of_a_node_is_documented(single) -> None:
     (tree,) = re.findall(r"^```\n(data_dir/.*?)^```", (DOCS / "data-on-disk.md").read_text(), re.M | re.S)
     named = set(re.findall(r"^ *([^ ]+?)/?(?: |$)", tree, re.M))
     found = set()
-    for path in cluster.data_directory("node-1").rglob("*"):
+    for path in cluster.nodes["node-1"].data_dir.rglob("*"):
         name = re.sub(r"^state-\d+$", "state-<n>", re.sub(r"\d{16}", "<number>", path.name))
         if path.parent.name != "segments":  # their names are described in segments.md
             found.add(name)

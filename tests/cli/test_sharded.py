@@ -13,8 +13,7 @@ import pytest
 from needle.base.errors import ConfigError
 from needle.cli.app import main
 from needle.cli.shard_commands import parse_strategy
-from needle.local.free_ports import free_ports
-from needle.local.nodes import LocalCluster
+from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import ShardStrategy
 
 
@@ -35,9 +34,9 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.C
         return captured.out + captured.err
 
     settings = {"election_timeout": 0.5, "heartbeat_interval": 0.1, "sharding": {"zone": "a"}}
-    cluster = LocalCluster(tmp_path, free_ports(3), settings, detached=False)
+    cluster = ProcessCluster(tmp_path, as_user=True, **settings)
     try:
-        cluster.start_all()
+        cluster.start_nodes()
         nodes = [f"{name}={address}" for name, address in cluster.addresses.items()]
         at = ("--cluster", cluster.cluster)
         create = ("cluster", "create", "--shards", "2", "--replicas", "3", "--dimensions", "3", *nodes)
@@ -85,10 +84,10 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.C
         cluster.kill("node-3")
         assert "unreachable" in run("status", *at, expect=1)
         assert "unreachable" in run("cluster", "nodes", *at)
-        cluster.start("node-3")
+        cluster.restart("node-3")
         until(lambda: json.loads(run("status", "--json", *at, expect=None))["healthy"])
     finally:
-        cluster.stop_all()
+        cluster.stop()
 
 
 def test_strategies_by_name() -> None:

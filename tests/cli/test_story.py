@@ -18,7 +18,7 @@ class FakeCluster:
         self.addresses = {"a": "a:1", "b": "b:1", "c": "c:1"}
         self.started: list[str] = []
 
-    def start(self, node: str) -> None:
+    def restart(self, node: str) -> None:
         self.started.append(node)
 
     def check_alive(self) -> None:

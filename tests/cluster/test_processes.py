@@ -176,17 +176,15 @@ async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_j
             assert await client.count(collection="a") == 0
 
             # a new node joins by an address; the old one comes back with another one
-            ports = free_ports(4)
-            name = processes.add(ports[0], ports[1], join=[processes.nodes["node-3"].address])
+            name = processes.add(sharding={"join": [processes.nodes["node-3"].address]})
             processes.nodes[name].start()
-            await wait_for(lambda: _knows(client, name, f"127.0.0.1:{ports[0]}"), 60, "the new node")
+            await wait_for(lambda: _knows(client, name, processes.nodes[name].address), 60, "the new node")
             await wait_for(lambda: "stores nothing until" in processes.nodes[name].output(), 60, "the node saying so")
             processes.kill("node-3")
-            processes.nodes["node-3"].settings.update(
-                {"cluster_nodes": [f"node-3=127.0.0.1:{ports[2]}"], "listen": f"127.0.0.1:{ports[2]}"}
-            )
+            address = f"127.0.0.1:{free_ports(1)[0]}"
+            processes.nodes["node-3"].settings.update({"cluster_nodes": [f"node-3={address}"], "listen": address})
             processes.restart("node-3")
-            await wait_for(lambda: _knows(client, "node-3", f"127.0.0.1:{ports[2]}"), 60, "the new address")
+            await wait_for(lambda: _knows(client, "node-3", address), 60, "the new address")
             await healthy(client)
             await client.insert("y", stored[0], {"tenant": 3}, collection="a")
 

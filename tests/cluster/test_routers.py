@@ -81,8 +81,7 @@ async def test_nodes_and_clients_route_by_a_callable_and_nodes_without_it_are_re
             assert (await client.delete(ids[:2])).count == 2
 
             # one that comes without it says what is missing, and does not serve
-            ports = free_ports(2)
-            late = processes.add(ports[0], ports[1], join=[processes.nodes["node-1"].address])
+            late = processes.add(sharding={"join": [processes.nodes["node-1"].address]})
             processes.nodes[late].start()
             assert await asyncio.to_thread(processes.nodes[late].wait, 60) == 2
             assert "which node node-4 does not know: start it with --routers" in processes.nodes[late].output()

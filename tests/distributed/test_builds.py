@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from distributed.test_catch_up import events, indexed
-from harness.linked_cluster import Pinned, linked
-from needle.local.process_cluster import wait_for
+from harness.pinned import Pinned
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 ROWS = 12_000
 
@@ -16,8 +16,13 @@ ROWS = 12_000
 async def test_a_deposed_leader_finishes_its_build_and_the_next_one_publishes_it(tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((ROWS, 32)).astype(np.float32)
     async with (
-        linked(
-            tmp_path, dimensions=32, election_timeout=1.0, heartbeat_interval=0.2, segments={"seal_rows": ROWS}
+        ProcessCluster(
+            tmp_path,
+            linked=True,
+            dimensions=32,
+            election_timeout=1.0,
+            heartbeat_interval=0.2,
+            segments={"seal_rows": ROWS},
         ) as cluster,
         cluster.connect() as client,
     ):

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.linked_cluster import LinkedCluster, Pinned, linked
+from harness.pinned import Pinned
 from needle.base.errors import NeedleError
 from needle.base.model import SearchRequest
 from needle.client import Client
-from needle.local.process_cluster import wait_for
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 DIMENSIONS = 128
 ROWS = 3000
@@ -39,7 +39,7 @@ async def load(client: Client, first: int, rows: int) -> None:
         await client.insert_batch(ids=[f"d{n}" for n in range(at, at + 100)], vectors=VECTORS[at : at + 100])
 
 
-async def metric(cluster: LinkedCluster, name: str, sample: str) -> float:
+async def metric(cluster: ProcessCluster, name: str, sample: str) -> float:
     """A sample of a node's metrics, named with its labels."""
     _, text = await cluster.http(name, "/metrics")
     found = re.search(rf"^{re.escape(sample)} (\S+)$", text, re.MULTILINE)
@@ -47,14 +47,14 @@ async def metric(cluster: LinkedCluster, name: str, sample: str) -> float:
     return float(found[1])
 
 
-async def events(cluster: LinkedCluster, name: str) -> dict[str, float]:
+async def events(cluster: ProcessCluster, name: str) -> dict[str, float]:
     return {
         event: await metric(cluster, name, f'needle_segment_events_total{{event="{event}",shard="0"}}')
         for event in ("built", "rebuilt", "shipped", "corrupt")
     }
 
 
-async def indexed(cluster: LinkedCluster, *names: str) -> None:
+async def indexed(cluster: ProcessCluster, *names: str) -> None:
     """Wait until these replicas hold the same number of index segments, and nothing large waits for one."""
 
     async def same() -> bool:
@@ -65,7 +65,7 @@ async def indexed(cluster: LinkedCluster, *names: str) -> None:
     await wait_for(same, 60, f"index segments on {names}")
 
 
-async def same_hits(cluster: LinkedCluster) -> None:
+async def same_hits(cluster: ProcessCluster) -> None:
     """Every replica gives the same hits, in the default mode of search, not the exact one: at the latest when the last
     index file has arrived everywhere (until then a replica reads those rows exactly)."""
     answers: list[list[tuple[list[str], list[float]]]] = []
@@ -85,7 +85,7 @@ async def same_hits(cluster: LinkedCluster) -> None:
     assert all(len(ids) == 10 for ids, _ in answers[0])
 
 
-async def settled(cluster: LinkedCluster, away: str) -> None:
+async def settled(cluster: ProcessCluster, away: str) -> None:
     """The node that was away has everything, and built nothing."""
     await cluster.ready(away)
     await cluster.equal_digests()
@@ -95,12 +95,12 @@ async def settled(cluster: LinkedCluster, away: str) -> None:
     await same_hits(cluster)
 
 
-async def follower_of(cluster: LinkedCluster) -> str:
+async def follower_of(cluster: ProcessCluster) -> str:
     leader = await cluster.leader()
     return next(name for name in cluster.nodes if name != leader)
 
 
-async def start_of_log(cluster: LinkedCluster, name: str) -> int:
+async def start_of_log(cluster: ProcessCluster, name: str) -> int:
     """What a node has applied."""
     async with cluster.connect(name) as client:
         return (await client.node_status(cluster.nodes[name].address)).last_applied
@@ -108,7 +108,7 @@ async def start_of_log(cluster: LinkedCluster, name: str) -> int:
 
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 async def test_a_follower_that_was_away_gets_a_snapshot_with_its_index_files(how: str, tmp_path: Path) -> None:
-    async with linked(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, linked=True, **SETTINGS) as cluster, cluster.connect() as client:
         await load(client, 0, 300)
         away = await follower_of(cluster)
         others = [name for name in cluster.nodes if name != away]
@@ -130,13 +130,13 @@ async def test_a_follower_that_was_away_gets_a_snapshot_with_its_index_files(how
         assert list((cluster.nodes[away].data_dir / "snapshots").glob("in-*")) == []
 
 
-def staged_bytes(cluster: LinkedCluster, name: str) -> int:
+def staged_bytes(cluster: ProcessCluster, name: str) -> int:
     staged = (cluster.nodes[name].data_dir / "snapshots").glob("in-*/*")
     return sum(path.stat().st_size for path in staged)
 
 
 async def test_a_transfer_that_was_killed_in_the_middle_is_continued(tmp_path: Path) -> None:
-    async with linked(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, linked=True, **SETTINGS) as cluster, cluster.connect() as client:
         away = await follower_of(cluster)
         cluster.kill(away)
         await load(client, 0, ROWS)
@@ -164,7 +164,7 @@ async def test_a_transfer_that_was_killed_in_the_middle_is_continued(tmp_path: P
 async def test_of_the_documents_only_what_changed_travels(tmp_path: Path) -> None:
     """The second snapshot that a member gets, and the first, as it holds what it applied by itself."""
     quiet = {**SETTINGS, "segments": {"seal_rows": 1_000_000}}
-    async with linked(tmp_path, **quiet) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, linked=True, **quiet) as cluster, cluster.connect() as client:
         await load(client, 0, 2 * ROWS)
         away = await follower_of(cluster)
         others = [name for name in cluster.nodes if name != away]
@@ -191,7 +191,7 @@ async def test_of_the_documents_only_what_changed_travels(tmp_path: Path) -> Non
 
 
 async def test_the_leader_is_killed_in_the_middle_of_a_transfer(tmp_path: Path) -> None:
-    async with linked(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, linked=True, **SETTINGS) as cluster, cluster.connect() as client:
         away = await follower_of(cluster)
         cluster.kill(away)
         await load(client, 0, ROWS)

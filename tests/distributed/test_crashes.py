@@ -141,7 +141,7 @@ async def _status(cluster: ProcessCluster, name: str, wanted: int) -> bool:
 async def test_no_node_at_all(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster:
         cluster.kill("node-1")
-        with pytest.raises(NoQuorum, match=cluster.addresses[0]):
+        with pytest.raises(NoQuorum, match=cluster.addresses["node-1"]):
             async with cluster.connect() as client:
                 await client.insert("a", VECTOR, timeout=1.0)
 

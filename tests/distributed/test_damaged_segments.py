@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from harness.damage import cut, flip_bit, segment_files
-from harness.linked_cluster import Pinned
+from harness.pinned import Pinned
 from needle.base.errors import ReplicaDamaged
 from needle.base.model import SearchRequest
 from needle.local.process_cluster import ProcessCluster, wait_for

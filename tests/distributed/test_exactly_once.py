@@ -16,7 +16,7 @@ VECTOR = np.ones(8, dtype=np.float32)
 
 async def test_a_write_whose_answer_is_lost_is_not_executed_twice(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster, cluster.connect() as observer:
-        proxy = LinkProxy(cluster.addresses[0])
+        proxy = LinkProxy(cluster.addresses["node-1"])
         async with needle.connect([await proxy.start()]) as client:
             first = await client.insert_if_absent("first", VECTOR)
             proxy.silence("back")
@@ -43,7 +43,7 @@ async def test_a_write_whose_answer_is_lost_is_not_executed_twice(tmp_path: Path
 
 async def test_a_write_that_is_never_answered_has_an_unknown_outcome(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster:
-        proxy = LinkProxy(cluster.addresses[0])
+        proxy = LinkProxy(cluster.addresses["node-1"])
         async with needle.connect([await proxy.start()]) as client:
             await client.insert("a", VECTOR)
             proxy.silence("back")

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.linked_cluster import LinkedCluster, linked
 from needle.base.filters.builder import Filter
-from needle.local.process_cluster import wait_for
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 ROWS = 2000
 VECTORS = np.random.default_rng(1).standard_normal((ROWS, 8)).astype(np.float32)
 MIDDLE = datetime(2024, 1, 1, 0, 16, 40, tzinfo=timezone.utc)  # noqa: UP017
 
 
-async def index_bytes(cluster: LinkedCluster, name: str) -> float:
+async def index_bytes(cluster: ProcessCluster, name: str) -> float:
     _, text = await cluster.http(name, "/metrics")
     found = re.search(r'^needle_field_index_bytes\{shard="0"\} (\S+)$', text, re.MULTILINE)
     assert found is not None
@@ -26,7 +25,7 @@ async def index_bytes(cluster: LinkedCluster, name: str) -> float:
 
 async def test_followers_make_the_indexes_that_searches_of_the_leader_use(tmp_path: Path) -> None:
     settings = {"dimensions": 8, "election_timeout": 1.0, "heartbeat_interval": 0.2}
-    async with linked(tmp_path, **settings) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, linked=True, **settings) as cluster, cluster.connect() as client:
         rows = [
             {"url": f"https://example.org/{n}", "at": f"2024-01-01T00:{n // 60:02}:{n % 60:02}.000+00:00"}
             for n in range(ROWS)

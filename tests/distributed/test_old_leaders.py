@@ -6,15 +6,15 @@ import asyncio
 from pathlib import Path
 
 from distributed.test_partitions import Writer, majority, reading
-from harness.linked_cluster import Pinned, linked
-from needle.local.process_cluster import wait_for
+from harness.pinned import Pinned
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 SLOW = {"election_timeout": 1.0, "heartbeat_interval": 0.1}
 
 
 async def test_a_deaf_leader_that_hands_over_serves_nothing_old(tmp_path: Path) -> None:
     """Its lease still runs when the other side, told to campaign at once, commits: it must have given it up before."""
-    async with linked(tmp_path, **SLOW) as cluster:
+    async with ProcessCluster(tmp_path, linked=True, **SLOW) as cluster:
         old = await cluster.leader()
         others = [name for name in cluster.nodes if name != old]
         async with (
@@ -43,7 +43,7 @@ async def test_a_deaf_leader_that_hands_over_serves_nothing_old(tmp_path: Path) 
 
 
 async def test_a_leader_that_slept_past_its_lease_serves_nothing_old(tmp_path: Path) -> None:
-    async with linked(tmp_path) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, linked=True) as cluster, cluster.connect() as client:
         writer = Writer(client)
         await writer.write()
         old = await cluster.leader()

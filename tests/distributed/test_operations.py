@@ -10,7 +10,7 @@ from harness.marked_documents import CALM
 from needle.base.errors import InMaintenance, InvalidArgument
 from needle.cli.app import main
 from needle.local.free_ports import free_ports
-from needle.local.process_cluster import NodeProcess, ProcessCluster, wait_for
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
 
@@ -68,22 +68,7 @@ async def test_a_node_is_added_as_learner_then_promoted_and_another_removed(tmp_
     async with ProcessCluster(tmp_path, snapshot_threshold=40, **CALM) as cluster, cluster.connect() as client:
         for n in range(120):
             await client.insert(f"d{n}", VECTOR)
-        ports = free_ports(2)
-        settings = cluster.nodes["node-1"].settings
-        new = NodeProcess(
-            "node-4",
-            tmp_path,
-            {
-                **settings,
-                "node_id": "node-4",
-                "join": True,
-                "cluster_nodes": [*settings["cluster_nodes"], f"node-4=127.0.0.1:{ports[0]}"],
-                "listen": f"127.0.0.1:{ports[0]}",
-                "http_address": f"127.0.0.1:{ports[1]}",
-                "data_dir": str(tmp_path / "node-4"),
-            },
-        )
-        cluster.nodes["node-4"] = new
+        new = cluster.nodes[cluster.add(join=True)]
         new.start()
         voters = ["node-1", "node-2", "node-3"]
         with pytest.raises(InvalidArgument, match="node-4"):

@@ -14,11 +14,11 @@ from time import monotonic
 
 import pytest
 
-from harness.linked_cluster import LinkedCluster, Pinned, linked
+from harness.pinned import Pinned
 from needle.base.errors import NeedleError
 from needle.base.model import ReadMode
 from needle.client import Client
-from needle.local.process_cluster import wait_for
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
 CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
@@ -90,7 +90,7 @@ class Writer:
             assert answer.version >= newest, f"{answer} is older than {newest}, acknowledged before"
 
 
-async def majority(cluster: LinkedCluster, without: str) -> str:
+async def majority(cluster: ProcessCluster, without: str) -> str:
     """The leader that the other nodes agree on."""
     others = [name for name in cluster.nodes if name != without]
 
@@ -102,20 +102,20 @@ async def majority(cluster: LinkedCluster, without: str) -> str:
     return str(await wait_for(elected, 60, "a leader of the majority"))
 
 
-async def terms(client: Client, cluster: LinkedCluster) -> dict[str, int]:
+async def terms(client: Client, cluster: ProcessCluster) -> dict[str, int]:
     return {name: (await client.node_status(node.address)).current_term for name, node in cluster.nodes.items()}
 
 
-def cut_off(cluster: LinkedCluster, leader: str) -> None:
+def cut_off(cluster: ProcessCluster, leader: str) -> None:
     cluster.isolate(leader)
 
 
-def silence_all(cluster: LinkedCluster, leader: str) -> None:
+def silence_all(cluster: ProcessCluster, leader: str) -> None:
     for proxy in cluster.links_of(leader):
         proxy.silence()
 
 
-def deaf_leader(cluster: LinkedCluster, leader: str) -> None:
+def deaf_leader(cluster: ProcessCluster, leader: str) -> None:
     """It is heard, but hears nothing, neither answers nor calls."""
     for (frm, to), proxy in cluster.links.items():
         if to == leader:
@@ -124,7 +124,7 @@ def deaf_leader(cluster: LinkedCluster, leader: str) -> None:
             proxy.silence("back")
 
 
-def mute_leader(cluster: LinkedCluster, leader: str) -> None:
+def mute_leader(cluster: ProcessCluster, leader: str) -> None:
     """It hears the others, who do not hear it."""
     for (frm, to), proxy in cluster.links.items():
         if frm == leader:
@@ -135,7 +135,7 @@ def mute_leader(cluster: LinkedCluster, leader: str) -> None:
 
 @pytest.mark.parametrize("fault", [cut_off, silence_all, deaf_leader, mute_leader])
 async def test_a_leader_that_lost_its_majority_serves_no_old_value(fault, tmp_path: Path) -> None:
-    async with linked(tmp_path) as cluster:
+    async with ProcessCluster(tmp_path, linked=True) as cluster:
         async with cluster.connect() as client:
             first = Writer(client)
             await first.write()
@@ -165,7 +165,11 @@ async def test_a_leader_that_lost_its_majority_serves_no_old_value(fault, tmp_pa
 
 
 async def test_after_a_step_down_the_old_leader_serves_nothing_older_than_what_was_acknowledged(tmp_path: Path) -> None:
-    async with linked(tmp_path, **CALM) as cluster, cluster.connect() as client, cluster.connect() as operator:
+    async with (
+        ProcessCluster(tmp_path, linked=True, **CALM) as cluster,
+        cluster.connect() as client,
+        cluster.connect() as operator,
+    ):
         writer = Writer(client)
         await writer.write()
         for _ in range(3):
@@ -187,7 +191,7 @@ async def test_after_a_step_down_the_old_leader_serves_nothing_older_than_what_w
 
 
 async def test_a_follower_that_was_cut_off_does_not_disturb_the_leader(tmp_path: Path) -> None:
-    async with linked(tmp_path, **CALM) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, linked=True, **CALM) as cluster, cluster.connect() as client:
         writer = Writer(client)
         await writer.write()
         leader = await cluster.leader()
@@ -217,7 +221,7 @@ async def test_a_follower_that_was_cut_off_does_not_disturb_the_leader(tmp_path:
 
 
 async def test_a_link_that_is_silent_between_two_followers_matters_to_nobody(tmp_path: Path) -> None:
-    async with linked(tmp_path, **CALM) as cluster, cluster.connect() as client:
+    async with ProcessCluster(tmp_path, linked=True, **CALM) as cluster, cluster.connect() as client:
         writer = Writer(client)
         await writer.write()
         leader = await cluster.leader()
@@ -234,7 +238,10 @@ async def test_a_link_that_is_silent_between_two_followers_matters_to_nobody(tmp
 
 
 async def test_slow_links_slow_writes_down_and_change_no_leader(tmp_path: Path) -> None:
-    async with linked(tmp_path, election_timeout=1.0, heartbeat_interval=0.2) as cluster, cluster.connect() as client:
+    async with (
+        ProcessCluster(tmp_path, linked=True, election_timeout=1.0, heartbeat_interval=0.2) as cluster,
+        cluster.connect() as client,
+    ):
         writer = Writer(client)
         await writer.write()
         leader = await cluster.leader()

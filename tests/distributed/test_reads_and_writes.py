@@ -106,10 +106,10 @@ async def test_the_synchronous_client_does_the_same(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster:
 
         def blocking() -> list[str]:
-            with needle.connect_sync(cluster.addresses) as client:
+            with needle.connect_sync(cluster.cluster) as client:
                 client.insert("a", [1.0] * 8)
                 client.insert_batch([("b", [0.0] * 7 + [1.0])])
-                assert client.nodes() == {"node-1": cluster.addresses[0]}
+                assert client.nodes() == {"node-1": cluster.addresses["node-1"]}
                 return [hit.id for hit in client.search([1.0] * 8, 2)]
 
         assert await asyncio.to_thread(blocking) == ["a", "b"]

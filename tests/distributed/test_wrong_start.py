@@ -18,7 +18,8 @@ import pytest
 import needle
 from needle.base.errors import NeedleError, NoQuorum, ProtocolError, WrongCluster
 from needle.local.free_ports import free_ports
-from needle.local.process_cluster import NodeProcess, ProcessCluster, wait_for
+from needle.local.node_process import NodeProcess
+from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
 
@@ -128,7 +129,7 @@ async def test_nodes_of_another_cluster_are_refused_by_name_and_disturb_nobody(t
                 stranger.signal(9)
                 stranger.wait()
         with pytest.raises(WrongCluster, match="other"):
-            async with needle.connect(cluster.addresses, cluster_id="other"):
+            async with cluster.connect(cluster_id="other"):
                 pass
 
 

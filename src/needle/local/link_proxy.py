@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from itertools import permutations
 
 
 class LinkProxy:
@@ -104,3 +105,10 @@ class LinkProxy:
                 writer.write(chunk)
                 self.forwarded_bytes += len(chunk)
                 await writer.drain()
+
+
+def make_links(own: Mapping[str, str], outsiders: Iterable[str] = ()) -> dict[tuple[str, str], LinkProxy]:
+    """A proxy for each directed pair of nodes, and from each outsider to each node; own: where they listen. Not
+    started yet."""
+    pairs = [*permutations(own, 2), *((outsider, name) for outsider in outsiders for name in own)]
+    return {(a, b): LinkProxy(own[b]) for a, b in pairs}

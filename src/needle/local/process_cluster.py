@@ -1,32 +1,39 @@
-"""N real node processes in a temporary directory, to be killed, paused and restarted at will.
+"""Real node processes in a directory, to be killed, paused and restarted: for demo, benchmarks, tests and chaos.
 
     async with ProcessCluster(tmp_path, nodes=3) as cluster:
         async with cluster.connect() as client:
             await client.insert("a", [1.0] * 8)
             cluster.kill(await client.leader())
 
-Every wait has a deadline; nothing sleeps for a fixed time. Node names are node-1, node-2, ...
+With a setting `sharding` the nodes are not a cluster until `create`. Every wait has a deadline; nothing sleeps for a
+fixed time. Node names are node-1, node-2, ... Invariant: no process started here outlives `stop`, nor this process,
+unless the cluster is detached.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
+import copy
+import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import needle
 from needle.base.errors import NeedleError
-from needle.connecting import Connecting
+from needle.connecting import Connecting, system_caller
 from needle.local.free_ports import free_ports
+from needle.local.kept import write_state
+from needle.local.link_proxy import LinkProxy, make_links
+from needle.local.node_process import NodeProcess
+from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
+from needle.routing.topology import ClusterSettings, Topology
+from needle.server.catalog.founding import create_cluster
 
 START_SECONDS = 60.0
 LOOK_SECONDS = 0.02
@@ -51,114 +58,122 @@ async def wait_for(condition: Callable[[], Any], deadline: float, what: str = "t
         await asyncio.sleep(LOOK_SECONDS)
 
 
-class NodeProcess:
-    """One node: its configuration file, its process, its log file."""
-
-    def __init__(self, name: str, directory: Path, settings: dict[str, Any]) -> None:
-        self.name = name
-        self.directory = directory
-        self.settings = settings
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def address(self) -> str:
-        return str(self.settings["listen"])
-
-    @property
-    def http(self) -> str:
-        return str(self.settings["http_address"])
-
-    @property
-    def data_dir(self) -> Path:
-        return Path(self.settings["data_dir"])
-
-    @property
-    def log(self) -> Path:
-        return self.directory / f"{self.name}.log"
-
-    def start(self, failpoint: str | None = None) -> None:
-        """Start the process; does not wait until it serves."""
-        if self.running():
-            raise RuntimeError(f"{self.name} runs already")
-        path = self.directory / f"{self.name}.json"
-        path.write_text(json.dumps(self.settings))
-        command = [sys.executable, "-m", "needle.server", str(path)]
-        if failpoint is not None:
-            command += ["--failpoint", failpoint]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def signal(self, number: int) -> None:
-        if self.process is None or self.process.poll() is not None:
-            raise RuntimeError(f"{self.name} does not run; see {self.log}")
-        self.process.send_signal(number)
-
-    def wait(self, timeout: float = 60.0) -> int:
-        """The exit code, once the process has ended."""
-        if self.process is None:
-            raise RuntimeError(f"{self.name} was never started")
-        return self.process.wait(timeout)
-
-    def output(self) -> str:
-        """Everything the node wrote to its log."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-
 class ProcessCluster:
-    """`nodes` processes. settings: of RaftConfig, for every node (None: not set). peers_through: addresses under which
-    each node (first) reaches the others, {(from, to): address}; for tests with link proxies."""
+    """`nodes` processes. settings: of every node (None: not set). ports: of the nodes, then of their HTTP. linked: each
+    reaches the others (at first) through a proxy of its own, `links` by (from, to), that can be cut, silenced and
+    slowed; so do outsiders. as_user: as people start them, without HTTP; see NodeProcess."""
 
     def __init__(
         self,
         directory: Path,
         nodes: int = 3,
         *,
-        peers_through: dict[tuple[str, str], str] | None = None,
-        ports: list[int] | None = None,
+        ports: Sequence[int] = (),
+        linked: bool = False,
+        outsiders: Sequence[str] = (),
+        as_user: bool = False,
+        detached: bool = False,
         **settings: Any,
     ) -> None:
         self.directory = directory
-        through = peers_through or {}
-        names = [f"node-{n + 1}" for n in range(nodes)]
-        ports = ports or free_ports(2 * nodes)
-        own = {name: f"127.0.0.1:{ports[n]}" for n, name in enumerate(names)}
-        common = {name: value for name, value in {"dimensions": 8, **settings}.items() if value is not None}
         self.nodes: dict[str, NodeProcess] = {}
-        for n, name in enumerate(names):
-            self.nodes[name] = NodeProcess(
-                name,
-                directory,
-                {
-                    "node_id": name,
-                    "cluster_nodes": [f"{peer}={through.get((name, peer), own[peer])}" for peer in names],
-                    "listen": own[name],
-                    "http_address": f"127.0.0.1:{ports[nodes + n]}",
-                    "data_dir": str(directory / name),
-                    **common,
-                },
-            )
+        self.through: dict[tuple[str, str], str] = {}
+        self._sharded = "sharding" in settings
+        self._common = {"dimensions": None if self._sharded else 8, **settings}
+        self._as_user, self._detached = as_user, detached
+        ports = ports or free_ports(nodes if as_user else 2 * nodes)
+        for n in range(nodes):
+            self._add(ports[n], None if as_user else ports[nodes + n])
+        for node in self.nodes.values():
+            node.settings.setdefault("cluster_nodes", self._known(node.name))
+        self.links: dict[tuple[str, str], LinkProxy] = make_links(self.addresses, outsiders) if linked else {}
+
+    def _add(self, port: int, http: int | None, **settings: Any) -> NodeProcess:
+        name = f"node-{len(self.nodes) + 1}"
+        values = {
+            "node_id": name,
+            "listen": f"127.0.0.1:{port}",
+            "http_address": None if http is None else f"127.0.0.1:{http}",
+            "data_dir": str(self.directory / name),
+            **copy.deepcopy(self._common),
+            **settings,
+        }
+        given = {key: value for key, value in values.items() if value is not None}
+        node = NodeProcess(name, self.directory, given, as_user=self._as_user, detached=self._detached)
+        self.nodes[name] = node
+        return node
+
+    def add(self, **settings: Any) -> str:
+        """One more node, not started; its name. A cluster does not know it yet."""
+        port, http = free_ports(2)
+        node = self._add(port, None if self._as_user else http, **settings)
+        node.settings.setdefault("cluster_nodes", self._known(node.name))
+        return node.name
+
+    def _known(self, name: str) -> list[str]:
+        """The addresses that a node is told: of all; of itself, if it learns of the others when it joins them."""
+        addresses = {peer: self.through.get((name, peer), at) for peer, at in self.addresses.items()}
+        alone = self._sharded and not self.through
+        return [f"{peer}={at}" for peer, at in addresses.items() if peer == name or not alone]
 
     # --- life --------------------------------------------------------------------------------------------------------
-    async def __aenter__(self) -> ProcessCluster:
+    async def __aenter__(self) -> Self:
         try:
             await self.start()
         except BaseException:
-            self.stop()
+            await self.close()
             raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self.stop()
+        await self.close()
 
     async def start(self) -> None:
-        """Start every node and wait until all are ready."""
+        """Start links and nodes; returns once all nodes are ready, those that are to be sharded at once."""
+        await self.launch()
+        if not self._sharded:
+            await self.ready()
+
+    async def launch(self) -> None:
+        """Start links and nodes; does not wait until they serve."""
+        for link, proxy in self.links.items():
+            self.through[link] = await proxy.start()
+        if self.links:
+            for node in self.nodes.values():
+                node.settings["cluster_nodes"] = self._known(node.name)
+        self.start_nodes()
+
+    def start_nodes(self) -> None:
+        """Start every node; does not wait."""
+        for name in self.nodes:
+            self.restart(name)
+
+    async def close(self) -> None:
+        """End every process, at once, and every link."""
+        self.stop()
+        for proxy in self.links.values():
+            await proxy.stop()
+
+    def stop(self, grace: float = 0.0) -> None:
+        """End every process: SIGTERM, then SIGKILL for what is still there after `grace` seconds; at once without."""
+        processes = [node.process for node in self.nodes.values() if node.process is not None]
+        deadline = time.monotonic() + grace
+        for process in processes if grace else ():
+            process.terminate()
+        for process in processes if grace else ():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+
+    def release(self) -> dict[str, int]:
+        """Leave the nodes of a detached cluster running; their pids. `kept.stop_kept` can stop them."""
+        pids = self.pids()
         for node in self.nodes.values():
-            node.start()
-        await self.ready()
+            node.release()
+        return pids
 
     async def ready(self, *names: str, deadline: float = START_SECONDS) -> None:
         """Wait until these nodes (default: all) answer /readyz with 200."""
@@ -171,21 +186,45 @@ class ProcessCluster:
             raise AssertionError(f"{name} does not run:\n{node.output()[-2000:]}")
         return (await self.http(name, "/readyz"))[0] == 200
 
-    def stop(self) -> None:
-        """End every process, at once."""
+    def check_alive(self) -> None:
+        """Raises Unavailable for a node that ended although nobody told it to."""
         for node in self.nodes.values():
-            if node.running():
-                node.signal(signal.SIGCONT)
-                node.signal(signal.SIGKILL)
-        for node in self.nodes.values():
-            if node.process is not None:
-                node.process.wait(60)
+            node.check_alive()
+
+    async def create(
+        self,
+        shards: int,
+        factor: int,
+        strategy: ShardStrategy = CONSISTENT_HASH,
+        *,
+        rng: random.Random | None = None,
+        timeout: float = START_SECONDS,
+    ) -> Topology:
+        """Make a sharded cluster of the nodes, which may be still starting. rng: the same cluster each time without."""
+        caller = system_caller("needle")
+        settings = ClusterSettings(shard_count=shards, replication_factor=factor, strategy=strategy)
+        end = time.monotonic() + timeout
+        try:
+            while True:
+                self.check_alive()
+                try:
+                    return await create_cluster(
+                        caller, settings, self.addresses, rng=rng or random.Random(1), timeout=timeout
+                    )
+                except NeedleError as error:
+                    if not error.retryable or time.monotonic() > end:
+                        raise
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            await caller.close()
 
     # --- faults ------------------------------------------------------------------------------------------------------
-    def kill(self, name: str) -> None:
-        """kill -9, and wait until the process is gone."""
-        self.nodes[name].signal(signal.SIGKILL)
-        self.nodes[name].wait()
+    def kill(self, *names: str) -> None:
+        """kill -9 to all of them, and wait until they are gone."""
+        for name in names:
+            self.nodes[name].signal(signal.SIGKILL)
+        for name in names:
+            self.nodes[name].wait()
 
     def pause(self, name: str) -> None:
         """SIGSTOP: the process keeps its connections and says nothing."""
@@ -201,17 +240,41 @@ class ProcessCluster:
         return self.nodes[name].wait()
 
     def restart(self, name: str, failpoint: str | None = None) -> None:
-        """Start a node that was killed; does not wait."""
+        """Start a node that does not run; does not wait."""
         self.nodes[name].start(failpoint)
+        write_state(self.directory, self.pids(), self.addresses)  # from now on it is found even if this process dies
+
+    def links_of(self, name: str) -> Iterator[LinkProxy]:
+        """Every link to or from a node."""
+        return (proxy for link, proxy in self.links.items() if name in link)
+
+    def isolate(self, name: str) -> None:
+        """Cut a node off from all others."""
+        for proxy in self.links_of(name):
+            proxy.cut()
+
+    def heal(self) -> None:
+        """Let everything through again."""
+        for proxy in self.links.values():
+            proxy.heal()
 
     # --- asking ------------------------------------------------------------------------------------------------------
     @property
-    def addresses(self) -> list[str]:
-        return [node.address for node in self.nodes.values()]
+    def addresses(self) -> dict[str, str]:
+        return {name: node.address for name, node in self.nodes.items()}
+
+    @property
+    def cluster(self) -> str:
+        """What --cluster takes."""
+        return ",".join(self.addresses.values())
+
+    def pids(self) -> dict[str, int]:
+        """Of those that run."""
+        return {name: node.pid for name, node in self.nodes.items() if node.running()}
 
     def connect(self, *names: str, **options: Any) -> Connecting:
         """A client that is told the addresses of these nodes (default: all)."""
-        return needle.connect([self.nodes[name].address for name in names] or self.addresses, **options)
+        return needle.connect([self.nodes[name].address for name in names or self.nodes], **options)
 
     async def leader(self, deadline: float = 60.0) -> str:
         """The id of the leader, once there is one that is running."""

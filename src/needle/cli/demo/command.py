@@ -16,7 +16,6 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-import needle
 from needle.base.errors import InvalidArgument
 from needle.cli.common import Json, notes, print_json
 from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
@@ -25,7 +24,8 @@ from needle.cli.demo.shard_story import ShardOutcome, ShardStory
 from needle.cli.demo.story import Story
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.local.free_ports import free_ports
-from needle.local.nodes import STATE_FILE, LocalCluster, kept_pids, stop_kept
+from needle.local.kept import STATE_FILE, STOP_SECONDS, kept_pids, stop_kept
+from needle.local.process_cluster import ProcessCluster
 
 KEPT_PORT = 5001
 SEAL_ROWS = 2000
@@ -74,7 +74,8 @@ def demo(
     place = _prepare(directory, keep)
     told = notes if json else Console(highlight=False, emoji=False)
     ports = free_ports(nodes, range(KEPT_PORT, KEPT_PORT + nodes) if keep else ())
-    cluster = LocalCluster(place, ports, SHARD_SETTINGS if shards else SETTINGS, detached=keep)
+    settings = SHARD_SETTINGS if shards else SETTINGS
+    cluster = ProcessCluster(place, nodes, ports=ports, as_user=True, detached=keep, **settings)
     finished = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: SIGTERM would be ignored, too
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -85,14 +86,13 @@ def demo(
     finally:
         signal.signal(signal.SIGTERM, terminated)
         if not (finished and keep):
-            cluster.stop_all()
+            cluster.stop(STOP_SECONDS)
         if finished and not keep:
             shutil.rmtree(place)
         elif not finished:
             notes.print(f"the nodes are stopped; their logs and data are in {place}", markup=False, soft_wrap=True)
     if keep:
-        cluster.release()
-        _say_what_next(cluster, directory, told)
+        _say_what_next(cluster, cluster.release(), directory, told)
     if json:
         print_json(outcome)
 
@@ -122,9 +122,9 @@ def _prepare(directory: Path | None, keep: bool) -> Path:
     return place
 
 
-def _perform(cluster: LocalCluster, limit: int | None, told: Console) -> Outcome:
+def _perform(cluster: ProcessCluster, limit: int | None, told: Console) -> Outcome:
     began = time.perf_counter()
-    cluster.start_all()  # they start while the corpus is read
+    cluster.start_nodes()  # they start while the corpus is read
     passages, vectors, seconds, embedder = _corpus(limit)
     told.print(
         f"[bold]{len(passages)} passages[/] from the docstrings of {stdlib_directory()} read in {seconds[0]:.1f} s, "
@@ -133,7 +133,7 @@ def _perform(cluster: LocalCluster, limit: int | None, told: Console) -> Outcome
     )
 
     async def tell() -> Outcome:
-        async with needle.connect(list(cluster.addresses.values())) as client:
+        async with cluster.connect() as client:
             story = Story(cluster, client, embedder, told)
             await story.wait_ready()
             await story.load(passages, vectors)
@@ -149,9 +149,9 @@ def _perform(cluster: LocalCluster, limit: int | None, told: Console) -> Outcome
     return outcome
 
 
-def _perform_sharded(cluster: LocalCluster, shards: int, limit: int | None, told: Console) -> ShardOutcome:
+def _perform_sharded(cluster: ProcessCluster, shards: int, limit: int | None, told: Console) -> ShardOutcome:
     began = time.perf_counter()
-    cluster.start_all()
+    cluster.start_nodes()
     passages, vectors, _, embedder = _corpus(limit)
     told.print(f"[bold]{len(passages)} passages[/] from the docstrings of {stdlib_directory()}", soft_wrap=True)
     outcome = asyncio.run(ShardStory(cluster, shards, 3, embedder, told).tell(passages, vectors))
@@ -171,7 +171,7 @@ def _corpus(limit: int | None) -> tuple[list[Passage], NDArray[np.float32], tupl
     return passages, vectors, (read - loaded, time.perf_counter() - read + loaded - started), embedder
 
 
-def _say_what_next(cluster: LocalCluster, directory: Path | None, told: Console) -> None:
+def _say_what_next(cluster: ProcessCluster, pids: dict[str, int], directory: Path | None, told: Console) -> None:
     default = all(address.endswith(f":{KEPT_PORT + n}") for n, address in enumerate(cluster.addresses.values()))
     place = f" --dir {directory}" if directory else ""
     lines = ["The cluster is still running. Next:", ""]
@@ -181,7 +181,7 @@ def _say_what_next(cluster: LocalCluster, directory: Path | None, told: Console)
         "  needle status --watch",
         '  needle search "read a CSV file" -k 5',
         "  needle step-down",
-        f"  kill -9 {next(iter(cluster.kept.values()))}    # one of the nodes; watch `needle status`",
+        f"  kill -9 {next(iter(pids.values()))}    # one of the nodes; watch `needle status`",
         f"  needle demo --stop{place}",
     ]
     told.print("\n".join(lines), markup=False, soft_wrap=True)

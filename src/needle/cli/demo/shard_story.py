@@ -7,6 +7,7 @@ client and the supervisor.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 
 import msgspec
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from needle.base.errors import Internal, NeedleError, OutcomeUnknown
+from needle.base.errors import Internal, OutcomeUnknown
 from needle.cli import shard_commands
 from needle.cli.common import brief
 from needle.cli.demo.corpus import Passage
@@ -22,9 +23,8 @@ from needle.cli.document_commands import insert_all
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.cli.inputs import Record
 from needle.client.sharded import ShardedClient
-from needle.local.nodes import LocalCluster
+from needle.local.process_cluster import ProcessCluster
 from needle.routing.topology import Topology
-from needle.server.cluster_api import ClusterConfig, DistributedCluster
 
 QUESTIONS = ("compress a file", "how do I parse a date", "split a string into shell words")
 HITS = 3
@@ -70,48 +70,34 @@ def one_of_each(topology: Topology) -> list[str]:
 class ShardStory:
     """One run. `outcome` fills while the steps go on."""
 
-    def __init__(self, local: LocalCluster, shards: int, replicas: int, embedder: Embedder, console: Console) -> None:
+    def __init__(self, local: ProcessCluster, shards: int, replicas: int, embedder: Embedder, console: Console) -> None:
         self._local = local
         self._embedder = embedder
         self._console = console
-        self._cluster = DistributedCluster(
-            ClusterConfig(shard_count=shards, replication_factor=replicas, dimensions=DIMENSIONS)
-        )
         self.outcome = ShardOutcome(nodes=len(local.addresses), shards=shards, replicas=replicas)
 
     async def tell(self, passages: list[Passage], vectors: NDArray[np.float32]) -> ShardOutcome:
         """All steps."""
-        try:
-            client = await self._create()
+        found = self.outcome
+        await self._local.create(found.shards, found.replicas, rng=random.SystemRandom(), timeout=READY_SECONDS)
+        async with self._local.connect() as client:
+            if not isinstance(client, ShardedClient):
+                raise Internal("the nodes are no sharded cluster")
+            await self._begin(client)
             await self._load(client, passages, vectors)
             await self._ask(client, [passage.id for passage in passages], vectors)
             await self._lose_and_recover(client, vectors)
-        finally:
-            await self._cluster.stop()
-        return self.outcome
+        return found
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
-    async def _create(self) -> ShardedClient:
-        deadline = time.monotonic() + READY_SECONDS
-        for name, address in self._local.addresses.items():
-            while True:
-                try:
-                    await self._cluster.add_node(name, address)
-                    break
-                except NeedleError as error:
-                    self._local.check_alive()
-                    if not error.retryable or time.monotonic() > deadline:
-                        raise
-                    await asyncio.sleep(0.05)
-        await self._cluster.start(READY_SECONDS)
-        client = await self._cluster.client()
-        await self._healthy(client)
+    async def _begin(self, client: ShardedClient) -> None:
         found = self.outcome
+        await client.create_collection("default", dimensions=DIMENSIONS, timeout=READY_SECONDS)
+        await self._healthy(client)
         self._say(f"[bold]{found.shards} shards[/], {found.replicas} replicas each, on {found.nodes} processes")
         await self._show(client)
-        return client
 
     async def _show(self, client: ShardedClient) -> None:
         health, replicas, _ = await shard_commands.look(client, [])
@@ -186,8 +172,7 @@ class ShardStory:
 
         writers = [asyncio.ensure_future(write()) for _ in range(WRITERS)]
         await asyncio.wait((asyncio.ensure_future(under_way.wait()), *writers), return_when=asyncio.FIRST_COMPLETED)
-        for node in doomed:
-            self._local.kill(node)
+        self._local.kill(*doomed)
         self._say(f"kill -9 {' '.join(doomed)}: one replica of every shard, in the middle of writes")
         await asyncio.gather(*writers)
         await self._all_there(client, acknowledged)
@@ -195,7 +180,7 @@ class ShardStory:
         self._say(f"[bold]{len(acknowledged)}[/] writes acknowledged before, during and after; all of them are there")
         started = time.perf_counter()
         for node in doomed:
-            self._local.start(node)
+            self._local.restart(node)
         await self._healthy(client)
         self.outcome.recovery_seconds = time.perf_counter() - started
         await self._all_there(client, acknowledged)

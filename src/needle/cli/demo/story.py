@@ -26,7 +26,7 @@ from needle.cli.demo.outcome import Answer, Failover, Outcome, Proof
 from needle.cli.document_commands import insert_all
 from needle.cli.embedding import Embedder
 from needle.cli.inputs import Record
-from needle.local.nodes import LocalCluster
+from needle.local.process_cluster import ProcessCluster
 
 COLLECTION = "default"
 WRITES = "writes"
@@ -50,7 +50,7 @@ WRITE_SECONDS = 15.0
 class Story:
     """One run. `outcome` fills while the steps go on."""
 
-    def __init__(self, cluster: LocalCluster, client: needle.Client, embedder: Embedder, console: Console) -> None:
+    def __init__(self, cluster: ProcessCluster, client: needle.Client, embedder: Embedder, console: Console) -> None:
         self._cluster = cluster
         self._client = client
         self._embedder = embedder
@@ -105,14 +105,14 @@ class Story:
             return  # so few are searched exactly, without an index
 
         async def same() -> bool:
-            names = [[path.name for path in self._cluster.index_files(node)] for node in self._cluster.addresses]
+            names = [[path.name for path in node.index_files()] for node in self._cluster.nodes.values()]
             covered = sum(_rows(name) for name in names[0])
             return covered > self.outcome.passages - vectors and all(found == names[0] for found in names)
 
         started = time.perf_counter()
         await self._until(same, READY_SECONDS, "the replicas do not get the same index")
         self.outcome.index_seconds = time.perf_counter() - started
-        files = [b"".join(path.read_bytes() for path in self._cluster.index_files(n)) for n in self._cluster.addresses]
+        files = [b"".join(path.read_bytes() for path in n.index_files()) for n in self._cluster.nodes.values()]
         if any(content != files[0] for content in files):
             raise Internal("index files of one name differ between replicas")
         self.outcome.index_bytes = len(files[0])
@@ -206,7 +206,7 @@ class Story:
             f"{len(survivors)} survivors hold {survivors[0].documents} documents, digest {survivors[0].digest[:16]}"
         )
         started = time.perf_counter()
-        self._cluster.start(failover.killed)
+        self._cluster.restart(failover.killed)
         replicas = await self._settle(len(self._cluster.addresses))
         seconds = time.perf_counter() - started
         if replicas[0].digest != survivors[0].digest:

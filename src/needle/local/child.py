@@ -1,17 +1,16 @@
-"""Runs `needle serve` so that it dies with the process that started it: `python -m needle.cli.demo.child PID ARGS...`.
+"""Runs a module so that it dies with the process that started it: `python -m needle.local.child PID MODULE ARGS...`.
 
-A demo that is killed with SIGKILL cannot clean up behind itself; the kernel does it for us (prctl(2),
-PR_SET_PDEATHSIG, on Linux). PID is the parent's, to notice that it died before we asked. PID 0: stay alive.
+Who is killed with SIGKILL cannot clean up behind itself; the kernel does it for us (prctl(2), PR_SET_PDEATHSIG, on
+Linux). PID is the parent's, to notice that it died before we asked. PID 0: stay alive.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import signal
 import sys
-
-from needle.cli.app import main
 
 PR_SET_PDEATHSIG = 1
 
@@ -28,7 +27,7 @@ def die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    parent_pid = int(sys.argv[1])
-    if parent_pid:
+    if parent_pid := int(sys.argv[1]):
         die_with(parent_pid)
-    sys.exit(main(sys.argv[2:]))
+    sys.argv = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,0 +1,146 @@
+"""One node process on this machine: its configuration file, its process, its log file.
+
+Invariant: a process that was started here dies with this one, however it ends, unless it is detached. Knows nothing of
+Raft or of what a node stores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from needle.base.errors import Unavailable
+from needle.local.kept import CHILD
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class NodeProcess:
+    """settings: of RaftConfig and [sharding], read at each start. as_user: run `needle serve` as people do; otherwise
+    `python -m needle.server` on one thread a library, which leaves cores to the other nodes. detached: outlives this
+    process."""
+
+    def __init__(
+        self, name: str, directory: Path, settings: dict[str, Any], *, as_user: bool = False, detached: bool = False
+    ) -> None:
+        self.name = name
+        self.directory = directory
+        self.settings = settings
+        self.process: subprocess.Popen[bytes] | None = None
+        self._as_user, self._detached = as_user, detached
+        self._told_to_end = False
+
+    @property
+    def address(self) -> str:
+        return str(self.settings["listen"])
+
+    @property
+    def http(self) -> str:
+        return str(self.settings["http_address"])
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.settings["data_dir"])
+
+    @property
+    def log(self) -> Path:
+        return self.directory / f"{self.name}.log"
+
+    def configuration(self) -> str:
+        """Its file, as TOML."""
+        return "".join(f"{key} = {_literal(value)}\n" for key, value in self.settings.items())
+
+    # --- life --------------------------------------------------------------------------------------------------------
+    def start(self, failpoint: str | None = None) -> None:
+        """Start the process; does not wait until it serves. Call from the main thread: the kernel watches the thread.
+        failpoint: "name:count", where it kills itself; not as_user."""
+        if self.running():
+            raise RuntimeError(f"{self.name} runs already")
+        config = self.directory / f"{self.name}.toml"
+        config.write_text(self.configuration(), encoding="utf-8")
+        node = ["needle", "serve", "--config"] if self._as_user else ["needle.server"]
+        ending = ["--failpoint", failpoint] if failpoint is not None else []
+        parent = 0 if self._detached else os.getpid()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("NEEDLE_")}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", CHILD, str(parent), *node, str(config), *ending],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment if self._as_user else {**environment, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is for this process, which then stops the nodes in order
+            )
+        self._told_to_end = False
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Raises RuntimeError if it does not run."""
+        if self.process is None or self.process.poll() is not None:
+            raise RuntimeError(f"{self.name} does not run; see {self.log}")
+        self._told_to_end |= number in (signal.SIGKILL, signal.SIGTERM)
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """The exit code, once the process has ended."""
+        if self.process is None:
+            raise RuntimeError(f"{self.name} was never started")
+        return self.process.wait(timeout)
+
+    def check_alive(self) -> None:
+        """Raises Unavailable, with the end of its log, if it ended although nobody told it to."""
+        if self.process is None or self._told_to_end or (code := self.process.poll()) is None:
+            return
+        raise Unavailable(f"{self.name} ended by itself with exit code {code}; the end of {self.log}:\n{self.tail()}")
+
+    def release(self) -> None:
+        """Leave it running: from now on nobody here waits for it."""
+        if self.process is not None:
+            self.process.returncode = 0
+            self.process = None
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+    @property
+    def pid(self) -> int:
+        """Raises RuntimeError if it was never started."""
+        if self.process is None:
+            raise RuntimeError(f"{self.name} was never started")
+        return self.process.pid
+
+    def output(self) -> str:
+        """Everything it wrote to its log."""
+        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+
+    def tail(self, lines: int = 15) -> str:
+        """The last lines it wrote."""
+        return "\n".join(self.output().splitlines()[-lines:])
+
+    def index_files(self) -> list[Path]:
+        """Its published index files, complete ones only (docs/segments.md); by name."""
+        return sorted(self.data_dir.glob("shards/*/state-*/segments/*.seg"), key=lambda path: path.name)
+
+    def memory_mb(self) -> float:
+        """Resident memory in MB (10^6 bytes): anonymous pages and the mapped segments that it touched."""
+        lines = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024 / 1e6
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _literal(value: object) -> str:
+    """A TOML literal; JSON's strings, numbers and booleans are TOML's too."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_literal(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
