@@ -16,7 +16,7 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import Unavailable
 from needle.client import Client, ShardedClient
 from needle.connecting import system_caller
-from needle.local.process_cluster import ProcessCluster
+from needle.local.process_cluster import START_SECONDS, ProcessCluster, wait_for
 from needle.rpc.transport import RpcClient
 from needle.shard.plan import seal_when_quiet_at
 
@@ -45,7 +45,7 @@ class NeedleCluster:
 
     async def client(self) -> Client:
         """A client, once the cluster has a leader."""
-        client = await self._nodes.connect()
+        client: Client = await wait_for(self._nodes.connect, START_SECONDS, "a node that answers")
         while await client.leader() is None:
             self._nodes.check_alive()
             await asyncio.sleep(0.05)
