@@ -128,7 +128,7 @@ async def test_readyz_comes_back_after_every_restart(tmp_path: Path) -> None:
         assert (await client.node_status(follower)).documents == 100
         cluster.kill(follower)
         cluster.restart(follower)
-        await wait_for(lambda: cluster.is_ready(follower), 60, "the follower being ready again")
+        await wait_for(cluster.nodes[follower].is_ready, 60, "the follower being ready again")
 
 
 async def test_a_voter_with_a_new_address_is_back_by_one_command_also_for_one_that_was_away(tmp_path: Path) -> None:

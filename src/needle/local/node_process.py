@@ -6,6 +6,8 @@ Raft or of what a node stores.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -106,13 +108,35 @@ class NodeProcess:
             self.process.returncode = 0
             self.process = None
 
-    # --- looking -----------------------------------------------------------------------------------------------------
+    # --- asking ------------------------------------------------------------------------------------------------------
     @property
     def pid(self) -> int:
         """Raises RuntimeError if it was never started."""
         if self.process is None:
             raise RuntimeError(f"{self.name} was never started")
         return self.process.pid
+
+    async def is_ready(self) -> bool:
+        """Whether it serves. Raises AssertionError if it does not run."""
+        if not self.running():
+            raise AssertionError(f"{self.name} does not run:\n{self.output()[-2000:]}")
+        return (await self.get("/readyz"))[0] == 200
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """(status, body) of an HTTP GET; (0, reason) when the node does not answer."""
+        host, _, port = self.http.rpartition(":")
+        try:
+            async with asyncio.timeout(5.0):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+                answer = await reader.read()
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+        except (OSError, TimeoutError) as error:
+            return 0, str(error)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return int(head.split()[1]) if head else 0, body.decode()
 
     def output(self) -> str:
         """Everything it wrote to its log."""

@@ -20,7 +20,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -178,13 +177,7 @@ class ProcessCluster:
     async def ready(self, *names: str, deadline: float = START_SECONDS) -> None:
         """Wait until these nodes (default: all) answer /readyz with 200."""
         for name in names or tuple(self.nodes):
-            await wait_for(partial(self.is_ready, name), deadline, f"{name} being ready")
-
-    async def is_ready(self, name: str) -> bool:
-        node = self.nodes[name]
-        if not node.running():
-            raise AssertionError(f"{name} does not run:\n{node.output()[-2000:]}")
-        return (await self.http(name, "/readyz"))[0] == 200
+            await wait_for(self.nodes[name].is_ready, deadline, f"{name} being ready")
 
     def check_alive(self) -> None:
         """Raises Unavailable for a node that ended although nobody told it to."""
@@ -302,17 +295,5 @@ class ProcessCluster:
             return str(await wait_for(same_index, deadline, "one applied index on all nodes"))
 
     async def http(self, name: str, path: str) -> tuple[int, str]:
-        """(status, body) of GET; (0, reason) when the node does not answer."""
-        host, _, port = self.nodes[name].http.rpartition(":")
-        try:
-            async with asyncio.timeout(5.0):
-                reader, writer = await asyncio.open_connection(host, int(port))
-                writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-                answer = await reader.read()
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
-        except (OSError, TimeoutError) as error:
-            return 0, str(error)
-        head, _, body = answer.partition(b"\r\n\r\n")
-        return int(head.split()[1]) if head else 0, body.decode()
+        """See NodeProcess.get."""
+        return await self.nodes[name].get(path)
