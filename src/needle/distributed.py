@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from needle.base.config import RaftConfig
+from needle.base.config import RaftConfig, refuse
 from needle.base.errors import DeadlineExceeded, Unavailable
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId, shard_group
@@ -69,6 +69,8 @@ class RaftCluster:
 
     def __init__(self, config: RaftConfig, *, ports: NodePorts | None = None) -> None:
         """ports: for tests and simulation; the real clock, threads, network and disk by default."""
+        if config.sharded:
+            raise refuse("sharded", True, "false: RaftCluster is a node of a cluster with one shard")
         self.config = config
         self._ports = ports
         self._group = shard_group(0)

@@ -2,18 +2,15 @@
 
 import re
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from needle.base.config import Limits, RaftConfig, SegmentConfig
+from needle.base.config import SETTINGS
 from needle.base.errors import by_code
 from needle.cli.app import main
 from needle.cli.common import ADVICE
-from needle.cli.reference import commands, example, render
-from needle.cli.settings import TABLES
+from needle.cli.reference import commands, example, render, with_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -59,26 +56,10 @@ def test_documents_name_only_commands_that_exist() -> None:
             assert known, f"{path.name} names `needle {words}`"
 
 
-def test_every_setting_is_documented() -> None:
-    expected = {f.name for f in fields(RaftConfig)}
-    expected |= {f"segments.{f.name}" for f in fields(SegmentConfig)} | {f"limits.{f.name}" for f in fields(Limits)}
-    assert expected <= table_rows(DOCS / "operations.md")
-
-
-def test_every_default_in_the_documents_is_the_default() -> None:
-    rows = re.findall(r"^\| `([a-z_.]+)` \| ([0-9.]+) \|", (DOCS / "operations.md").read_text(), re.MULTILINE)
-    defaults = {f.name: f.default for f in fields(RaftConfig)}
-    defaults |= {f"segments.{f.name}": f.default for f in fields(SegmentConfig)}
-    defaults |= {f"limits.{f.name}": f.default for f in fields(Limits)}
-    assert len(rows) > 15
-    for name, shown in rows:
-        assert float(shown) == float(defaults[name]), name
-
-
-def test_the_environment_reaches_every_table() -> None:
-    tables = {f.name for f in fields(RaftConfig) if f.name in TABLES}
-    assert tables == set(TABLES)
-    assert all(kind in ("int", "float") for table in TABLES.values() for kind in table.values())
+def test_the_table_of_settings_is_up_to_date() -> None:
+    text = (DOCS / "operations.md").read_text()
+    assert text == with_settings(text), "run: python -m needle.cli.reference docs/operations.md"
+    assert set(SETTINGS) <= table_rows(DOCS / "operations.md")
 
 
 def test_every_error_code_is_documented_and_advice_is_for_real_codes() -> None:
@@ -96,13 +77,6 @@ def test_links_between_documents_lead_somewhere() -> None:
 def test_the_glossary_is_sorted() -> None:
     words = re.findall(r"^\| ([a-z][a-z -]+) \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)[1:]
     assert len(words) > 30 and words == sorted(words)
-
-
-def test_index_parameters_are_those_of_the_model() -> None:
-    from needle.base.model import IndexParams
-
-    shown = ", ".join(f"{f.name} {f.default}" for f in msgspec.structs.fields(IndexParams))
-    assert shown in (DOCS / "operations.md").read_text()
 
 
 def test_every_dependency_has_its_reason() -> None:

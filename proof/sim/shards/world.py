@@ -13,12 +13,12 @@ from typing import cast
 
 import msgspec
 
-from needle.base.config import RaftConfig
+from needle.base.config import RaftConfig, ShardingConfig
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
 from needle.client.sharded import ShardedClient
 from needle.routing.topology import Topology
-from needle.server.cluster_node import ClusterNode, ClusterOptions
+from needle.server.cluster_node import ClusterNode
 from needle.server.ports import NodePorts
 from proof.checkers import linearizability, lives
 from proof.checkers.replay import check_get
@@ -104,6 +104,11 @@ class ShardWorld:
     # --- nodes and clients --------------------------------------------------------------------------------------------
     def _node(self, machine: SimMachine, process: Process) -> SimNode:
         name = machine.name
+        moved = machine.address != f"{name}:7000"
+        seeds: tuple[str, ...] = ()
+        emptied = name in self.fleet.observer.emptied and stream(self.spec.seed, "joining").random() < JOINING_SHARE
+        if moved or emptied or name not in self.founders:  # an operator says where nodes are now
+            seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
         config = RaftConfig(
             node_id=name,
             cluster_nodes=[f"{name}={machine.address}"],
@@ -114,17 +119,14 @@ class ShardWorld:
             lease_timeout=LEASE_TIMEOUT,
             snapshot_threshold=self.stage.profile.snapshot_threshold,
             log_bytes_max=self.stage.profile.log_bytes,
+            sharded=True,
+            sharding=ShardingConfig(join=seeds),
             segments=segment_config(self.stage.profile),
         )
-        moved = machine.address != f"{name}:7000"
-        seeds: tuple[str, ...] = ()
-        emptied = name in self.fleet.observer.emptied and stream(self.spec.seed, "joining").random() < JOINING_SHARE
-        if moved or emptied or name not in self.founders:  # an operator says where nodes are now
-            seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
 
         def build(ports: NodePorts, process: Process) -> ClusterNode:
             clients = partial(self.stage.network.endpoint, name, process)
-            return ClusterNode(config, ports, ClusterOptions(seeds=seeds, move_rows=self.shape.move_rows), clients)
+            return ClusterNode(config, ports, clients, move_rows=self.shape.move_rows)
 
         return SimNode(self.stage, machine, process, build)
 

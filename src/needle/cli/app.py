@@ -58,8 +58,12 @@ maintenance_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
+config_app = typer.Typer(
+    help="What may stand in a node's configuration file.",
+    epilog="Example: needle config schema",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 repair_app = typer.Typer(
     help="Mend the data directory of a node that is stopped and does not start or go on by itself.",
     epilog="Example: needle repair term /var/lib/needle",
@@ -83,6 +87,7 @@ def _add(group: typer.Typer, name: str, function: Callable[..., Any], example: s
 
 _add(app, "demo", demo_command.demo, "needle demo --keep")
 _add(app, "serve", serve_command.serve, "needle serve --config node-1.toml")
+_add(config_app, "schema", serve_command.schema, "needle config schema > needle.schema.json")
 _add(app, "status", cluster_commands.status, "needle status --watch")
 _add(app, "leader", cluster_commands.leader, "needle leader")
 _add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
@@ -110,6 +115,7 @@ _add(cluster_app, "nodes", shard_commands.nodes, "needle cluster nodes")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 app.add_typer(cluster_app, name="cluster")
+app.add_typer(config_app, name="config")
 app.add_typer(members_app, name="members")
 app.add_typer(maintenance_app, name="maintenance")
 app.add_typer(repair_app, name="repair")

@@ -23,9 +23,8 @@ import needle
 from needle.base.config import parse_address
 from needle.base.errors import NeedleError
 from needle.base.model import RaftStatus
-from needle.cli.settings import named_routers
 from needle.connecting import DEFAULT_CLUSTER_ID, check_reachable
-from needle.routing.loading import load_routers
+from needle.routing.loading import ROUTERS_VARIABLE, load_routers, named_routers
 
 T = TypeVar("T")
 
@@ -83,7 +82,7 @@ def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]], *, even_if_
     """Run `work` with a client of the cluster and return its result. Raises ConnectionLost at once if every node
     refuses connections, unless even_if_down."""
 
-    load_routers(named_routers(os.environ), "NEEDLE_ROUTERS")
+    load_routers(named_routers(os.environ), ROUTERS_VARIABLE)
 
     async def connected() -> T:
         cluster_id = os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID)

@@ -1,16 +1,20 @@
-"""docs/cli.md, made from the commands themselves: `python -m needle.cli.reference > docs/cli.md`.
+"""Documents made from the program: `python -m needle.cli.reference > docs/cli.md` from the commands, and the table of
+settings with `python -m needle.cli.reference docs/operations.md`, which puts it into that file.
 
-A test compares the file with this, and fails for a command or option without help or a command without an example.
+A test compares the files with this, and fails for a command or option without help or a command without an example.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from needle.base.config import SETTINGS
 from needle.cli.app import app
 
 HEAD = """# Commands
@@ -62,5 +66,25 @@ def render() -> str:
     return "\n".join(parts)
 
 
+def with_settings(text: str) -> str:
+    """A document with its table of settings made anew."""
+    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    for setting in SETTINGS.values():
+        usual = "--" + setting.path.replace(".", "-").replace("_", "-")
+        option = "" if setting.option == usual else f" Option `{setting.option}`."
+        meaning = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", setting.description)
+        lines.append(f"| `{setting.path}` | {setting.shown} | {setting.allowed} | {meaning}{option} |")
+    table = "\n".join(lines) + "\n"
+    return re.sub(r"^\| setting \|.*?\n(?=\n)", lambda _: table, text, count=1, flags=re.DOTALL | re.MULTILINE)
+
+
+def main(arguments: list[str]) -> None:
+    """Write docs/cli.md to standard output, or the settings into the document named."""
+    if not arguments:
+        sys.stdout.write(render())
+    for document in map(Path, arguments):
+        document.write_text(with_settings(document.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(render())
+    main(sys.argv[1:])

@@ -8,10 +8,17 @@ Every process that routes needs the same callable under the same name: each node
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from needle.base.config import refuse
 from needle.routing.strategy import register
+
+ROUTERS_VARIABLE = "NEEDLE_ROUTERS"
+
+
+def named_routers(environment: Mapping[str, str]) -> list[str]:
+    """The modules of custom routing callables in NEEDLE_ROUTERS."""
+    return [name.strip() for name in environment.get(ROUTERS_VARIABLE, "").split(",") if name.strip()]
 
 
 def load_routers(names: Iterable[str], field: str) -> None:

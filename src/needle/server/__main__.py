@@ -11,11 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import FAILPOINTS, no_failpoint
-from needle.server.cluster_main import SECTION, cluster_options
-from needle.server.process.config_file import load_values
+from needle.server.process.config_file import load_config
 from needle.server.process.main import EXIT_START, serve
 
 USAGE = "usage: python -m needle.server CONFIG [--failpoint NAME:COUNT]\n"
@@ -42,14 +40,11 @@ def main(arguments: list[str]) -> None:
         sys.stderr.write(USAGE + f"failpoints: {', '.join(FAILPOINTS)}\n")
         sys.exit(EXIT_START)
     try:
-        values = load_values(Path(arguments[0]))
-        section = values.pop(SECTION, None)
-        options = None if section is None else cluster_options(section)
-        config = RaftConfig.from_mapping(values)
+        config = load_config(Path(arguments[0]))
     except NeedleError as error:
         sys.stderr.write(f"needle: {error}\n")
         sys.exit(EXIT_START)
-    serve(config, options=options, failpoint=kill_at(arguments[2]) if len(arguments) == 3 else no_failpoint)
+    serve(config, failpoint=kill_at(arguments[2]) if len(arguments) == 3 else no_failpoint)
 
 
 if __name__ == "__main__":

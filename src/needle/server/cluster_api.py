@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from needle.base.config import RaftConfig, check_node_id, check_range, parse_address, refuse
+from needle.base.config import PlacementConfig, RaftConfig, check_node_id, check_range, parse_address, refuse
 from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import Document, Hit, IndexParams, Metric, ReadMode, WriteResult
@@ -39,7 +39,7 @@ from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 from needle.server.catalog.founding import ASK_SECONDS, ask_who, create_cluster
 from needle.server.cluster_main import cluster_node
-from needle.server.cluster_node import ClusterNode, ClusterOptions
+from needle.server.cluster_node import ClusterNode
 from needle.server.ports import system_ports
 
 
@@ -129,9 +129,14 @@ class ShardManager:
     async def add_local_node(self, name: str, address: str, data_dir: str, *, zone: str = "") -> None:
         """Run a node in this process and add it. It ends with `stop`."""
         config = RaftConfig(
-            node_id=name, cluster_nodes=[f"{name}={address}"], data_dir=data_dir, cluster_id=self.config.cluster_id
+            node_id=name,
+            listen=address,
+            data_dir=data_dir,
+            cluster_id=self.config.cluster_id,
+            sharded=True,
+            placement=PlacementConfig(zone=zone),
         )
-        node = cluster_node(config, system_ports(config), ClusterOptions(zone=zone))
+        node = cluster_node(config, system_ports(config))
         await node.start()
         self._local.append(node)
         await self.add_node(name, address)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import msgspec
 
@@ -33,6 +32,7 @@ from needle.protocol.peer_calls import (
     WhoAnswer,
     check_fresh,
 )
+from needle.routing.loading import load_routers
 from needle.routing.strategy import router_names
 from needle.routing.topology import NodeInfo, NodeState, Ownership, Topology
 from needle.server.adapters import CatalogAdapter
@@ -65,17 +65,6 @@ log = logging.getLogger("needle.server")
 STRANGERS_MAX = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """seeds: addresses of nodes of a running cluster to join; () to wait for `needle cluster create`. zone, weight: for
-    placement. move_rows: documents that a move of key ranges looks at, or deletes, in one step."""
-
-    seeds: Sequence[str] = ()
-    zone: str = ""
-    weight: float = 1.0
-    move_rows: int = 256
-
-
 class ClusterNode(Node):
     """See the module. `config.cluster_nodes` names this node, and others only if this node does not reach them under
     the addresses that the catalog knows."""
@@ -84,11 +73,11 @@ class ClusterNode(Node):
     leader_method = SHARD_LEADER
 
     def __init__(
-        self, config: RaftConfig, ports: NodePorts, options: ClusterOptions, clients: Callable[[], Caller]
+        self, config: RaftConfig, ports: NodePorts, clients: Callable[[], Caller], *, move_rows: int = 256
     ) -> None:
-        """clients: makes this node's own client to others' addresses."""
+        """clients: makes this node's own client to others' addresses. move_rows: documents that a move of key ranges
+        looks at, or deletes, in one step."""
         super().__init__(config, ports)
-        self.options = options
         self.topology = Topology()
         self.ownership: Ownership | None = None
         self.catalog: CatalogMachine | None = None
@@ -102,7 +91,7 @@ class ClusterNode(Node):
         self._belonging = asyncio.Lock()
         self._unsaved = False
         self._unopened = False
-        self._mover = Mover(self, options.move_rows)
+        self._mover = Mover(self, move_rows)
         self._said_empty = False
         self.strangers: set[NodeId] = set()
         """Nodes that spoke Raft to this one before it belonged to a cluster; the first few."""
@@ -110,6 +99,7 @@ class ClusterNode(Node):
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def _open_groups(self) -> None:
+        load_routers(self.config.sharding.router_modules, "sharding.router_modules")
         directory = self.config.data_dir
         self.cluster = load_cluster(directory, self.ports.rng.getrandbits(63))
         caller = LocalCaller(self, self.config.address, self._clients())
@@ -301,8 +291,8 @@ class ClusterNode(Node):
             self.node_id,
             self.config.addresses[self.node_id],
             self.cluster.incarnation,
-            self.options.zone,
-            self.options.weight,
+            self.config.placement.zone,
+            self.config.placement.weight,
             self.cluster.uid,
             self.topology.version,
             router_names(),
@@ -323,8 +313,8 @@ class ClusterNode(Node):
             id=self.node_id,
             address=self.config.addresses[self.node_id],
             incarnation=self.cluster.incarnation,
-            zone=self.options.zone,
-            weight=self.options.weight,
+            zone=self.config.placement.zone,
+            weight=self.config.placement.weight,
         )
 
     # --- the catalog -------------------------------------------------------------------------------------------------
@@ -378,7 +368,7 @@ class ClusterNode(Node):
 
     def seeds(self) -> list[str]:
         """Addresses of nodes of the cluster to join."""
-        return list(self.options.seeds)
+        return list(self.config.sharding.join)
 
     def reach(self, node: NodeId) -> str | None:
         """The address by which this node reaches another one."""

@@ -21,6 +21,7 @@ from needle.base.plain import refused, scalar
 
 PATH_BYTES_MAX: Final = 512
 VALUES_MAX: Final = 10_000
+_LIMITS: Final = Limits()
 
 COMPARISONS: Final = tuple(OPERATORS)
 _JUNCTIONS: Final[dict[str, type[And] | type[Or]]] = {"$and": And, "$or": Or}
@@ -105,16 +106,16 @@ class Filter:
         """all(f1, f2, ...) or all([f1, f2]): every filter holds. all("tags", ["a", "b"]): the array has every value."""
         if len(conditions) == 2 and isinstance(conditions[0], str):
             return _leaf(conditions[0], "$all", conditions[1])
-        return _combine("$and", And, _members("$and", conditions), Limits())
+        return _combine("$and", And, _members("$and", conditions), _LIMITS)
 
     @staticmethod
     def any_(*conditions: Any) -> Filter:
         """any_(f1, f2, ...) or any_([f1, f2]): at least one filter holds."""
-        return _combine("$or", Or, _members("$or", conditions), Limits())
+        return _combine("$or", Or, _members("$or", conditions), _LIMITS)
 
     @staticmethod
     def not_(condition: Filter | Mapping[str, Any]) -> Filter:
-        return _negate(Filter.parse(condition), Limits())
+        return _negate(Filter.parse(condition), _LIMITS)
 
     def __and__(self, other: Filter) -> Filter:
         return Filter.all(self, other)
@@ -137,7 +138,7 @@ class Filter:
     @staticmethod
     def parse(value: Filter | Mapping[str, Any], limits: Limits | None = None) -> Filter:
         """A filter from its dict form (or a Filter, checked against the limits)."""
-        limits = limits or Limits()
+        limits = limits or _LIMITS
         parsed = value if isinstance(value, Filter) else _parse(value, limits, 0)
         if parsed._depth > limits.filter_depth_max or parsed._nodes > limits.filter_nodes_max:
             raise _too_large(parsed._depth, parsed._nodes, limits)

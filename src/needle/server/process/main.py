@@ -20,7 +20,6 @@ from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.server.cluster_main import cluster_node
-from needle.server.cluster_node import ClusterOptions
 from needle.server.node import Node
 from needle.server.ports import system_ports
 from needle.server.process.descriptors import raise_limit
@@ -34,17 +33,15 @@ log = logging.getLogger("needle.server")
 EXIT_OK, EXIT_START, EXIT_FAILED = 0, 1, 2
 
 
-async def run_node(
-    config: RaftConfig, *, options: ClusterOptions | None = None, failpoint: Failpoint = no_failpoint
-) -> int:
-    """Run a node until a signal or a failure; its exit code. options: of a sharded cluster's node."""
+async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> int:
+    """Run a node until a signal or a failure; its exit code."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     metrics = NodeMetrics()
     ports = metrics.measured(system_ports(config, failpoint=failpoint))
-    node = Node(config, ports) if options is None else cluster_node(config, ports, options)
+    node = cluster_node(config, ports) if config.sharded else Node(config, ports)
     http: HttpServer | None = None
     watch = LoopWatch()
     try:
@@ -79,7 +76,7 @@ async def run_node(
     return EXIT_OK if failure is None else EXIT_FAILED
 
 
-def serve(config: RaftConfig, *, options: ClusterOptions | None = None, failpoint: Failpoint = no_failpoint) -> None:
+def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> None:
     """Run a node in the foreground and leave the process with its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # A node keeps many small objects for long (log index, ids): the default thresholds walk them over and over, for a
@@ -93,7 +90,7 @@ def serve(config: RaftConfig, *, options: ClusterOptions | None = None, failpoin
     raise_limit()
     # Index files are mapped for reading: where the disk cannot deliver a page, the process ends, not without a word.
     faulthandler.enable()
-    code = uvloop.run(run_node(config, options=options, failpoint=failpoint))
+    code = uvloop.run(run_node(config, failpoint=failpoint))
     sys.exit(code)
 
 
