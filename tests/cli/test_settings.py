@@ -255,4 +255,6 @@ def test_the_json_schema_has_every_setting(capsys: pytest.CaptureFixture[str]) -
         inner = schema["$defs"][said["$ref"].rpartition("/")[2]]["properties"] if "$ref" in said else None
         found |= {f"{name}.{setting}" for setting in inner} if inner else {name}
     assert found == set(SETTINGS)
+    assert top["properties"]["lease_timeout"]["description"] == SETTINGS["lease_timeout"].description
+    assert all(setting.description.endswith(".") for setting in SETTINGS.values())
     assert schema["$defs"]["Limits"]["properties"]["k_max"]["minimum"] == 1

@@ -18,7 +18,11 @@ from needle.base.schema import refuse as refuse
 
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 NODE_ID = "1 to 64 characters of A-Z a-z 0-9 . _ -"
+NODES = "a list of 1 to 7 nodes, each 'name=host:port'"
 ADDRESS = '"host:port" with a port from 1 to 65535'
+ROUTERS = "a list of module or module:function"
+METRICS = f"one of {', '.join(Metric)}"
+RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
 ROWS = 1_000_000_000
 BYTES = 1 << 40
 
@@ -69,82 +73,64 @@ def parse_node(value: object, name: str = "cluster_nodes") -> tuple[NodeId, str]
 
 
 class Limits(Settings, frozen=True, kw_only=True):
-    """Bounds that protect a node. A request over a limit is refused with the limit in the message."""
+    """Bounds that protect a node. A request over a limit is refused with the limit in the message.
+
+    id_bytes_max: Bytes of an id.
+    metadata_bytes_max: Bytes of the metadata of one document.
+    dimensions_max: Dimensions of a collection.
+    k_max: Hits of one search.
+    batch_documents_max: Documents of one write.
+    batch_bytes_max: Bytes of one write.
+    filter_depth_max: Levels of $and, $or and $not in one filter.
+    filter_nodes_max: Conditions in one filter.
+    collections_max: Collections of a cluster.
+    frame_bytes_max: Bytes of one message on the wire.
+    uncommitted_bytes_max: Bytes of writes that wait for a majority; over it, writes are answered `overloaded`.
+    append_bytes_max: Bytes of log entries in one message to a follower; a single larger entry still goes.
+    commit_rows_max: Rows that may wait in memory for their commit to SQLite; more cost less a write, and the first read
+        behind them waits longer.
+    field_index_bytes_max: Bytes of memory for the indexes of metadata fields, a replica; what does not fit is read from
+        disk (docs/filters.md).
+    """
 
     table: ClassVar[str] = "limits"
 
-    id_bytes_max: Annotated[int, about("Bytes of an id.", ge=1, le=1 << 20)] = 512
-    metadata_bytes_max: Annotated[int, about("Bytes of the metadata of one document.", ge=2, le=BYTES)] = 64 * 1024
-    dimensions_max: Annotated[int, about("Dimensions of a collection.", ge=1, le=1 << 20)] = 8192
-    k_max: Annotated[int, about("Hits of one search.", ge=1, le=ROWS)] = 10_000
-    batch_documents_max: Annotated[int, about("Documents of one write.", ge=1, le=ROWS)] = 10_000
-    batch_bytes_max: Annotated[int, about("Bytes of one write.", ge=1, le=BYTES)] = 16 * 1024 * 1024
-    filter_depth_max: Annotated[int, about("Levels of $and, $or and $not in one filter.", ge=1, le=200)] = 32
-    filter_nodes_max: Annotated[int, about("Conditions in one filter.", ge=1, le=ROWS)] = 1024
-    collections_max: Annotated[int, about("Collections of a cluster.", ge=1, le=ROWS)] = 10_000
-    frame_bytes_max: Annotated[int, about("Bytes of one message on the wire.", ge=1 << 16, le=(1 << 32) - 1)] = 64 << 20
-    uncommitted_bytes_max: Annotated[
-        int,
-        about("Bytes of writes that wait for a majority; over it, writes are answered `overloaded`.", ge=1, le=BYTES),
-    ] = 128 * 1024 * 1024
-    append_bytes_max: Annotated[
-        int,
-        about("Bytes of log entries in one message to a follower; a single larger entry still goes.", ge=1, le=BYTES),
-    ] = 1024 * 1024
-    commit_rows_max: Annotated[
-        int,
-        about(
-            "Rows that may wait in memory for their commit to SQLite; more cost less a write, and the first read "
-            "behind them waits longer.",
-            ge=1,
-            le=ROWS,
-        ),
-    ] = 1024
-    field_index_bytes_max: Annotated[
-        int,
-        about(
-            "Bytes of memory for the indexes of metadata fields, a replica; what does not fit is read from disk "
-            "(docs/filters.md).",
-            ge=0,
-            le=BYTES,
-        ),
-    ] = 512 * 1024 * 1024
+    id_bytes_max: Annotated[int, about(1, 1 << 20)] = 512
+    metadata_bytes_max: Annotated[int, about(2, BYTES)] = 64 * 1024
+    dimensions_max: Annotated[int, about(1, 1 << 20)] = 8192
+    k_max: Annotated[int, about(1, ROWS)] = 10_000
+    batch_documents_max: Annotated[int, about(1, ROWS)] = 10_000
+    batch_bytes_max: Annotated[int, about(1, BYTES)] = 16 * 1024 * 1024
+    filter_depth_max: Annotated[int, about(1, 200)] = 32
+    filter_nodes_max: Annotated[int, about(1, ROWS)] = 1024
+    collections_max: Annotated[int, about(1, ROWS)] = 10_000
+    frame_bytes_max: Annotated[int, about(1 << 16, (1 << 32) - 1)] = 64 * 1024 * 1024
+    uncommitted_bytes_max: Annotated[int, about(1, BYTES)] = 128 * 1024 * 1024
+    append_bytes_max: Annotated[int, about(1, BYTES)] = 1024 * 1024
+    commit_rows_max: Annotated[int, about(1, ROWS)] = 1024
+    field_index_bytes_max: Annotated[int, about(0, BYTES)] = 512 * 1024 * 1024
 
 
 class SegmentConfig(Settings, frozen=True, kw_only=True):
-    """When vectors are indexed. A collection's not yet indexed vectors are searched exactly."""
+    """When vectors are indexed. A collection's not yet indexed vectors are searched exactly.
+
+    seal_rows: Build an index file when this many vectors wait. By default when they reach 4 MiB (never fewer than
+        2,000), and an eighth of that is enough once no vector has come for a second (docs/segments.md).
+    rows_max: Index files are merged up to this many vectors; not under `seal_rows`.
+    build_threads: Threads of one build of an index file; more than one disturbs searches.
+    ship_timeout: Seconds after which a replica that cannot fetch an index file builds its own.
+    dead_ratio_max: An index file with a larger share of replaced documents is rebuilt.
+    scrub_interval: Seconds between two readings of all index files; a damaged one is replaced.
+    """
 
     table: ClassVar[str] = "segments"
 
-    seal_rows: (
-        Annotated[
-            int,
-            about(
-                "Build an index file when this many vectors wait. By default when they reach 4 MiB (never fewer than "
-                "2,000), and an eighth of that is enough once no vector has come for a second (docs/segments.md).",
-                shown="by size",
-                ge=1,
-                le=10_000_000,
-            ),
-        ]
-        | None
-    ) = None
-    rows_max: Annotated[
-        int, about("Index files are merged up to this many vectors; not under `seal_rows`.", ge=1, le=100_000_000)
-    ] = 1_000_000
-    build_threads: Annotated[
-        int, about("Threads of one build of an index file; more than one disturbs searches.", ge=1, le=256)
-    ] = 1
-    ship_timeout: Annotated[
-        Seconds, about("Seconds after which a replica that cannot fetch an index file builds its own.", ge=0, le=86_400)
-    ] = 30.0
-    dead_ratio_max: Annotated[
-        float, about("An index file with a larger share of replaced documents is rebuilt.", ge=0.01, le=1)
-    ] = 0.3
-    scrub_interval: Annotated[
-        Seconds,
-        about("Seconds between two readings of all index files; a damaged one is replaced.", ge=0.1, le=31_536_000),
-    ] = 3600.0
+    seal_rows: Annotated[int, about(1, 10_000_000, shown="by size")] | None = None
+    rows_max: Annotated[int, about(1, 100_000_000)] = 1_000_000
+    build_threads: Annotated[int, about(1, 256)] = 1
+    ship_timeout: Annotated[Seconds, about(0, 86_400)] = 30.0
+    dead_ratio_max: Annotated[float, about(0.01, 1)] = 0.3
+    scrub_interval: Annotated[Seconds, about(0.1, 31_536_000)] = 3600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,59 +139,45 @@ class SegmentConfig(Settings, frozen=True, kw_only=True):
 
 
 class IndexConfig(Settings, frozen=True, kw_only=True):
-    """IndexParams as settings. That struct itself has no bounds: what older versions wrote to a log must decode."""
+    """IndexParams as settings. That struct itself has no bounds: what older versions wrote to a log must decode.
+
+    m: Links of a vector in the HNSW index of the collection `default`.
+    ef_construction: Candidates that are kept while a vector is put into that index.
+    ef_search: Candidates that a search of that index keeps.
+    """
 
     table: ClassVar[str] = "index"
 
-    m: Annotated[int, about("Links of a vector in the HNSW index of the collection `default`.", ge=2, le=256)] = (
-        IndexParams().m
-    )
-    ef_construction: Annotated[
-        int, about("Candidates that are kept while a vector is put into that index.", ge=1, le=100_000)
-    ] = IndexParams().ef_construction
-    ef_search: Annotated[int, about("Candidates that a search of that index keeps.", ge=1, le=100_000)] = (
-        IndexParams().ef_search
-    )
+    m: Annotated[int, about(2, 256)] = IndexParams().m
+    ef_construction: Annotated[int, about(1, 100_000)] = IndexParams().ef_construction
+    ef_search: Annotated[int, about(1, 100_000)] = IndexParams().ef_search
 
 
 class PlacementConfig(Settings, frozen=True, kw_only=True):
-    """What the placement of replicas is to know of a node of a sharded cluster."""
+    """What the placement of replicas is to know of a node of a sharded cluster.
+
+    zone: Failure domain of this node, such as its rack; replicas of a shard go to different ones.
+    weight: This node's share of replicas beside that of others.
+    """
 
     table: ClassVar[str] = "placement"
 
-    zone: Annotated[
-        str,
-        about(
-            "Failure domain of this node, such as its rack; replicas of a shard go to different ones.", option="--zone"
-        ),
-    ] = ""
-    weight: Annotated[
-        float, about("This node's share of replicas beside that of others.", option="--weight", ge=0, le=1000)
-    ] = 1.0
+    zone: Annotated[str, about(option="--zone")] = ""
+    weight: Annotated[float, about(0, 1000, option="--weight")] = 1.0
 
 
 class ShardingConfig(Settings, frozen=True, kw_only=True):
-    """A node of a sharded cluster."""
+    """What makes a node one of a sharded cluster.
+
+    join: Addresses of nodes of the running sharded cluster that this node joins.
+    router_modules: Custom routing functions (docs/sharding.md), which the node imports when it starts. The variable
+        NEEDLE_ROUTERS names them too, and for the other commands.
+    """
 
     table: ClassVar[str] = "sharding"
 
-    join: Annotated[
-        Sequence[str],
-        about(
-            "Addresses of nodes of the running sharded cluster that this node joins.",
-            allowed="a list of host:port",
-            option="--join",
-        ),
-    ] = ()
-    router_modules: Annotated[
-        Sequence[str],
-        about(
-            "Custom routing functions (docs/sharding.md), which the node imports when it starts. The variable "
-            "NEEDLE_ROUTERS names them too, and for the other commands.",
-            allowed="a list of module or module:function",
-            option="--routers",
-        ),
-    ] = ()
+    join: Annotated[Sequence[str], about(allowed="a list of host:port", option="--join")] = ()
+    router_modules: Annotated[Sequence[str], about(allowed=ROUTERS, option="--routers")] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,133 +192,56 @@ else:
 
 
 class RaftConfig(Settings, frozen=True, kw_only=True):
-    """The settings of one node; docs/operations.md has them as a table. Durations are seconds, or `timedelta`."""
+    """The settings of one node. Durations are seconds as float or `datetime.timedelta`, and kept as float.
 
-    node_id: Annotated[
-        NodeId, about("This node's name, one of the cluster's.", allowed=NODE_ID, pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    ]
+    node_id: This node's name, one of the cluster's.
+    cluster_nodes: Every voter at the first start, this node included: `name=host:port`, or `host:port` of a node that
+        has its host's name. Later the replicated membership counts. A node of a sharded cluster needs it only for
+        itself, if others reach it under another address than `listen`.
+    data_dir: Where this node keeps everything; one directory belongs to one node forever.
+    cluster_id: Nodes and clients of another cluster id are refused.
+    join: At the first start, wait until `needle members add` adds this node to a cluster, instead of founding one.
+    listen: `host:port` to bind, if it differs from the address that others use.
+    http_address: `host:port` of `/metrics`, `/livez` and `/readyz`.
+    dimensions: Create the collection `default` at the first start, with vectors of this length; `limits.dimensions_max`
+        at the most.
+    metric: Metric of the collection `default`.
+    election_timeout: Seconds without a word from the leader after which (up to twice as long) a follower starts an
+        election; sooner, see `lease_timeout`, when the leader's connection ends. At least twice `heartbeat_interval`.
+    heartbeat_interval: Seconds between a leader's heartbeats.
+    lease_timeout: Seconds after a leader's message in which nobody may be elected in its place, so that it can answer
+        leased reads by itself; no longer than `election_timeout`. The same on all nodes.
+    clock_error_max: Bound on how much clocks differ in rate, as a fraction; leased reads are linearizable while it
+        holds.
+    snapshot_threshold: Log entries after which the log is compacted; 64 MiB of them (at most 1/32 of `log_bytes_max`),
+        or 30 s without a write, do it too.
+    log_bytes_max: Bytes that the log's files may take. From half of it on the log is cut as far as it can be, from
+        three quarters on the node refuses writes with `overloaded` until it is; it never ends because of it.
+    disk_reserve_bytes: With less room than this on the disk the node refuses data (see "When a disk runs full" in
+        docs/operations.md); 0: never.
+    sharded: A node of a sharded cluster (docs/sharding.md): it waits for `needle cluster create` unless it joins one. A
+        table [sharding] or [placement] says so too. It needs `node_id`, `listen` and `data_dir` only.
+    """
+
+    node_id: Annotated[NodeId, about(allowed=NODE_ID, pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     cluster_nodes: Annotated[
-        Sequence[str],
-        about(
-            "Every voter at the first start, this node included: `name=host:port`, or `host:port` of a node that has "
-            "its host's name. Later the replicated membership counts. A node of a sharded cluster needs it only for "
-            "itself, if others reach it under another address than `listen`.",
-            allowed="a list of 1 to 7 nodes, each 'name=host:port'",
-            shown="required",
-            option="--cluster-node",
-            max_length=7,
-        ),
+        Sequence[str], about(allowed=NODES, shown="required", option="--cluster-node", max_length=7)
     ] = ()
-    data_dir: Annotated[
-        str,
-        about(
-            "Where this node keeps everything; one directory belongs to one node forever.",
-            allowed="a directory that this node may write to",
-            min_length=1,
-        ),
-    ]
-    cluster_id: Annotated[str, about("Nodes and clients of another cluster id are refused.")] = "needle"
-    join: Annotated[
-        bool,
-        about(
-            "At the first start, wait until `needle members add` adds this node to a cluster, instead of founding one.",
-            option="--wait/--no-wait",
-        ),
-    ] = False
-    listen: (
-        Annotated[
-            str,
-            about(
-                "`host:port` to bind, if it differs from the address that others use.",
-                allowed=ADDRESS,
-                shown="own entry in `cluster_nodes`",
-            ),
-        ]
-        | None
-    ) = None
-    http_address: (
-        Annotated[str, about("`host:port` of `/metrics`, `/livez` and `/readyz`.", allowed=ADDRESS)] | None
-    ) = None
-    dimensions: (
-        Annotated[
-            int,
-            about("Create the collection `default` at the first start, with vectors of this length.", ge=1, le=1 << 20),
-        ]
-        | None
-    ) = None
-    metric: Annotated[
-        str,
-        about(
-            "Metric of the collection `default`.",
-            allowed=f"one of {', '.join(Metric)}",
-            pattern=f"^({'|'.join(Metric)})$",
-        ),
-    ] = Metric.COSINE.value
-    election_timeout: Annotated[
-        Seconds,
-        about(
-            "Seconds without a word from the leader after which (up to twice as long) a follower starts an election; "
-            "sooner, see `lease_timeout`, when the leader's connection ends. At least twice `heartbeat_interval`.",
-            ge=0.002,
-            le=600,
-        ),
-    ] = 1.0
-    heartbeat_interval: Annotated[Seconds, about("Seconds between a leader's heartbeats.", ge=0.001, le=60)] = 0.050
-    lease_timeout: Annotated[
-        Seconds,
-        about(
-            "Seconds after a leader's message in which nobody may be elected in its place, so that it can answer "
-            "leased reads by itself; no longer than `election_timeout`. The same on all nodes.",
-            ge=0.02,
-            le=600,
-        ),
-    ] = 0.150
-    clock_error_max: Annotated[
-        float,
-        about(
-            "Bound on how much clocks differ in rate, as a fraction; leased reads are linearizable while it holds.",
-            ge=0,
-            le=0.2,
-        ),
-    ] = 0.001
-    snapshot_threshold: Annotated[
-        int,
-        about(
-            "Log entries after which the log is compacted; 64 MiB of them (at most 1/32 of `log_bytes_max`), or 30 s "
-            "without a write, do it too.",
-            ge=1,
-            le=100_000_000,
-        ),
-    ] = 10_000
-    log_bytes_max: Annotated[
-        int,
-        about(
-            "Bytes that the log's files may take. From half of it on the log is cut as far as it can be, from three "
-            "quarters on the node refuses writes with `overloaded` until it is; it never ends because of it.",
-            ge=1 << 18,
-            le=1 << 46,
-        ),
-    ] = 16 * 1024**3
-    disk_reserve_bytes: (
-        Annotated[
-            int,
-            about(
-                'With less room than this on the disk the node refuses data (see "When a disk runs full"); 0: never.',
-                shown="a twentieth of the disk, from 64 MiB to 1 GiB",
-                ge=0,
-                le=1 << 46,
-            ),
-        ]
-        | None
-    ) = None
-    sharded: Annotated[
-        bool,
-        about(
-            "A node of a sharded cluster (docs/sharding.md): it waits for `needle cluster create` unless it joins one. "
-            "A table [sharding] or [placement] says so too. It needs `node_id`, `listen` and `data_dir` only.",
-            option="--sharded",
-        ),
-    ] = False
+    data_dir: Annotated[str, about(allowed="a directory that this node may write to", min_length=1)]
+    cluster_id: Annotated[str, about()] = "needle"
+    join: Annotated[bool, about(option="--wait/--no-wait")] = False
+    listen: Annotated[str, about(allowed=ADDRESS, shown="own entry in `cluster_nodes`")] | None = None
+    http_address: Annotated[str, about(allowed=ADDRESS)] | None = None
+    dimensions: Annotated[int, about(1, 1 << 20)] | None = None
+    metric: Annotated[str, about(allowed=METRICS, pattern=f"^({'|'.join(Metric)})$")] = Metric.COSINE.value
+    election_timeout: Annotated[Seconds, about(0.002, 600)] = 1.0
+    heartbeat_interval: Annotated[Seconds, about(0.001, 60)] = 0.050
+    lease_timeout: Annotated[Seconds, about(0.02, 600)] = 0.150
+    clock_error_max: Annotated[float, about(0, 0.2)] = 0.001
+    snapshot_threshold: Annotated[int, about(1, 100_000_000)] = 10_000
+    log_bytes_max: Annotated[int, about(1 << 18, 1 << 46)] = 16 * 1024**3
+    disk_reserve_bytes: Annotated[int, about(0, 1 << 46, shown=RESERVE)] | None = None
+    sharded: Annotated[bool, about(option="--sharded")] = False
     sharding: ShardingConfig = ShardingConfig()
     placement: PlacementConfig = PlacementConfig()
     index: _Index = _Index()

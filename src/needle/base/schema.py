@@ -1,4 +1,4 @@
-"""Settings as a schema: a struct whose annotations say of each setting its type, its bounds and what it means.
+"""Settings as a schema: a struct whose annotations say of each setting its type and bounds, its docstring the meaning.
 
 Everything about a setting is derived from there: checks on construction, the name in a file, the variable, the option
 of the command line, the help, the table in docs/operations.md (needle/cli/reference.py) and the JSON schema.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin
@@ -43,10 +45,19 @@ def unknown(name: str, value: object, known: Iterable[str]) -> ConfigError:
     return refuse(name, value, f"a known setting; {hint}")
 
 
-def about(description: str, *, allowed: str = "", shown: str = "", option: str = "", **bounds: Any) -> msgspec.Meta:
-    """What a field's annotation says besides its type. bounds: of msgspec.Meta. allowed: in words, where type and
-    bounds do not say it. shown: the default in words. option: of the command line, where it is not the path's."""
-    return msgspec.Meta(description=description, extra={"allowed": allowed, "shown": shown, "option": option}, **bounds)
+def about(
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    allowed: str = "",
+    shown: str = "",
+    option: str = "",
+    **bounds: Any,
+) -> msgspec.Meta:
+    """What a field's annotation says besides its type. low, high, bounds (of msgspec.Meta): what is allowed; allowed:
+    in words, where those do not say it. shown: the default in words. option: of the command line, where it is not the
+    path's. What the field means stands in the docstring of its struct, as "name: ..." on lines of its own."""
+    return msgspec.Meta(ge=low, le=high, extra={"allowed": allowed, "shown": shown, "option": option}, **bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +139,7 @@ def tables(of: type[Settings]) -> dict[str, type[Settings]]:
 def own_settings(of: type[Settings]) -> tuple[Setting, ...]:
     """The settings of `of`, those of its tables left out."""
     fields = msgspec.structs.fields(of)
-    return tuple(_setting(of.table, field) for field in fields if field.name not in tables(of))
+    return tuple(_setting(of, field) for field in fields if field.name not in tables(of))
 
 
 def all_settings(of: type[Settings]) -> dict[str, Setting]:
@@ -137,8 +148,25 @@ def all_settings(of: type[Settings]) -> dict[str, Setting]:
     return {setting.path: setting for setting in found}
 
 
-def _setting(table: str, field: msgspec.structs.FieldInfo) -> Setting:
-    path = f"{table}.{field.name}" if table else field.name
+def json_schema(of: type[Settings]) -> dict[str, Any]:
+    """A JSON schema of a file with these settings."""
+    made = msgspec.json.schema(of)
+    for kind in (of, *tables(of).values()):
+        table = made["$defs"][kind.__name__]
+        table["description"] = (kind.__doc__ or "").partition("\n")[0]
+        for setting in own_settings(kind):
+            table["properties"][setting.name]["description"] = setting.description
+    return made
+
+
+def _meanings(of: type[Settings]) -> dict[str, str]:
+    """What the docstring says of each field; nothing where Python was told to leave docstrings out."""
+    parts = re.split(rf"^({'|'.join(of.__struct_fields__)}): ", inspect.cleandoc(of.__doc__ or ""), flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _setting(of: type[Settings], field: msgspec.structs.FieldInfo) -> Setting:
+    path = f"{of.table}.{field.name}" if of.table else field.name
     annotated = next((part for part in (field.type, *get_args(field.type)) if get_origin(part) is Annotated), None)
     if annotated is None:
         raise TypeError(f"{path} is not described: Annotated[..., about(...)]")
@@ -150,7 +178,7 @@ def _setting(table: str, field: msgspec.structs.FieldInfo) -> Setting:
         type=field.type,
         kind=kind,
         default=field.default,
-        description=meta.description,
+        description=_meanings(of).get(field.name, ""),
         allowed=meta.extra["allowed"] or words.get(kind, "text"),
         shown=meta.extra["shown"] or _shown(field.default),
         option=meta.extra["option"] or "--" + path.replace(".", "-").replace("_", "-"),

@@ -72,7 +72,7 @@ def with_settings(text: str) -> str:
     for setting in SETTINGS.values():
         usual = "--" + setting.path.replace(".", "-").replace("_", "-")
         option = "" if setting.option == usual else f" Option `{setting.option}`."
-        meaning = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", setting.description)
+        meaning = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", setting.description.replace(" in docs/operations.md", ""))
         lines.append(f"| `{setting.path}` | {setting.shown} | {setting.allowed} | {meaning}{option} |")
     table = "\n".join(lines) + "\n"
     return re.sub(r"^\| setting \|.*?\n(?=\n)", lambda _: table, text, count=1, flags=re.DOTALL | re.MULTILINE)

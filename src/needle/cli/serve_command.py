@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import msgspec
 import typer
 
 from needle.base.config import SETTINGS, RaftConfig
-from needle.base.schema import Setting
+from needle.base.schema import Setting, json_schema
 from needle.server.process.config_file import read_file, resolve
 from needle.server.process.main import serve as serve_node
 
@@ -35,7 +34,7 @@ def serve(
 
 def schema() -> None:
     """Print a JSON schema of a node's settings, as in a file: for editors, and for programs that write such files."""
-    sys.stdout.write(json.dumps(msgspec.json.schema(RaftConfig), indent=2) + "\n")
+    sys.stdout.write(json.dumps(json_schema(RaftConfig), indent=2) + "\n")
 
 
 def _parameter_name(path: str) -> str:
