@@ -10,6 +10,7 @@ import pytest
 
 from multiraft.harness import FAST, Cluster, Node, until
 from needle.base.errors import CorruptDocuments, OutcomeUnknown, ReplicaDamaged
+from needle.multiraft import rebuild
 from needle.multiraft.rebuild import STATE_METHOD
 
 TINY = replace(FAST, snapshot_threshold=8, snapshot_chunk_bytes=64)
@@ -105,6 +106,32 @@ async def test_a_follower_that_is_damaged_and_far_behind_takes_the_offered_snaps
         forget(hurt)
         hurt.disks[0].damage = CorruptDocuments("a page fails its checksum")
         await hurt.start()
+        assert (await cluster.converged())["k39"] == 39
+        assert not hurt.host.damage(0)
+
+
+async def test_a_damaged_follower_whose_log_cannot_catch_up_takes_the_offer_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fetched the leader's state, which its own log must reach first; but the leader's log begins behind it."""
+    monkeypatch.setattr(rebuild, "CATCH_UP_TIMEOUTS", 10**6)
+    calm = replace(TINY, election_timeout=1.0, heartbeat_interval=0.1)
+    async with Cluster(str(tmp_path), config=calm) as cluster:
+        await cluster.put("a", 1)
+        await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        group = hurt.host._groups[0]
+        cluster.network.cut = {(leader.name, hurt.name)}  # it can ask, but hears nothing
+        group.raft._s.election_deadline += 60  # nor does it campaign
+        for number in range(40):
+            await cluster.put(f"k{number}", number)
+        while leader.host.status(0).first_index <= 20:
+            await cluster.put("k39", 39)
+        damage(hurt)
+        group.rebuild.look()
+        await until(lambda: group.rebuild._waits_for_log)
+        cluster.network.heal()
         assert (await cluster.converged())["k39"] == 39
         assert not hurt.host.damage(0)
 

@@ -63,6 +63,7 @@ class Rebuild:
         self._knows_nothing = group.machine.damage is not None
         self._held: list[Applied] | None = None
         self._refused = ""
+        self._waits_for_log = False
         self._asked: set[NodeId] = set()
         """Who was told to take over, and did not yet."""
 
@@ -169,12 +170,28 @@ class Rebuild:
                 f"the log of {group_name(group.id)} does not reach the snapshot's index {meta.index}"
             )
 
+        def done() -> bool:
+            reached = group.raft.commit >= meta.index <= group.log.last_index()
+            return reached or group.machine.damage is None or not self._waits_for_log
+
         deadline = host.clock.monotonic() + CATCH_UP_TIMEOUTS * host.config.election_timeout
-        await group.until(
-            lambda: group.raft.commit >= meta.index <= group.log.last_index() or group.machine.damage is None,
-            deadline,
-            late,
-        )
+        self._waits_for_log = True
+        try:
+            await group.until(done, deadline, late)
+            if not self._waits_for_log:
+                raise Unavailable(
+                    f"the log of {group_name(group.id)} goes on from a snapshot of its leader, which comes"
+                )
+        finally:
+            self._waits_for_log = False
+
+    def gives_way(self) -> bool:
+        """The leader offers a snapshot: its log begins behind the end of this one, which so never reaches what was
+        fetched. Whether only that is waited for: then the offer is taken, as by any member that is behind."""
+        gives, self._waits_for_log = self._waits_for_log, False
+        if gives:
+            self._host.wake(self._group)
+        return gives
 
     async def _install(self, meta: SnapshotMeta, directory: str) -> None:
         host, group = self._host, self._group

@@ -108,7 +108,7 @@ class SnapshotTraffic:
         raft = group.raft
         if meta is None or message.term < raft.term or meta.index <= raft.commit or raft.refuses(message):
             return raft.step(message, self._host.clock.monotonic())
-        if group.rebuild.fetching:
+        if group.rebuild.fetching and not group.rebuild.gives_way():
             return ""  # it is offered again
         if raft.applied < self._staged_index <= raft.commit:
             return ""  # the core took an earlier one, whose files must stay until it is installed
