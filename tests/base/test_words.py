@@ -52,9 +52,9 @@ def _defined(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def test_no_name_is_without_use() -> None:
-    """Used is what is named twice somewhere: in the product, its stubs, its proof, or a test."""
+    """Used is what is named twice somewhere: in the product, its stubs, its proof, a benchmark or a test."""
     root = Path(__file__).parents[2]
-    places = (SOURCES.rglob("*.py*"), (root / "proof").rglob("*.py"), (root / "tests").rglob("*.py"))
+    places = (SOURCES.rglob("*.py*"), *((root / name).rglob("*.py") for name in ("proof", "bench", "tests")))
     texts = {path: path.read_text() for place in places for path in place if path.suffix != ".pyc"}
     named = Counter(word for text in texts.values() for word in re.findall(r"\b[A-Za-z_]\w*\b", text))
     known = CALLED_BY_OTHERS | FOR_LATER_NODES

@@ -28,7 +28,7 @@ WHILE_WRITING = [
 
 
 def test_the_names_are_those_in_the_code() -> None:
-    code = "".join(path.read_text() for path in sorted(Path(needle.multiraft.host.__file__).parent.glob("*.py")))
+    code = "".join(path.read_text() for path in sorted(Path(needle.multiraft.host.__file__).parent.rglob("*.py")))
     assert sorted(set(re.findall(r"failpoint\(\s*\"([a-z_.]+)\"", code))) == sorted(FAILPOINTS)
 
 

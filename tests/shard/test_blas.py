@@ -8,7 +8,7 @@ import sys
 _SCRIPT = """
 import numpy as np
 from needle.base.model import Metric
-from needle.shard import blas
+from needle.shard.segments import blas
 from needle.shard.segments.scoring import Scan
 before = blas.threads()
 rows = np.eye(8, dtype=np.float32)

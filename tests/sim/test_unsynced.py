@@ -167,5 +167,5 @@ def test_a_process_crash_takes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", REPLICA_FAILPOINTS)
 def test_the_failpoints_of_a_replica_are_in_its_code(name: str) -> None:
-    source = "".join(path.read_text() for path in Path(needle.shard.__file__).parent.glob("*.py"))
+    source = "".join(path.read_text() for path in Path(needle.shard.__file__).parent.rglob("*.py"))
     assert re.search(rf'failpoint\("{name}"\)', source)
