@@ -33,6 +33,7 @@ class Operator:
         self._stage = stage
         self._fleet = stage.fleet
         self.members = list(founders)
+        self._configured = tuple(founders)
         endpoint = stage.network.endpoint(NAME, stage.client_process(NAME))
         self._endpoint = endpoint
         self._client = administrate(endpoint, stage.fleet.addresses(), stream(stage.spec.seed, NAME))
@@ -48,6 +49,10 @@ class Operator:
     def sharing(self, name: str) -> set[str]:
         """The nodes with which this one shares the group."""
         return {node for node in self.members if node != name}
+
+    def finds_others(self, name: str) -> bool:
+        """Whether this node, with nothing but its configuration, knows where one is that is still there."""
+        return any(node in self.members for node in self._configured if node != name)
 
     async def admin(self, name: str, what: str) -> None:
         """An operator's command; it may be refused or time out."""

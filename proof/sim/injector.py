@@ -47,6 +47,10 @@ class Controls(Protocol):
         """The nodes with which this one shares a group."""
         ...
 
+    def finds_others(self, name: str) -> bool:
+        """Whether this node, with nothing but its configuration, knows where one is that is still there."""
+        ...
+
     async def admin(self, name: str, what: str) -> None:
         """An operator's command; it may be refused or time out."""
         ...
@@ -293,7 +297,9 @@ class Injector:
         fleet, controls = self._fleet, self._controls
         if self._rotten or name in fleet.retired or fleet.machines[name].process is None:
             return False
-        return controls.may_lose(name) and fleet.is_remembered(name, controls.sharing(name))
+        if not controls.may_lose(name) or not controls.finds_others(name):
+            return False
+        return fleet.is_remembered(name, controls.sharing(name))
 
     async def _rot_segment(self, fault: Fault, name: str) -> None:
         """One bit of an index file rots while the machine is down. No promise depends on such a file."""

@@ -109,6 +109,10 @@ class ShardOperator:
         groups = [nodes for group in self._truth.groups() if name in (nodes := self._truth.nodes_of(group))]
         return {node for nodes in groups for node in nodes if node != name}
 
+    def finds_others(self, name: str) -> bool:
+        """Whoever emptied a node starts it with addresses of nodes that are there, or it belongs to no cluster."""
+        return True
+
     def all_are_voters(self, group: GroupId) -> bool:
         """Whether a group's configuration is what the catalog says, as far as its leader has applied."""
         conf = self._conf(group)
