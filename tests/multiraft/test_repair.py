@@ -38,10 +38,11 @@ async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_befor
     async with Cluster(str(tmp_path)) as cluster:
         state = await _written(cluster)
         victim = next(n for n in cluster.running() if not n.host.is_leader(0))
+        term = victim.host._groups[0].log.term(4)
         await victim.down()
         victim.disks[0].saved = {
             "index": 4,
-            "term": victim.disks[0].saved["term"],
+            "term": term,
             "conf": victim.disks[0].saved["conf"],
             "data": {k: v for k, v in state.items() if v < 2},
         }
