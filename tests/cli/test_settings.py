@@ -75,6 +75,19 @@ def on_command_line(setting: Setting, value: Any, monkeypatch: pytest.MonkeyPatc
     return started[0]
 
 
+def test_a_setting_of_a_sharded_node_makes_one_wherever_it_is_given_also_if_it_is_the_default() -> None:
+    base = {"node_id": "a", "listen": "h:1", "data_dir": "d"}
+    for config in (
+        resolve(base | {"placement": {"weight": 1.0}}, {}, {}),
+        resolve(base, {"NEEDLE_PLACEMENT_WEIGHT": "1"}, {}),
+        resolve(base, {}, {"placement.weight": 1.0}),
+        resolve(base | {"placement": {}}, {}, {}),
+    ):
+        assert config.sharded
+    with pytest.raises(ConfigError, match="cluster_nodes"):
+        resolve(base, {}, {})
+
+
 @pytest.mark.parametrize("path", SETTINGS)
 def test_every_setting_can_be_given_in_every_place(
     path: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory

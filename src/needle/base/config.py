@@ -220,7 +220,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     disk_reserve_bytes: With less room than this on the disk the node refuses data (see "When a disk runs full" in
         docs/operations.md); 0: never.
     sharded: A node of a sharded cluster (docs/sharding.md): it waits for `needle cluster create` unless it joins one. A
-        table [sharding] or [placement] says so too. It needs `node_id`, `listen` and `data_dir` only.
+        setting of [sharding] or [placement] says so too, wherever it is given. It needs `node_id`, `listen` and `data_dir` only.
     """
 
     node_id: Annotated[NodeId, about(allowed=NODE_ID, pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -301,6 +301,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
 SETTINGS = all_settings(RaftConfig)
 """Every setting by path."""
 
+SHARDED_TABLES = frozenset({"sharding", "placement"})
+"""A setting in one of them, wherever it is given and whatever its value, makes a node one of a sharded cluster."""
 FORMER_PATHS = {"sharding.zone": "placement.zone", "sharding.weight": "placement.weight"}
 
 
@@ -316,6 +318,6 @@ def by_path(values: Mapping[str, Any]) -> dict[str, Any]:
             if path not in SETTINGS:
                 raise unknown(given, inside, SETTINGS)
             found[path] = inside
-    if {"sharding", "placement"} & values.keys():
+    if SHARDED_TABLES & (values.keys() | {path.partition(".")[0] for path in found}):
         found.setdefault("sharded", True)
     return found
