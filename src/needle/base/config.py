@@ -220,7 +220,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     disk_reserve_bytes: With less room than this on the disk the node refuses data (see "When a disk runs full" in
         docs/operations.md); 0: never.
     sharded: A node of a sharded cluster (docs/sharding.md): it waits for `needle cluster create` unless it joins one. A
-        setting of [sharding] or [placement] says so too, wherever it is given. It needs `node_id`, `listen` and `data_dir` only.
+        setting of [sharding] or [placement] says so too, wherever it is given. It needs `node_id`, `listen` and
+        `data_dir` only.
     """
 
     node_id: Annotated[NodeId, about(allowed=NODE_ID, pattern=r"^[A-Za-z0-9._-]{1,64}$")]
