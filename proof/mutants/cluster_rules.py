@@ -264,4 +264,26 @@ MUTANTS = (
         edits=(Edit("shard.apply.execute:_delete", "command.owned not in (0, batch.fence.fingerprint)", "False"),),
         tests=(_MOVING + "test_under_a_custom_strategy_the_stored_document_decides_and_deletes_name_the_map",),
     ),
+    Mutant(
+        name="late-copies-are-executed",
+        breaks="a copy of a write that its client has acknowledged comes late to the node that routes it, and is done "
+        "again: what was written since is overwritten",
+        edits=(Edit("server.service.proxy:Proxy._used", "session.seq < known.acked", "not known"),),
+        tests=(
+            "tests/cluster/test_partial_writes.py::test_a_late_copy_of_a_write_that_was_answered_is_not_executed_again",
+        ),
+    ),
+    Mutant(
+        name="commands-get-into-the-log-as-they-come",
+        breaks="what a caller nests behind the fields of a command is skipped where it is checked, and not where it is "
+        "applied: each node ends, again at each start",
+        edits=(
+            Edit(
+                "server.service.documents:judged",
+                "return commands.encode(hosted.replica.validate(command))",
+                "hosted.replica.validate(command)\n    return call.command",
+            ),
+        ),
+        tests=("tests/base/test_decoding.py::test_what_is_proposed_holds_nothing_beyond_its_fields",),
+    ),
 )

@@ -12,11 +12,13 @@ import pytest
 
 from cluster.fake_shards import FakeShards, virtually
 from needle.base.config import RaftConfig
-from needle.base.errors import NoQuorum, OutcomeUnknown
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NoQuorum, OutcomeUnknown, SessionExpired
+from needle.base.model import ReadMode, SearchRequest
 from needle.client.router.router import Router
-from needle.protocol.calls import WriteCall
-from needle.protocol.commands import Insert, OpenSession, Session, encode
+from needle.protocol.calls import CollectionsCall, Freshness, GetCall, SearchCall, WriteCall
+from needle.protocol.commands import Delete, Insert, OpenSession, Session, encode
 from needle.routing.strategy import ShardStrategy
+from needle.server.service import proxy as proxy_module
 from needle.server.service.proxy import Proxy
 
 IDS = [f"doc-{n:03}" for n in range(20)]
@@ -105,5 +107,69 @@ def test_a_delete_that_one_shard_has_done_is_not_said_to_have_failed() -> None:
         assert [shard for shard, held in shards.data.items() if held] == [2]
         with pytest.raises(NoQuorum):
             await router.delete("default", list(shards.data[2]), 0.5)
+
+    virtually(work())
+
+
+def test_a_late_copy_of_a_write_that_was_answered_is_not_executed_again() -> None:
+    """Its client has had the answer, on another connection, and has written more since."""
+
+    async def work() -> None:
+        shards = FakeShards()
+        proxy = proxy_of(shards)
+        session = await opened(proxy)
+        first = batch(IDS, Session(session, 1, 1))
+        await proxy.write(first)
+        gone = Delete("default", IDS, None, Session(session, 2, 2))
+        assert (await proxy.write(WriteCall(1, encode(gone), 0.5))).count == len(IDS)
+        with pytest.raises(SessionExpired, match="not executed again"):
+            await proxy.write(first)
+        assert not any(shards.data.values())
+
+    virtually(work())
+
+
+def test_answers_that_nobody_acknowledges_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_module, "ANSWERS_MAX", 8)
+    monkeypatch.setattr(proxy_module, "KEPT_MAX", 20)
+
+    async def work() -> None:
+        shards = FakeShards()
+        proxy = proxy_of(shards)
+        sessions = [await opened(proxy) for _ in range(4)]
+        for session in sessions:
+            for seq in range(1, 13):
+                await proxy.write(batch(IDS[:1], Session(session, seq, 1)))
+        held = [len(proxy._sessions[session].answers) for session in sessions]
+        assert max(held) == 8 and sum(held) == 20 == proxy._kept
+        assert not any(proxy._sessions[session].written for session in sessions)
+        last = max(shards.log.values())
+        await proxy.write(batch(IDS[:1], Session(sessions[-1], 12, 1)))
+        for session, seq in ((sessions[-1], 4), (sessions[0], 12)):
+            with pytest.raises(SessionExpired):
+                await proxy.write(batch(IDS[:1], Session(session, seq, 1)))
+        assert max(shards.log.values()) == last  # none was executed again
+        await proxy.write(batch(IDS[:1], Session(sessions[-1], 13, 13)))
+        assert len(proxy._sessions[sessions[-1]].answers) == 1 and proxy._kept == 13
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e300, -1.0, 0.0])
+def test_a_time_that_cannot_be_is_refused_by_who_routes(timeout: float) -> None:
+    async def work() -> None:
+        proxy = proxy_of(FakeShards())
+        session = await opened(proxy)
+        fresh = Freshness(ReadMode.STRONG, 0, 0.0, timeout)
+        request = SearchRequest(collection="default", vector=rows(1), k=1)
+        for call in (
+            lambda: proxy.write(batch(IDS, Session(session, 1, 1), timeout)),
+            lambda: proxy.write(batch(IDS, Session(), timeout)),
+            lambda: proxy.search(SearchCall(1, request, fresh)),
+            lambda: proxy.get(GetCall(1, "default", IDS, False, fresh)),
+            lambda: proxy.collections(CollectionsCall(1, fresh)),
+        ):
+            with pytest.raises((InvalidArgument, DeadlineExceeded), match=r"timeout|before it arrived"):
+                await call()
 
     virtually(work())

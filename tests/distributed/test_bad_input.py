@@ -20,7 +20,7 @@ from needle.client import Client
 from needle.local.process_cluster import ProcessCluster
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, SearchCall, WriteCall
-from needle.protocol.commands import Insert, PublishSegment, Session, encode
+from needle.protocol.commands import Insert, OpenSession, PublishSegment, Session, encode
 
 GOOD = np.ones(8, dtype=np.float32)
 Call = Callable[[Client], Awaitable[object]]
@@ -131,3 +131,26 @@ async def test_bad_input_is_refused_by_name_and_changes_nothing(tmp_path: Path) 
             assert (await client.digests())["node-1"].digest == before, name
             assert [hit.id for hit in await client.search(GOOD, 3)] == ["kept"], name
         assert "Traceback" not in cluster.nodes["node-1"].output()
+
+
+async def test_what_a_command_holds_beyond_its_fields_does_not_get_into_the_log(tmp_path: Path) -> None:
+    """It is skipped where it is read, if the stack has room for it: more where a request is checked than where an entry
+    is applied, so one such entry would end each node, again at each start."""
+    opened = encode(OpenSession(1))
+    padding = b"\xc6" + (70_000).to_bytes(4, "big") + bytes(70_000)  # so large that a thread checks it
+    async with ProcessCluster(tmp_path, nodes=1) as cluster, cluster.connect() as client:
+        for size in (b"", padding):
+            behind, accepted = opened[:1] + bytes((opened[1] + 1 + bool(size),)) + opened[2:] + size, 0
+            for depth in range(1_000, 940, -1):
+                call = WriteCall(1, behind + b"\x91" * depth + b"\xc0", 3.0)
+                try:
+                    await _raw(calls.WRITE, call)(client)
+                    accepted += 1
+                except InvalidArgument as error:
+                    assert "does not decode" in error.message
+            assert accepted
+        await client.insert("kept", GOOD, {"n": 1})
+        cluster.kill("node-1")
+        cluster.restart("node-1")
+        await cluster.ready()
+        assert await client.count() == 1

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import xxhash
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, NeedleError, StorageError, UnsupportedFormat
 from needle.base.file_errors import os_failure, sqlite_failure
 from needle.base.sqlite_uri import sqlite_uri
@@ -227,7 +228,7 @@ def _sum(data: bytes) -> bytes:
 def _decode(data: bytes, path: str) -> _State:
     try:
         state = msgspec.msgpack.decode(data, type=_State)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise CorruptDocuments(f"{path} is damaged: it does not hold a catalog ({error})", path=path) from None
     if state.format != FORMAT_VERSION:
         raise UnsupportedFormat(f"{path} has format {state.format}; this release reads {FORMAT_VERSION}", path=path)

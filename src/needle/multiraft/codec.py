@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
 from needle.base.parts import LARGE_BYTES, Body, encode_parts
@@ -166,7 +167,7 @@ def decode_frame(body: bytes) -> Frame:
 def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes, what: str) -> T:
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         raise ProtocolError(f"{what} cannot be read: {error}") from error
 
 
@@ -234,10 +235,7 @@ def encode_state_request(request: StateRequest) -> bytes:
 
 def decode_state_request(body: bytes) -> StateRequest:
     """The request of a "raft.state" call. Raises ProtocolError."""
-    try:
-        return _state_request.decode(body)
-    except msgspec.MsgspecError as error:
-        raise ProtocolError(f"a request for a snapshot cannot be read: {error}") from error
+    return _decoded(_state_request, body, "a request for a snapshot")
 
 
 def encode_state(meta: SnapshotMeta) -> bytes:
@@ -247,10 +245,7 @@ def encode_state(meta: SnapshotMeta) -> bytes:
 
 def decode_state(body: bytes) -> SnapshotMeta:
     """The snapshot that a "raft.state" call was answered with. Raises ProtocolError."""
-    try:
-        return _state.decode(body)
-    except msgspec.MsgspecError as error:
-        raise ProtocolError(f"a snapshot's description cannot be read: {error}") from error
+    return _decoded(_state, body, "a snapshot's description")
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

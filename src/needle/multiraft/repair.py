@@ -22,7 +22,7 @@ import logging
 
 import msgspec
 
-from needle.base.errors import CorruptLog, CorruptSnapshot, NeedleError, StorageError
+from needle.base.errors import CorruptLog, CorruptSnapshot, NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import decode_conf, decode_manifest, encode_conf
@@ -173,7 +173,7 @@ class Opener:
                 path = f"{directory}/{file.name}"
                 if self._files.size(path) != file.size or self._files.checksum(path) != file.checksum:
                     return False
-        except (StorageError, *SHORTAGES) as error:
+        except NeedleError as error:
             _log.warning("%s: a staged snapshot cannot be read: %s", group_name(self._log.group), error)
             return False
         return True

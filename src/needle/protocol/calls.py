@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest
@@ -206,6 +207,6 @@ def decode(body: bytes | memoryview, kind: type[T]) -> T:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         value: T = decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         raise ProtocolError(f"not a valid {kind.__name__}: {error}") from None
     return value

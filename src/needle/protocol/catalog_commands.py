@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec
@@ -139,6 +140,6 @@ def decode_identified(data: bytes | memoryview) -> tuple[CatalogCommand, Identit
         if form == FORMAT:
             return _plain.decode(body), None
         identity, command = _identified.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise UnsupportedFormat(f"catalog command does not decode: {error}") from None
     return command, identity

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
@@ -141,6 +142,6 @@ def decode(data: bytes) -> Command:
         raise UnsupportedFormat(f"log command of format {data[:1].hex() or 'none'}; this release reads {FORMAT.hex()}")
     try:
         command: Command = _decoder.decode(memoryview(data)[1:])
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise UnsupportedFormat(f"log command does not decode: {error}") from None
     return command

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Internal, invalid
 from needle.base.ids import NodeId
 from needle.raft.messages import ConfChange, ConfState, Entry, EntryKind
@@ -30,7 +31,7 @@ def decode_conf(entry: Entry) -> ConfState:
         raise Internal(f"entry {entry.index} is not a configuration change")
     try:
         return _decoder.decode(entry.data)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise Internal(f"entry {entry.index} holds no readable configuration change: {error}") from error
 
 
@@ -38,7 +39,7 @@ def readable_conf(entry: Entry) -> ConfState | None:
     """The configuration in a CONF_CHANGE entry that a peer sent; None if it is none that a group could work with."""
     try:
         conf = _decoder.decode(entry.data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except DECODE_ERRORS:
         return None
     return conf if conf.voters else None
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from needle.base.config import split_address
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Detail, NeedleError, ProtocolError, UnsupportedVersion, WrongCluster, from_wire, invalid
 from needle.rpc.frame import VIEW_BYTES_MIN, Payload
 
@@ -52,7 +53,7 @@ def decode(data: Payload, kind: type[T]) -> T:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         value: T = decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         name = getattr(kind, "__name__", str(kind))
         raise ProtocolError(f"not a valid {name} message: {error}") from error
     return value

@@ -11,6 +11,7 @@ import os
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, UnsupportedFormat, WrongCluster
 from needle.base.file_errors import os_failure
 from needle.base.ids import NodeId
@@ -81,7 +82,7 @@ def load_cluster(data_dir: str, draw: int) -> ClusterFile:
     data = _read(path)
     try:
         found = None if data is None else msgspec.json.decode(data, type=ClusterFile)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
     if (found is None or found.uid == 0) and (held := _replicas(data_dir)):
         raise UnsupportedFormat(_no_cluster(data_dir, held), directory=data_dir)
@@ -103,7 +104,7 @@ def load_topology(data_dir: str) -> Topology:
         return Topology()
     try:
         return msgspec.msgpack.decode(data, type=Topology)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except DECODE_ERRORS:
         return Topology()
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import StorageError, UnsupportedFormat
 from needle.base.file_errors import SHORTAGES, os_failure
 from needle.base.ids import NodeId
@@ -99,7 +100,7 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
     except FileNotFoundError:
         replace_file(path, msgspec.json.encode(mine))
         return
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
     except OSError as error:
         raise os_failure(error, path) from error
@@ -131,7 +132,7 @@ def _kind_of(data_dir: str) -> str:
                 return SHARDED
     except FileNotFoundError:
         pass
-    except (msgspec.MsgspecError, AttributeError) as error:
+    except (*DECODE_ERRORS, AttributeError) as error:
         raise UnsupportedFormat(f"{data_dir}/{CLUSTER_FILE} cannot be read: {error}", path=data_dir) from None
     except OSError as error:
         raise os_failure(error, f"{data_dir}/{CLUSTER_FILE}") from error
@@ -154,7 +155,7 @@ def _load(path: str, kind: type[dict[str, T]]) -> dict[str, T]:
             return msgspec.json.decode(file.read(), type=kind)
     except FileNotFoundError:
         return {}
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
     except OSError as error:
         raise os_failure(error, path) from error

@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
-import msgspec
 import xxhash
 
 from needle.base import file_errors
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptDocuments, DiskFailed, NeedleError, TooManyFiles
 from needle.base.file_errors import os_failure, shortage, too_many_files
 
@@ -36,7 +36,7 @@ def disk_errors(path: str, connection: apsw.Connection | None = None) -> Iterato
         raise sqlite_failure(error, path, connection) from error
     except OSError as error:
         raise os_failure(error, path) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise CorruptDocuments(f"{path} is damaged: a stored value cannot be read ({error})", path=path) from error
 
 

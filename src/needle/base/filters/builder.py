@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from needle.base.config import Limits
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.nodes import And, Compare, Node, Not, Or, evaluate
 from needle.base.filters.operators import OPERATORS, Operand, Scalar, kind
@@ -149,7 +150,7 @@ class Filter:
         """A filter from the JSON bytes that `to_json` makes."""
         try:
             value = msgspec.json.decode(data)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except DECODE_ERRORS as error:
             raise invalid("filter", data[:60], f"JSON of a filter ({error})") from None
         return Filter.parse(value, limits)
 

@@ -9,8 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-import msgspec
-
+from needle.base.decoding import routed_metadata
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError
 from needle.base.model import WriteResult
 from needle.base.runtime import Blocking, beside
@@ -65,7 +64,7 @@ def said_of(error: NeedleError, info: CollectionInfo) -> None:
 def owner_of(owned: Ownership, name: str, metadata: bytes) -> int:
     """The shard that owns a document."""
     strategy = owned.map.strategy
-    decoded = msgspec.json.decode(metadata) if strategy.kind == "custom" and metadata else None
+    decoded = routed_metadata(metadata) if strategy.kind == "custom" else None
     return owned.map.owner(routing_key(strategy, owned.map.shard_count, name, decoded))
 
 

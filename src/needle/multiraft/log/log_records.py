@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptLog
 from needle.base.ids import GroupId, group_name
 from needle.raft.messages import Entry, EntryKind, SnapshotMeta
@@ -179,7 +180,7 @@ def decode_record(key: bytes, value: bytes, kind: type[T]) -> T | None:
         return None
     try:
         return msgspec.msgpack.decode(value[_CRC.size :], type=kind)
-    except msgspec.MsgspecError:
+    except DECODE_ERRORS:
         return None
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import (
     CollectionNotFound,
     DiskFull,
@@ -145,7 +146,7 @@ class RpcService:
     def _decoded(self, method: str, body: Any) -> Any:
         try:
             return self._decoders[method].decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except DECODE_ERRORS as error:
             raise InvalidArgument(f"the body of {method!r} is malformed: {error}", field="body") from None
 
     async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any) -> Body:
@@ -248,7 +249,7 @@ class RpcService:
         hosted.replica.validate(command)
         if not self._host.is_leader(group):
             raise not_leader(self._node, group)
-        await self._host.propose(group, data, PROPOSE_SECONDS)
+        await self._host.propose(group, commands.encode(command), PROPOSE_SECONDS)  # anew, as in `judged`
         return b""
 
     async def _segment_building(self, call: tuple[int, int]) -> list[Progress]:
@@ -368,11 +369,12 @@ def decoded_command(data: bytes) -> commands.Command:
 
 
 def judged(hosted: HostedReplica, call: WriteCall, command: commands.Command | None = None) -> bytes:
-    """The command to propose. Raises InvalidArgument, CollectionNotFound."""
+    """The command to propose, encoded anew: what a caller put behind the fields that this release knows must not get
+    into the log, for whether it can be skipped depends on how deep the call is that applies it, on each replica.
+    Raises InvalidArgument, CollectionNotFound."""
     if command is None:
         command = decoded_command(call.command)
     if isinstance(command, commands.PublishSegment | MoveCommand):
         raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
     hosted.space.check(command)
-    checked = hosted.replica.validate(command)
-    return call.command if checked is command else commands.encode(checked)
+    return commands.encode(hosted.replica.validate(command))

@@ -1,14 +1,16 @@
 """Any node as a proxy: calls of clients that know nothing of shards are routed by the node that gets them.
 
-Such a client sends the calls of `base.protocol` as if there were one group; each is answered as the whole cluster.
-Invariant: a numbered write is executed at most once through this node; sessions live in this process, so a write
+Such a client sends the calls of `protocol.calls` as if there were one group; each is answered as the whole cluster.
+Invariant: a numbered write is executed at most once through this node. One whose answer is forgotten, because its
+client acknowledged it or too many are kept, is refused. Sessions live in this process, so a write
 repeated at another node is answered SessionExpired, which its client reports as unknown, never as done or not done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from needle.base.config import RaftConfig
@@ -28,9 +30,12 @@ from needle.protocol.calls import (
 )
 from needle.protocol.move_commands import MoveCommand
 from needle.routing.topology import Topology
+from needle.server.service.served import call_timeout
+from needle.shard.apply.sessions import ANSWERS_MAX, SESSIONS_MAX
 from needle.shard.apply.validation import check_spec
 
-SESSIONS_MAX = 10_000
+KEPT_MAX = 65_536
+"""Answers of all sessions, of some 1 KiB each: sessions that were not used for longest forget their oldest ones."""
 LEFT = "documents_left"
 """Detail of the error for a batch that can be repeated for its rest."""
 Judge = Callable[..., Awaitable[Any]]
@@ -47,20 +52,35 @@ class ProxyNode(Protocol):
 
 
 class _Session:
-    """answers: by write number. written: what is written of a batch of that number that did not get through whole."""
+    """acked: answers of the writes below are forgotten. answers: by write number. written: what is written of a batch
+    of that number that did not get through whole."""
 
-    __slots__ = ("answers", "written")
+    __slots__ = ("acked", "answers", "written")
 
     def __init__(self) -> None:
+        self.acked = 0
         self.answers: dict[int, asyncio.Task[WriteResult]] = {}
         self.written: dict[int, dict[int, WriteResult]] = {}
 
-    def forget(self, acked: int) -> None:
-        """The client will not repeat writes below `acked`."""
-        for old in [seq for seq in self.answers if seq < acked]:
-            del self.answers[old]
-        for old in [seq for seq in self.written if seq < acked]:
-            del self.written[old]
+    def forget(self, acked: int) -> int:
+        """Nobody will repeat writes below `acked`. How many answers that freed."""
+        before, kept = self.acked, len(self.answers)
+        if acked <= before:
+            return 0
+        self.acked = acked
+        numbers: Iterable[int] = range(before, acked)
+        if acked - before > kept:
+            numbers = [seq for seq in self.answers if seq < acked]
+        for seq in numbers:
+            self.answers.pop(seq, None)
+            self.written.pop(seq, None)
+        return kept - len(self.answers)
+
+    def settled(self, seq: int, task: asyncio.Task[WriteResult]) -> None:
+        """A write is over, whether or not its client still waits."""
+        failure = None if task.cancelled() else task.exception()  # so it counts as seen
+        if not isinstance(failure, NeedleError) or not (failure.retryable or LEFT in failure.details):
+            self.written.pop(seq, None)
 
 
 class Proxy:
@@ -72,6 +92,9 @@ class Proxy:
         self._judge = judge
         self._rng = rng
         self._sessions: dict[int, _Session] = {}
+        self._kept = 0
+        self._keeping: dict[int, None] = {}
+        """Sessions with answers, those that were used last at the end, as in `_sessions`."""
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, call: WriteCall) -> WriteResult:
@@ -81,29 +104,62 @@ class Proxy:
             return self._open()
         if isinstance(command, commands.PublishSegment | MoveCommand):
             raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
-        session = command.session
+        session, timeout = command.session, call_timeout(call.timeout)
         if session.id == 0:
-            return await self._run(command, call.timeout, {})
-        known = self._sessions.pop(session.id, None)
-        if known is None:
-            raise SessionExpired("this node does not know the session: it was opened through another node")
-        self._sessions[session.id] = known  # the ones used last stay longest
-        known.forget(session.acked)
+            return await self._run(command, timeout, {})
+        known = self._used(session)
         answers = known.answers
         task = answers.get(session.seq)
         if task is None:
             written = known.written.setdefault(session.seq, {})
-            task = asyncio.get_running_loop().create_task(self._run(command, SHARE * call.timeout, written))
-            task.add_done_callback(_seen)
-            answers[session.seq] = task
-        done, _ = await asyncio.wait((task,), timeout=call.timeout)
+            task = asyncio.get_running_loop().create_task(self._run(command, SHARE * timeout, written))
+            task.add_done_callback(partial(known.settled, session.seq))
+            self._keep(session, known, task)
+        done, _ = await asyncio.wait((task,), timeout=timeout)
         if not done:
-            raise OutcomeUnknown(f"the write was not answered within {call.timeout:g} s; it may take effect")
+            raise OutcomeUnknown(f"the write was not answered within {timeout:g} s; it may take effect")
         failure = task.exception()
         again = isinstance(failure, NeedleError) and (failure.retryable or LEFT in failure.details)
         if again and answers.get(session.seq) is task:
             del answers[session.seq]  # nothing happened but what is in `written`: the client may send it again
+            self._freed(session.id, 1)
         return task.result()
+
+    def _used(self, session: commands.Session) -> _Session:
+        """The session of a write that may be executed, or was. Raises SessionExpired."""
+        known = self._sessions.pop(session.id, None)
+        if known is None:
+            raise SessionExpired("this node does not know the session: it was opened through another node")
+        self._sessions[session.id] = known  # the ones used last stay longest
+        if session.id in self._keeping:
+            del self._keeping[session.id]
+            self._keeping[session.id] = None
+        self._freed(session.id, known.forget(session.acked))
+        if session.seq < known.acked:  # a copy that was late
+            raise SessionExpired(
+                f"write {session.seq} of session {session.id} was answered before and its answer is forgotten; "
+                "it was not executed again"
+            )
+        return known
+
+    def _keep(self, session: commands.Session, known: _Session, task: asyncio.Task[WriteResult]) -> None:
+        known.answers[session.seq] = task
+        self._keeping[session.id] = None
+        self._kept += 1
+        if len(known.answers) > ANSWERS_MAX:
+            self._forget_oldest(session.id)
+        while self._kept > KEPT_MAX:
+            self._forget_oldest(next(iter(self._keeping)))
+
+    def _forget_oldest(self, session: int) -> None:
+        known = self._sessions[session]
+        oldest = known.acked if known.acked in known.answers else min(known.answers)
+        self._freed(session, known.forget(oldest + 1))
+
+    def _freed(self, session: int, count: int) -> None:
+        self._kept -= count
+        if count and not self._sessions[session].answers:
+            del self._keeping[session]
 
     def _decoded(self, data: bytes) -> commands.Command:
         """May run in any thread. Raises InvalidArgument."""
@@ -122,7 +178,9 @@ class Proxy:
 
     def _open(self) -> WriteResult:
         while len(self._sessions) >= SESSIONS_MAX:
-            del self._sessions[next(iter(self._sessions))]
+            oldest = next(iter(self._sessions))
+            self._kept -= len(self._sessions.pop(oldest).answers)
+            self._keeping.pop(oldest, None)
         made = self._rng.getrandbits(52) + 1
         self._sessions[made] = _Session()
         return WriteResult(version=0, index=made)
@@ -200,7 +258,7 @@ class Proxy:
         """The nearest of all shards."""
         fresh = call.freshness
         found = await self._node.router.search(
-            call.request, self._mode(fresh), fresh.timeout, max_staleness=fresh.max_staleness
+            call.request, self._mode(fresh), call_timeout(fresh.timeout), max_staleness=fresh.max_staleness
         )
         return found.batch
 
@@ -212,13 +270,14 @@ class Proxy:
             call.ids,
             call.with_vectors,
             self._mode(fresh),
-            fresh.timeout,
+            call_timeout(fresh.timeout),
             max_staleness=fresh.max_staleness,
         )
 
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:
         """Of the catalog, with the counts of all shards."""
-        counts = await self._node.router.counts(self._mode(call.freshness), call.freshness.timeout)
+        fresh = call.freshness
+        counts = await self._node.router.counts(self._mode(fresh), call_timeout(fresh.timeout))
         specs = [info.spec for info in self._node.topology.collections]
         return CollectionsAnswer(specs, [sum(counts.get(spec.name, {}).values()) for spec in specs], 0)
 
@@ -226,9 +285,3 @@ class Proxy:
 def _repeatable(error: NeedleError) -> int:
     """Which error tells the fate of a batch: one of unknown fate must not be repeated, whatever the others say."""
     return 0 if isinstance(error, OutcomeUnknown) else 1 + error.retryable
-
-
-def _seen(task: asyncio.Task[WriteResult]) -> None:
-    """A failure counts as seen even if the client has stopped waiting."""
-    if not task.cancelled():
-        task.exception()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from needle.base.config import RaftConfig
+from needle.base.decoding import routed_metadata
 from needle.base.errors import (
     CollectionNotFound,
     ConnectionLost,
@@ -226,7 +227,7 @@ class ClusterService(RpcService):
         if isinstance(command, commands.Insert):
             custom = strategy.kind == "custom"
             for name, metadata in zip(command.ids, command.metadata, strict=False):
-                decoded = _json(metadata) if custom else None
+                decoded = routed_metadata(metadata) if custom else None
                 if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:
                     raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
         elif isinstance(command, commands.Delete):
@@ -262,7 +263,8 @@ class ClusterService(RpcService):
                 raise InvalidArgument(f"{type(command).__name__} is no step of move {call.move}", field="command")
             move = self._cluster.topology.move(call.move)
             self._cluster.space.check_import(command, move.state if move is not None else None)
-            await self._host.propose(call.group, call.command, timeout)
+            data = await self.judge(len(call.command), commands.encode, command)  # anew, as in `judged`
+            await self._host.propose(call.group, data, timeout)
         else:
             await self._host.read_index(call.group, timeout)
         fence = hosted.replica.fence
@@ -313,14 +315,14 @@ class ClusterService(RpcService):
 
     async def _catalog(self, call: CatalogCall) -> object:
         try:
-            command = catalog_commands.decode(call.command)
+            command, identity = catalog_commands.decode_identified(call.command)
         except UnsupportedFormat as error:
             raise InvalidArgument(error.message, field="command") from error
         self._check_command(command)
         timeout, node = call_timeout(call.timeout), self._cluster
         if node.catalog is not None and self._host.is_leader(CATALOG_GROUP):
             node.space.check_catalog(command)
-            return await node.execute(call.command, timeout)
+            return await node.execute(catalog_commands.encode(command, identity), timeout)  # anew, as in `judged`
         if call.hops >= HOPS_MAX:
             raise self._not_leader_of_catalog()
         body = protocol.encode(CatalogCall(call.command, timeout, call.hops + 1))
@@ -408,10 +410,3 @@ def _named_in(call: Any) -> str:
     request = getattr(call, "request", None)
     name: str = request.collection if request is not None else getattr(call, "collection", "")
     return name
-
-
-def _json(metadata: bytes) -> Any:
-    try:
-        return msgspec.json.decode(metadata) if metadata else None
-    except msgspec.MsgspecError as error:
-        raise InvalidArgument(f"metadata is not JSON: {error}", field="metadata") from None

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from needle.base.decoding import routed_metadata
 from needle.base.errors import InvalidArgument, NeedleError, StaleEpoch
 from needle.base.model import Claim
 from needle.protocol.move_commands import PrepareMove
@@ -113,12 +114,7 @@ class Fence:
 
     def key(self, document_id: str, metadata: bytes) -> bytes:
         """A document's routing key. metadata: JSON, looked at under a custom strategy only."""
-        decoded = None
-        if self.custom and metadata:
-            try:
-                decoded = msgspec.json.decode(metadata)
-            except msgspec.MsgspecError as error:
-                raise InvalidArgument(f"metadata is not JSON: {error}", field="metadata") from None
+        decoded = routed_metadata(metadata) if self.custom else None
         return routing_key(self.holdings.strategy, self.holdings.shard_count, document_id, decoded)
 
     def accepts(self, document_id: str, metadata: bytes) -> bool:

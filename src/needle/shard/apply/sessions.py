@@ -63,7 +63,7 @@ _old_decoder = msgspec.msgpack.Decoder(_OldState)
 
 
 def rows_of_old_state(session: int, nonce: bytes, used: int, state: bytes) -> tuple[SessionRow, list[AnswerRow]]:
-    """The rows of a session that was stored as one. Raises msgspec.MsgspecError."""
+    """The rows of a session that was stored as one. Raises DECODE_ERRORS."""
     old = _old_decoder.decode(state)
     answers = [(session, seq, _encoder.encode(answer)) for seq, answer in old.answers.items() if seq >= old.acked]
     return (session, nonce, used, old.acked), answers

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from needle.base.config import Limits
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
 from needle.base.model import CollectionSpec, Metric, SearchRequest
 from needle.protocol.commands import (
@@ -168,7 +169,7 @@ def _check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
     try:
         msgspec.json.decode(metadata)
         metadata.decode()
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise invalid(field, metadata[:60], f"JSON ({error})") from None
 
 

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptDocuments, CorruptSnapshot
 from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk
@@ -71,7 +72,7 @@ def verify_image(directory: str, disk: ReplicaDisk) -> Image:
         raise CorruptSnapshot(f"{directory} holds no {IMAGE_NAME}. {remedy}", path=path)
     try:
         image = msgspec.json.decode(disk.read(path), type=Image)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise CorruptSnapshot(f"{path} is damaged ({error}). {remedy}", path=path) from None
     for file in image.files:
         here = os.path.join(directory, file.name)

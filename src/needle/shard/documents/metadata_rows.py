@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import StorageError
 
 _decode = msgspec.json.decode
@@ -47,7 +48,7 @@ def decode_metadata(data: bytes) -> Any:
         return None
     try:
         return _decode(data)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise StorageError(f"stored metadata is not JSON: {error}") from error
 
 
@@ -68,7 +69,7 @@ def decode_rows(rows: Rows, keys: frozenset[str]) -> list[Any]:
         # be kept in the very str objects that name them.
         decoder = _some_keys(keys) if all(map(str.isascii, keys)) else _all_keys
         documents = decoder.decode(rows.json)
-    except (msgspec.MsgspecError, UnicodeEncodeError) as error:
+    except (*DECODE_ERRORS, UnicodeEncodeError) as error:
         raise StorageError(f"stored metadata is not JSON: {error}") from error
     if len(documents) != len(rows.ordinals):
         raise StorageError(f"stored metadata is not JSON: {len(rows.ordinals)} documents hold {len(documents)} values")

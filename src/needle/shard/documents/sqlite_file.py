@@ -18,6 +18,7 @@ import apsw
 import apsw.sqlite_extra
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptDocuments, UnsupportedFormat
 from needle.base.sqlite_uri import EXCLUSIVE_VFS, sqlite_uri
 from needle.shard.apply.sessions import rows_of_old_state
@@ -219,5 +220,5 @@ def decoded(data: bytes, kind: Any, path: str) -> Any:
     """MessagePack that was stored. Raises CorruptDocuments."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as error:
+    except (*DECODE_ERRORS, TypeError) as error:
         raise CorruptDocuments(f"{path} is damaged: a stored value cannot be read ({error})", path=path) from None
