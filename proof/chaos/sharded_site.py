@@ -11,7 +11,7 @@ from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
 from needle.client.client import BATCH_BYTES_MAX
-from needle.client.collections import DEFAULT_COLLECTION
+from needle.client.documents import DEFAULT_COLLECTION
 from needle.connecting import sharded_client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol import calls

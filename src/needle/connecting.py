@@ -111,8 +111,7 @@ async def _connect(addresses: list[str], cluster_id: str, batch_bytes_max: int) 
         raise
     if topology is not None:
         return sharded_client(caller, addresses, topology, batch_bytes_max)
-    client = Client(caller, addresses, rng=rng, batch_bytes_max=batch_bytes_max)
-    client.blocking = asyncio.to_thread
+    client = Client(caller, addresses, rng=rng, batch_bytes_max=batch_bytes_max, blocking=asyncio.to_thread)
     try:
         await client.probe()
     except BaseException:
@@ -139,9 +138,7 @@ def sharded_client(caller: Caller, addresses: list[str], topology: Topology, bat
     shards = ClusterShards(caller, addresses, topology, rng=rng)
     monotonic = SystemClock().monotonic
     router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
-    client = ShardedClient(caller, addresses, shards, router, rng)
-    client.blocking = asyncio.to_thread
-    return client
+    return ShardedClient(caller, addresses, shards, router, rng)
 
 
 def system_caller(cluster_id: str) -> RpcClient:

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from needle.base.config import RaftConfig, refuse
 from needle.base.errors import DeadlineExceeded, Unavailable
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId, shard_group
-from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
-from needle.client.client import Client, FilterLike
-from needle.client.collections import DEFAULT_COLLECTION
+from needle.base.model import RaftStatus
+from needle.client.client import Client
+from needle.client.document_calls import DocumentCalls, PartialHits
+from needle.client.documents import TIMEOUT, BatchMethods
 from needle.client.health import ClusterHealth, ShardHealth
-from needle.client.operations import TIMEOUT
-from needle.client.sharded import PartialHits
 from needle.connecting import connect, connect_sync
 from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
@@ -59,10 +57,10 @@ __all__ = [
 ]
 
 
-class RaftCluster:
+class RaftCluster(BatchMethods):
     """One node of a replicated cluster in this process, and the calls to the cluster.
 
-    `await start()` and `await stop()`, or `async with`. Documents and searches as in `Client`; after `start` any call
+    `await start()` and `await stop()`, or `async with`. After `start` any call
     may be made from any node of the cluster: it is forwarded to the leader where it must be. A stopped cluster can be
     made again with the same configuration, not started twice.
     """
@@ -101,8 +99,8 @@ class RaftCluster:
         rng = random.Random(ports.rng.getrandbits(64))
         remote = RpcClient(cluster_id=config.cluster_id, rng=rng, clock=SystemClock())
         addresses = [own, *(address for address in config.addresses.values() if address != own)]
-        self._client = Client(LocalCaller(node, own, remote), addresses, rng=rng, prefer=own)
-        self._client.blocking = asyncio.to_thread
+        caller = LocalCaller(node, own, remote)
+        self._client = Client(caller, addresses, rng=rng, prefer=own, blocking=asyncio.to_thread)
 
     async def wait_ready(self, timeout: float = TIMEOUT) -> None:
         """Wait until this node knows a leader and has caught up with it. Raises DeadlineExceeded that says what is
@@ -144,6 +142,9 @@ class RaftCluster:
             raise Unavailable("the cluster is stopped")
         return self._client
 
+    async def _documents(self) -> DocumentCalls:
+        return self.client.documents
+
     # --- leadership and state ----------------------------------------------------------------------------------------
     async def leader(self) -> NodeId | None:
         """Who leads, as far as this node knows; None during an election."""
@@ -174,200 +175,6 @@ class RaftCluster:
         """End maintenance; returns when this node has caught up."""
         await self._running().set_maintenance(False, timeout)
 
-    # --- documents ---------------------------------------------------------------------------------------------------
-    async def insert(
-        self,
-        id: str,
-        vector: Any,
-        metadata: Any = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> WriteResult:
-        """See Client.insert."""
-        return await self.client.insert(id, vector, metadata, collection=collection, timeout=timeout)
-
-    async def insert_batch(
-        self,
-        documents: Iterable[Sequence[Any]] | None = None,
-        *,
-        ids: Iterable[str] | None = None,
-        vectors: Any = None,
-        metadatas: Sequence[Any] | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> list[WriteResult]:
-        """See Client.insert_batch."""
-        return await self.client.insert_batch(
-            documents, ids=ids, vectors=vectors, metadatas=metadatas, collection=collection, timeout=timeout
-        )
-
-    async def insert_if_absent(
-        self,
-        id: str,
-        vector: Any,
-        metadata: Any = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> WriteResult:
-        """See Client.insert_if_absent."""
-        return await self.client.insert_if_absent(id, vector, metadata, collection=collection, timeout=timeout)
-
-    async def compare_and_set(
-        self,
-        id: str,
-        expected_version: int,
-        vector: Any,
-        metadata: Any = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> WriteResult:
-        """See Client.compare_and_set."""
-        return await self.client.compare_and_set(
-            id, expected_version, vector, metadata, collection=collection, timeout=timeout
-        )
-
-    async def delete(
-        self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
-    ) -> WriteResult:
-        """See Client.delete."""
-        return await self.client.delete(ids, collection=collection, timeout=timeout)
-
-    async def get(
-        self,
-        id: str,
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        with_vectors: bool = True,
-        timeout: float = TIMEOUT,
-    ) -> Document | None:
-        """See Client.get."""
-        return await self.client.get(id, mode=mode, collection=collection, with_vectors=with_vectors, timeout=timeout)
-
-    async def get_many(
-        self,
-        ids: Iterable[str],
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        with_vectors: bool = True,
-        timeout: float = TIMEOUT,
-    ) -> list[Document]:
-        """See Client.get_many."""
-        return await self.client.get_many(
-            ids, mode=mode, collection=collection, with_vectors=with_vectors, timeout=timeout
-        )
-
-    async def count(
-        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
-    ) -> int:
-        """See Client.count."""
-        return await self.client.count(collection=collection, mode=mode, timeout=timeout)
-
-    # --- searches ----------------------------------------------------------------------------------------------------
-    async def search_strong(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> list[Hit]:
-        """Linearizable: sees every write acknowledged before the call. See Client.search."""
-        return await self.client.search_strong(
-            query,
-            k,
-            filter,
-            collection=collection,
-            with_metadata=with_metadata,
-            with_vectors=with_vectors,
-            exact=exact,
-            timeout=timeout,
-        )
-
-    async def search_leased(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> list[Hit]:
-        """Linearizable while clocks drift less than `clock_error_max`, without a network round. See Client.search."""
-        return await self.client.search_leased(
-            query,
-            k,
-            filter,
-            collection=collection,
-            with_metadata=with_metadata,
-            with_vectors=with_vectors,
-            exact=exact,
-            timeout=timeout,
-        )
-
-    async def search_eventual(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        collection: str = DEFAULT_COLLECTION,
-        session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
-    ) -> list[Hit]:
-        """Answered by this node where it can: some prefix of the log. See Client.search."""
-        return await self.client.search_eventual(
-            query,
-            k,
-            filter,
-            collection=collection,
-            with_metadata=with_metadata,
-            with_vectors=with_vectors,
-            exact=exact,
-            session=session,
-            max_staleness=max_staleness,
-            timeout=timeout,
-        )
-
-    # --- collections -------------------------------------------------------------------------------------------------
-    async def create_collection(
-        self,
-        name: str,
-        *,
-        dimensions: int,
-        metric: Metric | str = Metric.COSINE,
-        index: IndexParams | None = None,
-        if_absent: bool = False,
-        timeout: float = TIMEOUT,
-    ) -> WriteResult:
-        """See Client.create_collection."""
-        return await self.client.create_collection(
-            name, dimensions=dimensions, metric=metric, index=index, if_absent=if_absent, timeout=timeout
-        )
-
-    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
-        """See Client.drop_collection."""
-        return await self.client.drop_collection(name, timeout=timeout)
-
-    async def collections(self, *, timeout: float = TIMEOUT) -> list[CollectionSpec]:
-        """See Client.collections."""
-        return await self.client.collections(timeout=timeout)
-
     # --- membership --------------------------------------------------------------------------------------------------
     async def change_membership(
         self,
@@ -377,5 +184,5 @@ class RaftCluster:
         addresses: Mapping[NodeId, str] | None = None,
         timeout: float = 60.0,
     ) -> None:
-        """See Client.change_membership."""
+        """Make exactly these nodes the voters and learners; as `Client.change_membership`."""
         await self.client.change_membership(voters, learners, addresses=addresses, timeout=timeout)

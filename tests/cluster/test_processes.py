@@ -95,7 +95,7 @@ async def test_the_sharded_cluster_end_to_end(tmp_path: Path) -> None:
             assert part.gaps
             assert not part.complete
             assert part.hits
-            router = client._router  # type: ignore[attr-defined]
+            router = client.router  # type: ignore[attr-defined]
             assert not {router.shard_of(hit.id) for hit in part.hits} & set(lost)
             served = next(f"new-{n}" for n in range(100) if router.shard_of(f"new-{n}") not in lost)
             await client.insert(served, queries[1])
@@ -155,7 +155,7 @@ async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_j
             metadata = [{"tenant": n % 20} for n in range(400)]
             ids = [f"doc-{n}" for n in range(400)]
             await client.insert_batch(ids=ids, vectors=stored, metadatas=metadata, collection="a")
-            router = client._router  # type: ignore[attr-defined]
+            router = client.router  # type: ignore[attr-defined]
             asked = router.stats.fanout
             hits = await client.search(stored[7], 5, {"tenant": 7.0}, collection="a", exact=True)
             assert router.stats.fanout - asked == 1

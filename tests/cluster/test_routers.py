@@ -69,7 +69,7 @@ async def test_nodes_and_clients_route_by_a_callable_and_nodes_without_it_are_re
             ids = [f"space-{n % 12}/doc-{n}" for n in range(240)]
             rows = np.random.default_rng(1).normal(size=(240, 4)).astype("f4")
             await client.insert_batch(ids=ids, vectors=rows)
-            router = client._router  # type: ignore[attr-defined]
+            router = client.router  # type: ignore[attr-defined]
             wanted: dict[int, int] = {}
             for name in ids:
                 shard = router.shard_of(name)

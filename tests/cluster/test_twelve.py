@@ -74,7 +74,7 @@ async def _two_of_one_die(twelve: Twelve) -> None:
 
     twelve.say(f"a search of all shards then says: {await wait_for(told, 60, 'an error that names the lost quorum')}")
     await twelve.partial_is_the_rest(0)
-    router = client._router  # type: ignore[attr-defined]
+    router = client.router  # type: ignore[attr-defined]
     names = {router.shard_of(f"new-{n}"): f"new-{n}" for n in range(200)}
     with pytest.raises(Unavailable):
         await client.insert(names[0], query, timeout=2)

@@ -141,7 +141,7 @@ class Twelve:
 
     async def partial_is_the_rest(self, lost: int) -> None:
         """search_partial without one shard is an exact search over the documents of the others."""
-        router = self.client._router  # type: ignore[attr-defined]
+        router = self.client.router  # type: ignore[attr-defined]
         for data in self.collections:
             kept = np.array([at for at, name in enumerate(data.ids) if router.shard_of(name) != lost])
             rows, distances = data.nearest(K, kept)

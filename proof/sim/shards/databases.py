@@ -17,8 +17,9 @@ from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.base.parts import Body
 from needle.client.client import Client
 from needle.client.directory import Caller
+from needle.client.document_calls import Found
 from needle.client.router.fan_out import Answers, FanOut
-from needle.client.router.router import Found, Router
+from needle.client.router.router import Router
 from needle.client.sharded import ShardedClient
 from needle.client.shards import ClusterShards
 from needle.protocol import calls

@@ -6,256 +6,41 @@ Values become bytes here as in `Client`; where they go is the router's business.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-import msgspec
-
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, TransferFailed, Unavailable, invalid
+from needle.base.errors import InvalidArgument, NeedleError, TransferFailed, Unavailable, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import (
-    CollectionSpec,
-    Hit,
-    IndexParams,
-    Metric,
     RaftStatus,
-    ReadMode,
-    SearchRequest,
-    WriteResult,
 )
 from needle.base.runtime import Rng
 from needle.client import values
-from needle.client.client import Client, FilterLike, _request
-from needle.client.collections import DEFAULT_COLLECTION
+from needle.client.client import Client
 from needle.client.directory import Caller
+from needle.client.documents import TIMEOUT
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
-from needle.client.operations import TIMEOUT
 from needle.client.replicas import ask_replicas
-from needle.client.router.router import Found, Router
+from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
-from needle.protocol.calls import DigestAnswer, Freshness, GroupCall, StatusCall
+from needle.protocol.calls import DigestAnswer, GroupCall, StatusCall
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall, no_members
-from needle.routing.shard_map import KeyRange
 from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
-
-
-class PartialHits(msgspec.Struct, frozen=True, kw_only=True):
-    """Hits of the shards that answered. missing: why other shards did not, by number. gaps: the ranges of routing keys
-    that were not searched, [start, end) with end None for the end of the key space. complete: nothing is missing."""
-
-    hits: list[Hit]
-    missing: dict[int, str]
-    gaps: list[KeyRange]
-
-    @property
-    def complete(self) -> bool:
-        return not self.missing
 
 
 class ShardedClient(Client):
     """A client of one sharded cluster. Made by `needle.connect`, which recognises one."""
 
     def __init__(self, caller: Caller, addresses: Iterable[str], shards: ClusterShards, router: Router, rng: Rng):
-        super().__init__(caller, addresses, rng=rng)
+        super().__init__(caller, addresses, rng=rng, documents=router)
         self._shards = shards
-        self._router = router
+        self.router = router
 
     def topology(self) -> Topology:
         """What this client knows of the cluster: settings, nodes, shards, map, collections."""
         return self._shards.topology()
-
-    # --- writes ------------------------------------------------------------------------------------------------------
-    async def _put(
-        self, id: str, vector: Any, metadata: Any, expected: int | None, collection: str, timeout: float
-    ) -> WriteResult:
-        name, data = values.check_id(id), values.vector_bytes(vector)
-        json = values.metadata_bytes(metadata)
-        collection, seconds = values.check_name(collection), values.check_timeout(timeout)
-        return await self._router.insert(collection, name, data, json, expected, seconds)
-
-    async def insert_batch(
-        self,
-        documents: Iterable[Sequence[Any]] | None = None,
-        *,
-        ids: Iterable[str] | None = None,
-        vectors: Any = None,
-        metadatas: Sequence[Any] | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> list[WriteResult]:
-        """As Client.insert_batch, grouped by shard: one WriteResult a log entry. `insert_each` tells each id's fate."""
-        outcomes = await self.insert_each(
-            documents, ids=ids, vectors=vectors, metadatas=metadatas, collection=collection, timeout=timeout
-        )
-        entries: list[WriteResult] = []
-        failure: NeedleError | None = None
-        for outcome in outcomes.values():
-            if isinstance(outcome, NeedleError):
-                failure = failure or outcome
-            elif not any(outcome is entry for entry in entries[-64:]):
-                entries.append(outcome)
-        if failure is not None:
-            failure.details["documents_written"] = sum(isinstance(o, WriteResult) for o in outcomes.values())
-            raise failure
-        return entries
-
-    async def insert_each(
-        self,
-        documents: Iterable[Sequence[Any]] | None = None,
-        *,
-        ids: Iterable[str] | None = None,
-        vectors: Any = None,
-        metadatas: Sequence[Any] | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> dict[str, WriteResult | NeedleError]:
-        """insert_batch that tells the fate of every id instead of raising: the result of the log entry that carries it,
-        or why it was not written. All ids of one log entry share one result object (`count` documents)."""
-        batch = values.columns(documents, ids, vectors, metadatas)
-        if not batch.ids:
-            return {}
-        rows = memoryview(batch.vectors.tobytes())
-        outcomes = await self._router.insert_batch(
-            values.check_name(collection), batch.ids, rows, batch.metadata, values.check_timeout(timeout)
-        )
-        return dict(zip(batch.ids, outcomes, strict=True))
-
-    async def delete(
-        self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
-    ) -> WriteResult:
-        """As Client.delete; all or nothing in each shard."""
-        names = values.different_ids(ids)
-        return await self._router.delete(values.check_name(collection), names, values.check_timeout(timeout))
-
-    # --- reads -------------------------------------------------------------------------------------------------------
-    async def get(
-        self,
-        ids: str | Iterable[str],
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        with_vectors: bool = True,
-        session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
-    ) -> Any:
-        """As Client.get."""
-        names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
-        fresh = self._freshness(mode, session, max_staleness)
-        batch = await self._router.get(
-            values.check_name(collection),
-            names,
-            values.check_flag(with_vectors, "with_vectors"),
-            fresh.mode,
-            values.check_timeout(timeout),
-            max_staleness=fresh.max_staleness,
-            session=session,
-        )
-        found = await self._beside(calls.batch_bytes(batch), values.documents, batch)
-        if isinstance(ids, str):
-            return found[0] if found else None
-        return found
-
-    def _freshness(self, mode: ReadMode | str, session: bool, max_staleness: float | None) -> Freshness:
-        """min_index is a flag here: each shard has its own indexes, which the router knows."""
-        wanted = values.choose(mode, ReadMode, "mode")
-        session = values.check_flag(session, "session")
-        if wanted is not ReadMode.EVENTUAL and (session or max_staleness is not None):
-            name = "session" if session else "max_staleness"
-            raise InvalidArgument(f"{name} is for eventual reads; {wanted.value} reads are fresh anyway", field=name)
-        stale = 0.0 if max_staleness is None else values.check_timeout(max_staleness, "max_staleness")
-        return Freshness(wanted, int(session), stale, 0.0)
-
-    async def _search(self, request: SearchRequest, freshness: Freshness, timeout: float) -> list[Hit]:
-        found = await self._find(request, freshness, timeout, False)
-        return await self._hits(found)
-
-    async def _hits(self, found: Found) -> list[Hit]:
-        return await self._beside(calls.batch_bytes(found.batch), values.hits, found.batch)
-
-    async def _find(self, request: SearchRequest, fresh: Freshness, timeout: float, partial: bool) -> Found:
-        return await self._router.search(
-            request,
-            fresh.mode,
-            values.check_timeout(timeout),
-            max_staleness=fresh.max_staleness,
-            session=bool(fresh.min_index),
-            partial=partial,
-        )
-
-    async def search_partial(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        ef_search: int = 0,
-        timeout: float = TIMEOUT,
-    ) -> PartialHits:
-        """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
-        request = _request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        found = await self._find(request, self._freshness(mode, False, None), timeout, True)
-        missing = {shard: error.message for shard, error in found.missing.items()}
-        return PartialHits(hits=await self._hits(found), missing=missing, gaps=found.gaps)
-
-    # --- collections -------------------------------------------------------------------------------------------------
-    async def create_collection(
-        self,
-        name: str,
-        *,
-        dimensions: int,
-        metric: Metric | str = Metric.COSINE,
-        index: IndexParams | None = None,
-        if_absent: bool = False,
-        timeout: float = TIMEOUT,
-    ) -> WriteResult:
-        """As Client.create_collection: in the catalog, then in every shard."""
-        spec = CollectionSpec(
-            name=values.check_name(name, "name"),
-            dimensions=values.check_count(dimensions, "dimensions"),
-            metric=values.choose(metric, Metric, "metric"),
-            index=values.check_index(index),
-        )
-        nonce = self._rng.getrandbits(63)
-        return await self._router.create_collection(
-            spec, values.check_flag(if_absent, "if_absent"), nonce, values.check_timeout(timeout)
-        )
-
-    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
-        """As Client.drop_collection; OutcomeUnknown names the shards that have not confirmed it (docs/sharding.md)."""
-        return await self._router.drop_collection(values.check_name(name, "name"), values.check_timeout(timeout))
-
-    async def collections(
-        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
-    ) -> list[CollectionSpec]:
-        """All collections, by name, as this client's topology has them after asking a node for a newer one."""
-        now = self._shards.topology()
-        newest = await self._shards.refresh(now.version + 1, 0.2)
-        return [info.spec for info in newest.collections]
-
-    async def count(
-        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
-    ) -> int:
-        """How many documents a collection holds, all shards together. Raises CollectionNotFound."""
-        return sum((await self.counts(collection=collection, mode=mode, timeout=timeout)).values())
-
-    async def counts(
-        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
-    ) -> dict[int, int]:
-        """How many documents of a collection each shard holds."""
-        wanted, collection = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
-        counts = await self._router.counts(wanted, values.check_timeout(timeout))
-        if collection not in counts:
-            raise CollectionNotFound(f"there is no collection {collection!r}", collection=collection)
-        return counts[collection]
 
     # --- the nodes ---------------------------------------------------------------------------------------------------
     async def probe(self, timeout: float = 1.0) -> NodeId | None:

@@ -304,9 +304,13 @@ class ClusterShards:
                 return result
             await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
 
+    def nonce(self) -> int:
+        """A random number that tells one command from others like it."""
+        return self._rng.getrandbits(63)
+
     def _identified(self, command: CatalogCommand) -> bytes:
         """With an identity of its own, by which the catalog executes it once."""
-        return encode(command, Identity(self._rng.getrandbits(63), self.topology().version))
+        return encode(command, Identity(self.nonce(), self.topology().version))
 
     async def sync(self, shard: int, version: int, timeout: float) -> None:
         """Have the shard's leader apply the catalog's collections as of `version`."""

@@ -6,10 +6,11 @@ from typing import Any, overload
 from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
-from needle.client.client import Client, FilterLike
+from needle.client.client import Client
+from needle.client.document_calls import PartialHits
+from needle.client.documents import FilterLike
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.loop_thread import LoopThread
-from needle.client.sharded import PartialHits
 from needle.protocol.calls import DigestAnswer
 from needle.routing.topology import Topology
 
@@ -53,7 +54,7 @@ class SyncClient:
         collection: str = ...,
         timeout: float = ...,
     ) -> WriteResult: ...
-    def insert_batch(
+    def insert_each(
         self,
         documents: Iterable[Sequence[Any]] | None = ...,
         *,
@@ -62,7 +63,7 @@ class SyncClient:
         metadatas: Sequence[Any] | None = ...,
         collection: str = ...,
         timeout: float = ...,
-    ) -> list[WriteResult]: ...
+    ) -> dict[str, WriteResult | NeedleError]: ...
     def delete(
         self,
         ids: str | Iterable[str],
@@ -162,6 +163,20 @@ class SyncClient:
         max_staleness: float | None = ...,
         timeout: float = ...,
     ) -> list[Hit]: ...
+    def search_partial(
+        self,
+        query: Any,
+        k: int = ...,
+        filter: FilterLike = ...,
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_metadata: bool = ...,
+        with_vectors: bool = ...,
+        exact: bool = ...,
+        ef_search: int = ...,
+        timeout: float = ...,
+    ) -> PartialHits: ...
     def create_collection(
         self,
         name: str,
@@ -191,6 +206,23 @@ class SyncClient:
         mode: ReadMode | str = ...,
         timeout: float = ...,
     ) -> int: ...
+    def counts(
+        self,
+        *,
+        collection: str = ...,
+        mode: ReadMode | str = ...,
+        timeout: float = ...,
+    ) -> dict[int, int]: ...
+    def insert_batch(
+        self,
+        documents: Iterable[Sequence[Any]] | None = ...,
+        *,
+        ids: Iterable[str] | None = ...,
+        vectors: Any = ...,
+        metadatas: Sequence[Any] | None = ...,
+        collection: str = ...,
+        timeout: float = ...,
+    ) -> list[WriteResult]: ...
     def probe(
         self,
         timeout: float = ...,
@@ -255,94 +287,6 @@ class SyncShardedClient(SyncClient):
     def topology(
         self,
     ) -> Topology: ...
-    def insert_batch(
-        self,
-        documents: Iterable[Sequence[Any]] | None = ...,
-        *,
-        ids: Iterable[str] | None = ...,
-        vectors: Any = ...,
-        metadatas: Sequence[Any] | None = ...,
-        collection: str = ...,
-        timeout: float = ...,
-    ) -> list[WriteResult]: ...
-    def insert_each(
-        self,
-        documents: Iterable[Sequence[Any]] | None = ...,
-        *,
-        ids: Iterable[str] | None = ...,
-        vectors: Any = ...,
-        metadatas: Sequence[Any] | None = ...,
-        collection: str = ...,
-        timeout: float = ...,
-    ) -> dict[str, WriteResult | NeedleError]: ...
-    def delete(
-        self,
-        ids: str | Iterable[str],
-        *,
-        collection: str = ...,
-        timeout: float = ...,
-    ) -> WriteResult: ...
-    def get(
-        self,
-        ids: str | Iterable[str],
-        *,
-        mode: ReadMode | str = ...,
-        collection: str = ...,
-        with_vectors: bool = ...,
-        session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
-    ) -> Any: ...
-    def search_partial(
-        self,
-        query: Any,
-        k: int = ...,
-        filter: FilterLike = ...,
-        *,
-        mode: ReadMode | str = ...,
-        collection: str = ...,
-        with_metadata: bool = ...,
-        with_vectors: bool = ...,
-        exact: bool = ...,
-        ef_search: int = ...,
-        timeout: float = ...,
-    ) -> PartialHits: ...
-    def create_collection(
-        self,
-        name: str,
-        *,
-        dimensions: int,
-        metric: Metric | str = ...,
-        index: IndexParams | None = ...,
-        if_absent: bool = ...,
-        timeout: float = ...,
-    ) -> WriteResult: ...
-    def drop_collection(
-        self,
-        name: str,
-        *,
-        timeout: float = ...,
-    ) -> WriteResult: ...
-    def collections(
-        self,
-        *,
-        mode: ReadMode | str = ...,
-        timeout: float = ...,
-    ) -> list[CollectionSpec]: ...
-    def count(
-        self,
-        *,
-        collection: str = ...,
-        mode: ReadMode | str = ...,
-        timeout: float = ...,
-    ) -> int: ...
-    def counts(
-        self,
-        *,
-        collection: str = ...,
-        mode: ReadMode | str = ...,
-        timeout: float = ...,
-    ) -> dict[int, int]: ...
     def probe(
         self,
         timeout: float = ...,

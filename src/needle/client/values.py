@@ -7,8 +7,8 @@ Python floats. Knows no nodes and no connections.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.builder import Filter
-from needle.base.model import Document, Hit, HitBatch, IndexParams, Metric
+from needle.base.model import Document, Hit, HitBatch, IndexParams, Metric, ReadMode, SearchRequest
 from needle.base.plain import converted, plain, refused, text
 from needle.protocol.calls import DocumentBatch
 from needle.protocol.commands import last_of_each_id
@@ -175,6 +175,10 @@ class Columns(msgspec.Struct, frozen=True):
     vectors: Vectors
     metadata: list[bytes]
 
+    def rows(self) -> memoryview:
+        """The vectors' bytes, not copied."""
+        return self.vectors.reshape(-1).view(np.uint8).data
+
 
 def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
     """From (id, vector[, metadata]) tuples, or from ids, a 2-d array and optionally metadata, one a row. All are
@@ -230,17 +234,20 @@ def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
     return ids, np.stack(vectors) if vectors else None if ids else np.zeros((0, 0), _FLOAT32), metadatas
 
 
-def slices(batch: Columns, bytes_max: int, documents_max: int) -> list[slice]:
-    """Consecutive parts of a batch, each within both bounds (one document may exceed the bytes alone)."""
+def slices(
+    ids: Sequence[str], metadata: Sequence[bytes], row_bytes: int, bytes_max: int, documents_max: int
+) -> list[slice]:
+    """Consecutive parts of a batch, each within both bounds (one document may exceed the bytes alone). row_bytes: of
+    each vector."""
     parts, start, size = [], 0, 0
-    row = batch.vectors.shape[1] * 4 + 16
-    for n, (name, metadata) in enumerate(zip(batch.ids, batch.metadata, strict=True)):
-        weight = row + len(name) + len(metadata)
+    row = row_bytes + 16
+    for n, (name, json) in enumerate(zip(ids, metadata, strict=True)):
+        weight = row + len(name) + len(json)
         if n > start and (size + weight > bytes_max or n - start >= documents_max):
             parts.append(slice(start, n))
             start, size = n, 0
         size += weight
-    parts.append(slice(start, len(batch.ids)))
+    parts.append(slice(start, len(ids)))
     return parts
 
 
@@ -265,6 +272,48 @@ def hits(batch: HitBatch) -> list[Hit]:
         )
         for n, (name, distance) in enumerate(zip(batch.ids, batch.distances, strict=True))
     ]
+
+
+def search_request(
+    query: Any,
+    k: int,
+    filter: Filter | Mapping[str, Any] | None,
+    collection: str,
+    with_metadata: bool,
+    with_vectors: bool,
+    exact: bool,
+    ef_search: int,
+) -> SearchRequest:
+    """A search as the wire has it."""
+    return SearchRequest(
+        collection=check_name(collection),
+        vector=vector_bytes(query, "query"),
+        k=check_count(k, "k"),
+        filter=filter_bytes(filter),
+        with_metadata=check_flag(with_metadata, "with_metadata"),
+        with_vectors=check_flag(with_vectors, "with_vectors"),
+        exact=check_flag(exact, "exact"),
+        ef_search=check_count(ef_search, "ef_search", 0),
+    )
+
+
+class Reading(NamedTuple):
+    """How fresh a read must be. max_staleness: 0 for any. session: as in DocumentCalls.search."""
+
+    mode: ReadMode
+    max_staleness: float = 0.0
+    session: bool = False
+
+
+def reading(mode: ReadMode | str, session: bool = False, max_staleness: float | None = None) -> Reading:
+    """What a caller asks of a read. Raises InvalidArgument for what only an eventual read can be asked."""
+    wanted = choose(mode, ReadMode, "mode")
+    session = check_flag(session, "session")
+    if wanted is not ReadMode.EVENTUAL and (session or max_staleness is not None):
+        name = "session" if session else "max_staleness"
+        raise InvalidArgument(f"{name} is for eventual reads; {wanted.value} reads are fresh anyway", field=name)
+    stale = 0.0 if max_staleness is None else check_timeout(max_staleness, "max_staleness")
+    return Reading(wanted, stale, session)
 
 
 def documents(batch: DocumentBatch) -> list[Document]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -23,12 +23,12 @@ from typing import Any, Self
 from needle.base.config import PlacementConfig, RaftConfig, check_node_id, check_range, parse_address, refuse
 from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
-from needle.base.model import Document, Hit, IndexParams, Metric, ReadMode, WriteResult
-from needle.client.client import BATCH_BYTES_MAX, FilterLike
-from needle.client.collections import DEFAULT_COLLECTION
+from needle.base.model import Hit, IndexParams, Metric, ReadMode
+from needle.client.client import BATCH_BYTES_MAX
+from needle.client.document_calls import DocumentCalls
+from needle.client.documents import DEFAULT_COLLECTION, TIMEOUT, DocumentMethods, FilterLike
 from needle.client.health import ClusterHealth
-from needle.client.operations import TIMEOUT
-from needle.client.sharded import PartialHits, ShardedClient
+from needle.client.sharded import ShardedClient
 from needle.client.shards import find_topology
 from needle.connecting import sharded_client, system_caller
 from needle.protocol import calls
@@ -227,91 +227,10 @@ class ShardManager:
         return await (await self.client()).health_check(timeout=timeout)
 
 
-class ShardRouter:
-    """Documents and searches over all shards of a manager's cluster."""
+class RoutedMethods(DocumentMethods):
+    """`DocumentMethods` under the names of the guide, which has batches report the outcome of each id."""
 
-    def __init__(self, manager: ShardManager) -> None:
-        self._manager = manager
-
-    async def insert(
-        self,
-        id: str,
-        vector: Any,
-        metadata: Any = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> WriteResult:
-        """Insert or replace a document in the shard that owns it."""
-        client = await self._manager.client()
-        return await client.insert(id, vector, metadata, collection=collection, timeout=timeout)
-
-    async def insert_batch(
-        self,
-        documents: Iterable[Sequence[Any]] | None = None,
-        *,
-        ids: Iterable[str] | None = None,
-        vectors: Any = None,
-        metadatas: Sequence[Any] | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> dict[str, Any]:
-        """Insert many: (id, vector[, metadata]) tuples, or columns. The outcome of each id: a WriteResult, or the
-        NeedleError for which it was not written. All or nothing for each log entry of a shard (1 MiB)."""
-        client = await self._manager.client()
-        return dict(
-            await client.insert_each(
-                documents, ids=ids, vectors=vectors, metadatas=metadatas, collection=collection, timeout=timeout
-            )
-        )
-
-    async def get(
-        self,
-        id: str,
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        with_vectors: bool = True,
-        timeout: float = TIMEOUT,
-    ) -> Document | None:
-        """One document, or None."""
-        client = await self._manager.client()
-        found: Document | None = await client.get(
-            id, mode=mode, collection=collection, with_vectors=with_vectors, timeout=timeout
-        )
-        return found
-
-    async def delete(
-        self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
-    ) -> WriteResult:
-        """Delete one document or several; all or nothing in each shard."""
-        return await (await self._manager.client()).delete(ids, collection=collection, timeout=timeout)
-
-    async def search(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        timeout: float = TIMEOUT,
-    ) -> list[Hit]:
-        """The k nearest documents of all shards. See Client.search."""
-        return await (await self._manager.client()).search(
-            query,
-            k,
-            filter,
-            mode=mode,
-            collection=collection,
-            with_metadata=with_metadata,
-            with_vectors=with_vectors,
-            exact=exact,
-            timeout=timeout,
-        )
+    insert_batch = DocumentMethods.insert_each
 
     async def search_filtered(
         self,
@@ -325,7 +244,7 @@ class ShardRouter:
         exact: bool = False,
         timeout: float = TIMEOUT,
     ) -> list[Hit]:
-        """`search` with a filter; one that pins the shard key asks the owning shards only."""
+        """`search` that must have a filter. `search` has more options."""
         return await self.search(
             query,
             k,
@@ -337,61 +256,24 @@ class ShardRouter:
             timeout=timeout,
         )
 
-    async def search_partial(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        exact: bool = False,
-        timeout: float = TIMEOUT,
-    ) -> PartialHits:
-        """`search` that answers without the shards that cannot, and says which."""
-        return await (await self._manager.client()).search_partial(
-            query, k, filter, mode=mode, collection=collection, exact=exact, timeout=timeout
-        )
+
+class ShardRouter(RoutedMethods):
+    """Documents and searches over all shards of a manager's cluster."""
+
+    def __init__(self, manager: ShardManager) -> None:
+        self._manager = manager
+
+    async def _documents(self) -> DocumentCalls:
+        return (await self._manager.client()).documents
 
 
-class DistributedCluster(ShardManager, ShardRouter):
+class DistributedCluster(ShardManager, RoutedMethods):
     """A sharded and replicated cluster: its nodes, its health, its documents."""
 
+    config: ClusterConfig
+
     def __init__(self, config: ClusterConfig) -> None:
-        ShardManager.__init__(self, config)
-        ShardRouter.__init__(self, self)
+        super().__init__(config)
 
-    async def search_strong(self, query: Any, k: int = 10, filter: FilterLike = None, **options: Any) -> list[Hit]:
-        """`search` in strong mode: linearizable in each shard."""
-        return await self.search(query, k, filter, mode=ReadMode.STRONG, **options)
-
-    async def search_leased(self, query: Any, k: int = 10, filter: FilterLike = None, **options: Any) -> list[Hit]:
-        """`search` in leased mode: as fresh while clocks drift less than the configured bound."""
-        return await self.search(query, k, filter, mode=ReadMode.LEASED, **options)
-
-    async def search_eventual(self, query: Any, k: int = 10, filter: FilterLike = None, **options: Any) -> list[Hit]:
-        """`search` on any replica of each shard: sees some earlier state of each."""
-        return await self.search(query, k, filter, mode=ReadMode.EVENTUAL, **options)
-
-    async def create_collection(
-        self,
-        name: str,
-        *,
-        dimensions: int,
-        metric: Metric | str = Metric.COSINE,
-        index: IndexParams | None = None,
-        if_absent: bool = False,
-        timeout: float = TIMEOUT,
-    ) -> WriteResult:
-        """Create a collection in the catalog and every shard."""
-        return await (await self.client()).create_collection(
-            name, dimensions=dimensions, metric=metric, index=index, if_absent=if_absent, timeout=timeout
-        )
-
-    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
-        """Drop a collection and all its documents."""
-        return await (await self.client()).drop_collection(name, timeout=timeout)
-
-    async def count(self, *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT) -> int:
-        """How many documents a collection holds."""
-        return await (await self.client()).count(collection=collection, timeout=timeout)
+    async def _documents(self) -> DocumentCalls:
+        return (await self.client()).documents

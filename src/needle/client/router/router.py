@@ -16,32 +16,19 @@ import msgspec
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.client.document_calls import Found
 from needle.client.router.batch_plan import plan_batch
 from needle.client.router.deletion import Deletion, Part
 from needle.client.router.fan_out import Payload
 from needle.client.router.merge import merge_documents, merge_hits
 from needle.client.router.pruning import pinned_keys
-from needle.client.router.routes import Routes, owner_of, said_of
+from needle.client.router.routes import LOOK_SECONDS, Routes, owner_of, said_of
 from needle.protocol import calls, catalog_commands
 from needle.protocol.calls import CollectionsAnswer, CollectionsCall, DocumentBatch, Freshness, GetCall, SearchCall
 from needle.protocol.commands import Command, Insert, Session, last_of_each_id
-from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Ownership
 
 BATCHES_IN_FLIGHT = 4
-
-
-class Found(msgspec.Struct, frozen=True):
-    """A search's answer. missing: shards without an answer and why, gaps: the ranges of the key space they own; both
-    empty unless partial answers were asked for. applied: the log index at which each shard was searched. fanout: how
-    many shards were asked. epoch: of the map."""
-
-    batch: HitBatch
-    missing: dict[int, NeedleError]
-    gaps: list[KeyRange]
-    applied: dict[int, int]
-    fanout: int
-    epoch: int
 
 
 class Router(Routes):
@@ -298,10 +285,20 @@ class Router(Routes):
         return counts
 
     # --- collections -------------------------------------------------------------------------------------------------
-    async def create_collection(self, spec: CollectionSpec, if_absent: bool, nonce: int, timeout: float) -> WriteResult:
+    async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
+        """All collections, by name, in the newest topology: that of the catalog's leader, or for eventual reads of any
+        node that is asked."""
+        if mode is ReadMode.EVENTUAL:
+            now = await self._shards.refresh(self._shards.topology().version + 1, min(LOOK_SECONDS, timeout))
+        else:
+            now = await self._shards.confirmed(timeout)
+        return sorted((info.spec for info in now.collections), key=lambda spec: spec.name)
+
+    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
         """Create a collection in the catalog, then in every shard that answers; others get it when they are back."""
         deadline = asyncio.get_running_loop().time() + timeout
-        result = await self._shards.command(catalog_commands.CreateCollection(spec, if_absent, nonce), timeout)
+        command = catalog_commands.CreateCollection(spec, if_absent, self._shards.nonce())
+        result = await self._shards.command(command, timeout)
         await self._sync_all(result.version, deadline)
         return result
 

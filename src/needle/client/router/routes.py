@@ -48,6 +48,10 @@ class Shards(Protocol):
         """Execute a command of the catalog; on return `topology` is at least that new."""
         ...
 
+    def nonce(self) -> int:
+        """A random number that tells one command from others like it."""
+        ...
+
     async def sync(self, shard: int, version: int, timeout: float) -> None:
         """Have a shard's leader apply the catalog's collections as of `version`."""
         ...
@@ -84,7 +88,7 @@ class Routes:
         answers; without them the event loop waits."""
         self._shards = shards
         self._monotonic = monotonic
-        self._blocking = blocking
+        self.blocking = blocking
         self._batch_bytes_max = batch_bytes_max
         self._seen: dict[int, int] = {}
         self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
@@ -110,7 +114,7 @@ class Routes:
     async def _beside(self, size: int, fn: Callable[..., T], *arguments: object) -> T:
         """Run what takes time by the byte, for `size` bytes: in a thread if they are many. It must not touch self's
         state."""
-        return await beside(self._blocking if size > BESIDE_BYTES else None, fn, *arguments)
+        return await beside(self.blocking if size > BESIDE_BYTES else None, fn, *arguments)
 
     def _saw(self, shard: int, index: int) -> None:
         if index > self._seen.get(shard, 0):

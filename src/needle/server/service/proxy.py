@@ -195,8 +195,7 @@ class Proxy:
             return await router.delete(command.collection, command.ids, timeout)
         if isinstance(command, commands.CreateCollection):
             check_spec(command.spec, self._node.config.limits)
-            nonce = self._rng.getrandbits(63)
-            return await router.create_collection(command.spec, command.if_absent, nonce, timeout)
+            return await router.create_collection(command.spec, command.if_absent, timeout)
         if isinstance(command, commands.DropCollection):
             return await router.drop_collection(command.name, timeout)
         raise InvalidArgument(f"{type(command).__name__} is not for clients", field="command")

@@ -1,0 +1,114 @@
+"""What document methods stand on: a few calls in the values of the wire, whoever answers them.
+
+The router of a sharded cluster makes them of its shards (router/router.py), `OneGroup` of one Raft group. Knows nothing
+of the types that callers pass in: those become bytes in documents.py.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from needle.base.errors import NeedleError
+from needle.base.model import CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.runtime import Blocking
+from needle.protocol.calls import DocumentBatch
+from needle.routing.shard_map import KeyRange
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A search's answer. missing: shards without an answer and why, gaps: the ranges of the key space they own; both
+    empty unless partial answers were asked for. applied: the log index at which each shard was searched. fanout: how
+    many shards were asked. epoch: of the map."""
+
+    batch: HitBatch
+    missing: dict[int, NeedleError]
+    gaps: list[KeyRange]
+    applied: dict[int, int]
+    fanout: int
+    epoch: int
+
+
+class PartialHits(msgspec.Struct, frozen=True, kw_only=True):
+    """Hits of the shards that answered. missing: why other shards did not, by number. gaps: the ranges of routing keys
+    that were not searched, [start, end) with end None for the end of the key space. complete: nothing is missing."""
+
+    hits: list[Hit]
+    missing: dict[int, str]
+    gaps: list[KeyRange]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard answered."""
+        return not self.missing
+
+
+class DocumentCalls(Protocol):
+    """Documents and collections of one cluster. Safe to call concurrently on one event loop."""
+
+    @property
+    def blocking(self) -> Blocking | None:
+        """Threads for large batches and answers; without them the event loop waits."""
+        ...
+
+    async def insert(
+        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
+    ) -> WriteResult:
+        """Insert or replace one document; expected as in `commands.Insert`."""
+        ...
+
+    async def insert_batch(
+        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+    ) -> list[WriteResult | NeedleError]:
+        """Insert or replace many documents; each one's outcome, in order. rows: len(ids) rows of float32 bytes. The
+        documents of one log entry share one result."""
+        ...
+
+    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
+        """Delete documents. count: how many were there."""
+        ...
+
+    async def get(
+        self,
+        collection: str,
+        names: list[str],
+        with_vectors: bool,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> DocumentBatch:
+        """The documents with these ids that exist, in the order asked for."""
+        ...
+
+    async def search(
+        self,
+        request: SearchRequest,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+        partial: bool = False,
+    ) -> Found:
+        """The k nearest documents. session: an eventual read sees writes made through here and never goes back.
+        partial: answer without shards that cannot."""
+        ...
+
+    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
+        """Create a collection."""
+        ...
+
+    async def drop_collection(self, name: str, timeout: float) -> WriteResult:
+        """Drop a collection and all its documents."""
+        ...
+
+    async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
+        """All collections, by name."""
+        ...
+
+    async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
+        """Documents of each collection by shard."""
+        ...

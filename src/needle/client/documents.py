@@ -1,0 +1,415 @@
+"""The methods for documents and collections, written once: of the client, of the embedded clusters and of ShardRouter.
+
+Here values become bytes and answers become values; where they go is what `_documents` hands out, a `DocumentCalls`.
+Invariants: bad input raises InvalidArgument before anything is sent, or a cluster is started for it; writes are
+acknowledged after quorum commit and apply, and executed exactly once even when they are repeated.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+from needle.base.errors import CollectionNotFound, NeedleError
+from needle.base.filters.builder import Filter
+from needle.base.model import (
+    CollectionSpec,
+    Document,
+    Hit,
+    IndexParams,
+    Metric,
+    ReadMode,
+    SearchRequest,
+    WriteResult,
+)
+from needle.base.runtime import beside
+from needle.client import values
+from needle.client.document_calls import DocumentCalls, Found, PartialHits
+from needle.client.values import Reading
+from needle.protocol import calls
+
+DEFAULT_COLLECTION = "default"
+TIMEOUT = 10.0
+BESIDE_BYTES = 256 * 1024
+"""Answers from this size on become values in a thread."""
+
+T = TypeVar("T")
+FilterLike = Filter | Mapping[str, Any] | None
+
+
+class DocumentMethods(ABC):
+    """What can be done with documents and collections."""
+
+    @abstractmethod
+    async def _documents(self) -> DocumentCalls:
+        """Where the methods go. Raises Unavailable when there is nothing yet, or no longer."""
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def insert(
+        self,
+        id: str,
+        vector: Any,
+        metadata: Any = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Insert a document, or replace the one with this id.
+
+        vector: `dimensions` numbers, anything numpy makes a float32 array of. metadata: any JSON value.
+        """
+        return await self._put(id, vector, metadata, None, collection, timeout)
+
+    async def insert_if_absent(
+        self,
+        id: str,
+        vector: Any,
+        metadata: Any = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Insert a document; raises AlreadyExists (details["version"]) if there is one with this id."""
+        return await self._put(id, vector, metadata, 0, collection, timeout)
+
+    async def compare_and_set(
+        self,
+        id: str,
+        expected_version: int,
+        vector: Any,
+        metadata: Any = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Replace a document only if its version is `expected_version` (0: only if there is none); raises
+        VersionMismatch (details["actual"]) or AlreadyExists otherwise."""
+        expected = values.check_count(expected_version, "expected_version", 0)
+        return await self._put(id, vector, metadata, expected, collection, timeout)
+
+    async def _put(
+        self, id: str, vector: Any, metadata: Any, expected: int | None, collection: str, timeout: float
+    ) -> WriteResult:
+        name, where = values.check_id(id), values.check_name(collection)
+        data, json = values.vector_bytes(vector), values.metadata_bytes(metadata)
+        seconds = values.check_timeout(timeout)
+        return await (await self._documents()).insert(where, name, data, json, expected, seconds)
+
+    async def insert_each(
+        self,
+        documents: Iterable[Sequence[Any]] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
+        vectors: Any = None,
+        metadatas: Sequence[Any] | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> dict[str, WriteResult | NeedleError]:
+        """Insert or replace many documents: either (id, vector[, metadata]) tuples, or ids, a 2-d array of vectors and
+        optionally metadatas, one a row. Returns the outcome of every id: the result of the log entry that carries it,
+        or why it was not written. Of documents with one id the last one counts, as if written one by one.
+
+        Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
+        result object (`count` documents).
+        """
+        batch = values.columns(documents, ids, vectors, metadatas)
+        name, seconds = values.check_name(collection), values.check_timeout(timeout)
+        if not batch.ids:
+            return {}
+        outcomes = await (await self._documents()).insert_batch(name, batch.ids, batch.rows(), batch.metadata, seconds)
+        return dict(zip(batch.ids, outcomes, strict=True))
+
+    async def delete(
+        self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
+    ) -> WriteResult:
+        """Delete one document or several, all or nothing in each shard; absent ids are fine. existed: whether any was
+        there; count: how many were."""
+        names, name, seconds = values.different_ids(ids), values.check_name(collection), values.check_timeout(timeout)
+        return await (await self._documents()).delete(name, names, seconds)
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    @overload
+    async def get(  # type: ignore[overload-overlap]  # a str is an iterable of str, but it means one id
+        self,
+        ids: str,
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_vectors: bool = ...,
+        session: bool = ...,
+        max_staleness: float | None = ...,
+        timeout: float = ...,
+    ) -> Document | None: ...
+    @overload
+    async def get(
+        self,
+        ids: Iterable[str],
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_vectors: bool = ...,
+        session: bool = ...,
+        max_staleness: float | None = ...,
+        timeout: float = ...,
+    ) -> list[Document]: ...
+    async def get(
+        self,
+        ids: str | Iterable[str],
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_vectors: bool = True,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Document | list[Document] | None:
+        """One document, or None; or for several ids a list of those that exist, in the order asked. See `search` for
+        mode, session and max_staleness."""
+        names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
+        reading = values.reading(mode, session, max_staleness)
+        name, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
+        seconds = values.check_timeout(timeout)
+        documents = await self._documents()
+        batch = await documents.get(
+            name,
+            names,
+            whole,
+            reading.mode,
+            seconds,
+            max_staleness=reading.max_staleness,
+            session=reading.session,
+        )
+        found = await self._made(documents, calls.batch_bytes(batch), values.documents, batch)
+        if isinstance(ids, str):
+            return found[0] if found else None
+        return found
+
+    async def get_many(
+        self,
+        ids: Iterable[str],
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_vectors: bool = True,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Document]:
+        """`get` of several ids: those that exist, in the order asked."""
+        return await self.get(
+            values.check_ids(ids),
+            mode=mode,
+            collection=collection,
+            with_vectors=with_vectors,
+            session=session,
+            max_staleness=max_staleness,
+            timeout=timeout,
+        )
+
+    async def search(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """The k nearest documents, nearest first, ties by id; fewer if fewer match.
+
+        query: `dimensions` numbers. filter: a Filter or its dict form; one that pins the shard key asks the owning
+        shards only. exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the
+        collection's own. session: an eventual read that sees this client's own writes and never goes back.
+        max_staleness: seconds, for eventual reads; TooStale otherwise.
+        """
+        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, values.reading(mode, session, max_staleness), timeout)
+
+    async def search_strong(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
+        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, Reading(ReadMode.STRONG), timeout)
+
+    async def search_leased(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
+        the configured bound."""
+        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, Reading(ReadMode.LEASED), timeout)
+
+    async def search_eventual(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
+        session, max_staleness."""
+        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, values.reading(ReadMode.EVENTUAL, session, max_staleness), timeout)
+
+    async def search_partial(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> PartialHits:
+        """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
+        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        documents, found = await self._find(request, values.reading(mode), timeout, partial=True)
+        missing = {shard: error.message for shard, error in found.missing.items()}
+        return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
+
+    async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> list[Hit]:
+        return await self._hits(*await self._find(request, reading, timeout))
+
+    async def _find(
+        self, request: SearchRequest, reading: Reading, timeout: float, *, partial: bool = False
+    ) -> tuple[DocumentCalls, Found]:
+        seconds = values.check_timeout(timeout)
+        documents = await self._documents()
+        found = await documents.search(
+            request,
+            reading.mode,
+            seconds,
+            max_staleness=reading.max_staleness,
+            session=reading.session,
+            partial=partial,
+        )
+        return documents, found
+
+    async def _hits(self, documents: DocumentCalls, found: Found) -> list[Hit]:
+        return await self._made(documents, calls.batch_bytes(found.batch), values.hits, found.batch)
+
+    @staticmethod
+    async def _made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> T:
+        """Make values of `size` bytes of an answer; in a thread, if there are some and the bytes are many."""
+        return await beside(documents.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
+
+    # --- collections -------------------------------------------------------------------------------------------------
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        dimensions: int,
+        metric: Metric | str = Metric.COSINE,
+        index: IndexParams | None = None,
+        if_absent: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Create a collection. Raises CollectionExists, unless if_absent and the one there is equal."""
+        spec = CollectionSpec(
+            name=values.check_name(name, "name"),
+            dimensions=values.check_count(dimensions, "dimensions"),
+            metric=values.choose(metric, Metric, "metric"),
+            index=values.check_index(index),
+        )
+        absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
+        return await (await self._documents()).create_collection(spec, absent, seconds)
+
+    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
+        """Delete a collection and all its documents. Raises CollectionNotFound; OutcomeUnknown when it is gone from the
+        catalog and shards, which it names, have not confirmed that yet (docs/sharding.md)."""
+        checked, seconds = values.check_name(name, "name"), values.check_timeout(timeout)
+        return await (await self._documents()).drop_collection(checked, seconds)
+
+    async def collections(
+        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> list[CollectionSpec]:
+        """All collections, by name."""
+        wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
+        return await (await self._documents()).collections(wanted, seconds)
+
+    async def count(
+        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> int:
+        """How many documents a collection holds, all shards together. Raises CollectionNotFound."""
+        return sum((await self.counts(collection=collection, mode=mode, timeout=timeout)).values())
+
+    async def counts(
+        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> dict[int, int]:
+        """How many documents of a collection each shard holds. Raises CollectionNotFound."""
+        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
+        seconds = values.check_timeout(timeout)
+        held = await (await self._documents()).counts(wanted, seconds)
+        if name not in held:
+            raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
+        return held[name]
+
+
+class BatchMethods(DocumentMethods):
+    """`DocumentMethods` whose batches raise what went wrong: of the client and RaftCluster."""
+
+    async def insert_batch(
+        self,
+        documents: Iterable[Sequence[Any]] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
+        vectors: Any = None,
+        metadatas: Sequence[Any] | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> list[WriteResult]:
+        """Insert or replace many documents, given as to `insert_each`, which tells the outcome of each id instead of
+        raising.
+
+        Split into log entries; each entry is all or nothing, and gets one WriteResult (`count` documents). On an error,
+        details["documents_written"] says how many documents were acknowledged.
+        """
+        outcomes = await self.insert_each(
+            documents, ids=ids, vectors=vectors, metadatas=metadatas, collection=collection, timeout=timeout
+        )
+        failures = [outcome for outcome in outcomes.values() if isinstance(outcome, NeedleError)]
+        if failures:
+            failures[0].details["documents_written"] = len(outcomes) - len(failures)
+            raise failures[0]
+        return list({id(one): one for one in outcomes.values() if isinstance(one, WriteResult)}.values())

@@ -1,0 +1,177 @@
+"""`DocumentCalls` on one Raft group that holds all documents: every write is an entry of its log.
+
+Invariant: a batch is cut into entries in its order; after one failed no other is begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from needle.base.errors import NeedleError
+from needle.base.ids import GroupId
+from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.runtime import Blocking, beside
+from needle.client import values
+from needle.client.document_calls import Found
+from needle.client.group import GroupClient
+from needle.protocol import calls
+from needle.protocol.calls import (
+    CollectionsAnswer,
+    CollectionsCall,
+    DocumentBatch,
+    Freshness,
+    GetCall,
+    SearchCall,
+)
+from needle.protocol.commands import CreateCollection, Delete, DropCollection, Insert
+
+BATCH_DOCUMENTS_MAX = 10_000
+BATCHES_IN_FLIGHT = 4
+BESIDE_BYTES = 256 * 1024
+"""Answers from this size on are read in a thread."""
+
+T = TypeVar("T")
+
+
+class OneGroup:
+    """Documents and collections of a fixed cluster."""
+
+    def __init__(self, group: GroupClient, batch_bytes_max: int, blocking: Blocking | None) -> None:
+        """batch_bytes_max: a larger batch becomes several log entries."""
+        self._group = group
+        self._batch_bytes_max = batch_bytes_max
+        self.blocking = blocking
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+    async def insert(
+        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
+    ) -> WriteResult:
+        """As `DocumentCalls.insert`."""
+        return await self._group.write(
+            lambda session: Insert(collection, [name], vector, [metadata], expected, session), timeout
+        )
+
+    async def insert_batch(
+        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+    ) -> list[WriteResult | NeedleError]:
+        """As `DocumentCalls.insert_batch`. Documents that were not sent because others failed share their error."""
+        size = rows.nbytes // len(ids)
+        parts = values.slices(ids, metadata, size, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
+        permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+        failure: NeedleError | None = None
+
+        async def send(part: slice) -> WriteResult | NeedleError:
+            nonlocal failure
+            async with permits:
+                if failure is not None:
+                    return failure
+                data = bytes(rows[part.start * size : part.stop * size])
+                try:
+                    return await self._group.write(
+                        lambda session: Insert(collection, ids[part], data, metadata[part], None, session), timeout
+                    )
+                except NeedleError as error:
+                    failure = error
+                    return error
+
+        if len(parts) == 1:
+            outcomes = [await send(parts[0])]
+        else:
+            outcomes = list(await asyncio.gather(*(send(part) for part in parts)))
+        return [outcome for part, outcome in zip(parts, outcomes, strict=True) for _ in ids[part]]
+
+    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
+        """As `DocumentCalls.delete`, all at once."""
+        return await self._group.write(lambda session: Delete(collection, names, None, session), timeout)
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+    async def get(
+        self,
+        collection: str,
+        names: list[str],
+        with_vectors: bool,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> DocumentBatch:
+        """As `DocumentCalls.get`."""
+        answer = await self._read(
+            calls.GET,
+            lambda group, fresh: GetCall(group, collection, names, with_vectors, fresh),
+            self._fresh(mode, max_staleness, session),
+            timeout,
+        )
+        batch = await self._decoded(answer, DocumentBatch)
+        self._group.saw(batch.applied_index)
+        return batch
+
+    async def search(
+        self,
+        request: SearchRequest,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+        partial: bool = False,
+    ) -> Found:
+        """As `DocumentCalls.search`; the group counts as shard 0."""
+        try:
+            answer = await self._read(
+                calls.SEARCH,
+                lambda group, fresh: SearchCall(group, request, fresh),
+                self._fresh(mode, max_staleness, session),
+                timeout,
+            )
+        except NeedleError as error:
+            if not partial or not error.retryable:
+                raise
+            return Found(HitBatch([], [], [], [], b"", 0), {0: error}, [(b"", None)], {}, 1, 0)
+        batch = await self._decoded(answer, HitBatch)
+        self._group.saw(batch.applied_index)
+        return Found(batch, {}, [], {0: batch.applied_index}, 1, 0)
+
+    def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Freshness:
+        return Freshness(mode, self._group.last_index if session else 0, max_staleness)
+
+    async def _read(
+        self, method: str, make: Callable[[GroupId, Freshness], object], fresh: Freshness, timeout: float
+    ) -> bytes:
+        group = self._group
+
+        def body(left: float) -> bytes:
+            asked = Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)
+            return calls.encode(make(group.group, asked))
+
+        if fresh.mode is ReadMode.EVENTUAL:
+            return await group.ask_any(method, body, timeout)
+        return await group.ask_leader(method, body, timeout)
+
+    async def _decoded(self, answer: bytes, kind: type[T]) -> T:
+        return await beside(self.blocking if len(answer) >= BESIDE_BYTES else None, lambda: calls.decode(answer, kind))
+
+    # --- collections -------------------------------------------------------------------------------------------------
+    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
+        """As `DocumentCalls.create_collection`."""
+        return await self._group.write(lambda session: CreateCollection(spec, if_absent, session), timeout)
+
+    async def drop_collection(self, name: str, timeout: float) -> WriteResult:
+        """As `DocumentCalls.drop_collection`."""
+        return await self._group.write(lambda session: DropCollection(name, session), timeout)
+
+    async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
+        """As `DocumentCalls.collections`."""
+        return (await self._all(mode, timeout)).collections
+
+    async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
+        """As `DocumentCalls.counts`; the group counts as shard 0."""
+        answer = await self._all(mode, timeout)
+        return {spec.name: {0: count} for spec, count in zip(answer.collections, answer.counts, strict=True)}
+
+    async def _all(self, mode: ReadMode, timeout: float) -> CollectionsAnswer:
+        answer = await self._read(calls.COLLECTIONS, CollectionsCall, Freshness(mode), timeout)
+        return calls.decode(answer, CollectionsAnswer)
