@@ -146,7 +146,7 @@ class ShardedInjector(Injector):
         return Injured({name}, heal, f"{name} comes back elsewhere")
 
     async def _knows(self, name: str, address: str) -> bool:
-        await self.operator._shards.refresh(self.topology.version + 1, ASK_SECONDS)
+        await self.operator.refresh_topology(self.topology.version + 1, timeout=ASK_SECONDS)
         return self.topology.address_of(name) == address
 
     async def _operate(self, kind: str, name: str) -> Injured:

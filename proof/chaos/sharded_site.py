@@ -198,7 +198,7 @@ class ShardedSite(Site):
 
     async def _replica(self, node: str, shard: int, keys: list[str]) -> Replica:
         """What this node itself holds of a shard."""
-        topology = await self.operator._shards.refresh(self.operator.topology().version + 1, 0.0)
+        topology = self.operator.topology()
         collection = topology.collection(DEFAULT_COLLECTION)
         if collection is None or topology.map is None:
             raise AssertionError("the catalog has lost the collection")

@@ -49,5 +49,5 @@ async def _serve(processes: ShardedProcesses, documents: int) -> bool:
 
 
 async def _knows_all(client: ShardedClient, processes: ShardedProcesses) -> bool:
-    topology = await client._shards.confirmed(2)
+    topology = await client.refresh_topology(confirmed=True, timeout=2)
     return topology.addresses() == processes.addresses

@@ -115,7 +115,7 @@ async def test_a_leader_that_has_not_heard_of_a_drop_does_not_make_the_collectio
     try:
         client = await cluster.client()
         await cluster.insert("doc-1", [1, 0])
-        node, old = cluster._local[0], client.topology()
+        node, old = cluster.local_nodes()[0], client.topology()
         stale = old_router(cluster, old)
         await stale.insert("default", "doc-2", ROW, b"", None, 5.0)
         await cluster.drop_collection("default")
@@ -135,10 +135,10 @@ async def test_a_creation_still_in_the_log_is_dropped_too(tmp_path: Path, monkey
     cluster = await started(tmp_path, 1)
     try:
         client = await cluster.client()
-        node, group = cluster._local[0], shard_group(0)
+        node, group = cluster.local_nodes()[0], shard_group(0)
         await node._background.end()
         spec = client.topology().collections[0]
-        await client._shards.command(catalog_commands.DropCollection("default", spec.id), 5)
+        await client.change_catalog(catalog_commands.DropCollection("default", spec.id), timeout=5)
         await node.adopt(node.catalog.topology)  # type: ignore[union-attr]
         await node.reconciler.reconcile(group, 5)
         create = commands.encode(commands.CreateCollection(spec.stored_spec, True))
@@ -166,10 +166,10 @@ async def test_a_creation_confirmed_in_an_earlier_term_is_not_proposed(
     cluster = await started(tmp_path, 1)
     try:
         client = await cluster.client()
-        node, group = cluster._local[0], shard_group(0)
+        node, group = cluster.local_nodes()[0], shard_group(0)
         await node._background.end()
         spec = msgspec.structs.replace(client.topology().collections[0].spec, name="other")
-        await client._shards.command(catalog_commands.CreateCollection(spec, False, 7), 5)
+        await client.change_catalog(catalog_commands.CreateCollection(spec, False, 7), timeout=5)
         confirmed, proposed = node.confirmed, []
 
         async def slowly(timeout: float) -> Topology:
@@ -195,7 +195,7 @@ async def test_what_the_catalog_does_not_know_is_kept_and_reported(tmp_path: Pat
     cluster = await started(tmp_path, 1)
     try:
         client = await cluster.client()
-        node, group = cluster._local[0], shard_group(0)
+        node, group = cluster.local_nodes()[0], shard_group(0)
         for name in ("default", "films@9000000", "x@y"):
             spec = msgspec.structs.replace(client.topology().collections[0].spec, name=name)
             await node.host.propose(group, commands.encode(commands.CreateCollection(spec)), 5)
@@ -214,7 +214,7 @@ async def test_a_catalog_that_was_made_anew_is_not_followed(tmp_path: Path) -> N
     cluster = await started(tmp_path, 1)
     try:
         await cluster.insert("doc-1", [1, 0])
-        node = cluster._local[0]
+        node = cluster.local_nodes()[0]
         anew = msgspec.structs.replace(node.topology, founding=7, version=1000, collections=())
         with pytest.raises(WrongCluster, match="made again"):
             await node.adopt(anew)

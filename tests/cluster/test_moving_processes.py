@@ -153,7 +153,7 @@ async def _start(client: ShardedClient, rng: random.Random, number: int) -> int:
     """Move a part of what a shard owns, or all of it, to another shard."""
 
     async def start() -> int | None:
-        await client._shards.refresh(client.topology().version + 1, 0.2)
+        await client.refresh_topology(timeout=0.2)
         shard_map = client.topology().map
         assert shard_map is not None
         source = rng.choice(sorted(set(shard_map.owners)))
@@ -161,7 +161,7 @@ async def _start(client: ShardedClient, rng: random.Random, number: int) -> int:
         chosen = ranges if number == 5 else sorted(rng.sample(ranges, max(1, len(ranges) // 2)))
         target = rng.choice([shard for shard in range(3) if shard != source])
         try:
-            await client._shards.command(StartMove(number + 1, shard_map.epoch, chosen, source, target), 5.0)
+            await client.change_catalog(StartMove(number + 1, shard_map.epoch, chosen, source, target), timeout=5.0)
         except InvalidArgument:
             return None  # planned by an old map
         return source + 1
@@ -170,7 +170,7 @@ async def _start(client: ShardedClient, rng: random.Random, number: int) -> int:
 
 
 async def _moved(client: ShardedClient, epoch: int) -> bool:
-    now = await client._shards.refresh(client.topology().version + 1, 0.2)
+    now = await client.refresh_topology(timeout=0.2)
     return now.map is not None and now.map.epoch > epoch and not now.moves
 
 

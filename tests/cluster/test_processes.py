@@ -190,7 +190,7 @@ async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_j
 
 
 async def _knows(client: ShardedClient, node: str, address: str) -> bool:
-    await client._shards.refresh(client.topology().version + 1, 0.2)
+    await client.refresh_topology(timeout=0.2)
     return client.nodes().get(node) == address
 
 

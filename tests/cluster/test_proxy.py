@@ -113,7 +113,7 @@ async def test_one_address_of_any_node_is_enough_whatever_shard_0_does(tmp_path:
 
         # without the only replica of shard 0 the other shards are served as before
         holder = topology.shards[0].replicas[0]
-        await next(node for node in cluster._manager._local if node.node_id == holder).stop(hand_over=False)
+        await next(node for node in cluster.local_nodes() if node.node_id == holder).stop(hand_over=False)
         other = next(node for node in addresses if node not in (holder, topology.catalog[0]))
         client = Client(caller, [addresses[other]], rng=random.Random(1))
         served = next(key for shard, key in keys.items() if topology.shards[shard].replicas == (other,))

@@ -98,13 +98,13 @@ async def test_a_collection_dropped_behind_a_shards_back_is_dropped_there_too(tm
         client = await cluster.client()
         await cluster.insert("doc-1", [1, 0])
         old = client.topology().collections[0]
-        await client._shards.command(catalog_commands.DropCollection("default", old.id), 5)
+        await client.change_catalog(catalog_commands.DropCollection("default", old.id), timeout=5)
         made = catalog_commands.CreateCollection(old.spec, False, 99)
-        await client._shards.command(made, 5)
+        await client.change_catalog(made, timeout=5)
         assert await cluster.get("doc-1") is None
         await cluster.insert("doc-2", [1, 0])
         assert await cluster.count() == 1
-        node = cluster._local[0]
+        node = cluster.local_nodes()[0]
         new = client.topology().collections[0]
         assert new.id != old.id
         for group in (1, 2):

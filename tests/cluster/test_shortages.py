@@ -63,7 +63,7 @@ async def test_nothing_begins_that_needs_room_and_drops_go_through(tmp_path: Pat
         await cluster.start()
         client = await cluster.client()
         await cluster.insert("doc-1", [1, 0])
-        node = cluster._local[0]
+        node = cluster.local_nodes()[0]
         address, shard_map = node.address, client.topology().map
         assert shard_map is not None
         low(node)
@@ -78,7 +78,7 @@ async def test_nothing_begins_that_needs_room_and_drops_go_through(tmp_path: Pat
         assert not client.topology().moves
         await cluster.delete("doc-1")
         await client.drop_collection("default")
-        assert (await client._shards.confirmed(5)).collections == ()
+        assert (await client.refresh_topology(confirmed=True, timeout=5)).collections == ()
     finally:
         await cluster.stop()
 
@@ -117,7 +117,7 @@ async def test_a_topology_that_cannot_be_written_down_is_followed_all_the_same(
     try:
         await cluster.add_local_node("node-1", f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "node-1"))
         await cluster.start()
-        client, node = await cluster.client(), cluster._local[0]
+        client, node = await cluster.client(), cluster.local_nodes()[0]
         no_room_for(monkeypatch, "topology.bin")
         await client.create_collection("more", dimensions=2)
         await client.insert("a", [1.0, 0.0], collection="more")
@@ -136,7 +136,7 @@ async def test_a_node_does_not_belong_to_a_cluster_before_that_is_written_down(
     cluster = DistributedCluster(ClusterConfig(shard_count=1, replication_factor=1, dimensions=2))
     try:
         await cluster.add_local_node("node-1", f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "node-1"))
-        node = cluster._local[0]
+        node = cluster.local_nodes()[0]
         no_room_for(monkeypatch, "cluster.json")
         with pytest.raises(DiskFull):
             await node.belong_to(7)
@@ -189,7 +189,7 @@ async def test_a_leader_without_room_makes_way_for_one_that_has_it(tmp_path: Pat
             await cluster.add_local_node(f"node-{n}", f"127.0.0.1:{port}", str(tmp_path / f"node-{n}"))
         await cluster.start()
         await cluster.insert("doc-1", [1, 0])
-        group, nodes = shard_group(0), {node.node_id: node for node in cluster._local}
+        group, nodes = shard_group(0), {node.node_id: node for node in cluster.local_nodes()}
         leader = next(node for node in nodes.values() if node.host.is_leader(group))
         leaders = RoomierLeaders(leader)
         low(leader)

@@ -33,7 +33,7 @@ async def test_no_document_is_lost_and_a_delete_lets_the_move_go_on(tmp_path: Pa
             before = await _found(client)
             assert before == sorted([*("abxyz"), "x", "y", "other"])
 
-            await client._shards.command(StartMove(1, shard_map.epoch, shard_map.ranges(0), 0, 1), 5.0)
+            await client.change_catalog(StartMove(1, shard_map.epoch, shard_map.ranges(0), 0, 1), timeout=5.0)
 
             async def told() -> list[str] | None:
                 health = await client.health_check()
@@ -52,7 +52,7 @@ async def test_no_document_is_lost_and_a_delete_lets_the_move_go_on(tmp_path: Pa
             await client.insert("x", VECTOR, {"tenant": stays}, timeout=20)
 
             async def over() -> bool:
-                now = await client._shards.refresh(client.topology().version + 1, 0.2)
+                now = await client.refresh_topology(timeout=0.2)
                 return not now.moves
 
             await wait_for(over, 60, "the end of the move")

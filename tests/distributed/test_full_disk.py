@@ -124,7 +124,7 @@ async def test_a_disk_without_a_byte_ends_no_node_of_a_sharded_cluster(small_dis
         await cluster.add_local_node("node-1", f"127.0.0.1:{free_ports(1)[0]}", str(small_disk / "node-1"))
         await cluster.start()
         await cluster.insert("doc-1", [1, 0])
-        client, node = await cluster.client(), cluster._local[0]
+        client, node = await cluster.client(), cluster.local_nodes()[0]
         node.space._configured = 0
         node.space._volume.shrink(0)
         eat(small_disk / "others")

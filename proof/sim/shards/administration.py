@@ -169,7 +169,7 @@ class ShardOperator:
         elif what == "prefer":
             info = self._truth.now.shards[self._rng.randrange(shards)]
             turned = [*info.replicas[1:], info.replicas[0]]
-            await client._shards.command(SetReplicas(info.shard, list(info.replicas), turned), ADMIN_SECONDS)
+            await client.change_catalog(SetReplicas(info.shard, list(info.replicas), turned), timeout=ADMIN_SECONDS)
         elif what in ("demote", "remove"):
             await self._shrink(name, what)
         elif what == "move-replica":
@@ -181,9 +181,9 @@ class ShardOperator:
         elif what == "move-range":
             command = self._move()
             if command is not None:
-                await client._shards.command(command, ADMIN_SECONDS)
+                await client.change_catalog(command, timeout=ADMIN_SECONDS)
         elif what == "leave":
-            await client._shards.command(RemoveNode(name), ADMIN_SECONDS)
+            await client.change_catalog(RemoveNode(name), timeout=ADMIN_SECONDS)
         else:
             raise ValueError(what)
 
@@ -248,12 +248,12 @@ class ShardOperator:
         both, after = [*before, fresh], [fresh if node == gone else node for node in before]
         if not self.all_are_voters(group):
             return
-        await client._shards.command(SetReplicas(info.shard, before, both), ADMIN_SECONDS)
+        await client.change_catalog(SetReplicas(info.shard, before, both), timeout=ADMIN_SECONDS)
         await asyncio.sleep(1.0)
         await self._change(group, before, [fresh])
         await asyncio.sleep(2.0)
         await self._change(group, after)
-        await client._shards.command(SetReplicas(info.shard, both, after), ADMIN_SECONDS)
+        await client.change_catalog(SetReplicas(info.shard, both, after), timeout=ADMIN_SECONDS)
 
     async def _change(self, group: GroupId, voters: list[str], learners: Sequence[str] = ()) -> None:
         leader = self._fleet.leader(group)
@@ -328,6 +328,6 @@ class ShardOperator:
     async def newest(self) -> Topology | None:
         """The topology as a client that has just come is told."""
         try:
-            return await self._client().client._shards.refresh(self._truth.now.version, ADMIN_SECONDS)
+            return await self._client().client.refresh_topology(self._truth.now.version, timeout=ADMIN_SECONDS)
         except NeedleError:
             return None

@@ -32,8 +32,7 @@ from needle.cli.common import (
 from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
 from needle.client.sharded import ShardedClient
 from needle.connecting import DEFAULT_CLUSTER_ID
-from needle.protocol import calls
-from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall, check_fresh
+from needle.protocol.peer_calls import check_fresh
 from needle.routing.strategy import ShardStrategy
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
@@ -128,7 +127,7 @@ def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str]]:
         if not isinstance(client, ShardedClient):
             raise InvalidArgument("this cluster is not sharded; `needle members` lists its nodes")
-        now = await client._shards.confirmed(STATUS_TIMEOUT)
+        now = await client.refresh_topology(confirmed=True, timeout=STATUS_TIMEOUT)
         return now, await conditions_of(client, now)
 
     now, conditions = run(cluster, work)
@@ -171,7 +170,7 @@ async def conditions_of(client: ShardedClient, now: Topology) -> dict[NodeId, st
         if info.state is NodeState.REMOVED:
             return ""
         try:
-            return "Lost" if (await _who(client, info.address)).lost else ""
+            return "Lost" if (await client.describe_node(info.address, timeout=STATUS_TIMEOUT)).lost else ""
         except LostState:
             return "Lost"
         except NeedleError:
@@ -182,11 +181,6 @@ async def conditions_of(client: ShardedClient, now: Topology) -> dict[NodeId, st
     )
     lost = lost_nodes(replicas)
     return {info.id: "Lost" if info.id in lost else wrong for info, wrong in zip(now.nodes, found, strict=True)}
-
-
-async def _who(client: ShardedClient, address: str) -> WhoAnswer:
-    data = await client._caller.call(address, WHO, calls.encode(WhoCall()), STATUS_TIMEOUT)
-    return calls.decode(data, WhoAnswer)
 
 
 async def look(client: ShardedClient, known: Sequence[str]) -> tuple[ClusterHealth, list[ReplicaStatus], bool]:
@@ -207,7 +201,7 @@ async def _emptied(client: ShardedClient, known: Sequence[str]) -> list[str]:
     found = []
     for address in known:
         try:
-            who = await _who(client, address)
+            who = await client.describe_node(address, timeout=STATUS_TIMEOUT)
             check_fresh(who.node_id, who.lost, who.strangers)
         except (LostState, InvalidArgument) as error:
             found.append(error.message)

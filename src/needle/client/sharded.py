@@ -1,6 +1,6 @@
-"""The client of a sharded cluster: `Client`'s methods, routed straight to the shards' leaders.
+"""The client of a sharded cluster: documents straight to the shards' leaders, by a router; and what operators ask.
 
-Values become bytes here as in `Client`; where they go is the router's business.
+An operator's call names its shard or its node; a cluster of several shards has no default one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from needle.base.errors import InvalidArgument, NeedleError, TransferFailed, Unavailable, invalid
 from needle.base.ids import NodeId, shard_group
-from needle.base.model import (
-    RaftStatus,
-)
+from needle.base.model import RaftStatus, WriteResult
 from needle.base.runtime import Rng
 from needle.client import values
 from needle.client.client import Client
@@ -24,6 +22,7 @@ from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import DigestAnswer, GroupCall, StatusCall
+from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall, no_members
 from needle.routing.topology import ShardInfo, Topology
 
@@ -41,6 +40,32 @@ class ShardedClient(Client):
     def topology(self) -> Topology:
         """What this client knows of the cluster: settings, nodes, shards, map, collections."""
         return self._shards.topology()
+
+    async def refresh_topology(
+        self, version: int | None = None, *, confirmed: bool = False, timeout: float = STATUS_SECONDS
+    ) -> Topology:
+        """Ask for a newer topology; `topology` is at least as new from then on.
+
+        version: wait up to `timeout` seconds for one of at least this version, by default for any newer one; the newest
+        known if no node has one by then. confirmed: one that holds everything committed before the call, as the
+        catalog's leader says; raises NoQuorum or DeadlineExceeded when it does not answer in time.
+        """
+        seconds = values.check_timeout(timeout)
+        if values.check_flag(confirmed, "confirmed"):
+            return await self._shards.confirmed(seconds)
+        wanted = self.topology().version + 1 if version is None else values.check_count(version, "version", 0)
+        return await self._shards.refresh(wanted, seconds)
+
+    async def change_catalog(self, command: CatalogCommand, *, timeout: float = TIMEOUT) -> WriteResult:
+        """Execute a command of needle.protocol.catalog_commands, once: which nodes there are, which of them hold a
+        shard, which ranges move. For operators; the catalog refuses what cannot be. Raises OutcomeUnknown when it was
+        sent and no answer came in time."""
+        return await self._shards.command(command, values.check_timeout(timeout))
+
+    async def describe_node(self, node: str, *, timeout: float = STATUS_SECONDS) -> WhoAnswer:
+        """What a node says of itself: its id, its cluster, its failure domain. node: its id or its address."""
+        where, seconds = await self._where(node), values.check_timeout(timeout)
+        return calls.decode(await self._caller.call(where, WHO, calls.encode(WhoCall()), seconds), WhoAnswer)
 
     # --- the nodes ---------------------------------------------------------------------------------------------------
     async def probe(self, timeout: float = 1.0) -> NodeId | None:

@@ -12,6 +12,8 @@ from needle.client.documents import FilterLike
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.loop_thread import LoopThread
 from needle.protocol.calls import DigestAnswer
+from needle.protocol.catalog_commands import CatalogCommand
+from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.topology import Topology
 
 FACES: tuple[tuple[type[SyncClient], type[Client]], ...]
@@ -287,6 +289,25 @@ class SyncShardedClient(SyncClient):
     def topology(
         self,
     ) -> Topology: ...
+    def refresh_topology(
+        self,
+        version: int | None = ...,
+        *,
+        confirmed: bool = ...,
+        timeout: float = ...,
+    ) -> Topology: ...
+    def change_catalog(
+        self,
+        command: CatalogCommand,
+        *,
+        timeout: float = ...,
+    ) -> WriteResult: ...
+    def describe_node(
+        self,
+        node: str,
+        *,
+        timeout: float = ...,
+    ) -> WhoAnswer: ...
     def probe(
         self,
         timeout: float = ...,

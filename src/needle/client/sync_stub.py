@@ -24,6 +24,8 @@ from needle.client.documents import FilterLike
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.loop_thread import LoopThread
 from needle.protocol.calls import DigestAnswer
+from needle.protocol.catalog_commands import CatalogCommand
+from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.topology import Topology
 
 FACES: tuple[tuple[type[SyncClient], type[Client]], ...]

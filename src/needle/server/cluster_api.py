@@ -124,7 +124,7 @@ class ShardManager:
         uid = (await ask_who(self._caller, *next(iter(voters.items())))).uid
         await self._caller.call(address, FOUND, calls.encode(FoundCall(uid, voters)), ASK_SECONDS)
         info = NodeInfo(id=name, address=address, incarnation=who.incarnation, zone=who.zone, weight=who.weight)
-        await self._client._shards.command(RegisterNode(info), TIMEOUT)
+        await self._client.change_catalog(RegisterNode(info), timeout=TIMEOUT)
 
     async def add_local_node(self, name: str, address: str, data_dir: str, *, zone: str = "") -> None:
         """Run a node in this process and add it. It ends with `stop`."""
@@ -141,10 +141,14 @@ class ShardManager:
         self._local.append(node)
         await self.add_node(name, address)
 
+    def local_nodes(self) -> list[ClusterNode]:
+        """The nodes that run in this process, in the order in which they were added."""
+        return list(self._local)
+
     async def remove_node(self, name: str) -> None:
         """Forget a node. Raises InvalidArgument while it holds replicas. Its name is never used again."""
         if self._client is not None:
-            await self._client._shards.command(RemoveNode(name), TIMEOUT)
+            await self._client.change_catalog(RemoveNode(name), timeout=TIMEOUT)
         elif self._added.pop(name, None) is None:
             raise invalid("name", name, f"one of {', '.join(self._added) or 'the nodes added (none is)'}")
 
