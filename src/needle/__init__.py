@@ -1,88 +1,37 @@
 """Needle: a distributed, strongly consistent vector database in pure Python. Every write goes through Raft.
 
 `connect` and `connect_sync` make clients; `needle.distributed` holds the embedded cluster; the errors are here too.
-Names are loaded when first used, so that importing a small part of the package stays cheap.
+Names are loaded when first used, so that importing a small part of the package stays cheap. Type checkers read
+`__init__.pyi`, which `needle.cli.api_reference` makes of the table below.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from needle.base.config import RaftConfig, SegmentConfig
-    from needle.base.errors import (
-        AlreadyExists,
-        CollectionExists,
-        CollectionNotFound,
-        ConfigError,
-        ConnectionLost,
-        CorruptLog,
-        CorruptSegment,
-        CorruptSnapshot,
-        DeadlineExceeded,
-        DiskFailed,
-        FrameTooLarge,
-        InMaintenance,
-        Internal,
-        InvalidArgument,
-        MembershipChangePending,
-        NeedleError,
-        NoQuorum,
-        NotLeader,
-        OutcomeUnknown,
-        Overloaded,
-        ProposalDropped,
-        ProtocolError,
-        SessionExpired,
-        StaleEpoch,
-        StorageError,
-        TooStale,
-        TransferFailed,
-        Unavailable,
-        UnsupportedFormat,
-        UnsupportedVersion,
-        VersionMismatch,
-        WrongCluster,
-    )
-    from needle.base.filters.builder import Filter
-    from needle.base.model import (
-        CollectionSpec,
-        Document,
-        Hit,
-        IndexParams,
-        Metric,
-        PeerStatus,
-        RaftStatus,
-        ReadMode,
-        WriteResult,
-    )
-    from needle.client import Client, PartialHits, ShardedClient, SyncClient, SyncShardedClient
-    from needle.connecting import connect, connect_sync
-    from needle.distributed import RaftCluster
-
-_ERRORS = (
-    *("AlreadyExists", "CollectionExists", "CollectionNotFound", "ConfigError", "ConnectionLost", "CorruptLog"),
-    *("CorruptSegment", "CorruptSnapshot", "DeadlineExceeded", "DiskFailed", "FrameTooLarge", "InMaintenance"),
-    *("Internal", "InvalidArgument", "MembershipChangePending", "NeedleError", "NoQuorum", "NotLeader"),
-    *("OutcomeUnknown", "Overloaded", "ProposalDropped", "ProtocolError", "SessionExpired", "StorageError"),
-    *("TooStale", "TransferFailed", "Unavailable", "UnsupportedFormat", "UnsupportedVersion"),
-    *("StaleEpoch", "VersionMismatch", "WrongCluster"),
-)
-_MODEL = ("CollectionSpec", "Document", "Hit", "IndexParams", "Metric", "PeerStatus", "RaftStatus", "ReadMode")
-
-_HOMES: dict[str, str] = {
-    **dict.fromkeys(_ERRORS, "needle.base.errors"),
-    **dict.fromkeys((*_MODEL, "WriteResult"), "needle.base.model"),
-    **dict.fromkeys(("RaftConfig", "SegmentConfig"), "needle.base.config"),
-    "Filter": "needle.base.filters.builder",
-    **dict.fromkeys(("Client", "PartialHits", "ShardedClient", "SyncClient", "SyncShardedClient"), "needle.client"),
-    "RaftCluster": "needle.distributed",
-    "connect": "needle.connecting",
-    "connect_sync": "needle.connecting",
+_PUBLIC = {
+    "needle.base.config": "RaftConfig SegmentConfig",
+    "needle.base.errors": (
+        "AlreadyExists ClientClosed CollectionExists CollectionNotFound ConfigError ConnectionLost CorruptDocuments "
+        "CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull FrameTooLarge InMaintenance "
+        "Internal InvalidArgument LostState MembershipChangePending NeedleError NoQuorum NotLeader OutcomeUnknown "
+        "Overloaded ProposalDropped ProtocolError ReplicaDamaged SessionExpired StaleEpoch StorageError TooManyFiles "
+        "TooStale TransferFailed Unavailable UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch "
+        "WrongCluster"
+    ),
+    "needle.base.filters.builder": "Filter",
+    "needle.base.model": "CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult",
+    "needle.client": "Client PartialHits ShardedClient SyncClient SyncShardedClient",
+    "needle.connecting": "connect connect_sync",
+    "needle.distributed": "RaftCluster",
 }
+"""Every public name, by the module that defines it."""
+
+_HOMES = {name: home for home, names in _PUBLIC.items() for name in names.split()}
 
 __version__ = "0.1.0"
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -96,59 +45,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
-
-
-__all__ = [
-    "AlreadyExists",
-    "Client",
-    "CollectionExists",
-    "CollectionNotFound",
-    "CollectionSpec",
-    "ConfigError",
-    "ConnectionLost",
-    "CorruptLog",
-    "CorruptSegment",
-    "CorruptSnapshot",
-    "DeadlineExceeded",
-    "DiskFailed",
-    "Document",
-    "Filter",
-    "FrameTooLarge",
-    "Hit",
-    "InMaintenance",
-    "IndexParams",
-    "Internal",
-    "InvalidArgument",
-    "MembershipChangePending",
-    "Metric",
-    "NeedleError",
-    "NoQuorum",
-    "NotLeader",
-    "OutcomeUnknown",
-    "Overloaded",
-    "PartialHits",
-    "PeerStatus",
-    "ProposalDropped",
-    "ProtocolError",
-    "RaftCluster",
-    "RaftConfig",
-    "RaftStatus",
-    "ReadMode",
-    "SegmentConfig",
-    "SessionExpired",
-    "ShardedClient",
-    "StaleEpoch",
-    "StorageError",
-    "SyncClient",
-    "SyncShardedClient",
-    "TooStale",
-    "TransferFailed",
-    "Unavailable",
-    "UnsupportedFormat",
-    "UnsupportedVersion",
-    "VersionMismatch",
-    "WriteResult",
-    "WrongCluster",
-    "connect",
-    "connect_sync",
-]

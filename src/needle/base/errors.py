@@ -51,10 +51,14 @@ class UnknownMethod(InvalidArgument):
 
 
 class CollectionNotFound(NeedleError):
+    """There is no collection of this name."""
+
     code = "collection_not_found"
 
 
 class CollectionExists(NeedleError):
+    """There is a collection of this name, with other settings or not made by this call."""
+
     code = "collection_exists"
 
 
@@ -204,6 +208,8 @@ class ProtocolError(NeedleError):
 
 
 class UnsupportedVersion(ProtocolError):
+    """The peer speaks no version of the protocol that is spoken here."""
+
     code = "unsupported_version"
 
 
@@ -214,6 +220,8 @@ class WrongCluster(ProtocolError):
 
 
 class FrameTooLarge(ProtocolError):
+    """A request or an answer is larger than the limit of `limits.frame_bytes_max`."""
+
     code = "frame_too_large"
 
 

@@ -54,34 +54,42 @@ class Filter:
 
     @staticmethod
     def eq(field: str, value: Value) -> Filter:
+        """The field is `value`, or an array that has it. None: it is null or missing."""
         return _leaf(field, "$eq", value)
 
     @staticmethod
     def ne(field: str, value: Value) -> Filter:
+        """Not `eq`, so also where the field is missing."""
         return _leaf(field, "$ne", value)
 
     @staticmethod
     def gt(field: str, value: Ordered) -> Filter:
+        """The field is greater than `value`, of the same type."""
         return _leaf(field, "$gt", value)
 
     @staticmethod
     def gte(field: str, value: Ordered) -> Filter:
+        """The field is `value` or greater, of the same type."""
         return _leaf(field, "$gte", value)
 
     @staticmethod
     def lt(field: str, value: Ordered) -> Filter:
+        """The field is less than `value`, of the same type."""
         return _leaf(field, "$lt", value)
 
     @staticmethod
     def lte(field: str, value: Ordered) -> Filter:
+        """The field is `value` or less, of the same type."""
         return _leaf(field, "$lte", value)
 
     @staticmethod
     def in_(field: str, values: Sequence[Value]) -> Filter:
+        """`eq` of any of the values."""
         return _leaf(field, "$in", values)
 
     @staticmethod
     def not_in(field: str, values: Sequence[Value]) -> Filter:
+        """Not `in_`, so also where the field is missing."""
         return _leaf(field, "$nin", values)
 
     @staticmethod
@@ -96,10 +104,12 @@ class Filter:
 
     @staticmethod
     def starts_with(field: str, prefix: str) -> Filter:
+        """The field, or any string of an array, begins with `prefix`."""
         return _leaf(field, "$starts_with", prefix)
 
     @staticmethod
     def exists(field: str, present: bool = True) -> Filter:
+        """The field is there, null included; with present=False: it is not."""
         return _leaf(field, "$exists", present)
 
     @staticmethod
@@ -116,6 +126,7 @@ class Filter:
 
     @staticmethod
     def not_(condition: Filter | Mapping[str, Any]) -> Filter:
+        """What the filter does not match."""
         return _negate(Filter.parse(condition), _LIMITS)
 
     def __and__(self, other: Filter) -> Filter:
@@ -159,6 +170,7 @@ class Filter:
         return _to_dict(self.node)
 
     def to_json(self) -> bytes:
+        """`to_dict` as JSON: equal for equal filters."""
         return msgspec.json.encode(self.to_dict())
 
     def matches(self, metadata: object) -> bool:

@@ -1,0 +1,198 @@
+"""docs/api.md and needle/__init__.pyi, made from the public names: `python -m needle.cli.api_reference` writes both.
+
+A test compares the files with this, and fails for a public name without a docstring.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import needle
+from needle import distributed
+from needle.base.errors import NeedleError
+from needle.client import SyncClient
+from needle.client.documents import BatchMethods, DocumentMethods
+
+PACKAGE = Path(str(needle.__file__)).parent
+STUB = PACKAGE / "__init__.pyi"
+PAGE = PACKAGE.parents[1] / "docs" / "api.md"
+
+HEAD = """# Python
+
+Made from the code by `python -m needle.cli.api_reference`; do not edit. Every call that takes a `timeout` (seconds, or
+a timedelta) raises DeadlineExceeded, NoQuorum or OutcomeUnknown after it.
+
+Names in the first part come from `needle`, those in the second from `needle.distributed`. The methods for documents and
+collections are written once: `Client`, `RaftCluster`, `DistributedCluster` and `ShardRouter` have those of
+`DocumentMethods` (in `needle.client.documents`); `Client` and `RaftCluster` have `BatchMethods`, too.
+"""
+
+STUB_HEAD = '''"""Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
+
+'''
+
+SHARED: tuple[type, ...] = (DocumentMethods, BatchMethods)
+"""Bases whose methods are described once."""
+
+
+STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
+def first_paragraph(thing: object) -> str:
+    """The first paragraph of its docstring on one line; "" without one of its own."""
+    text = thing.__doc__ if isinstance(thing, type) else inspect.getdoc(thing)
+    if not text or (isinstance(thing, type) and text.startswith(f"{thing.__name__}(")):  # dataclass makes one
+        return ""
+    return " ".join(text.strip().split("\n\n")[0].split())
+
+
+def members(kind: type) -> Iterator[tuple[str, Any]]:
+    """A class's own public methods and properties in their order, and those of bases that have no entry themselves."""
+    public = {getattr(needle, name) for name in needle.__all__} | {getattr(distributed, n) for n in distributed.__all__}
+    seen: set[str] = set()
+    for base in kind.__mro__:
+        if base is not kind and (base in public or base in SHARED or not base.__module__.startswith("needle")):
+            continue
+        for name, member in vars(base).items():
+            plain = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+            described = inspect.isfunction(plain) or isinstance(plain, property)
+            if described and not name.startswith("_") and name not in seen:
+                seen.add(name)
+                yield name, plain
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, float) and value == int(value):
+        return f"{value:.1f}"
+    return re.sub(r"<(\w+\.\w+): [^>]*>", r"\1", repr(value))
+
+
+def _annotation(note: object) -> str:
+    return note if isinstance(note, str) else inspect.formatannotation(note)
+
+
+def signature(name: str, thing: Any) -> str:
+    """As it is called: `name(parameter: type = default, ...) -> type`."""
+    made = inspect.signature(thing)
+    shown, named_only = [], False
+    for parameter in made.parameters.values():
+        if parameter.name in ("self", "cls"):
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not named_only:
+            shown.append("*")
+        named_only |= parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
+        text = STARS.get(parameter.kind, "") + parameter.name
+        if parameter.annotation is not parameter.empty:
+            text += f": {_annotation(parameter.annotation)}"
+        if parameter.default is not parameter.empty:
+            text += f" = {_shown(parameter.default)}"
+        shown.append(text)
+    returns = (
+        "" if made.return_annotation in (made.empty, None, "None") else f" -> {_annotation(made.return_annotation)}"
+    )
+    awaited = "await " if inspect.iscoroutinefunction(thing) else ""
+    return f"{awaited}{name}({', '.join(shown)}){returns}"
+
+
+def _method(name: str, member: Any) -> str:
+    if isinstance(member, property):
+        returns = _annotation(inspect.signature(member.fget).return_annotation) if member.fget else ""
+        return f"- `{name}: {returns}`  \n  {first_paragraph(member)}"
+    return f"- `{signature(name, member)}`  \n  {first_paragraph(member)}"
+
+
+def _fields(kind: type) -> list[str]:
+    """What a plain record holds, and the defaults."""
+    defaults = inspect.signature(kind).parameters
+    lines = []
+    for base in reversed(kind.__mro__):
+        for name, note in vars(base).get("__annotations__", {}).items():
+            if name not in defaults:
+                continue
+            default = defaults[name].default
+            lines.append(
+                f"{name}: {_annotation(note)}" + ("" if default is inspect.Parameter.empty else f" = {_shown(default)}")
+            )
+    return lines
+
+
+def _class(name: str, kind: type) -> str:
+    parts = [f"### {name}", first_paragraph(kind)]
+    if issubclass(kind, enum.Enum):
+        parts.append("One of " + ", ".join(f"`{one.name}` (`{one.value!r}`)" for one in kind) + ".")
+        return "\n\n".join(parts)
+    if hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__struct_fields__"):
+        parts.append("```python\n" + "\n".join(_fields(kind)) + "\n```")
+    elif kind not in SHARED and not re.search(r"Made by|Build it with", parts[1]):
+        parts.append(f"`{signature(name, kind).removesuffix(' -> None')}`")
+    if issubclass(kind, SyncClient):
+        mirrored = "ShardedClient" if kind is not SyncClient else "Client"
+        parts.append(f"It has the methods of `{mirrored}`, called without `await`.")
+        return "\n\n".join(parts)
+    lines = [_method(each, member) for each, member in members(kind)]
+    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
+
+
+def _errors() -> str:
+    rows = ["| name | is a | code | retry is safe | meaning |", "|---|---|---|---|---|"]
+    for name in sorted(needle.__all__):
+        kind = getattr(needle, name)
+        if isinstance(kind, type) and issubclass(kind, NeedleError):
+            retry = "yes" if kind.retryable else ""
+            rows.append(
+                f"| `{name}` | {kind.__mro__[1].__name__} | `{kind.code}` | {retry} | {first_paragraph(kind)} |"
+            )
+    return "\n".join(rows)
+
+
+def entries() -> list[tuple[str, str, Any]]:
+    """(module, name, what it is) of everything that is described, errors too; a name of both modules once."""
+    described = [("needle", name, getattr(needle, name)) for name in sorted(needle.__all__)]
+    described += [("needle", kind.__name__, kind) for kind in SHARED]
+    again = set(needle.__all__)
+    return described + [
+        ("needle.distributed", name, getattr(distributed, name))
+        for name in sorted(distributed.__all__)
+        if name not in again
+    ]
+
+
+def render() -> str:
+    """The page as Markdown."""
+    parts = [HEAD]
+    for module in ("needle", "needle.distributed"):
+        parts.append(f"## {module}\n")
+        mine = [(name, thing) for home, name, thing in entries() if home == module]
+        for name, thing in mine:
+            if not isinstance(thing, type):
+                parts.append(f"### {name}\n\n`{signature(name, thing)}`\n\n{first_paragraph(thing)}\n")
+        for name, thing in mine:
+            if isinstance(thing, type) and not issubclass(thing, NeedleError):
+                parts.append(_class(name, thing) + "\n")
+    parts.append(
+        f"## Errors\n\nAll from `needle`. Each has `code`, `message`, `details` and `retryable`.\n\n{_errors()}\n"
+    )
+    return "\n".join(parts)
+
+
+def stub() -> str:
+    """needle/__init__.pyi: what type checkers read in place of names that are loaded when first used."""
+    lines = [f"from {home} import {name} as {name}" for home, names in needle._PUBLIC.items() for name in names.split()]
+    return STUB_HEAD + "\n".join(lines) + "\n\n__version__: str\n__all__: list[str]\n_PUBLIC: dict[str, str]\n"
+
+
+def write() -> None:
+    """Write both files."""
+    PAGE.write_text(render(), encoding="utf-8")
+    STUB.write_text(stub(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,71 @@
+"""The methods for documents are one set, whoever has them; what they say when a part of a batch or cluster fails."""
+
+from __future__ import annotations
+
+import inspect
+import random
+
+import pytest
+
+from harness.scripted_network import ADDRESSES, VECTOR, Network
+from needle.base.errors import DiskFull, InvalidArgument, NeedleError, Unavailable
+from needle.base.model import WriteResult
+from needle.client import Client, ShardedClient
+from needle.client.documents import BatchMethods, DocumentMethods
+from needle.distributed import ClusterConfig, DistributedCluster, RaftCluster, RaftConfig, ShardRouter
+
+NAMES = [name for name in vars(DocumentMethods) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("kind", [Client, ShardedClient, RaftCluster, DistributedCluster, ShardRouter])
+def test_no_class_has_a_method_for_documents_of_its_own(kind: type) -> None:
+    for name in NAMES:
+        assert getattr(kind, name) is getattr(DocumentMethods, name)
+    batch = BatchMethods.insert_batch if issubclass(kind, BatchMethods) else DocumentMethods.insert_each
+    assert kind.insert_batch is batch
+    assert inspect.getdoc(kind.insert_batch)
+
+
+async def test_bad_input_is_refused_before_a_cluster_is_started_for_it() -> None:
+    cluster = DistributedCluster(ClusterConfig(dimensions=2))
+    with pytest.raises(InvalidArgument, match="vector"):
+        await cluster.insert("a", ["x"])
+    with pytest.raises(Unavailable, match="add_node"):
+        await cluster.insert("a", VECTOR)
+    await cluster.stop()
+    embedded = RaftCluster(RaftConfig(node_id="n", cluster_nodes=["n=127.0.0.1:1"], data_dir="/nowhere"))
+    with pytest.raises(InvalidArgument, match="max_staleness"):
+        await embedded.search(VECTOR, max_staleness=1.0)
+    with pytest.raises(Unavailable, match="not started"):
+        await embedded.search(VECTOR)
+
+
+async def test_the_entries_of_a_batch_after_a_failed_one_are_not_sent_and_each_id_has_its_outcome() -> None:
+    network = Network()
+    client = Client(network, ADDRESSES.values(), rng=random.Random(1), batch_bytes_max=1)
+    await client.insert("first", VECTOR)
+    network.script = [None, None, DiskFull("no room")]
+    network.writes.clear()
+    ids = [f"d{n}" for n in range(20)]
+    outcomes = await client.insert_each(ids=ids, vectors=[VECTOR] * 20)
+    assert list(outcomes) == ids
+    sent = {name for _, command in network.writes for name in command.ids}
+    written = {name for name, outcome in outcomes.items() if isinstance(outcome, WriteResult)}
+    assert len(sent) < 10, "no other entry is begun"
+    assert written < sent
+    assert all(isinstance(outcome, DiskFull) for name, outcome in outcomes.items() if name not in written)
+    network.script = [None, None, DiskFull("no room")]
+    network.writes.clear()
+    with pytest.raises(DiskFull) as failed:
+        await client.insert_batch(ids=ids, vectors=[VECTOR] * 20)
+    assert failed.value.details["documents_written"] == len(network.writes) - 1
+
+
+async def test_a_fixed_cluster_without_a_leader_answers_a_partial_search_with_nothing_and_says_so() -> None:
+    network = Network()
+    network.down = set(ADDRESSES)
+    client = Client(network, ADDRESSES.values(), rng=random.Random(1))
+    found = await client.search_partial(VECTOR, timeout=0.05)
+    assert (found.hits, found.complete, list(found.missing), found.gaps) == ([], False, [0], [(b"", None)])
+    with pytest.raises(NeedleError):
+        await client.search(VECTOR, timeout=0.05)
