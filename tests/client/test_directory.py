@@ -10,9 +10,9 @@ import pytest
 
 from needle.base.errors import ConnectionLost, InvalidArgument, NotLeader
 from needle.base.ids import shard_group
+from needle.client.client import Client
 from needle.client.directory import Directory
 from needle.client.group import GroupClient
-from needle.client.operations import AdminCalls
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
 
@@ -161,7 +161,7 @@ async def test_a_node_that_no_longer_answers_is_believed_to_be_where_others_say(
 
 async def test_what_concerns_one_node_is_not_sent_to_another_that_has_its_address_now() -> None:
     nodes = Swapped()
-    client = AdminCalls(nodes, ["h:3"], random.Random(1), None)
+    client = Client(nodes, ["h:3"], rng=random.Random(1))
     await client.probe()
     assert await client._where("n1") == "h:2"
     assert await client._where("n2") == "h:1"

@@ -8,10 +8,18 @@ import random
 import pytest
 
 from harness.scripted_network import ADDRESSES, VECTOR, Network
-from needle.base.errors import DiskFull, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import (
+    DeadlineExceeded,
+    DiskFull,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    Unavailable,
+)
 from needle.base.model import WriteResult
 from needle.client import Client, ShardedClient
-from needle.client.documents import BatchMethods, DocumentMethods
+from needle.client.batches import BatchMethods
+from needle.client.documents import DocumentMethods
 from needle.distributed import ClusterConfig, DistributedCluster, RaftCluster, RaftConfig, ShardRouter
 
 NAMES = [name for name in vars(DocumentMethods) if not name.startswith("_")]
@@ -50,15 +58,39 @@ async def test_the_entries_of_a_batch_after_a_failed_one_are_not_sent_and_each_i
     outcomes = await client.insert_each(ids=ids, vectors=[VECTOR] * 20)
     assert list(outcomes) == ids
     sent = {name for _, command in network.writes for name in command.ids}
-    written = {name for name, outcome in outcomes.items() if isinstance(outcome, WriteResult)}
     assert len(sent) < 10, "no other entry is begun"
+    written = {name for name, outcome in outcomes.items() if isinstance(outcome, WriteResult)}
     assert written < sent
-    assert all(isinstance(outcome, DiskFull) for name, outcome in outcomes.items() if name not in written)
+    refused = {name for name, outcome in outcomes.items() if isinstance(outcome, DiskFull)}
+    assert refused == sent - written
+    for name in set(ids) - sent:
+        outcome = outcomes[name]
+        assert type(outcome) is Unavailable, "known not to be written, and may be tried again"
+        assert "not sent" in outcome.message and "no room" in outcome.message
     network.script = [None, None, DiskFull("no room")]
     network.writes.clear()
     with pytest.raises(DiskFull) as failed:
         await client.insert_batch(ids=ids, vectors=[VECTOR] * 20)
     assert failed.value.details["documents_written"] == len(network.writes) - 1
+    assert failed.value.details["documents_unknown"] == 0
+
+
+async def test_a_batch_of_which_a_part_is_unknown_says_so_and_how_much_whatever_else_failed() -> None:
+    network = Network()
+    client = Client(network, ADDRESSES.values(), rng=random.Random(1), batch_bytes_max=1)
+    await client.insert("first", VECTOR)
+    ids = [f"d{n}" for n in range(20)]
+    network.script = [None, DiskFull("no room"), OutcomeUnknown("who knows"), None]
+    network.script += [DeadlineExceeded("slow")] * 100  # what may have been written is repeated, without an answer
+    outcomes = await client.insert_each(ids=ids, vectors=[VECTOR] * 20, timeout=0.2)
+    kinds = [type(outcome) for outcome in outcomes.values()]
+    assert kinds == [WriteResult, DiskFull, OutcomeUnknown, WriteResult, *[Unavailable] * 16]
+    network.script = [None, DiskFull("no room"), OutcomeUnknown("who knows"), None]
+    network.script += [DeadlineExceeded("slow")] * 100
+    with pytest.raises(OutcomeUnknown) as failed:
+        await client.insert_batch(ids=ids, vectors=[VECTOR] * 20, timeout=0.2)
+    assert failed.value.details["documents_written"] == 2
+    assert failed.value.details["documents_unknown"] == 1
 
 
 async def test_a_fixed_cluster_without_a_leader_answers_a_partial_search_with_nothing_and_says_so() -> None:

@@ -90,7 +90,7 @@ def test_a_router_writes_the_last_of_an_id_also_where_its_documents_belong_to_di
         shards = FakeShards(strategy=ShardStrategy.custom("tenant"))
         tenants = [msgspec.json.encode({"tenant": n}) for n in range(8)]
         outcomes = await Router(shards).insert_batch("default", ["a"] * 8, memoryview(rows(8)), tenants, 5)
-        assert len({id(outcome) for outcome in outcomes}) == 1 and len(outcomes) == 8
+        assert [list(part.rows) for part in outcomes] == [[7]]
         assert [held["a"][1:] for held in shards.data.values() if held] == [(rows(8)[-8:], tenants[-1])]
 
     virtually(work())

@@ -16,7 +16,8 @@ import needle
 from needle import distributed
 from needle.base.errors import NeedleError
 from needle.client import SyncClient
-from needle.client.documents import BatchMethods, DocumentMethods
+from needle.client.batches import BatchMethods
+from needle.client.documents import DocumentMethods
 
 PACKAGE = Path(str(needle.__file__)).parent
 STUB = PACKAGE / "__init__.pyi"

@@ -14,9 +14,10 @@ from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.runtime import Blocking, Rng
 from needle.client import values
+from needle.client.batches import BatchMethods
 from needle.client.directory import Caller, Directory
 from needle.client.document_calls import DocumentCalls
-from needle.client.documents import TIMEOUT, BatchMethods
+from needle.client.documents import TIMEOUT
 from needle.client.group import GroupClient, MakeBody
 from needle.client.one_group import OneGroup
 from needle.protocol import calls as protocol

@@ -6,7 +6,8 @@ of the types that callers pass in: those become bytes in documents.py.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -44,6 +45,14 @@ class PartialHits(msgspec.Struct, frozen=True, kw_only=True):
         return not self.missing
 
 
+class BatchPart(NamedTuple):
+    """What became of some documents of a batch: of one log entry, or of those that got into none. rows: their places
+    in the batch, ascending. outcome: an error other than OutcomeUnknown says that none of them was written."""
+
+    rows: Sequence[int]
+    outcome: WriteResult | NeedleError
+
+
 class DocumentCalls(Protocol):
     """Documents and collections of one cluster. Safe to call concurrently on one event loop."""
 
@@ -60,9 +69,9 @@ class DocumentCalls(Protocol):
 
     async def insert_batch(
         self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
-    ) -> list[WriteResult | NeedleError]:
-        """Insert or replace many documents; each one's outcome, in order. rows: len(ids) rows of float32 bytes. The
-        documents of one log entry share one result."""
+    ) -> list[BatchPart]:
+        """Insert or replace many documents with different ids: each is in one part, parts are in the order of their
+        first documents. rows: len(ids) rows of float32 bytes."""
         ...
 
     async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:

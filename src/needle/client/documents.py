@@ -25,7 +25,7 @@ from needle.base.model import (
 )
 from needle.base.runtime import beside
 from needle.client import values
-from needle.client.document_calls import DocumentCalls, Found, PartialHits
+from needle.client.document_calls import BatchPart, DocumentCalls, Found, PartialHits
 from needle.client.values import Reading
 from needle.protocol import calls
 
@@ -107,18 +107,29 @@ class DocumentMethods(ABC):
         timeout: float = TIMEOUT,
     ) -> dict[str, WriteResult | NeedleError]:
         """Insert or replace many documents: either (id, vector[, metadata]) tuples, or ids, a 2-d array of vectors and
-        optionally metadatas, one a row. Returns the outcome of every id: the result of the log entry that carries it,
-        or why it was not written. Of documents with one id the last one counts, as if written one by one.
+        optionally metadatas, one a row. Returns the outcome of every id: the result of the log entry that carries it;
+        OutcomeUnknown if it may or may not be written; any other error if it is not. Of documents with one id the last
+        one counts, as if written one by one.
 
         Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
         result object (`count` documents).
         """
+        names, parts = await self._insert_parts(documents, ids, vectors, metadatas, collection, timeout)
+        outcomes: dict[str, Any] = dict.fromkeys(names)
+        for rows, outcome in parts:
+            outcomes.update(dict.fromkeys([names[at] for at in rows], outcome))
+        return outcomes
+
+    async def _insert_parts(
+        self, documents: Any, ids: Any, vectors: Any, metadatas: Any, collection: str, timeout: float
+    ) -> tuple[list[str], list[BatchPart]]:
+        """The different ids of a batch, and what became of it."""
         batch = values.columns(documents, ids, vectors, metadatas)
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
         if not batch.ids:
-            return {}
-        outcomes = await (await self._documents()).insert_batch(name, batch.ids, batch.rows(), batch.metadata, seconds)
-        return dict(zip(batch.ids, outcomes, strict=True))
+            return [], []
+        where = await self._documents()
+        return batch.ids, await where.insert_batch(name, batch.ids, batch.rows(), batch.metadata, seconds)
 
     async def delete(
         self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
@@ -384,32 +395,3 @@ class DocumentMethods(ABC):
         if name not in held:
             raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
         return held[name]
-
-
-class BatchMethods(DocumentMethods):
-    """`DocumentMethods` whose batches raise what went wrong: of the client and RaftCluster."""
-
-    async def insert_batch(
-        self,
-        documents: Iterable[Sequence[Any]] | None = None,
-        *,
-        ids: Iterable[str] | None = None,
-        vectors: Any = None,
-        metadatas: Sequence[Any] | None = None,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> list[WriteResult]:
-        """Insert or replace many documents, given as to `insert_each`, which tells the outcome of each id instead of
-        raising.
-
-        Split into log entries; each entry is all or nothing, and gets one WriteResult (`count` documents). On an error,
-        details["documents_written"] says how many documents were acknowledged.
-        """
-        outcomes = await self.insert_each(
-            documents, ids=ids, vectors=vectors, metadatas=metadatas, collection=collection, timeout=timeout
-        )
-        failures = [outcome for outcome in outcomes.values() if isinstance(outcome, NeedleError)]
-        if failures:
-            failures[0].details["documents_written"] = len(outcomes) - len(failures)
-            raise failures[0]
-        return list({id(one): one for one in outcomes.values() if isinstance(one, WriteResult)}.values())

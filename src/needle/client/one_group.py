@@ -1,6 +1,7 @@
 """`DocumentCalls` on one Raft group that holds all documents: every write is an entry of its log.
 
-Invariant: a batch is cut into entries in its order; after one failed no other is begun.
+Invariant: a batch is cut into entries in its order; after one failed no other is begun, and its documents are known not
+to be written.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from needle.base.errors import NeedleError
+from needle.base.errors import NeedleError, Unavailable
 from needle.base.ids import GroupId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking, beside
 from needle.client import values
-from needle.client.document_calls import Found
+from needle.client.document_calls import BatchPart, Found
 from needle.client.group import GroupClient
 from needle.protocol import calls
 from needle.protocol.calls import (
@@ -55,22 +56,23 @@ class OneGroup:
 
     async def insert_batch(
         self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
-    ) -> list[WriteResult | NeedleError]:
-        """As `DocumentCalls.insert_batch`. Documents that were not sent because others failed share their error."""
+    ) -> list[BatchPart]:
+        """As `DocumentCalls.insert_batch`. Documents that were not sent because others failed are one part."""
         size = rows.nbytes // len(ids)
-        parts = values.slices(ids, metadata, size, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
+        parts = values.cut(ids, metadata, size, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
         permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
         failure: NeedleError | None = None
 
-        async def send(part: slice) -> WriteResult | NeedleError:
+        async def send(part: range) -> WriteResult | NeedleError | None:
             nonlocal failure
             async with permits:
                 if failure is not None:
-                    return failure
+                    return None
                 data = bytes(rows[part.start * size : part.stop * size])
+                names, json = ids[part.start : part.stop], metadata[part.start : part.stop]
                 try:
                     return await self._group.write(
-                        lambda session: Insert(collection, ids[part], data, metadata[part], None, session), timeout
+                        lambda session: Insert(collection, names, data, json, None, session), timeout
                     )
                 except NeedleError as error:
                     failure = error
@@ -80,7 +82,11 @@ class OneGroup:
             outcomes = [await send(parts[0])]
         else:
             outcomes = list(await asyncio.gather(*(send(part) for part in parts)))
-        return [outcome for part, outcome in zip(parts, outcomes, strict=True) for _ in ids[part]]
+        done = [BatchPart(part, outcome) for part, outcome in zip(parts, outcomes, strict=True) if outcome is not None]
+        if failure is not None and len(done) < len(parts):  # permits are taken in order: what was not sent is the rest
+            why = f"not sent, and so not written: another part of the batch failed: {failure.message}"
+            done.append(BatchPart(range(parts[len(done)].start, len(ids)), Unavailable(why)))
+        return done
 
     async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
         """As `DocumentCalls.delete`, all at once."""

@@ -64,8 +64,11 @@ class ShardedClient(Client):
 
     async def describe_node(self, node: str, *, timeout: float = STATUS_SECONDS) -> WhoAnswer:
         """What a node says of itself: its id, its cluster, its failure domain. node: its id or its address."""
-        where, seconds = await self._where(node), values.check_timeout(timeout)
-        return calls.decode(await self._caller.call(where, WHO, calls.encode(WhoCall()), seconds), WhoAnswer)
+        seconds = values.check_timeout(timeout)
+        return await self._ask_who(await self._where(node), seconds)
+
+    async def _ask_who(self, address: str, seconds: float) -> WhoAnswer:
+        return calls.decode(await self._caller.call(address, WHO, calls.encode(WhoCall()), seconds), WhoAnswer)
 
     # --- the nodes ---------------------------------------------------------------------------------------------------
     async def probe(self, timeout: float = 1.0) -> NodeId | None:
@@ -87,10 +90,9 @@ class ShardedClient(Client):
     async def _is_elsewhere(self, node: NodeId, address: str) -> bool:
         """Whether another node answers at `address`; one that is silent now will fail the call that follows."""
         try:
-            answer = await self._caller.call(address, WHO, calls.encode(WhoCall()), 1.0)
+            return (await self._ask_who(address, 1.0)).node_id != node
         except NeedleError:
             return False
-        return calls.decode(answer, WhoAnswer).node_id != node
 
     async def _where(self, node: str) -> str:
         known = self.nodes()

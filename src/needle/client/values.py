@@ -93,7 +93,10 @@ def check_ids(values: Any, field: str = "ids") -> list[str]:
     odd = isinstance(values, str | bytes | bytearray | memoryview | Mapping) or getattr(values, "ndim", 1) != 1
     if odd or not isinstance(values, Iterable):
         raise refused(field, values, "a list of strings")
-    return [check_id(value, f"{field}[{n}]") for n, value in enumerate(values)]
+    listed = list(values)
+    if all(type(value) is str for value in listed) and all(listed) and "".join(listed).isascii():
+        return listed
+    return [check_id(value, f"{field}[{n}]") for n, value in enumerate(listed)]
 
 
 def different_ids(ids: Any) -> list[str]:
@@ -234,20 +237,20 @@ def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
     return ids, np.stack(vectors) if vectors else None if ids else np.zeros((0, 0), _FLOAT32), metadatas
 
 
-def slices(
+def cut(
     ids: Sequence[str], metadata: Sequence[bytes], row_bytes: int, bytes_max: int, documents_max: int
-) -> list[slice]:
+) -> list[range]:
     """Consecutive parts of a batch, each within both bounds (one document may exceed the bytes alone). row_bytes: of
     each vector."""
-    parts, start, size = [], 0, 0
-    row = row_bytes + 16
-    for n, (name, json) in enumerate(zip(ids, metadata, strict=True)):
-        weight = row + len(name) + len(json)
-        if n > start and (size + weight > bytes_max or n - start >= documents_max):
-            parts.append(slice(start, n))
-            start, size = n, 0
-        size += weight
-    parts.append(slice(start, len(ids)))
+    count = len(ids)
+    weights = np.fromiter(map(len, ids), np.int64, count) + np.fromiter(map(len, metadata), np.int64, count)
+    ends = np.cumsum(weights + (row_bytes + 16))
+    parts, start, before = [], 0, 0
+    while start < count:
+        fits = int(np.searchsorted(ends, before + bytes_max, side="right"))
+        stop = min(max(fits, start + 1), start + documents_max)
+        parts.append(range(start, stop))
+        start, before = stop, int(ends[stop - 1])
     return parts
 
 

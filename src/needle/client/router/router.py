@@ -16,7 +16,7 @@ import msgspec
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
-from needle.client.document_calls import Found
+from needle.client.document_calls import BatchPart, Found
 from needle.client.router.batch_plan import plan_batch
 from needle.client.router.deletion import Deletion, Part
 from needle.client.router.fan_out import Payload
@@ -65,42 +65,41 @@ class Router(Routes):
 
     async def insert_batch(
         self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
-    ) -> list[WriteResult | NeedleError]:
-        """Insert or replace many documents; each one's outcome, in order. rows: len(ids) rows of float32 bytes.
+    ) -> list[BatchPart]:
+        """Insert or replace many documents. rows: len(ids) rows of float32 bytes.
 
         Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing. Of documents
-        with one id only the last is written; its outcome stands for all of them.
+        with one id only the last is written; the others are in no part.
         """
         keep = last_of_each_id(ids)
         if keep is not None:
             size = rows.nbytes // len(ids)
             kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
             names = [ids[at] for at in keep]
-            outcomes = await self.insert_batch(collection, names, kept, [metadata[at] for at in keep], timeout)
-            by_id = dict(zip(names, outcomes, strict=True))
-            return [by_id[name] for name in ids]
+            parts = await self.insert_batch(collection, names, kept, [metadata[at] for at in keep], timeout)
+            return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 
-        async def run(stored: str, left: float) -> list[WriteResult | NeedleError]:
-            outcomes = await self._insert_rows(stored, ids, rows, metadata, left)
+        async def run(stored: str, left: float) -> list[BatchPart]:
+            parts = await self._insert_rows(stored, ids, rows, metadata, left)
             info = self._shards.topology().collection(collection)
             if info is not None:
-                for outcome in outcomes:
-                    if isinstance(outcome, NeedleError):
-                        said_of(outcome, info)
-            gone = [outcome for outcome in outcomes if isinstance(outcome, CollectionNotFound)]
-            if gone and len(gone) == len(outcomes):
+                for part in parts:
+                    if isinstance(part.outcome, NeedleError):
+                        said_of(part.outcome, info)
+            gone = [part.outcome for part in parts if isinstance(part.outcome, CollectionNotFound)]
+            if gone and len(gone) == len(parts):
                 raise gone[0]
-            return outcomes
+            return sorted(parts, key=lambda part: part.rows[0])
 
         return await self._named(collection, timeout, run)
 
     async def _insert_rows(
         self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
-    ) -> list[WriteResult | NeedleError]:
+    ) -> list[BatchPart]:
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self.fan_out.ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
-        outcomes: list[WriteResult | NeedleError | None] = [plan.homeless.get(at) for at in range(len(ids))]
+        done = [BatchPart([at], error) for at, error in plan.homeless.items()]
         permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
 
         async def send(shard: int, part: list[int]) -> None:
@@ -124,14 +123,12 @@ class Router(Routes):
                     result = error
                 except _Scattered:  # the map changed and the part no longer has one owner: route it again
                     again = await self._insert_rows(collection, names, memoryview(data), json, timeout)
-                    for at, outcome in zip(part, again, strict=True):
-                        outcomes[at] = outcome
+                    done.extend(BatchPart([part[at] for at in some.rows], some.outcome) for some in again)
                     return
-            for at in part:
-                outcomes[at] = result
+            done.append(BatchPart(part, result))
 
         await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
-        return [outcome for outcome in outcomes if outcome is not None]
+        return done
 
     async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
         """Delete documents; all or nothing in each shard. count: how many were there."""

@@ -223,7 +223,7 @@ class Proxy:
         left = [at for at in range(len(command.ids)) if at not in written]
         if written:
             rows = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in left))
-        outcomes = await self._node.router.insert_batch(
+        parts = await self._node.router.insert_batch(
             command.collection,
             [command.ids[at] for at in left],
             rows,
@@ -231,11 +231,11 @@ class Proxy:
             timeout,
         )
         failures: list[NeedleError] = []
-        for at, outcome in zip(left, outcomes, strict=True):
-            if isinstance(outcome, NeedleError):
-                failures.append(outcome)
+        for part in parts:
+            if isinstance(part.outcome, NeedleError):
+                failures.append(part.outcome)
             else:
-                written[at] = outcome
+                written.update(dict.fromkeys([left[at] for at in part.rows], part.outcome))
         if not failures:
             return
         failure = min(failures, key=_repeatable)
