@@ -7,7 +7,9 @@ import os
 import random
 import resource
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -388,6 +390,26 @@ def test_what_fill_raises_leaves_nothing_behind(tmp_path: Path) -> None:
     assert content(store) == {}
     put(store, b=b"2")
     assert content(store) == {b"b": b"2"}
+
+
+def test_commits_of_several_threads_come_one_after_another(tmp_path: Path) -> None:
+    """A shard that is opened writes its first records on the event loop, while the log's thread writes for others."""
+    threads, commits = 4, 25
+    store, start = opened(tmp_path), threading.Barrier(threads)
+
+    def work(name: int) -> None:
+        start.wait()
+        for n in range(commits):
+            put(store, **{f"{name}-{n}": bytes(50 * name + n)})
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    store.close()
+    store = opened(tmp_path)
+    assert content(store) == {
+        f"{name}-{n}".encode(): bytes(50 * name + n) for name in range(threads) for n in range(commits)
+    }
+    store.close()
 
 
 def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:

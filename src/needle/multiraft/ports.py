@@ -44,7 +44,8 @@ class KeyValueStore(Protocol):
         ...
 
     def commit(self, fill: Callable[[KeyValueTxn], None], sync: bool) -> None:
-        """Run `fill` inside one write transaction and commit it; durable on return if `sync`.
+        """Run `fill` inside one write transaction and commit it; durable on return if `sync`. From any thread: those
+        that come meanwhile wait.
 
         Raises DiskFailed on any I/O error: the store must not be used for writing afterwards.
         """

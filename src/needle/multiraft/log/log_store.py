@@ -154,10 +154,11 @@ class LogStore:
 
     # --- writing ----------------------------------------------------------------------------------------------------
     def write(self, writes: Sequence[LogWrite | LivesWrite]) -> None:
-        """Make the writes durable in one transaction. Blocking, one call at a time; call `note` afterwards on the
-        event loop. Raises DiskFailed: then nothing may be acknowledged, ever again."""
+        """Make the writes durable in one transaction. Blocking, from any thread; call `note` afterwards on the event
+        loop. Raises DiskFailed: then nothing may be acknowledged, ever again."""
         self._failpoint("log.before_commit")
-        garbage = [(log, log.garbage_from, log.first_index()) for log in self._garbage.values()]
+        waiting = list(self._garbage.values())  # a copy: `note` of a group that is opened meanwhile may change it
+        garbage = [(log, log.garbage_from, log.first_index()) for log in waiting]
 
         def fill(txn: KeyValueTxn) -> None:
             for write in writes:

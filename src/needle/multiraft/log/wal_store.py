@@ -83,8 +83,9 @@ class WalStore:
     """A KeyValueStore in `directory`, created if need be and locked against other processes.
 
     It has no bound of its own, because what frees space is written, too: see retention.py. salt: draws 64 random bits.
-    `commit` is for one thread at a time; reads may come from others. Raises DiskFailed, StorageError (in use) and
-    CorruptLog (framing damaged).
+    Any thread may read and commit; commits happen one after another (a group that is opened while the node runs commits
+    on the event loop, others' writes on the log's thread). Raises DiskFailed, StorageError (in use) and CorruptLog
+    (framing damaged).
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class WalStore:
         self._segment_bytes = segment_bytes
         self._failed: DiskFailed | None = None
         self._guard = threading.Lock()
+        self._writing = threading.Lock()
         self._index = KeyIndex()
         self._segments: list[Segment] = []
         self._spares: list[tuple[str, int]] = []  # names and sizes
@@ -173,6 +175,11 @@ class WalStore:
     def commit(self, fill: Callable[[KeyValueTxn], None], sync: bool) -> None:
         """Run `fill` in one transaction, durable on return whatever `sync` asks for. What `fill` raises leaves
         nothing behind. Raises DiskFailed, also for every later call."""
+        # Two at once would take the same place and the same number: the later one overwrites what was acknowledged.
+        with self._writing:
+            self._commit(fill)
+
+    def _commit(self, fill: Callable[[KeyValueTxn], None]) -> None:
         if self._failed is not None:
             raise self._failed
         txn = _Txn(self)
