@@ -28,7 +28,7 @@ KINDS = {calls.SEARCH: SearchCall, calls.GET: GetCall, calls.COLLECTIONS: Collec
 
 
 class FakeShards:
-    """`cluster.routes.Shards`: `real` is what the nodes know, `known` what the router was told."""
+    """`client.router.routes.Shards`: `real` is what the nodes know, `known` what the router was told."""
 
     def __init__(self, shards: int = 4, strategy: ShardStrategy = CONSISTENT_HASH) -> None:
         made = CollectionInfo(id=7, spec=spec("default", 2))

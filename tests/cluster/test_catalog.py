@@ -211,6 +211,37 @@ def test_what_finds_no_room_is_applied_later(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_damaged_catalog_stays_damaged_until_the_snapshot_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the file that goes and the one that comes there is an empty one."""
+    for name in ("source", "image"):
+        (tmp_path / name).mkdir()
+    source = CatalogMachine(str(tmp_path / "source"))
+    source.apply([entry(1, create())])
+    source.export_snapshot(str(tmp_path / "image"))
+    (tmp_path / "hurt").mkdir()
+    (tmp_path / "hurt" / "catalog.db").write_bytes(b"not SQLite" * 1000)
+    machine, write = CatalogMachine(str(tmp_path / "hurt")), CatalogMachine._write
+    assert machine.damage is not None
+
+    def no_room(self: CatalogMachine, state: object) -> None:
+        raise DiskFull("no space left")
+
+    monkeypatch.setattr(CatalogMachine, "_write", no_room)
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            machine.install_snapshot(str(tmp_path / "image"))
+        assert machine.damage is not None
+        with pytest.raises(CorruptDocuments):
+            machine.apply([entry(2, create())])
+    monkeypatch.setattr(CatalogMachine, "_write", write)
+    machine.install_snapshot(str(tmp_path / "image"))
+    assert machine.damage is None and machine.topology == source.topology
+    source.close()
+    machine.close()
+
+
 def test_a_damaged_catalog_is_found_and_a_snapshot_mends_it(tmp_path):
     source = CatalogMachine(str(tmp_path / "source"))
     source.apply([entry(1, create())])

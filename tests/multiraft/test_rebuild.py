@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from multiraft.harness import FAST, Cluster, Node, until
-from needle.base.errors import CorruptDocuments, OutcomeUnknown, ReplicaDamaged
+from needle.base.errors import CorruptDocuments, DiskFailed, OutcomeUnknown, ReplicaDamaged
 from needle.multiraft import rebuild
 from needle.multiraft.rebuild import STATE_METHOD
 
@@ -200,3 +201,66 @@ async def test_an_answer_that_never_comes_is_not_waited_for_once_another_leads(
         await leader.down()
         await until(lambda: hurt.machines[0].damage is None)
         assert await cluster.converged() == {**state, "more": 1}
+
+
+@pytest.mark.parametrize(
+    "answer", [DiskFailed("cannot read a file. Check the disk"), b"\x94\x05\x01\x94\x91\xa2\xff\xff"]
+)
+async def test_what_the_leader_answers_ends_no_damaged_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: DiskFailed | bytes
+) -> None:
+    """That its disk has failed says nothing of this node's; nor does what cannot be read."""
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        state, asked = await cluster.converged(), 0
+        hurt = next(node for node in cluster.running() if not node.host.is_leader(0))
+
+        def bad(inner: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+            async def on_call(frm: str, method: str, body: bytes) -> bytes:
+                nonlocal asked
+                if method == STATE_METHOD and asked < 2:
+                    asked += 1
+                    if isinstance(answer, DiskFailed):
+                        raise answer
+                    return answer
+                return await inner(frm, method, body)
+
+            return on_call
+
+        for node in cluster.running():
+            monkeypatch.setattr(node.host, "on_call", bad(node.host.on_call))
+        damage(hurt)
+        await until(lambda: asked == 2 and not hurt.host.damage(0))
+        assert not hurt.fatal
+        assert await cluster.converged() == state
+
+
+async def test_nothing_is_installed_for_a_group_that_was_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may have been opened since, on the same files."""
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        asked, go_on, inner = asyncio.Event(), asyncio.Event(), leader.host.on_call
+
+        async def late(frm: str, method: str, body: bytes) -> bytes:
+            if method == STATE_METHOD:
+                asked.set()
+                await go_on.wait()
+            return await inner(frm, method, body)
+
+        monkeypatch.setattr(leader.host, "on_call", late)
+        damage(hurt)
+        await asked.wait()
+        group = hurt.host._groups[0]
+        await hurt.host.close_group(0)
+        go_on.set()
+        task = group.rebuild._task
+        assert task is not None
+        await until(task.done)
+        assert hurt.machines[0].damage is not None and not hurt.fatal

@@ -1,7 +1,7 @@
 """Large messages as several pieces of bytes, so that nothing large is copied to send it.
 
-Invariant: joined, the pieces are what `protocol.encode` makes of the same value: receivers see no difference. Structs
-are array-like; what is large in them are bytes, or lists of bytes.
+Invariant: joined, the pieces are what `protocol.calls.encode` makes of the same value: receivers see no difference.
+Structs are array-like; what is large in them are bytes, or lists of bytes.
 """
 
 from __future__ import annotations

@@ -166,7 +166,8 @@ class CatalogMachine:
         return state.index, state.term, state.conf, files
 
     def install_snapshot(self, directory: str) -> None:
-        """Replace everything by the image in `directory`, atomically; may be repeated."""
+        """Replace everything by the image in `directory`, atomically; may be repeated. A damaged one is damaged until
+        that is done: in between it is empty, and must not be taken for whole."""
         state = self._read_image(directory)
         with self._lock:
             if self.damage is not None:
@@ -174,9 +175,9 @@ class CatalogMachine:
                 for suffix in ("", "-wal", "-shm"):
                     Path(self._path + suffix).unlink(missing_ok=True)
                 self._open()
-                self.damage = None
-        with self._exclusive():
+        with self._exclusive(installing=True):
             self._write(state)
+            self.damage = None
 
     def check_snapshot(self, directory: str) -> None:
         """Raises CorruptSnapshot if the image in `directory` cannot be installed."""
@@ -205,11 +206,11 @@ class CatalogMachine:
         self._state = state
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self, *, installing: bool = False) -> Iterator[None]:
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            if self.damage is not None:
+            if self.damage is not None and not installing:
                 raise self.damage
             try:
                 yield

@@ -36,7 +36,7 @@ from needle.base.runtime import Rng
 from needle.client.attempts import Attempts, Unanswered
 from needle.client.directory import Directory
 from needle.client.session import WriteNumbers
-from needle.protocol import calls as protocol
+from needle.protocol import calls
 from needle.protocol.commands import Command, OpenSession, Session, encode_body
 
 CONNECT_SECONDS_MAX = 1.0
@@ -51,7 +51,7 @@ _JUDGED_BY_THE_LOG = (AlreadyExists, VersionMismatch, CollectionExists)
 
 def _written(answer: bytes) -> WriteResult:
     try:
-        return protocol.decode(answer, WriteResult)
+        return calls.decode(answer, WriteResult)
     except ProtocolError as error:
         raise OutcomeUnknown(f"the write was answered, but {error.message}") from error
 
@@ -70,7 +70,7 @@ class GroupClient:
         self._unanswered = Unanswered(group, directory)
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
-        self._write = protocol.WRITE
+        self._write = calls.WRITE
         self._named = "the cluster"
         """In errors."""
 
@@ -112,7 +112,7 @@ class GroupClient:
 
     def _body(self, command: Command) -> MakeBody:
         group, data = self.group, encode_body(command)
-        return lambda seconds: protocol.encode_body((group, data, seconds), data)  # a WriteCall
+        return lambda seconds: calls.encode_body((group, data, seconds), data)  # a WriteCall
 
     async def _open(self, attempts: Attempts) -> WriteNumbers:
         """Open a session; concurrent writes share the attempt."""
@@ -132,7 +132,7 @@ class GroupClient:
         except OutcomeUnknown as error:
             # Whether the session was opened does not matter: the caller's write was never sent.
             raise DeadlineExceeded(f"no session could be opened: {error.message}") from error
-        self._numbers = WriteNumbers(protocol.decode(answer, WriteResult).index)
+        self._numbers = WriteNumbers(calls.decode(answer, WriteResult).index)
         return self._numbers
 
     def _opened(self, task: asyncio.Task[WriteNumbers]) -> None:

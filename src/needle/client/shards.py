@@ -31,7 +31,7 @@ from needle.base.runtime import Rng
 from needle.client.attempts import Attempts
 from needle.client.directory import Caller, Directory
 from needle.client.group import GroupClient, MakeBody
-from needle.protocol import calls as protocol
+from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
 from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
 from needle.protocol.commands import Command, encode_body
@@ -121,7 +121,7 @@ class ShardGroup(GroupClient):
         def body(seconds: float) -> Body:
             found = self._topology().map
             epoch = found.epoch if found is not None else UNKNOWN_EPOCH
-            return protocol.encode_body((group, data, seconds, epoch), data)  # a WriteCall
+            return calls.encode_body((group, data, seconds, epoch), data)  # a WriteCall
 
         return body
 
@@ -176,7 +176,7 @@ class ShardGroup(GroupClient):
 
 
 class ClusterShards:
-    """`cluster.routes.Shards` over a network."""
+    """`client.router.routes.Shards` over a network."""
 
     def __init__(
         self, caller: Caller, addresses: Iterable[str], topology: Topology, *, rng: Rng, prefer: str | None = None
@@ -239,12 +239,12 @@ class ClusterShards:
         """The next node's topology; one that does not answer is passed over."""
         try:
             for address in self._in_turn():
-                body = protocol.encode(TopologyCall(self.topology().version))
+                body = calls.encode(TopologyCall(self.topology().version))
                 try:
                     data = await self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
                 except NeedleError:
                     continue  # the next node will know
-                self.offer(protocol.decode(data, TopologyAnswer).topology)
+                self.offer(calls.decode(data, TopologyAnswer).topology)
                 return
         finally:
             self._asking = None
@@ -259,9 +259,9 @@ class ClusterShards:
                 "created yet (`needle cluster create`)"
             )
         timeout = max(0.001, deadline - loop.time())
-        body = protocol.encode(TopologyCall(0, 0.0, True))
+        body = calls.encode(TopologyCall(0, 0.0, True))
         data = await self.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)
-        self.offer(protocol.decode(data, TopologyAnswer).topology)
+        self.offer(calls.decode(data, TopologyAnswer).topology)
         return self.topology()
 
     async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
@@ -283,7 +283,7 @@ class ClusterShards:
                         seconds = max(0.001, min(seconds, deadline - loop.time()))
                     asked = True
                     answer = await self._caller.call(
-                        address, CATALOG, protocol.encode(CatalogCall(data, seconds)), seconds
+                        address, CATALOG, calls.encode(CatalogCall(data, seconds)), seconds
                     )
                 except SessionExpired as error:
                     if sent:
@@ -299,7 +299,7 @@ class ClusterShards:
                         raise  # judged by the catalog's log, which knows a command that is repeated
                     last = f"; last error: {error.message}"
                     continue
-                result = protocol.decode(answer, WriteResult)
+                result = calls.decode(answer, WriteResult)
                 await self.refresh(result.version, max(0.001, deadline - loop.time()))
                 return result
             await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
@@ -315,7 +315,7 @@ class ClusterShards:
     async def sync(self, shard: int, version: int, timeout: float) -> None:
         """Have the shard's leader apply the catalog's collections as of `version`."""
         group = shard_group(shard)
-        await self.group(shard).ask_leader(SYNC, lambda left: protocol.encode(SyncCall(group, version, left)), timeout)
+        await self.group(shard).ask_leader(SYNC, lambda left: calls.encode(SyncCall(group, version, left)), timeout)
 
 
 async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float = ASK_SECONDS) -> Topology | None:
@@ -352,7 +352,7 @@ async def _kind_of(
     caller: Caller, addresses: Iterable[str], timeout: float
 ) -> tuple[bool, Topology | None, list[NeedleError]]:
     """Whether a node has said what it is, its topology (None: of a fixed cluster), and why others did not."""
-    body = protocol.encode(TopologyCall(0))
+    body = calls.encode(TopologyCall(0))
 
     async def ask(address: str) -> Topology | NeedleError | None:
         try:
@@ -361,7 +361,7 @@ async def _kind_of(
             return None
         except NeedleError as error:
             return error
-        return protocol.decode(data, TopologyAnswer).topology or Topology()
+        return calls.decode(data, TopologyAnswer).topology or Topology()
 
     loop = asyncio.get_running_loop()
     waiting = {loop.create_task(ask(address)) for address in addresses}

@@ -178,7 +178,8 @@ class Group:
     @property
     def busy(self) -> bool:
         """Whether disk or state machine are at work for this group."""
-        return self._persisting or self._applying or self.compaction.running or self.snapshots.offering
+        at_work = self._persisting or self._applying or self.compaction.running
+        return at_work or self.snapshots.offering or self.rebuild.installing
 
     def set_quiesced(self) -> None:
         """Tell the core whether it may campaign."""
@@ -349,7 +350,8 @@ class Group:
     def _machine_is_idle(self) -> None:
         self._in_machine = False
         if self._machine_idle is not None:
-            self._machine_idle.set_result(None)
+            if not self._machine_idle.done():  # nobody waits any more if the group was closed meanwhile
+                self._machine_idle.set_result(None)
             self._machine_idle = None
 
     def nothing_to_apply(self) -> None:
@@ -444,3 +446,4 @@ class Group:
                 future.set_exception(error)
         self._conditions = []
         self.snapshots.cancel()
+        self.rebuild.cancel()

@@ -58,6 +58,8 @@ class Rebuild:
     def __init__(self, group: Group, host: Surroundings) -> None:
         self.running = False
         self.fetching = False
+        self.installing = False
+        self._task: asyncio.Task[None] | None = None
         self._group = group
         self._host = host
         self._knows_nothing = group.machine.damage is not None
@@ -82,7 +84,13 @@ class Rebuild:
         _log.critical("%s: %s; this replica fetches its data again", group_name(group.id), group.machine.damage.message)
         group.set_quiesced()
         group.proposals.fail_all("this replica's data was found damaged")
-        self._host.spawn(self._run())
+        self._task = self._host.spawn(self._run())
+
+    def cancel(self) -> None:
+        """The group stops: it may be opened again, on the same files, by another one. What is being installed is waited
+        for (`Group.busy`)."""
+        if self._task is not None and not self.installing:
+            self._task.cancel()
 
     async def _run(self) -> None:
         host, group, told = self._host, self._group, ""
@@ -130,8 +138,11 @@ class Rebuild:
         self.fetching = True
         leader = raft.leader
         body = encode_state_request(StateRequest(group.id, raft.applied, self._refused))
-        meta = decode_state(await self._answer_of(leader, body))
-        directory = await host.fetcher.fetch(group.id, leader, meta.descriptor, group.machine)
+        try:
+            meta = decode_state(await self._answer_of(leader, body))
+            directory = await host.fetcher.fetch(group.id, leader, meta.descriptor, group.machine)
+        except DiskFailed as error:  # the leader's, not this node's
+            raise Unavailable(f"{leader} could not give its data: {error.message}") from error
         await self._until_logged(meta)
         await self._install(meta, directory)
         await host.fetcher.discard_others(group.id)
@@ -197,13 +208,21 @@ class Rebuild:
         host, group = self._host, self._group
         async with group.image_lock, group.machine_lock:
             await group.machine_idle()
-            if group.machine.damage is None or meta.index < group.raft.applied or group.log.pending is not None:
+            if (
+                group.closed
+                or group.machine.damage is None
+                or meta.index < group.raft.applied
+                or group.log.pending is not None
+            ):
                 return
+            self.installing = True
             try:
                 await host.apply_pool.run(group.machine.install_snapshot, directory)
             except CorruptSnapshot:
                 self._refused = decode_manifest(meta.descriptor).snapshot
                 raise
+            finally:
+                self.installing = False
             host.failpoint("snapshot.after_install")
             if self._knows_nothing:
                 group.raft.state_replaced(meta.index, meta.conf)

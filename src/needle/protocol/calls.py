@@ -56,9 +56,9 @@ class GroupCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WriteCall(msgspec.Struct, frozen=True, array_like=True):
-    """One command for the log, encoded by base.commands. epoch: as in every call about documents: of the shard map by
-    which the caller chose this group; 0 if it did not, then a node of a sharded cluster does. Answered StaleEpoch when
-    the node knows another map, or the shard does not own what is written."""
+    """One command for the log, encoded by protocol.commands. epoch: as in every call about documents: of the shard map
+    by which the caller chose this group; 0 if it did not, then a node of a sharded cluster does. Answered StaleEpoch
+    when the node knows another map, or the shard does not own what is written."""
 
     group: GroupId
     command: bytes
@@ -77,7 +77,7 @@ class Freshness(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SearchCall(msgspec.Struct, frozen=True, array_like=True):
-    """epoch: see WriteCall; with one the answer is a cluster_protocol.ShardAnswer around the HitBatch."""
+    """epoch: see WriteCall; with one the answer is a peer_calls.ShardAnswer around the HitBatch."""
 
     group: GroupId
     request: SearchRequest

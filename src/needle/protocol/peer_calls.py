@@ -1,4 +1,4 @@
-"""What nodes and shard-aware clients of a sharded cluster say to each other, in addition to `base.protocol`.
+"""What nodes and shard-aware clients of a sharded cluster say to each other, in addition to `protocol.calls`.
 
 | method | takes | answers |
 |---|---|---|
@@ -11,7 +11,7 @@
 | found | FoundCall | WhoAnswer |
 | who | WhoCall | WhoAnswer |
 
-`leader` of base.protocol is asked by clients that are not shard-aware: every node names itself, for it routes. Its
+`leader` of protocol.calls is asked by clients that are not shard-aware: every node names itself, for it routes. Its
 `membership` is refused: such a client means the cluster, and names one shard's group.
 
 Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) it was computed on.
@@ -39,7 +39,7 @@ WHO: Final = "who"
 
 
 class ShardAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to a read of `base.protocol` that names an epoch. fingerprint: of the ranges that the shard owned
+    """The answer to a read of `protocol.calls` that names an epoch. fingerprint: of the ranges that the shard owned
     (`routing.topology.Ownership`). body: what the read answers without one."""
 
     epoch: int
@@ -72,7 +72,7 @@ class TopologyAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CatalogCall(msgspec.Struct, frozen=True, array_like=True):
-    """A command for the catalog (base.catalog_commands); any node passes it on. hops: how often it was passed on."""
+    """A command for the catalog (protocol.catalog_commands); any node passes it on. hops: how often it was."""
 
     command: bytes
     timeout: float = 10.0
@@ -89,7 +89,7 @@ class SyncCall(msgspec.Struct, frozen=True, array_like=True):
 
 class MoveCall(msgspec.Struct, frozen=True, array_like=True):
     """One step of a move of key ranges, asked of the leader of one of its shards by the move's driver. command: one of
-    base.move_commands for the shard's log, b"" to ask only."""
+    protocol.move_commands for the shard's log, b"" to ask only."""
 
     group: GroupId
     move: int
@@ -98,7 +98,7 @@ class MoveCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MoveAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """Where the shard's log is with the move (shard.holdings.Transfer). phase: "" if it knows nothing of it."""
+    """Where the shard's log is with the move (shard.apply.holdings.Transfer). phase: "" if it knows nothing of it."""
 
     phase: str
     step: int

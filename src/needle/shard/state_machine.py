@@ -162,7 +162,7 @@ class Replica:
 
     @property
     def waits(self) -> bool:
-        """Whether batches wait for their commit to SQLite (document_writer.py)."""
+        """Whether batches wait for their commit to SQLite (documents/writer.py)."""
         return self.damage is None and self._store.writer.waits
 
     def save(self) -> None:

@@ -1,5 +1,5 @@
 """Which state directory a replica works on: opens it, knows whether it is damaged, and goes over to another one when an
-image is installed (snapshot.py).
+image is installed (documents/image.py).
 
 Invariant: what was found damaged is never opened again, also after a restart. A state that was swapped in and cannot be
 opened for want of room or file handles stays to be opened; the former one is read until then.

@@ -34,7 +34,7 @@ PAUSE_SECONDS = 0.02
 
 
 class ShardGroup(Protocol):
-    """One shard's Raft group, as `client.sharded` reaches it."""
+    """One shard's Raft group, as `client.shards` reaches it."""
 
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult: ...
     async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> bytes: ...

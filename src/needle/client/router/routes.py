@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Shards(Protocol):
-    """How the router reaches shards and catalog: `client.sharded` in a client and in a node, a fake in tests."""
+    """How the router reaches shards and catalog: `client.shards` in a client and in a node, a fake in tests."""
 
     def group(self, shard: int) -> ShardGroup: ...
     def topology(self) -> Topology:

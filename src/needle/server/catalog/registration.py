@@ -20,8 +20,7 @@ from needle.base.ids import NodeId
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
 from needle.multiraft.host import Host
-from needle.protocol import calls as protocol
-from needle.protocol import catalog_commands
+from needle.protocol import calls, catalog_commands
 from needle.protocol.calls import AddressBook
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.routing.topology import NodeInfo, Topology
@@ -100,19 +99,19 @@ class Registration:
     async def _announce(self, address: str) -> set[NodeId]:
         """Tell the others where this node is, and look for those that do not answer; these."""
         node = self._node
-        body = protocol.encode(AddressBook({node.node_id: address}))
+        body = calls.encode(AddressBook({node.node_id: address}))
         others = [other for other in node.topology.addresses() if other != node.node_id]
         seeds = [seed for seed in node.seeds() if seed != address]
         answers = await _all(
             [
-                *(node.peers.call(other, protocol.ADDRESSES, body, ANNOUNCE_SECONDS) for other in others),
-                *(node.caller.call(seed, protocol.ADDRESSES, body, ANNOUNCE_SECONDS) for seed in seeds),
+                *(node.peers.call(other, calls.ADDRESSES, body, ANNOUNCE_SECONDS) for other in others),
+                *(node.caller.call(seed, calls.ADDRESSES, body, ANNOUNCE_SECONDS) for seed in seeds),
             ]
         )
         silent = {other for other, answer in zip(others, answers, strict=False) if isinstance(answer, NeedleError)}
         if silent:
             log.debug("nodes %s were not told where %s is", sorted(silent), node.node_id)
-            books = [protocol.decode(a, AddressBook).addresses for a in answers if not isinstance(a, NeedleError)]
+            books = [calls.decode(a, AddressBook).addresses for a in answers if not isinstance(a, NeedleError)]
             told = {book[other] for book in books for other in silent & book.keys()}
             await self._look_at({*told, *seeds} - {address, *(node.reach(other) for other in silent)}, silent)
         return silent
@@ -120,22 +119,22 @@ class Registration:
     async def _look_at(self, addresses: Iterable[str | None], silent: set[NodeId]) -> None:
         """Learn where those of `silent` are that answer at one of `addresses`."""
         node = self._node
-        body, asked = protocol.encode(WhoCall()), sorted(address for address in addresses if address)
+        body, asked = calls.encode(WhoCall()), sorted(address for address in addresses if address)
         answers = await _all(node.caller.call(address, WHO, body, ANNOUNCE_SECONDS) for address in asked)
         for address, answer in zip(asked, answers, strict=True):
             if isinstance(answer, NeedleError):
                 continue
-            who = protocol.decode(answer, WhoAnswer)
+            who = calls.decode(answer, WhoAnswer)
             known = node.topology.node(who.node_id)
             if who.node_id in silent and known is not None and known.incarnation == who.incarnation:
                 log.info("node %s is at %s now", who.node_id, address)
                 await node.learn_addresses({who.node_id: address}, 0.0)
 
 
-async def _all(calls: Iterable[Coroutine[Any, Any, bytes]]) -> list[bytes | NeedleError]:
+async def _all(asking: Iterable[Coroutine[Any, Any, bytes]]) -> list[bytes | NeedleError]:
     """The answers, or why there is none."""
     answers: list[bytes | NeedleError] = []
-    for answer in await asyncio.gather(*calls, return_exceptions=True):
+    for answer in await asyncio.gather(*asking, return_exceptions=True):
         if isinstance(answer, BaseException) and not isinstance(answer, NeedleError):
             raise answer
         answers.append(answer)

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from needle.base.errors import NeedleError
 from needle.base.runtime import Clock
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
-from needle.protocol import calls as protocol
+from needle.protocol import calls
 from needle.server.cluster_node import ClusterNode
 from needle.server.node import Node
 from needle.server.ports import NodePorts
@@ -105,25 +105,25 @@ class NodeMetrics:
     def watch(self, node: Node, loop: LoopWatch | None = None) -> None:
         """Read this node's state at every scrape, and observe its calls."""
         health: HealthWatch | None = None
-        searched, written = protocol.SEARCH, protocol.WRITE
+        searched, written = calls.SEARCH, calls.WRITE
         if isinstance(node, ClusterNode):
             # There these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
-            searched, written = f"shard_{protocol.SEARCH}", f"shard_{protocol.WRITE}"
+            searched, written = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
             node.router.stats.on_search = self._routed
             health = node.watch_health() if node.config.http_address is not None else None
         self._registry.register(_NodeState(node, health))
         if loop is not None:
             self._registry.register(_LoopState(loop))
-        calls = {name: self._calls.labels(name) for name in (protocol.WRITE, protocol.SEARCH, protocol.GET)}
+        counted = {name: self._calls.labels(name) for name in (calls.WRITE, calls.SEARCH, calls.GET)}
         searches, writes, failures = self._searches.observe, self._writes.inc, self._failures
 
         def observe(method: str, seconds: float, error: NeedleError | None) -> None:
             if error is not None:
                 failures.labels(method, error.code).inc()
                 return
-            histogram = calls.get(method)
+            histogram = counted.get(method)
             if histogram is None:
-                histogram = calls[method] = self._calls.labels(method)
+                histogram = counted[method] = self._calls.labels(method)
             histogram.observe(seconds)
             if method == searched:
                 searches(seconds)

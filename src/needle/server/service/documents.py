@@ -26,8 +26,7 @@ from needle.base.model import HitBatch, RaftStatus
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.base.runtime import beside
 from needle.multiraft.inbound import CALL_METHODS
-from needle.protocol import calls as protocol
-from needle.protocol import commands
+from needle.protocol import calls, commands
 from needle.protocol.calls import (
     AddressBook as AddressBookMessage,
 )
@@ -63,10 +62,10 @@ from needle.shard.fields.index_budget import FieldName
 from needle.shard.segments.builds import Progress
 
 Run = Callable[[Any], Awaitable[Any]]
-ROUTED = frozenset({protocol.WRITE, protocol.SEARCH, protocol.GET, protocol.COLLECTIONS})
+ROUTED = frozenset({calls.WRITE, calls.SEARCH, calls.GET, calls.COLLECTIONS})
 """Calls about documents: they may name the epoch of a shard map."""
 T = TypeVar("T")
-DROPPABLE = frozenset({protocol.SEARCH, protocol.GET, protocol.COLLECTIONS, READ_INDEX, SEGMENT_CHUNK})
+DROPPABLE = frozenset({calls.SEARCH, calls.GET, calls.COLLECTIONS, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
 FORWARD_SECONDS = 2.0
 AFTER_SECONDS_MAX = 1.0
@@ -83,25 +82,25 @@ HOST_CALL_BYTES_MAX = 4 * 1024 * 1024
 
 
 class RpcService:
-    """The methods of base.protocol, and those that nodes ask each other."""
+    """The methods of protocol.calls, and those that nodes ask each other."""
 
     def __init__(self, node: ServedNode) -> None:
         self._node = node
         self._host = node.host
         self.reads = reads = Reads(node)
         self._methods: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
-            protocol.WRITE: (WriteCall, self._write),
-            protocol.SEARCH: (SearchCall, reads.search),
-            protocol.GET: (GetCall, reads.get),
-            protocol.COLLECTIONS: (CollectionsCall, reads.collections),
-            protocol.LEADER: (GroupCall, self._leader),
-            protocol.STATUS: (StatusCall, self._status),
-            protocol.DIGEST: (GroupCall, self._digest),
-            protocol.STEP_DOWN: (StepDownCall, self._step_down),
-            protocol.FORCE_ELECTION: (GroupCall, self._force_election),
-            protocol.MAINTENANCE: (MaintenanceCall, self._maintenance),
-            protocol.MEMBERSHIP: (MembershipCall, self._membership),
-            protocol.ADDRESSES: (AddressBookMessage, self._addresses),
+            calls.WRITE: (WriteCall, self._write),
+            calls.SEARCH: (SearchCall, reads.search),
+            calls.GET: (GetCall, reads.get),
+            calls.COLLECTIONS: (CollectionsCall, reads.collections),
+            calls.LEADER: (GroupCall, self._leader),
+            calls.STATUS: (StatusCall, self._status),
+            calls.DIGEST: (GroupCall, self._digest),
+            calls.STEP_DOWN: (StepDownCall, self._step_down),
+            calls.FORCE_ELECTION: (GroupCall, self._force_election),
+            calls.MAINTENANCE: (MaintenanceCall, self._maintenance),
+            calls.MEMBERSHIP: (MembershipCall, self._membership),
+            calls.ADDRESSES: (AddressBookMessage, self._addresses),
             READ_INDEX: (GroupCall, self._read_index),
             FILTERED_FIELDS: (GroupCall, self._filtered_fields),
             SEGMENT_CHUNK: (tuple[int, str, int, int], self._segment_chunk),
@@ -140,7 +139,7 @@ class RpcService:
         if len(body) > DECODED_BYTES_MAX:
             return self._serve_large(method, found[1], body)
         call = self._decoded(method, body)
-        now = self._at_once(call) if method == protocol.WRITE else None
+        now = self._at_once(call) if method == calls.WRITE else None
         return now if now is not None else self._serve(method, found[1], call)
 
     def _decoded(self, method: str, body: Any) -> Any:
@@ -155,10 +154,10 @@ class RpcService:
     async def encoded(self, answer: object) -> Body:
         """An answer as bytes; a large one in pieces, made in a thread."""
         rows = answer if isinstance(answer, HitBatch | DocumentBatch) else None
-        if rows is not None and protocol.batch_bytes(rows) >= LARGE_BYTES:
+        if rows is not None and calls.batch_bytes(rows) >= LARGE_BYTES:
             pieces: Pieces = await self._node.blocking(encode_parts, rows)
             return pieces
-        return protocol.encode(answer)
+        return calls.encode(answer)
 
     async def judge(self, size: int, fn: Callable[..., T], *arguments: object) -> T:
         """Run what takes long for a command of `size` bytes if that is large: in a thread, if it is."""
@@ -209,7 +208,7 @@ class RpcService:
         something has to be waited for before it can be proposed, or somebody else to answer."""
         if call.epoch or not self._may_write_now(call):
             return None
-        return self._write_now(call, protocol.WRITE, lambda: judged(self._node.hosted(call.group), call))
+        return self._write_now(call, calls.WRITE, lambda: judged(self._node.hosted(call.group), call))
 
     def _may_write_now(self, call: WriteCall) -> bool:
         if len(call.command) > JUDGED_BYTES_MAX:
@@ -340,7 +339,7 @@ class WriteAnswer(Promise[bytes]):
 
     def set_result(self, result: object) -> None:
         """result: a WriteResult."""
-        super().set_result(protocol.encode(result))
+        super().set_result(calls.encode(result))
         self._node.observe(self._observed, self._node.now() - self._start, None)
 
     def set_exception(self, error: BaseException) -> None:

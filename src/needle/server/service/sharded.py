@@ -31,8 +31,7 @@ from needle.base.model import Claim, WriteResult
 from needle.base.parts import Body
 from needle.catalog.machine import CatalogMachine
 from needle.client.router.router import Router
-from needle.protocol import calls as protocol
-from needle.protocol import catalog_commands, commands
+from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.calls import (
     AddressBook,
     CollectionsCall,
@@ -102,27 +101,27 @@ class ServedClusterNode(ServedNode, Protocol):
 
 
 class ClusterService(RpcService):
-    """The methods of base.cluster_protocol, and those of RpcService."""
+    """The methods of protocol.peer_calls, and those of RpcService."""
 
     def __init__(self, node: ServedClusterNode) -> None:
         super().__init__(node)
         self._cluster = node
         reads = self.reads
         self._routed: dict[str, Run] = {
-            protocol.WRITE: self._shard_write,
-            protocol.SEARCH: lambda call: self._shard_read(reads.search, call),
-            protocol.GET: lambda call: self._shard_read(reads.get, call),
-            protocol.COLLECTIONS: lambda call: self._shard_read(reads.collections, call),
+            calls.WRITE: self._shard_write,
+            calls.SEARCH: lambda call: self._shard_read(reads.search, call),
+            calls.GET: lambda call: self._shard_read(reads.get, call),
+            calls.COLLECTIONS: lambda call: self._shard_read(reads.collections, call),
         }
         """What a shard's replica here answers, to who names the epoch of its map; without one they are proxied."""
         self.proxy = proxy = Proxy(node, node.ports.rng, self.judge)
         whole = (
-            (protocol.WRITE, WriteCall, proxy.write),
-            (protocol.SEARCH, SearchCall, proxy.search),
-            (protocol.GET, GetCall, proxy.get),
-            (protocol.COLLECTIONS, CollectionsCall, proxy.collections),
-            (protocol.LEADER, GroupCall, self._itself),
-            (protocol.MEMBERSHIP, MembershipCall, self._no_members),
+            (calls.WRITE, WriteCall, proxy.write),
+            (calls.SEARCH, SearchCall, proxy.search),
+            (calls.GET, GetCall, proxy.get),
+            (calls.COLLECTIONS, CollectionsCall, proxy.collections),
+            (calls.LEADER, GroupCall, self._itself),
+            (calls.MEMBERSHIP, MembershipCall, self._no_members),
         )
         self._methods.update({name: (kind, run) for name, kind, run in whole})
         more: dict[str, tuple[Any, Any]] = {
@@ -182,7 +181,7 @@ class ClusterService(RpcService):
         if after is None or after.map != owned.map:
             raise self._stale("the shard map changed during the read", after or owned)
         body = await self.encoded(answer)
-        return protocol.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
+        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
 
     def _at_once(self, call: WriteCall) -> Promise[bytes] | None:
         """See RpcService. The caller must have routed by this node's map, and the shard's log own what that says."""
@@ -325,7 +324,7 @@ class ClusterService(RpcService):
             return await node.execute(catalog_commands.encode(command, identity), timeout)  # anew, as in `judged`
         if call.hops >= HOPS_MAX:
             raise self._not_leader_of_catalog()
-        body = protocol.encode(CatalogCall(call.command, timeout, call.hops + 1))
+        body = calls.encode(CatalogCall(call.command, timeout, call.hops + 1))
         leader = self._host.leader(CATALOG_GROUP) if node.catalog is not None else None
         last: NeedleError = self._not_leader_of_catalog()
         for peer in [leader] if leader else node.topology.catalog:

@@ -1,6 +1,6 @@
 """A replica's documents in SQLite: rows, collections, segment manifest, sessions and the applied index, together.
 
-This is the read side; document_writer.py writes, and may let batches of log entries wait in memory.
+This is the read side; writer.py writes, and may let batches of log entries wait in memory.
 
 Invariants:
 - A transaction takes whole batches of log entries, with the applied index, term and configuration inside it. So the

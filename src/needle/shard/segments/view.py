@@ -1,6 +1,6 @@
 """What a reader sees of a collection's vectors: the growing rows and the open segments, as between two apply batches.
 
-It does not know documents, filters, nor how files come and go (segment_set.py does).
+It does not know documents, filters, nor how files come and go (collection_vectors.py does).
 """
 
 from __future__ import annotations
