@@ -20,7 +20,7 @@ from needle.client.document_calls import DocumentCalls
 from needle.client.documents import TIMEOUT
 from needle.client.group import GroupClient, MakeBody
 from needle.client.one_group import OneGroup
-from needle.protocol import calls as protocol
+from needle.protocol import calls
 from needle.protocol.calls import (
     DigestAnswer,
     GroupCall,
@@ -105,25 +105,25 @@ class Client(BatchMethods):
 
     async def status(self, *, timeout: float = TIMEOUT) -> RaftStatus:
         """The leader's view: term, commit, and every peer's lag."""
-        return protocol.decode(await self._ask(protocol.STATUS, StatusCall(shard_group(0)), timeout), RaftStatus)
+        return calls.decode(await self._ask(calls.STATUS, StatusCall(shard_group(0)), timeout), RaftStatus)
 
     async def node_status(self, node: str, *, digest: bool = False, timeout: float = TIMEOUT) -> RaftStatus:
         """One node's own view. node: its id or its address. digest: also of all its documents."""
-        body = protocol.encode(StatusCall(shard_group(0), digest))
-        answer = await self._caller.call(await self._where(node), protocol.STATUS, body, values.check_timeout(timeout))
-        return protocol.decode(answer, RaftStatus)
+        body = calls.encode(StatusCall(shard_group(0), digest))
+        answer = await self._caller.call(await self._where(node), calls.STATUS, body, values.check_timeout(timeout))
+        return calls.decode(answer, RaftStatus)
 
     async def digests(self, *, timeout: float = TIMEOUT) -> dict[NodeId, DigestAnswer]:
         """A digest of every member's documents, with the log index it stands for; equal indexes mean equal digests.
         Raises if a member does not answer; nodes that were removed, whose addresses are still known, are not asked."""
         status = await self.status(timeout=timeout)
-        body = protocol.encode(GroupCall(shard_group(0), timeout))
+        body = calls.encode(GroupCall(shard_group(0), timeout))
         seconds = values.check_timeout(timeout)
         nodes = {node: await self._where(node) for node in sorted([*status.voters, *status.learners])}
         answers = await asyncio.gather(
-            *(self._caller.call(address, protocol.DIGEST, body, seconds) for address in nodes.values())
+            *(self._caller.call(address, calls.DIGEST, body, seconds) for address in nodes.values())
         )
-        return dict(zip(nodes, (protocol.decode(answer, DigestAnswer) for answer in answers), strict=True))
+        return dict(zip(nodes, (calls.decode(answer, DigestAnswer) for answer in answers), strict=True))
 
     async def step_down(self, to: NodeId | None = None, *, timeout: float = TIMEOUT) -> NodeId:
         """Hand leadership to `to`, or to the most caught-up voter; writes in flight are not lost. Returns who leads.
@@ -132,12 +132,12 @@ class Client(BatchMethods):
         not take over; the message says why.
         """
         answer = await self._data().ask_leader(
-            protocol.STEP_DOWN,
-            lambda left: protocol.encode(StepDownCall(shard_group(0), to, left)),
+            calls.STEP_DOWN,
+            lambda left: calls.encode(StepDownCall(shard_group(0), to, left)),
             timeout,
             (TransferFailed,),
         )
-        led_by = protocol.decode(answer, LeaderAnswer)
+        led_by = calls.decode(answer, LeaderAnswer)
         self._directory.set_leader(shard_group(0), None)
         return led_by.leader or ""
 
@@ -150,8 +150,8 @@ class Client(BatchMethods):
             node = others[0] if others else leader
         if node is None:
             raise InvalidArgument("no node answers, so none can be told to campaign", field="node")
-        body = protocol.encode(GroupCall(shard_group(0), timeout))
-        await self._caller.call(await self._where(node), protocol.FORCE_ELECTION, body, values.check_timeout(timeout))
+        body = calls.encode(GroupCall(shard_group(0), timeout))
+        await self._caller.call(await self._where(node), calls.FORCE_ELECTION, body, values.check_timeout(timeout))
         self._directory.set_leader(shard_group(0), None)
 
     async def enter_maintenance_mode(self, node: str, *, timeout: float = TIMEOUT) -> None:
@@ -163,8 +163,8 @@ class Client(BatchMethods):
         await self._maintenance(node, False, timeout)
 
     async def _maintenance(self, node: str, on: bool, timeout: float) -> None:
-        body = protocol.encode(MaintenanceCall(on, values.check_timeout(timeout)))
-        await self._caller.call(await self._where(node), protocol.MAINTENANCE, body, timeout)
+        body = calls.encode(MaintenanceCall(on, values.check_timeout(timeout)))
+        await self._caller.call(await self._where(node), calls.MAINTENANCE, body, timeout)
 
     async def change_membership(
         self,
@@ -181,10 +181,10 @@ class Client(BatchMethods):
         InvalidArgument, naming the nodes that do not answer the leader, when no majority of `voters` does.
         """
         body = MembershipCall(shard_group(0), list(voters), list(learners), dict(addresses or {}), timeout)
-        await self._ask(protocol.MEMBERSHIP, body, timeout)
+        await self._ask(calls.MEMBERSHIP, body, timeout)
 
     async def _ask(self, method: str, body: object, timeout: float) -> bytes:
-        data = protocol.encode(body)
+        data = calls.encode(body)
         make: MakeBody = lambda _: data  # noqa: E731
         return await self._data().ask_leader(method, make, values.check_timeout(timeout))
 
