@@ -59,12 +59,13 @@ async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_befor
             # force: what refuses must be the repair, not the promise that every restarted node keeps for a while
             MessageType.VOTE,
             to=victim.name,
-            frm="n1",
+            frm=next(n for n in cluster.running() if n is not victim).name,
             term=group.raft.term + 5,
             index=99,
-            log_term=99,
+            log_term=group.raft.term + 4,
             force=True,
         )
+        assert group.raft.refuses(ask) == ""
         group.receive(ask, victim.host.clock.monotonic())
         assert group.raft.term == old_term + 1
         assert group.raft.has_ready() == posted

@@ -83,6 +83,13 @@ class NodeProcess:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def state(self) -> str:
+        """In words, for messages."""
+        if self.process is None:
+            return "never started"
+        code = self.process.poll()
+        return "running" if code is None else f"ended with exit code {code}"
+
     def signal(self, number: int) -> None:
         """Raises RuntimeError if it does not run."""
         if self.process is None or self.process.poll() is not None:

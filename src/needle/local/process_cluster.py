@@ -124,7 +124,10 @@ class ProcessCluster:
             raise
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            for name, node in self.nodes.items():
+                error.add_note(f"--- {name}, {node.state()}; the end of {node.log}:\n{node.tail()}")
         await self.close()
 
     async def start(self) -> None:
