@@ -84,15 +84,16 @@ class NeedleCluster:
 
 
 class ShardedNodes:
-    """A sharded cluster, one replica a shard: what is measured is routing and merging, not replication. Use with
-    `async with`; then `client` is shard-aware."""
+    """A sharded cluster; with one replica a shard routing and merging are measured, not replication. Use with
+    `async with`; then `client` is shard-aware. settings: any node setting."""
 
     client: ShardedClient
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, replicas: int = 1, **settings: object) -> None:
         self.shards = shards
+        self._replicas = replicas
         self._directory = Path(tempfile.mkdtemp(prefix="bench-shards-"))
-        self._nodes = ProcessCluster(self._directory, NODES, as_user=True, sharding={}, **TIMING)
+        self._nodes = ProcessCluster(self._directory, NODES, as_user=True, sharding={}, **(settings or TIMING))
         self._callers: list[RpcClient] = []
         self._indexable = self._files = 0
         self._open = contextlib.AsyncExitStack()
@@ -101,7 +102,7 @@ class ShardedNodes:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
             await stack.enter_async_context(self._nodes)
-            await self._nodes.create(self.shards, 1)
+            await self._nodes.create(self.shards, self._replicas)
             client = await stack.enter_async_context(self._nodes.connect())
             assert isinstance(client, ShardedClient)
             self.client = client

@@ -1,29 +1,37 @@
-"""Single-document acknowledged writes: 3 Needle nodes against 3 etcd nodes, equal value size, same run."""
+"""Single-document acknowledged writes: 3 Needle nodes against 3 etcd nodes, equal value size, same run; and one group
+of a fixed cluster against shards under a catalog, in turns."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from statistics import median
+
 import numpy as np
 
-from bench.cluster import NeedleCluster
+from bench.cluster import NODES, NeedleCluster, ShardedNodes
 from bench.etcd import EtcdCluster, leader_client
 from bench.load import Rate, closed_loop
 from bench.report import Report
+from needle.client import Client
 
 CLIENTS = (1, 64, 256)
+DIMENSIONS = 112
 VALUE_BYTES = 512  # a 112-d float32 vector and about 64 bytes of metadata; etcd gets as many bytes
 
 
-async def _needle(seconds: float) -> dict[int, Rate]:
-    dimensions = 112
+def _inserting(client: Client, dimensions: int) -> Callable[[int], Awaitable[object]]:
     vectors = np.random.default_rng(1).standard_normal((1024, dimensions), dtype=np.float32)
     metadata = {"text": "x" * (VALUE_BYTES - 4 * dimensions - len('{"text":""}'))}
+    return lambda n: client.insert(f"key-{n % 5000}", vectors[n % 1024], metadata)
+
+
+async def _needle(seconds: float) -> dict[int, Rate]:
     rates: dict[int, Rate] = {}
-    with NeedleCluster(dimensions=dimensions) as nodes:
+    with NeedleCluster(dimensions=DIMENSIONS) as nodes:
         async with await nodes.client() as client:
             for clients in CLIENTS:
-                rates[clients] = await closed_loop(
-                    clients, seconds, lambda n: client.insert(f"key-{n % 5000}", vectors[n % 1024], metadata)
-                )
+                rates[clients] = await closed_loop(clients, seconds, _inserting(client, DIMENSIONS))
     return rates
 
 
@@ -48,3 +56,27 @@ async def run(report: Report, *, quick: bool, with_etcd: bool) -> None:
         ratio = ours[clients].per_second / other.per_second if other else None
         report.row(f"acknowledged writes, {clients} client(s)", str(ours[clients]), f"etcd {other or 'not installed'}")
         report.ratio(ratio, f">= {goal} x etcd", ok=None if ratio is None else ratio >= goal)
+    await _under_a_catalog(report, seconds, rounds=1 if quick else 3)
+
+
+async def _under_a_catalog(report: Report, seconds: float, rounds: int) -> None:
+    """Adds rows for 1 and 4 shards of three replicas on the same number of nodes, beside the fixed cluster."""
+    settings = {"election_timeout": 0.6, "heartbeat_interval": 0.1}
+    async with AsyncExitStack() as stack:
+        fixed = stack.enter_context(NeedleCluster(dimensions=DIMENSIONS, **settings))
+        loads = {0: _inserting(await stack.enter_async_context(await fixed.client()), DIMENSIONS)}
+        for shards in (1, 4):
+            nodes = await stack.enter_async_context(ShardedNodes(shards, NODES, **settings))
+            await nodes.client.create_collection("default", dimensions=DIMENSIONS, timeout=60)
+            loads[shards] = _inserting(nodes.client, DIMENSIONS)
+        for clients in CLIENTS:
+            rates: dict[int, list[Rate]] = {shards: [] for shards in loads}
+            for _ in range(rounds):
+                for shards, insert in loads.items():
+                    rates[shards].append(await closed_loop(clients, seconds, insert))
+            for shards, goal in ((1, 0.95), (4, 0.95)):
+                pairs = zip(rates[shards], rates[0], strict=True)
+                ratio = median(mine.per_second / other.per_second for mine, other in pairs)
+                what = f"the same, {clients} client(s), {shards} shard(s) under a catalog"
+                report.row(what, str(rates[shards][-1]), f"fixed cluster {rates[0][-1]}")
+                report.ratio(ratio, f">= {goal} x the fixed cluster", ok=ratio >= goal)

@@ -324,12 +324,14 @@ class Node:
         self._asked_for = node
         log.log(level, "node %s speaks to this node, which does not know its address: asking the others", node)
         try:
-            await self._exchange_addresses(ASK_SECONDS)
+            await self._exchange_addresses(ASK_SECONDS, level=level)
         except NeedleError as error:
             log.warning("the address of node %s could not be learned: %s", node, error)
         await asyncio.sleep(ASK_SECONDS)  # if nobody knew it, the next frame asks again, not every frame
 
-    async def _exchange_addresses(self, timeout: float, new: Mapping[NodeId, str] = MappingProxyType({})) -> None:
+    async def _exchange_addresses(
+        self, timeout: float, new: Mapping[NodeId, str] = MappingProxyType({}), *, level: int = logging.INFO
+    ) -> None:
         """Tell all members, and nodes that are about to be (new), what this one knows, and learn of them where others
         are that it does not know."""
         body = calls.encode(AddressBookMessage({**self._to_tell(), **new}, self.book.moved()))
@@ -339,7 +341,7 @@ class Node:
         )
         for node, answer in zip(others, answers, strict=True):
             if isinstance(answer, NeedleError):
-                log.info("node %s was not told where nodes are: %s", node, answer)
+                log.log(level, "node %s was not told where nodes are: %s", node, answer)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
