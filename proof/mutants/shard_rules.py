@@ -200,6 +200,12 @@ MUTANTS = (
         minutes=1.0,
     ),
     Mutant(
+        name="rotten-frames-are-moved",
+        breaks="a bit that flips in SQLite's write-ahead log gets a right checksum when the page is moved: served for good",
+        edits=(Edit("shard.documents.wal_check:WalCheck.run", "if frames <= 0:", "if True:"),),
+        tests=("tests/shard/test_wal_check.py::test_a_flipped_bit_anywhere_in_a_frame_is_found_before_it_is_moved",),
+    ),
+    Mutant(
         name="deletes-lost-when-a-segment-arrives",
         breaks="a built or merged segment serves rows that were deleted meanwhile",
         edits=(

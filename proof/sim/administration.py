@@ -83,7 +83,7 @@ class Operator:
                 await self._replace(client, name, rest)
             else:
                 self._give_up_lost()
-                await client.change_membership(self.members, addresses=self._book(), timeout=ADMIN_SECONDS)
+                await self._restore(client)
         except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError) as error:
             trace.note(f"{what} of {name}: {error.code}")
         else:
@@ -107,6 +107,20 @@ class Operator:
         name = self.leader()
         conf = self._fleet.nodes[name].groups()[DATA_GROUP].raft.conf if name else None
         return conf is not None and sorted(conf.voters) == self.members and not conf.voters_outgoing
+
+    async def _restore(self, client: Client) -> None:
+        """Everybody is a voter again; where too few of them answer because they are no members, as learners first."""
+        book = self._book()
+        try:
+            await client.change_membership(self.members, addresses=book, timeout=ADMIN_SECONDS)
+        except InvalidArgument:
+            name = self.leader()
+            voters = self._fleet.nodes[name].groups()[DATA_GROUP].raft.conf.voters if name else ()
+            new = [member for member in self.members if member not in voters]
+            if not voters or not new:
+                raise
+            await client.change_membership(list(voters), new, addresses=book, timeout=ADMIN_SECONDS)
+            await client.change_membership(self.members, addresses=book, timeout=ADMIN_SECONDS)
 
     async def _replace(self, client: Client, name: str, rest: list[str]) -> None:
         """A member's machine is lost: a new one with a new name takes its place, as a learner first."""

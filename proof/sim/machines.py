@@ -104,14 +104,19 @@ class SimMachine:
 
     def rot_database(self, rng: random.Random) -> str | None:
         """Flip one bit of one of SQLite's files, in place: a process that runs finds it when it reads there; one that
-        begins reads it for certain. What was flipped, or None if there is no such file."""
+        begins reads it for certain. What was flipped, or None if there is no such file. Not of the write-ahead log of a
+        process that runs: what flips there is served until the next checkpoint finds it (shard/documents/wal_check.py).
+        """
         here = Path(self.data_dir).resolve()
         files = sorted(path for path in here.rglob("*.db") if path.name in _DATABASES and path.stat().st_size)
         if not files:
             return None
         chosen = files[rng.randrange(len(files))]
         vectors = fold(chosen) if self.process is None else []
-        path, start, size = rng.choice(pages_in_force(chosen))
+        pages = [page for page in pages_in_force(chosen) if self.process is None or page[0] == chosen]
+        if not pages:
+            return None
+        path, start, size = rng.choice(pages)
         if vectors and rng.random() < 0.5:  # most of what is stored is not in force any more: a document that is
             vector = vectors[rng.randrange(len(vectors))]
             path, start, size = chosen, chosen.read_bytes().find(vector), len(vector)

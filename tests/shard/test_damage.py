@@ -135,6 +135,7 @@ def changed(path: Path, statement: str, *values: Any) -> None:
     """As if the row had been written so: its page has a right checksum."""
     with closing(connect(str(path))) as connection:
         connection.execute(statement, values)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 LIES = {
@@ -326,6 +327,7 @@ def test_a_file_of_an_older_release_is_rewritten_with_checksums(tmp_path: Path) 
     replica = open_replica(tmp_path)
     assert answers(replica) == right and replica.session_answers() == kept
     replica.apply(log.add(put(["new"], [[1, 1, 1]])))
+    replica.checkpoint()
     replica.close()
     assert verify_image_file(str(database(tmp_path))).at.index == len(log.entries)
     flip_bit(database(tmp_path), 4096 * 7 + 2000)

@@ -130,6 +130,7 @@ class DocumentStore:
 
     def checkpoint(self) -> int:
         """Make everything written durable; returns its applied index."""
+        self.writer.check_wal()
         # Most of the copying happens here, while transactions and reads go on.
         with self.reading() as connection:
             connection.execute("PRAGMA query_only=0")

@@ -1,0 +1,92 @@
+"""Whether SQLite's write-ahead log still holds what was written to it.
+
+SQLite compares the sums of its frames when it opens a log that another process left behind, and never again; pages have
+no sums of their own there yet, they get them in the main file (sqlite_file.py). A bit that flipped in between would get
+a right one. So the frames are compared before a checkpoint moves them: cost follows what was written since the last.
+
+Format and sums: "WAL File Format" and "Checksum Algorithm", https://www.sqlite.org/fileformat2.html sections 4.1, 4.2.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+import numpy as np
+import numpy.typing as npt
+
+from needle.base.errors import CorruptDocuments
+from needle.shard.documents.sqlite_file import PAGE_BYTES
+
+HEADER_BYTES: Final = 32
+FRAME_BYTES: Final = 24 + PAGE_BYTES
+AT_ONCE: Final = 256
+"""Frames that are read together: 1 MiB."""
+_SALTS: Final = slice(16, 24)
+_PAIRS: Final = (8 + PAGE_BYTES) // 8
+_BIG_ENDIAN: Final = 0x377F0683
+_Words = npt.NDArray[np.uint32]
+
+
+def _weights() -> tuple[_Words, tuple[int, int, int]]:
+    """The sum of a frame as a linear map of its words, shape (2 * _PAIRS, 2), and of the sum before it: for each pair
+    of words s1 += x + s2 and then s2 += y + s1, so (s1, s2) is multiplied by ((1, 1), (1, 2)) and (x, x + y) added."""
+    a, b, d = 1, 0, 1
+    rows: list[tuple[int, int]] = []
+    for _ in range(_PAIRS):
+        rows += [(b, d), (a + b, b + d)]
+        a, b, d = (n % 2**32 for n in (a + b, a + 2 * b, b + 2 * d))
+    return np.array([[n % 2**32 for n in row] for row in reversed(rows)], np.uint32), (a, b, d)
+
+
+_OF_WORDS, _OF_LAST = _weights()
+
+
+class WalCheck:
+    """Compares each frame of one log once. path: of the database. Not for several threads at once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path + "-wal"
+        self._salts = b""
+        self._checked = 0
+
+    def run(self, connection: apsw.Connection) -> None:
+        """Compare the frames that were not. Nobody writes meanwhile, and the connection is in no transaction. Raises
+        CorruptDocuments, OSError."""
+        frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        if frames <= 0:
+            return
+        with open(self._path, "rb") as file:
+            header = file.read(HEADER_BYTES)
+            if header[_SALTS] != self._salts:  # begun anew
+                self._salts, self._checked = header[_SALTS], 0
+            order = ">u4" if int.from_bytes(header[:4], "big") == _BIG_ENDIAN else "<u4"
+            last = header[24:32]
+            if self._checked:
+                file.seek(HEADER_BYTES + (self._checked - 1) * FRAME_BYTES)
+                last = file.read(24)[16:24]
+            file.seek(HEADER_BYTES + self._checked * FRAME_BYTES)
+            while self._checked < frames:
+                count = min(AT_ONCE, frames - self._checked)
+                data = file.read(count * FRAME_BYTES)
+                last = self._compare(data, count, last, order)
+                self._checked += count
+
+    def _compare(self, data: bytes, count: int, last: bytes, order: str) -> bytes:
+        """Compare `count` frames; the sum of the last one."""
+        if len(data) < count * FRAME_BYTES:
+            raise self._damaged(f"it ends within frame {self._checked + len(data) // FRAME_BYTES}")
+        frames = np.frombuffer(data, np.uint8).reshape(count, FRAME_BYTES)
+        words = np.concatenate((frames[:, :8], frames[:, 24:]), axis=1).view(order).astype(np.uint32, copy=False)
+        stored = np.ascontiguousarray(frames[:, 16:24]).view(">u4").astype(np.uint32)
+        before = np.vstack((np.frombuffer(last, ">u4").astype(np.uint32), stored[:-1]))
+        a, b, d = (np.uint32(n) for n in _OF_LAST)
+        carried = np.stack((a * before[:, 0] + b * before[:, 1], b * before[:, 0] + d * before[:, 1]), axis=1)
+        salts = np.frombuffer(self._salts, np.uint8)
+        wrong = ((words @ _OF_WORDS + carried) != stored).any(axis=1) | (frames[:, 8:16] != salts).any(axis=1)
+        if wrong.any():
+            raise self._damaged(f"frame {self._checked + int(wrong.argmax())} is not what was written")
+        return stored[-1].astype(">u4").tobytes()
+
+    def _damaged(self, what: str) -> CorruptDocuments:
+        return CorruptDocuments(f"{self._path} is damaged: {what}", path=self._path)
