@@ -39,7 +39,7 @@ def test_a_flipped_bit_anywhere_in_a_frame_is_found_before_it_is_moved(tmp_path:
     main = path.with_name("documents.db")
     before = main.read_bytes()
     flip_bit(path, HEADER_BYTES + frames // 2 * FRAME_BYTES + at, 3)
-    with pytest.raises(CorruptDocuments, match="write-ahead log|-wal is damaged"):
+    with pytest.raises(CorruptDocuments, match=r"-wal is damaged"):
         replica.checkpoint()
     assert replica.damage is not None
     with pytest.raises(ReplicaDamaged):
