@@ -197,6 +197,12 @@ MUTANTS = (
         tests=("tests/multiraft/test_wal_store.py::test_a_failed_fsync_is_final",),
     ),
     Mutant(
+        name="commits-of-threads-overlap",
+        breaks="two threads commit at once: the later record overwrites an acknowledged one, and the log does not open",
+        edits=(Edit("multiraft.log.wal_store:WalStore.commit", "with self._writing:", "if True:"),),
+        tests=("tests/multiraft/test_wal_store.py::test_commits_of_several_threads_come_one_after_another",),
+    ),
+    Mutant(
         name="header-before-its-name",
         breaks="a recycled file of the log gets its header before its new name is durable: after a power cut it stands "
         "under the old name, and the log does not open",

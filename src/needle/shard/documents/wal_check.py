@@ -86,7 +86,7 @@ class WalCheck:
         wrong = ((words @ _OF_WORDS + carried) != stored).any(axis=1) | (frames[:, 8:16] != salts).any(axis=1)
         if wrong.any():
             raise self._damaged(f"frame {self._checked + int(wrong.argmax())} is not what was written")
-        return stored[-1].astype(">u4").tobytes()
+        return bytes(stored[-1].astype(">u4"))
 
     def _damaged(self, what: str) -> CorruptDocuments:
         return CorruptDocuments(f"{self._path} is damaged: {what}", path=self._path)
