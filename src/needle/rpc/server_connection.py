@@ -309,7 +309,12 @@ class ServerConnection(FrameConnection):
             log.error("a request from %s failed", self.remote, exc_info=error)
             error = Internal(f"{type(error).__name__}: {error}")
         elif isinstance(error, Internal | StorageError):
-            log.error("a request from %s failed: %s", self.remote, error, exc_info=error)
+            log.error(
+                "a request from %s failed: %s",
+                self.remote,
+                error,
+                exc_info=error if isinstance(error, Internal) else None,
+            )
         self.write_frame(ERROR, request_id, (encode_error(error),))
 
     # --- flow --------------------------------------------------------------------------------------------------------

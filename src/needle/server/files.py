@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import StorageError, UnsupportedFormat
+from needle.base.errors import StorageError, UnsupportedFormat, invalid
 from needle.base.file_errors import SHORTAGES, os_failure
 from needle.base.ids import NodeId
 from needle.server.address_book import Moved
@@ -61,12 +61,14 @@ def snapshot_directory(data_dir: str) -> str:
 def claim(data_dir: str, node_id: NodeId, cluster_id: str, kind: str = FIXED) -> Callable[[], None]:
     """Take `data_dir` for this process; creates it if need be. Returns what gives it back. kind: FIXED or SHARDED.
 
-    Raises StorageError if another process has it, UnsupportedFormat if it belongs to another node, cluster, kind of
+    Raises InvalidArgument if it is a file, StorageError if another process has it, UnsupportedFormat if it belongs to another node, cluster, kind of
     cluster or format; DiskFull, TooManyFiles or DiskFailed if it cannot be written.
     """
     try:
         os.makedirs(data_dir, exist_ok=True)
         lock = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileExistsError, NotADirectoryError):
+        raise invalid("data_dir", data_dir, "a directory, or a path where one can be made; there is a file") from None
     except OSError as error:
         raise os_failure(error, data_dir) from error
     try:
