@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from needle.base.errors import InvalidArgument, ConfigError, StorageError, Unavailable, UnsupportedFormat
+from needle.base.errors import ConfigError, InvalidArgument, StorageError, Unavailable, UnsupportedFormat
 from needle.local.process_cluster import wait_for
 from needle.server.address_book import AddressBook
 from needle.server.files import FIXED, SHARDED, claim, load_addresses, save_addresses
@@ -134,14 +134,6 @@ def test_a_directory_belongs_to_one_process_and_one_node(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("kind", "other"), [(FIXED, SHARDED), (SHARDED, FIXED)])
-def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    for path in ("file", "file/below"):
-        with pytest.raises(InvalidArgument, match="data_dir"):
-            claim(str(tmp_path / path), "a", "c")
-    assert (tmp_path / "file").read_text() == "x"
-
-
 def test_a_directory_belongs_to_one_kind_of_cluster(tmp_path: Path, kind: str, other: str) -> None:
     path = str(tmp_path / "data")
     claim(path, "a", "c", kind)()
@@ -245,3 +237,11 @@ async def test_probes_tell_why() -> None:
     health.why = ""
     server.draining = True
     assert server.answer("GET", "/readyz")[0] == 503
+
+
+def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in ("file", "file/below"):
+        with pytest.raises(InvalidArgument, match="data_dir"):
+            claim(str(tmp_path / path), "a", "c")
+    assert (tmp_path / "file").read_text() == "x"

@@ -61,8 +61,8 @@ def snapshot_directory(data_dir: str) -> str:
 def claim(data_dir: str, node_id: NodeId, cluster_id: str, kind: str = FIXED) -> Callable[[], None]:
     """Take `data_dir` for this process; creates it if need be. Returns what gives it back. kind: FIXED or SHARDED.
 
-    Raises InvalidArgument if it is a file, StorageError if another process has it, UnsupportedFormat if it belongs to another node, cluster, kind of
-    cluster or format; DiskFull, TooManyFiles or DiskFailed if it cannot be written.
+    Raises InvalidArgument if it is a file, StorageError if another process has it, UnsupportedFormat if it belongs to
+    another node, cluster, kind of cluster or format; DiskFull, TooManyFiles or DiskFailed if it cannot be written.
     """
     try:
         os.makedirs(data_dir, exist_ok=True)
