@@ -31,6 +31,12 @@ MUTANTS = (
         tests=("tests/shard/test_snapshot.py::test_an_index_file_that_cannot_be_opened_now_is_not_damaged",),
     ),
     Mutant(
+        name="no-memory-passes-for-damage",
+        breaks="an index file that cannot be mapped for want of memory is taken for damaged, and deleted",
+        edits=(Edit("shard.segments.sealed:_wanting", "return shortage(error, path)", "return None"),),
+        tests=("tests/shard/test_out_of_memory.py::test_no_memory_is_no_damage",),
+    ),
+    Mutant(
         name="writes-judged-slowly",
         breaks="a write is decoded again for each of its bytes on the event loop: heartbeats of all groups wait",
         edits=(

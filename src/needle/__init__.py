@@ -15,7 +15,7 @@ _PUBLIC = {
     "needle.base.errors": (
         "AlreadyExists ClientClosed CollectionExists CollectionNotFound ConfigError ConnectionLost CorruptDocuments "
         "CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull FrameTooLarge InMaintenance "
-        "Internal InvalidArgument LostState MembershipChangePending NeedleError NoQuorum NotLeader OutcomeUnknown "
+        "Internal InvalidArgument LostState MembershipChangePending NeedleError NoQuorum NotLeader OutOfMemory OutcomeUnknown "
         "Overloaded ProposalDropped ProtocolError ReplicaDamaged SessionExpired StaleEpoch StorageError TooManyFiles "
         "TooStale TransferFailed Unavailable UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch "
         "WrongCluster"

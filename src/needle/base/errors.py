@@ -106,6 +106,12 @@ class TooManyFiles(Unavailable):
     code = "too_many_files"
 
 
+class OutOfMemory(Unavailable):
+    """The system gives this process no more memory now. The disk and what is on it are fine."""
+
+    code = "out_of_memory"
+
+
 class InMaintenance(Unavailable):
     """The node is in maintenance mode and drains."""
 

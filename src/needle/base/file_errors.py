@@ -1,6 +1,6 @@
 """What errors of the system and of SQLite about a file mean: one translation for all who touch the disk.
 
-Two kinds pass by themselves and say nothing of the disk: no room, and no more open files (`SHORTAGES`). Where one of
+Three kinds pass by themselves and say nothing of the disk: no room, no more open files, no more memory (`SHORTAGES`). Where one of
 them is raised, nothing was changed, so that the same may be done again. All others are final.
 Invariant: numbers decide, never an error's text. It must not know who asks.
 """
@@ -10,12 +10,21 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from needle.base.errors import CorruptDocuments, DiskFailed, DiskFull, NeedleError, StorageError, TooManyFiles
+from needle.base.errors import (
+    CorruptDocuments,
+    DiskFailed,
+    DiskFull,
+    NeedleError,
+    OutOfMemory,
+    StorageError,
+    TooManyFiles,
+)
 
-SHORTAGES: Final = (DiskFull, TooManyFiles)
+SHORTAGES: Final = (DiskFull, TooManyFiles, OutOfMemory)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _SQLITE_FULL: Final = 13
+_SQLITE_NO_MEMORY: Final = 7
 _SQLITE_CORRUPT = frozenset({11, 26})
 _SQLITE_IOERR_DATA: Final = 10 | 32 << 8
 _SQLITE_CORRUPT_READ = frozenset({_SQLITE_IOERR_DATA, 10 | 2 << 8, 10 | 33 << 8, 10 | 34 << 8})
@@ -37,8 +46,15 @@ def too_many_files(path: str) -> TooManyFiles:
     return TooManyFiles(f"{path} cannot be opened: too many files are open; see ulimit -n", path=path)
 
 
+def out_of_memory(path: str) -> OutOfMemory:
+    """The error for want of memory."""
+    return OutOfMemory(f"the system gives no memory for {path}; see ulimit -v and the limits of the container", path=path)
+
+
 def shortage(error: OSError, path: str) -> NeedleError | None:
-    """DiskFull or TooManyFiles; None for an error that does not pass by itself."""
+    """DiskFull, TooManyFiles or OutOfMemory; None for an error that does not pass by itself."""
+    if error.errno == errno.ENOMEM:
+        return out_of_memory(path)
     if error.errno in _NO_ROOM:
         return no_room(path, error)
     return too_many_files(path) if error.errno in _NO_FILES else None
@@ -61,6 +77,8 @@ def sqlite_failure(error: Exception, path: str, number: int = 0) -> NeedleError:
         return CorruptDocuments(f"{path} is damaged ({what})", path=path)
     if primary == _SQLITE_FULL:
         return no_room(path, error)
+    if primary == _SQLITE_NO_MEMORY:
+        return out_of_memory(path)
     if code in _SQLITE_REFUSED and (wanting := shortage(OSError(number, str(error)), path)) is not None:
         return wanting
     if primary in _SQLITE_DEVICE:

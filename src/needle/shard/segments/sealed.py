@@ -12,6 +12,7 @@ count are scored. Only this module and segment_builder import faiss; its errors 
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from needle.base.errors import CorruptSegment
+from needle.base.errors import CorruptSegment, NeedleError
+from needle.base.file_errors import shortage
 from needle.base.model import CollectionSpec
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
@@ -292,5 +294,18 @@ def _map_index(path: str, dimensions: int) -> tuple[Any, npt.NDArray[np.void]]:
         raw = faiss.rev_swig_ptr(storage.get_xb(), index.ntotal * dimensions).view(row)
         raw.flags.writeable = False
     except (RuntimeError, AttributeError) as error:
+        if (wanting := _wanting(path)) is not None:
+            raise wanting from error
         raise CorruptSegment(f"faiss cannot read {path}: {error}", path=path) from error
     return index, raw
+
+
+def _wanting(path: str) -> NeedleError | None:
+    """Why a file cannot be mapped though nothing is wrong with it; faiss has one error for everything."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+            return None
+    except OSError as error:
+        return shortage(error, path)
+    except ValueError:  # an empty file
+        return None
