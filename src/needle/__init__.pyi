@@ -24,8 +24,8 @@ from needle.base.errors import MembershipChangePending as MembershipChangePendin
 from needle.base.errors import NeedleError as NeedleError
 from needle.base.errors import NoQuorum as NoQuorum
 from needle.base.errors import NotLeader as NotLeader
-from needle.base.errors import OutOfMemory as OutOfMemory
 from needle.base.errors import OutcomeUnknown as OutcomeUnknown
+from needle.base.errors import OutOfMemory as OutOfMemory
 from needle.base.errors import Overloaded as Overloaded
 from needle.base.errors import ProposalDropped as ProposalDropped
 from needle.base.errors import ProtocolError as ProtocolError

@@ -19,7 +19,7 @@ import msgspec
 import xxhash
 
 from multiraft.wal_util import open_wal
-from needle.base.errors import ConnectionLost, CorruptSnapshot, InvalidArgument, NeedleError
+from needle.base.errors import ConnectionLost, CorruptSnapshot, InvalidArgument, NeedleError, ReplicaDamaged
 from needle.multiraft.config import HostConfig
 from needle.multiraft.files import Files
 from needle.multiraft.host import Host
@@ -142,6 +142,8 @@ class DictMachine:
         return self.state["index"]
 
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
+        if self.damage is not None:
+            raise ReplicaDamaged(str(self.damage))
         body = json.dumps(self.state).encode()
         os.makedirs(f"{directory}/parts")
         files = []

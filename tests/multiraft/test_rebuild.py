@@ -158,6 +158,24 @@ async def test_a_snapshot_that_the_state_machine_refuses_is_asked_for_again(tmp_
         assert sum(node.reached.count("snapshot.after_export") for node in cluster.running()) >= 2
 
 
+async def test_a_damaged_leader_that_is_to_offer_a_snapshot_goes_on(tmp_path: Path) -> None:
+    """Who lags asks for one before the leadership has gone elsewhere."""
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        leader = await cluster.leader()
+        other = next(node for node in cluster.running() if node is not leader)
+        damage(leader)
+        snapshots = leader.host._groups[0].snapshots
+        snapshots.requested([other.name])
+        await until(lambda: not snapshots.offering)
+        assert not leader.fatal
+        await cluster.put("more", 1)
+        await until(lambda: not leader.host.damage(0))
+        assert await cluster.converged() == {**state, "more": 1}
+
+
 async def test_a_damaged_leader_finds_the_one_replica_that_is_whole(tmp_path: Path) -> None:
     """Two of three are damaged, each in its own way; the third holds everything, and is to lead whichever it is."""
     async with Cluster(str(tmp_path), config=TINY) as cluster:

@@ -25,7 +25,8 @@ except NeedleError as error:
 
 
 def mapped(path: Path, how: str) -> str:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(path), how], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", SCRIPT, str(path), how]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     return done.stdout.strip() or done.stderr
 
 

@@ -1,7 +1,7 @@
 """What errors of the system and of SQLite about a file mean: one translation for all who touch the disk.
 
-Three kinds pass by themselves and say nothing of the disk: no room, no more open files, no more memory (`SHORTAGES`). Where one of
-them is raised, nothing was changed, so that the same may be done again. All others are final.
+Three kinds pass by themselves and say nothing of the disk: no room, no more open files, no memory (`SHORTAGES`). Where
+one of them is raised, nothing was changed, so that the same may be done again. All others are final.
 Invariant: numbers decide, never an error's text. It must not know who asks.
 """
 
@@ -48,7 +48,7 @@ def too_many_files(path: str) -> TooManyFiles:
 
 def out_of_memory(path: str) -> OutOfMemory:
     """The error for want of memory."""
-    return OutOfMemory(f"the system gives no memory for {path}; see ulimit -v and the limits of the container", path=path)
+    return OutOfMemory(f"the system gives no memory for {path}; see ulimit -v, or the container's limit", path=path)
 
 
 def shortage(error: OSError, path: str) -> NeedleError | None:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, StorageError
+from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, ReplicaDamaged, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId, group_name
 from needle.multiraft.codec import StateRequest, decode_manifest, encode_state_request
@@ -79,7 +79,7 @@ class SnapshotTraffic:
                     )
                 except DiskFailed:
                     raise
-                except (StorageError, *SHORTAGES) as error:
+                except (StorageError, ReplicaDamaged, *SHORTAGES) as error:
                     _log.warning("%s: no snapshot could be made: %s", group_name(group.id), error)
             now = host.clock.monotonic()
             peers, self._wanting = self._wanting, {}
