@@ -5,6 +5,7 @@ A test compares the files with this, and fails for a public name without a docst
 
 from __future__ import annotations
 
+import ast
 import enum
 import inspect
 import re
@@ -41,6 +42,8 @@ SHARED: tuple[type, ...] = (DocumentMethods, BatchMethods)
 """Bases whose methods are described once."""
 
 
+SHOWN_MAX = 100
+"""Characters of a default value."""
 STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
@@ -72,11 +75,22 @@ def _shown(value: object) -> str:
         return f"{type(value).__name__}.{value.name}"
     if isinstance(value, float) and value == int(value):
         return f"{value:.1f}"
-    return re.sub(r"<(\w+\.\w+): [^>]*>", r"\1", repr(value))
+    text = re.sub(r"<(\w+\.\w+): [^>]*>", r"\1", repr(value))
+    return text if len(text) <= SHOWN_MAX else f"{type(value).__name__}(...)"
+
+
+class _Plain(ast.NodeTransformer):
+    """Takes the types out of `Annotated`: what is allowed of a setting is in docs/operations.md."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        annotated = isinstance(node.value, ast.Name) and node.value.id == "Annotated"
+        return node.slice.elts[0] if annotated and isinstance(node.slice, ast.Tuple) else node
 
 
 def _annotation(note: object) -> str:
-    return note if isinstance(note, str) else inspect.formatannotation(note)
+    text = note if isinstance(note, str) else inspect.formatannotation(note)
+    return ast.unparse(_Plain().visit(ast.parse(text, mode="eval"))) if "Annotated[" in text else text
 
 
 def signature(name: str, thing: Any) -> str:
