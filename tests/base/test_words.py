@@ -16,6 +16,7 @@ CALLED_BY_OTHERS = {
     *("eof_received", "pause_writing", "resume_writing"),  # asyncio.Protocol
     *("on_url", "on_message_complete"),  # httptools
     "_options",  # typer, of the command line itself
+    "visit_Subscript",  # ast.NodeTransformer
 }
 FOR_LATER_NODES = {"DRAINING"}
 """What a newer node of the same cluster may write, and this one must be able to read."""
