@@ -91,7 +91,7 @@ class Operator:
 
     def _may_shrink(self, rest: list[str]) -> bool:
         """Nobody in their senses takes a voter from a group that lacks one already: what remains could be stuck."""
-        retired, rotten = self._fleet.retired, self._fleet.observer.rotten
+        retired, rotten = self._fleet.retired, self._fleet.observer.rotten | self._fleet.spoilt
         lost = self._fleet.forgetful.intersection(self.members)
         return self.all_are_voters() and not lost and not retired.intersection(rest) and keeps_quorum(rest, rotten)
 

@@ -74,6 +74,8 @@ class Fleet:
         self.retired: set[str] = set()
         self.forgetful: set[str] = set()
         """Machines whose disks were replaced by empty or older ones."""
+        self.spoilt: set[str] = set()
+        """Nodes whose documents may be damaged until they were read once more; what they promised they keep."""
         self.turned_away: set[str] = set()
         """Those of them that ended because the catalog knows another directory under their name."""
         self.lost_seconds = LOST_SECONDS

@@ -71,8 +71,7 @@ class Injector:
         self._trace = trace
         self._tasks: list[asyncio.Task[None]] = []
         self._rotten: set[str] = set()
-        self.spoilt: set[str] = set()
-        """Nodes whose documents may be damaged until they were read once more; what they promised they keep."""
+        self.spoilt = fleet.spoilt
         self.counts: Counter[str] = Counter()
         self.over = False
         self.more: Mapping[str, Handler] = {}

@@ -218,7 +218,7 @@ class ShardOperator:
         rest = [node for node in self._truth.nodes_of(group) if node != name]
         if len(rest) < 2 or self._fleet.retired.intersection(rest) or not self.all_are_voters(group):
             return
-        if keeps_quorum(rest, self._fleet.observer.rotten):
+        if keeps_quorum(rest, self._fleet.observer.rotten | self._fleet.spoilt):
             await self._change(group, rest, [name] if what == "demote" else [])
 
     async def _restore(self, group: GroupId) -> None:
