@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import StorageError, UnsupportedFormat, invalid
+from needle.base.errors import InvalidArgument, StorageError, UnsupportedFormat
 from needle.base.file_errors import SHORTAGES, os_failure
 from needle.base.ids import NodeId
 from needle.server.address_book import Moved
@@ -68,7 +68,10 @@ def claim(data_dir: str, node_id: NodeId, cluster_id: str, kind: str = FIXED) ->
         os.makedirs(data_dir, exist_ok=True)
         lock = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o644)
     except (FileExistsError, NotADirectoryError):
-        raise invalid("data_dir", data_dir, "a directory, or a path where one can be made; there is a file") from None
+        raise InvalidArgument(
+            f"data_dir = {data_dir} is not allowed: there is a file; name a directory, or a path where one can be made",
+            field="data_dir",
+        ) from None
     except OSError as error:
         raise os_failure(error, data_dir) from error
     try:
