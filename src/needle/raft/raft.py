@@ -135,6 +135,11 @@ class Raft:
         elif now >= s.election_deadline:
             election.on_timeout(s)
 
+    @property
+    def is_restoring(self) -> bool:
+        """Whether a snapshot that was taken waits to be installed."""
+        return self._s.log.snapshot is not None
+
     def next_deadline(self) -> float:
         """When `tick` must be called next, at the latest."""
         s = self._s

@@ -132,8 +132,9 @@ class SnapshotTraffic:
             )
             return
         if not host.stopped:
-            self._staged_index = meta.index
             refusal = group.raft.step(message, host.clock.monotonic())
+            # If the log holds all of it by now, the core takes no more than the commit index.
+            self._staged_index = meta.index if group.raft.is_restoring else 0
             if refusal:
                 _log.warning("%s: the snapshot of %s is refused: %s", group_name(group.id), message.frm, refusal)
             host.wake(group)
