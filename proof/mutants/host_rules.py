@@ -372,6 +372,18 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="what-the-core-did-not-take-is-waited-for",
+        breaks="a damaged replica waits for good for a snapshot that its core had no use for",
+        edits=(
+            Edit(
+                "multiraft.snapshots.group_snapshots:SnapshotTraffic._fetch_offer",
+                "meta.index if group.raft.is_restoring else 0",
+                "meta.index",
+            ),
+        ),
+        sim=True,
+    ),
+    Mutant(
         name="copied-block-not-compared",
         breaks="what a file of the receiver holds is taken for a block of a snapshot though it has changed since",
         edits=(

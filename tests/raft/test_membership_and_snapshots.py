@@ -145,6 +145,7 @@ def test_a_snapshot_at_or_below_the_commit_index_is_ignored() -> None:
 def test_a_snapshot_that_the_log_contains_only_fast_forwards() -> None:
     solo = Solo(1, 1, 1, term=1, commit=1)
     solo.receive(MessageType.SNAPSHOT, "b", 1, snapshot=snapshot(2, 1))
+    assert not solo.raft.is_restoring  # nothing will be installed: who waits for that waits for good
     assert solo.raft.ready().snapshot is None
     assert (solo.raft.commit, solo.raft.last_index) == (2, 3)
 
@@ -155,7 +156,9 @@ def test_any_other_snapshot_replaces_log_and_configuration() -> None:
     ready = solo.raft.ready(apply=False)
     assert ready.snapshot == snapshot(9, 2) and not ready.messages
     assert [m.index for m in ready.messages_after_persist] == [9]
+    assert solo.raft.is_restoring
     solo.write(ready)
+    assert not solo.raft.is_restoring
     assert (solo.raft.applied, solo.raft.commit, solo.raft.last_index) == (9, 9, 9)
     assert solo.raft.conf == snapshot(9, 2).conf
     solo.receive(MessageType.APPEND, "b", 2, index=9, log_term=2, entries=entries(2, start=10), commit=10)
