@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap
 
@@ -71,6 +71,7 @@ def test_even_lengths_have_one_graph(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example([0.0, 1.0, 1.0, 1.0, 1.0], 4097)
 @given(st.lists(st.sampled_from([0.0, 1.0, 1.05, 2.0, 50.0, 1e6]), min_size=1, max_size=5), st.integers(1, 9000))
 def test_bands_cover_all_nodes_in_order(kinds: list[float], rows: int) -> None:
     lengths = np.sort(np.resize(np.array(kinds, np.float32), rows))[::-1]

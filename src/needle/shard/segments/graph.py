@@ -69,7 +69,9 @@ def bands_of(lengths: Floats) -> tuple[Band, ...]:
         end = total
         if len(found) < BANDS_MAX - 1:
             end = max(int(np.searchsorted(-lengths, -floor, side="right")), at + BAND_ROWS_MIN)
-            end = total if total - end < BAND_ROWS_MIN // 2 else end
+            # A short rest goes with the band before it, unless that would make a large one uneven: scored row by row.
+            joins = lengths[-1] >= floor or total - at <= 2 * BAND_ROWS_MIN
+            end = total if total - end < BAND_ROWS_MIN // 2 and joins else end
         found.append(Band(at, end - at, float(lengths[at]) * ROUNDING, bool(lengths[end - 1] >= floor)))
         at = end
     return () if not found or (len(found) == 1 and found[0].even) else tuple(found)
