@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 
-from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, ProtocolError
+from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, OutOfMemory, ProtocolError
 from needle.base.parts import Body
 from needle.rpc.codec import Hello, check_hello, decode, decode_error, encode
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
@@ -122,7 +122,7 @@ class ClientConnection(FrameConnection):
         else:
             raise ProtocolError(f"{self._link.address} sent frame kind {kind}, which a client does not take")
 
-    def _violated(self, error: ProtocolError) -> None:
+    def _violated(self, error: ProtocolError | OutOfMemory) -> None:
         self.stats.protocol_errors += 1
         self._reason = error
         self.abort()
