@@ -30,7 +30,7 @@ _LENGTH = struct.Struct("<I")
 
 Payload = bytes | memoryview
 Frame = tuple[int, int, Payload]
-"""(kind, request id, payload). A memoryview is over bytes that never change again: safe to keep, but all of its chunk or
+"""(kind, request id, payload). A memoryview is over bytes that never change again: safe to keep, but its whole chunk or
 frame stays alive with it."""
 
 
