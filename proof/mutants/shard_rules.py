@@ -208,7 +208,7 @@ MUTANTS = (
     Mutant(
         name="rotten-frames-are-moved",
         breaks="a bit that flips in SQLite's write-ahead log gets a right checksum with its page: served for good",
-        edits=(Edit("shard.documents.wal_check:WalCheck.run", "if frames <= 0:", "if True:"),),
+        edits=(Edit("shard.documents.wal_check:WalCheck.run", "if frames <= moved:", "if True:"),),
         tests=("tests/shard/test_wal_check.py::test_a_flipped_bit_anywhere_in_a_frame_is_found_before_it_is_moved",),
     ),
     Mutant(

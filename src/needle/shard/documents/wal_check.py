@@ -2,7 +2,8 @@
 
 SQLite compares the sums of its frames when it opens a log that another process left behind, and never again; pages have
 no sums of their own there yet, they get them in the main file (sqlite_file.py). A bit that flipped in between would get
-a right one. So the frames are compared before a checkpoint moves them: cost follows what was written since the last.
+a right one. So the frames are compared before a checkpoint moves them: cost follows what was written since the last. Those
+that it cannot move, for somebody reads what was there before, are compared again before the next one.
 
 Format and sums: "WAL File Format" and "Checksum Algorithm", https://www.sqlite.org/fileformat2.html sections 4.1, 4.2.
 """
@@ -43,49 +44,45 @@ _OF_WORDS, _OF_LAST = _weights()
 
 
 class WalCheck:
-    """Compares each frame of one log once. path: of the database. Not for several threads at once."""
+    """Compares the frames of one log. path: of the database. compared: how many frames, in all."""
 
     def __init__(self, path: str) -> None:
         self._path = path + "-wal"
-        self._salts = b""
-        self._checked = 0
+        self.compared = 0
 
     def run(self, connection: apsw.Connection) -> None:
-        """Compare the frames that were not. Nobody writes meanwhile, and the connection is in no transaction. Raises
-        CorruptDocuments, OSError."""
-        frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        if frames <= 0:
+        """Compare the frames that no checkpoint has moved. Nobody writes meanwhile, and the connection is in no
+        transaction. Raises CorruptDocuments, OSError."""
+        frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        if frames <= moved:
             return
         with open(self._path, "rb") as file:
             header = file.read(HEADER_BYTES)
-            if header[_SALTS] != self._salts:  # begun anew
-                self._salts, self._checked = header[_SALTS], 0
             order = ">u4" if int.from_bytes(header[:4], "big") == _BIG_ENDIAN else "<u4"
             last = header[24:32]
-            if self._checked:
-                file.seek(HEADER_BYTES + (self._checked - 1) * FRAME_BYTES)
+            if moved:
+                file.seek(HEADER_BYTES + (moved - 1) * FRAME_BYTES)
                 last = file.read(24)[16:24]
-            file.seek(HEADER_BYTES + self._checked * FRAME_BYTES)
-            while self._checked < frames:
-                count = min(AT_ONCE, frames - self._checked)
-                data = file.read(count * FRAME_BYTES)
-                last = self._compare(data, count, last, order)
-                self._checked += count
+            file.seek(HEADER_BYTES + moved * FRAME_BYTES)
+            for first in range(moved, frames, AT_ONCE):
+                count = min(AT_ONCE, frames - first)
+                last = self._compare(file.read(count * FRAME_BYTES), first, count, header[_SALTS], last, order)
+                self.compared += count
 
-    def _compare(self, data: bytes, count: int, last: bytes, order: str) -> bytes:
-        """Compare `count` frames; the sum of the last one."""
+    def _compare(self, data: bytes, first: int, count: int, salts: bytes, last: bytes, order: str) -> bytes:
+        """Compare `count` frames from `first` on; the sum of the last one. last: of the one before."""
         if len(data) < count * FRAME_BYTES:
-            raise self._damaged(f"it ends within frame {self._checked + len(data) // FRAME_BYTES}")
+            raise self._damaged(f"it ends within frame {first + len(data) // FRAME_BYTES}")
         frames = np.frombuffer(data, np.uint8).reshape(count, FRAME_BYTES)
         words = np.concatenate((frames[:, :8], frames[:, 24:]), axis=1).view(order).astype(np.uint32, copy=False)
         stored = np.ascontiguousarray(frames[:, 16:24]).view(">u4").astype(np.uint32)
         before = np.vstack((np.frombuffer(last, ">u4").astype(np.uint32), stored[:-1]))
         a, b, d = (np.uint32(n) for n in _OF_LAST)
         carried = np.stack((a * before[:, 0] + b * before[:, 1], b * before[:, 0] + d * before[:, 1]), axis=1)
-        salts = np.frombuffer(self._salts, np.uint8)
-        wrong = ((words @ _OF_WORDS + carried) != stored).any(axis=1) | (frames[:, 8:16] != salts).any(axis=1)
+        salted = np.frombuffer(salts, np.uint8)
+        wrong = ((words @ _OF_WORDS + carried) != stored).any(axis=1) | (frames[:, 8:16] != salted).any(axis=1)
         if wrong.any():
-            raise self._damaged(f"frame {self._checked + int(wrong.argmax())} is not what was written")
+            raise self._damaged(f"frame {first + int(wrong.argmax())} is not what was written")
         return bytes(stored[-1].astype(">u4"))
 
     def _damaged(self, what: str) -> CorruptDocuments:
