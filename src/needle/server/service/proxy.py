@@ -9,12 +9,21 @@ repeated at another node is answered SessionExpired, which its client reports as
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
 from needle.base.config import RaftConfig
-from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, SessionExpired, UnsupportedFormat, invalid
+from needle.base.errors import (
+    Internal,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    SessionExpired,
+    UnsupportedFormat,
+    invalid,
+)
 from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.base.runtime import Rng
 from needle.client.router.router import Router
@@ -35,7 +44,9 @@ from needle.shard.apply.sessions import ANSWERS_MAX, SESSIONS_MAX
 from needle.shard.apply.validation import check_spec
 
 KEPT_MAX = 65_536
-"""Answers of all sessions, of some 1 KiB each: sessions that were not used for longest forget their oldest ones."""
+"""Writes of all sessions, of some 1 KiB each: sessions that were not used for longest forget their oldest ones."""
+ROWS_KEPT = 16
+"""Documents written of a batch that did not get through whole that weigh as much as a write."""
 LEFT = "documents_left"
 """Detail of the error for a batch that can be repeated for its rest."""
 Judge = Callable[..., Awaitable[Any]]
@@ -51,36 +62,39 @@ class ProxyNode(Protocol):
     topology: Topology
 
 
-class _Session:
-    """acked: answers of the writes below are forgotten. answers: by write number. written: what is written of a batch
-    of that number that did not get through whole."""
+class _Write:
+    """A numbered write. task: while it runs. outcome: once that is all there will be. written: what is written of a
+    batch that did not get through whole, and may be repeated for its rest. weight: what it counts of KEPT_MAX."""
 
-    __slots__ = ("acked", "answers", "written")
+    __slots__ = ("outcome", "task", "weight", "written")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[WriteResult] | None = None
+        self.outcome: WriteResult | NeedleError | None = None
+        self.written: dict[int, WriteResult] = {}
+        self.weight = 1
+
+
+class _Session:
+    """acked: the writes below are forgotten. writes: the others, by number. weight: of all of them."""
+
+    __slots__ = ("acked", "weight", "writes")
 
     def __init__(self) -> None:
         self.acked = 0
-        self.answers: dict[int, asyncio.Task[WriteResult]] = {}
-        self.written: dict[int, dict[int, WriteResult]] = {}
+        self.weight = 0
+        self.writes: dict[int, _Write] = {}
 
     def forget(self, acked: int) -> int:
-        """Nobody will repeat writes below `acked`. How many answers that freed."""
-        before, kept = self.acked, len(self.answers)
+        """Nobody will repeat writes below `acked`. What they weighed."""
+        before = self.acked
         if acked <= before:
             return 0
         self.acked = acked
         numbers: Iterable[int] = range(before, acked)
-        if acked - before > kept:
-            numbers = [seq for seq in self.answers if seq < acked]
-        for seq in numbers:
-            self.answers.pop(seq, None)
-            self.written.pop(seq, None)
-        return kept - len(self.answers)
-
-    def settled(self, seq: int, task: asyncio.Task[WriteResult]) -> None:
-        """A write is over, whether or not its client still waits."""
-        failure = None if task.cancelled() else task.exception()  # so it counts as seen
-        if not isinstance(failure, NeedleError) or not (failure.retryable or LEFT in failure.details):
-            self.written.pop(seq, None)
+        if acked - before > len(self.writes):
+            numbers = [seq for seq in self.writes if seq < acked]
+        return sum(write.weight for seq in numbers if (write := self.writes.pop(seq, None)) is not None)
 
 
 class Proxy:
@@ -94,7 +108,7 @@ class Proxy:
         self._sessions: dict[int, _Session] = {}
         self._kept = 0
         self._keeping: dict[int, None] = {}
-        """Sessions with answers, those that were used last at the end, as in `_sessions`."""
+        """Sessions with writes, those that were used last at the end, as in `_sessions`."""
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, call: WriteCall) -> WriteResult:
@@ -108,22 +122,44 @@ class Proxy:
         if session.id == 0:
             return await self._run(command, timeout, {})
         known = self._used(session)
-        answers = known.answers
-        task = answers.get(session.seq)
-        if task is None:
-            written = known.written.setdefault(session.seq, {})
-            task = asyncio.get_running_loop().create_task(self._run(command, SHARE * timeout, written))
-            task.add_done_callback(partial(known.settled, session.seq))
-            self._keep(session, known, task)
+        write = known.writes.get(session.seq)
+        if write is None:
+            write = known.writes[session.seq] = _Write()
+            self._keeping[session.id] = None
+            self._weigh(session.id, known, write.weight)
+            if len(known.writes) > ANSWERS_MAX:
+                self._forget_oldest(session.id)
+            self._bound()
+        if write.outcome is not None:
+            return _told(write.outcome)
+        if write.task is None:
+            write.task = asyncio.get_running_loop().create_task(self._run(command, SHARE * timeout, write.written))
+            write.task.add_done_callback(partial(self._settled, session, known, write))
+        task = write.task
         done, _ = await asyncio.wait((task,), timeout=timeout)
         if not done:
             raise OutcomeUnknown(f"the write was not answered within {timeout:g} s; it may take effect")
-        failure = task.exception()
-        again = isinstance(failure, NeedleError) and (failure.retryable or LEFT in failure.details)
-        if again and answers.get(session.seq) is task:
-            del answers[session.seq]  # nothing happened but what is in `written`: the client may send it again
-            self._freed(session.id, 1)
         return task.result()
+
+    def _settled(
+        self, session: commands.Session, known: _Session, write: _Write, task: asyncio.Task[WriteResult]
+    ) -> None:
+        """A write is over, whether or not its client still waits. The task is not kept: what failed holds its command
+        in the frames of its traceback."""
+        write.task = None
+        outcome = _outcome(task)
+        again = isinstance(outcome, NeedleError) and (outcome.retryable or LEFT in outcome.details)
+        if not again:
+            write.outcome, write.written = outcome, {}
+        if known.writes.get(session.seq) is not write:
+            return  # forgotten meanwhile
+        weight = 1 + len(write.written) // ROWS_KEPT
+        if again and not write.written:
+            del known.writes[session.seq]  # nothing happened: the client may send it again
+            weight = 0
+        before, write.weight = write.weight, weight
+        self._weigh(session.id, known, weight - before)
+        self._bound()
 
     def _used(self, session: commands.Session) -> _Session:
         """The session of a write that may be executed, or was. Raises SessionExpired."""
@@ -134,7 +170,7 @@ class Proxy:
         if session.id in self._keeping:
             del self._keeping[session.id]
             self._keeping[session.id] = None
-        self._freed(session.id, known.forget(session.acked))
+        self._weigh(session.id, known, -known.forget(session.acked))
         if session.seq < known.acked:  # a copy that was late
             raise SessionExpired(
                 f"write {session.seq} of session {session.id} was answered before and its answer is forgotten; "
@@ -142,24 +178,23 @@ class Proxy:
             )
         return known
 
-    def _keep(self, session: commands.Session, known: _Session, task: asyncio.Task[WriteResult]) -> None:
-        known.answers[session.seq] = task
-        self._keeping[session.id] = None
-        self._kept += 1
-        if len(known.answers) > ANSWERS_MAX:
-            self._forget_oldest(session.id)
+    def _forget_oldest(self, session: int) -> None:
+        known = self._sessions[session]
+        oldest = known.acked if known.acked in known.writes else min(known.writes)
+        self._weigh(session, known, -known.forget(oldest + 1))
+
+    def _bound(self) -> None:
         while self._kept > KEPT_MAX:
             self._forget_oldest(next(iter(self._keeping)))
 
-    def _forget_oldest(self, session: int) -> None:
-        known = self._sessions[session]
-        oldest = known.acked if known.acked in known.answers else min(known.answers)
-        self._freed(session, known.forget(oldest + 1))
-
-    def _freed(self, session: int, count: int) -> None:
-        self._kept -= count
-        if count and not self._sessions[session].answers:
-            del self._keeping[session]
+    def _weigh(self, session: int, known: _Session, more: int) -> None:
+        """The writes of a session weigh so much more, or less."""
+        known.weight += more
+        if self._sessions.get(session) is not known:
+            return  # the session is forgotten
+        self._kept += more
+        if not known.writes:
+            self._keeping.pop(session, None)
 
     def _decoded(self, data: bytes) -> commands.Command:
         """May run in any thread. Raises InvalidArgument."""
@@ -179,7 +214,7 @@ class Proxy:
     def _open(self) -> WriteResult:
         while len(self._sessions) >= SESSIONS_MAX:
             oldest = next(iter(self._sessions))
-            self._kept -= len(self._sessions.pop(oldest).answers)
+            self._kept -= self._sessions.pop(oldest).weight
             self._keeping.pop(oldest, None)
         made = self._rng.getrandbits(52) + 1
         self._sessions[made] = _Session()
@@ -284,3 +319,19 @@ class Proxy:
 def _repeatable(error: NeedleError) -> int:
     """Which error tells the fate of a batch: one of unknown fate must not be repeated, whatever the others say."""
     return 0 if isinstance(error, OutcomeUnknown) else 1 + error.retryable
+
+
+def _outcome(task: asyncio.Task[WriteResult]) -> WriteResult | NeedleError:
+    """What came of a write, without anything that it was made of; so a failure counts as seen."""
+    if task.cancelled():
+        return OutcomeUnknown("the node stopped while it executed the write")
+    failure = task.exception()
+    if failure is None:
+        return task.result()
+    return copy.copy(failure) if isinstance(failure, NeedleError) else Internal(f"{type(failure).__name__}: {failure}")
+
+
+def _told(outcome: WriteResult | NeedleError) -> WriteResult:
+    if isinstance(outcome, NeedleError):
+        raise copy.copy(outcome)  # a copy: what is raised holds the frames that it passes
+    return outcome

@@ -2,8 +2,8 @@
 
 SQLite compares the sums of its frames when it opens a log that another process left behind, and never again; pages have
 no sums of their own there yet, they get them in the main file (sqlite_file.py). A bit that flipped in between would get
-a right one. So the frames are compared before a checkpoint moves them: cost follows what was written since the last. Those
-that it cannot move, for somebody reads what was there before, are compared again before the next one.
+a right one. So the frames are compared before a checkpoint moves them: cost follows what was written since the last.
+Those that it cannot move, for somebody reads what was there before, are compared again before the next one.
 
 Format and sums: "WAL File Format" and "Checksum Algorithm", https://www.sqlite.org/fileformat2.html sections 4.1, 4.2.
 """
