@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError
 from needle.base.model import HitBatch, ReadMode
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.routing.topology import Topology
@@ -32,7 +32,7 @@ class Through:
     def __init__(self, caller: Caller, where: Where) -> None:
         self._caller, self._where = caller, where
 
-    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
         return await self._caller.call(self._where(address), method, body, timeout)
 
     def connected(self, address: str) -> bool:
@@ -54,7 +54,7 @@ class Balancer(Through):
         self._rng = rng
         self.node = rng.choice(self._names)
 
-    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
         try:
             return await super().call(address, method, body, timeout)
         except (ConnectionLost, DeadlineExceeded):

@@ -10,6 +10,7 @@ from typing import IO, Any, TypeVar
 from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
+from needle.base.parts import Payload
 from needle.client.client import BATCH_BYTES_MAX
 from needle.client.documents import DEFAULT_COLLECTION
 from needle.connecting import sharded_client
@@ -210,7 +211,7 @@ class ShardedSite(Site):
         documents = dict(zip(found.ids, found.versions, strict=True))
         return Replica(node, answer.applied_index, answer.digest, documents, shard)
 
-    async def _call(self, node: str, method: str, call: object) -> bytes:
+    async def _call(self, node: str, method: str, call: object) -> Payload:
         address = self.cluster.nodes[node].address
         try:
             return await self.operator._caller.call(address, method, calls.encode(call), READ_SECONDS)

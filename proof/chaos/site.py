@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import IO, Any
 
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.local.process_cluster import ProcessCluster
 from needle.rpc.transport import RpcClient
 from needle.system import SystemClock
@@ -122,7 +122,7 @@ class OneAddress:
     def __init__(self, caller: RpcClient, address: str) -> None:
         self._caller, self._address = caller, address
 
-    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
         return await self._caller.call(self._address, method, body, timeout)
 
     def connected(self, address: str) -> bool:

@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 from needle.base.model import HitBatch, ReadMode, WriteResult
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.client.client import Client as RealClient
 from needle.client.directory import Caller
 from needle.protocol import calls
@@ -27,7 +27,7 @@ class Recorder:
         self.batch: HitBatch | None = None
         self.applied_index = 0
 
-    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
         answer = await self._endpoint.call(address, method, body, timeout)
         if method == calls.SEARCH:
             self.batch = calls.decode(answer, HitBatch)

@@ -1,6 +1,7 @@
 """The decoder sees bytes, not chunks; what it refuses, it refuses early and for good."""
 
 import errno
+import mmap
 import time
 
 import pytest
@@ -8,13 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import FrameTooLarge, NeedleError, OutOfMemory, ProtocolError
+from needle.rpc.client_connection import ClientConnection, Link
 from needle.rpc.codec import Hello, decode, decode_error, split_request
+from needle.rpc.connection import RpcLimits, RpcStats
 from needle.rpc.frame import (
     ENVELOPE_BYTES,
     GATHERED_BYTES_MIN,
     HEADER,
+    HEADER_BYTES,
     ONEWAY,
     REQUEST,
+    RESPONSE,
     VIEW_BYTES_MIN,
     FrameDecoder,
     encode_frame,
@@ -138,6 +143,49 @@ def test_a_large_frame_that_gets_no_memory_is_an_error_of_its_connection(monkeyp
     assert plain(frames) == [(REQUEST, 1, b"first")]
     assert isinstance(decoder.error, OutOfMemory) and decoder.error.retryable
     assert decoder.feed(whole) == [] and decoder.buffered == 0
+
+
+def test_a_large_frame_that_gets_no_memory_as_it_grows_is_an_error_of_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Full(mmap.mmap):
+        def resize(self, _: int) -> None:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("needle.rpc.frame.mmap.mmap", Full)
+    wire = encode_frame(REQUEST, 2, (bytes(3 * GATHERED_BYTES_MIN),)) + encode_frame(REQUEST, 3, (b"next",))
+    for step in (1000, len(wire)):  # in its midst, and with its last chunk
+        decoder = FrameDecoder(64 << 20)
+        assert decoder.feed(wire[:1000]) == []
+        assert [frame for at in range(1000, len(wire), step) for frame in decoder.feed(wire[at : at + step])] == []
+        assert isinstance(decoder.error, OutOfMemory) and decoder.buffered == 0
+
+
+def test_a_header_takes_no_memory_for_what_it_announces() -> None:
+    decoder = FrameDecoder(64 << 20)
+    wire = encode_frame(REQUEST, 2, (bytes(60 << 20),))
+    for end in (HEADER_BYTES, 1 << 20, 8 << 20):
+        decoder.feed(wire[decoder.buffered : end])
+        assert decoder._gathered is not None
+        assert len(decoder._gathered) <= max(GATHERED_BYTES_MIN, 2 * end)
+
+
+async def test_a_large_answer_is_not_copied_when_it_is_whole() -> None:
+    """Neither by the decoder nor by the connection that hands it to its caller."""
+    wire, step = encode_frame(RESPONSE, 1, (bytes(60 << 20),)), 256 << 10
+    shares = []
+    for _ in range(3):
+        connection = ClientConnection(Link("a:1"), Hello(version=1, cluster_id="c"), RpcLimits(), RpcStats())
+        answer, took = connection.request(b"head", b"body", connection.loop.time() + 100), []
+        for at in range(0, len(wire), step):
+            chunk = wire[at : at + step]
+            began = time.thread_time()
+            connection.data_received(chunk)
+            took.append(time.thread_time() - began)
+        assert await answer == bytes(60 << 20)
+        shares.append(max(took) / sum(took))
+        connection.on_lost(None)
+    assert min(shares) < 0.2
 
 
 @pytest.mark.parametrize("step", [1000, GATHERED_BYTES_MIN, 3 * GATHERED_BYTES_MIN])

@@ -14,7 +14,7 @@ import msgspec
 
 from needle.base.errors import NeedleError
 from needle.base.model import HitBatch, ReadMode, WriteResult
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.client.document_calls import Found
@@ -178,7 +178,7 @@ class _Pinned:
         self._name = name
         self._address = address
 
-    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
         if method == calls.LEADER:
             return calls.encode(LeaderAnswer(self._name, self._name, 1, {self._name: self._address}, False))
         return await self._caller.call(self._address, method, body, timeout)

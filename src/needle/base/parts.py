@@ -29,6 +29,13 @@ class Pieces(list[bytes]):
 
 Body = bytes | Pieces
 """What is sent: whole, or in pieces."""
+Payload = bytes | memoryview
+"""What arrived. What is large is a view, so that it is not copied; nobody writes to it any more."""
+
+
+def as_bytes(payload: Payload) -> bytes:
+    """What arrived, by itself: copied if it is a view. For what is small."""
+    return payload if isinstance(payload, bytes) else bytes(payload)
 
 
 def body_bytes(body: Body) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client.directory import Directory
 
@@ -80,7 +80,7 @@ class Unanswered:
 
     async def call(
         self, address: str, method: str, body: Body, seconds: float, *, anywhere: bool = False
-    ) -> bytes | None:
+    ) -> Payload | None:
         """The answer of the node at `address`, the leader. None if it was given up: another node was elected leader,
         or, for a request that may be answered anywhere, the node says nothing at all any more."""
         loop, directory = asyncio.get_running_loop(), self._directory

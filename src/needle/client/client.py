@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
+from needle.base.parts import Payload
 from needle.base.runtime import Blocking, Rng
 from needle.client import values
 from needle.client.batches import BatchMethods
@@ -183,7 +184,7 @@ class Client(BatchMethods):
         body = MembershipCall(shard_group(0), list(voters), list(learners), dict(addresses or {}), timeout)
         await self._ask(calls.MEMBERSHIP, body, timeout)
 
-    async def _ask(self, method: str, body: object, timeout: float) -> bytes:
+    async def _ask(self, method: str, body: object, timeout: float) -> Payload:
         data = calls.encode(body)
         make: MakeBody = lambda _: data  # noqa: E731
         return await self._data().ask_leader(method, make, values.check_timeout(timeout))

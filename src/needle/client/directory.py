@@ -14,7 +14,7 @@ from typing import Protocol
 
 from needle.base.errors import ClientClosed, ConfigError, DeadlineExceeded, NeedleError, ProtocolError
 from needle.base.ids import GroupId, NodeId
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 
@@ -31,7 +31,7 @@ TOGETHER_MAX = 4
 class Caller(Protocol):
     """What a client needs of the network: `rpc.RpcClient`, or the simulator's."""
 
-    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes: ...
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload: ...
     def connected(self, address: str) -> bool: ...
     async def connect(self, address: str, timeout: float) -> None: ...
     async def close(self) -> None: ...

@@ -31,7 +31,7 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import WriteResult
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client.attempts import Attempts, Unanswered
 from needle.client.directory import Directory
@@ -49,7 +49,7 @@ _JUDGED_BY_THE_LOG = (AlreadyExists, VersionMismatch, CollectionExists)
 """What only applying a write can find: the answer of a numbered write, however often it was sent."""
 
 
-def _written(answer: bytes) -> WriteResult:
+def _written(answer: Payload) -> WriteResult:
     try:
         return calls.decode(answer, WriteResult)
     except ProtocolError as error:
@@ -143,12 +143,12 @@ class GroupClient:
     # --- the leader --------------------------------------------------------------------------------------------------
     async def ask_leader(
         self, method: str, make_body: MakeBody, timeout: float, final: tuple[type[NeedleError], ...] = ()
-    ) -> bytes:
+    ) -> Payload:
         """Ask the leader, repeating until it answers; for reads and calls that may be repeated. final: errors that are
         answers."""
         return await self._ask_leader(method, make_body, Attempts(timeout, final))
 
-    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> bytes:
+    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> Payload:
         directory = self._directory
         while True:
             if (left := attempts.left()) <= 0:
@@ -250,7 +250,7 @@ class GroupClient:
         )
 
     # --- any replica -------------------------------------------------------------------------------------------------
-    async def ask_any(self, method: str, make_body: MakeBody, timeout: float) -> bytes:
+    async def ask_any(self, method: str, make_body: MakeBody, timeout: float) -> Payload:
         """Ask one replica after the other, in turn, until one answers. One that works is waited for; one that fails, or
         says nothing at all any more, is left for the next."""
         attempts = Attempts(timeout)

@@ -13,6 +13,7 @@ from typing import TypeVar
 from needle.base.errors import NeedleError, Unavailable
 from needle.base.ids import GroupId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.parts import Payload
 from needle.base.runtime import Blocking, beside
 from needle.client import values
 from needle.client.document_calls import BatchPart, Found
@@ -146,7 +147,7 @@ class OneGroup:
 
     async def _read(
         self, method: str, make: Callable[[GroupId, Freshness], object], fresh: Freshness, timeout: float
-    ) -> bytes:
+    ) -> Payload:
         group = self._group
 
         def body(left: float) -> bytes:
@@ -157,7 +158,7 @@ class OneGroup:
             return await group.ask_any(method, body, timeout)
         return await group.ask_leader(method, body, timeout)
 
-    async def _decoded(self, answer: bytes, kind: type[T]) -> T:
+    async def _decoded(self, answer: Payload, kind: type[T]) -> T:
         return await beside(self.blocking if len(answer) >= BESIDE_BYTES else None, lambda: calls.decode(answer, kind))
 
     # --- collections -------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from needle.base.errors import (
 )
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client.attempts import Attempts
 from needle.client.directory import Caller, Directory
@@ -130,7 +130,7 @@ class ShardGroup(GroupClient):
             error
         )  # what is raised of it is judged in _ask_leader
 
-    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> bytes:
+    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> Payload:
         while True:
             try:
                 return await super()._ask_leader(method, make_body, attempts)
@@ -161,7 +161,7 @@ class ShardGroup(GroupClient):
         await self._refresh(self._topology().version + 1, LOOK_SECONDS)
         await super()._unreached(attempts)
 
-    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> Payload:
         """Ask one replica, once."""
         return await self._caller.call(address, method, body, timeout)
 

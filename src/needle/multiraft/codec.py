@@ -13,7 +13,7 @@ import msgspec
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
-from needle.base.parts import LARGE_BYTES, Body, encode_parts
+from needle.base.parts import LARGE_BYTES, Body, Payload, encode_parts
 from needle.multiraft.log.log_records import Life
 from needle.multiraft.ports import SnapshotFile
 from needle.raft.messages import ConfState, Message, SnapshotMeta
@@ -159,12 +159,12 @@ def frame_body(nonce: int, news: int, messages: list[Addressed]) -> Body:
     return encode_parts((nonce, news, messages))
 
 
-def decode_frame(body: bytes) -> Frame:
+def decode_frame(body: Payload) -> Frame:
     """What a frame holds. Raises ProtocolError."""
     return _decoded(_frame, body, "a frame of Raft messages")
 
 
-def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes, what: str) -> T:
+def _decoded(decoder: msgspec.msgpack.Decoder[T], body: Payload, what: str) -> T:
     try:
         return decoder.decode(body)
     except DECODE_ERRORS as error:
@@ -181,7 +181,7 @@ def decode_life_call(body: bytes) -> LifeCall:
     return _decoded(_life_call, body, "a question for a node's life")
 
 
-def decode_life_answer(body: bytes) -> LifeAnswer:
+def decode_life_answer(body: Payload) -> LifeAnswer:
     """Raises ProtocolError."""
     return _decoded(_life_answer, body, "the life of a node")
 
@@ -191,7 +191,7 @@ def decode_standing_call(body: bytes) -> StandingCall:
     return _decoded(_standing_call, body, "a question for an entry")
 
 
-def decode_standing(body: bytes) -> Standing:
+def decode_standing(body: Payload) -> Standing:
     """Raises ProtocolError."""
     return _decoded(_standing, body, "the answer about an entry")
 
@@ -243,7 +243,7 @@ def encode_state(meta: SnapshotMeta) -> bytes:
     return _encoder.encode(meta)
 
 
-def decode_state(body: bytes) -> SnapshotMeta:
+def decode_state(body: Payload) -> SnapshotMeta:
     """The snapshot that a "raft.state" call was answered with. Raises ProtocolError."""
     return _decoded(_state, body, "a snapshot's description")
 

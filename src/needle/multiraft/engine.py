@@ -18,6 +18,7 @@ import msgspec
 
 from needle.base.errors import Internal, LostState, NeedleError, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.parts import Payload
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.background import Background
 from needle.multiraft.codec import Addressed, frame_body, in_frames
@@ -349,7 +350,7 @@ class Engine:
             self._set_timer(now)
 
     # --- from other nodes -------------------------------------------------------------------------------------------
-    def on_raft(self, frm: NodeId, body: bytes) -> None:
+    def on_raft(self, frm: NodeId, body: Payload) -> None:
         """One frame of a peer. Messages for groups that are not open here are dropped. Raises ProtocolError."""
         if not self.stopped and self._loop is not None:
             self._inbound.on_frame(frm, body)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from needle.base.errors import Internal, NeedleError, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.parts import Payload
 from needle.base.runtime import Clock
 from needle.multiraft import doubts
 from needle.multiraft.codec import (
@@ -99,7 +100,7 @@ class Inbound:
         self._refusal_logged_at = float("-inf")
 
     # --- frames -----------------------------------------------------------------------------------------------------
-    def on_frame(self, frm: NodeId, body: bytes) -> None:
+    def on_frame(self, frm: NodeId, body: Payload) -> None:
         """One frame of a peer. Messages for groups that are not open here are dropped. Raises ProtocolError."""
         host = self._host
         frame = decode_frame(body)

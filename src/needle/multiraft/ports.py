@@ -9,7 +9,7 @@ import msgspec
 
 from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 
 
 class Transport(Protocol):
@@ -19,7 +19,7 @@ class Transport(Protocol):
         """Queue one one-way frame of Raft messages. False if it was dropped (no address, queue full)."""
         ...
 
-    async def call(self, to: NodeId, method: str, body: bytes, timeout: float) -> bytes:
+    async def call(self, to: NodeId, method: str, body: bytes, timeout: float) -> Payload:
         """Ask and wait. Raises the peer's NeedleError, ConnectionLost or DeadlineExceeded."""
         ...
 

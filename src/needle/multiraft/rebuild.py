@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from needle.base.errors import CorruptSnapshot, DeadlineExceeded, DiskFailed, NeedleError, ReplicaDamaged, Unavailable
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.parts import Payload
 from needle.multiraft.codec import StateRequest, decode_manifest, decode_state, encode_state_request
 from needle.multiraft.ports import Applied, StateMachine
 from needle.raft.messages import SnapshotMeta
@@ -147,7 +148,7 @@ class Rebuild:
         await self._install(meta, directory)
         await host.fetcher.discard_others(group.id)
 
-    async def _answer_of(self, leader: NodeId, body: bytes) -> bytes:
+    async def _answer_of(self, leader: NodeId, body: bytes) -> Payload:
         """Waited for while that node leads: making a snapshot may take long, and its answer may be lost for good."""
         host, raft = self._host, self._group.raft
         asking = asyncio.ensure_future(host.transport.call(leader, STATE_METHOD, body, EXPORT_SECONDS))

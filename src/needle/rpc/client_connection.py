@@ -10,10 +10,10 @@ import asyncio
 import copy
 
 from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, OutOfMemory, ProtocolError
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload, as_bytes
 from needle.rpc.codec import Hello, check_hello, decode, decode_error, encode
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
-from needle.rpc.frame import ERROR, HELLO, HELLO_ACK, REQUEST, RESPONSE, Frame
+from needle.rpc.frame import ERROR, GATHERED_BYTES_MIN, HELLO, HELLO_ACK, REQUEST, RESPONSE, Frame
 
 SWEEP_SECONDS = 0.005
 """Calls that are due are looked for by one timer a connection, at most this often."""
@@ -27,7 +27,7 @@ class ClientConnection(FrameConnection):
         self._link = link
         self._hello = hello
         self.ready: asyncio.Future[Hello] = self.loop.create_future()
-        self._pending: dict[int, tuple[asyncio.Future[bytes], float]] = {}
+        self._pending: dict[int, tuple[asyncio.Future[Payload], float]] = {}
         self._next_id = 0
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at = 0.0
@@ -39,11 +39,11 @@ class ClientConnection(FrameConnection):
         self.write_frame(HELLO, 0, (encode(self._hello),))
 
     # --- output ------------------------------------------------------------------------------------------------------
-    def request(self, head: bytes, body: Body, deadline: float) -> asyncio.Future[bytes]:
+    def request(self, head: bytes, body: Body, deadline: float) -> asyncio.Future[Payload]:
         """Send a request; the future ends by `deadline` (loop time) at the latest, give or take a sweep."""
         if self.closing:
             raise self.lost_error()
-        future: asyncio.Future[bytes] = self.loop.create_future()
+        future: asyncio.Future[Payload] = self.loop.create_future()
         self._next_id = request_id = self._next_id + 1
         self._pending[request_id] = (future, deadline)
         self.write_frame(REQUEST, request_id, (head, body) if isinstance(body, bytes) else (head, *body))
@@ -91,19 +91,20 @@ class ClientConnection(FrameConnection):
             if kind == RESPONSE and request_id:
                 entry = pending.pop(request_id, None)
                 if entry is not None and not entry[0].done():
-                    entry[0].set_result(payload if isinstance(payload, bytes) else bytes(payload))
+                    # A small part of a chunk must not keep it alive; a large frame is not copied on the event loop.
+                    entry[0].set_result(payload if len(payload) >= GATHERED_BYTES_MIN else as_bytes(payload))
                 else:
                     self.stats.late_answers += 1
                 continue
             try:
-                self._other(kind, request_id, payload if isinstance(payload, bytes) else bytes(payload))
+                self._other(kind, request_id, payload)
             except ProtocolError as error:
                 self._violated(error)
                 return
         if self.decoder.error is not None:
             self._violated(self.decoder.error)
 
-    def _other(self, kind: int, request_id: int, payload: bytes) -> None:
+    def _other(self, kind: int, request_id: int, payload: Payload) -> None:
         if kind == ERROR and request_id:
             error = decode_error(payload)
             entry = self._pending.pop(request_id, None)

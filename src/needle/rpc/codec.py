@@ -12,7 +12,8 @@ import msgspec
 from needle.base.config import split_address
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Detail, NeedleError, ProtocolError, UnsupportedVersion, WrongCluster, from_wire, invalid
-from needle.rpc.frame import VIEW_BYTES_MIN, Payload
+from needle.base.parts import Payload
+from needle.rpc.frame import VIEW_BYTES_MIN
 
 PROTOCOL_VERSION: Final = 1
 MESSAGE_CHARS_MAX: Final = 16 * 1024

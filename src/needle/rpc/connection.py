@@ -14,7 +14,8 @@ from typing import cast
 
 import msgspec
 
-from needle.rpc.frame import ENVELOPE_BYTES, HEADER, HEADER_BYTES, Frame, FrameDecoder, Payload
+from needle.base.parts import Payload
+from needle.rpc.frame import ENVELOPE_BYTES, HEADER, HEADER_BYTES, Frame, FrameDecoder
 
 SLICE_BYTES = 256 * 1024
 """At most so much is handed to the socket in one turn of the loop: more would hold it for the time of the copies."""

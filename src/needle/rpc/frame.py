@@ -2,17 +2,20 @@
 
 `length` counts what follows it (9 + payload). Invariant: the frames decoded depend on the bytes alone, not on how they
 were cut into chunks; a length over the limit is refused when its four bytes are known, before anything is buffered for
-it; memory held is at most one frame and one chunk. What is done for one chunk takes time by the bytes of that chunk, in
-the midst of a large frame and at its end: nothing grows by copying. Knows nothing of sockets or of what payloads mean.
+it; memory held is what came of one frame and one chunk, and address space twice that, whatever a header announces. What
+is done for one chunk takes time by the bytes of that chunk, in the midst of a large frame and at its end: nothing grows
+by copying. Knows nothing of sockets or of what payloads mean.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+import sys
 from collections.abc import Sequence
 
 from needle.base.errors import FrameTooLarge, OutOfMemory, ProtocolError
+from needle.base.parts import Payload
 
 HELLO, HELLO_ACK, REQUEST, RESPONSE, ERROR, ONEWAY = range(1, 7)
 HEADER = struct.Struct("<IBQ")
@@ -25,10 +28,11 @@ VIEW_BYTES_MIN = 16 * 1024
 GATHERED_BYTES_MIN = 512 * 1024
 """Larger frames are put together in pages of their own as they arrive: a joint at the end takes 40 ms for 64 MiB, and a
 buffer that grows is copied whole by the C library (33 ms). A page takes memory when the first byte is written to it."""
+_PAGES_MOVE = sys.platform == "linux"
+"""Whether pages get more address space without being copied (mremap)."""
 _SMALL_CHUNK = 4096
 _LENGTH = struct.Struct("<I")
 
-Payload = bytes | memoryview
 Frame = tuple[int, int, Payload]
 """(kind, request id, payload). A memoryview is over bytes that never change again: safe to keep, but its whole chunk or
 frame stays alive with it."""
@@ -81,7 +85,8 @@ class FrameDecoder:
                 return frames
             else:
                 offset = self._need - self._have
-                frames.append(self._finish(data, offset))
+                if not self._finish(data, offset, frames):
+                    return frames
         self._scan(data, offset, frames)
         return frames
 
@@ -122,22 +127,38 @@ class FrameDecoder:
 
     def _gather(self, data: memoryview) -> None:
         """Begin a large frame with `data`, its header and more."""
+        whole = self._need - HEADER_BYTES
+        size = min(whole, max(2 * len(data), GATHERED_BYTES_MIN)) if _PAGES_MOVE else whole
         try:
-            pages = mmap.mmap(-1, self._need - HEADER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._gathered = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            wanted = self._need
-            self.drop()
-            self.error = OutOfMemory(f"there is no memory for a frame of {wanted} bytes: {error}")
+            self._no_memory(error)
             return
         self._parts.append(bytes(data[:HEADER_BYTES]))
-        pages.write(data[HEADER_BYTES:])
-        self._gathered = pages
+        self._gathered.write(data[HEADER_BYTES:])
+
+    def _append(self, pages: mmap.mmap, data: Payload) -> bool:
+        """Write to a large frame; False if there is no memory for it."""
+        end = pages.tell() + len(data)
+        if end > len(pages):
+            try:
+                pages.resize(min(self._need - HEADER_BYTES, 2 * end))
+            except OSError as error:
+                self._no_memory(error)
+                return False
+        pages.write(data)
+        return True
+
+    def _no_memory(self, error: OSError) -> None:
+        wanted = self._need
+        self.drop()
+        self.error = OutOfMemory(f"there is no memory for a frame of {wanted} bytes: {error}")
 
     def _keep(self, data: bytes) -> None:
         """Hold a chunk of the frame under way; many tiny chunks share one buffer, so overhead stays bounded."""
         self._have += len(data)
         if self._gathered is not None:
-            self._gathered.write(data)
+            self._append(self._gathered, data)
         elif len(data) >= _SMALL_CHUNK:
             self._parts.append(data)
         elif isinstance(last := self._parts[-1], bytearray):
@@ -145,17 +166,19 @@ class FrameDecoder:
         else:
             self._parts.append(bytearray(data))
 
-    def _finish(self, data: bytes, offset: int) -> Frame:
-        """The frame under way, completed by data[:offset]. Its payload is copied once."""
+    def _finish(self, data: bytes, offset: int, frames: list[Frame]) -> bool:
+        """The frame under way is completed by data[:offset]; its payload is copied once. False if it cannot be."""
         first = self._parts[0]
         _, kind, request_id = HEADER.unpack_from(first, 0)
-        if self._gathered is not None:
-            self._gathered.write(memoryview(data)[:offset])
-            payload: Payload = memoryview(self._gathered).toreadonly()
+        if self._gathered is None:
+            payload: Payload = b"".join((memoryview(first)[HEADER_BYTES:], *self._parts[1:], memoryview(data)[:offset]))
+        elif self._append(self._gathered, memoryview(data)[:offset]):
+            payload = memoryview(self._gathered).toreadonly()
         else:
-            payload = b"".join((memoryview(first)[HEADER_BYTES:], *self._parts[1:], memoryview(data)[:offset]))
+            return False
         self.drop()
-        return kind, request_id, payload
+        frames.append((kind, request_id, payload))
+        return True
 
     def drop(self) -> None:
         """Forget the frame under way: nothing more will come."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
-from needle.base.parts import Body
-from needle.rpc.frame import Payload
+from needle.base.parts import Body, Payload
 
 Answer = Body
 
@@ -32,7 +31,7 @@ class Peer:
 class Handler(Protocol):
     """What a server serves. Called on the event loop; must not block."""
 
-    def on_oneway(self, peer: Peer, body: bytes) -> None:
+    def on_oneway(self, peer: Peer, body: Payload) -> None:
         """A one-way frame arrived. An exception is logged; nobody is told."""
         ...
 

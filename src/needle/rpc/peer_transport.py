@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from needle.base.errors import ConnectionLost
 from needle.base.ids import NodeId
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.rpc.transport import RpcClient
 
 
@@ -32,7 +32,7 @@ class PeerTransport:
             self._moved(to, address)
         return self.client.send(address, body, to)
 
-    async def call(self, to: NodeId, method: str, body: bytes, timeout: float) -> bytes:
+    async def call(self, to: NodeId, method: str, body: bytes, timeout: float) -> Payload:
         """Ask a node, wait at most `timeout` seconds; raises like RpcClient.call, ConnectionLost without an address."""
         address = self._address_of(to)
         if address is None:

@@ -24,9 +24,10 @@ from needle.base.errors import (
     StorageError,
     Unavailable,
 )
+from needle.base.parts import Payload
 from needle.rpc.codec import Hello, check_hello, decode, encode, encode_error, split_request
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
-from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame, Payload
+from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame
 from needle.rpc.handler import Answer, Handler, Peer
 from needle.rpc.promise import Promise
 
@@ -210,7 +211,7 @@ class ServerConnection(FrameConnection):
     # --- requests ----------------------------------------------------------------------------------------------------
     def _oneway(self, peer: Peer, payload: Payload) -> None:
         try:
-            self.handler.on_oneway(peer, payload if isinstance(payload, bytes) else bytes(payload))
+            self.handler.on_oneway(peer, payload)
         except ProtocolError as error:
             self.stats.protocol_errors += 1
             log.warning("one-way frame from %s (%s) is refused: %s", peer.node_id or "a client", self.remote, error)

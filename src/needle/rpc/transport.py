@@ -21,7 +21,7 @@ from needle.base.errors import (
     FrameTooLarge,
     NeedleError,
 )
-from needle.base.parts import Body, body_bytes, whole
+from needle.base.parts import Body, Payload, body_bytes, whole
 from needle.base.runtime import Clock, Rng
 from needle.rpc.client_connection import ClientConnection, Link
 from needle.rpc.codec import (
@@ -67,7 +67,7 @@ class RpcClient:
         self._closed = False
         self.stats = RpcStats()
 
-    async def call(self, address: str, method: str, body: Body, timeout: float, node: str = "") -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float, node: str = "") -> Payload:
         """Ask `address` and wait at most `timeout` seconds. Raises the peer's NeedleError, ConnectionLost,
         DeadlineExceeded, the refusal of a hello (WrongCluster, ...) or FrameTooLarge."""
         head = request_head(method)

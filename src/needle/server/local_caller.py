@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from needle.base.errors import ConnectionLost
-from needle.base.parts import Body, whole
+from needle.base.parts import Body, Payload, whole
 from needle.client.directory import Caller
 from needle.server.ports import Handler
 
@@ -37,7 +37,7 @@ class LocalCaller:
         self._remote = remote
         self._peer = _LocalPeer()
 
-    async def call(self, address: str, method: str, body: Body, timeout: float) -> bytes:
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
         """Like RpcClient.call. The node bounds the time of its own answers by the timeout in the body."""
         if address != self._address:
             return await self._remote.call(address, method, body, timeout)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from needle.base.config import RaftConfig
 from needle.base.ids import GroupId, NodeId
-from needle.base.parts import Body
+from needle.base.parts import Body, Payload
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
@@ -46,7 +46,7 @@ class PeerLike(Protocol):
 class Handler(Protocol):
     """What a listener serves (rpc.handler.Handler)."""
 
-    def on_oneway(self, peer: Any, body: bytes) -> None: ...
+    def on_oneway(self, peer: Any, body: Payload) -> None: ...
     def on_request(self, peer: Any, method: str, body: Any) -> Body | Awaitable[Body]: ...
     def is_droppable(self, method: str) -> bool: ...
     def on_gone(self, peer: Any) -> None: ...

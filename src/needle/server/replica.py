@@ -18,6 +18,7 @@ from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooSta
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import CollectionSpec, Metric
+from needle.base.parts import Payload, as_bytes
 from needle.base.runtime import Clock
 from needle.multiraft.background import Background
 from needle.multiraft.host import Host
@@ -61,7 +62,7 @@ class HostedReplica:
         host: Host,
         ports: NodePorts,
         config: RaftConfig,
-        call: Callable[[NodeId, str, bytes, float], Awaitable[bytes]],
+        call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]],
         fatal: Callable[[NeedleError], None],
         space: DiskSpace,
         builders: Builders,
@@ -157,7 +158,7 @@ class HostedReplica:
 
     async def _fetch_chunk(self, peer: NodeId, name: str, offset: int, length: int) -> bytes:
         body = calls.encode((self.group, name, offset, length))
-        return await self._call(peer, SEGMENT_CHUNK, body, CHUNK_SECONDS)
+        return as_bytes(await self._call(peer, SEGMENT_CHUNK, body, CHUNK_SECONDS))
 
     # --- watching ----------------------------------------------------------------------------------------------------
     async def _watch(self) -> None:

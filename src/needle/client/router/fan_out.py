@@ -17,6 +17,7 @@ import msgspec
 
 from needle.base.errors import DeadlineExceeded, NeedleError, ProtocolError, StaleEpoch
 from needle.base.model import ReadMode, WriteResult
+from needle.base.parts import Payload
 from needle.client.router.latency import Latencies
 from needle.protocol import calls
 from needle.protocol.calls import Freshness
@@ -26,7 +27,6 @@ from needle.routing.shard_map import KeyRange, uncovered
 from needle.routing.topology import Ownership, Topology
 
 T = TypeVar("T")
-Payload = bytes | memoryview
 
 MakeCall = Callable[[int, Freshness, int], object]
 """The call of one shard, given the shard, how fresh the read must be, and the epoch of the map."""
@@ -37,8 +37,8 @@ class ShardGroup(Protocol):
     """One shard's Raft group, as `client.shards` reaches it."""
 
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult: ...
-    async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> bytes: ...
-    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> bytes: ...
+    async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> Payload: ...
+    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> Payload: ...
     def replicas(self) -> list[str]:
         """Addresses, the one to ask first at the front."""
         ...
@@ -199,7 +199,7 @@ class FanOut:
     # --- any replica -------------------------------------------------------------------------------------------------
     async def _ask_any(
         self, shard: int, group: ShardGroup, method: str, body: Callable[[float], bytes], timeout: float
-    ) -> bytes:
+    ) -> Payload:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         failures: dict[str, NeedleError] = {}
@@ -220,10 +220,10 @@ class FanOut:
         body: Callable[[float], bytes],
         timeout: float,
         failures: dict[str, NeedleError],
-    ) -> bytes | None:
+    ) -> Payload | None:
         """Ask the replicas one after the other, the next one when one fails or is late; None when all failed."""
         loop = asyncio.get_running_loop()
-        start, waiting = loop.time(), dict[asyncio.Task[bytes], tuple[str, float]]()
+        start, waiting = loop.time(), dict[asyncio.Task[Payload], tuple[str, float]]()
         upcoming = list(order)
         try:
             while upcoming or waiting:

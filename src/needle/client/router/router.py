@@ -16,10 +16,10 @@ import msgspec
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.parts import Payload
 from needle.client.document_calls import BatchPart, Found
 from needle.client.router.batch_plan import plan_batch
 from needle.client.router.deletion import Deletion, Part
-from needle.client.router.fan_out import Payload
 from needle.client.router.merge import merge_documents, merge_hits
 from needle.client.router.pruning import pinned_keys
 from needle.client.router.routes import LOOK_SECONDS, Routes, owner_of, said_of

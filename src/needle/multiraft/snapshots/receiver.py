@@ -25,6 +25,7 @@ from needle.base.errors import (
     TooManyFiles,
 )
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.parts import as_bytes
 from needle.base.runtime import Pool
 from needle.multiraft.codec import BlocksRequest, ChunkRequest, HashesRequest, decode_manifest, encode_file_request
 from needle.multiraft.config import HostConfig
@@ -206,7 +207,7 @@ class SnapshotFetcher:
             try:
                 answer = await self._transport.call(frm, method, body, config.snapshot_chunk_timeout)
                 self.bytes_fetched += len(answer)
-                return answer
+                return as_bytes(answer)
             except (ConnectionLost, DeadlineExceeded, Overloaded) as error:
                 if attempt + 1 == config.snapshot_attempts_max:
                     raise

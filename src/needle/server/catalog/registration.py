@@ -17,6 +17,7 @@ import msgspec
 
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.ids import NodeId
+from needle.base.parts import Payload
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
 from needle.multiraft.host import Host
@@ -131,9 +132,9 @@ class Registration:
                 await node.learn_addresses({who.node_id: address}, 0.0)
 
 
-async def _all(asking: Iterable[Coroutine[Any, Any, bytes]]) -> list[bytes | NeedleError]:
+async def _all(asking: Iterable[Coroutine[Any, Any, Payload]]) -> list[Payload | NeedleError]:
     """The answers, or why there is none."""
-    answers: list[bytes | NeedleError] = []
+    answers: list[Payload | NeedleError] = []
     for answer in await asyncio.gather(*asking, return_exceptions=True):
         if isinstance(answer, BaseException) and not isinstance(answer, NeedleError):
             raise answer

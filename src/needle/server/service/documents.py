@@ -23,7 +23,7 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId
 from needle.base.model import HitBatch, RaftStatus
-from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
+from needle.base.parts import LARGE_BYTES, Body, Payload, Pieces, encode_parts
 from needle.base.runtime import beside
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls, commands
@@ -110,7 +110,7 @@ class RpcService:
         self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
 
     # --- rpc.handler.Handler -----------------------------------------------------------------------------------------
-    def on_oneway(self, peer: PeerLike, body: bytes) -> None:
+    def on_oneway(self, peer: PeerLike, body: Payload) -> None:
         """Raft messages of another node."""
         if peer.node_id:
             self._node.heard_from(peer.node_id)
