@@ -286,4 +286,23 @@ MUTANTS = (
         ),
         tests=("tests/base/test_decoding.py::test_what_is_proposed_holds_nothing_beyond_its_fields",),
     ),
+    Mutant(
+        name="a-leaders-bug-ends-its-followers",
+        breaks="a leader that answers a follower with an error of its own ends it: one node after the other goes",
+        edits=(
+            Edit(
+                "server.replica:HostedReplica._catch_up", "except NeedleError as error", "except Unavailable as error"
+            ),
+        ),
+        tests=("tests/server/test_answers_of_others.py::test_background_work_goes_on_whatever_the_leader_answers",),
+    ),
+    Mutant(
+        name="parts-of-batches-weigh-nothing",
+        breaks="what is written of batches that nobody repeats stays in memory without bound",
+        edits=(Edit("server.service.proxy:Proxy._settled", "1 + len(write.written) // ROWS_KEPT", "1"),),
+        tests=(
+            "tests/cluster/test_partial_writes.py::"
+            "test_what_nobody_acknowledges_is_kept_within_bounds_also_where_nothing_or_only_a_part_was_written",
+        ),
+    ),
 )

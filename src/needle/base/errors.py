@@ -31,6 +31,12 @@ class NeedleError(Exception):
         return (from_wire, (self.code, self.message, self.details))
 
 
+def told_version(error: NeedleError) -> int:
+    """`details["version"]`, which another node wrote; 0 if that is no version."""
+    version = error.details.get("version")
+    return version if isinstance(version, int) else 0
+
+
 # --- the caller's mistakes: nothing changed, the same call will fail again -------------------------------------------
 class InvalidArgument(NeedleError):
     """A value that is not allowed. The message names the field, the value and what is allowed."""

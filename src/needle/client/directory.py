@@ -285,6 +285,7 @@ class Directory:
         """What the node at `address` knows; None if it does not answer (see `failures`)."""
         try:
             body = await self.caller.call(address, self.asks, calls.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS)
+            answer = calls.decode(body, LeaderAnswer)
         except NeedleError as error:
             self._silent(address, error)
             if isinstance(error, ProtocolError | ClientClosed):
@@ -292,7 +293,6 @@ class Directory:
             return None
         self.failures.pop(address, None)
         self.heard(address)
-        answer = calls.decode(body, LeaderAnswer)
         self.learn(address, answer)
         return answer
 

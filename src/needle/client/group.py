@@ -49,7 +49,8 @@ _JUDGED_BY_THE_LOG = (AlreadyExists, VersionMismatch, CollectionExists)
 """What only applying a write can find: the answer of a numbered write, however often it was sent."""
 
 
-def _written(answer: Payload) -> WriteResult:
+def written(answer: Payload) -> WriteResult:
+    """The answer to a write. Raises OutcomeUnknown if it cannot be read: it says that something was done."""
     try:
         return calls.decode(answer, WriteResult)
     except ProtocolError as error:
@@ -90,7 +91,7 @@ class GroupClient:
             session = numbers.next()
             try:
                 answer = await self._ask_leader(self._write, self._body(make(session)), attempts)
-                result = _written(answer)
+                result = written(answer)
                 self.saw(result.index)
                 return result
             except NeedleError as error:

@@ -23,6 +23,7 @@ from needle.base.errors import (
     StaleEpoch,
     StorageError,
     UnknownMethod,
+    told_version,
 )
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
@@ -30,7 +31,7 @@ from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client.attempts import Attempts
 from needle.client.directory import Caller, Directory
-from needle.client.group import GroupClient, MakeBody
+from needle.client.group import GroupClient, MakeBody, written
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
 from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
@@ -142,7 +143,7 @@ class ShardGroup(GroupClient):
                     raise OutcomeUnknown(
                         f"the write was sent before, no answer came, and now its shard has moved: {stale.message}"
                     ) from stale
-                await self._refresh(int(stale.details.get("version") or 0), max(0.001, attempts.left()))
+                await self._refresh(told_version(stale), max(0.001, attempts.left()))
                 await attempts.pause(self._rng)
 
     async def _after(self, error: NeedleError, address: str, attempts: Attempts) -> None:
@@ -242,9 +243,10 @@ class ClusterShards:
                 body = calls.encode(TopologyCall(self.topology().version))
                 try:
                     data = await self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
+                    found = calls.decode(data, TopologyAnswer).topology
                 except NeedleError:
                     continue  # the next node will know
-                self.offer(calls.decode(data, TopologyAnswer).topology)
+                self.offer(found)
                 return
         finally:
             self._asking = None
@@ -288,8 +290,11 @@ class ClusterShards:
                 except SessionExpired as error:
                     if sent:
                         raise OutcomeUnknown(f"the command was sent before, no answer came, and now {error}") from error
-                    await self.refresh(int(error.details.get("version") or 0), max(0.001, deadline - loop.time()))
+                    await self.refresh(told_version(error), max(0.001, deadline - loop.time()))
                     data, last = self._identified(command), f"; last error: {error.message}"
+                    continue
+                except UnknownMethod as error:  # a node of another kind of cluster has that address now
+                    last = f"; last error: {error.message}"
                     continue
                 except NeedleError as error:
                     sent |= asked and isinstance(error, _FATE_UNKNOWN)
@@ -299,7 +304,7 @@ class ClusterShards:
                         raise  # judged by the catalog's log, which knows a command that is repeated
                     last = f"; last error: {error.message}"
                     continue
-                result = calls.decode(answer, WriteResult)
+                result = written(answer)
                 await self.refresh(result.version, max(0.001, deadline - loop.time()))
                 return result
             await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
@@ -356,12 +361,13 @@ async def _kind_of(
 
     async def ask(address: str) -> Topology | NeedleError | None:
         try:
-            data = await caller.call(address, TOPOLOGY, body, timeout)
+            return (
+                calls.decode(await caller.call(address, TOPOLOGY, body, timeout), TopologyAnswer).topology or Topology()
+            )
         except UnknownMethod:
             return None
         except NeedleError as error:
             return error
-        return calls.decode(data, TopologyAnswer).topology or Topology()
 
     loop = asyncio.get_running_loop()
     waiting = {loop.create_task(ask(address)) for address in addresses}

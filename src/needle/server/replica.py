@@ -214,16 +214,17 @@ class HostedReplica:
         body = calls.encode(GroupCall(self.group, FIELDS_SECONDS))
         try:
             answer = await self._call(leader, FILTERED_FIELDS, body, FIELDS_SECONDS)
+            fields = calls.decode(answer, list[FieldName])
         except NeedleError as error:
             log.debug("the leader of %s does not say which fields are filtered on: %s", group_name(self.group), error)
         else:
-            self.replica.prepare_fields(calls.decode(answer, list[FieldName])[:RECENT_MAX])
+            self.replica.prepare_fields(fields[:RECENT_MAX])
 
     async def _catch_up(self) -> None:
         try:
             index = await self.leader_index(CATCH_UP_SECONDS)
             await self._host.wait_applied(self.group, index, CATCH_UP_SECONDS)
-        except Unavailable as error:
+        except NeedleError as error:  # also one that the leader has with itself, or an answer that cannot be read
             log.debug("%s has not caught up yet: %s", group_name(self.group), error)
         else:
             self.caught_up = True

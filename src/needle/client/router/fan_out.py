@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from needle.base.errors import DeadlineExceeded, NeedleError, ProtocolError, StaleEpoch
+from needle.base.errors import DeadlineExceeded, NeedleError, ProtocolError, StaleEpoch, told_version
 from needle.base.model import ReadMode, WriteResult
 from needle.base.parts import Payload
 from needle.client.router.latency import Latencies
@@ -144,7 +144,7 @@ class FanOut:
 
     async def renew(self, stale: StaleEpoch, timeout: float) -> None:
         """Get the newer map that a shard told of."""
-        version = int(stale.details.get("version") or 0)
+        version = told_version(stale)
         before = self._topology().version
         if (await self._refresh(version, timeout)).version <= before:
             await asyncio.sleep(min(timeout, PAUSE_SECONDS))  # the node is behind, not we

@@ -81,10 +81,10 @@ class LeaderSpread:
             data = await self._node.peers.call(
                 wanted, SHARD_LEADER, calls.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
             )
+            told = calls.decode(data, LeaderAnswer)
         except NeedleError as error:
             log.debug("preferred leader %s of %s does not answer: %s", wanted, group_name(group), error)
             return False
-        told = calls.decode(data, LeaderAnswer)
         return not told.maintenance and told.room is not False
 
     async def _transfer(self, group: GroupId, wanted: NodeId) -> None:

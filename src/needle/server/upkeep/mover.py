@@ -125,7 +125,7 @@ class Mover:
             try:
                 await self._advance(now)
             except AlreadyExists as error:  # under custom routing: see docs/sharding.md, "Which strategy"
-                where = public_name(str(error.details["collection"]))
+                where = public_name(str(error.details.get("collection")))
                 why = f"move {info.id} to shard {info.target} ({now.state}), collection {where!r}: {error.message}"
                 known = self._held.get(info.id)
                 if known is None or known.why != why:

@@ -1,0 +1,151 @@
+"""What another node answers, whatever it is, ends no node and no search for a better answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.catalog_util import spec, topology
+from cluster.fake_shards import FakeShards, virtually
+from needle.base.errors import (
+    ConnectionLost,
+    Internal,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    ProtocolError,
+    StaleEpoch,
+    StorageError,
+    UnknownMethod,
+)
+from needle.base.model import WriteResult
+from needle.client.directory import Directory
+from needle.client.router.fan_out import FanOut
+from needle.client.shards import ClusterShards, find_topology
+from needle.protocol import calls
+from needle.protocol.catalog_commands import CreateCollection
+from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer
+from needle.server.replica import HostedReplica
+from needle.server.upkeep.leaders import LeaderSpread
+
+GARBAGE = b"\xc1what is this"
+ANSWERS = [
+    GARBAGE,
+    Internal("a bug over there"),
+    StorageError("its disk, not ours"),
+    ProtocolError("too large"),
+    UnknownMethod("another release"),
+    InvalidArgument("another release"),
+]
+Told = bytes | NeedleError
+
+
+def named(answer: Told) -> str:
+    return answer.hex() if isinstance(answer, bytes) else answer.code
+
+
+class Caller:
+    """A network in which `answer` says what each address answers to each method."""
+
+    def __init__(self, answer: Callable[[str, str], Told]) -> None:
+        self._answer = answer
+
+    def connected(self, address: str) -> bool:
+        return True
+
+    async def connect(self, address: str, timeout: float) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    async def call(self, address: str, method: str, body: Any, timeout: float) -> bytes:
+        answer = self._answer(address, method)
+        if isinstance(answer, NeedleError):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=named)
+async def test_background_work_goes_on_whatever_the_leader_answers(answer: Told) -> None:
+    """Where it ends with an error, the node ends."""
+    hosted = object.__new__(HostedReplica)  # only what asks the leader
+    hosted.group, hosted.caught_up = 1, False
+    hosted._host = SimpleNamespace(leader=lambda _: "node-2", is_leader=lambda _: False)  # type: ignore[assignment]
+    hosted._call = Caller(lambda *_: answer).call
+    await hosted._catch_up()
+    await hosted._learn_fields()
+    assert not hosted.caught_up
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=named)
+async def test_a_preferred_leader_that_cannot_be_understood_gets_no_leadership(answer: Told) -> None:
+    node: Any = SimpleNamespace(peers=Caller(lambda *_: answer))
+    assert not await LeaderSpread(node)._willing(1, "node-2")
+
+
+def shards_of(first: Told, then: Told) -> ClusterShards:
+    """A catalog at two addresses; the one that is asked first answers commands with `first`."""
+    now, script = topology(), [first, then]
+
+    def answer(_: str, method: str) -> Told:
+        return calls.encode(TopologyAnswer("node-1", now)) if method == TOPOLOGY else script.pop(0)
+
+    return ClusterShards(Caller(answer), ["10.0.0.1:5000", "10.0.0.2:5000"], now, rng=random.Random(1))
+
+
+def test_a_node_of_another_kind_of_cluster_says_nothing_of_a_command_to_the_catalog() -> None:
+    async def work() -> None:
+        done = WriteResult(version=1, index=1)
+        shards = shards_of(UnknownMethod("no such call"), calls.encode(done))
+        assert await shards.command(CreateCollection(spec("c"), False, 1), 5) == done
+
+    virtually(work())
+
+
+def test_a_command_to_the_catalog_whose_answer_cannot_be_read_may_have_been_executed() -> None:
+    async def work() -> None:
+        with pytest.raises(OutcomeUnknown):
+            await shards_of(GARBAGE, GARBAGE).command(CreateCollection(spec("c"), False, 1), 5)
+
+    virtually(work())
+
+
+def test_who_asks_for_the_topology_passes_over_an_answer_that_cannot_be_read() -> None:
+    async def work() -> None:
+        now = topology()
+        there = ["10.0.0.1:5000", "10.0.0.2:5000"]
+
+        def answer(address: str, _: str) -> Told:
+            return GARBAGE if address == there[0] else calls.encode(TopologyAnswer("node-1", now))
+
+        assert await find_topology(Caller(answer), there, 1.0) == now
+        shards = ClusterShards(Caller(answer), there, type(now)(), rng=random.Random(1))
+        assert await shards.refresh(now.version, 1.0) == now
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("version", ["newest", "-", True, None, 1.5])
+def test_a_version_that_is_none_is_not_waited_for(version: Any) -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        await FanOut(shards.group, shards.topology, shards.refresh).renew(StaleEpoch("other", version=version), 0.1)
+
+    virtually(work())
+
+
+def test_a_node_that_cannot_be_understood_is_one_that_does_not_answer() -> None:
+    async def work() -> None:
+        def answer(address: str, _: str) -> Told:
+            return GARBAGE if address == "h:1" else ConnectionLost("down")
+
+        directory = Directory(Caller(answer), ["h:1", "h:2"])
+        assert await directory.find_leader(1, 0.2) is None
+        assert directory.all_failed()
+
+    virtually(work())
