@@ -50,6 +50,21 @@ def test_what_is_gone_leaves_the_disk(tmp_path: Path, how: str) -> None:
     assert [one.id for one in again.get("kept", ["k"], True)] == ["k"]
 
 
+def test_what_was_deleted_before_a_stop_leaves_the_disk_after_it(tmp_path: Path) -> None:
+    """The rows were deleted, the pages that held them were not written over yet: nothing is dead any more."""
+    replica, log = open_replica(tmp_path, purge=1000), Log()
+    replica.apply(log.add(CreateCollection(spec()), put(["a"], [[1, 2, 3]], [{"pad": PAD}])))
+    replica.checkpoint()
+    replica.apply(log.add(Delete("c", ["a"])))
+    assert replica.tidy(all_of_it=True)
+    replica.close()
+    again = open_replica(tmp_path)
+    while again.tidy(all_of_it=True):
+        pass
+    assert not [path for path in tmp_path.rglob("documents.db*") if PAD.encode() in path.read_bytes()]
+    again.close()
+
+
 def test_while_writes_go_on_little_stays(tmp_path: Path) -> None:
     replica, log = open_replica(tmp_path, purge=1000), Log()
     replica.apply(log.add(CreateCollection(spec())))

@@ -38,8 +38,8 @@ class Upkeep:
         self._applying = applying
         self._in_flight = in_flight
         self._purge_rows_min = purge_rows_min
-        self._tidied = False
-        """Whether `tidy` did something that is not checkpointed."""
+        self._tidied = True
+        """Whether `tidy` did something that is not checkpointed; an earlier process may have."""
 
     def tidy(self, *, all_of_it: bool) -> bool:
         """See Replica.tidy."""
