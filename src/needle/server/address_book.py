@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from itertools import islice
 from types import MappingProxyType
 
 import msgspec
 
 from needle.base.config import check_node_id, check_range, parse_address
+from needle.base.errors import invalid
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
 
 log = logging.getLogger("needle.server")
 
 NUMBER_MAX = 2**62
+NODES_MAX = 4096
+"""Nodes that whoever asks may make this one know; as many as a catalog has. What the catalog, or a command for the
+members of a group, names is known beside."""
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):
@@ -69,9 +74,20 @@ class AddressBook:
         """Members' addresses that were given by command, with its number."""
         return {node: (moved.number, moved.address) for node, moved in self._moved.items()}
 
+    def check_room(self, addresses: Mapping[NodeId, str], moved: Mapping[NodeId, object]) -> None:
+        """Raises InvalidArgument if these, which anybody may have sent, are too many."""
+        told = max(len(addresses), len(moved))
+        new = sum(node not in self._learned and node not in self._configured for node in addresses)
+        if told > NODES_MAX or (new and new > self._room()):
+            raise invalid("addresses", f"{told} nodes", f"no more than {NODES_MAX} nodes in all")
+
+    def _room(self) -> int:
+        return NODES_MAX - len(self._learned) - len(self._configured)
+
     def learn_missing(self, addresses: Mapping[NodeId, str]) -> None:
-        """Add addresses of nodes that have none."""
-        self.learn({node: address for node, address in addresses.items() if self.get(node) is None})
+        """Add addresses of nodes that have none, as another node told them; no more than there is room for."""
+        missing = (node for node in addresses if self.get(node) is None)
+        self.learn({node: addresses[node] for node in islice(missing, max(0, self._room()))})
 
     def learn(self, addresses: Mapping[NodeId, str]) -> bool:
         """Add addresses of nodes that are not configured; whether anything was new. Blocking (a small file)."""

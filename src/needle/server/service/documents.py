@@ -321,6 +321,7 @@ class RpcService:
         return b""
 
     async def _addresses(self, call: AddressBookMessage) -> AddressBookMessage:
+        self._node.book.check_room(call.addresses, call.moved)
         await self._node.learn_addresses(call.addresses, 0.0)
         self._node.book.move(call.moved)
         return AddressBookMessage(self._node.addresses(), self._node.book.moved())
