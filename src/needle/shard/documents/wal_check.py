@@ -10,7 +10,7 @@ Format and sums: "WAL File Format" and "Checksum Algorithm", https://www.sqlite.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import apsw
 import numpy as np
@@ -43,6 +43,13 @@ def _weights() -> tuple[_Words, tuple[int, int, int]]:
 _OF_WORDS, _OF_LAST = _weights()
 
 
+class Seen(NamedTuple):
+    """How many frames of the log with these salts are what was written."""
+
+    salts: bytes
+    frames: int
+
+
 class WalCheck:
     """Compares the frames of one log. path: of the database. compared: how many frames, in all."""
 
@@ -50,24 +57,26 @@ class WalCheck:
         self._path = path + "-wal"
         self.compared = 0
 
-    def run(self, connection: apsw.Connection) -> None:
-        """Compare the frames that no checkpoint has moved. Nobody writes meanwhile, and the connection is in no
-        transaction. Raises CorruptDocuments, OSError."""
+    def run(self, connection: apsw.Connection, seen: Seen | None = None) -> Seen | None:
+        """Compare the frames that no checkpoint has moved, but for those that were seen a moment ago; what was seen.
+        Nobody writes meanwhile, and the connection is in no transaction. Raises CorruptDocuments, OSError."""
         frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
         if frames <= moved:
-            return
+            return None
         with open(self._path, "rb") as file:
             header = file.read(HEADER_BYTES)
             order = ">u4" if int.from_bytes(header[:4], "big") == _BIG_ENDIAN else "<u4"
+            begin = max(moved, seen.frames) if seen is not None and seen.salts == header[_SALTS] else moved
             last = header[24:32]
-            if moved:
-                file.seek(HEADER_BYTES + (moved - 1) * FRAME_BYTES)
+            if begin:
+                file.seek(HEADER_BYTES + (begin - 1) * FRAME_BYTES)
                 last = file.read(24)[16:24]
-            file.seek(HEADER_BYTES + moved * FRAME_BYTES)
-            for first in range(moved, frames, AT_ONCE):
+            file.seek(HEADER_BYTES + begin * FRAME_BYTES)
+            for first in range(begin, frames, AT_ONCE):
                 count = min(AT_ONCE, frames - first)
                 last = self._compare(file.read(count * FRAME_BYTES), first, count, header[_SALTS], last, order)
                 self.compared += count
+        return Seen(header[_SALTS], frames)
 
     def _compare(self, data: bytes, first: int, count: int, salts: bytes, last: bytes, order: str) -> bytes:
         """Compare `count` frames from `first` on; the sum of the last one. last: of the one before."""

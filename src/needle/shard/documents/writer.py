@@ -28,7 +28,7 @@ from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.documents.records import CollectionRecord, DocRef, Doomed, WriteSet, row_id
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import open_writer
-from needle.shard.documents.wal_check import WalCheck
+from needle.shard.documents.wal_check import Seen, WalCheck
 
 log = logging.getLogger("needle.shard")
 
@@ -75,6 +75,8 @@ class DocumentWriter:
         self._failed: BaseException | None = None
         self._lock = threading.Lock()
         self._wal = WalCheck(path)
+        self._seen: Seen | None = None
+        """What `check_wal` compared for the checkpoint that follows it."""
         with disk_errors(path):
             self._connection = open_writer(path, disk, verify_image_file)
 
@@ -241,14 +243,15 @@ class DocumentWriter:
         """Compare what a checkpoint would move with what was written. Raises CorruptDocuments."""
         with self._alone():
             self._save()
-            self._wal.run(self._connection)
+            self._seen = self._wal.run(self._connection)
 
     def checkpoint(self) -> int:
         """Make everything written durable; returns its applied index. On return the WAL is empty, unless somebody
         reads for long."""
         with self._alone():
             self._save()
-            self._wal.run(self._connection)
+            seen, self._seen = self._seen, None
+            self._wal.run(self._connection, seen)
             index = int(self._connection.execute("SELECT value FROM meta WHERE name = 'index'").fetchone()[0])
             busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             if busy:  # a long read (an export) holds the WAL: then the WAL itself has to be durable
