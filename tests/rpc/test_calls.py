@@ -11,6 +11,7 @@ from needle.base.errors import (
     FrameTooLarge,
     Internal,
     NotLeader,
+    OutcomeUnknown,
     ProtocolError,
     Unavailable,
     UnsupportedVersion,
@@ -214,12 +215,14 @@ async def test_promised_requests_count_as_in_flight(net, recorder, until):
     assert await asyncio.gather(*calls) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-async def test_stopping_cancels_what_does_not_finish(net, recorder, until):
+@pytest.mark.parametrize(("method", "told"), [("read", Unavailable), ("wait", OutcomeUnknown)])
+async def test_stopping_cancels_what_does_not_finish(net, recorder, until, method, told):
+    """Of what is no read nobody knows then whether it took effect: `Unavailable` would say that it did not."""
     server = await net.server(recorder, stop_timeout=0.02)
-    call = asyncio.create_task(net.client().call(server.address, "wait", b"", 20.0))
+    call = asyncio.create_task(net.client().call(server.address, method, b"", 20.0))
     await until(lambda: recorder.entered == 1)
     await server.stop()
-    with pytest.raises(Unavailable, match="stopping"):
+    with pytest.raises(told, match="stopping"):
         await call
     assert not server.tasks
 

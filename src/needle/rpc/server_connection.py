@@ -19,6 +19,7 @@ from needle.base.errors import (
     FrameTooLarge,
     Internal,
     NeedleError,
+    OutcomeUnknown,
     Overloaded,
     ProtocolError,
     StorageError,
@@ -271,11 +272,12 @@ class ServerConnection(FrameConnection):
 
     def _done(self, request_id: int, size: int, future: asyncio.Future[Answer]) -> None:
         self.server.tasks.pop(future, None)
+        is_droppable = future in self._droppable
         self._droppable.pop(future, None)
         self.inflight -= 1
         self.inflight_bytes -= size
         if future.cancelled():
-            self._answer_error(request_id, Unavailable("the request was cancelled: the node is stopping"))
+            self._answer_error(request_id, _cancelled(is_droppable))
         elif (error := future.exception()) is not None:
             self._answer_error(request_id, error)
         else:
@@ -363,3 +365,10 @@ class ServerConnection(FrameConnection):
             self.handler.on_gone(self.peer)
         if error is not None:
             log.debug("connection from %s lost: %s", self.remote, error)
+
+
+def _cancelled(is_droppable: bool) -> NeedleError:
+    """What a caller is told whose request did not end before the node stopped: what changes something may go on."""
+    if is_droppable:
+        return Unavailable("the request was cancelled: the node is stopping")
+    return OutcomeUnknown("the node is stopping and gave the request up; it may take effect")
