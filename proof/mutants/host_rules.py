@@ -8,6 +8,7 @@ _LOST = "tests/multiraft/test_lost_directories.py::"
 _HOST = "tests/multiraft/test_host.py::"
 _LOG = "tests/multiraft/test_log_store.py::"
 _REPAIR = "tests/multiraft/test_repair.py::"
+_REBUILD = "tests/multiraft/test_rebuild.py::"
 _SNAPSHOTS = "tests/multiraft/test_snapshots.py::"
 _BLOCKS = "tests/multiraft/test_snapshot_blocks.py::"
 _COMPACTION = "tests/multiraft/test_compaction.py::"
@@ -365,11 +366,42 @@ MUTANTS = (
     ),
     Mutant(
         name="lost-answer-waited-for",
-        breaks="a damaged replica waits ten minutes for the snapshot of a leader that leads no more",
-        edits=(Edit("multiraft.rebuild:Rebuild._answer_of", "if raft.leader != leader and", "if leader == '' and"),),
+        breaks="a damaged replica waits for the snapshot of a leader that leads no more as long as for one that leads",
+        edits=(Edit("multiraft.rebuild:Rebuild._of", "if raft.leader != leader and", "if leader == '' and"),),
         tests=(
-            "tests/multiraft/test_rebuild.py::test_an_answer_that_never_comes_is_not_waited_for_once_another_leads",
+            _REBUILD + "test_an_answer_that_never_comes_is_not_waited_for_once_another_leads",
+            _REBUILD + "test_what_is_fetched_of_a_leader_that_is_gone_is_fetched_of_the_next_one",
         ),
+    ),
+    Mutant(
+        name="lost-answer-not-asked-for-again",
+        breaks="a damaged replica waits ten minutes for an answer that was lost, as long as the same node leads",
+        edits=(Edit("multiraft.rebuild:Rebuild._once", "body, host.config.snapshot_chunk_timeout", "body, 600.0"),),
+        tests=(_REBUILD + "test_an_answer_that_never_comes_is_asked_for_again_while_the_same_node_leads",),
+    ),
+    Mutant(
+        name="bad-snapshot-reported-once",
+        breaks="a replica that reports a bad snapshot takes no offer for ten minutes if the answer is lost",
+        edits=(
+            Edit(
+                "multiraft.snapshots.group_snapshots:SnapshotTraffic._check",
+                "request, host.config.snapshot_chunk_timeout",
+                "request, 600.0",
+            ),
+        ),
+        tests=(_REBUILD + "test_that_a_snapshot_is_bad_is_said_again_if_it_was_not_heard",),
+    ),
+    Mutant(
+        name="a-snapshot-for-each-question",
+        breaks="a leader makes one snapshot more for every time it is asked while it makes one",
+        edits=(
+            Edit(
+                "multiraft.snapshots.group_snapshots:SnapshotTraffic.exported",
+                "async with self._export_lock:",
+                "async with asyncio.Lock():",
+            ),
+        ),
+        tests=(_REBUILD + "test_who_asks_again_while_a_snapshot_is_made_has_no_other_made",),
     ),
     Mutant(
         name="what-the-core-did-not-take-is-waited-for",

@@ -19,7 +19,14 @@ import msgspec
 import xxhash
 
 from multiraft.wal_util import open_wal
-from needle.base.errors import ConnectionLost, CorruptSnapshot, InvalidArgument, NeedleError, ReplicaDamaged
+from needle.base.errors import (
+    ConnectionLost,
+    CorruptSnapshot,
+    DeadlineExceeded,
+    InvalidArgument,
+    NeedleError,
+    ReplicaDamaged,
+)
 from needle.multiraft.config import HostConfig
 from needle.multiraft.files import Files
 from needle.multiraft.host import Host
@@ -221,7 +228,11 @@ class Link:
             raise ConnectionLost(f"no connection to {to}")
         if network.before_answer is not None and fetches:
             await network.before_answer()
-        return await network.hosts[to].on_call(self.node, method, body)
+        answer = asyncio.ensure_future(network.hosts[to].on_call(self.node, method, body))
+        await asyncio.wait([answer], timeout=timeout)
+        if not answer.done():
+            raise DeadlineExceeded(f"{method} to {to}: no answer within {timeout:g} s")
+        return answer.result()
 
 
 class FaultyStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from needle.multiraft import rebuild
 from needle.multiraft.rebuild import STATE_METHOD
 
 TINY = replace(FAST, snapshot_threshold=8, snapshot_chunk_bytes=64)
+CALM = replace(TINY, election_timeout=0.6, heartbeat_interval=0.1)
+"""Who leads goes on leading, also on a busy machine."""
 
 
 def damage(node: Node) -> None:
@@ -197,7 +200,8 @@ async def test_a_damaged_leader_finds_the_one_replica_that_is_whole(tmp_path: Pa
 async def test_an_answer_that_never_comes_is_not_waited_for_once_another_leads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Cluster(str(tmp_path), config=TINY) as cluster:
+    patient = replace(TINY, snapshot_chunk_timeout=1e6)
+    async with Cluster(str(tmp_path), config=patient) as cluster:
         for number in range(30):
             await cluster.put(f"k{number}", number)
         state = await cluster.converged()
@@ -219,6 +223,114 @@ async def test_an_answer_that_never_comes_is_not_waited_for_once_another_leads(
         await leader.down()
         await until(lambda: hurt.machines[0].damage is None)
         assert await cluster.converged() == {**state, "more": 1}
+
+
+def lose_answers(node: Node, count: int, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The first `count` answers of a node about its snapshots never come. One item for each question: whether it was
+    answered."""
+    asked: list[bool] = []
+    inner = node.host.on_call
+
+    async def on_call(frm: str, method: str, body: bytes) -> bytes:
+        if method != STATE_METHOD:
+            return await inner(frm, method, body)
+        number = len(asked)
+        asked.append(False)
+        if number < count:
+            await asyncio.Event().wait()
+        answer: bytes = await inner(frm, method, body)
+        asked[number] = True
+        return answer
+
+    monkeypatch.setattr(node.host, "on_call", on_call)
+    return asked
+
+
+async def test_an_answer_that_never_comes_is_asked_for_again_while_the_same_node_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a link that lets through one direction only; the leader may even have been restarted, and lead again."""
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        asked = lose_answers(leader, 1, monkeypatch)
+        damage(hurt)
+        await cluster.put("more", 1)
+        await until(lambda: hurt.machines[0].damage is None)
+        assert asked == [False, True]
+        assert await cluster.converged() == {**state, "more": 1}
+
+
+async def test_who_asks_again_while_a_snapshot_is_made_has_no_other_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        asked, finish, export = lose_answers(leader, 0, monkeypatch), threading.Event(), leader.machines[0]
+        export_snapshot = export.export_snapshot
+
+        def slow(directory: str) -> object:
+            finish.wait()
+            return export_snapshot(directory)
+
+        monkeypatch.setattr(export, "export_snapshot", slow)
+        hurt.machines[0].damage = hurt.disks[0].damage = CorruptDocuments("a page fails its checksum")
+        hurt.host._groups[0].rebuild.look()
+        try:
+            await until(lambda: len(asked) == 3)
+        finally:
+            finish.set()
+        await until(lambda: hurt.machines[0].damage is None and all(asked))
+        assert leader.reached.count("snapshot.after_export") == 1
+        assert await cluster.converged() == state
+
+
+async def test_what_is_fetched_of_a_leader_that_is_gone_is_fetched_of_the_next_one(tmp_path: Path) -> None:
+    """Its files are asked for again and again, for it may only be slow; but not once another one leads."""
+    stubborn = replace(TINY, snapshot_attempts_max=10**6)
+    async with Cluster(str(tmp_path), config=stubborn) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        cluster.network.drop_call = lambda frm, to: to == leader.name
+        calls = cluster.network.calls
+        damage(hurt)
+        await cluster.put("more", 1)
+        await until(lambda: cluster.network.calls > calls)
+        await leader.down()
+        await until(lambda: hurt.machines[0].damage is None)
+        assert await cluster.converged() == {**state, "more": 1}
+
+
+async def test_that_a_snapshot_is_bad_is_said_again_if_it_was_not_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        await cluster.put("a", 1)
+        await cluster.converged()
+        leader = await cluster.leader()
+        away = next(node for node in cluster.running() if node is not leader)
+        await away.down()
+        for number in range(40):
+            await cluster.put(f"k{number}", number)
+        while leader.host.status(0).first_index <= 20:
+            await cluster.put("k39", 39)
+        asked = lose_answers(leader, 1, monkeypatch)
+        await away.start()
+        away.machines[0].refused = True
+        await until(lambda: len(asked) >= 2)
+        away.machines[0].refused = False
+        assert (await cluster.converged())["k39"] == 39
+        assert not away.fatal
 
 
 @pytest.mark.parametrize(

@@ -208,12 +208,11 @@ class Inbound:
         """A snapshot for a replica whose state is damaged. Raises Unavailable, StorageError."""
         group = self._find(request.group)
         refuse_damaged(group.id, group.machine)
-        exported, now = self._host.shelf.current(group.id), self._host.clock.monotonic()
-        if exported is None or exported.snapshot == request.refused or exported.meta.index < request.applied:
-            exported = await self._host.shelf.export(group.id, group.machine, group.image_lock, now)
+        exported = await group.snapshots.exported(
+            lambda made: made.snapshot != request.refused and made.meta.index >= request.applied
+        )
         if exported.meta.index < request.applied:
             raise Unavailable(
                 f"{group_name(group.id)} has not applied {request.applied} on node {self._host.node_id} yet"
             )
-        exported.used = self._host.clock.monotonic()
         return encode_state(exported.meta)

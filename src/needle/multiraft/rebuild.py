@@ -5,7 +5,9 @@ nothing more. Its log is whole: so the replica keeps it, appends, acknowledges a
 acknowledged has a copy less. It only leads no more, hands leadership over if it has it (to one voter after the other,
 until one takes it that is whole), and applies nothing until it has the data again:
 
- 1. It asks the leader for a snapshot of at least the index that it had applied, and fetches it as any other.
+ 1. It asks the leader for a snapshot of at least the index that it had applied, and fetches it as any other. What is
+    not answered soon is asked again, of whoever leads then: the leader may still be making the snapshot, or the answer
+    is lost, and nothing here would ever tell (a link that lets through one direction only closes no connection).
  2. When its own log holds, durably, all that the snapshot holds, the snapshot replaces the state, and nothing else
     changes: entries that it holds are skipped when they are applied.
  3. If the leader's log has moved on meanwhile so that the core gets a snapshot, that one does the same.
@@ -22,11 +24,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from needle.base.errors import CorruptSnapshot, DeadlineExceeded, DiskFailed, NeedleError, ReplicaDamaged, Unavailable
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.parts import Payload
 from needle.multiraft.codec import StateRequest, decode_manifest, decode_state, encode_state_request
 from needle.multiraft.ports import Applied, StateMachine
 from needle.raft.messages import SnapshotMeta
@@ -36,12 +38,11 @@ if TYPE_CHECKING:
     from needle.multiraft.group import Group, Surroundings
 
 STATE_METHOD = "raft.state"
-EXPORT_SECONDS = 600.0
-"""How long the leader may take to make a snapshot."""
 CATCH_UP_TIMEOUTS = 20
 """Election timeouts in which the own log has to hold what a fetched snapshot holds."""
 
 _log = logging.getLogger("needle.multiraft")
+T = TypeVar("T")
 
 
 def refuse_damaged(group: GroupId, machine: StateMachine) -> None:
@@ -140,22 +141,25 @@ class Rebuild:
         leader = raft.leader
         body = encode_state_request(StateRequest(group.id, raft.applied, self._refused))
         try:
-            meta = decode_state(await self._answer_of(leader, body))
-            directory = await host.fetcher.fetch(group.id, leader, meta.descriptor, group.machine)
+            answer = host.transport.call(leader, STATE_METHOD, body, host.config.snapshot_chunk_timeout)
+            meta = decode_state(await self._of(leader, answer, lambda: 0))
+            fetch = host.fetcher.fetch(group.id, leader, meta.descriptor, group.machine)
+            directory = await self._of(leader, fetch, lambda: host.fetcher.bytes_fetched)
         except DiskFailed as error:  # the leader's, not this node's
             raise Unavailable(f"{leader} could not give its data: {error.message}") from error
         await self._until_logged(meta)
         await self._install(meta, directory)
         await host.fetcher.discard_others(group.id)
 
-    async def _answer_of(self, leader: NodeId, body: bytes) -> Payload:
-        """Waited for while that node leads: making a snapshot may take long, and its answer may be lost for good."""
-        host, raft = self._host, self._group.raft
-        asking = asyncio.ensure_future(host.transport.call(leader, STATE_METHOD, body, EXPORT_SECONDS))
+    async def _of(self, leader: NodeId, work: Awaitable[T], came: Callable[[], int]) -> T:
+        """What a leader is asked for, while it leads; after that as long as `came`, how much came so far, grows."""
+        host, raft, seen = self._host, self._group.raft, came()
+        asking = asyncio.ensure_future(work)
         try:
             while not asking.done():
                 await asyncio.wait([asking], timeout=host.config.election_timeout)
-                if raft.leader != leader and not asking.done():
+                before, seen = seen, came()
+                if raft.leader != leader and not asking.done() and seen == before:
                     raise Unavailable(f"{leader}, which was asked for a snapshot, leads no more")
             return asking.result()
         finally:

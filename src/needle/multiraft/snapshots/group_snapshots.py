@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, ReplicaDamaged, StorageError
@@ -20,7 +20,8 @@ from needle.base.ids import NodeId, group_name
 from needle.multiraft.codec import StateRequest, decode_manifest, encode_state_request
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_records import PendingInstall, StartRecord
-from needle.multiraft.rebuild import EXPORT_SECONDS, STATE_METHOD
+from needle.multiraft.rebuild import STATE_METHOD
+from needle.multiraft.snapshots.sender import Exported
 from needle.raft.messages import HardState, Message, Ready, SnapshotMeta
 from needle.raft.state import Role
 
@@ -41,6 +42,7 @@ class SnapshotTraffic:
         self.floor = FAR
         self._group = group
         self._host = host
+        self._export_lock = asyncio.Lock()
         self._wanting: dict[NodeId, None] = {}
         self._fetch: asyncio.Task[None] | None = None
         self._fetching = b""
@@ -67,33 +69,45 @@ class SnapshotTraffic:
             self.floor = self._group.raft.applied  # an image made from now on holds at least that
             self._host.spawn(self._offer())
 
+    async def exported(self, serves: Callable[[Exported], bool]) -> Exported:
+        """The snapshot that is here if it `serves`, or a new one in its place. Who asks while one is made waits for it:
+        a peer that hears nothing asks again, and would have each replaced while it is fetched. Raises what the state
+        machine's export does."""
+        host, group = self._host, self._group
+        async with self._export_lock:
+            exported = host.shelf.current(group.id)
+            if exported is None or not serves(exported):
+                now = host.clock.monotonic()
+                exported = await host.shelf.export(group.id, group.machine, group.image_lock, now)
+            exported.used = host.clock.monotonic()
+            return exported
+
     async def _offer(self) -> None:
         """Offer the waiting peers a snapshot from which the log can go on; make one if there is none."""
         host, group = self._host, self._group
         while self._wanting and not host.stopped:
-            exported = host.shelf.current(group.id)
-            if exported is None or exported.meta.index < group.log.first_index() - 1:
-                try:
-                    exported = await host.shelf.export(
-                        group.id, group.machine, group.image_lock, host.clock.monotonic()
-                    )
-                except DiskFailed:
-                    raise
-                except (StorageError, ReplicaDamaged, *SHORTAGES) as error:
-                    _log.warning("%s: no snapshot could be made: %s", group_name(group.id), error)
+            exported = None
+            try:
+                exported = await self.exported(self._leads_into_log)
+            except DiskFailed:
+                raise
+            except (StorageError, ReplicaDamaged, *SHORTAGES) as error:
+                _log.warning("%s: no snapshot could be made: %s", group_name(group.id), error)
             now = host.clock.monotonic()
             peers, self._wanting = self._wanting, {}
             for peer in peers:
                 if group.raft.role is not Role.LEADER:
                     continue
-                if exported is None or exported.meta.index < group.log.first_index() - 1:
+                if exported is None or not self._leads_into_log(exported):
                     group.raft.report_snapshot_failed(peer, now)
                 else:
-                    exported.used = now
                     group.raft.send_snapshot(peer, exported.meta, now)
             host.wake(group)
         self.offering = False
         self.floor = FAR
+
+    def _leads_into_log(self, exported: Exported) -> bool:
+        return exported.meta.index >= self._group.log.first_index() - 1
 
     def wanted(self, now: float) -> bool:
         """Whether the exported snapshot should stay: it was offered, or a peer read from it, lately."""
@@ -146,8 +160,11 @@ class SnapshotTraffic:
         try:
             await host.apply_pool.run(group.machine.check_snapshot, directory)
         except CorruptSnapshot:
-            request = StateRequest(group.id, 0, decode_manifest(meta.descriptor).snapshot)
-            await host.transport.call(leader, STATE_METHOD, encode_state_request(request), EXPORT_SECONDS)
+            request = encode_state_request(StateRequest(group.id, 0, decode_manifest(meta.descriptor).snapshot))
+            try:
+                await host.transport.call(leader, STATE_METHOD, request, host.config.snapshot_chunk_timeout)
+            except NeedleError as error:  # it may have heard it; if not, it is told with its next offer
+                _log.info("%s: %s does not say that it makes another: %s", group_name(group.id), leader, error)
             raise
 
     async def install(self, ready: Ready, meta: SnapshotMeta) -> bool:
