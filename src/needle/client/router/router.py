@@ -330,7 +330,7 @@ class Router(Routes):
         told = await asyncio.gather(*(self._shards.sync(s, version, left) for s in shards), return_exceptions=True)
         silent: dict[int, NeedleError] = {}
         for shard, outcome in zip(shards, told, strict=True):
-            if isinstance(outcome, NeedleError) and (outcome.retryable or isinstance(outcome, OutcomeUnknown)):
+            if isinstance(outcome, NeedleError):  # whatever it is: the catalog has done what was asked
                 silent[shard] = outcome
             elif isinstance(outcome, BaseException):
                 raise outcome
