@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from proof.mutants import client_rules, cluster_rules, host_rules, leases_and_reads, raft_rules, shard_rules
+from proof.mutants import (
+    client_rules,
+    cluster_rules,
+    host_rules,
+    leases_and_reads,
+    raft_rules,
+    replica_rules,
+    shard_rules,
+)
 from proof.mutants.planting import Mutant
 
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant
-    for rules in (raft_rules, leases_and_reads, host_rules, shard_rules, cluster_rules, client_rules)
+    for rules in (raft_rules, leases_and_reads, host_rules, shard_rules, cluster_rules, replica_rules, client_rules)
     for mutant in rules.MUTANTS
 }

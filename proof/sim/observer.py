@@ -47,6 +47,9 @@ _VOTE = int(MessageType.VOTE)
 _VOTE_RESP = int(MessageType.VOTE_RESP)
 
 
+CONF = b"conf:"
+"""Before an encoded configuration, in a CommittedEntry."""
+
 Read = Callable[[GroupId, float], Awaitable[int]]
 Begin = Callable[[GroupId, float], asyncio.Future[int]]
 
@@ -225,7 +228,7 @@ class Observer:
         self._hold(group, name, at, digest)
         try:
             for entry, result in batch:
-                data = entry.data if entry.conf is None else b"conf:" + entry.conf
+                data = entry.data if entry.conf is None else CONF + entry.conf
                 shown = CommittedEntry(entry.term, data, repr(result))
                 self.committed.apply(group, name, incarnation, entry.index, shown, result)
         except Violation as violation:

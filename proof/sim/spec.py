@@ -95,6 +95,11 @@ LATE_KINDS = {"late-command": 1}
 """A command to the catalog of a sharded cluster that comes once more, in every run, under numbers of their own."""
 LATE_SHARE = 0.1
 LATE_FROM = 5000
+REPLICA_KINDS = {"move-replica": 4, "demote": 1, "remove": 1}
+"""The catalog is told of other nodes that are to hold a group, or of fewer for a while; in every run of a sharded
+cluster, under numbers of their own."""
+REPLICA_SHARE = 0.3
+REPLICA_FROM = 6000
 
 REPLICA_FAILPOINTS = (
     "apply-before-commit",
@@ -166,6 +171,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             late = math.ceil(self.seconds * rate * LATE_SHARE) if self.sharded else 0
             numbers = range(LATE_FROM, LATE_FROM + late)
             made += [_draw(self.seed, number, self.seconds, LATE_KINDS) for number in numbers]
+            replicas = math.ceil(self.seconds * rate * REPLICA_SHARE) if self.sharded else 0
+            numbers = range(REPLICA_FROM, REPLICA_FROM + replicas)
+            made += [_draw(self.seed, number, self.seconds, REPLICA_KINDS) for number in numbers]
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 

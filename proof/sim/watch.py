@@ -17,17 +17,20 @@ from needle.base.model import WriteResult
 from needle.protocol.commands import CreateCollection, Delete, Insert, decode
 from needle.protocol.move_commands import MoveCommand
 from needle.raft import lease
+from needle.raft.messages import ConfState
 from needle.routing.ranges import KeySet
 from proof.checkers.committed import CommittedEntry
 from proof.checkers.leases import Leases
 from proof.checkers.replay import LogModel, ModelDocument
+from proof.sim.observer import CONF
 from proof.sim.stage import Stage
 
 
 class Watch:
     """models: by group and by the collection's name inside it. metrics: of collections, by that name. on_catalog: told
     of each committed command of the catalog; on_document: of each document that is written, and its version; on_move:
-    of each step of a move of key ranges that took effect. key_of: a document's routing key."""
+    of each step of a move of key ranges that took effect; on_members: of each configuration of a group.
+    key_of: a document's routing key."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -38,6 +41,7 @@ class Watch:
         self.on_catalog: Callable[[int, bytes], None] = lambda index, data: None
         self.on_document: Callable[[GroupId, str, str, int], None] = lambda group, collection, key, version: None
         self.on_move: Callable[[GroupId, int, MoveCommand], None] = lambda group, index, command: None
+        self.on_members: Callable[[GroupId, int, ConfState], None] = lambda group, index, conf: None
         self.key_of: Callable[[str], bytes] = lambda name: b""
         stage.observer.committed.on_new = self._committed
 
@@ -76,7 +80,9 @@ class Watch:
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
         if self._leases.is_new_term(group, entry.term):
             self._leases.check(group, entry.term, self._leading(group))
-        if not entry.data or entry.data.startswith(b"conf:"):
+        if entry.data.startswith(CONF):
+            self.on_members(group, index, msgspec.msgpack.decode(entry.data[len(CONF) :], type=ConfState))
+        if not entry.data or entry.data.startswith(CONF):
             return
         if group == CATALOG_GROUP:
             self.on_catalog(index, entry.data)

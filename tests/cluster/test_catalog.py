@@ -23,7 +23,9 @@ from needle.catalog.machine import IMAGE_NAME, CatalogMachine
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
     AdvanceMove,
+    AssignReplicas,
     CatalogCommand,
+    ConfirmReplicas,
     CreateCollection,
     DropCollection,
     FinishMove,
@@ -36,7 +38,13 @@ from needle.protocol.catalog_commands import (
 )
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import HASH
-from needle.routing.topology import MoveState, NodeState, Topology
+from needle.routing.topology import Holders, MoveState, NodeState, Topology
+
+
+def _wanted(group: int) -> tuple[str, ...]:
+    holders = topology().holders(group)
+    return holders.wanted if holders is not None else ()
+
 
 _nodes = st.integers(1, 8)
 _names = st.sampled_from(["a", "b", "c"])
@@ -51,6 +59,12 @@ _commands: st.SearchStrategy[CatalogCommand] = st.one_of(
         st.integers(-1, 4),
         st.lists(_nodes.map(lambda n: f"node-{n}"), max_size=4),
     ),
+    st.builds(
+        lambda group, after: AssignReplicas(group, list(_wanted(group)), after),
+        st.integers(-1, 5),
+        st.lists(_nodes.map(lambda n: f"node-{n}"), max_size=4),
+    ),
+    st.builds(ConfirmReplicas, st.integers(-1, 5), st.integers(1, 25)),
     st.builds(
         lambda name, d, ok, nonce: CreateCollection(spec(name, d), ok, nonce), _names, _nodes, st.booleans(), _nodes
     ),
@@ -137,6 +151,41 @@ def test_a_removed_or_forgetful_node_does_not_come_back() -> None:
     _, held = execute(now, 7, RemoveNode("node-1"))
     assert isinstance(held, InvalidArgument)
     assert "replicas" in held.message
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_node_holds_its_replica_until_the_others_are_confirmed(group: int) -> None:
+    now, _ = execute(
+        topology(), 2, AssignReplicas(group, ["node-1", "node-2", "node-3"], ["node-4", "node-2", "node-1"])
+    )
+    assert now.holders(group) == Holders(("node-4", "node-2", "node-1"), ("node-3",), 2)
+    nodes = now.catalog if group == 0 else now.shards[0].replicas
+    assert nodes == ("node-4", "node-2", "node-1", "node-3")
+    again, _ = execute(now, 3, AssignReplicas(group, ["node-4", "node-2", "node-1"], ["node-1", "node-2", "node-5"]))
+    assert again.holders(group) == Holders(("node-1", "node-2", "node-5"), ("node-4", "node-3"), 3)
+    late, _ = execute(again, 4, ConfirmReplicas(group, 2))  # of the decision before
+    assert late is again
+    done, _ = execute(again, 5, ConfirmReplicas(group, 3))
+    assert done.holders(group) == Holders(("node-1", "node-2", "node-5"), (), 3)
+    if group:
+        assert (again.shards[0].founders, done.shards[0].founders) == (("node-1", "node-2", "node-3"), ())
+    assert execute(done, 6, ConfirmReplicas(group, 3))[0] is done
+
+
+def test_replicas_are_assigned_to_known_nodes_by_who_knows_where_they_are() -> None:
+    now = topology()
+    three = ["node-1", "node-2", "node-3"]
+    for before, after, why in (
+        (["node-1", "node-2"], ["node-4"], "is assigned to node-1, node-2, node-3 meanwhile"),
+        (three, ["node-1", "node-99"], "node-99"),
+        (three, [], "1 to 7"),
+        (three, ["node-1", "node-1"], "different"),
+    ):
+        _, error = execute(now, 2, AssignReplicas(1, before, after))
+        assert isinstance(error, InvalidArgument)
+        assert why in error.message
+    turned, _ = execute(now, 2, AssignReplicas(1, three, three[::-1]))
+    assert turned.holders(1) == Holders(tuple(three[::-1]), (), 0)  # only another preferred leader: nothing to confirm
 
 
 def test_collections_of_one_name_are_told_apart() -> None:

@@ -82,6 +82,17 @@ def test_every_source_is_asked_in_turn(catalog: bool, away: tuple[str, ...]) -> 
     virtually(work())
 
 
+def test_a_node_that_was_away_while_the_catalog_went_elsewhere_learns_of_it_from_others() -> None:
+    async def work() -> None:
+        node = FakeNode(catalog=False, fresh="node-5", away=("node-1", "node-2", "node-3"))
+        task = asyncio.get_running_loop().create_task(CatalogFollower(node).run())
+        await asyncio.sleep(8)
+        task.cancel()
+        assert node.topology.version == 9
+
+    virtually(work())
+
+
 @pytest.mark.parametrize("refusal", [LostState, Unavailable])
 @pytest.mark.parametrize("alone", [True, False], ids=["nobody to ask", "others to ask"])
 def test_a_replica_that_refuses_at_once_does_not_take_the_event_loop(refusal: type[Unavailable], alone: bool) -> None:

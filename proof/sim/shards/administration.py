@@ -6,7 +6,7 @@ It must not know clients or checkers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any
 
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
@@ -15,9 +15,9 @@ from needle.base.model import ReadMode
 from needle.client.health import lost_nodes
 from needle.client.sharded import ShardedClient
 from needle.protocol import calls
-from needle.protocol.calls import Freshness, GetCall, GroupCall, MembershipCall
-from needle.protocol.catalog_commands import RemoveNode, SetReplicas, StartMove
-from needle.protocol.peer_calls import SHARD_MEMBERS, WHO, WhoAnswer, WhoCall
+from needle.protocol.calls import Freshness, GetCall, GroupCall
+from needle.protocol.catalog_commands import AssignReplicas, RemoveNode, StartMove
+from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.raft.messages import ConfState
 from needle.routing.topology import ClusterSettings, NodeState, Topology
 from needle.server.catalog.founding import create_cluster
@@ -33,6 +33,8 @@ from proof.sim.workload import COLLECTION
 ADMIN_SECONDS = 5.0
 CREATE_SECONDS = 10.0
 NAME = "operator"
+OTHERS_SHARE = 0.3
+"""Of the moves of replicas, how many another administrator wants otherwise."""
 
 
 class ShardOperator:
@@ -45,6 +47,7 @@ class ShardOperator:
         self._profile = profile
         self._founders = founders
         self._rng = stream(stage.spec.seed, NAME)
+        self._shrinking: set[GroupId] = set()
         self._endpoint = stage.network.endpoint(NAME, stage.client_process(NAME))
 
     # --- the beginning ------------------------------------------------------------------------------------------------
@@ -101,7 +104,7 @@ class ShardOperator:
             self._profile.replicas >= 3
             and name in self._founders
             and not self._fleet.retired.intersection(self._founders)
-            and all(self.all_are_voters(group) for group in self._truth.groups())
+            and all(self._is_whole(group) for group in self._truth.groups())
         )
 
     def sharing(self, name: str) -> set[str]:
@@ -116,13 +119,13 @@ class ShardOperator:
     def all_are_voters(self, group: GroupId) -> bool:
         """Whether a group's configuration is what the catalog says, as far as its leader has applied."""
         conf = self._conf(group)
-        if conf is None or conf.voters_outgoing or conf.learners:
+        if conf is None or conf.voters_outgoing or conf.learners or self._truth.leaving(group):
             return False
         return sorted(conf.voters) == sorted(self._wanted(group, conf))
 
     def _wanted(self, group: GroupId, conf: ConfState) -> list[str]:
         """The voters by the catalog; a node with other disks than before cannot be added again under its name."""
-        nodes, lost = self._truth.nodes_of(group), self._fleet.forgetful
+        nodes, lost = self._truth.wanted(group), self._fleet.forgetful
         return [node for node in nodes if node in conf.voters or node not in lost]
 
     def _conf(self, group: GroupId) -> ConfState | None:
@@ -132,11 +135,13 @@ class ShardOperator:
         return conf
 
     async def restored(self) -> bool:
-        """Make every group's nodes its voters again; whether they all are."""
-        if all(self.all_are_voters(group) for group in self._truth.groups()):
-            return True
-        await self._stage.ask(NAME, self._told("restore of all", self._administer("all", "restore")))
-        return False
+        """Whether every group has as many voters as it began with, those that the catalog names. The leaders see to
+        that; nodes that are lost, or were taken from a group, the operator replaces."""
+        groups = self._truth.groups()
+        if any(set(self._mended(group)) != set(self._truth.wanted(group)) for group in groups):
+            await self._stage.ask(NAME, self._told("restore of all", self._administer("all", "restore")))
+            return False
+        return all(self.all_are_voters(group) for group in groups)
 
     async def admin(self, name: str, what: str) -> None:
         """An operator's command; it may be refused or time out."""
@@ -168,16 +173,13 @@ class ShardOperator:
             await self._read_there(name)
         elif what == "prefer":
             info = self._truth.now.shards[self._rng.randrange(shards)]
-            turned = [*info.replicas[1:], info.replicas[0]]
-            await client.change_catalog(SetReplicas(info.shard, list(info.replicas), turned), timeout=ADMIN_SECONDS)
+            await self._assign(client, shard_group(info.shard), [*info.wanted[1:], info.wanted[0]])
         elif what in ("demote", "remove"):
-            await self._shrink(name, what)
+            await self._shrink(client, name, what)
         elif what == "move-replica":
-            await self._move_replica(client, name)
+            await self._move_replicas(client, name)
         elif what == "restore":
-            for group in self._truth.groups():
-                if not self.all_are_voters(group):
-                    await self._told(f"restore of group {group}", self._restore(group))
+            await self._restore(client)
         elif what == "move-range":
             command = self._move()
             if command is not None:
@@ -208,61 +210,91 @@ class ShardOperator:
         target = rng.choice([info.shard for info in self._truth.now.shards if info.shard != source])
         return StartMove(rng.getrandbits(63), shard_map.epoch, ranges, source, target)
 
-    async def _shrink(self, name: str, what: str) -> None:
-        """Make one of a node's replicas a learner, or take it out of its group. As in a single group, never from one
-        that lacks a voter already, and never while a disk has lost what it promised: what remains could be stuck."""
-        groups = [group for group in self._truth.groups() if name in self._truth.nodes_of(group)]
+    async def _shrink(self, client: ShardedClient, name: str, what: str) -> None:
+        """Take a node's replica from a group: until "restore", or back at once, while it is under way. As in a single
+        group, never from one that lacks a voter already, and never while a disk has lost what it promised: what remains
+        could be stuck."""
+        groups = [group for group in self._truth.groups() if name in self._truth.wanted(group)]
         if not groups:
             return
         group = self._rng.choice(groups)
-        rest = [node for node in self._truth.nodes_of(group) if node != name]
-        if len(rest) < 2 or self._fleet.retired.intersection(rest) or not self.all_are_voters(group):
+        before = self._truth.wanted(group)
+        rest = [node for node in before if node != name]
+        if len(rest) < 2 or self._fleet.retired.intersection(rest) or not self._is_whole(group):
             return
-        if keeps_quorum(rest, self._fleet.observer.rotten | self._fleet.spoilt):
-            await self._change(group, rest, [name] if what == "demote" else [])
+        if not keeps_quorum(rest, self._fleet.observer.rotten | self._fleet.spoilt):
+            return
+        self._shrinking.add(group)  # for good if nobody knows what became of it
+        try:
+            await self._assign(client, group, rest)
+            if what == "demote":
+                await asyncio.sleep(2.0 * self._rng.random())
+                await self._assign(client, group, before)
+        except InvalidArgument:
+            self._shrinking.discard(group)
+            raise
+        self._shrinking.discard(group)
 
-    async def _restore(self, group: GroupId) -> None:
-        """Make the nodes that the catalog names a group's voters: those that are new to it are learners first."""
-        conf = self._conf(group)
-        if conf is None:
-            raise Unavailable(f"nobody leads group {group}")
-        nodes = self._wanted(group, conf)
-        new = set(nodes) - {*conf.voters, *conf.learners}
-        if new:
-            await self._change(group, sorted(conf.voters), sorted({*conf.learners} | new))
-            await asyncio.sleep(1.0)
-        await self._change(group, nodes)
+    async def _move_replicas(self, client: ShardedClient, fresh: str) -> None:
+        """One or more of a group's replicas go to other nodes, as the catalog is told; the leaders do the rest. Now and
+        then another administrator wants something else at the same time."""
+        lost = self._fleet.retired | self._fleet.forgetful
+        if fresh not in self._founders or fresh in lost or not self._fleet.observer.rotten <= self._fleet.retired:
+            return
+        groups = [group for group in self._truth.groups() if fresh not in self._truth.nodes_of(group)]
+        groups = [group for group in groups if len(self._truth.wanted(group)) == self._full(group)]
+        if not groups:
+            return
+        group = self._rng.choice(groups)
+        nodes = self._moved(group, fresh, lost)
+        if self._rng.random() < OTHERS_SHARE:
+            other = self._moved(group, fresh, lost)
+            work = self._assign(self._client().client, group, other)
+            self._stage.ask(NAME, self._told(f"another assignment of group {group}", work))
+        await self._assign(client, group, nodes)
 
-    async def _move_replica(self, client: ShardedClient, fresh: str) -> None:
-        """A shard gets a replica on a node that has none, as a learner first, and gives up another one. Breaking off
-        anywhere leaves a group whose voters `restored` makes those that the catalog names."""
-        if fresh not in self._founders or self._fleet.retired or self._fleet.observer.rotten:
-            return
-        shards = [info for info in self._truth.now.shards if fresh not in info.replicas]
-        shards = [info for info in shards if len(info.replicas) == self._profile.replicas]
-        if not shards:
-            return
-        info = self._rng.choice(shards)
-        group, before = shard_group(info.shard), list(info.replicas)
-        gone = self._rng.choice(before)
-        both, after = [*before, fresh], [fresh if node == gone else node for node in before]
-        if not self.all_are_voters(group):
-            return
-        await client.change_catalog(SetReplicas(info.shard, before, both), timeout=ADMIN_SECONDS)
-        await asyncio.sleep(1.0)
-        await self._change(group, before, [fresh])
-        await asyncio.sleep(2.0)
-        await self._change(group, after)
-        await client.change_catalog(SetReplicas(info.shard, both, after), timeout=ADMIN_SECONDS)
+    def _moved(self, group: GroupId, fresh: str, lost: set[str]) -> list[str]:
+        """The nodes of a group with `fresh` and perhaps others in the place of lost ones first."""
+        before, held = self._truth.wanted(group), self._truth.nodes_of(group)
+        spare = [node for node in self._founders if node not in held and node not in lost and node != fresh]
+        new = [fresh, *self._rng.sample(spare, len(spare))][: self._rng.randint(1, len(before))]
+        order = self._rng.sample(before, len(before))
+        gone = sorted(order, key=lambda node: node not in lost)[: len(new)]
+        return self._rng.sample(made := [*(node for node in before if node not in gone), *new], len(made))
 
-    async def _change(self, group: GroupId, voters: list[str], learners: Sequence[str] = ()) -> None:
-        leader = self._fleet.leader(group)
-        if leader is None:
-            raise Unavailable(f"nobody leads group {group}")
-        call = MembershipCall(group, voters, list(learners), {}, ADMIN_SECONDS)
-        address = self._fleet.machines[leader].address
-        await self._endpoint.call(address, SHARD_MEMBERS, calls.encode(call), ADMIN_SECONDS)
-        self._stage.trace.tell(f"group {group} has the voters {', '.join(sorted(voters))}")
+    async def _assign(self, client: ShardedClient, group: GroupId, nodes: list[str]) -> None:
+        command = AssignReplicas(group, self._truth.wanted(group), nodes)
+        await client.change_catalog(command, timeout=ADMIN_SECONDS)
+        self._stage.trace.tell(f"group {group} is assigned to {', '.join(sorted(nodes))}")
+
+    def _full(self, group: GroupId) -> int:
+        """How many replicas a group began with."""
+        first = self._truth.topologies[1].holders(group)
+        return len(first.wanted) if first is not None else 0
+
+    def _is_whole(self, group: GroupId) -> bool:
+        """Whether all nodes that a group began with, or as many others, are its voters, and nothing else is decided."""
+        full = len(self._truth.wanted(group)) == self._full(group)
+        return full and group not in self._shrinking and self.all_are_voters(group)
+
+    def _mended(self, group: GroupId) -> list[str]:
+        """Whom an operator would have hold a group: others for lost nodes, preferably those that hold it still, and as
+        many as it began with. A lost node stays if there is nobody else and it is a voter."""
+        conf, lost = self._conf(group), self._fleet.retired | self._fleet.forgetful
+        wanted = self._truth.wanted(group)
+        kept = [node for node in wanted if node not in lost]
+        spare = [node for node in (*self._truth.leaving(group), *self._founders) if node not in wanted]
+        spare = [node for node in dict.fromkeys(spare) if node not in lost]
+        made = [*kept, *spare[: self._full(group) - len(kept)]]
+        voting = [node for node in wanted if node in lost and conf is not None and node in conf.voters]
+        return [*made, *voting[: self._full(group) - len(made)]]
+
+    async def _restore(self, client: ShardedClient) -> None:
+        """Give every group its replicas back."""
+        for group in self._truth.groups():
+            mended = self._mended(group)
+            if set(mended) != set(self._truth.wanted(group)):
+                await self._told(f"restore of group {group}", self._assign(client, group, mended))
 
     async def _read_there(self, name: str) -> None:
         groups = [group for group in self._fleet.behind(name) if group != CATALOG_GROUP]

@@ -11,9 +11,11 @@ from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.catalog.executed import Executed, execute_once
 from needle.protocol.catalog_commands import decode_identified
 from needle.protocol.move_commands import MoveCommand
+from needle.raft.messages import ConfState
 from needle.routing.shard_map import ShardMap, initial_map
 from needle.routing.strategy import routing_key
 from needle.routing.topology import Topology
+from proof.checkers.members import Members
 from proof.checkers.replay import LogModel
 from proof.sim.shards.ownership import Ownerships
 from proof.sim.shards.profile import metadata_of
@@ -38,6 +40,8 @@ class Truth:
         watch.on_catalog = self._catalog
         watch.on_document = self._document
         watch.on_move = self._step
+        watch.on_members = self._members_changed
+        self.members = Members(self._log_end)
         watch.key_of = self.key
         self.logs: Ownerships
 
@@ -85,6 +89,16 @@ class Truth:
         """The nodes that hold a group."""
         return list(self.now.catalog if group == CATALOG_GROUP else self.now.shards[group - 1].replicas)
 
+    def wanted(self, group: GroupId) -> list[str]:
+        """The nodes that should be a group's voters."""
+        holders = self.now.holders(group)
+        return list(holders.wanted) if holders is not None else []
+
+    def leaving(self, group: GroupId) -> list[str]:
+        """Those that hold a group until the others are its voters."""
+        holders = self.now.holders(group)
+        return list(holders.leaving) if holders is not None else []
+
     def models(self) -> dict[int, LogModel]:
         """What each shard's log did to the workload's collection."""
         found = self.now.collection(COLLECTION)
@@ -119,8 +133,25 @@ class Truth:
                 raise Violation("catalog commands are executed once", f"the one of {first} again at {index}")
             if self.now.map is None and changed.map is not None:
                 self.logs = Ownerships(changed.map, self._watch.model, self._stored)
+                for info in changed.shards:
+                    self.members.founded(shard_group(info.shard), info.founders)
+                self.members.founded(CATALOG_GROUP, changed.catalog)
+            for group in self.groups():
+                if (before := self.now.holders(group)) is not None and before != (after := changed.holders(group)):
+                    self.members.assigned(group, before, after or before)
             self.topologies.append(changed)
             self._stage.trace.note(f"the catalog is at version {changed.version}")
+
+    def _members_changed(self, group: GroupId, index: int, conf: ConfState) -> None:
+        self.members.changed(group, index, conf, self.now.holders(group))
+
+    def _log_end(self, group: GroupId, name: str) -> int | None:
+        """Where a node's log of a group ends, when nothing but the product may have shortened it."""
+        node = self._stage.fleet.nodes.get(name)
+        replica = node.groups().get(group) if node is not None else None
+        if name in self._stage.observer.rotten or replica is None:
+            return None
+        return int(replica.raft.last_index)
 
     def _step(self, group: GroupId, index: int, command: MoveCommand) -> None:
         if self.logs.step(group, index, command):

@@ -136,7 +136,8 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     lost: why this replica must not go on ("" if it may; then its state is Lost). refused: nodes that this one does not
     hear because they lost what they told it, and why. held_moves: why moves of key ranges from this leader's shard wait
     for somebody to do something.
-    damage: why this replica's data is not served, and fetched again from another; "" if it is whole."""
+    damage: why this replica's data is not served, and fetched again from another; "" if it is whole.
+    waits_for: what the members of this leader's group lack to be those that the catalog names; "" for nothing."""
 
     node_id: str
     group: int
@@ -160,3 +161,4 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, str] = {}
     damage: str = ""
     held_moves: list[str] = []
+    waits_for: str = ""

@@ -13,10 +13,13 @@ import msgspec
 
 from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.errors import CollectionExists, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.ids import group_name, shard_group
 from needle.base.model import WriteResult
 from needle.protocol.catalog_commands import (
     AdvanceMove,
+    AssignReplicas,
     CatalogCommand,
+    ConfirmReplicas,
     CreateCluster,
     CreateCollection,
     DropCollection,
@@ -29,6 +32,7 @@ from needle.protocol.catalog_commands import (
 from needle.routing.ranges import check_ranges, contains, overlap
 from needle.routing.topology import (
     CollectionInfo,
+    Holders,
     MoveInfo,
     MoveState,
     NodeInfo,
@@ -41,6 +45,7 @@ COLLECTIONS_MAX = 10_000
 DROPPED_MAX = 4096
 MOVES_MAX = 256
 NODES_MAX = 4096
+REPLICAS_MAX = 7
 
 _replace = msgspec.structs.replace
 
@@ -68,7 +73,7 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> tuple[
             raise InvalidArgument(f"this cluster exists, with other settings: {now.settings}", field="settings")
         return _done(now, index, now.version, existed=True)
     check_range("shard_count", settings.shard_count, 1, 4096)
-    check_range("replication_factor", settings.replication_factor, 1, 7)
+    check_range("replication_factor", settings.replication_factor, 1, REPLICAS_MAX)
     if len(command.assignment) != settings.shard_count or command.map.shard_count != settings.shard_count:
         raise invalid("shards", len(command.assignment), f"{settings.shard_count} shards, as in the settings")
     if not command.catalog:
@@ -148,8 +153,47 @@ def _set_replicas(now: Topology, index: int, command: SetReplicas) -> tuple[Topo
         return _done(now, index, now.version, existed=True)
     if info.replicas != tuple(command.before):
         raise InvalidArgument(f"shard {info.shard} is on {info.replicas}, not on {command.before}", field="before")
-    shards = tuple(_replace(s, replicas=after) if s.shard == info.shard else s for s in now.shards)
+    shards = tuple(_replace(s, replicas=after, leaving=()) if s.shard == info.shard else s for s in now.shards)
     return _done(_replace(now, shards=shards), index)
+
+
+def _holders(now: Topology, group: int) -> Holders:
+    holders = now.holders(group)
+    if holders is None:
+        raise invalid("group", group, f"the catalog or a shard, 0 to {len(now.shards)}")
+    return holders
+
+
+def _assign_replicas(now: Topology, index: int, command: AssignReplicas) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    held, after = _holders(now, command.group), tuple(command.after)
+    if held.wanted == after:
+        return _done(now, index, now.version, existed=True)
+    if held.wanted != tuple(command.before):
+        raise InvalidArgument(
+            f"{group_name(command.group)} is assigned to {', '.join(held.wanted)} meanwhile, not to "
+            f"{', '.join(command.before)}",
+            field="before",
+        )
+    strange = sorted(set(after) - now.addresses().keys())
+    if strange:
+        raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(now.addresses())}")
+    if not after or len(set(after)) != len(after) or len(after) > REPLICAS_MAX:
+        raise invalid("nodes", ", ".join(after), f"1 to {REPLICAS_MAX} different nodes")
+    leaving = tuple(node for node in held.all if node not in after)
+    same = set(after) == set(held.wanted)
+    holders = Holders(after, leaving, held.assigned if same else index)
+    return _done(now.with_holders(command.group, holders), index)
+
+
+def _confirm_replicas(now: Topology, index: int, command: ConfirmReplicas) -> tuple[Topology, WriteResult]:
+    held = _holders(now, command.group)
+    if held.assigned != command.assigned or not held.leaving:
+        return _done(now, index, now.version, existed=True)
+    made = now.with_holders(command.group, Holders(held.wanted, (), held.assigned))
+    # The group has other members than it began with: a founder whose replica is gone must not begin it once more.
+    shards = tuple(_replace(s, founders=()) if shard_group(s.shard) == command.group else s for s in made.shards)
+    return _done(_replace(made, shards=shards), index)
 
 
 def _create_collection(now: Topology, index: int, command: CreateCollection) -> tuple[Topology, WriteResult]:
@@ -243,6 +287,8 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     RegisterNode: _register,
     RemoveNode: _remove,
     SetReplicas: _set_replicas,
+    AssignReplicas: _assign_replicas,
+    ConfirmReplicas: _confirm_replicas,
     CreateCollection: _create_collection,
     DropCollection: _drop_collection,
     StartMove: _start_move,

@@ -112,6 +112,8 @@ _add(
     "needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000 node-3=10.0.0.3:5000",
 )
 _add(cluster_app, "nodes", shard_commands.nodes, "needle cluster nodes")
+_add(cluster_app, "replicas", shard_commands.replicas, "needle cluster replicas 2 node-1 node-3 node-7")
+_add(cluster_app, "remove", shard_commands.remove, "needle cluster remove node-2")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 app.add_typer(cluster_app, name="cluster")

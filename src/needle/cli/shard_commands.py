@@ -21,6 +21,7 @@ from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
     Json,
+    Timeout,
     as_json,
     console,
     notes,
@@ -121,6 +122,55 @@ def create(
         notes.print(f"note: {warning}", markup=False)
 
 
+def replicas(
+    shard: Annotated[str, typer.Argument(metavar="SHARD", help="The shard's number, or 'catalog'.")],
+    nodes: Annotated[
+        list[str], typer.Argument(metavar="NODE...", help="All nodes that hold it from now on, preferred leader first.")
+    ],
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until they hold it.")] = 600.0,
+    json: Json = False,
+) -> None:
+    """Put a shard's replicas, or the catalog's, on these nodes, while it serves; wait until they are there.
+
+    A node that is new to it fetches the data first; then it takes the place of one that is not named any more. May be
+    repeated after an error, and the cluster goes on without who waits.
+    """
+    if shard != "catalog" and not (shard.isascii() and shard.isdecimal()):
+        raise refuse("SHARD", shard, "the number of a shard, or catalog")
+
+    async def work(client: needle.Client) -> None:
+        if not isinstance(client, ShardedClient):
+            raise InvalidArgument("this cluster is not sharded; `needle members` adds and removes its nodes")
+        if shard == "catalog":
+            await client.set_catalog_nodes(nodes, timeout=timeout)
+        else:
+            await client.set_replicas(int(shard), nodes, timeout=timeout)
+
+    run(cluster, work)
+    if json:
+        print_json({"shard": shard, "nodes": nodes})
+    else:
+        name = "the catalog" if shard == "catalog" else f"shard {shard}"
+        notes.print(f"{name} is on {', '.join(nodes)}", markup=False)
+
+
+def remove(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle cluster nodes`.")],
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Forget a node of a sharded cluster that holds nothing any more. Its id is never used again."""
+
+    async def work(client: needle.Client) -> None:
+        if not isinstance(client, ShardedClient):
+            raise InvalidArgument("this cluster is not sharded; `needle members remove` removes its nodes")
+        await client.remove_node(node, timeout=timeout)
+
+    run(cluster, work)
+    notes.print(f"{node} is no longer a node of this cluster; stop it and delete its data directory", markup=False)
+
+
 def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """List the nodes of a sharded cluster, also those that joined and hold nothing yet."""
 
@@ -156,8 +206,8 @@ def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
     if idle:
         notes.print(
-            f"note: no shard is on {', '.join(idle)}: shards are placed when the cluster is made, and do not move to "
-            "nodes that join later",
+            f"note: no shard is on {', '.join(idle)}: shards are placed when the cluster is made; "
+            "`needle cluster replicas` moves them",
             markup=False,
             soft_wrap=True,
         )

@@ -12,7 +12,7 @@ import msgspec
 
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus
-from needle.routing.topology import Topology
+from needle.routing.topology import ShardInfo, Topology
 
 LAG_ENTRIES_MAX = 10_000
 
@@ -55,9 +55,7 @@ def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealt
     """The health of all shards."""
     shares = key_shares(topology)
     shards = {
-        info.shard: _judge_shard(
-            len(info.replicas), [r for r in replicas if r.shard == info.shard], shares.get(info.shard, 0.0)
-        )
+        info.shard: _judge_shard(info, [r for r in replicas if r.shard == info.shard], shares.get(info.shard, 0.0))
         for info in topology.shards
     }
     return ClusterHealth(
@@ -88,10 +86,12 @@ def lost_nodes(replicas: Sequence[ReplicaStatus]) -> set[NodeId]:
     return found.union(*(r.status.refused for r in replicas if r.status is not None))
 
 
-def _judge_shard(expected: int, replicas: Sequence[ReplicaStatus], share: float) -> ShardHealth:
+def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: float) -> ShardHealth:
     answered = {r.node: r.status for r in replicas if r.status is not None}
     leading = [status for status in answered.values() if status.state == "Leader"]
     leader = max(leading, key=lambda status: status.current_term, default=None)
+    replicas = [r for r in replicas if r.node not in info.leaving]  # one that leaves may still lead, and need no more
+    answered = {node: status for node, status in answered.items() if node not in info.leaving}
     problems = [r.lost or f"{r.node} does not answer: {r.error}" for r in replicas if r.status is None]
     if leader is not None:
         unheard = {r.node for r in replicas if r.status is None} & leader.refused.keys()
@@ -122,7 +122,9 @@ def _judge_shard(expected: int, replicas: Sequence[ReplicaStatus], share: float)
             names = ", ".join(leader.unknown_collections)
             problems.append(f"holds collections of which the catalog knows nothing: {names}")
         problems += leader.held_moves
-    followers = expected - 1
+        if leader.waits_for:
+            problems.append(f"its replicas are not yet where the catalog wants them: {leader.waits_for}")
+    followers = len(info.wanted) - (leader is None or leader.node_id in info.wanted)
     state = "unavailable" if leader is None else "healthy" if healthy == followers and not problems else "degraded"
     return ShardHealth(
         state=state,
@@ -141,13 +143,13 @@ def _warnings(topology: Topology) -> list[str]:
     settings = topology.settings
     if settings is None:
         return ["the cluster was not created yet"]
-    alone = [info.shard for info in topology.shards if len(info.replicas) == 1]
+    alone = [info.shard for info in topology.shards if len(info.wanted) == 1]
     if alone:
         told.append(f"not redundant: shards {', '.join(map(str, alone))} have one replica each; a lost disk loses them")
-    even = [info.shard for info in topology.shards if len(info.replicas) == 2]
+    even = [info.shard for info in topology.shards if len(info.wanted) == 2]
     if even:
         told.append(f"shards {', '.join(map(str, even))} have two replicas: both must run to accept writes")
-    short = [info.shard for info in topology.shards if len(info.replicas) < settings.replication_factor]
+    short = [info.shard for info in topology.shards if len(info.wanted) < settings.replication_factor]
     if short:
         told.append(
             f"shards {', '.join(map(str, short))} have fewer than {settings.replication_factor} replicas: "

@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Iterable, Mapping
 
 from needle.base.errors import InvalidArgument, NeedleError, TransferFailed, Unavailable, invalid
-from needle.base.ids import NodeId, shard_group
+from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.runtime import Rng
 from needle.client import values
+from needle.client.assigning import assign
 from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.client.documents import TIMEOUT
@@ -22,7 +23,7 @@ from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import DigestAnswer, GroupCall, StatusCall
-from needle.protocol.catalog_commands import CatalogCommand
+from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall, no_members
 from needle.routing.topology import ShardInfo, Topology
 
@@ -173,6 +174,23 @@ class ShardedClient(Client):
     ) -> None:
         """Raises InvalidArgument: which nodes hold a shard, or the catalog, is for the catalog to say."""
         raise no_members()
+
+    async def set_replicas(self, shard: int | None, nodes: Iterable[NodeId], *, timeout: float = 60.0) -> None:
+        """Have `nodes`, the preferred leader first, hold the replicas of a shard, while it serves: a new one fetches
+        its data before it counts, then the one that it replaces goes. Returns when it is done. Raises InvalidArgument
+        for nodes that the cluster does not have, DeadlineExceeded when it takes longer: the cluster goes on with it,
+        and the call may be repeated. shard: None if there is only one."""
+        group = shard_group(self._shard(shard).shard)
+        await assign(self._shards, group, nodes, values.check_timeout(timeout))
+
+    async def set_catalog_nodes(self, nodes: Iterable[NodeId], *, timeout: float = 60.0) -> None:
+        """Have `nodes` hold the catalog; as `set_replicas`."""
+        await assign(self._shards, CATALOG_GROUP, nodes, values.check_timeout(timeout))
+
+    async def remove_node(self, node: NodeId, *, timeout: float = TIMEOUT) -> None:
+        """Have the cluster forget a node that holds nothing any more; its id is never used again. Raises
+        InvalidArgument for a node that holds a replica of a shard or of the catalog: `set_replicas` moves them."""
+        await self._shards.command(RemoveNode(values.check_id(node, "node")), values.check_timeout(timeout))
 
     async def step_down(
         self, to: NodeId | None = None, *, shard: int | None = None, timeout: float = TIMEOUT

@@ -352,6 +352,25 @@ class SyncShardedClient(SyncClient):
         addresses: Mapping[NodeId, str] | None = ...,
         timeout: float = ...,
     ) -> None: ...
+    def set_replicas(
+        self,
+        shard: int | None,
+        nodes: Iterable[NodeId],
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def set_catalog_nodes(
+        self,
+        nodes: Iterable[NodeId],
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def remove_node(
+        self,
+        node: NodeId,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
     def step_down(
         self,
         to: NodeId | None = ...,

@@ -30,7 +30,7 @@ from needle.multiraft.rebuild import refuse_damaged
 from needle.multiraft.repair import not_while_repairing
 from needle.multiraft.status import group_status
 from needle.raft import membership
-from needle.raft.messages import ConfChange
+from needle.raft.messages import ConfChange, ConfState
 from needle.raft.state import Role
 
 
@@ -111,9 +111,10 @@ class Host(Engine):
         await future
 
     async def change_membership(
-        self, group: GroupId, voters: Sequence[NodeId], learners: Sequence[NodeId], timeout: float
+        self, group: GroupId, voters: Sequence[NodeId], learners: Sequence[NodeId], timeout: float, term: int = 0
     ) -> None:
-        """Replace the group's configuration by joint consensus; returns when the old one no longer counts.
+        """Replace the group's configuration by joint consensus; returns when the old one no longer counts. term: in
+        which this node must still lead when it proposes the change; 0 for any.
 
         Raises NotLeader, MembershipChangePending, InvalidArgument (also when no majority of `voters` is heard from);
         OutcomeUnknown when it is not done in time.
@@ -123,6 +124,8 @@ class Host(Engine):
         await self._meet_new(replica, [*voters, *learners])
         await self._hear_majority(replica, voters, deadline)
         raft, now = replica.raft, self.clock.monotonic()
+        if term and raft.term != term:
+            raise not_leader(group, raft.leader)
         target = (tuple(sorted(set(voters))), tuple(sorted(set(learners))))
         index, term = raft.propose_conf_change(ConfChange(voters=target[0], learners=target[1]), now)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -320,6 +323,15 @@ class Host(Engine):
     def lost_replica(self, group: GroupId) -> str:
         """Why this replica must not go on; "" if it may."""
         return self._group(group).lost
+
+    def conf(self, group: GroupId) -> ConfState:
+        """The configuration that this replica applied last."""
+        return self._group(group).raft.conf
+
+    def last_change(self, group: GroupId) -> int:
+        """On a leader: the index up to which its log may hold changes of the members; those beyond what is applied here
+        are under way."""
+        return self._group(group).raft.pending_conf_index
 
     def members(self, group: GroupId) -> list[NodeId]:
         """Voters and learners by the configuration that this replica applied last, old and new ones of a change that is

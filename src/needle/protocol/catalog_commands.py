@@ -11,7 +11,7 @@ import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
-from needle.base.ids import NodeId
+from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.topology import ClusterSettings, MoveState, NodeInfo
@@ -53,11 +53,28 @@ class RemoveNode(msgspec.Struct, frozen=True, tag="remove", array_like=True):
 
 
 class SetReplicas(msgspec.Struct, frozen=True, tag="replicas", array_like=True):
-    """Change a shard's replicas, preferred leader first, if they still are `before`."""
+    """Of earlier releases, and in the log only: change a shard's replicas at once, if they still are `before`."""
 
     shard: int
     before: list[NodeId]
     after: list[NodeId]
+
+
+class AssignReplicas(msgspec.Struct, frozen=True, tag="assign", array_like=True):
+    """Let the nodes `after` hold the replicas of a shard's group, or of the catalog's, preferred leader first, if those
+    that should are `before` still. Those that should not any more hold theirs until ConfirmReplicas."""
+
+    group: GroupId
+    before: list[NodeId]
+    after: list[NodeId]
+
+
+class ConfirmReplicas(msgspec.Struct, frozen=True, tag="assigned", array_like=True):
+    """The voters of a group are those that the command at index `assigned` named, and nobody else is a member of it:
+    the others give up their replicas. Told by a leader that knew that command in the term in which it looked."""
+
+    group: GroupId
+    assigned: int
 
 
 class CreateCollection(msgspec.Struct, frozen=True, tag="create", array_like=True):
@@ -107,6 +124,8 @@ CatalogCommand = (
     | RegisterNode
     | RemoveNode
     | SetReplicas
+    | AssignReplicas
+    | ConfirmReplicas
     | CreateCollection
     | DropCollection
     | StartMove

@@ -3,7 +3,6 @@
 | method | takes | answers |
 |---|---|---|
 | shard_leader | GroupCall | LeaderAnswer |
-| shard_members | MembershipCall | nothing |
 | topology | TopologyCall | TopologyAnswer |
 | catalog | CatalogCall | WriteResult |
 | sync | SyncCall | WriteResult |
@@ -12,7 +11,7 @@
 | who | WhoCall | WhoAnswer |
 
 `leader` of protocol.calls is asked by clients that are not shard-aware: every node names itself, for it routes. Its
-`membership` is refused: such a client means the cluster, and names one shard's group.
+`membership` is refused: which nodes are members of a group is for the catalog to say.
 
 Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) it was computed on.
 """
@@ -29,7 +28,6 @@ from needle.base.ids import GroupId, NodeId
 from needle.routing.topology import Topology
 
 SHARD_LEADER: Final = "shard_leader"
-SHARD_MEMBERS: Final = "shard_members"
 TOPOLOGY: Final = "topology"
 CATALOG: Final = "catalog"
 SYNC: Final = "sync"

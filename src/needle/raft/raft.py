@@ -459,6 +459,12 @@ class Raft:
         return self._s.conf
 
     @property
+    def pending_conf_index(self) -> int:
+        """Leader: no change of the configuration that it knows of is beyond this entry. One that is not applied yet is
+        under way."""
+        return self._s.pending_conf_index
+
+    @property
     def is_transferring(self) -> bool:
         """Whether this leader hands leadership over at the moment."""
         return transfer.is_under_way(self._s)

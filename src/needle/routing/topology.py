@@ -14,7 +14,7 @@ from itertools import pairwise
 import msgspec
 
 from needle.base.errors import invalid
-from needle.base.ids import NodeId
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import Claim, CollectionSpec
 from needle.routing.ranges import check_ranges, contains, fingerprint
 from needle.routing.shard_map import KeyRange, ShardMap
@@ -42,14 +42,36 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """replicas: nodes, the preferred leader first. founders: those that started the shard's Raft group; a node that is
-    added later waits until the group contacts it. since: index of the entry in the shard's log that made what it owns
-    what the map says; 0 if that never changed."""
+    """replicas: nodes, the preferred leader first. founders: those that start the shard's Raft group, () once it has
+    had other members; a node that is added later waits until the group contacts it. since: index of the entry in the
+    shard's log that made what it owns what the map says; 0 if that never changed. leaving: the last of `replicas`,
+    which hold theirs until the others are the group's voters. assigned: version of the catalog that said which nodes
+    should; 0 if its founders still do."""
 
     shard: int
     replicas: tuple[NodeId, ...]
     founders: tuple[NodeId, ...]
     since: int = 0
+    leaving: tuple[NodeId, ...] = ()
+    assigned: int = 0
+
+    @property
+    def wanted(self) -> tuple[NodeId, ...]:
+        """The nodes that should be the voters of the shard's group, and no others."""
+        return self.replicas[: len(self.replicas) - len(self.leaving)]
+
+
+class Holders(msgspec.Struct, frozen=True):
+    """The nodes that hold a group's replicas by the catalog. wanted, leaving, assigned: as in ShardInfo."""
+
+    wanted: tuple[NodeId, ...]
+    leaving: tuple[NodeId, ...] = ()
+    assigned: int = 0
+
+    @property
+    def all(self) -> tuple[NodeId, ...]:
+        """Those that are leaving last."""
+        return (*self.wanted, *self.leaving)
 
 
 class MoveState(StrEnum):
@@ -122,7 +144,8 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
     """See the module. Before the cluster is created: version 0, no settings, no map. dropped: ids of collections that
     were dropped, the last ones; shards delete no other. founding: drawn when the cluster was made, to tell it from one
-    that is made again after its catalog was lost."""
+    that is made again after its catalog was lost. catalog: the nodes that hold it; catalog_leaving and
+    catalog_assigned: as in ShardInfo."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -135,6 +158,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     moves: tuple[MoveInfo, ...] = ()
     dropped: tuple[int, ...] = ()
     founding: int = 0
+    catalog_leaving: tuple[NodeId, ...] = ()
+    catalog_assigned: int = 0
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""
@@ -162,11 +187,30 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         """The shards with a replica on `node`."""
         return [info for info in self.shards if node in info.replicas]
 
+    def holders(self, group: GroupId) -> Holders | None:
+        """Who holds the replicas of a shard's group, or of the catalog's; None for a group that is not known."""
+        if group == CATALOG_GROUP:
+            staying = self.catalog[: len(self.catalog) - len(self.catalog_leaving)]
+            return Holders(staying, self.catalog_leaving, self.catalog_assigned) if staying else None
+        if not 0 < group <= len(self.shards):
+            return None
+        info = self.shards[group - 1]
+        return Holders(info.wanted, info.leaving, info.assigned)
+
+    def with_holders(self, group: GroupId, holders: Holders) -> Topology:
+        """The same, with other holders of a known group."""
+        change = msgspec.structs.replace
+        nodes, leaving, assigned = holders.all, holders.leaving, holders.assigned
+        if group == CATALOG_GROUP:
+            return change(self, catalog=nodes, catalog_leaving=leaving, catalog_assigned=assigned)
+        made = change(self.shards[group - 1], replicas=nodes, leaving=leaving, assigned=assigned)
+        return change(self, shards=tuple(made if shard_group(i.shard) == group else i for i in self.shards))
+
     def check_invariants(self) -> None:
         """Raises InvalidArgument if nodes, shards and map contradict each other."""
         known = set(self.addresses())
         for info in self.shards:
-            if len(set(info.replicas)) != len(info.replicas) or not set(info.replicas) <= known or not info.replicas:
+            if len(set(info.replicas)) != len(info.replicas) or not set(info.replicas) <= known or not info.wanted:
                 raise invalid(f"shard {info.shard}", info.replicas, "different nodes of the cluster, at least one")
         if [info.shard for info in self.shards] != list(range(len(self.shards))):
             raise invalid("shards", [info.shard for info in self.shards], "the numbers from 0, in order")

@@ -32,7 +32,7 @@ from needle.client.sharded import ShardedClient
 from needle.client.shards import find_topology
 from needle.connecting import sharded_client, system_caller
 from needle.protocol import calls
-from needle.protocol.catalog_commands import RegisterNode, RemoveNode
+from needle.protocol.catalog_commands import RegisterNode
 from needle.protocol.peer_calls import FOUND, FoundCall
 from needle.routing.shard_map import ShardMap, initial_map
 from needle.routing.strategy import ShardStrategy, routing_key
@@ -148,7 +148,7 @@ class ShardManager:
     async def remove_node(self, name: str) -> None:
         """Forget a node. Raises InvalidArgument while it holds replicas. Its name is never used again."""
         if self._client is not None:
-            await self._client.change_catalog(RemoveNode(name), timeout=TIMEOUT)
+            await self._client.remove_node(name)
         elif self._added.pop(name, None) is None:
             raise invalid("name", name, f"one of {', '.join(self._added) or 'the nodes added (none is)'}")
 

@@ -59,6 +59,7 @@ from needle.server.upkeep.health import HealthWatch
 from needle.server.upkeep.lasting import SHORTAGE_SECONDS, lasting
 from needle.server.upkeep.leaders import LeaderSpread
 from needle.server.upkeep.mover import Mover
+from needle.server.upkeep.replicas import Replicas
 
 log = logging.getLogger("needle.server")
 
@@ -92,6 +93,7 @@ class ClusterNode(Node):
         self._unsaved = False
         self._unopened = False
         self._mover = Mover(self, move_rows)
+        self._replicas = Replicas(self)
         self._said_empty = False
         self.strangers: set[NodeId] = set()
         """Nodes that spoke Raft to this one before it belonged to a cluster; the first few."""
@@ -111,19 +113,21 @@ class ClusterNode(Node):
         known = load_topology(directory)
         for older in (known.addresses(), self.cluster.voters):  # the book holds what nodes said later
             self.book.learn_missing(older)
-        if self.node_id in self.cluster.voters:
-            self._open_catalog()
+        if self.node_id in (known.catalog if known.settings is not None else self.cluster.voters):
+            self._open_catalog(known)
         await self.adopt(known, save=False)
 
     def _make_service(self) -> ClusterService:
         return ClusterService(self)
 
-    def _open_catalog(self) -> None:
+    def _open_catalog(self, known: Topology) -> None:
         if self.catalog is None:
             machine = CatalogMachine(catalog_directory(self.config.data_dir))
+            # Others wait until the group contacts them, and so do all once it may have other members.
+            founds = self.node_id in self.cluster.voters and not known.catalog_assigned
             try:
                 watched = self.ports.catalog(CATALOG_GROUP, CatalogAdapter(machine))
-                self.host.open_group(CATALOG_GROUP, watched, voters=sorted(self.cluster.voters))
+                self.host.open_group(CATALOG_GROUP, watched, voters=sorted(self.cluster.voters) if founds else [])
             except BaseException:
                 machine.close()
                 raise
@@ -137,7 +141,7 @@ class ClusterNode(Node):
         """See Node.start; then follow the catalog."""
         await super().start()
         spread = LeaderSpread(self)
-        works = (CatalogFollower(self).run, Registration(self).run, spread.run, self._mover.run)
+        works = (CatalogFollower(self).run, Registration(self).run, spread.run, self._mover.run, self._replicas.run)
         for work in (*works, self.reconciler.run, self._retry_shortages):
             self._background.spawn(lasting(work))
         self._undo.append(self._background.end)
@@ -234,6 +238,7 @@ class ClusterNode(Node):
         me = topology.node(self.node_id)
         if me is None or me.incarnation != self.cluster.incarnation:
             return
+        await self._hold_catalog(topology)
         mine = {shard_group(info.shard): info for info in topology.hosted_by(self.node_id)}
         if not mine and not self._said_empty and me.state is not NodeState.REMOVED:
             self._said_empty = True
@@ -254,6 +259,17 @@ class ClusterNode(Node):
             await self.host.close_group(group)
             hosted.replica.close()
             log.info("node %s closes shard %d", self.node_id, group - 1)
+
+    async def _hold_catalog(self, topology: Topology) -> None:
+        wanted = self.node_id in topology.catalog
+        if wanted and self.catalog is None:
+            self._open_catalog(topology)
+            log.info("node %s opens a replica of the catalog", self.node_id)
+        elif not wanted and self.catalog is not None:
+            catalog, self.catalog = self.catalog, None
+            await self.host.close_group(CATALOG_GROUP)
+            catalog.close()
+            log.info("node %s closes its replica of the catalog", self.node_id)
 
     async def belong_to(self, uid: int) -> None:
         """Write down which cluster this node joins. Raises InvalidArgument if its directory holds data of another."""
@@ -282,8 +298,8 @@ class ClusterNode(Node):
                 check_unused(self.node_id, self.config.data_dir)
                 await self._become(msgspec.structs.replace(self.cluster, uid=call.uid, voters=dict(call.voters)))
         self.book.learn({node: at for node, at in call.voters.items() if node != self.node_id})
-        if self.node_id in self.cluster.voters:
-            self._open_catalog()
+        if self.node_id in self.cluster.voters and not self.topology.catalog_assigned:
+            self._open_catalog(self.topology)
 
     def who(self) -> WhoAnswer:
         """This node, for the catalog."""
@@ -320,9 +336,10 @@ class ClusterNode(Node):
     # --- the catalog -------------------------------------------------------------------------------------------------
     async def confirmed(self, timeout: float) -> Topology:
         """At least as new as everything committed before the call."""
-        if self.catalog is not None and self.host.is_leader(CATALOG_GROUP):
+        catalog = self.catalog
+        if catalog is not None and self.host.is_leader(CATALOG_GROUP):
             await self.host.read_index(CATALOG_GROUP, timeout)
-            return self.catalog.topology
+            return catalog.topology
         body = calls.encode(TopologyCall(0, 0.0, True))
         data = await self.shards.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)
         found = calls.decode(data, TopologyAnswer).topology
@@ -341,10 +358,11 @@ class ClusterNode(Node):
         if group != CATALOG_GROUP:
             found = super().status(group, digest)
             unknown, held = self.reconciler.unknown.get(group, []), self._mover.held(group)
-            return msgspec.structs.replace(found, unknown_collections=unknown, held_moves=held)
+            waits_for = self._replicas.why(group)
+            return msgspec.structs.replace(found, unknown_collections=unknown, held_moves=held, waits_for=waits_for)
         status = self.host.status(group)
         peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
-        return msgspec.structs.replace(status, peers=peers)
+        return msgspec.structs.replace(status, peers=peers, waits_for=self._replicas.why(group))
 
     def addresses(self) -> dict[NodeId, str]:
         """What the topology says, and of nodes that it does not know yet, what this node was told."""

@@ -86,13 +86,18 @@ class CatalogFollower:
         return False
 
     def _sources(self) -> list[str]:
-        """The nodes to ask, another one first each time."""
-        node = self._node
-        known = [one for one in dict.fromkeys([*node.topology.catalog, *node.cluster.voters]) if one != node.node_id]
-        self._turn += 1
-        turned = [known[(self._turn + n) % len(known)] for n in range(len(known))]
-        addresses = [at for one in turned if (at := node.reach(one)) is not None]
+        """The nodes to ask, another one first each time; those that hold the catalog, as far as this node knows, before
+        the others: it may have gone elsewhere while this node was away."""
+        node, self._turn = self._node, self._turn + 1
+        holders = dict.fromkeys([*node.topology.catalog, *node.cluster.voters])
+        others = [one for one in node.topology.addresses() if one not in holders]
+        turned = [*self._turned(list(holders)), *self._turned(others)]
+        addresses = [at for one in turned if one != node.node_id and (at := node.reach(one)) is not None]
         return [at for at in [*addresses, *node.seeds()] if at != node.config.address]
+
+    def _turned(self, nodes: list[NodeId]) -> list[NodeId]:
+        at = self._turn % max(1, len(nodes))
+        return nodes[at:] + nodes[:at]
 
     async def _ask(self, address: str, wait: float) -> bool:
         """Whether the node at `address` answered; what it knows is adopted."""

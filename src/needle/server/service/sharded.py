@@ -49,7 +49,6 @@ from needle.protocol.peer_calls import (
     FOUND,
     MOVE,
     SHARD_LEADER,
-    SHARD_MEMBERS,
     SYNC,
     TOPOLOGY,
     WHO,
@@ -126,7 +125,6 @@ class ClusterService(RpcService):
         self._methods.update({name: (kind, run) for name, kind, run in whole})
         more: dict[str, tuple[Any, Any]] = {
             SHARD_LEADER: (GroupCall, self._leader),
-            SHARD_MEMBERS: (MembershipCall, self._membership),
             TOPOLOGY: (TopologyCall, self._topology),
             CATALOG: (CatalogCall, self._catalog),
             SYNC: (SyncCall, self._sync),
@@ -349,6 +347,9 @@ class ClusterService(RpcService):
             longest = msgspec.structs.replace(command.spec, name=f"{command.spec.name}@{10**19}")
             check_spec(command.spec, limits)
             check_spec(longest, limits)
+        elif isinstance(command, catalog_commands.SetReplicas):
+            # Its nodes would give up their replicas at once, while the group counts on them.
+            raise InvalidArgument("a command of an earlier release: AssignReplicas takes its place", field="command")
 
     async def _sync(self, call: SyncCall) -> WriteResult:
         if not self._host.is_leader(call.group):

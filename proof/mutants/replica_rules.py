@@ -1,0 +1,138 @@
+"""Bugs of replicas that go to other nodes (docs/adr/0031)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_STEPS = "tests/cluster/test_replica_steps.py::"
+_DRIVER = "tests/server/test_replicas.py::"
+_CATALOG = "tests/cluster/test_catalog.py::"
+_NEXT = "catalog.replica_steps:next_step"
+_GO_ON = "server.upkeep.replicas:Replicas._go_on"
+
+MUTANTS = (
+    Mutant(
+        name="replica-votes-before-it-has-the-log",
+        breaks="a new replica takes the place of a voter before it has caught up: writes wait until it has",
+        edits=(Edit(_NEXT, "missing & frozenset(now.caught_up) & ", "missing & "),),
+        tests=(
+            _STEPS + "test_a_lost_replica_is_replaced_by_way_of_a_learner",
+            _STEPS + "test_each_step_is_safe",
+            _DRIVER + "test_a_replica_is_replaced_and_then_the_catalog_is_told",
+        ),
+    ),
+    Mutant(
+        name="voters-without-a-majority",
+        breaks="the voters are changed to a set of which no majority answers: the group stands still for good",
+        edits=(Edit("catalog.replica_steps:_possible", "2 * len(able) > len(voters)", "able"),),
+        tests=(
+            _STEPS + "test_a_majority_that_does_not_answer_is_not_made_the_voters",
+            _STEPS + "test_each_step_is_safe",
+        ),
+    ),
+    Mutant(
+        name="replica-given-up-while-it-counts",
+        breaks="a node closes its replica as soon as the catalog names another one, while the group counts on its vote",
+        edits=(
+            Edit(
+                "catalog.state:_assign_replicas",
+                "tuple(node for node in held.all if node not in after)",
+                "()",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        nodes=5,
+        tests=(_CATALOG + "test_a_node_holds_its_replica_until_the_others_are_confirmed",),
+    ),
+    Mutant(
+        name="members-by-an-old-catalog",
+        breaks="a leader that has not heard of the catalog's last decision brings back a node that has given up its "
+        "replica",
+        edits=(Edit(_GO_ON, "confirmed is None or confirmed != holders", "confirmed is None"),),
+        tests=(_DRIVER + "test_nothing_is_done_for_what_the_catalog_does_not_want_any_more",),
+    ),
+    Mutant(
+        name="members-by-a-leader-that-was-away",
+        breaks="what the catalog confirmed in an earlier term is proposed in a later one, after others have led",
+        edits=(Edit(_GO_ON, "host.term(group) != term or not host.is_leader(group)", "not host.is_leader(group)"),),
+        tests=(_DRIVER + "test_nothing_is_done_by_a_leader_that_was_away_meanwhile",),
+    ),
+    Mutant(
+        name="replicas-confirmed-at-once",
+        breaks="the catalog is told that nodes may give up their replicas without a look at the group's members: they "
+        "close what the group counts on",
+        edits=(Edit("catalog.replica_steps:next_step", "if now.settled:", "if not now.changing:"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        nodes=5,
+        tests=(
+            _STEPS + "test_a_lost_replica_is_replaced_by_way_of_a_learner",
+            "tests/sim/test_moving_nodes.py::test_a_replica_moves_to_another_node",
+        ),
+    ),
+    Mutant(
+        name="replica-votes-at-once",
+        breaks="a new replica becomes a voter in the change that should make it a learner: it has nothing yet",
+        edits=(
+            Edit(
+                _NEXT,
+                "_possible(now, now.voters, (now.learners - surplus) | joining)",
+                "_replace(now, joining, now.voters - wanted)",
+            ),
+            Edit("catalog.replica_steps:_possible", "2 * len(able) > len(voters)", "able"),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        nodes=5,
+        tests=(
+            _STEPS + "test_a_lost_replica_is_replaced_by_way_of_a_learner",
+            _DRIVER + "test_a_replica_is_replaced_and_then_the_catalog_is_told",
+        ),
+    ),
+    Mutant(
+        name="replica-removed-before-another-votes",
+        breaks="a voter leaves its group before the new one is a voter: the next failure stops the group",
+        edits=(
+            Edit(
+                _NEXT,
+                "_possible(now, now.voters, (now.learners - surplus) | joining)",
+                "_possible(now, now.voters & wanted | {now.leader}, (now.learners - surplus | joining) - now.voters)",
+            ),
+        ),
+        tests=(
+            _STEPS + "test_a_lost_replica_is_replaced_by_way_of_a_learner",
+            _STEPS + "test_each_step_is_safe",
+            _DRIVER + "test_a_replica_is_replaced_and_then_the_catalog_is_told",
+        ),
+    ),
+    Mutant(
+        name="stale-replicas-confirmed",
+        breaks="what a leader said of an earlier decision counts for a later one: nodes give up what is needed",
+        edits=(
+            Edit(
+                "catalog.state:_confirm_replicas",
+                "held.assigned != command.assigned or not held.leaving",
+                "not held.leaving",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        nodes=5,
+        tests=(_CATALOG + "test_a_node_holds_its_replica_until_the_others_are_confirmed",),
+    ),
+    Mutant(
+        name="confirmed-while-the-log-holds-a-change",
+        breaks="the catalog is told that nodes may go while a change of the members waits in the leader's log",
+        edits=(
+            Edit(
+                "server.upkeep.replicas:Replicas._members", "or host.applied_index(group) < host.last_change(group)", ""
+            ),
+        ),
+        tests=(_DRIVER + "test_the_catalog_is_not_told_while_the_log_may_hold_another_change",),
+    ),
+)

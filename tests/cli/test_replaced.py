@@ -1,0 +1,75 @@
+"""A lost node of a sharded cluster is replaced by the commands of the guide (docs/sharding.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from needle.cli.app import main
+from needle.local.process_cluster import ProcessCluster
+
+
+def until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, "not in time"
+    return found
+
+
+def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*argv: str, expect: int | None = 0) -> str:
+        capsys.readouterr()
+        code = main([*argv])
+        captured = capsys.readouterr()
+        assert expect is None or code == expect, f"{argv}: {code} {captured.out}{captured.err}"
+        assert "Traceback" not in captured.err
+        return captured.out + captured.err
+
+    def nodes() -> dict[str, Any]:
+        return {node["id"]: node for node in json.loads(run("cluster", "nodes", "--json", *at))}
+
+    settings: dict[str, Any] = {"election_timeout": 0.6, "heartbeat_interval": 0.1, "sharding": {}}
+    cluster = ProcessCluster(tmp_path, nodes=4, as_user=True, **settings)
+    at = ("--cluster", cluster.cluster)
+    try:
+        cluster.start_nodes()
+        named = [f"{name}={address}" for name, address in cluster.addresses.items()]
+        create = ("cluster", "create", "--shards", "2", "--replicas", "3", "--dimensions", "2", *named)
+        until(lambda: "2 shards on 4 nodes" in run(*create, expect=None))
+        lines = [json.dumps({"id": f"doc-{n}", "vector": [1, n]}) for n in range(50)]
+        (tmp_path / "documents.jsonl").write_text("\n".join(lines))
+        until(lambda: "50" in run("insert", str(tmp_path / "documents.jsonl"), *at, expect=None))
+
+        assert "still holds" in run("cluster", "remove", "node-1", *at, expect=1)
+        assert "nodes of this cluster: node-1, node-2" in run("cluster", "replicas", "0", "node-9", *at, expect=1)
+        assert "shard = 7" in run("cluster", "replicas", "7", "node-1", *at, expect=1)
+        assert "or catalog" in run("cluster", "replicas", "first", "node-1", *at, expect=1)
+
+        before = nodes()
+        gone = next(name for name, node in before.items() if node["shards"] and node["catalog"])
+        cluster.kill(gone)
+        shutil.rmtree(tmp_path / gone)
+        for shard in before[gone]["shards"]:
+            held = [name for name, node in before.items() if shard in node["shards"] and name != gone]
+            fresh = next(name for name, node in before.items() if shard not in node["shards"])
+            assert f"shard {shard} is on " in run("cluster", "replicas", str(shard), fresh, *held, *at)
+        catalog = [name for name in before if name != gone]
+        assert "the catalog is on " in run("cluster", "replicas", "catalog", *catalog, *at)
+        assert f"{gone} is no longer a node" in run("cluster", "remove", gone, *at)
+        assert f"{gone} is no longer a node" in run("cluster", "remove", gone, *at)  # may be repeated
+        until(lambda: json.loads(run("status", "--json", *at, expect=None))["healthy"])
+        after = nodes()
+        assert after[gone]["shards"] == [] and not after[gone]["catalog"]
+        assert sorted(name for name, node in after.items() if node["catalog"]) == sorted(catalog)
+        away = catalog[-1]  # the new replicas count
+        cluster.kill(away)
+        until(lambda: "doc-49" in run("get", "doc-49", "doc-7", "--json", *at, expect=None))
+        assert f"{gone}" in run("cluster", "replicas", "0", gone, *catalog[:2], *at, expect=1)
+    finally:
+        cluster.stop()

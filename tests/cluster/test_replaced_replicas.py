@@ -1,0 +1,122 @@
+"""A node dies for good with its directory, and another one takes its replicas by one command while clients write."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.processes import ShardedProcesses, healthy
+from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable
+from needle.client.sharded import ShardedClient
+from needle.local.process_cluster import wait_for
+
+DIMENSIONS = 8
+
+
+async def _write(client: ShardedClient, acknowledged: set[str], ending: asyncio.Event) -> None:
+    rng, number = random.Random(5), 0
+    while not ending.is_set():
+        await asyncio.sleep(0.002)
+        key, number = f"doc-{number}", number + 1
+        try:
+            await client.insert(key, np.array([rng.gauss(0, 1) for _ in range(DIMENSIONS)], np.float32), timeout=20)
+        except (OutcomeUnknown, ConnectionLost, Unavailable):
+            continue
+        acknowledged.add(key)
+
+
+@pytest.mark.alone
+async def test_another_node_takes_the_replicas_of_one_that_is_gone(tmp_path: Path) -> None:
+    acknowledged, ending = set[str](), asyncio.Event()
+    async with ShardedProcesses(tmp_path, nodes=4, snapshot_threshold=50) as processes:
+        await processes.create(2, 3)
+        async with processes.connect() as client:
+            assert isinstance(client, ShardedClient)
+            await healthy(client)
+            await client.create_collection("default", dimensions=DIMENSIONS, metric="l2")
+            writing = asyncio.create_task(_write(client, acknowledged, ending))
+            await wait_for(lambda: _many(writing, acknowledged, 100), 120, "writes")
+            now = client.topology()
+            gone, shard = next(
+                (node, info)
+                for info in now.shards
+                for node in info.replicas
+                if node in now.catalog and node != "node-1"
+            )
+            fresh = next(node for node in now.addresses() if node not in shard.replicas)
+            processes.kill(gone)
+            shutil.rmtree(tmp_path / gone)
+            for info in now.shards:
+                if gone in info.replicas:
+                    other = next(node for node in now.addresses() if node not in info.replicas)
+                    nodes = [other if n == gone else n for n in info.replicas]
+                    moving = asyncio.create_task(client.set_replicas(info.shard, nodes, timeout=120))
+                    # Whoever drives it may die at any time: another leader goes on.
+                    await wait_for(lambda shard=info.shard: _leaving(client, shard), 60, "the decision")
+                    leader = await wait_for(lambda shard=info.shard: client.shard_leader(shard), 60, "a leader")
+                    if leader != gone:
+                        processes.kill(leader)
+                        processes.restart(leader)
+                    await moving
+            await client.set_catalog_nodes([fresh if n == gone else n for n in now.catalog], timeout=120)
+            await client.remove_node(gone)
+            assert (await healthy(client)).healthy
+            # The new replica counts: with another one away the shard goes on.
+            away = next(node for node in shard.replicas if node != gone)
+            processes.kill(away)
+            written = len(acknowledged)
+            await wait_for(lambda: _many(writing, acknowledged, written + 30), 120, "writes with the new replica")
+            processes.restart(away)
+            ending.set()
+            await writing
+            await healthy(client)
+            await _nothing_is_lost(client, acknowledged)
+
+
+async def test_replicas_go_to_nodes_of_the_cluster_only(tmp_path: Path) -> None:
+    async with ShardedProcesses(tmp_path, nodes=2) as processes:
+        await processes.create(1, 1)
+        async with processes.connect() as client:
+            assert isinstance(client, ShardedClient)
+            await healthy(client)
+            for nodes in ([], ["node-9"], ["node-1", "node-1"]):
+                with pytest.raises(InvalidArgument):
+                    await client.set_replicas(0, nodes)
+            await client.set_replicas(0, ["node-2"])
+            assert client.topology().shards[0].replicas == ("node-2",)
+            assert await client.shard_leader(0) == "node-2"
+
+
+async def _leaving(client: ShardedClient, shard: int) -> bool:
+    """Whether it is decided, or done already."""
+    info = client.topology().shards[shard]
+    return bool(info.leaving or info.assigned)
+
+
+async def _many(writing: asyncio.Task[None], acknowledged: set[str], count: int) -> bool:
+    if writing.done():
+        await writing
+        raise AssertionError("the writer has ended")
+    return len(acknowledged) >= count
+
+
+async def _nothing_is_lost(client: ShardedClient, acknowledged: set[str]) -> None:
+    names = sorted(acknowledged)
+    assert len(await client.get(names, timeout=30)) == len(names)
+
+    async def equal() -> bool:
+        try:
+            digests = await client.digests()
+        except NeedleError:
+            return False
+        by_shard: dict[str, set[tuple[int, str]]] = {}
+        for name, answer in digests.items():
+            by_shard.setdefault(name.split("/")[1], set()).add((answer.applied_index, answer.digest))
+        return len(digests) == 6 and all(len(found) == 1 for found in by_shard.values())
+
+    await wait_for(equal, 60, "equal digests")

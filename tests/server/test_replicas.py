@@ -1,0 +1,205 @@
+"""The driver of a group's members, its catalog and its Raft host made up: for what it takes a step, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from cluster.catalog_util import topology
+from cluster.fake_shards import virtually
+from needle.base.errors import NeedleError, Unavailable
+from needle.base.model import PeerStatus
+from needle.catalog.state import execute
+from needle.protocol import calls
+from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand
+from needle.protocol.peer_calls import WhoAnswer
+from needle.raft.messages import ConfState
+from needle.server.upkeep.replicas import RETRY_SECONDS, Replicas
+
+GROUP = 1
+
+
+class World:
+    """node-1 leads shard 0 with node-2; node-3 is dead, and node-4 is to take its place."""
+
+    node_id = "node-1"
+
+    def __init__(self) -> None:
+        before, after = ["node-1", "node-2", "node-3"], ["node-1", "node-2", "node-4"]
+        self.topology = self.truth = execute(topology(), 2, AssignReplicas(GROUP, before, after))[0]
+        self.host, self.peers, self.shards = self, self, self
+        self.stopped, self.leads, self.led_in = False, True, 7
+        self.voters, self.learners = set(before), set[str]()
+        self.lag = {"node-2": 0, "node-4": 900}
+        self.change, self.applied = 10, 1000
+        self.lost: dict[str, str] = {}
+        self.done: list[str] = []
+        self.failure: NeedleError | None = None
+        self.on_confirm: Any = None
+
+    # --- the node
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def confirmed(self, timeout: float) -> Any:
+        if self.on_confirm is not None:
+            self.on_confirm()
+        return self.truth
+
+    async def command(self, command: CatalogCommand, timeout: float) -> Any:
+        self.done.append(type(command).__name__)
+        self.topology = self.truth = execute(self.truth, self.truth.version + 1, command)[0]
+
+    async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
+        if node == "node-3":
+            raise Unavailable("it is dead")
+        return calls.encode(WhoAnswer(node, "", 1, "", 1.0, 1, 1, [], self.lost.get(node, "")))
+
+    # --- its host
+    def groups(self) -> list[int]:
+        return [GROUP]
+
+    def is_leader(self, group: int) -> bool:
+        return self.leads
+
+    def term(self, group: int) -> int:
+        return self.led_in
+
+    def conf(self, group: int) -> ConfState:
+        return ConfState(tuple(sorted(self.voters)), tuple(sorted(self.learners)))
+
+    def last_change(self, group: int) -> int:
+        return self.change
+
+    def applied_index(self, group: int) -> int:
+        return self.applied
+
+    def members(self, group: int) -> list[str]:
+        return sorted(self.voters | self.learners)
+
+    def status(self, group: int) -> Any:
+        others = [node for node in self.members(group) if node != self.node_id]
+        peers = [
+            PeerStatus(
+                id=node,
+                address="",
+                match_index=1000 - self.lag.get(node, 1000),
+                state="replicate" if node in self.lag else "probe",
+                recently_active=node in self.lag,
+                is_learner=node in self.learners,
+                lag_entries=0,
+                lag_ms=0.0,
+            )
+            for node in others
+        ]
+        return SimpleNamespace(peers=peers, refused={}, last_index=1000)
+
+    async def read_index(self, group: int, timeout: float) -> int:
+        self.done.append("read")
+        return 1000
+
+    async def change_membership(self, group: int, voters: Any, learners: Any, timeout: float, term: int) -> None:
+        if self.failure is not None:
+            self.done.append("failed")
+            raise self.failure
+        assert term == self.led_in
+        self.voters, self.learners = set(voters), set(learners)
+        self.done.append(f"{' '.join(voters)} + {' '.join(learners)}".replace("node-", "").strip())
+
+
+def run(world: World, *moments: tuple[float, Any]) -> Replicas:
+    """Each of `moments` is done so many seconds after the one before."""
+    driver = Replicas(world)  # type: ignore[arg-type]
+
+    async def work() -> None:
+        running = asyncio.get_running_loop().create_task(driver.run())
+        for seconds, what in moments:
+            await asyncio.sleep(seconds)
+            what()
+        world.stopped = True
+        await running
+
+    virtually(work())
+    return driver
+
+
+def nothing() -> None:
+    pass
+
+
+def test_a_replica_is_replaced_and_then_the_catalog_is_told() -> None:
+    world = World()
+    run_out = [
+        (3.0, lambda: world.done.append("caught up")),
+        (0.0, lambda: world.lag.update({"node-4": 3})),
+        (5.0, nothing),
+    ]
+    driver = run(world, *run_out)
+    expected = ["1 2 3 + 4", "caught up", "1 2 4 + 3", "1 2 4 +", "read", "ConfirmReplicas"]
+    assert world.done == expected
+    assert world.topology.shards[0].replicas == ("node-1", "node-2", "node-4")
+    assert driver.why(GROUP) == ""
+
+
+def test_what_it_waits_for_is_told() -> None:
+    world = World()
+    assert run(world, (3.0, nothing)).why(GROUP) == "node-4 has not caught up yet"
+
+
+def test_a_replica_that_lacks_what_there_was_when_it_was_added_has_not_caught_up() -> None:
+    world = World()
+    world.lag["node-4"], world.change = 20, 990
+    assert run(world, (3.0, nothing)).why(GROUP) == "node-4 has not caught up yet"
+
+
+def test_the_catalog_is_not_told_while_the_log_may_hold_another_change() -> None:
+    world = World()
+    world.voters, world.learners, world.change = {"node-1", "node-2", "node-4"}, set(), 1001
+    assert "under way" in run(world, (3.0, nothing)).why(GROUP)
+    assert world.done == []
+
+
+def test_a_lost_node_gets_no_replica() -> None:
+    world = World()
+    world.lost["node-4"] = "its directory was emptied"
+    assert run(world, (5.0, nothing)).why(GROUP) == "node-4 does not answer, or is lost"
+    assert world.done == []
+
+
+def test_nothing_is_done_for_what_the_catalog_does_not_want_any_more() -> None:
+    world = World()
+    back = AssignReplicas(GROUP, ["node-1", "node-2", "node-4"], ["node-1", "node-2", "node-3"])
+    world.truth = execute(world.truth, 9, back)[0]  # this node has not heard of it
+    assert "does not know yet" in run(world, (5.0, nothing)).why(GROUP)
+    assert world.done == []
+
+
+def test_nothing_is_done_by_a_leader_that_was_away_meanwhile() -> None:
+    world = World()
+
+    def away() -> None:
+        world.led_in += 2
+
+    world.on_confirm = away
+    run(world, (5.0, nothing))
+    assert world.done == []
+
+
+def test_a_step_that_fails_is_tried_again_later_and_later() -> None:
+    world = World()
+    world.failure = Unavailable("nobody answers")
+    driver = run(world, (10 * RETRY_SECONDS, nothing))
+    assert driver.why(GROUP) == "nobody answers"
+    assert 2 <= len(world.done) <= 4
+
+
+def test_another_leader_goes_on() -> None:
+    world = World()
+    world.voters, world.learners = {"node-1", "node-2", "node-4"}, {"node-3"}
+    world.lag["node-4"] = 0
+    run(world, (5.0, nothing))
+    assert world.done == ["1 2 4 +", "read", "ConfirmReplicas"]
+    assert msgspec.structs.replace(world.topology.shards[0], assigned=0).leaving == ()
