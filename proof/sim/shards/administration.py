@@ -16,7 +16,7 @@ from needle.client.health import lost_nodes
 from needle.client.sharded import ShardedClient
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, GetCall, GroupCall
-from needle.protocol.catalog_commands import AssignReplicas, RemoveNode, StartMove
+from needle.protocol.catalog_commands import AssignReplicas, ConfirmReplicas, RemoveNode, StartMove
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.raft.messages import ConfState
 from needle.routing.topology import ClusterSettings, NodeState, Topology
@@ -35,6 +35,8 @@ CREATE_SECONDS = 10.0
 NAME = "operator"
 OTHERS_SHARE = 0.3
 """Of the moves of replicas, how many another administrator wants otherwise."""
+OUTDATED_SHARE = 0.5
+"""Of the decisions who holds a group, how many are followed by a late word of a leader about an earlier one."""
 
 
 class ShardOperator:
@@ -266,6 +268,17 @@ class ShardOperator:
         command = AssignReplicas(group, self._truth.wanted(group), nodes)
         await client.change_catalog(command, timeout=ADMIN_SECONDS)
         self._stage.trace.tell(f"group {group} is assigned to {', '.join(sorted(nodes))}")
+        if self._rng.random() < OUTDATED_SHARE:
+            await self._confirm_outdated(client, group)
+
+    async def _confirm_outdated(self, client: ShardedClient, group: GroupId) -> None:
+        """A leader that was away tells only now that an earlier decision is carried out."""
+        told = [holders.assigned for now in self._truth.topologies if (holders := now.holders(group)) is not None]
+        outdated = sorted({assigned for assigned in told if 0 < assigned < told[-1]})
+        if outdated:
+            command = ConfirmReplicas(group, self._rng.choice(outdated))
+            await client.change_catalog(command, timeout=ADMIN_SECONDS)
+            self._stage.trace.tell(f"group {group}: the assignment of {command.assigned} is confirmed late")
 
     def _full(self, group: GroupId) -> int:
         """How many replicas a group began with."""

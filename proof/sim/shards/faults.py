@@ -14,9 +14,7 @@ from collections.abc import Mapping
 
 from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP
-from needle.protocol import calls
-from needle.protocol.catalog_commands import CatalogCommand, ConfirmReplicas, Identity, decode, encode
-from needle.protocol.peer_calls import CATALOG, CatalogCall
+from needle.protocol.peer_calls import CATALOG
 from proof.sim.injector import Handler, both, each
 from proof.sim.machine import stream
 from proof.sim.shards.administration import ShardOperator
@@ -26,8 +24,6 @@ from proof.sim.stage import Stage
 
 JOINS_MAX = 2
 COMMANDS_KEPT = 30
-CONFIRMING_SHARE = 0.5
-OUTDATED_TRIES = 300
 LATE = "late"
 LATE_SECONDS = 5.0
 
@@ -199,31 +195,13 @@ class ShardFaults:
 
     async def _late_command(self, fault: Fault, name: str) -> None:
         """A copy of a command to the catalog comes once more, after others that were executed since; truth.py sees
-        whether it takes effect again. What a leader says of a group's members comes as if a leader that was away
-        meanwhile said it for the first time."""
+        whether it takes effect again."""
         rng = stream(self._stage.spec.seed, "late-command", fault.number)
-        confirming = [c for c in map(_command, self._commands) if isinstance(c, ConfirmReplicas)]
-        if confirming and rng.random() < CONFIRMING_SHARE:
-            command = await self._outdated(confirming)
-            identity = Identity(rng.getrandbits(63), self._truth.now.version)
-            body = calls.encode(CatalogCall(encode(command, identity), LATE_SECONDS))
-        elif self._commands:
+        if self._commands:
             body = self._commands[rng.randrange(len(self._commands))]
             await asyncio.sleep(fault.seconds)
-        else:
-            return
-        for node in self._operator.catalog_nodes():
-            self._stage.ask(LATE, self._deliver(self._fleet.machines[node].address, body))
-
-    async def _outdated(self, told: list[ConfirmReplicas]) -> ConfirmReplicas:
-        """One of these as soon as its group is on its way to other nodes; the last one if that is not to be soon."""
-        for _ in range(OUTDATED_TRIES):
-            for command in told:
-                holders = self._truth.now.holders(command.group)
-                if holders is not None and holders.leaving and holders.assigned != command.assigned:
-                    return command
-            await asyncio.sleep(0.1)
-        return told[-1]
+            for node in self._operator.catalog_nodes():
+                self._stage.ask(LATE, self._deliver(self._fleet.machines[node].address, body))
 
     async def _deliver(self, address: str, body: bytes) -> None:
         with contextlib.suppress(NeedleError):
@@ -239,8 +217,3 @@ class ShardFaults:
 
     async def _prefer(self, fault: Fault, name: str) -> None:
         await self._operator.admin("a shard", "prefer")
-
-
-def _command(body: bytes) -> CatalogCommand:
-    """What an overheard call to the catalog commands."""
-    return decode(calls.decode(body, CatalogCall).command)
