@@ -8,7 +8,7 @@ _STEPS = "tests/cluster/test_replica_steps.py::"
 _DRIVER = "tests/server/test_replicas.py::"
 _CATALOG = "tests/cluster/test_catalog.py::"
 _NEXT = "catalog.replica_steps:next_step"
-_GO_ON = "server.upkeep.replicas:Replicas._go_on"
+_TAKE = "server.upkeep.replicas:Replicas._take"
 
 MUTANTS = (
     Mutant(
@@ -50,13 +50,13 @@ MUTANTS = (
         name="members-by-an-old-catalog",
         breaks="a leader that has not heard of the catalog's last decision brings back a node that has given up its "
         "replica",
-        edits=(Edit(_GO_ON, "confirmed is None or confirmed != holders", "confirmed is None"),),
+        edits=(Edit(_TAKE, "confirmed is None or confirmed != holders", "confirmed is None"),),
         tests=(_DRIVER + "test_nothing_is_done_for_what_the_catalog_does_not_want_any_more",),
     ),
     Mutant(
         name="members-by-a-leader-that-was-away",
         breaks="what the catalog confirmed in an earlier term is proposed in a later one, after others have led",
-        edits=(Edit(_GO_ON, "host.term(group) != term or not host.is_leader(group)", "not host.is_leader(group)"),),
+        edits=(Edit(_TAKE, "host.term(group) != look.term or not host.is_leader(group)", "not host.is_leader(group)"),),
         tests=(_DRIVER + "test_nothing_is_done_by_a_leader_that_was_away_meanwhile",),
     ),
     Mutant(
@@ -134,5 +134,11 @@ MUTANTS = (
             ),
         ),
         tests=(_DRIVER + "test_the_catalog_is_not_told_while_the_log_may_hold_another_change",),
+    ),
+    Mutant(
+        name="silent-replica-holds-up-others",
+        breaks="shards get no new replicas while a new replica of two others does not answer",
+        edits=(Edit("server.upkeep.replicas:Replicas._step", " & frozenset(now.live) - frozenset(now.caught_up)", ""),),
+        tests=(_DRIVER + "test_a_new_replica_that_does_not_answer_holds_up_no_other_group",),
     ),
 )

@@ -17,7 +17,7 @@ from needle.protocol import calls
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer
 from needle.raft.messages import ConfState
-from needle.server.upkeep.replicas import RETRY_SECONDS, Replicas
+from needle.server.upkeep.replicas import FETCHING_MAX, LOOK_SECONDS, RETRY_SECONDS, Replicas
 
 GROUP = 1
 
@@ -39,6 +39,7 @@ class World:
         self.done: list[str] = []
         self.failure: NeedleError | None = None
         self.on_confirm: Any = None
+        self.committed = self.last = 1000
 
     # --- the node
     def now(self) -> float:
@@ -90,12 +91,12 @@ class World:
                 state="replicate" if node in self.lag else "probe",
                 recently_active=node in self.lag,
                 is_learner=node in self.learners,
-                lag_entries=0,
+                lag_entries=max(0, self.committed - 1000 + self.lag.get(node, 1000)),
                 lag_ms=0.0,
             )
             for node in others
         ]
-        return SimpleNamespace(peers=peers, refused={}, last_index=1000)
+        return SimpleNamespace(peers=peers, refused={}, last_index=self.last)
 
     async def read_index(self, group: int, timeout: float) -> int:
         self.done.append("read")
@@ -155,6 +156,14 @@ def test_a_replica_that_lacks_what_there_was_when_it_was_added_has_not_caught_up
     assert run(world, (3.0, nothing)).why(GROUP) == "node-4 has not caught up yet"
 
 
+def test_a_busy_leader_gets_new_replicas_too() -> None:
+    world = World()
+    world.last = 3000  # of which most is under way to a majority
+    world.lag["node-4"] = 150
+    run(world, (5.0, nothing))
+    assert world.done[-1] == "ConfirmReplicas"
+
+
 def test_the_catalog_is_not_told_while_the_log_may_hold_another_change() -> None:
     world = World()
     world.voters, world.learners, world.change = {"node-1", "node-2", "node-4"}, set(), 1001
@@ -203,3 +212,98 @@ def test_another_leader_goes_on() -> None:
     run(world, (5.0, nothing))
     assert world.done == ["1 2 4 +", "read", "ConfirmReplicas"]
     assert msgspec.structs.replace(world.topology.shards[0], assigned=0).leaving == ()
+
+
+class Worlds(World):
+    """node-1 leads many shards with node-2 and node-3; node-4, or for some node-5, is to take node-3's place."""
+
+    def __init__(self, shards: int, fresh: dict[int, str]) -> None:
+        super().__init__()
+        before = ("node-1", "node-2", "node-3")
+        made = topology(shards=shards)
+        shard_infos = tuple(msgspec.structs.replace(info, replicas=before, founders=before) for info in made.shards)
+        made = msgspec.structs.replace(made, shards=shard_infos)
+        self.all = range(1, shards + 1)
+        for group in self.all:
+            after = ["node-1", "node-2", fresh.get(group, "node-4")]
+            made = execute(made, made.version + 1, AssignReplicas(group, list(before), after))[0]
+        self.topology = self.truth = made
+        self.of = {group: (set(before), set[str]()) for group in self.all}
+        self.confirms = 0
+        self.asked: list[str] = []
+        self.silent = {"node-3"}
+        self.closed = set[int]()
+        self.lag = {"node-2": 0}
+
+    def groups(self) -> list[int]:
+        return [group for group in self.all if group not in self.closed]
+
+    def _see(self, group: int) -> None:
+        if group in self.closed:
+            raise Unavailable("it is closed")
+        self.voters, self.learners = self.of[group]
+
+    def is_leader(self, group: int) -> bool:
+        self._see(group)
+        return self.leads
+
+    def conf(self, group: int) -> ConfState:
+        self._see(group)
+        return super().conf(group)
+
+    def members(self, group: int) -> list[str]:
+        self._see(group)
+        return super().members(group)
+
+    def status(self, group: int) -> Any:
+        self._see(group)
+        found = super().status(group)
+        active = [msgspec.structs.replace(peer, recently_active=peer.id not in self.silent) for peer in found.peers]
+        return SimpleNamespace(peers=active, refused={}, last_index=self.last)
+
+    async def confirmed(self, timeout: float) -> Any:
+        self.confirms += 1
+        return await super().confirmed(timeout)
+
+    async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
+        self.asked.append(node)
+        if node in self.silent:
+            await asyncio.sleep(timeout)
+            raise Unavailable("nobody answers")
+        return await super().call(node, method, body, timeout)
+
+    async def change_membership(self, group: int, voters: Any, learners: Any, timeout: float, term: int) -> None:
+        self._see(group)
+        await super().change_membership(group, voters, learners, timeout, term)
+        self.of[group] = (self.voters, self.learners)
+
+    def with_new(self) -> list[int]:
+        return [group for group in self.all if self.of[group][1] & {"node-4", "node-5"}]
+
+
+def test_many_groups_ask_the_new_node_and_the_catalog_once() -> None:
+    world = Worlds(60, {})
+
+    def first_round() -> None:
+        assert (world.confirms, world.asked) == (1, ["node-4"])
+        assert len(world.with_new()) == FETCHING_MAX
+
+    run(world, (LOOK_SECONDS + 0.1, first_round), (10 * LOOK_SECONDS, nothing))
+    assert world.confirms == 1  # those that wait for others do not ask the catalog meanwhile
+
+
+def test_a_new_replica_that_does_not_answer_holds_up_no_other_group() -> None:
+    world = Worlds(4, {1: "node-5", 2: "node-5"})
+
+    def dies() -> None:
+        assert world.with_new() == [1, 2]
+        world.silent.add("node-5")
+
+    run(world, (LOOK_SECONDS + 0.1, dies), (10.0, nothing))
+    assert world.with_new() == [1, 2, 3, 4]
+
+
+def test_a_group_that_is_closed_meanwhile_gives_its_place_to_others() -> None:
+    world = Worlds(4, {})
+    run(world, (LOOK_SECONDS + 0.1, lambda: world.closed.update({1, 2})), (5.0, nothing))
+    assert world.with_new() == [1, 2, 3, 4]

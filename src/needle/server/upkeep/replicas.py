@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -34,9 +34,11 @@ ASK_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 RETRY_SECONDS_MAX: Final = 60.0
 LAG_MAX: Final = 200
-"""Entries that a replica may lack and still count as caught up: what a busy leader has in flight."""
+"""Committed entries that a replica may lack and count as caught up all the same: what is under way from a busy leader."""
 FETCHING_MAX: Final = 2
 """Groups of this node whose new replicas fetch all their data at the same time."""
+GROUPS_AT_ONCE: Final = 256
+"""Groups that are looked at before the event loop's other work goes on: less than a millisecond."""
 
 
 class Catalog(Protocol):
@@ -70,6 +72,17 @@ class _Held:
     pause: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A group whose members are not what the catalog says, as far as this node knew, which led it in `term`. new:
+    those that are wanted and no members yet."""
+
+    group: GroupId
+    holders: Holders
+    term: int
+    new: frozenset[NodeId]
+
+
 class Replicas:
     """See the module."""
 
@@ -78,6 +91,7 @@ class Replicas:
         self._held: dict[GroupId, _Held] = {}
         """By group, of those that this node leads and whose members are not yet what the catalog says."""
         self._fetching: set[GroupId] = set()
+        """Of those, the ones with a new replica that answers and fetches the data."""
 
     def why(self, group: GroupId) -> str:
         """What the members of a group that this node leads still lack; "" if they are what the catalog says."""
@@ -85,35 +99,77 @@ class Replicas:
         return held.why if held is not None else ""
 
     async def run(self) -> None:
-        """Until the node stops: one step after the other."""
-        host = self._node.host
-        while not host.stopped:
+        """Until the node stops: one step of each group, then again."""
+        while not self._node.host.stopped:
             await asyncio.sleep(LOOK_SECONDS)
-            for group in host.groups():
-                if group in host.groups() and host.is_leader(group):
-                    await self._look(group)
-                else:
-                    self._forget(group)
+            await self._round()
 
-    def _forget(self, group: GroupId) -> None:
-        self._held.pop(group, None)
-        self._fetching.discard(group)
-
-    async def _look(self, group: GroupId) -> None:
-        node, held = self._node, self._held.get(group)
-        holders = node.topology.holders(group)
-        if holders is None or (not holders.leaving and _holds(node.host.conf(group), holders)):
-            self._forget(group)
-            return
-        if held is not None and node.now() < held.again:
+    async def _round(self) -> None:
+        """New nodes are asked once each, and the catalog once, however many groups are under way."""
+        due = await self._due()
+        reached = await self._reached(due)
+        able = [look for look in due if self._may_go_on(look, reached)]
+        if not able:
             return
         try:
-            why = await self._go_on(group, holders)
+            confirmed = await self._node.confirmed(STEP_SECONDS)
         except NeedleError as error:
-            pause = min(RETRY_SECONDS_MAX, 2 * held.pause) if held is not None and held.pause else RETRY_SECONDS
-            self._hold(group, _Held(error.message, node.now() + pause, pause))
+            for look in able:
+                self._put_off(look.group, error)
+            return
+        for look in able:
+            await self._go_on(look, reached, confirmed.holders(look.group))
+
+    async def _due(self) -> list[_Look]:
+        """The groups to look after now; what is known of others is forgotten."""
+        found: list[_Look] = []
+        for number, group in enumerate(self._node.host.groups(), 1):
+            if (look := self._unsettled(group)) is not None:
+                found.append(look)
+            if number % GROUPS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # the event loop has other work
+        groups, now = {look.group for look in found}, self._node.now()
+        self._held = {group: held for group, held in self._held.items() if group in groups}
+        self._fetching &= groups
+        return [look for look in found if (held := self._held.get(look.group)) is None or now >= held.again]
+
+    def _unsettled(self, group: GroupId) -> _Look | None:
+        """The group, if this node leads it and its members are not what the catalog says."""
+        node, host = self._node, self._node.host
+        holders = node.topology.holders(group)
+        try:
+            if holders is None or not host.is_leader(group):
+                return None
+            if not holders.leaving and _holds(host.conf(group), holders):
+                return None
+            return _Look(group, holders, host.term(group), frozenset(holders.wanted) - set(host.members(group)))
+        except NeedleError as error:
+            log.debug("%s was closed meanwhile: %s", group_name(group), error)
+            return None
+
+    def _may_go_on(self, look: _Look, reached: Collection[NodeId]) -> bool:
+        """Whether there is a step to take, if the catalog confirms what this node knows."""
+        try:
+            step = self._step(look, reached)
+        except NeedleError as error:
+            self._put_off(look.group, error)
+            return False
+        if isinstance(step, Wait):
+            self._hold(look.group, _Held(step.why))
+        return not isinstance(step, Wait)
+
+    async def _go_on(self, look: _Look, reached: Collection[NodeId], confirmed: Holders | None) -> None:
+        try:
+            why = await self._take(look, reached, confirmed)
+        except NeedleError as error:
+            self._put_off(look.group, error)
         else:
-            self._hold(group, _Held(why))
+            self._hold(look.group, _Held(why))
+
+    def _put_off(self, group: GroupId, error: NeedleError) -> None:
+        held = self._held.get(group)
+        pause = min(RETRY_SECONDS_MAX, 2 * held.pause) if held is not None and held.pause else RETRY_SECONDS
+        self._hold(group, _Held(error.message, self._node.now() + pause, pause))
 
     def _hold(self, group: GroupId, held: _Held) -> None:
         known = self._held.get(group)
@@ -121,72 +177,80 @@ class Replicas:
             log.info("%s does not have the members that the catalog names yet: %s", group_name(group), held.why)
         self._held[group] = held
 
-    async def _go_on(self, group: GroupId, holders: Holders) -> str:
-        """One step, if there is one to take; what it waits for."""
-        host, term = self._node.host, self._node.host.term(group)
-        reached = await self._reached(group, holders)
-        step = next_step(self._members(group, holders, reached))
-        if isinstance(step, Wait):
-            return step.why
-        confirmed = (await self._node.confirmed(STEP_SECONDS)).holders(group)
+    async def _take(self, look: _Look, reached: Collection[NodeId], confirmed: Holders | None) -> str:
+        """One step, if there is one to take; what it waits for. confirmed: by the catalog, since it was looked at."""
+        host, group, holders = self._node.host, look.group, look.holders
         if confirmed is None or confirmed != holders:
             return "this node does not know yet what the catalog has decided last"
-        if isinstance(step, Settled):
+        if isinstance(self._step(look, reached), Settled):
             # What this replica applied is all that was committed before, the catalog's confirmation included.
             await host.read_index(group, STEP_SECONDS)
-        step = next_step(self._members(group, holders, reached))
-        if host.term(group) != term or not host.is_leader(group):
+        step = self._step(look, reached)
+        if host.term(group) != look.term or not host.is_leader(group):
             return ""
-        return await self._take(group, holders, step, term)
-
-    async def _take(self, group: GroupId, holders: Holders, step: Step, term: int) -> str:
-        host, name = self._node.host, group_name(group)
         if isinstance(step, Wait):
             return step.why
         if isinstance(step, HandOver):
-            await host.transfer(group, step.to, STEP_SECONDS)
-            log.info("%s goes to %s, for %s is to leave it", name, step.to, self._node.node_id)
+            await self._hand_over(group, step)
         elif isinstance(step, Change):
-            new = step.learners - set(host.members(group))
-            if new and group not in self._fetching and len(self._fetching) >= FETCHING_MAX:
-                return f"{FETCHING_MAX} other shards of {self._node.node_id} get new replicas first"
-            if new:
-                self._fetching.add(group)
-            await host.change_membership(group, sorted(step.voters), sorted(step.learners), STEP_SECONDS, term)
-            log.info("%s has the voters %s, learners %s", name, _listed(step.voters), _listed(step.learners))
-            if not step.learners & set(holders.wanted):
-                self._fetching.discard(group)
+            await self._change(look, step)
         elif holders.leaving:
             await self._node.shards.command(ConfirmReplicas(group, holders.assigned), STEP_SECONDS)
-            log.info("%s is held by %s; %s may give it up", name, _listed(holders.wanted), _listed(holders.leaving))
+            wanted, gone = _listed(holders.wanted), _listed(holders.leaving)
+            log.info("%s is held by %s; %s may give it up", group_name(group), wanted, gone)
         return ""
 
+    async def _hand_over(self, group: GroupId, step: HandOver) -> None:
+        await self._node.host.transfer(group, step.to, STEP_SECONDS)
+        log.info("%s goes to %s, for %s is to leave it", group_name(group), step.to, self._node.node_id)
+
+    async def _change(self, look: _Look, step: Change) -> None:
+        host, group = self._node.host, look.group
+        if step.learners - set(host.members(group)):
+            self._fetching.add(group)
+        await host.change_membership(group, sorted(step.voters), sorted(step.learners), STEP_SECONDS, look.term)
+        voters, learners = _listed(step.voters), _listed(step.learners)
+        log.info("%s has the voters %s, learners %s", group_name(group), voters, learners)
+
+    def _step(self, look: _Look, reached: Collection[NodeId]) -> Step:
+        """What to do next; a new replica waits while those of FETCHING_MAX other groups fetch."""
+        group, now = look.group, self._members(look, reached)
+        if now.learners & frozenset(now.wanted) & frozenset(now.live) - frozenset(now.caught_up):
+            self._fetching.add(group)
+        else:
+            self._fetching.discard(group)  # one that does not answer holds up nobody
+        step = next_step(now)
+        new = isinstance(step, Change) and step.learners - now.learners - now.voters
+        if new and group not in self._fetching and len(self._fetching) >= FETCHING_MAX:
+            return Wait(f"{FETCHING_MAX} other shards of {self._node.node_id} get new replicas first")
+        return step
+
     # --- what is so -------------------------------------------------------------------------------------------------
-    async def _reached(self, group: GroupId, holders: Holders) -> set[NodeId]:
+    async def _reached(self, due: Iterable[_Look]) -> set[NodeId]:
         """Those that are wanted and no members yet, and answer. Not those whose directory lost what others count on."""
-        new = [node for node in holders.wanted if node not in self._node.host.members(group)]
+        new = sorted({node for look in due for node in look.new})
         answers = await asyncio.gather(*map(self._answers, new))
         return {node for node, answered in zip(new, answers, strict=True) if answered}
 
     async def _answers(self, node: NodeId) -> bool:
         try:
             data = await self._node.peers.call(node, WHO, calls.encode(WhoCall()), ASK_SECONDS)
+            return not calls.decode(data, WhoAnswer).lost
         except NeedleError as error:
             log.debug("node %s, which is to hold a replica, does not answer: %s", node, error)
             return False
-        return not calls.decode(data, WhoAnswer).lost
 
-    def _members(self, group: GroupId, holders: Holders, reached: Collection[NodeId] = ()) -> Members:
-        host, me = self._node.host, self._node.node_id
+    def _members(self, look: _Look, reached: Collection[NodeId]) -> Members:
+        host, me, group = self._node.host, self._node.node_id, look.group
         conf, status = host.conf(group), host.status(group)
-        live = {me, *reached} | {peer.id for peer in status.peers if peer.recently_active} - status.refused.keys()
+        active = {peer.id for peer in status.peers if peer.recently_active} - status.refused.keys()
         return Members(
             leader=me,
             voters=frozenset(conf.voters),
             learners=frozenset(conf.learners),
             changing=bool(conf.voters_outgoing) or host.applied_index(group) < host.last_change(group),
-            wanted=holders.wanted,
-            live=frozenset(live),
+            wanted=look.holders.wanted,
+            live=frozenset({me} | active | (look.new & frozenset(reached))),
             caught_up=frozenset({me} | _caught_up(status, host.last_change(group))),
         )
 
@@ -197,10 +261,10 @@ def _holds(conf: ConfState, holders: Holders) -> bool:
 
 
 def _caught_up(status: RaftStatus, last_change: int) -> set[NodeId]:
-    """Peers that take the log as it grows, snapshots behind them, lack little of it, and nothing of what there was when
-    they were added."""
-    has = max(last_change, status.last_index - LAG_MAX)
-    return {peer.id for peer in status.peers if peer.state == "replicate" and peer.match_index >= has}
+    """Peers that take the log as it grows, snapshots behind them, lack little of what is committed, and nothing of what
+    there was when they were added."""
+    peers = [peer for peer in status.peers if peer.state == "replicate" and peer.lag_entries <= LAG_MAX]
+    return {peer.id for peer in peers if peer.match_index >= last_change}
 
 
 def _listed(nodes: Collection[NodeId]) -> str:
