@@ -62,9 +62,9 @@ async def _lacking(shards: ClusterShards, group: GroupId, wanted: list[NodeId], 
     body = calls.encode(StatusCall(group))
     try:
         data = await shards.group(group - 1).ask_leader(calls.STATUS, lambda _: body, ASK_SECONDS)
+        status = calls.decode(data, RaftStatus)
     except NeedleError as error:
         return error.message
-    status = calls.decode(data, RaftStatus)
     if sorted(status.voters) == sorted(wanted) and not status.learners and not holders.leaving:
         return ""
     if status.waits_for:
