@@ -298,7 +298,8 @@ class Injector:
             return False
         if not controls.may_lose(name) or not controls.finds_others(name):
             return False
-        return fleet.is_remembered(name, controls.sharing(name))
+        others = controls.sharing(name)  # a node that holds nothing has told nobody anything
+        return bool(others) and fleet.is_remembered(name, others)
 
     async def _rot_segment(self, fault: Fault, name: str) -> None:
         """One bit of an index file rots while the machine is down. No promise depends on such a file."""

@@ -1,8 +1,12 @@
 """What the simulated operator may do: the product promises nothing to a group that its operator takes apart."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from proof.sim.administration import keeps_quorum
+from proof.sim.injector import Injector
 
 
 @pytest.mark.parametrize(
@@ -17,3 +21,20 @@ from proof.sim.administration import keeps_quorum
 )
 def test_what_remains_has_a_majority_of_good_disks(voters: list[str], rotten: set[str], kept: bool) -> None:
     assert keeps_quorum(voters, rotten) is kept
+
+
+@pytest.mark.parametrize(("shares_with", "replaceable"), [({"n1", "n2"}, True), (set(), False)])
+def test_disks_are_replaced_only_where_others_have_heard_of_them(shares_with: set[str], replaceable: bool) -> None:
+    """A node whose replicas all went elsewhere told nobody anything: an older copy of its disks cannot be noticed."""
+    fleet: Any = SimpleNamespace(
+        spoilt=set(),
+        retired=set(),
+        machines={"n5": SimpleNamespace(process=object())},
+        is_remembered=lambda name, others: True,
+    )
+    controls: Any = SimpleNamespace(
+        may_lose=lambda name: True, finds_others=lambda name: True, sharing=lambda name: shares_with
+    )
+    unused: Any = SimpleNamespace()
+    injector = Injector(1, unused, unused, fleet, controls, unused)
+    assert injector._is_replaceable("n5") is replaceable

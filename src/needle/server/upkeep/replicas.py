@@ -34,7 +34,7 @@ ASK_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 RETRY_SECONDS_MAX: Final = 60.0
 LAG_MAX: Final = 200
-"""Committed entries that a replica may lack and count as caught up all the same: what is under way from a busy leader."""
+"""Committed entries that a replica may lack and count as caught up: what is under way to it from a busy leader."""
 FETCHING_MAX: Final = 2
 """Groups of this node whose new replicas fetch all their data at the same time."""
 GROUPS_AT_ONCE: Final = 256
