@@ -14,7 +14,7 @@ from types import TracebackType
 from bench.vectors import Floats
 from needle.base.config import SegmentConfig
 from needle.base.errors import Unavailable
-from needle.client import Client, ShardedClient
+from needle.client import Client
 from needle.connecting import system_caller
 from needle.local.process_cluster import START_SECONDS, ProcessCluster, wait_for
 from needle.rpc.transport import RpcClient
@@ -87,7 +87,7 @@ class ShardedNodes:
     """A sharded cluster; with one replica a shard routing and merging are measured, not replication. Use with
     `async with`; then `client` is shard-aware. settings: any node setting."""
 
-    client: ShardedClient
+    client: Client
 
     def __init__(self, shards: int, replicas: int = 1, **settings: object) -> None:
         self.shards = shards
@@ -104,7 +104,7 @@ class ShardedNodes:
             await stack.enter_async_context(self._nodes)
             await self._nodes.create(self.shards, self._replicas)
             client = await stack.enter_async_context(self._nodes.connect())
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             self.client = client
             self._open = stack.pop_all()
         return self

@@ -11,7 +11,7 @@ import asyncio
 
 from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls
@@ -27,7 +27,7 @@ ASK_SECONDS = 0.5
 class ShardedInjector(Injector):
     """See the module. routers: clients with links of their own, by name."""
 
-    operator: ShardedClient
+    operator: Client
     routers: tuple[str, ...] = ()
     _collections = 0
 

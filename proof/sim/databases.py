@@ -80,7 +80,7 @@ class RealDatabase:
         return self._recorder.batch
 
     def token(self, key: str) -> int:
-        return self._client._data().last_index
+        return self._client._shards.group(0).last_index
 
 
 def connect(endpoint: Caller, addresses: list[str], rng: random.Random) -> RealDatabase:

@@ -22,7 +22,7 @@ _PUBLIC = {
     ),
     "needle.base.filters.builder": "Filter",
     "needle.base.model": "CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult",
-    "needle.client": "Client PartialHits ShardedClient SyncClient SyncShardedClient",
+    "needle.client": "Client PartialHits SyncClient",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",
 }

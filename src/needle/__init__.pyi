@@ -54,9 +54,7 @@ from needle.base.model import ReadMode as ReadMode
 from needle.base.model import WriteResult as WriteResult
 from needle.client import Client as Client
 from needle.client import PartialHits as PartialHits
-from needle.client import ShardedClient as ShardedClient
 from needle.client import SyncClient as SyncClient
-from needle.client import SyncShardedClient as SyncShardedClient
 from needle.connecting import connect as connect
 from needle.connecting import connect_sync as connect_sync
 from needle.distributed import RaftCluster as RaftCluster

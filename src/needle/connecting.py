@@ -15,7 +15,6 @@ from needle.client import Client, SyncClient
 from needle.client.client import BATCH_BYTES_MAX
 from needle.client.directory import Caller
 from needle.client.router.router import Router
-from needle.client.sharded import ShardedClient
 from needle.client.shards import ClusterShards, find_cluster
 from needle.client.sync import sync_client
 from needle.client.values import check_count
@@ -126,19 +125,18 @@ def connect_sync(
     cluster_id: str = DEFAULT_CLUSTER_ID,
     batch_bytes_max: int = BATCH_BYTES_MAX,
 ) -> SyncClient:
-    """`connect` for code without asyncio: the same methods, blocking; use with `with`. Of a sharded cluster it is a
-    SyncShardedClient, which can do what a ShardedClient can."""
+    """`connect` for code without asyncio: the same methods, blocking; use with `with`."""
     arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
     return sync_client(lambda: _connect(*arguments))
 
 
-def sharded_client(caller: Caller, addresses: list[str], topology: Topology, batch_bytes_max: int) -> ShardedClient:
-    """A shard-aware client over `caller`."""
+def sharded_client(caller: Caller, addresses: list[str], topology: Topology, batch_bytes_max: int) -> Client:
+    """A client of a sharded cluster over `caller`."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     shards = ClusterShards(caller, addresses, topology, rng=rng)
     monotonic = SystemClock().monotonic
     router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
-    return ShardedClient(caller, addresses, shards, router, rng)
+    return Client(caller, addresses, rng=rng, sharded=(shards, router))
 
 
 def system_caller(cluster_id: str) -> RpcClient:

@@ -160,7 +160,7 @@ def test_a_node_that_is_not_there_is_not_made_a_learner(needle) -> None:
     assert "is node-2, not node-9" in needle.notes
     assert needle.json("members") == {"voters": ["node-1", "node-2", "node-3"], "learners": []}
     needle.run("leader", "--shard", "1", expect=1)
-    assert "this cluster is not sharded" in needle.notes
+    assert "shard = 1 is not allowed" in needle.notes
 
 
 def test_an_unknown_cluster_id_is_refused(needle, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from needle.base.errors import (
     Unavailable,
 )
 from needle.base.model import WriteResult
-from needle.client import Client, ShardedClient
+from needle.client import Client
 from needle.client.batches import BatchMethods
 from needle.client.documents import DocumentMethods
 from needle.distributed import ClusterConfig, DistributedCluster, RaftCluster, RaftConfig, ShardRouter
@@ -25,7 +25,7 @@ from needle.distributed import ClusterConfig, DistributedCluster, RaftCluster, R
 NAMES = [name for name in vars(DocumentMethods) if not name.startswith("_")]
 
 
-@pytest.mark.parametrize("kind", [Client, ShardedClient, RaftCluster, DistributedCluster, ShardRouter])
+@pytest.mark.parametrize("kind", [Client, RaftCluster, DistributedCluster, ShardRouter])
 def test_no_class_has_a_method_for_documents_of_its_own(kind: type) -> None:
     for name in NAMES:
         assert getattr(kind, name) is getattr(DocumentMethods, name)

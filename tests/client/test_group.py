@@ -181,7 +181,7 @@ async def test_eventual_reads_of_one_moment_go_to_a_node_in_fours(network: Netwo
 
 async def test_a_session_read_carries_the_newest_index_seen(network: Network, client: Client) -> None:
     await client.insert("a", VECTOR)
-    group = client.group(1)
+    group = client._shards.group(0)
     assert group.last_index == 1
     await client.search_eventual(VECTOR, 1, session=True)
     assert group.last_index == 7

@@ -13,7 +13,7 @@ for name in (
 ):
     sys.modules[name] = None  # importing it raises ImportError
 import needle
-assert needle.connect and needle.connect_sync and needle.Client and needle.ShardedClient and needle.SyncClient
+assert needle.connect and needle.connect_sync and needle.Client and needle.SyncClient
 loaded = [name for name in sys.modules if name.startswith("needle.")]
 of_a_node = {"catalog", "distributed", "multiraft", "raft", "server", "shard"}
 servers = [name for name in loaded if name.split(".")[1] in of_a_node]

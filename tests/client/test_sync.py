@@ -12,17 +12,17 @@ from needle.client import Client, SyncClient, sync, sync_stub
 
 
 def test_both_faces_have_the_same_methods() -> None:
-    for blocking, kind in sync.FACES:
-        public = {name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
-        mirrored = {name for name, _ in inspect.getmembers(blocking, inspect.isfunction) if not name.startswith("_")}
-        assert public - mirrored == {"group"}
-        assert mirrored <= public
-        for name in sync.method_names(kind):
-            mine, theirs = getattr(blocking, name), getattr(kind, name)
-            assert inspect.signature(mine) == inspect.signature(theirs)
-            assert mine.__doc__ == theirs.__doc__
-            assert mine.__doc__, f"{name} has no docstring"
-            assert not inspect.iscoroutinefunction(mine)
+    for kind in (inspect.isfunction, inspect.isdatadescriptor):
+        public = {name for name, _ in inspect.getmembers(Client, kind) if not name.startswith("_")}
+        mirrored = {name for name, _ in inspect.getmembers(SyncClient, kind) if not name.startswith("_")}
+        assert public == mirrored
+        assert public
+    for name in sync.method_names():
+        mine, theirs = getattr(SyncClient, name), getattr(Client, name)
+        assert inspect.signature(mine) == inspect.signature(theirs)
+        assert mine.__doc__ == theirs.__doc__
+        assert mine.__doc__, f"{name} has no docstring"
+        assert not inspect.iscoroutinefunction(mine)
 
 
 def test_the_stub_is_up_to_date() -> None:

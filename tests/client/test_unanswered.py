@@ -178,7 +178,7 @@ async def test_a_search_for_the_leader_that_takes_all_the_time_sends_no_negative
     network: SlowNetwork, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.insert("a", VECTOR)
-    real = client._directory.find_leader
+    real = client._shards.directory.find_leader
 
     async def late(group: int, timeout: float) -> str | None:
         assert timeout > 0
@@ -186,11 +186,11 @@ async def test_a_search_for_the_leader_that_takes_all_the_time_sends_no_negative
         await asyncio.sleep(timeout + 0.001)  # as on a machine that is busy: the caller is run late
         return found
 
-    monkeypatch.setattr(client._directory, "find_leader", late)
+    monkeypatch.setattr(client._shards.directory, "find_leader", late)
     network.script = [ConnectionLost("gone")] * 100
     with pytest.raises(OutcomeUnknown):
         await client.insert("b", VECTOR, timeout=0.2)
-    client._directory.set_leader(1, None)
+    client._shards.directory.set_leader(1, None)
     with pytest.raises(NeedleError) as told:
         await client.search(VECTOR, 1, timeout=0.01)
     assert not isinstance(told.value, InvalidArgument)

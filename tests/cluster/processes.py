@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from needle.client.client import Client
 from needle.client.health import ClusterHealth
-from needle.client.sharded import ShardedClient
 from needle.local.process_cluster import ProcessCluster, wait_for
 
 CALM = {"election_timeout": 0.6, "heartbeat_interval": 0.1}
@@ -20,7 +20,7 @@ class ShardedProcesses(ProcessCluster):
         super().__init__(directory, nodes, **{**CALM, "sharding": {}, **settings})
 
 
-async def healthy(client: ShardedClient, deadline: float = 60.0) -> ClusterHealth:
+async def healthy(client: Client, deadline: float = 60.0) -> ClusterHealth:
     """Wait until every shard is healthy."""
 
     async def look() -> ClusterHealth | None:

@@ -16,15 +16,15 @@ from harness.lives import life_of
 from harness.marked_documents import vector
 from needle.base.errors import NeedleError
 from needle.cli.app import main
+from needle.client.client import Client
 from needle.client.health import lost_nodes
-from needle.client.sharded import ShardedClient
 from needle.local.process_cluster import wait_for
 
 LEADER, VICTIM, BEHIND = "node-1", "node-2", "node-3"
 LOST = f"node {VICTIM} does not go on"
 
 
-async def write(client: ShardedClient, first: int, count: int) -> None:
+async def write(client: Client, first: int, count: int) -> None:
     for n in range(first, first + count):
         await client.insert(f"d{n}", vector(n), timeout=60)
 

@@ -14,7 +14,7 @@ import pytest
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
@@ -44,7 +44,7 @@ class Truth:
         return [ids[at] for at in np.lexsort((np.array(ids), distances))[:k]]
 
 
-async def _writer(client: ShardedClient, truth: Truth, name: str, ending: asyncio.Event) -> None:
+async def _writer(client: Client, truth: Truth, name: str, ending: asyncio.Event) -> None:
     """Inserts, replaces and deletes documents of its own; each acknowledged version is higher than the last one."""
     rng = random.Random(name)
     while not ending.is_set():
@@ -73,7 +73,7 @@ async def _writer(client: ShardedClient, truth: Truth, name: str, ending: asynci
             del truth.open[key]
 
 
-async def _searcher(client: ShardedClient, truth: Truth, ending: asyncio.Event) -> None:
+async def _searcher(client: Client, truth: Truth, ending: asyncio.Event) -> None:
     """Every document that was there before an exact search and after it is found, once."""
     rng = random.Random("searcher")
     while not ending.is_set():
@@ -97,8 +97,8 @@ async def test_ranges_move_while_clients_work_and_leaders_die(tmp_path: Path) ->
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         await processes.create(3, 3)
         async with processes.connect() as client, processes.connect() as other:
-            assert isinstance(client, ShardedClient)
-            assert isinstance(other, ShardedClient)
+            assert client.has_catalog
+            assert other.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=DIMENSIONS, metric="l2")
             rows = np.stack([vector(rng) for _ in range(LOADED)])
@@ -136,7 +136,7 @@ async def _nobody() -> None:
     return None
 
 
-async def _leader(processes: ShardedProcesses, client: ShardedClient, group: int) -> str | None:
+async def _leader(processes: ShardedProcesses, client: Client, group: int) -> str | None:
     body = calls.encode(GroupCall(group))
     for node in processes.nodes.values():
         try:
@@ -149,7 +149,7 @@ async def _leader(processes: ShardedProcesses, client: ShardedClient, group: int
     return None
 
 
-async def _start(client: ShardedClient, rng: random.Random, number: int) -> int:
+async def _start(client: Client, rng: random.Random, number: int) -> int:
     """Move a part of what a shard owns, or all of it, to another shard."""
 
     async def start() -> int | None:
@@ -169,12 +169,12 @@ async def _start(client: ShardedClient, rng: random.Random, number: int) -> int:
     return await wait_for(start, 60, "the start of a move") - 1
 
 
-async def _moved(client: ShardedClient, epoch: int) -> bool:
+async def _moved(client: Client, epoch: int) -> bool:
     now = await client.refresh_topology(timeout=0.2)
     return now.map is not None and now.map.epoch > epoch and not now.moves
 
 
-async def _everything_is_there_once(client: ShardedClient, truth: Truth, rng: random.Random) -> None:
+async def _everything_is_there_once(client: Client, truth: Truth, rng: random.Random) -> None:
     hits = await client.search(vector(rng), 10_000, exact=True, timeout=20)
     found = [hit.id for hit in hits]
     assert len(found) == len(set(found))

@@ -12,7 +12,7 @@ import pytest
 from cluster.processes import ShardedProcesses, healthy
 from needle import CollectionNotFound, Filter, InvalidArgument, NoQuorum
 from needle.base.errors import DeadlineExceeded, Unavailable
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
 from needle.routing.strategy import ShardStrategy
@@ -48,7 +48,7 @@ async def test_the_sharded_cluster_end_to_end(tmp_path: Path) -> None:
         topology = await processes.create(4, 3)
         assert sorted(len(topology.hosted_by(node)) for node in processes.nodes) == [2] * 6
         async with processes.connect() as client:
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=DIMENSIONS)
             metadata = [{"n": n, "even": n % 2 == 0} for n in range(COUNT)]
@@ -95,7 +95,7 @@ async def test_the_sharded_cluster_end_to_end(tmp_path: Path) -> None:
             assert part.gaps
             assert not part.complete
             assert part.hits
-            router = client.router  # type: ignore[attr-defined]
+            router = client.documents  # type: ignore[attr-defined]
             assert not {router.shard_of(hit.id) for hit in part.hits} & set(lost)
             served = next(f"new-{n}" for n in range(100) if router.shard_of(f"new-{n}") not in lost)
             await client.insert(served, queries[1])
@@ -119,22 +119,24 @@ async def test_the_sharded_cluster_end_to_end(tmp_path: Path) -> None:
             await same_hits("strong")
 
 
-async def _states(client: ShardedClient, wanted: dict[int, str]) -> bool:
+async def _states(client: Client, wanted: dict[int, str]) -> bool:
     health = await client.health_check(timeout=2.0)
     assert not health.healthy
     return {shard: info.state for shard, info in health.shards.items()} == wanted
 
 
-async def _led_as_placed(client: ShardedClient) -> bool:
+async def _led_as_placed(client: Client) -> bool:
     health = await client.health_check(timeout=1.0)
     return all(health.shards[info.shard].leader == info.replicas[0] for info in client.topology().shards)
 
 
-async def _equal_digests(client: ShardedClient) -> dict[str, str] | None:
+async def _equal_digests(client: Client) -> dict[str, str] | None:
     """One digest a shard, once its replicas are at one index."""
     by_shard: dict[str, set[tuple[int, str]]] = {}
-    for key, answer in (await client.digests()).items():
-        by_shard.setdefault(key.partition("/")[2], set()).add((answer.applied_index, answer.digest))
+    for info in client.topology().shards:
+        found = await client.digests(info.shard)
+        assert sorted(found) == sorted(info.replicas)
+        by_shard[str(info.shard)] = {(answer.applied_index, answer.digest) for answer in found.values()}
     if any(len({index for index, _ in seen}) > 1 for seen in by_shard.values()):
         return None
     assert all(len(seen) == 1 for seen in by_shard.values()), by_shard
@@ -148,14 +150,14 @@ async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_j
         again = await processes.create(8, 1, ShardStrategy.custom("tenant"))  # may be repeated
         assert (again.version, again.shards) == (topology.version, topology.shards)
         async with processes.connect("node-2") as client:
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             health = await healthy(client)
             assert "not redundant: shards 0, 1, 2, 3, 4, 5, 6, 7" in health.warnings[0]
             await client.create_collection("a", dimensions=DIMENSIONS)
             metadata = [{"tenant": n % 20} for n in range(400)]
             ids = [f"doc-{n}" for n in range(400)]
             await client.insert_batch(ids=ids, vectors=stored, metadatas=metadata, collection="a")
-            router = client.router  # type: ignore[attr-defined]
+            router = client.documents  # type: ignore[attr-defined]
             asked = router.stats.fanout
             hits = await client.search(stored[7], 5, {"tenant": 7.0}, collection="a", exact=True)
             assert router.stats.fanout - asked == 1
@@ -189,7 +191,7 @@ async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_j
             await client.insert("y", stored[0], {"tenant": 3}, collection="a")
 
 
-async def _knows(client: ShardedClient, node: str, address: str) -> bool:
+async def _knows(client: Client, node: str, address: str) -> bool:
     await client.refresh_topology(timeout=0.2)
     return client.nodes().get(node) == address
 

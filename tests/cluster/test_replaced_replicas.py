@@ -12,13 +12,13 @@ import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 
 DIMENSIONS = 8
 
 
-async def _write(client: ShardedClient, acknowledged: set[str], ending: asyncio.Event) -> None:
+async def _write(client: Client, acknowledged: set[str], ending: asyncio.Event) -> None:
     rng, number = random.Random(5), 0
     while not ending.is_set():
         await asyncio.sleep(0.002)
@@ -36,7 +36,7 @@ async def test_another_node_takes_the_replicas_of_one_that_is_gone(tmp_path: Pat
     async with ShardedProcesses(tmp_path, nodes=4, snapshot_threshold=50) as processes:
         await processes.create(2, 3)
         async with processes.connect() as client:
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=DIMENSIONS, metric="l2")
             writing = asyncio.create_task(_write(client, acknowledged, ending))
@@ -82,7 +82,7 @@ async def test_replicas_go_to_nodes_of_the_cluster_only(tmp_path: Path) -> None:
     async with ShardedProcesses(tmp_path, nodes=2) as processes:
         await processes.create(1, 1)
         async with processes.connect() as client:
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             await healthy(client)
             for nodes in ([], ["node-9"], ["node-1", "node-1"]):
                 with pytest.raises(InvalidArgument):
@@ -92,7 +92,7 @@ async def test_replicas_go_to_nodes_of_the_cluster_only(tmp_path: Path) -> None:
             assert await client.shard_leader(0) == "node-2"
 
 
-async def _leaving(client: ShardedClient, shard: int) -> bool:
+async def _leaving(client: Client, shard: int) -> bool:
     """Whether it is decided, or done already."""
     info = client.topology().shards[shard]
     return bool(info.leaving or info.assigned)
@@ -105,18 +105,16 @@ async def _many(writing: asyncio.Task[None], acknowledged: set[str], count: int)
     return len(acknowledged) >= count
 
 
-async def _nothing_is_lost(client: ShardedClient, acknowledged: set[str]) -> None:
+async def _nothing_is_lost(client: Client, acknowledged: set[str]) -> None:
     names = sorted(acknowledged)
     assert len(await client.get(names, timeout=30)) == len(names)
 
     async def equal() -> bool:
         try:
-            digests = await client.digests()
+            digests = [await client.digests(info.shard) for info in client.topology().shards]
         except NeedleError:
             return False
-        by_shard: dict[str, set[tuple[int, str]]] = {}
-        for name, answer in digests.items():
-            by_shard.setdefault(name.split("/")[1], set()).add((answer.applied_index, answer.digest))
-        return len(digests) == 6 and all(len(found) == 1 for found in by_shard.values())
+        by_shard = [{(answer.applied_index, answer.digest) for answer in found.values()} for found in digests]
+        return [len(found) for found in digests] == [3, 3] and all(len(found) == 1 for found in by_shard)
 
     await wait_for(equal, 60, "equal digests")

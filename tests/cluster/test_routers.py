@@ -14,7 +14,6 @@ import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import ConfigError, InvalidArgument
-from needle.client.sharded import ShardedClient
 from needle.connecting import system_caller
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
@@ -63,13 +62,13 @@ async def test_nodes_and_clients_route_by_a_callable_and_nodes_without_it_are_re
             node.start()
         await processes.create(4, 1, strategy)
         async with processes.connect() as client:
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=4)
             ids = [f"space-{n % 12}/doc-{n}" for n in range(240)]
             rows = np.random.default_rng(1).normal(size=(240, 4)).astype("f4")
             await client.insert_batch(ids=ids, vectors=rows)
-            router = client.router  # type: ignore[attr-defined]
+            router = client.documents  # type: ignore[attr-defined]
             wanted: dict[int, int] = {}
             for name in ids:
                 shard = router.shard_of(name)

@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.processes import ShardedProcesses, healthy
 from needle.client import Client
-from needle.client.sharded import ShardedClient
 from needle.connecting import system_caller
 from needle.local.process_cluster import wait_for
 
@@ -50,7 +49,7 @@ async def test_the_metrics_of_a_sharded_cluster_are_measurements(tmp_path: Path)
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         topology = await processes.create(2, 3)
         async with processes.connect() as client:
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=8)
             rows = np.random.default_rng(1).normal(size=(300, 8)).astype("f4")
@@ -78,7 +77,7 @@ async def _documented_and_healthy(processes: ShardedProcesses) -> None:
     assert (await scrape(processes, "node-2")).names == documented
 
 
-async def _documents_and_leaders(processes: ShardedProcesses, client: ShardedClient) -> None:
+async def _documents_and_leaders(processes: ShardedProcesses, client: Client) -> None:
     counts = await client.counts()
     assert sum(counts.values()) == 300
 
@@ -121,7 +120,7 @@ async def _searches(processes: ShardedProcesses, rows: np.ndarray) -> None:
     assert sum(grew(node, "needle_writes_total") for node in processes.nodes) == 2  # the session of its shard, too
 
 
-async def _lag_is_seen(processes: ShardedProcesses, client: ShardedClient, stopped: str) -> None:
+async def _lag_is_seen(processes: ShardedProcesses, client: Client, stopped: str) -> None:
     leader = next(node for node in processes.nodes if node != stopped)
     await client.insert_batch(ids=[f"late-{n}" for n in range(50)], vectors=np.ones((50, 8), "f4"), timeout=20)
 

@@ -14,7 +14,6 @@ import pytest
 from cluster.processes import ShardedProcesses, healthy
 from cluster.twelve import Twelve, corpus, drawn
 from needle.base.errors import NoQuorum, Unavailable
-from needle.client.sharded import ShardedClient
 from needle.local.process_cluster import wait_for
 
 COUNT = int(os.environ.get("NEEDLE_TWELVE_VECTORS", "4000"))
@@ -34,7 +33,7 @@ async def test_twelve_processes(tmp_path: Path) -> None:
             tuple(f"node-{3 * shard + n}" for n in (1, 2, 3)) for shard in range(4)
         ]
         async with processes.connect() as client:
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             await healthy(client, 60)
             twelve = Twelve(processes, client, collections)
             await twelve.load()
@@ -74,7 +73,7 @@ async def _two_of_one_die(twelve: Twelve) -> None:
 
     twelve.say(f"a search of all shards then says: {await wait_for(told, 60, 'an error that names the lost quorum')}")
     await twelve.partial_is_the_rest(0)
-    router = client.router  # type: ignore[attr-defined]
+    router = client.documents  # type: ignore[attr-defined]
     names = {router.shard_of(f"new-{n}"): f"new-{n}" for n in range(200)}
     with pytest.raises(Unavailable):
         await client.insert(names[0], query, timeout=2)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.processes import ShardedProcesses, healthy
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 from needle.protocol.catalog_commands import StartMove
 from needle.routing.strategy import ShardStrategy, routing_key
@@ -19,7 +19,7 @@ async def test_no_document_is_lost_and_a_delete_lets_the_move_go_on(tmp_path: Pa
     async with ShardedProcesses(tmp_path, nodes=2) as processes:
         await processes.create(2, 1, CUSTOM)
         async with processes.connect() as client:
-            assert isinstance(client, ShardedClient)
+            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=3, metric="l2")
             shard_map = client.topology().map
@@ -64,5 +64,5 @@ async def test_no_document_is_lost_and_a_delete_lets_the_move_go_on(tmp_path: Pa
             assert output.count("shard 0: move") == 1
 
 
-async def _found(client: ShardedClient) -> list[str]:
+async def _found(client: Client) -> list[str]:
     return sorted(hit.id for hit in await client.search(VECTOR, 100, exact=True, timeout=20))

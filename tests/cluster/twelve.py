@@ -18,7 +18,7 @@ from cluster.processes import ShardedProcesses
 from needle.base.model import Hit
 from needle.cli.demo.corpus import read_corpus, stdlib_directory
 from needle.cli.embedding import Embedder
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 
 LATENT = 32
@@ -72,7 +72,7 @@ def corpus(name: str, limit: int, queries: Sequence[str]) -> Collection:
 class Twelve:
     """The running cluster and what it must answer."""
 
-    def __init__(self, processes: ShardedProcesses, client: ShardedClient, collections: Sequence[Collection]) -> None:
+    def __init__(self, processes: ShardedProcesses, client: Client, collections: Sequence[Collection]) -> None:
         self.processes = processes
         self.client = client
         self.collections = collections
@@ -141,7 +141,7 @@ class Twelve:
 
     async def partial_is_the_rest(self, lost: int) -> None:
         """search_partial without one shard is an exact search over the documents of the others."""
-        router = self.client.router  # type: ignore[attr-defined]
+        router = self.client.documents  # type: ignore[attr-defined]
         for data in self.collections:
             kept = np.array([at for at, name in enumerate(data.ids) if router.shard_of(name) != lost])
             rows, distances = data.nearest(K, kept)

@@ -180,8 +180,9 @@ async def test_of_the_documents_only_what_changed_travels(tmp_path: Path) -> Non
             link = cluster.links[away, leader]
             before = link.forwarded_bytes
             cluster.restart(away)
-            state = installed / f"state-{round + 1}"
-            await wait_for(state.exists, 60, "the snapshot to be installed")
+            state = installed / f"state-{round + 1}"  # there and empty for a while before it counts
+            wanted = lambda: (installed / "CURRENT").read_text() == state.name  # noqa: E731, B023
+            await wait_for(wanted, 60, "the snapshot to be installed")
             carried = link.forwarded_bytes - before
             whole = (state / "documents.db").stat().st_size
             assert whole > 3 << 20

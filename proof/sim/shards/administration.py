@@ -12,8 +12,8 @@ from typing import Any
 from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
+from needle.client.client import Client
 from needle.client.health import lost_nodes
-from needle.client.sharded import ShardedClient
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, GetCall, GroupCall
 from needle.protocol.catalog_commands import AssignReplicas, ConfirmReplicas, RemoveNode, StartMove
@@ -212,7 +212,7 @@ class ShardOperator:
         target = rng.choice([info.shard for info in self._truth.now.shards if info.shard != source])
         return StartMove(rng.getrandbits(63), shard_map.epoch, ranges, source, target)
 
-    async def _shrink(self, client: ShardedClient, name: str, what: str) -> None:
+    async def _shrink(self, client: Client, name: str, what: str) -> None:
         """Take a node's replica from a group: until "restore", or back at once, while it is under way. As in a single
         group, never from one that lacks a voter already, and never while a disk has lost what it promised: what remains
         could be stuck."""
@@ -237,7 +237,7 @@ class ShardOperator:
             raise
         self._shrinking.discard(group)
 
-    async def _move_replicas(self, client: ShardedClient, fresh: str) -> None:
+    async def _move_replicas(self, client: Client, fresh: str) -> None:
         """One or more of a group's replicas go to other nodes, as the catalog is told; the leaders do the rest. Now and
         then another administrator wants something else at the same time."""
         lost = self._fleet.retired | self._fleet.forgetful
@@ -264,14 +264,14 @@ class ShardOperator:
         gone = sorted(order, key=lambda node: node not in lost)[: len(new)]
         return self._rng.sample(made := [*(node for node in before if node not in gone), *new], len(made))
 
-    async def _assign(self, client: ShardedClient, group: GroupId, nodes: list[str]) -> None:
+    async def _assign(self, client: Client, group: GroupId, nodes: list[str]) -> None:
         command = AssignReplicas(group, self._truth.wanted(group), nodes)
         await client.change_catalog(command, timeout=ADMIN_SECONDS)
         self._stage.trace.tell(f"group {group} is assigned to {', '.join(sorted(nodes))}")
         if self._rng.random() < OUTDATED_SHARE:
             await self._confirm_outdated(client, group)
 
-    async def _confirm_outdated(self, client: ShardedClient, group: GroupId) -> None:
+    async def _confirm_outdated(self, client: Client, group: GroupId) -> None:
         """A leader that was away tells only now that an earlier decision is carried out."""
         told = [holders.assigned for now in self._truth.topologies if (holders := now.holders(group)) is not None]
         outdated = sorted({assigned for assigned in told if 0 < assigned < told[-1]})
@@ -302,7 +302,7 @@ class ShardOperator:
         voting = [node for node in wanted if node in lost and conf is not None and node in conf.voters]
         return [*made, *voting[: self._full(group) - len(made)]]
 
-    async def _restore(self, client: ShardedClient) -> None:
+    async def _restore(self, client: Client) -> None:
         """Give every group its replicas back."""
         for group in self._truth.groups():
             mended = self._mended(group)

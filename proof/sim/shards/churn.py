@@ -15,7 +15,7 @@ import numpy as np
 
 from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.model import Hit, WriteResult
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.routing.topology import Topology
 from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import stream
@@ -30,7 +30,7 @@ REST_SECONDS = 4.0
 class Churn:
     """See the module. broken: the violation it found."""
 
-    def __init__(self, stage: Stage, connect: Callable[[Topology], ShardedClient], now: Topology) -> None:
+    def __init__(self, stage: Stage, connect: Callable[[Topology], Client], now: Topology) -> None:
         """connect: makes a client that knows this topology."""
         self._stage = stage
         self._connect = connect
@@ -102,7 +102,7 @@ class Churn:
                     self._judge(fate)
         await self._look(sure, possible)
 
-    async def _haunt(self, late: ShardedClient) -> None:
+    async def _haunt(self, late: Client) -> None:
         """A client that knows the dropped collection only; nobody makes a new one meanwhile."""
         vector, metadata = self._vector(), metadata_of("late")
         calls: dict[str, Callable[[], Awaitable[Any]]] = {

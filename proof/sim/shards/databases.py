@@ -20,7 +20,6 @@ from needle.client.directory import Caller
 from needle.client.document_calls import Found
 from needle.client.router.fan_out import Answers, FanOut
 from needle.client.router.router import Router
-from needle.client.sharded import ShardedClient
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
@@ -108,10 +107,10 @@ class ShardAware:
     def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
         shards = ClusterShards(caller, addresses, topology, rng=rng)
         self._router = _RecordingRouter(shards)
-        self._client = ShardedClient(caller, addresses, shards, self._router, rng)
+        self._client = Client(caller, addresses, rng=rng, sharded=(shards, self._router))
 
     @property
-    def client(self) -> ShardedClient:
+    def client(self) -> Client:
         """The real client."""
         return self._client
 
@@ -222,7 +221,7 @@ class Proxied(RealDatabase):
         return -1
 
     def _seen(self) -> int:
-        return self._client._data().last_index
+        return self._client._shards.group(0).last_index
 
 
 class Homed:

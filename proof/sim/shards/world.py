@@ -16,7 +16,7 @@ import msgspec
 from needle.base.config import RaftConfig, ShardingConfig
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.routing.topology import Topology
 from needle.server.cluster_node import ClusterNode
 from needle.server.ports import NodePorts
@@ -214,7 +214,7 @@ class ShardWorld:
             if rng.random() < 0.3:
                 return
 
-    def _churning(self, known: Topology) -> ShardedClient:
+    def _churning(self, known: Topology) -> Client:
         endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
         return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
 

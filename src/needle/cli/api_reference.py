@@ -148,8 +148,7 @@ def _class(name: str, kind: type) -> str:
     elif kind not in SHARED and not re.search(r"Made by|Build it with", parts[1]):
         parts.append(f"`{signature(name, kind).removesuffix(' -> None')}`")
     if issubclass(kind, SyncClient):
-        mirrored = "ShardedClient" if kind is not SyncClient else "Client"
-        parts.append(f"It has the methods of `{mirrored}`, called without `await`.")
+        parts.append("It has the methods of `Client`, called without `await`.")
         return "\n\n".join(parts)
     lines = [_method(each, member) for each, member in members(kind)]
     return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 import needle
-from needle.base.config import check_range, refuse
+from needle.base.config import check_range
 from needle.base.errors import NeedleError, NoQuorum, Unavailable
 from needle.cli import shard_commands
 from needle.cli.common import (
@@ -30,7 +30,6 @@ from needle.cli.common import (
     table,
 )
 from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leader_of
-from needle.client.sharded import ShardedClient
 
 STATUS_TIMEOUT = 2.0
 Shard = Annotated[
@@ -87,7 +86,7 @@ def status(
 
     async def once(client: needle.Client) -> tuple[dict[str, object], RenderableType, bool]:
         """As JSON, as a table, and whether something critical holds."""
-        if isinstance(client, ShardedClient):
+        if client.has_catalog:
             health, replicas, critical = await shard_commands.look(client, known)
             shown = shard_commands.status_table(health, replicas)
             return shard_commands.status_json(health, replicas), shown, critical
@@ -159,25 +158,15 @@ def _condition_line(condition: Condition) -> Text:
     return Text.assemble((condition.severity.upper(), style), f" {condition} - {condition.action}")
 
 
-def _shards_of(client: needle.Client, shard: int | None) -> dict[str, Any]:
-    """The shard as an argument of a call; a cluster that is not sharded has none. Raises ConfigError."""
-    if isinstance(client, ShardedClient):
-        return {"shard": shard}
-    if shard is not None:
-        raise refuse("--shard", shard, "left out: this cluster is not sharded")
-    return {}
-
-
 def leader(shard: Shard = None, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """Print the leader's node id. Exit code 1 if there is none."""
 
     async def work(client: needle.Client) -> str | None:
-        of = _shards_of(client, shard)
-        found = await client.shard_leader(shard) if isinstance(client, ShardedClient) else await client.leader()
+        found = await client.shard_leader(shard)
         if found is None:
             return None
         try:  # what others believe may be old: ask the node itself
-            status = await client.node_status(found, **of, timeout=STATUS_TIMEOUT)
+            status = await client.node_status(found, shard=shard, timeout=STATUS_TIMEOUT)
         except NeedleError:
             return None
         return found if status.state == "Leader" else None
@@ -201,8 +190,7 @@ def step_down(
     """Hand leadership to another node without losing a write in flight."""
 
     async def work(client: needle.Client) -> str | None:
-        of = _shards_of(client, shard)
-        return await client.step_down(to, **of, timeout=timeout) or await _led_by_any(client, shard, timeout)
+        return await client.step_down(to, shard=shard, timeout=timeout) or await _led_by_any(client, shard, timeout)
 
     _report_leader(run(cluster, work), json)
 
@@ -219,7 +207,7 @@ def force_election(
     """Have a node start an election now. Safe at any time: a leader that a majority hears stays."""
 
     async def work(client: needle.Client) -> str | None:
-        await client.force_new_election(node, **_shards_of(client, shard), timeout=timeout)
+        await client.force_new_election(node, shard=shard, timeout=timeout)
         return await _led_by_any(client, shard, timeout)
 
     _report_leader(run(cluster, work), json)
@@ -227,15 +215,11 @@ def force_election(
 
 async def _led_by_any(client: needle.Client, shard: int | None, timeout: float) -> str | None:
     """The leader's id as soon as there is one; None when there is none within `timeout` seconds."""
-
-    async def look() -> str | None:
-        return await client.shard_leader(shard) if isinstance(client, ShardedClient) else await client.leader()
-
     deadline = time.monotonic() + timeout
-    found = await look()
+    found = await client.shard_leader(shard)
     while found is None and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
-        found = await look()
+        found = await client.shard_leader(shard)
     return found
 
 

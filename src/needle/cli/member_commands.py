@@ -13,7 +13,6 @@ from needle.base.config import parse_node
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import RaftStatus
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
-from needle.client.sharded import ShardedClient
 
 LOOK_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
@@ -23,7 +22,7 @@ Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the w
 
 async def _status(client: needle.Client) -> RaftStatus:
     """Of the one group whose members these are. Raises InvalidArgument for a sharded cluster."""
-    if isinstance(client, ShardedClient):
+    if client.has_catalog:
         raise InvalidArgument(
             "a sharded cluster has no members: its catalog says which nodes hold which shard; `needle cluster nodes` "
             "lists them, and `needle serve --join` adds one"

@@ -30,8 +30,8 @@ from needle.cli.common import (
     state_of,
     table,
 )
+from needle.client.client import Client
 from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
-from needle.client.sharded import ShardedClient
 from needle.connecting import DEFAULT_CLUSTER_ID
 from needle.protocol.peer_calls import check_fresh
 from needle.routing.strategy import ShardStrategy
@@ -140,7 +140,7 @@ def replicas(
         raise refuse("SHARD", shard, "the number of a shard, or catalog")
 
     async def work(client: needle.Client) -> None:
-        if not isinstance(client, ShardedClient):
+        if not client.has_catalog:
             raise InvalidArgument("this cluster is not sharded; `needle members` adds and removes its nodes")
         if shard == "catalog":
             await client.set_catalog_nodes(nodes, timeout=timeout)
@@ -163,7 +163,7 @@ def remove(
     """Forget a node of a sharded cluster that holds nothing any more. Its id is never used again."""
 
     async def work(client: needle.Client) -> None:
-        if not isinstance(client, ShardedClient):
+        if not client.has_catalog:
             raise InvalidArgument("this cluster is not sharded; `needle members remove` removes its nodes")
         await client.remove_node(node, timeout=timeout)
 
@@ -175,7 +175,7 @@ def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """List the nodes of a sharded cluster, also those that joined and hold nothing yet."""
 
     async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str]]:
-        if not isinstance(client, ShardedClient):
+        if not client.has_catalog:
             raise InvalidArgument("this cluster is not sharded; `needle members` lists its nodes")
         now = await client.refresh_topology(confirmed=True, timeout=STATUS_TIMEOUT)
         return now, await conditions_of(client, now)
@@ -213,7 +213,7 @@ def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
         )
 
 
-async def conditions_of(client: ShardedClient, now: Topology) -> dict[NodeId, str]:
+async def conditions_of(client: Client, now: Topology) -> dict[NodeId, str]:
     """What is wrong with each node by its own word and by that of others: "Lost", "unreachable", or "" for nothing."""
 
     async def ask(info: NodeInfo) -> str:
@@ -233,7 +233,7 @@ async def conditions_of(client: ShardedClient, now: Topology) -> dict[NodeId, st
     return {info.id: "Lost" if info.id in lost else wrong for info, wrong in zip(now.nodes, found, strict=True)}
 
 
-async def look(client: ShardedClient, known: Sequence[str]) -> tuple[ClusterHealth, list[ReplicaStatus], bool]:
+async def look(client: Client, known: Sequence[str]) -> tuple[ClusterHealth, list[ReplicaStatus], bool]:
     """The health, every replica's own status, and whether something critical holds. known: the addresses given."""
     replicas = await client.cluster_status(timeout=STATUS_TIMEOUT)
     health = judge(client.topology(), replicas)
@@ -246,7 +246,7 @@ async def look(client: ShardedClient, known: Sequence[str]) -> tuple[ClusterHeal
     return health, replicas, critical
 
 
-async def _emptied(client: ShardedClient, known: Sequence[str]) -> list[str]:
+async def _emptied(client: Client, known: Sequence[str]) -> list[str]:
     """Why nodes that know of no cluster are not merely new: what others know of them is not in their directories."""
     found = []
     for address in known:

@@ -1,7 +1,8 @@
-"""The asynchronous client: documents and collections in, hits out; and looking after the nodes.
+"""The asynchronous client: documents and collections in, hits out; and looking after the nodes and shards.
 
 Every method is safe to call concurrently from one event loop. Reads are strong unless another mode is asked for. Raises
-only NeedleErrors. It is handed its network (a `Caller`) and its randomness; `needle.connect` makes both.
+only NeedleErrors. It is handed its network (a `Caller`) and its randomness; `needle.connect` makes both. An operator's
+call names its shard or its node; a cluster of several shards has no default one, a fixed cluster is one shard.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import asyncio
 from collections.abc import Iterable, Mapping
 
 from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, invalid
-from needle.base.ids import GroupId, NodeId, shard_group
-from needle.base.model import RaftStatus
-from needle.base.parts import Payload
+from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
+from needle.base.model import RaftStatus, WriteResult
 from needle.base.runtime import Blocking, Rng
 from needle.client import values
+from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
-from needle.client.directory import Caller, Directory
+from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
 from needle.client.documents import TIMEOUT
-from needle.client.group import GroupClient, MakeBody
+from needle.client.group import GroupClient
+from needle.client.health import ClusterHealth, ReplicaStatus, judge
 from needle.client.one_group import OneGroup
+from needle.client.one_shard import OneShard
+from needle.client.replicas import ask_replicas
+from needle.client.router.router import Router
+from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import (
     DigestAnswer,
@@ -31,8 +37,14 @@ from needle.protocol.calls import (
     StatusCall,
     StepDownCall,
 )
+from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
+from needle.protocol.peer_calls import WhoAnswer, no_members
+from needle.routing.topology import ShardInfo, Topology
 
 BATCH_BYTES_MAX = 1 << 20
+STATUS_SECONDS = 2.0
+MADE_SECONDS = 0.2
+CATALOG = -1
 
 
 class Client(BatchMethods):
@@ -47,19 +59,21 @@ class Client(BatchMethods):
         prefer: str | None = None,
         batch_bytes_max: int = BATCH_BYTES_MAX,
         blocking: Blocking | None = None,
-        documents: DocumentCalls | None = None,
+        sharded: tuple[ClusterShards, Router] | None = None,
     ) -> None:
         """addresses: of some or all nodes, "host:port"; the others are learned. prefer: the address that eventual
         reads ask first. batch_bytes_max: insert_batch splits what is larger into several log entries. blocking: threads
-        for large answers; without them the event loop waits while they are read. documents: where the calls about
-        documents go; to the one group of a fixed cluster by default."""
+        for large answers; without them the event loop waits while they are read. sharded: the shards of a cluster that
+        has a catalog, and the router to them; without it the nodes at `addresses` are a fixed cluster."""
         self._caller = caller
-        self._directory = Directory(caller, addresses)
-        self._rng = rng
-        self._prefer = prefer
-        self._groups: dict[GroupId, GroupClient] = {}
         size = values.check_count(batch_bytes_max, "batch_bytes_max")
-        self.documents = documents if documents is not None else OneGroup(self._data(), size, blocking)
+        self._shards: ClusterShards | OneShard
+        self.documents: DocumentCalls
+        if sharded is not None:
+            self._shards, self.documents = sharded
+        else:
+            self._shards = OneShard(caller, addresses, rng=rng, prefer=prefer)
+            self.documents = OneGroup(self._shards.group(0), size, blocking)
 
     async def _documents(self) -> DocumentCalls:
         return self.documents
@@ -75,85 +89,224 @@ class Client(BatchMethods):
         OutcomeUnknown. Idempotent."""
         await self._caller.close()
 
-    async def probe(self, timeout: float = 1.0) -> NodeId | None:
-        """Ask every known node who leads; None if none says so in time. Raises only when all nodes refuse to talk
-        (WrongCluster, UnsupportedVersion)."""
-        directory = self._directory
-        address = await directory.find_leader(shard_group(0), timeout)
-        if address is None and directory.refusal and directory.all_failed():
-            raise directory.refusal
-        return next((node for node, there in directory.nodes().items() if there == address), None)
+    # --- what there is -----------------------------------------------------------------------------------------------
+    @property
+    def has_catalog(self) -> bool:
+        """Whether the cluster is sharded: its catalog says which node holds what. A fixed one has members instead."""
+        return self._shards.has_catalog
 
-    def group(self, group: GroupId) -> GroupClient:
-        """The calls to one Raft group."""
-        client = self._groups.get(group)
-        if client is None:
-            client = self._groups[group] = GroupClient(group, self._directory, self._rng, self._prefer)
-        return client
+    def topology(self) -> Topology:
+        """What this client knows of the cluster: settings, nodes, shards, map, collections. Of a fixed cluster only
+        the nodes, as replicas of one shard."""
+        return self._shards.topology()
 
-    def _data(self) -> GroupClient:
-        return self.group(shard_group(0))
+    async def refresh_topology(
+        self, version: int | None = None, *, confirmed: bool = False, timeout: float = STATUS_SECONDS
+    ) -> Topology:
+        """Ask for a newer topology; `topology` is at least as new from then on.
 
-    # --- the nodes ---------------------------------------------------------------------------------------------------
-    async def leader(self) -> NodeId | None:
-        """The id of the node that leads, or None if no node names one now."""
-        self._directory.set_leader(shard_group(0), None)
-        return await self.probe()
+        version: wait up to `timeout` seconds for one of at least this version, by default for any newer one; the newest
+        known if no node has one by then. confirmed: one that holds everything committed before the call, as the
+        catalog's leader says; raises NoQuorum or DeadlineExceeded when it does not answer in time.
+
+        A fixed cluster has one version: its nodes are asked who they are, and nothing is waited for; confirmed raises
+        InvalidArgument.
+        """
+        seconds = values.check_timeout(timeout)
+        if values.check_flag(confirmed, "confirmed"):
+            return await self._shards.confirmed(seconds)
+        wanted = self.topology().version + 1 if version is None else values.check_count(version, "version", 0)
+        return await self._shards.refresh(wanted, seconds)
+
+    async def change_catalog(self, command: CatalogCommand, *, timeout: float = TIMEOUT) -> WriteResult:
+        """Execute a command of needle.protocol.catalog_commands, once: which nodes there are, which of them hold a
+        shard, which ranges move. For operators; the catalog refuses what cannot be. Raises OutcomeUnknown when it was
+        sent and no answer came in time, InvalidArgument of a fixed cluster."""
+        return await self._shards.command(command, values.check_timeout(timeout))
 
     def nodes(self) -> dict[NodeId, str]:
-        """The nodes that this client knows of, and their addresses."""
-        return self._directory.nodes()
+        """The nodes of the cluster that this client knows of, and their addresses."""
+        return self.topology().addresses()
+
+    async def cluster_status(self, *, timeout: float = STATUS_SECONDS) -> list[ReplicaStatus]:
+        """Every replica of every shard as its own node sees it, in order; `status` is None where none answered."""
+        seconds = values.check_timeout(timeout)
+        topology = await self._shards.refresh(self.topology().version + 1, min(0.2, seconds / 4))
+        return await ask_replicas(self._caller, topology, seconds)
+
+    async def health_check(self, *, timeout: float = STATUS_SECONDS) -> ClusterHealth:
+        """Whether every shard has a leader and all its replicas, and what is not redundant."""
+        replicas = await self.cluster_status(timeout=timeout)
+        return judge(self.topology(), replicas)
+
+    # --- the catalog's group, or the one of a fixed cluster ----------------------------------------------------------
+    async def probe(self, timeout: float = 1.0) -> NodeId | None:
+        """Ask every node that may know it who leads the catalog, or a fixed cluster; None if none says so in time.
+        Raises only when all nodes refuse to talk (WrongCluster, UnsupportedVersion), and Unavailable while a sharded
+        cluster is not made yet."""
+        seconds = values.check_timeout(timeout)
+        return await self._led_by(await self._catalog(), seconds)
+
+    async def leader(self) -> NodeId | None:
+        """The node that leads the catalog, or a fixed cluster; None if no node names one now. For shards see
+        `shard_leader` and `health_check`."""
+        (await self._catalog()).forget_leader()
+        return await self.probe()
 
     async def status(self, *, timeout: float = TIMEOUT) -> RaftStatus:
-        """The leader's view: term, commit, and every peer's lag."""
-        return calls.decode(await self._ask(calls.STATUS, StatusCall(shard_group(0)), timeout), RaftStatus)
-
-    async def node_status(self, node: str, *, digest: bool = False, timeout: float = TIMEOUT) -> RaftStatus:
-        """One node's own view. node: its id or its address. digest: also of all its documents."""
-        body = calls.encode(StatusCall(shard_group(0), digest))
-        answer = await self._caller.call(await self._where(node), calls.STATUS, body, values.check_timeout(timeout))
-        return calls.decode(answer, RaftStatus)
-
-    async def digests(self, *, timeout: float = TIMEOUT) -> dict[NodeId, DigestAnswer]:
-        """A digest of every member's documents, with the log index it stands for; equal indexes mean equal digests.
-        Raises if a member does not answer; nodes that were removed, whose addresses are still known, are not asked."""
-        status = await self.status(timeout=timeout)
-        body = calls.encode(GroupCall(shard_group(0), timeout))
+        """The leader's view, of the catalog's group or of a fixed cluster: term, commit, and every peer's lag."""
         seconds = values.check_timeout(timeout)
+        return await self._leaders_status(await self._catalog(), seconds)
+
+    async def change_membership(
+        self,
+        voters: Iterable[NodeId],
+        learners: Iterable[NodeId] = (),
+        *,
+        addresses: Mapping[NodeId, str] | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """Make exactly these nodes the voters and learners of a fixed cluster (joint consensus). addresses: of nodes
+        that are new, and of members that have another address from now on.
+
+        A node is added as a learner first, and promoted once `status()` shows that it has caught up. Raises
+        InvalidArgument, naming the nodes that do not answer the leader, when no majority of `voters` does; and of a
+        sharded cluster, whose catalog says which nodes hold what.
+        """
+        if self.has_catalog:
+            raise no_members()
+        seconds = values.check_timeout(timeout)
+        call = MembershipCall(shard_group(0), list(voters), list(learners), dict(addresses or {}), seconds)
+        body = calls.encode(call)
+        await self._shards.group(0).ask_leader(calls.MEMBERSHIP, lambda _: body, seconds)
+
+    # --- a shard -----------------------------------------------------------------------------------------------------
+    async def _founded(self) -> Topology:
+        """The topology, asked for again if the cluster was not made when this client heard of it."""
+        found = self.topology()
+        return found if found.shards else await self._shards.refresh(1, MADE_SECONDS)
+
+    async def _catalog(self) -> GroupClient:
+        await self._founded()
+        return self._shards.group(CATALOG)
+
+    async def _shard(self, shard: int | None) -> ShardInfo:
+        """The shard that an operator's call is about: a cluster of several has no default. Raises InvalidArgument."""
+        shards = (await self._founded()).shards
+        if shard is None and len(shards) == 1:
+            return shards[0]
+        if not shards:
+            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+        if shard is None:
+            raise InvalidArgument(
+                f"which shard is meant? This cluster has {len(shards)}: name one, from 0 to {len(shards) - 1}",
+                field="shard",
+            )
+        if not 0 <= values.check_count(shard, "shard", 0) < len(shards):
+            raise invalid("shard", shard, f"the number of a shard, from 0 to {len(shards) - 1}")
+        return shards[shard]
+
+    async def shard_leader(self, shard: int | None = None, *, timeout: float = 1.0) -> NodeId | None:
+        """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only
+        one."""
+        group = self._shards.group((await self._shard(shard)).shard)
+        group.forget_leader()
+        return await self._led_by(group, values.check_timeout(timeout))
+
+    async def step_down(
+        self, to: NodeId | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
+    ) -> NodeId:
+        """Hand the leadership of a shard to `to`, or to its most caught-up voter; writes in flight are not lost.
+        Returns who leads. A sharded cluster gives it back to the preferred leader after a while. shard: may be left out
+        if there is only one.
+
+        Raises InvalidArgument for a node that is no other voter or does not answer the leader, TransferFailed if it did
+        not take over; the message says why.
+        """
+        group = self._shards.group((await self._shard(shard)).shard)
+        answer = await group.ask_leader(
+            calls.STEP_DOWN,
+            lambda left: calls.encode(StepDownCall(group.group, to, left)),
+            values.check_timeout(timeout),
+            (TransferFailed,),
+        )
+        group.forget_leader()
+        return calls.decode(answer, LeaderAnswer).leader or ""
+
+    async def force_new_election(
+        self, node: str | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
+    ) -> None:
+        """Make `node`, one with a replica of the shard (default: one that does not lead), campaign now. shard: may be
+        left out if there is only one. Safe: a live leader with a quorum stays unless it is outvoted by Raft's rules,
+        and at most one leader can ever commit."""
+        number, seconds = (await self._shard(shard)).shard, values.check_timeout(timeout)
+        leader = await self.shard_leader(number) if node is None else None
+        replicas = (await self._shard(number)).replicas
+        if node is None:
+            node = next((one for one in replicas if one != leader), leader)
+        if node is None:
+            raise InvalidArgument("no node answers, so none can be told to campaign", field="node")
+        if self.has_catalog and node not in replicas:
+            raise invalid("node", node, f"one with a replica of shard {number}: {', '.join(replicas)}")
+        body = calls.encode(GroupCall(shard_group(number), seconds))
+        await self._caller.call(await self._where(node), calls.FORCE_ELECTION, body, seconds)
+        self._shards.group(number).forget_leader()
+
+    async def digests(self, shard: int | None = None, *, timeout: float = TIMEOUT) -> dict[NodeId, DigestAnswer]:
+        """A digest of the documents of each member of a shard, with the log index it stands for; equal indexes mean
+        equal digests. shard: may be left out if there is only one. Raises if a member does not answer; nodes that were
+        removed, whose addresses are still known, are not asked."""
+        number, seconds = (await self._shard(shard)).shard, values.check_timeout(timeout)
+        status = await self._leaders_status(self._shards.group(number), seconds)
+        body = calls.encode(GroupCall(shard_group(number), seconds))
         nodes = {node: await self._where(node) for node in sorted([*status.voters, *status.learners])}
         answers = await asyncio.gather(
             *(self._caller.call(address, calls.DIGEST, body, seconds) for address in nodes.values())
         )
         return dict(zip(nodes, (calls.decode(answer, DigestAnswer) for answer in answers), strict=True))
 
-    async def step_down(self, to: NodeId | None = None, *, timeout: float = TIMEOUT) -> NodeId:
-        """Hand leadership to `to`, or to the most caught-up voter; writes in flight are not lost. Returns who leads.
+    async def set_replicas(self, shard: int | None, nodes: Iterable[NodeId], *, timeout: float = 60.0) -> None:
+        """Have `nodes`, the preferred leader first, hold the replicas of a shard, while it serves: a new one fetches
+        its data before it counts, then the one that it replaces goes. Returns when it is done. Raises InvalidArgument
+        for nodes that the cluster does not have and of a fixed cluster, which has `change_membership`; DeadlineExceeded
+        when it takes longer: the cluster goes on with it, and the call may be repeated. shard: None if there is only
+        one."""
+        group = shard_group((await self._shard(shard)).shard)
+        await assign(self._cataloged(), group, nodes, values.check_timeout(timeout))
 
-        Raises InvalidArgument for a node that is no other voter or does not answer the leader, TransferFailed if it did
-        not take over; the message says why.
-        """
-        answer = await self._data().ask_leader(
-            calls.STEP_DOWN,
-            lambda left: calls.encode(StepDownCall(shard_group(0), to, left)),
-            timeout,
-            (TransferFailed,),
-        )
-        led_by = calls.decode(answer, LeaderAnswer)
-        self._directory.set_leader(shard_group(0), None)
-        return led_by.leader or ""
+    async def set_catalog_nodes(self, nodes: Iterable[NodeId], *, timeout: float = 60.0) -> None:
+        """Have `nodes` hold the catalog; as `set_replicas`."""
+        await assign(self._cataloged(), CATALOG_GROUP, nodes, values.check_timeout(timeout))
 
-    async def force_new_election(self, node: str | None = None, *, timeout: float = TIMEOUT) -> None:
-        """Make `node` (default: one that does not lead) campaign now. Safe: a live leader with a quorum stays unless it
-        is outvoted by Raft's rules, and at most one leader can ever commit."""
-        if node is None:
-            leader = await self.probe()
-            others = [name for name in self.nodes() if name != leader]
-            node = others[0] if others else leader
-        if node is None:
-            raise InvalidArgument("no node answers, so none can be told to campaign", field="node")
-        body = calls.encode(GroupCall(shard_group(0), timeout))
-        await self._caller.call(await self._where(node), calls.FORCE_ELECTION, body, values.check_timeout(timeout))
-        self._directory.set_leader(shard_group(0), None)
+    async def remove_node(self, node: NodeId, *, timeout: float = TIMEOUT) -> None:
+        """Have the cluster forget a node that holds nothing any more; its id is never used again. Raises
+        InvalidArgument for a node that holds a replica of a shard or of the catalog: `set_replicas` moves them."""
+        await self._cataloged().command(RemoveNode(values.check_id(node, "node")), values.check_timeout(timeout))
+
+    def _cataloged(self) -> ClusterShards:
+        """Raises InvalidArgument of a fixed cluster."""
+        if not isinstance(self._shards, ClusterShards):
+            raise InvalidArgument(
+                "this cluster is not sharded: no catalog says which nodes hold what; `change_membership` says "
+                "who is a member"
+            )
+        return self._shards
+
+    # --- a node ------------------------------------------------------------------------------------------------------
+    async def node_status(
+        self, node: str, *, digest: bool = False, shard: int | None = None, timeout: float = TIMEOUT
+    ) -> RaftStatus:
+        """One node's own view of a shard of which it holds a replica. node: its id or its address. digest: also of all
+        its documents. shard: may be left out if there is only one."""
+        body = calls.encode(StatusCall(shard_group((await self._shard(shard)).shard), digest))
+        answer = await self._caller.call(await self._where(node), calls.STATUS, body, values.check_timeout(timeout))
+        return calls.decode(answer, RaftStatus)
+
+    async def describe_node(self, node: str, *, timeout: float = STATUS_SECONDS) -> WhoAnswer:
+        """What a node of a sharded cluster says of itself: its id, its cluster, its failure domain. node: its id or its
+        address. Raises InvalidArgument of a fixed cluster."""
+        seconds = values.check_timeout(timeout)
+        return await self._shards.describe(await self._where(node), seconds)
 
     async def enter_maintenance_mode(self, node: str, *, timeout: float = TIMEOUT) -> None:
         """Move leadership off `node` and keep it off; its reads drain. It still replicates and votes."""
@@ -164,49 +317,29 @@ class Client(BatchMethods):
         await self._maintenance(node, False, timeout)
 
     async def _maintenance(self, node: str, on: bool, timeout: float) -> None:
-        body = calls.encode(MaintenanceCall(on, values.check_timeout(timeout)))
-        await self._caller.call(await self._where(node), calls.MAINTENANCE, body, timeout)
+        seconds = values.check_timeout(timeout)
+        body = calls.encode(MaintenanceCall(on, seconds))
+        await self._caller.call(await self._where(node), calls.MAINTENANCE, body, seconds)
 
-    async def change_membership(
-        self,
-        voters: Iterable[NodeId],
-        learners: Iterable[NodeId] = (),
-        *,
-        addresses: Mapping[NodeId, str] | None = None,
-        timeout: float = 60.0,
-    ) -> None:
-        """Make exactly these nodes the voters and learners (joint consensus). addresses: of nodes that are new, and of
-        members that have another address from now on.
+    async def _leaders_status(self, group: GroupClient, seconds: float) -> RaftStatus:
+        body = calls.encode(StatusCall(group.group))
+        return calls.decode(await group.ask_leader(calls.STATUS, lambda _: body, seconds), RaftStatus)
 
-        A node is added as a learner first, and promoted once `status()` shows that it has caught up. Raises
-        InvalidArgument, naming the nodes that do not answer the leader, when no majority of `voters` does.
-        """
-        body = MembershipCall(shard_group(0), list(voters), list(learners), dict(addresses or {}), timeout)
-        await self._ask(calls.MEMBERSHIP, body, timeout)
-
-    async def _ask(self, method: str, body: object, timeout: float) -> Payload:
-        data = calls.encode(body)
-        make: MakeBody = lambda _: data  # noqa: E731
-        return await self._data().ask_leader(method, make, values.check_timeout(timeout))
-
-    async def _is_elsewhere(self, node: NodeId, address: str) -> bool:
-        """Whether another node answers at `address`; one that is silent now will fail the call that follows."""
-        answer = await self._directory.ask(address, shard_group(0))
-        return answer is not None and answer.node_id != node
+    async def _led_by(self, group: GroupClient, timeout: float) -> NodeId | None:
+        address = await group.find_leader(timeout)
+        return next((node for node, there in self.nodes().items() if there == address), None)
 
     async def _where(self, node: str) -> str:
         """The address of a node given by id or address."""
-        if node in self._directory.addresses():
+        if ":" in node:
             return node
         # Asked first who it is: what concerns one node must not reach another that has its address now.
         for again in (False, True):
             if again:
-                await self.probe()
-            address = self._directory.address_of(node)
-            if address is not None and not await self._is_elsewhere(node, address):
-                return address
-        if ":" in node:
-            return node
+                await self._shards.refresh(self.topology().version + 1, 1.0)
+            address = self.nodes().get(node)
+            if address is not None and await self._shards.node_at(address) in (node, None):
+                return address  # one that is silent now will fail the call that follows
         if address is not None:
             raise Unavailable(f"node {node} is not at {address}, and no node says where else", node=node)
         raise invalid("node", node, f"one of {', '.join(self.nodes()) or 'the nodes that answer (none does)'}")

@@ -80,6 +80,17 @@ class GroupClient:
         if index > self.last_index:
             self.last_index = index
 
+    async def find_leader(self, timeout: float) -> str | None:
+        """Ask the nodes who leads: its address; None if none names it in time. Raises only when all refuse to talk."""
+        address = await self._directory.find_leader(self.group, timeout)
+        if address is None:
+            self._check_refusal()
+        return address
+
+    def forget_leader(self) -> None:
+        """Ask who leads before the next call."""
+        self._directory.set_leader(self.group, None)
+
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult:
         """Execute a command exactly once. Raises its own error, OutcomeUnknown, NoQuorum or DeadlineExceeded."""

@@ -1,4 +1,4 @@
-"""Whether a sharded cluster is healthy, judged from what its replicas say. Pure.
+"""Whether a cluster is healthy, judged from what its replicas say. Pure.
 
 Invariant: healthy means that every shard has a leader that its replicas agree on, and every replica answers and keeps
 up; what a replication factor of 1 or a missing replica costs is said in words (`warnings`).
@@ -66,10 +66,11 @@ def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealt
 
 
 def key_shares(topology: Topology) -> dict[int, float]:
-    """The fraction of the key space of 64-bit keys that each shard owns; equal shares for other strategies."""
+    """The fraction of the key space of 64-bit keys that each shard owns; equal shares for other strategies. Without a
+    map one shard owns everything."""
     found = topology.map
     if found is None:
-        return {}
+        return {info.shard: 1.0 for info in topology.shards[:1]}
     owners = sorted(set(found.owners))
     if found.strategy.kind in ("hash", "range"):
         return {shard: 1 / len(owners) for shard in owners}
@@ -124,7 +125,7 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
         problems += leader.held_moves
         if leader.waits_for:
             problems.append(f"its replicas are not yet where the catalog wants them: {leader.waits_for}")
-    followers = len(info.wanted) - (leader is None or leader.node_id in info.wanted)
+    followers = max(0, len(info.wanted) - (leader is None or leader.node_id in info.wanted))
     state = "unavailable" if leader is None else "healthy" if healthy == followers and not problems else "degraded"
     return ShardHealth(
         state=state,

@@ -22,6 +22,7 @@ from needle.base.errors import (
     SessionExpired,
     StaleEpoch,
     StorageError,
+    Unavailable,
     UnknownMethod,
     told_version,
 )
@@ -41,10 +42,13 @@ from needle.protocol.peer_calls import (
     SHARD_LEADER,
     SYNC,
     TOPOLOGY,
+    WHO,
     CatalogCall,
     SyncCall,
     TopologyAnswer,
     TopologyCall,
+    WhoAnswer,
+    WhoCall,
 )
 from needle.routing.topology import Topology
 
@@ -179,6 +183,8 @@ class ShardGroup(GroupClient):
 class ClusterShards:
     """`client.router.routes.Shards` over a network."""
 
+    has_catalog = True
+
     def __init__(
         self, caller: Caller, addresses: Iterable[str], topology: Topology, *, rng: Rng, prefer: str | None = None
     ) -> None:
@@ -202,9 +208,11 @@ class ClusterShards:
             self._now = topology
 
     def group(self, shard: int) -> ShardGroup:
-        """The calls to one shard; -1 is the catalog's group."""
+        """The calls to one shard; -1 is the catalog's group. Raises Unavailable for that while no node names it."""
         found = self._groups.get(shard)
         if found is None:
+            if shard < 0 and not self.topology().catalog:
+                raise Unavailable("this cluster has no catalog yet: `needle cluster create` makes it")
             directory = ReplicaDirectory(self._caller, shard, self.topology, self._prefer)
             found = ShardGroup(shard, directory, self._rng, self.topology, self.refresh, self.look)
             self._groups[shard] = found
@@ -226,6 +234,17 @@ class ClusterShards:
             if self.topology().version < version:
                 await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
         return self.topology()
+
+    async def node_at(self, address: str) -> NodeId | None:
+        """Which node answers at an address; None if none does."""
+        try:
+            return (await self.describe(address, ASK_SECONDS)).node_id
+        except NeedleError:
+            return None
+
+    async def describe(self, address: str, timeout: float) -> WhoAnswer:
+        """What the node at an address says of itself."""
+        return calls.decode(await self._caller.call(address, WHO, calls.encode(WhoCall()), timeout), WhoAnswer)
 
     def look(self) -> None:
         """A node does not answer: ask another one, in the background, whether there is a newer topology."""

@@ -1,8 +1,7 @@
 """The synchronous client: the asynchronous one on an event loop in a background thread, method by method.
 
 Nothing is written twice: `SyncClient`'s methods are made from `Client`'s by `_face`, with their signatures and
-docstrings, and `SyncShardedClient`'s from `ShardedClient`'s; `sync.pyi` is generated from the same signatures by
-`needle.client.sync_stub`, a test compares them. Invariant: a call always reaches the method of the client's own class.
+docstrings; `sync.pyi` is generated from the same signatures by `needle.client.sync_stub`, a test compares them.
 May be used from many threads, and in processes that are forked with it: gunicorn --preload, Celery, multiprocessing.
 """
 
@@ -19,25 +18,19 @@ from typing import Any
 from needle.base.errors import ClientClosed
 from needle.client.client import Client
 from needle.client.loop_thread import LoopThread
-from needle.client.sharded import ShardedClient
 
 _OWN = frozenset({"close"})
 
 
-def method_names(kind: type[Client] = Client) -> list[str]:
-    """The public methods of `kind` that its synchronous class mirrors: all coroutines and plain methods, except
-    internals and what a class above it has already."""
-    names = []
-    for name, method in inspect.getmembers(kind, inspect.isfunction):
-        if name.startswith("_") or name in _OWN or name == "group":
-            continue
-        if kind is Client or method is not getattr(Client, name, None):
-            names.append(name)
-    return sorted(names)
+def method_names() -> list[str]:
+    """The public methods of `Client` that its synchronous class mirrors: all coroutines and plain methods, except
+    internals."""
+    found = (name for name, _ in inspect.getmembers(Client, inspect.isfunction))
+    return sorted(name for name in found if not name.startswith("_") and name not in _OWN)
 
 
-def _face(owner: str, kind: type[Client], name: str) -> Callable[..., Any]:
-    original = getattr(kind, name)
+def _face(name: str) -> Callable[..., Any]:
+    original = getattr(Client, name)
     if inspect.iscoroutinefunction(original):
 
         def method(self: SyncClient, *args: Any, **kwargs: Any) -> Any:
@@ -51,7 +44,7 @@ def _face(owner: str, kind: type[Client], name: str) -> Callable[..., Any]:
     functools.update_wrapper(method, original)
     del method.__wrapped__  # type: ignore[attr-defined]  # else inspect would call it a coroutine function
     method.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    method.__qualname__ = f"{owner}.{name}"
+    method.__qualname__ = f"SyncClient.{name}"
     return method
 
 
@@ -93,6 +86,11 @@ class SyncClient:
             self._made = None
         self._lock = threading.Lock()
 
+    @property
+    def has_catalog(self) -> bool:
+        """Whether the cluster is sharded, as `Client.has_catalog`."""
+        return self._here()[0].has_catalog
+
     def close(self) -> None:
         """Close all connections and end the background thread. Calls of other threads end soon, as `Client.close` says.
         Idempotent."""
@@ -121,21 +119,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class SyncShardedClient(SyncClient):
-    """`ShardedClient` for code without asyncio. Made by `needle.connect_sync`, which recognises a sharded cluster."""
-
-
-FACES: tuple[tuple[type[SyncClient], type[Client]], ...] = (
-    (SyncClient, Client),
-    (SyncShardedClient, ShardedClient),
-)
-for _mine, _kind in FACES:
-    for _name in method_names(_kind):
-        setattr(_mine, _name, _face(_mine.__name__, _kind, _name))
+for _name in method_names():
+    setattr(SyncClient, _name, _face(_name))
 
 
 def sync_client(make: Callable[[], Coroutine[Any, Any, Client]]) -> SyncClient:
-    """A SyncClient, or a SyncShardedClient if it is a ShardedClient that `make` makes, on a loop of its own."""
+    """A SyncClient of the client that `make` makes, on a loop of its own."""
 
     def made() -> Made:
         thread = LoopThread()
@@ -145,6 +134,4 @@ def sync_client(make: Callable[[], Coroutine[Any, Any, Client]]) -> SyncClient:
             thread.stop()
             raise
 
-    first = made()
-    kind = SyncShardedClient if isinstance(first[0], ShardedClient) else SyncClient
-    return kind(made, first)
+    return SyncClient(made, made())

@@ -16,9 +16,7 @@ from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.topology import Topology
 
-FACES: tuple[tuple[type[SyncClient], type[Client]], ...]
-
-def method_names(kind: type[Client] = ...) -> list[str]: ...
+def method_names() -> list[str]: ...
 def sync_client(make: Callable[[], Coroutine[Any, Any, Client]]) -> SyncClient: ...
 
 Made = tuple[Client, LoopThread]
@@ -27,6 +25,8 @@ class SyncClient:
     def __init__(self, make: Callable[[], Made], made: Made) -> None: ...
     def __enter__(self) -> SyncClient: ...
     def __exit__(self, *exc: object) -> None: ...
+    @property
+    def has_catalog(self) -> bool: ...
     def close(self) -> None: ...
     def insert(
         self,
@@ -225,67 +225,6 @@ class SyncClient:
         collection: str = ...,
         timeout: float = ...,
     ) -> list[WriteResult]: ...
-    def probe(
-        self,
-        timeout: float = ...,
-    ) -> NodeId | None: ...
-    def leader(
-        self,
-    ) -> NodeId | None: ...
-    def nodes(
-        self,
-    ) -> dict[NodeId, str]: ...
-    def status(
-        self,
-        *,
-        timeout: float = ...,
-    ) -> RaftStatus: ...
-    def node_status(
-        self,
-        node: str,
-        *,
-        digest: bool = ...,
-        timeout: float = ...,
-    ) -> RaftStatus: ...
-    def digests(
-        self,
-        *,
-        timeout: float = ...,
-    ) -> dict[NodeId, DigestAnswer]: ...
-    def step_down(
-        self,
-        to: NodeId | None = ...,
-        *,
-        timeout: float = ...,
-    ) -> NodeId: ...
-    def force_new_election(
-        self,
-        node: str | None = ...,
-        *,
-        timeout: float = ...,
-    ) -> None: ...
-    def enter_maintenance_mode(
-        self,
-        node: str,
-        *,
-        timeout: float = ...,
-    ) -> None: ...
-    def exit_maintenance_mode(
-        self,
-        node: str,
-        *,
-        timeout: float = ...,
-    ) -> None: ...
-    def change_membership(
-        self,
-        voters: Iterable[NodeId],
-        learners: Iterable[NodeId] = ...,
-        *,
-        addresses: Mapping[NodeId, str] | None = ...,
-        timeout: float = ...,
-    ) -> None: ...
-
-class SyncShardedClient(SyncClient):
     def topology(
         self,
     ) -> Topology: ...
@@ -302,12 +241,19 @@ class SyncShardedClient(SyncClient):
         *,
         timeout: float = ...,
     ) -> WriteResult: ...
-    def describe_node(
+    def nodes(
         self,
-        node: str,
+    ) -> dict[NodeId, str]: ...
+    def cluster_status(
+        self,
         *,
         timeout: float = ...,
-    ) -> WhoAnswer: ...
+    ) -> list[ReplicaStatus]: ...
+    def health_check(
+        self,
+        *,
+        timeout: float = ...,
+    ) -> ClusterHealth: ...
     def probe(
         self,
         timeout: float = ...,
@@ -315,35 +261,11 @@ class SyncShardedClient(SyncClient):
     def leader(
         self,
     ) -> NodeId | None: ...
-    def nodes(
-        self,
-    ) -> dict[NodeId, str]: ...
     def status(
         self,
         *,
         timeout: float = ...,
     ) -> RaftStatus: ...
-    def shard_leader(
-        self,
-        shard: int | None = ...,
-        *,
-        timeout: float = ...,
-    ) -> NodeId | None: ...
-    def node_status(
-        self,
-        node: str,
-        *,
-        digest: bool = ...,
-        shard: int | None = ...,
-        timeout: float = ...,
-    ) -> RaftStatus: ...
-    def force_new_election(
-        self,
-        node: str | None = ...,
-        *,
-        shard: int | None = ...,
-        timeout: float = ...,
-    ) -> None: ...
     def change_membership(
         self,
         voters: Iterable[NodeId],
@@ -352,6 +274,32 @@ class SyncShardedClient(SyncClient):
         addresses: Mapping[NodeId, str] | None = ...,
         timeout: float = ...,
     ) -> None: ...
+    def shard_leader(
+        self,
+        shard: int | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> NodeId | None: ...
+    def step_down(
+        self,
+        to: NodeId | None = ...,
+        *,
+        shard: int | None = ...,
+        timeout: float = ...,
+    ) -> NodeId: ...
+    def force_new_election(
+        self,
+        node: str | None = ...,
+        *,
+        shard: int | None = ...,
+        timeout: float = ...,
+    ) -> None: ...
+    def digests(
+        self,
+        shard: int | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> dict[NodeId, DigestAnswer]: ...
     def set_replicas(
         self,
         shard: int | None,
@@ -371,25 +319,29 @@ class SyncShardedClient(SyncClient):
         *,
         timeout: float = ...,
     ) -> None: ...
-    def step_down(
+    def node_status(
         self,
-        to: NodeId | None = ...,
+        node: str,
         *,
+        digest: bool = ...,
         shard: int | None = ...,
         timeout: float = ...,
-    ) -> NodeId: ...
-    def cluster_status(
+    ) -> RaftStatus: ...
+    def describe_node(
         self,
+        node: str,
         *,
         timeout: float = ...,
-    ) -> list[ReplicaStatus]: ...
-    def health_check(
+    ) -> WhoAnswer: ...
+    def enter_maintenance_mode(
         self,
+        node: str,
         *,
         timeout: float = ...,
-    ) -> ClusterHealth: ...
-    def digests(
+    ) -> None: ...
+    def exit_maintenance_mode(
         self,
+        node: str,
         *,
         timeout: float = ...,
-    ) -> dict[NodeId, DigestAnswer]: ...
+    ) -> None: ...

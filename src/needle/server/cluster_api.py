@@ -24,11 +24,10 @@ from needle.base.config import PlacementConfig, RaftConfig, check_node_id, check
 from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import Hit, IndexParams, Metric, ReadMode
-from needle.client.client import BATCH_BYTES_MAX
+from needle.client.client import BATCH_BYTES_MAX, Client
 from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DEFAULT_COLLECTION, TIMEOUT, DocumentMethods, FilterLike
 from needle.client.health import ClusterHealth
-from needle.client.sharded import ShardedClient
 from needle.client.shards import find_topology
 from needle.connecting import sharded_client, system_caller
 from needle.protocol import calls
@@ -105,7 +104,7 @@ class ShardManager:
         self._added: dict[NodeId, str] = {}
         self._rng = random.Random(int.from_bytes(os.urandom(16), "little"))
         self._caller = system_caller(config.cluster_id)
-        self._client: ShardedClient | None = None
+        self._client: Client | None = None
         self._local: list[ClusterNode] = []
         self._map: ShardMap | None = None
 
@@ -199,7 +198,7 @@ class ShardManager:
             )
         self._client = client
 
-    async def client(self) -> ShardedClient:
+    async def client(self) -> Client:
         """The client behind router and cluster; starts the cluster at the first use."""
         await self.start()
         if self._client is None:

@@ -22,7 +22,7 @@ from needle.cli.demo.corpus import Passage
 from needle.cli.document_commands import insert_all
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.cli.inputs import Record
-from needle.client.sharded import ShardedClient
+from needle.client.client import Client
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.topology import Topology
 
@@ -81,7 +81,7 @@ class ShardStory:
         found = self.outcome
         await self._local.create(found.shards, found.replicas, rng=random.SystemRandom(), timeout=READY_SECONDS)
         async with self._local.connect() as client:
-            if not isinstance(client, ShardedClient):
+            if not client.has_catalog:
                 raise Internal("the nodes are no sharded cluster")
             await self._begin(client)
             await self._load(client, passages, vectors)
@@ -92,18 +92,18 @@ class ShardStory:
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
-    async def _begin(self, client: ShardedClient) -> None:
+    async def _begin(self, client: Client) -> None:
         found = self.outcome
         await client.create_collection("default", dimensions=DIMENSIONS, timeout=READY_SECONDS)
         await self._healthy(client)
         self._say(f"[bold]{found.shards} shards[/], {found.replicas} replicas each, on {found.nodes} processes")
         await self._show(client)
 
-    async def _show(self, client: ShardedClient) -> None:
+    async def _show(self, client: Client) -> None:
         health, replicas, _ = await shard_commands.look(client, [])
         self._console.print(shard_commands.status_table(health, replicas))
 
-    async def _healthy(self, client: ShardedClient) -> None:
+    async def _healthy(self, client: Client) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while not (health := await client.health_check()).healthy:
             self._local.check_alive()
@@ -112,7 +112,7 @@ class ShardStory:
                 raise Internal(f"the cluster is not healthy after {READY_SECONDS:g} s: {'; '.join(problems)}")
             await asyncio.sleep(0.1)
 
-    async def _load(self, client: ShardedClient, passages: list[Passage], vectors: NDArray[np.float32]) -> None:
+    async def _load(self, client: Client, passages: list[Passage], vectors: NDArray[np.float32]) -> None:
         records = [Record(p.id, vector, p.metadata) for p, vector in zip(passages, vectors, strict=True)]
         batches = iter([records[start : start + BATCH] for start in range(0, len(records), BATCH)])
         started = time.perf_counter()
@@ -125,7 +125,7 @@ class ShardStory:
         spread = ", ".join(f"{shard}: {count}" for shard, count in sorted(counts.items()))
         self._say(f"[bold]{inserted} passages[/] in {self.outcome.load_seconds:.1f} s; by shard: {spread}")
 
-    async def _ask(self, client: ShardedClient, ids: list[str], vectors: NDArray[np.float32]) -> None:
+    async def _ask(self, client: Client, ids: list[str], vectors: NDArray[np.float32]) -> None:
         """Questions in words; in exact mode the merged hits must be those of one index over everything."""
         norms = np.linalg.norm(vectors, axis=1)
         times: list[float] = []
@@ -151,7 +151,7 @@ class ShardStory:
             "those of one index over everything"
         )
 
-    async def _lose_and_recover(self, client: ShardedClient, vectors: NDArray[np.float32]) -> None:
+    async def _lose_and_recover(self, client: Client, vectors: NDArray[np.float32]) -> None:
         """Kill one node of every shard in the middle of writes; all that was acknowledged must be there."""
         doomed = self.outcome.killed = one_of_each(client.topology())
         acknowledged: list[str] = []
@@ -187,7 +187,7 @@ class ShardStory:
         await self._show(client)
         self._say(f"the nodes are back and have caught up after {self.outcome.recovery_seconds:.1f} s")
 
-    async def _all_there(self, client: ShardedClient, names: list[str]) -> None:
+    async def _all_there(self, client: Client, names: list[str]) -> None:
         found = await client.get_many(names, with_vectors=False, timeout=WRITE_SECONDS)
         if len(found) != len(names):
             raise Internal(f"{len(names) - len(found)} acknowledged writes are missing")
