@@ -320,6 +320,24 @@ def test_segments_are_recycled_and_the_files_stay_few(tmp_path: Path) -> None:
     assert content(opened(tmp_path)) == expected
 
 
+def test_files_that_people_put_beside_the_segments_are_left_alone(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    put(store, a=b"1")
+    before = Path(_path(store, 1)).read_bytes()
+    store.close()
+    foreign = [f"{1:016d} (copy).wal", "1.wal", "copy.wal", "spare-", "spare-parts", "syslog"]
+    for name in foreign:
+        (tmp_path / name).write_bytes(before)
+    store = opened(tmp_path)
+    for n in range(40):  # of a second segment, and of a recycled one
+        put(store, a=bytes([n]) * 100)
+    store.close()
+    store = opened(tmp_path)
+    assert content(store) == {b"a": bytes([39]) * 100}
+    assert not {name for name, _ in store._spares} & set(foreign)
+    assert {(tmp_path / name).read_bytes() for name in foreign} == {before}
+
+
 def test_an_idle_group_does_not_keep_every_later_segment(tmp_path: Path) -> None:
     store = opened(tmp_path)
     for n in range(6):

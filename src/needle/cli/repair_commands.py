@@ -15,7 +15,7 @@ from needle.cli.common import console
 from needle.multiraft import offline
 from needle.multiraft.log.wal_store import WalStore
 from needle.multiraft.ports import KeyValueStore
-from needle.server.files import log_directory
+from needle.server.files import NODE_FILE, log_directory
 
 T = TypeVar("T")
 Directory = Annotated[str, typer.Argument(metavar="DATA_DIR", help="The data directory of a node that is stopped.")]
@@ -23,8 +23,9 @@ Directory = Annotated[str, typer.Argument(metavar="DATA_DIR", help="The data dir
 
 def _on(data_dir: str, work: Callable[[KeyValueStore], T]) -> T:
     where = log_directory(data_dir)
-    if not os.path.isdir(where):
-        raise refuse("DATA_DIR", data_dir, "the data directory of a node, which has a directory `log`")
+    if not os.path.isfile(os.path.join(data_dir, NODE_FILE)) or not os.path.isdir(where):
+        allowed = f"the data directory of a node, which has a file `{NODE_FILE}` and a directory `log`"
+        raise refuse("DATA_DIR", data_dir, allowed)
     store = WalStore(where, salt=lambda: secrets.randbits(64))
     try:
         return work(store)

@@ -27,7 +27,7 @@ from needle.multiraft.log.wal_records import (
     decode_segment_header,
     record_size,
 )
-from needle.multiraft.log.wal_segment import SPARE, SUFFIX, Segment, index_operations, segment_name
+from needle.multiraft.log.wal_segment import Segment, index_operations, own_names, segment_name
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +67,12 @@ class Replay:
     def run(self, mark: int) -> int:
         """Read all segments; the number of the last commit. mark: the handle of the mark's file. Raises CorruptLog,
         OSError; what is open then is the caller's to close."""
-        files, names = self._files, self._files.names()
-        for name in names:
-            if name.startswith(SPARE):
-                handle = files.open(name)
-                self._spares.append((name, files.size(handle)))
-                files.close(handle)
-        numbers = [int(name.removesuffix(SUFFIX)) for name in names if name.endswith(SUFFIX)]
+        files = self._files
+        numbers, spares = own_names(files.names())
+        for name in spares:
+            handle = files.open(name)
+            self._spares.append((name, files.size(handle)))
+            files.close(handle)
         marked = read_mark(files.read(mark, MARK_BYTES, 0))
         for number in numbers:
             handle = files.open(segment_name(number))

@@ -5,7 +5,8 @@ It must not know disks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from needle.multiraft.log.key_index import KeyIndex, Place
@@ -13,6 +14,8 @@ from needle.multiraft.log.wal_records import DELETE, OPERATION_HEAD_BYTES, PUT, 
 
 SUFFIX = ".wal"
 SPARE = "spare-"
+_SEGMENT = re.compile(rf"([0-9]{{16,}}){re.escape(SUFFIX)}")
+_SPARE = re.compile(rf"{SPARE}[0-9]{{16,}}")
 
 
 @dataclass
@@ -29,6 +32,19 @@ class Segment:
 def segment_name(number: int) -> str:
     """The name of a segment's file."""
     return f"{number:016d}{SUFFIX}"
+
+
+def spare_name(number: int) -> str:
+    """The name of a file that was segment `number`, and is kept for a later one."""
+    return f"{SPARE}{number:016d}"
+
+
+def own_names(names: Iterable[str]) -> tuple[list[int], list[str]]:
+    """The numbers of the segments, and the spare files, among the names of a directory. Other names are not the log's:
+    what people put there, a copy of a segment perhaps, is neither read nor written over."""
+    known = list(names)
+    numbers = [int(found[1]) for name in known if (found := _SEGMENT.fullmatch(name))]
+    return numbers, [name for name in known if _SPARE.fullmatch(name)]
 
 
 def index_operations(

@@ -32,7 +32,7 @@ from needle.multiraft.log.wal_records import (
     segment_header,
 )
 from needle.multiraft.log.wal_replay import Replay, Spoilt
-from needle.multiraft.log.wal_segment import SPARE, Segment, index_operations, segment_name
+from needle.multiraft.log.wal_segment import Segment, index_operations, segment_name, spare_name
 from needle.multiraft.ports import KeyValueTxn
 
 log = logging.getLogger(__name__)
@@ -339,7 +339,7 @@ class WalStore:
         """Rename or delete the file of the oldest segment."""
         wanted = min(SPARES_MAX, len(self._segments) - 1)
         if len(self._spares) < wanted and segment.size == self._segment_bytes:
-            spare = f"{SPARE}{segment.number:016d}"
+            spare = spare_name(segment.number)
             self._files.rename(segment_name(segment.number), spare)
             self._spares.append((spare, segment.size))
         else:
