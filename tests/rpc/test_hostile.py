@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from needle.base.errors import ConnectionLost, FrameTooLarge, ProtocolError
+from needle.base.errors import ConnectionLost, FrameTooLarge, Overloaded, ProtocolError
 from needle.rpc.codec import Hello, decode_error, encode, request_head
 from needle.rpc.frame import ERROR, HEADER, HELLO, HELLO_ACK, REQUEST, RESPONSE, FrameDecoder, encode_frame
 from needle.rpc.server_connection import ServerConnection
@@ -223,10 +223,12 @@ class Spy:
         return getattr(self._transport, name)
 
 
-async def hello(net, server):
-    """A raw connection that has said its hello."""
+async def hello(net, server, *, answered=True):
+    """A raw connection that has said its hello. answered: the answer is read."""
     reader, writer = await net.raw(server.port)
     writer.write(HELLO_FRAME)
+    if not answered:
+        return reader, writer
     async with asyncio.timeout(30.0):
         await reader.read(1 << 16)
     return reader, writer
@@ -376,8 +378,34 @@ async def test_connections_over_the_limit_are_told_and_a_flood_of_them_is_cut_of
     client = net.client()
     await client.call(server.address, "echo", b"", 5.0)
     peers = [await net.raw(server.port) for _ in range(60)]
+    for _, writer in peers:
+        writer.write(HELLO_FRAME)
     await until(lambda: server.stats.connections <= 2 + 16)
-    answers = [await reader.read() for reader, _ in peers[1:]]
-    assert sum(bool(answer) for answer in answers) <= 17
+    answers = [await answer_of(reader) for reader, _ in peers[1:]]
+    assert sum(bool(answer) for answer in answers) <= 17 + server.known
     assert any(b"overloaded" in answer for answer in answers)
     assert await client.call(server.address, "echo", b"on", 5.0) == b"on"
+
+
+async def answer_of(reader: asyncio.StreamReader) -> bytes:
+    """What was said first; nothing where the connection was cut off."""
+    try:
+        async with asyncio.timeout(30.0):
+            return await reader.read(1 << 16)
+    except ConnectionError:
+        return b""
+
+
+async def test_clients_that_take_all_connections_do_not_keep_the_members_of_a_cluster_apart(net, recorder, until):
+    server = await net.server(recorder, connections_max=8)
+    told = [await answer_of((await hello(net, server, answered=False))[0]) for _ in range(20)]
+    assert [b"overloaded" in answer for answer in told] == [False] * 6 + [True] * 14
+    silent = [await net.raw(server.port) for _ in range(40)]
+    assert await net.client(node_id="n2").call(server.address, "echo", b"a", 5.0) == b"a"
+    assert await net.client(node_id="n3").call(server.address, "echo", b"b", 5.0) == b"b"
+    with pytest.raises(Overloaded, match="its limit is 8, 2 of them for other nodes"):
+        await net.client(node_id="n4").call(server.address, "echo", b"c", 5.0)
+    assert server.stats.connections <= 8 + 16
+    for _, writer in silent:
+        writer.close()
+    await until(lambda: server.stats.connections == server.known == 8)

@@ -41,6 +41,8 @@ class RpcServer:
         self.limits = limits or RpcLimits()
         self.stats = RpcStats()
         self.connections: dict[ServerConnection, None] = {}
+        self.passing: dict[ServerConnection, None] = {}
+        self.known = 0
         self.tasks: dict[asyncio.Future[Any], None] = {}
         self.held = 0
         """Bytes held for all peers; since unsent answers leave without a word, at most these."""

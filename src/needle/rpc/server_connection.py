@@ -38,14 +38,20 @@ SHARE_BYTES_MIN = 1024 * 1024
 """A connection that holds no more than this is not refused for what others hold, up to twice the bound of all."""
 SMALL_ANSWER_BYTES = 4096
 REFUSING_MAX = 16
-"""Connections over the limit that are told so at one time; further ones are cut off without a word."""
+"""Connections over the limit that are told so at one time; the oldest of further ones are cut off without a word."""
+PEERS_MAX = 256
+"""So many of the connections, a quarter at most, are for other nodes only: clients that take all that they can get must
+not keep the members of a cluster apart."""
 
 
 class Serving(Protocol):
     """What a connection needs of its server. hello: the server's own. held: bytes held for all peers. tasks: requests
-    that run."""
+    that run. passing: those that did not say yet who they are, or are told why they are refused; oldest first.
+    known: how many said it, and are served."""
 
     connections: dict[ServerConnection, None]
+    passing: dict[ServerConnection, None]
+    known: int
     handler: Handler
     hello: Hello
     held: int
@@ -84,13 +90,15 @@ class ServerConnection(FrameConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        passing = self.server.passing
+        passing[self] = None
         if self.stats.connections > self.limits.connections_max + REFUSING_MAX:
-            self.abort()  # those that are told why hold a socket, too
-            return
-        if len(self.server.connections) >= self.limits.connections_max:
-            self._refuse(Overloaded(f"this node has {self.limits.connections_max} connections, which is its limit"))
-            return
-        self.server.connections[self] = None
+            # Each holds a socket. Who has something to say does so at once: the oldest is least likely to.
+            oldest = next(iter(passing))
+            del passing[oldest]
+            oldest.abort()
+        if self in passing:
+            self.server.connections[self] = None
 
     def drain(self) -> None:
         """Take no more requests; those running may still answer."""
@@ -189,6 +197,15 @@ class ServerConnection(FrameConnection):
         theirs = decode(payload, Hello)
         check_hello(self.server.hello, theirs)
         self._hello_timer.cancel()
+        limit = self.limits.connections_max
+        kept = min(PEERS_MAX, limit // 4)
+        if self.server.known >= (limit if theirs.node_id else limit - kept):
+            del self.server.connections[self]
+            has = f"this node has {self.server.known} connections"
+            self._refuse(Overloaded(f"{has}; its limit is {limit}, {kept} of them for other nodes"))
+            return
+        self.server.known += 1
+        del self.server.passing[self]
         self.decoder.frame_bytes_max = self.limits.frame_bytes_max
         self.peer = Peer(theirs.node_id, theirs.incarnation, self.remote)
         self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
@@ -357,10 +374,12 @@ class ServerConnection(FrameConnection):
         self._drop_backlog()
         self.decoder.drop()
         self.server.connections.pop(self, None)
+        self.server.passing.pop(self, None)
         for task in list(self._droppable):
             task.cancel()
         self.account()
         if self.peer is not None:
+            self.server.known -= 1
             self.peer.closed = True
             self.handler.on_gone(self.peer)
         if error is not None:
