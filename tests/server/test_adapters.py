@@ -225,6 +225,41 @@ async def test_http(request_bytes: bytes, status: int, body: bytes) -> None:
         await server.stop()
 
 
+async def test_http_answers_nobody_who_does_not_read() -> None:
+    """Else 40 kB of requests are answered with megabytes that stay in memory, in one go, while nothing else runs."""
+    health = _Health()
+    server = HttpServer("127.0.0.1:1", health, health)
+    server._port = 0
+    await server.start()
+    answered, size = 0, 1 << 18
+
+    def answer(method: str, path: str) -> tuple[int, str, bytes]:
+        nonlocal answered
+        answered += 1
+        return 200, "text/plain", b"x" * size
+
+    server.answer = answer  # type: ignore[method-assign]
+    host, port = server.address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    try:
+        count = 400
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n" * count)
+        for _ in range(200):
+            before = answered
+            await asyncio.sleep(0)
+            assert answered - before <= 1, "more than one in a turn of the loop"
+        held = sum(connection._transport.get_write_buffer_size() for connection in server.connections)
+        assert 0 < held < 3 * size
+        assert answered < count
+        got = 0
+        while got < count * size:  # who reads again gets the rest
+            got += len(await reader.read(1 << 20))
+        assert answered == count
+    finally:
+        writer.transport.abort()
+        await server.stop()
+
+
 async def test_probes_tell_why() -> None:
     health = _Health()
     server = HttpServer("127.0.0.1:1", health, health)

@@ -2,13 +2,16 @@
 
 /livez: 200 while the node does its work; 503 when a restart would help. /readyz: 200 when it has caught up and knows a
 leader; 503 with the reason otherwise, also in maintenance and while stopping.
+Invariant: a connection gets one answer a turn of the loop, and none while it does not read those that it got: whoever
+asks without end, or never reads, takes neither the loop nor the memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol, cast
+from collections import deque
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 
@@ -95,6 +98,15 @@ class HttpServer:
         return (503, TEXT, f"not ready: {why}\n".encode()) if why else (200, TEXT, b"ok\n")
 
 
+class _Asked(NamedTuple):
+    """A request that waits for its answer. refused: why it is none, "" otherwise."""
+
+    method: str
+    path: str
+    keep: bool
+    refused: str = ""
+
+
 class HttpConnection(asyncio.Protocol):
     """One connection; answers requests in order, keeps alive."""
 
@@ -105,27 +117,37 @@ class HttpConnection(asyncio.Protocol):
         self._path = ""
         self._received = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._asked: deque[_Asked] = deque()
+        self._paused = self._scheduled = self._refused = False
 
     def close(self) -> None:
         """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
+    def _abort(self) -> None:
+        """Close it without waiting for a peer that does not read."""
+        if self._transport is not None:
+            self._transport.abort()
+
     # --- asyncio.Protocol --------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if len(self._server.connections) >= http_max():
-            cast(asyncio.Transport, transport).abort()
+            self._abort()
             return
         self._server.connections[self] = None
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.pop(self, None)
+        self._asked.clear()
         if self._timer is not None:
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         self._received += len(data)
         if self._received > REQUEST_BYTES_MAX:
             self._refuse(f"a request may have at most {REQUEST_BYTES_MAX} bytes")
@@ -137,10 +159,17 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(str(error))
 
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._go_on()
+
     def _wait(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self.close)
+        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._abort)
 
     # --- httptools ---------------------------------------------------------------------------------------------------
     def on_url(self, url: bytes) -> None:
@@ -149,15 +178,47 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         method = self._parser.get_method().decode("ascii", errors="replace")
         path, self._path, self._received = self._path.partition("?")[0], "", 0
-        status, kind, body = self._server.answer(method, path)
-        self._write(status, kind, body, head=method == "HEAD", keep=self._parser.should_keep_alive())
-        self._wait()
+        self._ask(_Asked(method, path, self._parser.should_keep_alive()))
 
     def _refuse(self, why: str) -> None:
-        self._write(400, TEXT, f"{why}\n".encode(), head=False, keep=False)
+        self._refused = True
+        self._ask(_Asked("", "", keep=False, refused=why))
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+    def _ask(self, asked: _Asked) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if not self._asked:
+            transport.pause_reading()
+        self._asked.append(asked)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._asked and not self._paused and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._answer)
+
+    def _answer(self) -> None:
+        """The oldest request's, in a turn of its own."""
+        self._scheduled = False
+        transport = self._transport
+        if not self._asked or self._paused or transport is None or transport.is_closing():
+            return
+        asked = self._asked.popleft()
+        if asked.refused:
+            self._write(400, TEXT, f"{asked.refused}\n".encode(), head=False, keep=False)
+        else:
+            status, kind, body = self._server.answer(asked.method, asked.path)
+            self._write(status, kind, body, head=asked.method == "HEAD", keep=asked.keep)
+        self._wait()
+        if self._asked:
+            self._go_on()
+        elif not transport.is_closing():
+            transport.resume_reading()
 
     def _write(self, status: int, kind: str, body: bytes, *, head: bool, keep: bool) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None:
             return
         lines = (
             f"HTTP/1.1 {status} {REASONS[status]}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
