@@ -255,6 +255,21 @@ MUTANTS = (
         tests=("tests/multiraft/test_wal_store.py::test_every_flipped_bit_is_put_right",),
     ),
     Mutant(
+        name="ends-of-old-ranges-are-believed",
+        breaks="a range of the log is deleted to an end that may be damaged",
+        edits=(
+            Edit(
+                "multiraft.log.wal_replay:Replay._replay_segment",
+                "not ends_are_checked(memoryview(data)[start:end])",
+                "False",
+            ),
+        ),
+        tests=(
+            "tests/multiraft/test_wal_store.py::"
+            "test_a_range_as_earlier_releases_wrote_it_is_believed_with_its_whole_commit_only",
+        ),
+    ),
+    Mutant(
         name="directories-are-not-remembered",
         breaks="a node whose directory was emptied or rolled back is accepted: acknowledged writes are lost",
         edits=(

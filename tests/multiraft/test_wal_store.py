@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import CorruptLog, DiskFailed, DiskFull, StorageError, TooManyFiles
+from needle.multiraft.log import wal_records
 from needle.multiraft.log.wal_files import LogFiles
 from needle.multiraft.log.wal_records import RECORD_HEADER, SEGMENT_HEADER
 from needle.multiraft.log.wal_store import WalStore
@@ -215,6 +216,65 @@ def test_a_commit_with_a_spoilt_value_is_told_of_once_and_written_anew(
         store.close()
         assert caplog.text.count("commit 2 fails its checksum") == told
         assert len(caplog.records) == told
+
+
+def deleting(tmp_path: Path) -> tuple[Path, dict[str, int]]:
+    """A log whose last commit writes, and deletes others; its file, and where in it things of that commit stand."""
+    store = opened(tmp_path)
+    put(store, **{f"old-{n}": b"1" * 20 for n in range(4)}, one=b"1")
+
+    def fill(txn) -> None:
+        txn.put(b"spoilt", b"S" * 20)
+        txn.delete_range(b"old-0", b"old-2")
+        txn.delete(b"one")
+
+    store.commit(fill, True)
+    put(store, after=b"3")
+    path = Path(_path(store, 1))
+    store.close()
+    data = path.read_bytes()
+    return path, {"value": data.index(b"S" * 20), "end": data.index(b"old-0old-2") + 5, "key": data.rindex(b"one")}
+
+
+def flip_two(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    data[at + 2] ^= 16
+    path.write_bytes(data)
+
+
+def test_a_spoilt_value_beside_what_its_commit_deletes_is_told_by_its_own_checksum(tmp_path: Path) -> None:
+    path, places = deleting(tmp_path)
+    flip_two(path, places["value"])
+    store = opened(tmp_path)
+    found = content(store)
+    assert found.pop(b"spoilt") != b"S" * 20
+    assert found == {b"old-2": b"1" * 20, b"old-3": b"1" * 20, b"after": b"3"}
+    store.close()
+
+
+@pytest.mark.parametrize("place", ["end", "key"])
+def test_what_a_commit_deletes_is_never_guessed(tmp_path: Path, place: str) -> None:
+    path, places = deleting(tmp_path)
+    flip_two(path, places[place])
+    with pytest.raises(CorruptLog, match="commit 2 in segment 1 fails its checksum"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["none", "value", "end"])
+def test_a_range_as_earlier_releases_wrote_it_is_believed_with_its_whole_commit_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    right = wal_records._operation_hash
+    monkeypatch.setattr(wal_records, "_operation_hash", lambda kind, key, length, end: right(kind, key, length, b""))
+    path, places = deleting(tmp_path)
+    monkeypatch.undo()
+    if place == "none":
+        assert content(opened(tmp_path)).keys() == {b"old-2", b"old-3", b"spoilt", b"after"}
+        return
+    flip_two(path, places[place])
+    with pytest.raises(CorruptLog, match="commit 2 in segment 1 fails its checksum"):
+        opened(tmp_path)
 
 
 def test_a_spoilt_commit_that_finds_no_room_is_written_anew_at_a_later_start(tmp_path: Path, monkeypatch) -> None:

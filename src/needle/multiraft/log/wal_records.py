@@ -4,7 +4,8 @@ A segment file is a header and records behind one another, each at a multiple of
 
     segment header   8s magic, u64 segment number, u64 salt, u64 xxh3 of those                         (32 bytes)
     record header    4s magic, u32 body length, u64 sequence number, u64 xxh3 of the body, u64 xxh3 of those (32 bytes)
-    record body      operations: u8 kind, u16 key length, u32 value length, u32 xxh3 of those and the key, key, value
+    record body      operations: u8 kind, u16 key length, u32 value length, u32 xxh3 of those and the key (of a deleted
+                     range also of its end, the value), key, value
 
 All integers are little-endian; xxh3 is XXH3-64, in records with the segment's salt as its seed. A record is one
 transaction. Sequence numbers grow by one from record to record, also from segment to segment. The salt is drawn again
@@ -33,8 +34,7 @@ PUT, DELETE, DELETE_RANGE = 1, 2, 3
 
 
 class Operation(NamedTuple):
-    """kind PUT: key and its value. DELETE: key. DELETE_RANGE: the keys in [key, value), whose end is checked as a
-    value is: a spoilt one makes the whole record count as damaged."""
+    """kind PUT: key and its value. DELETE: key. DELETE_RANGE: the keys in [key, value)."""
 
     kind: int
     key: bytes
@@ -65,12 +65,13 @@ def decode_segment_header(data: bytes | bytearray | memoryview, number: int) -> 
 
 def encode_operation(kind: int, key: bytes, value: bytes = b"") -> bytes:
     """One operation of a record's body."""
-    return _OPERATION.pack(kind, len(key), len(value), _operation_hash(kind, key, len(value))) + key + value
+    end = value if kind == DELETE_RANGE else b""
+    return _OPERATION.pack(kind, len(key), len(value), _operation_hash(kind, key, len(value), end)) + key + value
 
 
-def _operation_hash(kind: int, key: bytes, value_length: int) -> int:
+def _operation_hash(kind: int, key: bytes, value_length: int, end: bytes) -> int:
     """Tells damage to an operation, which could put an old value back, from damage to a value, which only spoils it."""
-    return xxhash.xxh3_64_intdigest(_OPERATION_CHECKED.pack(kind, len(key), value_length) + key) & 0xFFFFFFFF
+    return xxhash.xxh3_64_intdigest(_OPERATION_CHECKED.pack(kind, len(key), value_length) + key + end) & 0xFFFFFFFF
 
 
 OPERATION_HEAD_BYTES = _OPERATION.size
@@ -106,13 +107,26 @@ def body_is_intact(head: RecordHead, body: bytes | bytearray | memoryview, salt:
 
 
 def decode_operations(body: bytes | bytearray | memoryview) -> list[Operation] | None:
-    """The operations of a body, or None if anything but the value of a PUT may be damaged."""
+    """The operations of a body, or None if one is damaged in anything but its value. See `ends_are_checked`."""
     found = []
     for operation in _walk(body):
         if operation is None:
             return None
         found.append(operation)
     return found
+
+
+def ends_are_checked(body: bytes | bytearray | memoryview) -> bool:
+    """Whether no range is deleted whose end may be damaged: earlier releases wrote ends that only the checksum of the
+    whole body covers. Of operations that `decode_operations` gives."""
+    at = 0
+    while at < len(body) and (found := operation_at(body, at, len(body))) is not None:
+        kind, key_length, _, checksum = _OPERATION.unpack_from(body, at)
+        value_at, at = found
+        key, end = bytes(body[value_at - key_length : value_at]), bytes(body[value_at:at])
+        if kind == DELETE_RANGE and checksum != _operation_hash(kind, key, len(end), end):
+            return False
+    return True
 
 
 def _walk(body: bytes | bytearray | memoryview) -> Iterator[Operation | None]:
@@ -130,7 +144,7 @@ def _walk(body: bytes | bytearray | memoryview) -> Iterator[Operation | None]:
 
 def operation_at(data: bytes | bytearray | memoryview, at: int, end: int) -> tuple[int, int] | None:
     """(where its value begins, where it ends) of the operation at `at` of a body that ends at `end`, or None if its
-    head or its key is damaged."""
+    head, its key, or the end of a range is damaged (the latter is not seen in what earlier releases wrote)."""
     if end - at < _OPERATION.size:
         return None
     kind, key_length, value_length, checksum = _OPERATION.unpack_from(data, at)
@@ -138,6 +152,9 @@ def operation_at(data: bytes | bytearray | memoryview, at: int, end: int) -> tup
     value_at = key_at + key_length
     if value_at + value_length > end:
         return None
-    if checksum != _operation_hash(kind, bytes(data[key_at:value_at]), value_length):
-        return None
-    return value_at, value_at + value_length
+    key, value_end = bytes(data[key_at:value_at]), value_at + value_length
+    if checksum == _operation_hash(kind, key, value_length, b""):
+        return value_at, value_end
+    if kind == DELETE_RANGE and checksum == _operation_hash(kind, key, value_length, bytes(data[value_at:value_end])):
+        return value_at, value_end
+    return None

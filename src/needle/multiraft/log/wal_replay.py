@@ -17,7 +17,6 @@ from needle.multiraft.log.key_index import KeyIndex
 from needle.multiraft.log.wal_files import MARK_BYTES, LogFiles, read_mark
 from needle.multiraft.log.wal_records import (
     ALIGNMENT,
-    PUT,
     RECORD_HEADER,
     RECORD_MAGIC,
     RecordHead,
@@ -25,6 +24,7 @@ from needle.multiraft.log.wal_records import (
     decode_head,
     decode_operations,
     decode_segment_header,
+    ends_are_checked,
     record_size,
 )
 from needle.multiraft.log.wal_segment import Segment, index_operations, own_names, segment_name
@@ -132,7 +132,7 @@ class Replay:
             if not intact and self._corrected(segment.handle, data, wal_correct.body(data, start, head, segment.salt)):
                 intact = True
             operations = decode_operations(memoryview(data)[start:end])
-            if operations is None or (not intact and any(op.kind != PUT for op in operations)):
+            if operations is None or (not intact and not ends_are_checked(memoryview(data)[start:end])):
                 raise self._corrupt(f"commit {head.sequence} in segment {segment.number} fails its checksum")
             if not intact:
                 self.spoilt.append(Spoilt(head.sequence, segment.number, start, end))
