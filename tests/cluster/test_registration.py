@@ -13,6 +13,9 @@ import pytest
 from cluster.catalog_util import topology
 from cluster.fake_shards import virtually
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, NoQuorum
+from needle.multiraft.codec import LifeAnswer, encode_body
+from needle.multiraft.lives import LIFE_METHOD
+from needle.multiraft.log.log_records import Identity, Life
 from needle.protocol import calls
 from needle.protocol.calls import AddressBook
 from needle.protocol.peer_calls import WHO, WhoAnswer
@@ -28,7 +31,8 @@ class FakeNode:
         first = self.topology.nodes[0]
         self.node_id = first.id
         self.mine = msgspec.structs.replace(first, address=address or first.address)
-        self.host = SimpleNamespace(stopped=False)
+        self.host = SimpleNamespace(stopped=False, lives=SimpleNamespace(identity=Identity(7, ((1, 70), (2, 71)))))
+        self.lives: dict[str, Life] = {}
         self.peers: Any = self
         self.shards: Any = self
         self.caller: Any = self
@@ -58,6 +62,10 @@ class FakeNode:
         return False
 
     async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
+        if method == LIFE_METHOD and node in self.lives:
+            return encode_body(LifeAnswer(self.lives[node], 0, True, "", "", {}, []))
+        if method == LIFE_METHOD:
+            raise ConnectionLost("nobody is there")
         self.told.append((self.now(), node, method, calls.decode(body, AddressBook).addresses))
         if self.back:
             return calls.encode(AddressBook({}))
@@ -112,6 +120,33 @@ def test_a_node_that_the_catalog_refuses_stops() -> None:
         node.refusals = [InvalidArgument("another data directory", field="node")]
         await node.run_for(5)
         assert len(node.tries) == len(node.fatal) == 1
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("life", [Life(7, 1, 70), Life(7, 2, 99), Life(7, 3, 72)])
+def test_a_copy_does_not_take_the_place_of_a_node_that_runs(life: Life) -> None:
+    """Whether it was copied while the node ran (an earlier start), or both were started since."""
+
+    async def work() -> None:
+        node = FakeNode()
+        node.lives = {node.topology.nodes[0].address: life}
+        await node.run_for(5)
+        assert node.tries == node.told == []
+        (error,) = node.fatal
+        assert "runs already" in error.message
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("life", [Life(7, 2, 71), Life(8, 2, 99)])
+def test_who_is_found_where_the_node_was_may_be_itself_or_another_node(life: Life) -> None:
+    async def work() -> None:
+        node = FakeNode()
+        node.lives = {node.topology.nodes[0].address: life}
+        await node.run_for(5)
+        assert node.topology.address_of(node.node_id) == "elsewhere:1"
+        assert not node.fatal
 
     virtually(work())
 

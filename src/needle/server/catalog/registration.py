@@ -20,7 +20,9 @@ from needle.base.ids import NodeId
 from needle.base.parts import Payload
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
+from needle.multiraft.codec import LifeCall, decode_life_answer, encode_body
 from needle.multiraft.host import Host
+from needle.multiraft.lives import LIFE_METHOD
 from needle.protocol import calls, catalog_commands
 from needle.protocol.calls import AddressBook
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
@@ -33,6 +35,8 @@ LOOK_SECONDS = 30.0
 RETRY_SECONDS = 1.0
 COMMAND_SECONDS = 5.0
 ANNOUNCE_SECONDS = 1.0
+ANYBODY = 1
+"""The nonce of one who asks a node for its life and has none: no life's, and not 0, which is refused."""
 PAUSE_SECONDS = 0.01
 """At least: what is left until the next announcement may be less than the event loop's clock can tell, and a wait for
 that is over before anything else had its turn."""
@@ -88,6 +92,8 @@ class Registration:
         node = self._node
         known, mine = node.topology.node(node.node_id), node.info()
         moved = known is not None and known.address != mine.address
+        if known is not None and moved:
+            await self._check_alone(known.address)
         if moved or node.now() >= self._announce_at:
             # Also without having moved: a node that was away while all others moved can ask nobody. The longer it is
             # away the more seldom it is told, and now and then all are, for they may have forgotten.
@@ -96,6 +102,22 @@ class Registration:
             self._patience = min(LOOK_SECONDS, 2 * self._patience) if silent else RETRY_SECONDS
         if known is None or msgspec.structs.replace(mine, state=known.state) != known:
             await node.shards.command(catalog_commands.RegisterNode(mine), COMMAND_SECONDS)
+
+    async def _check_alone(self, before: str) -> None:
+        """Raises InvalidArgument if another process that goes by this node's directory answers where the node was."""
+        node, call = self._node, encode_body(LifeCall(ANYBODY, None, []))
+        try:
+            answer = decode_life_answer(bytes(await node.caller.call(before, LIFE_METHOD, call, ANNOUNCE_SECONDS)))
+        except NeedleError as error:
+            log.debug("no node answers at %s, where this one was: %s", before, error)
+            return
+        there, mine = answer.life, node.host.lives.identity.life
+        if there.incarnation == mine.incarnation and there.nonce != mine.nonce:
+            raise InvalidArgument(
+                f"node {node.node_id} runs already, at {before}, on the directory that this one is a copy of. Only one "
+                "of them may run: stop the other first if this one is to take its place",
+                field="data_dir",
+            )
 
     async def _announce(self, address: str) -> set[NodeId]:
         """Tell the others where this node is, and look for those that do not answer; these."""
