@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from needle.base.config import SegmentConfig
-from needle.base.errors import ConnectionLost, CorruptSegment, InvalidArgument, NotLeader, OutcomeUnknown
+from needle.base.errors import ConnectionLost, InvalidArgument, NotLeader, OutcomeUnknown, Unavailable
 from needle.base.model import Metric
 from needle.protocol.commands import PublishSegment, decode
 from needle.shard import plan as segment_plan
@@ -124,6 +124,8 @@ class Cluster:
         self.lose = 0.0
         self.damage = 0.0
         self.down = False
+        self.gone = False
+        """Nobody has the files that are asked for."""
         self.rng = Random(1)
         self.proposal_error: Exception | None = None
         self.replicas: dict[str, Replica] = {}
@@ -155,6 +157,8 @@ class Cluster:
     async def fetch(self, peer: str, name: str, offset: int, length: int) -> bytes:
         if self.down or self.rng.random() < self.lose:
             raise ConnectionLost("lost")
+        if self.gone:
+            name = f"{name[:-36]}{'0' * 32}.seg"
         chunk = self.replicas[peer].keeper.serve_chunk(name, offset, length)
         if self.rng.random() < self.damage:
             return bytes([chunk[0] ^ 1]) + chunk[1:]
@@ -241,14 +245,18 @@ async def test_a_lossy_and_damaging_network_only_costs_time(tmp_path: Path) -> N
     assert cluster.b.keeper.stats.rebuilt == 0
 
 
-async def test_nobody_offers_the_file_so_it_is_built_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("why", ["nobody answers", "nobody has it"])
+async def test_nobody_offers_the_file_so_it_is_built_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
     cluster = Cluster(tmp_path, ship_timeout=0.05)
-    cluster.down = True
+    cluster.down, cluster.gone = why == "nobody answers", why == "nobody has it"
     cluster.each(lambda r: r.vectors.append(0, DATA))
     cluster.each(lambda r: r.vectors.tombstone([1, 2, 3]))
     async with Running(cluster.a, cluster.b):
         await until(settled(cluster))
     assert cluster.b.keeper.stats.rebuilt == 1 and "nobody offers" in caplog.text
+    assert cluster.b.keeper.stats.corrupt == 0 and "is damaged" not in caplog.text
     assert [name[-4:] for name in cluster.b.files()] == [".own"]
     expected = cluster.a.vectors.search(QUERIES, 10, exact=True)
     assert cluster.b.vectors.search(QUERIES, 10, exact=True)[1].tobytes() == expected[1].tobytes()
@@ -478,9 +486,9 @@ def test_only_segment_files_are_served(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidArgument):
             cluster.a.keeper.serve_chunk(name, offset, length)
-    with pytest.raises(CorruptSegment, match="not here"):
+    with pytest.raises(Unavailable, match="not here"):
         cluster.a.keeper.serve_chunk(f"7-0-9-{'a' * 32}.seg", 0, 10)
-    with pytest.raises(CorruptSegment, match="no such collection"):
+    with pytest.raises(Unavailable, match="no such collection"):
         cluster.a.keeper.serve_chunk(f"9-0-9-{'a' * 32}.seg", 0, 10)
 
 

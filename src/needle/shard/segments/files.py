@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 
-from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError, StorageError
+from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError, StorageError, Unavailable
 from needle.base.file_errors import shortage
 from needle.base.model import CollectionSpec
 from needle.shard.disk import ReplicaDisk, disk_errors, remove_file
@@ -116,16 +116,19 @@ class SegmentFiles:
 def read_chunk(directory_of: Callable[[int], str | None], name: str, offset: int, length: int) -> bytes:
     """Bytes [offset, offset + length) of a segment file. directory_of: where a collection's files are.
 
-    Raises InvalidArgument (not a segment's name, or a bad range) or CorruptSegment (not here).
+    Raises InvalidArgument (not a segment's name, or a bad range), Unavailable (not here, which is no damage: replicas
+    that have just come ask each other) or CorruptSegment (cannot be read).
     """
     match = FILE_NAME.match(name)
     if match is None or offset < 0 or not 0 < length <= CHUNK_BYTES:
         raise InvalidArgument(f"segment chunk {name!r} [{offset}, +{length}] is not allowed", field="name")
     directory = directory_of(int(match[1]))
     if directory is None:
-        raise CorruptSegment(f"segment file {name} is not here: no such collection")
+        raise Unavailable(f"segment file {name} is not here: no such collection")
     try:
         with open(os.path.join(directory, name), "rb") as file:
             return os.pread(file.fileno(), length, offset)
+    except FileNotFoundError:
+        raise Unavailable(f"segment file {name} is not here") from None
     except OSError as error:
-        raise shortage(error, name) or CorruptSegment(f"segment file {name} is not here: {error.strerror}") from error
+        raise shortage(error, name) or CorruptSegment(f"segment file {name}: {error.strerror}") from error
