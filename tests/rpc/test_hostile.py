@@ -8,7 +8,7 @@ import pytest
 from needle.base.errors import ConnectionLost, FrameTooLarge, Overloaded, ProtocolError
 from needle.rpc.codec import Hello, decode_error, encode, request_head
 from needle.rpc.frame import ERROR, HEADER, HELLO, HELLO_ACK, REQUEST, RESPONSE, FrameDecoder, encode_frame
-from needle.rpc.server_connection import ServerConnection
+from needle.rpc.server_connection import FRAMES_A_TURN, ServerConnection
 
 HELLO_FRAME = encode_frame(HELLO, 0, (encode(Hello(version=1, cluster_id="red")),))
 
@@ -409,3 +409,32 @@ async def test_clients_that_take_all_connections_do_not_keep_the_members_of_a_cl
     for _, writer in silent:
         writer.close()
     await until(lambda: server.stats.connections == server.known == 8)
+
+
+async def test_thousands_of_requests_in_one_chunk_do_not_hold_the_event_loop(net, recorder, until):
+    """256 kB of small requests took a quarter of a second in which no heartbeat left."""
+    server = await net.server(recorder)
+    reader, writer = await hello(net, server)
+    count, served, most = 5000, 0, 0
+    answer = recorder.on_request
+
+    def counting(peer, method, body):
+        nonlocal served
+        served += 1
+        return answer(peer, method, body)
+
+    recorder.on_request = counting
+    for number in range(1, count + 1):
+        writer.write(encode_frame(REQUEST, number, (request_head("echo"), b"x")))
+    decoder, answers = FrameDecoder(1 << 20), []
+    reading = asyncio.ensure_future(reader.read(1 << 20))
+    while len(answers) < count:
+        before = served
+        await asyncio.sleep(0)
+        most = max(most, served - before)
+        if reading.done():
+            answers.extend(decoder.feed(reading.result()))
+            reading = asyncio.ensure_future(reader.read(1 << 20))
+    reading.cancel()
+    assert [(kind, number) for kind, number, _ in answers] == [(RESPONSE, number) for number in range(1, count + 1)]
+    assert 1 < most <= 2 * FRAMES_A_TURN

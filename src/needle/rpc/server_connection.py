@@ -39,6 +39,8 @@ SHARE_BYTES_MIN = 1024 * 1024
 SMALL_ANSWER_BYTES = 4096
 REFUSING_MAX = 16
 """Connections over the limit that are told so at one time; the oldest of further ones are cut off without a word."""
+FRAMES_A_TURN = 128
+"""Of one connection: some thousands fit into one chunk, and would hold the event loop for a quarter of a second."""
 PEERS_MAX = 256
 """So many of the connections, a quarter at most, are for other nodes only: clients that take all that they can get must
 not keep the members of a cluster apart."""
@@ -80,6 +82,7 @@ class ServerConnection(FrameConnection):
         self.inflight_bytes = 0
         self._reading = True
         self._draining = False
+        self._goes_on = False
         self._backlog: deque[Frame] = deque()
         self._backlog_bytes = 0
         self._held = 0
@@ -175,6 +178,11 @@ class ServerConnection(FrameConnection):
     def _serve(self, frames: Sequence[Frame]) -> None:
         for position, (kind, request_id, payload) in enumerate(frames):
             if self.closing:
+                return
+            if position == FRAMES_A_TURN:
+                self._keep(frames[position:])
+                self._set_reading(False)
+                self._go_on_soon()
                 return
             try:
                 if kind == REQUEST and self.peer is not None:
@@ -361,13 +369,29 @@ class ServerConnection(FrameConnection):
             return
         if self._backlog:
             # One by one: a request that has ended lets one more begin, and thousands may wait behind it.
+            served = 0
             while self._backlog and not self._blocked() and not self.closing:
+                if served == FRAMES_A_TURN:
+                    self._go_on_soon()
+                    break
                 frame = self._backlog.popleft()
                 self._backlog_bytes -= len(frame[2]) + ENVELOPE_BYTES
                 self._serve((frame,))
+                served += 1
             self.account()
         if not self._backlog and not self._blocked():
             self._set_reading(True)
+
+    def _go_on_soon(self) -> None:
+        """Serve more of the backlog in the next turn of the loop."""
+        if not self._goes_on:
+            self._goes_on = True
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        if not self.closing:
+            self.on_flow()
 
     def on_lost(self, error: Exception | None) -> None:
         self._hello_timer.cancel()
