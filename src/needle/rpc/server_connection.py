@@ -39,7 +39,7 @@ SHARE_BYTES_MIN = 1024 * 1024
 SMALL_ANSWER_BYTES = 4096
 REFUSING_MAX = 16
 """Connections over the limit that are told so at one time; the oldest of further ones are cut off without a word."""
-FRAMES_A_TURN = 128
+FRAMES_A_TURN = 32
 """Of one connection: some thousands fit into one chunk, and would hold the event loop for a quarter of a second."""
 PEERS_MAX = 256
 """So many of the connections, a quarter at most, are for other nodes only: clients that take all that they can get must
