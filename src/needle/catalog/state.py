@@ -13,19 +13,22 @@ import msgspec
 
 from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.errors import CollectionExists, InvalidArgument, NeedleError, Unavailable, invalid
-from needle.base.ids import group_name, shard_group
+from needle.base.ids import NodeId, group_name, shard_group
 from needle.base.model import WriteResult
 from needle.protocol.catalog_commands import (
+    AddShard,
     AdvanceMove,
     AssignReplicas,
     CatalogCommand,
     ConfirmReplicas,
     CreateCluster,
     CreateCollection,
+    DrainNode,
     DropCollection,
     FinishMove,
     RegisterNode,
     RemoveNode,
+    RetireShard,
     SetReplicas,
     StartMove,
 )
@@ -46,6 +49,8 @@ DROPPED_MAX = 4096
 MOVES_MAX = 256
 NODES_MAX = 4096
 REPLICAS_MAX = 7
+SHARDS_MAX = 4096
+"""Retired ones included: their numbers are not used again."""
 
 _replace = msgspec.structs.replace
 
@@ -72,7 +77,7 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> tuple[
         if now.settings != settings:
             raise InvalidArgument(f"this cluster exists, with other settings: {now.settings}", field="settings")
         return _done(now, index, now.version, existed=True)
-    check_range("shard_count", settings.shard_count, 1, 4096)
+    check_range("shard_count", settings.shard_count, 1, SHARDS_MAX)
     check_range("replication_factor", settings.replication_factor, 1, REPLICAS_MAX)
     if len(command.assignment) != settings.shard_count or command.map.shard_count != settings.shard_count:
         raise invalid("shards", len(command.assignment), f"{settings.shard_count} shards, as in the settings")
@@ -145,6 +150,43 @@ def _remove(now: Topology, index: int, command: RemoveNode) -> tuple[Topology, W
     return _done(_replace(now, nodes=nodes), index, existed=True)
 
 
+def _drain_node(now: Topology, index: int, command: DrainNode) -> tuple[Topology, WriteResult]:
+    known = now.node(command.node)
+    if known is None or known.state is NodeState.REMOVED:
+        raise invalid("node", command.node, "a node of this cluster")
+    wanted = _replace(known, state=NodeState.DRAINING if command.draining else NodeState.ACTIVE)
+    if wanted == known:
+        return _done(now, index, now.version, existed=True)
+    nodes = tuple(wanted if info.id == command.node else info for info in now.nodes)
+    return _done(_replace(now, nodes=nodes), index, existed=True)
+
+
+def _add_shard(now: Topology, index: int, command: AddShard) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    nodes, known = tuple(command.replicas), now.shards[command.shard : command.shard + 1] if command.shard >= 0 else ()
+    if known and known[0].founders == nodes:
+        return _done(now, index, now.version, existed=True)
+    if command.shard != len(now.shards) or command.shard >= SHARDS_MAX:
+        raise invalid("shard", command.shard, f"the next number, {len(now.shards)}, below {SHARDS_MAX}")
+    _check_replicas(now, nodes)
+    made = ShardInfo(shard=command.shard, replicas=nodes, founders=nodes)
+    return _done(_replace(now, shards=(*now.shards, made)), index)
+
+
+def _retire_shard(now: Topology, index: int, command: RetireShard) -> tuple[Topology, WriteResult]:
+    if not 0 <= command.shard < len(now.shards):
+        raise invalid("shard", command.shard, f"a number below {len(now.shards)}")
+    info = now.shards[command.shard]
+    if info.retired:
+        return _done(now, index, now.version, existed=True)
+    if now.map is not None and info.shard in now.map.owners:
+        raise InvalidArgument(f"shard {info.shard} still owns key ranges; move these first", field="shard")
+    if any(info.shard in (move.source, move.target) for move in now.moves):
+        raise InvalidArgument(f"shard {info.shard} takes part in a move that is not over", field="shard")
+    gone = _replace(info, replicas=(), founders=(), leaving=(), retired=True)
+    return _done(_replace(now, shards=tuple(gone if one is info else one for one in now.shards)), index)
+
+
 def _set_replicas(now: Topology, index: int, command: SetReplicas) -> tuple[Topology, WriteResult]:
     if not 0 <= command.shard < len(now.shards):
         raise invalid("shard", command.shard, f"a number below {len(now.shards)}")
@@ -164,6 +206,14 @@ def _holders(now: Topology, group: int) -> Holders:
     return holders
 
 
+def _check_replicas(now: Topology, nodes: tuple[NodeId, ...]) -> None:
+    strange = sorted(set(nodes) - now.addresses().keys())
+    if strange:
+        raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(now.addresses())}")
+    if not nodes or len(set(nodes)) != len(nodes) or len(nodes) > REPLICAS_MAX:
+        raise invalid("nodes", ", ".join(nodes), f"1 to {REPLICAS_MAX} different nodes")
+
+
 def _assign_replicas(now: Topology, index: int, command: AssignReplicas) -> tuple[Topology, WriteResult]:
     _need_cluster(now)
     held, after = _holders(now, command.group), tuple(command.after)
@@ -175,11 +225,7 @@ def _assign_replicas(now: Topology, index: int, command: AssignReplicas) -> tupl
             f"{', '.join(command.before)}",
             field="before",
         )
-    strange = sorted(set(after) - now.addresses().keys())
-    if strange:
-        raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(now.addresses())}")
-    if not after or len(set(after)) != len(after) or len(after) > REPLICAS_MAX:
-        raise invalid("nodes", ", ".join(after), f"1 to {REPLICAS_MAX} different nodes")
+    _check_replicas(now, after)
     leaving = tuple(node for node in held.all if node not in after)
     same = set(after) == set(held.wanted)
     holders = Holders(after, leaving, held.assigned if same else index)
@@ -233,8 +279,8 @@ def _start_move(now: Topology, index: int, command: StartMove) -> tuple[Topology
     if len(now.moves) >= MOVES_MAX:
         raise invalid("move", len(now.moves) + 1, f"at most {MOVES_MAX} at a time")
     for field, shard in (("source", command.source), ("target", command.target)):
-        if not 0 <= shard < len(now.shards):
-            raise invalid(field, shard, f"a shard below {len(now.shards)}")
+        if not 0 <= shard < len(now.shards) or now.shards[shard].retired:
+            raise invalid(field, shard, f"a shard below {len(now.shards)} that is not retired")
     if command.source == command.target:
         raise invalid("target", command.target, "another shard than the source")
     check_ranges("ranges", command.ranges)
@@ -286,6 +332,9 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     CreateCluster: _create_cluster,
     RegisterNode: _register,
     RemoveNode: _remove,
+    DrainNode: _drain_node,
+    AddShard: _add_shard,
+    RetireShard: _retire_shard,
     SetReplicas: _set_replicas,
     AssignReplicas: _assign_replicas,
     ConfirmReplicas: _confirm_replicas,

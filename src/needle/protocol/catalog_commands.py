@@ -52,6 +52,26 @@ class RemoveNode(msgspec.Struct, frozen=True, tag="remove", array_like=True):
     node: NodeId
 
 
+class DrainNode(msgspec.Struct, frozen=True, tag="drain", array_like=True):
+    """Let a node take nothing new and give up what it holds; draining False: use it again."""
+
+    node: NodeId
+    draining: bool
+
+
+class AddShard(msgspec.Struct, frozen=True, tag="add-shard", array_like=True):
+    """Found the shard with the next number, on these nodes, preferred leader first. It owns nothing yet."""
+
+    shard: int
+    replicas: list[NodeId]
+
+
+class RetireShard(msgspec.Struct, frozen=True, tag="retire-shard", array_like=True):
+    """Give up a shard that owns nothing and takes part in no move. Its number is never used again."""
+
+    shard: int
+
+
 class SetReplicas(msgspec.Struct, frozen=True, tag="replicas", array_like=True):
     """Of earlier releases, and in the log only: change a shard's replicas at once, if they still are `before`."""
 
@@ -123,6 +143,9 @@ CatalogCommand = (
     CreateCluster
     | RegisterNode
     | RemoveNode
+    | DrainNode
+    | AddShard
+    | RetireShard
     | SetReplicas
     | AssignReplicas
     | ConfirmReplicas

@@ -46,7 +46,8 @@ class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
     had other members; a node that is added later waits until the group contacts it. since: index of the entry in the
     shard's log that made what it owns what the map says; 0 if that never changed. leaving: the last of `replicas`,
     which hold theirs until the others are the group's voters. assigned: version of the catalog that said which nodes
-    should; 0 if its founders still do."""
+    should; 0 if its founders still do. retired: it owned nothing any more and was given up; its number, and its
+    group's, are not used again."""
 
     shard: int
     replicas: tuple[NodeId, ...]
@@ -54,6 +55,7 @@ class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
     since: int = 0
     leaving: tuple[NodeId, ...] = ()
     assigned: int = 0
+    retired: bool = False
 
     @property
     def wanted(self) -> tuple[NodeId, ...]:
@@ -195,7 +197,12 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         if not 0 < group <= len(self.shards):
             return None
         info = self.shards[group - 1]
-        return Holders(info.wanted, info.leaving, info.assigned)
+        return Holders(info.wanted, info.leaving, info.assigned) if not info.retired else None
+
+    @property
+    def serving(self) -> tuple[ShardInfo, ...]:
+        """The shards that were not retired."""
+        return tuple(info for info in self.shards if not info.retired)
 
     def with_holders(self, group: GroupId, holders: Holders) -> Topology:
         """The same, with other holders of a known group."""
@@ -210,6 +217,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         """Raises InvalidArgument if nodes, shards and map contradict each other."""
         known = set(self.addresses())
         for info in self.shards:
+            if info.retired and info.replicas:
+                raise invalid(f"shard {info.shard}", info.replicas, "no nodes, for it is retired")
+            if info.retired:
+                continue
             if len(set(info.replicas)) != len(info.replicas) or not set(info.replicas) <= known or not info.wanted:
                 raise invalid(f"shard {info.shard}", info.replicas, "different nodes of the cluster, at least one")
         if [info.shard for info in self.shards] != list(range(len(self.shards))):
@@ -218,7 +229,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             raise invalid("catalog", self.catalog, "nodes of the cluster")
         if self.map is not None:
             self.map.check_invariants()
-            if not set(self.map.owners) <= set(range(len(self.shards))):
+            if not set(self.map.owners) <= {info.shard for info in self.serving}:
                 raise invalid("shard_map", sorted(set(self.map.owners)), "shards of the cluster only")
             self._check_moves(self.map)
 
