@@ -38,9 +38,13 @@ def union(*lists: Iterable[KeyRange]) -> list[KeyRange]:
 def difference(ranges: Sequence[KeyRange], taken: Sequence[KeyRange]) -> list[KeyRange]:
     """The keys of `ranges` that are not in `taken`; both are normal."""
     left: list[KeyRange] = []
+    first = 0
     for start, end in ranges:
+        while first < len(taken) and (over := taken[first][1]) is not None and over <= start:
+            first += 1
         at: bytes | None = start
-        for low, high in taken:
+        for i in range(first, len(taken)):
+            low, high = taken[i]
             if at is None or (end is not None and low >= end):
                 break
             if high is not None and high <= at:

@@ -42,19 +42,22 @@ class ShardMap(msgspec.Struct, frozen=True, array_like=True):
         start, end = moved
         if end is not None and start >= end:
             raise invalid("range", moved, "a start below the end")
-        cuts = sorted({*self.starts, start} | ({end} if end is not None else set()))
-        owners = [shard if cut >= start and (end is None or cut < end) else self.owner(cut) for cut in cuts]
-        keep = [i for i in range(len(cuts)) if i == 0 or owners[i] != owners[i - 1]]
-        return msgspec.structs.replace(
-            self, epoch=self.epoch + 1, starts=tuple(cuts[i] for i in keep), owners=tuple(owners[i] for i in keep)
-        )
+        return self.moved([moved], shard)
 
     def moved(self, ranges: Sequence[KeyRange], shard: int) -> ShardMap:
-        """The next epoch, in which `shard` owns all of `ranges`."""
-        made = self
-        for span in ranges:
-            made = made.with_owner(span, shard)
-        return msgspec.structs.replace(made, epoch=self.epoch + 1)
+        """The next epoch, in which `shard` owns all of `ranges`: ascending, they do not overlap."""
+        edges = {edge for span in ranges for edge in span if edge is not None}
+        starts: list[bytes] = []
+        owners: list[int] = []
+        at = 0
+        for cut in sorted({*self.starts, *edges}):
+            while at < len(ranges) and (end := ranges[at][1]) is not None and end <= cut:
+                at += 1
+            owner = shard if at < len(ranges) and ranges[at][0] <= cut else self.owner(cut)
+            if not owners or owner != owners[-1]:
+                starts.append(cut)
+                owners.append(owner)
+        return msgspec.structs.replace(self, epoch=self.epoch + 1, starts=tuple(starts), owners=tuple(owners))
 
     def check_invariants(self) -> None:
         """Raises InvalidArgument if the ranges are not one whole cover of the key space."""

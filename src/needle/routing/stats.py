@@ -1,0 +1,183 @@
+"""What was measured of a cluster's shards and nodes, and what follows from it: sizes, shares, imbalance, load. Pure.
+
+`imbalance_ratio` is the largest shard over the mean, minus 1: 0.20 says that the largest is 20 % larger than a fair
+share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from needle.base.ids import NodeId
+from needle.routing.key_space import KeySpace
+from needle.routing.shard_map import KeyRange
+from needle.routing.topology import Topology
+
+
+class RangeStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Part of what a shard owns. bytes: that a replica stores for it. writes, searches: a second. whole: that it must
+    not be cut, because nearly all of it is one key."""
+
+    span: KeyRange
+    documents: int
+    bytes: int
+    writes: float = 0.0
+    searches: float = 0.0
+    whole: bool = False
+
+    @property
+    def heat(self) -> float:
+        """Calls a second."""
+        return self.writes + self.searches
+
+
+class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard as its leader sees it. bytes: that one replica takes on its disk. ranges: parts of what it owns, where
+    more is known about them; ascending, they do not overlap. writes, searches: a second."""
+
+    shard: int
+    documents: int = 0
+    bytes: int = 0
+    writes: float = 0.0
+    searches: float = 0.0
+    ranges: tuple[RangeStats, ...] = ()
+
+
+class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
+    """alive: whether it answers. free: bytes that its disk still takes, without those that it keeps in reserve; None:
+    not known, so it is taken for enough."""
+
+    node: NodeId
+    alive: bool = True
+    free: int | None = None
+
+
+class ClusterStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured. A shard that is missing counts as empty, a node that is missing as one that does not
+    answer."""
+
+    shards: tuple[ShardStats, ...] = ()
+    nodes: tuple[NodeStats, ...] = ()
+
+    def shard(self, shard: int) -> ShardStats:
+        return next((one for one in self.shards if one.shard == shard), ShardStats(shard=shard))
+
+    def node(self, node: NodeId) -> NodeStats:
+        return next((one for one in self.nodes if one.node == node), NodeStats(node=node, alive=False))
+
+    @property
+    def alive(self) -> frozenset[NodeId]:
+        """The nodes that answer."""
+        return frozenset(one.node for one in self.nodes if one.alive)
+
+
+class ShardSize(msgspec.Struct, frozen=True, kw_only=True):
+    """share: of the key space."""
+
+    documents: int
+    bytes: int
+    share: float
+
+
+class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """bytes, documents: of its replicas. leads: shards that it is to lead. writes: a second, of its replicas;
+    searches: of the shards that it is to lead, for strong reads go there. filled: its bytes for each unit of its
+    weight, over the mean of the nodes that take replicas; 1 is a fair share."""
+
+    replicas: int
+    leads: int
+    documents: int
+    bytes: int
+    writes: float
+    searches: float
+    filled: float
+    alive: bool
+    free: int | None
+
+
+class HotRange(msgspec.Struct, frozen=True, kw_only=True):
+    """writes, searches: a second. share: of all calls that were counted by range."""
+
+    shard: int
+    span: KeyRange
+    writes: float
+    searches: float
+    share: float
+
+
+class RebalanceStats(msgspec.Struct, frozen=True, kw_only=True):
+    """shard_sizes: by shard, retired ones left out. imbalance_ratio: by bytes; documents_imbalance: by documents.
+    hot_ranges: those with the most calls a second, first."""
+
+    shard_sizes: Mapping[int, ShardSize]
+    imbalance_ratio: float
+    documents_imbalance: float
+    nodes: Mapping[NodeId, NodeLoad]
+    hot_ranges: Sequence[HotRange]
+
+
+def imbalance(sizes: Iterable[float]) -> float:
+    """The largest over the mean, minus 1; 0 if all are 0."""
+    known = list(sizes)
+    total = sum(known)
+    return max(known) * len(known) / total - 1 if total else 0.0
+
+
+def summarize(topology: Topology, stats: ClusterStats, hot_max: int = 10) -> RebalanceStats:
+    """What `get_stats()` answers. hot_max: hot ranges at most."""
+    space = KeySpace(topology.map) if topology.map is not None else None
+    sizes = {}
+    for info in topology.serving:
+        one = stats.shard(info.shard)
+        owned = topology.map.ranges(info.shard) if topology.map is not None else []
+        share = space.share(owned) if space is not None else 0.0
+        sizes[info.shard] = ShardSize(documents=one.documents, bytes=one.bytes, share=share)
+    return RebalanceStats(
+        shard_sizes=sizes,
+        imbalance_ratio=imbalance(size.bytes for size in sizes.values()),
+        documents_imbalance=imbalance(size.documents for size in sizes.values()),
+        nodes=_loads(topology, stats),
+        hot_ranges=_hot(stats, hot_max),
+    )
+
+
+def _loads(topology: Topology, stats: ClusterStats) -> dict[NodeId, NodeLoad]:
+    shards = {info.shard: stats.shard(info.shard) for info in topology.serving}
+    held = {node: [shards[info.shard] for info in topology.hosted_by(node)] for node in topology.addresses()}
+    weight = {info.id: info.weight for info in topology.nodes if info.id in held}
+    total = sum(one.bytes for ones in held.values() for one in ones)
+    fair = total / sum(weight.values()) if sum(weight.values()) else 0.0
+    loads = {}
+    for node, ones in held.items():
+        led = [shards[info.shard] for info in topology.serving if info.replicas[0] == node]
+        taken, known = sum(one.bytes for one in ones), stats.node(node)
+        loads[node] = NodeLoad(
+            replicas=len(ones),
+            leads=len(led),
+            documents=sum(one.documents for one in ones),
+            bytes=taken,
+            writes=sum(one.writes for one in ones),
+            searches=sum(one.searches for one in led),
+            filled=taken / weight[node] / fair if weight[node] and fair else 0.0,
+            alive=known.alive,
+            free=known.free,
+        )
+    return loads
+
+
+def _hot(stats: ClusterStats, hot_max: int) -> list[HotRange]:
+    found = [(one, part) for one in stats.shards for part in one.ranges if part.heat > 0]
+    total = sum(part.heat for _, part in found)
+    found.sort(key=lambda pair: (-pair[1].heat, pair[1].span[0]))
+    return [
+        HotRange(
+            shard=one.shard,
+            span=part.span,
+            writes=part.writes,
+            searches=part.searches,
+            share=part.heat / total,
+        )
+        for one, part in found[:hot_max]
+    ]
