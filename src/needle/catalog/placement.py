@@ -1,8 +1,8 @@
 """Which nodes hold which shard's replicas, and which of them should lead. Pure: facts in, an assignment out.
 
 Invariants (`check_invariants`): no shard has two replicas on one node; none has two in one zone while a zone without
-one has a usable node. What already is stays where it is unless a rule or the balance asks for a move, and each plan
-is a function of its arguments alone.
+one has a usable node with room. What already is stays where it is unless a rule or the balance asks for a move, and
+each plan is a function of its arguments alone; made once more from its own end it changes nothing.
 """
 
 from __future__ import annotations
@@ -15,26 +15,38 @@ import msgspec
 from needle.base.errors import invalid
 from needle.base.ids import NodeId
 
+EMPTIER = 2.5
+"""So many times further below its share than above it may something be: what is too small does little harm."""
+WORTH = 0.25
+"""A replica moves for the balance only if the fuller node loses this fraction of it, compared with the fuller one
+after."""
+
 Assignment = dict[int, tuple[NodeId, ...]]
 """Replicas by shard; the first is the preferred leader."""
 
 
 class PlacementNode(msgspec.Struct, frozen=True, kw_only=True):
     """What placement knows of a node. weight: its share of replicas relative to the others. usable: False for a node
-    that is drained, dead or removed: it gets nothing new and what it has is placed elsewhere."""
+    that is drained, dead or removed: it gets nothing new and what it has is placed elsewhere. open: False for a node
+    that does not answer, but may come back: it gets nothing new and keeps what it has. room: bytes that its replicas
+    may take together; None: any."""
 
     id: NodeId
     zone: str = ""
     weight: float = 1.0
     usable: bool = True
+    open: bool = True
+    room: int | None = None
 
 
-class Move(msgspec.Struct, frozen=True):
-    """One replica move: add `to`, wait until it has caught up, then remove `frm` (None: nothing to remove)."""
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shard wants. size: of a replica, for the balance. bytes: of a replica, for the room. settled: nothing of
+    it moves but what is on unusable nodes."""
 
-    shard: int
-    frm: NodeId | None
-    to: NodeId
+    replicas: int
+    size: int = 1
+    bytes: int = 0
+    settled: bool = False
 
 
 def place(
@@ -45,39 +57,32 @@ def place(
     12 equal nodes, 4 shards and factor 3 give the guide's table: shard n on nodes 3n+1 to 3n+3. With fewer usable
     nodes than the factor, a shard gets one replica on each. Raises InvalidArgument without any usable node.
     """
-    usable = [node for node in nodes if node.usable and node.weight > 0]
-    if not usable:
-        raise invalid("nodes", [node.id for node in nodes], "at least one usable node")
-    by_id = {node.id: node for node in usable}
-    kept = {s: [n for n in current.get(s, ()) if n in by_id] for s in range(shard_count)}
-    load = Counter(node for replicas in kept.values() for node in replicas)
-    for shard in range(shard_count):
-        while len(kept[shard]) < min(replication_factor, len(usable)):
-            node = _best(usable, kept[shard], by_id, load)
-            kept[shard].append(node)
-            load[node] += 1
-    while (swap := _spread_zones(kept, usable, by_id, load)) or (swap := _even_out(kept, usable, by_id, load)):
-        shard, old, new = swap
-        kept[shard][kept[shard].index(old)] = new
-        load[old] -= 1
-        load[new] += 1
-    kept = {shard: replicas[:replication_factor] for shard, replicas in kept.items()}
-    led = {shard: replicas[0] for shard, replicas in current.items() if replicas and replicas[0] in kept.get(shard, ())}
-    return _order_by_leader(kept, by_id, led)
+    return arrange({shard: Need(replicas=replication_factor) for shard in range(shard_count)}, nodes, current)
 
 
-def moves(current: Mapping[int, Sequence[NodeId]], wanted: Assignment) -> list[Move]:
-    """The replica moves from `current` to `wanted`, shard by shard: what is added is paired with what goes."""
-    ordered: list[Move] = []
-    for shard, replicas in sorted(wanted.items()):
-        going = [node for node in current.get(shard, ()) if node not in replicas]
-        coming = [node for node in replicas if node not in current.get(shard, ())]
-        ordered += [Move(shard, going.pop(0) if going else None, node) for node in coming]
-    return ordered
+def arrange(
+    needs: Mapping[int, Need],
+    nodes: Sequence[PlacementNode],
+    current: Mapping[int, Sequence[NodeId]],
+    threshold: float = 0.0,
+    goal: float = 0.0,
+) -> Assignment:
+    """As `place`, for shards of different sizes. threshold: nothing moves only for the balance while every open
+    node's load for its weight is at most this fraction above the mean, and EMPTIER times that below it; goal: nor for
+    a smaller gain than this fraction of it."""
+    board = _Board(needs, nodes, current)
+    board.trim()
+    board.fill_up()
+    while board.spread_zones():
+        pass
+    if board.uneven(threshold):
+        while board.spread_zones() or board.even_out(goal):
+            pass
+    return _order_by_leader(board, current)
 
 
 def check_invariants(assignment: Assignment, nodes: Sequence[PlacementNode]) -> None:
-    """Raises InvalidArgument when two replicas of a shard share a node, or a zone without need."""
+    """Raises InvalidArgument when two replicas of a shard share a node, or a zone without need; where all have room."""
     zone_of = {node.id: node.zone for node in nodes}
     zones = {node.zone for node in nodes if node.usable and node.weight > 0}
     for shard, replicas in assignment.items():
@@ -87,86 +92,163 @@ def check_invariants(assignment: Assignment, nodes: Sequence[PlacementNode]) -> 
             raise invalid(f"shard {shard}", replicas, "replicas in different zones")
 
 
-def _fill(node: PlacementNode, load: Counter[NodeId], more: int = 0) -> float:
-    return (load[node.id] + more) / node.weight
+class _Board:
+    """The replicas while they are placed. kept: by shard. load: sizes by node."""
+
+    def __init__(
+        self, needs: Mapping[int, Need], nodes: Sequence[PlacementNode], current: Mapping[int, Sequence[NodeId]]
+    ) -> None:
+        self.needs = dict(sorted(needs.items()))
+        self.usable = [node for node in nodes if node.usable and node.weight > 0]
+        if not self.usable:
+            raise invalid("nodes", [node.id for node in nodes], "at least one usable node")
+        self.by_id = {node.id: node for node in self.usable}
+        self.kept = {shard: [node for node in current.get(shard, ()) if node in self.by_id] for shard in self.needs}
+        self.load: Counter[NodeId] = Counter()
+        self.taken: Counter[NodeId] = Counter()
+        for shard, replicas in self.kept.items():
+            for node in replicas:
+                self.hold(shard, node)
+
+    def fill(self, node: PlacementNode, more: int = 0) -> float:
+        return (self.load[node.id] + more) / node.weight
+
+    def takes(self, node: PlacementNode, need: Need) -> bool:
+        return node.open and (node.room is None or self.taken[node.id] + need.bytes <= node.room)
+
+    def hold(self, shard: int, node: NodeId, times: int = 1) -> None:
+        """Count a replica; times -1: not any more."""
+        self.load[node] += times * self.needs[shard].size
+        self.taken[node] += times * self.needs[shard].bytes
+
+    def replace(self, shard: int, old: NodeId, new: NodeId) -> None:
+        self.kept[shard][self.kept[shard].index(old)] = new
+        self.hold(shard, old, -1)
+        self.hold(shard, new)
+
+    # --- rules -------------------------------------------------------------------------------------------------------
+    def trim(self) -> None:
+        """Where a shard has more replicas than it needs: those that do not answer go first, then of a zone with two."""
+        for shard, need in self.needs.items():
+            kept = self.kept[shard]
+            while len(kept) > need.replicas:
+                zones = Counter(self.by_id[node].zone for node in kept)
+
+                def dispensable(node: NodeId, zones: Counter[str] = zones) -> tuple[bool, int, float]:
+                    known = self.by_id[node]
+                    return not known.open, zones[known.zone], self.fill(known)
+
+                gone = max(reversed(kept), key=dispensable)
+                kept.remove(gone)
+                self.hold(shard, gone, -1)
+
+    def fill_up(self) -> None:
+        """The replicas that are missing, of large shards first."""
+        for shard, need in sorted(self.needs.items(), key=lambda item: -item[1].size):
+            while len(self.kept[shard]) < min(need.replicas, len(self.usable)):
+                node = self._best(self.kept[shard], need)
+                if node is None:
+                    break
+                self.kept[shard].append(node)
+                self.hold(shard, node)
+
+    def _best(self, taken: list[NodeId], need: Need) -> NodeId | None:
+        """The least filled node that holds no replica yet, in a zone that holds as few as possible; first added
+        wins."""
+        zones = Counter(self.by_id[node].zone for node in taken)
+        free = [node for node in self.usable if node.id not in taken and self.takes(node, need)]
+        return min(free, key=lambda node: (zones[node.zone], self.fill(node, need.size))).id if free else None
+
+    def spread_zones(self) -> bool:
+        """Move a replica because its zone holds two of its shard while another zone holds none."""
+        for shard, replicas in self.kept.items():
+            need = self.needs[shard]
+            zones = Counter(self.by_id[node].zone for node in replicas)
+            if need.settled or len(zones) == len(replicas):
+                continue
+            crowded = [node for node in replicas if zones[self.by_id[node].zone] > 1]
+            empty = [node for node in self.usable if zones[node.zone] == 0 and self.takes(node, need)]
+            if empty:
+                old = max(crowded, key=lambda node: self.fill(self.by_id[node]))
+                self.replace(shard, old, min(empty, key=lambda node: self.fill(node, need.size)).id)
+                return True
+        return False
+
+    # --- balance -----------------------------------------------------------------------------------------------------
+    @property
+    def mean(self) -> float:
+        """The load for a weight of 1, if all were even."""
+        return sum(self.load.values()) / sum(node.weight for node in self.usable)
+
+    def uneven(self, threshold: float) -> bool:
+        """Whether an open node has more or less than its share, and more than that fraction of it."""
+        fills, mean = [self.fill(node) for node in self.usable if node.open], self.mean
+        return bool(fills) and (max(fills) > mean * (1 + threshold) or min(fills) < mean * (1 - EMPTIER * threshold))
+
+    def even_out(self, goal: float) -> bool:
+        """Move a replica from a full node to an emptier one, if that makes the pair more even."""
+        gain = max(1e-9, goal * self.mean)
+        nodes = sorted(self.usable, key=self.fill)
+        for full in reversed(nodes):
+            for spare in nodes:
+                if self.fill(spare) >= self.fill(full) - gain:
+                    break
+                shard = self._swing(full, spare, gain, WORTH if goal else 0.0)
+                if shard is not None:
+                    self.replace(shard, full.id, spare.id)
+                    return True
+        return False
+
+    def _swing(self, full: PlacementNode, spare: PlacementNode, gain: float, worth: float) -> int | None:
+        """The shard whose replica's move leaves the fuller of the two nodes emptiest, by `gain` at least, and by
+        `worth` of what it is."""
+        best, chosen, now = (self.fill(full) - gain, 0), None, self.fill(full)
+        for shard, replicas in self.kept.items():
+            need = self.needs[shard]
+            if full.id not in replicas or spare.id in replicas or need.settled or not self.takes(spare, need):
+                continue
+            fuller = max(self.fill(full, -need.size), self.fill(spare, need.size))
+            worthy = now - fuller >= worth * need.size / full.weight
+            if worthy and (fuller, need.size) < best and self._zone_fits(replicas, full, spare):
+                best, chosen = (fuller, need.size), shard
+        return chosen
+
+    def _zone_fits(self, replicas: list[NodeId], old: PlacementNode, new: PlacementNode) -> bool:
+        others = [self.by_id[node].zone for node in replicas if node != old.id]
+        return new.zone == old.zone or new.zone not in others
 
 
-def _best(
-    usable: list[PlacementNode], taken: list[NodeId], by_id: dict[NodeId, PlacementNode], load: Counter[NodeId]
-) -> NodeId:
-    """The least filled node that holds no replica yet, in a zone that holds as few as possible; first added wins."""
-    zones = Counter(by_id[node].zone for node in taken)
-    free = [node for node in usable if node.id not in taken]
-    return min(free, key=lambda node: (zones[node.zone], _fill(node, load, 1))).id
-
-
-_Swap = tuple[int, NodeId, NodeId]
-
-
-def _spread_zones(
-    kept: dict[int, list[NodeId]],
-    usable: list[PlacementNode],
-    by_id: dict[NodeId, PlacementNode],
-    load: Counter[NodeId],
-) -> _Swap | None:
-    """A replica to move because its zone holds two of its shard while another zone holds none."""
-    for shard, replicas in kept.items():
-        zones = Counter(by_id[node].zone for node in replicas)
-        empty = [node for node in usable if zones[node.zone] == 0]
-        crowded = [node for node in replicas if zones[by_id[node].zone] > 1]
-        if empty and crowded:
-            old = max(crowded, key=lambda node: _fill(by_id[node], load))
-            return shard, old, min(empty, key=lambda node: _fill(node, load, 1)).id
-    return None
-
-
-def _even_out(
-    kept: dict[int, list[NodeId]],
-    usable: list[PlacementNode],
-    by_id: dict[NodeId, PlacementNode],
-    load: Counter[NodeId],
-) -> _Swap | None:
-    """A replica to move from the fullest node to an emptier one, if that makes the pair strictly more even."""
-    for full in sorted(usable, key=lambda node: -_fill(node, load)):
-        for spare in sorted(usable, key=lambda node: _fill(node, load, 1)):
-            if _fill(spare, load, 1) >= _fill(full, load) - 1e-9:
-                break
-            for shard, replicas in kept.items():
-                if full.id in replicas and spare.id not in replicas and _zone_fits(replicas, full, spare, by_id):
-                    return shard, full.id, spare.id
-    return None
-
-
-def _zone_fits(
-    replicas: list[NodeId], old: PlacementNode, new: PlacementNode, by_id: dict[NodeId, PlacementNode]
-) -> bool:
-    others = [by_id[node].zone for node in replicas if node != old.id]
-    return new.zone == old.zone or new.zone not in others
-
-
-def _order_by_leader(
-    kept: dict[int, list[NodeId]], by_id: dict[NodeId, PlacementNode], led: dict[int, NodeId]
-) -> Assignment:
-    """Put each shard's preferred leader first, so that leaders are spread as evenly as the replicas allow. led: who is
-    preferred now, and stays so unless that is uneven.
+def _order_by_leader(board: _Board, current: Mapping[int, Sequence[NodeId]]) -> Assignment:
+    """Put each shard's preferred leader first, so that leaders are spread as evenly as the replicas allow. Who is
+    preferred now stays so unless that is uneven.
 
     Greedy, then improved along chains of hand-overs (an augmenting path in the bipartite graph shards x nodes).
     """
-    leader = dict(led)
-    leads = Counter(led.values())
-    for shard, replicas in sorted((shard, replicas) for shard, replicas in kept.items() if shard not in led):
-        leader[shard] = min(replicas, key=lambda node: leads[node] / by_id[node].weight)
-        leads[leader[shard]] += 1
-    while chain := _relief(kept, leader, leads, by_id):
+    by_id, kept = board.by_id, {shard: replicas for shard, replicas in board.kept.items() if replicas}
+    leader = {shard: nodes[0] for shard, nodes in current.items() if nodes and nodes[0] in kept.get(shard, ())}
+    able = {shard: _able(board, shard, replicas, leader.get(shard)) for shard, replicas in kept.items()}
+    leads = Counter(leader.values())
+    for shard, replicas in able.items():
+        if shard not in leader:
+            leader[shard] = min(replicas, key=lambda node: leads[node] / by_id[node].weight)
+            leads[leader[shard]] += 1
+    while chain := _relief(able, leader, leads, by_id):
         for shard, node in chain:
             leads[leader[shard]] -= 1
             leader[shard] = node
             leads[node] += 1
-    return {s: (leader[s], *(node for node in kept[s] if node != leader[s])) for s in sorted(kept)}
+    return {s: (leader[s], *(node for node in kept[s] if node != leader[s])) for s in kept}
+
+
+def _able(board: _Board, shard: int, replicas: list[NodeId], leader: NodeId | None) -> list[NodeId]:
+    """The replicas that may lead a shard from now on."""
+    if board.needs[shard].settled and leader is not None:
+        return [leader]
+    return [node for node in replicas if board.by_id[node].open] or replicas
 
 
 def _relief(
-    kept: dict[int, list[NodeId]],
+    able: dict[int, list[NodeId]],
     leader: dict[int, NodeId],
     leads: Counter[NodeId],
     by_id: dict[NodeId, PlacementNode],
@@ -180,7 +262,7 @@ def _relief(
             if (leads[node] + 1) / by_id[node].weight < leads[busy] / by_id[busy].weight - 1e-9 and chain:
                 return chain
             for shard in sorted(s for s, led in leader.items() if led == node):
-                for other in kept[shard]:
+                for other in able[shard]:
                     if other not in seen:
                         seen.add(other)
                         frontier.append((other, [*chain, (shard, other)]))
