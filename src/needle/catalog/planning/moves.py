@@ -1,0 +1,163 @@
+"""What a plan is made of: moves, each one decision of the catalog and what follows from it, in an order that is safe.
+Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.protocol.catalog_commands import AddShard, AssignReplicas, RetireShard, StartMove
+from needle.routing.ranges import overlap
+from needle.routing.shard_map import KeyRange
+
+
+class FoundShard(msgspec.Struct, frozen=True, kw_only=True, tag="found-shard"):
+    """A new shard, which owns nothing yet."""
+
+    shard: int
+    replicas: tuple[NodeId, ...]
+    documents: int = 0
+    bytes: int = 0
+
+    @property
+    def groups(self) -> frozenset[GroupId]:
+        """Those that it is about."""
+        return frozenset({shard_group(self.shard)})
+
+    def command(self) -> AddShard:
+        """What the catalog is told."""
+        return AddShard(self.shard, list(self.replicas))
+
+    def in_words(self) -> str:
+        return f"add shard {self.shard} on {_listed(self.replicas)}"
+
+
+class MoveRange(msgspec.Struct, frozen=True, kw_only=True, tag="move-range"):
+    """Key ranges go to another shard. bytes: of their documents, which each replica of the target will store."""
+
+    source: int
+    target: int
+    ranges: tuple[KeyRange, ...]
+    documents: int
+    bytes: int
+
+    @property
+    def groups(self) -> frozenset[GroupId]:
+        """Those that it is about."""
+        return frozenset({shard_group(self.source), shard_group(self.target)})
+
+    def command(self, nonce: int, epoch: int) -> StartMove:
+        """What the catalog is told. epoch: of the map by which the source owns the ranges. nonce: random."""
+        return StartMove(nonce, epoch, list(self.ranges), self.source, self.target)
+
+    def in_words(self) -> str:
+        return (
+            f"move {self.documents} documents ({_size(self.bytes)}, {len(self.ranges)} key ranges) from shard "
+            f"{self.source} to shard {self.target}"
+        )
+
+
+class MoveReplicas(msgspec.Struct, frozen=True, kw_only=True, tag="move-replicas"):
+    """Other nodes hold a shard, or the catalog, from now on. before, after: preferred leader first. bytes: that
+    travel to all of the new ones together."""
+
+    group: GroupId
+    before: tuple[NodeId, ...]
+    after: tuple[NodeId, ...]
+    documents: int
+    bytes: int
+    why: str = ""
+
+    @property
+    def added(self) -> tuple[NodeId, ...]:
+        """The nodes that get a replica."""
+        return tuple(node for node in self.after if node not in self.before)
+
+    @property
+    def removed(self) -> tuple[NodeId, ...]:
+        """The nodes that give theirs up."""
+        return tuple(node for node in self.before if node not in self.after)
+
+    @property
+    def groups(self) -> frozenset[GroupId]:
+        """Those that it is about."""
+        return frozenset({self.group})
+
+    def command(self) -> AssignReplicas:
+        """What the catalog is told."""
+        return AssignReplicas(self.group, list(self.before), list(self.after))
+
+    def in_words(self) -> str:
+        what = "the catalog's replica" if self.group == CATALOG_GROUP else f"replica of {group_name(self.group)}"
+        why = f": {self.why}" if self.why else ""
+        if not self.added:
+            return f"remove the {what} on {_listed(self.removed)}{why}" if self.removed else f"no change of the {what}"
+        place = f"from {_listed(self.removed)} to" if self.removed else "also to"
+        return f"{what} {place} {_listed(self.added)} ({_size(self.bytes)}){why}"
+
+
+class PreferLeader(msgspec.Struct, frozen=True, kw_only=True, tag="prefer-leader"):
+    """Another replica of a shard is to lead it. Nothing travels."""
+
+    group: GroupId
+    before: tuple[NodeId, ...]
+    after: tuple[NodeId, ...]
+    documents: int = 0
+    bytes: int = 0
+
+    @property
+    def groups(self) -> frozenset[GroupId]:
+        """Those that it is about."""
+        return frozenset({self.group})
+
+    def command(self) -> AssignReplicas:
+        """What the catalog is told."""
+        return AssignReplicas(self.group, list(self.before), list(self.after))
+
+    def in_words(self) -> str:
+        return f"{group_name(self.group)} is to be led by {self.after[0]} instead of {self.before[0]}"
+
+
+class GiveUpShard(msgspec.Struct, frozen=True, kw_only=True, tag="give-up-shard"):
+    """A shard that owns nothing any more is retired."""
+
+    shard: int
+    documents: int = 0
+    bytes: int = 0
+
+    @property
+    def groups(self) -> frozenset[GroupId]:
+        """Those that it is about."""
+        return frozenset({shard_group(self.shard)})
+
+    def command(self) -> RetireShard:
+        """What the catalog is told."""
+        return RetireShard(self.shard)
+
+    def in_words(self) -> str:
+        return f"retire shard {self.shard}, which owns nothing any more"
+
+
+Move = FoundShard | MoveRange | MoveReplicas | PreferLeader | GiveUpShard
+
+
+def disjoint(one: Move, other: Move) -> bool:
+    """Whether two moves may run at the same time: a shard's replicas stay where they are while its ranges move."""
+    if isinstance(one, MoveRange) and isinstance(other, MoveRange):
+        return not overlap(one.ranges, other.ranges)
+    return not one.groups & other.groups
+
+
+def _listed(nodes: Collection[NodeId]) -> str:
+    return ", ".join(nodes)
+
+
+def _size(size: int) -> str:
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

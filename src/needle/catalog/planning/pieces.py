@@ -1,0 +1,152 @@
+"""The key space as pieces of known size, each of one owner: what the planner gives from one shard to another. Pure.
+
+Invariant: the pieces cover the key space once, in order; a cut keeps the sums of documents, bytes and weight.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from needle.routing.key_space import KeySpace
+from needle.routing.ranges import difference, intersection, union
+from needle.routing.shard_map import KeyRange
+from needle.routing.stats import ClusterStats, RangeStats, ShardStats
+from needle.routing.topology import MoveState, Topology
+
+EMPTY_SPACE_BYTES = 256 << 20
+"""What the whole key space weighs without a document, spread evenly: so an empty cluster is spread by keys, and a few
+documents do not move half of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """weight: what is evened out. cut: whether it may be cut in two. held: a move that is under way is about it, so it
+    stays where that brings it. home: who owned it when planning began."""
+
+    span: KeyRange
+    owner: int
+    home: int
+    documents: int
+    bytes: int
+    weight: int
+    cut: bool
+    held: bool = False
+
+    def to(self, shard: int) -> Piece:
+        """The same, of another owner."""
+        return replace(self, owner=shard)
+
+
+def pieces_of(topology: Topology, stats: ClusterStats, heat: float = 0.0) -> list[Piece]:
+    """All of the key space. A range that is being moved counts as its target's. heat: the fraction of the weight that
+    is calls a second instead of bytes, 0 to 1."""
+    shard_map = topology.map
+    if shard_map is None:
+        return []
+    space, made = KeySpace(shard_map), []
+    total = sum(one.bytes for one in stats.shards) + EMPTY_SPACE_BYTES
+    calls = sum(part.heat for one in stats.shards for part in one.ranges)
+    moving = [(info.target, list(info.ranges)) for info in topology.moves if info.state is not MoveState.SWITCHED]
+    for info in topology.serving:
+        owned = shard_map.ranges(info.shard)
+        for part in _measured(space, owned, stats.shard(info.shard)):
+            spread = EMPTY_SPACE_BYTES * space.length(part.span) // space.size if space.even else 0
+            weight = round((1 - heat) * (part.bytes + spread))
+            weight += round(heat * total * part.heat / calls) if calls else 0
+            piece = Piece(
+                span=part.span,
+                owner=info.shard,
+                home=info.shard,
+                documents=part.documents,
+                bytes=part.bytes,
+                weight=weight,
+                cut=space.even and not part.whole,
+            )
+            made += _under_way(space, piece, moving)
+    return sorted(made, key=lambda piece: piece.span[0])
+
+
+def _measured(space: KeySpace, owned: Sequence[KeyRange], one: ShardStats) -> list[RangeStats]:
+    """What a shard owns as parts that do not overlap; what was measured for none of them is spread over the rest."""
+    starts = [start for start, _ in owned]
+    known: list[RangeStats] = []
+    for stats in one.ranges:
+        low, high = stats.span
+        first, end = bisect_right(starts, low) - 1, len(owned) if high is None else bisect_left(starts, high)
+        known += _clipped(space, stats, intersection([stats.span], owned[max(0, first) : end]))
+    rest = difference(owned, union([part.span for part in known])) if known else list(owned)
+    left = RangeStats(
+        span=(b"", None),
+        documents=max(0, one.documents - sum(part.documents for part in known)),
+        bytes=max(0, one.bytes - sum(part.bytes for part in known)),
+    )
+    return known + _clipped(space, left, rest, whole=True)
+
+
+def _clipped(space: KeySpace, stats: RangeStats, spans: Sequence[KeyRange], whole: bool = False) -> list[RangeStats]:
+    """The parts of `stats` that are `spans`; whole: these are all of it."""
+    lengths = [space.length(span) if space.even else 1 for span in spans]
+    size = sum(lengths) if whole else max(sum(lengths), space.length(stats.span) if space.even else len(spans))
+    made, at = [], 0
+    for span, length in zip(spans, lengths, strict=True):
+        share = length / size if size else 0.0
+        made.append(
+            RangeStats(
+                span=span,
+                documents=_part(stats.documents, at, length, size),
+                bytes=_part(stats.bytes, at, length, size),
+                writes=stats.writes * share,
+                searches=stats.searches * share,
+                whole=stats.whole,
+            )
+        )
+        at += length
+    return made
+
+
+def _part(amount: int, at: int, length: int, size: int) -> int:
+    """Of an amount that lies evenly over `size`: what is in [at, at + length). Parts add up to the whole."""
+    return amount * (at + length) // size - amount * at // size if size else 0
+
+
+def _under_way(space: KeySpace, piece: Piece, moving: Iterable[tuple[int, list[KeyRange]]]) -> list[Piece]:
+    """The piece, cut where moves that are under way begin and end."""
+    for target, ranges in moving:
+        inside = intersection([piece.span], ranges)
+        if inside:
+            made, rest = [], difference([piece.span], inside)
+            for span, part in _parts(space, piece, sorted([*inside, *rest], key=lambda one: one[0])):
+                made.append(replace(part, owner=target, held=True) if span in inside else part)
+            return [one for part in made for one in ([part] if part.held else _under_way(space, part, moving))]
+    return [piece]
+
+
+def _parts(space: KeySpace, piece: Piece, spans: Sequence[KeyRange]) -> list[tuple[KeyRange, Piece]]:
+    """A piece as these spans, which are all of it."""
+    lengths = [space.length(span) if space.even else 1 for span in spans]
+    size, at, made = sum(lengths), 0, []
+    for span, length in zip(spans, lengths, strict=True):
+        documents, size_bytes, weight = (
+            _part(amount, at, length, size) for amount in (piece.documents, piece.bytes, piece.weight)
+        )
+        made.append((span, replace(piece, span=span, documents=documents, bytes=size_bytes, weight=weight)))
+        at += length
+    return made
+
+
+def cut(space: KeySpace, piece: Piece, weight: int) -> tuple[Piece, Piece] | None:
+    """A piece in two, of which the first has about that weight; None if no key is between them, or not one document."""
+    low, high = space.position(piece.span[0]), space.position(piece.span[1])
+    at = low + (high - low) * weight // max(1, piece.weight)
+    if not piece.cut or not low < at < high:
+        return None
+    key = space.key(at)
+    (_, first), (_, second) = _parts(space, piece, [(piece.span[0], key), (key, piece.span[1])])
+    return (first, second) if not piece.documents or (first.documents and second.documents) else None
+
+
+def as_ranges(pieces: Iterable[Piece]) -> tuple[KeyRange, ...]:
+    """What pieces cover, as a move names it."""
+    return tuple(union([piece.span for piece in pieces]))

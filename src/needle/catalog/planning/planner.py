@@ -1,0 +1,421 @@
+"""plan(topology, stats, wish): what has to move so that a cluster is as it is wished, in a safe order. Pure.
+
+First it decides which shard owns which key ranges, then which nodes hold the shards of those sizes, then the order.
+It knows nothing of how moves are made. Invariants: those of `schedule`; near the least bytes (`Plan.ratio`); made
+again when the plan was carried out, it is empty.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+
+import msgspec
+
+from needle.base.errors import invalid
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.catalog.placement import Assignment, Need, PlacementNode, arrange
+from needle.catalog.planning.moves import FoundShard, Move, MoveRange, MoveReplicas
+from needle.catalog.planning.pieces import Piece, as_ranges, cut, pieces_of
+from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
+from needle.catalog.planning.spread import Spread, least
+from needle.catalog.state import REPLICAS_MAX, SHARDS_MAX
+from needle.routing.key_space import KeySpace
+from needle.routing.stats import ClusterStats, imbalance
+from needle.routing.topology import NodeInfo, NodeState, Topology
+
+EMPTY_REPLICA_BYTES = 16 << 20
+"""What a replica without documents weighs on its node, so that empty ones are spread, too."""
+
+ACTING = 0.75
+"""Where ranges move, sizes are estimates: nodes are evened out already at this fraction of the threshold, so that
+what was estimated a little wrong does not make the next plan act."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """How the cluster should be; what is not said stays as the catalog says.
+
+    shards: how many serve; with fewer, those with the highest numbers go. retire: these go. replicas: of each shard.
+    catalog_nodes: that hold the catalog. drain: nodes to be emptied, besides those that the catalog says. lost: nodes
+    that will not come back. weights, zones: of nodes, instead of the catalog's. threshold: shards and nodes that are
+    within this fraction of a fair share stay as they are; goal: once something moves, how near they come. heat: how
+    much calls a second count beside bytes, 0 to 1. balance: False to heal and empty only. range_bytes_max: of one
+    move of key ranges. range_threshold: instead of threshold, for shards only."""
+
+    shards: int | None = None
+    retire: tuple[int, ...] = ()
+    replicas: int | None = None
+    catalog_nodes: int | None = None
+    drain: tuple[NodeId, ...] = ()
+    lost: tuple[NodeId, ...] = ()
+    weights: Mapping[NodeId, float] = {}
+    zones: Mapping[NodeId, str] = {}
+    threshold: float = 0.2
+    goal: float = 0.02
+    range_threshold: float | None = None
+    heat: float = 0.0
+    balance: bool = True
+    range_bytes_max: int = 1 << 30
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """shards: largest over mean, minus 1, by what is evened out (bytes, unless heat counts). nodes: the same by bytes
+    for each unit of weight."""
+
+    shards: float
+    nodes: float
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """moves: in order; each is legal when those before it are done. unmet: what of the wish is left, and why. least:
+    bytes that any plan with the same end must move; of key ranges once, of replicas for each new one."""
+
+    moves: tuple[Move, ...]
+    unmet: tuple[str, ...]
+    before: Balance
+    after: Balance
+    least: int
+
+    @property
+    def bytes(self) -> int:
+        """That the moves copy."""
+        return sum(move.bytes for move in self.moves)
+
+    @property
+    def documents(self) -> int:
+        """That the moves copy."""
+        return sum(move.documents for move in self.moves)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes moved over the least possible; 1 if nothing is copied."""
+        return self.bytes / self.least if self.least else 1.0
+
+    def in_words(self) -> list[str]:
+        """For people, a line each."""
+        lines = [f"{number}. {move.in_words()}" for number, move in enumerate(self.moves, 1)]
+        lines += [f"not possible now: {why}" for why in self.unmet]
+        lines.append(
+            f"{len(self.moves)} moves copy {self.bytes} bytes, {self.ratio:.2f} of the least possible; "
+            f"imbalance of shards {self.before.shards:.2f} to {self.after.shards:.2f}, "
+            f"of nodes {self.before.nodes:.2f} to {self.after.nodes:.2f}"
+        )
+        return lines
+
+
+def plan(topology: Topology, stats: ClusterStats, wish: Wish | None = None) -> Plan:
+    """What to move. Raises InvalidArgument for a wish that names what is not there, or cannot be."""
+    return _Planning(topology, stats, wish or Wish()).plan()
+
+
+class _Planning:
+    """One plan while it is made."""
+
+    def __init__(self, topology: Topology, stats: ClusterStats, wish: Wish) -> None:
+        self._topology, self._stats, self._wish = topology, stats, wish
+        if topology.map is None or topology.settings is None:
+            raise invalid("topology", topology.version, "a cluster that was made")
+        self._space = KeySpace(topology.map)
+        self._factor = topology.settings.replication_factor if wish.replicas is None else wish.replicas
+        if not 1 <= self._factor <= REPLICAS_MAX:
+            raise invalid("replicas", self._factor, f"a number from 1 to {REPLICAS_MAX}")
+        self._staying, self._new = self._shards()
+        known = topology.addresses()
+        for field, names in (
+            ("drain", wish.drain),
+            ("lost", wish.lost),
+            ("weights", wish.weights),
+            ("zones", wish.zones),
+        ):
+            strange = sorted(set(names) - known.keys())
+            if strange:
+                raise invalid(field, ", ".join(strange), f"nodes of this cluster: {', '.join(known)}")
+        self._alive = stats.alive - set(wish.lost)
+        self._nodes = {info.id: self._node(info) for info in topology.nodes if info.id in known}
+        self._free = {node: stats.node(node).free for node in self._nodes}
+
+    def _shards(self) -> tuple[list[int], list[int]]:
+        """The shards that are to own something: those that are there, and new ones."""
+        there = [info.shard for info in self._topology.serving]
+        strange = sorted(set(self._wish.retire) - {info.shard for info in self._topology.shards})
+        if strange:
+            raise invalid("retire", strange, "shards of this cluster")
+        staying = [shard for shard in there if shard not in self._wish.retire]
+        count = len(staying) if self._wish.shards is None else self._wish.shards
+        used = len(self._topology.shards)
+        if not 1 <= count <= len(staying) + SHARDS_MAX - used:
+            raise invalid("shards", count, f"a number from 1 to {len(staying) + SHARDS_MAX - used}")
+        new = list(range(used, used + count - len(staying)))
+        return staying[:count], new
+
+    def _node(self, info: NodeInfo) -> PlacementNode:
+        wish = self._wish
+        usable = info.state is NodeState.ACTIVE and info.id not in wish.drain and info.id not in wish.lost
+        return PlacementNode(
+            id=info.id,
+            zone=wish.zones.get(info.id, info.zone),
+            weight=wish.weights.get(info.id, info.weight),
+            usable=usable and wish.weights.get(info.id, info.weight) > 0,
+            open=info.id in self._alive,
+        )
+
+    # --- the plan ----------------------------------------------------------------------------------------------------
+    def plan(self) -> Plan:
+        pieces = pieces_of(self._topology, self._stats, self._wish.heat)
+        spread = self._spread(pieces)
+        batches = self._range_moves(spread)
+        ranges = [move for move, _ in batches]
+        sizes = {info.shard: self._stats.shard(info.shard).bytes for info in self._topology.serving}
+        final = {**sizes, **dict.fromkeys(self._new, 0)}
+        for move in ranges:
+            final[move.source] -= move.bytes
+            final[move.target] += move.bytes
+        for piece in spread:
+            if piece.held:  # on its way, and measured at its source still
+                final[piece.home] -= piece.bytes
+                final[piece.owner] += piece.bytes
+        held = {info.shard: info.wanted for info in self._topology.serving}
+        acting = bool(ranges or self._new)
+        placed = self._placed(held, sizes, final, self._wish.threshold * (ACTING if acting else 1))
+        new = takewhile(placed.__contains__, self._new)
+        founded = [FoundShard(shard=shard, replicas=placed[shard]) for shard in new]
+        unplaced = self._new[len(founded) :]
+        goal = Goal(
+            replicas={shard_group(shard): self._padded(held[shard], placed.get(shard, ())) for shard in self._staying},
+            founded=founded,
+            ranges=list(ranges),
+            growing={shard_group(shard) for shard in self._staying if final[shard] > sizes[shard]},
+            emptied=[shard for shard in sizes if shard not in self._staying],
+            stuck={piece.owner for piece in spread if piece.held} | {info.source for info in self._topology.moves},
+        )
+        goal.replicas[CATALOG_GROUP] = self._catalog()
+        replicas = goal.replicas | {shard_group(one.shard): one.replicas for one in founded}
+        state = self._state(sizes)
+        moves, unmet = schedule(state, goal)
+        unmet += self._left(replicas)
+        unmet += [f"shard {shard} cannot be added: no node can take it" for shard in unplaced]
+        ended = {group - 1: nodes for group, nodes in state.holders.items() if group != CATALOG_GROUP}
+        final = {shard: state.sizes[shard_group(shard)] for shard in ended}
+        left = {piece.span[0] for move, batch in batches if move in goal.ranges for piece in batch}
+        moved = [piece for _, batch in batches for piece in batch] + [p for p in spread if p.owner == p.home or p.held]
+        reached = [piece.to(piece.home) if piece.span[0] in left else piece for piece in moved]
+        return Plan(
+            moves=tuple(moves),
+            unmet=tuple(dict.fromkeys(unmet)),
+            before=Balance(shards=self._evenness(pieces), nodes=self._fullness(held, sizes)),
+            after=Balance(shards=self._evenness(reached), nodes=self._fullness(ended, final)),
+            least=self._least_ranges(pieces, reached) + self._least_replicas(moves, held, ended, final),
+        )
+
+    def _spread(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The pieces with the owners that they should have."""
+        staying = [*self._staying, *self._new]
+        leaving = {info.shard for info in self._topology.serving} - set(staying)
+        if not self._wish.balance and not leaving and not self._new:
+            return list(pieces)
+        own = self._wish.range_threshold
+        threshold = self._wish.threshold if own is None else own
+        return Spread(self._space, staying, threshold, self._wish.goal).run(pieces)
+
+    def _range_moves(self, spread: Sequence[Piece]) -> list[tuple[MoveRange, list[Piece]]]:
+        """The moves with their pieces, one after the other for each source, so that several sources take turns."""
+        between: dict[tuple[int, int], list[Piece]] = {}
+        for piece in spread:
+            if piece.owner != piece.home and not piece.held:
+                between.setdefault((piece.home, piece.owner), []).extend(self._small(piece))
+        turns: Counter[int] = Counter()
+        made: list[tuple[int, int, MoveRange, list[Piece]]] = []
+        for (source, target), pieces in sorted(between.items()):
+            batch: list[Piece] = []
+            for at, piece in enumerate(pieces):
+                batch.append(piece)
+                size = sum(one.bytes for one in batch)
+                if at + 1 == len(pieces) or size + pieces[at + 1].bytes > self._wish.range_bytes_max:
+                    turns[source] += 1
+                    documents = sum(one.documents for one in batch)
+                    move = MoveRange(
+                        source=source, target=target, ranges=as_ranges(batch), documents=documents, bytes=size
+                    )
+                    made.append((turns[source], source, move, batch))
+                    batch = []
+        return [(move, batch) for _, _, move, batch in sorted(made, key=lambda turn: turn[:2])]
+
+    def _small(self, piece: Piece) -> list[Piece]:
+        """Pieces of at most `range_bytes_max`, where they can be cut."""
+        made = []
+        limit = max(1, self._wish.range_bytes_max)
+        while piece.bytes > limit:
+            parts = cut(self._space, piece, piece.weight * limit // piece.bytes)
+            if parts is None or not parts[0].bytes:
+                break
+            made.append(parts[0])
+            piece = parts[1]
+        return [*made, piece]
+
+    # --- replicas ----------------------------------------------------------------------------------------------------
+    def _placed(
+        self, held: Assignment, sizes: Mapping[int, int], final: Mapping[int, int], threshold: float
+    ) -> Assignment:
+        """The nodes for all shards that are to own something."""
+        shards = [*self._staying, *self._new]
+        needs = {
+            shard: Need(
+                replicas=self._factor,
+                size=max(0, final[shard]) + EMPTY_REPLICA_BYTES,
+                bytes=max(0, final[shard]),
+                settled=not self._wish.balance or bool(self._unsettled(shard_group(shard))),
+            )
+            for shard in shards
+        }
+        room: Counter[NodeId] = Counter()
+        for shard in self._staying:
+            for name in held[shard]:
+                room[name] += sizes[shard]
+        nodes = []
+        for node in self._nodes.values():
+            free = self._free[node.id]
+            nodes.append(msgspec.structs.replace(node, room=None if free is None else free + room[node.id]))
+        if not any(node.usable for node in nodes):
+            return {shard: held[shard] for shard in self._staying}
+        current = {shard: held.get(shard, ()) for shard in shards}
+        return arrange(needs, nodes, current, threshold, self._wish.goal)
+
+    def _unsettled(self, group: GroupId) -> str:
+        """Why a group's replicas should not be moved for the balance."""
+        holders = self._topology.holders(group)
+        if holders is None:
+            return ""
+        silent = [node for node in holders.wanted if node not in self._alive]
+        if silent:
+            return f"{', '.join(silent)} does not answer"
+        return "its replicas are being moved" if holders.leaving else ""
+
+    def _padded(self, before: Replicas, after: Replicas) -> Replicas:
+        """Where not enough nodes can take replicas, those on nodes to be emptied stay: fewer replicas are no help."""
+        rest = sorted((node for node in before if node not in after), key=lambda node: node not in self._alive)
+        return (*after, *rest[: max(0, min(len(before), self._factor) - len(after))])
+
+    def _catalog(self) -> Replicas:
+        """The nodes that should hold the catalog: 3 of up to 8, 5 of more, or as many as do now."""
+        held, usable = self._topology.holders(CATALOG_GROUP), [node for node in self._nodes.values() if node.usable]
+        before = held.wanted if held is not None else ()
+        count = self._wish.catalog_nodes
+        if count is None:
+            able = sum(node.open for node in usable)
+            count = max(len(before), 1 if able < 3 else 3 if able <= 8 else 5)
+        if not usable:
+            return before
+        need = Need(replicas=count, settled=bool(self._unsettled(CATALOG_GROUP)))
+        nodes = [msgspec.structs.replace(node, weight=1.0) for node in usable]
+        after = arrange({0: need}, nodes, {0: before}).get(0, ())
+        rest = sorted((node for node in before if node not in after), key=lambda node: node not in self._alive)
+        return (*after, *rest[: max(0, min(len(before), count) - len(after))])
+
+    def _state(self, sizes: Mapping[int, int]) -> State:
+        topology = self._topology
+        groups = [CATALOG_GROUP, *(shard_group(shard) for shard in sizes)]
+        holders = {group: known.wanted for group in groups if (known := topology.holders(group)) is not None}
+        documents = {shard_group(shard): self._stats.shard(shard).documents for shard in sizes}
+        changing = {
+            group: f"the replicas of {group_name(group)} are being moved"
+            for group in holders
+            if (known := topology.holders(group)) is not None and known.leaving
+            if not set(known.wanted) & set(self._wish.lost)
+        }
+        moving = {shard_group(shard) for info in topology.moves for shard in (info.source, info.target)}
+        changing |= {group: f"key ranges of {group_name(group)} are being moved" for group in moving}
+        return State(
+            holders=holders,
+            sizes={CATALOG_GROUP: 0, **{shard_group(shard): size for shard, size in sizes.items()}},
+            documents={CATALOG_GROUP: 0, **documents},
+            free=dict(self._free),
+            nodes=self._nodes,
+            alive=self._alive,
+            lost=frozenset(self._wish.lost),
+            changing=changing,
+        )
+
+    # --- what is said of it ------------------------------------------------------------------------------------------
+    def _left(self, replicas: Mapping[GroupId, Replicas]) -> list[str]:
+        """Replicas that stay where they should not, because no other node can take them, or are missing."""
+        said = []
+        for group, nodes in sorted(replicas.items()):
+            name = group_name(group)
+            kept = [node for node in nodes if not self._nodes[node].usable]
+            said += [f"{node} keeps its replica of {name}: no other node can take it" for node in kept]
+            if group != CATALOG_GROUP and len(nodes) < self._factor:
+                said.append(f"{name} gets {len(nodes)} of {self._factor} replicas: no more nodes can take one")
+        return said
+
+    def _evenness(self, pieces: Sequence[Piece]) -> float:
+        weights: Counter[int] = Counter()
+        for piece in pieces:
+            weights[piece.owner] += piece.weight
+        return imbalance([weights[shard] for shard in (*self._staying, *self._new)])
+
+    def _loads(self, held: Assignment, sizes: Mapping[int, int]) -> Counter[NodeId]:
+        loads: Counter[NodeId] = Counter()
+        for shard, nodes in held.items():
+            for node in nodes:
+                loads[node] += sizes[shard]
+        return loads
+
+    def _fullness(self, held: Assignment, sizes: Mapping[int, int]) -> float:
+        """Of the nodes that take replicas: the fullest for its weight over all of them, minus 1."""
+        loads = self._loads(held, sizes)
+        usable = [node for node in self._nodes.values() if node.usable]
+        total, weight = sum(loads[node.id] for node in usable), sum(node.weight for node in usable)
+        return max(loads[node.id] / node.weight for node in usable) * weight / total - 1 if total else 0.0
+
+    def _least_ranges(self, before: Sequence[Piece], after: Sequence[Piece]) -> int:
+        staying = [*self._staying, *self._new]
+        weights: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+        moved = moved_bytes = 0
+        for count, pieces in zip(weights, (before, after), strict=True):
+            for piece in pieces:
+                count[piece.owner] += piece.weight
+        for piece in after:
+            if piece.owner != piece.home and not piece.held:
+                moved, moved_bytes = moved + piece.weight, moved_bytes + piece.bytes
+        if not moved:
+            return 0
+        gone = sum(weight - weights[1][shard] for shard, weight in weights[0].items() if shard not in staying)
+        ends = [weights[1][shard] for shard in staying]
+        bound = least([weights[0][shard] for shard in staying], gone, max(ends), min(ends))
+        return round(moved_bytes * bound / moved)
+
+    def _least_replicas(
+        self, moves: Sequence[Move], before: Assignment, after: Assignment, sizes: Mapping[int, int]
+    ) -> int:
+        """By what was unusable or missing, what was too much or too little on a node for the end, and by zones."""
+        made = sum(move.bytes for move in moves if isinstance(move, MoveReplicas))
+        usable = [node for node in self._nodes.values() if node.usable]
+        kept = {
+            shard: [node for node in nodes if self._nodes[node].usable or node in after[shard]]
+            for shard, nodes in before.items()
+            if shard in after
+        }
+        forced = zones = 0
+        units = 0
+        for shard, nodes in after.items():
+            size, had = sizes[shard] + EMPTY_REPLICA_BYTES, kept.get(shard)
+            if had is None:
+                had = list(nodes)  # founded where it is to be: nothing travels
+                kept[shard] = had
+            elif len(had) > len(nodes):  # which ones go is free, and nothing travels
+                had = kept[shard] = sorted(had, key=lambda node: node not in nodes)[: len(nodes)]
+            new = max(0, len(nodes) - len(had))
+            spread = [len({self._nodes[node].zone for node in ones}) for ones in (had, nodes)]
+            forced += new * size
+            zones += max(0, spread[1] - spread[0] - new) * size
+            units += len(set(nodes) - set(before.get(shard, nodes))) * size
+        if not made or not units:
+            return made
+        padded = {shard: sizes[shard] + EMPTY_REPLICA_BYTES for shard in after}
+        start = self._loads({shard: tuple(nodes) for shard, nodes in kept.items()}, padded)
+        end = self._loads(after, padded)
+        fills = [end[node.id] / node.weight for node in usable]
+        over = sum(max(0.0, start[node.id] - max(fills) * node.weight) for node in usable)
+        under = sum(max(0.0, min(fills) * node.weight - start[node.id]) for node in usable)
+        return round(made * max(forced + max(over, zones), under) / units)
