@@ -7,6 +7,7 @@ from proof.mutants import (
     cluster_rules,
     host_rules,
     leases_and_reads,
+    planner_rules,
     raft_rules,
     replica_rules,
     shard_rules,
@@ -15,6 +16,15 @@ from proof.mutants.planting import Mutant
 
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant
-    for rules in (raft_rules, leases_and_reads, host_rules, shard_rules, cluster_rules, replica_rules, client_rules)
+    for rules in (
+        raft_rules,
+        leases_and_reads,
+        host_rules,
+        shard_rules,
+        cluster_rules,
+        replica_rules,
+        planner_rules,
+        client_rules,
+    )
     for mutant in rules.MUTANTS
 }

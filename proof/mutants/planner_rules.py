@@ -1,0 +1,97 @@
+"""Bugs of the planner, which decides what moves where, and in which order."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_CASES = "tests/cluster/test_planner.py::"
+_ANY = "tests/cluster/test_any_plan.py::test_any_plan_is_legal_at_each_step_reaches_its_end_and_is_the_last"
+_JOB = "tests/cluster/test_rebalance.py::"
+_STATE = "catalog.planning.schedule:State."
+_SPREAD = "catalog.planning.spread:Spread."
+
+MUTANTS = (
+    Mutant(
+        name="plan-without-majorities",
+        breaks="replicas of a shard without a majority are planned to move: the plan stands still at that move",
+        edits=(Edit(_STATE + "_no_majority", "2 * len(able) > len(replicas)", "replicas"),),
+        tests=(_ANY, _CASES + "test_nothing_is_asked_of_a_shard_without_a_majority"),
+    ),
+    Mutant(
+        name="plan-beyond-the-disk",
+        breaks="a replica goes to a node whose disk does not hold it",
+        edits=(Edit(_STATE + "has_room", "free is None or free >= size", "True"),),
+        tests=(_CASES + "test_ranges_fill_a_disk_and_no_more",),
+    ),
+    Mutant(
+        name="plan-that-forgets-what-it-copies",
+        breaks="what a move of ranges copies is not counted at its target: the next moves fill the disk",
+        edits=(Edit(_STATE + "apply", "self._take(self.holders[group], sign * move.bytes)", "pass"),),
+        tests=(_CASES + "test_ranges_fill_a_disk_and_no_more",),
+    ),
+    Mutant(
+        name="plan-through-a-crowded-zone",
+        breaks="on the way two replicas of a shard are in one zone while another one has room",
+        edits=(
+            Edit(_STATE + "_why_no_replicas", "if self.nodes[node].zone in others:", "if False:"),
+            Edit("catalog.planning.schedule:_replica_moves", "zone[pair[0][1]] != zone[pair[1]]", "pair[1]"),
+        ),
+        tests=(_CASES + "test_replicas_change_their_nodes_zone_by_zone",),
+    ),
+    Mutant(
+        name="plan-without-an-end",
+        breaks="shards are evened out by a goal that is not the one that is asked for: each plan makes another one",
+        edits=(Edit(_SPREAD + "_amount", "return min(heavy - high,", "return max(heavy - high,"),),
+        tests=(_CASES + "test_an_added_shard_gets_its_share_and_no_more_moves",),
+    ),
+    Mutant(
+        name="plan-that-leaves-a-retired-shard-its-empty-ranges",
+        breaks="a shard is retired while it owns ranges without documents: the catalog refuses it",
+        edits=(Edit(_SPREAD + "_empty", "if not piece.held)", "if not piece.held and piece.documents)"),),
+        tests=(_CASES + "test_a_removed_shard_is_emptied_and_retired",),
+    ),
+    Mutant(
+        name="plan-that-moves-what-moves",
+        breaks="a range that is being moved is planned to move once more",
+        edits=(Edit("catalog.planning.pieces:_under_way", "owner=target, held=True", "owner=target"),),
+        tests=(_CASES + "test_what_is_under_way_is_waited_for",),
+    ),
+    Mutant(
+        name="plan-that-retires-under-a-move",
+        breaks="a shard is retired while a move that is under way still gives it something",
+        edits=(Edit("catalog.planning.schedule:_candidates", "| goal.stuck", ""),),
+        tests=(_CASES + "test_what_is_under_way_is_waited_for",),
+    ),
+    Mutant(
+        name="plan-of-the-smallest-replica",
+        breaks="nodes are evened out by the replicas that gain least: many more bytes move than need to",
+        edits=(Edit("catalog.placement:_Board._swing", "worthy = now - fuller", "worthy = True or now - fuller"),),
+        tests=(_CASES + "test_a_drained_node_moves_little_more_than_it_holds",),
+    ),
+    Mutant(
+        name="rebalance-beyond-the-limit",
+        breaks="more moves are started at a time than the operator allows",
+        edits=(Edit("catalog.planning.rebalance:startable", "len(running) + len(chosen)", "len(chosen)"),),
+        tests=(_JOB + "test_no_more_moves_run_than_the_limit",),
+    ),
+    Mutant(
+        name="rebalance-of-one-shard-twice-at-once",
+        breaks="a shard's replicas move while its ranges do",
+        edits=(Edit("catalog.planning.moves:disjoint", "return not one.groups & other.groups", "return True"),),
+        tests=(_JOB + "test_any_rebalance_ends_whoever_goes_on_with_it",),
+    ),
+    Mutant(
+        name="rebalance-cancelled-after-the-switch",
+        breaks="a move is given up although the catalog may have decided it",
+        edits=(
+            Edit("catalog.planning.rebalance:look", "if one.phase in _GIVEN_UP", "if one.phase is not Phase.CLEAN_UP"),
+        ),
+        tests=(_JOB + "test_a_cancelled_one_gives_up_what_is_not_decided",),
+    ),
+    Mutant(
+        name="rebalance-that-stops-at-the-threshold",
+        breaks="a rebalance ends as soon as its first moves bring it just below what made it start",
+        edits=(Edit("catalog.planning.rebalance:Job.pressing", "self.state is JobState.PENDING", "True"),),
+        tests=(_JOB + "test_any_rebalance_ends_whoever_goes_on_with_it",),
+    ),
+)

@@ -1,0 +1,273 @@
+"""A rebalance from its start to its end, as a pure state machine: what may start now, when it is over, how far it is.
+
+The coordinator asks once a round, with a plan made of what is so at that moment; so a successor that knows the job
+alone goes on where its predecessor stopped. Invariants (`check_invariants`): no more moves at a time than the limit;
+two moves at a time are about different groups, unless both move ranges; what starts has room beside all that is
+running; nothing starts unless the job is running; a job that is over stays so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import msgspec
+
+from needle.base.config import check_range
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.ids import GroupId, NodeId, shard_group
+from needle.catalog.planning.moves import Move, MoveRange, MoveReplicas, disjoint
+from needle.catalog.planning.planner import Plan, Wish
+
+_replace = msgspec.structs.replace
+
+PRESSING = 0.05
+"""While a job runs it plans key ranges with this threshold: else it would end as soon as its first moves bring it
+below the wish's."""
+
+
+class RebalanceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """max_concurrent_moves: at a time. batch_size: documents copied at once. throttle_rate: seconds between two
+    batches of a move. Raises InvalidArgument."""
+
+    max_concurrent_moves: int = 10
+    batch_size: int = 1000
+    throttle_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_range("max_concurrent_moves", self.max_concurrent_moves, 1, 100)
+        check_range("batch_size", self.batch_size, 1, 10_000)
+        check_range("throttle_rate", self.throttle_rate, 0, 3600)
+
+
+class JobState(StrEnum):
+    """cancelling: what can be given up is; what is decided ends. waiting is no state: a running job says `why`."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OVER = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
+
+
+class Phase(StrEnum):
+    """How far a move is, as the guide names it. Until `switch` is over it can be given up."""
+
+    PREPARE = "prepare"
+    COPY = "copy"
+    CATCH_UP = "catch up"
+    SWITCH = "switch"
+    CLEAN_UP = "clean up"
+
+
+_GIVEN_UP = frozenset({Phase.PREPARE, Phase.COPY, Phase.CATCH_UP})
+"""Phases in which a cancelled job gives a move up."""
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A move that was started and is not over. id: of the catalog's record. nodes: that get its bytes. copied:
+    bytes."""
+
+    id: int
+    move: Move
+    nodes: tuple[NodeId, ...]
+    phase: Phase = Phase.PREPARE
+    copied: int = 0
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """id: the catalog's index of its start. why: what it waits for, or failed by. moved_documents, moved_bytes: by
+    moves that are over. planned_bytes: by the first plan; who has copied twice that was wrong about sizes, and ends
+    at the wish's threshold. stuck: rounds in a row in which nothing was running and nothing could start."""
+
+    id: int
+    wish: Wish
+    config: RebalanceConfig
+    state: JobState = JobState.PENDING
+    why: str = ""
+    moved_documents: int = 0
+    moved_bytes: int = 0
+    planned_bytes: int = 0
+    moves: int = 0
+    stuck: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is to come."""
+        return self.state in OVER
+
+    def pressing(self) -> Wish:
+        """The wish to plan by: once something moves, until it is near its goal."""
+        if self.state is JobState.PENDING or self.moved_bytes > 2 * self.planned_bytes:
+            return self.wish
+        threshold = max(2 * self.wish.goal, PRESSING)
+        return _replace(self.wish, range_threshold=min(self.wish.threshold, threshold))
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What one look led to. start: moves to start now. give_up: ids of running ones."""
+
+    job: Job
+    start: tuple[Move, ...] = ()
+    give_up: tuple[int, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """total_*: moved and planned. rate: bytes a second. eta: seconds; None while nothing is known of the rate.
+    phases: of what is running, by id."""
+
+    state: JobState
+    percent_complete: float
+    moved_documents: int
+    total_documents: int
+    moved_bytes: int
+    total_bytes: int
+    rate: float
+    eta: float | None
+    phases: Mapping[int, Phase]
+    why: str = ""
+
+
+# --- what people ask for ---------------------------------------------------------------------------------------------
+def pause(job: Job) -> Job:
+    """Start nothing more; what is running goes on to its end."""
+    return _asked(job, JobState.PAUSED, {JobState.PENDING, JobState.RUNNING})
+
+
+def resume(job: Job) -> Job:
+    """Go on."""
+    if job.state is JobState.PENDING:
+        return job
+    began = job.moves or job.planned_bytes
+    return _asked(job, JobState.RUNNING if began else JobState.PENDING, {JobState.PAUSED, JobState.RUNNING})
+
+
+def cancel(job: Job) -> Job:
+    """Give up what is not decided yet, and end."""
+    if job.state is JobState.CANCELLED:
+        return job
+    return _asked(job, JobState.CANCELLING, {JobState.PENDING, JobState.RUNNING, JobState.PAUSED})
+
+
+def _asked(job: Job, state: JobState, possible: set[JobState]) -> Job:
+    if job.state is state:
+        return job
+    if job.state not in possible:
+        raise InvalidArgument(f"rebalance {job.id} is {job.state}, so it cannot become {state}", field="state")
+    return _replace(job, state=state, why="", stuck=0)
+
+
+# --- what the coordinator does ---------------------------------------------------------------------------------------
+STUCK_MAX = 20
+"""Rounds without a move that can start, after which a job has failed."""
+
+
+def look(
+    job: Job,
+    plan: Plan,
+    running: Sequence[Running],
+    free: Mapping[NodeId, int | None],
+    holders: Mapping[GroupId, Sequence[NodeId]],
+) -> Round:
+    """One round. plan: made by `job.pressing()` of what is so now. free: bytes that each node's disk takes, None if
+    any. holders: the nodes of each group."""
+    if job.over or job.state is JobState.PAUSED:
+        return Round(job=job)
+    if job.state is JobState.CANCELLING:
+        if not running:
+            return Round(job=_replace(job, state=JobState.CANCELLED))
+        return Round(job=job, give_up=tuple(one.id for one in running if one.phase in _GIVEN_UP))
+    if job.state is JobState.PENDING:
+        job = _replace(job, state=JobState.RUNNING, planned_bytes=plan.bytes)
+    start = startable(plan.moves, running, job.config.max_concurrent_moves, free, holders)
+    if start or running:
+        return Round(job=_replace(job, why="", stuck=0), start=start)
+    if not plan.moves and not plan.unmet:
+        return Round(job=_replace(job, state=JobState.DONE, why="", stuck=0))
+    why, stuck = "; ".join(plan.unmet) or f"no room for: {plan.moves[0].in_words()}", job.stuck + 1
+    failed = stuck >= STUCK_MAX
+    return Round(job=_replace(job, state=JobState.FAILED if failed else job.state, why=why, stuck=stuck))
+
+
+def finished(job: Job, move: Move) -> Job:
+    """A move that is over, and was not given up."""
+    return _replace(
+        job,
+        moved_documents=job.moved_documents + move.documents,
+        moved_bytes=job.moved_bytes + move.bytes,
+        moves=job.moves + 1,
+    )
+
+
+def startable(
+    moves: Sequence[Move],
+    running: Sequence[Running],
+    limit: int,
+    free: Mapping[NodeId, int | None],
+    holders: Mapping[GroupId, Sequence[NodeId]],
+) -> tuple[Move, ...]:
+    """The first moves that need not wait for another one. A move waits for all before it that are about its groups, and
+    until its nodes have room beside what is being copied; room that other moves will free does not count."""
+    coming: Counter[NodeId] = Counter()
+    for one in running:
+        for node in one.nodes:
+            coming[node] += one.move.bytes  # what is copied of it may be counted twice, which is on the safe side
+    before: list[Move] = [one.move for one in running]
+    chosen: list[Move] = []
+    for move in moves:
+        if len(running) + len(chosen) >= limit:
+            break
+        nodes, size = takers(move, holders)
+        room = all(free.get(node) is None or (free.get(node) or 0) >= coming[node] + size for node in nodes)
+        if room and all(disjoint(move, other) for other in before):
+            chosen.append(move)
+            for node in nodes:
+                coming[node] += size
+        before.append(move)
+    return tuple(chosen)
+
+
+def takers(move: Move, holders: Mapping[GroupId, Sequence[NodeId]]) -> tuple[tuple[NodeId, ...], int]:
+    """The nodes that a move brings bytes to, and how many to each."""
+    if isinstance(move, MoveRange):
+        return tuple(holders.get(shard_group(move.target), ())), move.bytes
+    if isinstance(move, MoveReplicas) and move.added:
+        return move.added, move.bytes // len(move.added)
+    return (), 0
+
+
+def check_invariants(running: Sequence[Running], limit: int) -> None:
+    """Raises InvalidArgument if more runs than may, or two moves that must not run together."""
+    if len(running) > limit:
+        raise invalid("running", len(running), f"at most {limit} moves")
+    for at, one in enumerate(running):
+        for other in running[:at]:
+            if not disjoint(one.move, other.move):
+                raise invalid("running", one.move.in_words(), f"not at once with: {other.move.in_words()}")
+
+
+def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float) -> Progress:
+    """plan: of now, so without what is over or running. rate: bytes a second lately."""
+    copied = job.moved_bytes + sum(min(one.copied, one.move.bytes) for one in running)
+    total = job.moved_bytes + sum(one.move.bytes for one in running) + plan.bytes
+    documents = job.moved_documents + sum(one.move.documents for one in running) + plan.documents
+    count = job.moves + len(running) + len(plan.moves)
+    part = copied / total if total else job.moves / count if count else 0.0
+    return Progress(
+        state=job.state,
+        percent_complete=100.0 if job.state is JobState.DONE else min(99.9, 100 * part),
+        moved_documents=job.moved_documents,
+        total_documents=documents,
+        moved_bytes=copied,
+        total_bytes=total,
+        rate=rate,
+        eta=(total - copied) / rate if rate > 0 else None,
+        phases={one.id: one.phase for one in running},
+        why=job.why,
+    )

@@ -1,0 +1,195 @@
+"""A rebalance as a state machine: what starts when, what ends it, and that any successor brings it to the same end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.planned_world import MIB, Begun, World, info, join, world
+from needle.base.errors import InvalidArgument
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.catalog.planning.moves import Move
+from needle.catalog.planning.planner import Plan, Wish, plan
+from needle.catalog.planning.rebalance import (
+    STUCK_MAX,
+    Job,
+    JobState,
+    Phase,
+    RebalanceConfig,
+    Round,
+    Running,
+    cancel,
+    check_invariants,
+    finished,
+    look,
+    pause,
+    progress,
+    resume,
+    takers,
+)
+from needle.routing.stats import imbalance
+
+
+@dataclass
+class Coordinator:
+    """As a node would do it, on paper: each round begins with the job as it was stored last."""
+
+    made: World
+    job: Job
+    running: list[tuple[Running, Begun]] = field(default_factory=list)
+    number: int = 0
+
+    def plan(self) -> Plan:
+        return plan(self.made.topology, self.made.stats(), self.job.pressing())
+
+    def holders(self) -> dict[GroupId, tuple[NodeId, ...]]:
+        groups = [CATALOG_GROUP, *(shard_group(one.shard) for one in self.made.topology.serving)]
+        known = {group: self.made.topology.holders(group) for group in groups}
+        return {group: one.all for group, one in known.items() if one is not None}
+
+    def look(self) -> Round:
+        """A round: start what it says."""
+        self.job = msgspec.msgpack.decode(msgspec.msgpack.encode(self.job), type=Job)  # nothing else outlives a node
+        free = {one.node: one.free for one in self.made.stats().nodes}
+        holders = self.holders()
+        made = look(self.job, self.plan(), [one for one, _ in self.running], free, holders)
+        self.job = made.job
+        for move in made.start:
+            self.number += 1
+            one = Running(id=self.number, move=move, nodes=takers(move, holders)[0])
+            self.running.append((one, self.made.begin(move)))
+        check_invariants([one for one, _ in self.running], self.job.config.max_concurrent_moves)
+        return made
+
+    def finish(self, at: int) -> Move:
+        """One of those that run, to its end."""
+        one, begun = self.running.pop(at % len(self.running))
+        self.made.end(one.move, begun)
+        self.job = finished(self.job, one.move)
+        return one.move
+
+
+def coordinator(made: World, wish: Wish, limit: int = 4) -> Coordinator:
+    return Coordinator(made, Job(id=1, wish=wish, config=RebalanceConfig(max_concurrent_moves=limit)))
+
+
+def test_no_more_moves_run_than_the_limit() -> None:
+    made = coordinator(world(), Wish(shards=5, range_bytes_max=40 * MIB), limit=3)
+    made.look()  # the shard comes first
+    made.finish(0)
+    assert len(made.look().start) == 3
+    assert made.look().start == ()
+    made.finish(1)
+    assert len(made.look().start) == 1
+
+
+def test_an_even_cluster_is_done_at_once() -> None:
+    made = coordinator(world(), Wish())
+    assert made.look().job.state is JobState.DONE
+    assert progress(made.job, made.plan(), [], 0.0).percent_complete == 100.0
+
+
+def test_a_paused_one_starts_nothing_and_goes_on_when_told() -> None:
+    made = coordinator(world(), Wish(shards=5))
+    made.job = pause(made.job)
+    assert made.look().start == ()
+    made.job = resume(made.job)
+    assert made.look().start
+
+
+def test_a_cancelled_one_gives_up_what_is_not_decided() -> None:
+    made = coordinator(world(), Wish(shards=5, range_bytes_max=40 * MIB), limit=4)
+    made.look()
+    made.finish(0)
+    made.look()
+    phases = (Phase.COPY, Phase.CATCH_UP, Phase.SWITCH, Phase.CLEAN_UP)
+    made.running = [
+        (msgspec.structs.replace(one, phase=phase), begun)
+        for (one, begun), phase in zip(made.running, phases, strict=True)
+    ]
+    made.job = cancel(made.job)
+    asked = made.look()
+    assert asked.start == ()
+    assert asked.give_up == tuple(one.id for one, _ in made.running[:2])
+    made.running.clear()
+    assert made.look().job.state is JobState.CANCELLED
+    assert cancel(made.job) is made.job
+    for ask in (pause, resume):
+        with pytest.raises(InvalidArgument, match="cancelled"):
+            ask(made.job)
+
+
+def test_one_that_cannot_go_on_says_why_and_fails_in_the_end() -> None:
+    made = coordinator(world(nodes=3), Wish(drain=("node-1",)))
+    for _ in range(STUCK_MAX - 1):
+        made.look()
+        while made.running:
+            made.finish(0)
+    assert made.job.state is JobState.RUNNING
+    assert "no other node can take it" in made.job.why
+    for _ in range(3):
+        made.look()
+    assert made.job.state is JobState.FAILED
+
+
+def test_progress_counts_what_is_copied_so_far() -> None:
+    made = coordinator(world(), Wish(shards=5))
+    made.look()
+    made.finish(0)
+    made.look()
+    running = [msgspec.structs.replace(one, copied=one.move.bytes // 2) for one, _ in made.running]
+    told = progress(made.job, made.plan(), running, 10.0)
+    assert 0 < told.percent_complete < 100
+    assert told.eta == (told.total_bytes - told.moved_bytes) / 10
+    assert set(told.phases) == {one.id for one in running}
+
+
+@pytest.mark.parametrize("wrong", [{"max_concurrent_moves": 0}, {"batch_size": 0}, {"throttle_rate": -1}])
+def test_a_config_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(InvalidArgument, match=next(iter(wrong))):
+        RebalanceConfig(**wrong)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_any_rebalance_ends_whoever_goes_on_with_it(data: st.DataObject) -> None:
+    """Moves end in any order, several at a time; each round may be another coordinator's; it is paused and goes on."""
+    made = world(documents=400)
+    made.edges = [key for key, _ in made.documents[::4]]
+    join(made, *(info(n) for n in range(7, 7 + data.draw(st.integers(0, 3)))))
+    wish = data.draw(
+        st.sampled_from(
+            [
+                Wish(shards=6, range_bytes_max=100 * MIB),
+                Wish(shards=2),
+                Wish(drain=("node-1", "node-2")),
+                Wish(shards=3, drain=("node-4",), replicas=2),
+                Wish(),
+            ]
+        )
+    )
+    made.closed = set(wish.drain)
+    first = plan(made.topology, made.stats(), wish)
+    run = coordinator(made, wish, data.draw(st.integers(1, 5)))
+    for _ in range(200):
+        run.look()
+        if run.job.over:
+            break
+        if data.draw(st.integers(0, 9)) == 0:
+            run.job = resume(pause(run.job))
+        for _ in range(data.draw(st.integers(1, 4))):
+            if run.running:
+                run.finish(data.draw(st.integers(0, 9)))
+    assert run.job.state is (JobState.DONE if not first.unmet else JobState.RUNNING), (
+        run.job,
+        first.unmet,
+        run.plan().in_words(),
+    )
+    assert not run.running, (wish, run.job, first.unmet)
+    assert imbalance(made.sizes().values()) < 0.2, made.sizes()
+    assert not [one for one in made.topology.serving if made.closed & set(one.replicas)]
+    assert run.job.moved_bytes < 1.5 * first.bytes + 64 * MIB, (wish, run.job.moved_bytes, first.bytes)
