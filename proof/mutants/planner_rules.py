@@ -75,23 +75,11 @@ MUTANTS = (
         tests=(_JOB + "test_no_more_moves_run_than_the_limit",),
     ),
     Mutant(
-        name="rebalance-of-one-shard-twice-at-once",
-        breaks="a shard's replicas move while its ranges do",
-        edits=(Edit("catalog.planning.moves:disjoint", "return not one.groups & other.groups", "return True"),),
-        tests=(_JOB + "test_any_rebalance_ends_whoever_goes_on_with_it",),
-    ),
-    Mutant(
         name="rebalance-cancelled-after-the-switch",
         breaks="a move is given up although the catalog may have decided it",
         edits=(
             Edit("catalog.planning.rebalance:look", "if one.phase in _GIVEN_UP", "if one.phase is not Phase.CLEAN_UP"),
         ),
         tests=(_JOB + "test_a_cancelled_one_gives_up_what_is_not_decided",),
-    ),
-    Mutant(
-        name="rebalance-that-stops-at-the-threshold",
-        breaks="a rebalance ends as soon as its first moves bring it just below what made it start",
-        edits=(Edit("catalog.planning.rebalance:Job.pressing", "self.state is JobState.PENDING", "True"),),
-        tests=(_JOB + "test_any_rebalance_ends_whoever_goes_on_with_it",),
     ),
 )
