@@ -18,6 +18,24 @@ MUTANTS = (
         tests=(_ANY, _CASES + "test_nothing_is_asked_of_a_shard_without_a_majority"),
     ),
     Mutant(
+        name="plan-without-a-catalog",
+        breaks="moves are planned that the catalog cannot decide, because most of its nodes do not answer",
+        edits=(Edit(_STATE + "why_not", "self.holders.get(CATALOG_GROUP, ())", "()"),),
+        tests=(_CASES + "test_without_a_majority_of_the_catalog_nothing_can_be_decided",),
+    ),
+    Mutant(
+        name="plan-that-waits-for-what-is-replaced",
+        breaks="a node that is replaced anyway holds up the balance of its shards: the next plan is not empty",
+        edits=(
+            Edit(
+                "catalog.planning.planner:_Planning._unsettled",
+                "not in self._alive and self._nodes[node].usable",
+                "not in self._alive",
+            ),
+        ),
+        tests=(_CASES + "test_what_is_replaced_holds_up_no_move_for_the_balance",),
+    ),
+    Mutant(
         name="plan-beyond-the-disk",
         breaks="a replica goes to a node whose disk does not hold it",
         edits=(Edit(_STATE + "has_room", "free is None or free >= size", "True"),),

@@ -18,7 +18,7 @@ CALLED_BY_OTHERS = {
     "_options",  # typer, of the command line itself
     "visit_Subscript",  # ast.NodeTransformer
 }
-FOR_LATER_NODES = {"DRAINING"}
+FOR_LATER_NODES: set[str] = set()
 """What a newer node of the same cluster may write, and this one must be able to read."""
 
 

@@ -142,6 +142,7 @@ class World:
     def begin(self, move: Move) -> Begun:
         """Have the catalog decide it."""
         able = {group: self._able(group) for group in self._groups()}
+        self._need(CATALOG_GROUP)
         for group in move.groups & able.keys():
             self._need(group)
         if isinstance(move, MoveRange):

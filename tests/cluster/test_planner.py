@@ -12,7 +12,8 @@ import pytest
 from cluster.planned_world import MIB, Begun, World, cluster, info, join, world
 from needle.base.errors import InvalidArgument
 from needle.catalog.planning.moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas, PreferLeader
-from needle.catalog.planning.planner import Plan, Wish, plan
+from needle.catalog.planning.planner import plan
+from needle.catalog.planning.wish import Plan, Wish
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AssignReplicas, DrainNode, StartMove
 from needle.routing.stats import imbalance, summarize
@@ -179,11 +180,40 @@ def test_a_lost_replica_without_a_place_stays_and_is_told() -> None:
 
 def test_nothing_is_asked_of_a_shard_without_a_majority() -> None:
     made = world(nodes=8)
-    replicas = made.topology.shards[0].replicas
+    replicas = made.topology.shards[1].replicas
+    assert not set(replicas) & set(made.topology.catalog)
     made.dead = set(replicas[:2])
     first = carried_out(made, Wish(lost=replicas[:2]))
-    assert any("no majority answers" in why for why in first.unmet)
-    assert not any(isinstance(move, MoveReplicas) and move.group == 1 for move in first.moves)
+    assert any("of shard 1 no majority answers" in why for why in first.unmet)
+    assert first.moves
+    assert not any(2 in move.groups for move in first.moves)
+
+
+def test_a_shard_without_a_majority_is_not_asked_to_change_its_leader() -> None:
+    made = World(cluster(1, 2, [info(1), info(2)]), [])
+    join(made, info(3, weight=0.0))
+    made.topology = execute(made.topology, 9, AssignReplicas(0, ["node-1"], ["node-3"]))[0]
+    made.dead = {"node-1"}
+    first = plan(made.topology, made.stats(), Wish(drain=("node-1",)))
+    assert not any(1 in move.groups for move in first.moves)
+    assert any("of shard 0 no majority answers" in why for why in first.unmet)
+
+
+def test_without_a_majority_of_the_catalog_nothing_can_be_decided() -> None:
+    made = world(nodes=8)
+    made.dead = set(made.topology.catalog[:2])
+    first = plan(made.topology, made.stats(), Wish(shards=6, drain=("node-7",)))
+    assert first.moves == ()
+    assert any("of the catalog no majority answers" in why for why in first.unmet)
+
+
+def test_what_is_replaced_holds_up_no_move_for_the_balance() -> None:
+    """Else the next plan would go on, with nothing new known."""
+    made = world(shards=1, nodes=3, documents=0)
+    join(made, info(6, "zone-2"), info(7, "zone-3"))
+    made.dead = {"node-1"}
+    carried_out(made, Wish(drain=("node-1",)))
+    assert {"node-6", "node-7"} <= set(made.topology.shards[0].replicas)
 
 
 def test_a_node_of_more_weight_takes_more() -> None:

@@ -13,7 +13,7 @@ from cluster.planned_world import MIB, Begun, World, info, join, world
 from needle.base.errors import InvalidArgument
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.catalog.planning.moves import Move
-from needle.catalog.planning.planner import Plan, Wish, plan
+from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import (
     STUCK_MAX,
     Job,
@@ -31,6 +31,7 @@ from needle.catalog.planning.rebalance import (
     resume,
     takers,
 )
+from needle.catalog.planning.wish import Plan, Wish
 from needle.routing.stats import imbalance
 
 

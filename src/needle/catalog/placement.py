@@ -7,7 +7,7 @@ each plan is a function of its arguments alone; made once more from its own end 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -254,14 +254,17 @@ def _relief(
     by_id: dict[NodeId, PlacementNode],
 ) -> list[tuple[int, NodeId]] | None:
     """Hand-overs that take one lead from a busy node and give one to a node that is idler even after it."""
+    led: dict[NodeId, list[int]] = {node: [] for node in by_id}
+    for shard, node in leader.items():
+        led[node].append(shard)
     for busy in sorted(by_id, key=lambda node: -leads[node] / by_id[node].weight):
-        frontier: list[tuple[NodeId, list[tuple[int, NodeId]]]] = [(busy, [])]
+        frontier: deque[tuple[NodeId, list[tuple[int, NodeId]]]] = deque([(busy, [])])
         seen = {busy}
         while frontier:
-            node, chain = frontier.pop(0)
+            node, chain = frontier.popleft()
             if (leads[node] + 1) / by_id[node].weight < leads[busy] / by_id[busy].weight - 1e-9 and chain:
                 return chain
-            for shard in sorted(s for s, led in leader.items() if led == node):
+            for shard in sorted(led[node]):
                 for other in able[shard]:
                     if other not in seen:
                         seen.add(other)

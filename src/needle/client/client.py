@@ -192,19 +192,21 @@ class Client(BatchMethods):
 
     async def _shard(self, shard: int | None) -> ShardInfo:
         """The shard that an operator's call is about: a cluster of several has no default. Raises InvalidArgument."""
-        shards = (await self._founded()).shards
+        shards = (await self._founded()).serving
         if shard is None and len(shards) == 1:
             return shards[0]
         if not shards:
             raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
         if shard is None:
             raise InvalidArgument(
-                f"which shard is meant? This cluster has {len(shards)}: name one, from 0 to {len(shards) - 1}",
+                f"which shard is meant? This cluster has {len(shards)}: name one, from 0 to {shards[-1].shard}",
                 field="shard",
             )
-        if not 0 <= values.check_count(shard, "shard", 0) < len(shards):
-            raise invalid("shard", shard, f"the number of a shard, from 0 to {len(shards) - 1}")
-        return shards[shard]
+        values.check_count(shard, "shard", 0)
+        found = next((info for info in shards if info.shard == shard), None)
+        if found is None:
+            raise invalid("shard", shard, f"the number of a shard, from 0 to {shards[-1].shard}")
+        return found
 
     async def shard_leader(self, shard: int | None = None, *, timeout: float = 1.0) -> NodeId | None:
         """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only

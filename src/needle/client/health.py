@@ -12,6 +12,7 @@ import msgspec
 
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus
+from needle.routing.stats import key_shares
 from needle.routing.topology import ShardInfo, Topology
 
 LAG_ENTRIES_MAX = 10_000
@@ -56,29 +57,13 @@ def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealt
     shares = key_shares(topology)
     shards = {
         info.shard: _judge_shard(info, [r for r in replicas if r.shard == info.shard], shares.get(info.shard, 0.0))
-        for info in topology.shards
+        for info in topology.serving
     }
     return ClusterHealth(
         healthy=bool(shards) and all(shard.state == "healthy" for shard in shards.values()),
         shards=shards,
         warnings=_warnings(topology),
     )
-
-
-def key_shares(topology: Topology) -> dict[int, float]:
-    """The fraction of the key space of 64-bit keys that each shard owns; equal shares for other strategies. Without a
-    map one shard owns everything."""
-    found = topology.map
-    if found is None:
-        return {info.shard: 1.0 for info in topology.shards[:1]}
-    owners = sorted(set(found.owners))
-    if found.strategy.kind in ("hash", "range"):
-        return {shard: 1 / len(owners) for shard in owners}
-    edges = [int.from_bytes(start.ljust(8, b"\0")[:8], "big") for start in found.starts] + [1 << 64]
-    shares = dict.fromkeys(owners, 0.0)
-    for at, owner in enumerate(found.owners):
-        shares[owner] += (edges[at + 1] - edges[at]) / (1 << 64)
-    return shares
 
 
 def lost_nodes(replicas: Sequence[ReplicaStatus]) -> set[NodeId]:
@@ -144,13 +129,13 @@ def _warnings(topology: Topology) -> list[str]:
     settings = topology.settings
     if settings is None:
         return ["the cluster was not created yet"]
-    alone = [info.shard for info in topology.shards if len(info.wanted) == 1]
+    alone = [info.shard for info in topology.serving if len(info.wanted) == 1]
     if alone:
         told.append(f"not redundant: shards {', '.join(map(str, alone))} have one replica each; a lost disk loses them")
-    even = [info.shard for info in topology.shards if len(info.wanted) == 2]
+    even = [info.shard for info in topology.serving if len(info.wanted) == 2]
     if even:
         told.append(f"shards {', '.join(map(str, even))} have two replicas: both must run to accept writes")
-    short = [info.shard for info in topology.shards if len(info.wanted) < settings.replication_factor]
+    short = [info.shard for info in topology.serving if len(info.wanted) < settings.replication_factor]
     if short:
         told.append(
             f"shards {', '.join(map(str, short))} have fewer than {settings.replication_factor} replicas: "

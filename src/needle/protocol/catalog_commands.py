@@ -53,7 +53,8 @@ class RemoveNode(msgspec.Struct, frozen=True, tag="remove", array_like=True):
 
 
 class DrainNode(msgspec.Struct, frozen=True, tag="drain", array_like=True):
-    """Let a node take nothing new and give up what it holds; draining False: use it again."""
+    """Write down that a node is to be emptied, which plans go by: it moves nothing itself. draining False: use it
+    again."""
 
     node: NodeId
     draining: bool

@@ -37,6 +37,13 @@ class ShardMap(msgspec.Struct, frozen=True, array_like=True):
         ends: list[bytes | None] = [*self.starts[1:], None]
         return [(s, e) for s, e, owner in zip(self.starts, ends, self.owners, strict=True) if owner == shard]
 
+    def by_owner(self) -> dict[int, list[KeyRange]]:
+        """What each shard owns, in order; shards that own nothing are left out."""
+        owned: dict[int, list[KeyRange]] = {}
+        for start, end, owner in zip(self.starts, [*self.starts[1:], None], self.owners, strict=True):
+            owned.setdefault(owner, []).append((start, end))
+        return owned
+
     def with_owner(self, moved: KeyRange, shard: int) -> ShardMap:
         """The next epoch, in which `shard` owns the range `moved`."""
         start, end = moved

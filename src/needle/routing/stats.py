@@ -61,11 +61,13 @@ class ClusterStats(msgspec.Struct, frozen=True, kw_only=True):
     shards: tuple[ShardStats, ...] = ()
     nodes: tuple[NodeStats, ...] = ()
 
-    def shard(self, shard: int) -> ShardStats:
-        return next((one for one in self.shards if one.shard == shard), ShardStats(shard=shard))
+    def by_shard(self) -> dict[int, ShardStats]:
+        """Those that were measured."""
+        return {one.shard: one for one in self.shards}
 
-    def node(self, node: NodeId) -> NodeStats:
-        return next((one for one in self.nodes if one.node == node), NodeStats(node=node, alive=False))
+    def by_node(self) -> dict[NodeId, NodeStats]:
+        """Those that were asked."""
+        return {one.node: one for one in self.nodes}
 
     @property
     def alive(self) -> frozenset[NodeId]:
@@ -125,14 +127,21 @@ def imbalance(sizes: Iterable[float]) -> float:
     return max(known) * len(known) / total - 1 if total else 0.0
 
 
+def key_shares(topology: Topology) -> dict[int, float]:
+    """The fraction of the key space that each shard owns; those that own nothing are left out. Under `range`, where
+    keys say nothing of how many documents there are, owners count as equal. Without a map one owns everything."""
+    if topology.map is None:
+        return {info.shard: 1.0 for info in topology.shards[:1]}
+    space, owned = KeySpace(topology.map), topology.map.by_owner()
+    return {shard: space.share(spans) if space.even else 1 / len(owned) for shard, spans in sorted(owned.items())}
+
+
 def summarize(topology: Topology, stats: ClusterStats, hot_max: int = 10) -> RebalanceStats:
     """What `get_stats()` answers. hot_max: hot ranges at most."""
-    space = KeySpace(topology.map) if topology.map is not None else None
-    sizes = {}
+    known, shares, sizes = stats.by_shard(), key_shares(topology), {}
     for info in topology.serving:
-        one = stats.shard(info.shard)
-        owned = topology.map.ranges(info.shard) if topology.map is not None else []
-        share = space.share(owned) if space is not None else 0.0
+        one = known.get(info.shard, ShardStats(shard=info.shard))
+        share = shares.get(info.shard, 0.0)
         sizes[info.shard] = ShardSize(documents=one.documents, bytes=one.bytes, share=share)
     return RebalanceStats(
         shard_sizes=sizes,
@@ -144,15 +153,21 @@ def summarize(topology: Topology, stats: ClusterStats, hot_max: int = 10) -> Reb
 
 
 def _loads(topology: Topology, stats: ClusterStats) -> dict[NodeId, NodeLoad]:
-    shards = {info.shard: stats.shard(info.shard) for info in topology.serving}
-    held = {node: [shards[info.shard] for info in topology.hosted_by(node)] for node in topology.addresses()}
+    measured, asked = stats.by_shard(), stats.by_node()
+    held: dict[NodeId, list[ShardStats]] = {node: [] for node in topology.addresses()}
+    leading: dict[NodeId, list[ShardStats]] = {node: [] for node in held}
+    for info in topology.serving:
+        one = measured.get(info.shard, ShardStats(shard=info.shard))
+        leading[info.replicas[0]].append(one)
+        for node in info.replicas:
+            held[node].append(one)
     weight = {info.id: info.weight for info in topology.nodes if info.id in held}
     total = sum(one.bytes for ones in held.values() for one in ones)
     fair = total / sum(weight.values()) if sum(weight.values()) else 0.0
     loads = {}
     for node, ones in held.items():
-        led = [shards[info.shard] for info in topology.serving if info.replicas[0] == node]
-        taken, known = sum(one.bytes for one in ones), stats.node(node)
+        led, taken = leading[node], sum(one.bytes for one in ones)
+        known = asked.get(node, NodeStats(node=node, alive=False))
         loads[node] = NodeLoad(
             replicas=len(ones),
             leads=len(led),

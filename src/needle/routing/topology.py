@@ -261,8 +261,8 @@ class Ownership:
         self.map = shard_map
         self._since = dict(since or {})
         self.epoch = shard_map.epoch
-        self.owners = sorted(set(shard_map.owners))
-        self._ranges = {shard: shard_map.ranges(shard) for shard in self.owners}
+        self._ranges = shard_map.by_owner()
+        self.owners = sorted(self._ranges)
         self._prints = {shard: fingerprint(ranges) for shard, ranges in self._ranges.items()}
 
     def ranges(self, shard: int) -> list[KeyRange]:

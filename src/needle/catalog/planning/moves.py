@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.base.ids import GroupId, NodeId, group_name, shard_group
 from needle.protocol.catalog_commands import AddShard, AssignReplicas, RetireShard, StartMove
 from needle.routing.ranges import overlap
 from needle.routing.shard_map import KeyRange
@@ -90,7 +90,7 @@ class MoveReplicas(msgspec.Struct, frozen=True, kw_only=True, tag="move-replicas
         return AssignReplicas(self.group, list(self.before), list(self.after))
 
     def in_words(self) -> str:
-        what = "the catalog's replica" if self.group == CATALOG_GROUP else f"replica of {group_name(self.group)}"
+        what = f"replica of {group_name(self.group)}"
         why = f": {self.why}" if self.why else ""
         if not self.added:
             return f"remove the {what} on {_listed(self.removed)}{why}" if self.removed else f"no change of the {what}"

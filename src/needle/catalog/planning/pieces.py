@@ -49,9 +49,10 @@ def pieces_of(topology: Topology, stats: ClusterStats, heat: float = 0.0) -> lis
     total = sum(one.bytes for one in stats.shards) + EMPTY_SPACE_BYTES
     calls = sum(part.heat for one in stats.shards for part in one.ranges)
     moving = [(info.target, list(info.ranges)) for info in topology.moves if info.state is not MoveState.SWITCHED]
+    by_shard, by_owner = stats.by_shard(), shard_map.by_owner()
     for info in topology.serving:
-        owned = shard_map.ranges(info.shard)
-        for part in _measured(space, owned, stats.shard(info.shard)):
+        owned = by_owner.get(info.shard, [])
+        for part in _measured(space, owned, by_shard.get(info.shard, ShardStats(shard=info.shard))):
             spread = EMPTY_SPACE_BYTES * space.length(part.span) // space.size if space.even else 0
             weight = round((1 - heat) * (part.bytes + spread))
             weight += round(heat * total * part.heat / calls) if calls else 0

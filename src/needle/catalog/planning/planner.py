@@ -20,9 +20,10 @@ from needle.catalog.planning.moves import FoundShard, Move, MoveRange, MoveRepli
 from needle.catalog.planning.pieces import Piece, as_ranges, cut, pieces_of
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
+from needle.catalog.planning.wish import Balance, Plan, Wish
 from needle.catalog.state import REPLICAS_MAX, SHARDS_MAX
 from needle.routing.key_space import KeySpace
-from needle.routing.stats import ClusterStats, imbalance
+from needle.routing.stats import ClusterStats, ShardStats, imbalance
 from needle.routing.topology import NodeInfo, NodeState, Topology
 
 EMPTY_REPLICA_BYTES = 16 << 20
@@ -31,77 +32,6 @@ EMPTY_REPLICA_BYTES = 16 << 20
 ACTING = 0.75
 """Where ranges move, sizes are estimates: nodes are evened out already at this fraction of the threshold, so that
 what was estimated a little wrong does not make the next plan act."""
-
-
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """How the cluster should be; what is not said stays as the catalog says.
-
-    shards: how many serve; with fewer, those with the highest numbers go. retire: these go. replicas: of each shard.
-    catalog_nodes: that hold the catalog. drain: nodes to be emptied, besides those that the catalog says. lost: nodes
-    that will not come back. weights, zones: of nodes, instead of the catalog's. threshold: shards and nodes that are
-    within this fraction of a fair share stay as they are; goal: once something moves, how near they come. heat: how
-    much calls a second count beside bytes, 0 to 1. balance: False to heal and empty only. range_bytes_max: of one
-    move of key ranges. range_threshold: instead of threshold, for shards only."""
-
-    shards: int | None = None
-    retire: tuple[int, ...] = ()
-    replicas: int | None = None
-    catalog_nodes: int | None = None
-    drain: tuple[NodeId, ...] = ()
-    lost: tuple[NodeId, ...] = ()
-    weights: Mapping[NodeId, float] = {}
-    zones: Mapping[NodeId, str] = {}
-    threshold: float = 0.2
-    goal: float = 0.02
-    range_threshold: float | None = None
-    heat: float = 0.0
-    balance: bool = True
-    range_bytes_max: int = 1 << 30
-
-
-class Balance(msgspec.Struct, frozen=True, kw_only=True):
-    """shards: largest over mean, minus 1, by what is evened out (bytes, unless heat counts). nodes: the same by bytes
-    for each unit of weight."""
-
-    shards: float
-    nodes: float
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """moves: in order; each is legal when those before it are done. unmet: what of the wish is left, and why. least:
-    bytes that any plan with the same end must move; of key ranges once, of replicas for each new one."""
-
-    moves: tuple[Move, ...]
-    unmet: tuple[str, ...]
-    before: Balance
-    after: Balance
-    least: int
-
-    @property
-    def bytes(self) -> int:
-        """That the moves copy."""
-        return sum(move.bytes for move in self.moves)
-
-    @property
-    def documents(self) -> int:
-        """That the moves copy."""
-        return sum(move.documents for move in self.moves)
-
-    @property
-    def ratio(self) -> float:
-        """Bytes moved over the least possible; 1 if nothing is copied."""
-        return self.bytes / self.least if self.least else 1.0
-
-    def in_words(self) -> list[str]:
-        """For people, a line each."""
-        lines = [f"{number}. {move.in_words()}" for number, move in enumerate(self.moves, 1)]
-        lines += [f"not possible now: {why}" for why in self.unmet]
-        lines.append(
-            f"{len(self.moves)} moves copy {self.bytes} bytes, {self.ratio:.2f} of the least possible; "
-            f"imbalance of shards {self.before.shards:.2f} to {self.after.shards:.2f}, "
-            f"of nodes {self.before.nodes:.2f} to {self.after.nodes:.2f}"
-        )
-        return lines
 
 
 def plan(topology: Topology, stats: ClusterStats, wish: Wish | None = None) -> Plan:
@@ -133,7 +63,11 @@ class _Planning:
                 raise invalid(field, ", ".join(strange), f"nodes of this cluster: {', '.join(known)}")
         self._alive = stats.alive - set(wish.lost)
         self._nodes = {info.id: self._node(info) for info in topology.nodes if info.id in known}
-        self._free = {node: stats.node(node).free for node in self._nodes}
+        asked, measured = stats.by_node(), stats.by_shard()
+        self._free = {node: asked[node].free if node in asked else None for node in self._nodes}
+        self._measured = {
+            info.shard: measured.get(info.shard, ShardStats(shard=info.shard)) for info in topology.serving
+        }
 
     def _shards(self) -> tuple[list[int], list[int]]:
         """The shards that are to own something: those that are there, and new ones."""
@@ -166,7 +100,7 @@ class _Planning:
         spread = self._spread(pieces)
         batches = self._range_moves(spread)
         ranges = [move for move, _ in batches]
-        sizes = {info.shard: self._stats.shard(info.shard).bytes for info in self._topology.serving}
+        sizes = {shard: one.bytes for shard, one in self._measured.items()}
         final = {**sizes, **dict.fromkeys(self._new, 0)}
         for move in ranges:
             final[move.source] -= move.bytes
@@ -228,9 +162,10 @@ class _Planning:
         made: list[tuple[int, int, MoveRange, list[Piece]]] = []
         for (source, target), pieces in sorted(between.items()):
             batch: list[Piece] = []
+            size = 0
             for at, piece in enumerate(pieces):
                 batch.append(piece)
-                size = sum(one.bytes for one in batch)
+                size += piece.bytes
                 if at + 1 == len(pieces) or size + pieces[at + 1].bytes > self._wish.range_bytes_max:
                     turns[source] += 1
                     documents = sum(one.documents for one in batch)
@@ -238,7 +173,7 @@ class _Planning:
                         source=source, target=target, ranges=as_ranges(batch), documents=documents, bytes=size
                     )
                     made.append((turns[source], source, move, batch))
-                    batch = []
+                    batch, size = [], 0
         return [(move, batch) for _, _, move, batch in sorted(made, key=lambda turn: turn[:2])]
 
     def _small(self, piece: Piece) -> list[Piece]:
@@ -282,11 +217,12 @@ class _Planning:
         return arrange(needs, nodes, current, threshold, self._wish.goal)
 
     def _unsettled(self, group: GroupId) -> str:
-        """Why a group's replicas should not be moved for the balance."""
+        """Why a group's replicas should not be moved for the balance: first those that do not answer come back, unless
+        they are replaced anyway, or what is under way ends."""
         holders = self._topology.holders(group)
         if holders is None:
             return ""
-        silent = [node for node in holders.wanted if node not in self._alive]
+        silent = [node for node in holders.wanted if node not in self._alive and self._nodes[node].usable]
         if silent:
             return f"{', '.join(silent)} does not answer"
         return "its replicas are being moved" if holders.leaving else ""
@@ -316,7 +252,7 @@ class _Planning:
         topology = self._topology
         groups = [CATALOG_GROUP, *(shard_group(shard) for shard in sizes)]
         holders = {group: known.wanted for group in groups if (known := topology.holders(group)) is not None}
-        documents = {shard_group(shard): self._stats.shard(shard).documents for shard in sizes}
+        documents = {shard_group(shard): self._measured[shard].documents for shard in sizes}
         changing = {
             group: f"the replicas of {group_name(group)} are being moved"
             for group in holders

@@ -18,7 +18,7 @@ from needle.base.config import check_range
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.catalog.planning.moves import Move, MoveRange, MoveReplicas, disjoint
-from needle.catalog.planning.planner import Plan, Wish
+from needle.catalog.planning.wish import Plan, Wish
 
 _replace = msgspec.structs.replace
 
@@ -213,23 +213,31 @@ def startable(
     holders: Mapping[GroupId, Sequence[NodeId]],
 ) -> tuple[Move, ...]:
     """The first moves that need not wait for another one. A move waits for all before it that are about its groups, and
-    until its nodes have room beside what is being copied; room that other moves will free does not count."""
+    until its nodes have room beside what is being copied; room that other moves will free does not count. moves: of one
+    plan, which moves no range twice."""
     coming: Counter[NodeId] = Counter()
     for one in running:
         for node in one.nodes:
             coming[node] += one.move.bytes  # what is copied of it may be counted twice, which is on the safe side
-    before: list[Move] = [one.move for one in running]
+    ranged: set[GroupId] = set()
+    others: set[GroupId] = set()
+    for one in running:
+        (ranged if isinstance(one.move, MoveRange) else others).update(one.move.groups)
     chosen: list[Move] = []
     for move in moves:
         if len(running) + len(chosen) >= limit:
             break
         nodes, size = takers(move, holders)
         room = all(free.get(node) is None or (free.get(node) or 0) >= coming[node] + size for node in nodes)
-        if room and all(disjoint(move, other) for other in before):
+        if isinstance(move, MoveRange):
+            apart = not move.groups & others and all(disjoint(move, one.move) for one in running)
+        else:
+            apart = not move.groups & (others | ranged)
+        if room and apart:
             chosen.append(move)
             for node in nodes:
                 coming[node] += size
-        before.append(move)
+        (ranged if isinstance(move, MoveRange) else others).update(move.groups)
     return tuple(chosen)
 
 

@@ -65,6 +65,8 @@ class State:
 
     def why_not(self, move: Move) -> str:
         """Why a move must not be made now; "" if it may."""
+        if why := self._no_majority(CATALOG_GROUP, self.holders.get(CATALOG_GROUP, ())):
+            return why
         if isinstance(move, MoveRange):
             return self._why_no_range(move)
         if isinstance(move, MoveReplicas):
@@ -72,7 +74,9 @@ class State:
         if isinstance(move, PreferLeader):
             if move.group in self.changing:
                 return self.changing[move.group]
-            return "" if move.after[0] in self.alive else f"{move.after[0]} does not answer"
+            if move.after[0] not in self.alive:
+                return f"{move.after[0]} does not answer"
+            return self._no_majority(move.group, move.before)
         if isinstance(move, FoundShard):
             silent = [node for node in move.replicas if node not in self.alive]
             return f"{', '.join(silent)} do not answer" if silent else ""
@@ -80,7 +84,7 @@ class State:
 
     def _no_majority(self, group: GroupId, replicas: Replicas) -> str:
         able = [node for node in replicas if node in self.alive]
-        if 2 * len(able) > len(replicas):
+        if 2 * len(able) > len(replicas) or not replicas:
             return ""
         silent = ", ".join(node for node in replicas if node not in self.alive)
         return f"of the replicas of {group_name(group)} no majority answers: {silent} does not"
@@ -137,9 +141,10 @@ class Goal:
 def schedule(state: State, goal: Goal) -> tuple[list[Move], list[str]]:
     """The moves in order, and why what is left of the goal cannot be reached. Changes both arguments."""
     made: list[Move] = []
+    ways: Ways = {}
     while True:
         reasons: dict[str, list[Move]] = {}
-        for move in _candidates(state, goal):
+        for move in _candidates(state, goal, ways):
             why = state.why_not(move)
             if why:
                 reasons.setdefault(why, []).append(move)
@@ -166,10 +171,26 @@ def _done(goal: Goal, move: Move) -> None:
         goal.emptied.remove(move.shard)
 
 
-def _candidates(state: State, goal: Goal) -> Iterator[Move]:
+Ways = dict[GroupId, tuple[tuple[Replicas, int, int], list[MoveReplicas]]]
+"""By group: what it was, and the steps that were possible then. To find them again after each move would take time with
+the square of their number."""
+
+
+def _ways(state: State, group: GroupId, target: Replicas, known: Ways) -> list[MoveReplicas]:
+    now = (state.holders[group], state.sizes[group], state.documents[group])
+    if group not in known or known[group][0] != now:
+        known[group] = (now, list(_replica_moves(state, group, target)))
+    return known[group][1]
+
+
+def _candidates(state: State, goal: Goal, ways: Ways) -> Iterator[Move]:
     """What could come next, the most urgent first."""
-    groups = [group for group in sorted(goal.replicas) if group in state.holders]
-    moves = [(group, list(_replica_moves(state, group, goal.replicas[group]))) for group in groups]
+    groups = [
+        group
+        for group in sorted(goal.replicas)
+        if state.holders.get(group, goal.replicas[group]) != goal.replicas[group]
+    ]
+    moves = [(group, _ways(state, group, goal.replicas[group], ways)) for group in groups]
     yield from _of(moves, lambda group, move: _urgency(state, move) == 0)
     yield from goal.founded[:1]  # their numbers ascend
     yield from _of(moves, lambda group, move: _urgency(state, move) == 1)

@@ -326,7 +326,7 @@ class Router(Routes):
     async def _sync_all(self, version: int, deadline: float) -> dict[int, NeedleError]:
         """Have all shards apply the catalog's collections as of `version`; those that could not now, and why."""
         left = max(0.001, deadline - asyncio.get_running_loop().time())
-        shards = [info.shard for info in self._shards.topology().shards]
+        shards = [info.shard for info in self._shards.topology().serving]
         told = await asyncio.gather(*(self._shards.sync(s, version, left) for s in shards), return_exceptions=True)
         silent: dict[int, NeedleError] = {}
         for shard, outcome in zip(shards, told, strict=True):

@@ -1,0 +1,84 @@
+"""What is wished of a cluster, and the plan that comes of it. Pure.
+
+Invariant: both are data alone, so a wish can be stored and a plan shown before anything moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from needle.base.ids import NodeId
+from needle.catalog.planning.moves import Move
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """How the cluster should be; what is not said stays as the catalog says.
+
+    shards: how many serve; with fewer, those with the highest numbers go. retire: these go. replicas: of each shard.
+    catalog_nodes: that hold the catalog. drain: nodes to be emptied, besides those that the catalog says. lost: nodes
+    that will not come back. weights, zones: of nodes, instead of the catalog's. threshold: shards and nodes that are
+    within this fraction of a fair share stay as they are; goal: once something moves, how near they come. heat: how
+    much calls a second count beside bytes, 0 to 1. balance: False to heal and empty only. range_bytes_max: of one
+    move of key ranges. range_threshold: instead of threshold, for shards only."""
+
+    shards: int | None = None
+    retire: tuple[int, ...] = ()
+    replicas: int | None = None
+    catalog_nodes: int | None = None
+    drain: tuple[NodeId, ...] = ()
+    lost: tuple[NodeId, ...] = ()
+    weights: Mapping[NodeId, float] = {}
+    zones: Mapping[NodeId, str] = {}
+    threshold: float = 0.2
+    goal: float = 0.02
+    range_threshold: float | None = None
+    heat: float = 0.0
+    balance: bool = True
+    range_bytes_max: int = 1 << 30
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """shards: largest over mean, minus 1, by what is evened out (bytes, unless heat counts). nodes: the same by bytes
+    for each unit of weight."""
+
+    shards: float
+    nodes: float
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """moves: in order; each is legal when those before it are done. unmet: what of the wish is left, and why. least:
+    bytes that any plan with the same end must move; of key ranges once, of replicas for each new one."""
+
+    moves: tuple[Move, ...]
+    unmet: tuple[str, ...]
+    before: Balance
+    after: Balance
+    least: int
+
+    @property
+    def bytes(self) -> int:
+        """That the moves copy."""
+        return sum(move.bytes for move in self.moves)
+
+    @property
+    def documents(self) -> int:
+        """That the moves copy."""
+        return sum(move.documents for move in self.moves)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes moved over the least possible; 1 if nothing is copied."""
+        return self.bytes / self.least if self.least else 1.0
+
+    def in_words(self) -> list[str]:
+        """For people, a line each."""
+        lines = [f"{number}. {move.in_words()}" for number, move in enumerate(self.moves, 1)]
+        lines += [f"not possible now: {why}" for why in self.unmet]
+        lines.append(
+            f"{len(self.moves)} moves copy {self.bytes} bytes, {self.ratio:.2f} of the least possible; "
+            f"imbalance of shards {self.before.shards:.2f} to {self.after.shards:.2f}, "
+            f"of nodes {self.before.nodes:.2f} to {self.after.nodes:.2f}"
+        )
+        return lines

@@ -1,0 +1,16 @@
+"""Health is about the shards that serve."""
+
+from __future__ import annotations
+
+from cluster.catalog_util import topology
+from needle.catalog.state import execute
+from needle.client.health import judge
+from needle.protocol.catalog_commands import AddShard, RetireShard
+
+
+def test_a_retired_shard_is_not_missed() -> None:
+    made, _ = execute(topology(), 2, AddShard(4, ["node-1"]))
+    gone, _ = execute(made, 3, RetireShard(4))
+    before, after = judge(topology(), []), judge(gone, [])
+    assert after == before
+    assert sorted(judge(made, []).shards) == [0, 1, 2, 3, 4]
