@@ -6,6 +6,7 @@ import asyncio
 import random
 import shutil
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from needle.base.errors import (
 from needle.base.model import SearchRequest
 from needle.protocol.commands import CreateCollection, Delete, Session
 from needle.shard.disk import ReplicaDisk
+from needle.shard.documents.digest import MODULUS, hash_of_format_3
 from needle.shard.documents.image import write_image
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import FILE_NAME, TABLES, connect
@@ -144,7 +146,7 @@ LIES = {
     "a document is missing": "DELETE FROM documents WHERE row = (SELECT max(row) - 3 FROM documents)",
     "a vector is missing": "DELETE FROM vectors WHERE row = (SELECT max(row) - 3 FROM vectors)",
     "an id is missing": "DELETE FROM ids WHERE id = 'document-5'",
-    "an id too many": "INSERT INTO ids SELECT collection_id, 'more', ordinal, version, hash FROM ids LIMIT 1",
+    "an id too many": "INSERT INTO ids SELECT collection_id, 'more', ordinal, version, hash, vector FROM ids LIMIT 1",
     "sum": "UPDATE collections SET digest = zeroblob(16) WHERE id = 1",
     "count": "UPDATE collections SET documents = 1 WHERE id = 1",
 }
@@ -296,34 +298,65 @@ def test_damage_of_a_state_that_was_replaced_is_not_held_against_the_new_one(tmp
 
 
 # --- files of older releases ---
-def aged(path: Path, state: bytes) -> None:
-    """Write the file as the releases before checksums did, with one session."""
+OLD_COLUMNS = {
+    "documents": "(row INTEGER PRIMARY KEY, id TEXT NOT NULL, version INTEGER NOT NULL, metadata BLOB NOT NULL)",
+    "ids": "(collection_id INTEGER, id TEXT, ordinal INTEGER NOT NULL, version INTEGER NOT NULL, hash BLOB NOT NULL, "
+    "PRIMARY KEY (collection_id, id)) WITHOUT ROWID",
+    "graves": "(row INTEGER PRIMARY KEY)",
+    "sessions": "(id INTEGER PRIMARY KEY, nonce BLOB NOT NULL, used INTEGER NOT NULL, state BLOB NOT NULL)",
+}
+
+
+def aged(path: Path, state: bytes, version: int = 1) -> None:
+    """Write the file as releases before this one did: without checksums and with one session, or of format 3."""
     old = path.with_suffix(".old")
-    with closing(sqlite3.connect(old)) as target, closing(connect(str(path))) as source:
-        target.execute("PRAGMA journal_mode=WAL")
-        for name, columns in TABLES.items():
-            if name == "sessions":
-                columns = "(id INTEGER PRIMARY KEY, nonce BLOB NOT NULL, used INTEGER NOT NULL, state BLOB NOT NULL)"
-            if name == "answers":
-                continue
-            target.execute(f"CREATE TABLE {name} {columns}")
-            rows = source.execute(f"SELECT * FROM {name}").fetchall()
-            if name == "sessions":
-                rows = [(*row[:3], state) for row in rows]
-            if rows:
-                target.executemany(f"INSERT INTO {name} VALUES ({','.join('?' * len(rows[0]))})", rows)
-        target.execute("UPDATE meta SET value = 1 WHERE name = 'format'")
-        target.commit()
+    old.touch()
+    with closing(connect(str(old)) if version == 3 else sqlite3.connect(old)) as target:
+        if version == 3:
+            target.reserve_bytes("main", 8)
+        target.execute("PRAGMA journal_mode=WAL").fetchall()
+        with closing(connect(str(path))) as source:
+            copy_as_old(source, target, state, version)
+        target.execute("UPDATE meta SET value = ? WHERE name = 'format'", (version,))
+        if version != 3:
+            target.commit()
     path.unlink()
     old.rename(path)
 
 
-def test_a_file_of_an_older_release_is_rewritten_with_checksums(tmp_path: Path) -> None:
+def copy_as_old(source: Any, target: Any, state: bytes, version: int) -> None:
+    hashes, totals = {}, Counter[int]()
+    for collection, *row in source.execute(
+        "SELECT i.collection_id, i.id, i.ordinal, i.version, d.metadata, v.vector FROM ids i JOIN documents d ON "
+        "d.row = (i.collection_id << 40 | i.ordinal) JOIN vectors v ON v.row = d.row"
+    ).fetchall():
+        hashes[collection, row[0]] = hash_ = hash_of_format_3(row[1], row[2], row[0], row[3], row[4])
+        totals[collection] += int.from_bytes(hash_, "little")
+    for name, columns in TABLES.items():
+        if name == "answers" and version < 3:
+            continue
+        older = name in OLD_COLUMNS and (name != "sessions" or version < 3)
+        target.execute(f"CREATE TABLE {name} {OLD_COLUMNS[name] if older else columns}")
+        rows = source.execute(f"SELECT * FROM {name}").fetchall()
+        if name in ("documents", "graves"):
+            rows = [row[:-1] for row in rows]
+        elif name == "ids":
+            rows = [(*row[:4], hashes[row[0], row[1]]) for row in rows]
+        elif name == "collections":
+            rows = [(*row[:4], (totals[row[0]] % MODULUS).to_bytes(16, "little")) for row in rows]
+        elif name == "sessions" and version < 3:
+            rows = [(*row[:3], state) for row in rows]
+        if rows:
+            target.executemany(f"INSERT INTO {name} VALUES ({','.join('?' * len(rows[0]))})", rows)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_file_of_an_older_release_is_rewritten_with_checksums(tmp_path: Path, version: int) -> None:
     replica, log = filled(tmp_path)
     right, kept = answers(replica), replica.session_answers()
     replica.close()
     state = msgspec.msgpack.encode([1, {seq: msgspec.msgpack.decode(answer) for _, seq, answer in kept}])
-    aged(database(tmp_path), state)
+    aged(database(tmp_path), state, version)
     replica = open_replica(tmp_path)
     assert answers(replica) == right and replica.session_answers() == kept
     replica.apply(log.add(put(["new"], [[1, 1, 1]])))
@@ -335,11 +368,15 @@ def test_a_file_of_an_older_release_is_rewritten_with_checksums(tmp_path: Path) 
         verify_image_file(str(database(tmp_path)))
 
 
-def test_a_damaged_file_of_an_older_release_is_not_taken_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_damaged_file_of_an_older_release_is_not_taken_over(tmp_path: Path, version: int) -> None:
     replica, _ = filled(tmp_path)
     replica.close()
-    aged(database(tmp_path), msgspec.msgpack.encode([1, {}]))
-    at = database(tmp_path).read_bytes().find(b'"n": 200,')
-    flip_bit(database(tmp_path), at + 6)
+    aged(database(tmp_path), msgspec.msgpack.encode([1, {}]), version)
+    if version == 3:  # flipped bits are the checksums' business
+        changed(database(tmp_path), LIES["metadata"])
+    else:
+        at = database(tmp_path).read_bytes().find(b'"n": 200,')
+        flip_bit(database(tmp_path), at + 6)
     replica = open_replica(tmp_path)
-    assert replica.damage is not None and "hash" in replica.damage.message
+    assert replica.damage is not None and "what was written" in replica.damage.message

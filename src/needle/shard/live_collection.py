@@ -29,6 +29,7 @@ from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.index_budget import FieldName, IndexBudget
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.ordinal_set import OrdinalSet
+from needle.shard.places import Places
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.collection_vectors import LOAD_ROWS, CollectionVectors
 from needle.shard.segments.view import VectorsView
@@ -39,13 +40,15 @@ log = logging.getLogger("needle.shard")
 @dataclass(frozen=True, slots=True)
 class CollectionView:
     """One collection at one applied index. live: the ordinals that an id points at. hidden: those of them that must
-    not be seen, because the shard does not own their keys (yet, or any more)."""
+    not be seen, because the shard does not own their keys (yet, or any more). places: the vectors of those that have
+    one of another ordinal."""
 
     record: CollectionRecord
     vectors: VectorsView
     live: OrdinalSet
     payload: PayloadIndex
     hidden: BitMap = field(default_factory=BitMap)
+    places: Places = field(default_factory=Places)
 
     @property
     def visible(self) -> int:
@@ -124,6 +127,9 @@ class LiveCollection:
     ) -> None:
         self.record = record
         self.live = OrdinalSet()
+        self.places = Places()
+        self._vector_ordinals: OrdinalSet | None = None
+        """Of all documents, if `places` ever knew any; otherwise they are `live`."""
         self.hidden: Mapping[int, BitMap] = {}
         """By move (holdings.Transfer)."""
         self._invisible = BitMap()
@@ -137,14 +143,22 @@ class LiveCollection:
     def rows(self, first: int, last: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         """Live vectors of [first, last] from SQLite, a page at a time: (ordinals (n,) ascending, vectors (n, d)
         float32)."""
-        for page in self.live.pages(first, last, LOAD_ROWS):
+        for page in self.vector_ordinals.pages(first, last, LOAD_ROWS):
             yield self._store.vectors_of(self.record.id, self.record.spec.dimensions, page)
+
+    @property
+    def vector_ordinals(self) -> OrdinalSet:
+        """Those that the vectors of all documents have."""
+        return self.live if self._vector_ordinals is None else self._vector_ordinals
 
     def load(self, manifest: list[PublishedSegment]) -> None:
         if self.record.documents:
-            self.live = OrdinalSet.of(self._store.live_ordinals(self.record.id))
+            ordinals, vectors = self._store.live_ordinals(self.record.id)
+            self.live, self.places = OrdinalSet.of(ordinals), Places.of(ordinals, vectors)
+            if self.places:
+                self._vector_ordinals = OrdinalSet.of(vectors)
         self.manifest = manifest
-        self.vectors.load(self.record.next_ordinal, self.live, manifest, self.rows)
+        self.vectors.load(self.record.next_ordinal, self.vector_ordinals, manifest, self.rows)
 
     def hide(self, fence: Fence | None) -> None:
         """Find out what must not be seen, when the file is opened."""
@@ -171,17 +185,23 @@ class LiveCollection:
         """Bring it to where the batch has brought the file."""
         self.record = change.record
         self.vectors.begin()
-        if change.rows:
+        first, end, kept = change.first_ordinal, change.first_ordinal + len(change.rows), [at for at, _ in change.kept]
+        if change.vectors:
             block = b"".join(change.vectors) if len(change.vectors) > 1 else change.vectors[0]
             vectors = np.frombuffer(block, "<f4").reshape(-1, change.record.spec.dimensions)
-            first = change.first_ordinal
-            self.vectors.append(first, vectors)
+            self.vectors.append_at(_without(first, end, kept), vectors)
+        if change.rows:
             self.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])
+        if kept and self._vector_ordinals is None:
+            self._vector_ordinals = self.live
+        if self._vector_ordinals is not None and (change.rows or change.dead_vectors):
+            self._vector_ordinals = self._vector_ordinals.changed(first, end, [*kept, *change.dead_vectors])
         if change.rows or change.dead:
-            first = change.first_ordinal
-            self.live = self.live.changed(first, first + len(change.rows), change.dead)
-        if change.dead:
-            self.vectors.tombstone(change.dead)
+            self.live = self.live.changed(first, end, change.dead)
+        if kept:
+            self.places = self.places.added(change.kept, self.live.bitmap)
+        if change.dead_vectors:
+            self.vectors.tombstone(change.dead_vectors)
         for segment in change.published:
             self.vectors.publish(segment)
         if change.manifest is not None:
@@ -198,7 +218,13 @@ class LiveCollection:
         self.payload.close()
 
     def view(self) -> CollectionView:
-        return CollectionView(self.record, self.vectors.view(), self.live, self.payload, self._invisible)
+        return CollectionView(self.record, self.vectors.view(), self.live, self.payload, self._invisible, self.places)
+
+
+def _without(first: int, end: int, left_out: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The ordinals [first, end) without some, which ascend."""
+    ordinals = np.arange(first, end, dtype=np.int64)
+    return np.delete(ordinals, np.array(left_out, np.int64) - first) if left_out else ordinals
 
 
 class OpenCollections:

@@ -25,6 +25,7 @@ from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.ordinal_set import OrdinalSet
+from needle.shard.places import Places
 from needle.shard.segments.view import VectorsView
 
 Nearest = tuple[list[int], list[float]]
@@ -44,6 +45,8 @@ class Collection(Protocol):
     def payload(self) -> PayloadIndex: ...
     @property
     def hidden(self) -> BitMap: ...
+    @property
+    def places(self) -> Places: ...
 
 
 def search_group(
@@ -101,7 +104,11 @@ def _nearest(
     k = min(request.k, collection.record.documents if allow is None else len(allow))
     if not k:
         return [([], []) for _ in queries]
-    return collection.vectors.nearest(queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search)
+    places = collection.places
+    if allow is not None and places:
+        allow = places.vectors_of(allow)
+    found = collection.vectors.nearest(queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search)
+    return [(places.documents_of(vectors), distances) for vectors, distances in found] if places else found
 
 
 def _batches(

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 from pyroaring import BitMap
 
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
+from needle.base.errors import CollectionNotFound, Internal, InvalidArgument, NeedleError
 from needle.base.model import CollectionSpec
 from needle.protocol.commands import Command, Delete, Insert
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
 from needle.shard.apply.sessions import SessionTable
-from needle.shard.documents.digest import MODULUS, document_hash
+from needle.shard.documents.digest import MODULUS, document_hash, rehashed
 from needle.shard.documents.records import (
     ORDINAL_MAX,
     AppliedAt,
@@ -204,17 +204,40 @@ class Batch:
             if old is not None:
                 existed += 1
                 change.dead.append(old.ordinal)
+                change.dead_vectors.append(old.vector)
                 total -= int.from_bytes(old.hash, "little")
-            hash_ = document_hash(ordinal, versions[at], id_, metadata[at], vectors[at * width : (at + 1) * width])
+            vector, data, version = vectors[at * width : (at + 1) * width], metadata[at], versions[at]
+            hash_ = document_hash(ordinal, version, id_, data, ordinal, vector)
             total += int.from_bytes(hash_, "little")
-            change.refs[id_] = DocRef(ordinal, versions[at], hash_)
-            change.rows.append((base | ordinal, id_, versions[at], metadata[at]))
+            change.refs[id_] = DocRef(ordinal, version, hash_, ordinal)
+            change.rows.append((base | ordinal, id_, version, data, ordinal))
             ordinal += 1
         change.written.update(dict.fromkeys(ids))
         change.vectors.append(block)
         documents = record.documents + len(ids) - existed
         self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
         return existed
+
+    def amend(
+        self, change: CollectionChange, before: Mapping[str, bytes], version: int, metadata: Mapping[str, bytes]
+    ) -> None:
+        """Give documents that are there, and were looked up, other metadata; they keep their vectors. before: what
+        they have."""
+        record = change.record
+        base, ordinal, total = row_id(record.id, 0), record.next_ordinal, record.total
+        for id_, data in metadata.items():
+            old = change.refs[id_]
+            if old is None:
+                raise Internal(f"document {id_[:80]!r} is not there")
+            hash_ = rehashed(old.hash, id_, (old.ordinal, old.version, before[id_]), (ordinal, version, data))
+            total += int.from_bytes(hash_, "little") - int.from_bytes(old.hash, "little")
+            change.dead.append(old.ordinal)
+            change.kept.append((ordinal, old.vector))
+            change.refs[id_] = DocRef(ordinal, version, hash_, old.vector)
+            change.rows.append((base | ordinal, id_, version, data, old.vector))
+            ordinal += 1
+        change.written.update(dict.fromkeys(metadata))
+        self._set(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
 
     def remove(self, change: CollectionChange, ids: Sequence[str]) -> int:
         """Delete documents whose ids were looked up; how many of them were there."""
@@ -225,6 +248,7 @@ class Batch:
             if old is not None:
                 deleted += 1
                 change.dead.append(old.ordinal)
+                change.dead_vectors.append(old.vector)
                 total -= int.from_bytes(old.hash, "little")
                 change.refs[id_] = None
                 change.written[id_] = None

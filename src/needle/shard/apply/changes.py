@@ -11,7 +11,15 @@ from typing import Final
 
 from pyroaring import BitMap
 
-from needle.shard.documents.records import CollectionRecord, DocRef, WriteSet, row_id
+from needle.shard.documents.records import (
+    DEAD_DOCUMENT,
+    DEAD_VECTOR,
+    CollectionRecord,
+    DocRef,
+    DocumentRow,
+    WriteSet,
+    row_id,
+)
 from needle.shard.plan import PublishedSegment
 
 FLOAT_BYTES: Final = 4
@@ -19,17 +27,20 @@ FLOAT_BYTES: Final = 4
 
 @dataclass
 class CollectionChange:
-    """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. hidden: by
-    move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged."""
+    """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. rows: new
+    versions of documents, with consecutive ordinals. kept: (ordinal, that of its vector) of those that have the vector
+    of an earlier version. vectors: of the others. dead: ordinals of versions that are no more. hidden: by move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged."""
 
     record: CollectionRecord
     first_ordinal: int
     created: bool
     refs: dict[str, DocRef | None] = field(default_factory=dict)
     written: dict[str, None] = field(default_factory=dict)
-    rows: list[tuple[int, str, int, bytes]] = field(default_factory=list)
+    rows: list[DocumentRow] = field(default_factory=list)
     vectors: list[bytes | memoryview] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
+    dead_vectors: list[int] = field(default_factory=list)
+    kept: list[tuple[int, int]] = field(default_factory=list)
     manifest: list[PublishedSegment] | None = None
     published: list[PublishedSegment] = field(default_factory=list)
     hidden: dict[int, BitMap] | None = None
@@ -47,12 +58,18 @@ class CollectionChange:
             out.first_rows[collection_id] = self.rows[0][0]
         out.vectors.extend(self._vector_rows())
         base = row_id(collection_id, 0)
-        out.graves.extend((base | ordinal,) for ordinal in self.dead)
+        if self.dead == self.dead_vectors:
+            out.graves.extend((base | ordinal, DEAD_DOCUMENT | DEAD_VECTOR) for ordinal in self.dead)
+        else:
+            out.graves.extend((base | ordinal, DEAD_DOCUMENT) for ordinal in self.dead)
+            out.graves.extend((base | ordinal, DEAD_VECTOR) for ordinal in self.dead_vectors)
         out.ids.update(((collection_id, id_), refs[id_]) for id_ in self.written)
 
     def _vector_rows(self) -> list[tuple[int, bytes | memoryview]]:
         width = self.record.spec.dimensions * FLOAT_BYTES
-        rows = iter(self.rows)
+        kept = {ordinal for ordinal, _ in self.kept}
+        base = row_id(self.record.id, 0)
+        rows = iter([row for row in self.rows if row[0] - base not in kept] if kept else self.rows)
         return [
             (next(rows)[0], block if len(block) == width else memoryview(block)[start : start + width])
             for block in self.vectors

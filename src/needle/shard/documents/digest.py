@@ -1,8 +1,9 @@
 """The digest of a replica's documents: equal content has an equal digest, at O(1) per document written.
 
-Each document has a 128-bit hash over its ordinal, version, id, metadata and vector; a collection's sum is the sum of
-its documents' hashes modulo 2^128, so it does not depend on order and a document can be taken out again. The replica's
-digest is one hash over its collections in the order of their ids.
+Each document has a 128-bit hash: the sum, modulo 2^128, of one over its ordinal, version, id and metadata, and one over
+its vector and that one's ordinal. So metadata can change without a look at the vector. A collection's sum is the sum of
+its documents' hashes, so it does not depend on order and a document can be taken out again. The replica's digest is one
+hash over its collections in the order of their ids.
 
 Invariant: the stored sums equal what `documents.DocumentStore.recompute` finds. It must not know SQLite or faiss.
 """
@@ -19,10 +20,33 @@ from needle.base.model import CollectionSpec
 
 MODULUS = 1 << 128
 _head = struct.Struct("<QQIIB")
+_place = struct.Struct("<QB")
 
 
-def document_hash(ordinal: int, version: int, id_: str, metadata: bytes, vector: bytes | memoryview) -> bytes:
+def document_hash(
+    ordinal: int, version: int, id_: str, metadata: bytes, vector_ordinal: int, vector: bytes | memoryview
+) -> bytes:
     """16 bytes that identify one stored document version. vector: little-endian float32 bytes."""
+    total = _head_hash(id_, ordinal, version, metadata)
+    total += xxhash.xxh3_128_intdigest(b"".join((_place.pack(vector_ordinal, 3), vector)))
+    return (total % MODULUS).to_bytes(16, "little")
+
+
+def rehashed(hash_: bytes, id_: str, before: tuple[int, int, bytes], now: tuple[int, int, bytes]) -> bytes:
+    """The hash of a document that keeps its vector. before, now: (ordinal, version, metadata)."""
+    total = int.from_bytes(hash_, "little") - _head_hash(id_, *before) + _head_hash(id_, *now)
+    return (total % MODULUS).to_bytes(16, "little")
+
+
+def _head_hash(id_: str, ordinal: int, version: int, metadata: bytes) -> int:
+    name = id_.encode()
+    return xxhash.xxh3_128_intdigest(
+        b"".join((_head.pack(ordinal, version, len(name), len(metadata), 2), name, metadata))
+    )
+
+
+def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vector: bytes | memoryview) -> bytes:
+    """What files up to that format hold: one hash over all of it."""
     name = id_.encode()
     head = _head.pack(ordinal, version, len(name), len(metadata), 1)
     return xxhash.xxh3_128_digest(b"".join((head, name, metadata, vector)))

@@ -19,12 +19,21 @@ ORDINAL_WARN: Final = ORDINAL_MAX // 2
 """A collection that used up so many is reported: there is time to copy it into a new one."""
 
 
+DocumentRow = tuple[int, str, int, bytes, int]
+"""(row, id, version, metadata, ordinal of the vector)."""
+DEAD_DOCUMENT: Final = 1
+DEAD_VECTOR: Final = 2
+"""Of a row: its version of a document, and the vector that came with it, which later versions may go on having."""
+
+
 class DocRef(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """Where the current version of an id is. hash: digest.document_hash of it."""
+    """Where the current version of an id is. vector: the ordinal that its vector has: its own, or that of the version
+    which brought it, if only metadata changed since. hash: digest.document_hash of it."""
 
     ordinal: int
     version: int
     hash: bytes
+    vector: int
 
 
 class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,9 +66,10 @@ class AppliedAt(msgspec.Struct, frozen=True):
 
 
 class Doomed(msgspec.Struct):
-    """Row ids, and ids of dropped collections, that nothing points at any more."""
+    """Row ids and what of them is dead (DEAD_DOCUMENT, DEAD_VECTOR), and ids of dropped collections, that nothing
+    points at any more."""
 
-    rows: list[int]
+    rows: list[tuple[int, int]]
     collections: list[int]
 
     def __bool__(self) -> bool:
@@ -68,17 +78,17 @@ class Doomed(msgspec.Struct):
 
 class WriteSet(msgspec.Struct):
     """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
-    collection id and document id, None for one that is deleted. first_rows: the first of
-    `documents` of each collection. sessions: by id. answers: by session and seq, None for
+    collection id and document id, None for one that is deleted. documents: (row, id, version, metadata, ordinal of the
+    vector). graves: as in Doomed. first_rows: the first of `documents` of each collection. sessions: by id. answers: by session and seq, None for
     one that is forgotten. size: bytes of the log entries. holdings: None if unchanged."""
 
     at: AppliedAt
     collections: dict[int, CollectionRecord]
     removed: list[int]
-    documents: list[tuple[int, str, int, bytes]]
+    documents: list[DocumentRow]
     vectors: list[tuple[int, bytes | memoryview]]
     ids: dict[tuple[int, str], DocRef | None]
-    graves: list[tuple[int]]
+    graves: list[tuple[int, int]]
     manifests: dict[int, list[PublishedSegment]]
     sessions: dict[int, SessionRow]
     sessions_removed: list[int]

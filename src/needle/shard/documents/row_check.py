@@ -66,17 +66,17 @@ def check_rows(connection: apsw.Connection, path: str, collection_id: int, after
     base = row_id(collection_id, 0)
     rows = total = size = 0
     last = after
-    for id_, ordinal, version, hash_, there, its_version, metadata, vector in connection.execute(
-        "SELECT i.id, i.ordinal, i.version, i.hash, d.id, d.version, d.metadata, v.vector FROM ids i "
-        f"LEFT JOIN documents d ON d.row = {base} + i.ordinal LEFT JOIN vectors v ON v.row = d.row "
+    for id_, ordinal, version, hash_, place, there, its_version, its_place, metadata, vector in connection.execute(
+        "SELECT i.id, i.ordinal, i.version, i.hash, i.vector, d.id, d.version, d.vector, d.metadata, v.vector FROM ids i "
+        f"LEFT JOIN documents d ON d.row = {base} + i.ordinal LEFT JOIN vectors v ON v.row = {base} + i.vector "
         "WHERE i.collection_id = ? AND i.id > ? ORDER BY i.id LIMIT ?",
         (collection_id, after, rows_max),
     ):
-        if (id_, version) != (there, its_version) or vector is None:
+        if (id_, version, place) != (there, its_version, its_place) or vector is None:
             raise CorruptDocuments(
                 f"{path} is damaged: id {id_[:80]!r} points at ordinal {ordinal}, which holds {there!r}", path=path
             )
-        if document_hash(ordinal, version, id_, metadata, vector) != hash_:
+        if document_hash(ordinal, version, id_, metadata, place, vector) != hash_:
             raise CorruptDocuments(
                 f"{path} is damaged: document {id_[:80]!r} does not have the hash it was written with", path=path
             )

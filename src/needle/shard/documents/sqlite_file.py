@@ -21,15 +21,16 @@ import msgspec
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptDocuments, UnsupportedFormat
 from needle.base.sqlite_uri import EXCLUSIVE_VFS, sqlite_uri
-from needle.shard.apply.sessions import rows_of_old_state
 from needle.shard.disk import ReplicaDisk, sqlite_failure
+from needle.shard.documents.old_formats import CHECKSUMS, OLD_TABLES, copy_old_documents, copy_old_sessions
 
 FILE_NAME: Final = "documents.db"
 MAKING: Final = ".new"
-FORMAT_VERSION: Final = 3
-"""Checksums on all pages, pages that are given back, answers of sessions as rows of their own."""
-OLD_FORMATS: Final = (1, 2)
-"""Without these (2: with a row `holdings` in `meta`). Rewritten when they are opened."""
+FORMAT_VERSION: Final = 4
+"""Versions of documents that keep the vector of an earlier one."""
+OLD_FORMATS: Final = (1, 2, 3)
+"""Rewritten when they are opened. 2: with a row `holdings` in `meta`. 3: checksums on all pages, pages that are given
+back, answers of sessions as rows of their own."""
 CHECKSUM_BYTES: Final = 8
 PAGE_BYTES: Final = 4096
 _HEADER_BYTES: Final = 100
@@ -39,11 +40,12 @@ TABLES: Final = {
     "meta": "(name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "collections": "(id INTEGER PRIMARY KEY, spec BLOB NOT NULL, next_ordinal INTEGER NOT NULL, "
     "documents INTEGER NOT NULL, digest BLOB NOT NULL)",
-    "documents": "(row INTEGER PRIMARY KEY, id TEXT NOT NULL, version INTEGER NOT NULL, metadata BLOB NOT NULL)",
+    "documents": "(row INTEGER PRIMARY KEY, id TEXT NOT NULL, version INTEGER NOT NULL, metadata BLOB NOT NULL, "
+    "vector INTEGER NOT NULL)",
     "vectors": "(row INTEGER PRIMARY KEY, vector BLOB NOT NULL)",
     "ids": "(collection_id INTEGER, id TEXT, ordinal INTEGER NOT NULL, version INTEGER NOT NULL, "
-    "hash BLOB NOT NULL, PRIMARY KEY (collection_id, id)) WITHOUT ROWID",
-    "graves": "(row INTEGER PRIMARY KEY)",
+    "hash BLOB NOT NULL, vector INTEGER NOT NULL, PRIMARY KEY (collection_id, id)) WITHOUT ROWID",
+    "graves": "(row INTEGER PRIMARY KEY, what INTEGER NOT NULL)",
     "dropped": "(collection_id INTEGER PRIMARY KEY)",
     "segments": "(collection_id INTEGER, first INTEGER, last INTEGER NOT NULL, rows INTEGER NOT NULL, "
     "size INTEGER NOT NULL, checksum TEXT NOT NULL, PRIMARY KEY (collection_id, first)) WITHOUT ROWID",
@@ -150,12 +152,13 @@ def copy_tables(connection: apsw.Connection, target: str) -> None:
     try:
         connection.execute("BEGIN")
         try:
-            old = connection.execute("SELECT value FROM main.meta WHERE name = 'format'").fetchone()[0] in OLD_FORMATS
-            for name in TABLES:
-                if not old or name not in ("sessions", "answers"):
-                    connection.execute(f"INSERT INTO image.{name} SELECT * FROM main.{name}")
-            if old:
-                _copy_old_sessions(connection)
+            found = connection.execute("SELECT value FROM main.meta WHERE name = 'format'").fetchone()[0]
+            for name in TABLES if found == FORMAT_VERSION else OLD_TABLES[found >= CHECKSUMS]:
+                connection.execute(f"INSERT INTO image.{name} SELECT * FROM main.{name}")
+            if found < CHECKSUMS:
+                copy_old_sessions(connection)
+            if found != FORMAT_VERSION:
+                copy_old_documents(connection, target)
                 connection.execute("UPDATE image.meta SET value = ? WHERE name = 'format'", (FORMAT_VERSION,))
             connection.execute("COMMIT")
         except BaseException:
@@ -189,27 +192,18 @@ def copy_pages(connection: apsw.Connection, target: str) -> None:
             raise failure from error
 
 
-def _copy_old_sessions(connection: apsw.Connection) -> None:
-    for row in connection.execute("SELECT id, nonce, used, state FROM main.sessions"):
-        session, answers = rows_of_old_state(*row)
-        connection.execute("INSERT INTO image.sessions VALUES (?, ?, ?, ?)", session)
-        connection.executemany("INSERT INTO image.answers VALUES (?, ?, ?)", answers)
-
-
 def _bring_up_to_date(path: str, disk: ReplicaDisk, check: Callable[[str], object]) -> None:
-    """Rewrite a file of an older format, which has no checksums: after a crash the old or the new one is there."""
+    """Rewrite a file of an older format: after a crash the old or the new one is there."""
     with open(path, "rb") as file:
         header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES:
         raise CorruptDocuments(f"{path} is damaged: it has {len(header)} bytes", path=path)
-    if header[_RESERVED_AT] == CHECKSUM_BYTES:
-        return
     with closing(connect(path)) as connection:
         found = _format(connection, path)
+        if header[_RESERVED_AT] != CHECKSUM_BYTES and found in (CHECKSUMS, FORMAT_VERSION):
+            raise CorruptDocuments(f"{path} is damaged: its header asks for no checksums", path=path)
         if found not in OLD_FORMATS:
-            if found == FORMAT_VERSION:
-                raise CorruptDocuments(f"{path} is damaged: its header asks for no checksums", path=path)
-            raise UnsupportedFormat(f"{path} has format {found}; this release reads up to {FORMAT_VERSION}", path=path)
+            return
         disk.remove(path + MAKING)
         copy_tables(connection, path + MAKING)
         check(path + MAKING)

@@ -8,6 +8,7 @@ Invariants:
 - Reads see every batch written before them: what waits is committed first.
 - A row of `documents` and `vectors` never changes once written. A superseded or deleted document leaves `ids` in its
   batch; its row is named in `graves` and deleted later (`purge`). Ordinals whose id does not point at them are dead.
+- A change of metadata is a new row of `documents`, which names the row of `vectors` that the document keeps.
 - Row id = collection id << 40 | ordinal. Collection ids are never used twice.
 
 Durability order: a transaction is not synced (synchronous=NORMAL): a power loss cuts the WAL's tail and the Raft log
@@ -38,6 +39,7 @@ from needle.shard.apply.sessions import AnswerRow, SessionRow
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.documents.metadata_rows import Rows
 from needle.shard.documents.records import (
+    DEAD_DOCUMENT,
     ORDINAL_BITS,
     AppliedAt,
     CollectionRecord,
@@ -159,11 +161,12 @@ class DocumentStore:
                 check_sum(self.path, record, *sum_of_ids(connection, record.id))
             return Loaded(stored_position(connection, self.path), records, manifests, sessions, answers)
 
-    def live_ordinals(self, collection_id: int) -> npt.NDArray[np.uint32]:
-        """The ordinals of a collection that an id points at, unsorted."""
+    def live_ordinals(self, collection_id: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """Of every document of a collection its ordinal, unsorted, and that of its vector."""
         with self.reading() as connection:
-            rows = connection.execute("SELECT ordinal FROM ids WHERE collection_id = ?", (collection_id,))
-            return np.fromiter((row[0] for row in rows), np.uint32)
+            rows = connection.execute("SELECT ordinal, vector FROM ids WHERE collection_id = ?", (collection_id,))
+            both = np.fromiter((value for row in rows for value in row), np.uint32).reshape(-1, 2)
+            return both[:, 0], both[:, 1]
 
     def by_ordinal(
         self, collection_id: int, ordinals: Sequence[int], *, metadata: bool, vectors: bool
@@ -188,7 +191,11 @@ class DocumentStore:
                     part,
                 ).fetchone()
                 values = dict(
-                    connection.execute(f"SELECT row, vector FROM vectors WHERE row IN ({marks})", part).fetchall()
+                    connection.execute(
+                        f"SELECT d.row, v.vector FROM documents d JOIN vectors v ON v.row = {base} + d.vector "
+                        f"WHERE d.row IN ({marks})",
+                        part,
+                    ).fetchall()
                     if vectors
                     else ()
                 )
@@ -304,8 +311,8 @@ class DocumentStore:
         """Ordinals up to `upto` whose documents were deleted or replaced, and whose rows are not purged yet."""
         base = row_id(collection_id, 0)
         with self.reading() as connection:
-            rows = connection.execute("SELECT row FROM graves WHERE row BETWEEN ? AND ?", (base, base + upto))
-            return [row - base for (row,) in rows]
+            found = connection.execute("SELECT row, what FROM graves WHERE row BETWEEN ? AND ?", (base, base + upto))
+            return [row - base for row, what in found if what & DEAD_DOCUMENT]
 
     def copy_to(self, target: str) -> tuple[AppliedAt, list[PublishedSegment]]:
         """Write a consistent image of the committed state into a new file, page by page, and check every row of it;
@@ -366,7 +373,7 @@ class Loaded(NamedTuple):
 def _by_id(connection: apsw.Connection, collection_id: int, ids: Sequence[str], vectors: bool) -> list[StoredDocument]:
     found: dict[str, StoredDocument] = {}
     columns = ", v.vector" if vectors else ", x''"
-    join = "JOIN vectors v ON v.row = d.row" if vectors else ""
+    join = f"JOIN vectors v ON v.row = (i.collection_id << {ORDINAL_BITS} | i.vector)" if vectors else ""
     for start in range(0, len(ids), CHUNK):
         part = padded(ids[start : start + CHUNK])
         rows = connection.execute(

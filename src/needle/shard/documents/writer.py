@@ -25,7 +25,15 @@ import msgspec
 from needle.base.errors import CorruptDocuments, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk, disk_errors
-from needle.shard.documents.records import CollectionRecord, DocRef, Doomed, WriteSet, row_id
+from needle.shard.documents.records import (
+    DEAD_DOCUMENT,
+    DEAD_VECTOR,
+    CollectionRecord,
+    DocRef,
+    Doomed,
+    WriteSet,
+    row_id,
+)
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import open_writer
 from needle.shard.documents.wal_check import Seen, WalCheck
@@ -211,15 +219,19 @@ class DocumentWriter:
     def _write_documents(self, changes: WriteSet) -> None:
         many = self._connection.executemany
         if changes.documents:
-            many("INSERT INTO documents VALUES (?, ?, ?, ?)", changes.documents)
+            many("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", changes.documents)
+        if changes.vectors:
             many("INSERT INTO vectors VALUES (?, ?)", changes.vectors)
         removed = [key for key, ref in changes.ids.items() if ref is None]
         if removed:
             many("DELETE FROM ids WHERE collection_id = ? AND id = ?", removed)
         if len(removed) < len(changes.ids):
-            many("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?, ?)", _id_rows(changes))
+            many("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?)", _id_rows(changes))
         if changes.graves:
-            many("INSERT INTO graves VALUES (?)", changes.graves)
+            many(
+                "INSERT INTO graves VALUES (?, ?) ON CONFLICT (row) DO UPDATE SET what = what | excluded.what",
+                changes.graves,
+            )
 
     def find(self, collection_id: int, ids: Sequence[str]) -> dict[str, DocRef]:
         """The current versions of `ids`, as of the last batch written; absent ids are left out."""
@@ -231,11 +243,11 @@ class DocumentWriter:
                 part = padded(ids[start : start + CHUNK])
                 marks = ",".join("?" * len(part))
                 rows = self._connection.execute(
-                    f"SELECT id, ordinal, version, hash FROM ids WHERE collection_id = ? AND id IN ({marks})",
+                    f"SELECT id, ordinal, version, hash, vector FROM ids WHERE collection_id = ? AND id IN ({marks})",
                     (collection_id, *part),
                 )
-                for id_, ordinal, version, hash_ in rows:
-                    found[id_] = DocRef(ordinal, version, hash_)
+                for id_, *ref in rows:
+                    found[id_] = DocRef(*ref)
         return found
 
     # --- checkpoints and purges --------------------------------------------------------------------------------------
@@ -267,9 +279,9 @@ class DocumentWriter:
             # Counted first: what stays for now is looked at often, and apply waits meanwhile.
             some = "SELECT count(*) FROM (SELECT 1 FROM graves LIMIT ?)"
             enough = self._connection.execute(some, (at_least,)).fetchone()[0] >= at_least
-            rows = self._connection.execute("SELECT row FROM graves ORDER BY row").fetchall() if enough else []
+            rows = self._connection.execute("SELECT row, what FROM graves ORDER BY row").fetchall() if enough else []
             dropped = self._connection.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
-        return Doomed([row for (row,) in rows], [collection_id for (collection_id,) in dropped])
+        return Doomed(rows, [collection_id for (collection_id,) in dropped])
 
     def purge(self, doomed: Doomed, rows_max: int) -> bool:
         """Delete up to rows_max doomed rows in one transaction; False once nothing is left. The caller makes sure that
@@ -279,8 +291,11 @@ class DocumentWriter:
             run("BEGIN IMMEDIATE")
             try:
                 if doomed.rows:
-                    self._delete_rows("documents", doomed.rows[:rows_max])
-                    self._delete_rows("graves", doomed.rows[:rows_max])
+                    part = doomed.rows[:rows_max]
+                    self._delete_rows("documents", [row for row, what in part if what & DEAD_DOCUMENT])
+                    self._delete_rows("vectors", [row for row, what in part if what & DEAD_VECTOR])
+                    # Unless more of it has died since.
+                    self._connection.executemany("DELETE FROM graves WHERE row = ? AND what = ?", part)
                     del doomed.rows[:rows_max]
                 elif doomed.collections and not self._purge_dropped(doomed.collections[0], rows_max):
                     run("DELETE FROM dropped WHERE collection_id = ?", (doomed.collections.pop(0),))
@@ -303,16 +318,18 @@ class DocumentWriter:
         return True
 
     def _delete_rows(self, table: str, rows: Sequence[int]) -> None:
-        tables = ("documents", "vectors") if table == "documents" else (table,)
-        for name in tables:
-            self._connection.executemany(f"DELETE FROM {name} WHERE row = ?", [(row,) for row in rows])
+        self._connection.executemany(f"DELETE FROM {table} WHERE row = ?", [(row,) for row in rows])
 
     def _purge_dropped(self, collection_id: int, rows_max: int) -> bool:
         """Delete some rows of a dropped collection; False if it had none."""
         run = self._connection.execute
         low, high = row_id(collection_id, 0), row_id(collection_id + 1, 0)
-        rows = run("SELECT row FROM documents WHERE row >= ? AND row < ? LIMIT ?", (low, high, rows_max)).fetchall()
-        self._delete_rows("documents", [row for (row,) in rows])
+        rows = []
+        for table in ("documents", "vectors"):
+            some = f"SELECT row FROM {table} WHERE row >= ? AND row < ? LIMIT ?"
+            found = run(some, (low, high, rows_max)).fetchall()
+            self._delete_rows(table, [row for (row,) in found])
+            rows += found
         names = run("SELECT id FROM ids WHERE collection_id = ? LIMIT ?", (collection_id, rows_max)).fetchall()
         pairs = [(collection_id, name) for (name,) in names]
         self._connection.executemany("DELETE FROM ids WHERE collection_id = ? AND id = ?", pairs)
@@ -332,10 +349,10 @@ def _found_waiting(waiting: WriteSet, collection_id: int, ids: Sequence[str], fo
     return others
 
 
-def _id_rows(changes: WriteSet) -> Iterable[tuple[int, str, int, int, bytes]]:
+def _id_rows(changes: WriteSet) -> Iterable[tuple[int, str, int, int, bytes, int]]:
     for (collection_id, id_), ref in changes.ids.items():
         if ref is not None:
-            yield collection_id, id_, ref.ordinal, ref.version, ref.hash
+            yield collection_id, id_, ref.ordinal, ref.version, ref.hash, ref.vector
 
 
 def _applied_rows(changes: WriteSet) -> list[tuple[int | bytes, str]]:

@@ -78,12 +78,18 @@ class CollectionVectors:
 
     def append(self, first_ordinal: int, vectors: Floats) -> None:
         """Add vectors (n, d) float32, C-contiguous, as ordinals first_ordinal, first_ordinal + 1, ..."""
+        self.append_at(np.arange(first_ordinal, first_ordinal + len(vectors), dtype=np.int64), vectors)
+
+    def append_at(self, ordinals: Ints, vectors: Floats) -> None:
+        """The same as these ordinals, which ascend."""
+        if not len(ordinals):
+            return
         with self._lock:
-            if first_ordinal < self._next_ordinal or vectors.shape[1:] != (self.spec.dimensions,):
-                raise Internal(f"append of {vectors.shape} at ordinal {first_ordinal}, next is {self._next_ordinal}")
-            ordinals = np.arange(first_ordinal, first_ordinal + len(vectors), dtype=np.int64)
+            first = int(ordinals[0])
+            if first < self._next_ordinal or vectors.shape != (len(ordinals), self.spec.dimensions):
+                raise Internal(f"append of {vectors.shape} at ordinal {first}, next is {self._next_ordinal}")
             self._growing = self._growing.appended(ordinals, vectors)
-            self._next_ordinal = first_ordinal + len(vectors)
+            self._next_ordinal = int(ordinals[-1]) + 1
             self._refresh()
 
     def tombstone(self, ordinals: Sequence[int]) -> None:

@@ -1,0 +1,70 @@
+"""What files of earlier formats held, and how it is brought into the tables of today (sqlite_file.copy_tables).
+
+Up to format 3 a document's vector had the document's own ordinal, and one hash was over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import apsw
+
+from needle.base.errors import CorruptDocuments
+from needle.shard.apply.sessions import rows_of_old_state
+from needle.shard.documents.digest import MODULUS, document_hash, hash_of_format_3
+from needle.shard.documents.records import DEAD_DOCUMENT, DEAD_VECTOR, ORDINAL_BITS
+
+CHECKSUMS: Final = 3
+"""The first format with checksums on all pages, and with answers of sessions as rows of their own."""
+_SAME: Final = ("meta", "vectors", "dropped", "segments")
+OLD_TABLES: Final = {False: _SAME, True: (*_SAME, "sessions", "answers")}
+"""Those that are today as they were, before and since then."""
+
+_ROWS: Final = (
+    "SELECT i.collection_id, i.id, i.ordinal, i.version, i.hash, d.id, d.version, d.metadata, v.vector FROM main.ids i "
+    f"LEFT JOIN main.documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
+    "LEFT JOIN main.vectors v ON v.row = d.row WHERE i.collection_id = ?"
+)
+
+
+def copy_old_sessions(connection: apsw.Connection) -> None:
+    """From `main` into the attached `image`; so the following."""
+    for row in connection.execute("SELECT id, nonce, used, state FROM main.sessions"):
+        session, answers = rows_of_old_state(*row)
+        connection.execute("INSERT INTO image.sessions VALUES (?, ?, ?, ?)", session)
+        connection.executemany("INSERT INTO image.answers VALUES (?, ?, ?)", answers)
+
+
+def copy_old_documents(connection: apsw.Connection, path: str) -> None:
+    """Documents, ids, graves and collections. Each document is checked by the hash that it had, and gets today's.
+    Raises CorruptDocuments."""
+    connection.execute(
+        "INSERT INTO image.documents SELECT row, id, version, metadata, row & ? FROM main.documents",
+        ((1 << ORDINAL_BITS) - 1,),
+    )
+    connection.execute("INSERT INTO image.graves SELECT row, ? FROM main.graves", (DEAD_DOCUMENT | DEAD_VECTOR,))
+    for collection in connection.execute("SELECT * FROM main.collections").fetchall():
+        sums = [0, 0]
+        rows = _new_ids(connection, collection[0], path, sums)
+        connection.executemany("INSERT INTO image.ids VALUES (?, ?, ?, ?, ?, ?)", rows)
+        if sums[0] % MODULUS != int.from_bytes(collection[4], "little"):
+            raise CorruptDocuments(f"{path} is damaged: the sum of a collection's documents is not the stored one")
+        total = (sums[1] % MODULUS).to_bytes(16, "little")
+        connection.execute("INSERT INTO image.collections VALUES (?, ?, ?, ?, ?)", (*collection[:4], total))
+
+
+def _new_ids(
+    connection: apsw.Connection, collection_id: int, path: str, sums: list[int]
+) -> Iterator[tuple[int, str, int, int, bytes, int]]:
+    """The rows of `ids`. sums: of their hashes, as they were and as they are, are added here."""
+    for _, id_, ordinal, version, hash_, there, its_version, metadata, vector in connection.execute(
+        _ROWS, (collection_id,)
+    ):
+        whole = (id_, version) == (there, its_version) and vector is not None
+        if not whole or hash_of_format_3(ordinal, version, id_, metadata, vector) != hash_:
+            raise CorruptDocuments(f"{path} is damaged: document {id_[:80]!r} is not what was written", path=path)
+        now = document_hash(ordinal, version, id_, metadata, ordinal, vector)
+        sums[0] += int.from_bytes(hash_, "little")
+        sums[1] += int.from_bytes(now, "little")
+        yield collection_id, id_, ordinal, version, now, ordinal
