@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import tempfile
@@ -27,11 +28,14 @@ from needle.base.filters.builder import Filter
 from needle.base.model import Metric, SearchRequest, WriteResult
 from needle.multiraft.ports import Applied
 from needle.protocol.commands import (
+    Change,
+    ChangeWhere,
     Command,
     CreateCollection,
     Delete,
     DropCollection,
     OpenSession,
+    Patch,
     PublishSegment,
     Session,
 )
@@ -84,11 +88,19 @@ class Model:
         if isinstance(command, DropCollection):
             return index, index, True, len(self.docs.pop(name))
         docs = self.docs[name]
+        if isinstance(command, ChangeWhere):
+            return self.change_where(index, command, docs)
         for id_ in command.ids:
             actual = docs[id_][0] if id_ in docs else 0
             if command.expected is not None and actual != command.expected:
                 return "AlreadyExists" if command.expected == 0 else "VersionMismatch"
-        existed = sum(id_ in docs for id_ in command.ids)
+        there = [id_ for id_ in dict.fromkeys(command.ids) if id_ in docs]
+        condition = Filter.from_json(command.matches or b"{}")
+        if not all(condition.matches(docs[id_][1]) for id_ in there):
+            return "ConditionFailed"
+        if isinstance(command, Patch):
+            return self.patch(index, there, command.change, docs)
+        existed = len(there)
         if isinstance(command, Delete):
             for id_ in command.ids:
                 docs.pop(id_, None)
@@ -97,6 +109,30 @@ class Model:
         for id_, metadata, vector in zip(command.ids, command.metadata, vectors, strict=True):
             docs[id_] = (index, decode_metadata(metadata), vector.tolist())
         return index, index, existed > 0, len(command.ids)
+
+    def change_where(self, index: int, command: ChangeWhere, docs: dict[str, Any]) -> Any:
+        wanted = Filter.from_json(command.filter)
+        ids = [id_ for id_ in docs if wanted.matches(docs[id_][1])]
+        if command.change is not None:
+            return self.patch(index, ids, command.change, docs)
+        for id_ in ids:
+            del docs[id_]
+        return index, index, bool(ids), len(ids)
+
+    def patch(self, index: int, ids: list[str], change: Change, docs: dict[str, Any]) -> Any:
+        made = {}
+        for id_ in ids:
+            now = dict(docs[id_][1] or {})
+            now.update((path, json.loads(value)) for path, value in change.set)
+            for path in change.unset:
+                now.pop(path, None)
+            for path, values in change.append:
+                if now.get(path) is not None and not isinstance(now[path], list):
+                    return "InvalidArgument"
+                now[path] = (now.get(path) or []) + json.loads(values)
+            made[id_] = (index, now, docs[id_][2])
+        docs.update(made)
+        return index, index, bool(ids), len(ids)
 
     def nearest(self, name: str, query: list[float], k: int, condition: dict[str, Any] | None) -> list[tuple[str, int]]:
         kept = Filter.parse(condition or {})
@@ -135,22 +171,41 @@ def check(replica: Replica, model: Model) -> None:
 
 
 metadata = st.fixed_dictionaries({}, optional={"n": st.integers(0, 2), "t": st.sampled_from(["x", "y", None])})
+conditions = st.sampled_from([b"", b"", *(Filter.parse(one).to_json() for one in CONDITIONS)])
+CHANGES = [
+    Change(set=[("n", b"1")]),
+    Change(set=[("n", b"2"), ("t", b'"y"')]),
+    Change(unset=["n"]),
+    Change(set=[("n", b"0")], unset=["t"], append=[("more", b"[1]")]),
+    Change(append=[("t", b'["x"]')]),
+]
+changes = st.sampled_from(CHANGES)
 sessions = st.one_of(st.just(Session()), st.builds(Session, st.sampled_from([1, 3]), st.integers(1, 4), st.just(0)))
 
 
 @st.composite
 def commands(draw: st.DrawFn) -> Command | None:
-    kind = draw(st.sampled_from(["put", "put", "put", "put", "delete", "create", "drop", "open", "none"]))
+    kind = draw(
+        st.sampled_from(
+            ["put", "put", "put", "put", "patch", "patch", "where", "delete", "create", "drop", "open", "none"]
+        )
+    )
     name, session = draw(st.sampled_from(["c", "c", "k"])), draw(sessions)
     if kind == "put":
         ids = draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True))
         rows = [draw(st.sampled_from(VALUES)) for _ in ids]
         values = [draw(st.none() | metadata) for _ in ids]
         expected = draw(st.sampled_from([None, None, None, 0, 4]))
-        return put(ids, rows, values, collection=name, expected=expected, session=session)
+        return put(ids, rows, values, collection=name, expected=expected, session=session, matches=draw(conditions))
+    if kind == "patch":
+        ids = draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=4))
+        expected = draw(st.sampled_from([None, None, None, 4]))
+        return Patch(name, ids, draw(changes), expected, session, matches=draw(conditions))
+    if kind == "where":
+        return ChangeWhere(name, draw(conditions) or b"{}", draw(st.none() | changes), session=session)
     if kind == "delete":
         ids = draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=3, unique=True))
-        return Delete(name, ids, draw(st.sampled_from([None, None, 5])), session)
+        return Delete(name, ids, draw(st.sampled_from([None, None, 5])), session, matches=draw(conditions))
     if kind == "create":
         return CreateCollection(spec(name, 2), draw(st.booleans()), session)
     if kind == "drop":

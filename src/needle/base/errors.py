@@ -80,6 +80,12 @@ class VersionMismatch(NeedleError):
     code = "version_mismatch"
 
 
+class ConditionFailed(NeedleError):
+    """A write with `if_matches` found a document that does not match; nothing was written. `details["id"]` names it."""
+
+    code = "condition_failed"
+
+
 # --- the cluster cannot serve this now: nothing happened, try again --------------------------------------------------
 class Unavailable(NeedleError):
     """The cluster cannot serve this now; nothing happened."""

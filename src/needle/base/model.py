@@ -68,12 +68,17 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 
 class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
     """An acknowledged write. version: of the document(s) written; index: the log entry that carries it; existed:
-    whether a document with this id was there before (for a delete: whether anything was deleted)."""
+    whether a document with this id was there before (for a delete: whether anything was deleted). ids: of what was
+    deleted or changed, if that was asked for. reached: of a part of a large change, up to where it looked; -1 if that
+    was all. upto: the bound of all parts."""
 
     version: int
     index: int
     existed: bool = False
     count: int = 1
+    ids: list[str] = []
+    reached: int = -1
+    upto: int = -1
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True):

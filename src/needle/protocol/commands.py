@@ -58,7 +58,9 @@ class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
     """Insert or replace documents, all or none. vectors: len(ids) x dimensions little-endian float32 (already
     normalised by the proposer for cosine). metadata: JSON bytes each (b"" for null).
     expected: None: upsert. 0: only if absent (AlreadyExists). n > 0: only if the current version is n
-    (VersionMismatch). A condition applies to every id of the batch. Of documents with one id the last one counts."""
+    (VersionMismatch). A condition applies to every id of the batch. Of documents with one id the last one counts.
+    matches: a filter as JSON that every document of the batch which is there must match, as it is stored
+    (ConditionFailed); b"" for none."""
 
     collection: str
     ids: list[str]
@@ -66,6 +68,7 @@ class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
     metadata: list[bytes]
     expected: int | None = None
     session: Session = NO_SESSION
+    matches: bytes = b""
 
 
 def last_of_each_id(ids: Sequence[str]) -> list[int] | None:
@@ -95,7 +98,7 @@ class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):
     Under a custom strategy an id does not tell its shard, so a delete is about ids and routing keys: all shards are
     asked, each for the keys it owns, and no key twice. owned: fingerprint of the ranges by which the shard was asked
     for all it owns, 0 for any. within: instead, the ranges of keys this is about, normal, all of which the shard must
-    own: what another shard refused because they had moved here. Documents of other keys stay."""
+    own: what another shard refused because they had moved here. Documents of other keys stay. matches: as in Insert."""
 
     collection: str
     ids: list[str]
@@ -103,6 +106,54 @@ class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):
     session: Session = NO_SESSION
     owned: int = 0
     within: list[KeyRange] = []
+    matches: bytes = b""
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """How metadata changes, in this order. whole: JSON that takes the place of all of it, None for what is there. set:
+    (path, JSON value). unset: paths. append, remove: (path, JSON array of values). No path is, or leads to, another
+    one. bytes_max: a document whose metadata would be larger refuses the command."""
+
+    whole: bytes | None = None
+    set: list[tuple[str, bytes]] = []
+    unset: list[str] = []
+    append: list[tuple[str, bytes]] = []
+    remove: list[tuple[str, bytes]] = []
+    bytes_max: int = 64 * 1024
+
+
+class Patch(msgspec.Struct, frozen=True, tag="patch", array_like=True):
+    """Change the metadata of documents, all or none; they keep their vectors. Ids that are absent are left out; count:
+    how many were there. expected, n > 0, owned, within, matches: as in Delete."""
+
+    collection: str
+    ids: list[str]
+    change: Change
+    expected: int | None = None
+    session: Session = NO_SESSION
+    owned: int = 0
+    within: list[KeyRange] = []
+    matches: bytes = b""
+
+
+class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
+    """Change the metadata of the documents that match a filter, or delete them (change None): a part of bounded size.
+
+    Every write gives a document a new ordinal. So what an entry finds with ordinals up to `upto` is as it was at the
+    entry that told `upto`, the first part (-1): later parts touch what matched then and was not changed since.
+    after: the ordinal up to which earlier parts looked. limit: documents touched, looks: documents looked at, at most.
+    owned: as in Delete. The answer's `reached` is the next part's `after`, -1 if this was the last."""
+
+    collection: str
+    filter: bytes
+    change: Change | None
+    after: int = -1
+    upto: int = -1
+    limit: int = 1000
+    looks: int = 4096
+    return_ids: bool = False
+    session: Session = NO_SESSION
+    owned: int = 0
 
 
 class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True):
@@ -118,7 +169,19 @@ class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True
     checksum: str
 
 
-Command = OpenSession | CreateCollection | DropCollection | Insert | Delete | PublishSegment | MoveCommand
+Command = (
+    OpenSession
+    | CreateCollection
+    | DropCollection
+    | Insert
+    | Delete
+    | Patch
+    | ChangeWhere
+    | PublishSegment
+    | MoveCommand
+)
+ById = Insert | Delete | Patch
+"""Commands about documents that they name."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Command)

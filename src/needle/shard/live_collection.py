@@ -17,13 +17,14 @@ from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
 from needle.base.errors import CollectionNotFound, StorageError
+from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
-from needle.shard.apply.batch import Stored
+from needle.shard.apply.batch import Matched, Stored
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
 from needle.shard.documents.digest import replica_digest
-from needle.shard.documents.metadata_rows import Rows
+from needle.shard.documents.metadata_rows import Rows, decode_metadata
 from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.index_budget import FieldName, IndexBudget
@@ -35,6 +36,9 @@ from needle.shard.segments.collection_vectors import LOAD_ROWS, CollectionVector
 from needle.shard.segments.view import VectorsView
 
 log = logging.getLogger("needle.shard")
+
+MATCH_ROWS = 512
+"""Documents read at a time to see whether they match."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,10 @@ class LiveCollection:
         reached = [(one, one.cursors.get(self.record.spec.name, -1)) for one in marking]
         marked = {one.move: self._of(fence, one.ranges) & BitMap(range(upto + 1)) for one, upto in reached}
         self.marked = {move: found for move, found in marked.items() if found}
+
+    def shows(self, ordinal: int) -> bool:
+        """Whether a reader can see the document with this ordinal, which is current."""
+        return ordinal not in self._invisible
 
     def _hide(self, hidden: Mapping[int, BitMap]) -> None:
         self.hidden = hidden
@@ -304,7 +312,9 @@ class StateBefore:
         self._fence = fence
 
     def stored(self) -> Stored:
-        return Stored(self._fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals)
+        return Stored(
+            self._fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals, self._match
+        )
 
     def manifest(self, collection_id: int) -> list[PublishedSegment]:
         """Of one collection; empty if there is none."""
@@ -341,6 +351,24 @@ class StateBefore:
 
     def _documents(self, collection_id: int, ordinals: Sequence[int]) -> Mapping[int, StoredDocument]:
         return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)
+
+    def _match(self, collection_id: int, node: Node, after: int, upto: int, limit: int, looks: int) -> Matched:
+        live = self._by_id(collection_id)
+        if live is None:
+            return [], upto
+        found: list[StoredDocument] = []
+        while looks > 0 and after < upto:
+            rows = self._store.page(collection_id, after, upto, min(looks, MATCH_ROWS))
+            if not rows:
+                return found, upto
+            for row in rows:
+                after = row.ordinal
+                if live.shows(after) and evaluate(node, decode_metadata(row.metadata)):
+                    found.append(row)
+                    if len(found) == limit:
+                        return found, after
+            looks -= len(rows)
+        return found, after
 
     def _select(self, collection_id: int, member: Callable[[str, bytes], bool], after: int, upto: int) -> list[int]:
         custom = self._fence is not None and self._fence.custom

@@ -1,7 +1,7 @@
 """Which vector each version of a document has, where that is the vector of an earlier version.
 
-A change of metadata gives a document the next ordinal, under which filters and documents know it; its vector stays where
-it is, under the ordinal of the version that brought it. All other versions have the ordinal of their vector.
+A change of metadata gives a document the next ordinal, under which filters and documents know it; its vector stays
+where it is, under the ordinal of the version that brought it. All other versions have the ordinal of their vector.
 
 Never changes: a batch of log entries makes a new one, which costs what the batch changed (and a logarithm, for runs are
 merged as they grow). It must not know documents or vectors.
@@ -72,7 +72,7 @@ class Places:
         return sum(len(run.documents) for run in self._runs)
 
     def added(self, pairs: Sequence[tuple[int, int]], live: Callable[[], BitMap]) -> Places:
-        """With newer versions: (ordinal, that of the vector), ascending. live: the ordinals of all current documents."""
+        """With newer versions: (ordinal, that of the vector), ascending. live: the ordinals of all documents."""
         both = np.array(pairs, np.int64).reshape(-1, 2)
         runs = [*self._runs, _Run(both[:, 0].copy(), both[:, 1].copy())]
         while len(runs) > 1 and len(runs[-2].documents) < 2 * len(runs[-1].documents):

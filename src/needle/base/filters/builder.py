@@ -228,11 +228,12 @@ def _members(name: str, conditions: Sequence[Any]) -> list[Filter]:
 
 
 def _leaf(field: str, op: str, value: Any) -> Filter:
-    path = _path(field)
+    path = field_path(field)
     return Filter(Compare(".".join(path), path, op, _operand(field, op, value)), 0, 1)
 
 
-def _path(field: object) -> tuple[str, ...]:
+def field_path(field: object) -> tuple[str, ...]:
+    """The segments of a field's path. Raises InvalidArgument."""
     allowed = f'a path such as "a.b": no empty part, no leading $, at most {PATH_BYTES_MAX} bytes'
     if not isinstance(field, str) or not field or field.startswith("$") or len(field) > PATH_BYTES_MAX:
         raise refused("filter field", field, allowed)
@@ -365,7 +366,7 @@ def _parse_logic(op: str, below: object, limits: Limits, depth: int) -> Filter:
 
 
 def _parse_field(field: object, below: object, limits: Limits, depth: int) -> list[Filter]:
-    path = _path(field)
+    path = field_path(field)
     name = ".".join(path)
     if not isinstance(below, Mapping) or DATE in below:
         return [_leaf(name, "$eq", below)]

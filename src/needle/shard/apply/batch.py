@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from pyroaring import BitMap
 
 from needle.base.errors import CollectionNotFound, Internal, InvalidArgument, NeedleError
+from needle.base.filters.nodes import Node
 from needle.base.model import CollectionSpec
-from needle.protocol.commands import Command, Delete, Insert
+from needle.protocol.commands import ById, Command, Patch
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
 from needle.shard.apply.sessions import SessionTable
@@ -34,6 +35,8 @@ from needle.shard.plan import PublishedSegment
 
 Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
 Member = Callable[[str, bytes], bool]
+Matched = tuple[list[StoredDocument], int]
+Match = Callable[[int, Node, int, int, int, int], Matched]
 
 
 class Collections(Protocol):
@@ -58,6 +61,10 @@ def _nothing_selected(_: int, __: Member, ___: int, ____: int) -> Iterable[int]:
     return ()
 
 
+def _nothing_matched(_: int, __: Node, ___: int, upto: int, ____: int, _____: int) -> Matched:
+    return [], upto
+
+
 def _nothing_live(_: int) -> BitMap:
     return BitMap()
 
@@ -67,7 +74,9 @@ class Stored:
     """What a batch may ask of the state before it, by collection id. hidden: the invisible ordinals of each move.
     marked: what Mark has found for each move, also if it died since. live: the ordinals of current documents.
     documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
-    the first and up to the second bound."""
+    the first and up to the second bound. match: of the visible documents in such bounds those that match a filter, in
+    the order of their ordinals, without vectors: at most as many, of at most as many that were looked at; and the
+    ordinal up to which it looked."""
 
     fence: Fence | None = None
     hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
@@ -75,6 +84,7 @@ class Stored:
     select: Callable[[int, Member, int, int], Iterable[int]] = _nothing_selected
     marked: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
     live: Callable[[int], BitMap] = _nothing_live
+    match: Match = _nothing_matched
 
 
 class Batch:
@@ -100,12 +110,14 @@ class Batch:
         self.dropped: list[int] = []
         self._read: Mapping[int, StoredDocument] = {}
         """By ordinal: what the command in hand needs."""
+        self._reads = False
+        """Whether it needs that."""
 
     def prefetch(self, commands: Sequence[Command | NeedleError | None]) -> None:
         """Look up the ids of all commands with few queries."""
         wanted: dict[int, dict[str, None]] = {}
         for command in commands:
-            if isinstance(command, Insert | Delete):
+            if isinstance(command, ById):
                 record = self.find_record(command.collection)
                 if record is not None and record.documents:
                     self.change(record)
@@ -121,7 +133,7 @@ class Batch:
         found = {} if change.created else self._find(change.record.id, missing)
         change.refs.update((id_, found.get(id_)) for id_ in missing)
 
-    def read_ahead(self, command: Insert | Delete) -> None:
+    def read_ahead(self, command: ById) -> None:
         """Look up its ids, and read the stored documents that it will be judged by. Raises DiskFull or TooManyFiles
         with nothing changed."""
         self._read = {}
@@ -130,12 +142,17 @@ class Batch:
             return
         change = self.change(record)
         self.lookup(change, command.ids)
-        if self.fence is None or not self.fence.custom:
+        self._reads = isinstance(command, Patch) or bool(command.matches) or self._custom
+        if not self._reads:
             return
         found = {ref.ordinal for id_ in command.ids if (ref := change.refs[id_]) is not None}
         before = sorted(ordinal for ordinal in found if ordinal < change.first_ordinal)
         if before:
             self._read = self.stored.documents(record.id, before)
+
+    @property
+    def _custom(self) -> bool:
+        return self.fence is not None and self.fence.custom
 
     def change(self, record: CollectionRecord) -> CollectionChange:
         """What this batch does to a collection."""
@@ -310,9 +327,8 @@ class Batch:
                     raise moved(id_)
 
     def metadata(self, change: CollectionChange, ids: Sequence[str]) -> dict[str, bytes]:
-        """What is stored of those that are there: of the command in hand (`read_ahead`), under a custom strategy only,
-        as nothing else is judged by it."""
-        if self.fence is None or not self.fence.custom:
+        """What is stored of those that are there: of the command in hand (`read_ahead`), if it is judged by that."""
+        if not self._reads:
             return {}
         refs = {id_: ref.ordinal for id_ in ids if (ref := change.refs[id_]) is not None}
         return {

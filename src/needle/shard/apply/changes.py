@@ -29,7 +29,8 @@ FLOAT_BYTES: Final = 4
 class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. rows: new
     versions of documents, with consecutive ordinals. kept: (ordinal, that of its vector) of those that have the vector
-    of an earlier version. vectors: of the others. dead: ordinals of versions that are no more. hidden: by move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged."""
+    of an earlier version. vectors: of the others. dead: ordinals of versions that are no more.
+    hidden: by move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged."""
 
     record: CollectionRecord
     first_ordinal: int

@@ -12,7 +12,7 @@ from pyroaring import BitMap
 
 from needle.base.errors import CollectionNotFound
 from needle.routing.shard_map import KeyRange
-from needle.shard.documents.records import StoredDocument
+from needle.shard.documents.records import ORDINAL_MAX, StoredDocument
 from needle.shard.live_collection import CollectionView, ReplicaView
 
 
@@ -27,7 +27,7 @@ def page(
     """Documents of the ranges, the ordinal up to which was looked, and whether that may not be the end. Raises
     CollectionNotFound."""
     fence, record = view.fence, _collection(view, collection).record
-    rows = view.store.page(record.id, after, rows_max)
+    rows = view.store.page(record.id, after, ORDINAL_MAX, rows_max)
     if fence is None or not rows:
         return [], after, False
     member = fence.member(ranges)

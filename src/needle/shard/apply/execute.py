@@ -16,6 +16,7 @@ from needle.base.errors import (
     AlreadyExists,
     CollectionExists,
     CollectionNotFound,
+    ConditionFailed,
     InvalidArgument,
     NeedleError,
     StaleEpoch,
@@ -25,15 +26,19 @@ from needle.base.errors import (
     invalid,
 )
 from needle.base.file_errors import SHORTAGES
+from needle.base.filters.nodes import evaluate
 from needle.base.model import WriteResult
 from needle.protocol.commands import (
     NO_SESSION,
+    ById,
+    ChangeWhere,
     Command,
     CreateCollection,
     Delete,
     DropCollection,
     Insert,
     OpenSession,
+    Patch,
     PublishSegment,
     Session,
     decode,
@@ -41,13 +46,17 @@ from needle.protocol.commands import (
 )
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.shard.apply.batch import Batch, check_room
-from needle.shard.apply.changes import FLOAT_BYTES
+from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.holdings import moved, within
 from needle.shard.apply.moves import execute_move
+from needle.shard.apply.where import amend, change_where, parsed
+from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import DocRef
 from needle.shard.plan import PublishedSegment, with_published
 
 Result = WriteResult | NeedleError
+ALONE = (*MOVE_COMMANDS, ChangeWhere)
+"""Commands that need the stored state right before them: each is a transaction of its own."""
 
 
 def decode_entry(data: bytes) -> Command | NeedleError | None:
@@ -64,7 +73,7 @@ def runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int
     """[first, end) of what is applied in one transaction each."""
     first = 0
     for at, command in enumerate(commands):
-        if isinstance(command, MOVE_COMMANDS):
+        if isinstance(command, ALONE):
             if first < at:
                 yield first, at
             yield at, at + 1
@@ -80,7 +89,7 @@ def execute(batch: Batch, index: int, command: Command | NeedleError | None) -> 
     nothing: the batch and the sessions are as they were after the entry before."""
     if command is None or isinstance(command, NeedleError):
         return command
-    if isinstance(command, Insert | Delete):
+    if isinstance(command, ById):
         # Before its session is looked at, which remembers that. (Commands of moves have no session.)
         batch.read_ahead(command)
     if isinstance(command, OpenSession):
@@ -107,6 +116,10 @@ def _run(batch: Batch, index: int, command: Command) -> Result:
             return _insert(batch, index, command)
         if isinstance(command, Delete):
             return _delete(batch, index, command)
+        if isinstance(command, Patch):
+            return _patch(batch, index, command)
+        if isinstance(command, ChangeWhere):
+            return change_where(batch, index, command)
         if isinstance(command, CreateCollection):
             return _create(batch, index, command)
         if isinstance(command, DropCollection):
@@ -150,24 +163,41 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     change = batch.change(record)
     batch.admit(change, ids, command.metadata)
     _check_versions(command, change.refs)
+    _check_matches(command, batch, change, ids)
     version = batch.version(index)
     existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata)
     return WriteResult(version=version, index=index, existed=existed > 0, count=len(ids))
 
 
 def _delete(batch: Batch, index: int, command: Delete) -> WriteResult:
+    change, ids = _addressed(batch, command)
+    _check_versions(command, change.refs)
+    _check_matches(command, batch, change, ids)
+    deleted = batch.remove(change, ids)
+    return WriteResult(version=batch.version(index), index=index, existed=deleted > 0, count=deleted)
+
+
+def _patch(batch: Batch, index: int, command: Patch) -> WriteResult:
+    change, ids = _addressed(batch, command)
+    _check_versions(command, change.refs)
+    _check_matches(command, batch, change, ids)
+    before = batch.metadata(change, ids)
+    check_room(change.record, len(before))
+    amend(batch, index, change, before, command.change)
+    return WriteResult(version=batch.version(index), index=index, existed=bool(before), count=len(before))
+
+
+def _addressed(batch: Batch, command: Delete | Patch) -> tuple[CollectionChange, list[str]]:
+    """Which documents the command is about, each once."""
     record = batch.record(command.collection)
     ids = list(dict.fromkeys(command.ids))
     change = batch.change(record)
     if command.within:
-        ids = within(batch.fence, command.within, batch.metadata(change, ids))
-    else:
-        batch.admit(change, ids, None)
-        if batch.fence is not None and command.owned not in (0, batch.fence.fingerprint):
-            raise moved(ids[0])
-    _check_versions(command, change.refs)
-    deleted = batch.remove(change, ids)
-    return WriteResult(version=batch.version(index), index=index, existed=deleted > 0, count=deleted)
+        return change, within(batch.fence, command.within, batch.metadata(change, ids))
+    batch.admit(change, ids, None)
+    if batch.fence is not None and command.owned not in (0, batch.fence.fingerprint):
+        raise moved(ids[0])
+    return change, ids
 
 
 def _publish(batch: Batch, index: int, command: PublishSegment) -> WriteResult:
@@ -195,7 +225,17 @@ def _check_shape(command: Insert, width: int) -> None:
         raise invalid("ids", f"{count} ids", f"one for each of {len(command.metadata)} metadata")
 
 
-def _check_versions(command: Insert | Delete, refs: Mapping[str, DocRef | None]) -> None:
+def _check_matches(command: ById, batch: Batch, change: CollectionChange, ids: Sequence[str]) -> None:
+    """Of documents that are there; what is not there cannot contradict."""
+    if not command.matches:
+        return
+    node = parsed(command.matches)
+    for id_, metadata in batch.metadata(change, ids).items():
+        if not evaluate(node, decode_metadata(metadata)):
+            raise ConditionFailed(f"document {id_[:80]!r} does not match the condition of the write", id=id_[:80])
+
+
+def _check_versions(command: ById, refs: Mapping[str, DocRef | None]) -> None:
     if command.expected is None:
         return
     for id_ in command.ids:

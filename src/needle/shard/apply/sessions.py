@@ -36,7 +36,8 @@ NONCE_MAX = 2**64 - 1
 
 
 class _State(msgspec.Struct):
-    """answers: seq -> [version, index, existed, count] or [code, message, details], as MessagePack."""
+    """answers: seq -> [version, index, existed, count], perhaps with [ids, reached, upto] behind it, or [code, message,
+    details], as MessagePack."""
 
     acked: int = 1
     answers: dict[int, bytes] = {}  # msgspec copies the default
@@ -72,14 +73,18 @@ def rows_of_old_state(session: int, nonce: bytes, used: int, state: bytes) -> tu
 def _pack(result: WriteResult | NeedleError) -> bytes:
     if isinstance(result, NeedleError):
         return _encoder.encode([result.code, result.message, result.details])
-    return _encoder.encode([result.version, result.index, result.existed, result.count])
+    values = [result.version, result.index, result.existed, result.count]
+    more = [result.ids, result.reached, result.upto]
+    return _encoder.encode(values if more == [[], -1, -1] else values + more)
 
 
 def _unpack(answer: bytes) -> WriteResult | NeedleError:
     stored = msgspec.msgpack.decode(answer)
     if isinstance(stored[0], str):
         return from_wire(stored[0], stored[1], stored[2])
-    return WriteResult(version=stored[0], index=stored[1], existed=stored[2], count=stored[3])
+    ids, reached, upto = stored[4:] or ([], -1, -1)
+    version, index, existed, count = stored[:4]
+    return WriteResult(version=version, index=index, existed=existed, count=count, ids=ids, reached=reached, upto=upto)
 
 
 class SessionTable:

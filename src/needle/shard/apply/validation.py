@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -20,15 +21,19 @@ import numpy.typing as npt
 from needle.base.config import Limits
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
+from needle.base.filters.builder import Filter, field_path
 from needle.base.model import CollectionSpec, Metric, SearchRequest
 from needle.protocol.commands import (
     NO_SESSION,
+    Change,
+    ChangeWhere,
     Command,
     CreateCollection,
     Delete,
     DropCollection,
     Insert,
     OpenSession,
+    Patch,
     PublishSegment,
     Session,
     without_repeats,
@@ -39,6 +44,11 @@ NAME_BYTES_MAX: Final = 255
 VERSION_MAX: Final = 2**63 - 1
 METADATA_DEPTH_MAX: Final = 64
 EF_MAX: Final = 100_000
+PATHS_MAX: Final = 256
+"""Fields that one change names."""
+PART_MAX: Final = 10_000
+LOOKS_MAX: Final = 65_536
+"""Of one entry that changes documents by a filter."""
 CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
 
@@ -69,6 +79,27 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         _check_ids(command.ids, limits)
         if command.expected is not None:
             _check_int("expected", command.expected, 1, VERSION_MAX)
+        _check_condition(command.matches, limits)
+    elif isinstance(command, Patch):
+        _require(command.collection, find_spec)
+        _check_batch(len(command.ids), limits)
+        _check_ids(command.ids, limits)
+        if command.expected is not None:
+            _check_int("expected", command.expected, 1, VERSION_MAX)
+        _check_condition(command.matches, limits)
+        return msgspec.structs.replace(command, change=_checked_change(command.change, limits))
+    elif isinstance(command, ChangeWhere):
+        _require(command.collection, find_spec)
+        Filter.from_json(command.filter or b"{}", limits)
+        for name, low, high in (
+            ("after", -1, 2**32),
+            ("upto", -1, 2**32),
+            ("limit", 1, PART_MAX),
+            ("looks", 1, LOOKS_MAX),
+        ):
+            _check_int(name, getattr(command, name), low, high)
+        if command.change is not None:
+            return msgspec.structs.replace(command, change=_checked_change(command.change, limits))
     elif isinstance(command, PublishSegment):
         _check_int("first", command.first, 0, command.last)
         _check_int("rows", command.rows, 0, command.last - command.first + 1)
@@ -136,6 +167,40 @@ def _check_ids(ids: list[str], limits: Limits) -> None:
             raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
 
 
+def _check_condition(matches: bytes, limits: Limits) -> None:
+    if matches:
+        Filter.from_json(matches, limits)
+
+
+def _checked_change(change: Change, limits: Limits) -> Change:
+    """With the bound that holds here: what is refused at apply must not depend on a replica's configuration."""
+    named = [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]
+    if change.whole is None and not named:
+        raise invalid("change", "nothing", "at least one field to set, unset, append to or remove from")
+    if change.whole is not None and named:
+        raise invalid("change", named[0], "either the whole metadata, or fields of it")
+    if len(named) > PATHS_MAX:
+        raise invalid("change", f"{len(named)} fields", f"at most {PATHS_MAX}")
+    size = sum(len(data) for _, data in [*change.set, *change.append, *change.remove])
+    if size > limits.metadata_bytes_max:
+        raise invalid("change", f"{size} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
+    paths = sorted(field_path(path) for path in named)
+    for one, other in pairwise(paths):
+        if other[: len(one)] == one:
+            raise invalid(
+                "change", ".".join(other), f"a field that {'.'.join(one)!r}, also named, is not and does not hold"
+            )
+    if change.whole is not None and change.whole:
+        _check_metadata("change", change.whole, limits)
+    for path, data in change.set:
+        _check_metadata(path, data, limits)
+    for path, data in [*change.append, *change.remove]:
+        _check_metadata(path, data, limits)
+        if not isinstance(msgspec.json.decode(data), list):
+            raise invalid(f"change of {path[:80]!r}", data[:60], "a JSON array of values")
+    return msgspec.structs.replace(change, bytes_max=limits.metadata_bytes_max)
+
+
 def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Insert:
     count = len(command.ids)
     _check_batch(count, limits)
@@ -153,6 +218,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
             _check_metadata(id_, metadata, limits)
     if command.expected is not None:
         _check_int("expected", command.expected, 0, VERSION_MAX)
+    _check_condition(command.matches, limits)
     vectors = _vectors(command.vectors, count, spec, command.ids)
     if spec.metric != Metric.COSINE:
         return command
@@ -164,7 +230,7 @@ def _check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
     if len(metadata) > limits.metadata_bytes_max:
         raise invalid(field, f"{len(metadata)} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
     # The cheap bound first: only text with many brackets can be deep.
-    if metadata.count(b"[") + metadata.count(b"{") > METADATA_DEPTH_MAX and _depth(metadata) > METADATA_DEPTH_MAX:
+    if metadata.count(b"[") + metadata.count(b"{") > METADATA_DEPTH_MAX and depth(metadata) > METADATA_DEPTH_MAX:
         raise invalid(field, metadata[:40], f"JSON nested at most {METADATA_DEPTH_MAX} deep")
     try:
         msgspec.json.decode(metadata)
@@ -173,7 +239,7 @@ def _check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
         raise invalid(field, metadata[:60], f"JSON ({error})") from None
 
 
-def _depth(text: bytes) -> int:
+def depth(text: bytes) -> int:
     """Deepest nesting of [ and { outside of strings. Nothing here is done a byte: metadata may be long."""
     # In a run of backslashes each escapes the next; once these pairs and the escaped quotes are gone, every quote left
     # begins or ends a string.

@@ -78,9 +78,9 @@ class Doomed(msgspec.Struct):
 
 class WriteSet(msgspec.Struct):
     """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
-    collection id and document id, None for one that is deleted. documents: (row, id, version, metadata, ordinal of the
-    vector). graves: as in Doomed. first_rows: the first of `documents` of each collection. sessions: by id. answers: by session and seq, None for
-    one that is forgotten. size: bytes of the log entries. holdings: None if unchanged."""
+    collection id and document id, None for one that is deleted. vectors: of rows that brought one. graves: as in
+    Doomed. first_rows: the first of `documents` of each collection. sessions: by id. answers: by session and seq, None
+    for one that is forgotten. size: bytes of the log entries. holdings: None if unchanged."""
 
     at: AppliedAt
     collections: dict[int, CollectionRecord]

@@ -67,8 +67,9 @@ def check_rows(connection: apsw.Connection, path: str, collection_id: int, after
     rows = total = size = 0
     last = after
     for id_, ordinal, version, hash_, place, there, its_version, its_place, metadata, vector in connection.execute(
-        "SELECT i.id, i.ordinal, i.version, i.hash, i.vector, d.id, d.version, d.vector, d.metadata, v.vector FROM ids i "
-        f"LEFT JOIN documents d ON d.row = {base} + i.ordinal LEFT JOIN vectors v ON v.row = {base} + i.vector "
+        "SELECT i.id, i.ordinal, i.version, i.hash, i.vector, d.id, d.version, d.vector, d.metadata, v.vector "
+        f"FROM ids i LEFT JOIN documents d ON d.row = {base} + i.ordinal "
+        f"LEFT JOIN vectors v ON v.row = {base} + i.vector "
         "WHERE i.collection_id = ? AND i.id > ? ORDER BY i.id LIMIT ?",
         (collection_id, after, rows_max),
     ):

@@ -248,15 +248,15 @@ class DocumentStore:
                 (collection_id, base + after, base + upto),
             )
 
-    def page(self, collection_id: int, after: int, rows_max: int) -> list[StoredDocument]:
-        """The next current documents with ordinals above `after`, in their order, without vectors."""
+    def page(self, collection_id: int, after: int, upto: int, rows_max: int) -> list[StoredDocument]:
+        """The next current documents with ordinals above `after` and up to `upto`, in their order, without vectors."""
         base = row_id(collection_id, 0)
         with self.reading() as connection:
             rows = connection.execute(
                 "SELECT d.id, i.ordinal, d.version, d.metadata FROM documents d "
                 f"CROSS JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
-                "WHERE d.row > ? AND d.row < ? ORDER BY d.row LIMIT ?",
-                (collection_id, base + after, row_id(collection_id + 1, 0), rows_max),
+                "WHERE d.row > ? AND d.row <= ? ORDER BY d.row LIMIT ?",
+                (collection_id, base + after, base + upto, rows_max),
             ).fetchall()
         return [StoredDocument(*row) for row in rows]
 

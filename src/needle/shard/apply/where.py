@@ -1,0 +1,75 @@
+"""Executing changes of documents that a filter chooses: pure decisions, as in `execute`.
+
+Each of these entries is a batch of its own, so the stored state is exactly the one before it. It must not know SQLite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from needle.base.config import Limits
+from needle.base.errors import InvalidArgument, StaleEpoch
+from needle.base.filters.builder import Filter
+from needle.base.filters.nodes import Node
+from needle.base.model import WriteResult
+from needle.protocol.commands import Change, ChangeWhere
+from needle.shard.apply.batch import Batch, check_room
+from needle.shard.apply.changes import CollectionChange
+from needle.shard.apply.holdings import moved
+from needle.shard.apply.patching import changed
+
+APPLIED_LIMITS = Limits(filter_depth_max=200, filter_nodes_max=1_000_000)
+"""The proposer judged by its own; a replica must not judge by its."""
+
+
+def parsed(filter_json: bytes) -> Node:
+    """A filter of a log entry."""
+    return Filter.from_json(filter_json or b"{}", APPLIED_LIMITS).node
+
+
+def amend(batch: Batch, index: int, change: CollectionChange, before: Mapping[str, bytes], how: Change) -> None:
+    """Change the metadata of documents that are there. before: what they have. Raises InvalidArgument, and then nothing
+    has changed."""
+    now = {id_: changed(id_, metadata, how) for id_, metadata in before.items()}
+    fence = batch.fence
+    if fence is not None and fence.custom:
+        for id_, metadata in now.items():
+            if fence.key(id_, metadata) != fence.key(id_, before[id_]):
+                raise InvalidArgument(
+                    f"document {id_[:80]!r} would get another shard key; delete it and insert it again", field="change"
+                )
+    if now:
+        batch.amend(change, before, batch.version(index), now)
+
+
+def change_where(batch: Batch, index: int, command: ChangeWhere) -> WriteResult:
+    """Raises NeedleError for what is refused; then nothing has changed."""
+    record, fence = batch.record(command.collection), batch.fence
+    if fence is not None and command.owned not in (0, fence.fingerprint):
+        raise StaleEpoch("what this shard owns is not what the map says by which it was asked", owned=False)
+    last = record.next_ordinal - 1
+    upto = last if command.upto < 0 else min(command.upto, last)
+    node = parsed(command.filter)
+    found, reached = batch.stored.match(record.id, node, command.after, upto, command.limit, command.looks)
+    ids = [document.id for document in found]
+    if fence is not None:
+        for document in found:
+            if not fence.accepts(document.id, document.metadata):
+                raise moved(document.id)
+    if found:
+        change = batch.change(record)
+        batch.lookup(change, ids)
+        if command.change is None:
+            batch.remove(change, ids)
+        else:
+            check_room(record, len(ids))
+            amend(batch, index, change, {document.id: document.metadata for document in found}, command.change)
+    return WriteResult(
+        version=batch.version(index),
+        index=index,
+        existed=bool(found),
+        count=len(found),
+        ids=ids if command.return_ids else [],
+        reached=reached if reached < upto else -1,
+        upto=upto,
+    )
