@@ -13,16 +13,20 @@ from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, InvalidArgument
 from needle.base.model import CollectionSpec, IndexParams, Metric, SearchRequest
 from needle.protocol.commands import (
+    Change,
+    ChangeWhere,
     Command,
     CreateCollection,
     Delete,
     DropCollection,
     Insert,
     OpenSession,
+    Patch,
     PublishSegment,
     Session,
 )
-from needle.shard.apply.validation import _depth, check_command, check_search
+from needle.shard.apply.validation import check_command, check_search
+from needle.shard.apply.validation import depth as nesting
 from shard.replica_util import floats, put
 
 LIMITS = Limits(batch_documents_max=5, batch_bytes_max=2000, metadata_bytes_max=200, collections_max=3)
@@ -48,7 +52,24 @@ def create(**kw: Any) -> CreateCollection:
     return CreateCollection(CollectionSpec(**{"name": "n", "dimensions": 3, **kw}))
 
 
+def patch(**change: Any) -> Patch:
+    return Patch("c", ["a"], Change(**change))
+
+
 BAD: dict[str, tuple[Command, str]] = {
+    "a patch of nothing": (patch(), "change"),
+    "a patch of no ids": (Patch("c", [], Change(unset=["a"])), "ids"),
+    "a patch of a path without a name": (patch(unset=["a..b"]), "filter field"),
+    "a patch of a field and of what is in it": (patch(set=[("a.b", b"1")], unset=["a"]), "change"),
+    "a patch of one field twice": (patch(set=[("a", b"1"), ("a", b"2")]), "change"),
+    "a patch with what is no JSON": (patch(set=[("a", b"{")]), "metadata of 'a'"),
+    "a patch that appends what is no list": (patch(append=[("a", b"1")]), "change of 'a'"),
+    "a patch of too many bytes": (patch(set=[("a", b"1" * 150), ("b", b"1" * 150)]), "change"),
+    "a patch of all and of a field": (patch(whole=b"{}", unset=["a"]), "change"),
+    "a patch at version 0": (Patch("c", ["a"], Change(unset=["a"]), 0), "expected"),
+    "a condition that is none": (Delete("c", ["a"], matches=b'{"$what": 1}'), "filter operator"),
+    "a part without an end": (ChangeWhere("c", b"{}", None, limit=0), "limit"),
+    "a part that looks at everything": (ChangeWhere("c", b"{}", None, looks=10**9), "looks"),
     "no documents": (put([], []), "ids"),
     "too many documents": (put(list("abcdef"), [[1, 2, 3]] * 6), "ids"),
     "too many bytes": (put(["a", "b"], [[1, 2, 3]] * 2, ["x" * 150, "y" * 1900]), "batch"),
@@ -156,7 +177,7 @@ def test_bad_queries(vector: bytes) -> None:
     ],
 )
 def test_brackets_in_strings_are_not_nesting(text: bytes, depth: int) -> None:
-    assert _depth(text) == depth
+    assert nesting(text) == depth
 
 
 def test_many_brackets_cost_no_step_a_byte() -> None:
@@ -170,13 +191,13 @@ def _lines(text: bytes) -> int:
 
     def trace(frame: Any, event: str, _: object) -> Any:
         nonlocal count
-        count += event == "line" and frame.f_code is _depth.__code__
+        count += event == "line" and frame.f_code is nesting.__code__
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        _depth(text)
+        nesting(text)
     finally:
         sys.settrace(before)
     return count

@@ -14,7 +14,8 @@ import msgspec
 from needle.base.errors import NeedleError
 from needle.base.model import CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
-from needle.protocol.calls import DocumentBatch
+from needle.protocol.calls import DocumentBatch, ScanAnswer
+from needle.protocol.commands import Change, ChangeWhere
 from needle.routing.shard_map import KeyRange
 
 
@@ -62,9 +63,16 @@ class DocumentCalls(Protocol):
         ...
 
     async def insert(
-        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
+        self,
+        collection: str,
+        name: str,
+        vector: bytes,
+        metadata: bytes,
+        expected: int | None,
+        timeout: float,
+        matches: bytes = b"",
     ) -> WriteResult:
-        """Insert or replace one document; expected as in `commands.Insert`."""
+        """Insert or replace one document; expected, matches as in `commands.Insert`."""
         ...
 
     async def insert_batch(
@@ -74,8 +82,43 @@ class DocumentCalls(Protocol):
         first documents. rows: len(ids) rows of float32 bytes."""
         ...
 
-    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
-        """Delete documents. count: how many were there."""
+    async def delete(self, collection: str, names: list[str], timeout: float, matches: bytes = b"") -> WriteResult:
+        """Delete documents. count: how many were there. matches: as in `commands.Delete`."""
+        ...
+
+    async def patch(
+        self,
+        collection: str,
+        names: list[str],
+        change: Change,
+        expected: int | None,
+        matches: bytes,
+        timeout: float,
+    ) -> WriteResult:
+        """Change the metadata of documents. count: how many were there. See `commands.Patch`."""
+        ...
+
+    async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
+        """Change or delete the documents that match a filter, in parts. count: how many they were. When it breaks off,
+        details["documents_changed"] of the error tells how many were."""
+        ...
+
+    async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
+        """How many documents match a filter (b"": all)."""
+        ...
+
+    async def scan(
+        self,
+        collection: str,
+        filter_json: bytes,
+        after: str,
+        limit: int,
+        with_vectors: bool,
+        slice_: tuple[int, int],
+        mode: ReadMode,
+        timeout: float,
+    ) -> ScanAnswer:
+        """A page of documents in the order of their ids; see `calls.ScanCall`."""
         ...
 
     async def get(

@@ -18,16 +18,21 @@ from needle.base.runtime import Blocking, beside
 from needle.client import values
 from needle.client.document_calls import BatchPart, Found
 from needle.client.group import GroupClient
+from needle.client.where import MakePart, WhereWork
 from needle.protocol import calls
 from needle.protocol.calls import (
     CollectionsAnswer,
     CollectionsCall,
+    CountAnswer,
+    CountCall,
     DocumentBatch,
     Freshness,
     GetCall,
+    ScanAnswer,
+    ScanCall,
     SearchCall,
 )
-from needle.protocol.commands import CreateCollection, Delete, DropCollection, Insert
+from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, DropCollection, Insert, Patch
 
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
@@ -48,11 +53,18 @@ class OneGroup:
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def insert(
-        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
+        self,
+        collection: str,
+        name: str,
+        vector: bytes,
+        metadata: bytes,
+        expected: int | None,
+        timeout: float,
+        matches: bytes = b"",
     ) -> WriteResult:
         """As `DocumentCalls.insert`."""
         return await self._group.write(
-            lambda session: Insert(collection, [name], vector, [metadata], expected, session), timeout
+            lambda session: Insert(collection, [name], vector, [metadata], expected, session, matches), timeout
         )
 
     async def insert_batch(
@@ -89,9 +101,37 @@ class OneGroup:
             done.append(BatchPart(range(parts[len(done)].start, len(ids)), Unavailable(why)))
         return done
 
-    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
+    async def delete(self, collection: str, names: list[str], timeout: float, matches: bytes = b"") -> WriteResult:
         """As `DocumentCalls.delete`, all at once."""
-        return await self._group.write(lambda session: Delete(collection, names, None, session), timeout)
+        return await self._group.write(
+            lambda session: Delete(collection, names, None, session, matches=matches), timeout
+        )
+
+    async def patch(
+        self,
+        collection: str,
+        names: list[str],
+        change: Change,
+        expected: int | None,
+        matches: bytes,
+        timeout: float,
+    ) -> WriteResult:
+        """As `DocumentCalls.patch`, all at once."""
+        return await self._group.write(
+            lambda session: Patch(collection, names, change, expected, session, matches=matches), timeout
+        )
+
+    async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
+        """As `DocumentCalls.change_where`."""
+        work, loop = WhereWork(command), asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+
+        async def write(make: MakePart) -> WriteResult:
+            left = max(0.001, deadline - loop.time())
+            return await self._group.write(lambda session: make(command.collection, session, 0), left)
+
+        await work.run(write)
+        return work.result()
 
     # --- reads -------------------------------------------------------------------------------------------------------
     async def get(
@@ -141,6 +181,36 @@ class OneGroup:
         batch = await self._decoded(answer, HitBatch)
         self._group.saw(batch.applied_index)
         return Found(batch, {}, [], {0: batch.applied_index}, 1, 0)
+
+    async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
+        """As `DocumentCalls.count`."""
+        answer = await self._read(
+            calls.COUNT,
+            lambda group, fresh: CountCall(group, collection, filter_json, fresh),
+            Freshness(mode),
+            timeout,
+        )
+        return calls.decode(answer, CountAnswer).count
+
+    async def scan(
+        self,
+        collection: str,
+        filter_json: bytes,
+        after: str,
+        limit: int,
+        with_vectors: bool,
+        slice_: tuple[int, int],
+        mode: ReadMode,
+        timeout: float,
+    ) -> ScanAnswer:
+        """As `DocumentCalls.scan`."""
+        answer = await self._read(
+            calls.SCAN,
+            lambda group, fresh: ScanCall(group, collection, filter_json, after, limit, with_vectors, fresh, slice_),
+            Freshness(mode),
+            timeout,
+        )
+        return await self._decoded(answer, ScanAnswer)
 
     def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Freshness:
         return Freshness(mode, self._group.last_index if session else 0, max_staleness)

@@ -9,6 +9,8 @@ ignored, missing ones have defaults, which is how releases stay compatible. Know
 | search | SearchCall | HitBatch |
 | get | GetCall | DocumentBatch |
 | collections | CollectionsCall | CollectionsAnswer |
+| count | CountCall | CountAnswer |
+| scan | ScanCall | ScanAnswer |
 | leader | GroupCall | LeaderAnswer |
 | status | StatusCall | RaftStatus |
 | digest | GroupCall | DigestAnswer |
@@ -34,6 +36,8 @@ WRITE: Final = "write"
 SEARCH: Final = "search"
 GET: Final = "get"
 COLLECTIONS: Final = "collections"
+COUNT: Final = "count"
+SCAN: Final = "scan"
 LEADER: Final = "leader"
 STATUS: Final = "status"
 DIGEST: Final = "digest"
@@ -125,6 +129,46 @@ class CollectionsAnswer(msgspec.Struct, frozen=True, array_like=True):
     collections: list[CollectionSpec]
     counts: list[int]
     applied_index: int
+
+
+class CountCall(msgspec.Struct, frozen=True, array_like=True):
+    """How many documents match a filter (JSON; b"" for all). epoch: as in SearchCall."""
+
+    group: GroupId
+    collection: str
+    filter: bytes
+    freshness: Freshness
+    epoch: int = 0
+
+
+class CountAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """count: exactly as of applied_index."""
+
+    count: int
+    applied_index: int
+
+
+class ScanCall(msgspec.Struct, frozen=True, array_like=True):
+    """A page of the documents that match a filter (JSON; b"" for all), in the order of their ids, behind the id `after`
+    ("": from the first). limit: documents at most. slice: (which, of how many): only the documents whose ids fall into
+    that share. epoch: as in SearchCall."""
+
+    group: GroupId
+    collection: str
+    filter: bytes
+    after: str
+    limit: int
+    with_vectors: bool
+    freshness: Freshness
+    slice: tuple[int, int] = (0, 1)
+    epoch: int = 0
+
+
+class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """documents: all from one applied index. reached: the id up to which was looked; None: there are no more."""
+
+    documents: DocumentBatch
+    reached: str | None
 
 
 class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -71,14 +71,14 @@ def search_group(
         except NeedleError as error:
             answers[at] = error
     if good:
-        allow = _allowed(collection, first.filter, limits, builders, go_on)
+        allow = allowed_ordinals(collection, first.filter, limits, builders, go_on)
         go_on()
         found = _nearest(collection, np.stack(queries), first, allow)
         answers.update(zip(good, _batches(collection.record, store, first, found, applied), strict=True))
     return [answers[at] for at in range(len(requests))]
 
 
-def _allowed(
+def allowed_ordinals(
     collection: Collection,
     filter_json: bytes,
     limits: Limits,

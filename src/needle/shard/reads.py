@@ -7,17 +7,53 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
+from typing import Final, NamedTuple
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
+from needle.base.filters.builder import Filter
+from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import Claim, SearchRequest
+from needle.routing.strategy import key_hash
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
+from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import StoredDocument
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView
-from needle.shard.query import search_group
+from needle.shard.query import allowed_ordinals, search_group
+
+SCAN_LOOKS: Final = 10_000
+SCAN_BYTES: Final = 8 << 20
+"""One page of a scan looks at so many documents, and holds so many bytes, at most."""
+
+
+class Page(NamedTuple):
+    """What one page of a scan is to hold: see protocol.calls.ScanCall. vector_bytes: of one document."""
+
+    collection: str
+    filter: bytes
+    after: str
+    limit: int
+    with_vectors: bool
+    slice: tuple[int, int] = (0, 1)
+    vector_bytes: int = 0
+
+    def holds(self, document: StoredDocument, node: Node | None) -> bool:
+        which, of = self.slice
+        if of > 1 and key_hash(document.id) % of != which:
+            return False
+        return node is None or evaluate(node, decode_metadata(document.metadata))
+
+
+class Scanned(NamedTuple):
+    """documents: in the order of their ids. reached: up to where was looked; None: to the end. applied: the log index."""
+
+    documents: list[StoredDocument]
+    reached: str | None
+    applied: int
 
 
 class Reads:
@@ -97,6 +133,59 @@ class Reads:
             fence = None if held is None else self._fence_of(held)
             check_claim(fence, claim, index)
             return found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
+
+    def count(
+        self, collection: str, filter_json: bytes, claim: Claim | None, go_on: Callable[[], None]
+    ) -> tuple[int, int]:
+        """See Replica.count_matching."""
+        try:
+            with self._in_flight.enter():
+                view = self._view()
+                check_claim(view.fence, claim, view.at.index)
+                found = view.collection(collection)
+                allowed = allowed_ordinals(found, filter_json, self._limits, None, go_on)
+                return found.visible if allowed is None else len(allowed), view.at.index
+        except CorruptDocuments as error:
+            self._found_damage(error, os.path.dirname(view.store.path))
+            raise not_served(error) from error
+
+    def scan(self, page: Page, claim: Claim | None, go_on: Callable[[], None]) -> Scanned:
+        """See Replica.scan."""
+        try:
+            with self._in_flight.enter():
+                view = self._view()
+                return self._scan(view, view.collection(page.collection).record.id, page, claim, go_on)
+        except CorruptDocuments as error:
+            raise not_served(error) from error  # the store has told of it
+
+    def _scan(
+        self, view: ReplicaView, collection_id: int, page: Page, claim: Claim | None, go_on: Callable[[], None]
+    ) -> Scanned:
+        node = Filter.from_json(page.filter, self._limits).node if page.filter else None
+        found: list[StoredDocument] = []
+        looked, size, fence, index = 0, 0, view.fence, view.at.index
+        reached: str | None = None
+        with closing(view.store.scan(collection_id, page.after)) as rows:
+            for document, at, held in rows:
+                if not looked:  # what is read may be newer than the view: judge it by the holdings of the same moment
+                    fence, index = None if held is None else self._fence_of(held), at
+                    check_claim(fence, claim, at)
+                if looked == SCAN_LOOKS or len(found) == page.limit or size > SCAN_BYTES:
+                    break
+                if not looked % 256:
+                    go_on()
+                looked, reached = looked + 1, document.id
+                if page.holds(document, node) and (fence is None or fence.shows(document.id, document.metadata)):
+                    found.append(document)
+                    size += len(document.metadata) + (page.vector_bytes if page.with_vectors else 0)
+            else:
+                reached = None
+        if not looked:
+            check_claim(fence, claim, index)
+        if page.with_vectors and found:
+            whole = view.store.by_ordinal(collection_id, [one.ordinal for one in found], metadata=True, vectors=True)
+            found = [whole[one.ordinal] for one in found]
+        return Scanned(found, reached, index)
 
     def _fence_of(self, held: bytes) -> Fence:
         """Of holdings as stored; the last one is kept, for they rarely change."""

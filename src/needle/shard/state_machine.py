@@ -54,7 +54,7 @@ from needle.shard.live_collection import (
     digest_of,
 )
 from needle.shard.opened_state import Entry, OpenedState, Surroundings
-from needle.shard.reads import Reads, not_served
+from needle.shard.reads import Page, Reads, Scanned, not_served
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
@@ -246,6 +246,19 @@ class Replica:
         does not own what `claim` says."""
         self._check_usable()
         return self._reads.get(collection, ids, with_vectors, claim)
+
+    def count_matching(
+        self, collection: str, filter_json: bytes, claim: Claim | None = None, go_on: Callable[[], None] = lambda: None
+    ) -> tuple[int, int]:
+        """How many documents match a filter (b"": all), and at which applied index. go_on: called every now and then;
+        what it raises ends the work. Raises StaleEpoch as `get` does."""
+        self._check_usable()
+        return self._reads.count(collection, filter_json, claim, go_on)
+
+    def scan(self, page: Page, claim: Claim | None = None, go_on: Callable[[], None] = lambda: None) -> Scanned:
+        """A page of documents in the order of their ids, all from one applied index. Raises as `count_matching`."""
+        self._check_usable()
+        return self._reads.scan(page, claim, go_on)
 
     def collections(self) -> list[CollectionSpec]:
         """Every collection, by name."""

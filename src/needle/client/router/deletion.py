@@ -1,4 +1,5 @@
-"""One delete of many documents as it is spread over shards: which of it each shard has to do, and what is left to do.
+"""One delete or change of many documents as it is spread over shards: which of it each shard has to do, and what is left
+to do.
 
 Invariant: each document (under a custom strategy, where an id does not tell the shard: each pair of id and routing key)
 is deleted once. What a shard has done, or may have done, is never asked of another one; only what a shard refused,
@@ -14,7 +15,7 @@ import msgspec
 from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown
 from needle.base.model import WriteResult
 from needle.client.router.merge import by_owner
-from needle.protocol.commands import Command, Delete, Session
+from needle.protocol.commands import Command, Delete, Patch, Session
 from needle.routing.ranges import intersection
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import routing_key
@@ -22,8 +23,8 @@ from needle.routing.topology import Ownership
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one shard is asked to do: delete these ids, as far as their keys are in these ranges. ranges: under a custom
-    strategy only."""
+    """What one shard is asked to do: delete or change these ids, as far as their keys are in these ranges. ranges:
+    under a custom strategy only."""
 
     shard: int
     names: Sequence[str]
@@ -39,13 +40,16 @@ class Part(msgspec.Struct, frozen=True):
         owners = by_owner([shard_map.owner(routing_key(strategy, count, name)) for name in self.names])
         return [Part(shard, [self.names[at] for at in chosen]) for shard, chosen in owners.items()]
 
-    def command(self, owned: Ownership, collection: str, session: Session) -> Command:
-        """What the shard has to execute, asked by this map."""
-        if not self.ranges:
-            return Delete(collection, list(self.names), None, session)
-        if list(self.ranges) == owned.ranges(self.shard):  # as nearly always, and much shorter
-            return Delete(collection, list(self.names), None, session, owned.fingerprint(self.shard))
-        return Delete(collection, list(self.names), None, session, 0, list(self.ranges))
+    def command(self, owned: Ownership, command: Delete | Patch, collection: str, session: Session) -> Command:
+        """What the shard has to execute, asked by this map. command: what is to be done, of all documents."""
+        by, within = 0, list[KeyRange]()
+        if self.ranges and list(self.ranges) == owned.ranges(self.shard):  # as nearly always, and much shorter
+            by = owned.fingerprint(self.shard)
+        elif self.ranges:
+            within = list(self.ranges)
+        return msgspec.structs.replace(
+            command, collection=collection, ids=list(self.names), session=session, owned=by, within=within
+        )
 
 
 class Deletion:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from needle.base.model import HitBatch, Metric
-from needle.protocol.calls import DocumentBatch
+from needle.protocol.calls import DocumentBatch, ScanAnswer
 
 
 def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
@@ -47,6 +47,31 @@ def merge_documents(batches: Sequence[DocumentBatch], asked: Sequence[str]) -> D
         b"".join(_row(batch, row) for batch, row in rows),
         max((batch.applied_index for batch in batches), default=0),
     )
+
+
+def merge_pages(pages: Sequence[ScanAnswer], limit: int) -> ScanAnswer:
+    """The next documents of all pages in the order of their ids: up to the id that all of them have reached, and at
+    most `limit` but for documents of several shards that share the last id, which no later page would bring."""
+    bound = min((page.reached for page in pages if page.reached is not None), default=None)
+    rows = sorted(
+        (name, which, row)
+        for which, page in enumerate(pages)
+        for row, name in enumerate(page.documents.ids)
+        if bound is None or name <= bound
+    )
+    if len(rows) > limit:
+        last = rows[limit - 1][0]
+        rows = [one for one in rows if one[0] <= last]
+        bound = last
+    batches = [page.documents for page in pages]
+    documents = DocumentBatch(
+        [name for name, _, _ in rows],
+        [batches[which].versions[row] for _, which, row in rows],
+        [batches[which].metadata[row] for _, which, row in rows],
+        b"".join(_row(batches[which], row) for _, which, row in rows),
+        max((batch.applied_index for batch in batches), default=0),
+    )
+    return ScanAnswer(documents, bound)
 
 
 def _row(batch: DocumentBatch, row: int) -> bytes:

@@ -20,12 +20,24 @@ from needle.base.parts import Payload
 from needle.client.document_calls import BatchPart, Found
 from needle.client.router.batch_plan import plan_batch
 from needle.client.router.deletion import Deletion, Part
-from needle.client.router.merge import merge_documents, merge_hits
+from needle.client.router.merge import merge_documents, merge_hits, merge_pages
 from needle.client.router.pruning import pinned_keys
 from needle.client.router.routes import LOOK_SECONDS, Routes, owner_of, said_of
+from needle.client.where import MakePart, WhereWork
 from needle.protocol import calls, catalog_commands
-from needle.protocol.calls import CollectionsAnswer, CollectionsCall, DocumentBatch, Freshness, GetCall, SearchCall
-from needle.protocol.commands import Command, Insert, Session, last_of_each_id
+from needle.protocol.calls import (
+    CollectionsAnswer,
+    CollectionsCall,
+    CountAnswer,
+    CountCall,
+    DocumentBatch,
+    Freshness,
+    GetCall,
+    ScanAnswer,
+    ScanCall,
+    SearchCall,
+)
+from needle.protocol.commands import Change, ChangeWhere, Command, Delete, Insert, Patch, Session, last_of_each_id
 from needle.routing.topology import Ownership
 
 BATCHES_IN_FLIGHT = 4
@@ -36,13 +48,20 @@ class Router(Routes):
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def insert(
-        self, collection: str, name: str, vector: bytes, metadata: bytes, expected: int | None, timeout: float
+        self,
+        collection: str,
+        name: str,
+        vector: bytes,
+        metadata: bytes,
+        expected: int | None,
+        timeout: float,
+        matches: bytes = b"",
     ) -> WriteResult:
-        """Insert or replace one document; expected as in `commands.Insert`."""
+        """Insert or replace one document; expected, matches as in `commands.Insert`."""
 
         async def run(stored: str, left: float) -> WriteResult:
             def make(session: Session) -> Command:
-                return Insert(stored, [name], vector, [metadata], expected, session)
+                return Insert(stored, [name], vector, [metadata], expected, session, matches)
 
             return await self._write(lambda: self._owner(name, metadata), make, left)
 
@@ -130,15 +149,34 @@ class Router(Routes):
         await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
         return done
 
-    async def delete(self, collection: str, names: list[str], timeout: float) -> WriteResult:
+    async def delete(self, collection: str, names: list[str], timeout: float, matches: bytes = b"") -> WriteResult:
         """Delete documents; all or nothing in each shard. count: how many were there."""
-        deletion = Deletion(names)
+        return await self._by_ids(Delete(collection, names, matches=matches), timeout)
+
+    async def patch(
+        self,
+        collection: str,
+        names: list[str],
+        change: Change,
+        expected: int | None,
+        matches: bytes,
+        timeout: float,
+    ) -> WriteResult:
+        """Change the metadata of documents; all or nothing in each shard. count: how many were there."""
+        return await self._by_ids(Patch(collection, names, change, expected, matches=matches), timeout)
+
+    async def _by_ids(self, command: Delete | Patch, timeout: float) -> WriteResult:
+        deletion = Deletion(command.ids)
         try:
-            return await self._named(collection, timeout, lambda stored, left: self._delete(deletion, stored, left))
+            return await self._named(
+                command.collection, timeout, lambda stored, left: self._spread(deletion, command, stored, left)
+            )
         except CollectionNotFound as error:
             raise deletion.gone(error) from error
 
-    async def _delete(self, deletion: Deletion, collection: str, timeout: float) -> WriteResult:
+    async def _spread(
+        self, deletion: Deletion, command: Delete | Patch, collection: str, timeout: float
+    ) -> WriteResult:
         deadline = asyncio.get_running_loop().time() + timeout
 
         async def one(part: Part) -> None:
@@ -153,7 +191,9 @@ class Router(Routes):
 
             left = max(0.001, deadline - asyncio.get_running_loop().time())
             try:
-                deletion.done(await self._write(owner, lambda session: part.command(owned, collection, session), left))
+                deletion.done(
+                    await self._write(owner, lambda session: part.command(owned, command, collection, session), left)
+                )
             except _Scattered:  # the shard has refused it
                 await asyncio.gather(*map(one, part.spread(owned)))
             except NeedleError as error:
@@ -162,7 +202,93 @@ class Router(Routes):
         await asyncio.gather(*map(one, deletion.begin(collection, self.fan_out.ownership())))
         return deletion.result()
 
+    async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
+        """Change or delete the documents that match a filter, in parts, in each shard on its own. count: how many they
+        were. Raises as `WhereWork.result` tells."""
+        work = WhereWork(command)
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            await self._named(command.collection, timeout, lambda stored, left: self._change_where(work, stored, left))
+            left = deadline - asyncio.get_running_loop().time()
+            if not work.moved or not work.may_begin_again or left <= 0:
+                return work.result()
+            work.begin_again()
+
+    async def _change_where(self, work: WhereWork, collection: str, timeout: float) -> None:
+        owned, deadline = self.fan_out.ownership(), asyncio.get_running_loop().time() + timeout
+        if work.collection not in ("", collection):
+            raise work.broken_off(OutcomeUnknown("its collection was dropped, and there is another one of that name"))
+        work.collection = collection
+
+        async def shard(number: int) -> None:
+            def owner() -> int:
+                if self.fan_out.ownership().map != owned.map:
+                    raise _Scattered
+                return number
+
+            async def write(make: MakePart) -> WriteResult:
+                by, left = owned.fingerprint(number), deadline - asyncio.get_running_loop().time()
+                return await self._write(owner, lambda session: make(collection, session, by), max(0.001, left))
+
+            try:
+                await work.run(write)
+            except _Scattered:  # the shard has refused it: what it had to do may be another one's now
+                work.moved = True
+
+        await asyncio.gather(*map(shard, owned.owners))
+
     # --- reads -------------------------------------------------------------------------------------------------------
+    async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
+        """How many documents match a filter (b"": all)."""
+
+        async def run(stored: str, left: float) -> int:
+            answers = await self.fan_out.read(
+                calls.COUNT,
+                lambda shard, fresh, epoch: CountCall(shard_group(shard), stored, filter_json, fresh, epoch),
+                lambda owned: self._pinned(owned, filter_json),
+                self._fresh(mode, 0.0, False),
+                left,
+            )
+            return sum(calls.decode(body, CountAnswer).count for body in answers.by_shard.values())
+
+        return await self._named(collection, timeout, run)
+
+    async def scan(
+        self,
+        collection: str,
+        filter_json: bytes,
+        after: str,
+        limit: int,
+        with_vectors: bool,
+        slice_: tuple[int, int],
+        mode: ReadMode,
+        timeout: float,
+    ) -> ScanAnswer:
+        """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
+        shards have the last id."""
+
+        async def run(stored: str, left: float) -> ScanAnswer:
+            answers = await self.fan_out.read(
+                calls.SCAN,
+                lambda shard, fresh, epoch: ScanCall(
+                    shard_group(shard), stored, filter_json, after, limit, with_vectors, fresh, slice_, epoch
+                ),
+                lambda owned: self._pinned(owned, filter_json),
+                self._fresh(mode, 0.0, False),
+                left,
+            )
+            return await self._beside(answers.size(), _merged_pages, answers.by_shard, limit)
+
+        return await self._named(collection, timeout, run)
+
+    @staticmethod
+    def _pinned(owned: Ownership, filter_json: bytes) -> Sequence[int]:
+        """The shards that may have documents which match."""
+        keys = pinned_keys(owned.map.strategy, filter_json)
+        if keys is None:
+            return owned.owners
+        return sorted({owned.map.owner(key) for key in keys}) or owned.owners[:1]
+
     def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Callable[[int], Freshness]:
         return lambda shard: Freshness(mode, self._seen.get(shard, 0) if session else 0, max_staleness)
 
@@ -188,16 +314,10 @@ class Router(Routes):
     async def _search(
         self, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
     ) -> Found:
-        def choose(owned: Ownership) -> Sequence[int]:
-            keys = pinned_keys(owned.map.strategy, request.filter)
-            if keys is None:
-                return owned.owners
-            return sorted({owned.map.owner(key) for key in keys}) or owned.owners[:1]
-
         answers = await self.fan_out.read(
             calls.SEARCH,
             lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
-            choose,
+            lambda owned: self._pinned(owned, request.filter),
             fresh,
             timeout,
             partial=partial,
@@ -340,6 +460,10 @@ class Router(Routes):
 def _merged_hits(answers: dict[int, Payload], k: int) -> tuple[dict[int, HitBatch], HitBatch]:
     batches = {shard: calls.decode(body, HitBatch) for shard, body in answers.items()}
     return batches, merge_hits(list(batches.values()), k)
+
+
+def _merged_pages(answers: dict[int, Payload], limit: int) -> ScanAnswer:
+    return merge_pages([calls.decode(body, ScanAnswer) for body in answers.values()], limit)
 
 
 def _merged_documents(

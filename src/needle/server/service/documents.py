@@ -32,6 +32,7 @@ from needle.protocol.calls import (
 )
 from needle.protocol.calls import (
     CollectionsCall,
+    CountCall,
     DigestAnswer,
     DocumentBatch,
     GetCall,
@@ -39,6 +40,8 @@ from needle.protocol.calls import (
     LeaderAnswer,
     MaintenanceCall,
     MembershipCall,
+    ScanAnswer,
+    ScanCall,
     SearchCall,
     StatusCall,
     StepDownCall,
@@ -62,10 +65,10 @@ from needle.shard.fields.index_budget import FieldName
 from needle.shard.segments.builds import Progress
 
 Run = Callable[[Any], Awaitable[Any]]
-ROUTED = frozenset({calls.WRITE, calls.SEARCH, calls.GET, calls.COLLECTIONS})
+ROUTED = frozenset({calls.WRITE, calls.SEARCH, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.SCAN})
 """Calls about documents: they may name the epoch of a shard map."""
 T = TypeVar("T")
-DROPPABLE = frozenset({calls.SEARCH, calls.GET, calls.COLLECTIONS, READ_INDEX, SEGMENT_CHUNK})
+DROPPABLE = frozenset({*ROUTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
 FORWARD_SECONDS = 2.0
 AFTER_SECONDS_MAX = 1.0
@@ -93,6 +96,8 @@ class RpcService:
             calls.SEARCH: (SearchCall, reads.search),
             calls.GET: (GetCall, reads.get),
             calls.COLLECTIONS: (CollectionsCall, reads.collections),
+            calls.COUNT: (CountCall, reads.count),
+            calls.SCAN: (ScanCall, reads.scan),
             calls.LEADER: (GroupCall, self._leader),
             calls.STATUS: (StatusCall, self._status),
             calls.DIGEST: (GroupCall, self._digest),
@@ -153,9 +158,9 @@ class RpcService:
 
     async def encoded(self, answer: object) -> Body:
         """An answer as bytes; a large one in pieces, made in a thread."""
-        rows = answer if isinstance(answer, HitBatch | DocumentBatch) else None
-        if rows is not None and calls.batch_bytes(rows) >= LARGE_BYTES:
-            pieces: Pieces = await self._node.blocking(encode_parts, rows)
+        rows = answer.documents if isinstance(answer, ScanAnswer) else answer
+        if isinstance(rows, HitBatch | DocumentBatch) and calls.batch_bytes(rows) >= LARGE_BYTES:
+            pieces: Pieces = await self._node.blocking(encode_parts, answer)
             return pieces
         return calls.encode(answer)
 

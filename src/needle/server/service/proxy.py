@@ -31,9 +31,13 @@ from needle.protocol import commands
 from needle.protocol.calls import (
     CollectionsAnswer,
     CollectionsCall,
+    CountAnswer,
+    CountCall,
     DocumentBatch,
     Freshness,
     GetCall,
+    ScanAnswer,
+    ScanCall,
     SearchCall,
     WriteCall,
 )
@@ -227,7 +231,13 @@ class Proxy:
         if isinstance(command, commands.Delete):
             if command.expected is not None:
                 raise InvalidArgument("conditional deletes need a shard-aware client", field="expected")
-            return await router.delete(command.collection, command.ids, timeout)
+            return await router.delete(command.collection, command.ids, timeout, command.matches)
+        if isinstance(command, commands.Patch):
+            if command.expected is not None and len(command.ids) > 1:
+                raise InvalidArgument("a condition on several documents needs a shard-aware client", field="expected")
+            return await router.patch(
+                command.collection, command.ids, command.change, command.expected, command.matches, timeout
+            )
         if isinstance(command, commands.CreateCollection):
             check_spec(command.spec, self._node.config.limits)
             return await router.create_collection(command.spec, command.if_absent, timeout)
@@ -239,9 +249,15 @@ class Proxy:
         count = len(command.ids)
         if count == 1:
             return await self._node.router.insert(
-                command.collection, command.ids[0], command.vectors, command.metadata[0], command.expected, timeout
+                command.collection,
+                command.ids[0],
+                command.vectors,
+                command.metadata[0],
+                command.expected,
+                timeout,
+                command.matches,
             )
-        if command.expected is not None:
+        if command.expected is not None or command.matches:
             raise InvalidArgument("a condition on several documents needs a shard-aware client", field="expected")
         await self._insert_batch(command, timeout, written)
         return WriteResult(
@@ -306,6 +322,27 @@ class Proxy:
             self._mode(fresh),
             call_timeout(fresh.timeout),
             max_staleness=fresh.max_staleness,
+        )
+
+    async def count(self, call: CountCall) -> CountAnswer:
+        """Of all shards."""
+        fresh = call.freshness
+        return CountAnswer(
+            await self._node.router.count(call.collection, call.filter, self._mode(fresh), fresh.timeout), 0
+        )
+
+    async def scan(self, call: ScanCall) -> ScanAnswer:
+        """Of all shards."""
+        fresh = call.freshness
+        return await self._node.router.scan(
+            call.collection,
+            call.filter,
+            call.after,
+            call.limit,
+            call.with_vectors,
+            call.slice,
+            self._mode(fresh),
+            fresh.timeout,
         )
 
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:

@@ -28,14 +28,23 @@ from needle.base.model import Claim, HitBatch, ReadMode, SearchRequest
 from needle.protocol.calls import (
     CollectionsAnswer,
     CollectionsCall,
+    CountAnswer,
+    CountCall,
     DocumentBatch,
     Freshness,
     GetCall,
+    ScanAnswer,
+    ScanCall,
     SearchCall,
 )
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
 from needle.shard.documents.records import StoredDocument
+from needle.shard.reads import Page
+from needle.shard.state_machine import Replica
+
+SCAN_MAX = 10_000
+SLICES_MAX = 1024
 
 
 class Reads:
@@ -138,6 +147,56 @@ class Reads:
         finally:
             self.reading -= 1
         return batch
+
+    async def count(self, call: CountCall, claim: Claim | None = None) -> CountAnswer:
+        """Raises what `get` does."""
+
+        def read(replica: Replica, go_on: Callable[[], None]) -> CountAnswer:
+            return CountAnswer(*replica.count_matching(call.collection, call.filter, claim, go_on))
+
+        answer: CountAnswer = await self._read(call.group, call.freshness, read)
+        return answer
+
+    async def scan(self, call: ScanCall, claim: Claim | None = None) -> ScanAnswer:
+        """Raises what `get` does."""
+        which, of = call.slice
+        if not 1 <= call.limit <= SCAN_MAX:
+            raise invalid("limit", call.limit, f"1 to {SCAN_MAX} documents a page")
+        if not 0 <= which < of <= SLICES_MAX:
+            raise invalid("slice", list(call.slice), f"(i, n) with 0 <= i < n <= {SLICES_MAX}")
+
+        def read(replica: Replica, go_on: Callable[[], None]) -> ScanAnswer:
+            width = 4 * replica.view.collection(call.collection).record.spec.dimensions
+            page = Page(call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width)
+            found = replica.scan(page, claim, go_on)
+            return ScanAnswer(_columns(found.documents, found.applied), found.reached)
+
+        answer: ScanAnswer = await self._read(call.group, call.freshness, read)
+        return answer
+
+    async def _read(
+        self, group: GroupId, freshness: Freshness, read: Callable[[Replica, Callable[[], None]], Any]
+    ) -> Any:
+        """Run in a search thread once the replica is fresh enough; until the call's time is over or its caller gone."""
+        loop = asyncio.get_running_loop()
+        deadline, gone = loop.time() + call_timeout(freshness.timeout), False
+
+        def go_on() -> None:
+            if gone or loop.time() > deadline:
+                raise DeadlineExceeded("the call's time was over before it was done")
+
+        self.reading += 1
+        try:
+            hosted = await self._fresh(group, freshness)
+
+            def run() -> Any:
+                go_on()
+                return read(hosted.replica, go_on)
+
+            return await self._while_wanted(run)
+        finally:
+            gone = True
+            self.reading -= 1
 
     async def _while_wanted(self, read: Callable[..., Any], *arguments: object) -> Any:
         """Run in a search thread, unless the caller is gone before its turn comes."""

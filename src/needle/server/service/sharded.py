@@ -35,10 +35,12 @@ from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.calls import (
     AddressBook,
     CollectionsCall,
+    CountCall,
     GetCall,
     GroupCall,
     LeaderAnswer,
     MembershipCall,
+    ScanCall,
     SearchCall,
     WriteCall,
 )
@@ -64,7 +66,7 @@ from needle.protocol.peer_calls import (
     no_members,
 )
 from needle.routing.ranges import check_ranges
-from needle.routing.strategy import routing_key
+from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
 from needle.server.catalog.collections import Reconciler
@@ -111,6 +113,8 @@ class ClusterService(RpcService):
             calls.SEARCH: lambda call: self._shard_read(reads.search, call),
             calls.GET: lambda call: self._shard_read(reads.get, call),
             calls.COLLECTIONS: lambda call: self._shard_read(reads.collections, call),
+            calls.COUNT: lambda call: self._shard_read(reads.count, call),
+            calls.SCAN: lambda call: self._shard_read(reads.scan, call),
         }
         """What a shard's replica here answers, to who names the epoch of its map; without one they are proxied."""
         self.proxy = proxy = Proxy(node, node.ports.rng, self.judge)
@@ -119,6 +123,8 @@ class ClusterService(RpcService):
             (calls.SEARCH, SearchCall, proxy.search),
             (calls.GET, GetCall, proxy.get),
             (calls.COLLECTIONS, CollectionsCall, proxy.collections),
+            (calls.COUNT, CountCall, proxy.count),
+            (calls.SCAN, ScanCall, proxy.scan),
             (calls.LEADER, GroupCall, self._itself),
             (calls.MEMBERSHIP, MembershipCall, self._no_members),
         )
@@ -211,7 +217,12 @@ class ClusterService(RpcService):
         command = decoded_command(call.command)
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
             raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
-        if isinstance(command, commands.Delete) and owned.map.strategy.kind == "custom":
+        custom = owned.map.strategy.kind == "custom"
+        if custom and isinstance(command, commands.Patch | commands.ChangeWhere) and command.change is not None:
+            _check_keeps_key(owned.map.strategy, command.change)
+        if isinstance(command, commands.ChangeWhere) or (
+            custom and isinstance(command, commands.Delete | commands.Patch)
+        ):
             _check_spread(command)
         elif not by_log:
             self._check_owner(owned, call.group, command)
@@ -227,7 +238,7 @@ class ClusterService(RpcService):
                 decoded = routed_metadata(metadata) if custom else None
                 if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:
                     raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
-        elif isinstance(command, commands.Delete):
+        elif isinstance(command, commands.Delete | commands.Patch):
             for name in command.ids:
                 if shard_map.owner(routing_key(strategy, count, name)) != shard:
                     raise self._stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
@@ -378,20 +389,36 @@ def _agrees(fence: Fence, owned: Ownership, group: GroupId) -> bool:
     return not fence.freezes and fence.fingerprint == owned.fingerprint(group - 1)
 
 
-def _check_spread(command: commands.Delete) -> None:
+def _check_keeps_key(strategy: ShardStrategy, change: commands.Change) -> None:
+    """A document under another shard key may belong to another shard. Judged here as well as by the log, which knows
+    the strategy only after a move."""
+    named = [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]
+    keys = [tuple(field.split(".")) for field in strategy.fields]
+    for path in named:
+        at = tuple(path.split("."))
+        if strategy.router or any(at[: len(key)] == key or key[: len(at)] == at for key in keys):
+            raise invalid("change", path, f"no field that the shard key ({strategy.text()}) is made of; insert it anew")
+    if change.whole is not None:
+        raise invalid("change", "whole metadata", "fields that are no part of the shard key; insert the document anew")
+
+
+def _check_spread(command: commands.Delete | commands.Patch | commands.ChangeWhere) -> None:
     """By which map it was spread is the sender's to say, and the log's to judge: a repeated one may come by a newer
     map, and its number may have been executed by the older one."""
-    if not command.owned and not command.within:
-        raise invalid("owned", command.owned, "the fingerprint of the ranges that this delete is about")
-    if command.within:
-        check_ranges("within", command.within)
+    within = [] if isinstance(command, commands.ChangeWhere) else command.within
+    if not command.owned and not within:
+        raise invalid("owned", command.owned, "the fingerprint of the ranges that this write is about")
+    if within:
+        check_ranges("within", within)
 
 
 def _takes(fence: Fence, command: commands.Command) -> bool:
     """Whether the shard's log would take a write now."""
     if isinstance(command, commands.Insert):
         return all(map(fence.accepts, command.ids, command.metadata))
-    if not isinstance(command, commands.Delete):
+    if isinstance(command, commands.ChangeWhere):
+        return command.owned == fence.fingerprint and not fence.freezes
+    if not isinstance(command, commands.Delete | commands.Patch):
         return True
     if not fence.custom:
         return all(fence.accepts(name, b"") for name in command.ids)

@@ -18,7 +18,7 @@ from typing import Protocol
 from needle.base.errors import DiskFull
 from needle.protocol import catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
-from needle.protocol.commands import Command, CreateCollection, Insert
+from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Insert, Patch
 from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
 from needle.routing.topology import MoveState
 
@@ -168,7 +168,8 @@ class DiskSpace:
 
     def check(self, command: Command) -> None:
         """Raises DiskFull for a command that makes the data grow while there is little room."""
-        if self.low and isinstance(command, Insert | CreateCollection):
+        grows = isinstance(command, Insert | CreateCollection | Patch)
+        if self.low and (grows or (isinstance(command, ChangeWhere) and command.change is not None)):
             raise self._refusal()
 
     def check_catalog(self, command: CatalogCommand) -> None:

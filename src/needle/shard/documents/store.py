@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -219,6 +219,21 @@ class DocumentStore:
             found = _by_id(connection, collection_id, ids, vectors)
             meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
             return found, meta["index"], meta.get("holdings")
+
+    def scan(self, collection_id: int, after: str) -> Generator[tuple[StoredDocument, int, bytes | None], None, None]:
+        """The current documents behind the id `after` in the order of their ids, without vectors, from one consistent
+        read; each with the applied index and the holdings at which it read."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
+            index, held = meta["index"], meta.get("holdings")
+            for row in connection.execute(
+                "SELECT d.id, i.ordinal, d.version, d.metadata FROM ids i "
+                f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
+                "WHERE i.collection_id = ? AND i.id > ? ORDER BY i.id",
+                (collection_id, after),
+            ):
+                yield StoredDocument(*row), index, held
 
     def holdings(self) -> bytes | None:
         """What the shard owns, as it was stored; None if that never changed."""
