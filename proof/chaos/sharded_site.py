@@ -11,8 +11,8 @@ from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
 from needle.base.parts import Payload
+from needle.client.changes import DEFAULT_COLLECTION
 from needle.client.client import BATCH_BYTES_MAX
-from needle.client.documents import DEFAULT_COLLECTION
 from needle.connecting import sharded_client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol import calls

@@ -13,16 +13,16 @@ from typing import Any
 _PUBLIC = {
     "needle.base.config": "RaftConfig SegmentConfig",
     "needle.base.errors": (
-        "AlreadyExists ClientClosed CollectionExists CollectionNotFound ConfigError ConnectionLost CorruptDocuments "
-        "CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull FrameTooLarge InMaintenance "
-        "Internal InvalidArgument LostState MembershipChangePending NeedleError NoQuorum NotLeader OutcomeUnknown "
-        "OutOfMemory Overloaded ProposalDropped ProtocolError ReplicaDamaged SessionExpired StaleEpoch StorageError "
-        "TooManyFiles TooStale TransferFailed Unavailable UnknownMethod UnsupportedFormat UnsupportedVersion "
-        "VersionMismatch WrongCluster"
+        "AlreadyExists ClientClosed CollectionExists CollectionNotFound ConditionFailed ConfigError ConnectionLost "
+        "CorruptDocuments CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull "
+        "FrameTooLarge InMaintenance Internal InvalidArgument LostState MembershipChangePending NeedleError NoQuorum "
+        "NotLeader OutcomeUnknown OutOfMemory Overloaded ProposalDropped ProtocolError ReplicaDamaged SessionExpired "
+        "StaleEpoch StorageError TooManyFiles TooStale TransferFailed Unavailable UnknownMethod UnsupportedFormat "
+        "UnsupportedVersion VersionMismatch WrongCluster"
     ),
     "needle.base.filters.builder": "Filter",
     "needle.base.model": "CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult",
-    "needle.client": "Client PartialHits SyncClient",
+    "needle.client": "Client PartialHits ScanPage SyncClient",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",
 }

@@ -6,6 +6,7 @@ from needle.base.errors import AlreadyExists as AlreadyExists
 from needle.base.errors import ClientClosed as ClientClosed
 from needle.base.errors import CollectionExists as CollectionExists
 from needle.base.errors import CollectionNotFound as CollectionNotFound
+from needle.base.errors import ConditionFailed as ConditionFailed
 from needle.base.errors import ConfigError as ConfigError
 from needle.base.errors import ConnectionLost as ConnectionLost
 from needle.base.errors import CorruptDocuments as CorruptDocuments
@@ -54,6 +55,7 @@ from needle.base.model import ReadMode as ReadMode
 from needle.base.model import WriteResult as WriteResult
 from needle.client import Client as Client
 from needle.client import PartialHits as PartialHits
+from needle.client import ScanPage as ScanPage
 from needle.client import SyncClient as SyncClient
 from needle.connecting import connect as connect
 from needle.connecting import connect_sync as connect_sync

@@ -21,9 +21,9 @@ from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.client.batches import BatchMethods
+from needle.client.changes import TIMEOUT
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls, PartialHits
-from needle.client.documents import TIMEOUT
 from needle.client.health import ClusterHealth, ShardHealth
 from needle.connecting import connect, connect_sync
 from needle.routing.strategy import ShardStrategy

@@ -18,6 +18,7 @@ from needle import distributed
 from needle.base.errors import NeedleError
 from needle.client import SyncClient
 from needle.client.batches import BatchMethods
+from needle.client.changes import ChangeMethods
 from needle.client.documents import DocumentMethods
 
 PACKAGE = Path(str(needle.__file__)).parent
@@ -31,14 +32,14 @@ a timedelta) raises DeadlineExceeded, NoQuorum or OutcomeUnknown after it.
 
 Names in the first part come from `needle`, those in the second from `needle.distributed`. The methods for documents and
 collections are written once: `Client`, `RaftCluster`, `DistributedCluster` and `ShardRouter` have those of
-`DocumentMethods` (in `needle.client.documents`); `Client` and `RaftCluster` have `BatchMethods`, too.
+`ChangeMethods` and `DocumentMethods` (in `needle.client`); `Client` and `RaftCluster` have `BatchMethods`, too.
 """
 
 STUB_HEAD = '''"""Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
 
 '''
 
-SHARED: tuple[type, ...] = (DocumentMethods, BatchMethods)
+SHARED: tuple[type, ...] = (DocumentMethods, ChangeMethods, BatchMethods)
 """Bases whose methods are described once."""
 
 

@@ -1,7 +1,8 @@
 """The client: `Client` for asyncio, `SyncClient` for everyone else. `needle.connect` and `connect_sync` make them."""
 
+from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.document_calls import PartialHits
 from needle.client.sync import SyncClient
 
-__all__ = ["Client", "PartialHits", "SyncClient"]
+__all__ = ["Client", "PartialHits", "ScanPage", "SyncClient"]

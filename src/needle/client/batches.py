@@ -7,8 +7,9 @@ from typing import Any
 
 from needle.base.errors import NeedleError, OutcomeUnknown
 from needle.base.model import WriteResult
+from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.document_calls import BatchPart
-from needle.client.documents import DEFAULT_COLLECTION, TIMEOUT, DocumentMethods
+from needle.client.documents import DocumentMethods
 
 
 class BatchMethods(DocumentMethods):

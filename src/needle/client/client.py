@@ -17,9 +17,9 @@ from needle.base.runtime import Blocking, Rng
 from needle.client import values
 from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
+from needle.client.changes import TIMEOUT
 from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
-from needle.client.documents import TIMEOUT
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
 from needle.client.one_group import OneGroup

@@ -7,12 +7,11 @@ acknowledged after quorum commit and apply, and executed exactly once even when 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, overload
 
 from needle.base.errors import CollectionNotFound, NeedleError
-from needle.base.filters.builder import Filter
 from needle.base.model import (
     CollectionSpec,
     Document,
@@ -25,20 +24,18 @@ from needle.base.model import (
 )
 from needle.base.runtime import beside
 from needle.client import values
+from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
 from needle.client.document_calls import BatchPart, DocumentCalls, Found, PartialHits
 from needle.client.values import Reading
 from needle.protocol import calls
 
-DEFAULT_COLLECTION = "default"
-TIMEOUT = 10.0
 BESIDE_BYTES = 256 * 1024
 """Answers from this size on become values in a thread."""
 
 T = TypeVar("T")
-FilterLike = Filter | Mapping[str, Any] | None
 
 
-class DocumentMethods(ABC):
+class DocumentMethods(ChangeMethods):
     """What can be done with documents and collections."""
 
     @abstractmethod
@@ -52,14 +49,16 @@ class DocumentMethods(ABC):
         vector: Any,
         metadata: Any = None,
         *,
+        if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
         """Insert a document, or replace the one with this id.
 
-        vector: `dimensions` numbers, anything numpy makes a float32 array of. metadata: any JSON value.
+        vector: `dimensions` numbers, anything numpy makes a float32 array of. metadata: any JSON value. if_matches: if
+        there is one, only if it matches this filter, as it is stored; ConditionFailed otherwise.
         """
-        return await self._put(id, vector, metadata, None, collection, timeout)
+        return await self._put(id, vector, metadata, None, collection, timeout, if_matches)
 
     async def insert_if_absent(
         self,
@@ -80,21 +79,29 @@ class DocumentMethods(ABC):
         vector: Any,
         metadata: Any = None,
         *,
+        if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
         """Replace a document only if its version is `expected_version` (0: only if there is none); raises
-        VersionMismatch (details["actual"]) or AlreadyExists otherwise."""
+        VersionMismatch (details["actual"]) or AlreadyExists otherwise. if_matches: see `insert`."""
         expected = values.check_count(expected_version, "expected_version", 0)
-        return await self._put(id, vector, metadata, expected, collection, timeout)
+        return await self._put(id, vector, metadata, expected, collection, timeout, if_matches)
 
     async def _put(
-        self, id: str, vector: Any, metadata: Any, expected: int | None, collection: str, timeout: float
+        self,
+        id: str,
+        vector: Any,
+        metadata: Any,
+        expected: int | None,
+        collection: str,
+        timeout: float,
+        if_matches: FilterLike = None,
     ) -> WriteResult:
         name, where = values.check_id(id), values.check_name(collection)
         data, json = values.vector_bytes(vector), values.metadata_bytes(metadata)
-        seconds = values.check_timeout(timeout)
-        return await (await self._documents()).insert(where, name, data, json, expected, seconds)
+        seconds, matches = values.check_timeout(timeout), values.filter_bytes(if_matches)
+        return await (await self._documents()).insert(where, name, data, json, expected, seconds, matches)
 
     async def insert_each(
         self,
@@ -132,12 +139,19 @@ class DocumentMethods(ABC):
         return batch.ids, await where.insert_batch(name, batch.ids, batch.rows(), batch.metadata, seconds)
 
     async def delete(
-        self, ids: str | Iterable[str], *, collection: str = DEFAULT_COLLECTION, timeout: float = TIMEOUT
+        self,
+        ids: str | Iterable[str],
+        *,
+        if_matches: FilterLike = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
     ) -> WriteResult:
         """Delete one document or several, all or nothing in each shard; absent ids are fine. existed: whether any was
-        there; count: how many were."""
+        there; count: how many were. if_matches: only if all that are there match this filter, as they are stored;
+        ConditionFailed otherwise."""
+        check_ids_are_meant(ids)
         names, name, seconds = values.different_ids(ids), values.check_name(collection), values.check_timeout(timeout)
-        return await (await self._documents()).delete(name, names, seconds)
+        return await (await self._documents()).delete(name, names, seconds, values.filter_bytes(if_matches))
 
     # --- reads -------------------------------------------------------------------------------------------------------
     @overload
@@ -380,9 +394,19 @@ class DocumentMethods(ABC):
         return await (await self._documents()).collections(wanted, seconds)
 
     async def count(
-        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+        self,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        mode: ReadMode | str = ReadMode.STRONG,
+        timeout: float = TIMEOUT,
     ) -> int:
-        """How many documents a collection holds, all shards together. Raises CollectionNotFound."""
+        """How many documents a collection holds that match a filter, all shards together. Raises
+        CollectionNotFound."""
+        if filter is not None:
+            wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
+            seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
+            return await (await self._documents()).count(name, matches, wanted, seconds)
         return sum((await self.counts(collection=collection, mode=mode, timeout=timeout)).values())
 
     async def counts(

@@ -12,14 +12,16 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from needle.base.errors import ClientClosed
+from needle.base.model import Document
+from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.loop_thread import LoopThread
 
-_OWN = frozenset({"close"})
+_OWN = frozenset({"close", "scan"})
 
 
 def method_names() -> list[str]:
@@ -102,6 +104,17 @@ class SyncClient:
         client, thread = made
         thread.run(client.close())
         thread.stop()
+
+    def scan(self, filter: Any = None, *, cursor: str | None = None, **options: Any) -> Iterator[Document]:
+        """All documents that match a filter, one after the other, as `scan_page` reads them; its options, and timeout
+        of each page."""
+        scan_page: Callable[..., ScanPage] = self.scan_page  # type: ignore[attr-defined]  # made by `_face`
+        while True:
+            page = scan_page(filter, cursor=cursor, **options)
+            yield from page.documents
+            cursor = page.cursor
+            if cursor is None:
+                return
 
     def __enter__(self) -> SyncClient:
         return self

@@ -19,7 +19,7 @@ from needle.base.filters.builder import Filter
 from needle.base.model import Document, Hit, HitBatch, IndexParams, Metric, ReadMode, SearchRequest
 from needle.base.plain import converted, plain, refused, text
 from needle.protocol.calls import DocumentBatch
-from needle.protocol.commands import last_of_each_id
+from needle.protocol.commands import Change, last_of_each_id
 
 Vectors = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -120,6 +120,49 @@ def metadata_bytes(value: Any, field: str = "metadata") -> bytes:
 def filter_bytes(value: Filter | Mapping[str, Any] | None) -> bytes:
     """The canonical JSON of a filter; b"" for none."""
     return b"" if value is None else Filter.parse(value).to_json()
+
+
+def change(set: Any, unset: Any, append: Any, remove: Any) -> Change:
+    """A change of metadata's fields. The server checks their paths."""
+    named = [unset] if isinstance(unset, str) else check_ids(unset, "unset")
+    made = Change(
+        None,
+        [(path, _json_bytes(value, f"set[{path!r}]")) for path, value in _fields("set", set)],
+        [text(path, "unset") for path in named],
+        [(path, _list_bytes(value, f"append[{path!r}]")) for path, value in _fields("append", append)],
+        [(path, _list_bytes(value, f"remove[{path!r}]")) for path, value in _fields("remove", remove)],
+    )
+    if not (made.set or made.unset or made.append or made.remove):
+        raise InvalidArgument("nothing is to be changed: give set, unset, append or remove", field="set")
+    return made
+
+
+def _fields(name: str, value: Any) -> list[tuple[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, Mapping):
+        raise refused(name, value, 'a dict such as {"field": value}')
+    return [(text(path, name), below) for path, below in value.items()]
+
+
+def _json_bytes(value: Any, field: str) -> bytes:
+    return metadata_bytes(value, field) or b"null"
+
+
+def _list_bytes(value: Any, field: str) -> bytes:
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise refused(field, value, "a list of values")
+    return metadata_bytes(value, field)
+
+
+def check_slice(value: Any) -> tuple[int, int]:
+    """(which, of how many)."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise refused("slice", value, "(i, n), the i-th of n shares, from 0")
+    which, of = check_count(value[0], "slice[0]", 0), check_count(value[1], "slice[1]")
+    if which >= of:
+        raise invalid("slice", [which, of], "(i, n) with i less than n")
+    return which, of
 
 
 def check_count(value: object, field: str, low: int = 1) -> int:

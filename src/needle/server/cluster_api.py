@@ -24,9 +24,10 @@ from needle.base.config import PlacementConfig, RaftConfig, check_node_id, check
 from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import Hit, IndexParams, Metric, ReadMode
+from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.client import BATCH_BYTES_MAX, Client
 from needle.client.document_calls import DocumentCalls
-from needle.client.documents import DEFAULT_COLLECTION, TIMEOUT, DocumentMethods, FilterLike
+from needle.client.documents import DocumentMethods
 from needle.client.health import ClusterHealth
 from needle.client.shards import find_topology
 from needle.connecting import sharded_client, system_caller

@@ -49,7 +49,7 @@ class Page(NamedTuple):
 
 
 class Scanned(NamedTuple):
-    """documents: in the order of their ids. reached: up to where was looked; None: to the end. applied: the log index."""
+    """documents: in the order of their ids. reached: up to where was looked; None: to the end. applied: log index."""
 
     documents: list[StoredDocument]
     reached: str | None

@@ -1,5 +1,4 @@
-"""One delete or change of many documents as it is spread over shards: which of it each shard has to do, and what is left
-to do.
+"""One delete or change of many documents as it is spread over shards: what each shard has to do, and what is left.
 
 Invariant: each document (under a custom strategy, where an id does not tell the shard: each pair of id and routing key)
 is deleted once. What a shard has done, or may have done, is never asked of another one; only what a shard refused,

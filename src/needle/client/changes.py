@@ -1,0 +1,223 @@
+"""The methods that change or delete documents without sending them again, and those that read them page by page.
+
+A part of `DocumentMethods` (documents.py), which says what holds for all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.filters.builder import Filter
+from needle.base.model import Document, ReadMode, WriteResult
+from needle.client import cursor as cursors
+from needle.client import values
+from needle.client.cursor import Place
+from needle.client.document_calls import DocumentCalls
+from needle.protocol.commands import Change, ChangeWhere
+
+DEFAULT_COLLECTION = "default"
+TIMEOUT = 10.0
+PAGE = 1000
+FilterLike = Filter | Mapping[str, Any] | None
+
+
+class ScanPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Documents in the order of their ids. cursor: where the next page begins, None behind the last one."""
+
+    documents: list[Document]
+    cursor: str | None
+
+
+class ChangeMethods(ABC):
+    """See the module."""
+
+    @abstractmethod
+    async def _documents(self) -> DocumentCalls:
+        """See DocumentMethods."""
+
+    async def patch(
+        self,
+        ids: str | Iterable[str],
+        *,
+        set: Mapping[str, Any] | None = None,
+        unset: str | Iterable[str] = (),
+        append: Mapping[str, Any] | None = None,
+        remove: Mapping[str, Any] | None = None,
+        if_version: int | None = None,
+        if_matches: FilterLike = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Change fields of the metadata of one document or several, all or nothing in each shard; vectors stay.
+
+        set: {"field": value, "object.field": value}. unset: fields to take away. append, remove: {"field": [values]},
+        of arrays. Two writers that change different fields never undo each other. Ids that are absent are left out;
+        count: how many were there. if_version: only if all are there with this version, VersionMismatch otherwise.
+        if_matches: only if all that are there match the filter as they are stored, ConditionFailed otherwise.
+        """
+        names, name = values.different_ids(ids), values.check_name(collection)
+        change = values.change(set, unset, append, remove)
+        return await self._patch(names, change, if_version, if_matches, name, timeout)
+
+    async def replace_metadata(
+        self,
+        ids: str | Iterable[str],
+        metadata: Any,
+        *,
+        if_version: int | None = None,
+        if_matches: FilterLike = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Give one document or several this metadata in place of theirs; vectors stay. See `patch`."""
+        names, name = values.different_ids(ids), values.check_name(collection)
+        change = Change(whole=values.metadata_bytes(metadata))
+        return await self._patch(names, change, if_version, if_matches, name, timeout)
+
+    async def _patch(
+        self,
+        names: list[str],
+        change: Change,
+        if_version: int | None,
+        if_matches: FilterLike,
+        collection: str,
+        timeout: float,
+    ) -> WriteResult:
+        expected = None if if_version is None else values.check_count(if_version, "if_version")
+        matches, seconds = values.filter_bytes(if_matches), values.check_timeout(timeout)
+        return await (await self._documents()).patch(collection, names, change, expected, matches, seconds)
+
+    async def patch_where(
+        self,
+        filter: Filter | Mapping[str, Any],
+        *,
+        set: Mapping[str, Any] | None = None,
+        unset: str | Iterable[str] = (),
+        append: Mapping[str, Any] | None = None,
+        remove: Mapping[str, Any] | None = None,
+        return_ids: bool = False,
+        dry_run: bool = False,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """`patch` of all documents that match a filter; {} matches all.
+
+        In each shard it touches what matched at one place of the log, in parts of bounded size: what others change
+        between two parts, it leaves as they made it. count: how many were changed; ids: which, with return_ids.
+        dry_run: only count. When it breaks off, details["documents_changed"] of the error says how many were changed;
+        it may be called again.
+        """
+        change = values.change(set, unset, append, remove)
+        return await self._change_where(filter, change, return_ids, dry_run, collection, timeout)
+
+    async def delete_where(
+        self,
+        filter: Filter | Mapping[str, Any],
+        *,
+        return_ids: bool = False,
+        dry_run: bool = False,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Delete all documents that match a filter; {} matches all. See `patch_where`."""
+        return await self._change_where(filter, None, return_ids, dry_run, collection, timeout)
+
+    async def _change_where(
+        self,
+        filter: Filter | Mapping[str, Any],
+        change: Change | None,
+        return_ids: bool,
+        dry_run: bool,
+        collection: str,
+        timeout: float,
+    ) -> WriteResult:
+        if not isinstance(filter, Filter | Mapping):
+            raise InvalidArgument(
+                f"filter = {cursors.shown(filter)} is not allowed: a Filter or its dict form; documents are named by "
+                "their ids in `patch` and `delete`",
+                field="filter",
+            )
+        wanted, name, seconds = (
+            values.filter_bytes(filter),
+            values.check_name(collection),
+            values.check_timeout(timeout),
+        )
+        ids = values.check_flag(return_ids, "return_ids")
+        documents = await self._documents()
+        if values.check_flag(dry_run, "dry_run"):
+            count = await documents.count(name, wanted, ReadMode.STRONG, seconds)
+            return WriteResult(version=0, index=0, existed=count > 0, count=count)
+        return await documents.change_where(ChangeWhere(name, wanted, change, return_ids=ids), seconds)
+
+    # --- pages -------------------------------------------------------------------------------------------------------
+    async def scan_page(
+        self,
+        filter: FilterLike = None,
+        *,
+        cursor: str | None = None,
+        limit: int = PAGE,
+        with_vectors: bool = False,
+        slice: Sequence[int] = (0, 1),
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> ScanPage:
+        """The next documents that match a filter, in the order of their ids, and where the page after them begins.
+
+        A document that is there all the time while the pages are read is in exactly one of them, also when leaders
+        change and ranges of keys move; one that is written meanwhile may be in none. A page may hold fewer than `limit`
+        documents, or none, and not be the last one. slice: (i, n) gives the i-th of n shares of the ids, for readers
+        side by side. cursor: of the page before, also from another process.
+        """
+        where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
+        place = Place(where, values.filter_bytes(filter), values.check_slice(slice), "")
+        if cursor is not None:
+            place = cursors.decode(cursor, place)
+        count = values.check_count(limit, "limit")
+        wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
+        documents = await self._documents()
+        answer = await documents.scan(
+            where, place.filter, place.after, min(count, PAGE), whole, place.slice, wanted, seconds
+        )
+        after = answer.reached
+        following = None if after is None else cursors.encode(msgspec.structs.replace(place, after=after))
+        return ScanPage(documents=values.documents(answer.documents), cursor=following)
+
+    async def scan(
+        self,
+        filter: FilterLike = None,
+        *,
+        cursor: str | None = None,
+        with_vectors: bool = False,
+        slice: Sequence[int] = (0, 1),
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> AsyncIterator[Document]:
+        """All documents that match a filter, one after the other, as `scan_page` reads them. timeout: of each page."""
+        while True:
+            page = await self.scan_page(
+                filter,
+                cursor=cursor,
+                with_vectors=with_vectors,
+                slice=slice,
+                mode=mode,
+                collection=collection,
+                timeout=timeout,
+            )
+            for document in page.documents:
+                yield document
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+
+def check_ids_are_meant(ids: object) -> None:
+    """A filter where ids are meant would be taken for a mapping of names."""
+    if isinstance(ids, Filter | Mapping):
+        raise invalid("ids", cursors.shown(ids), "ids; by a filter documents are deleted with `delete_where`")

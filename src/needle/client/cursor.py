@@ -1,0 +1,82 @@
+"""The place that a scan has reached, as text that another process may go on from.
+
+Invariant: what was cut short, changed, or made by another scan is refused by name. Pure.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+import msgspec
+import xxhash
+
+from needle.base.errors import InvalidArgument
+
+VERSION = 1
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """What is scanned (a collection, a filter as JSON, a share of the ids), and the id behind which it goes on."""
+
+    collection: str
+    filter: bytes
+    slice: tuple[int, int]
+    after: str
+
+
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What the text holds. scan: the hash of what is scanned."""
+
+    version: int
+    scan: int
+    collection: str
+    after: str
+
+
+def encode(place: Place) -> str:
+    """The place as text of letters, digits, - and _."""
+    body = msgspec.msgpack.encode(_Kept(VERSION, _hash(place), place.collection, place.after))
+    return base64.urlsafe_b64encode(binascii.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
+
+
+def decode(text: object, scan: Place) -> Place:
+    """Where to go on. scan: what is to be scanned, from any place. Raises InvalidArgument."""
+    kept = _kept(text)
+    if kept.collection != scan.collection:
+        raise InvalidArgument(
+            f"cursor = {shown(text)} is of a scan of collection {kept.collection[:80]!r}, not {scan.collection[:80]!r}",
+            field="cursor",
+        )
+    if kept.scan != _hash(scan):
+        raise InvalidArgument(
+            f"cursor = {shown(text)} is of a scan with another filter or slice: go on with those it began with",
+            field="cursor",
+        )
+    return msgspec.structs.replace(scan, after=kept.after)
+
+
+def shown(text: object) -> str:
+    """The beginning of what was given."""
+    return repr(text)[:60]
+
+
+def _kept(text: object) -> _Kept:
+    try:
+        if not isinstance(text, str):
+            raise ValueError
+        data = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        if binascii.crc32(data[4:]).to_bytes(4, "big") != data[:4]:
+            raise ValueError
+        kept = msgspec.msgpack.decode(data[4:], type=_Kept)
+    except (ValueError, msgspec.MsgspecError):  # binascii.Error and UnicodeEncodeError are ValueErrors
+        raise InvalidArgument(
+            f"cursor = {shown(text)} is none: a whole text that `Scan.cursor` or `scan_page` gave", field="cursor"
+        ) from None
+    if kept.version != VERSION:
+        raise InvalidArgument(f"cursor = {shown(text)} was made by another release of the client", field="cursor")
+    return kept
+
+
+def _hash(place: Place) -> int:
+    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode([place.filter, place.slice]))

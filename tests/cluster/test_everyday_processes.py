@@ -1,0 +1,168 @@
+"""Changes by ids and by filters, counts and scans on real processes: of one group, and of shards whose ranges move."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import needle
+from cluster.processes import ShardedProcesses, healthy
+from needle import ConditionFailed, Filter, InvalidArgument, VersionMismatch
+from needle.client import Client
+from needle.client.sharded import ShardedClient
+from needle.local.process_cluster import ProcessCluster
+from needle.protocol.catalog_commands import StartMove
+
+COUNT = 300
+
+
+def vector(n: int) -> list[float]:
+    return [1.0, float(n), 2.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+
+
+async def filled(client: Client) -> None:
+    await client.insert_each(
+        ids=[f"d{n:03}" for n in range(COUNT)],
+        vectors=[vector(n) for n in range(COUNT)],
+        metadatas=[{"n": n, "odd": n % 2 == 1, "in": {"side": "x"}, "tags": ["a"]} for n in range(COUNT)],
+    )
+
+
+async def scanned(client: Client, filter: Any = None, **options: Any) -> list[str]:
+    return [document.id async for document in client.scan(filter, **options)]
+
+
+async def changes(client: Client) -> None:
+    before = await client.get("d007")
+    assert before is not None
+    first = await client.patch("d007", set={"n": 1007, "in.more": [1]}, unset="odd", append={"tags": ["b"]})
+    assert (first.count, first.existed, first.version > before.version) == (1, True, True)
+    now = await client.get("d007")
+    assert now is not None and now.version == first.version
+    assert now.metadata == {"n": 1007, "in": {"side": "x", "more": [1]}, "tags": ["a", "b"]}
+    assert now.vector.tobytes() == before.vector.tobytes()
+    assert [hit.id for hit in await client.search(vector(7), 3, {"n": {"$gt": 1000}})] == ["d007"]
+    many = await client.patch([f"d{n:03}" for n in range(20, 40)] + ["absent"], remove={"tags": ["a"]})
+    assert many.count == 20 and await client.count({"tags": "a"}) == COUNT - 20
+    with pytest.raises(VersionMismatch):
+        await client.patch("d007", set={"n": 0}, if_version=before.version)
+    with pytest.raises(ConditionFailed):
+        await client.patch(["d007"], set={"n": 0}, if_matches={"n": 7})
+    with pytest.raises(ConditionFailed):
+        await client.insert("d007", vector(7), if_matches=Filter.eq("n", 7))
+    with pytest.raises(ConditionFailed):
+        await client.delete("d007", if_matches={"n": 7})
+    await client.patch("d007", set={"n": 7, "odd": True}, if_version=first.version, if_matches={"n": 1007})
+    await client.replace_metadata("d008", {"n": 8, "odd": False})
+    replaced = await client.get("d008")
+    assert replaced is not None and replaced.metadata == {"n": 8, "odd": False}
+
+
+async def changes_by_filter(client: Client) -> None:
+    assert (await client.patch_where({"odd": True}, set={"seen": 1}, dry_run=True)).count == COUNT // 2
+    assert await client.count(Filter.exists("seen")) == 0
+    done = await client.patch_where({"odd": True}, set={"seen": 1}, return_ids=True)
+    assert done.count == COUNT // 2 and sorted(done.ids) == [f"d{n:03}" for n in range(1, COUNT, 2)]
+    assert await client.count({"seen": 1}) == COUNT // 2
+    assert await client.count() == await client.count({}) == COUNT
+    gone = await client.delete_where({"n": {"$gte": COUNT - 50}})
+    assert gone.count == 50 and await client.count() == COUNT - 50
+    assert (await client.delete_where({"n": {"$gte": COUNT - 50}})).count == 0
+
+
+async def scans(client: Client) -> None:
+    ids = [f"d{n:03}" for n in range(COUNT - 50)]
+    assert await scanned(client) == ids
+    assert await scanned(client, {"odd": True}) == ids[1::2]
+    shares = [await scanned(client, slice=(n, 3)) for n in range(3)]
+    assert all(shares) and sorted(one for share in shares for one in share) == ids
+    seen, cursor = [], None
+    while True:
+        page = await client.scan_page({"odd": False}, cursor=cursor, limit=7, with_vectors=True)
+        seen += [document.id for document in page.documents]
+        assert all(one.vector is not None for one in page.documents)
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == ids[::2]
+    first = await client.scan_page(limit=5)
+    assert first.cursor is not None
+    for wrong, options in (
+        (first.cursor[:-3], {}),
+        (first.cursor, {"filter": {"odd": True}}),
+        (first.cursor, {"collection": "other"}),
+        ("x" * 20, {}),
+    ):
+        with pytest.raises(InvalidArgument, match="cursor"):
+            await client.scan_page(cursor=wrong, **options)
+
+
+async def bad_input(client: Client) -> None:
+    everywhere: Any = client
+    with pytest.raises(InvalidArgument, match="delete_where"):
+        await everywhere.delete({"n": 1})
+    with pytest.raises(InvalidArgument, match="`patch` and `delete`"):
+        await everywhere.delete_where(["d001"])
+    with pytest.raises(InvalidArgument, match="nothing"):
+        await client.patch("d001")
+    with pytest.raises(InvalidArgument, match="slice"):
+        await client.scan_page(slice=(3, 3))
+    with pytest.raises(InvalidArgument, match="not an array"):
+        await client.patch("d001", append={"n": [1]})
+    await client.patch("d001", append={"tags": ["x" * 40_000]})
+    with pytest.raises(InvalidArgument, match="metadata would have"):
+        await client.patch("d001", append={"tags": ["y" * 40_000]})
+
+
+async def test_one_group(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
+        for part in (filled, changes, changes_by_filter, scans, bad_input):
+            await part(client)
+        await cluster.equal_digests()
+
+
+async def test_shards_between_which_ranges_move(tmp_path: Path) -> None:
+    async with ShardedProcesses(tmp_path, nodes=3) as processes:
+        await processes.create(2, 3)
+        async with processes.connect() as client:
+            assert isinstance(client, ShardedClient)
+            await healthy(client)
+            await client.create_collection("default", dimensions=8)
+            await filled(client)
+            await changes(client)
+            shard_map = client.topology().map
+            assert shard_map is not None
+            half = shard_map.ranges(0)[: len(shard_map.ranges(0)) // 2]
+            moving = asyncio.create_task(client.change_catalog(StartMove(1, shard_map.epoch, half, 0, 1)))
+            patched = 0
+            while not moving.done() or client.topology().moves or client.topology().map == shard_map:
+                patched += (
+                    await client.patch(["d100", "d101", "d102", "d103"], append={"log": [patched]}, timeout=30)
+                ).count
+                assert await scanned(client, timeout=30) == [f"d{n:03}" for n in range(COUNT)]
+                assert await client.count({"odd": True}) == COUNT // 2
+            await moving
+            log = [list(range(0, patched, 4))] * 4
+            assert [one.metadata["log"] for one in await client.get(["d100", "d101", "d102", "d103"])] == log
+            await changes_by_filter(client)
+            await scans(client)
+            await bad_input(client)
+
+
+def test_the_client_without_asyncio(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with ProcessCluster(tmp_path) as cluster:
+            await asyncio.to_thread(blocking, list(cluster.addresses.values()))
+
+    def blocking(addresses: list[str]) -> None:
+        with needle.connect_sync(addresses) as client:
+            client.insert_batch(ids=["a", "b", "c"], vectors=[vector(n) for n in range(3)])
+            client.patch(["a", "c"], set={"n": 1})
+            assert client.count({"n": 1}) == 2
+            assert [document.id for document in client.scan({"n": 1})] == ["a", "c"]
+            assert client.delete_where({"n": 1}).count == 2
+
+    asyncio.run(run())
