@@ -128,7 +128,7 @@ class OneGroup:
 
         async def write(make: MakePart) -> WriteResult:
             left = max(0.001, deadline - loop.time())
-            return await self._group.write(lambda session: make(command.collection, session, 0), left)
+            return await self._group.write(lambda session: make(command.collection, session, 0, []), left)
 
         await work.run(write)
         return work.result()

@@ -142,7 +142,8 @@ class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
     Every write gives a document a new ordinal. So what an entry finds with ordinals up to `upto` is as it was at the
     entry that told `upto`, the first part (-1): later parts touch what matched then and was not changed since.
     after: the ordinal up to which earlier parts looked. limit: documents touched, looks: documents looked at, at most.
-    owned: as in Delete. The answer's `reached` is the next part's `after`, -1 if this was the last."""
+    owned, within: as in Delete, under any strategy. The answer's `reached` is the next part's `after`, -1 if this was
+    the last."""
 
     collection: str
     filter: bytes
@@ -154,6 +155,7 @@ class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
     return_ids: bool = False
     session: Session = NO_SESSION
     owned: int = 0
+    within: list[KeyRange] = []
 
 
 class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True):

@@ -20,7 +20,7 @@ from needle.base.errors import CollectionNotFound, StorageError
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
-from needle.shard.apply.batch import Matched, Stored
+from needle.shard.apply.batch import Matched, Member, Stored
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
 from needle.shard.documents.digest import replica_digest
@@ -352,7 +352,9 @@ class StateBefore:
     def _documents(self, collection_id: int, ordinals: Sequence[int]) -> Mapping[int, StoredDocument]:
         return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)
 
-    def _match(self, collection_id: int, node: Node, after: int, upto: int, limit: int, looks: int) -> Matched:
+    def _match(
+        self, collection_id: int, node: Node, member: Member | None, after: int, upto: int, limit: int, looks: int
+    ) -> Matched:
         live = self._by_id(collection_id)
         if live is None:
             return [], upto
@@ -363,6 +365,8 @@ class StateBefore:
                 return found, upto
             for row in rows:
                 after = row.ordinal
+                if member is not None and not member(row.id, row.metadata):
+                    continue
                 if live.shows(after) and evaluate(node, decode_metadata(row.metadata)):
                     found.append(row)
                     if len(found) == limit:

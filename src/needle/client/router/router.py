@@ -23,7 +23,7 @@ from needle.client.router.deletion import Deletion, Part
 from needle.client.router.merge import merge_documents, merge_hits, merge_pages
 from needle.client.router.pruning import pinned_keys
 from needle.client.router.routes import LOOK_SECONDS, Routes, owner_of, said_of
-from needle.client.where import MakePart, WhereWork
+from needle.client.where import MakePart, Moved, WhereWork
 from needle.protocol import calls, catalog_commands
 from needle.protocol.calls import (
     CollectionsAnswer,
@@ -38,6 +38,8 @@ from needle.protocol.calls import (
     SearchCall,
 )
 from needle.protocol.commands import Change, ChangeWhere, Command, Delete, Insert, Patch, Session, last_of_each_id
+from needle.routing.ranges import contains, intersection, union
+from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Ownership
 
 BATCHES_IN_FLIGHT = 4
@@ -206,36 +208,46 @@ class Router(Routes):
         """Change or delete the documents that match a filter, in parts, in each shard on its own. count: how many they
         were. Raises as `WhereWork.result` tells."""
         work = WhereWork(command)
-        deadline = asyncio.get_running_loop().time() + timeout
-        while True:
-            await self._named(command.collection, timeout, lambda stored, left: self._change_where(work, stored, left))
-            left = deadline - asyncio.get_running_loop().time()
-            if not work.moved or not work.may_begin_again or left <= 0:
-                return work.result()
-            work.begin_again()
+        return await self._named(
+            command.collection, timeout, lambda stored, left: self._change_where(work, stored, left)
+        )
 
-    async def _change_where(self, work: WhereWork, collection: str, timeout: float) -> None:
-        owned, deadline = self.fan_out.ownership(), asyncio.get_running_loop().time() + timeout
-        if work.collection not in ("", collection):
-            raise work.broken_off(OutcomeUnknown("its collection was dropped, and there is another one of that name"))
-        work.collection = collection
+    async def _change_where(self, work: WhereWork, collection: str, timeout: float) -> WriteResult:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
 
-        async def shard(number: int) -> None:
+        async def one(shard: int, ranges: list[KeyRange]) -> None:
+            owned = self.fan_out.ownership()
+
             def owner() -> int:
-                if self.fan_out.ownership().map != owned.map:
-                    raise _Scattered
-                return number
+                nonlocal owned
+                owned = self.fan_out.ownership()
+                if not contains(owned.ranges(shard), ranges):
+                    raise Moved
+                return shard
 
             async def write(make: MakePart) -> WriteResult:
-                by, left = owned.fingerprint(number), deadline - asyncio.get_running_loop().time()
-                return await self._write(owner, lambda session: make(collection, session, by), max(0.001, left))
+                def command(session: Session) -> Command:
+                    if owned.ranges(shard) == ranges:  # as nearly always, and much shorter
+                        return make(collection, session, owned.fingerprint(shard), [])
+                    return make(collection, session, 0, ranges)
+
+                return await self._write(owner, command, max(0.001, deadline - loop.time()))
 
             try:
                 await work.run(write)
-            except _Scattered:  # the shard has refused it: what it had to do may be another one's now
-                work.moved = True
+            except Moved:  # the shard has refused it
+                work.left.extend(ranges)
 
-        await asyncio.gather(*map(shard, owned.owners))
+        work.begin(collection)
+        now = self.fan_out.ownership()
+        shares = [(shard, now.ranges(shard)) for shard in now.owners]
+        while True:
+            await asyncio.gather(*(one(shard, list(ranges)) for shard, ranges in shares if ranges))
+            left, work.left, now = union(work.left), [], self.fan_out.ownership()
+            if not left:
+                return work.result()
+            shares = [(shard, intersection(now.ranges(shard), left)) for shard in now.owners]
 
     # --- reads -------------------------------------------------------------------------------------------------------
     async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:

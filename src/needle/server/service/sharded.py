@@ -405,22 +405,19 @@ def _check_keeps_key(strategy: ShardStrategy, change: commands.Change) -> None:
 def _check_spread(command: commands.Delete | commands.Patch | commands.ChangeWhere) -> None:
     """By which map it was spread is the sender's to say, and the log's to judge: a repeated one may come by a newer
     map, and its number may have been executed by the older one."""
-    within = [] if isinstance(command, commands.ChangeWhere) else command.within
-    if not command.owned and not within:
+    if not command.owned and not command.within:
         raise invalid("owned", command.owned, "the fingerprint of the ranges that this write is about")
-    if within:
-        check_ranges("within", within)
+    if command.within:
+        check_ranges("within", command.within)
 
 
 def _takes(fence: Fence, command: commands.Command) -> bool:
     """Whether the shard's log would take a write now."""
     if isinstance(command, commands.Insert):
         return all(map(fence.accepts, command.ids, command.metadata))
-    if isinstance(command, commands.ChangeWhere):
-        return command.owned == fence.fingerprint and not fence.freezes
-    if not isinstance(command, commands.Delete | commands.Patch):
+    if not isinstance(command, commands.Delete | commands.Patch | commands.ChangeWhere):
         return True
-    if not fence.custom:
+    if not fence.custom and not isinstance(command, commands.ChangeWhere):
         return all(fence.accepts(name, b"") for name in command.ids)
     if command.within:
         return fence.takes(command.within)

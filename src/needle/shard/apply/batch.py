@@ -36,7 +36,7 @@ from needle.shard.plan import PublishedSegment
 Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
 Member = Callable[[str, bytes], bool]
 Matched = tuple[list[StoredDocument], int]
-Match = Callable[[int, Node, int, int, int, int], Matched]
+Match = Callable[[int, Node, Member | None, int, int, int, int], Matched]
 
 
 class Collections(Protocol):
@@ -61,7 +61,7 @@ def _nothing_selected(_: int, __: Member, ___: int, ____: int) -> Iterable[int]:
     return ()
 
 
-def _nothing_matched(_: int, __: Node, ___: int, upto: int, ____: int, _____: int) -> Matched:
+def _nothing_matched(_: int, __: Node, ___: Member | None, ____: int, upto: int, *_____: int) -> Matched:
     return [], upto
 
 
@@ -74,7 +74,8 @@ class Stored:
     """What a batch may ask of the state before it, by collection id. hidden: the invisible ordinals of each move.
     marked: what Mark has found for each move, also if it died since. live: the ordinals of current documents.
     documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
-    the first and up to the second bound. match: of the visible documents in such bounds those that match a filter, in
+    the first and up to the second bound. match: of the visible documents in such bounds those that match a filter
+    and that (id, metadata) tells, in
     the order of their ordinals, without vectors: at most as many, of at most as many that were looked at; and the
     ordinal up to which it looked."""
 

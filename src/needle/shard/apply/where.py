@@ -45,12 +45,19 @@ def amend(batch: Batch, index: int, change: CollectionChange, before: Mapping[st
 def change_where(batch: Batch, index: int, command: ChangeWhere) -> WriteResult:
     """Raises NeedleError for what is refused; then nothing has changed."""
     record, fence = batch.record(command.collection), batch.fence
-    if fence is not None and command.owned not in (0, fence.fingerprint):
+    member = None
+    if command.within:
+        if fence is None:
+            raise InvalidArgument("only a shard that took part in a move changes by ranges", field="within")
+        if not fence.takes(command.within):
+            raise StaleEpoch("these ranges are moving to another shard, or have moved", owned=False)
+        member = fence.member(command.within)
+    elif fence is not None and command.owned not in (0, fence.fingerprint):
         raise StaleEpoch("what this shard owns is not what the map says by which it was asked", owned=False)
     last = record.next_ordinal - 1
     upto = last if command.upto < 0 else min(command.upto, last)
     node = parsed(command.filter)
-    found, reached = batch.stored.match(record.id, node, command.after, upto, command.limit, command.looks)
+    found, reached = batch.stored.match(record.id, node, member, command.after, upto, command.limit, command.looks)
     ids = [document.id for document in found]
     if fence is not None:
         for document in found:
