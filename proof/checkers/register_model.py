@@ -25,13 +25,21 @@ class RegisterModel:
     def __init__(self, operations: Sequence[Operation], eventual: Sequence[Operation] = ()) -> None:
         self.conflict = ""
         self._versions: dict[str, int] = {}
+        self._patched: dict[str, int] = {}
+        """Versions that patches were answered with, by what they add; 0: there was no document."""
         for op in (*operations, *eventual):
             if op.outcome != "ok":
+                continue
+            if op.kind == "patch":
+                self._patched[op.tag] = op.version
                 continue
             tag = op.tag if op.kind in ("put", "insert", "cas") else op.seen
             if tag and self._versions.setdefault(tag, op.version) != op.version:
                 self.conflict = f"value {tag} was reported with versions {self._versions[tag]} and {op.version}"
-        self._known = set(self._versions.values())
+        for tag, version in self._versions.items():
+            if self._patched.get(tag.partition("+")[2], version) not in (version, 0):
+                self.conflict = f"value {tag} was reported with version {version}, and written with another one"
+        self._known = {*self._versions.values(), *self._patched.values()}
 
     def step(self, state: State, op: Operation) -> State | None:
         """The state after `op` took effect in `state`, or None if it cannot have been answered so there."""
@@ -48,6 +56,11 @@ class RegisterModel:
             return None
         if op.kind == "delete":
             return ABSENT
+        if op.kind == "patch" and not present:
+            return None if op.expected else state
+        if op.kind == "patch":
+            fits = not op.expected or self._may_be(version, op.expected)
+            return (_with(state[0], op.tag), op.version) if fits else None
         if op.kind == "insert" and present:
             return None
         if op.kind == "cas" and not self._may_be(version, op.expected):
@@ -58,12 +71,17 @@ class RegisterModel:
         version = state[1]
         if op.kind == "delete":
             return ABSENT
+        if op.kind == "patch":
+            if not version or (op.expected and not self._may_be(version, op.expected)):
+                return state
+            value = _with(state[0], op.tag)
+            return value, self._versions.get(value, UNKNOWN)
         if (op.kind == "insert" and version != 0) or (op.kind == "cas" and not self._may_be(version, op.expected)):
             return state
         return op.tag, self._versions.get(op.tag, UNKNOWN)
 
     def _refused(self, version: int, op: Operation) -> bool:
-        if op.kind == "cas" and op.version == op.expected:
+        if op.kind in ("cas", "patch") and op.version == op.expected:
             return False
         if op.kind == "insert" and op.version == 0:
             return False
@@ -72,3 +90,8 @@ class RegisterModel:
     def _may_be(self, version: int, reported: int) -> bool:
         """An unknown version may be any that no value is known to have."""
         return version == reported or (version == UNKNOWN and reported != 0 and reported not in self._known)
+
+
+def _with(value: str, added: str) -> str:
+    """A value after a patch. One that loses what was there, or leaves what an earlier patch added, makes another."""
+    return f"{value.partition('+')[0]}+{added}"

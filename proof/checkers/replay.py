@@ -82,6 +82,11 @@ class LogModel:
                 found[key] = document
         return found
 
+    def now(self, key: str) -> ModelDocument | None:
+        """A document after the last entry."""
+        changes = self._changes.get(key)
+        return changes[-1][1] if changes else None
+
     def history(self, key: str) -> list[tuple[int, ModelDocument | None]]:
         """Every entry that wrote or deleted a document."""
         return self._changes.get(key, [])

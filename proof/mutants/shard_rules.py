@@ -9,7 +9,77 @@ _BUILDER = "tests/shard/test_sealed_segment.py::"
 _SEGMENTS = "tests/shard/test_segment_set.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
 
+_PATCHING = "tests/shard/test_patching.py::"
+
 MUTANTS = (
+    Mutant(
+        name="a-patch-loses-a-field",
+        breaks="a change of metadata begins with nothing: fields that it does not name are lost",
+        edits=(Edit("shard.apply.patching:_edited", "if data not in _EMPTY:", "if False:"),),
+        sim=True,
+        tests=(_PATCHING + "test_what_is_not_named_keeps_its_bytes",),
+    ),
+    Mutant(
+        name="a-patched-document-has-another-vector",
+        breaks="what is found by its vector is not led to the newest version of its document",
+        edits=(Edit("shard.places:Places.documents_of", "if not self._runs or", "if True or"),),
+        tests=(_PATCHING + "test_places_are_what_a_dict_says",),
+    ),
+    Mutant(
+        name="a-patched-vector-is-purged",
+        breaks="the vector of a patched document is deleted with its former version",
+        edits=(
+            Edit(
+                "shard.apply.changes:CollectionChange.write_to",
+                "out.graves.extend((base | ordinal, DEAD_DOCUMENT) for",
+                "out.graves.extend((base | ordinal, DEAD_DOCUMENT | DEAD_VECTOR) for",
+            ),
+        ),
+        sim=True,
+        tests=(_PATCHING + "test_what_is_patched_survives_purges_and_its_vector_goes_with_it",),
+    ),
+    Mutant(
+        name="a-part-judges-what-changed-since",
+        breaks="later parts of a delete by filter look at what was written after the first one",
+        edits=(
+            Edit(
+                "shard.apply.where:change_where",
+                "upto = last if command.upto < 0 else min(command.upto, last)",
+                "upto = last",
+            ),
+        ),
+        tests=(_PATCHING + "test_parts_of_a_change_touch_what_matched_at_the_first_and_did_not_change_since",),
+    ),
+    Mutant(
+        name="a-condition-is-not-asked",
+        breaks="a write with a condition on the stored document is executed whatever is stored",
+        edits=(Edit("shard.apply.execute:_check_matches", "if not command.matches:", "if True:"),),
+        tests=(_PATCHING + "test_conditions_of_writes",),
+    ),
+    Mutant(
+        name="a-page-cuts-documents-of-one-id",
+        breaks="a page ends between documents of two shards with one id: the second is on no page",
+        edits=(
+            Edit(
+                "client.router.merge:merge_pages",
+                "rows = [one for one in rows if one[0] <= last]",
+                "rows = rows[:limit]",
+            ),
+        ),
+        tests=("tests/client/test_scans.py::test_pages_of_shards_lose_and_repeat_nothing",),
+    ),
+    Mutant(
+        name="a-page-goes-beyond-what-all-shards-reached",
+        breaks="a page shows what lies behind the end of another shard's page, whose rest is then on no page",
+        edits=(
+            Edit(
+                "client.router.merge:merge_pages",
+                "if bound is None or name <= bound",
+                "if True",
+            ),
+        ),
+        tests=("tests/client/test_scans.py::test_pages_of_shards_lose_and_repeat_nothing",),
+    ),
     Mutant(
         name="work-for-nobody",
         breaks="a search goes on when its time is over: a few with heavy filters keep all others waiting for minutes",

@@ -66,6 +66,12 @@ class RealDatabase:
     async def delete(self, key: str) -> WriteResult:
         return await self._client.delete(key, timeout=self.timeout)
 
+    async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
+        return await self._client.delete_where(filter, timeout=self.timeout)
+
+    async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
+        return await self._client.patch(key, set=added, if_version=expected or None, timeout=self.timeout)
+
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
         session = mode is ReadMode.EVENTUAL
         found = await self._client.get(key, mode=mode, with_vectors=False, session=session, timeout=self.timeout)

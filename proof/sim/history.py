@@ -13,14 +13,16 @@ from typing import Any, Literal
 
 import msgspec
 
-Kind = Literal["put", "insert", "cas", "delete", "get", "search"]
+Kind = Literal["put", "insert", "cas", "patch", "delete", "get", "search"]
 Outcome = Literal["open", "ok", "refused", "failed", "unknown"]
 
 
 class Operation(msgspec.Struct, kw_only=True):
     """One operation on one key (or a search, key "").
 
-    tag: the unique value a write carries. expected: the version a cas asked for. outcome: ok; refused (a condition did
+    tag: the unique value a write carries; of a patch, what it adds to the value that is there ("value+added", in place
+    of what an earlier patch added). expected: the version a cas, or a patch unless it is 0, asked for.
+    outcome: ok; refused (a condition did
     not hold, version says what was there); failed (surely no effect); unknown (may take effect at any later time);
     open (still running). version: of the written or read document, 0 for absent. seen: tag that a get read.
     existed: what the answer says about before (None: it does not say). index: log index of an acknowledged write.

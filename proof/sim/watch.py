@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from needle.base.filters.builder import Filter
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
-from needle.protocol.commands import CreateCollection, Delete, Insert, decode
+from needle.protocol.commands import ChangeWhere, CreateCollection, Delete, Insert, Patch, decode
 from needle.protocol.move_commands import MoveCommand
 from needle.raft import lease
 from needle.raft.messages import ConfState
@@ -77,6 +78,25 @@ class Watch:
                 found.append((name, state.term, left))
         return found
 
+    def _patched(self, group: GroupId, index: int, command: Patch, version: int) -> None:
+        """As the workload patches: it sets fields of the metadata."""
+        within, model = KeySet(command.within), self.model(group, command.collection)
+        for key in command.ids:
+            document = model.now(key)
+            if document is None or (command.within and self.key_of(key) not in within):
+                continue
+            added = {path: msgspec.json.decode(value) for path, value in command.change.set}
+            value = {**(document.metadata or {}), **added}
+            model.write(index, key, ModelDocument(version, document.vector, value))
+            self.on_document(group, command.collection, key, version)
+
+    def _deleted_where(self, group: GroupId, index: int, command: ChangeWhere) -> None:
+        within, model = KeySet(command.within), self.model(group, command.collection)
+        wanted = Filter.from_json(command.filter)
+        for key, document in model.at(index).items():
+            if wanted.matches(document.metadata) and not (command.within and self.key_of(key) not in within):
+                model.write(index, key, None)
+
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
         if self._leases.is_new_term(group, entry.term):
             self._leases.check(group, entry.term, self._leading(group))
@@ -105,5 +125,9 @@ class Watch:
                 if command.within and self.key_of(key) not in within:
                     continue
                 self.model(group, command.collection).write(index, key, None)
+        elif isinstance(command, Patch):
+            self._patched(group, index, command, result.version)
+        elif isinstance(command, ChangeWhere):
+            self._deleted_where(group, index, command)
         elif isinstance(command, MoveCommand):
             self.on_move(group, index, command)

@@ -38,6 +38,7 @@ COLLECTION = "default"
 MODES = (ReadMode.STRONG, ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL)
 NEW_SESSION_CHANCE = 0.1
 WRITES_SHARE = 0.54
+CHANGES_SHARE = 0.15
 LULL_EVERY, LULL_SECONDS = 15.0, 5.0
 """Seconds. In a lull nobody writes: then every log is up to date, and only votes and leases keep order."""
 BURST_EVERY, BURST_WRITES = 4.0, 2
@@ -61,6 +62,11 @@ class Database(Protocol):
     async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult: ...
     async def compare_and_set(self, key: str, expected: int, vector: Any, metadata: Any) -> WriteResult: ...
     async def delete(self, key: str) -> WriteResult: ...
+    async def delete_where(self, filter: dict[str, Any]) -> WriteResult: ...
+    async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
+        """expected: 0 for any version."""
+        ...
+
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
         """(version or 0, metadata, applied index or 0 if the client does not tell)."""
         ...
@@ -75,6 +81,11 @@ class Timed(Protocol):
     """What the workload needs of an event loop, virtual or real."""
 
     def time(self) -> float: ...
+
+
+def value_of(metadata: Any) -> str:
+    """What a read has seen (history.Operation.tag)."""
+    return str(metadata["tag"]) + (f"+{metadata['added']}" if "added" in metadata else "")
 
 
 class Budget:
@@ -112,6 +123,8 @@ class Workload:
     ) -> None:
         self.loop = loop
         self.lulls = True
+        self.changes = False
+        """Whether documents are also patched, and deleted by a filter."""
         self.history = history
         self.trace = trace
         self.profile = profile
@@ -164,6 +177,9 @@ class Client:
         if self._rng.random() < NEW_SESSION_CHANCE:
             self.renew()
         key, draw = self._work.keys.draw(self._rng), self._rng.random()
+        if self._work.changes and not self._is_lull() and self._rng.random() < CHANGES_SHARE:
+            await (self.patch(key) if self._rng.random() < 0.8 else self.delete_where(key))
+            return
         if self._is_lull():
             draw = max(draw, WRITES_SHARE)
         if draw < 0.25:
@@ -183,10 +199,10 @@ class Client:
         return self._work.lulls and self._work.loop.time() % LULL_EVERY < LULL_SECONDS
 
     # --- writes -------------------------------------------------------------------------------------------------------
-    def _document(self) -> tuple[str, Any, dict[str, Any]]:
+    def _document(self, key: str) -> tuple[str, Any, dict[str, Any]]:
         self._writes += 1
         tag = f"{self.name}-{self._writes}"
-        metadata = {"tag": tag, "n": self._rng.randrange(10), "odd": self._rng.random() < 0.5}
+        metadata = {"tag": tag, "key": key, "n": self._rng.randrange(10), "odd": self._rng.random() < 0.5}
         return tag, self._vector(), metadata
 
     def _vector(self) -> Any:
@@ -194,13 +210,13 @@ class Client:
 
     async def put(self, key: str) -> bool:
         """True if it was acknowledged."""
-        tag, vector, metadata = self._document()
+        tag, vector, metadata = self._document(key)
         return await self._write(
             "put", key, tag, 0, lambda: self._database.put(key, vector, metadata), shown(vector, metadata)
         )
 
     async def insert(self, key: str) -> None:
-        tag, vector, metadata = self._document()
+        tag, vector, metadata = self._document(key)
         await self._write(
             "insert",
             key,
@@ -211,7 +227,7 @@ class Client:
         )
 
     async def compare_and_set(self, key: str) -> None:
-        tag, vector, metadata = self._document()
+        tag, vector, metadata = self._document(key)
         expected = self._versions.get(key)
         if expected is None:
             await self.get(key, ReadMode.STRONG)
@@ -230,6 +246,18 @@ class Client:
     async def delete(self, key: str) -> None:
         await self._write("delete", key, "", 0, lambda: self._database.delete(key), {})
 
+    async def delete_where(self, key: str) -> None:
+        """By a filter that one document matches: to its clients the same as a delete."""
+        await self._write("delete", key, "", 0, lambda: self._database.delete_where({"key": key}), {"where": True})
+
+    async def patch(self, key: str) -> None:
+        self._writes += 1
+        added = f"{self.name}-{self._writes}"
+        expected = (self._versions.get(key) or 0) if self._rng.random() < 0.3 else 0
+        await self._write(
+            "patch", key, added, expected, lambda: self._database.patch(key, {"added": added}, expected), {}
+        )
+
     async def _write(
         self, kind: Kind, key: str, tag: str, expected: int, ask: Callable[[], Any], details: dict[str, Any]
     ) -> bool:
@@ -243,8 +271,8 @@ class Client:
             self._finish(op, "failed" if surely_without_effect(error) else "unknown", error=error.code)
             self._expect(op, error)
         else:
-            self._versions[key] = 0 if kind == "delete" else result.version
-            version = 0 if kind == "delete" else result.version
+            gone = kind == "delete" or (kind == "patch" and not result.existed)
+            version = self._versions[key] = 0 if gone else result.version
             self._finish(op, "ok", version=version, index=result.index, existed=result.existed)
             self._work.on_ack(key, result.index)
             return True
@@ -263,7 +291,7 @@ class Client:
             self._finish(op, "failed", error=error.code)
             self._expect(op, error)
             return False
-        seen = metadata["tag"] if version else ""
+        seen = value_of(metadata) if version else ""
         self._versions[key] = version
         op.details["applied"] = applied
         self._finish(op, "ok", version=version, seen=seen)

@@ -50,6 +50,7 @@ class World:
         self.injector = Injector(spec.seed, self.loop, stage.network, fleet, self.operator, stage.trace)
         budget = Budget(spec.operations_max)
         self.work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget)
+        self.work.changes = True
         self.work.on_ack = lambda _, index: self.watch.acknowledged(DATA_GROUP, index)
         self.work.latest = lambda _: self.watch.last(DATA_GROUP)
         stage.broken = lambda: self.work.broken

@@ -22,7 +22,7 @@ from needle.base.errors import (
     VersionMismatch,
 )
 from needle.base.model import Claim, SearchRequest, WriteResult
-from needle.protocol.commands import Command, CreateCollection, Delete, Insert, Session
+from needle.protocol.commands import Change, ChangeWhere, Command, CreateCollection, Delete, Insert, Patch, Session
 from needle.protocol.move_commands import Forget, Freeze, Import, Mark, Own, PrepareMove, Release
 from needle.routing.ranges import KeySet, difference, fingerprint, union
 from needle.routing.shard_map import KeyRange
@@ -596,3 +596,28 @@ def test_an_import_of_an_earlier_release_is_applied_as_it_was(tmp_path: Path) ->
     replayed = msgspec.structs.replace(entry, data=entry.data[:1] + msgspec.msgpack.encode(body))
     assert target.replica.apply([replayed])[0] == WriteResult(version=entry.index, index=entry.index, count=1)
     assert tenants(target, ["x", "y"]) == {"x": FIRST}
+
+
+def test_what_is_patched_while_it_is_copied_is_copied_again(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    source.done(prepare(9, False, ALL))
+    target.done(prepare(9, True, []))
+    cursor = source.copy(target, 9, -1, 0)
+    source.done(Patch("c", ["m1", "a1"], Change(set=[("t", b"1")])))
+    cursor = source.copy(target, 9, cursor, 1)
+    assert copying.deleted(source.replica.view, "c", MOVED, cursor, BitMap())[0] == []
+    source.done(Mark(9, "c", cursor))
+    floor = source.done(Freeze(9)).version
+    refused = source.told(Patch("c", ["m1"], Change(set=[("t", b"2")])))
+    where = source.told(ChangeWhere("c", b"{}", None))
+    assert isinstance(refused, StaleEpoch) and isinstance(where, StaleEpoch)
+    source.done(Release(9))
+    target.done(Own(9, 2, floor))
+    (moved,) = target.replica.get("c", ["m1"], True)
+    assert (moved.metadata, moved.vector) == (b'{"t":1}', floats([0, 1, 1]))
+    assert not source.replica.get("c", ["m1"], False) and source.replica.get("c", ["a1"], False)
+    within = source.told(ChangeWhere("c", b"{}", Change(set=[("u", b"1")]), within=MOVED))
+    assert isinstance(within, StaleEpoch)
+    assert target.done(ChangeWhere("c", b"{}", Change(set=[("u", b"1")]), within=MOVED)).count == 10
+    for shard in shards:
+        shard.replica.verify()

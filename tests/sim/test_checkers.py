@@ -66,6 +66,42 @@ def test_a_sequential_history_of_every_operation_is_legal(script):
     assert script.legal()
 
 
+def test_patches_are_legal_in_any_order_that_answers_allow(script):
+    script.do("patch", tag="x", version=0, existed=False)
+    script.do("put", tag="a", version=2, existed=False)
+    script.do("patch", tag="p", version=3, existed=True)
+    script.do("get", seen="a+p", version=3)
+    script.do("patch", "refused", tag="q", expected=2, version=3)
+    script.do("cas", tag="b", expected=3, version=5)
+    script.do("get", seen="b", version=5)
+    script.begin("patch", tag="r")  # perhaps it takes effect, perhaps not
+    script.do("get", seen="b", version=5)
+    script.do("get", seen="b+r", version=7)
+    script.do("delete", existed=True)
+    script.do("patch", "refused", tag="s", expected=7, version=0)
+    assert script.legal()
+
+
+@pytest.mark.parametrize(
+    ("seen", "version"),
+    [("a", 2), ("p", 2), ("a+p", 1), ("a", 1)],
+    ids=["it is lost", "it loses a field", "it makes no version", "it was never done"],
+)
+def test_a_patch_that_loses_something_is_refused(script, seen, version):
+    script.do("put", tag="a", version=1, existed=False)
+    script.do("patch", tag="p", version=2, existed=True)
+    script.do("get", seen=seen, version=version)
+    assert not script.legal()
+
+
+def test_a_patch_done_twice_is_refused(script):
+    script.do("put", tag="a", version=1, existed=False)
+    script.do("patch", tag="p", version=2, existed=True)
+    script.do("patch", tag="q", version=3, existed=True)
+    script.do("get", seen="a+p", version=4)
+    assert not script.legal()
+
+
 def test_a_stale_read_is_refused(script):
     script.do("put", tag="a", version=1)
     script.do("put", tag="b", version=2)

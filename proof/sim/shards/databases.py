@@ -126,6 +126,13 @@ class ShardAware:
     async def delete(self, key: str) -> WriteResult:
         return await self._client.delete(key, timeout=self.timeout)
 
+    async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
+        result = await self._client.delete_where(filter, timeout=self.timeout)
+        return msgspec.structs.replace(result, index=0)  # the highest of all shards' logs
+
+    async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
+        return await self._client.patch(key, set=added, if_version=expected or None, timeout=self.timeout)
+
     async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
         return await self._client.insert_each(documents, timeout=self.timeout)
 
@@ -208,6 +215,9 @@ class Proxied(RealDatabase):
     async def delete_many(self, keys: list[str]) -> WriteResult:
         return await self._client.delete(keys, timeout=self.timeout)
 
+    async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
+        return await self.delete(filter["key"])  # which a node that routes for plain clients does not do
+
     async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
         return Answer(await self.search(vector, k, filter, mode, exact))
 
@@ -249,6 +259,12 @@ class Homed:
 
     async def delete(self, key: str) -> WriteResult:
         return msgspec.structs.replace(await self._inner.delete(key), index=0)
+
+    async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
+        return msgspec.structs.replace(await self._inner.delete_where(filter), index=0)
+
+    async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
+        return msgspec.structs.replace(await self._inner.patch(key, added, expected), index=0)
 
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
         version, metadata, _ = await self._inner.get(key, mode)

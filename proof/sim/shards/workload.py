@@ -17,7 +17,7 @@ from proof.checkers.scatter import ScatterSeen
 from proof.sim.history import Operation
 from proof.sim.shards.databases import ShardDatabase
 from proof.sim.shards.truth import Truth
-from proof.sim.workload import FILTERS, MODES, Client, Workload, shown, surely_without_effect
+from proof.sim.workload import FILTERS, MODES, Client, Workload, shown, surely_without_effect, value_of
 
 BATCH_CHANCE = 0.12
 DELETE_MANY_CHANCE = 0.04
@@ -93,7 +93,7 @@ class ShardClient(Client):
         """Put several documents, wherever they belong."""
         written: list[tuple[Operation, tuple[str, Any, Any]]] = []
         for key in self._some_keys():
-            tag, vector, metadata = self._document()
+            tag, vector, metadata = self._document(key)
             op = self._invoke("put", key, tag=tag, details=shown(vector, metadata))
             written.append((op, (key, vector, metadata)))
         try:
@@ -153,7 +153,7 @@ class ShardClient(Client):
         self._versions[key] = version
         shard = self._shards.answered_by()
         op.details |= {"applied": applied, "shard": shard}
-        self._finish(op, "ok", version=version, seen=metadata["tag"] if version else "")
+        self._finish(op, "ok", version=version, seen=value_of(metadata) if version else "")
         if applied and shard >= 0:
             seen = GetSeen(
                 key=key,

@@ -42,7 +42,7 @@ from proof.sim.stage import Stage
 from proof.sim.trace import Trace
 from proof.sim.violation import Violation
 from proof.sim.watch import Watch
-from proof.sim.workload import Budget, Workload
+from proof.sim.workload import Budget, Workload, value_of
 
 LIVENESS_SECONDS = 40.0
 LOST_SECONDS = 20.0
@@ -75,6 +75,7 @@ class ShardWorld:
         self.injector.more = self.faults.handlers()
         budget = Budget(spec.operations_max)
         work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget)
+        work.changes = True
         work.on_ack = self._acknowledged
         work.latest = lambda key: self.watch.last(self._group(key))
         self.shared = ShardWork(work, self.truth)
@@ -330,7 +331,7 @@ class ShardWorld:
         models, metric, maps = self.truth.models(), self.stage.profile.metric, self.truth.maps()
         for op in self.shared.in_batches:
             changes = [change for model in models.values() for change in model.history(op.key)]
-            found = [document.version for _, document in changes if document and document.metadata["tag"] == op.tag]
+            found = [document.version for _, document in changes if document and value_of(document.metadata) == op.tag]
             if not found:
                 raise Violation("acknowledged means applied", f"#{op.id} put {op.key} {op.tag} is in no log", op.key)
             op.version = found[0]
