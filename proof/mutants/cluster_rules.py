@@ -238,7 +238,7 @@ MUTANTS = (
         "what was written meanwhile is lost",
         edits=(
             Edit(
-                "client.router.router:Router._delete",
+                "client.router.router:Router._spread",
                 "map(one, part.spread(owned))",
                 "map(one, deletion.begin(collection, owned))",
             ),
@@ -261,7 +261,7 @@ MUTANTS = (
     Mutant(
         name="deletes-by-id-of-another-map",
         breaks="under a custom strategy a delete misses a document that moves between the shards it asks",
-        edits=(Edit("shard.apply.execute:_delete", "command.owned not in (0, batch.fence.fingerprint)", "False"),),
+        edits=(Edit("shard.apply.execute:_addressed", "command.owned not in (0, batch.fence.fingerprint)", "False"),),
         tests=(_MOVING + "test_under_a_custom_strategy_the_stored_document_decides_and_deletes_name_the_map",),
     ),
     Mutant(

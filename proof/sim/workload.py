@@ -85,7 +85,7 @@ class Timed(Protocol):
 
 def value_of(metadata: Any) -> str:
     """What a read has seen (history.Operation.tag)."""
-    return str(metadata["tag"]) + (f"+{metadata['added']}" if "added" in metadata else "")
+    return str(metadata.get("tag", "")) + (f"+{metadata['added']}" if "added" in metadata else "")
 
 
 class Budget:
@@ -321,7 +321,7 @@ class Client:
             self._finish(op, "failed", error=error.code)
             self._expect(op, error)
             return
-        tags = [msgspec.json.decode(metadata)["tag"] for metadata in hits.metadata]
+        tags = [msgspec.json.decode(metadata).get("tag", "") for metadata in hits.metadata]
         op.details |= {"applied": hits.applied_index}
         op.details["hits"] = [list(hit) for hit in zip(hits.ids, hits.versions, hits.distances, tags, strict=True)]
         self._finish(op, "ok", index=hits.applied_index, version=len(hits.ids))
