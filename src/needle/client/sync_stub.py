@@ -19,8 +19,8 @@ from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
-from needle.client.client import Client
 from needle.client.changes import FilterLike, ScanPage
+from needle.client.client import Client
 from needle.client.document_calls import PartialHits
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.loop_thread import LoopThread
