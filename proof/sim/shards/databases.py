@@ -216,7 +216,8 @@ class Proxied(RealDatabase):
         return await self._client.delete(keys, timeout=self.timeout)
 
     async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
-        return await self.delete(filter["key"])  # which a node that routes for plain clients does not do
+        result = await super().delete_where(filter)
+        return msgspec.structs.replace(result, index=0)  # the highest of all shards' logs
 
     async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
         return Answer(await self.search(vector, k, filter, mode, exact))

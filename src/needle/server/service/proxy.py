@@ -21,6 +21,7 @@ from needle.base.errors import (
     NeedleError,
     OutcomeUnknown,
     SessionExpired,
+    StaleEpoch,
     UnsupportedFormat,
     invalid,
 )
@@ -238,6 +239,13 @@ class Proxy:
             return await router.patch(
                 command.collection, command.ids, command.change, command.expected, command.matches, timeout
             )
+        if isinstance(command, commands.ChangeWhere):
+            if command.owned or command.within:  # one shard's part, by a map from before there was any here
+                version = self._node.topology.version
+                raise StaleEpoch("a part of a change by a filter is asked of its shard", version=version, epoch=0)
+            if command.after >= 0:
+                raise InvalidArgument("a change by a filter is done as a whole here", field="after")
+            return await router.change_where(command, timeout)
         if isinstance(command, commands.CreateCollection):
             check_spec(command.spec, self._node.config.limits)
             return await router.create_collection(command.spec, command.if_absent, timeout)
