@@ -91,9 +91,10 @@ class Deletion:
         `left` may be asked again."""
         if self._failures:
             raise self._failure()
+        telling = [result for result in self._done if result.existed] or self._done  # others wrote nothing
         return WriteResult(
-            version=max(result.version for result in self._done),
-            index=max(result.index for result in self._done),
+            version=max(result.version for result in telling),
+            index=max(result.index for result in telling),
             existed=any(result.existed for result in self._done),
             count=sum(result.count for result in self._done),
         )
