@@ -10,6 +10,7 @@ _SEGMENTS = "tests/shard/test_segment_set.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
 
 _PATCHING = "tests/shard/test_patching.py::"
+_WHERE = "tests/cluster/test_changes_by_filter.py::"
 
 MUTANTS = (
     Mutant(
@@ -49,6 +50,30 @@ MUTANTS = (
             ),
         ),
         tests=(_PATCHING + "test_parts_of_a_change_touch_what_matched_at_the_first_and_did_not_change_since",),
+    ),
+    Mutant(
+        name="a-change-by-a-filter-is-denied",
+        breaks="when one shard does nothing, a change by a filter is said to have done nothing, whatever others did",
+        edits=(Edit("client.where:WhereWork._failure", "if changed or unknown:", "if unknown:"),),
+        tests=(_WHERE + "test_when_a_shard_fails_nothing_is_under_way_any_more_and_what_is_done_is_said",),
+    ),
+    Mutant(
+        name="a-range-that-moved-is-judged-twice",
+        breaks="when ranges move, shards are asked again for all they own: what was changed is changed twice",
+        edits=(
+            Edit(
+                "client.router.router:Router._change_where",
+                "intersection(now.ranges(shard), left)",
+                "now.ranges(shard)",
+            ),
+        ),
+        tests=(_WHERE + "test_ranges_that_move_are_judged_once",),
+    ),
+    Mutant(
+        name="a-range-that-moved-is-skipped",
+        breaks="what a shard refuses because it moved is asked of nobody else: a delete by filter leaves it",
+        edits=(Edit("client.router.router:Router._change_where", "work.left.extend(ranges)", "pass"),),
+        tests=(_WHERE + "test_ranges_that_move_are_judged_once",),
     ),
     Mutant(
         name="a-condition-is-not-asked",

@@ -11,17 +11,18 @@ import msgspec
 import numpy as np
 
 from cluster.catalog_util import spec, topology
-from needle.base.errors import CollectionNotFound, ConnectionLost, NoQuorum, StaleEpoch
+from needle.base.errors import CollectionNotFound, ConnectionLost, NoQuorum, StaleEpoch, VersionMismatch
 from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, SearchRequest, WriteResult
 from needle.protocol import calls, catalog_commands
 from needle.protocol.calls import CollectionsAnswer, CollectionsCall, DocumentBatch, GetCall, SearchCall
-from needle.protocol.commands import NO_SESSION, Command, Delete, Insert, Session
+from needle.protocol.commands import NO_SESSION, ChangeWhere, Command, Delete, Insert, Patch, Session
 from needle.protocol.peer_calls import ShardAnswer
-from needle.routing.ranges import KeySet
+from needle.routing.ranges import KeySet, contains
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy, routing_key
 from needle.routing.topology import CollectionInfo, Ownership, Topology
+from needle.shard.apply.patching import changed
 from proof.sim.event_loop import SimLoop
 
 KINDS = {calls.SEARCH: SearchCall, calls.GET: GetCall, calls.COLLECTIONS: CollectionsCall}
@@ -118,12 +119,22 @@ class FakeGroup:
             raise NoQuorum(f"shard {self.shard} is dead")
         self._check(epoch)
         command = make(NO_SESSION)
-        assert isinstance(command, Insert | Delete)
+        assert isinstance(command, Insert | Delete | Patch | ChangeWhere)
         shards.without[self.shard] = missing = shards.without.get(self.shard, 0) - 1
         if command.collection != "default@7" or missing >= 0:
             raise CollectionNotFound(f"no {command.collection}")
         held = shards.data[self.shard]
         shards.log[self.shard] = index = shards.log[self.shard] + 1
+        if isinstance(command, ChangeWhere):
+            return self._change_where(command, held, index)
+        if isinstance(command, Patch):
+            here = [name for name in command.ids if name in held]
+            for name in here:
+                version, vector, metadata = held[name]
+                if command.expected not in (None, version):
+                    raise VersionMismatch(f"{name} has version {version}", actual=version)
+                held[name] = (index, vector, changed(name, metadata, command.change))
+            return WriteResult(version=index, index=index, existed=bool(here), count=len(here))
         if isinstance(command, Delete):
             keys = KeySet(command.within or shards.owned().ranges(self.shard))
             doomed = [name for name in command.ids if name in held and shards.key(name, held[name][2]) in keys]
@@ -136,6 +147,35 @@ class FakeGroup:
         for at, name in enumerate(command.ids):
             held[name] = (index, command.vectors[at * size : (at + 1) * size], command.metadata[at])
         return WriteResult(version=index, index=index, existed=there > 0, count=len(command.ids))
+
+    def _change_where(self, command: ChangeWhere, held: dict[str, tuple[int, bytes, bytes]], index: int) -> WriteResult:
+        """Ids are doc-000, doc-001, ...: their numbers are their ordinals here."""
+        shards, keys = self.all, KeySet(command.within or self.all.owned().ranges(self.shard))
+        if command.within and not contains(shards.owned().ranges(self.shard), command.within):
+            raise StaleEpoch("not all mine", version=shards.real.version, epoch=shards.owned().epoch)
+        wanted = Filter.from_json(command.filter or b"{}")
+        behind = sorted(name for name in held if int(name[4:]) > command.after)
+        found = [
+            name
+            for name in behind
+            if shards.key(name, held[name][2]) in keys and wanted.matches(msgspec.json.decode(held[name][2]))
+        ]
+        taken = found[: command.limit]
+        for name in taken:
+            if command.change is None:
+                del held[name]
+            else:
+                held[name] = (index, held[name][1], changed(name, held[name][2], command.change))
+        last = len(taken) == len(found)
+        return WriteResult(
+            version=index,
+            index=index,
+            existed=bool(taken),
+            count=len(taken),
+            ids=taken if command.return_ids else [],
+            reached=-1 if last else int(taken[-1][4:]),
+            upto=10**6,
+        )
 
     async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> bytes:
         if self.shard in self.all.dead:

@@ -12,7 +12,6 @@ import needle
 from cluster.processes import ShardedProcesses, healthy
 from needle import ConditionFailed, Filter, InvalidArgument, VersionMismatch
 from needle.client import Client
-from needle.client.sharded import ShardedClient
 from needle.local.process_cluster import ProcessCluster
 from needle.protocol.catalog_commands import StartMove
 
@@ -129,7 +128,7 @@ async def test_shards_between_which_ranges_move(tmp_path: Path) -> None:
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         await processes.create(2, 3)
         async with processes.connect() as client:
-            assert isinstance(client, ShardedClient)
+            assert isinstance(client, Client)
             await healthy(client)
             await client.create_collection("default", dimensions=8)
             await filled(client)

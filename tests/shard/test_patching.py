@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap
 
-from needle.base.errors import ConditionFailed, InvalidArgument, VersionMismatch
+from needle.base.errors import ConditionFailed, InvalidArgument, NeedleError, VersionMismatch
 from needle.base.filters.builder import Filter
 from needle.base.model import SearchRequest
 from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, Patch
@@ -197,6 +197,31 @@ def test_a_bounded_part_looks_at_no_more_than_it_may(tmp_path: Path) -> None:
     replica, log = filled(tmp_path)
     (result,) = replica.apply(log.add(ChangeWhere("c", Filter.eq("n", 39).to_json(), None, looks=25)))
     assert (result.count, result.reached, result.upto) == (0, 24, 39)
+
+
+def test_a_part_ends_when_it_has_read_enough(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    (result,) = replica.apply(log.add(ChangeWhere("c", b"{}", None, bytes_max=1)))
+    assert (result.count, result.reached, result.upto) == (1, 0, 39)
+    size = sum(len(one.metadata) for one in replica.get("c", [f"d{n}" for n in range(1, 6)], False))
+    (result,) = replica.apply(log.add(ChangeWhere("c", b"{}", None, after=0, upto=39, bytes_max=size)))
+    assert (result.count, result.reached) == (5, 5)
+
+
+def test_a_version_is_not_asked_of_a_document_that_another_shard_may_have(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    (known,) = replica.get("c", ["d1"], False)
+    change = Change(set=[("seen", b"true")])
+    done = replica.apply(
+        log.add(
+            Patch("c", ["absent"], change, expected=known.version, owned=7),
+            Patch("c", ["absent"], change, expected=known.version),
+            Patch("c", ["d1"], change, expected=known.version + 5, owned=7),
+            Patch("c", ["d1"], change, expected=known.version, owned=7),
+        )
+    )
+    said = [one.code if isinstance(one, NeedleError) else one.count for one in done]
+    assert said == [0, "version_mismatch", "version_mismatch", 1]
 
 
 # --- places ---

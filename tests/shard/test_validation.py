@@ -70,6 +70,12 @@ BAD: dict[str, tuple[Command, str]] = {
     "a condition that is none": (Delete("c", ["a"], matches=b'{"$what": 1}'), "filter operator"),
     "a part without an end": (ChangeWhere("c", b"{}", None, limit=0), "limit"),
     "a part that looks at everything": (ChangeWhere("c", b"{}", None, looks=10**9), "looks"),
+    "a part that reads everything": (ChangeWhere("c", b"{}", None, bytes_max=10**9), "bytes_max"),
+    "a filter too deep": (ChangeWhere("c", b'{"a": {"$eq": ' + b"[" * 300 + b"]" * 300 + b"}}", None), "filter"),
+    "a condition too deep": (
+        Delete("c", ["a"], matches=b'{"a": {"$eq": ' + b"[" * 300 + b"]" * 300 + b"}}"),
+        "matches",
+    ),
     "no documents": (put([], []), "ids"),
     "too many documents": (put(list("abcdef"), [[1, 2, 3]] * 6), "ids"),
     "too many bytes": (put(["a", "b"], [[1, 2, 3]] * 2, ["x" * 150, "y" * 1900]), "batch"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import InvalidArgument, invalid
+from needle.base.errors import InvalidArgument, invalid, shown
 from needle.base.filters.builder import Filter
 from needle.base.model import Document, ReadMode, WriteResult
 from needle.client import cursor as cursors
@@ -58,8 +58,10 @@ class ChangeMethods(ABC):
         set: {"field": value, "object.field": value}. unset: fields to take away. append, remove: {"field": [values]},
         of arrays. Two writers that change different fields never undo each other. Ids that are absent are left out;
         count: how many were there. if_version: only if all are there with this version, VersionMismatch otherwise.
-        if_matches: only if all that are there match the filter as they are stored, ConditionFailed otherwise.
+        if_matches: only if all that are there match the filter as they are stored, ConditionFailed otherwise. At most 1000
+        ids; with if_version one, where a custom strategy says which shard has it.
         """
+        check_ids_are_meant(ids)
         names, name = values.different_ids(ids), values.check_name(collection)
         change = values.change(set, unset, append, remove)
         return await self._patch(names, change, if_version, if_matches, name, timeout)
@@ -75,6 +77,7 @@ class ChangeMethods(ABC):
         timeout: float = TIMEOUT,
     ) -> WriteResult:
         """Give one document or several this metadata in place of theirs; vectors stay. See `patch`."""
+        check_ids_are_meant(ids)
         names, name = values.different_ids(ids), values.check_name(collection)
         change = Change(whole=values.metadata_bytes(metadata))
         return await self._patch(names, change, if_version, if_matches, name, timeout)
@@ -109,8 +112,8 @@ class ChangeMethods(ABC):
 
         In each shard it touches what matched at one place of the log, in parts of bounded size: what others change
         between two parts, it leaves as they made it. count: how many were changed; ids: which, with return_ids.
-        dry_run: only count. When it breaks off, details["documents_changed"] of the error says how many were changed;
-        it may be called again.
+        dry_run: only count. When it breaks off, details["documents_changed"] of the error says how many are known to be
+        changed; it may be called again.
         """
         change = values.change(set, unset, append, remove)
         return await self._change_where(filter, change, return_ids, dry_run, collection, timeout)
@@ -138,7 +141,7 @@ class ChangeMethods(ABC):
     ) -> WriteResult:
         if not isinstance(filter, Filter | Mapping):
             raise InvalidArgument(
-                f"filter = {cursors.shown(filter)} is not allowed: a Filter or its dict form; documents are named by "
+                f"filter = {shown(filter)} is not allowed: a Filter or its dict form; documents are named by "
                 "their ids in `patch` and `delete`",
                 field="filter",
             )
@@ -220,4 +223,4 @@ class ChangeMethods(ABC):
 def check_ids_are_meant(ids: object) -> None:
     """A filter where ids are meant would be taken for a mapping of names."""
     if isinstance(ids, Filter | Mapping):
-        raise invalid("ids", cursors.shown(ids), "ids; by a filter documents are deleted with `delete_where`")
+        raise invalid("ids", ids, "ids; by a filter there are `delete_where` and `patch_where`")

@@ -11,7 +11,8 @@ import binascii
 import msgspec
 import xxhash
 
-from needle.base.errors import InvalidArgument
+from needle.base.decoding import DECODE_ERRORS
+from needle.base.errors import InvalidArgument, shown
 
 VERSION = 1
 
@@ -56,11 +57,6 @@ def decode(text: object, scan: Place) -> Place:
     return msgspec.structs.replace(scan, after=kept.after)
 
 
-def shown(text: object) -> str:
-    """The beginning of what was given."""
-    return repr(text)[:60]
-
-
 def _kept(text: object) -> _Kept:
     try:
         if not isinstance(text, str):
@@ -69,9 +65,9 @@ def _kept(text: object) -> _Kept:
         if binascii.crc32(data[4:]).to_bytes(4, "big") != data[:4]:
             raise ValueError
         kept = msgspec.msgpack.decode(data[4:], type=_Kept)
-    except (ValueError, msgspec.MsgspecError):  # binascii.Error and UnicodeEncodeError are ValueErrors
+    except (ValueError, *DECODE_ERRORS):  # binascii.Error and UnicodeEncodeError are ValueErrors
         raise InvalidArgument(
-            f"cursor = {shown(text)} is none: a whole text that `Scan.cursor` or `scan_page` gave", field="cursor"
+            f"cursor = {shown(text)} is none: a whole text that `scan_page` gave as its `cursor`", field="cursor"
         ) from None
     if kept.version != VERSION:
         raise InvalidArgument(f"cursor = {shown(text)} was made by another release of the client", field="cursor")

@@ -1,13 +1,15 @@
 """One change of the documents that a filter chooses, as it is cut into parts of bounded size (commands.ChangeWhere).
 
-Invariant: of each range of keys one shard judges each document at most once. What a shard refused before it did
+Invariants: of each range of keys one shard judges each document at most once. What a shard refused before it did
 anything is asked of those that own the ranges now; what moved after a part was done ends the change, which says so.
+When it breaks off, it says so once nothing of it is under way, and never that nothing happened if something may have.
 Pure: asks nobody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -20,31 +22,38 @@ MakePart = Callable[[str, Session, int, Sequence[KeyRange]], ChangeWhere]
 """(collection, session, owned, within) -> what the shard has to execute."""
 
 
+CHANGED: Final = "documents_changed"
+
+
 class Moved(Exception):
     """The shard no longer owns all the ranges that it is asked about, and did nothing."""
 
 
 class WhereWork:
-    """Such a change under way. left: ranges of keys of which nothing is done."""
+    """Such a change under way. left: ranges of keys of which nothing is done. failed: a part was not done, or perhaps:
+    no other one is begun."""
 
     def __init__(self, command: ChangeWhere) -> None:
         self._command = command
         self._ids: list[str] = []
         self._count = self._version = self._index = 0
         self._collection = ""
-        self._parts = 0
+        self._failures: list[NeedleError] = []
         self.left: list[KeyRange] = []
 
+    @property
+    def failed(self) -> bool:
+        return bool(self._failures)
+
     def begin(self, collection: str) -> None:
-        """In a collection, by its name inside the shards. Raises OutcomeUnknown if parts were done in another one."""
-        if self._parts:
-            raise self.broken_off(OutcomeUnknown("its collection was dropped meanwhile"))
+        """In a collection, by its name inside the shards. After CollectionNotFound it may begin again."""
         self._collection = collection
+        self._failures, self.left = [], []
 
     async def run(self, write: Callable[[MakePart], Awaitable[WriteResult]]) -> None:
-        """All parts of some ranges of one shard. Raises Moved, or the error of a part, which tells what was done."""
+        """All parts of some ranges of one shard, or those until any shard fails; `result` tells. Raises Moved."""
         after = upto = -1
-        while True:
+        while not self._failures:
 
             def make(
                 collection: str,
@@ -69,14 +78,11 @@ class WhereWork:
             except Moved:
                 if after < 0:
                     raise
-                raise self.broken_off(OutcomeUnknown("ranges of keys moved to other shards meanwhile")) from None
-            except CollectionNotFound as error:
-                if not self._parts:
-                    raise
-                raise self.broken_off(OutcomeUnknown(error.message)) from error
+                self._failures.append(OutcomeUnknown("ranges of keys moved to other shards meanwhile"))
+                return
             except NeedleError as error:
-                raise self.broken_off(error) from error
-            self._parts += 1
+                self._failures.append(error)
+                return
             self._count += result.count
             self._ids += result.ids
             self._version, self._index = max(self._version, result.version), max(self._index, result.index)
@@ -84,17 +90,32 @@ class WhereWork:
                 return
             after, upto = result.reached, result.upto
 
-    def broken_off(self, error: NeedleError) -> NeedleError:
-        """An error with what was done before it; where that is something, nobody may take it for nothing."""
-        if self._parts and (error.retryable or isinstance(error, OutcomeUnknown)):
-            error = OutcomeUnknown(
-                f"{self._count} documents are changed, others perhaps not; it may be called again: {error.message}"
-            )
-        error.details["documents_changed"] = self._count
-        return error
-
     def result(self) -> WriteResult:
-        """What was done in all."""
+        """What was done in all, once no part is under way. Raises what to say when not all is done;
+        details["documents_changed"] tells what is known to be. CollectionNotFound: it may begin again."""
+        if self._failures:
+            raise self._failure()
         return WriteResult(
             version=self._version, index=self._index, existed=self._count > 0, count=self._count, ids=self._ids
         )
+
+    def _failure(self) -> NeedleError:
+        """ "Nothing happened" only if it is true of all shards."""
+        failures = self._failures
+        unknown = [error for error in failures if isinstance(error, OutcomeUnknown)]
+        gone = [error for error in failures if isinstance(error, CollectionNotFound)]
+        final = [error for error in failures if not error.retryable]
+        first = (unknown or gone or final or failures)[0]
+        changed = self._count + sum(map(_told, failures))
+        if changed or unknown:
+            first = OutcomeUnknown(
+                f"{changed} documents are changed, others perhaps not; it may be called again: {first.message}"
+            )
+        first.details[CHANGED] = changed
+        return first
+
+
+def _told(error: NeedleError) -> int:
+    """How many documents a node that routes had changed when it broke off."""
+    changed = error.details.get(CHANGED, 0)
+    return changed if isinstance(changed, int) else 0

@@ -141,7 +141,8 @@ class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
 
     Every write gives a document a new ordinal. So what an entry finds with ordinals up to `upto` is as it was at the
     entry that told `upto`, the first part (-1): later parts touch what matched then and was not changed since.
-    after: the ordinal up to which earlier parts looked. limit: documents touched, looks: documents looked at, at most.
+    after: the ordinal up to which earlier parts looked. limit: documents touched, looks: documents looked at, at most;
+    and no more once their metadata has bytes_max.
     owned, within: as in Delete, under any strategy. The answer's `reached` is the next part's `after`, -1 if this was
     the last."""
 
@@ -152,6 +153,7 @@ class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
     upto: int = -1
     limit: int = 1000
     looks: int = 4096
+    bytes_max: int = 8 << 20
     return_ids: bool = False
     session: Session = NO_SESSION
     owned: int = 0

@@ -20,7 +20,7 @@ from needle.base.errors import CollectionNotFound, StorageError
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
-from needle.shard.apply.batch import Matched, Member, Stored
+from needle.shard.apply.batch import Bounds, Matched, Member, Stored
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
 from needle.shard.documents.digest import replica_digest
@@ -37,7 +37,7 @@ from needle.shard.segments.view import VectorsView
 
 log = logging.getLogger("needle.shard")
 
-MATCH_ROWS = 512
+MATCH_ROWS = 128
 """Documents read at a time to see whether they match."""
 
 
@@ -353,23 +353,27 @@ class StateBefore:
         return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)
 
     def _match(
-        self, collection_id: int, node: Node, member: Member | None, after: int, upto: int, limit: int, looks: int
+        self, collection_id: int, node: Node, member: Member | None, after: int, upto: int, bounds: Bounds
     ) -> Matched:
         live = self._by_id(collection_id)
         if live is None:
             return [], upto
         found: list[StoredDocument] = []
+        looks, size = bounds.looks, 0
         while looks > 0 and after < upto:
             rows = self._store.page(collection_id, after, upto, min(looks, MATCH_ROWS))
             if not rows:
                 return found, upto
             for row in rows:
+                if size >= bounds.bytes_max:
+                    return found, after
                 after = row.ordinal
+                size += len(row.metadata)
                 if member is not None and not member(row.id, row.metadata):
                     continue
                 if live.shows(after) and evaluate(node, decode_metadata(row.metadata)):
                     found.append(row)
-                    if len(found) == limit:
+                    if len(found) == bounds.limit:
                         return found, after
             looks -= len(rows)
         return found, after

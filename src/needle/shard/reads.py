@@ -26,8 +26,9 @@ from needle.shard.live_collection import ReplicaView
 from needle.shard.query import allowed_ordinals, search_group
 
 SCAN_LOOKS: Final = 10_000
+SCAN_LOOKS_BYTES: Final = 32 << 20
 SCAN_BYTES: Final = 8 << 20
-"""One page of a scan looks at so many documents, and holds so many bytes, at most."""
+"""One page of a scan looks at so many documents, or metadata of so many bytes, and holds so many bytes, about."""
 
 
 class Page(NamedTuple):
@@ -163,18 +164,18 @@ class Reads:
     ) -> Scanned:
         node = Filter.from_json(page.filter, self._limits).node if page.filter else None
         found: list[StoredDocument] = []
-        looked, size, fence, index = 0, 0, view.fence, view.at.index
+        looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
         reached: str | None = None
         with closing(view.store.scan(collection_id, page.after)) as rows:
             for document, at, held in rows:
                 if not looked:  # what is read may be newer than the view: judge it by the holdings of the same moment
                     fence, index = None if held is None else self._fence_of(held), at
                     check_claim(fence, claim, at)
-                if looked == SCAN_LOOKS or len(found) == page.limit or size > SCAN_BYTES:
+                if looked == SCAN_LOOKS or read > SCAN_LOOKS_BYTES or len(found) == page.limit or size > SCAN_BYTES:
                     break
                 if not looked % 256:
                     go_on()
-                looked, reached = looked + 1, document.id
+                looked, read, reached = looked + 1, read + len(document.metadata), document.id
                 if page.holds(document, node) and (fence is None or fence.shows(document.id, document.metadata)):
                     found.append(document)
                     size += len(document.metadata) + (page.vector_bytes if page.with_vectors else 0)

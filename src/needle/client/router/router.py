@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, OutcomeUnknown, StaleEpoch
+from needle.base.errors import (
+    CollectionNotFound,
+    DeadlineExceeded,
+    NeedleError,
+    OutcomeUnknown,
+    StaleEpoch,
+    VersionMismatch,
+    invalid,
+)
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.parts import Payload
@@ -201,8 +209,15 @@ class Router(Routes):
             except NeedleError as error:
                 deletion.failed(part, error)
 
-        await asyncio.gather(*map(one, deletion.begin(collection, self.fan_out.ownership())))
-        return deletion.result()
+        now, expected, name = self.fan_out.ownership(), command.expected, command.ids[0]
+        apart = expected is not None and now.map.strategy.kind == "custom"
+        if apart and len(command.ids) > 1:
+            raise invalid("if_version", expected, "for one document, as no shard can judge several under this strategy")
+        await asyncio.gather(*map(one, deletion.begin(collection, now)))
+        result = deletion.result()
+        if apart and not result.count:  # no shard has it
+            raise VersionMismatch(f"document {name!r} has version 0, not {expected}", id=name[:80], actual=0)
+        return result
 
     async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
         """Change or delete the documents that match a filter, in parts, in each shard on its own. count: how many they
@@ -245,7 +260,7 @@ class Router(Routes):
         while True:
             await asyncio.gather(*(one(shard, list(ranges)) for shard, ranges in shares if ranges))
             left, work.left, now = union(work.left), [], self.fan_out.ownership()
-            if not left:
+            if work.failed or not left:
                 return work.result()
             shares = [(shard, intersection(now.ranges(shard), left)) for shard in now.owners]
 

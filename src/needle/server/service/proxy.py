@@ -51,7 +51,7 @@ from needle.shard.apply.validation import check_spec
 KEPT_MAX = 65_536
 """Writes of all sessions, of some 1 KiB each: sessions that were not used for longest forget their oldest ones."""
 ROWS_KEPT = 16
-"""Documents written of a batch that did not get through whole that weigh as much as a write."""
+"""Documents written of a batch that did not get through whole, or ids of an answer, that weigh as much as a write."""
 LEFT = "documents_left"
 """Detail of the error for a batch that can be repeated for its rest."""
 Judge = Callable[..., Awaitable[Any]]
@@ -159,6 +159,8 @@ class Proxy:
         if known.writes.get(session.seq) is not write:
             return  # forgotten meanwhile
         weight = 1 + len(write.written) // ROWS_KEPT
+        if isinstance(write.outcome, WriteResult):
+            weight += len(write.outcome.ids) // ROWS_KEPT
         if again and not write.written:
             del known.writes[session.seq]  # nothing happened: the client may send it again
             weight = 0
@@ -243,7 +245,7 @@ class Proxy:
             if command.owned or command.within:  # one shard's part, by a map from before there was any here
                 version = self._node.topology.version
                 raise StaleEpoch("a part of a change by a filter is asked of its shard", version=version, epoch=0)
-            if command.after >= 0:
+            if command.after >= 0 or command.upto >= 0:
                 raise InvalidArgument("a change by a filter is done as a whole here", field="after")
             return await router.change_where(command, timeout)
         if isinstance(command, commands.CreateCollection):
@@ -335,9 +337,8 @@ class Proxy:
     async def count(self, call: CountCall) -> CountAnswer:
         """Of all shards."""
         fresh = call.freshness
-        return CountAnswer(
-            await self._node.router.count(call.collection, call.filter, self._mode(fresh), fresh.timeout), 0
-        )
+        timeout = call_timeout(fresh.timeout)
+        return CountAnswer(await self._node.router.count(call.collection, call.filter, self._mode(fresh), timeout), 0)
 
     async def scan(self, call: ScanCall) -> ScanAnswer:
         """Of all shards."""
@@ -350,7 +351,7 @@ class Proxy:
             call.with_vectors,
             call.slice,
             self._mode(fresh),
-            fresh.timeout,
+            call_timeout(fresh.timeout),
         )
 
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pyroaring import BitMap
 
@@ -36,7 +36,17 @@ from needle.shard.plan import PublishedSegment
 Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
 Member = Callable[[str, bytes], bool]
 Matched = tuple[list[StoredDocument], int]
-Match = Callable[[int, Node, Member | None, int, int, int, int], Matched]
+
+
+class Bounds(NamedTuple):
+    """Of a part of a change by a filter: as in commands.ChangeWhere."""
+
+    limit: int
+    looks: int
+    bytes_max: int
+
+
+Match = Callable[[int, Node, Member | None, int, int, Bounds], Matched]
 
 
 class Collections(Protocol):
@@ -61,7 +71,7 @@ def _nothing_selected(_: int, __: Member, ___: int, ____: int) -> Iterable[int]:
     return ()
 
 
-def _nothing_matched(_: int, __: Node, ___: Member | None, ____: int, upto: int, *_____: int) -> Matched:
+def _nothing_matched(_: int, __: Node, ___: Member | None, ____: int, upto: int, _____: Bounds) -> Matched:
     return [], upto
 
 
@@ -75,9 +85,8 @@ class Stored:
     marked: what Mark has found for each move, also if it died since. live: the ordinals of current documents.
     documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
     the first and up to the second bound. match: of the visible documents in such bounds those that match a filter
-    and that (id, metadata) tells, in
-    the order of their ordinals, without vectors: at most as many, of at most as many that were looked at; and the
-    ordinal up to which it looked."""
+    and that (id, metadata) tells, in the order of their ordinals, without vectors, within bounds; and the ordinal up to
+    which it looked."""
 
     fence: Fence | None = None
     hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden

@@ -162,7 +162,7 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     check_room(record, len(ids))
     change = batch.change(record)
     batch.admit(change, ids, command.metadata)
-    _check_versions(command, change.refs)
+    _check_versions(command, change.refs, ids)
     _check_matches(command, batch, change, ids)
     version = batch.version(index)
     existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata)
@@ -171,7 +171,7 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
 
 def _delete(batch: Batch, index: int, command: Delete) -> WriteResult:
     change, ids = _addressed(batch, command)
-    _check_versions(command, change.refs)
+    _check_versions(command, change.refs, command.ids)
     _check_matches(command, batch, change, ids)
     deleted = batch.remove(change, ids)
     return WriteResult(version=batch.version(index), index=index, existed=deleted > 0, count=deleted)
@@ -179,7 +179,9 @@ def _delete(batch: Batch, index: int, command: Delete) -> WriteResult:
 
 def _patch(batch: Batch, index: int, command: Patch) -> WriteResult:
     change, ids = _addressed(batch, command)
-    _check_versions(command, change.refs)
+    if command.owned or command.within:  # what is not here may be in another shard
+        ids = [id_ for id_ in ids if change.refs[id_] is not None]
+    _check_versions(command, change.refs, ids)
     _check_matches(command, batch, change, ids)
     before = batch.metadata(change, ids)
     check_room(change.record, len(before))
@@ -235,10 +237,10 @@ def _check_matches(command: ById, batch: Batch, change: CollectionChange, ids: S
             raise ConditionFailed(f"document {id_[:80]!r} does not match the condition of the write", id=id_[:80])
 
 
-def _check_versions(command: ById, refs: Mapping[str, DocRef | None]) -> None:
+def _check_versions(command: ById, refs: Mapping[str, DocRef | None], ids: Sequence[str]) -> None:
     if command.expected is None:
         return
-    for id_ in command.ids:
+    for id_ in ids:
         ref = refs[id_]
         actual = 0 if ref is None else ref.version
         if actual == command.expected:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, StorageError
 from needle.base.filters.operators import kind
 from needle.protocol.commands import Change
@@ -43,7 +44,7 @@ def _edited(id_: str, data: bytes, change: Change) -> bytes:
             fields = dict(_objects.decode(data))
         except msgspec.ValidationError:
             raise _refused(id_, "its metadata is not an object, so it has no fields that could be changed") from None
-        except msgspec.MsgspecError as error:
+        except DECODE_ERRORS as error:
             raise StorageError(f"stored metadata is not JSON: {error}") from error
     edit = _Edit(id_, fields)
     for path, value in change.set:

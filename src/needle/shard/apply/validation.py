@@ -25,6 +25,7 @@ from needle.base.filters.builder import Filter, field_path
 from needle.base.model import CollectionSpec, Metric, SearchRequest
 from needle.protocol.commands import (
     NO_SESSION,
+    ById,
     Change,
     ChangeWhere,
     Command,
@@ -48,7 +49,12 @@ PATHS_MAX: Final = 256
 """Fields that one change names."""
 PART_MAX: Final = 10_000
 LOOKS_MAX: Final = 65_536
-"""Of one entry that changes documents by a filter."""
+PART_BYTES_MAX: Final = 1 << 26
+PART_IDS_MAX: Final = 256
+"""Of one entry that changes documents by a filter: touched, looked at, their metadata's bytes, and ids that its answer
+may have, which is kept."""
+JUDGED_MAX: Final = 1000
+"""Documents of one write that needs their stored metadata."""
 CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
 
@@ -79,27 +85,34 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         _check_ids(command.ids, limits)
         if command.expected is not None:
             _check_int("expected", command.expected, 1, VERSION_MAX)
-        _check_condition(command.matches, limits)
+        _check_condition(command, limits)
     elif isinstance(command, Patch):
         _require(command.collection, find_spec)
+        _check_judged("ids", len(command.ids))
         _check_batch(len(command.ids), limits)
         _check_ids(command.ids, limits)
         if command.expected is not None:
             _check_int("expected", command.expected, 1, VERSION_MAX)
-        _check_condition(command.matches, limits)
+        _check_condition(command, limits)
         return msgspec.structs.replace(command, change=_checked_change(command.change, limits))
     elif isinstance(command, ChangeWhere):
         _require(command.collection, find_spec)
-        Filter.from_json(command.filter or b"{}", limits)
+        _check_filter("filter", command.filter or b"{}", limits)
         for name, low, high in (
             ("after", -1, 2**32),
             ("upto", -1, 2**32),
             ("limit", 1, PART_MAX),
             ("looks", 1, LOOKS_MAX),
+            ("bytes_max", 1, PART_BYTES_MAX),
         ):
             _check_int(name, getattr(command, name), low, high)
-        if command.change is not None:
-            return msgspec.structs.replace(command, change=_checked_change(command.change, limits))
+        most = min(command.limit, PART_IDS_MAX if command.return_ids else PART_MAX)
+        if command.change is None:
+            return msgspec.structs.replace(command, limit=most)
+        change = _checked_change(command.change, limits)
+        return msgspec.structs.replace(
+            command, limit=max(1, min(most, command.bytes_max // (1 + _change_bytes(change)))), change=change
+        )
     elif isinstance(command, PublishSegment):
         _check_int("first", command.first, 0, command.last)
         _check_int("rows", command.rows, 0, command.last - command.first + 1)
@@ -167,9 +180,28 @@ def _check_ids(ids: list[str], limits: Limits) -> None:
             raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
 
 
-def _check_condition(matches: bytes, limits: Limits) -> None:
-    if matches:
-        Filter.from_json(matches, limits)
+def _check_judged(field: str, count: int) -> None:
+    if count > JUDGED_MAX:
+        raise invalid(field, f"{count} documents", f"at most {JUDGED_MAX} in a write that is judged by what is stored")
+
+
+def _check_condition(command: ById, limits: Limits) -> None:
+    if command.matches:
+        _check_judged("matches", len(command.ids))
+        _check_filter("matches", command.matches, limits)
+
+
+def _check_filter(field: str, text: bytes, limits: Limits) -> None:
+    """Also that every replica can decode it, however deep the call is that does."""
+    most = METADATA_DEPTH_MAX + 2 * limits.filter_depth_max
+    if text.count(b"[") + text.count(b"{") > most and depth(text) > most:
+        raise invalid(field, text[:40], f"JSON nested at most {most} deep")
+    Filter.from_json(text, limits)
+
+
+def _change_bytes(change: Change) -> int:
+    values = sum(len(data) for _, data in [*change.set, *change.append, *change.remove])
+    return values + len(change.whole or b"")
 
 
 def _checked_change(change: Change, limits: Limits) -> Change:
@@ -181,8 +213,8 @@ def _checked_change(change: Change, limits: Limits) -> Change:
         raise invalid("change", named[0], "either the whole metadata, or fields of it")
     if len(named) > PATHS_MAX:
         raise invalid("change", f"{len(named)} fields", f"at most {PATHS_MAX}")
-    size = sum(len(data) for _, data in [*change.set, *change.append, *change.remove])
-    if size > limits.metadata_bytes_max:
+    size = _change_bytes(change)
+    if change.whole is None and size > limits.metadata_bytes_max:
         raise invalid("change", f"{size} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
     paths = sorted(field_path(path) for path in named)
     for one, other in pairwise(paths):
@@ -218,7 +250,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
             _check_metadata(id_, metadata, limits)
     if command.expected is not None:
         _check_int("expected", command.expected, 0, VERSION_MAX)
-    _check_condition(command.matches, limits)
+    _check_condition(command, limits)
     vectors = _vectors(command.vectors, count, spec, command.ids)
     if spec.metric != Metric.COSINE:
         return command

@@ -13,7 +13,7 @@ from needle.base.filters.builder import Filter
 from needle.base.filters.nodes import Node
 from needle.base.model import WriteResult
 from needle.protocol.commands import Change, ChangeWhere
-from needle.shard.apply.batch import Batch, check_room
+from needle.shard.apply.batch import Batch, Bounds, check_room
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import moved
 from needle.shard.apply.patching import changed
@@ -57,7 +57,9 @@ def change_where(batch: Batch, index: int, command: ChangeWhere) -> WriteResult:
     last = record.next_ordinal - 1
     upto = last if command.upto < 0 else min(command.upto, last)
     node = parsed(command.filter)
-    found, reached = batch.stored.match(record.id, node, member, command.after, upto, command.limit, command.looks)
+    found, reached = batch.stored.match(
+        record.id, node, member, command.after, upto, Bounds(command.limit, command.looks, command.bytes_max)
+    )
     ids = [document.id for document in found]
     if fence is not None:
         for document in found:

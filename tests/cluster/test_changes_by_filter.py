@@ -1,0 +1,154 @@
+"""Changes by a filter over shards in memory, on virtual time: shards that are dead, slow, or whose ranges move."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+
+from cluster.fake_shards import FakeShards, virtually
+from needle.base.config import RaftConfig
+from needle.base.errors import InvalidArgument, NoQuorum, OutcomeUnknown, VersionMismatch
+from needle.base.model import WriteResult
+from needle.client.router.router import Router
+from needle.client.where import MakePart, WhereWork
+from needle.protocol.calls import WriteCall
+from needle.protocol.commands import NO_SESSION, Change, ChangeWhere, OpenSession, Session, encode
+from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
+from needle.server.service import proxy as proxy_module
+from needle.server.service.proxy import Proxy
+
+COUNT = 40
+IDS = [f"doc-{n:03}" for n in range(COUNT)]
+TAGGED = Change(append=[("tags", b'["x"]')])
+
+
+async def filled(shards: FakeShards) -> Router:
+    router = Router(shards)
+    rows = memoryview(np.arange(2 * COUNT, dtype="<f4").tobytes())
+    await router.insert_batch("default", IDS, rows, [b'{"tenant": %d}' % (n % 8) for n in range(COUNT)], 5)
+    assert all(shards.data.values())
+    return router
+
+
+def tags(shards: FakeShards) -> dict[str, list[str]]:
+    return {
+        name: msgspec.json.decode(row[2]).get("tags", []) for held in shards.data.values() for name, row in held.items()
+    }
+
+
+def test_all_parts_of_all_shards_are_done() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = await filled(shards)
+        done = await router.change_where(ChangeWhere("default", b"", TAGGED, limit=3, return_ids=True), 5)
+        assert done.count == COUNT and sorted(done.ids) == IDS
+        assert set(map(tuple, tags(shards).values())) == {("x",)}
+        gone = await router.change_where(ChangeWhere("default", b'{"tenant": 3}', None, limit=1), 5)
+        assert gone.count == 5 and len(tags(shards)) == COUNT - 5
+
+    virtually(work())
+
+
+def test_when_a_shard_fails_nothing_is_under_way_any_more_and_what_is_done_is_said() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = await filled(shards)
+        shards.dead, shards.delay = {2}, {"0/a": 0.2, "1/a": 0.3, "3/a": 0.45}
+        with pytest.raises(OutcomeUnknown, match="documents are changed, others perhaps not") as failed:
+            await router.change_where(ChangeWhere("default", b"", None, limit=2), 0.4)
+        left, log = len(tags(shards)), dict(shards.log)
+        assert failed.value.details["documents_changed"] == COUNT - left > 0
+        assert all(len(held) > 2 for held in shards.data.values())  # after the failure no other part was begun
+        shards.dead, shards.delay = set(), {}
+        again = await router.change_where(ChangeWhere("default", b"", None, limit=2), 5)
+        assert again.count == left and not tags(shards) and shards.log != log
+
+    virtually(work())
+
+
+def test_that_nothing_happened_is_said_only_if_it_is_true_of_all_shards() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = await filled(shards)
+        shards.dead = {0, 1, 2, 3}
+        with pytest.raises(NoQuorum) as failed:
+            await router.change_where(ChangeWhere("default", b"", None), 0.2)
+        assert failed.value.retryable and failed.value.details["documents_changed"] == 0
+        assert len(tags(shards)) == COUNT
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("strategy", [CONSISTENT_HASH, ShardStrategy.custom("tenant")])
+def test_ranges_that_move_are_judged_once(strategy: ShardStrategy) -> None:
+    """The router learns of it when shards refuse what it asks; some have done their share by then."""
+
+    async def work() -> None:
+        rng = random.Random(5)
+        for _ in range(20):
+            shards = FakeShards(strategy=strategy)
+            router = await filled(shards)
+            for shard in rng.sample(range(4), 2):
+                moved = rng.choice(shards.owned().ranges(shard))
+                shards.move(moved, rng.choice([other for other in range(4) if other != shard]))
+            shards.delay = {f"{shard}/a": rng.random() / 50 for shard in range(4)}
+            done = await router.change_where(ChangeWhere("default", b"", TAGGED), 5)
+            assert done.count == COUNT
+            assert set(map(tuple, tags(shards).values())) == {("x",)}
+
+    virtually(work())
+
+
+async def test_what_a_routing_node_had_done_is_said_to_its_client() -> None:
+    work = WhereWork(ChangeWhere("default", b"", None))
+
+    async def write(make: MakePart) -> WriteResult:
+        assert make("default", NO_SESSION, 0, []).after == -1
+        raise OutcomeUnknown("7 documents are changed", documents_changed=7)
+
+    work.begin("default")
+    await work.run(write)
+    with pytest.raises(OutcomeUnknown) as failed:
+        work.result()
+    assert failed.value.details["documents_changed"] == 7
+
+
+def test_ids_that_a_routing_node_keeps_for_a_session_count() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        config = RaftConfig(node_id="n", cluster_nodes=["n=h:1"], data_dir="unused")
+
+        async def at_once(_size: int, fn: object, *arguments: object) -> object:
+            assert callable(fn)
+            return fn(*arguments)
+
+        node = SimpleNamespace(config=config, router=await filled(shards), topology=shards.real)
+        proxy = Proxy(node, random.Random(1), at_once)
+        session = (await proxy.write(WriteCall(1, encode(OpenSession(1)), 1.0))).index
+        command = ChangeWhere("default", b"", None, return_ids=True, session=Session(session, 1, 1))
+        done = await proxy.write(WriteCall(1, encode(command), 1.0))
+        assert sorted(done.ids) == IDS
+        assert await proxy.write(WriteCall(1, encode(command), 1.0)) == done  # not executed again
+        assert proxy._kept == 1 + COUNT // proxy_module.ROWS_KEPT
+
+    virtually(work())
+
+
+def test_under_a_custom_strategy_the_version_is_asked_of_the_shard_that_has_the_document() -> None:
+    async def work() -> None:
+        shards = FakeShards(strategy=ShardStrategy.custom("tenant"))
+        router = await filled(shards)
+        version = next(held["doc-003"][0] for held in shards.data.values() if "doc-003" in held)
+        done = await router.patch("default", ["doc-003"], TAGGED, version, b"", 5)
+        assert done.count == 1 and tags(shards)["doc-003"] == ["x"]
+        with pytest.raises(VersionMismatch) as failed:
+            await router.patch("default", ["absent"], TAGGED, version, b"", 5)
+        assert failed.value.details["actual"] == 0
+        with pytest.raises(InvalidArgument, match="if_version"):
+            await router.patch("default", IDS[:2], TAGGED, version, b"", 5)
+
+    virtually(work())
