@@ -58,8 +58,8 @@ class ChangeMethods(ABC):
         set: {"field": value, "object.field": value}. unset: fields to take away. append, remove: {"field": [values]},
         of arrays. Two writers that change different fields never undo each other. Ids that are absent are left out;
         count: how many were there. if_version: only if all are there with this version, VersionMismatch otherwise.
-        if_matches: only if all that are there match the filter as they are stored, ConditionFailed otherwise. At most 1000
-        ids; with if_version one, where a custom strategy says which shard has it.
+        if_matches: only if all that are there match the filter as they are stored, ConditionFailed otherwise. At most
+        1000 ids; with if_version one, where a custom strategy says which shard has it.
         """
         check_ids_are_meant(ids)
         names, name = values.different_ids(ids), values.check_name(collection)
