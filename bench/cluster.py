@@ -104,7 +104,6 @@ class ShardedNodes:
             await stack.enter_async_context(self._nodes)
             await self._nodes.create(self.shards, self._replicas)
             client = await stack.enter_async_context(self._nodes.connect())
-            assert client.has_catalog
             self.client = client
             self._open = stack.pop_all()
         return self

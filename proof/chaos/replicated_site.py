@@ -1,22 +1,22 @@
-"""A cluster without shards under chaos: one Raft group on all nodes."""
+"""A cluster with one shard under chaos, on all nodes, that founds itself."""
 
 from __future__ import annotations
 
-import random
 from functools import partial
 from pathlib import Path
 
-import needle
 from needle.base.model import ReadMode
+from needle.client.shards import find_cluster
+from needle.connecting import cluster_client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from proof.chaos import check
-from proof.chaos.history_file import Recorder, Replica
+from proof.chaos.history_file import Recorder
 from proof.chaos.injector import Injector, Injured, has_quorum
 from proof.chaos.recovery import Probes
-from proof.chaos.site import FINAL_SECONDS, START_SECONDS, OneAddress, Site
+from proof.chaos.site import FINAL_SECONDS, START_SECONDS, Site
 from proof.chaos.spec import HASTY_SECONDS, ChaosSpec, settings
-from proof.sim.databases import RealDatabase, connect
 from proof.sim.machine import stream
+from proof.sim.shards.databases import ShardAware
 from proof.sim.spec import Profile
 from proof.sim.workload import Client, Workload
 
@@ -43,7 +43,9 @@ class ReplicatedSite(Site):
     async def found(self) -> None:
         await self.cluster.ready(deadline=START_SECONDS)
         self._addresses = list(self.cluster.addresses.values())
-        self.operator = needle.Client(self.caller("operator"), self._addresses, rng=self.rng)
+        caller = self.caller("operator")
+        self._first = await find_cluster(caller, self._addresses, START_SECONDS)
+        self.operator = cluster_client(caller, self._addresses, self._first)
         self.injector = Injector(self.cluster, self.disks, self.operator, self.rng, self.spec.election_timeout)
 
     def prepare(self, work: Workload) -> None:
@@ -55,8 +57,8 @@ class ReplicatedSite(Site):
     def _client(self, name: str, work: Workload, *, hasty: bool = False) -> Client:
         caller, rng = self.caller(name), stream(self.spec.seed, "session", name)
 
-        def begin() -> RealDatabase:
-            session = connect(caller, self._addresses, rng)
+        def begin() -> ShardAware:
+            session = ShardAware(caller, self._addresses, self._first, rng)
             session.timeout = HASTY_SECONDS if hasty else session.timeout
             return session
 
@@ -84,16 +86,8 @@ class ReplicatedSite(Site):
             digest = await cluster.equal_digests(FINAL_SECONDS)
             for key in keys:
                 await wait_for(partial(reader.get, key, ReadMode.STRONG), FINAL_SECONDS, f"a read of {key}")
-            replicas = [await self._replica(name, keys) for name in self.names]
+            replicas = [await self.replica(name, 0, keys) for name in self.names]
             if {replica.digest for replica in replicas} == {digest}:
                 break  # nothing moved meanwhile
         for replica in replicas:
             history.replica(replica)
-
-    async def _replica(self, name: str, keys: list[str]) -> Replica:
-        address = self.cluster.nodes[name].address
-        # Asked directly, so that the answers are this node's.
-        own = needle.Client(OneAddress(self.caller(f"own {name}"), address), [address], rng=random.Random(name))
-        status = await own.node_status(address, digest=True)
-        found = await own.get(keys, mode=ReadMode.EVENTUAL, with_vectors=False)
-        return Replica(name, status.last_applied, status.digest, {doc.id: doc.version for doc in found})

@@ -133,10 +133,7 @@ class ShardedInjector(Injector):
         restart, node = self._end(name), self.cluster.nodes[name]
 
         async def heal() -> None:
-            before = node.settings["listen"]
-            address = f"127.0.0.1:{free_ports(1)[0]}"
-            peers = [peer for peer in node.settings["cluster_nodes"] if peer != f"{name}={before}"]
-            node.settings |= {"listen": address, "cluster_nodes": [f"{name}={address}", *peers]}
+            address = node.settings["listen"] = f"127.0.0.1:{free_ports(1)[0]}"
             for (_, to), proxy in self.links.items():
                 if to == name:
                     proxy.retarget(address)

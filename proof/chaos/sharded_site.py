@@ -7,21 +7,16 @@ from functools import partial
 from itertools import count
 from typing import IO, Any, TypeVar
 
-from needle.base.errors import NeedleError
-from needle.base.ids import shard_group
 from needle.base.model import ReadMode
-from needle.base.parts import Payload
 from needle.client.changes import DEFAULT_COLLECTION
-from needle.client.client import BATCH_BYTES_MAX
-from needle.connecting import sharded_client
+from needle.connecting import cluster_client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol import calls
-from needle.protocol.calls import DigestAnswer, DocumentBatch, Freshness, GetCall
-from needle.protocol.peer_calls import TOPOLOGY, ShardAnswer, TopologyAnswer, TopologyCall
+from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.routing.strategy import routing_key
 from needle.routing.topology import Topology
 from proof.chaos import check
-from proof.chaos.history_file import Recorder, Replica
+from proof.chaos.history_file import Recorder
 from proof.chaos.injector import Injured, has_quorum
 from proof.chaos.recovery import Probes
 from proof.chaos.sharded_clients import Balancer, PlainSession, ShardAwareSession, ShardRecorder, Through
@@ -36,7 +31,6 @@ ROUTER = "c0"
 AWARE, PLAIN, PROBES = ("c0", "c1", "c2"), ("n0", "n1", "n2"), 3
 HASTY = AWARE[0], PLAIN[0]
 """Clients with short timeouts."""
-READ_SECONDS = 5.0
 S = TypeVar("S", ShardAwareSession, PlainSession)
 
 
@@ -62,7 +56,7 @@ class ShardedSite(Site):
         spec, cluster = self.spec, self.cluster
         self._seeds = list(cluster.addresses.values())
         self.first = await cluster.create(spec.shards, spec.replication_factor, rng=self.rng, timeout=START_SECONDS)
-        self.operator = sharded_client(self.caller("operator"), self._seeds, self.first, BATCH_BYTES_MAX)
+        self.operator = cluster_client(self.caller("operator"), self._seeds, self.first)
         await self.operator.create_collection(
             DEFAULT_COLLECTION, dimensions=self.profile.dimensions, metric=self.profile.metric, timeout=START_SECONDS
         )
@@ -164,7 +158,7 @@ class ShardedSite(Site):
             for key in keys:
                 await wait_for(partial(reader.get, key, ReadMode.STRONG), FINAL_SECONDS, f"a read of {key}")
             replicas = [
-                await self._replica(node, info.shard, [key for key in keys if self.owner(key) == info.shard])
+                await self.replica(node, info.shard, [key for key in keys if self.owner(key) == info.shard])
                 for info in self.first.shards
                 for node in info.replicas
             ]
@@ -175,7 +169,7 @@ class ShardedSite(Site):
 
     async def _one_topology(self) -> bool:
         """Whether all nodes know the same."""
-        answers = [await self._call(node, TOPOLOGY, TopologyCall(0)) for node in self.names]
+        answers = [await self.call(node, TOPOLOGY, TopologyCall(0)) for node in self.names]
         found = {calls.encode(calls.decode(answer, TopologyAnswer).topology) for answer in answers}
         return len(found) == 1
 
@@ -184,7 +178,7 @@ class ShardedSite(Site):
         found: dict[int, set[tuple[int, str]]] = {}
         for info in self.first.shards:
             for node in info.replicas:
-                answer = await self._digest(node, info.shard)
+                answer = await self.digest(node, info.shard)
                 found.setdefault(info.shard, set()).add((answer.applied_index, answer.digest))
         if any(len({index for index, _ in seen}) > 1 for seen in found.values()):
             return None
@@ -192,28 +186,3 @@ class ShardedSite(Site):
         if different:
             raise AssertionError(f"digests differ at one applied index: {different}")
         return {shard: digest for shard, seen in found.items() for _, digest in seen}
-
-    async def _digest(self, node: str, shard: int) -> DigestAnswer:
-        call = calls.GroupCall(shard_group(shard), READ_SECONDS)
-        return calls.decode(await self._call(node, calls.DIGEST, call), DigestAnswer)
-
-    async def _replica(self, node: str, shard: int, keys: list[str]) -> Replica:
-        """What this node itself holds of a shard."""
-        topology = self.operator.topology()
-        collection = topology.collection(DEFAULT_COLLECTION)
-        if collection is None or topology.map is None:
-            raise AssertionError("the catalog has lost the collection")
-        fresh = Freshness(ReadMode.EVENTUAL, 0, 0.0, READ_SECONDS)
-        inner = GetCall(shard_group(shard), collection.stored_name, keys, False, fresh, topology.map.epoch)
-        answer = await self._digest(node, shard)
-        data = await self._call(node, calls.GET, inner)
-        found = calls.decode(calls.decode(data, ShardAnswer).body, DocumentBatch)
-        documents = dict(zip(found.ids, found.versions, strict=True))
-        return Replica(node, answer.applied_index, answer.digest, documents, shard)
-
-    async def _call(self, node: str, method: str, call: object) -> Payload:
-        address = self.cluster.nodes[node].address
-        try:
-            return await self.operator._caller.call(address, method, calls.encode(call), READ_SECONDS)
-        except NeedleError as error:
-            raise type(error)(f"{node}: {error.message}") from error

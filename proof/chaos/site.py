@@ -10,12 +10,20 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import IO, Any
 
+import needle
+from needle.base.errors import NeedleError
+from needle.base.ids import shard_group
+from needle.base.model import ReadMode
 from needle.base.parts import Body, Payload
+from needle.client.changes import DEFAULT_COLLECTION
 from needle.local.process_cluster import ProcessCluster
+from needle.protocol import calls
+from needle.protocol.calls import DigestAnswer, DocumentBatch, Freshness, GetCall
+from needle.protocol.peer_calls import ShardAnswer
 from needle.rpc.transport import RpcClient
 from needle.system import SystemClock
 from proof.chaos.disks import SmallDisk, may_mount
-from proof.chaos.history_file import Recorder
+from proof.chaos.history_file import Recorder, Replica
 from proof.chaos.injector import Injector, Injured
 from proof.chaos.spec import ChaosSpec
 from proof.sim.machine import stream
@@ -25,6 +33,7 @@ from proof.sim.workload import Client, Workload
 CLUSTER_ID = "needle"
 START_SECONDS = 60.0
 FINAL_SECONDS = 60.0
+READ_SECONDS = 5.0
 
 
 class Site(ABC):
@@ -32,6 +41,7 @@ class Site(ABC):
 
     cluster: ProcessCluster
     injector: Injector
+    operator: needle.Client
     clients: list[Client]
     groups: list[int]
 
@@ -72,6 +82,33 @@ class Site(ABC):
         made = RpcClient(cluster_id=CLUSTER_ID, rng=stream(self.spec.seed, "rpc", name), clock=SystemClock())
         self._callers.append(made)
         return made
+
+    async def digest(self, node: str, shard: int) -> DigestAnswer:
+        """Of the node's replica of a shard."""
+        call = calls.GroupCall(shard_group(shard), READ_SECONDS)
+        return calls.decode(await self.call(node, calls.DIGEST, call), DigestAnswer)
+
+    async def replica(self, node: str, shard: int, keys: list[str]) -> Replica:
+        """What this node itself holds of a shard."""
+        topology = self.operator.topology()
+        collection = topology.collection(DEFAULT_COLLECTION)
+        if collection is None or topology.map is None:
+            raise AssertionError("the catalog has lost the collection")
+        fresh = Freshness(ReadMode.EVENTUAL, 0, 0.0, READ_SECONDS)
+        inner = GetCall(shard_group(shard), collection.stored_name, keys, False, fresh, topology.map.epoch)
+        answer = await self.digest(node, shard)
+        data = await self.call(node, calls.GET, inner)
+        found = calls.decode(calls.decode(data, ShardAnswer).body, DocumentBatch)
+        documents = dict(zip(found.ids, found.versions, strict=True))
+        return Replica(node, answer.applied_index, answer.digest, documents, shard)
+
+    async def call(self, node: str, method: str, call: object) -> Payload:
+        """Ask this very node."""
+        address = self.cluster.nodes[node].address
+        try:
+            return await self.operator._caller.call(address, method, calls.encode(call), READ_SECONDS)
+        except NeedleError as error:
+            raise type(error)(f"{node}: {error.message}") from error
 
     # --- what kind of cluster ----------------------------------------------------------------------------------------
     @abstractmethod

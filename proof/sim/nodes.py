@@ -35,10 +35,12 @@ HEARTBEAT_INTERVAL = 0.3
 def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> RaftConfig:
     """A node of a cluster with one group."""
     profile, name, machines = stage.profile, machine.name, stage.fleet.machines
+    listed = [f"{node}={machines[node].address}" for node in founders]
     return RaftConfig(
         node_id=name,
-        cluster_nodes=[f"{node}={machines[node].address}" for node in dict.fromkeys([*founders, name])],
-        join=name not in founders,
+        cluster_nodes=listed if name in founders else [],
+        reach=listed if name not in founders else [],
+        listen=machine.address,
         data_dir=machine.data_dir,
         cluster_id="sim",
         election_timeout=ELECTION_TIMEOUT,
@@ -105,7 +107,7 @@ class SimNode:
             ),
             disk=SimReplicaDisk(machine, process),
             files=SimFiles(machine, process),
-            claim=lambda directory, node_id, cluster_id, kind: lambda: None,
+            claim=lambda directory, node_id, cluster_id: lambda: None,
             failpoint=lambda place: stage.fleet.failpoint(name, process, place),
             machine=self._observed,
             catalog=self._observed,

@@ -1,14 +1,16 @@
 """Measures the CPU time of each callback of a node's event loop: one that holds it too long is a violation.
 
 Heartbeats and votes of all groups wait while a callback runs, which virtual time does not show. What a node runs in
-threads, and what the simulation itself does inside a callback, does not count. CPU time is the one thing here that is
-not drawn from the seed, so the bound is far above what callbacks take: it finds work that grows, not slow machines.
+threads, and what the simulation itself does inside a callback, does not count; nor do passes of Python's garbage
+collector, which walk the objects of all nodes and checkers here. CPU time is the one thing here that is not drawn from
+the seed, so the bound is far above what callbacks take: it finds work that grows, not slow machines.
 Invariant: measuring changes nothing. While a callback runs a profiling timer looks at its stack, to name the function.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 import time
@@ -35,6 +37,7 @@ class StallMeter:
         self._seen: Counter[str] = Counter()
         self.longest = 0.0
         self._before: Any = None
+        self._collecting = 0.0
 
     def run(self, handle: asyncio.Handle) -> None:
         """Run one callback of a node."""
@@ -64,17 +67,29 @@ class StallMeter:
 
     # --- naming ------------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Begin to look at stacks; only the main thread may."""
+        """Begin to look at stacks, which only the main thread may, and at the garbage collector."""
+        self._thread = threading.get_ident()
+        gc.callbacks.append(self._collected)
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGPROF, self._look)
             signal.setitimer(signal.ITIMER_PROF, LOOK_SECONDS, LOOK_SECONDS)
 
     def stop(self) -> None:
         """End it."""
+        if self._collected in gc.callbacks:
+            gc.callbacks.remove(self._collected)
         if self._before is not None:
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.signal(signal.SIGPROF, self._before)
             self._before = None
+
+    def _collected(self, phase: str, _: dict[str, int]) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        if phase == "start":
+            self._collecting = time.thread_time()
+        elif not self._depth:
+            self._excused += time.thread_time() - self._collecting
 
     def _look(self, _: int, frame: FrameType | None) -> None:
         if not self._depth and (name := innermost(frame, OURS)):

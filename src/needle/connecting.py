@@ -94,8 +94,8 @@ def connect(
     """A client of the cluster with nodes at `addresses` ("host:port", some or all of them; in one string, by commas).
 
     `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. Raises ConfigError for a bad
-    address, WrongCluster if all nodes belong to another cluster, NoQuorum if no node answers within 5 seconds: one
-    has to say which kind of cluster this is. Other nodes that are down do not matter: calls say so.
+    address, WrongCluster if all nodes belong to another cluster, NoQuorum if no node answers within 5 seconds.
+    Other nodes that are down do not matter: calls say so.
     """
     return Connecting(_connect(*check_arguments(addresses, cluster_id, batch_bytes_max)))
 
@@ -108,15 +108,7 @@ async def _connect(addresses: list[str], cluster_id: str, batch_bytes_max: int) 
     except BaseException:
         await caller.close()
         raise
-    if topology is not None:
-        return sharded_client(caller, addresses, topology, batch_bytes_max)
-    client = Client(caller, addresses, rng=rng, batch_bytes_max=batch_bytes_max, blocking=asyncio.to_thread)
-    try:
-        await client.probe()
-    except BaseException:
-        await client.close()
-        raise
-    return client
+    return cluster_client(caller, addresses, topology, batch_bytes_max)
 
 
 def connect_sync(
@@ -130,10 +122,16 @@ def connect_sync(
     return sync_client(lambda: _connect(*arguments))
 
 
-def sharded_client(caller: Caller, addresses: list[str], topology: Topology, batch_bytes_max: int) -> Client:
-    """A client of a sharded cluster over `caller`."""
+def cluster_client(
+    caller: Caller,
+    addresses: list[str],
+    topology: Topology,
+    batch_bytes_max: int = BATCH_BYTES_MAX,
+    prefer: str | None = None,
+) -> Client:
+    """A client over `caller`. topology: what is known of the cluster; it may be empty. prefer: see Client."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    shards = ClusterShards(caller, addresses, topology, rng=rng)
+    shards = ClusterShards(caller, addresses, topology, rng=rng, prefer=prefer)
     monotonic = SystemClock().monotonic
     router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
     return Client(caller, addresses, rng=rng, sharded=(shards, router))

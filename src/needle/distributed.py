@@ -11,32 +11,30 @@ answered by the node in this process without a socket. Invariant: nothing here d
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from needle.base.config import RaftConfig, refuse
-from needle.base.errors import DeadlineExceeded, Unavailable
+from needle.base.config import RaftConfig
+from needle.base.errors import DeadlineExceeded, Unavailable, invalid
 from needle.base.filters.builder import Filter
-from needle.base.ids import NodeId, shard_group
+from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.client.batches import BatchMethods
 from needle.client.changes import TIMEOUT
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls, PartialHits
 from needle.client.health import ClusterHealth, ShardHealth
-from needle.connecting import connect, connect_sync
+from needle.client.values import check_count
+from needle.connecting import cluster_client, connect, connect_sync, system_caller
 from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
-from needle.rpc.transport import RpcClient
 from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
+from needle.server.cluster_main import cluster_node
+from needle.server.cluster_node import ClusterNode
 from needle.server.local_caller import LocalCaller
-from needle.server.node import Node
 from needle.server.ports import NodePorts, system_ports
 from needle.server.process.config_file import load_config
 from needle.server.process.http import HttpServer
 from needle.server.process.metrics import NodeMetrics
-from needle.system import SystemClock
 
 __all__ = [
     "ClusterConfig",
@@ -68,12 +66,9 @@ class RaftCluster(BatchMethods):
 
     def __init__(self, config: RaftConfig, *, ports: NodePorts | None = None) -> None:
         """ports: for tests and simulation; the real clock, threads, network and disk by default."""
-        if config.sharded:
-            raise refuse("sharded", True, "false: RaftCluster is a node of a cluster with one shard")
         self.config = config
         self._ports = ports
-        self._group = shard_group(0)
-        self._node: Node | None = None
+        self._node: ClusterNode | None = None
         self._client: Client | None = None
         self._http: HttpServer | None = None
 
@@ -85,7 +80,7 @@ class RaftCluster(BatchMethods):
             raise Unavailable("this cluster was started before; make a new RaftCluster to start again")
         config, metrics = self.config, NodeMetrics()
         ports = self._ports or system_ports(config)
-        node = self._node = Node(config, metrics.measured(ports))
+        node = self._node = cluster_node(config, metrics.measured(ports))
         await node.start()
         metrics.watch(node)
         try:
@@ -96,12 +91,10 @@ class RaftCluster(BatchMethods):
         except BaseException:
             await node.stop(hand_over=False)
             raise
-        own = config.addresses[config.node_id]
-        rng = random.Random(ports.rng.getrandbits(64))
-        remote = RpcClient(cluster_id=config.cluster_id, rng=rng, clock=SystemClock())
-        addresses = [own, *(address for address in config.addresses.values() if address != own)]
-        caller = LocalCaller(node, own, remote)
-        self._client = Client(caller, addresses, rng=rng, prefer=own, blocking=asyncio.to_thread)
+        own = config.announced
+        caller = LocalCaller(node, own, system_caller(config.cluster_id))
+        others = [address for address in (*config.founders.values(), *config.sharding.join) if address != own]
+        self._client = cluster_client(caller, [own, *others], node.topology, prefer=own)
 
     async def wait_ready(self, timeout: float = TIMEOUT) -> None:
         """Wait until this node knows a leader and has caught up with it. Raises DeadlineExceeded that says what is
@@ -128,7 +121,7 @@ class RaftCluster(BatchMethods):
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    def _running(self) -> Node:
+    def _running(self) -> ClusterNode:
         if self._node is None or self._client is None:
             raise Unavailable("the cluster is not started; use `async with` or `await start()`")
         if self._node.failed.done():
@@ -147,26 +140,39 @@ class RaftCluster(BatchMethods):
         return self.client.documents
 
     # --- leadership and state ----------------------------------------------------------------------------------------
-    async def leader(self) -> NodeId | None:
-        """Who leads, as far as this node knows; None during an election."""
-        return self._running().host.leader(self._group)
+    def _group(self, shard: int) -> GroupId:
+        known = len(self._running().topology.shards)
+        if not 0 <= check_count(shard, "shard", 0) < max(1, known):
+            raise invalid("shard", shard, f"the number of a shard, from 0 to {max(1, known) - 1}")
+        return shard_group(shard)
 
-    def is_leader(self) -> bool:
-        """Whether this node leads, as far as it knows."""
-        return self._running().host.is_leader(self._group)
+    async def leader(self, shard: int = 0) -> NodeId | None:
+        """Who leads a shard, as far as this node knows; None during an election."""
+        node, group = self._running(), self._group(shard)
+        return node.host.leader(group) if group in node.groups else await self.client.leader(shard)
 
-    async def status(self) -> RaftStatus:
-        """This node's view: state (Leader, Follower, Candidate, PreCandidate, Learner), term, indexes, peers, lease."""
-        return self._running().status(self._group)
+    def is_leader(self, shard: int = 0) -> bool:
+        """Whether this node leads a shard, as far as it knows."""
+        node, group = self._running(), self._group(shard)
+        return group in node.groups and node.host.is_leader(group)
 
-    async def step_down(self, to: NodeId | None = None, *, timeout: float = TIMEOUT) -> NodeId:
-        """Transfer leadership to `to`, or to the most caught-up voter, from whoever leads; writes in flight are not
-        lost. Returns who leads now."""
-        return await self.client.step_down(to, timeout=timeout)
+    async def status(self, shard: int = 0) -> RaftStatus:
+        """This node's view of a shard: state (Leader, Follower, Candidate, PreCandidate, Learner), term, indexes,
+        peers, lease. Raises Unavailable if it holds no replica of it, or none yet."""
+        node, group = self._running(), self._group(shard)
+        node.hosted(group)
+        return node.status(group)
 
-    async def force_new_election(self) -> None:
+    async def step_down(self, to: NodeId | None = None, *, shard: int = 0, timeout: float = TIMEOUT) -> NodeId:
+        """Transfer a shard's leadership to `to`, or to the most caught-up voter, from whoever leads; writes in flight
+        are not lost. Returns who leads now. After a while the shard's preferred leader leads again."""
+        return await self.client.step_down(to, shard=shard, timeout=timeout)
+
+    async def force_new_election(self, shard: int = 0) -> None:
         """Make this node campaign now. Safe: others still honour a leader they hear."""
-        self._running().host.force_election(self._group)
+        node, group = self._running(), self._group(shard)
+        node.hosted(group)
+        node.host.force_election(group)
 
     async def enter_maintenance_mode(self, *, timeout: float = TIMEOUT) -> None:
         """Give leadership away and take none; eventual reads go to other nodes. Returns when drained."""
@@ -177,13 +183,7 @@ class RaftCluster(BatchMethods):
         await self._running().set_maintenance(False, timeout)
 
     # --- membership --------------------------------------------------------------------------------------------------
-    async def change_membership(
-        self,
-        voters: Iterable[NodeId],
-        learners: Iterable[NodeId] = (),
-        *,
-        addresses: Mapping[NodeId, str] | None = None,
-        timeout: float = 60.0,
-    ) -> None:
-        """Make exactly these nodes the voters and learners; as `Client.change_membership`."""
-        await self.client.change_membership(voters, learners, addresses=addresses, timeout=timeout)
+    async def change_membership(self, nodes: Iterable[NodeId], *, shard: int = 0, timeout: float = 60.0) -> None:
+        """Have exactly these nodes hold a shard, while it serves; as `Client.set_replicas`. A node that is new joins
+        the cluster first: it is started with `join` in [sharding]."""
+        await self.client.set_replicas(shard, nodes, timeout=timeout)

@@ -42,6 +42,11 @@ class Needle:
         found: dict[str, Any] = json.loads(self._capsys.readouterr().out)
         return found
 
+    def leader(self) -> str | None:
+        """Who leads the only shard, by `needle status`."""
+        shard = self.status()["shards"].get("0")
+        return None if shard is None else shard["leader"]
+
     def conditions(self) -> list[str]:
         """Names and subjects of the conditions that hold."""
         return [f"{condition['name']}: {condition['subject']}" for condition in self.status()["conditions"]]
@@ -56,8 +61,8 @@ class Needle:
 
 def healthy(needle: Needle) -> bool:
     status = needle.status()
-    applied = {node["status"]["last_applied"] for node in status["nodes"] if node["status"]}
-    return not status["conditions"] and status["leader"] is not None and len(applied) == 1
+    applied = {one["status"]["last_applied"] for one in status["replicas"] if one["status"]}
+    return not status["conditions"] and needle.leader() is not None and len(applied) == 1
 
 
 @pytest.fixture(scope="module")

@@ -64,15 +64,24 @@ def test_an_election_is_a_warning_after_the_critical_ones() -> None:
     assert found[1].subject == "b, c"
 
 
-def test_who_is_no_member_is_neither_missed_nor_waited_for() -> None:
-    """A removed node that still runs campaigns for ever, and its address stays in what people give to --cluster."""
-    views = [view("a", "Leader"), view("b"), view("c"), view("old", "PreCandidate", term=2), down("10.0.0.9:1")]
-    found = conditions(views)
-    assert names(found) == [("warning", "not a member")] * 2
-    assert [one.subject for one in found] == ["old", "10.0.0.9:1"]
-    assert "stop it" in found[0].action and "NEEDLE_CLUSTER" in found[1].action
-    assert names(conditions([view("a"), *views[1:]]))[0] == ("critical", "no leader")
-    assert ("critical", "node unreachable") in names(conditions([view("a"), *views[1:]])), "nobody says who is one"
+def test_who_is_about_to_leave_is_not_missed_and_a_shard_is_named_if_there_are_several() -> None:
+    views = [view("a", "Leader"), view("b"), down("c")]
+    assert conditions(views, leaving=("c",)) == []
+    assert conditions([view("a"), view("b")], shard=3)[0].subject == "shard 3: 2 of 2 nodes answer"
+
+
+def test_what_the_leader_cannot_go_on_with_is_said() -> None:
+    leader = view("a", "Leader")
+    assert leader.status is not None
+    told = msgspec.structs.replace(
+        leader.status, held_moves=["move 7 waits"], waits_for="d does not answer", unknown_collections=["x@1", "y@2"]
+    )
+    found = conditions([msgspec.structs.replace(leader, status=told)])
+    assert [(one.name, one.subject) for one in found] == [
+        ("move of key ranges waits", "move 7 waits"),
+        ("replicas not in place", "d does not answer"),
+        ("unknown collections", "x@1, y@2"),
+    ]
 
 
 def test_lag_has_two_thresholds() -> None:

@@ -27,6 +27,8 @@ TEXTS: dict[str, list[Any]] = {
     "data_dir": ["d", "/var/lib/needle"],
     "cluster_id": ["needle", "7"],
     "listen": ["h:1", "[::1]:5000"],
+    "advertise": ["h:1", "[::1]:5000"],
+    "reach": [["b=h:1"], ["b=h:1", "c=g:2"]],
     "http_address": ["h:9090"],
     "metric": ["l2", "dot"],
     "sharding.join": [["h:1"], ["h:1", "g:2"]],
@@ -45,7 +47,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     meta = annotation.__metadata__[0]
     low, high = meta.ge, min(meta.le, {"dimensions": 8192}.get(setting.path, meta.le))
     low = {"election_timeout": 0.1, "segments.rows_max": 1000}.get(setting.path, low)
-    high = {"heartbeat_interval": 0.05, "segments.seal_rows": 1000}.get(setting.path, high)
+    high = {"heartbeat_interval": 0.05, "segments.seal_rows": 1000, "sharding.replicas": 2}.get(setting.path, high)
     return st.floats(low, high) if setting.kind is float else st.integers(low, high)
 
 
@@ -75,25 +77,14 @@ def on_command_line(setting: Setting, value: Any, monkeypatch: pytest.MonkeyPatc
     return started[0]
 
 
-def test_a_setting_of_a_sharded_node_makes_one_wherever_it_is_given_also_if_it_is_the_default() -> None:
-    base = {"node_id": "a", "listen": "h:1", "data_dir": "d"}
-    for config in (
-        resolve(base | {"placement": {"weight": 1.0}}, {}, {}),
-        resolve(base, {"NEEDLE_PLACEMENT_WEIGHT": "1"}, {}),
-        resolve(base, {}, {"placement.weight": 1.0}),
-        resolve(base | {"placement": {}}, {}, {}),
-    ):
-        assert config.sharded
-    with pytest.raises(ConfigError, match="cluster_nodes"):
-        resolve(base, {}, {})
-
-
 @pytest.mark.parametrize("path", SETTINGS)
 def test_every_setting_can_be_given_in_every_place(
     path: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     setting = SETTINGS[path]
-    base = {"node_id": "a", "cluster_nodes": ["a=h:1", "b=h:2"], "data_dir": "d"}
+    base: dict[str, Any] = {"node_id": "a", "data_dir": "d", "listen": "h:1"}
+    if path != "sharding.join":
+        base["cluster_nodes"] = ["a=h:1", "b=h:2"]
     file = tmp_path_factory.mktemp("settings") / "node.json"
     bare = tmp_path_factory.mktemp("settings") / "bare.json"
     bare.write_text(json.dumps({name: value for name, value in base.items() if name != path}))
@@ -111,7 +102,7 @@ def test_every_setting_can_be_given_in_every_place(
         assert value_at(config, path) == value and config == load_config(file)
 
     check()
-    value = True if path == "sharded" else seen[-1]  # --sharded has no opposite
+    value = seen[-1]
     assert value_at(on_command_line(setting, value, monkeypatch, "--config", str(bare)), path) == value
 
 
@@ -134,7 +125,6 @@ def test_tables_are_merged_by_key() -> None:
     config = resolve(by_path(FILE), {"NEEDLE_SEGMENTS_SEAL_ROWS": "9", "NEEDLE_INDEX_EF_SEARCH": "33"}, {})
     assert (config.segments.seal_rows, config.segments.build_threads) == (9, 2)
     assert config.index == IndexParams(ef_search=33)
-    assert resolve(NEEDED, {"NEEDLE_JOIN": "True"}, {}).join and not resolve(NEEDED, {"NEEDLE_JOIN": "false"}, {}).join
 
 
 def test_the_index_has_the_defaults_of_the_model() -> None:
@@ -148,7 +138,6 @@ def test_the_index_has_the_defaults_of_the_model() -> None:
         ({"NEEDLE_DIMENSIONS": "2.5"}, "NEEDLE_DIMENSIONS = '2.5' is not allowed: a whole number from 1"),
         ({"NEEDLE_LIMITS_K_MAX": "0"}, "NEEDLE_LIMITS_K_MAX = '0' is not allowed: a whole number from 1 to 1000000000"),
         ({"NEEDLE_ELECTION_TIMOUT": "1"}, "a known setting; did you mean NEEDLE_ELECTION_TIMEOUT?"),
-        ({"NEEDLE_JOIN": "yes"}, "NEEDLE_JOIN = 'yes' is not allowed: true or false"),
         ({"NEEDLE_XYZ": "1"}, "NEEDLE_XYZ = '1' is not allowed: a known setting; see docs/operations.md"),
     ],
 )
@@ -173,7 +162,11 @@ def test_variables_that_cannot_be_meant_are_refused(environment: dict[str, str],
         ),
         ({"segments": {"seal_rows": 9, "rows_max": 8}}, "segments.rows_max = 8 is not allowed: a number from 9"),
         ({"snapshot_threshold": 1.5}, "snapshot_threshold = 1.5 is not allowed: a whole number"),
-        ({"join": 1}, "join = 1 is not allowed: true or false"),
+        ({"join": True}, "join = True is not allowed: left out: a node without cluster_nodes waits"),
+        ({"sharded": True}, "sharded = True is not allowed: left out: a node without cluster_nodes waits"),
+        ({"reach": ["nowhere"]}, "reach = 'nowhere' is not allowed"),
+        ({"sharding": {"replicas": 2}}, "sharding.replicas = 2 is not allowed: a number from 1 to 1"),
+        ({"sharding": {"join": ["h:2"]}}, "left out by a node that joins (sharding.join)"),
         ({"election_timeout": True}, "election_timeout = True is not allowed: a number"),
         ({"election_timeout": float("nan")}, "election_timeout = nan is not allowed: a number"),
         ({"index": {"m": 1}}, "index.m = 1 is not allowed: a whole number from 2 to 256"),
@@ -186,7 +179,8 @@ def test_variables_that_cannot_be_meant_are_refused(environment: dict[str, str],
         ({"node_id": "z"}, "node_id = 'z' is not allowed: one of the cluster_nodes: a"),
         ({"data_dir": ""}, "data_dir = '' is not allowed: a directory"),
         ({"cluster_nodes": [f"n{n}=h:{n}" for n in range(1, 9)]}, "a list of 1 to 7 nodes"),
-        ({"cluster_nodes": []}, "the setting cluster_nodes is required"),
+        ({"cluster_nodes": []}, "the setting listen is required"),
+        ({"cluster_nodes": [], "sharding": {"shards": 2}}, "the setting cluster_nodes is required"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(values: dict[str, Any], problem: str) -> None:
@@ -202,15 +196,24 @@ def test_python_values_are_checked_alike() -> None:
     assert config.index == IndexParams(m=4)
 
 
-def test_a_node_of_a_sharded_cluster_needs_no_list_of_nodes() -> None:
-    alone = {"node_id": "a", "data_dir": "d", "listen": "h:1"}
-    for said in ({"sharded": True}, {"sharding": {}}, {"placement": {"zone": "z"}}, {"sharding": {"join": ["h:2"]}}):
+def test_a_node_that_waits_or_joins_needs_no_list_of_nodes() -> None:
+    alone: dict[str, Any] = {"node_id": "a", "data_dir": "d", "listen": "h:1"}
+    for said in ({}, {"sharding": {}}, {"placement": {"zone": "z"}}, {"sharding": {"join": ["h:2"]}}):
         config = RaftConfig.from_mapping({**alone, **said})
-        assert config.sharded and config.addresses == {"a": "h:1"}
+        assert config.founders == {} and config.announced == config.address == "h:1"
     assert resolve(alone, {"NEEDLE_PLACEMENT_ZONE": "z"}, {}).placement.zone == "z"
     assert resolve(alone, {"NEEDLE_SHARDING_JOIN": "h:2,h:3"}, {}).sharding.join == ["h:2", "h:3"]
-    with pytest.raises(ConfigError, match="the setting listen is required"):
-        RaftConfig.from_mapping({"node_id": "a", "data_dir": "d", "sharded": True})
+
+
+def test_where_a_node_listens_and_what_it_announces() -> None:
+    def both(**values: Any) -> tuple[str, str]:
+        config = RaftConfig(node_id="a", data_dir="d", **values)
+        return config.address, config.announced
+
+    assert both(cluster_nodes=["a=h:1", "b=h:2"]) == ("h:1", "h:1")
+    assert both(cluster_nodes=["a=h:1", "b=h:2"], listen="0.0.0.0:1") == ("0.0.0.0:1", "h:1")
+    assert both(listen="0.0.0.0:1", advertise="h:1") == ("0.0.0.0:1", "h:1")
+    assert both(advertise="h:1") == ("h:1", "h:1")
 
 
 def test_former_names_are_still_read() -> None:
@@ -227,9 +230,8 @@ def test_reading_imports_no_module_of_a_user(tmp_path: Path, monkeypatch: pytest
     assert load_config(path).sharding.router_modules == ["user_routing:f"] and "user_routing" not in sys.modules
 
 
-def test_the_commands_list_of_routers_is_a_sharded_nodes_too() -> None:
+def test_the_commands_list_of_routers_is_a_nodes_too() -> None:
     environment = {"NEEDLE_ROUTERS": "m:f, n"}
-    assert resolve(NEEDED, environment, {}).sharding.router_modules == []  # and does not make it a sharded one
     file = {**NEEDED, "sharding.router_modules": ["file"]}
     assert resolve(file, environment, {}).sharding.router_modules == ["m:f", "n"]
     over = resolve(file, environment, {"sharding.router_modules": ["option"]})

@@ -162,7 +162,7 @@ async def test_a_node_that_no_longer_answers_is_believed_to_be_where_others_say(
 async def test_what_concerns_one_node_is_not_sent_to_another_that_has_its_address_now() -> None:
     nodes = Swapped()
     client = Client(nodes, ["h:3"], rng=random.Random(1))
-    await client.probe()
+    await client.leader()
     assert await client._where("n1") == "h:2"
     assert await client._where("n2") == "h:1"
     nodes.at["h:2"] = LeaderAnswer("n1", "n2", 3, {"n1": "h:2", "n2": "h:1", "n4": "h:2"})

@@ -27,11 +27,11 @@ async def test_a_fixed_cluster_is_one_shard_without_a_catalog() -> None:
     network = Network()
     client = Client(network, ADDRESSES.values(), rng=random.Random(1))
     assert not client.has_catalog
-    assert await client.leader() == await client.shard_leader() == await client.shard_leader(0) == "n1"
+    assert await client.leader() == await client.leader() == await client.leader(0) == "n1"
     assert client.nodes() == ADDRESSES == (await client.refresh_topology(timeout=1)).addresses()
     assert client.topology().shards[0].replicas == ("n1", "n2", "n3")
     with pytest.raises(InvalidArgument, match="shard = 1"):
-        await client.shard_leader(1)
+        await client.leader(1)
     with pytest.raises(InvalidArgument, match="no catalog"):
         await client.change_catalog(RemoveNode("n1"))
     with pytest.raises(InvalidArgument, match="not sharded"):
@@ -83,7 +83,7 @@ async def test_a_write_of_unknown_fate_keeps_its_number_over_leaders_and_operato
                 return await super().call(address, method, body, timeout)
             except ConnectionLost:
                 self.elect({"n1": "n2", "n2": "n3"}[str(self.leader)])
-                asked.append(asyncio.create_task(client.shard_leader()))
+                asked.append(asyncio.create_task(client.leader()))
                 raise
 
     asked: list[asyncio.Task[str | None]] = []
@@ -128,14 +128,14 @@ async def test_a_sharded_cluster_that_is_not_made_yet_says_so_and_is_found_once_
     shards = ClusterShards(network, ["10.0.0.1:5000"], network.now, rng=random.Random(1))
     client = Client(network, ["10.0.0.1:5000"], rng=random.Random(1), sharded=(shards, Router(shards)))
     assert client.has_catalog
-    for call in (client.leader, client.probe, client.status, client.shard_leader, client.digests):
+    for call in (client.leader, client.status, client.catalog_leader, client.catalog_status, client.digests):
         with pytest.raises(Unavailable, match="needle cluster create"):
             await call()
     network.now = msgspec.structs.replace(topology(shards=2, nodes=3), version=7)
-    assert await client.leader() == "node-2"
+    assert await client.catalog_leader() == "node-2"
     network.now = Topology()
-    assert await client.shard_leader(1) == "node-2"
+    assert await client.leader(1) == "node-2"
     with pytest.raises(InvalidArgument, match="from 0 to 1"):
-        await client.shard_leader()
+        await client.leader()
     with pytest.raises(InvalidArgument, match="no members"):
         await client.change_membership(["node-1"])

@@ -22,9 +22,9 @@ async def test_nodes_that_all_moved_find_each_other_along_a_chain_of_seeds(tmp_p
             processes.kill(name)
         ports = free_ports(2 * len(processes.nodes))
         before = ""
-        for n, (name, node) in enumerate(processes.nodes.items()):
+        for n, node in enumerate(processes.nodes.values()):
             at = f"127.0.0.1:{ports[2 * n]}"
-            node.settings |= {"cluster_nodes": [f"{name}={at}"], "listen": at}
+            node.settings["listen"] = at
             node.settings["http_address"] = f"127.0.0.1:{ports[2 * n + 1]}"
             node.settings["sharding"] |= {"join": [before]} if before else {}
             before = at

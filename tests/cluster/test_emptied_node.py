@@ -19,7 +19,7 @@ from cluster.processes import ShardedProcesses
 from needle.base.errors import InvalidArgument, LostState
 from needle.base.model import RaftStatus
 from needle.cli.app import main
-from needle.cli.shard_commands import look
+from needle.cli.status import look
 from needle.client.health import ReplicaStatus, judge
 from needle.connecting import system_caller
 from needle.local.process_cluster import wait_for
@@ -109,10 +109,12 @@ async def test_a_replica_that_does_not_go_on_is_critical_though_its_shard_serves
     client: Any = SimpleNamespace(
         cluster_status=cluster_status, topology=lambda: msgspec.structs.replace(now, shards=(shard,))
     )
-    health, replicas, critical = await look(client, [])
-    assert critical
+    seen = await look(client, [])
+    health = seen.health
+    assert seen.critical
+    assert any(victim in condition.subject and "emptied" in condition.subject for condition in seen.conditions)
     assert health.shards[0].state == "degraded"
     assert any(victim in problem and "emptied" in problem for problem in health.shards[0].problems)
-    leaderless = [r for r in replicas if r.node != leader]
+    leaderless = [r for r in seen.replicas if r.node != leader]
     said = judge(client.topology(), leaderless).shards[0].problems
     assert any("emptied" in problem for problem in said) == (told == "by itself")

@@ -184,7 +184,7 @@ async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_j
             await wait_for(lambda: "stores nothing until" in processes.nodes[name].output(), 60, "the node saying so")
             processes.kill("node-3")
             address = f"127.0.0.1:{free_ports(1)[0]}"
-            processes.nodes["node-3"].settings.update({"cluster_nodes": [f"node-3={address}"], "listen": address})
+            processes.nodes["node-3"].settings["listen"] = address
             processes.restart("node-3")
             await wait_for(lambda: _knows(client, "node-3", address), 60, "the new address")
             await healthy(client)

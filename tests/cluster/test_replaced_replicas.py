@@ -58,7 +58,7 @@ async def test_another_node_takes_the_replicas_of_one_that_is_gone(tmp_path: Pat
                     moving = asyncio.create_task(client.set_replicas(info.shard, nodes, timeout=120))
                     # Whoever drives it may die at any time: another leader goes on.
                     await wait_for(lambda shard=info.shard: _leaving(client, shard), 60, "the decision")
-                    leader = await wait_for(lambda shard=info.shard: client.shard_leader(shard), 60, "a leader")
+                    leader = await wait_for(lambda shard=info.shard: client.leader(shard), 60, "a leader")
                     if leader != gone:
                         processes.kill(leader)
                         processes.restart(leader)
@@ -89,7 +89,7 @@ async def test_replicas_go_to_nodes_of_the_cluster_only(tmp_path: Path) -> None:
                     await client.set_replicas(0, nodes)
             await client.set_replicas(0, ["node-2"])
             assert client.topology().shards[0].replicas == ("node-2",)
-            assert await client.shard_leader(0) == "node-2"
+            assert await client.leader(0) == "node-2"
 
 
 async def _leaving(client: Client, shard: int) -> bool:

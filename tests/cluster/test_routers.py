@@ -115,7 +115,7 @@ async def test_the_commands_take_routers(tmp_path: Path, modules: Path) -> None:
             [*needle, *arguments], env={**environment, **more}, capture_output=True, text=True, timeout=60, check=False
         )
 
-    serving = ["serve", "--sharded", "--node-id", "node-1", "--listen", address, "--data-dir", str(tmp_path / "data")]
+    serving = ["serve", "--node-id", "node-1", "--listen", address, "--data-dir", str(tmp_path / "data")]
     refused = run(*serving, "--routers", "no_such_module:x")
     assert refused.returncode != 0
     assert "sharding.router_modules = 'no_such_module:x'" in refused.stderr

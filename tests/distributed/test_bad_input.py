@@ -69,7 +69,7 @@ def _raw(method: str, body: object) -> Call:
     async def call(client: Client) -> object:
         data = body if isinstance(body, bytes) else calls.encode(body)
         # What no well-behaved client sends; the node must stand it all the same.
-        return await client._caller.call(client._shards.directory.addresses()[0], method, data, 5.0)
+        return await client._caller.call(next(iter(client.nodes().values())), method, data, 5.0)
 
     return call
 

@@ -6,18 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import needle
 from needle.base.errors import OutcomeUnknown
+from needle.client import Client
+from needle.client.shards import find_cluster
+from needle.connecting import cluster_client, system_caller
 from needle.local.link_proxy import LinkProxy
 from needle.local.process_cluster import ProcessCluster, wait_for
+from proof.chaos.site import OneAddress
 
 VECTOR = np.ones(8, dtype=np.float32)
+
+
+async def through(address: str) -> Client:
+    """A client that reaches its cluster by this address only, wherever the nodes are."""
+    caller = OneAddress(system_caller("needle"), address)
+    return cluster_client(caller, [address], await find_cluster(caller, [address], 5.0))
 
 
 async def test_a_write_whose_answer_is_lost_is_not_executed_twice(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster, cluster.connect() as observer:
         proxy = LinkProxy(cluster.addresses["node-1"])
-        async with needle.connect([await proxy.start()]) as client:
+        async with await through(await proxy.start()) as client:
             first = await client.insert_if_absent("first", VECTOR)
             proxy.silence("back")
             writes = [asyncio.create_task(client.insert_if_absent(f"lost-{n}", VECTOR)) for n in range(20)]
@@ -44,7 +53,7 @@ async def test_a_write_whose_answer_is_lost_is_not_executed_twice(tmp_path: Path
 async def test_a_write_that_is_never_answered_has_an_unknown_outcome(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, nodes=1) as cluster:
         proxy = LinkProxy(cluster.addresses["node-1"])
-        async with needle.connect([await proxy.start()]) as client:
+        async with await through(await proxy.start()) as client:
             await client.insert("a", VECTOR)
             proxy.silence("back")
             with pytest.raises(OutcomeUnknown, match="may or may not"):

@@ -42,6 +42,11 @@ async def test_a_directory_that_forgot_is_not_accepted_and_everybody_says_so(tmp
         if older:
             shutil.copytree(copy, node.data_dir)
         cluster.restart(name)
+        if not older:  # the others tell it who it was before it has said a word: it ends
+            await wait_for(lambda: not node.running(), 30, "the node noticing it")
+            assert node.wait() == 2 and "has another data directory" in node.output()
+            await client.insert("goes on", vector(1))
+            return
         await wait_for(lambda: f"node {name} does not go on" in node.output(), 30, "the node noticing it")
 
         async def unready() -> bool:

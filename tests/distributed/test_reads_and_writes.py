@@ -107,7 +107,6 @@ async def test_the_synchronous_client_does_the_same(tmp_path: Path) -> None:
 
         def blocking() -> list[str]:
             with needle.connect_sync(cluster.cluster) as client:
-                assert not client.has_catalog
                 client.insert("a", [1.0] * 8)
                 client.insert_batch([("b", [0.0] * 7 + [1.0])])
                 assert client.nodes() == {"node-1": cluster.addresses["node-1"]}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -198,26 +197,3 @@ async def test_a_directory_that_this_user_may_not_write_is_named(tmp_path: Path)
     line = await refused(node(tmp_path, data_dir=str(data)))
     assert str(data) in line
     assert "cannot start" in line
-
-
-async def test_a_directory_of_a_fixed_cluster_does_not_start_for_a_sharded_one(tmp_path: Path) -> None:
-    fixed = node(tmp_path)
-    address = fixed.settings["cluster_nodes"][0].partition("=")[2]
-    fixed.start()
-    try:
-        async with needle.connect([address]) as client:
-            await wait_for(lambda: client.insert("a", VECTOR), 60, "the first write")
-        fixed.signal(signal.SIGTERM)
-        assert await asyncio.to_thread(fixed.wait) == 0
-        sharded = node(tmp_path, sharding={})
-        del sharded.settings["dimensions"]
-        line = await refused(sharded)
-        assert "belongs to a node of a fixed cluster, and this node was started for a sharded one" in line
-        assert "run both, read from the one and write to the other" in line
-        fixed.start()
-        async with needle.connect([address]) as client:
-            assert await wait_for(client.count, 60, "the document being there") == 1
-    finally:
-        if fixed.running():
-            fixed.signal(signal.SIGKILL)
-            fixed.wait()

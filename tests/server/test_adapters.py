@@ -13,7 +13,7 @@ import pytest
 from needle.base.errors import ConfigError, InvalidArgument, StorageError, Unavailable, UnsupportedFormat
 from needle.local.process_cluster import wait_for
 from needle.server.address_book import AddressBook
-from needle.server.files import FIXED, SHARDED, claim, load_addresses, save_addresses
+from needle.server.files import claim, load_addresses, save_addresses
 from needle.server.process.http import HttpServer
 from needle.system import SystemClock, ThreadPool
 
@@ -133,32 +133,32 @@ def test_a_directory_belongs_to_one_process_and_one_node(tmp_path: Path) -> None
     claim(path, "a", "c")()
 
 
-@pytest.mark.parametrize(("kind", "other"), [(FIXED, SHARDED), (SHARDED, FIXED)])
-def test_a_directory_belongs_to_one_kind_of_cluster(tmp_path: Path, kind: str, other: str) -> None:
-    path = str(tmp_path / "data")
-    claim(path, "a", "c", kind)()
-    with pytest.raises(UnsupportedFormat, match=f"a node of a {kind} cluster.*Start it"):
-        claim(path, "a", "c", other)
-    claim(path, "a", "c", kind)()
-
-
 @pytest.mark.parametrize(
-    ("file", "kind"),
-    [(None, FIXED), (b'{"incarnation":7,"uid":0}', FIXED), (b'{"incarnation":7,"uid":9}', SHARDED)],
+    ("kind", "file", "opens"),
+    [
+        (b',"kind":"fixed"', None, False),
+        (b',"kind":"sharded"', None, True),
+        (b"", None, False),
+        (b"", b'{"incarnation":7,"uid":0}', False),
+        (b"", b'{"incarnation":7,"uid":9}', True),
+    ],
 )
-def test_a_directory_that_does_not_say_its_kind_is_judged_by_what_is_in_it(
-    tmp_path: Path, file: bytes | None, kind: str
+def test_a_directory_of_a_cluster_without_a_catalog_is_refused_with_what_to_do(
+    tmp_path: Path, kind: bytes, file: bytes | None, opens: bool
 ) -> None:
-    """As older releases wrote it; also one that a node of the other kind opened before, and nobody founded."""
+    """As earlier releases wrote it; the oldest did not say which kind of cluster it is."""
     (tmp_path / "shards" / "0").mkdir(parents=True)
-    (tmp_path / "node.json").write_bytes(b'{"node_id":"a","cluster_id":"c","format_version":1}')
+    (tmp_path / "node.json").write_bytes(b'{"node_id":"a","cluster_id":"c","format_version":1' + kind + b"}")
     if file is not None:
         (tmp_path / "cluster.json").write_bytes(file)
-    other = SHARDED if kind == FIXED else FIXED
-    with pytest.raises(UnsupportedFormat, match=f"a node of a {kind} cluster"):
-        claim(str(tmp_path), "a", "c", other)
-    claim(str(tmp_path), "a", "c", kind)()
-    assert kind.encode() in (tmp_path / "node.json").read_bytes()
+    if opens:
+        claim(str(tmp_path), "a", "c")()
+        assert b'"kind":"sharded"' in (tmp_path / "node.json").read_bytes()
+        return
+    before = (tmp_path / "node.json").read_bytes()
+    with pytest.raises(UnsupportedFormat, match="copy the documents from the old to the new one"):
+        claim(str(tmp_path), "a", "c")
+    assert (tmp_path / "node.json").read_bytes() == before
 
 
 def test_configured_addresses_win_and_learned_ones_are_kept(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Delete, Insert
 from needle.routing.strategy import ShardStrategy
 from needle.rpc.transport import RpcClient
-from needle.server.node import Node
+from needle.server.cluster_main import cluster_node
+from needle.server.cluster_node import ClusterNode
 from needle.server.ports import system_ports
 from needle.server.process.loop_watch import LoopWatch
 from needle.shard.apply.validation import check_command
@@ -44,11 +45,11 @@ ALLOWED = 0.025
 """CPU seconds. The product's bound is 0.01; a busy machine's caches double what is measured here."""
 
 
-def batch(size: int, metadata: str) -> bytes:
+def batch(collection: str, size: int, metadata: str) -> bytes:
     """An insert command of about `size` bytes."""
     count = size // (4 * DIMENSIONS + len(metadata))
     vectors = np.random.default_rng(1).standard_normal((count, DIMENSIONS)).astype("<f4").tobytes()
-    return commands.encode(Insert("default", [f"d{n}" for n in range(count)], vectors, [metadata.encode()] * count))
+    return commands.encode(Insert(collection, [f"d{n}" for n in range(count)], vectors, [metadata.encode()] * count))
 
 
 def send(address: str, body: bytes) -> WriteResult:
@@ -86,8 +87,8 @@ def stalls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, float]]]
 
 
 @asynccontextmanager
-async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[Node]]:
-    """A fixed cluster whose nodes run on this loop; the leader stands first."""
+async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[ClusterNode]]:
+    """A cluster with one shard whose nodes run on this loop; the leader stands first."""
     ports = free_ports(3)
     nodes = [f"n{number}=127.0.0.1:{port}" for number, port in enumerate(ports)]
     running = []
@@ -100,12 +101,12 @@ async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[Nod
             election_timeout=2.0,
             heartbeat_interval=0.2,
         )
-        running.append(Node(config, system_ports(config)))
+        running.append(cluster_node(config, system_ports(config)))
     try:
         for node in running:
             await node.start()
         async with asyncio.timeout(60):
-            while not any(node.groups[1].settled and node.host.is_leader(1) for node in running):  # noqa: ASYNC110
+            while any(node.not_ready() for node in running):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield sorted(running, key=lambda node: not node.host.is_leader(1))
     finally:
@@ -120,7 +121,9 @@ async def test_no_callback_of_a_node_takes_long(
     tmp_path: Path, stalls: list[tuple[str, float]], size: int, metadata: str
 ) -> None:
     async with three_nodes(tmp_path, DIMENSIONS) as nodes:
-        body = await asyncio.to_thread(lambda: calls.encode(WriteCall(1, batch(size, metadata), 60.0)))
+        now = nodes[0].topology
+        stored, epoch = now.collections[0].stored_name, now.map.epoch
+        body = await asyncio.to_thread(lambda: calls.encode(WriteCall(1, batch(stored, size, metadata), 60.0, epoch)))
         stalls.clear()
         result = await asyncio.to_thread(send, nodes[0].address, body)
         async with asyncio.timeout(60):
@@ -135,7 +138,7 @@ async def test_no_callback_takes_long_for_a_large_answer(tmp_path: Path, stalls:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     data = str(tmp_path / "n")
     config = RaftConfig(node_id="n", cluster_nodes=[f"n={address}"], data_dir=data, dimensions=dimensions)
-    node = Node(config, system_ports(config))
+    node = cluster_node(config, system_ports(config))
     vectors = np.random.default_rng(1).standard_normal((count, dimensions)).astype("<f4")
     ids = [f"d{n}" for n in range(count)]
 
@@ -149,7 +152,7 @@ async def test_no_callback_takes_long_for_a_large_answer(tmp_path: Path, stalls:
     try:
         await node.start()
         async with asyncio.timeout(60):
-            while not node.groups[1].settled:  # noqa: ASYNC110
+            while node.not_ready():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         stalls.clear()
         assert await asyncio.to_thread(ask) == (vectors.nbytes, vectors.nbytes)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from proof.sim.event_loop import SimLoop, SimulationError
 from proof.sim.machine import SimClock, SimPool
 from proof.sim.process import CURRENT, Killed, Process
+from proof.sim.stalls import StallMeter
 
 
 @pytest.fixture
@@ -205,3 +208,17 @@ def test_a_clock_drifts_and_jumps_but_never_goes_back(loop):
     loop.run_until_complete(main())
     with pytest.raises(ValueError, match="never goes back"):
         clock.jump(-1)
+
+
+def test_a_pass_of_the_garbage_collector_is_nobodys_stall():
+    found = []
+    meter = StallMeter(lambda name, seconds: found.append(name), limit=0.02)
+    kept = [{n: n} for n in range(1_000_000)]
+    meter.start()
+    try:
+        meter.run(SimpleNamespace(_run=gc.collect))
+        assert not found
+        meter.run(SimpleNamespace(_run=lambda: sum(len(one) for one in kept)))
+        assert len(found) == 1
+    finally:
+        meter.stop()

@@ -14,6 +14,7 @@ from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
 from needle.client.client import Client
 from needle.client.health import lost_nodes
+from needle.client.shards import find_topology
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, GetCall, GroupCall
 from needle.protocol.catalog_commands import AssignReplicas, ConfirmReplicas, RemoveNode, StartMove
@@ -58,6 +59,8 @@ class ShardOperator:
         return await self._stage.ask(NAME, self._create())
 
     async def _create(self) -> bool:
+        if self._profile.described:
+            return await find_topology(self._endpoint, self._fleet.addresses()) is not None
         profile, machines = self._profile, self._fleet.machines
         settings = ClusterSettings(
             shard_count=profile.shards,
@@ -197,7 +200,7 @@ class ShardOperator:
         rng, shard_map = self._rng, self._truth.map
         models = self._truth.models()
         names = sorted({name for model in models.values() for name in model.at(model.last_index)})
-        if not names:
+        if not names or len(self._truth.now.shards) < 2:
             return None
         key = self._truth.key(rng.choice(names))
         source, draw = shard_map.owner(key), rng.random()

@@ -1,7 +1,7 @@
 """One run of a sharded cluster: nodes with catalog and shards, routers, clients and faults on one stage.
 
 Invariant: as in proof/sim/world.py, everything follows from the Spec. What runs is the composition root of `needle
-serve --sharded` (server.cluster_node); the stage, the injector and the checkers are those of the single group.
+serve` (server.cluster_node); the stage, the injector and the checkers are those of the single group.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ LIVENESS_SECONDS = 40.0
 LOST_SECONDS = 20.0
 """So long a node that lost its data stays up before somebody stops it."""
 JOINING_SHARE = 0.5
+LATE_SECONDS = 8.0
 LAZINESS = 6.0
 EVERYTHING = 10_000
 PROXIED = ("c2", "c3")
@@ -110,9 +111,14 @@ class ShardWorld:
         emptied = name in self.fleet.observer.emptied and stream(self.spec.seed, "joining").random() < JOINING_SHARE
         if moved or emptied or name not in self.founders:  # an operator says where nodes are now
             seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
+        machines, described = self.fleet.machines, self.shape.described and not seeds
+        sharding = ShardingConfig(join=seeds)
+        if described:
+            sharding = ShardingConfig(shards=self.shape.shards, replicas=self.shape.replicas)
         config = RaftConfig(
             node_id=name,
-            cluster_nodes=[f"{name}={machine.address}"],
+            cluster_nodes=[f"{node}={machines[node].address}" for node in self.founders] if described else [],
+            listen=machine.address,
             data_dir=machine.data_dir,
             cluster_id="sim",
             election_timeout=ELECTION_TIMEOUT,
@@ -120,8 +126,9 @@ class ShardWorld:
             lease_timeout=LEASE_TIMEOUT,
             snapshot_threshold=self.stage.profile.snapshot_threshold,
             log_bytes_max=self.stage.profile.log_bytes,
-            sharded=True,
-            sharding=ShardingConfig(join=seeds),
+            sharding=sharding,
+            dimensions=self.stage.profile.dimensions if described else None,
+            metric=self.stage.profile.metric,
             segments=segment_config(self.stage.profile),
         )
 
@@ -180,8 +187,12 @@ class ShardWorld:
 
     async def _main(self) -> None:
         work, stage = self.shared.work, self.stage
+        late = self.founders[-1:] if self.shape.late else []
         for name in self.founders:
-            self.fleet.start(name)
+            if name in late:
+                self.loop.call_in(self.loop.root, LATE_SECONDS, self.fleet.start, name)
+            else:
+                self.fleet.start(name)
         rough = self.loop.create_task(self._trouble())
         await stage.until("the cluster to be created", 2 * LIVENESS_SECONDS, self.operator.create)
         rough.cancel()

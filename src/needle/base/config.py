@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import msgspec
 
 from needle.base.ids import NodeId
-from needle.base.model import IndexParams, Metric
+from needle.base.model import CollectionSpec, IndexParams, Metric
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
 from needle.base.schema import refuse as refuse
 
@@ -154,7 +154,7 @@ class IndexConfig(Settings, frozen=True, kw_only=True):
 
 
 class PlacementConfig(Settings, frozen=True, kw_only=True):
-    """What the placement of replicas is to know of a node of a sharded cluster.
+    """What the placement of replicas is to know of a node.
 
     zone: Failure domain of this node, such as its rack; replicas of a shard go to different ones.
     weight: This node's share of replicas beside that of others.
@@ -167,15 +167,19 @@ class PlacementConfig(Settings, frozen=True, kw_only=True):
 
 
 class ShardingConfig(Settings, frozen=True, kw_only=True):
-    """What makes a node one of a sharded cluster.
+    """How a node comes to its cluster, and the cluster to its shards.
 
-    join: Addresses of nodes of the running sharded cluster that this node joins.
+    shards: How many shards the cluster has that the `cluster_nodes` found; all of them have the same settings.
+    replicas: Copies of each of these shards, each on its own node.
+    join: Addresses of nodes of the running cluster that this node joins.
     router_modules: Custom routing functions (docs/sharding.md), which the node imports when it starts. The variable
         NEEDLE_ROUTERS names them too, and for the other commands.
     """
 
     table: ClassVar[str] = "sharding"
 
+    shards: Annotated[int, about(1, 4096, option="--shards", shown="1")] | None = None
+    replicas: Annotated[int, about(1, 7, option="--replicas", shown="one on every node")] | None = None
     join: Annotated[Sequence[str], about(allowed="a list of host:port", option="--join")] = ()
     router_modules: Annotated[Sequence[str], about(allowed=ROUTERS, option="--routers")] = ()
 
@@ -195,13 +199,15 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     """The settings of one node. Durations are seconds as float or `datetime.timedelta`, and kept as float.
 
     node_id: This node's name, one of the cluster's.
-    cluster_nodes: Every voter at the first start, this node included: `name=host:port`, or `host:port` of a node that
-        has its host's name. Later the replicated membership counts. A node of a sharded cluster needs it only for
-        itself, if others reach it under another address than `listen`.
+    cluster_nodes: The nodes that found the cluster at their first start, this one included: `name=host:port`, or
+        `host:port` of a node that has its host's name; the same list on each. Later the catalog says which nodes there
+        are. A node without it waits for `needle cluster create`, or joins a cluster (`sharding.join`).
+    reach: Other nodes that this one reaches under another address than they have for the rest, as through a tunnel:
+        `name=host:port`.
     data_dir: Where this node keeps everything; one directory belongs to one node forever.
     cluster_id: Nodes and clients of another cluster id are refused.
-    join: At the first start, wait until `needle members add` adds this node to a cluster, instead of founding one.
-    listen: `host:port` to bind, if it differs from the address that others use.
+    listen: `host:port` to bind; by default the address that others use.
+    advertise: `host:port` by which others reach this node.
     http_address: `host:port` of `/metrics`, `/livez` and `/readyz`.
     dimensions: Create the collection `default` at the first start, with vectors of this length; `limits.dimensions_max`
         at the most.
@@ -219,19 +225,15 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         three quarters on the node refuses writes with `overloaded` until it is; it never ends because of it.
     disk_reserve_bytes: With less room than this on the disk the node refuses data (see "When a disk runs full" in
         docs/operations.md); 0: never.
-    sharded: A node of a sharded cluster (docs/sharding.md): it waits for `needle cluster create` unless it joins one. A
-        setting of [sharding] or [placement] says so too, wherever it is given. It needs `node_id`, `listen` and
-        `data_dir` only.
     """
 
     node_id: Annotated[NodeId, about(allowed=NODE_ID, pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    cluster_nodes: Annotated[
-        Sequence[str], about(allowed=NODES, shown="required", option="--cluster-node", max_length=7)
-    ] = ()
+    cluster_nodes: Annotated[Sequence[str], about(allowed=NODES, option="--cluster-node", max_length=7)] = ()
+    reach: Annotated[Sequence[str], about(allowed="a list of name=host:port", option="--reach")] = ()
     data_dir: Annotated[str, about(allowed="a directory that this node may write to", min_length=1)]
     cluster_id: Annotated[str, about()] = "needle"
-    join: Annotated[bool, about(option="--wait/--no-wait")] = False
     listen: Annotated[str, about(allowed=ADDRESS, shown="own entry in `cluster_nodes`")] | None = None
+    advertise: Annotated[str, about(allowed=ADDRESS, shown="own entry in `cluster_nodes`, or `listen`")] | None = None
     http_address: Annotated[str, about(allowed=ADDRESS)] | None = None
     dimensions: Annotated[int, about(1, 1 << 20)] | None = None
     metric: Annotated[str, about(allowed=METRICS, pattern=f"^({'|'.join(Metric)})$")] = Metric.COSINE.value
@@ -242,7 +244,6 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     snapshot_threshold: Annotated[int, about(1, 100_000_000)] = 10_000
     log_bytes_max: Annotated[int, about(1 << 18, 1 << 46)] = 16 * 1024**3
     disk_reserve_bytes: Annotated[int, about(0, 1 << 46, shown=RESERVE)] | None = None
-    sharded: Annotated[bool, about(option="--sharded")] = False
     sharding: ShardingConfig = ShardingConfig()
     placement: PlacementConfig = PlacementConfig()
     index: _Index = _Index()
@@ -253,38 +254,56 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         super().__post_init__()
         put = msgspec.structs.force_setattr
         put(self, "index", IndexParams(**msgspec.structs.asdict(self.index)))
-        if self.sharding != ShardingConfig() or self.placement != PlacementConfig():
-            put(self, "sharded", True)
         check_node_id("node_id", self.node_id)
-        for name in ("listen", "http_address"):
+        for name in ("listen", "advertise", "http_address"):
             if getattr(self, name) is not None:
                 parse_address(name, getattr(self, name))
-        if not self.cluster_nodes:
-            if not self.sharded:
-                raise required("cluster_nodes")
-            if self.listen is None:
-                raise required("listen")
-            put(self, "cluster_nodes", [f"{self.node_id}={self.listen}"])
-        nodes = self.addresses
-        if len(nodes) != len(self.cluster_nodes) or len(set(nodes.values())) != len(nodes):
-            raise refuse("cluster_nodes", list(self.cluster_nodes), "names and addresses that differ")
-        if self.node_id not in nodes:
-            raise refuse("node_id", self.node_id, f"one of the cluster_nodes: {', '.join(nodes)}")
+        for node in self.reach:
+            parse_node(node, "reach")
+        if self.cluster_nodes:
+            self._check_founding()
+        elif self.sharding.shards is not None or self.sharding.replicas is not None:
+            raise required("cluster_nodes")
+        elif self.listen is None and self.advertise is None:
+            raise required("listen")
         if self.election_timeout < 2 * self.heartbeat_interval:
             least = f"at least twice heartbeat_interval, which is {self.heartbeat_interval:g}"
             raise refuse("election_timeout", self.election_timeout, least)
         if self.dimensions is not None:
             check_range("dimensions", self.dimensions, 1, self.limits.dimensions_max)
 
+    def _check_founding(self) -> None:
+        nodes = self.founders
+        if len(nodes) != len(self.cluster_nodes) or len(set(nodes.values())) != len(nodes):
+            raise refuse("cluster_nodes", list(self.cluster_nodes), "names and addresses that differ")
+        if self.node_id not in nodes:
+            raise refuse("node_id", self.node_id, f"one of the cluster_nodes: {', '.join(nodes)}")
+        if self.sharding.join:
+            raise refuse("cluster_nodes", list(self.cluster_nodes), "left out by a node that joins (sharding.join)")
+        if self.sharding.replicas is not None:
+            check_range("sharding.replicas", self.sharding.replicas, 1, len(nodes))
+
     @property
-    def addresses(self) -> dict[NodeId, str]:
-        """Address by node id, as configured."""
+    def founders(self) -> dict[NodeId, str]:
+        """The addresses of the nodes that found the cluster, by id; none of a node that waits or joins."""
         return dict(parse_node(text) for text in self.cluster_nodes)
 
     @property
+    def announced(self) -> str:
+        """The address by which others reach this node."""
+        return self.advertise or self.founders.get(self.node_id) or self.address
+
+    @property
     def address(self) -> str:
-        """Where this node listens: `listen`, or its own entry in cluster_nodes."""
-        return self.listen or self.addresses[self.node_id]
+        """Where this node listens."""
+        return self.listen or self.founders.get(self.node_id) or self.advertise or ""
+
+    @property
+    def first_collection(self) -> CollectionSpec | None:
+        """The collection `default`, if `dimensions` says that there is to be one."""
+        if self.dimensions is None:
+            return None
+        return CollectionSpec(name="default", dimensions=self.dimensions, metric=Metric(self.metric), index=self.index)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RaftConfig:
@@ -302,8 +321,11 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
 SETTINGS = all_settings(RaftConfig)
 """Every setting by path."""
 
-SHARDED_TABLES = frozenset({"sharding", "placement"})
-"""A setting in one of them, wherever it is given and whatever its value, makes a node one of a sharded cluster."""
+FORMER = {
+    "sharded": "left out: a node without cluster_nodes waits for `needle cluster create`",
+    "join": "left out: a node without cluster_nodes waits; one with sharding.join joins a cluster",
+}
+"""Settings of earlier releases."""
 FORMER_PATHS = {"sharding.zone": "placement.zone", "sharding.weight": "placement.weight"}
 
 
@@ -316,9 +338,9 @@ def by_path(values: Mapping[str, Any]) -> dict[str, Any]:
         inner = {f"{key}.{name}": inside for name, inside in value.items()} if key in known else {key: value}
         for given, inside in inner.items():
             path = FORMER_PATHS.get(given, given)
+            if path in FORMER:
+                raise refuse(path, inside, FORMER[path])
             if path not in SETTINGS:
                 raise unknown(given, inside, SETTINGS)
             found[path] = inside
-    if SHARDED_TABLES & (values.keys() | {path.partition(".")[0] for path in found}):
-        found.setdefault("sharded", True)
     return found

@@ -100,6 +100,7 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> tuple[
         nodes=tuple(sorted(command.nodes, key=lambda node: node.id)),
         shards=shards,
         founding=command.founding,
+        collections=() if command.first is None else (CollectionInfo(id=index, spec=command.first),),
     )
     return _done(built, index)
 
@@ -121,7 +122,7 @@ def _register(now: Topology, index: int, command: RegisterNode) -> tuple[Topolog
         raise invalid("node", node.id, f"one of at most {NODES_MAX} nodes, removed ones included")
     if known is not None and known.state is NodeState.REMOVED:
         raise invalid("node", node.id, "an id that was never removed from this cluster: ids are not used again")
-    if known is not None and known.incarnation != node.incarnation:
+    if known is not None and known.incarnation not in (0, node.incarnation):
         raise InvalidArgument(
             f"node {node.id} of this cluster has another data directory. If that is lost, remove {node.id} and start "
             f"this node under a new id: a node that forgot its votes must not come back under its name",

@@ -22,6 +22,7 @@ from needle.cli import (
     serve_command,
     shard_commands,
 )
+from needle.cli import status as status_command
 from needle.cli.common import notes, show_error
 from needle.cli.demo import command as demo_command
 
@@ -41,13 +42,13 @@ collections_app = typer.Typer(
     rich_markup_mode=None,
 )
 members_app = typer.Typer(
-    help="List the voters and learners, add or remove a node.",
+    help="List the nodes that hold the cluster's data, add or remove one.",
     epilog="Example: needle members --json",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
 cluster_app = typer.Typer(
-    help="Make a sharded cluster out of running nodes, and list its nodes.",
+    help="Make a cluster out of running nodes, list its nodes, and say which hold what.",
     epilog="Example: needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -88,7 +89,7 @@ def _add(group: typer.Typer, name: str, function: Callable[..., Any], example: s
 _add(app, "demo", demo_command.demo, "needle demo --keep")
 _add(app, "serve", serve_command.serve, "needle serve --config node-1.toml")
 _add(config_app, "schema", serve_command.schema, "needle config schema > needle.schema.json")
-_add(app, "status", cluster_commands.status, "needle status --watch")
+_add(app, "status", status_command.status, "needle status --watch")
 _add(app, "leader", cluster_commands.leader, "needle leader")
 _add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
 _add(app, "insert", document_commands.insert, "needle insert documents.jsonl")
@@ -102,8 +103,7 @@ collections_app.callback()(collection_commands.collections)
 _add(collections_app, "create", collection_commands.create, "needle collections create images --dimensions 512")
 _add(collections_app, "drop", collection_commands.drop, "needle collections drop images --yes")
 members_app.callback()(member_commands.members)
-_add(members_app, "add", member_commands.add, "needle members add node-4=10.0.0.4:5000")
-_add(members_app, "move", member_commands.move, "needle members move node-2=10.0.0.9:5000")
+_add(members_app, "add", member_commands.add, "needle members add node-4")
 _add(members_app, "remove", member_commands.remove, "needle members remove node-2")
 _add(
     cluster_app,

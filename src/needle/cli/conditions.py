@@ -5,7 +5,7 @@ Invariant: a condition is reported if and only if it holds in the views given; t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -17,12 +17,14 @@ ELECTING = ("Candidate", "PreCandidate")
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """One node as seen from here. status is None when it did not answer; then error says why."""
+    """One replica as seen from here. status is None when its node did not answer; then error says why, and lost why no
+    replica there may go on, if that was its answer."""
 
     node: str
     address: str
     status: RaftStatus | None = None
     error: str = ""
+    lost: str = ""
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,30 +64,29 @@ def lag_of(node: str, views: Sequence[NodeView]) -> tuple[int, float] | None:
     return None
 
 
-def conditions(views: Sequence[NodeView]) -> list[Condition]:
-    """Every condition that holds, critical ones first."""
-    found: list[Condition] = [
+def conditions(
+    views: Sequence[NodeView], *, shard: int | None = None, leaving: Collection[str] = ()
+) -> list[Condition]:
+    """Every condition of one shard that holds, critical ones first. shard: named in what concerns it as a whole, if the
+    cluster has several. leaving: nodes that hold it only until others do."""
+    named = "" if shard is None else f"shard {shard}: "
+    found = [
         Condition(
             severity="critical",
             name="damaged data",
-            subject=f"{view.node}: {view.status.damage}",
+            subject=f"{named}{view.node}: {view.status.damage}",
             action="it serves nothing and fetches its data from the other replicas; check its disk",
         )
         for view in views
         if view.status is not None and view.status.damage
     ]
-    outside = _outside(views)
-    electing = [
-        view.node
-        for view in views
-        if view.status is not None and view.status.state in ELECTING and view.node not in outside
-    ]
+    electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
     if electing:
         found.append(
             Condition(
                 severity="warning",
                 name="leader election in progress",
-                subject=", ".join(electing),
+                subject=f"{named}{', '.join(electing)}",
                 action="wait a second; if it stays, read 'Election failures' in docs/troubleshooting.md",
             )
         )
@@ -95,7 +96,7 @@ def conditions(views: Sequence[NodeView]) -> list[Condition]:
             Condition(
                 severity="critical",
                 name="no leader",
-                subject=f"{answered} of {len(views)} nodes answer",
+                subject=f"{named}{answered} of {len(views)} nodes answer",
                 action="start nodes until a majority runs; writes and strong reads wait for it",
             )
         )
@@ -107,31 +108,12 @@ def conditions(views: Sequence[NodeView]) -> list[Condition]:
             action=f"check the process and the network: {view.error}",
         )
         for view in views
-        if view.status is None and view.node not in outside
-    ]
-    found += [
-        Condition(
-            severity="warning",
-            name="not a member",
-            subject=view.node,
-            action="no member has this address: take it out of --cluster (or NEEDLE_CLUSTER)"
-            if view.status is None
-            else "it was removed: stop it; or it is new: `needle members add` it",
-        )
-        for view in views
-        if view.node in outside
+        if view.status is None and not view.lost and view.node not in leaving
     ]
     found += _lost_conditions(views)
-    found += _lag_conditions(views)
+    found += _lag_conditions(views, named)
+    found += _held_conditions(views, named)
     return sorted(found, key=lambda condition: condition.severity != "critical")
-
-
-def _outside(views: Sequence[NodeView]) -> set[str]:
-    """Nodes, or addresses at which none answers, that are not among the members that the leader names."""
-    leader = leader_of(views)
-    if leader is None:
-        return set()
-    return {view.node for view in views} - {leader.node_id, *leader.voters, *leader.learners}
 
 
 def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:
@@ -141,6 +123,7 @@ def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:
         for node, why in (view.status.refused if view.status is not None else {}).items():
             found.setdefault(node, f"refused by {view.node}: {why}")
     found |= {view.node: view.status.lost for view in views if view.status is not None and view.status.lost}
+    found |= {view.node: view.lost for view in views if view.lost}
     action = "read 'A replica does not go on' in docs/troubleshooting.md before anything else"
     return [
         Condition(severity="critical", name="replica lost state", subject=f"{node}: {why}", action=action)
@@ -148,11 +131,11 @@ def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:
     ]
 
 
-def _lag_conditions(views: Sequence[NodeView]) -> list[Condition]:
+def _lag_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
     leader = leader_of(views)
     found: list[Condition] = []
     for peer in leader.peers if leader is not None else []:
-        subject = f"{peer.id} is {peer.lag_entries} entries, {peer.lag_ms / 1000:.1f} s behind"
+        subject = f"{named}{peer.id} is {peer.lag_entries} entries, {peer.lag_ms / 1000:.1f} s behind"
         if peer.lag_ms > LAG_CRITICAL_MS:
             action = "its disk or network does not keep up, or it is down; do not stop another node"
             found.append(Condition(severity="critical", name="replication lag > 10 s", subject=subject, action=action))
@@ -160,3 +143,21 @@ def _lag_conditions(views: Sequence[NodeView]) -> list[Condition]:
             action = "check the network and the disk of that node"
             found.append(Condition(severity="warning", name="replication lag > 1 s", subject=subject, action=action))
     return found
+
+
+def _held_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
+    """What the leader says that it cannot go on with, or does not understand."""
+    leader = leader_of(views)
+    if leader is None:
+        return []
+    found = [("move of key ranges waits", held, "it goes on when that is put right") for held in leader.held_moves]
+    if leader.waits_for:
+        found.append(("replicas not in place", leader.waits_for, "the cluster goes on with it when that is put right"))
+    if leader.unknown_collections:
+        names = ", ".join(leader.unknown_collections)
+        action = "they are kept, and not served: was the catalog restored from an older copy?"
+        found.append(("unknown collections", names, action))
+    return [
+        Condition(severity="warning", name=name, subject=f"{named}{subject}", action=action)
+        for name, subject, action in found
+    ]

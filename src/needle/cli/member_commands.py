@@ -1,4 +1,8 @@
-"""`needle members`: which nodes vote, adding one, removing one, and one that has another address."""
+"""`needle members`: which nodes hold the cluster's data, adding one, and taking one out.
+
+For clusters of which every node holds every shard, as nodes with `cluster_nodes` found them. Where shards are on some
+of the nodes each, `needle cluster replicas` says on which.
+"""
 
 from __future__ import annotations
 
@@ -9,132 +13,60 @@ from typing import Annotated
 import typer
 
 import needle
-from needle.base.config import parse_node
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
-from needle.base.model import RaftStatus
+from needle.base.errors import DeadlineExceeded, InvalidArgument
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
+from needle.routing.topology import NodeState, Topology
 
 LOOK_SECONDS = 0.1
-ANSWER_SECONDS = 5.0
-START_SECONDS = 10.0
+ASK_SECONDS = 5.0
 Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the whole change.")]
 
 
-async def _status(client: needle.Client) -> RaftStatus:
-    """Of the one group whose members these are. Raises InvalidArgument for a sharded cluster."""
-    if client.has_catalog:
-        raise InvalidArgument(
-            "a sharded cluster has no members: its catalog says which nodes hold which shard; `needle cluster nodes` "
-            "lists them, and `needle serve --join` adds one"
-        )
-    return await client.status()
-
-
 def members(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
-    """List the voters and learners; add, move or remove a node."""
+    """List the nodes that hold the cluster's data; add or remove one."""
     if context.invoked_subcommand is not None:
         return
-
-    async def work(client: needle.Client) -> RaftStatus:
-        return await _status(client)
-
-    status = run(cluster, work)
+    now = run(cluster, _confirmed)
+    held = {info.id: [shard.shard for shard in now.hosted_by(info.id)] for info in now.nodes}
+    found = [info for info in now.nodes if held[info.id] or info.id in now.catalog]
     if json:
-        print_json({"voters": status.voters, "learners": status.learners})
+        print_json([{"node": info.id, "shards": held[info.id], "catalog": info.id in now.catalog} for info in found])
         return
-    rows = table("node", "member as")
-    for node in status.voters:
-        rows.add_row(node, "voter")
-    for node in status.learners:
-        rows.add_row(node, "learner")
+    rows = table("node", "address", "catalog", "shards")
+    for info in found:
+        catalog = "yes" if info.id in now.catalog else ""
+        rows.add_row(info.id, info.address, catalog, ", ".join(map(str, held[info.id])) or "none")
     console.print(rows)
 
 
+async def _confirmed(client: needle.Client) -> Topology:
+    return await client.refresh_topology(confirmed=True, timeout=ASK_SECONDS)
+
+
 def add(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="The new node as name=host:port.")],
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The new node's id. It runs, and has joined.")],
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Wait = 600.0,
 ) -> None:
-    """Add a running node that was started with `--wait`: as a learner, then, once it has caught up, as a voter."""
-    name, address = parse_node(node, "NODE")
+    """Have a node that was started with `--join` hold every shard, and the catalog. It fetches the data first, then it
+    counts; the cluster serves meanwhile, and goes on with it if this command ends."""
 
     async def work(client: needle.Client) -> None:
         deadline = time.monotonic() + timeout
-        status = await _status(client)
-        if name in status.voters:
-            raise InvalidArgument(f"{name} is a voter already")
-        added = name not in status.learners
-        if added:
-            await _check_there(client, name, address, "with `needle serve --wait`")
-            await client.change_membership(
-                status.voters, [*status.learners, name], addresses={name: address}, timeout=timeout
-            )
-        notes.print(f"{name} is a learner; waiting until it has caught up", markup=False)
-        while not _caught_up(status := await client.status(), name):
+        now = await _confirmed(client)
+        while node not in now.addresses():
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
-                    f"{name} has not caught up within {timeout:g} s; "
-                    + ("it is no learner any more" if added and await _undone(client, name) else "it stays a learner")
+                    f"{node} has not joined this cluster within {timeout:g} s, so nothing was changed; start it with "
+                    f"--join and the address of a node; nodes are {', '.join(now.addresses())}"
                 )
             await asyncio.sleep(LOOK_SECONDS)
-        learners = [learner for learner in status.learners if learner != name]
-        await client.change_membership([*status.voters, name], learners, timeout=timeout)
+            now = await _confirmed(client)
+        held = _holders(now)
+        await _hold(client, now, [*held, *([] if node in held else [node])], deadline)
 
     run(cluster, work)
-    notes.print(f"{name} is a voter", markup=False)
-
-
-async def _check_there(client: needle.Client, name: str, address: str, how: str) -> None:
-    """Raises unless that node answers at that address, or does in a moment because it is just being started: as a
-    learner that is not there it would be waited for. how: it is to be started."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            status = await client.node_status(address, timeout=ANSWER_SECONDS)
-            break
-        except NeedleError as error:
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"{name} does not answer at {address}, so nothing was changed; start it there first, {how}: "
-                    f"{error.message}"
-                ) from error
-        await asyncio.sleep(LOOK_SECONDS)
-    if status.node_id != name:
-        raise InvalidArgument(f"the node at {address} is {status.node_id}, not {name}", field="node")
-
-
-async def _undone(client: needle.Client, name: str) -> bool:
-    """Take the learner away again; whether that was done."""
-    try:
-        status = await client.status(timeout=ANSWER_SECONDS)
-        learners = [learner for learner in status.learners if learner != name]
-        await client.change_membership(status.voters, learners, timeout=ANSWER_SECONDS)
-    except NeedleError:
-        return False
-    return True
-
-
-def _caught_up(status: RaftStatus, name: str) -> bool:
-    return any(peer.id == name and peer.match_index > 0 and peer.lag_entries == 0 for peer in status.peers)
-
-
-def move(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="The node and its new address as name=host:port.")],
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Wait = 60.0,
-) -> None:
-    """Tell the others the new address of a member, which was restarted there with its data directory."""
-    name, address = parse_node(node, "NODE")
-
-    async def work(client: needle.Client) -> None:
-        status = await _status(client)
-        if name not in [*status.voters, *status.learners]:
-            raise InvalidArgument(f"{name} is not a member; members are {', '.join(status.voters + status.learners)}")
-        await _check_there(client, name, address, "with its data directory")
-        await client.change_membership(status.voters, status.learners, addresses={name: address}, timeout=timeout)
-
-    run(cluster, work)
-    notes.print(f"{name} is at {address} now", markup=False)
+    notes.print(f"{node} holds every shard", markup=False)
 
 
 def remove(
@@ -145,14 +77,38 @@ def remove(
     """Take a node out of the cluster forever; its name is not used again."""
 
     async def work(client: needle.Client) -> None:
-        status = await _status(client)
-        if node not in [*status.voters, *status.learners]:
-            raise InvalidArgument(f"{node} is not a member; members are {', '.join(status.voters + status.learners)}")
-        if status.voters == [node]:
-            raise InvalidArgument(f"{node} is the only voter")
-        voters = [voter for voter in status.voters if voter != node]
-        learners = [learner for learner in status.learners if learner != node]
-        await client.change_membership(voters, learners, timeout=timeout)
+        deadline = time.monotonic() + timeout
+        now = await _confirmed(client)
+        known = now.node(node)
+        if known is None:
+            raise InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}")
+        if known.state is not NodeState.REMOVED and (now.hosted_by(node) or node in now.catalog):
+            rest = [one for one in _holders(now) if one != node]
+            if not rest:
+                raise InvalidArgument(f"{node} is the only node that holds the data")
+            await _hold(client, now, rest, deadline)
+        await client.remove_node(node, timeout=max(1.0, deadline - time.monotonic()))
 
     run(cluster, work)
     notes.print(f"{node} is no longer a member; stop it and delete its data directory", markup=False)
+
+
+def _holders(now: Topology) -> list[str]:
+    """The nodes that hold every shard. Raises InvalidArgument if shards are on different ones."""
+    if len({frozenset(info.wanted) for info in now.shards}) > 1:
+        raise InvalidArgument(
+            "the shards of this cluster are on different nodes each: `needle cluster replicas` says which nodes hold "
+            "one, `needle cluster remove` forgets a node that holds none"
+        )
+    return list(now.shards[0].wanted)
+
+
+async def _hold(client: needle.Client, now: Topology, nodes: list[str], deadline: float) -> None:
+    """Have these nodes hold the catalog and every shard, one after the other."""
+
+    def left() -> float:
+        return max(1.0, deadline - time.monotonic())
+
+    await client.set_catalog_nodes(nodes, timeout=left())
+    for info in now.shards:
+        await client.set_replicas(info.shard, nodes, timeout=left())

@@ -1,20 +1,17 @@
-"""`needle cluster create`, and what `needle status` shows of a sharded cluster."""
+"""`needle cluster`: making one out of running nodes, its nodes, and who holds what."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Group, RenderableType
 from rich.text import Text
 
 import needle
 from needle.base.config import parse_node, refuse
-from needle.base.errors import InvalidArgument, LostState, NeedleError
+from needle.base.errors import LostState, NeedleError
 from needle.base.ids import NodeId
 from needle.base.model import Metric
 from needle.cli.common import (
@@ -27,13 +24,12 @@ from needle.cli.common import (
     notes,
     print_json,
     run,
-    state_of,
     table,
 )
+from needle.cli.status import Look, look, status_json
 from needle.client.client import Client
-from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
+from needle.client.health import lost_nodes
 from needle.connecting import DEFAULT_CLUSTER_ID
-from needle.protocol.peer_calls import check_fresh
 from needle.routing.strategy import ShardStrategy
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
@@ -85,7 +81,7 @@ def create(
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until every shard has a leader.")] = 60.0,
     json: Json = False,
 ) -> None:
-    """Make a sharded cluster out of nodes that run `needle serve --sharded`. May be repeated after an error."""
+    """Make a cluster out of running nodes that were started without `cluster_nodes`. May be repeated after an error."""
     config = ClusterConfig(
         shard_count=shards,
         replication_factor=replicas,
@@ -98,22 +94,21 @@ def create(
     )
     parsed = [parse_node(node, "NODE") for node in nodes]
 
-    async def work() -> tuple[ClusterHealth, list[ReplicaStatus]]:
+    async def work() -> Look:
         cluster = DistributedCluster(config)
         try:
             for name, address in parsed:
                 await cluster.add_node(name, address)
             await cluster.start(timeout)
-            client = await cluster.client()
-            replicas = await client.cluster_status(timeout=STATUS_TIMEOUT)
-            return judge(client.topology(), replicas), replicas
+            return await look(await cluster.client(), [])
         finally:
             await cluster.stop()
 
-    health, found = asyncio.run(work())
+    seen = asyncio.run(work())
     if json:
-        print_json(status_json(health, found))
+        print_json(status_json(seen))
         return
+    health = seen.health
     names = ",".join(address for _, address in parsed[:3])
     led = sum(shard.leader is not None for shard in health.shards.values())
     made = f"{shards} shards on {len(parsed)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
@@ -140,8 +135,6 @@ def replicas(
         raise refuse("SHARD", shard, "the number of a shard, or catalog")
 
     async def work(client: needle.Client) -> None:
-        if not client.has_catalog:
-            raise InvalidArgument("this cluster is not sharded; `needle members` adds and removes its nodes")
         if shard == "catalog":
             await client.set_catalog_nodes(nodes, timeout=timeout)
         else:
@@ -160,11 +153,9 @@ def remove(
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Forget a node of a sharded cluster that holds nothing any more. Its id is never used again."""
+    """Forget a node that holds nothing any more. Its id is never used again."""
 
     async def work(client: needle.Client) -> None:
-        if not client.has_catalog:
-            raise InvalidArgument("this cluster is not sharded; `needle members remove` removes its nodes")
         await client.remove_node(node, timeout=timeout)
 
     run(cluster, work)
@@ -172,11 +163,9 @@ def remove(
 
 
 def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
-    """List the nodes of a sharded cluster, also those that joined and hold nothing yet."""
+    """List the nodes, also those that joined and hold nothing yet."""
 
     async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str]]:
-        if not client.has_catalog:
-            raise InvalidArgument("this cluster is not sharded; `needle members` lists its nodes")
         now = await client.refresh_topology(confirmed=True, timeout=STATUS_TIMEOUT)
         return now, await conditions_of(client, now)
 
@@ -231,86 +220,3 @@ async def conditions_of(client: Client, now: Topology) -> dict[NodeId, str]:
     )
     lost = lost_nodes(replicas)
     return {info.id: "Lost" if info.id in lost else wrong for info, wrong in zip(now.nodes, found, strict=True)}
-
-
-async def look(client: Client, known: Sequence[str]) -> tuple[ClusterHealth, list[ReplicaStatus], bool]:
-    """The health, every replica's own status, and whether something critical holds. known: the addresses given."""
-    replicas = await client.cluster_status(timeout=STATUS_TIMEOUT)
-    health = judge(client.topology(), replicas)
-    critical = any(shard.state == "unavailable" for shard in health.shards.values())
-    critical |= any(replica.status is None for replica in replicas) or bool(lost_nodes(replicas))
-    if client.topology().settings is None:
-        emptied = await _emptied(client, known)
-        if emptied:
-            return msgspec.structs.replace(health, warnings=emptied), replicas, True
-    return health, replicas, critical
-
-
-async def _emptied(client: Client, known: Sequence[str]) -> list[str]:
-    """Why nodes that know of no cluster are not merely new: what others know of them is not in their directories."""
-    found = []
-    for address in known:
-        try:
-            who = await client.describe_node(address, timeout=STATUS_TIMEOUT)
-            check_fresh(who.node_id, who.lost, who.strangers)
-        except (LostState, InvalidArgument) as error:
-            found.append(error.message)
-        except NeedleError as error:
-            found.append(f"{address} does not answer: {error.message}")
-    return found
-
-
-def status_json(health: ClusterHealth, replicas: list[ReplicaStatus]) -> dict[str, object]:
-    """What `needle status --json` prints."""
-    return {
-        "healthy": health.healthy,
-        "shards": as_json(health.shards),
-        "replicas": [as_json(replica) for replica in replicas],
-        "warnings": health.warnings,
-    }
-
-
-def status_table(health: ClusterHealth, replicas: list[ReplicaStatus]) -> RenderableType:
-    """Shards by replicas, the preferred leader's first, and what is wrong."""
-    rows = table("shard", "keys", "node", "address", "state", "term", "applied", "lag", "documents")
-    first: set[int] = set()
-    lost = lost_nodes(replicas)
-    for replica in replicas:
-        shard = health.shards[replica.shard]
-        head = () if replica.shard in first else (str(replica.shard), f"{shard.share:.1%}")
-        first.add(replica.shard)
-        status = replica.status
-        if status is None:
-            state = "Lost" if replica.node in lost else "unreachable"
-            rows.add_row(*(head or ("", "")), replica.node, replica.address, Text(state, style="bold red"))
-            continue
-        commits = [r.status.commit_index for r in replicas if r.shard == replica.shard and r.status is not None]
-        rows.add_row(
-            *(head or ("", "")),
-            replica.node,
-            replica.address,
-            state_of(status),
-            str(status.current_term),
-            str(status.last_applied),
-            str(max(commits) - status.last_applied),
-            str(status.documents),
-        )
-    lines: list[Text] = []
-    for number, shard in health.shards.items():
-        style = "bold red" if shard.state == "unavailable" else "yellow"
-        lines += [Text.assemble((f"shard {number} {shard.state}", style), f": {problem}") for problem in shard.problems]
-    lines += [Text.assemble(("note", "yellow"), f": {warning}") for warning in health.warnings]
-    return Group(rows, *lines, Text(balance(health)))
-
-
-def balance(health: ClusterHealth) -> str:
-    """One line on how even the shards are: keys by the ring, documents by count."""
-    shares = [shard.share for shard in health.shards.values()]
-    counts = [shard.documents for shard in health.shards.values()]
-    if not shares:
-        return ""
-    keys = max(shares) * len(shares)
-    if not sum(counts):
-        return f"balance: the largest shard owns {keys:.2f} of a fair share of the keys; no documents yet"
-    documents = max(counts) * len(counts) / sum(counts)
-    return f"balance: of a fair share the largest shard owns {keys:.2f} in keys, {documents:.2f} in documents"

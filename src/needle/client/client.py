@@ -139,22 +139,15 @@ class Client(BatchMethods):
         replicas = await self.cluster_status(timeout=timeout)
         return judge(self.topology(), replicas)
 
-    # --- the catalog's group, or the one of a fixed cluster ----------------------------------------------------------
-    async def probe(self, timeout: float = 1.0) -> NodeId | None:
-        """Ask every node that may know it who leads the catalog, or a fixed cluster; None if none says so in time.
-        Raises only when all nodes refuse to talk (WrongCluster, UnsupportedVersion), and Unavailable while a sharded
-        cluster is not made yet."""
-        seconds = values.check_timeout(timeout)
-        return await self._led_by(await self._catalog(), seconds)
+    # --- the catalog's group -----------------------------------------------------------------------------------------
+    async def catalog_leader(self, *, timeout: float = 1.0) -> NodeId | None:
+        """The node that leads the catalog; None if none says so in time."""
+        group = await self._catalog()
+        group.forget_leader()
+        return await self._led_by(group, values.check_timeout(timeout))
 
-    async def leader(self) -> NodeId | None:
-        """The node that leads the catalog, or a fixed cluster; None if no node names one now. For shards see
-        `shard_leader` and `health_check`."""
-        (await self._catalog()).forget_leader()
-        return await self.probe()
-
-    async def status(self, *, timeout: float = TIMEOUT) -> RaftStatus:
-        """The leader's view, of the catalog's group or of a fixed cluster: term, commit, and every peer's lag."""
+    async def catalog_status(self, *, timeout: float = TIMEOUT) -> RaftStatus:
+        """The view of the catalog's leader: term, commit, and every peer's lag."""
         seconds = values.check_timeout(timeout)
         return await self._leaders_status(await self._catalog(), seconds)
 
@@ -208,12 +201,18 @@ class Client(BatchMethods):
             raise invalid("shard", shard, f"the number of a shard, from 0 to {shards[-1].shard}")
         return found
 
-    async def shard_leader(self, shard: int | None = None, *, timeout: float = 1.0) -> NodeId | None:
+    async def leader(self, shard: int | None = None, *, timeout: float = 1.0) -> NodeId | None:
         """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only
-        one."""
+        one. Raises Unavailable while the cluster is not made yet, and what nodes answer if all refuse to talk."""
         group = self._shards.group((await self._shard(shard)).shard)
         group.forget_leader()
         return await self._led_by(group, values.check_timeout(timeout))
+
+    async def status(self, shard: int | None = None, *, timeout: float = TIMEOUT) -> RaftStatus:
+        """The view of a shard's leader: term, commit, and every peer's lag. shard: may be left out if there is only
+        one."""
+        seconds = values.check_timeout(timeout)
+        return await self._leaders_status(self._shards.group((await self._shard(shard)).shard), seconds)
 
     async def step_down(
         self, to: NodeId | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
@@ -242,7 +241,7 @@ class Client(BatchMethods):
         left out if there is only one. Safe: a live leader with a quorum stays unless it is outvoted by Raft's rules,
         and at most one leader can ever commit."""
         number, seconds = (await self._shard(shard)).shard, values.check_timeout(timeout)
-        leader = await self.shard_leader(number) if node is None else None
+        leader = await self.leader(number) if node is None else None
         replicas = (await self._shard(number)).replicas
         if node is None:
             node = next((one for one in replicas if one != leader), leader)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from needle.base.errors import (
+    ClientClosed,
     ConnectionLost,
     DeadlineExceeded,
     DiskFull,
@@ -230,7 +231,9 @@ class ClusterShards:
         deadline = loop.time() + timeout
         while self.topology().version < version and (left := deadline - loop.time()) > 0:
             asking = self._ask_soon()
-            await asyncio.wait((asking,), timeout=left)
+            done, _ = await asyncio.wait((asking,), timeout=left)
+            if done and (error := asking.exception()) is not None:
+                raise error
             if self.topology().version < version:
                 await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
         return self.topology()
@@ -253,16 +256,19 @@ class ClusterShards:
     def _ask_soon(self) -> asyncio.Task[None]:
         if self._asking is None:
             self._asking = asyncio.get_running_loop().create_task(self._ask())
+            self._asking.add_done_callback(_seen)
         return self._asking
 
     async def _ask(self) -> None:
-        """The next node's topology; one that does not answer is passed over."""
+        """The next node's topology; one that does not answer is passed over. Raises ClientClosed."""
         try:
             for address in self._in_turn():
                 body = calls.encode(TopologyCall(self.topology().version))
                 try:
                     data = await self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
                     found = calls.decode(data, TopologyAnswer).topology
+                except ClientClosed:
+                    raise
                 except NeedleError:
                     continue  # the next node will know
                 self.offer(found)
@@ -342,16 +348,20 @@ class ClusterShards:
         await self.group(shard).ask_leader(SYNC, lambda left: calls.encode(SyncCall(group, version, left)), timeout)
 
 
+def _seen(task: asyncio.Task[None]) -> None:
+    """Whoever waits for it raises its error; when nobody does, it counts as seen."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float = ASK_SECONDS) -> Topology | None:
-    """The topology of the first node at `addresses` that has one; None as soon as one says that it is a node of another
-    kind of cluster, or when none has one."""
-    found = (await _kind_of(caller, addresses, timeout))[1]
+    """The topology of the first node at `addresses` that has one; None when none has one."""
+    found = (await _ask_all(caller, addresses, timeout))[0]
     return found if found is not None and found.settings is not None else None
 
 
-async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float) -> Topology | None:
-    """As `find_topology`, but never by guess: asks until a node has said what kind of cluster it belongs to. None for
-    a fixed cluster; an empty Topology for a sharded one that is not made yet.
+async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float) -> Topology:
+    """As `find_topology`, but asks until a node answers; an empty Topology of a cluster that is not made yet.
 
     Raises what the nodes answer if all refuse to talk (WrongCluster, UnsupportedVersion), NoQuorum when none answers
     in time.
@@ -359,32 +369,27 @@ async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     while True:
-        known, found, failures = await _kind_of(caller, addresses, ASK_SECONDS)
-        if known:
+        found, failures = await _ask_all(caller, addresses, ASK_SECONDS)
+        if found is not None:
             return found
-        if all(isinstance(error, ProtocolError) for error in failures):
+        if all(isinstance(error, ProtocolError | UnknownMethod) for error in failures):
             raise failures[0]
         if loop.time() >= deadline:
-            raise NoQuorum(
-                f"no node at {', '.join(addresses)} answered within {timeout:g} s: {failures[0].message}; a client "
-                "must know whether its cluster is sharded"
-            )
+            raise NoQuorum(f"no node at {', '.join(addresses)} answered within {timeout:g} s: {failures[0].message}")
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def _kind_of(
+async def _ask_all(
     caller: Caller, addresses: Iterable[str], timeout: float
-) -> tuple[bool, Topology | None, list[NeedleError]]:
-    """Whether a node has said what it is, its topology (None: of a fixed cluster), and why others did not."""
+) -> tuple[Topology | None, list[NeedleError]]:
+    """The first topology of a made cluster, else of one that is not made yet; and why others have none."""
     body = calls.encode(TopologyCall(0))
 
-    async def ask(address: str) -> Topology | NeedleError | None:
+    async def ask(address: str) -> Topology | NeedleError:
         try:
             return (
                 calls.decode(await caller.call(address, TOPOLOGY, body, timeout), TopologyAnswer).topology or Topology()
             )
-        except UnknownMethod:
-            return None
         except NeedleError as error:
             return error
 
@@ -399,11 +404,11 @@ async def _kind_of(
                 answer = task.result()
                 if isinstance(answer, NeedleError):
                     failures.append(answer)
-                elif answer is None or answer.settings is not None:
-                    return True, answer, failures
+                elif answer.settings is not None:
+                    return answer, failures
                 else:
                     unmade = answer  # another one may know more
     finally:
         for task in waiting:
             task.cancel()
-    return unmade is not None, unmade, failures
+    return unmade, failures

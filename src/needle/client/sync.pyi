@@ -327,14 +327,12 @@ class SyncClient:
         *,
         timeout: float = ...,
     ) -> ClusterHealth: ...
-    def probe(
+    def catalog_leader(
         self,
+        *,
         timeout: float = ...,
     ) -> NodeId | None: ...
-    def leader(
-        self,
-    ) -> NodeId | None: ...
-    def status(
+    def catalog_status(
         self,
         *,
         timeout: float = ...,
@@ -347,12 +345,18 @@ class SyncClient:
         addresses: Mapping[NodeId, str] | None = ...,
         timeout: float = ...,
     ) -> None: ...
-    def shard_leader(
+    def leader(
         self,
         shard: int | None = ...,
         *,
         timeout: float = ...,
     ) -> NodeId | None: ...
+    def status(
+        self,
+        shard: int | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> RaftStatus: ...
     def step_down(
         self,
         to: NodeId | None = ...,

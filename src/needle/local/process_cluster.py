@@ -5,9 +5,9 @@
             await client.insert("a", [1.0] * 8)
             cluster.kill(await client.leader())
 
-With a setting `sharding` the nodes are not a cluster until `create`. Every wait has a deadline; nothing sleeps for a
-fixed time. Node names are node-1, node-2, ... Invariant: no process started here outlives `stop`, nor this process,
-unless the cluster is detached.
+With a setting `sharding` without `shards` the nodes are no cluster until `create`. Every wait has a deadline; nothing
+sleeps for a fixed time. Node names are node-1, node-2, ... Invariant: no process started here outlives `stop`, nor this
+process, unless the cluster is detached.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class ProcessCluster:
         self.directory = directory
         self.nodes: dict[str, NodeProcess] = {}
         self.through: dict[tuple[str, str], str] = {}
-        self._sharded = "sharding" in settings
-        self._common = {"dimensions": None if self._sharded else 8, **settings}
+        self._waits = "sharding" in settings and "shards" not in settings["sharding"]
+        self._common = {"dimensions": None if self._waits else 8, **settings}
         self._as_user, self._detached = as_user, detached
         ports = ports or free_ports(nodes if as_user else 2 * nodes)
         for n in range(nodes):
             self._add(ports[n], None if as_user else ports[nodes + n])
         for node in self.nodes.values():
-            node.settings.setdefault("cluster_nodes", self._known(node.name))
+            self._tell(node)
         self.links: dict[tuple[str, str], LinkProxy] = make_links(self.addresses, outsiders) if linked else {}
 
     def _add(self, port: int, http: int | None, **settings: Any) -> NodeProcess:
@@ -106,14 +106,13 @@ class ProcessCluster:
         """One more node, not started; its name. A cluster does not know it yet."""
         port, http = free_ports(2)
         node = self._add(port, None if self._as_user else http, **settings)
-        node.settings.setdefault("cluster_nodes", self._known(node.name))
+        self._tell(node)
         return node.name
 
-    def _known(self, name: str) -> list[str]:
-        """The addresses that a node is told: of all; of itself, if it learns of the others when it joins them."""
-        addresses = {peer: self.through.get((name, peer), at) for peer, at in self.addresses.items()}
-        alone = self._sharded and not self.through
-        return [f"{peer}={at}" for peer, at in addresses.items() if peer == name or not alone]
+    def _tell(self, node: NodeProcess) -> None:
+        """The nodes that found the cluster, unless it waits for `create`, or joins."""
+        if not self._waits and "join" not in node.settings.get("sharding", {}):
+            node.settings.setdefault("cluster_nodes", [f"{name}={at}" for name, at in self.addresses.items()])
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def __aenter__(self) -> Self:
@@ -131,18 +130,17 @@ class ProcessCluster:
         await self.close()
 
     async def start(self) -> None:
-        """Start links and nodes; returns once all nodes are ready, those that are to be sharded at once."""
+        """Start links and nodes; returns once all nodes are ready, those that wait for `create` at once."""
         await self.launch()
-        if not self._sharded:
+        if not self._waits:
             await self.ready()
 
     async def launch(self) -> None:
         """Start links and nodes; does not wait until they serve."""
         for link, proxy in self.links.items():
             self.through[link] = await proxy.start()
-        if self.links:
-            for node in self.nodes.values():
-                node.settings["cluster_nodes"] = self._known(node.name)
+        for node in self.nodes.values() if self.links else ():
+            node.settings["reach"] = [f"{to}={at}" for (name, to), at in self.through.items() if name == node.name]
         self.start_nodes()
 
     def start_nodes(self) -> None:

@@ -30,7 +30,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CreateCluster(msgspec.Struct, frozen=True, tag="cluster", array_like=True):
-    """Found the cluster. assignment: the replicas of each shard in order, preferred leader first. founding: random."""
+    """Found the cluster. assignment: the replicas of each shard in order, preferred leader first. founding: random.
+    first: a collection that is there from the beginning. Nodes that have not answered yet have no incarnation (0)."""
 
     settings: ClusterSettings
     map: ShardMap
@@ -38,6 +39,7 @@ class CreateCluster(msgspec.Struct, frozen=True, tag="cluster", array_like=True)
     catalog: list[NodeId]
     assignment: list[list[NodeId]]
     founding: int = 0
+    first: CollectionSpec | None = None
 
 
 class RegisterNode(msgspec.Struct, frozen=True, tag="node", array_like=True):

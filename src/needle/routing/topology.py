@@ -31,7 +31,8 @@ class NodeState(StrEnum):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """incarnation: drawn when the node's data directory was made: the same id on another directory is another node."""
+    """incarnation: drawn when the node's data directory was made: the same id on another directory is another node. 0
+    of one that was silent when the cluster was founded with it: the first directory that registers is its."""
 
     id: NodeId
     address: str

@@ -1,7 +1,7 @@
 """The guide's sharded API: `ShardManager`, `ShardRouter` and `DistributedCluster` over running nodes.
 
     cluster = DistributedCluster(ClusterConfig(shard_count=4, replication_factor=3, dimensions=256))
-    await cluster.add_node("node-1", "host1:5000")     # a running `needle serve --sharded`; 12 of them for 4 x 3
+    await cluster.add_node("node-1", "host1:5000")     # a running `needle serve` without cluster_nodes
     ...
     async with cluster:                                 # creates the cluster, or finds the one that is there
         await cluster.insert("doc-1", vector, {"lang": "en"})
@@ -25,12 +25,12 @@ from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import Hit, IndexParams, Metric, ReadMode
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
-from needle.client.client import BATCH_BYTES_MAX, Client
+from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
 from needle.client.health import ClusterHealth
 from needle.client.shards import find_topology
-from needle.connecting import sharded_client, system_caller
+from needle.connecting import cluster_client, system_caller
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode
 from needle.protocol.peer_calls import FOUND, FoundCall
@@ -133,7 +133,6 @@ class ShardManager:
             listen=address,
             data_dir=data_dir,
             cluster_id=self.config.cluster_id,
-            sharded=True,
             placement=PlacementConfig(zone=zone),
         )
         node = cluster_node(config, system_ports(config))
@@ -187,7 +186,7 @@ class ShardManager:
         if there != self.config.settings:
             other = "none" if there is None else there.in_words()
             raise ConfigError(f"these nodes belong to a cluster with other settings: {other}")
-        client = sharded_client(self._caller, addresses, topology, BATCH_BYTES_MAX)
+        client = cluster_client(self._caller, addresses, topology)
         if self.config.dimensions is not None:
             await client.create_collection(
                 DEFAULT_COLLECTION,

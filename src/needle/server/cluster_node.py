@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from needle.base.config import RaftConfig
+from needle.base.config import RaftConfig, parse_node
 from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
@@ -40,6 +40,7 @@ from needle.server.catalog.collections import Reconciler
 from needle.server.catalog.follower import CatalogFollower
 from needle.server.catalog.node_shards import NodeShards
 from needle.server.catalog.registration import Registration
+from needle.server.catalog.settings_founding import SettingsFounding
 from needle.server.cluster_files import (
     ClusterFile,
     catalog_directory,
@@ -50,7 +51,6 @@ from needle.server.cluster_files import (
     save_cluster,
     save_topology,
 )
-from needle.server.files import SHARDED
 from needle.server.local_caller import LocalCaller
 from needle.server.node import Node
 from needle.server.ports import NodePorts
@@ -67,10 +67,8 @@ STRANGERS_MAX = 16
 
 
 class ClusterNode(Node):
-    """See the module. `config.cluster_nodes` names this node, and others only if this node does not reach them under
-    the addresses that the catalog knows."""
+    """See the module."""
 
-    kind = SHARDED
     leader_method = SHARD_LEADER
 
     def __init__(
@@ -111,7 +109,8 @@ class ClusterNode(Node):
         self.router = Router(self.shards, monotonic=self.now, blocking=self.blocking)
         self._undo.append(self._close_catalog)
         known = load_topology(directory)
-        for older in (known.addresses(), self.cluster.voters):  # the book holds what nodes said later
+        # The book holds what nodes said later.
+        for older in (known.addresses(), self.cluster.voters, self.config.founders):
             self.book.learn_missing(older)
         if self.node_id in (known.catalog if known.settings is not None else self.cluster.voters):
             self._open_catalog(known)
@@ -119,6 +118,13 @@ class ClusterNode(Node):
 
     def _make_service(self) -> ClusterService:
         return ClusterService(self)
+
+    def _configured_addresses(self) -> dict[NodeId, str]:
+        """What others announce counts, but for those that this node reaches in a way of its own."""
+        return {**dict(parse_node(text, "reach") for text in self.config.reach), self.node_id: self.config.announced}
+
+    def _first_collection(self) -> None:
+        """The catalog says which collections there are."""
 
     def _open_catalog(self, known: Topology) -> None:
         if self.catalog is None:
@@ -144,6 +150,8 @@ class ClusterNode(Node):
         works = (CatalogFollower(self).run, Registration(self).run, spread.run, self._mover.run, self._replicas.run)
         for work in (*works, self.reconciler.run, self._retry_shortages):
             self._background.spawn(lasting(work))
+        if self.config.founders:
+            self._background.spawn(lasting(SettingsFounding(self).run))
         self._undo.append(self._background.end)
 
     def watch_health(self) -> HealthWatch:
@@ -305,7 +313,7 @@ class ClusterNode(Node):
         """This node, for the catalog."""
         return WhoAnswer(
             self.node_id,
-            self.config.addresses[self.node_id],
+            self.config.announced,
             self.cluster.incarnation,
             self.config.placement.zone,
             self.config.placement.weight,
@@ -327,7 +335,7 @@ class ClusterNode(Node):
         """This node, as the catalog should know it."""
         return NodeInfo(
             id=self.node_id,
-            address=self.config.addresses[self.node_id],
+            address=self.config.announced,
             incarnation=self.cluster.incarnation,
             zone=self.config.placement.zone,
             weight=self.config.placement.weight,
@@ -374,7 +382,7 @@ class ClusterNode(Node):
 
     def _to_tell(self) -> dict[NodeId, str]:
         """Of its own address this node is sure."""
-        return {self.node_id: self.config.addresses[self.node_id]}
+        return {self.node_id: self.config.announced}
 
     def told(self) -> dict[NodeId, str]:
         """Where nodes say that they are, this one included, removed ones left out."""
@@ -385,8 +393,9 @@ class ClusterNode(Node):
         return self.addresses().get(node)
 
     def seeds(self) -> list[str]:
-        """Addresses of nodes of the cluster to join."""
-        return list(self.config.sharding.join)
+        """Addresses of nodes of the cluster to join, or to found."""
+        others = (self.book.get(node) for node in self.config.founders if node != self.node_id)
+        return [*self.config.sharding.join, *sorted(at for at in others if at is not None)]
 
     def reach(self, node: NodeId) -> str | None:
         """The address by which this node reaches another one."""

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -29,8 +29,8 @@ ADDRESSES_FILE = "addresses.json"
 MOVED_FILE = "moved.json"
 LOCK_FILE = "lock"
 CLUSTER_FILE = "cluster.json"
-FIXED, SHARDED = "fixed", "sharded"
-_HOW = {FIXED: "without --sharded, --join and [sharding]", SHARDED: "with --sharded"}
+SHARDED: Final = "sharded"
+"""The kind of all clusters now; earlier releases also had fixed ones, without a catalog."""
 
 
 class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str
     format_version: int = FORMAT_VERSION
     kind: str = ""
-    """Of its cluster: FIXED or SHARDED; "" as written by releases that did not note it."""
+    """Of its cluster; "" as written by releases that did not note it."""
 
 
 def log_directory(data_dir: str) -> str:
@@ -58,11 +58,12 @@ def snapshot_directory(data_dir: str) -> str:
     return os.path.join(data_dir, "snapshots")
 
 
-def claim(data_dir: str, node_id: NodeId, cluster_id: str, kind: str = FIXED) -> Callable[[], None]:
-    """Take `data_dir` for this process; creates it if need be. Returns what gives it back. kind: FIXED or SHARDED.
+def claim(data_dir: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]:
+    """Take `data_dir` for this process; creates it if need be. Returns what gives it back.
 
     Raises InvalidArgument if it is a file, StorageError if another process has it, UnsupportedFormat if it belongs to
-    another node, cluster, kind of cluster or format; DiskFull, TooManyFiles or DiskFailed if it cannot be written.
+    another node, cluster or format, or to a cluster without a catalog; DiskFull, TooManyFiles or DiskFailed if it
+    cannot be written.
     """
     try:
         os.makedirs(data_dir, exist_ok=True)
@@ -76,7 +77,7 @@ def claim(data_dir: str, node_id: NodeId, cluster_id: str, kind: str = FIXED) ->
         raise os_failure(error, data_dir) from error
     try:
         _lock(lock, data_dir)
-        _check_owner(data_dir, NodeFile(node_id=node_id, cluster_id=cluster_id, kind=kind))
+        _check_owner(data_dir, NodeFile(node_id=node_id, cluster_id=cluster_id, kind=SHARDED))
     except BaseException:
         os.close(lock)
         raise
@@ -116,12 +117,11 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
                 f"data_dir = {data_dir!r} belongs to a node with {field} {there!r}; this node has {here!r}",
                 directory=data_dir,
             )
-    there = found.kind or _kind_of(data_dir)
-    if there not in ("", mine.kind):
+    if (found.kind or _kind_of(data_dir)) != SHARDED:
         raise UnsupportedFormat(
-            f"data_dir = {data_dir!r} belongs to a node of a {there} cluster, and this node was started for a "
-            f"{mine.kind} one. Start it {_HOW[there]}, as before, or give it an empty data directory; to move "
-            "documents from one kind of cluster to the other, run both, read from the one and write to the other",
+            f"data_dir = {data_dir!r} belongs to a cluster of an earlier release that has no catalog: this release "
+            "cannot open it, and changed nothing in it. Start a new cluster with empty data directories, run the old "
+            "one with its own release beside it, and copy the documents from the old to the new one",
             directory=data_dir,
         )
     if not found.kind:
@@ -130,7 +130,7 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
 
 
 def _kind_of(data_dir: str) -> str:
-    """Of a directory that does not say it: by what only nodes of that kind leave; "" for a new one."""
+    """Of a directory that does not say it: one with a replica and no cluster is of a cluster without a catalog."""
     try:
         with open(os.path.join(data_dir, CLUSTER_FILE), "rb") as file:
             if msgspec.json.decode(file.read()).get("uid"):
@@ -141,7 +141,7 @@ def _kind_of(data_dir: str) -> str:
         raise UnsupportedFormat(f"{data_dir}/{CLUSTER_FILE} cannot be read: {error}", path=data_dir) from None
     except OSError as error:
         raise os_failure(error, f"{data_dir}/{CLUSTER_FILE}") from error
-    return FIXED if os.path.isdir(shard_directory(data_dir, 0)) else ""
+    return "" if os.path.isdir(shard_directory(data_dir, 0)) else SHARDED
 
 
 def load_addresses(data_dir: str) -> dict[NodeId, str]:

@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from needle.base.config import RaftConfig
+from needle.base.config import RaftConfig, parse_node
 from needle.base.errors import DeadlineExceeded, NeedleError, Unavailable
 from needle.base.ids import GroupId, NodeId, group_name, shard_group
-from needle.base.model import RaftStatus
+from needle.base.model import CollectionSpec, RaftStatus
 from needle.multiraft.config import HostConfig
 from needle.multiraft.host import Host
 from needle.multiraft.log.log_store import LogStore
@@ -51,7 +51,6 @@ Observe = Callable[[str, float, "NeedleError | None"], None]
 class Node:
     """One node of a cluster. `await start()`, `await stop()`; `failed` resolves when it can no longer go on."""
 
-    kind = data_dir.FIXED
     leader_method = calls.LEADER
     """What peers are asked about a group's leader."""
 
@@ -68,7 +67,7 @@ class Node:
         self.space: DiskSpace
         self.observer: Observe | None = None
         """Called after each call: method, seconds, error. For metrics."""
-        self.book = AddressBook(config.addresses, {}, lambda _: None)
+        self.book = AddressBook({config.node_id: config.announced}, {}, lambda _: None)
         self._undo: list[Callable[[], Any]] = []
         self._asking: asyncio.Task[None] | None = None
         self._asked_for: NodeId | None = None
@@ -87,13 +86,13 @@ class Node:
     async def _start(self) -> None:
         config, ports = self.config, self.ports
         self._undo.append(ports.close_pools)
-        self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id, self.kind))
+        self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id))
         self._builders = Builders(ports.search_threads)
         self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes)
         await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
         self.book = AddressBook(
-            config.addresses,
+            self._configured_addresses(),
             learned,
             lambda new: data_dir.save_addresses(config.data_dir, new),
             data_dir.load_moved(config.data_dir),
@@ -160,7 +159,7 @@ class Node:
 
     async def _open_groups(self) -> None:
         """Open what this node holds. One shard on every node of the configuration; ClusterNode knows others."""
-        voters = [] if self.config.join else sorted(self.config.addresses)
+        voters = sorted(self.config.founders)
         for shard in SHARDS:
             await self._open_shard(shard, voters)
 
@@ -185,8 +184,17 @@ class Node:
             fatal=self._fatal,
             space=self.space,
             builders=self._builders,
+            first=self._first_collection(),
         )
         return hosted
+
+    def _configured_addresses(self) -> dict[NodeId, str]:
+        """Those that win over what others say."""
+        reach = dict(parse_node(text, "reach") for text in self.config.reach)
+        return {**self.config.founders, **reach, self.node_id: self.config.announced}
+
+    def _first_collection(self) -> CollectionSpec | None:
+        return self.config.first_collection
 
     async def _stop_replicas(self) -> None:
         for hosted in list(self.groups.values()):

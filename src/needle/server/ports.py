@@ -97,7 +97,7 @@ class NodePorts:
     open_store: Callable[[str], KeyValueStore]
     disk: ReplicaDisk
     files: Files
-    claim: Callable[[str, NodeId, str, str], Callable[[], None]]
+    claim: Callable[[str, NodeId, str], Callable[[], None]]
     failpoint: Failpoint = no_failpoint
     machine: Callable[[GroupId, Replica], StateMachine] = lambda _, replica: ReplicaMachine(replica)
     catalog: Callable[[GroupId, StateMachine], StateMachine] = lambda _, machine: machine

@@ -17,7 +17,7 @@ from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.model import CollectionSpec, Metric
+from needle.base.model import CollectionSpec
 from needle.base.parts import Payload, as_bytes
 from needle.base.runtime import Clock
 from needle.multiraft.background import Background
@@ -66,8 +66,10 @@ class HostedReplica:
         fatal: Callable[[NeedleError], None],
         space: DiskSpace,
         builders: Builders,
+        first: CollectionSpec | None = None,
     ) -> None:
-        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches."""
+        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches.
+        first: the collection that a group which was never used gets."""
         self.group = group
         self.space = space
         self.replica = replica
@@ -77,6 +79,7 @@ class HostedReplica:
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
         self._host = host
         self._config = config
+        self._first = first
         self._clock: Clock = ports.clock
         self._file_pool = ports.file_pool
         self._call = call
@@ -238,14 +241,10 @@ class HostedReplica:
             self._warn_of_other_settings()
 
     def _warn_of_other_settings(self) -> None:
-        config = self._config
-        held = self.replica.view.collections.get("default")
-        if held is None or config.dimensions is None:
-            return
-        spec, wanted = held.record.spec, (config.dimensions, config.metric, config.index)
-        there = (spec.dimensions, str(spec.metric), spec.index)
-        if there != wanted:
-            log.warning("the collection `default` has %s, the configuration says %s", there, wanted)
+        wanted = self._first
+        held = self.replica.view.collections.get(wanted.name) if wanted is not None else None
+        if held is not None and held.record.spec != wanted:
+            log.warning("a collection is %s, the configuration says %s", held.record.spec, wanted)
 
     # --- the first collection ----------------------------------------------------------------------------------------
     async def settle(self, timeout: float) -> None:
@@ -267,14 +266,11 @@ class HostedReplica:
             raise Unavailable(f"{group_name(self.group)} is not set up yet: {error}", group=self.group) from error
 
     async def _settle(self) -> None:
-        config, host = self._config, self._host
+        host = self._host
         try:
             await host.read_index(self.group, PROPOSE_SECONDS)
-            if config.dimensions is not None and not self.used():
-                spec = CollectionSpec(
-                    name="default", dimensions=config.dimensions, metric=Metric(config.metric), index=config.index
-                )
-                command = self.replica.validate(CreateCollection(spec, True))
+            if self._first is not None and not self.used():
+                command = self.replica.validate(CreateCollection(self._first, True))
                 await host.propose(self.group, encode(command), PROPOSE_SECONDS)
             self.settled = True
         finally:
@@ -300,7 +296,7 @@ class HostedReplica:
     def check_used(self) -> None:
         """On any replica, before an eventual read: a configured collection that is not here yet is no error of the
         caller. Raises Unavailable."""
-        if not self.settled and self._config.dimensions is not None:
+        if not self.settled and self._first is not None:
             if not self.used():
                 raise Unavailable(f"this replica of {group_name(self.group)} has no data yet", group=self.group)
             self.settled = True

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from needle.base.errors import Internal, OutcomeUnknown
-from needle.cli import shard_commands
 from needle.cli.common import brief
 from needle.cli.demo.corpus import Passage
 from needle.cli.document_commands import insert_all
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.cli.inputs import Record
+from needle.cli.status import look, status_table
 from needle.client.client import Client
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.topology import Topology
@@ -81,8 +81,6 @@ class ShardStory:
         found = self.outcome
         await self._local.create(found.shards, found.replicas, rng=random.SystemRandom(), timeout=READY_SECONDS)
         async with self._local.connect() as client:
-            if not client.has_catalog:
-                raise Internal("the nodes are no sharded cluster")
             await self._begin(client)
             await self._load(client, passages, vectors)
             await self._ask(client, [passage.id for passage in passages], vectors)
@@ -100,8 +98,7 @@ class ShardStory:
         await self._show(client)
 
     async def _show(self, client: Client) -> None:
-        health, replicas, _ = await shard_commands.look(client, [])
-        self._console.print(shard_commands.status_table(health, replicas))
+        self._console.print(status_table(await look(client, [])))
 
     async def _healthy(self, client: Client) -> None:
         deadline = time.monotonic() + READY_SECONDS

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, UnknownMethod, invalid
 from needle.base.ids import NodeId, shard_group
+from needle.base.model import CollectionSpec
 from needle.base.runtime import Rng
 from needle.catalog.placement import PlacementNode, place
 from needle.client.directory import Caller
@@ -23,10 +24,7 @@ from needle.routing.shard_map import initial_map
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 
 ASK_SECONDS = 2.0
-NOT_SHARDED = (
-    "the node there belongs to a fixed cluster, which its setting cluster_nodes lists; a node of a sharded cluster is "
-    "started with `needle serve --sharded` and a data directory of its own"
-)
+NO_SUCH_CALL = "the node there is of an earlier release, which has no catalog"
 LOOK_SECONDS = 0.05
 
 
@@ -86,6 +84,24 @@ async def create_cluster(
         NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight)
         for node, a in who.items()
     ]
+    command = first_topology(settings, infos, voters, rng, boundaries)
+    shards = ClusterShards(caller, [nodes[node] for node in voters], Topology(), rng=rng)
+    await shards.command(command, deadline - asyncio.get_running_loop().time())
+    topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
+    await _led(caller, topology, deadline)
+    return topology
+
+
+def first_topology(
+    settings: ClusterSettings,
+    infos: Sequence[NodeInfo],
+    voters: list[NodeId],
+    rng: Rng,
+    boundaries: Sequence[str] = (),
+    first: CollectionSpec | None = None,
+) -> CreateCluster:
+    """The command that puts shards on nodes, in the order of `infos`. voters: nodes that hold the catalog. boundaries:
+    for RANGE, see `initial_map`. first: a collection that is there from the beginning."""
     assignment = place(
         settings.shard_count,
         settings.replication_factor,
@@ -93,13 +109,8 @@ async def create_cluster(
         {},
     )
     first_map = initial_map(settings.strategy, settings.shard_count, settings.virtual_nodes_per_shard, boundaries)
-    shard_nodes = [list(assignment[s]) for s in sorted(assignment)]
-    command = CreateCluster(settings, first_map, infos, voters, shard_nodes, rng.getrandbits(62) + 1)
-    shards = ClusterShards(caller, [nodes[node] for node in voters], Topology(), rng=rng)
-    await shards.command(command, deadline - asyncio.get_running_loop().time())
-    topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
-    await _led(caller, topology, deadline)
-    return topology
+    shard_nodes = [list(assignment[shard]) for shard in sorted(assignment)]
+    return CreateCluster(settings, first_map, list(infos), voters, shard_nodes, rng.getrandbits(62) + 1, first)
 
 
 async def ask_who(caller: Caller, node: NodeId, address: str) -> WhoAnswer:
@@ -108,7 +119,7 @@ async def ask_who(caller: Caller, node: NodeId, address: str) -> WhoAnswer:
     try:
         data = await caller.call(address, WHO, calls.encode(WhoCall()), ASK_SECONDS)
     except UnknownMethod as error:
-        raise InvalidArgument(f"nodes = '{node}={address}' is not allowed: {NOT_SHARDED}", field="nodes") from error
+        raise InvalidArgument(f"nodes = '{node}={address}' is not allowed: {NO_SUCH_CALL}", field="nodes") from error
     except NeedleError as error:
         raise type(error)(f"{node} at {address} does not answer: {error.message}") from error
     answer = calls.decode(data, WhoAnswer)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class NodeShards(ClusterShards):
     """The router's way to shards from inside a node: the node's own topology, which follows the catalog, with the
-    addresses by which this node reaches the others (those of its configuration, where it names others)."""
+    addresses by which this node reaches the others."""
 
     def __init__(self, node: ClusterNode, caller: Caller) -> None:
         super().__init__(caller, [node.config.address], Topology(), rng=node.ports.rng, prefer=node.config.address)

@@ -63,6 +63,6 @@ def resolve(file: Mapping[str, Any], environment: Mapping[str, str], options: Ma
     above = {**from_environment(environment), **said}
     config = RaftConfig.from_mapping({**file, **above})
     modules = named_routers(environment)
-    if not config.sharded or not modules or ROUTERS in above:
-        return config  # the variable is for commands too: it does not make a node one of a sharded cluster
+    if not modules or ROUTERS in above:
+        return config
     return RaftConfig.from_mapping({**file, **above, ROUTERS: modules})

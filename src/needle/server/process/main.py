@@ -20,7 +20,6 @@ from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.server.cluster_main import cluster_node
-from needle.server.node import Node
 from needle.server.ports import system_ports
 from needle.server.process.descriptors import raise_limit
 from needle.server.process.http import HttpServer
@@ -41,7 +40,7 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
         loop.add_signal_handler(number, told.set)
     metrics = NodeMetrics()
     ports = metrics.measured(system_ports(config, failpoint=failpoint))
-    node = cluster_node(config, ports) if config.sharded else Node(config, ports)
+    node = cluster_node(config, ports)
     http: HttpServer | None = None
     watch = LoopWatch()
     try:

@@ -19,7 +19,6 @@ from needle.base.runtime import Clock
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
 from needle.protocol import calls
 from needle.server.cluster_node import ClusterNode
-from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.server.process.loop_watch import LoopWatch
 from needle.server.upkeep.health import HealthWatch
@@ -102,15 +101,12 @@ class NodeMetrics:
 
         return dataclasses.replace(ports, open_store=open_store)
 
-    def watch(self, node: Node, loop: LoopWatch | None = None) -> None:
+    def watch(self, node: ClusterNode, loop: LoopWatch | None = None) -> None:
         """Read this node's state at every scrape, and observe its calls."""
-        health: HealthWatch | None = None
-        searched, written = calls.SEARCH, calls.WRITE
-        if isinstance(node, ClusterNode):
-            # There these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
-            searched, written = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
-            node.router.stats.on_search = self._routed
-            health = node.watch_health() if node.config.http_address is not None else None
+        # Without "shard_" these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
+        searched, written = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
+        node.router.stats.on_search = self._routed
+        health = node.watch_health() if node.config.http_address is not None else None
         self._registry.register(_NodeState(node, health))
         if loop is not None:
             self._registry.register(_LoopState(loop))
@@ -167,8 +163,8 @@ class _LoopState(Collector):
 class _NodeState(Collector):
     """Reads a node's state at scrape time."""
 
-    def __init__(self, node: Node, health: HealthWatch | None) -> None:
-        """health: of the whole cluster, on a node of a sharded one."""
+    def __init__(self, node: ClusterNode, health: HealthWatch | None) -> None:
+        """health: of the whole cluster."""
         self._node = node
         self._health = health
 
@@ -258,21 +254,28 @@ class _NodeState(Collector):
         )
         seconds = CounterMetricFamily("needle_segment_build_seconds", "Time spent building.", labels=["shard"])
         shipped = CounterMetricFamily("needle_segment_shipped_bytes", "Bytes fetched.", labels=["shard"])
+        shown = self._shown_names()
         for group, hosted in self._node.groups.items():
             shard = str(group - 1)
             vectors.add_metric([shard], hosted.replica.count())
             collections.add_metric([shard], len(hosted.replica.view.collections))
             for name, share in hosted.replica.worn():
-                worn.add_metric([shard, name], share)
+                worn.add_metric([shard, shown(name)], share)
             for held in hosted.replica.first_collections(COLLECTIONS_MAX):
-                documents.add_metric([shard, held.record.spec.name], held.visible)
-                segments.add_metric([shard, held.record.spec.name], len(held.vectors.served))
+                name = shown(held.record.spec.name)
+                documents.add_metric([shard, name], held.visible)
+                segments.add_metric([shard, name], len(held.vectors.served))
             stats = hosted.keeper.stats
             for event in ("built", "shipped", "rebuilt", "corrupt", "unpublished", "deleted"):
                 events.add_metric([shard, event], getattr(stats, event))
             seconds.add_metric([shard], stats.build_seconds)
             shipped.add_metric([shard], stats.shipped_bytes)
         yield from (documents, vectors, collections, worn, segments, events, seconds, shipped)
+
+    def _shown_names(self) -> Callable[[str], str]:
+        """What people call a collection of a shard; of one that was dropped, and perhaps made again, its whole name."""
+        listed = {info.stored_name: info.spec.name for info in self._node.topology.collections}
+        return lambda stored: listed.get(stored, stored)
 
     def _field_indexes(self) -> Iterator[Metric]:
         held_bytes = GaugeMetricFamily(

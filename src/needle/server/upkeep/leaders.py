@@ -2,7 +2,7 @@
 
 Invariants: one transfer at a time per node, `SPREAD_SECONDS` apart; only to a replica that answers, is not in
 maintenance, has room on its disk and has everything; a transfer that failed is not tried again for a while, longer each
-time.
+time. The leader of a cluster's only shard stays where it is.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class LeaderSpread:
 
     async def _look(self) -> None:
         node = self._node
+        if len(node.topology.shards) < 2:
+            return  # one leader is nothing to spread: it stays where operators put it
         for info in node.topology.hosted_by(node.node_id):
             group, wanted = info.shard + 1, info.replicas[0]
             if wanted == node.node_id or group not in node.groups or not node.host.is_leader(group):

@@ -1,0 +1,238 @@
+"""`needle status`: every replica of every shard as its own node sees it, and the alert conditions that hold now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+import needle
+from needle.base.config import check_range
+from needle.base.errors import InvalidArgument, LostState, NeedleError, NoQuorum
+from needle.cli.common import (
+    DEFAULT_CLUSTER,
+    Cluster,
+    Json,
+    addresses,
+    as_json,
+    console,
+    print_json,
+    run,
+    state_of,
+    table,
+)
+from needle.cli.conditions import Condition, NodeView, conditions, lag_of
+from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
+from needle.protocol.peer_calls import check_fresh
+
+STATUS_TIMEOUT = 2.0
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What `needle status` shows."""
+
+    health: ClusterHealth
+    replicas: list[ReplicaStatus]
+    conditions: list[Condition]
+
+    @property
+    def critical(self) -> bool:
+        """Whether somebody has to do something now."""
+        return any(condition.severity == "critical" for condition in self.conditions)
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option("--every", help="Seconds between two looks with --watch.")] = 1.0,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    json: Json = False,
+) -> None:
+    """Show every replica of every shard, the alert conditions that hold now, and how even the shards are. Exit code 1
+    if a critical condition holds."""
+    check_range("--every", every, 0.1, 3600)
+    known = addresses(cluster)
+
+    async def again(client: needle.Client) -> None:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                seen = await look(client, known)
+                if json:
+                    print_json(status_json(seen))
+                else:
+                    live.update(status_table(seen), refresh=True)
+                await asyncio.sleep(every)
+
+    async def once(client: needle.Client) -> Look:
+        return await look(client, known)
+
+    if watch:
+        run(cluster, again, even_if_down=True)
+    try:
+        seen = run(cluster, once, even_if_down=True)
+    except NoQuorum:  # no node answers: that is its status
+        seen = _silent(known)
+    if json:
+        print_json(status_json(seen))
+    else:
+        console.print(status_table(seen))
+    if seen.critical:
+        raise typer.Exit(1)
+
+
+async def look(client: needle.Client, known: Sequence[str]) -> Look:
+    """What every replica says of itself, and what follows from that. known: the addresses given; those at which no node
+    of the cluster is get a condition of their own."""
+    replicas = await client.cluster_status(timeout=STATUS_TIMEOUT)
+    topology = client.topology()
+    health = judge(topology, replicas)
+    if topology.settings is None:
+        health = msgspec.structs.replace(health, warnings=[])
+        return Look(health=health, replicas=replicas, conditions=await _emptied(client, known))
+    shards = [info.shard for info in topology.shards]
+    found = [
+        condition
+        for shard in shards
+        for condition in conditions(
+            _views(shard, replicas), shard=shard if len(shards) > 1 else None, leaving=topology.shards[shard].leaving
+        )
+    ]
+    outside = await asyncio.gather(*(_outside(client, at) for at in known if at not in topology.addresses().values()))
+    found += [condition for condition in outside if condition is not None]
+    return Look(health=health, replicas=replicas, conditions=_ordered(found))
+
+
+def _views(shard: int, replicas: Sequence[ReplicaStatus]) -> list[NodeView]:
+    return [
+        NodeView(node=one.node, address=one.address, status=one.status, error=one.error, lost=one.lost)
+        for one in replicas
+        if one.shard == shard
+    ]
+
+
+def _ordered(found: Sequence[Condition]) -> list[Condition]:
+    """Critical ones first, each once: a node may hold many shards."""
+    return sorted(dict.fromkeys(found), key=lambda condition: condition.severity != "critical")
+
+
+async def _outside(client: needle.Client, address: str) -> Condition | None:
+    """Of an address that the catalog does not name: whether a node of the cluster is there none the less."""
+    try:
+        who = await client.describe_node(address, timeout=STATUS_TIMEOUT)
+    except NeedleError:
+        action = "no node of the cluster has this address: take it out of --cluster (or NEEDLE_CLUSTER)"
+        return Condition(severity="warning", name="not a member", subject=address, action=action)
+    if who.node_id in client.topology().addresses():
+        return None
+    action = "it was removed: stop it; or it is new: it joins with `join` in [sharding]"
+    return Condition(severity="warning", name="not a member", subject=f"{who.node_id} at {address}", action=action)
+
+
+async def _emptied(client: needle.Client, known: Sequence[str]) -> list[Condition]:
+    """Of nodes that know of no cluster: whether they are merely new, or what others know of them is not in their
+    directories."""
+    found = [
+        Condition(
+            severity="critical",
+            name="no cluster",
+            subject="the nodes belong to no cluster yet",
+            action="start a majority of its cluster_nodes, or make it with `needle cluster create`",
+        )
+    ]
+    for address in known:
+        try:
+            who = await client.describe_node(address, timeout=STATUS_TIMEOUT)
+            check_fresh(who.node_id, who.lost, who.strangers)
+        except (LostState, InvalidArgument) as error:
+            action = "read 'A replica does not go on' in docs/troubleshooting.md before anything else"
+            found.append(
+                Condition(severity="critical", name="replica lost state", subject=error.message, action=action)
+            )
+        except NeedleError as error:
+            found.append(_unreachable(address, error.message))
+    return found
+
+
+def _unreachable(address: str, why: str) -> Condition:
+    action = f"check the process and the network: {why}"
+    return Condition(severity="critical", name="node unreachable", subject=address, action=action)
+
+
+def _silent(known: Sequence[str]) -> Look:
+    found = [Condition(severity="critical", name="no leader", subject=f"0 of {len(known)} nodes answer", action=_START)]
+    found += [_unreachable(address, "it does not answer") for address in known]
+    return Look(health=ClusterHealth(healthy=False, shards={}, warnings=[]), replicas=[], conditions=found)
+
+
+_START = "start nodes until a majority runs; writes and strong reads wait for it"
+
+
+def status_json(seen: Look) -> dict[str, object]:
+    """What `needle status --json` prints."""
+    return {
+        "healthy": seen.health.healthy,
+        "shards": as_json(seen.health.shards),
+        "replicas": [_with_lag(replica, seen.replicas) for replica in seen.replicas],
+        "conditions": as_json(seen.conditions),
+        "warnings": seen.health.warnings,
+    }
+
+
+def _with_lag(replica: ReplicaStatus, replicas: Sequence[ReplicaStatus]) -> dict[str, object]:
+    lag = lag_of(replica.node, _views(replica.shard, replicas))
+    shown = {"lag_entries": lag[0], "lag_ms": lag[1]} if lag is not None else {}
+    return {**as_json(replica), **shown}
+
+
+def status_table(seen: Look) -> RenderableType:
+    """Shards by replicas, the preferred leader's first, and what is wrong."""
+    rows = table("shard", "keys", "node", "address", "state", "term", "commit", "applied", "lag", "documents", "lease")
+    first: set[int] = set()
+    lost = lost_nodes(seen.replicas)
+    for replica in seen.replicas:
+        shard, status = seen.health.shards[replica.shard], replica.status
+        head = ("", "") if replica.shard in first else (str(replica.shard), f"{shard.share:.1%}")
+        first.add(replica.shard)
+        if status is None:
+            state = "Lost" if replica.node in lost else "unreachable"
+            rows.add_row(*head, replica.node, replica.address, Text(state, style="bold red"))
+            continue
+        lag = lag_of(replica.node, _views(replica.shard, seen.replicas))
+        rows.add_row(
+            *head,
+            replica.node,
+            replica.address,
+            state_of(status),
+            str(status.current_term),
+            str(status.commit_index),
+            str(status.last_applied),
+            "?" if lag is None else f"{lag[0]}, {lag[1]:.0f} ms",
+            str(status.documents),
+            f"{status.lease_remaining * 1000:.0f} ms" if status.lease_remaining > 0 else "",
+        )
+    lines = [*map(_line, seen.conditions)]
+    lines += [Text.assemble(("note", "yellow"), f": {warning}") for warning in seen.health.warnings]
+    return Group(rows, *lines, *([Text(text)] if (text := balance(seen.health)) else []))
+
+
+def _line(condition: Condition) -> Text:
+    style = "bold red" if condition.severity == "critical" else "yellow"
+    return Text.assemble((condition.severity.upper(), style), f" {condition} - {condition.action}")
+
+
+def balance(health: ClusterHealth) -> str:
+    """One line on how even the shards are, keys by the ring, documents by count; "" for a single shard."""
+    shares = [shard.share for shard in health.shards.values()]
+    counts = [shard.documents for shard in health.shards.values()]
+    if len(shares) < 2:
+        return ""
+    keys = max(shares) * len(shares)
+    if not sum(counts):
+        return f"balance: the largest shard owns {keys:.2f} of a fair share of the keys; no documents yet"
+    documents = max(counts) * len(counts) / sum(counts)
+    return f"balance: of a fair share the largest shard owns {keys:.2f} in keys, {documents:.2f} in documents"

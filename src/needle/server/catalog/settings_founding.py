@@ -1,0 +1,158 @@
+"""A cluster that its settings describe founds itself: every node lists the same `cluster_nodes`.
+
+A node whose directory is new asks the others. Once a majority is there and nobody knows the cluster, it begins its
+replica of the catalog's group with all of them as voters, and whoever they elect puts the first topology into it.
+Invariants: that is one command, so a crash at any step leaves the catalog empty, for the next leader to fill, or whole;
+nodes with other lists do not get into one cluster, for the list gives the cluster its uid; a node that comes when the
+cluster is there begins nothing; one that was silent is a node of it all the same: the first directory that registers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import xxhash
+
+from needle.base.config import RaftConfig
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.ids import CATALOG_GROUP, NodeId
+from needle.base.model import WriteResult
+from needle.catalog.machine import CatalogMachine
+from needle.multiraft.host import Host
+from needle.protocol import calls, catalog_commands
+from needle.protocol.peer_calls import WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
+from needle.routing.topology import ClusterSettings, NodeInfo, Topology
+from needle.server.catalog.founding import first_topology
+from needle.server.cluster_files import ClusterFile
+from needle.server.ports import NodePorts, Peers
+
+log = logging.getLogger("needle.server")
+
+ASK_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 3.0
+"""So long the leader waits for nodes that do not answer before it founds the cluster without having heard them."""
+PAUSE_SECONDS: Final = 0.2
+COMMAND_SECONDS: Final = 10.0
+
+
+class FoundingNode(Protocol):
+    """The node whose settings describe the cluster."""
+
+    node_id: NodeId
+    config: RaftConfig
+    ports: NodePorts
+    host: Host
+    peers: Peers
+    topology: Topology
+    cluster: ClusterFile
+    catalog: CatalogMachine | None
+
+    def who(self) -> WhoAnswer: ...
+    async def found(self, call: FoundCall) -> None: ...
+    def now(self) -> float: ...
+    async def execute(self, command: bytes, timeout: float) -> WriteResult: ...
+    async def wait_topology(self, version: int, timeout: float) -> bool: ...
+
+
+def cluster_uid(config: RaftConfig) -> int:
+    """Of the cluster that `config` describes: equal on all nodes with the same list, and on no others."""
+    text = "\n".join([config.cluster_id, *sorted(config.founders)])
+    return (xxhash.xxh3_64_intdigest(text.encode()) >> 2) + 1
+
+
+def settings_of(config: RaftConfig) -> ClusterSettings:
+    """How the cluster is sharded that `config` describes."""
+    count = len(config.founders)
+    return ClusterSettings(
+        shard_count=config.sharding.shards or 1, replication_factor=config.sharding.replicas or count
+    )
+
+
+class SettingsFounding:
+    """See the module."""
+
+    def __init__(self, node: FoundingNode) -> None:
+        self._node = node
+        self._said = ""
+
+    async def run(self) -> None:
+        """Until the cluster is founded, by this node or another."""
+        node, since = self._node, -1.0
+        while node.topology.settings is None and not node.host.stopped:
+            leads = node.catalog is not None and node.host.is_leader(CATALOG_GROUP)
+            since = -1.0 if not leads else since if since >= 0 else node.now()
+            try:
+                if node.cluster.uid == 0:
+                    await self._begin()
+                elif leads:
+                    await self._create(patient=node.now() < since + PATIENCE_SECONDS)
+            except NeedleError as error:
+                self._say(error)
+            await node.wait_topology(1, PAUSE_SECONDS)
+
+    def _say(self, error: NeedleError) -> None:
+        if error.message != self._said:
+            self._said = error.message
+            log.warning("the cluster that the settings describe is not founded yet: %s", error)
+
+    async def _begin(self) -> None:
+        node, addresses = self._node, self._node.config.founders
+        who = await self._ask_all()
+        if any(answer.version for answer in who.values()):
+            return  # it is there: this node follows it, and is one of its nodes if no other directory had its name
+        self._check(who)
+        if 2 * len(who) > len(addresses):
+            await node.found(FoundCall(cluster_uid(node.config), addresses))
+
+    async def _create(self, *, patient: bool) -> None:
+        node, config = self._node, self._node.config
+        who = await self._ask_all()
+        silent = sorted(config.founders.keys() - who.keys())
+        if silent and patient:
+            return
+        self._check(who)
+        infos = [_info(name, address, who.get(name)) for name, address in config.founders.items()]
+        command = first_topology(
+            settings_of(config), infos, list(config.founders), node.ports.rng, first=config.first_collection
+        )
+        # What this replica applied is all that earlier leaders committed: it may have been founded before.
+        await node.host.read_index(CATALOG_GROUP, COMMAND_SECONDS)
+        if node.catalog is not None and node.catalog.topology.settings is None:
+            await node.execute(catalog_commands.encode(command), COMMAND_SECONDS)
+            heard = f"; {', '.join(silent)} did not answer and may come later" if silent else ""
+            log.info("node %s founds the cluster: %s%s", node.node_id, command.settings.in_words(), heard)
+
+    async def _ask_all(self) -> dict[NodeId, WhoAnswer]:
+        others = [name for name in self._node.config.founders if name != self._node.node_id]
+        answers = await asyncio.gather(*map(self._ask, others))
+        return {self._node.node_id: self._node.who(), **{a.node_id: a for a in answers if a is not None}}
+
+    async def _ask(self, name: NodeId) -> WhoAnswer | None:
+        try:
+            data = await self._node.peers.call(name, WHO, calls.encode(WhoCall()), ASK_SECONDS)
+        except NeedleError as error:
+            log.debug("node %s, which the cluster is to be founded with, does not answer: %s", name, error)
+            return None
+        return calls.decode(data, WhoAnswer)
+
+    def _check(self, who: Mapping[NodeId, WhoAnswer]) -> None:
+        for name, answer in who.items():
+            check_fresh(name, answer.lost, set())
+            if answer.uid not in (0, cluster_uid(self._node.config)):
+                raise InvalidArgument(
+                    f"node {name} at {answer.address} was not started with the same cluster_nodes and cluster_id as "
+                    f"{self._node.node_id}, or belongs to another cluster",
+                    field="cluster_nodes",
+                )
+
+
+def _info(name: NodeId, address: str, answer: WhoAnswer | None) -> NodeInfo:
+    """answer: None of a node that is silent; its zone and weight come when it registers."""
+    if answer is None:
+        return NodeInfo(id=name, address=address, incarnation=0)
+    return NodeInfo(
+        id=name, address=answer.address, incarnation=answer.incarnation, zone=answer.zone, weight=answer.weight
+    )

@@ -1,0 +1,141 @@
+"""A cluster that the settings of its nodes describe, on real processes: it founds itself, once."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.processes import CALM, healthy
+from needle.base.config import RaftConfig
+from needle.base.errors import ConfigError, Unavailable
+from needle.cli.app import main
+from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.server.catalog.settings_founding import cluster_uid
+
+
+def vector(n: int) -> list[float]:
+    return [float(value) for value in np.random.default_rng(n).standard_normal(8)]
+
+
+def described(directory: Path, nodes: int = 3, shards: int = 2, **settings: Any) -> ProcessCluster:
+    return ProcessCluster(directory, nodes, **{**CALM, "sharding": {"shards": shards}, **settings})
+
+
+async def test_nodes_with_the_same_list_are_a_cluster_with_its_first_collection(tmp_path: Path) -> None:
+    async with described(tmp_path) as processes, processes.connect() as client:
+        await healthy(client)
+        for n in range(20):
+            await client.insert(f"d{n}", vector(n))
+        founding = client.topology().founding
+        assert client.topology().catalog == ("node-1", "node-2", "node-3")
+        assert [len(info.replicas) for info in client.topology().shards] == [3, 3]
+        processes.kill(*processes.nodes)
+        processes.start_nodes()
+        await processes.ready()
+        assert await client.count() == 20
+        assert client.topology().founding == founding
+        await client.drop_collection("default")
+        processes.kill(*processes.nodes)
+        processes.start_nodes()
+        await processes.ready()
+        assert await client.collections() == []
+
+
+async def test_a_node_that_was_silent_is_one_of_the_cluster_when_it_comes(tmp_path: Path) -> None:
+    processes = described(tmp_path, shards=1)
+    try:
+        for name in ("node-1", "node-2"):
+            processes.restart(name)
+        await processes.ready("node-1", "node-2")
+        async with processes.connect("node-1") as client:
+            assert client.topology().node("node-3").incarnation == 0
+            await client.insert("d1", vector(1), timeout=60)
+            processes.restart("node-3")
+            await processes.ready("node-3")
+            await healthy(client)
+            assert client.topology().node("node-3").incarnation != 0
+            processes.kill("node-1")  # node-3 counts for a majority, of the catalog and of the shard
+            await client.insert("d2", vector(2), timeout=60)
+            await client.create_collection("other", dimensions=8, timeout=60)
+    finally:
+        await processes.close()
+
+
+async def test_one_node_alone_founds_nothing(tmp_path: Path) -> None:
+    processes = described(tmp_path, shards=1)
+    try:
+        processes.restart("node-1")
+        await wait_for(lambda: "listens on" in processes.nodes["node-1"].output(), 60, "the node")
+        with pytest.raises(Unavailable):
+            async with processes.connect("node-1") as client:
+                await client.insert("d1", vector(1), timeout=2)
+        assert not (tmp_path / "node-1" / "catalog").exists()
+    finally:
+        await processes.close()
+
+
+async def test_a_node_whose_directory_was_emptied_is_not_taken_for_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with described(tmp_path, shards=1) as processes, processes.connect("node-1") as client:
+        await healthy(client)
+        await client.insert("d1", vector(1))
+        node = processes.nodes["node-3"]
+        processes.kill("node-3")
+        shutil.rmtree(tmp_path / "node-3")
+        processes.restart("node-3")
+        await wait_for(lambda: not node.running() or "does not go on" in node.output(), 60, "the node's refusal")
+        assert not list((tmp_path / "node-3").glob("shards/*"))
+        assert await asyncio.to_thread(main, ["status", "--cluster", processes.nodes["node-1"].address]) == 1
+        assert "node-3" in capsys.readouterr().out
+        assert (await client.get("d1")) is not None
+
+
+async def test_nodes_with_other_lists_do_not_found_a_second_cluster(tmp_path: Path) -> None:
+    processes = described(tmp_path, shards=1)
+    try:
+        for name in ("node-1", "node-2"):
+            processes.nodes[name].settings["cluster_nodes"] = processes.nodes[name].settings["cluster_nodes"][:2]
+        processes.start_nodes()
+        await processes.ready("node-1", "node-2")
+        async with processes.connect("node-1") as client, processes.connect("node-3") as other:
+
+            async def joined() -> bool:
+                return "node-3" in (await client.refresh_topology(timeout=0.1)).addresses()
+
+            await wait_for(joined, 60, "the third node joining")
+            assert (await other.refresh_topology()).founding == client.topology().founding
+            assert set(client.topology().shards[0].replicas) == {"node-1", "node-2"}
+    finally:
+        await processes.close()
+
+
+@pytest.mark.parametrize(
+    ("sharding", "field"),
+    [
+        ({"shards": 1, "join": ["127.0.0.1:1"]}, "cluster_nodes"),
+        ({"replicas": 2}, "cluster_nodes"),
+        ({"shards": 0}, "sharding.shards"),
+    ],
+)
+def test_settings_that_describe_no_cluster_are_refused(sharding: dict[str, Any], field: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RaftConfig.from_mapping(
+            {"node_id": "a", "listen": "127.0.0.1:5000", "data_dir": str(tmp_path), "sharding": sharding}
+        )
+    assert caught.value.details["field"] == field
+
+
+def test_the_list_gives_the_cluster_its_uid(tmp_path: Path) -> None:
+    def uid(cluster_id: str, *nodes: str) -> int:
+        config = RaftConfig(node_id="a", cluster_id=cluster_id, cluster_nodes=nodes, data_dir=str(tmp_path))
+        return cluster_uid(config)
+
+    mine = uid("x", "a=h:1", "b=h:2")
+    assert mine == uid("x", "b=other:9", "a=h:1") and mine > 0
+    assert len({mine, uid("y", "a=h:1", "b=h:2"), uid("x", "a=h:1"), uid("x", "a=h:1", "c=h:2")}) == 4
