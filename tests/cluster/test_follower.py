@@ -129,5 +129,5 @@ def test_a_node_of_a_fixed_cluster_that_was_named_to_join_is_told_of_once(caplog
         task.cancel()
 
     virtually(work())
-    told = [record.args for record in caplog.records if "belongs to a fixed cluster" in record.message]
+    told = [record.args for record in caplog.records if "of an earlier release" in record.message]
     assert told and len(told) == len(set(told))

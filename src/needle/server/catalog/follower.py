@@ -111,8 +111,7 @@ class CatalogFollower:
             if address not in self._fixed:
                 self._fixed.add(address)
                 log.error(
-                    "node %s cannot join the cluster at %s: the node there belongs to a fixed cluster, which nodes "
-                    "join by `needle members add`",
+                    "node %s cannot join the cluster at %s: it is of an earlier release, without a catalog",
                     node.node_id,
                     address,
                 )
