@@ -49,6 +49,7 @@ class RealDatabase:
     """The real client, in the shape the workload uses. timeout: seconds, of each call."""
 
     timeout = CALL_TIMEOUT
+    by_filter = True
 
     def __init__(self, recorder: Recorder, client: RealClient) -> None:
         self._recorder = recorder

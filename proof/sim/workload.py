@@ -56,7 +56,10 @@ FILTERS: tuple[tuple[dict[str, Any] | None, Keep | None], ...] = (
 
 
 class Database(Protocol):
-    """The part of the real client that the workload uses; sim.nodes adapts it."""
+    """The part of the real client that the workload uses; sim.nodes adapts it. by_filter: whether it may be asked to
+    delete by a filter."""
+
+    by_filter: bool
 
     async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult: ...
     async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult: ...
@@ -178,7 +181,8 @@ class Client:
             self.renew()
         key, draw = self._work.keys.draw(self._rng), self._rng.random()
         if self._work.changes and not self._is_lull() and self._rng.random() < CHANGES_SHARE:
-            await (self.patch(key) if self._rng.random() < 0.8 else self.delete_where(key))
+            patches = self._rng.random() < 0.8 or not self._database.by_filter
+            await (self.patch(key) if patches else self.delete_where(key))
             return
         if self._is_lull():
             draw = max(draw, WRITES_SHARE)

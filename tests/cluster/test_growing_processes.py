@@ -84,7 +84,7 @@ async def test_a_shard_is_added_filled_emptied_and_retired(tmp_path: Path) -> No
             await _all_there(client)
             await _all_there(other)
             with pytest.raises(InvalidArgument, match="number of a shard"):
-                await client.shard_leader(2)
+                await client.leader(2)
             await client.drop_collection("default")  # every shard confirms it, and the retired one is not asked
             await client.create_collection("default", dimensions=4, metric="l2")
             await client.insert("doc-0", vectors[0])

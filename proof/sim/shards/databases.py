@@ -103,6 +103,7 @@ class ShardAware:
     """Straight to the shards' leaders. timeout: seconds, of each call."""
 
     timeout = CALL_TIMEOUT
+    by_filter = True
 
     def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
         shards = ClusterShards(caller, addresses, topology, rng=rng)

@@ -153,7 +153,12 @@ class ShardWorld:
                 latest = self.shared.work.latest
                 addresses = {n: at for n, at in self.truth.now.addresses().items() if n not in self.fleet.retired}
                 return proxied(endpoint, addresses, rng, latest, pin=rng.random() < 0.7)
-            return ShardAware(endpoint, self._seeds(), self._old_map(rng), rng)
+            known = self._old_map(rng)
+            made = ShardAware(endpoint, self._seeds(), known, rng)
+            # Spread by a ring that no shard ever had, a delete by a filter would ask the owners by ranges, and only a
+            # shard that took part in a move knows its documents' keys.
+            made.by_filter = known.settings is None or known.version >= self.truth.topologies[1].version
+            return made
 
         return ShardClient(name, connect, self.shared, lazy)
 
