@@ -179,7 +179,7 @@ def test_variables_that_cannot_be_meant_are_refused(environment: dict[str, str],
         ({"node_id": "z"}, "node_id = 'z' is not allowed: one of the cluster_nodes: a"),
         ({"data_dir": ""}, "data_dir = '' is not allowed: a directory"),
         ({"cluster_nodes": [f"n{n}=h:{n}" for n in range(1, 9)]}, "a list of 1 to 7 nodes"),
-        ({"cluster_nodes": []}, "the setting listen is required"),
+        ({"cluster_nodes": []}, "the setting cluster_nodes, or listen of a node that waits or joins, is required"),
         ({"cluster_nodes": [], "sharding": {"shards": 2}}, "the setting cluster_nodes is required"),
     ],
 )

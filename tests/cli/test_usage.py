@@ -49,7 +49,7 @@ def test_usage_errors(argv: list[str], hint: str, capsys: pytest.CaptureFixture[
         (["status", "--every", "0"], "[invalid_config] --every = 0"),
         (["search", "--vector", "nowhere.npy"], "[invalid_argument] nowhere.npy: no such file"),
         (["serve"], "[invalid_config] the setting node_id is required"),
-        (["serve", "--node-id", "a", "--data-dir", "d"], "the setting listen is required"),
+        (["serve", "--node-id", "a", "--data-dir", "d"], "the setting cluster_nodes, or listen of a node"),
         (
             ["serve", "--node-id", "a", "--cluster-node", "a=h:1", "--data-dir", "d", "--heartbeat-interval", "5"],
             "election_timeout = 1.0 is not allowed: at least twice heartbeat_interval, which is 5",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 
+from needle.base.errors import ConfigError
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, IndexParams, Metric
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
@@ -265,7 +266,10 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         elif self.sharding.shards is not None or self.sharding.replicas is not None:
             raise required("cluster_nodes")
         elif self.listen is None and self.advertise is None:
-            raise required("listen")
+            raise ConfigError(
+                "the setting cluster_nodes, or listen of a node that waits or joins, is required, and is not given",
+                field="cluster_nodes",
+            )
         if self.election_timeout < 2 * self.heartbeat_interval:
             least = f"at least twice heartbeat_interval, which is {self.heartbeat_interval:g}"
             raise refuse("election_timeout", self.election_timeout, least)
