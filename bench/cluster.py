@@ -46,9 +46,7 @@ class NeedleCluster:
     async def client(self) -> Client:
         """A client, once the cluster has a leader."""
         client: Client = await wait_for(self._nodes.connect, START_SECONDS, "a node that answers")
-        while await client.leader() is None:
-            self._nodes.check_alive()
-            await asyncio.sleep(0.05)
+        await wait_for(client.leader, START_SECONDS, "a leader")
         return client
 
     def kill(self, node: str) -> None:
