@@ -115,6 +115,22 @@ async def test_nodes_with_other_lists_do_not_found_a_second_cluster(tmp_path: Pa
         await processes.close()
 
 
+async def test_a_list_with_another_nodes_address_founds_nothing_and_says_so(tmp_path: Path) -> None:
+    processes = described(tmp_path, shards=1)
+    try:
+        listed = processes.nodes["node-1"].settings["cluster_nodes"]
+        wrong = processes.nodes["node-2"].address
+        processes.nodes["node-1"].settings["cluster_nodes"] = [listed[0], f"other={wrong}"]
+        processes.restart("node-1")
+        processes.restart("node-2")
+        said = processes.nodes["node-1"].output
+        needed = "a majority of its 2 cluster_nodes is needed"
+        await wait_for(lambda: needed in said() and "node-2" in said(), 60, "the warning")
+        assert not (tmp_path / "node-1" / "catalog").exists()
+    finally:
+        await processes.close()
+
+
 @pytest.mark.parametrize(
     ("sharding", "field"),
     [

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import xxhash
 
 from needle.base.config import RaftConfig
-from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.errors import InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
 from needle.catalog.machine import CatalogMachine
@@ -77,6 +77,8 @@ class SettingsFounding:
     def __init__(self, node: FoundingNode) -> None:
         self._node = node
         self._said = ""
+        self._silent: dict[NodeId, str] = {}
+        """Why nodes have not answered the last time."""
 
     async def run(self) -> None:
         """Until the cluster is founded, by this node or another."""
@@ -104,8 +106,10 @@ class SettingsFounding:
         if any(answer.version for answer in who.values()):
             return  # it is there: this node follows it, and is one of its nodes if no other directory had its name
         self._check(who)
-        if 2 * len(who) > len(addresses):
-            await node.found(FoundCall(cluster_uid(node.config), addresses))
+        if 2 * len(who) <= len(addresses):
+            silent = "; ".join(f"{name}: {why}" for name, why in sorted(self._silent.items()))
+            raise Unavailable(f"a majority of its {len(addresses)} cluster_nodes is needed; {silent}")
+        await node.found(FoundCall(cluster_uid(node.config), addresses))
 
     async def _create(self, *, patient: bool) -> None:
         node, config = self._node, self._node.config
@@ -134,8 +138,9 @@ class SettingsFounding:
         try:
             data = await self._node.peers.call(name, WHO, calls.encode(WhoCall()), ASK_SECONDS)
         except NeedleError as error:
-            log.debug("node %s, which the cluster is to be founded with, does not answer: %s", name, error)
+            self._silent[name] = error.message
             return None
+        self._silent.pop(name, None)
         return calls.decode(data, WhoAnswer)
 
     def _check(self, who: Mapping[NodeId, WhoAnswer]) -> None:
