@@ -14,6 +14,7 @@ from cluster.processes import CALM, healthy
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError, Unavailable
 from needle.cli.app import main
+from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.server.catalog.settings_founding import cluster_uid
 
@@ -64,6 +65,25 @@ async def test_a_node_that_was_silent_is_one_of_the_cluster_when_it_comes(tmp_pa
             await client.create_collection("other", dimensions=8, timeout=60)
     finally:
         await processes.close()
+
+
+async def test_nodes_that_all_moved_find_each_other_by_their_new_lists(tmp_path: Path) -> None:
+    async with described(tmp_path) as processes:
+        async with processes.connect() as client:
+            await healthy(client)
+            await client.insert("d1", vector(1))
+        processes.kill(*processes.nodes)
+        ports = free_ports(len(processes.nodes))
+        for port, node in zip(ports, processes.nodes.values(), strict=True):
+            node.settings["listen"] = f"127.0.0.1:{port}"
+        listed = [f"{name}={at}" for name, at in processes.addresses.items()]
+        for node in processes.nodes.values():
+            node.settings["cluster_nodes"] = listed
+        processes.start_nodes()
+        await processes.ready()
+        async with processes.connect() as client:
+            assert await client.count() == 1
+            await client.insert("d2", vector(2), timeout=60)
 
 
 async def test_one_node_alone_founds_nothing(tmp_path: Path) -> None:

@@ -393,9 +393,14 @@ class ClusterNode(Node):
         return self.addresses().get(node)
 
     def seeds(self) -> list[str]:
-        """Addresses of nodes of the cluster to join, or to found."""
-        others = (self.book.get(node) for node in self.config.founders if node != self.node_id)
-        return [*self.config.sharding.join, *sorted(at for at in others if at is not None)]
+        """Addresses of nodes of the cluster to join, or to found. Once it is there, of the listed ones those that are
+        listed elsewhere than they are known to be: perhaps all have moved, and were told so by their lists."""
+        found, through = list(self.config.sharding.join), dict(parse_node(text, "reach") for text in self.config.reach)
+        for node, listed in self.config.founders.items():
+            at = through.get(node, listed)
+            if node != self.node_id and (self.topology.settings is None or at != self.book.get(node)):
+                found.append(at)
+        return found
 
     def reach(self, node: NodeId) -> str | None:
         """The address by which this node reaches another one."""
