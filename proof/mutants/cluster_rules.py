@@ -123,7 +123,7 @@ MUTANTS = (
     Mutant(
         name="silent-shards-count-as-dropped",
         breaks="a drop is acknowledged while a shard has not confirmed it: writes into the collection go on there",
-        edits=(Edit("client.router.router:Router.drop_collection", "if silent:", "if silent is None:"),),
+        edits=(Edit("client.router.collections:drop", "if silent:", "if silent is None:"),),
         tests=(_DROPS + "test_a_drop_is_acknowledged_only_when_every_shard_has_confirmed_it",),
     ),
     Mutant(

@@ -62,7 +62,7 @@ MUTANTS = (
         breaks="when ranges move, shards are asked again for all they own: what was changed is changed twice",
         edits=(
             Edit(
-                "client.router.router:Router._change_where",
+                "client.router.by_filter:change_in_shards",
                 "intersection(now.ranges(shard), left)",
                 "now.ranges(shard)",
             ),
@@ -72,7 +72,7 @@ MUTANTS = (
     Mutant(
         name="a-range-that-moved-is-skipped",
         breaks="what a shard refuses because it moved is asked of nobody else: a delete by filter leaves it",
-        edits=(Edit("client.router.router:Router._change_where", "work.left.extend(ranges)", "pass"),),
+        edits=(Edit("client.router.by_filter:change_in_shards", "work.left.extend(ranges)", "pass"),),
         tests=(_WHERE + "test_ranges_that_move_are_judged_once",),
     ),
     Mutant(

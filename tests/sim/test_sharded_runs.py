@@ -105,7 +105,7 @@ PLANTED = {
         {"coverage", "search replay", "collections", "linearizability"},
     ),
     "a shard's hits are merged twice": (
-        (Edit("client.router.router:_merged_hits", "list(batches.values())", "[*batches.values()] * 2"),),
+        (Edit("client.router.merge:merged_hits", "list(batches.values())", "[*batches.values()] * 2"),),
         1,
         {"search replay", "collections"},
     ),

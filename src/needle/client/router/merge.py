@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from needle.base.model import HitBatch, Metric
+from needle.base.parts import Payload
+from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, ScanAnswer
 
 
@@ -85,3 +87,22 @@ def by_owner(owners: Sequence[int]) -> Mapping[int, list[int]]:
     for at, owner in enumerate(owners):
         groups.setdefault(owner, []).append(at)
     return dict(sorted(groups.items()))
+
+
+def merged_hits(answers: dict[int, Payload], k: int) -> tuple[dict[int, HitBatch], HitBatch]:
+    """Of each shard's answer: all of them by shard, and the k nearest of all."""
+    batches = {shard: calls.decode(body, HitBatch) for shard, body in answers.items()}
+    return batches, merge_hits(list(batches.values()), k)
+
+
+def merged_pages(answers: dict[int, Payload], limit: int) -> ScanAnswer:
+    """One page of every shard's."""
+    return merge_pages([calls.decode(body, ScanAnswer) for body in answers.values()], limit)
+
+
+def merged_documents(
+    answers: dict[int, Payload], names: Sequence[str]
+) -> tuple[dict[int, DocumentBatch], DocumentBatch]:
+    """All of them by shard, and one answer in the order of `names`."""
+    batches = {shard: calls.decode(body, DocumentBatch) for shard, body in answers.items()}
+    return batches, merge_documents(list(batches.values()), names)

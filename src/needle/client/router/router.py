@@ -17,22 +17,22 @@ from needle.base.errors import (
     CollectionNotFound,
     DeadlineExceeded,
     NeedleError,
-    OutcomeUnknown,
     StaleEpoch,
     VersionMismatch,
     invalid,
 )
 from needle.base.ids import shard_group
-from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
-from needle.base.parts import Payload
+from needle.base.model import CollectionSpec, ReadMode, SearchRequest, WriteResult
 from needle.client.document_calls import BatchPart, Found
+from needle.client.router import collections
 from needle.client.router.batch_plan import plan_batch
+from needle.client.router.by_filter import change_in_shards
 from needle.client.router.deletion import Deletion, Part
-from needle.client.router.merge import merge_documents, merge_hits, merge_pages
+from needle.client.router.merge import merged_documents, merged_hits, merged_pages
 from needle.client.router.pruning import pinned_keys
-from needle.client.router.routes import LOOK_SECONDS, Routes, owner_of, said_of
-from needle.client.where import MakePart, Moved, WhereWork
-from needle.protocol import calls, catalog_commands
+from needle.client.router.routes import Routes, owner_of, said_of
+from needle.client.where import WhereWork
+from needle.protocol import calls
 from needle.protocol.calls import (
     CollectionsAnswer,
     CollectionsCall,
@@ -46,8 +46,6 @@ from needle.protocol.calls import (
     SearchCall,
 )
 from needle.protocol.commands import Change, ChangeWhere, Command, Delete, Insert, Patch, Session, last_of_each_id
-from needle.routing.ranges import contains, intersection, union
-from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Ownership
 
 BATCHES_IN_FLIGHT = 4
@@ -224,45 +222,10 @@ class Router(Routes):
         were. Raises as `WhereWork.result` tells."""
         work = WhereWork(command)
         return await self._named(
-            command.collection, timeout, lambda stored, left: self._change_where(work, stored, left)
+            command.collection,
+            timeout,
+            lambda stored, left: change_in_shards(work, stored, left, self.fan_out.ownership, self._write),
         )
-
-    async def _change_where(self, work: WhereWork, collection: str, timeout: float) -> WriteResult:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-
-        async def one(shard: int, ranges: list[KeyRange]) -> None:
-            owned = self.fan_out.ownership()
-
-            def owner() -> int:
-                nonlocal owned
-                owned = self.fan_out.ownership()
-                if not contains(owned.ranges(shard), ranges):
-                    raise Moved
-                return shard
-
-            async def write(make: MakePart) -> WriteResult:
-                def command(session: Session) -> Command:
-                    if owned.ranges(shard) == ranges:  # as nearly always, and much shorter
-                        return make(collection, session, owned.fingerprint(shard), [])
-                    return make(collection, session, 0, ranges)
-
-                return await self._write(owner, command, max(0.001, deadline - loop.time()))
-
-            try:
-                await work.run(write)
-            except Moved:  # the shard has refused it
-                work.left.extend(ranges)
-
-        work.begin(collection)
-        now = self.fan_out.ownership()
-        shares = [(shard, now.ranges(shard)) for shard in now.owners]
-        while True:
-            await asyncio.gather(*(one(shard, list(ranges)) for shard, ranges in shares if ranges))
-            left, work.left, now = union(work.left), [], self.fan_out.ownership()
-            if work.failed or not left:
-                return work.result()
-            shares = [(shard, intersection(now.ranges(shard), left)) for shard in now.owners]
 
     # --- reads -------------------------------------------------------------------------------------------------------
     async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
@@ -304,7 +267,7 @@ class Router(Routes):
                 self._fresh(mode, 0.0, False),
                 left,
             )
-            return await self._beside(answers.size(), _merged_pages, answers.by_shard, limit)
+            return await self._beside(answers.size(), merged_pages, answers.by_shard, limit)
 
         return await self._named(collection, timeout, run)
 
@@ -351,7 +314,7 @@ class Router(Routes):
         )
         monotonic = self._monotonic or asyncio.get_running_loop().time
         start = monotonic()
-        batches, merged = await self._beside(answers.size(), _merged_hits, answers.by_shard, request.k)
+        batches, merged = await self._beside(answers.size(), merged_hits, answers.by_shard, request.k)
         for shard, batch in batches.items():
             self._saw(shard, batch.applied_index)
         self.stats.searched(len(batches) + len(answers.missing), monotonic() - start)
@@ -405,7 +368,7 @@ class Router(Routes):
             fresh,
             timeout,
         )
-        batches, merged = await self._beside(answers.size(), _merged_documents, answers.by_shard, names)
+        batches, merged = await self._beside(answers.size(), merged_documents, answers.by_shard, names)
         for shard, batch in batches.items():
             self._saw(shard, batch.applied_index)
         return merged
@@ -430,74 +393,16 @@ class Router(Routes):
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
-        """All collections, by name, in the newest topology: that of the catalog's leader, or for eventual reads of any
-        node that is asked."""
-        if mode is ReadMode.EVENTUAL:
-            now = await self._shards.refresh(self._shards.topology().version + 1, min(LOOK_SECONDS, timeout))
-        else:
-            now = await self._shards.confirmed(timeout)
-        return sorted((info.spec for info in now.collections), key=lambda spec: spec.name)
+        """As `collections.listed`."""
+        return await collections.listed(self._shards, mode, timeout)
 
     async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
-        """Create a collection in the catalog, then in every shard that answers; others get it when they are back."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        command = catalog_commands.CreateCollection(spec, if_absent, self._shards.nonce())
-        result = await self._shards.command(command, timeout)
-        await self._sync_all(result.version, deadline)
-        return result
+        """As `collections.create`."""
+        return await collections.create(self._shards, spec, if_absent, timeout)
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
-        """Drop a collection and all its documents: once this returns, no shard takes or shows one of them any more.
-
-        Raises OutcomeUnknown when the catalog has dropped it but not every shard confirmed that in time; they follow by
-        themselves. Raises CollectionNotFound if there is none of that name, and no shard has one left.
-        """
-        deadline = asyncio.get_running_loop().time() + timeout
-        now = await self._shards.confirmed(timeout)
-        found = now.collection(name)
-        version = now.version
-        if found is not None:
-            left = max(0.001, deadline - asyncio.get_running_loop().time())
-            version = (await self._shards.command(catalog_commands.DropCollection(name, found.id), left)).version
-        silent = await self._sync_all(version, deadline)
-        if silent:
-            shards, why = ", ".join(map(str, silent)), next(iter(silent.values())).message
-            raise OutcomeUnknown(
-                f"the catalog has no collection {name[:80]!r} any more, but shards {shards} did not confirm in "
-                f"time that they dropped it; they will once they can: {why}"
-            )
-        if found is None:
-            raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
-        return WriteResult(version=version, index=version, existed=True)
-
-    async def _sync_all(self, version: int, deadline: float) -> dict[int, NeedleError]:
-        """Have all shards apply the catalog's collections as of `version`; those that could not now, and why."""
-        left = max(0.001, deadline - asyncio.get_running_loop().time())
-        shards = [info.shard for info in self._shards.topology().serving]
-        told = await asyncio.gather(*(self._shards.sync(s, version, left) for s in shards), return_exceptions=True)
-        silent: dict[int, NeedleError] = {}
-        for shard, outcome in zip(shards, told, strict=True):
-            if isinstance(outcome, NeedleError):  # whatever it is: the catalog has done what was asked
-                silent[shard] = outcome
-            elif isinstance(outcome, BaseException):
-                raise outcome
-        return silent
-
-
-def _merged_hits(answers: dict[int, Payload], k: int) -> tuple[dict[int, HitBatch], HitBatch]:
-    batches = {shard: calls.decode(body, HitBatch) for shard, body in answers.items()}
-    return batches, merge_hits(list(batches.values()), k)
-
-
-def _merged_pages(answers: dict[int, Payload], limit: int) -> ScanAnswer:
-    return merge_pages([calls.decode(body, ScanAnswer) for body in answers.values()], limit)
-
-
-def _merged_documents(
-    answers: dict[int, Payload], names: Sequence[str]
-) -> tuple[dict[int, DocumentBatch], DocumentBatch]:
-    batches = {shard: calls.decode(body, DocumentBatch) for shard, body in answers.items()}
-    return batches, merge_documents(list(batches.values()), names)
+        """As `collections.drop`."""
+        return await collections.drop(self._shards, name, timeout)
 
 
 class _Scattered(Exception):

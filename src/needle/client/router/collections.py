@@ -1,0 +1,71 @@
+"""Collections: made and dropped in the catalog, then in every shard.
+
+Invariant: a drop is acknowledged only when every shard has confirmed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown
+from needle.base.model import CollectionSpec, ReadMode, WriteResult
+from needle.client.router.routes import LOOK_SECONDS, Shards
+from needle.protocol import catalog_commands
+
+
+async def listed(shards: Shards, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
+    """All collections, by name, in the newest topology: that of the catalog's leader, or for eventual reads of any
+    node that is asked."""
+    if mode is ReadMode.EVENTUAL:
+        now = await shards.refresh(shards.topology().version + 1, min(LOOK_SECONDS, timeout))
+    else:
+        now = await shards.confirmed(timeout)
+    return sorted((info.spec for info in now.collections), key=lambda spec: spec.name)
+
+
+async def create(shards: Shards, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
+    """Create a collection in the catalog, then in every shard that answers; others get it when they are back."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    command = catalog_commands.CreateCollection(spec, if_absent, shards.nonce())
+    result = await shards.command(command, timeout)
+    await _sync_all(shards, result.version, deadline)
+    return result
+
+
+async def drop(shards: Shards, name: str, timeout: float) -> WriteResult:
+    """Drop a collection and all its documents: once this returns, no shard takes or shows one of them any more.
+
+    Raises OutcomeUnknown when the catalog has dropped it but not every shard confirmed that in time; they follow by
+    themselves. Raises CollectionNotFound if there is none of that name, and no shard has one left.
+    """
+    deadline = asyncio.get_running_loop().time() + timeout
+    now = await shards.confirmed(timeout)
+    found = now.collection(name)
+    version = now.version
+    if found is not None:
+        left = max(0.001, deadline - asyncio.get_running_loop().time())
+        version = (await shards.command(catalog_commands.DropCollection(name, found.id), left)).version
+    silent = await _sync_all(shards, version, deadline)
+    if silent:
+        numbers, why = ", ".join(map(str, silent)), next(iter(silent.values())).message
+        raise OutcomeUnknown(
+            f"the catalog has no collection {name[:80]!r} any more, but shards {numbers} did not confirm in "
+            f"time that they dropped it; they will once they can: {why}"
+        )
+    if found is None:
+        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    return WriteResult(version=version, index=version, existed=True)
+
+
+async def _sync_all(shards: Shards, version: int, deadline: float) -> dict[int, NeedleError]:
+    """Have all shards apply the catalog's collections as of `version`; those that could not now, and why."""
+    left = max(0.001, deadline - asyncio.get_running_loop().time())
+    serving = [info.shard for info in shards.topology().serving]
+    told = await asyncio.gather(*(shards.sync(s, version, left) for s in serving), return_exceptions=True)
+    silent: dict[int, NeedleError] = {}
+    for shard, outcome in zip(serving, told, strict=True):
+        if isinstance(outcome, NeedleError):  # whatever it is: the catalog has done what was asked
+            silent[shard] = outcome
+        elif isinstance(outcome, BaseException):
+            raise outcome
+    return silent
