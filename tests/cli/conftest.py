@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.commands import Run
 from needle.cli.app import main
 from needle.local.process_cluster import ProcessCluster
 
@@ -57,6 +58,21 @@ class Needle:
         while not holds():
             assert time.monotonic() < deadline, f"not within {seconds} s; status {self.status()}"
             self.cluster.check_alive()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs commands in this process."""
+
+    def command(*argv: str, expect: int | None = 0) -> str:
+        capsys.readouterr()
+        code = main([*argv])
+        captured = capsys.readouterr()
+        assert expect is None or code == expect, f"{argv}: {code} {captured.out}{captured.err}"
+        assert "Traceback" not in captured.err
+        return captured.out + captured.err
+
+    return command
 
 
 def healthy(needle: Needle) -> bool:

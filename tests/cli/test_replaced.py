@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from needle.cli.app import main
+from harness.commands import Run, until
 from needle.local.process_cluster import ProcessCluster
 
 
-def until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, "not in time"
-    return found
-
-
-def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*argv: str, expect: int | None = 0) -> str:
-        capsys.readouterr()
-        code = main([*argv])
-        captured = capsys.readouterr()
-        assert expect is None or code == expect, f"{argv}: {code} {captured.out}{captured.err}"
-        assert "Traceback" not in captured.err
-        return captured.out + captured.err
-
+def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, run: Run) -> None:
     def nodes() -> dict[str, Any]:
         return {node["id"]: node for node in json.loads(run("cluster", "nodes", "--json", *at))}
 

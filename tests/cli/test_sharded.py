@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.commands import Run, until
 from needle.base.errors import ConfigError
 from needle.cli.app import main
 from needle.cli.shard_commands import parse_strategy
@@ -17,22 +16,7 @@ from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import ShardStrategy
 
 
-def until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, "not in time"
-    return found
-
-
-def test_a_sharded_cluster_through_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*argv: str, expect: int | None = 0) -> str:
-        capsys.readouterr()
-        code = main([*argv])
-        captured = capsys.readouterr()
-        assert expect is None or code == expect, f"{argv}: {code} {captured.out}{captured.err}"
-        assert "Traceback" not in captured.err
-        return captured.out + captured.err
-
+def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> None:
     settings = {"election_timeout": 0.5, "heartbeat_interval": 0.1, "sharding": {"zone": "a"}}
     cluster = ProcessCluster(tmp_path, as_user=True, **settings)
     try:

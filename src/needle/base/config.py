@@ -210,8 +210,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     listen: `host:port` to bind; by default the address that others use.
     advertise: `host:port` by which others reach this node.
     http_address: `host:port` of `/metrics`, `/livez` and `/readyz`.
-    dimensions: Create the collection `default` at the first start, with vectors of this length; `limits.dimensions_max`
-        at the most.
+    dimensions: Length of the vectors of the collection `default`, which the cluster has from the beginning if the
+        `cluster_nodes` that found it have this setting; `limits.dimensions_max` at the most.
     metric: Metric of the collection `default`.
     election_timeout: Seconds without a word from the leader after which (up to twice as long) a follower starts an
         election; sooner, see `lease_timeout`, when the leader's connection ends. At least twice `heartbeat_interval`.
