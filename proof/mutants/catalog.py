@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants import (
     client_rules,
     cluster_rules,
+    founding_rules,
     host_rules,
     leases_and_reads,
     planner_rules,
@@ -22,6 +23,7 @@ MUTANTS: dict[str, Mutant] = {
         host_rules,
         shard_rules,
         cluster_rules,
+        founding_rules,
         replica_rules,
         planner_rules,
         client_rules,

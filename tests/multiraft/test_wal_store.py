@@ -7,6 +7,8 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -617,3 +619,23 @@ def test_a_segment_that_is_begun_with_the_last_file_handle_is_no_broken_disk(tmp
     put(store, c=b"z")
     assert content(store) == {b"a": b"x" * 100, b"b": b"y" * SEGMENT, b"c": b"z"}
     store.close()
+
+
+COMMIT = """
+import os, sys
+told, real = [], os.fdatasync
+os.fdatasync = lambda handle: (told.append(os.fstat(handle).st_ino), real(handle))[1]
+from needle.multiraft.log.wal_store import WalStore
+store = WalStore(sys.argv[1], salt=lambda: 7, segment_bytes=1 << 16)
+told.clear()
+store.commit(lambda txn: txn.put(b"k", b"v"), True)
+(log,) = [name for name in os.listdir(sys.argv[1]) if name.endswith(".wal")]
+assert os.stat(os.path.join(sys.argv[1], log)).st_ino in told, "a commit has returned and its file was not synced"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="the system has another name for it")
+def test_a_commit_has_reached_the_disk_when_it_returns(tmp_path: Path) -> None:
+    """In a process of its own: the system's call is taken when the module is loaded."""
+    found = subprocess.run([sys.executable, "-c", COMMIT, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr

@@ -40,7 +40,7 @@ from needle.server.catalog.collections import Reconciler
 from needle.server.catalog.follower import CatalogFollower
 from needle.server.catalog.node_shards import NodeShards
 from needle.server.catalog.registration import Registration
-from needle.server.catalog.settings_founding import SettingsFounding
+from needle.server.catalog.settings_founding import SettingsFounding, seeds_of
 from needle.server.cluster_files import (
     ClusterFile,
     catalog_directory,
@@ -393,14 +393,8 @@ class ClusterNode(Node):
         return self.addresses().get(node)
 
     def seeds(self) -> list[str]:
-        """Addresses of nodes of the cluster to join, or to found. Once it is there, of the listed ones those that are
-        listed elsewhere than they are known to be: perhaps all have moved, and were told so by their lists."""
-        found, through = list(self.config.sharding.join), dict(parse_node(text, "reach") for text in self.config.reach)
-        for node, listed in self.config.founders.items():
-            at = through.get(node, listed)
-            if node != self.node_id and (self.topology.settings is None or at != self.book.get(node)):
-                found.append(at)
-        return found
+        """Addresses of nodes of the cluster to join, or to found; see `seeds_of`."""
+        return seeds_of(self.config, self.book.get, founded=self.topology.settings is not None)
 
     def reach(self, node: NodeId) -> str | None:
         """The address by which this node reaches another one."""

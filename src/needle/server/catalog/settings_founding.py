@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import xxhash
 
-from needle.base.config import RaftConfig
+from needle.base.config import RaftConfig, parse_node
 from needle.base.errors import InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
@@ -69,6 +69,14 @@ def settings_of(config: RaftConfig) -> ClusterSettings:
     return ClusterSettings(
         shard_count=config.sharding.shards or 1, replication_factor=config.sharding.replicas or count
     )
+
+
+def seeds_of(config: RaftConfig, known: Callable[[NodeId], str | None], *, founded: bool) -> list[str]:
+    """Where to ask for the cluster, by `config`. Once it is there (founded), of the listed nodes those that are listed
+    elsewhere than they are known to be: perhaps all have moved, and were told so by their lists."""
+    through = dict(parse_node(text, "reach") for text in config.reach)
+    listed = {node: through.get(node, at) for node, at in config.founders.items() if node != config.node_id}
+    return [*config.sharding.join, *(at for node, at in listed.items() if not founded or at != known(node))]
 
 
 class SettingsFounding:

@@ -1,0 +1,53 @@
+"""Bugs of clusters that found themselves (docs/adr/0033)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_STEPS = "tests/cluster/test_founding_steps.py::"
+_FOUNDING = "server.catalog.settings_founding:SettingsFounding."
+
+MUTANTS = (
+    Mutant(
+        name="cluster-begun-by-a-minority",
+        breaks="a node that reaches nobody begins a catalog of its own",
+        edits=(Edit(_FOUNDING + "_begin", "2 * len(who) <= len(addresses)", "not who"),),
+        tests=(_STEPS + "test_who_begins",),
+    ),
+    Mutant(
+        name="cluster-begun-beside-one-that-is-there",
+        breaks="nodes with empty directories begin a second catalog although others tell them of the first",
+        edits=(Edit(_FOUNDING + "_begin", "answer.version for answer", "answer.version < 0 for answer"),),
+        tests=(_STEPS + "test_who_begins",),
+    ),
+    Mutant(
+        name="cluster-made-with-nodes-of-another",
+        breaks="nodes with other lists, or of another cluster, get into one",
+        edits=(Edit(_FOUNDING + "_check", "answer.uid not in (0, cluster_uid(self._node.config))", "answer.uid < 0"),),
+        tests=(_STEPS + "test_who_begins", _STEPS + "test_no_cluster_is_made_with_a_node_of_another_one"),
+    ),
+    Mutant(
+        name="cluster-made-twice",
+        breaks="a leader that has just been elected makes the cluster once more, with another founding",
+        edits=(Edit(_FOUNDING + "_create", "node.catalog.topology.settings is None", "node.catalog.topology"),),
+        tests=(_STEPS + "test_who_does_not_lead_or_finds_it_founded_makes_nothing",),
+    ),
+    Mutant(
+        name="nobody-is-waited-for",
+        breaks="a node that starts a moment later than the others is founded without its zone and weight",
+        edits=(Edit(_FOUNDING + "_create", "if silent and patient:", "if silent and not patient:"),),
+        tests=(_STEPS + "test_a_silent_node_is_waited_for_and_then_is_one_that_may_come_later",),
+    ),
+    Mutant(
+        name="any-directory-may-have-the-name",
+        breaks="a node that came back with an empty directory is taken for the one that voted",
+        edits=(Edit("catalog.state:_register", "not in (0, node.incarnation)", "in ()"),),
+        tests=("tests/cluster/test_catalog.py::test_a_removed_or_forgetful_node_does_not_come_back",),
+    ),
+    Mutant(
+        name="a-new-list-is-not-looked-at",
+        breaks="nodes that all moved, and were told so by their lists, never find each other",
+        edits=(Edit("server.catalog.settings_founding:seeds_of", "not founded or at != known(node)", "not founded"),),
+        tests=(_STEPS + "test_where_a_node_asks_for_its_cluster",),
+    ),
+)

@@ -1,0 +1,166 @@
+"""A cluster that its settings describe, step by step: who begins it, and who makes it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from needle.base.config import RaftConfig, ShardingConfig
+from needle.base.errors import ConnectionLost
+from needle.base.ids import CATALOG_GROUP
+from needle.base.model import WriteResult
+from needle.catalog.state import execute
+from needle.protocol import calls, catalog_commands
+from needle.protocol.peer_calls import FoundCall, WhoAnswer
+from needle.routing.topology import Topology
+from needle.server.catalog.settings_founding import PATIENCE_SECONDS, SettingsFounding, cluster_uid, seeds_of
+from needle.server.cluster_files import ClusterFile
+
+NAMES = ("n1", "n2", "n3")
+CONFIG = RaftConfig(
+    node_id="n1",
+    cluster_nodes=[f"{name}={name}:1" for name in NAMES],
+    data_dir="unused",
+    dimensions=4,
+    sharding=ShardingConfig(shards=2),
+)
+UID = cluster_uid(CONFIG)
+
+
+def who(name: str, uid: int = 0, version: int = 0) -> WhoAnswer:
+    return WhoAnswer(name, f"{name}:1", ord(name[1]), "rack", 1.0, uid, version)
+
+
+class FakeNode:
+    """n1. others: what the other nodes answer; those that are not there do not. It stops once it has waited `rounds`
+    times, a second each."""
+
+    def __init__(self, *others: WhoAnswer, uid: int = 0, leads: bool = False, rounds: int = 3) -> None:
+        self.node_id, self.config, self.topology = "n1", CONFIG, Topology()
+        self.cluster = ClusterFile(incarnation=1, uid=uid)
+        self.others = {answer.node_id: answer for answer in others}
+        self.catalog: Any = SimpleNamespace(topology=Topology()) if uid else None
+        self.host: Any = self
+        self.peers: Any = self
+        self.ports: Any = SimpleNamespace(rng=random.Random(1))
+        self.stopped = False
+        self.begun: list[FoundCall] = []
+        self.created: list[tuple[float, Topology]] = []
+        self._leads, self._rounds, self._now = leads, rounds, 0.0
+
+    def is_leader(self, group: int) -> bool:
+        assert group == CATALOG_GROUP
+        return self._leads
+
+    async def read_index(self, group: int, timeout: float) -> int:
+        return 1
+
+    async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
+        if node not in self.others:
+            raise ConnectionLost(f"{node} is away")
+        return calls.encode(self.others[node])
+
+    def who(self) -> WhoAnswer:
+        return who("n1", self.cluster.uid)
+
+    def now(self) -> float:
+        return self._now
+
+    async def found(self, call: FoundCall) -> None:
+        self.begun.append(call)
+        self.cluster = ClusterFile(incarnation=1, uid=call.uid, voters=call.voters)
+
+    async def execute(self, command: bytes, timeout: float) -> WriteResult:
+        made, result = execute(Topology(), 1, catalog_commands.decode(command))
+        assert isinstance(result, WriteResult), result
+        self.created.append((self._now, made))
+        self.topology = made
+        return result
+
+    async def wait_topology(self, version: int, timeout: float) -> bool:
+        self._now, self._rounds = self._now + 1.0, self._rounds - 1
+        self.stopped = self._rounds <= 0
+        return False
+
+
+def ran(node: FakeNode) -> FakeNode:
+    asyncio.run(SettingsFounding(node).run())
+    return node
+
+
+@pytest.mark.parametrize(
+    ("others", "begins"),
+    [
+        ((who("n2"), who("n3")), True),
+        ((who("n2"),), True),
+        ((), False),
+        ((who("n2", UID),), True),
+        ((who("n2", UID, version=7), who("n3", UID, version=7)), False),
+        ((who("n2"), who("n3", UID, version=7)), False),
+        ((who("n2"), who("n3", 99)), False),
+    ],
+    ids=["all are new", "a majority", "no majority", "one has begun", "it is there", "one knows it", "another cluster"],
+)
+def test_who_begins(others: tuple[WhoAnswer, ...], begins: bool) -> None:
+    node = ran(FakeNode(*others))
+    assert node.begun == ([FoundCall(UID, CONFIG.founders)] if begins else [])
+    assert node.created == []
+
+
+def test_the_leader_makes_a_cluster_of_all_that_answer() -> None:
+    ((at, made),) = ran(FakeNode(who("n2", UID), who("n3", UID), uid=UID, leads=True)).created
+    assert at == 0.0
+    assert {node.id: node.incarnation for node in made.nodes} == {name: ord(name[1]) for name in NAMES}
+    assert made.catalog == NAMES and [set(info.replicas) for info in made.shards] == [set(NAMES)] * 2
+    assert [info.spec.name for info in made.collections] == ["default"]
+
+
+def test_a_silent_node_is_waited_for_and_then_is_one_that_may_come_later() -> None:
+    node = ran(FakeNode(who("n2", UID), uid=UID, leads=True, rounds=9))
+    ((at, made),) = node.created
+    assert at == pytest.approx(PATIENCE_SECONDS)
+    late = made.node("n3")
+    assert late is not None and late.incarnation == 0
+
+
+@pytest.mark.parametrize("leads", [False, True])
+def test_who_does_not_lead_or_finds_it_founded_makes_nothing(leads: bool) -> None:
+    node = FakeNode(who("n2", UID), who("n3", UID), uid=UID, leads=leads)
+    if leads:
+        node.catalog.topology = execute(
+            Topology(), 1, catalog_commands.decode(_command(FakeNode(who("n2", UID), uid=UID, leads=True, rounds=9)))
+        )[0]
+    assert ran(node).created == []
+
+
+def _command(node: FakeNode) -> bytes:
+    kept: list[bytes] = []
+    executed = node.execute
+
+    async def keep(command: bytes, timeout: float) -> WriteResult:
+        kept.append(command)
+        return await executed(command, timeout)
+
+    node.execute = keep  # type: ignore[method-assign]
+    ran(node)
+    return kept[0]
+
+
+def test_no_cluster_is_made_with_a_node_of_another_one() -> None:
+    assert ran(FakeNode(who("n2", UID), who("n3", 99), uid=UID, leads=True, rounds=9)).created == []
+
+
+def test_where_a_node_asks_for_its_cluster() -> None:
+    config = RaftConfig(
+        node_id="n1", cluster_nodes=[f"{name}={name}:1" for name in NAMES], data_dir="unused", reach=["n3=tunnel:9"]
+    )
+    assert seeds_of(config, lambda _: None, founded=False) == ["n2:1", "tunnel:9"]
+    known = {"n2": "n2:1", "n3": "tunnel:9"}
+    assert seeds_of(config, known.get, founded=True) == []
+    assert seeds_of(config, {**known, "n2": "where it was:1"}.get, founded=True) == ["n2:1"]
+    joins = RaftConfig(node_id="n4", listen="n4:1", data_dir="unused", sharding=ShardingConfig(join=["n1:1"]))
+    assert seeds_of(joins, known.get, founded=True) == ["n1:1"]
