@@ -8,11 +8,13 @@ import random
 import msgspec
 import pytest
 
+from cluster.catalog_util import topology
 from needle.base.errors import ConnectionLost, InvalidArgument, NotLeader
 from needle.base.ids import shard_group
 from needle.client.client import Client
 from needle.client.directory import Directory
 from needle.client.group import GroupClient
+from needle.client.shards import ReplicaDirectory
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
 
@@ -169,3 +171,12 @@ async def test_what_concerns_one_node_is_not_sent_to_another_that_has_its_addres
     nodes.at["h:1"] = LeaderAnswer("n2", "n2", 3, {"n1": "h:2", "n2": "h:1", "n4": "h:2", "n3": "h:3"})
     with pytest.raises(InvalidArgument, match="n4"):
         await client._where("n4")
+
+
+async def test_nodes_of_a_shard_that_never_answered_are_named() -> None:
+    now = topology(shards=1, nodes=3)
+    directory = ReplicaDirectory(Nodes(), 0, lambda: now, None)
+    await find(directory, Nodes())
+    told = directory.explain()
+    assert told.startswith("3 of 3 nodes did not answer")
+    assert all(f"{node} at {now.address_of(node)}" in told for node in ("node-1", "node-2", "node-3"))

@@ -120,7 +120,8 @@ async def test_without_a_quorum_calls_end_in_time_and_say_who_is_missing(tmp_pat
         assert isinstance(write, NeedleError)
         for missing in reads:
             assert isinstance(missing, Unavailable)
-            assert all(name in str(missing) for name in sorted(set(cluster.nodes) - {alive}))
+            text = str(missing)
+            assert all(name in text for name in sorted(set(cluster.nodes) - {alive})), text
         hits = await client.search_eventual(VECTOR, 1)
         assert [hit.id for hit in hits] == ["a"]
         with pytest.raises(Unavailable):

@@ -303,7 +303,7 @@ class Directory:
     def explain(self) -> str:
         """Which nodes did not answer and why, for an error message."""
         known = self.addresses()
-        names = {address: node for node, address in self._by_node.items()}
+        names = {address: node for node, address in self.nodes().items()}
         silent = [
             f"{names.get(address, '?')} at {address} ({self.failures[address].message})"
             for address in known

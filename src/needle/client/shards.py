@@ -84,10 +84,15 @@ class ReplicaDirectory(Directory):
         """Of the shard's replicas, the preferred leader's first."""
         now = self._topology()
         if now is not self._seen:
-            replicas = now.shards[self._shard].replicas if 0 <= self._shard < len(now.shards) else now.catalog
-            self._listed = [address for node in replicas if (address := now.address_of(node)) is not None]
             self._seen = now
+            self._listed = list(self.nodes().values())
         return self._listed
+
+    def nodes(self) -> dict[NodeId, str]:
+        """As the topology names them, also before one has answered."""
+        now = self._topology()
+        replicas = now.shards[self._shard].replicas if 0 <= self._shard < len(now.shards) else now.catalog
+        return {node: address for node in replicas if (address := now.address_of(node)) is not None}
 
     def address_of(self, node: NodeId) -> str | None:
         return self._topology().address_of(node)
