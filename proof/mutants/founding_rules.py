@@ -27,6 +27,12 @@ MUTANTS = (
         tests=(_STEPS + "test_who_begins", _STEPS + "test_no_cluster_is_made_with_a_node_of_another_one"),
     ),
     Mutant(
+        name="any-list-will-do",
+        breaks="a wrong list is written down and cannot be put right",
+        edits=(Edit(_FOUNDING + "_check_lists", "answer.uid == 0 and answer.founds != mine", "answer.uid < 0"),),
+        tests=(_STEPS + "test_who_begins",),
+    ),
+    Mutant(
         name="cluster-made-twice",
         breaks="a leader that has just been elected makes the cluster once more, with another founding",
         edits=(Edit(_FOUNDING + "_create", "node.catalog.topology.settings is None", "node.catalog.topology"),),
@@ -47,7 +53,7 @@ MUTANTS = (
     Mutant(
         name="a-new-list-is-not-looked-at",
         breaks="nodes that all moved, and were told so by their lists, never find each other",
-        edits=(Edit("server.catalog.settings_founding:seeds_of", "not founded or at != known(node)", "not founded"),),
+        edits=(Edit("server.catalog.settings_founding:seeds_of", "at != known(node)", "at == known(node)"),),
         tests=(_STEPS + "test_where_a_node_asks_for_its_cluster",),
     ),
 )

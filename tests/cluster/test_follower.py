@@ -131,3 +131,30 @@ def test_a_node_of_a_fixed_cluster_that_was_named_to_join_is_told_of_once(caplog
     virtually(work())
     told = [record.args for record in caplog.records if "of an earlier release" in record.message]
     assert told and len(told) == len(set(told))
+
+
+def test_a_seed_that_knows_no_cluster_itself_does_not_hide_the_one_that_does() -> None:
+    class New(FakeNode):
+        """Knows nothing yet; the first of its seeds does not either."""
+
+        def __init__(self) -> None:
+            super().__init__(catalog=False, fresh="node-3")
+            self.full, self.topology = self.topology, Topology()
+
+        def seeds(self) -> list[str]:
+            return [info.address for info in self.full.nodes[:3]]
+
+        async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+            call = calls.decode(body, TopologyCall)
+            name = next(info.id for info in self.full.nodes if info.address == address)
+            await asyncio.sleep(call.wait)
+            return calls.encode(TopologyAnswer(name, self.full if name == self.fresh else None))
+
+    async def work() -> None:
+        node = New()
+        task = asyncio.get_running_loop().create_task(CatalogFollower(node).run())
+        await asyncio.sleep(8)
+        task.cancel()
+        assert node.topology == node.full
+
+    virtually(work())

@@ -31,8 +31,8 @@ CONFIG = RaftConfig(
 UID = cluster_uid(CONFIG)
 
 
-def who(name: str, uid: int = 0, version: int = 0) -> WhoAnswer:
-    return WhoAnswer(name, f"{name}:1", ord(name[1]), "rack", 1.0, uid, version)
+def who(name: str, uid: int = 0, version: int = 0, founds: int = UID) -> WhoAnswer:
+    return WhoAnswer(name, f"{name}:1", ord(name[1]), "rack", 1.0, uid, version, founds=founds)
 
 
 class FakeNode:
@@ -73,6 +73,7 @@ class FakeNode:
     async def found(self, call: FoundCall) -> None:
         self.begun.append(call)
         self.cluster = ClusterFile(incarnation=1, uid=call.uid, voters=call.voters)
+        self.catalog = SimpleNamespace(topology=Topology())
 
     async def execute(self, command: bytes, timeout: float) -> WriteResult:
         made, result = execute(Topology(), 1, catalog_commands.decode(command))
@@ -102,8 +103,20 @@ def ran(node: FakeNode) -> FakeNode:
         ((who("n2", UID, version=7), who("n3", UID, version=7)), False),
         ((who("n2"), who("n3", UID, version=7)), False),
         ((who("n2"), who("n3", 99)), False),
+        ((who("n2"), who("n3", founds=99)), False),
+        ((who("n2"), who("n3", founds=0)), False),
     ],
-    ids=["all are new", "a majority", "no majority", "one has begun", "it is there", "one knows it", "another cluster"],
+    ids=[
+        "all are new",
+        "a majority",
+        "no majority",
+        "one has begun",
+        "it is there",
+        "one knows it",
+        "another cluster",
+        "another list",
+        "no list",
+    ],
 )
 def test_who_begins(others: tuple[WhoAnswer, ...], begins: bool) -> None:
     node = ran(FakeNode(*others))
@@ -160,6 +173,7 @@ def test_where_a_node_asks_for_its_cluster() -> None:
     )
     assert seeds_of(config, lambda _: None, founded=False) == ["n2:1", "tunnel:9"]
     known = {"n2": "n2:1", "n3": "tunnel:9"}
+    assert seeds_of(config, {"n2": "where it is now:1"}.get, founded=False)[2:] == ["where it is now:1"]
     assert seeds_of(config, known.get, founded=True) == []
     assert seeds_of(config, {**known, "n2": "where it was:1"}.get, founded=True) == ["n2:1"]
     joins = RaftConfig(node_id="n4", listen="n4:1", data_dir="unused", sharding=ShardingConfig(join=["n1:1"]))

@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster.catalog_util import topology
 from cluster.processes import CALM, healthy
 from needle.base.config import RaftConfig
-from needle.base.errors import ConfigError, Unavailable
+from needle.base.errors import ConfigError, DiskFull, InvalidArgument, Unavailable
+from needle.base.model import CollectionSpec
+from needle.catalog.machine import CatalogMachine
+from needle.catalog.state import execute
 from needle.cli.app import main
+from needle.distributed import RaftCluster
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
-from needle.server.catalog.settings_founding import cluster_uid
+from needle.protocol.catalog_commands import CreateCollection
+from needle.server import cluster_node
+from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, other_settings
+from needle.server.cluster_files import ClusterFile
 
 
 def vector(n: int) -> list[float]:
@@ -151,6 +160,77 @@ async def test_a_list_with_another_nodes_address_founds_nothing_and_says_so(tmp_
         await processes.close()
 
 
+async def test_a_list_that_differs_founds_nothing_and_can_be_put_right(tmp_path: Path) -> None:
+    processes = described(tmp_path, shards=1)
+    try:
+        listed = processes.nodes["node-3"].settings["cluster_nodes"]
+        processes.nodes["node-3"].settings["cluster_nodes"] = [*listed, "node-4=127.0.0.1:1"]
+        for name in ("node-1", "node-3"):
+            processes.restart(name)
+        said = processes.nodes["node-1"].output
+        await wait_for(lambda: "cluster_nodes of node-3 names other nodes" in said(), 60, "the warning")
+        assert not any((tmp_path / name / "catalog").exists() for name in processes.nodes)
+        processes.kill("node-3")
+        processes.nodes["node-3"].settings["cluster_nodes"] = listed
+        processes.restart("node-3")
+        await processes.ready("node-1", "node-3")
+    finally:
+        await processes.close()
+
+
+async def test_addresses_of_the_list_can_be_put_right_before_and_after_the_founding(tmp_path: Path) -> None:
+    processes = described(tmp_path, shards=1)
+    unused = free_ports(3)
+    try:
+        lists = {name: node.settings["cluster_nodes"] for name, node in processes.nodes.items()}
+        for node in processes.nodes.values():
+            wrong = [f"{name}=127.0.0.1:{unused[n]}" for n, name in enumerate(processes.nodes)]
+            node.settings["cluster_nodes"] = wrong
+        processes.start_nodes()
+        for node in processes.nodes.values():
+            await wait_for(
+                lambda n=node: "a majority of its 3 cluster_nodes is needed" in n.output(), 60, "the warning"
+            )
+        processes.kill(*processes.nodes)
+        for name, node in processes.nodes.items():
+            node.settings["cluster_nodes"] = lists[name]
+        processes.start_nodes()
+        await processes.ready()
+        processes.kill(*processes.nodes)
+        moved = [f"{name}=127.0.0.1:{port}" for name, port in zip(processes.nodes, free_ports(3), strict=True)]
+        for node, at in zip(processes.nodes.values(), moved, strict=True):
+            node.settings |= {"cluster_nodes": moved, "listen": at.partition("=")[2]}
+        processes.start_nodes()
+        await processes.ready()
+    finally:
+        await processes.close()
+
+
+async def test_a_founding_that_found_no_room_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = [DiskFull("no room")]
+
+    def machine(directory: str) -> CatalogMachine:
+        if full:
+            raise full.pop()
+        return CatalogMachine(directory)
+
+    monkeypatch.setattr(cluster_node, "CatalogMachine", machine)
+    at = f"127.0.0.1:{free_ports(1)[0]}"
+    config = RaftConfig(node_id="a", cluster_nodes=[f"a={at}"], data_dir=str(tmp_path / "a"), dimensions=8)
+    async with RaftCluster(config) as cluster:
+        await cluster.wait_ready(20)
+        await cluster.insert("d1", vector(1))
+    assert not full
+
+
+def test_a_directory_that_was_begun_with_another_list_is_reported(tmp_path: Path) -> None:
+    config = RaftConfig(node_id="a", cluster_nodes=["a=h:1", "b=h:2"], data_dir=str(tmp_path))
+    begun = ClusterFile(incarnation=1, uid=5, voters={"a": "h:1", "c": "h:2"})
+    founding = SettingsFounding(SimpleNamespace(node_id="a", config=config, cluster=begun))  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="was begun with the nodes a, c, and cluster_nodes names a, b now"):
+        founding._check_list()
+
+
 @pytest.mark.parametrize(
     ("sharding", "field"),
     [
@@ -165,6 +245,19 @@ def test_settings_that_describe_no_cluster_are_refused(sharding: dict[str, Any],
             {"node_id": "a", "listen": "127.0.0.1:5000", "data_dir": str(tmp_path), "sharding": sharding}
         )
     assert caught.value.details["field"] == field
+
+
+def test_settings_that_differ_from_the_cluster_are_told_of() -> None:
+    def config(**settings: Any) -> RaftConfig:
+        return RaftConfig.from_mapping({"node_id": "a", "cluster_nodes": ["a=h:1"], "data_dir": "x", **settings})
+
+    now = topology(shards=4, factor=3)
+    now = execute(now, 2, CreateCollection(CollectionSpec(name="default", dimensions=4), False, 1))[0]
+    assert other_settings(config(), now) == []
+    assert other_settings(config(dimensions=4, sharding={"shards": 4}), now) == []
+    shards, collection = other_settings(config(dimensions=8, sharding={"shards": 2}), now)
+    assert shards == "sharding.shards = 2, it has 4"
+    assert "(8, 'cosine', " in collection and "(4, 'cosine', " in collection
 
 
 def test_the_list_gives_the_cluster_its_uid(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ class PlacementConfig(Settings, frozen=True, kw_only=True):
 class ShardingConfig(Settings, frozen=True, kw_only=True):
     """How a node comes to its cluster, and the cluster to its shards.
 
-    shards: How many shards the cluster has that the `cluster_nodes` found; all of them have the same settings.
+    shards: How many shards the cluster has that the `cluster_nodes` found; the same number on each of these nodes.
     replicas: Copies of each of these shards, each on its own node.
     join: Addresses of nodes of the running cluster that this node joins.
     router_modules: Custom routing functions (docs/sharding.md), which the node imports when it starts. The variable

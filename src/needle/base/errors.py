@@ -51,7 +51,7 @@ class ConfigError(InvalidArgument):
 
 
 class UnknownMethod(InvalidArgument):
-    """The node has no such call: it runs as a node of another kind of cluster, or another release."""
+    """The node has no such call: it is of another release."""
 
     code = "unknown_method"
 

@@ -13,6 +13,8 @@ from needle.base.model import RaftStatus
 
 LAG_WARNING_MS = 1_000.0
 LAG_CRITICAL_MS = 10_000.0
+UNSETTLED = "replicas not in place"
+GOES_ON = "the cluster goes on with it when that is put right"
 ELECTING = ("Candidate", "PreCandidate")
 
 
@@ -152,7 +154,7 @@ def _held_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
         return []
     found = [("move of key ranges waits", held, "it goes on when that is put right") for held in leader.held_moves]
     if leader.waits_for:
-        found.append(("replicas not in place", leader.waits_for, "the cluster goes on with it when that is put right"))
+        found.append((UNSETTLED, leader.waits_for, GOES_ON))
     if leader.unknown_collections:
         names = ", ".join(leader.unknown_collections)
         action = "they are kept, and not served: was the catalog restored from an older copy?"

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 import needle
 from needle.base.errors import DeadlineExceeded, InvalidArgument
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
+from needle.protocol.catalog_commands import AssignReplicas
 from needle.routing.topology import NodeState, Topology
 
 LOOK_SECONDS = 0.1
@@ -55,6 +58,8 @@ def add(
         deadline = time.monotonic() + timeout
         now = await _confirmed(client)
         while node not in now.addresses():
+            if now.node(node) is not None:
+                raise InvalidArgument(f"{node} was removed from this cluster, and its name is not used again")
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
                     f"{node} has not joined this cluster within {timeout:g} s, so nothing was changed; start it with "
@@ -62,8 +67,7 @@ def add(
                 )
             await asyncio.sleep(LOOK_SECONDS)
             now = await _confirmed(client)
-        held = _holders(now)
-        await _hold(client, now, [*held, *([] if node in held else [node])], deadline)
+        await _hold(client, with_node(now, node), deadline)
 
     run(cluster, work)
     notes.print(f"{node} holds every shard", markup=False)
@@ -83,32 +87,65 @@ def remove(
         if known is None:
             raise InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}")
         if known.state is not NodeState.REMOVED and (now.hosted_by(node) or node in now.catalog):
-            rest = [one for one in _holders(now) if one != node]
-            if not rest:
-                raise InvalidArgument(f"{node} is the only node that holds the data")
-            await _hold(client, now, rest, deadline)
+            await _hold(client, without_node(now, node), deadline)
         await client.remove_node(node, timeout=max(1.0, deadline - time.monotonic()))
 
     run(cluster, work)
     notes.print(f"{node} is no longer a member; stop it and delete its data directory", markup=False)
 
 
-def _holders(now: Topology) -> list[str]:
-    """The nodes that hold every shard. Raises InvalidArgument if shards are on different ones."""
-    if len({frozenset(info.wanted) for info in now.shards}) > 1:
+def with_node(now: Topology, node: NodeId) -> list[AssignReplicas]:
+    """What to decide so that `node` holds the catalog and every shard, beside those that do. The order of each shard's
+    replicas stays: the first one is its preferred leader."""
+    _check_everywhere(now, node)
+    return [
+        AssignReplicas(group, list(held), [*held, *([] if node in held else [node])])
+        for group, held in _holders(now).items()
+    ]
+
+
+def without_node(now: Topology, node: NodeId) -> list[AssignReplicas]:
+    """What to decide so that `node` holds nothing. The catalog, which may be on fewer nodes than the shards are, gets
+    another one in its place where there is one. Raises InvalidArgument if nobody else holds the data."""
+    _check_everywhere(now, node)
+    found, holders = [], _holders(now)
+    for group, held in holders.items():
+        rest = [one for one in held if one != node]
+        if group == CATALOG_GROUP and node in held:
+            spare = {one: None for others in holders.values() for one in others if one not in held}
+            rest += list(spare)[: len(held) - len(rest)]
+        if not rest:
+            raise InvalidArgument(f"{node} is the only node that holds the data")
+        found.append(AssignReplicas(group, list(held), rest))
+    return found
+
+
+def _holders(now: Topology) -> dict[GroupId, tuple[NodeId, ...]]:
+    """Which nodes hold the catalog and each shard, by the catalog's last word."""
+    groups = [CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving)]
+    return {group: held.wanted for group in groups if (held := now.holders(group)) is not None}
+
+
+def _check_everywhere(now: Topology, node: NodeId) -> None:
+    """Raises InvalidArgument if shards are on different nodes. `node` does not count: some may have it already."""
+    if len({frozenset(info.wanted) - {node} for info in now.serving}) > 1:
         raise InvalidArgument(
             "the shards of this cluster are on different nodes each: `needle cluster replicas` says which nodes hold "
             "one, `needle cluster remove` forgets a node that holds none"
         )
-    return list(now.shards[0].wanted)
 
 
-async def _hold(client: needle.Client, now: Topology, nodes: list[str], deadline: float) -> None:
-    """Have these nodes hold the catalog and every shard, one after the other."""
+async def _hold(client: needle.Client, decisions: Sequence[AssignReplicas], deadline: float) -> None:
+    """Decide all of it first, which the cluster then goes on with by itself, and wait for one after the other."""
 
     def left() -> float:
         return max(1.0, deadline - time.monotonic())
 
-    await client.set_catalog_nodes(nodes, timeout=left())
-    for info in now.shards:
-        await client.set_replicas(info.shard, nodes, timeout=left())
+    for one in decisions:
+        if one.before != one.after:
+            await client.change_catalog(one, timeout=left())
+    for one in decisions:
+        if one.group == CATALOG_GROUP:
+            await client.set_catalog_nodes(one.after, timeout=left())
+        else:
+            await client.set_replicas(one.group - 1, one.after, timeout=left())

@@ -27,7 +27,7 @@ from needle.cli.common import (
     state_of,
     table,
 )
-from needle.cli.conditions import Condition, NodeView, conditions, lag_of
+from needle.cli.conditions import GOES_ON, UNSETTLED, Condition, NodeView, conditions, lag_of
 from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
 from needle.protocol.peer_calls import check_fresh
 
@@ -94,7 +94,7 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
     if topology.settings is None:
         health = msgspec.structs.replace(health, warnings=[])
         return Look(health=health, replicas=replicas, conditions=await _emptied(client, known))
-    shards = [info.shard for info in topology.shards]
+    shards = [info.shard for info in topology.serving]
     found = [
         condition
         for shard in shards
@@ -102,8 +102,9 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
             _views(shard, replicas), shard=shard if len(shards) > 1 else None, leaving=topology.shards[shard].leaving
         )
     ]
-    outside = await asyncio.gather(*(_outside(client, at) for at in known if at not in topology.addresses().values()))
-    found += [condition for condition in outside if condition is not None]
+    listed = topology.addresses().values()
+    others = await asyncio.gather(_of_catalog(client), *(_outside(client, at) for at in known if at not in listed))
+    found += [condition for condition in others if condition is not None]
     return Look(health=health, replicas=replicas, conditions=_ordered(found))
 
 
@@ -118,6 +119,18 @@ def _views(shard: int, replicas: Sequence[ReplicaStatus]) -> list[NodeView]:
 def _ordered(found: Sequence[Condition]) -> list[Condition]:
     """Critical ones first, each once: a node may hold many shards."""
     return sorted(dict.fromkeys(found), key=lambda condition: condition.severity != "critical")
+
+
+async def _of_catalog(client: needle.Client) -> Condition | None:
+    """The catalog may be on other nodes than the shards are: whether it has a leader, and its members."""
+    try:
+        status = await client.catalog_status(timeout=STATUS_TIMEOUT)
+    except NeedleError as error:
+        action = "start nodes that hold it until a majority runs; `needle members` and `needle cluster` wait for it"
+        return Condition(severity="critical", name="no leader", subject=f"catalog: {error.message}", action=action)
+    if not status.waits_for:
+        return None
+    return Condition(severity="warning", name=UNSETTLED, subject=f"catalog: {status.waits_for}", action=GOES_ON)
 
 
 async def _outside(client: needle.Client, address: str) -> Condition | None:

@@ -323,7 +323,7 @@ class ClusterShards:
                     await self.refresh(told_version(error), max(0.001, deadline - loop.time()))
                     data, last = self._identified(command), f"; last error: {error.message}"
                     continue
-                except UnknownMethod as error:  # a node of another kind of cluster has that address now
+                except UnknownMethod as error:  # a node of another release has that address now
                     last = f"; last error: {error.message}"
                     continue
                 except NeedleError as error:

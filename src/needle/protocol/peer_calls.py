@@ -119,7 +119,8 @@ class WhoCall(msgspec.Struct, frozen=True, array_like=True):
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     """uid: 0 while the node belongs to no cluster. version: of the topology that it has. routers: the custom routing
     callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
-    cluster, the nodes that take it for one of theirs."""
+    cluster, the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if
+    they describe none."""
 
     node_id: NodeId
     address: str
@@ -131,6 +132,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     routers: list[str] = []
     lost: str = ""
     strangers: list[NodeId] = []
+    founds: int = 0
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

@@ -40,7 +40,7 @@ from needle.server.catalog.collections import Reconciler
 from needle.server.catalog.follower import CatalogFollower
 from needle.server.catalog.node_shards import NodeShards
 from needle.server.catalog.registration import Registration
-from needle.server.catalog.settings_founding import SettingsFounding, seeds_of
+from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, seeds_of
 from needle.server.cluster_files import (
     ClusterFile,
     catalog_directory,
@@ -114,6 +114,9 @@ class ClusterNode(Node):
             self.book.learn_missing(older)
         if self.node_id in (known.catalog if known.settings is not None else self.cluster.voters):
             self._open_catalog(known)
+        begun = self.catalog.topology.settings is not None if self.catalog is not None else self.cluster.uid != 0
+        if known.settings is None and not begun:  # nobody has announced anything yet: the list may have been put right
+            self.book.learn(self.config.founders)
         await self.adopt(known, save=False)
 
     def _make_service(self) -> ClusterService:
@@ -322,6 +325,7 @@ class ClusterNode(Node):
             router_names(),
             self.host.lost,
             [] if self.cluster.uid else sorted(self.strangers),
+            cluster_uid(self.config) if self.config.founders else 0,
         )
 
     def heard_from(self, node: NodeId) -> None:

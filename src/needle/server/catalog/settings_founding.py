@@ -3,8 +3,9 @@
 A node whose directory is new asks the others. Once a majority is there and nobody knows the cluster, it begins its
 replica of the catalog's group with all of them as voters, and whoever they elect puts the first topology into it.
 Invariants: that is one command, so a crash at any step leaves the catalog empty, for the next leader to fill, or whole;
-nodes with other lists do not get into one cluster, for the list gives the cluster its uid; a node that comes when the
-cluster is there begins nothing; one that was silent is a node of it all the same: the first directory that registers.
+nodes with other lists do not get into one cluster, for the list gives the cluster its uid, and nothing is written down
+while one that answers has another list; a node that comes when the cluster is there begins nothing; one that was silent
+is a node of it all the same: the first directory that registers.
 """
 
 from __future__ import annotations
@@ -76,7 +77,28 @@ def seeds_of(config: RaftConfig, known: Callable[[NodeId], str | None], *, found
     elsewhere than they are known to be: perhaps all have moved, and were told so by their lists."""
     through = dict(parse_node(text, "reach") for text in config.reach)
     listed = {node: through.get(node, at) for node, at in config.founders.items() if node != config.node_id}
-    return [*config.sharding.join, *(at for node, at in listed.items() if not founded or at != known(node))]
+    if founded:
+        asked = [at for node, at in listed.items() if at != known(node)]
+    else:
+        asked = [*listed.values(), *(at for node in listed if (at := known(node)) is not None)]
+    return list(dict.fromkeys([*config.sharding.join, *asked]))
+
+
+def other_settings(config: RaftConfig, now: Topology) -> list[str]:
+    """What `config` says of the cluster that `now` says otherwise: only who founds it puts that into the catalog."""
+    if now.settings is None:
+        return []
+    sharding, first = config.sharding, config.first_collection
+    said = {
+        "sharding.shards": (sharding.shards, now.settings.shard_count),
+        "sharding.replicas": (sharding.replicas, now.settings.replication_factor),
+    }
+    found = [f"{name} = {mine}, it has {its}" for name, (mine, its) in said.items() if mine not in (None, its)]
+    held = now.collection(first.name) if first is not None else None
+    if first is not None and held is not None and held.spec != first:
+        mine, its = ((spec.dimensions, spec.metric.value, spec.index) for spec in (first, held.spec))
+        found.append(f"dimensions, metric and index = {mine}, the collection {first.name!r} has {its}")
+    return found
 
 
 class SettingsFounding:
@@ -95,18 +117,34 @@ class SettingsFounding:
             leads = node.catalog is not None and node.host.is_leader(CATALOG_GROUP)
             since = -1.0 if not leads else since if since >= 0 else node.now()
             try:
+                self._check_list()
                 if node.cluster.uid == 0:
                     await self._begin()
+                elif node.catalog is None and node.node_id in node.cluster.voters:  # for want of room at first
+                    await node.found(FoundCall(node.cluster.uid, node.config.founders))
                 elif leads:
                     await self._create(patient=node.now() < since + PATIENCE_SECONDS)
             except NeedleError as error:
                 self._say(error)
             await node.wait_topology(1, PAUSE_SECONDS)
+        if ignored := other_settings(node.config, node.topology):
+            log.warning("the cluster was founded before, so these settings of it do nothing: %s", "; ".join(ignored))
 
     def _say(self, error: NeedleError) -> None:
         if error.message != self._said:
             self._said = error.message
             log.warning("the cluster that the settings describe is not founded yet: %s", error)
+
+    def _check_list(self) -> None:
+        """Raises InvalidArgument if this node began the catalog with other nodes than its settings name now."""
+        cluster, names = self._node.cluster, self._node.config.founders
+        if cluster.voters and cluster.voters.keys() != names.keys():
+            raise InvalidArgument(
+                f"the data directory of node {self._node.node_id} was begun with the nodes "
+                f"{', '.join(sorted(cluster.voters))}, and cluster_nodes names {', '.join(sorted(names))} now. Start "
+                "every node with the former list, or every node with the new one and an empty data directory",
+                field="cluster_nodes",
+            )
 
     async def _begin(self) -> None:
         node, addresses = self._node, self._node.config.founders
@@ -114,6 +152,7 @@ class SettingsFounding:
         if any(answer.version for answer in who.values()):
             return  # it is there: this node follows it, and is one of its nodes if no other directory had its name
         self._check(who)
+        self._check_lists(who)
         if 2 * len(who) <= len(addresses):
             silent = "; ".join(f"{name}: {why}" for name, why in sorted(self._silent.items()))
             raise Unavailable(f"a majority of its {len(addresses)} cluster_nodes is needed; {silent}")
@@ -160,6 +199,16 @@ class SettingsFounding:
                     f"{self._node.node_id}, or belongs to another cluster",
                     field="cluster_nodes",
                 )
+
+    def _check_lists(self, who: Mapping[NodeId, WhoAnswer]) -> None:
+        """Before anything is written down: what a directory began with cannot be put right in the settings any more."""
+        mine = cluster_uid(self._node.config)
+        if others := sorted(name for name, answer in who.items() if answer.uid == 0 and answer.founds != mine):
+            raise InvalidArgument(
+                f"cluster_nodes of {', '.join(others)} names other nodes than that of {self._node.node_id}, or none: "
+                "give every node the same list",
+                field="cluster_nodes",
+            )
 
 
 def _info(name: NodeId, address: str, answer: WhoAnswer | None) -> NodeInfo:

@@ -359,8 +359,7 @@ class WriteAnswer(Promise[bytes]):
 def unknown_method(method: str) -> UnknownMethod:
     """For a call that this node does not have."""
     return UnknownMethod(
-        f"this node has no call {method[:80]!r}: it belongs to another kind of cluster, fixed or sharded, than the "
-        "caller takes it for, or one of both is of another release",
+        f"this node has no call {method[:80]!r}: the caller, or this node, is of another release",
         field="method",
     )
 

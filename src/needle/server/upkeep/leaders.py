@@ -58,7 +58,7 @@ class LeaderSpread:
 
     async def _look(self) -> None:
         node = self._node
-        if len(node.topology.shards) < 2:
+        if len(node.topology.serving) < 2:
             return  # one leader is nothing to spread: it stays where operators put it
         for info in node.topology.hosted_by(node.node_id):
             group, wanted = info.shard + 1, info.replicas[0]

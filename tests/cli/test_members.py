@@ -1,0 +1,146 @@
+"""`needle members add|remove`: what they have the catalog decide, on clusters of which every node holds every shard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster.catalog_util import create
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError
+from needle.base.ids import CATALOG_GROUP, shard_group
+from needle.catalog.state import execute
+from needle.cli import member_commands
+from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand, ConfirmReplicas, CreateCluster, RemoveNode
+from needle.routing.topology import NodeState, Topology
+
+
+def founded(shards: int, factor: int, nodes: int, assignment: list[list[str]] | None = None) -> Topology:
+    command: CreateCluster = create(shards, factor, nodes)
+    if assignment is not None:
+        command = msgspec.structs.replace(command, assignment=assignment)
+    return execute(Topology(), 1, command)[0]
+
+
+class FakeClient:
+    """The catalog itself, and nodes that hold at once what they are told; `away`: until it is cleared they do not."""
+
+    def __init__(self, now: Topology) -> None:
+        self.now = now
+        self.away = False
+
+    async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
+        return self.now
+
+    async def change_catalog(self, command: CatalogCommand, *, timeout: float) -> None:
+        self.now, result = execute(self.now, self.now.version + 1, command)
+        if isinstance(result, NeedleError):
+            raise result
+
+    async def set_catalog_nodes(self, nodes: Iterable[str], *, timeout: float) -> None:
+        await self._hold(CATALOG_GROUP, list(nodes))
+
+    async def set_replicas(self, shard: int, nodes: Iterable[str], *, timeout: float) -> None:
+        await self._hold(shard_group(shard), list(nodes))
+
+    async def _hold(self, group: int, nodes: list[str]) -> None:
+        held = self.now.holders(group)
+        assert held is not None
+        await self.change_catalog(AssignReplicas(group, list(held.wanted), nodes), timeout=1)
+        if self.away:
+            raise DeadlineExceeded("they do not hold it yet")
+        held = self.now.holders(group)
+        assert held is not None
+        await self.change_catalog(ConfirmReplicas(group, held.assigned), timeout=1)
+
+    async def remove_node(self, node: str, *, timeout: float) -> None:
+        await self.change_catalog(RemoveNode(node), timeout=1)
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[Topology], FakeClient]:
+    def make(now: Topology) -> FakeClient:
+        made = FakeClient(now)
+
+        def run(_: object, work: Callable[[Any], Awaitable[Any]]) -> Any:
+            return asyncio.run(work(made))  # type: ignore[arg-type]
+
+        monkeypatch.setattr(member_commands, "run", run)
+        return made
+
+    return make
+
+
+def replicas(now: Topology) -> list[list[str]]:
+    return [list(info.replicas) for info in now.shards]
+
+
+Make = Callable[[Topology], FakeClient]
+EACH = [["node-1", "node-2", "node-3"], ["node-2", "node-3", "node-1"], ["node-3", "node-1", "node-2"]]
+
+
+def test_each_shard_keeps_its_preferred_leader(client: Make) -> None:
+    one = client(founded(3, 3, 4, EACH))
+    member_commands.add("node-4", "", 10)
+    assert replicas(one.now) == [[*nodes, "node-4"] for nodes in EACH]
+    member_commands.remove("node-4", "", 10)
+    assert replicas(one.now) == EACH
+
+
+def test_the_catalog_keeps_its_nodes(client: Make) -> None:
+    one = client(founded(1, 1, 4))
+    assert one.now.catalog == ("node-1", "node-2", "node-3") and replicas(one.now) == [["node-1"]]
+    member_commands.add("node-4", "", 10)
+    assert one.now.catalog == ("node-1", "node-2", "node-3", "node-4")
+    member_commands.remove("node-4", "", 10)
+    assert one.now.catalog == ("node-1", "node-2", "node-3")
+    member_commands.remove("node-2", "", 10)
+    assert one.now.catalog == ("node-1", "node-3")
+
+
+def test_the_catalog_gets_another_node_for_one_that_goes(client: Make) -> None:
+    one = client(founded(1, 5, 5))
+    member_commands.remove("node-1", "", 10)
+    assert one.now.catalog == ("node-2", "node-3", "node-4")
+
+
+def test_a_change_that_was_not_waited_for_goes_on_and_may_be_repeated(client: Make) -> None:
+    one = client(founded(3, 3, 4, EACH))
+    one.away = True
+    with pytest.raises(DeadlineExceeded):
+        member_commands.add("node-4", "", 10)
+    assert all("node-4" in nodes for nodes in replicas(one.now))  # decided for every shard, whoever waits
+    one.away = False
+    member_commands.add("node-4", "", 10)
+    member_commands.remove("node-1", "", 10)
+    assert sorted(one.now.addresses()) == ["node-2", "node-3", "node-4"]
+
+
+def test_half_of_the_shards_may_have_the_node_already(client: Make) -> None:
+    one = client(founded(2, 3, 4, [["node-1", "node-2", "node-3", "node-4"], ["node-2", "node-1", "node-3"]]))
+    member_commands.add("node-4", "", 10)
+    assert all("node-4" in nodes for nodes in replicas(one.now))
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing(client: Make) -> None:
+    one = client(founded(2, 1, 4, [["node-1"], ["node-2"]]))
+    before = one.now
+    for change in (member_commands.add, member_commands.remove):
+        with pytest.raises(InvalidArgument, match="on different nodes each"):
+            change("node-2", "", 10)
+    alone = client(founded(1, 1, 1))
+    with pytest.raises(InvalidArgument, match="only node that holds the data"):
+        member_commands.remove("node-1", "", 10)
+    assert one.now == before and len(alone.now.addresses()) == 1
+
+
+def test_a_node_that_was_removed_is_not_waited_for(client: Make) -> None:
+    one = client(founded(1, 3, 4))
+    member_commands.remove("node-4", "", 10)
+    gone = one.now.node("node-4")
+    assert gone is not None and gone.state is NodeState.REMOVED
+    with pytest.raises(InvalidArgument, match="was removed"):
+        member_commands.add("node-4", "", 1)
