@@ -106,8 +106,13 @@ async def test_a_replica_that_does_not_go_on_is_critical_though_its_shard_serves
     async def cluster_status(timeout: float) -> list[ReplicaStatus]:
         return [status(node) for node in shard.replicas]
 
+    async def catalog_status(timeout: float) -> RaftStatus:
+        return status(leader).status or pytest.fail()
+
     client: Any = SimpleNamespace(
-        cluster_status=cluster_status, topology=lambda: msgspec.structs.replace(now, shards=(shard,))
+        cluster_status=cluster_status,
+        catalog_status=catalog_status,
+        topology=lambda: msgspec.structs.replace(now, shards=(shard,)),
     )
     seen = await look(client, [])
     health = seen.health
