@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.catalog_util import spec, topology
-from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown
+from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown, WrongCluster
 from needle.base.ids import shard_group
 from needle.client.shards import ClusterShards
 from needle.distributed import ClusterConfig, DistributedCluster
@@ -164,9 +164,12 @@ def test_addresses_that_cannot_be_written_down_are_used_and_written_later() -> N
     assert written == [{"a": "h:1"}]
 
 
+@pytest.mark.parametrize("answer", [DiskFull("no room"), WrongCluster("another one has that address now")])
 @pytest.mark.parametrize("before", [[], [ConnectionLost("gone")]])
-async def test_a_full_disk_says_nothing_of_an_earlier_attempt_at_the_catalog(before: list[NeedleError]) -> None:
-    now, script = topology(), [*before, DiskFull("no room")]
+async def test_a_fault_of_the_node_says_nothing_of_an_earlier_attempt_at_the_catalog(
+    before: list[NeedleError], answer: NeedleError
+) -> None:
+    now, script = topology(), [*before, answer]
 
     class Caller:
         def connected(self, address: str) -> bool:
@@ -178,7 +181,7 @@ async def test_a_full_disk_says_nothing_of_an_earlier_attempt_at_the_catalog(bef
             raise script.pop(0)
 
     shards = ClusterShards(Caller(), ["10.0.0.1:5000"], now, rng=random.Random(1))  # type: ignore[arg-type]
-    with pytest.raises(OutcomeUnknown if before else DiskFull):
+    with pytest.raises(OutcomeUnknown if before else type(answer)):
         await shards.command(CreateCollection(spec("c"), False, 1), 5)
 
 

@@ -394,3 +394,41 @@ async def test_nothing_is_installed_for_a_group_that_was_closed(
         assert task is not None
         await until(task.done)
         assert hurt.machines[0].damage is not None and not hurt.fatal
+
+
+async def test_a_group_is_closed_once_what_it_fetched_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one that is opened on the same files may fetch again: none of that may be removed."""
+    async with Cluster(str(tmp_path), config=TINY) as cluster:
+        for number in range(30):
+            await cluster.put(f"k{number}", number)
+        await cluster.converged()
+        leader = await cluster.leader()
+        hurt = next(node for node in cluster.running() if node is not leader)
+        removing, go_on, inner = asyncio.Event(), asyncio.Event(), hurt.host.fetcher.discard_others
+        done: list[str] = []
+        asked = list[object]()
+
+        async def late(group: int, *keep: str) -> None:
+            if asked and hurt.machines[0].damage is None:  # it is installed
+                removing.set()
+                await go_on.wait()
+                done.append("removed")
+            await inner(group, *keep)
+
+        monkeypatch.setattr(hurt.host.fetcher, "discard_others", late)
+        damage(hurt)
+        asked.append(hurt)
+        await removing.wait()
+        group = hurt.host._groups[0]
+        closing = asyncio.create_task(hurt.host.close_group(0))
+        closing.add_done_callback(lambda _: done.append("closed"))
+        await until(lambda: group.closed)
+        await asyncio.wait([closing], timeout=4 * TINY.heartbeat_interval)
+        assert not done
+        go_on.set()
+        await closing
+        assert done == ["removed", "closed"]
+        await group.discard_staged()
+        assert done == ["removed", "closed"]

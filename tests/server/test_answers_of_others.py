@@ -11,8 +11,10 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import FakeShards, virtually
+from needle.base.config import RaftConfig
 from needle.base.errors import (
     ConnectionLost,
+    DiskFull,
     Internal,
     InvalidArgument,
     NeedleError,
@@ -21,15 +23,17 @@ from needle.base.errors import (
     StaleEpoch,
     StorageError,
     UnknownMethod,
+    WrongCluster,
 )
 from needle.base.model import WriteResult
 from needle.client.directory import Directory
 from needle.client.router.fan_out import FanOut
 from needle.client.shards import ClusterShards, find_topology
 from needle.protocol import calls
-from needle.protocol.catalog_commands import CreateCollection
-from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer
+from needle.protocol.catalog_commands import CreateCollection, Identity, encode
+from needle.protocol.peer_calls import TOPOLOGY, CatalogCall, TopologyAnswer
 from needle.server.replica import HostedReplica
+from needle.server.service.sharded import ClusterService
 from needle.server.upkeep.leaders import LeaderSpread
 
 GARBAGE = b"\xc1what is this"
@@ -105,6 +109,26 @@ def test_a_node_of_another_kind_of_cluster_says_nothing_of_a_command_to_the_cata
         assert await shards.command(CreateCollection(spec("c"), False, 1), 5) == done
 
     virtually(work())
+
+
+@pytest.mark.parametrize(
+    "then", [UnknownMethod("no such call"), WrongCluster("not yours"), DiskFull("no room")], ids=lambda e: e.code
+)
+async def test_a_node_that_passes_a_command_on_keeps_that_an_earlier_copy_may_be_in_the_log(then: NeedleError) -> None:
+    script = [ConnectionLost("sent, no answer"), then]
+    service = object.__new__(ClusterService)  # only what passes a command on
+    service._host = SimpleNamespace(leader=lambda _: None, is_leader=lambda _: False)  # type: ignore[assignment]
+    node: Any = SimpleNamespace(
+        node_id="node-9",
+        catalog=None,
+        config=RaftConfig(node_id="node-9", listen="h:9", data_dir="unused"),
+        topology=SimpleNamespace(catalog=("node-1", "node-2")),
+        peers=Caller(lambda *_: script.pop(0)),
+    )
+    service._cluster = service._node = node
+    command = encode(CreateCollection(spec("c"), False, 1), Identity(1, 1))
+    with pytest.raises(ConnectionLost):
+        await service._catalog(CatalogCall(command, 1.0))
 
 
 def test_a_command_to_the_catalog_whose_answer_cannot_be_read_may_have_been_executed() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from needle.base.errors import CorruptSegment, StorageError
+from needle.base.errors import CorruptSegment, StorageError, TooManyFiles
 from needle.base.model import CollectionSpec, Metric
 from needle.shard.disk import ReplicaDisk
 from needle.shard.plan import PublishedSegment
+from needle.shard.segments import builder
 from needle.shard.segments.builder import TEMPORARY, build_segment
 from needle.shard.segments.files import finish_download
 from needle.shard.segments.format import TAIL_BYTES, verify_file
@@ -267,3 +269,19 @@ def test_a_download_is_synced_before_it_has_its_name_and_the_directory_after(tmp
     os.rename(path, part)
     finish_download(part, path, segment, spec, disk)
     assert disk.steps == [("sync", part), ("rename", path), ("sync", str(tmp_path))]
+
+
+def test_a_base_that_cannot_be_opened_for_want_of_handles_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """faiss has one error for everything."""
+    segment, path, spec = build(tmp_path, clustered(50, 8, 1))
+    base = SealedSegment(path, segment, spec)
+    monkeypatch.setattr(builder, "verify_file", lambda _: None)  # it could still be opened a moment ago
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(TooManyFiles):
+            build_segment(str(tmp_path), 3, 0, 99, [], spec, base=base)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -54,6 +54,7 @@ class UnknownMethod(InvalidArgument):
     """The node has no such call: it is of another release."""
 
     code = "unknown_method"
+    of_the_node = True
 
 
 class CollectionNotFound(NeedleError):

@@ -14,7 +14,6 @@ from needle.base.errors import (
     ClientClosed,
     ConnectionLost,
     DeadlineExceeded,
-    DiskFull,
     Internal,
     NeedleError,
     NoQuorum,
@@ -329,7 +328,7 @@ class ClusterShards:
                 except NeedleError as error:
                     sent |= asked and isinstance(error, _FATE_UNKNOWN)
                     if not error.retryable and not isinstance(error, OutcomeUnknown):
-                        if sent and isinstance(error, (*_FATE_UNKNOWN, DiskFull)):  # of this attempt only
+                        if sent and (error.of_the_node or isinstance(error, _FATE_UNKNOWN)):  # of this attempt only
                             raise OutcomeUnknown(f"the command was sent and no answer came; now {error}") from error
                         raise  # judged by the catalog's log, which knows a command that is repeated
                     last = f"; last error: {error.message}"

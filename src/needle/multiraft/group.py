@@ -152,6 +152,8 @@ class Group:
         self.appended = AppendTimes()
         self._host = host
         self._persisting = False
+        self.discarding = False
+        """What was fetched for snapshots is being removed."""
         self._applying = False
         self._in_machine = False
         self._machine_idle: asyncio.Future[None] | None = None
@@ -179,7 +181,7 @@ class Group:
     def busy(self) -> bool:
         """Whether disk or state machine are at work for this group."""
         at_work = self._persisting or self._applying or self.compaction.running
-        return at_work or self.snapshots.offering or self.rebuild.installing
+        return at_work or self.snapshots.offering or self.rebuild.installing or self.discarding
 
     def set_quiesced(self) -> None:
         """Tell the core whether it may campaign."""
@@ -379,11 +381,21 @@ class Group:
         if not self.lost:
             self._host.post(self.id, ready.messages_after_persist)
         self._host.wake(self)
+        await self.discard_staged()
+
+    async def discard_staged(self) -> None:
+        """Remove what was fetched for snapshots: it is installed. Not once this is closed: another one on the same
+        files may be fetching."""
+        if self.closed:
+            return
+        self.discarding = True
         try:
             await self._host.fetcher.discard_others(self.id)
         except SHORTAGES as error:
             staged = "%s: what was staged stays until the next snapshot or start: %s"
             _log.warning(staged, group_name(self.id), error)
+        finally:
+            self.discarding = False
 
     # --- waiting ----------------------------------------------------------------------------------------------------
     def until(

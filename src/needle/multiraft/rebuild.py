@@ -89,9 +89,9 @@ class Rebuild:
         self._task = self._host.spawn(self._run())
 
     def cancel(self) -> None:
-        """The group stops: it may be opened again, on the same files, by another one. What is being installed is waited
-        for (`Group.busy`)."""
-        if self._task is not None and not self.installing:
+        """The group stops: it may be opened again, on the same files, by another one. What is being installed, or
+        removed, is waited for (`Group.busy`)."""
+        if self._task is not None and not self.installing and not self._group.discarding:
             self._task.cancel()
 
     async def _run(self) -> None:
@@ -149,7 +149,7 @@ class Rebuild:
             raise Unavailable(f"{leader} could not give its data: {error.message}") from error
         await self._until_logged(meta)
         await self._install(meta, directory)
-        await host.fetcher.discard_others(group.id)
+        await group.discard_staged()
 
     async def _of(self, leader: NodeId, work: Awaitable[T], came: Callable[[], int]) -> T:
         """What a leader is asked for, while it leads; after that as long as `came`, how much came so far, grows."""

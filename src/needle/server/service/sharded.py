@@ -17,7 +17,6 @@ from needle.base.errors import (
     CollectionNotFound,
     ConnectionLost,
     DeadlineExceeded,
-    DiskFull,
     InvalidArgument,
     NeedleError,
     NotLeader,
@@ -343,7 +342,7 @@ class ClusterService(RpcService):
                 answer = await node.peers.call(peer, CATALOG, body, timeout)
             except NeedleError as error:
                 open_fate = isinstance(last, ConnectionLost | DeadlineExceeded)
-                if not error.retryable and not (open_fate and isinstance(error, DiskFull)):
+                if not error.retryable and not (open_fate and error.of_the_node):
                     raise
                 if not open_fate:
                     last = error  # of a copy that may have got into the log the caller must hear, whatever others say

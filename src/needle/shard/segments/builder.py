@@ -27,7 +27,7 @@ from needle.shard.segments import page_cache
 from needle.shard.segments.format import checksum_of, verify_file, write_tail
 from needle.shard.segments.graph import BuildCancelled, Graph, GraphBuilder
 from needle.shard.segments.scoring import Floats, Ints
-from needle.shard.segments.sealed import SealedSegment, segment_file
+from needle.shard.segments.sealed import SealedSegment, segment_file, wanting
 
 TRIM_BYTES = 8 << 20
 """After building or fetching a file of this size, memory that the C library keeps is given back."""
@@ -69,8 +69,8 @@ def build_segment(
     try:
         return _write(directory, draft, graph, offsets, spec, own_for, disk)
     except (OSError, RuntimeError) as error:
-        wanting = shortage(error, directory) if isinstance(error, OSError) else None
-        raise wanting or StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
+        missing = shortage(error, directory) if isinstance(error, OSError) else None
+        raise missing or StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
 
 
 def _start(
@@ -89,6 +89,8 @@ def _start(
     try:
         index: Any = faiss.read_index(base.path)
     except RuntimeError as error:
+        if (missing := wanting(base.path)) is not None:
+            raise missing from error
         raise CorruptSegment(f"faiss cannot read {base.path}: {error}", path=base.path) from error
     return GraphBuilder(spec, cancelled, (index, base.rows, base.node_of)), offsets
 

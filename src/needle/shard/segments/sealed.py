@@ -294,13 +294,13 @@ def _map_index(path: str, dimensions: int) -> tuple[Any, npt.NDArray[np.void]]:
         raw = faiss.rev_swig_ptr(storage.get_xb(), index.ntotal * dimensions).view(row)
         raw.flags.writeable = False
     except (RuntimeError, AttributeError) as error:
-        if (wanting := _wanting(path)) is not None:
-            raise wanting from error
+        if (missing := wanting(path)) is not None:
+            raise missing from error
         raise CorruptSegment(f"faiss cannot read {path}: {error}", path=path) from error
     return index, raw
 
 
-def _wanting(path: str) -> NeedleError | None:
+def wanting(path: str) -> NeedleError | None:
     """Why a file cannot be mapped though nothing is wrong with it; faiss has one error for everything."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
