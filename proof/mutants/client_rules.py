@@ -35,10 +35,27 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=(_UNANSWERED + "test_after_an_attempt_of_unknown_fate_no_error_says_that_nothing_happened",),
     ),
     Mutant(
-        name="full-disk-told-of-an-earlier-attempt",
+        name="fault-of-a-node-told-of-an-earlier-attempt",
         breaks="a catalog without room says `nothing was changed` of a command that may have been executed before",
-        edits=(Edit("client.shards:ClusterShards.command", "(*_FATE_UNKNOWN, DiskFull)", "_FATE_UNKNOWN"),),
-        tests=("tests/cluster/test_shortages.py::test_a_full_disk_says_nothing_of_an_earlier_attempt_at_the_catalog",),
+        edits=(Edit("client.shards:ClusterShards.command", "(error.of_the_node or isinstance", "(isinstance"),),
+        tests=(
+            "tests/cluster/test_shortages.py::test_a_fault_of_the_node_says_nothing_of_an_earlier_attempt_at_the_catalog",
+        ),
+    ),
+    Mutant(
+        name="fault-of-a-node-passed-on",
+        breaks="a node that has no such call hides that an earlier copy of a catalog command may be in the log",
+        edits=(
+            Edit(
+                "server.service.sharded:ClusterService._catalog",
+                "open_fate and error.of_the_node",
+                "open_fate and False",
+            ),
+        ),
+        tests=(
+            "tests/server/test_answers_of_others.py::"
+            "test_a_node_that_passes_a_command_on_keeps_that_an_earlier_copy_may_be_in_the_log",
+        ),
     ),
     Mutant(
         name="negative-timeout-sent",
