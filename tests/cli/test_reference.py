@@ -10,7 +10,7 @@ from needle.base.config import SETTINGS
 from needle.base.errors import by_code
 from needle.cli.app import main
 from needle.cli.common import ADVICE
-from needle.cli.reference import commands, example, render, with_settings
+from needle.cli.reference import commands, example, render, with_moves, with_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -60,6 +60,12 @@ def test_the_table_of_settings_is_up_to_date() -> None:
     text = (DOCS / "operations.md").read_text()
     assert text == with_settings(text), "run: python -m needle.cli.reference docs/operations.md"
     assert set(SETTINGS) <= table_rows(DOCS / "operations.md")
+
+
+def test_the_diagram_of_a_move_is_up_to_date() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    assert "```mermaid\nstateDiagram" in text
+    assert text == with_moves(text), "run: python -m needle.cli.reference docs/architecture.md"
 
 
 def test_every_error_code_is_documented_and_advice_is_for_real_codes() -> None:

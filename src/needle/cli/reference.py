@@ -1,5 +1,6 @@
-"""Documents made from the program: `python -m needle.cli.reference > docs/cli.md` from the commands, and the table of
-settings with `python -m needle.cli.reference docs/operations.md`, which puts it into that file.
+"""Documents made from the program: `python -m needle.cli.reference > docs/cli.md` from the commands; the table of
+settings and the diagram of a move with `python -m needle.cli.reference docs/operations.md docs/architecture.md`, which puts them
+into these files.
 
 A test compares the files with this, and fails for a command or option without help or a command without an example.
 """
@@ -16,6 +17,7 @@ import typer
 
 from needle.base.config import SETTINGS
 from needle.cli.app import app
+from needle.protocol.move_commands import STEPS
 
 HEAD = """# Commands
 
@@ -78,12 +80,25 @@ def with_settings(text: str) -> str:
     return re.sub(r"^\| setting \|.*?\n(?=\n)", lambda _: table, text, count=1, flags=re.DOTALL | re.MULTILINE)
 
 
+def with_moves(text: str) -> str:
+    """A document with its state diagram of a move made anew."""
+    states = list(STEPS)
+    lines = ["stateDiagram-v2", f"    [*] --> {states[0]}: catalog StartMove"]
+    for state, after in zip(states, [*states[1:], None], strict=True):
+        steps = [f"{side} {command.__name__}" for side, command in STEPS[state]]
+        lines.append(f"    {state}: {state} - {', '.join(steps)}")
+        told = f"{after}: catalog AdvanceMove" if after is not None else "[*]: catalog FinishMove"
+        lines.append(f"    {state} --> {told}")
+    drawn = "```mermaid\n" + "\n".join(lines) + "\n```\n"
+    return re.sub(r"^```mermaid\nstateDiagram.*?^```\n", lambda _: drawn, text, count=1, flags=re.DOTALL | re.MULTILINE)
+
+
 def main(arguments: list[str]) -> None:
-    """Write docs/cli.md to standard output, or the settings into the document named."""
+    """Write docs/cli.md to standard output, or settings and diagrams into the documents named."""
     if not arguments:
         sys.stdout.write(render())
     for document in map(Path, arguments):
-        document.write_text(with_settings(document.read_text(encoding="utf-8")), encoding="utf-8")
+        document.write_text(with_moves(with_settings(document.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ order in the logs is the proof: the source's Freeze, its Release, the target's O
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import ShardStrategy
+from needle.routing.topology import MoveState
 
 
 class PrepareMove(msgspec.Struct, frozen=True, tag="move-prepare", array_like=True):
@@ -85,3 +88,27 @@ class Forget(msgspec.Struct, frozen=True, tag="move-forget", array_like=True):
 
 MoveCommand = PrepareMove | Mark | Freeze | Release | Import | Own | Forget
 MOVE_COMMANDS = (PrepareMove, Mark, Freeze, Release, Import, Own, Forget)
+
+
+class Side(StrEnum):
+    """One of a move's two shards."""
+
+    SOURCE = "source"
+    TARGET = "target"
+
+
+_BEGIN = ((Side.SOURCE, PrepareMove), (Side.TARGET, PrepareMove))
+
+STEPS: dict[MoveState, tuple[tuple[Side, type[MoveCommand]], ...]] = {
+    MoveState.COPYING: (*_BEGIN, (Side.TARGET, Import), (Side.SOURCE, Mark)),
+    MoveState.FREEZING: (
+        *_BEGIN,
+        (Side.SOURCE, Freeze),
+        (Side.TARGET, Import),
+        (Side.SOURCE, Release),
+        (Side.TARGET, Own),
+    ),
+    MoveState.SWITCHED: ((Side.SOURCE, Forget),),
+}
+"""What a driver sends to whose log while the catalog has the move in a state, in this order; nothing else. A driver
+that takes over begins its state anew. The states follow each other in the order of MoveState."""

@@ -5,8 +5,8 @@ this one stops; two drivers at once disturb each other, but nothing else: import
 
     source: Freeze - rest of the copy - source: Release - target: Own - catalog: the map's next epoch - source: Forget
 
-is kept by every driver, as each step begins after the one before it is committed. See docs/adr/0010. It must not know
-clients.
+is kept by every driver, as each step begins after the one before it is committed (`move_commands.STEPS`). See
+docs/adr/0010. It must not know clients.
 """
 
 from __future__ import annotations
@@ -19,13 +19,24 @@ from typing import Any, Protocol
 
 from pyroaring import BitMap
 
-from needle.base.errors import AlreadyExists, CollectionNotFound, NeedleError, Unavailable
+from needle.base.errors import AlreadyExists, CollectionNotFound, Internal, NeedleError, Unavailable
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import WriteResult
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
 from needle.protocol.catalog_commands import AdvanceMove, CatalogCommand, FinishMove
-from needle.protocol.move_commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
+from needle.protocol.move_commands import (
+    STEPS,
+    Forget,
+    Freeze,
+    Import,
+    Mark,
+    MoveCommand,
+    Own,
+    PrepareMove,
+    Release,
+    Side,
+)
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.topology import MoveInfo, MoveState, Topology, public_name
 from needle.server.replica import HostedReplica
@@ -273,11 +284,13 @@ class Mover:
     # --- the ways ----------------------------------------------------------------------------------------------------
     async def _propose(self, info: MoveInfo, command: MoveCommand) -> WriteResult:
         """To the source, which this node leads."""
+        _check_step(info, Side.SOURCE, command)
         data, group = commands.encode(command), shard_group(info.source)
         result: WriteResult = await self._node.host.propose(group, data, STEP_SECONDS)
         return result
 
     async def _tell_target(self, info: MoveInfo, command: MoveCommand) -> MoveAnswer:
+        _check_step(info, Side.TARGET, command)
         group, data = shard_group(info.target), commands.encode(command)
 
         def body(seconds: float) -> bytes:
@@ -288,6 +301,11 @@ class Mover:
 
     async def _tell_catalog(self, command: CatalogCommand) -> None:
         await self._node.shards.command(command, STEP_SECONDS)
+
+
+def _check_step(info: MoveInfo, side: Side, command: MoveCommand) -> None:
+    if (side, type(command)) not in STEPS[info.state]:
+        raise Internal(f"move {info.id} is {info.state}: a {type(command).__name__} is not for its {side}")
 
 
 def _parts(rows: Sequence[StoredDocument]) -> Iterator[list[StoredDocument]]:
