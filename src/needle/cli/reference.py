@@ -1,6 +1,6 @@
 """Documents made from the program: `python -m needle.cli.reference > docs/cli.md` from the commands; the table of
-settings and the diagram of a move with `python -m needle.cli.reference docs/operations.md docs/architecture.md`, which puts them
-into these files.
+settings and the diagram of a move with `python -m needle.cli.reference docs/operations.md docs/architecture.md`, which
+puts them into these files.
 
 A test compares the files with this, and fails for a command or option without help or a command without an example.
 """
