@@ -15,8 +15,8 @@ from proof.chaos.injector import Injector, Injured, has_quorum
 from proof.chaos.recovery import Probes
 from proof.chaos.site import FINAL_SECONDS, START_SECONDS, Site
 from proof.chaos.spec import HASTY_SECONDS, ChaosSpec, settings
+from proof.sim.databases import ShardAware
 from proof.sim.machine import stream
-from proof.sim.shards.databases import ShardAware
 from proof.sim.spec import Profile
 from proof.sim.workload import Client, Workload
 

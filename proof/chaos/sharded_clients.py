@@ -17,9 +17,9 @@ from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.routing.topology import Topology
 from proof.chaos.history_file import Recorder
+from proof.sim.databases import Proxied, ShardAware
 from proof.sim.databases import Recorder as AnswerRecorder
 from proof.sim.history import Operation
-from proof.sim.shards.databases import Proxied, ShardAware
 
 PARTIAL_CHANCE = 0.15
 Where = Callable[[str], str]

@@ -1,149 +1,290 @@
-"""The operator of a single-group cluster: step-downs, elections, maintenance, membership, replacing a lost machine.
+"""The operator: creates the cluster, hands leaderships over, changes who holds what, replaces lost machines.
 
-Invariant: it never takes a voter from a group that lacks one already. It must not know clients or checkers.
+Invariant: it never takes a voter from a group that lacks one already (assigning.py). It must not know clients or
+checkers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
-from needle.base.errors import InvalidArgument, OutcomeUnknown, StorageError, Unavailable
-from needle.base.ids import GroupId
+from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
+from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.model import ReadMode
 from needle.client.client import Client
+from needle.client.health import lost_nodes
+from needle.client.shards import find_topology
 from needle.protocol import calls
-from needle.protocol.calls import Freshness, GetCall
-from proof.sim.databases import administrate
+from needle.protocol.calls import Freshness, GetCall, GroupCall
+from needle.protocol.catalog_commands import RemoveNode, StartMove
+from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
+from needle.routing.topology import ClusterSettings, NodeState, Topology
+from needle.server.catalog.founding import create_cluster
+from proof.sim.assigning import Holders
+from proof.sim.databases import ShardAware
 from proof.sim.machine import stream
-from proof.sim.network import SimEndpoint
-from proof.sim.nodes import DATA_GROUP
+from proof.sim.shards.profile import Shape
+from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
+from proof.sim.violation import Violation
 from proof.sim.workload import COLLECTION
 
 ADMIN_SECONDS = 5.0
+CREATE_SECONDS = 10.0
 REPEAT_SECONDS = 1.0
-REPLACEMENTS_MAX = 2
 NAME = "operator"
+DATA_GROUP = shard_group(0)
+DATA_SHARE = 0.7
+"""Of what is done to a group in the profile of one shard: how much is done to the shard's, not to the catalog's."""
+OTHERS_SHARE = 0.3
+"""Of the moves of replicas, how many another administrator wants otherwise."""
 
 
 class Operator:
-    """See the module. members: the nodes that should be voters."""
+    """See the module. Fits the injector's Controls."""
 
-    def __init__(self, stage: Stage, founders: list[str]) -> None:
+    def __init__(self, stage: Stage, truth: Truth, profile: Shape, founders: list[str]) -> None:
         self._stage = stage
         self._fleet = stage.fleet
-        self.members = list(founders)
-        self._configured = tuple(founders)
-        endpoint = stage.network.endpoint(NAME, stage.client_process(NAME))
-        self._endpoint = endpoint
-        self._client = administrate(endpoint, stage.fleet.addresses(), stream(stage.spec.seed, NAME))
+        self._truth = truth
+        self._profile = profile
+        self._founders = founders
+        self._rng = stream(stage.spec.seed, NAME)
+        self._endpoint = stage.network.endpoint(NAME, stage.client_process(NAME))
+        self.holders = Holders(stage, truth, founders, self._rng)
+
+    # --- the beginning ------------------------------------------------------------------------------------------------
+    async def create(self) -> bool:
+        """Create the cluster and its first collection; False if it has to be tried again."""
+        return await self._stage.ask(NAME, self._create())
+
+    async def _create(self) -> bool:
+        if self._profile.described:
+            return await find_topology(self._endpoint, self._fleet.addresses()) is not None
+        profile, machines = self._profile, self._fleet.machines
+        settings = ClusterSettings(
+            shard_count=profile.shards,
+            replication_factor=profile.replicas,
+            virtual_nodes_per_shard=profile.virtual_nodes,
+            strategy=profile.strategy,
+        )
+        nodes = {name: machines[name].address for name in self._founders}
+        try:
+            await create_cluster(
+                self._endpoint,
+                settings,
+                nodes,
+                rng=self._rng,
+                boundaries=profile.boundaries,
+                timeout=CREATE_SECONDS,
+            )
+            await self._client().client.create_collection(
+                COLLECTION,
+                dimensions=self._stage.profile.dimensions,
+                metric=self._stage.profile.metric,
+                if_absent=True,
+                timeout=CREATE_SECONDS,
+            )
+        except (Unavailable, OutcomeUnknown) as error:
+            self._stage.trace.tell(f"the cluster is not created yet: {error}")
+            return False
+        return True
+
+    def _client(self) -> ShardAware:
+        return ShardAware(self._endpoint, self._fleet.addresses(), self._truth.now, self._rng)
+
+    # --- the injector's Controls --------------------------------------------------------------------------------------
+    def group(self, hint: int) -> GroupId:
+        """One of the groups."""
+        groups = self._truth.groups()
+        return groups[hint % len(groups)]
 
     def leader(self, hint: int = 0) -> str | None:
-        """The node that leads. hint: which group, where there are several."""
-        return self._fleet.leader(DATA_GROUP)
+        """The node that leads one of the groups."""
+        return self._fleet.leader(DATA_GROUP if self._profile.one_group else self.group(hint))
+
+    def _some_group(self) -> GroupId:
+        """As `leader`, drawn when an operator's command is about one group."""
+        group = self.group(self._rng.randrange(len(self._truth.now.shards) + 1))
+        return DATA_GROUP if self._profile.one_group and self._rng.random() < DATA_SHARE else group
 
     def may_lose(self, name: str) -> bool:
-        """Whether a good quorum remains without this node's data."""
-        return self._may_shrink([node for node in self.members if node != name])
+        """Whether each group remains without this node's data; joined nodes hold no group."""
+        return self._profile.replicas >= 3 and self.holders.may_lose(name)
 
     def sharing(self, name: str) -> set[str]:
-        """The nodes with which this one shares the group."""
-        return {node for node in self.members if node != name}
+        """The nodes with which this one shares a group."""
+        return self.holders.sharing(name)
 
     def finds_others(self, name: str) -> bool:
-        """Whether this node, with nothing but its configuration, knows where one is that is still there."""
-        return any(node in self.members for node in self._configured if node != name)
+        """Whether this node, with the list that it was founded with, knows where one is that is still there. Whoever
+        empties a node that has no list starts it with such addresses."""
+        return any(node not in self._fleet.retired for node in self._founders if node != name)
+
+    async def restored(self) -> bool:
+        """Whether every group has as many voters as it began with, those that the catalog names. The leaders see to
+        that; nodes that are lost, or were taken from a group, the operator replaces."""
+        if not self.holders.all_mended():
+            await self._stage.ask(NAME, self._told("restore of all", self._administer("all", "restore")))
+            return False
+        return all(map(self.holders.all_are_voters, self._truth.groups()))
 
     async def admin(self, name: str, what: str) -> None:
         """An operator's command; it may be refused or time out."""
-        self._stage.ask(NAME, self._administer(name, what))
+        self._stage.ask(NAME, self._told(f"{what} of {name}", self._administer(name, what)))
         await asyncio.sleep(0)
 
-    async def _administer(self, name: str, what: str) -> None:
-        client, trace = self._client, self._stage.trace
-        rest = [node for node in self.members if node != name]
-        if what in ("demote", "remove", "replace") and not self._may_shrink(rest):
-            return
+    async def _told(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         try:
-            if what == "step-down":
-                await client.step_down(timeout=ADMIN_SECONDS)
-            elif what == "force-election":
-                await client.force_new_election(name, timeout=ADMIN_SECONDS)
-            elif what == "maintenance":
-                await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
-            elif what == "end-maintenance":
-                await end_maintenance(client.exit_maintenance_mode, name, lambda: name in self._fleet.retired)
-            elif what == "read-there":
-                await read_there(self._endpoint, self._fleet.machines[name].address, DATA_GROUP, COLLECTION)
-            elif what == "demote":
-                await client.change_membership(rest, [name], timeout=ADMIN_SECONDS)
-            elif what == "remove":
-                await client.change_membership(rest, timeout=ADMIN_SECONDS)
-            elif what == "replace":
-                await self._replace(client, name, rest)
-            else:
-                self._give_up_lost()
-                await self._restore(client)
+            await work
         except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError) as error:
-            trace.note(f"{what} of {name}: {error.code}")
+            self._stage.trace.note(f"{what}: {error.code}")
         else:
-            trace.tell(f"{what} of {name or 'all'} is done")
+            self._stage.trace.tell(f"{what} is done")
 
-    def _may_shrink(self, rest: list[str]) -> bool:
-        """Nobody in their senses takes a voter from a group that lacks one already: what remains could be stuck."""
-        retired, rotten = self._fleet.retired, self._fleet.observer.rotten | self._fleet.spoilt
-        lost = self._fleet.forgetful.intersection(self.members)
-        return self.all_are_voters() and not lost and not retired.intersection(rest) and keeps_quorum(rest, rotten)
+    async def _administer(self, name: str, what: str) -> None:
+        client, shards = self._client().client, len(self._truth.now.shards)
+        if what == "step-down":
+            await client.step_down(shard=self._rng.randrange(shards), timeout=ADMIN_SECONDS)
+        elif what == "force-election":
+            group = self._some_group()
+            body = calls.encode(GroupCall(group, ADMIN_SECONDS))
+            address = self._fleet.machines[name].address
+            await self._endpoint.call(address, calls.FORCE_ELECTION, body, ADMIN_SECONDS)
+        elif what == "maintenance":
+            await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
+        elif what == "end-maintenance":
+            await end_maintenance(client.exit_maintenance_mode, name, lambda: self._is_gone(name))
+        elif what == "read-there":
+            await self._read_there(name)
+        elif what == "prefer":
+            info = self._truth.now.shards[self._rng.randrange(shards)]
+            await self.holders.assign(client, shard_group(info.shard), [*info.wanted[1:], info.wanted[0]])
+        elif what in ("demote", "remove"):
+            await self.holders.shrink(client, name, what)
+        elif what == "replace":
+            await self.holders.replace(client, name)
+        elif what == "move-replica":
+            await self._move_replicas(client, name)
+        elif what == "restore":
+            for group in self.holders.to_mend():
+                await self._told(f"restore of group {group}", self.holders.mend(client, group))
+        elif what == "move-range":
+            command = self._move()
+            if command is not None:
+                await client.change_catalog(command, timeout=ADMIN_SECONDS)
+        elif what == "leave":
+            await client.change_catalog(RemoveNode(name), timeout=ADMIN_SECONDS)
+        else:
+            raise ValueError(what)
 
-    def _give_up_lost(self) -> None:
-        """A node with other disks than before cannot be added again under its name."""
-        name = self.leader()
-        conf = self._fleet.nodes[name].groups()[DATA_GROUP].raft.conf if name else None
-        if conf is not None:
-            self.members = [m for m in self.members if m in conf.voters or m not in self._fleet.forgetful]
+    def _move(self) -> StartMove | None:
+        """A move around some document, from the shard that owns it to another one: its range, a part of that, or all
+        that the shard owns."""
+        rng, shard_map = self._rng, self._truth.map
+        models = self._truth.models()
+        names = sorted({name for model in models.values() for name in model.at(model.last_index)})
+        if not names or len(self._truth.now.shards) < 2:
+            return None
+        key = self._truth.key(rng.choice(names))
+        source, draw = shard_map.owner(key), rng.random()
+        ranges = shard_map.ranges(source)
+        start, end = next(span for span in ranges if span[0] <= key and (span[1] is None or key < span[1]))
+        if draw < 0.3 and key > start:
+            ranges = [(key, end)]
+        elif draw < 0.6:
+            ranges = [(start, key + b"\x00")]
+        elif draw < 0.9:
+            ranges = [(start, end)]
+        target = rng.choice([info.shard for info in self._truth.now.shards if info.shard != source])
+        return StartMove(rng.getrandbits(63), shard_map.epoch, ranges, source, target)
 
-    def all_are_voters(self) -> bool:
-        """Whether the group's configuration is what it should be."""
-        name = self.leader()
-        conf = self._fleet.nodes[name].groups()[DATA_GROUP].raft.conf if name else None
-        return conf is not None and sorted(conf.voters) == self.members and not conf.voters_outgoing
-
-    async def _restore(self, client: Client) -> None:
-        """Everybody is a voter again; where too few of them answer because they are no members, as learners first."""
-        book = self._book()
-        try:
-            await client.change_membership(self.members, addresses=book, timeout=ADMIN_SECONDS)
-        except InvalidArgument:
-            name = self.leader()
-            voters = self._fleet.nodes[name].groups()[DATA_GROUP].raft.conf.voters if name else ()
-            new = [member for member in self.members if member not in voters]
-            if not voters or not new:
-                raise
-            await client.change_membership(list(voters), new, addresses=book, timeout=ADMIN_SECONDS)
-            await client.change_membership(self.members, addresses=book, timeout=ADMIN_SECONDS)
-
-    async def _replace(self, client: Client, name: str, rest: list[str]) -> None:
-        """A member's machine is lost: a new one with a new name takes its place, as a learner first."""
-        fleet = self._fleet
-        if name not in self.members or len(fleet.machines) >= self._stage.spec.nodes + REPLACEMENTS_MAX:
+    async def _move_replicas(self, client: Client, fresh: str) -> None:
+        """One or more of a group's replicas go to other nodes, as the catalog is told; the leaders do the rest. Now and
+        then another administrator wants something else at the same time."""
+        lost = self._fleet.retired | self._fleet.forgetful
+        group = self.holders.to_move(fresh, lost)
+        if group is None:
             return
-        fleet.retired.add(name)
-        fleet.crash(name, power_cut=True, why="lost for good")
-        fresh = fleet.add()
-        self.members = sorted([*rest, fresh])
-        fleet.start(fresh)
-        await client.change_membership([*rest, name], [fresh], addresses=self._book(), timeout=ADMIN_SECONDS)
-        await asyncio.sleep(2.0)
-        await client.change_membership(self.members, addresses=self._book(), timeout=ADMIN_SECONDS)
+        nodes = self.holders.moved(group, fresh, lost)
+        if self._rng.random() < OTHERS_SHARE:
+            other = self.holders.moved(group, fresh, lost)
+            work = self.holders.assign(self._client().client, group, other)
+            self._stage.ask(NAME, self._told(f"another assignment of group {group}", work))
+        await self.holders.assign(client, group, nodes)
 
-    def _book(self) -> dict[str, str]:
-        return {name: self._fleet.machines[name].address for name in self.members}
+    async def _read_there(self, name: str) -> None:
+        groups = [group for group in self._fleet.behind(name) if group != CATALOG_GROUP]
+        if groups:
+            await self._read(name, groups[0], Freshness(timeout=ADMIN_SECONDS))
 
+    async def _read(self, name: str, group: GroupId, freshness: Freshness) -> None:
+        """Read a shard at this very node."""
+        now = self._truth.now
+        found = now.collection(COLLECTION)
+        if found is None or now.map is None:
+            raise Unavailable("there is nothing to read yet")
+        body = calls.encode(GetCall(group, found.stored_name, [], False, freshness, now.map.epoch))
+        await self._endpoint.call(self._fleet.machines[name].address, calls.GET, body, ADMIN_SECONDS)
 
-async def read_there(endpoint: SimEndpoint, address: str, group: GroupId, collection: str) -> None:
-    """A strong read by a client that takes the node at `address` for the leader; the observer checks its index."""
-    call = GetCall(group, collection, ["first"], False, Freshness(timeout=ADMIN_SECONDS))
-    await endpoint.call(address, calls.GET, calls.encode(call), ADMIN_SECONDS)
+    # --- a node that lost its data ------------------------------------------------------------------------------------
+    async def told_lost(self, name: str) -> bool:
+        """Whether somebody who asks how the cluster is hears that no replica of this node goes on. Raises Violation if
+        the node reads documents to whoever asks it."""
+        return await self._stage.ask(NAME, self._told_lost(name))
+
+    async def _told_lost(self, name: str) -> bool:
+        groups = [group for group in self._truth.groups() if name in self._truth.nodes_of(group)]
+        shards = [group for group in groups if group != CATALOG_GROUP]
+        for group in shards:
+            await self._read_of_lost(name, group)
+        try:
+            if shards:
+                return name in lost_nodes(await self._client().client.cluster_status(timeout=ADMIN_SECONDS))
+            body = calls.encode(WhoCall())
+            answer = await self._endpoint.call(self._fleet.machines[name].address, WHO, body, ADMIN_SECONDS)
+            return bool(calls.decode(answer, WhoAnswer).lost)
+        except NeedleError:
+            return False
+
+    async def _read_of_lost(self, name: str, group: GroupId) -> None:
+        freshness = Freshness(ReadMode.EVENTUAL, timeout=ADMIN_SECONDS)
+        try:
+            await self._read(name, group, freshness)
+        except NeedleError as error:
+            self._stage.trace.note(f"{name} does not answer a read of group {group}: {error.code}")
+        else:
+            raise Violation("lost state serves nobody", f"{name} lost its data, and reads group {group} to who asks it")
+
+    # --- what it knows ------------------------------------------------------------------------------------------------
+    def members(self) -> list[str]:
+        """The nodes that the cluster was created with; in the place of lost machines those that came for them."""
+        return list(self.holders.members)
+
+    def catalog_nodes(self) -> list[str]:
+        """The nodes that hold the catalog."""
+        return self._truth.nodes_of(CATALOG_GROUP)
+
+    def knows(self, name: str) -> bool:
+        """Whether the catalog has the node where its machine listens."""
+        return self._truth.now.address_of(name) == self._fleet.machines[name].address
+
+    def removed(self, name: str) -> bool:
+        """Whether the catalog has removed the node."""
+        info = self._truth.now.node(name)
+        return info is not None and info.state is NodeState.REMOVED
+
+    def _is_gone(self, name: str) -> bool:
+        return self.removed(name) or name in self._fleet.retired
+
+    async def newest(self) -> Topology | None:
+        """The topology as a client that has just come is told."""
+        try:
+            return await self._client().client.refresh_topology(self._truth.now.version, timeout=ADMIN_SECONDS)
+        except NeedleError:
+            return None
 
 
 async def end_maintenance(leave: Callable[..., Awaitable[None]], name: str, is_gone: Callable[[], bool]) -> None:
@@ -154,8 +295,3 @@ async def end_maintenance(leave: Callable[..., Awaitable[None]], name: str, is_g
             return
         except (Unavailable, OutcomeUnknown):
             await asyncio.sleep(REPEAT_SECONDS)
-
-
-def keeps_quorum(voters: Sequence[str], rotten: Collection[str]) -> bool:
-    """Whether a majority of `voters` has disks that keep what they promised: nodes with others may be out for good."""
-    return 2 * sum(node not in rotten for node in voters) > len(voters)

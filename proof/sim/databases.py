@@ -1,22 +1,221 @@
-"""The real clients, in the shape the workload uses, and the operator's.
+"""The real clients, in the shape the workload uses: those that know the map, and plain ones that a node routes for.
 
-They note what the real client keeps to itself: at which log index an answer was made. It must not know the servers.
+They note what the real clients keep to themselves: from which index of its log each shard answered. It must not know
+faults.
 """
 
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import msgspec
+
+from needle.base.errors import NeedleError
 from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.base.parts import Body, Payload
-from needle.client.client import Client as RealClient
+from needle.client.client import Client
 from needle.client.directory import Caller
+from needle.client.document_calls import Found
+from needle.client.router.fan_out import Answers, FanOut
+from needle.client.router.router import Router
+from needle.client.shards import ClusterShards
 from needle.protocol import calls
-from needle.protocol.calls import DocumentBatch
-from proof.sim.network import SimEndpoint
+from needle.protocol.calls import DocumentBatch, LeaderAnswer
+from needle.routing.shard_map import KeyRange
+from needle.routing.topology import Topology
+from proof.sim.shards.profile import metadata_of
+from proof.sim.workload import Database
 
 CALL_TIMEOUT = 5.0
+PARTIAL_TIMEOUT = 2.0
+Documents = list[tuple[str, Any, Any]]
+
+
+class Answer(msgspec.Struct):
+    """A search's answer. applied: by shard, None if the client is not told. epoch: of the map, 0 if not told."""
+
+    batch: HitBatch
+    applied: dict[int, int] | None = None
+    missing: tuple[int, ...] = ()
+    gaps: list[KeyRange] = []
+    epoch: int = 0
+
+
+class ShardDatabase(Database, Protocol):
+    """What the workload uses where there may be several shards."""
+
+    async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
+        """The fate of each id. A WriteResult's version is 0 if the client does not tell."""
+        ...
+
+    async def delete_many(self, keys: list[str]) -> WriteResult: ...
+    async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer: ...
+    def tokens(self, latest: dict[int, int]) -> dict[int, int]:
+        """By shard, the index that this session's eventual reads must have seen."""
+        ...
+
+    def answered_by(self) -> int:
+        """The shard that answered the last get; -1 if the client is not told."""
+        ...
+
+
+class _RecordingFanOut(FanOut):
+    """Keeps the shards that answered last."""
+
+    answered: tuple[int, ...] = ()
+    """Those of the last read."""
+
+    async def read(self, *args: Any, **options: Any) -> Answers:
+        answers = await super().read(*args, **options)
+        self.answered = tuple(answers.by_shard)
+        return answers
+
+
+class _RecordingRouter(Router):
+    """Keeps the last answers."""
+
+    found: Found | None = None
+    applied_index = 0
+
+    def __init__(self, shards: ClusterShards) -> None:
+        super().__init__(shards)
+        self.fan_out = self._recorded = _RecordingFanOut(shards.group, shards.topology, shards.refresh)
+        self.stats = self.fan_out.stats
+
+    @property
+    def answered(self) -> tuple[int, ...]:
+        """The shards that answered the last read."""
+        return self._recorded.answered
+
+    async def search(self, *args: Any, **options: Any) -> Found:
+        self.found = await super().search(*args, **options)
+        return self.found
+
+    async def get(self, *args: Any, **options: Any) -> Any:
+        batch = await super().get(*args, **options)
+        self.applied_index = batch.applied_index
+        return batch
+
+
+class RealDatabase:
+    """The real client, in the shape the workload uses. timeout: seconds, of each call."""
+
+    timeout = CALL_TIMEOUT
+    by_filter = True
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def client(self) -> Client:
+        """The real client."""
+        return self._client
+
+    async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
+        return await self._client.insert(key, vector, metadata, timeout=self.timeout)
+
+    async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult:
+        return await self._client.insert_if_absent(key, vector, metadata, timeout=self.timeout)
+
+    async def compare_and_set(self, key: str, expected: int, vector: Any, metadata: Any) -> WriteResult:
+        return await self._client.compare_and_set(key, expected, vector, metadata, timeout=self.timeout)
+
+    async def delete(self, key: str) -> WriteResult:
+        return await self._client.delete(key, timeout=self.timeout)
+
+    async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
+        return await self._client.delete_where(filter, timeout=self.timeout)
+
+    async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
+        return await self._client.patch(key, set=added, if_version=expected or None, timeout=self.timeout)
+
+    async def delete_many(self, keys: list[str]) -> WriteResult:
+        return await self._client.delete(keys, timeout=self.timeout)
+
+    async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
+        session = mode is ReadMode.EVENTUAL
+        found = await self._client.get(key, mode=mode, with_vectors=False, session=session, timeout=self.timeout)
+        applied = self.answered_at()
+        return (found.version, found.metadata, applied) if found is not None else (0, None, applied)
+
+    def answered_at(self) -> int:
+        """At which index of its log the last get was answered."""
+        raise NotImplementedError
+
+
+class ShardAware(RealDatabase):
+    """Straight to the shards' leaders."""
+
+    def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
+        shards = ClusterShards(caller, addresses, topology, rng=rng)
+        self._router = _RecordingRouter(shards)
+        super().__init__(Client(caller, addresses, rng=rng, sharded=(shards, self._router)))
+
+    async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
+        result = await super().delete_where(filter)
+        # The highest of all shards' logs says nothing of any one.
+        return result if len(self._client.topology().shards) == 1 else msgspec.structs.replace(result, index=0)
+
+    async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
+        return await self._client.insert_each(documents, timeout=self.timeout)
+
+    def answered_at(self) -> int:
+        return self._router.applied_index
+
+    async def search(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> HitBatch:
+        return (await self.find(vector, k, filter, mode, exact, False)).batch
+
+    async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
+        client, session = self._client, mode is ReadMode.EVENTUAL
+        if partial:
+            told = await client.search_partial(vector, k, filter, mode=mode, exact=exact, timeout=PARTIAL_TIMEOUT)
+            found = self._answered()
+            return Answer(found.batch, found.applied, tuple(sorted(told.missing)), told.gaps, found.epoch)
+        await client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout)
+        found = self._answered()
+        return Answer(found.batch, found.applied, tuple(found.missing), found.gaps, found.epoch)
+
+    def _answered(self) -> Found:
+        if self._router.found is None:
+            raise RuntimeError("the client answered a search that the router did not")
+        return self._router.found
+
+    def token(self, key: str) -> int:
+        try:
+            return self._router._seen.get(self._router.shard_of(key), 0)
+        except NeedleError:
+            return 0  # it does not know the map yet, so it has seen nothing
+
+    def tokens(self, latest: dict[int, int]) -> dict[int, int]:
+        return {shard: self._router._seen.get(shard, 0) for shard in latest}
+
+    def answered_by(self) -> int:
+        return self._router.answered[0] if len(self._router.answered) == 1 else -1
+
+
+class _Pinned:
+    """A caller that reaches one node only, as through a tunnel or a load balancer, and takes it for the leader."""
+
+    def __init__(self, caller: Caller, name: str, address: str) -> None:
+        self._caller = caller
+        self._name = name
+        self._address = address
+
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
+        if method == calls.LEADER:
+            return calls.encode(LeaderAnswer(self._name, self._name, 1, {self._name: self._address}, False))
+        return await self._caller.call(self._address, method, body, timeout)
+
+    def connected(self, address: str) -> bool:
+        return self._caller.connected(self._address)
+
+    async def connect(self, address: str, timeout: float) -> None:
+        await self._caller.connect(self._address, timeout)
+
+    async def close(self) -> None:
+        await self._caller.close()
 
 
 class Recorder:
@@ -45,39 +244,22 @@ class Recorder:
         await self._endpoint.close()
 
 
-class RealDatabase:
-    """The real client, in the shape the workload uses. timeout: seconds, of each call."""
+class Proxied(RealDatabase):
+    """A plain client: the node it asks is its router. After its first answer its eventual reads are as fresh as leased
+    ones (server/service/proxy.py)."""
 
-    timeout = CALL_TIMEOUT
-    by_filter = True
-
-    def __init__(self, recorder: Recorder, client: RealClient) -> None:
+    def __init__(self, recorder: Recorder, client: Client, latest: Callable[[str], int]) -> None:
+        super().__init__(client)
         self._recorder = recorder
-        self._client = client
-
-    async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.insert(key, vector, metadata, timeout=self.timeout)
-
-    async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.insert_if_absent(key, vector, metadata, timeout=self.timeout)
-
-    async def compare_and_set(self, key: str, expected: int, vector: Any, metadata: Any) -> WriteResult:
-        return await self._client.compare_and_set(key, expected, vector, metadata, timeout=self.timeout)
-
-    async def delete(self, key: str) -> WriteResult:
-        return await self._client.delete(key, timeout=self.timeout)
+        self._latest = latest
 
     async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
-        return await self._client.delete_where(filter, timeout=self.timeout)
+        return msgspec.structs.replace(await super().delete_where(filter), index=0)  # of whichever shard's log
 
-    async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
-        return await self._client.patch(key, set=added, if_version=expected or None, timeout=self.timeout)
-
-    async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
-        session = mode is ReadMode.EVENTUAL
-        found = await self._client.get(key, mode=mode, with_vectors=False, session=session, timeout=self.timeout)
-        applied = self._recorder.applied_index
-        return (found.version, found.metadata, applied) if found is not None else (0, None, applied)
+    async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
+        results = await self._client.insert_batch(documents, timeout=self.timeout)
+        told = WriteResult(version=0, index=0, count=results[0].count)
+        return {key: told for key, _, _ in documents}
 
     async def search(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> HitBatch:
         session = mode is ReadMode.EVENTUAL
@@ -86,16 +268,68 @@ class RealDatabase:
             raise RuntimeError("the client answered a search that no node did")
         return self._recorder.batch
 
+    def answered_at(self) -> int:
+        return self._recorder.applied_index
+
+    async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
+        return Answer(await self.search(vector, k, filter, mode, exact))
+
     def token(self, key: str) -> int:
+        return self._latest(key) if self._seen() else 0
+
+    def tokens(self, latest: dict[int, int]) -> dict[int, int]:
+        return dict(latest) if self._seen() else dict.fromkeys(latest, 0)
+
+    def answered_by(self) -> int:
+        return -1
+
+    def _seen(self) -> int:
         return self._client._shards.group(0).last_index
 
 
-def connect(endpoint: Caller, addresses: list[str], rng: random.Random) -> RealDatabase:
-    """A new client session."""
-    recorder = Recorder(endpoint)
-    return RealDatabase(recorder, RealClient(recorder, addresses, rng=rng))
+class Homed:
+    """A database whose documents are routed by a field of their metadata. Its gets and deletes by id ask all shards, so
+    the one index that the client is told is of no shard's log in particular: it is left out."""
+
+    def __init__(self, inner: ShardDatabase) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
+        return await self._inner.put(key, vector, metadata | metadata_of(key))
+
+    async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult:
+        return await self._inner.insert_if_absent(key, vector, metadata | metadata_of(key))
+
+    async def compare_and_set(self, key: str, expected: int, vector: Any, metadata: Any) -> WriteResult:
+        return await self._inner.compare_and_set(key, expected, vector, metadata | metadata_of(key))
+
+    async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
+        homed = [(key, vector, metadata | metadata_of(key)) for key, vector, metadata in documents]
+        return await self._inner.insert_many(homed)
+
+    async def delete(self, key: str) -> WriteResult:
+        return msgspec.structs.replace(await self._inner.delete(key), index=0)
+
+    async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
+        return msgspec.structs.replace(await self._inner.delete_where(filter), index=0)
+
+    async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
+        return msgspec.structs.replace(await self._inner.patch(key, added, expected), index=0)
+
+    async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
+        version, metadata, _ = await self._inner.get(key, mode)
+        return version, metadata, 0
 
 
-def administrate(endpoint: SimEndpoint, addresses: list[str], rng: random.Random) -> RealClient:
-    """An operator's client."""
-    return RealClient(endpoint, addresses, rng=rng)
+def proxied(
+    caller: Caller, addresses: dict[str, str], rng: random.Random, latest: Callable[[str], int], *, pin: bool
+) -> Proxied:
+    """A client without a map. pin: it reaches one node only."""
+    if pin:
+        name = sorted(addresses)[rng.randrange(len(addresses))]
+        caller, addresses = _Pinned(caller, name, addresses[name]), {name: addresses[name]}
+    recorder = Recorder(caller)
+    return Proxied(recorder, Client(recorder, list(addresses.values()), rng=rng), latest)

@@ -6,16 +6,15 @@ It must not know faults, clients or checkers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from needle.base.config import Limits, RaftConfig, SegmentConfig
+from needle.base.config import Limits, RaftConfig, SegmentConfig, ShardingConfig
 from needle.base.errors import NeedleError
-from needle.base.ids import GroupId, shard_group
+from needle.base.ids import GroupId
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
 from needle.server.cluster_node import ClusterNode
-from needle.server.node import Node
 from needle.server.ports import NodePorts
 from proof.sim.disk import SimStore
 from proof.sim.machine import SimPool, stream
@@ -23,23 +22,27 @@ from proof.sim.machines import SimFiles, SimMachine, SimReplicaDisk
 from proof.sim.network import SimNetwork
 from proof.sim.observer import ObservedMachine
 from proof.sim.process import Process
+from proof.sim.shards.profile import Shape
 from proof.sim.spec import Profile
 from proof.sim.stage import Stage
 
-DATA_GROUP: GroupId = shard_group(0)
 ELECTION_TIMEOUT = 1.0
 LEASE_TIMEOUT = 0.5
 HEARTBEAT_INTERVAL = 0.3
 
 
-def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> RaftConfig:
-    """A node of a cluster with one group."""
+def node_config(
+    stage: Stage, machine: SimMachine, shape: Shape, founders: Sequence[str], seeds: Sequence[str]
+) -> RaftConfig:
+    """The settings of a node. seeds: addresses of nodes of the cluster, if its operator gives it some."""
     profile, name, machines = stage.profile, machine.name, stage.fleet.machines
-    listed = [f"{node}={machines[node].address}" for node in founders]
+    described, sharding = shape.described and not seeds, ShardingConfig(join=seeds)
+    if described:
+        sharding = ShardingConfig(shards=shape.shards, replicas=shape.replicas)
+    limits = Limits(append_bytes_max=profile.append_bytes, commit_rows_max=profile.commit_rows)
     return RaftConfig(
         node_id=name,
-        cluster_nodes=listed if name in founders else [],
-        reach=listed if name not in founders else [],
+        cluster_nodes=[f"{node}={machines[node].address}" for node in founders] if described else [],
         listen=machine.address,
         data_dir=machine.data_dir,
         cluster_id="sim",
@@ -48,10 +51,11 @@ def single_config(stage: Stage, machine: SimMachine, founders: list[str]) -> Raf
         lease_timeout=LEASE_TIMEOUT,
         snapshot_threshold=profile.snapshot_threshold,
         log_bytes_max=profile.log_bytes,
-        dimensions=profile.dimensions,
+        sharding=sharding,
+        dimensions=profile.dimensions if described else None,
         metric=profile.metric,
         segments=segment_config(profile),
-        limits=Limits(append_bytes_max=profile.append_bytes, commit_rows_max=profile.commit_rows),
+        limits=limits if shape.tight else Limits(),
     )
 
 
@@ -69,13 +73,13 @@ class SimNode:
     """One incarnation of a node: the real composition root, as `build` puts it together, on simulated ports."""
 
     def __init__(
-        self, stage: Stage, machine: SimMachine, process: Process, build: Callable[[NodePorts, Process], Node]
+        self, stage: Stage, machine: SimMachine, process: Process, build: Callable[[NodePorts, Process], ClusterNode]
     ) -> None:
         self._stage = stage
         self._machine = machine
         self._build = build
         self.process = process
-        self._node: Node | None = None
+        self._node: ClusterNode | None = None
 
     async def start(self) -> None:
         """Build the node and start it. Raises NeedleError when it refuses."""
@@ -145,15 +149,15 @@ class SimNode:
         return host.failure if host is not None else None
 
     def topology_version(self) -> int:
-        """Of the catalog, as this node knows it; 0 for a node without one."""
-        return self._node.topology.version if isinstance(self._node, ClusterNode) else 0
+        """Of the catalog, as this node knows it."""
+        return self._node.topology.version if self._node is not None else 0
 
     def discard(self) -> None:
         """Close the files of a dead incarnation, so that a long run does not collect them."""
         node = self._node
         for hosted in node.groups.values() if node is not None else ():
             hosted.replica.close()
-        if isinstance(node, ClusterNode) and node.catalog is not None:
+        if node is not None and node.catalog is not None:
             node.catalog.close()
 
 

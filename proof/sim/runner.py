@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 import msgspec
 
 from proof.sim.report import Report
-from proof.sim.shards.world import ShardWorld
 from proof.sim.shrink import fewest, smallest
 from proof.sim.spec import Spec
 from proof.sim.world import World
@@ -25,7 +24,7 @@ COUNTED = (
 
 def run(spec: Spec, *, keep_trace: bool = False) -> tuple[Report, list[str]]:
     """One run: its report, and the trace if kept."""
-    world = (ShardWorld if spec.sharded else World)(spec, keep_trace=keep_trace)
+    world = World(spec, keep_trace=keep_trace)
     report = world.run()
     return report, world.trace.lines
 

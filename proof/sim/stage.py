@@ -1,7 +1,7 @@
 """What every simulated world stands on: loop, trace, network, machines, the observer, and how a run ends.
 
 Invariant: a violation anywhere (a checker, an unhandled exception, the workload) ends the run at the end of the step,
-and is kept. It must not know what kind of cluster runs, nor the phases of a run (world.py, shards/world.py do).
+and is kept. It must not know what cluster runs, nor the phases of a run (world.py does).
 """
 
 from __future__ import annotations

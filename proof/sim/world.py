@@ -1,37 +1,57 @@
-"""One run of a single-group cluster: nodes, clients and faults on one stage; the liveness phase; the last checks.
+"""One run of a cluster: nodes with catalog and shards, clients and faults on one stage; the end, and the last checks.
 
 Invariant: everything that happens follows from the Spec. A violation anywhere ends the run at once and is returned in
-the Report, with the story so far. It must not know how a node is put together (nodes.py does).
+the Report, with the story so far. What runs is the composition root of `needle serve`; how much of everything there is,
+one shard or several, is the Shape's to say.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from functools import partial
+from typing import cast
 
+import msgspec
+
+from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
-from needle.server.node import Node
-from proof.checkers import linearizability
-from proof.checkers.replay import check_get, check_search
-from proof.sim.administration import Operator
+from needle.client.client import Client
+from needle.routing.topology import Topology
+from needle.server.cluster_node import ClusterNode
+from needle.server.ports import NodePorts
+from proof.checkers import linearizability, lives
+from proof.checkers.replay import check_get
+from proof.checkers.scatter import check_by_maps
+from proof.sim.administration import DATA_GROUP, Operator
 from proof.sim.catching_up import WRITERS, CatchingUp
-from proof.sim.databases import connect
+from proof.sim.databases import Homed, ShardAware, ShardDatabase, proxied
 from proof.sim.history import History
 from proof.sim.injector import Injector
 from proof.sim.machine import stream
-from proof.sim.machines import SimMachine, majority
-from proof.sim.nodes import DATA_GROUP, SimNode, single_config
+from proof.sim.machines import SimMachine
+from proof.sim.nodes import SimNode, node_config
 from proof.sim.process import Process
 from proof.sim.report import Report, report_of
+from proof.sim.shards.churn import Churn
+from proof.sim.shards.faults import ShardFaults
+from proof.sim.shards.profile import shape_of
+from proof.sim.shards.truth import Truth
+from proof.sim.shards.workload import ShardClient, ShardWork
 from proof.sim.spec import Spec, profile
 from proof.sim.stage import Stage
 from proof.sim.trace import Trace
+from proof.sim.violation import Violation
 from proof.sim.watch import Watch
-from proof.sim.workload import COLLECTION, Budget, Client, Workload
+from proof.sim.workload import Budget, Workload, value_of
 
 LIVENESS_SECONDS = 40.0
+LOST_SECONDS = 20.0
+"""So long a node that lost its data stays up before somebody stops it."""
+JOINING_SHARE = 0.5
+LATE_SECONDS = 8.0
 LAZINESS = 6.0
-CATCHING_UP_SHARE = 0.5
+EVERYTHING = 10_000
 
 
 class World:
@@ -39,32 +59,101 @@ class World:
 
     def __init__(self, spec: Spec, *, keep_trace: bool = False) -> None:
         self.spec = spec
+        self.shape = shape_of(spec)
         self.stage = stage = Stage(spec, profile(spec.seed), keep_trace=keep_trace)
         self.loop = stage.loop
         self.fleet = fleet = stage.fleet
         self.founders = [fleet.add() for _ in range(spec.nodes)]
-        fleet.make = self._node
+        fleet.make, fleet.lost_seconds = self._node, LOST_SECONDS
         self.watch = Watch(stage)
+        self.truth = Truth(stage, self.watch)
         self.history = History()
-        self.operator = Operator(stage, self.founders)
+        self.operator = Operator(stage, self.truth, self.shape, self.founders)
         self.injector = Injector(spec.seed, self.loop, stage.network, fleet, self.operator, stage.trace)
+        names = [f"c{number}" for number in range(spec.clients)]
+        self.faults = ShardFaults(stage, self.truth, self.operator, names)
+        self.injector.more = self.faults.handlers()
         budget = Budget(spec.operations_max)
-        self.work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget)
-        self.work.changes = True
-        self.work.on_ack = lambda _, index: self.watch.acknowledged(DATA_GROUP, index)
-        self.work.latest = lambda _: self.watch.last(DATA_GROUP)
-        stage.broken = lambda: self.work.broken
-        self._clients: list[Client] = []
+        work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget)
+        work.changes = True
+        work.on_ack = self._acknowledged
+        work.latest = lambda key: self.watch.last(self._group(key))
+        self.shared = ShardWork(work, self.truth)
+        self.clients: list[ShardClient] = []
         self._given_up = 0
+        self.churn: Churn | None = None
+        stage.broken = self._broken
 
     @property
     def trace(self) -> Trace:
         """What happened."""
         return self.stage.trace
 
+    def _group(self, key: str) -> GroupId:
+        return shard_group(self.truth.owner(key))
+
+    def _acknowledged(self, key: str, index: int) -> None:
+        if index:  # 0: of a write to all shards, see databases.Homed
+            self.watch.acknowledged(self.truth.wrote(key, index), index)
+
+    def _broken(self) -> Violation | None:
+        for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
+            if opened := lives.opened(name, self.fleet.nodes[name].groups().keys()):
+                return opened
+        return self.shared.work.broken or (self.churn.broken if self.churn is not None else None)
+
+    # --- nodes and clients --------------------------------------------------------------------------------------------
     def _node(self, machine: SimMachine, process: Process) -> SimNode:
-        config = single_config(self.stage, machine, self.founders)
-        return SimNode(self.stage, machine, process, lambda ports, _: Node(config, ports))
+        name = machine.name
+        moved = machine.address != f"{name}:7000"
+        seeds: tuple[str, ...] = ()
+        emptied = name in self.fleet.observer.emptied and stream(self.spec.seed, "joining").random() < JOINING_SHARE
+        if moved or emptied or name not in self.founders:  # an operator says where nodes are now
+            seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
+        config = node_config(self.stage, machine, self.shape, self.founders, seeds)
+
+        def build(ports: NodePorts, process: Process) -> ClusterNode:
+            clients = partial(self.stage.network.endpoint, name, process)
+            return ClusterNode(config, ports, clients, move_rows=self.shape.move_rows)
+
+        return SimNode(self.stage, machine, process, build)
+
+    def _client(self, name: str) -> ShardClient:
+        """A client on a machine of its own. The last one is slow."""
+        lazy = LAZINESS if name == f"c{self.spec.clients - 1}" else 1.0
+        endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
+        rng = stream(self.spec.seed, name)
+
+        def connect() -> ShardDatabase:
+            made = session()
+            return cast("ShardDatabase", Homed(made)) if self.shape.strategy.kind == "custom" else made
+
+        def session() -> ShardDatabase:
+            if name in self.shape.unaware:
+                latest = self.shared.work.latest
+                addresses = {n: at for n, at in self.truth.now.addresses().items() if n not in self.fleet.retired}
+                return proxied(endpoint, addresses, rng, latest, pin=rng.random() < 0.7)
+            known = self._old_map(rng)
+            made = ShardAware(endpoint, self._seeds(), known, rng)
+            # Spread by a ring that no shard ever had, a delete by a filter would ask the owners by ranges, and only a
+            # shard that took part in a move knows its documents' keys.
+            made.by_filter = known.settings is None or known.version >= self.truth.topologies[1].version
+            return made
+
+        return ShardClient(name, connect, self.shared, lazy)
+
+    def _seeds(self) -> list[str]:
+        return list(self.truth.now.addresses().values())
+
+    def _old_map(self, rng: random.Random) -> Topology:
+        """What a client that has just come back knows: the newest map, one of the last, none, or one of a ring from
+        before."""
+        draw = rng.random()
+        if draw < 0.4:
+            return self.truth.now
+        if draw < 0.7:
+            return self.truth.topologies[-1 - rng.randrange(min(8, len(self.truth.topologies)))]
+        return Topology() if draw < 0.8 else self.truth.before_the_first()
 
     # --- the run ------------------------------------------------------------------------------------------------------
     def run(self) -> Report:
@@ -75,32 +164,37 @@ class World:
             self.history,
             self.injector,
             failure,
-            groups=[DATA_GROUP],
-            searches=len(self.work.searches),
+            groups=self.truth.groups(),
+            searches=len(self.shared.scatters),
             given_up=self._given_up,
+            moves=self.truth.moved(),
         )
 
     async def _main(self) -> None:
-        for name in self.fleet.machines:
-            self.fleet.start(name)
-        self._clients = [self._client(f"c{number}") for number in range(self.spec.clients)]
-        await self.stage.until("the first leader", LIVENESS_SECONDS, self._serves)
+        work, stage = self.shared.work, self.stage
+        late = self.founders[-1:] if self.shape.late else []
+        for name in self.founders:
+            if name in late:
+                self.loop.call_in(self.loop.root, LATE_SECONDS, self.fleet.start, name)
+            else:
+                self.fleet.start(name)
+        rough = self.loop.create_task(self._trouble())
+        await stage.until("the cluster to be created", 2 * LIVENESS_SECONDS, self.operator.create)
+        rough.cancel()
+        self.trace.tell(f"{self.shape.shards} shards, {self.shape.replicas} replicas, {self.shape.strategy.kind}")
+        self.clients = [self._client(f"c{number}") for number in range(self.spec.clients)]
+        await stage.until("the first writes", LIVENESS_SECONDS, partial(self._serve, "first"))
+        workers = self._workers()
         self.injector.begin(self.spec.schedule())
-        workers: list[asyncio.Task[None]] = [self.stage.ask(client.name, client.run()) for client in self._clients]
-        together = [self._client(f"b{number}") for number in range(self.stage.profile.burst_clients)]
-        workers.extend(self.stage.ask(client.name, client.run_in_bursts()) for client in together)
-        watch = self.loop.create_task(self.stage.watch())
+        watch = self.loop.create_task(stage.watch())
         await asyncio.sleep(self.spec.seconds)
         await self.injector.stop()
         self.fleet.disarm_all()
-        if stream(self.spec.seed, "catching-up").random() < CATCHING_UP_SHARE and not self.spec.calm:
-            self.stage.network.heal()
-            await self.stage.until("all nodes to be voters again", LIVENESS_SECONDS, self._all_vote)
-            await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self.stage.stored_is_whole)
-            self.injector.spoilt.clear()
-            writers = [self._client(f"w{number}") for number in range(WRITERS)]
-            await CatchingUp(self.stage, self.operator.members, DATA_GROUP, writers).run(self.spec.seed)
-        self.work.stopping = True
+        if stream(self.spec.seed, "catching-up").random() < self.shape.catching_up:
+            await self._catch_up()
+        work.stopping = True
+        if self.churn is not None:
+            self.churn.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
         await self._read_everything()
@@ -108,93 +202,165 @@ class World:
         watch.cancel()
         self._check_history()
 
-    def _client(self, name: str) -> Client:
-        """A client on a machine of its own. The last one is slow: it knows who led, not who leads."""
-        lazy = LAZINESS if name == f"c{self.spec.clients - 1}" else 1.0
-        process, rng = self.stage.client_process(name), stream(self.spec.seed, name)
-        endpoint = self.stage.network.endpoint(name, process)
-        return Client(name, lambda: connect(endpoint, self.fleet.addresses(), rng), self.work, lazy)
+    def _workers(self) -> list[asyncio.Task[None]]:
+        """All that clients do from now on."""
+        stage = self.stage
+        workers = [stage.ask(client.name, client.run()) for client in self.clients]
+        if self.shape.bursts:
+            together = [self._client(f"b{number}") for number in range(stage.profile.burst_clients)]
+            workers += [stage.ask(client.name, client.run_in_bursts()) for client in together]
+        if self.shape.churn:
+            self.churn = Churn(stage, self._churning, self.truth.now)
+            workers.append(stage.ask("churn", self.churn.run()))
+        return workers
 
-    async def _write(self, key: str) -> bool:
-        return await self.stage.ask("c0", self._clients[0].put(key))
+    async def _catch_up(self) -> None:
+        """A member of the one shard is away for a while, and comes back behind slow links."""
+        stage = self.stage
+        stage.network.heal()
+        await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
+        await stage.until("damaged documents to be had again", LIVENESS_SECONDS, stage.stored_is_whole)
+        self.injector.spoilt.clear()
+        writers = [self._client(f"w{number}") for number in range(WRITERS)]
+        await CatchingUp(stage, self.truth.wanted(DATA_GROUP), DATA_GROUP, writers).run(self.spec.seed)
 
-    async def _serves(self) -> bool:
-        """Whether a leader has created the first collection, and takes a write."""
-        ready = any(replica.machine.collections() for replica in self.fleet.replicas().get(DATA_GROUP, {}).values())
-        return ready and await self._write("first")
+    async def _trouble(self) -> None:
+        """Nodes die while the cluster is made."""
+        rng = stream(self.spec.seed, "rough start")
+        while self.shape.rough_start:
+            await asyncio.sleep(rng.expovariate(1 / 1.5))
+            name = self.founders[rng.randrange(len(self.founders))]
+            self.fleet.crash(name, power_cut=rng.random() < 0.5, why="rough start")
+            self.loop.call_in(self.loop.root, 0.5, self.fleet.start, name)
+            if rng.random() < 0.3:
+                return
+
+    def _churning(self, known: Topology) -> Client:
+        endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
+        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
+
+    async def _serve(self, stem: str) -> bool:
+        """Whether every shard takes a write."""
+        client = self.clients[0]
+        for shard in sorted(set(self.truth.map.owners)):
+            names = (key for n in range(1000) if self.truth.owner(key := self._name(stem, n)) == shard)
+            found = next(names, None)  # a shard may own little
+            if found is not None and not await self.stage.ask(client.name, client.put(found)):
+                return False
+        return True
+
+    def _name(self, stem: str, n: int) -> str:
+        return f"k{n % (self.shape.shards + 1)}.{stem}{n}"
 
     # --- liveness -----------------------------------------------------------------------------------------------------
     async def _recover(self) -> None:
-        """Heal a random majority only: it alone must serve again."""
-        self.stage.network.heal()
-        await self.stage.until("all nodes to be voters again", LIVENESS_SECONDS, self._all_vote)
-        await self.stage.until("other disks than before to be noticed", LIVENESS_SECONDS, self._all_noticed)
-        here = [name for name in self.operator.members if name not in self.fleet.retired]
-        good = [name for name in here if name not in self.injector.spoilt]
-        rng = stream(self.spec.seed, "recover")
-        alive = majority(rng, self.operator.members) if good == self.operator.members else good
-        rest = [name for name in here if name not in alive]
-        self.stage.trace.tell(f"faults end; only {', '.join(alive)} may go on")
+        """Heal, but leave out a minority of every group: the rest alone must serve again. All nodes with bad disks,
+        if there are any: no majority is promised without good ones."""
+        stage = self.stage
+        stage.network.heal()
+        for name in self.fleet.machines:
+            self.fleet.start(name)
+        await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
+        await self._lost_stay_lost()
+        members, bad = self.operator.members(), self.fleet.observer.rotten | self.injector.spoilt
+        rng, minority = stream(self.spec.seed, "recover"), (self.shape.replicas - 1) // 2
+        rest = sorted(bad.intersection(members)) or sorted(rng.sample(members, minority))
+        stage.trace.tell(f"faults end; {', '.join(rest) or 'nobody'} is left out")
         for name in rest:
             self.fleet.hold(name)
             self.fleet.crash(name, power_cut=True, why="left out")
-        if self.fleet.retired:
-            # Who was away while nodes were replaced may know none of those that are left: it is told again.
-            self._clients[0].renew()
-        await self.stage.until(
-            f"a write by {alive} alone", LIVENESS_SECONDS, lambda: self.stage.ask("c0", self._clients[0].put("fresh"))
-        )
+        # Those that know the addresses of nodes only that all moved, or were replaced, are lost: they are told again.
+        if self.faults.scattered or members != self.founders:
+            for client in self.clients:
+                client.renew()
+        await stage.until(f"writes without {rest}", LIVENESS_SECONDS, partial(self._serve, "fresh"))
         for name in rest:
             self.fleet.release(name)
-        self.stage.trace.tell("every node is back")
+        stage.trace.tell("every node is back")
 
-    async def _all_noticed(self) -> bool:
-        for name in self.fleet.forgetful:
-            self.fleet.start(name)
-        return self.fleet.forgetful <= self.fleet.retired
+    async def _lost_stay_lost(self) -> None:
+        """Nodes with other disks than before notice it; who starts them once more hears it again."""
+        fleet = self.fleet
 
-    async def _all_vote(self) -> bool:
-        if self.operator.all_are_voters():
-            return True
-        await self.operator.admin("", "restore")
-        await asyncio.sleep(1.0)
-        return False
+        async def noticed() -> bool:
+            for name in fleet.forgetful:
+                fleet.start(name)
+            return fleet.forgetful <= fleet.retired
+
+        async def reported(name: str) -> bool:
+            fleet.start_lost(name)
+            return await self.operator.told_lost(name)
+
+        await self.stage.until("other disks than before to be noticed", LIVENESS_SECONDS, noticed)
+        for name in sorted(fleet.forgetful - fleet.turned_away):
+            await self.stage.until(f"{name} to be reported as lost", LIVENESS_SECONDS, partial(reported, name))
+            fleet.crash(name, power_cut=False, why="lost for good")
 
     async def _read_everything(self) -> None:
-        """Every acknowledged write must still be there: read each key once more, into the history."""
-        reader = self._clients[0]
+        """Every acknowledged write must still be there, for gets and for an exact search of everything."""
+        reader = self.clients[0]
 
         async def read(key: str) -> bool:
             return await self.stage.ask(reader.name, reader.get(key, ReadMode.STRONG))
 
+        async def search(who: ShardClient) -> bool:
+            work = who.find(ReadMode.STRONG, EVERYTHING, None, None, exact=True, partial=False)
+            return await self.stage.ask(who.name, work)
+
         for key in sorted(self.history.by_key()):
             await self.stage.until(f"a read of {key}", LIVENESS_SECONDS, partial(read, key))
-        for _ in range(3):
-            await self.stage.ask(reader.name, reader.search(ReadMode.STRONG))
+        for client in self.clients:
+            if client.name in self.shape.unaware:
+                client.renew()  # the one address that it had may be of a node that moved
+            await self.stage.until(f"a search by {client.name}", LIVENESS_SECONDS, partial(search, client))
 
     async def _converge(self) -> None:
-        """All nodes apply everything, and hold the same documents."""
-
-        async def equal() -> bool:
-            if not await self._all_vote():  # the answer to an operator's "remove" may have come behind "restore"
-                return False
-            replicas = self.fleet.replicas().get(DATA_GROUP, {})
-            applied = {replica.machine.applied_index() for replica in replicas.values()}
-            return len(applied) == 1 and len(replicas) == len(set(self.operator.members) - self.fleet.retired)
-
-        async def whole() -> bool:
-            return await equal() and await self.stage.stored_is_whole()
-
-        await self.stage.until("every replica to catch up", LIVENESS_SECONDS, equal)
-        await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, whole)
+        """Moves end, all replicas hold the same, shards have the catalog's collections, nodes its topology."""
+        await self.stage.until("every move to end", LIVENESS_SECONDS, self._settled)
+        await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
+        await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
         self.stage.observer.compare_logs(self.fleet.replicas())
         self.stage.observer.compare_digests(self.fleet.replicas())
 
+    async def _settled(self) -> bool:
+        return not self.truth.now.moves
+
+    async def _equal(self) -> bool:
+        if not await self.operator.restored():  # an operator's earlier command may have come behind "restore"
+            return False
+        replicas, now = self.fleet.replicas(), self.truth.now
+        for group in self.truth.groups():
+            here = replicas.get(group, {})
+            if sorted(here) != sorted(set(self.truth.nodes_of(group)) - self.fleet.retired):
+                return False
+            if len({replica.machine.applied_index() for replica in here.values()}) != 1:
+                return False
+            if group != CATALOG_GROUP:
+                wanted = sorted(info.stored_name for info in now.collections)
+                found = [sorted(spec.name for spec in replica.machine.collections()) for replica in here.values()]
+                if any(names != wanted for names in found):
+                    return False
+        return all(node.topology_version() == now.version for node in self._nodes())
+
+    async def _whole(self) -> bool:
+        return await self._equal() and await self.stage.stored_is_whole()
+
+    def _nodes(self) -> list[SimNode]:
+        return [node for node in self.fleet.nodes.values() if isinstance(node, SimNode)]
+
     def _check_history(self) -> None:
+        models, metric, maps = self.truth.models(), self.stage.profile.metric, self.truth.maps()
+        for op in self.shared.in_batches:
+            changes = [change for model in models.values() for change in model.history(op.key)]
+            found = [document.version for _, document in changes if document and value_of(document.metadata) == op.tag]
+            if not found:
+                raise Violation("acknowledged means applied", f"#{op.id} put {op.key} {op.tag} is in no log", op.key)
+            op.version = found[0]
         self._given_up = linearizability.check(self.history)
-        model = self.watch.model(DATA_GROUP, COLLECTION)
-        metric = self.watch.metrics.get(COLLECTION, self.stage.profile.metric)
-        for seen in self.work.searches:
-            check_search(model, seen, metric)
-        for get in self.work.gets:
-            check_get(model, get)
+        for seen in self.shared.scatters:
+            check_by_maps(models, maps, self.truth.logs.owned, self.truth.key, seen, metric)
+        for shard, get in self.shared.gets:
+            until = self.truth.logs.owned_until(shard, get.key, get.applied_index, get.latest_index)
+            if until is None:
+                raise Violation("coverage", f"{get.label} at {get.applied_index}, where it does not own it", get.key)
+            check_get(models[shard], msgspec.structs.replace(get, latest_index=until))

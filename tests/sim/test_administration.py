@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proof.sim.administration import keeps_quorum
+from proof.sim.assigning import keeps_quorum
 from proof.sim.injector import Injector
 
 

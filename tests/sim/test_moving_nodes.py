@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from proof.sim.shards.world import ShardWorld
 from proof.sim.spec import Spec
+from proof.sim.world import World
 
 SECONDS = 40.0
 
 
-def world_with(kind: str, nodes: int) -> ShardWorld:
+def world_with(kind: str, nodes: int) -> World:
     """A run that has faults of this kind only, at least one; it held."""
     for seed in range(1, 100):
         spec = Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=True)
         numbers = tuple(fault.number for fault in spec.schedule() if fault.kind == kind and fault.at < SECONDS - 10)
-        world = ShardWorld(Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=True, faults=numbers))
+        world = World(Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=True, faults=numbers))
         if numbers and world.shape.replicas == 3:
             report = world.run()
             assert report.failure is None, report.failure

@@ -14,7 +14,7 @@ import pytest
 from proof.mutants.planting import Edit, _bugged
 from proof.sim.__main__ import main
 from proof.sim.runner import run
-from proof.sim.shards.profile import shard_profile
+from proof.sim.shards.profile import sharded_shape
 from proof.sim.spec import (
     DATABASE_KINDS,
     DIRECTORY_KINDS,
@@ -49,7 +49,7 @@ def test_a_seed_holds(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
-    profiles = [shard_profile(seed) for seed in range(1, 60)]
+    profiles = [sharded_shape(seed) for seed in range(1, 60)]
     assert {profile.shards for profile in profiles} == {1, 2, 3, 4}
     assert {profile.replicas for profile in profiles} == {1, 3}
     assert {profile.strategy.kind for profile in profiles} == {"consistent_hash", "hash", "range", "custom"}

@@ -1,1 +1,1 @@
-"""The sharded cluster under simulation: catalog, several groups, routers; on the same stage as the single group."""
+"""What a simulated cluster has for its catalog and its several shards: truth, ownership, workload, faults, churn."""

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP
 from needle.protocol.peer_calls import CATALOG
+from proof.sim.administration import Operator
 from proof.sim.injector import Handler, both, each
 from proof.sim.machine import stream
-from proof.sim.shards.administration import ShardOperator
 from proof.sim.shards.truth import Truth
 from proof.sim.spec import Fault
 from proof.sim.stage import Stage
@@ -31,7 +31,7 @@ LATE_SECONDS = 5.0
 class ShardFaults:
     """See the module. clients: names of the clients' machines."""
 
-    def __init__(self, stage: Stage, truth: Truth, operator: ShardOperator, clients: list[str]) -> None:
+    def __init__(self, stage: Stage, truth: Truth, operator: Operator, clients: list[str]) -> None:
         self._stage = stage
         self._fleet = stage.fleet
         self._network = stage.network
@@ -148,7 +148,7 @@ class ShardFaults:
     async def _move_many(self, fault: Fault, name: str) -> None:
         """Several nodes, or all, come back with other addresses at once. Whoever starts a moved node tells it where the
         others are now (`--join`): those that it knew may all have moved as well."""
-        names = [one for one in self._operator.founders() if one not in self._fleet.retired]
+        names = [one for one in self._operator.members() if one not in self._fleet.retired]
         rng = stream(self._stage.spec.seed, "move-many", fault.number)
         names = sorted(names if fault.amount < 0.6 else rng.sample(names, min(2, len(names))))
         if self._moving or not all(map(self._operator.knows, names)):

@@ -1,4 +1,4 @@
-"""What a run of a sharded cluster is: drawn from the seed, before it begins. Pure."""
+"""What cluster a run has: the plain profile's one shard, or several that are drawn from the seed. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 
 from needle.routing.strategy import ShardStrategy
 from proof.sim.machine import stream
+from proof.sim.spec import Spec
 
 DESCRIBED_SHARE = 0.7
 """Of the runs with a consistent hash: the only strategy that settings describe."""
@@ -16,6 +17,9 @@ LATE_SHARE = 0.4
 ONE_SHARD_SHARE = 0.5
 VIRTUAL_NODES = 100
 """Of a cluster that settings describe."""
+MOVE_ROWS = 256
+CATCHING_UP_SHARE = 0.5
+UNAWARE = ("c2", "c3")
 HOME = "home"
 """The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
 
@@ -25,10 +29,15 @@ def metadata_of(key: str) -> dict[str, Any]:
     return {HOME: zlib.crc32(key.encode()) % 1000}
 
 
-class ShardProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """rough_start: nodes die while the cluster is created. move_rows: documents that a move copies at a time.
-    described: the nodes' settings describe the cluster, and it founds itself. late: then one node comes when the others
-    have founded it without having heard of it."""
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What cluster there is, and what is done to it. rough_start: nodes die while the cluster is created. move_rows:
+    documents that a move copies at a time. described: the nodes' settings describe the cluster, and it founds itself.
+    late: then one node comes when the others have founded it without having heard of it.
+
+    one_group: the faults of leaders and the operator are about the one shard for the most part. tight: the profile's
+    limits of messages and commits hold, too. bursts: its clients that write together are there. catching_up: share of
+    the runs that end with a member that has to catch up while writes go on. unaware: clients that know nothing of
+    shards; churn: whether somebody makes and drops collections all the time."""
 
     shards: int
     replicas: int
@@ -39,10 +48,40 @@ class ShardProfile(msgspec.Struct, frozen=True, kw_only=True):
     move_rows: int
     described: bool
     late: bool
+    one_group: bool = False
+    tight: bool = False
+    bursts: bool = False
+    catching_up: float = 0.0
+    unaware: tuple[str, ...] = ()
+    churn: bool = False
 
 
-def shard_profile(seed: int) -> ShardProfile:
-    """The profile of a seed."""
+def shape_of(spec: Spec) -> Shape:
+    """The shape of a run."""
+    return sharded_shape(spec.seed) if spec.sharded else plain_shape(spec)
+
+
+def plain_shape(spec: Spec) -> Shape:
+    """One shard on all nodes, which their settings found: all load and all faults meet in one group."""
+    return Shape(
+        shards=1,
+        replicas=spec.nodes,
+        virtual_nodes=VIRTUAL_NODES,
+        strategy=ShardStrategy.CONSISTENT_HASH,
+        boundaries=(),
+        rough_start=False,
+        move_rows=MOVE_ROWS,
+        described=True,
+        late=False,
+        one_group=True,
+        tight=True,
+        bursts=True,
+        catching_up=0.0 if spec.calm else CATCHING_UP_SHARE,
+    )
+
+
+def sharded_shape(seed: int) -> Shape:
+    """What a seed draws: several shards by any strategy, sometimes one."""
     rng = stream(seed, "shards")
     shards = rng.choice([2, 2, 3, 4])
     strategy = rng.choice(
@@ -55,7 +94,7 @@ def shard_profile(seed: int) -> ShardProfile:
     described = founding.random() < DESCRIBED_SHARE and strategy == ShardStrategy.CONSISTENT_HASH
     if described and founding.random() < ONE_SHARD_SHARE:
         shards = 1
-    return ShardProfile(
+    return Shape(
         shards=shards,
         replicas=replicas,
         virtual_nodes=VIRTUAL_NODES if described else virtual_nodes,
@@ -65,4 +104,6 @@ def shard_profile(seed: int) -> ShardProfile:
         move_rows=rng.choice([1, 3, 256]),
         described=described,
         late=described and founding.random() < LATE_SHARE,
+        unaware=UNAWARE,
+        churn=True,
     )

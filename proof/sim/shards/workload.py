@@ -1,7 +1,7 @@
-"""What clients of a sharded cluster also do: batches and deletes across shards, scatter-gather and partial searches.
+"""What clients do where there may be several shards: batches and deletes across them, scatter-gather, partial searches.
 
-Invariant: as for the single group (proof/sim/workload.py): failed only if the product promised no effect. The parts
-of a batch have fates of their own, so each document of it is an operation of its own.
+Invariant: as in proof/sim/workload.py: failed only if the product promised no effect. The parts of a batch have fates
+of their own, so each document of it is an operation of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from needle.base.errors import NeedleError
 from needle.base.model import ReadMode, WriteResult
 from proof.checkers.replay import GetSeen
 from proof.checkers.scatter import ScatterSeen
+from proof.sim.databases import ShardDatabase
 from proof.sim.history import Operation
-from proof.sim.shards.databases import ShardDatabase
 from proof.sim.shards.truth import Truth
 from proof.sim.workload import FILTERS, MODES, Client, Workload, shown, surely_without_effect, value_of
 
