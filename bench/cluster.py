@@ -19,6 +19,7 @@ from needle.connecting import system_caller
 from needle.local.process_cluster import START_SECONDS, ProcessCluster, wait_for
 from needle.rpc.transport import RpcClient
 from needle.shard.plan import seal_when_quiet_at
+from proof.plain_client import PlainClient
 
 NODES = 3
 BATCH = 1000
@@ -119,10 +120,10 @@ class ShardedNodes:
         """The node that holds a shard."""
         return self.client.topology().shards[shard].replicas[0]
 
-    def plain(self, node: str) -> Client:
+    def plain(self, node: str) -> PlainClient:
         """A client that knows nothing of shards and asks this node, which routes for it."""
         self._callers.append(system_caller("needle"))
-        return Client(self._callers[-1], [self._nodes.addresses[node]], rng=random.Random(1))
+        return PlainClient(self._callers[-1], [self._nodes.addresses[node]], rng=random.Random(1))
 
     async def load(self, collection: str, vectors: Floats) -> int:
         """Create and fill a collection; returns how many index files hold it once nothing is built any more."""

@@ -13,10 +13,10 @@ from typing import IO, Any
 from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError
 from needle.base.model import HitBatch, ReadMode
 from needle.base.parts import Body, Payload
-from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.routing.topology import Topology
 from proof.chaos.history_file import Recorder
+from proof.plain_client import PlainClient
 from proof.sim.databases import Proxied, ShardAware
 from proof.sim.databases import Recorder as AnswerRecorder
 from proof.sim.history import Operation
@@ -101,7 +101,7 @@ class PlainSession(Proxied):
 
     def __init__(self, balancer: Balancer, rng: random.Random, latest: Callable[[str], int]) -> None:
         recorder = AnswerRecorder(balancer)
-        super().__init__(recorder, Client(recorder, ["127.0.0.1:1"], rng=rng), latest)
+        super().__init__(recorder, PlainClient(recorder, ["127.0.0.1:1"], rng=rng), latest)
         self._balancer = balancer
 
     @property

@@ -15,6 +15,7 @@ import msgspec
 from needle.base.errors import NeedleError
 from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.base.parts import Body, Payload
+from needle.client.batches import BatchMethods
 from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.client.document_calls import Found
@@ -25,6 +26,7 @@ from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, LeaderAnswer
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Topology
+from proof.plain_client import PlainClient
 from proof.sim.shards.profile import metadata_of
 from proof.sim.workload import Database
 
@@ -105,13 +107,8 @@ class RealDatabase:
     timeout = CALL_TIMEOUT
     by_filter = True
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: BatchMethods) -> None:
         self._client = client
-
-    @property
-    def client(self) -> Client:
-        """The real client."""
-        return self._client
 
     async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
         return await self._client.insert(key, vector, metadata, timeout=self.timeout)
@@ -151,12 +148,13 @@ class ShardAware(RealDatabase):
     def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
         shards = ClusterShards(caller, addresses, topology, rng=rng)
         self._router = _RecordingRouter(shards)
-        super().__init__(Client(caller, addresses, rng=rng, sharded=(shards, self._router)))
+        self.client = client = Client(caller, shards, self._router)
+        super().__init__(client)
 
     async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
         result = await super().delete_where(filter)
         # The highest of all shards' logs says nothing of any one.
-        return result if len(self._client.topology().shards) == 1 else msgspec.structs.replace(result, index=0)
+        return result if len(self.client.topology().shards) == 1 else msgspec.structs.replace(result, index=0)
 
     async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
         return await self._client.insert_each(documents, timeout=self.timeout)
@@ -168,7 +166,7 @@ class ShardAware(RealDatabase):
         return (await self.find(vector, k, filter, mode, exact, False)).batch
 
     async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
-        client, session = self._client, mode is ReadMode.EVENTUAL
+        client, session = self.client, mode is ReadMode.EVENTUAL
         if partial:
             told = await client.search_partial(vector, k, filter, mode=mode, exact=exact, timeout=PARTIAL_TIMEOUT)
             found = self._answered()
@@ -248,8 +246,9 @@ class Proxied(RealDatabase):
     """A plain client: the node it asks is its router. After its first answer its eventual reads are as fresh as leased
     ones (server/service/proxy.py)."""
 
-    def __init__(self, recorder: Recorder, client: Client, latest: Callable[[str], int]) -> None:
+    def __init__(self, recorder: Recorder, client: PlainClient, latest: Callable[[str], int]) -> None:
         super().__init__(client)
+        self._plain = client
         self._recorder = recorder
         self._latest = latest
 
@@ -284,7 +283,7 @@ class Proxied(RealDatabase):
         return -1
 
     def _seen(self) -> int:
-        return self._client._shards.group(0).last_index
+        return self._plain.last_index
 
 
 class Homed:
@@ -332,4 +331,4 @@ def proxied(
         name = sorted(addresses)[rng.randrange(len(addresses))]
         caller, addresses = _Pinned(caller, name, addresses[name]), {name: addresses[name]}
     recorder = Recorder(caller)
-    return Proxied(recorder, Client(recorder, list(addresses.values()), rng=rng), latest)
+    return Proxied(recorder, PlainClient(recorder, list(addresses.values()), rng=rng), latest)

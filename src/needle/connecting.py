@@ -12,9 +12,9 @@ from needle.base.config import parse_address, refuse
 from needle.base.errors import ConnectionLost, NeedleError
 from needle.base.plain import text
 from needle.client import Client, SyncClient
-from needle.client.client import BATCH_BYTES_MAX
 from needle.client.directory import Caller
 from needle.client.router.router import Router
+from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.client.shards import ClusterShards, find_cluster
 from needle.client.sync import sync_client
 from needle.client.values import check_count
@@ -129,12 +129,13 @@ def cluster_client(
     batch_bytes_max: int = BATCH_BYTES_MAX,
     prefer: str | None = None,
 ) -> Client:
-    """A client over `caller`. topology: what is known of the cluster; it may be empty. prefer: see Client."""
+    """A client over `caller`. topology: what is known of the cluster, if anything. prefer: the address that eventual
+    reads ask first."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     shards = ClusterShards(caller, addresses, topology, rng=rng, prefer=prefer)
     monotonic = SystemClock().monotonic
     router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
-    return Client(caller, addresses, rng=rng, sharded=(shards, router))
+    return Client(caller, shards, router)
 
 
 def system_caller(cluster_id: str) -> RpcClient:

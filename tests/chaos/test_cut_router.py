@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from needle.base.errors import NeedleError
-from needle.client import Client
 from needle.local.process_cluster import wait_for
 from proof.chaos.schedule import Fault
 from proof.chaos.sharded_site import ROUTER, ShardedSite
 from proof.chaos.site import OneAddress
 from proof.chaos.spec import ChaosSpec, profile
+from proof.plain_client import PlainClient
 
 VECTOR = [1.0] * 8
 
@@ -29,7 +29,7 @@ async def test_a_node_and_a_client_that_do_not_reach_one_shard(tmp_path: Path) -
         holder = {info.shard: info.replicas[0] for info in site.first.shards}
         node = holder[0]
         address = site.cluster.nodes[node].address
-        plain = Client(OneAddress(site.caller("plain"), address), [address], rng=random.Random(1))
+        plain = PlainClient(OneAddress(site.caller("plain"), address), [address], rng=random.Random(1))
         await plain.insert(keys[1], VECTOR, timeout=20)
 
         injured = await site.injector.begin(Fault(0, "cut-router", "any", 1.0, 0.0), node)

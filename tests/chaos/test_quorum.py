@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from needle.client import Client
+from needle.connecting import cluster_client
 from needle.local.process_cluster import ProcessCluster
+from needle.routing.topology import Topology
 from needle.rpc.transport import RpcClient
 from needle.system import SystemClock
 from proof.chaos.injector import Injector, Injured, has_quorum
@@ -47,7 +48,7 @@ def test_has_quorum(names: str, hurt: list[Injured], left: bool) -> None:
 async def test_a_link_that_is_too_slow_for_an_election_is_as_good_as_cut(tmp_path: Path, amount: float, left: bool):
     cluster = ProcessCluster(tmp_path, nodes=3, linked=True)  # never started
     caller = RpcClient(cluster_id="needle", rng=random.Random(1), clock=SystemClock())
-    operator = Client(caller, cluster.addresses.values(), rng=random.Random(1))
+    operator = cluster_client(caller, list(cluster.addresses.values()), Topology())
     injector = Injector(cluster, {}, operator, random.Random(1), 0.5)
     slow = await injector.begin(Fault(0, "slow-link", "any", 1.0, amount), "node-2")
     assert has_quorum(cluster.nodes, [slow])

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from cluster.catalog_util import topology
-from needle.base.errors import ConnectionLost, InvalidArgument, NotLeader
+from harness.scripted_network import Network, client_of, one_shard
+from needle.base.errors import ConnectionLost, InvalidArgument, NotLeader, Unavailable
 from needle.base.ids import shard_group
-from needle.client.client import Client
 from needle.client.directory import Directory
 from needle.client.group import GroupClient
 from needle.client.shards import ReplicaDirectory
@@ -162,13 +162,14 @@ async def test_a_node_that_no_longer_answers_is_believed_to_be_where_others_say(
 
 
 async def test_what_concerns_one_node_is_not_sent_to_another_that_has_its_address_now() -> None:
-    nodes = Swapped()
-    client = Client(nodes, ["h:3"], rng=random.Random(1))
-    await client.leader()
+    network = Network()
+    network.is_at = {"h:1": "n2", "h:2": "n1", "h:3": "n3"}
+    client = client_of(network)
+    with pytest.raises(Unavailable, match="n1 is not at h:1"):
+        await client._where("n1")
+    network.now = one_shard(2, n1="h:2", n2="h:1")  # the catalog has heard of the swap
     assert await client._where("n1") == "h:2"
     assert await client._where("n2") == "h:1"
-    nodes.at["h:2"] = LeaderAnswer("n1", "n2", 3, {"n1": "h:2", "n2": "h:1", "n4": "h:2"})
-    nodes.at["h:1"] = LeaderAnswer("n2", "n2", 3, {"n1": "h:2", "n2": "h:1", "n4": "h:2", "n3": "h:3"})
     with pytest.raises(InvalidArgument, match="n4"):
         await client._where("n4")
 

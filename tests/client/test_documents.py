@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import random
 
 import pytest
 
-from harness.scripted_network import ADDRESSES, VECTOR, Network
+from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of
 from needle.base.errors import (
     DeadlineExceeded,
     DiskFull,
@@ -50,7 +49,7 @@ async def test_bad_input_is_refused_before_a_cluster_is_started_for_it() -> None
 
 async def test_the_entries_of_a_batch_after_a_failed_one_are_not_sent_and_each_id_has_its_outcome() -> None:
     network = Network()
-    client = Client(network, ADDRESSES.values(), rng=random.Random(1), batch_bytes_max=1)
+    client = client_of(network, batch_bytes_max=1)
     await client.insert("first", VECTOR)
     network.script = [None, None, DiskFull("no room")]
     network.writes.clear()
@@ -77,7 +76,7 @@ async def test_the_entries_of_a_batch_after_a_failed_one_are_not_sent_and_each_i
 
 async def test_a_batch_of_which_a_part_is_unknown_says_so_and_how_much_whatever_else_failed() -> None:
     network = Network()
-    client = Client(network, ADDRESSES.values(), rng=random.Random(1), batch_bytes_max=1)
+    client = client_of(network, batch_bytes_max=1)
     await client.insert("first", VECTOR)
     ids = [f"d{n}" for n in range(20)]
     network.script = [None, DiskFull("no room"), OutcomeUnknown("who knows"), None]
@@ -93,10 +92,10 @@ async def test_a_batch_of_which_a_part_is_unknown_says_so_and_how_much_whatever_
     assert failed.value.details["documents_unknown"] == 1
 
 
-async def test_a_fixed_cluster_without_a_leader_answers_a_partial_search_with_nothing_and_says_so() -> None:
+async def test_a_cluster_without_a_leader_answers_a_partial_search_with_nothing_and_says_so() -> None:
     network = Network()
     network.down = set(ADDRESSES)
-    client = Client(network, ADDRESSES.values(), rng=random.Random(1))
+    client = client_of(network)
     found = await client.search_partial(VECTOR, timeout=0.05)
     assert (found.hits, found.complete, list(found.missing), found.gaps) == ([], False, [0], [(b"", None)])
     with pytest.raises(NeedleError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 import needle
-from harness.scripted_network import ADDRESSES, Network
+from harness.scripted_network import Network, client_of
 from needle.base.errors import ClientClosed, NeedleError, OutcomeUnknown
 from needle.client import Client, SyncClient, loop_thread
 from needle.client.sync import sync_client
@@ -115,7 +114,7 @@ def silent_client() -> tuple[SyncClient, _Silent]:
     network = _Silent()
 
     async def make() -> Client:
-        return Client(network, ADDRESSES.values(), rng=random.Random(1))
+        return client_of(network)
 
     return sync_client(make), network
 

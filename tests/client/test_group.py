@@ -1,11 +1,10 @@
 """The client's decisions against a scripted network: what is repeated, with which number, and which error is told."""
 
 import asyncio
-import random
 
 import pytest
 
-from harness.scripted_network import ADDRESSES, VECTOR, Network, numbers
+from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, numbers
 from needle.base.errors import (
     AlreadyExists,
     ConnectionLost,
@@ -21,6 +20,7 @@ from needle.client import Client
 from needle.client import attempts as attempts_of_calls
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls
+from needle.protocol.peer_calls import SHARD_LEADER
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def network() -> Network:
 
 @pytest.fixture
 def client(network: Network) -> Client:
-    return Client(network, ADDRESSES.values(), rng=random.Random(1))
+    return client_of(network)
 
 
 async def test_a_lost_answer_is_asked_for_again_under_the_same_number(network: Network, client: Client) -> None:
@@ -114,12 +114,12 @@ async def test_nodes_that_name_the_same_term_again_are_not_asked_over_and_over(
     network.calls.clear()
     with pytest.raises(OutcomeUnknown):
         await client.insert("b", VECTOR, timeout=0.3)
-    assert sum(method == calls.LEADER for _, method in network.calls) <= 6 * 12, "six a pause: a wait and a search"
+    assert sum(method == SHARD_LEADER for _, method in network.calls) <= 6 * 12, "six a pause: a wait and a search"
 
 
 async def test_many_callers_share_one_search_for_the_leader(network: Network, client: Client) -> None:
     await asyncio.gather(*(client.insert(f"d{n}", VECTOR) for n in range(50)))
-    asked = [address for address, method in network.calls if method == calls.LEADER]
+    asked = [address for address, method in network.calls if method == SHARD_LEADER]
     assert len(asked) == 3
 
 
@@ -153,7 +153,7 @@ async def test_nodes_that_all_refuse_us_are_not_asked_for_ever() -> None:
             raise WrongCluster("theirs, not ours")
 
     with pytest.raises(WrongCluster):
-        await Client(Refusing(), ["h:1", "h:2"], rng=random.Random(1)).insert("a", VECTOR)
+        await client_of(Refusing()).insert("a", VECTOR)
 
 
 async def test_eventual_reads_take_turns_and_avoid_a_failing_node(network: Network, client: Client) -> None:
@@ -181,14 +181,14 @@ async def test_eventual_reads_of_one_moment_go_to_a_node_in_fours(network: Netwo
 
 async def test_a_session_read_carries_the_newest_index_seen(network: Network, client: Client) -> None:
     await client.insert("a", VECTOR)
-    group = client._shards.group(0)
-    assert group.last_index == 1
     await client.search_eventual(VECTOR, 1, session=True)
-    assert group.last_index == 7
+    await client.search_eventual(VECTOR, 1, session=True)
+    await client.search_eventual(VECTOR, 1)
+    assert network.fresh == [1, 7, 0]
 
 
 async def test_of_documents_with_one_id_the_last_counts_wherever_the_batch_is_split(network: Network) -> None:
-    client = Client(network, ADDRESSES.values(), rng=random.Random(1), batch_bytes_max=100)
+    client = client_of(network, batch_bytes_max=100)
     names = [f"d{n % 7}" for n in range(40)]
     results = await client.insert_batch(
         ids=names, vectors=[[float(n), 0.0] for n in range(40)], metadatas=list(range(40))

@@ -11,12 +11,12 @@ import pytest
 
 from needle.base.errors import OutcomeUnknown, SessionExpired
 from needle.base.model import WriteResult
-from needle.client.client import Client
 from needle.connecting import DEFAULT_CLUSTER_ID, system_caller
 from needle.local.process_cluster import free_ports
 from needle.protocol import calls, commands
 from needle.rpc.connection import RpcLimits
 from needle.rpc.server import RpcServer
+from proof.plain_client import PlainClient
 
 
 class RoutingNode:
@@ -70,7 +70,7 @@ async def test_a_write_that_a_stopping_node_gave_up_is_not_written_again_through
     first_server, other_server = listener(first, first_port), listener(other, other_port)
     await first_server.start()
     addresses = [f"127.0.0.1:{port}" for port in (first_port, other_port)]
-    async with Client(system_caller(DEFAULT_CLUSTER_ID), addresses, rng=random.Random(1)) as client:
+    async with PlainClient(system_caller(DEFAULT_CLUSTER_ID), addresses, rng=random.Random(1)) as client:
         writing = asyncio.ensure_future(client.insert("a", [1.0, 2.0], timeout=10))
         await asyncio.wait_for(first.busy.wait(), 10)
         await other_server.start()

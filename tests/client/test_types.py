@@ -9,7 +9,6 @@ import decimal
 import enum
 import fractions
 import pathlib
-import random
 import types
 import uuid
 from collections import OrderedDict, namedtuple
@@ -20,12 +19,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from harness.scripted_network import ADDRESSES, VECTOR, Network
+from harness.scripted_network import VECTOR, Network, client_of
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import Filter
 from needle.base.model import IndexParams
 from needle.client import Client, values
-from needle.protocol import calls
+from needle.protocol.peer_calls import SHARD_LEADER
 
 UTC = datetime.UTC
 
@@ -351,7 +350,7 @@ MEANT: dict[str, set[str]] = {
 async def test_every_type_at_every_other_place_is_understood_or_refused_before_anything_is_sent(place: str) -> None:
     for name, value in ({key: value for key, (value, _) in SCALARS.items()} | REFUSED).items():
         network = Network()
-        client = Client(network, ADDRESSES.values(), rng=random.Random(1))
+        client = client_of(network)
         fits = name in MEANT.get(place, set())
         if "name" in place or "collection" in place:
             fits = isinstance(value, str) and name != "lone surrogate"
@@ -359,7 +358,7 @@ async def test_every_type_at_every_other_place_is_understood_or_refused_before_a
         if fits:
             continue  # what was sent may still be refused by the server, in its own words
         assert isinstance(sent, InvalidArgument), (place, name, sent)
-        assert not [method for _, method in network.calls if method != calls.LEADER], (place, name)
+        assert not [method for _, method in network.calls if method != SHARD_LEADER], (place, name)
 
 
 async def outcome(call: Awaitable[Any]) -> object:

@@ -97,8 +97,6 @@ async def test_ranges_move_while_clients_work_and_leaders_die(tmp_path: Path) ->
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         await processes.create(3, 3)
         async with processes.connect() as client, processes.connect() as other:
-            assert client.has_catalog
-            assert other.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=DIMENSIONS, metric="l2")
             rows = np.stack([vector(rng) for _ in range(LOADED)])

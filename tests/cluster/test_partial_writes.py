@@ -13,8 +13,15 @@ import pytest
 
 from cluster.fake_shards import FakeShards, virtually
 from needle.base.config import RaftConfig
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NoQuorum, OutcomeUnknown, SessionExpired
-from needle.base.model import ReadMode, SearchRequest
+from needle.base.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NoQuorum,
+    OutcomeUnknown,
+    SessionExpired,
+    Unavailable,
+)
+from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.client.router.router import Router
 from needle.protocol.calls import CollectionsCall, Freshness, GetCall, SearchCall, WriteCall
 from needle.protocol.commands import Delete, Insert, OpenSession, Session, encode
@@ -247,5 +254,24 @@ def test_a_time_that_cannot_be_is_refused_by_who_routes(timeout: float) -> None:
         ):
             with pytest.raises((InvalidArgument, DeadlineExceeded), match=r"timeout|before it arrived"):
                 await call()
+
+    virtually(work())
+
+
+def test_a_batch_takes_no_longer_than_its_time_and_only_the_shard_that_failed_is_left_out() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = Router(shards, batch_bytes_max=16)
+        shards.dead = {2}
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        parts = await router.insert_batch("default", IDS, memoryview(rows(len(IDS))), [b"{}"] * len(IDS), 0.5)
+        assert loop.time() - began < 0.6
+        mine = {at for at, name in enumerate(IDS) if shards.owned().map.owner(shards.key(name, b"")) == 2}
+        outcomes = {at: part.outcome for part in parts for at in part.rows}
+        assert sorted(outcomes) == list(range(len(IDS)))
+        assert len(mine) > 4
+        assert {at for at, outcome in outcomes.items() if isinstance(outcome, WriteResult)} == set(outcomes) - mine
+        assert any(type(outcomes[at]) is Unavailable and "not sent" in outcomes[at].message for at in mine)
 
     virtually(work())

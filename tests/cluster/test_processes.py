@@ -48,7 +48,6 @@ async def test_the_sharded_cluster_end_to_end(tmp_path: Path) -> None:
         topology = await processes.create(4, 3)
         assert sorted(len(topology.hosted_by(node)) for node in processes.nodes) == [2] * 6
         async with processes.connect() as client:
-            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=DIMENSIONS)
             metadata = [{"n": n, "even": n % 2 == 0} for n in range(COUNT)]
@@ -150,7 +149,6 @@ async def test_eight_shards_without_replication_on_three_nodes_and_a_node_that_j
         again = await processes.create(8, 1, ShardStrategy.custom("tenant"))  # may be repeated
         assert (again.version, again.shards) == (topology.version, topology.shards)
         async with processes.connect("node-2") as client:
-            assert client.has_catalog
             health = await healthy(client)
             assert "not redundant: shards 0, 1, 2, 3, 4, 5, 6, 7" in health.warnings[0]
             await client.create_collection("a", dimensions=DIMENSIONS)

@@ -21,13 +21,13 @@ from needle.base.errors import (
 from needle.base.filters.builder import Filter
 from needle.base.ids import shard_group
 from needle.base.model import WriteResult
-from needle.client import Client
 from needle.connecting import system_caller
 from needle.distributed import ClusterConfig, DistributedCluster
 from needle.local.free_ports import free_ports
 from needle.protocol import calls
 from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Insert, OpenSession, Session, encode
+from proof.plain_client import PlainClient
 
 
 async def test_a_plain_client_through_each_node(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ async def test_a_plain_client_through_each_node(tmp_path: Path) -> None:
         for n, address in enumerate(addresses):
             await cluster.add_local_node(f"node-{n}", address, str(tmp_path / f"node-{n}"))
         await cluster.start()
-        client = Client(caller, addresses, rng=random.Random(1))
+        client = PlainClient(caller, addresses, rng=random.Random(1))
         await client.create_collection("default", dimensions=4)
         rows = np.random.default_rng(1).normal(size=(200, 4)).astype("f4")
         ids = [f"doc-{n}" for n in range(200)]
@@ -104,7 +104,7 @@ async def test_one_address_of_any_node_is_enough_whatever_shard_0_does(tmp_path:
         keys = {cluster.shard_for(f"doc-{n}"): f"doc-{n}" for n in range(100)}
         assert len(keys) == 3
         for node, address in addresses.items():
-            client = Client(caller, [address], rng=random.Random(1))
+            client = PlainClient(caller, [address], rng=random.Random(1))
             for key in keys.values():
                 await client.insert(key, [1.0, 2.0, 3.0, 4.0], {"by": node}, timeout=20)
                 document = await client.get(key, timeout=20)
@@ -115,7 +115,7 @@ async def test_one_address_of_any_node_is_enough_whatever_shard_0_does(tmp_path:
         holder = topology.shards[0].replicas[0]
         await next(node for node in cluster.local_nodes() if node.node_id == holder).stop(hand_over=False)
         other = next(node for node in addresses if node not in (holder, topology.catalog[0]))
-        client = Client(caller, [addresses[other]], rng=random.Random(1))
+        client = PlainClient(caller, [addresses[other]], rng=random.Random(1))
         served = next(key for shard, key in keys.items() if topology.shards[shard].replicas == (other,))
         await client.insert(served, [4.0, 3.0, 2.0, 1.0], {"by": "late"}, timeout=20)
         with pytest.raises((Unavailable, OutcomeUnknown)):

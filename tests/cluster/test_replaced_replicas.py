@@ -36,7 +36,6 @@ async def test_another_node_takes_the_replicas_of_one_that_is_gone(tmp_path: Pat
     async with ShardedProcesses(tmp_path, nodes=4, snapshot_threshold=50) as processes:
         await processes.create(2, 3)
         async with processes.connect() as client:
-            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=DIMENSIONS, metric="l2")
             writing = asyncio.create_task(_write(client, acknowledged, ending))
@@ -82,7 +81,6 @@ async def test_replicas_go_to_nodes_of_the_cluster_only(tmp_path: Path) -> None:
     async with ShardedProcesses(tmp_path, nodes=2) as processes:
         await processes.create(1, 1)
         async with processes.connect() as client:
-            assert client.has_catalog
             await healthy(client)
             for nodes in ([], ["node-9"], ["node-1", "node-1"]):
                 with pytest.raises(InvalidArgument):

@@ -62,7 +62,6 @@ async def test_nodes_and_clients_route_by_a_callable_and_nodes_without_it_are_re
             node.start()
         await processes.create(4, 1, strategy)
         async with processes.connect() as client:
-            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=4)
             ids = [f"space-{n % 12}/doc-{n}" for n in range(240)]

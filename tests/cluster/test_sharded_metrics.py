@@ -16,6 +16,7 @@ from cluster.processes import ShardedProcesses, healthy
 from needle.client import Client
 from needle.connecting import system_caller
 from needle.local.process_cluster import wait_for
+from proof.plain_client import PlainClient
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 SEARCHES = 7
@@ -49,7 +50,6 @@ async def test_the_metrics_of_a_sharded_cluster_are_measurements(tmp_path: Path)
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         topology = await processes.create(2, 3)
         async with processes.connect() as client:
-            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=8)
             rows = np.random.default_rng(1).normal(size=(300, 8)).astype("f4")
@@ -101,7 +101,7 @@ async def _searches(processes: ShardedProcesses, rows: np.ndarray) -> None:
     before = {node: await scrape(processes, node) for node in processes.nodes}
     caller = system_caller("needle")
     try:
-        plain = Client(caller, [processes.nodes["node-3"].address], rng=random.Random(1))
+        plain = PlainClient(caller, [processes.nodes["node-3"].address], rng=random.Random(1))
         for n in range(SEARCHES):
             assert (await plain.search(rows[n], 3, exact=True))[0].id == f"doc-{n}"
         await plain.insert("one", rows[0])

@@ -23,7 +23,6 @@ async def test_what_a_sharded_client_can_do_is_there_without_asyncio(tmp_path: P
 
         def blocking() -> None:
             with needle.connect_sync(address) as client:
-                assert client.has_catalog
                 outcomes = client.insert_each(ids=[f"doc-{n}" for n in range(60)], vectors=rows)
                 assert sum(isinstance(outcome, needle.WriteResult) for outcome in outcomes.values()) == 60
                 assert client.topology().settings is not None

@@ -33,7 +33,6 @@ async def test_twelve_processes(tmp_path: Path) -> None:
             tuple(f"node-{3 * shard + n}" for n in (1, 2, 3)) for shard in range(4)
         ]
         async with processes.connect() as client:
-            assert client.has_catalog
             await healthy(client, 60)
             twelve = Twelve(processes, client, collections)
             await twelve.load()

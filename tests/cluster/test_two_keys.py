@@ -19,7 +19,6 @@ async def test_no_document_is_lost_and_a_delete_lets_the_move_go_on(tmp_path: Pa
     async with ShardedProcesses(tmp_path, nodes=2) as processes:
         await processes.create(2, 1, CUSTOM)
         async with processes.connect() as client:
-            assert client.has_catalog
             await healthy(client)
             await client.create_collection("default", dimensions=3, metric="l2")
             shard_map = client.topology().map

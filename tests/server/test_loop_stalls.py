@@ -33,6 +33,7 @@ from needle.server.ports import system_ports
 from needle.server.process.loop_watch import LoopWatch
 from needle.shard.apply.validation import check_command
 from needle.system import SystemClock
+from proof.plain_client import PlainClient
 from proof.sim.stalls import StallMeter
 
 DIMENSIONS = 64
@@ -178,7 +179,7 @@ async def test_no_callback_takes_long_for_a_routed_write(
                 client: Any = await needle.connect(addresses, batch_bytes_max=16 << 20)
             else:
                 caller = RpcClient(cluster_id="needle", rng=random.Random(1), clock=SystemClock())
-                client = needle.Client(caller, addresses, rng=random.Random(1), batch_bytes_max=16 << 20)
+                client = PlainClient(caller, addresses, rng=random.Random(1), batch_bytes_max=16 << 20)
             async with client:
                 ids = [f"d{n}" for n in range(count)]
                 results = await client.insert_batch(ids=ids, vectors=vectors, metadatas=[metadata] * count, timeout=60)

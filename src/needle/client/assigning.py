@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import RaftStatus
-from needle.client.one_shard import OneShard
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import StatusCall
@@ -21,7 +20,7 @@ LOOK_SECONDS = 0.2
 ASK_SECONDS = 2.0
 
 
-async def assign(shards: ClusterShards | OneShard, group: GroupId, nodes: Iterable[NodeId], timeout: float) -> None:
+async def assign(shards: ClusterShards, group: GroupId, nodes: Iterable[NodeId], timeout: float) -> None:
     """Have `nodes`, the preferred leader first, hold the replicas of a group, and wait until they and no others do.
 
     Raises InvalidArgument for nodes that the cluster does not have, or when another command assigns others meanwhile;
@@ -48,7 +47,7 @@ async def assign(shards: ClusterShards | OneShard, group: GroupId, nodes: Iterab
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _lacking(shards: ClusterShards | OneShard, group: GroupId, wanted: list[NodeId], decided: int) -> str:
+async def _lacking(shards: ClusterShards, group: GroupId, wanted: list[NodeId], decided: int) -> str:
     """Why it is not done yet; "" when it is. decided: the catalog's version since when these nodes should hold it."""
     now = await shards.refresh(shards.topology().version + 1, LOOK_SECONDS)
     holders = now.holders(group)

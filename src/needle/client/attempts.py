@@ -57,11 +57,10 @@ class Attempts:
 
 
 class _Asked:
-    __slots__ = ("address", "anywhere", "limit", "since", "term")
+    __slots__ = ("address", "limit", "since", "term")
 
-    def __init__(self, address: str, anywhere: bool, since: float, term: int, limit: asyncio.Timeout) -> None:
+    def __init__(self, address: str, since: float, term: int, limit: asyncio.Timeout) -> None:
         self.address = address
-        self.anywhere = anywhere
         self.since = since
         self.term = term
         self.limit = limit
@@ -78,16 +77,13 @@ class Unanswered:
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
 
-    async def call(
-        self, address: str, method: str, body: Body, seconds: float, *, anywhere: bool = False
-    ) -> Payload | None:
-        """The answer of the node at `address`, the leader. None if it was given up: another node was elected leader,
-        or, for a request that may be answered anywhere, the node says nothing at all any more."""
+    async def call(self, address: str, method: str, body: Body, seconds: float) -> Payload | None:
+        """The answer of the node at `address`, the leader. None if it was given up: another node was elected leader."""
         loop, directory = asyncio.get_running_loop(), self._directory
         asked: _Asked | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                asked = _Asked(address, anywhere, loop.time(), directory.term(self._group), limit)
+                asked = _Asked(address, loop.time(), directory.term(self._group), limit)
                 self._asked[asked] = None
                 if self._timer is None and self._watch is None and seconds > PATIENCE_SECONDS:
                     self._timer = loop.call_later(PATIENCE_SECONDS, self._look)
@@ -126,17 +122,16 @@ class Unanswered:
         old = [asked for asked in self._asked if asked.since + PATIENCE_SECONDS <= start]
         # All of them: whoever gives up at the deadline says which did not answer.
         asking: list[Coroutine[Any, Any, object]] = [directory.ask(there, group) for there in directory.addresses()]
-        if not all(asked.anywhere for asked in old):
-            asking.append(directory.await_leader(group, PATIENCE_SECONDS))
+        asking.append(directory.await_leader(group, PATIENCE_SECONDS))
         await asyncio.gather(*asking)
         leader, term = directory.known_leader(group), directory.term(group)
         for asked in old:
             if asked not in self._asked:
                 continue
             # Nodes that route for every caller lead in no term; any of them will do.
-            silent = (asked.anywhere or term == 0) and not directory.heard_since(asked.address, start)
+            silent = term == 0 and not directory.heard_since(asked.address, start)
             if silent:
                 directory.forget_leader(group, asked.address)
-            if silent or (leader not in (None, asked.address) and term > asked.term and not asked.anywhere):
+            if silent or (leader not in (None, asked.address) and term > asked.term):
                 del self._asked[asked]
                 asked.limit.reschedule(loop.time())

@@ -1,19 +1,18 @@
 """The asynchronous client: documents and collections in, hits out; and looking after the nodes and shards.
 
 Every method is safe to call concurrently from one event loop. Reads are strong unless another mode is asked for. Raises
-only NeedleErrors. It is handed its network (a `Caller`) and its randomness; `needle.connect` makes both. An operator's
-call names its shard or its node; a cluster of several shards has no default one, a fixed cluster is one shard.
+only NeedleErrors. It is handed its network (a `Caller`) and its way to the shards; `needle.connect` makes both. An
+operator's call names its shard or its node; a cluster of several shards has no default one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, invalid
 from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
-from needle.base.runtime import Blocking, Rng
 from needle.client import values
 from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
@@ -22,10 +21,7 @@ from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
-from needle.client.one_group import OneGroup
-from needle.client.one_shard import OneShard
 from needle.client.replicas import ask_replicas
-from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import (
@@ -33,15 +29,13 @@ from needle.protocol.calls import (
     GroupCall,
     LeaderAnswer,
     MaintenanceCall,
-    MembershipCall,
     StatusCall,
     StepDownCall,
 )
 from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
-from needle.protocol.peer_calls import WhoAnswer, no_members
+from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.topology import ShardInfo, Topology
 
-BATCH_BYTES_MAX = 1 << 20
 STATUS_SECONDS = 2.0
 MADE_SECONDS = 0.2
 CATALOG = -1
@@ -50,30 +44,12 @@ CATALOG = -1
 class Client(BatchMethods):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
-    def __init__(
-        self,
-        caller: Caller,
-        addresses: Iterable[str],
-        *,
-        rng: Rng,
-        prefer: str | None = None,
-        batch_bytes_max: int = BATCH_BYTES_MAX,
-        blocking: Blocking | None = None,
-        sharded: tuple[ClusterShards, Router] | None = None,
-    ) -> None:
-        """addresses: of some or all nodes, "host:port"; the others are learned. prefer: the address that eventual
-        reads ask first. batch_bytes_max: insert_batch splits what is larger into several log entries. blocking: threads
-        for large answers; without them the event loop waits while they are read. sharded: the shards of a cluster that
-        has a catalog, and the router to them; without it the nodes at `addresses` are a fixed cluster."""
+    def __init__(self, caller: Caller, shards: ClusterShards, documents: DocumentCalls) -> None:
+        """shards: who is asked about nodes and shards; documents: answers the methods for documents, the router to the
+        same shards."""
         self._caller = caller
-        size = values.check_count(batch_bytes_max, "batch_bytes_max")
-        self._shards: ClusterShards | OneShard
-        self.documents: DocumentCalls
-        if sharded is not None:
-            self._shards, self.documents = sharded
-        else:
-            self._shards = OneShard(caller, addresses, rng=rng, prefer=prefer)
-            self.documents = OneGroup(self._shards.group(0), size, blocking)
+        self._shards = shards
+        self.documents = documents
 
     async def _documents(self) -> DocumentCalls:
         return self.documents
@@ -90,14 +66,8 @@ class Client(BatchMethods):
         await self._caller.close()
 
     # --- what there is -----------------------------------------------------------------------------------------------
-    @property
-    def has_catalog(self) -> bool:
-        """Whether the cluster is sharded: its catalog says which node holds what. A fixed one has members instead."""
-        return self._shards.has_catalog
-
     def topology(self) -> Topology:
-        """What this client knows of the cluster: settings, nodes, shards, map, collections. Of a fixed cluster only
-        the nodes, as replicas of one shard."""
+        """What this client knows of the cluster: settings, nodes, shards, map, collections."""
         return self._shards.topology()
 
     async def refresh_topology(
@@ -108,9 +78,6 @@ class Client(BatchMethods):
         version: wait up to `timeout` seconds for one of at least this version, by default for any newer one; the newest
         known if no node has one by then. confirmed: one that holds everything committed before the call, as the
         catalog's leader says; raises NoQuorum or DeadlineExceeded when it does not answer in time.
-
-        A fixed cluster has one version: its nodes are asked who they are, and nothing is waited for; confirmed raises
-        InvalidArgument.
         """
         seconds = values.check_timeout(timeout)
         if values.check_flag(confirmed, "confirmed"):
@@ -121,7 +88,7 @@ class Client(BatchMethods):
     async def change_catalog(self, command: CatalogCommand, *, timeout: float = TIMEOUT) -> WriteResult:
         """Execute a command of needle.protocol.catalog_commands, once: which nodes there are, which of them hold a
         shard, which ranges move. For operators; the catalog refuses what cannot be. Raises OutcomeUnknown when it was
-        sent and no answer came in time, InvalidArgument of a fixed cluster."""
+        sent and no answer came in time."""
         return await self._shards.command(command, values.check_timeout(timeout))
 
     def nodes(self) -> dict[NodeId, str]:
@@ -150,28 +117,6 @@ class Client(BatchMethods):
         """The view of the catalog's leader: term, commit, and every peer's lag."""
         seconds = values.check_timeout(timeout)
         return await self._leaders_status(await self._catalog(), seconds)
-
-    async def change_membership(
-        self,
-        voters: Iterable[NodeId],
-        learners: Iterable[NodeId] = (),
-        *,
-        addresses: Mapping[NodeId, str] | None = None,
-        timeout: float = 60.0,
-    ) -> None:
-        """Make exactly these nodes the voters and learners of a fixed cluster (joint consensus). addresses: of nodes
-        that are new, and of members that have another address from now on.
-
-        A node is added as a learner first, and promoted once `status()` shows that it has caught up. Raises
-        InvalidArgument, naming the nodes that do not answer the leader, when no majority of `voters` does; and of a
-        sharded cluster, whose catalog says which nodes hold what.
-        """
-        if self.has_catalog:
-            raise no_members()
-        seconds = values.check_timeout(timeout)
-        call = MembershipCall(shard_group(0), list(voters), list(learners), dict(addresses or {}), seconds)
-        body = calls.encode(call)
-        await self._shards.group(0).ask_leader(calls.MEMBERSHIP, lambda _: body, seconds)
 
     # --- a shard -----------------------------------------------------------------------------------------------------
     async def _founded(self) -> Topology:
@@ -218,8 +163,8 @@ class Client(BatchMethods):
         self, to: NodeId | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
     ) -> NodeId:
         """Hand the leadership of a shard to `to`, or to its most caught-up voter; writes in flight are not lost.
-        Returns who leads. A sharded cluster gives it back to the preferred leader after a while. shard: may be left out
-        if there is only one.
+        Returns who leads. Of several shards, each goes back to the preferred leader after a while. shard: may be left
+        out if there is only one.
 
         Raises InvalidArgument for a node that is no other voter or does not answer the leader, TransferFailed if it did
         not take over; the message says why.
@@ -247,7 +192,7 @@ class Client(BatchMethods):
             node = next((one for one in replicas if one != leader), leader)
         if node is None:
             raise InvalidArgument("no node answers, so none can be told to campaign", field="node")
-        if self.has_catalog and node not in replicas:
+        if node not in replicas:
             raise invalid("node", node, f"one with a replica of shard {number}: {', '.join(replicas)}")
         body = calls.encode(GroupCall(shard_group(number), seconds))
         await self._caller.call(await self._where(node), calls.FORCE_ELECTION, body, seconds)
@@ -269,29 +214,19 @@ class Client(BatchMethods):
     async def set_replicas(self, shard: int | None, nodes: Iterable[NodeId], *, timeout: float = 60.0) -> None:
         """Have `nodes`, the preferred leader first, hold the replicas of a shard, while it serves: a new one fetches
         its data before it counts, then the one that it replaces goes. Returns when it is done. Raises InvalidArgument
-        for nodes that the cluster does not have and of a fixed cluster, which has `change_membership`; DeadlineExceeded
-        when it takes longer: the cluster goes on with it, and the call may be repeated. shard: None if there is only
-        one."""
+        for nodes that the cluster does not have; DeadlineExceeded when it takes longer: the cluster goes on with it,
+        and the call may be repeated. shard: None if there is only one."""
         group = shard_group((await self._shard(shard)).shard)
-        await assign(self._cataloged(), group, nodes, values.check_timeout(timeout))
+        await assign(self._shards, group, nodes, values.check_timeout(timeout))
 
     async def set_catalog_nodes(self, nodes: Iterable[NodeId], *, timeout: float = 60.0) -> None:
         """Have `nodes` hold the catalog; as `set_replicas`."""
-        await assign(self._cataloged(), CATALOG_GROUP, nodes, values.check_timeout(timeout))
+        await assign(self._shards, CATALOG_GROUP, nodes, values.check_timeout(timeout))
 
     async def remove_node(self, node: NodeId, *, timeout: float = TIMEOUT) -> None:
         """Have the cluster forget a node that holds nothing any more; its id is never used again. Raises
         InvalidArgument for a node that holds a replica of a shard or of the catalog: `set_replicas` moves them."""
-        await self._cataloged().command(RemoveNode(values.check_id(node, "node")), values.check_timeout(timeout))
-
-    def _cataloged(self) -> ClusterShards:
-        """Raises InvalidArgument of a fixed cluster."""
-        if not isinstance(self._shards, ClusterShards):
-            raise InvalidArgument(
-                "this cluster is not sharded: no catalog says which nodes hold what; `change_membership` says "
-                "who is a member"
-            )
-        return self._shards
+        await self._shards.command(RemoveNode(values.check_id(node, "node")), values.check_timeout(timeout))
 
     # --- a node ------------------------------------------------------------------------------------------------------
     async def node_status(
@@ -304,8 +239,7 @@ class Client(BatchMethods):
         return calls.decode(answer, RaftStatus)
 
     async def describe_node(self, node: str, *, timeout: float = STATUS_SECONDS) -> WhoAnswer:
-        """What a node of a sharded cluster says of itself: its id, its cluster, its failure domain. node: its id or its
-        address. Raises InvalidArgument of a fixed cluster."""
+        """What a node says of itself: its id, its cluster, its failure domain. node: its id or its address."""
         seconds = values.check_timeout(timeout)
         return await self._shards.describe(await self._where(node), seconds)
 

@@ -1,7 +1,7 @@
 """What document methods stand on: a few calls in the values of the wire, whoever answers them.
 
-The router of a sharded cluster makes them of its shards (router/router.py), `OneGroup` of one Raft group. Knows nothing
-of the types that callers pass in: those become bytes in documents.py.
+The router makes them of the shards' answers (router/router.py). Knows nothing of the types that callers pass in: those
+become bytes in documents.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One Raft group as a client sees it: sends to the leader or to any replica, and repeats what may be repeated.
+"""One Raft group as a client sees it: sends to the leader, and repeats what may be repeated.
 
 Invariant: a numbered write is executed at most once, however often it is sent; if it was sent and no answer came before
 the deadline, the caller gets OutcomeUnknown, never an error that says nothing happened. A read or an administrative
@@ -26,7 +26,6 @@ from needle.base.errors import (
     ProtocolError,
     SessionExpired,
     StorageError,
-    TooStale,
     VersionMismatch,
 )
 from needle.base.ids import GroupId, NodeId
@@ -58,27 +57,19 @@ def written(answer: Payload) -> WriteResult:
 
 
 class GroupClient:
-    """Calls to one group. `last_index` is the newest log index an answer has carried: the session token."""
+    """Calls to one group."""
 
-    def __init__(self, group: GroupId, directory: Directory, rng: Rng, prefer: str | None = None) -> None:
-        """prefer: the address to ask first in eventual reads (the node in this process)."""
+    def __init__(self, group: GroupId, directory: Directory, rng: Rng) -> None:
         self.group = group
-        self.last_index = 0
         self._directory = directory
         self._caller = directory.caller
         self._rng = rng
-        self._prefer = prefer
         self._unanswered = Unanswered(group, directory)
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
         self._write = calls.WRITE
         self._named = "the cluster"
         """In errors."""
-
-    def saw(self, index: int) -> None:
-        """An answer carried this log index."""
-        if index > self.last_index:
-            self.last_index = index
 
     async def find_leader(self, timeout: float) -> str | None:
         """Ask the nodes who leads: its address; None if none names it in time. Raises only when all refuse to talk."""
@@ -102,9 +93,7 @@ class GroupClient:
             session = numbers.next()
             try:
                 answer = await self._ask_leader(self._write, self._body(make(session)), attempts)
-                result = written(answer)
-                self.saw(result.index)
-                return result
+                return written(answer)
             except NeedleError as error:
                 if isinstance(error, SessionExpired) and self._numbers is numbers:
                     self._numbers = None
@@ -260,40 +249,3 @@ class GroupClient:
         raise DeadlineExceeded(
             f"{leader}, which leads {self._named}, did not answer within {attempts.whole:.3g} s{last}"
         )
-
-    # --- any replica -------------------------------------------------------------------------------------------------
-    async def ask_any(self, method: str, make_body: MakeBody, timeout: float) -> Payload:
-        """Ask one replica after the other, in turn, until one answers. One that works is waited for; one that fails, or
-        says nothing at all any more, is left for the next."""
-        attempts = Attempts(timeout)
-        failures: dict[str, NeedleError] = {}
-        while attempts.left() > 0:
-            order = self._directory.in_turn(self._prefer)
-            for address in order:
-                if (left := attempts.left()) <= 0:
-                    break
-                try:
-                    answer = await self._unanswered.call(
-                        address, method, make_body(left), left, anywhere=len(order) > 1
-                    )
-                    if answer is not None:
-                        return answer
-                    raise DeadlineExceeded("it says nothing at all any more")
-                except NeedleError as error:
-                    if not error.retryable and not error.of_the_node:
-                        raise
-                    failures[address] = error
-                    if not isinstance(error, TooStale | Overloaded):
-                        self._directory.suspect(address)
-            if len(failures) == len(order) and not any(e.retryable for e in failures.values()):
-                raise next(iter(failures.values()))
-            await attempts.pause(self._rng)
-        return self._no_replica(failures, timeout)
-
-    @staticmethod
-    def _no_replica(failures: dict[str, NeedleError], timeout: float) -> NoReturn:
-        told = "; ".join(f"{address}: {error.message}" for address, error in sorted(failures.items()))
-        stale = [error for error in failures.values() if isinstance(error, TooStale)]
-        if stale:
-            raise TooStale(f"no replica is fresh enough after {timeout:g} s ({told})", **stale[0].details)
-        raise DeadlineExceeded(f"no replica answered within {timeout:g} s ({told or 'none was reached'})")

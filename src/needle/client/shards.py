@@ -188,8 +188,6 @@ class ShardGroup(GroupClient):
 class ClusterShards:
     """`client.router.routes.Shards` over a network."""
 
-    has_catalog = True
-
     def __init__(
         self, caller: Caller, addresses: Iterable[str], topology: Topology, *, rng: Rng, prefer: str | None = None
     ) -> None:

@@ -88,11 +88,6 @@ class SyncClient:
             self._made = None
         self._lock = threading.Lock()
 
-    @property
-    def has_catalog(self) -> bool:
-        """Whether the cluster is sharded, as `Client.has_catalog`."""
-        return self._here()[0].has_catalog
-
     def close(self) -> None:
         """Close all connections and end the background thread. Calls of other threads end soon, as `Client.close` says.
         Idempotent."""

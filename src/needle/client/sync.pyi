@@ -26,8 +26,6 @@ class SyncClient:
     def __init__(self, make: Callable[[], Made], made: Made) -> None: ...
     def __enter__(self) -> SyncClient: ...
     def __exit__(self, *exc: object) -> None: ...
-    @property
-    def has_catalog(self) -> bool: ...
     def close(self) -> None: ...
     def scan(
         self,
@@ -337,14 +335,6 @@ class SyncClient:
         *,
         timeout: float = ...,
     ) -> RaftStatus: ...
-    def change_membership(
-        self,
-        voters: Iterable[NodeId],
-        learners: Iterable[NodeId] = ...,
-        *,
-        addresses: Mapping[NodeId, str] | None = ...,
-        timeout: float = ...,
-    ) -> None: ...
     def leader(
         self,
         shard: int | None = ...,

@@ -15,7 +15,15 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from needle.base.errors import DeadlineExceeded, NeedleError, ProtocolError, StaleEpoch, told_version
+from needle.base.errors import (
+    DeadlineExceeded,
+    NeedleError,
+    Overloaded,
+    ProtocolError,
+    StaleEpoch,
+    TooStale,
+    told_version,
+)
 from needle.base.model import ReadMode, WriteResult
 from needle.base.parts import Payload
 from needle.client.router.latency import Latencies
@@ -210,6 +218,9 @@ class FanOut:
             # Nodes may have moved since this topology: a newer one tells where to.
             await self._refresh(self._topology().version + 1, min(max(0.0, deadline - loop.time()), PAUSE_SECONDS))
         told = "; ".join(f"{address}: {error.message}" for address, error in sorted(failures.items()))
+        if stale := [error for error in failures.values() if isinstance(error, TooStale)]:
+            why = f"no replica of shard {shard} is fresh enough after {timeout:g} s ({told})"
+            raise TooStale(why, **stale[0].details)
         raise DeadlineExceeded(f"no replica of shard {shard} answered within {timeout:g} s ({told or 'none reached'})")
 
     async def _hedged(
@@ -247,7 +258,8 @@ class FanOut:
                     if not error.retryable and not error.of_the_node:
                         raise error
                     failures[address] = error
-                    group.suspect(address)
+                    if not isinstance(error, TooStale | Overloaded):
+                        group.suspect(address)
             return None
         finally:
             _forget(waiting)

@@ -18,6 +18,7 @@ from needle.base.errors import (
     DeadlineExceeded,
     NeedleError,
     StaleEpoch,
+    Unavailable,
     VersionMismatch,
     invalid,
 )
@@ -95,8 +96,9 @@ class Router(Routes):
     ) -> list[BatchPart]:
         """Insert or replace many documents. rows: len(ids) rows of float32 bytes.
 
-        Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing. Of documents
-        with one id only the last is written; the others are in no part.
+        Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing; after one has
+        failed no other of its shard is begun. Of documents with one id only the last is written; the others are in no
+        part.
         """
         keep = last_of_each_id(ids)
         if keep is not None:
@@ -127,7 +129,9 @@ class Router(Routes):
         weight, routed = rows.nbytes + sum(map(len, metadata)), self.fan_out.ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
         done = [BatchPart([at], error) for at, error in plan.homeless.items()]
-        permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+        permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
 
         async def send(shard: int, part: list[int]) -> None:
             names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
@@ -142,14 +146,19 @@ class Router(Routes):
                 return shard
 
             async with permits:
+                if (before := failed.get(shard)) is not None:
+                    done.append(BatchPart(part, _not_sent(before)))
+                    return
+                left = max(0.001, deadline - loop.time())
                 try:
                     result: WriteResult | NeedleError = await self._write(
-                        owner, lambda session: Insert(collection, names, data, json, None, session), timeout
+                        owner, lambda session: Insert(collection, names, data, json, None, session), left
                     )
                 except NeedleError as error:
-                    result = error
+                    result = failed[shard] = error
                 except _Scattered:  # the map changed and the part no longer has one owner: route it again
-                    again = await self._insert_rows(collection, names, memoryview(data), json, timeout)
+                    left = max(0.001, deadline - loop.time())
+                    again = await self._insert_rows(collection, names, memoryview(data), json, left)
                     done.extend(BatchPart([part[at] for at in some.rows], some.outcome) for some in again)
                     return
             done.append(BatchPart(part, result))
@@ -403,6 +412,13 @@ class Router(Routes):
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
         """As `collections.drop`."""
         return await collections.drop(self._shards, name, timeout)
+
+
+def _not_sent(failure: NeedleError) -> NeedleError:
+    """What became of a part of a batch after another one of its shard failed."""
+    if isinstance(failure, CollectionNotFound):
+        return failure  # none of them has a place; the batch is tried again as a whole
+    return Unavailable(f"not sent, and so not written: another part of the batch failed: {failure.message}")
 
 
 class _Scattered(Exception):

@@ -19,6 +19,7 @@ from needle.protocol import catalog_commands
 from needle.routing.strategy import routing_key
 from needle.routing.topology import CollectionInfo, Ownership, Topology
 
+BATCH_BYTES_MAX = 1 << 20
 PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.1
 BESIDE_BYTES = 64 * 1024
@@ -79,7 +80,7 @@ class Routes:
         self,
         shards: Shards,
         *,
-        batch_bytes_max: int = 1 << 20,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
         monotonic: Callable[[], float] | None = None,
         blocking: Blocking | None = None,
     ) -> None:

@@ -1,4 +1,5 @@
-"""One client of both kinds: a fixed cluster is a shard without a catalog, a sharded one may be made late."""
+"""The client: one shard is the default, nodes that refuse to talk are told from those that are unknown, and a cluster
+may be made late."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from cluster.catalog_util import topology
-from harness.scripted_network import ADDRESSES, VECTOR, Network, numbers
+from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, numbers
 from needle.base.errors import ClientClosed, ConnectionLost, InvalidArgument, Unavailable, WrongCluster
 from needle.base.parts import Body
 from needle.client import Client
@@ -18,29 +19,17 @@ from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
-from needle.protocol.catalog_commands import RemoveNode
 from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.routing.topology import Topology
 
 
-async def test_a_fixed_cluster_is_one_shard_without_a_catalog() -> None:
+async def test_a_cluster_of_one_shard_needs_no_number_of_it() -> None:
     network = Network()
-    client = Client(network, ADDRESSES.values(), rng=random.Random(1))
-    assert not client.has_catalog
+    client = client_of(network)
     assert await client.leader() == await client.leader() == await client.leader(0) == "n1"
-    assert client.nodes() == ADDRESSES == (await client.refresh_topology(timeout=1)).addresses()
-    assert client.topology().shards[0].replicas == ("n1", "n2", "n3")
+    assert client.nodes() == ADDRESSES
     with pytest.raises(InvalidArgument, match="shard = 1"):
         await client.leader(1)
-    with pytest.raises(InvalidArgument, match="no catalog"):
-        await client.change_catalog(RemoveNode("n1"))
-    with pytest.raises(InvalidArgument, match="not sharded"):
-        await client.describe_node("n1")
-    for call in (client.set_replicas(0, ["n2"]), client.set_catalog_nodes(["n2"]), client.remove_node("n1")):
-        with pytest.raises(InvalidArgument, match="change_membership"):
-            await call
-    with pytest.raises(InvalidArgument, match="no catalog to confirm"):
-        await client.refresh_topology(confirmed=True)
     network.down = set(ADDRESSES)
     health = await client.health_check(timeout=0.2)
     assert isinstance(health, ClusterHealth)
@@ -49,14 +38,14 @@ async def test_a_fixed_cluster_is_one_shard_without_a_catalog() -> None:
     assert health.shards[0].share == 1.0
 
 
-async def test_a_cluster_none_of_whose_nodes_ever_answered_is_unavailable() -> None:
+async def test_a_cluster_none_of_whose_nodes_ever_answered_has_no_shards_to_name() -> None:
     network = Network()
     network.down = set(ADDRESSES)
-    client = Client(network, ADDRESSES.values(), rng=random.Random(1))
-    shard = (await client.health_check(timeout=0.2)).shards[0]
-    assert (shard.state, shard.total_followers, shard.problems) == ("unavailable", 0, ["no replica leads"])
-    assert await client.leader() is None
-    with pytest.raises(InvalidArgument, match="the nodes that answer"):
+    client = client_of(network, Topology())
+    assert (await client.health_check(timeout=0.2)).shards == {}
+    with pytest.raises(Unavailable, match="no shards yet"):
+        await client.leader()
+    with pytest.raises(Unavailable, match="no shards yet"):
         await client.node_status("n1")
 
 
@@ -66,8 +55,8 @@ async def test_nodes_that_refuse_to_talk_are_not_taken_for_unknown_ones(refusal:
         async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
             raise refusal
 
-    client = Client(Refusing(), ADDRESSES.values(), rng=random.Random(1))
-    for call in (client.leader, client.cluster_status, client.refresh_topology):
+    client = client_of(Refusing())
+    for call in (client.leader, client.status):
         with pytest.raises(type(refusal)):
             await call()
     with pytest.raises(type(refusal)):
@@ -88,7 +77,7 @@ async def test_a_write_of_unknown_fate_keeps_its_number_over_leaders_and_operato
 
     asked: list[asyncio.Task[str | None]] = []
     network = Restless()
-    client = Client(network, ADDRESSES.values(), rng=random.Random(1))
+    client = client_of(network)
     await client.insert("first", VECTOR)
     network.writes.clear()
     network.script = [ConnectionLost("gone"), ConnectionLost("gone")]
@@ -126,8 +115,7 @@ class Sharded:
 async def test_a_sharded_cluster_that_is_not_made_yet_says_so_and_is_found_once_it_is() -> None:
     network = Sharded()
     shards = ClusterShards(network, ["10.0.0.1:5000"], network.now, rng=random.Random(1))
-    client = Client(network, ["10.0.0.1:5000"], rng=random.Random(1), sharded=(shards, Router(shards)))
-    assert client.has_catalog
+    client = Client(network, shards, Router(shards))
     for call in (client.leader, client.status, client.catalog_leader, client.catalog_status, client.digests):
         with pytest.raises(Unavailable, match="needle cluster create"):
             await call()
@@ -137,5 +125,3 @@ async def test_a_sharded_cluster_that_is_not_made_yet_says_so_and_is_found_once_
     assert await client.leader(1) == "node-2"
     with pytest.raises(InvalidArgument, match="from 0 to 1"):
         await client.leader()
-    with pytest.raises(InvalidArgument, match="no members"):
-        await client.change_membership(["node-1"])

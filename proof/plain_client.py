@@ -1,4 +1,5 @@
-"""`DocumentCalls` on one Raft group that holds all documents: every write is an entry of its log.
+"""A client that knows nothing of shards, as those of earlier releases and of whoever writes one without a map: it sends
+the calls of `protocol.calls` to one node after the other, and the node routes (server/service/proxy.py).
 
 Invariant: a batch is cut into entries in its order; after one failed no other is begun, and its documents are known not
 to be written.
@@ -7,17 +8,20 @@ to be written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
 
-from needle.base.errors import NeedleError, Unavailable
-from needle.base.ids import GroupId
+from needle.base.errors import DeadlineExceeded, NeedleError, Unavailable
+from needle.base.ids import GroupId, shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.parts import Payload
-from needle.base.runtime import Blocking, beside
+from needle.base.runtime import Rng
 from needle.client import values
-from needle.client.document_calls import BatchPart, Found
-from needle.client.group import GroupClient
+from needle.client.attempts import Attempts
+from needle.client.batches import BatchMethods
+from needle.client.directory import Caller, Directory
+from needle.client.document_calls import BatchPart, DocumentCalls, Found
+from needle.client.group import GroupClient, MakeBody
+from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.client.where import MakePart, WhereWork
 from needle.protocol import calls
 from needle.protocol.calls import (
@@ -32,24 +36,91 @@ from needle.protocol.calls import (
     ScanCall,
     SearchCall,
 )
-from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, DropCollection, Insert, Patch
+from needle.protocol.commands import (
+    Change,
+    ChangeWhere,
+    Command,
+    CreateCollection,
+    Delete,
+    DropCollection,
+    Insert,
+    Patch,
+    Session,
+)
 
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
-BESIDE_BYTES = 256 * 1024
-"""Answers from this size on are read in a thread."""
-
-T = TypeVar("T")
 
 
-class OneGroup:
-    """Documents and collections of a fixed cluster."""
+class PlainClient(BatchMethods):
+    """See the module. Use as an async context manager, or close its caller."""
 
-    def __init__(self, group: GroupClient, batch_bytes_max: int, blocking: Blocking | None) -> None:
-        """batch_bytes_max: a larger batch becomes several log entries."""
+    def __init__(
+        self, caller: Caller, addresses: Iterable[str], *, rng: Rng, batch_bytes_max: int = BATCH_BYTES_MAX
+    ) -> None:
+        """addresses: of some or all nodes; the others are learned. batch_bytes_max: a larger batch becomes several
+        writes."""
+        self._caller = caller
+        self._group = PlainGroup(shard_group(0), Directory(caller, addresses), rng)
+        self._calls = PlainCalls(self._group, batch_bytes_max)
+
+    async def _documents(self) -> DocumentCalls:
+        return self._calls
+
+    async def __aenter__(self) -> PlainClient:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._caller.close()
+
+    @property
+    def last_index(self) -> int:
+        """The newest index that an answer has carried; 0 before the first."""
+        return self._group.last_index
+
+
+class PlainGroup(GroupClient):
+    """All nodes, as if they held one group. `last_index`: the newest log index that an answer has carried."""
+
+    last_index = 0
+
+    def saw(self, index: int) -> None:
+        """An answer carried this log index."""
+        self.last_index = max(self.last_index, index)
+
+    async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult:
+        """As GroupClient.write."""
+        result = await super().write(make, timeout)
+        self.saw(result.index)
+        return result
+
+    async def ask_any(self, method: str, make_body: MakeBody, timeout: float) -> Payload:
+        """Ask one node after the other, in turn, until one answers."""
+        attempts = Attempts(timeout)
+        last: NeedleError = DeadlineExceeded(f"no node answered within {timeout:g} s")
+        while attempts.left() > 0:
+            for address in self._directory.in_turn():
+                if (left := attempts.left()) <= 0:
+                    break
+                try:
+                    return await self._caller.call(address, method, make_body(left), left)
+                except NeedleError as error:
+                    if not error.retryable and not error.of_the_node:
+                        raise
+                    last = error
+                    self._directory.suspect(address)
+            await attempts.pause(self._rng)
+        raise DeadlineExceeded(f"no node answered within {timeout:g} s: {last.message}")
+
+
+class PlainCalls:
+    """`DocumentCalls`, of whichever node answers."""
+
+    blocking = None
+
+    def __init__(self, group: PlainGroup, batch_bytes_max: int) -> None:
         self._group = group
         self._batch_bytes_max = batch_bytes_max
-        self.blocking = blocking
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def insert(
@@ -152,7 +223,7 @@ class OneGroup:
             self._fresh(mode, max_staleness, session),
             timeout,
         )
-        batch = await self._decoded(answer, DocumentBatch)
+        batch = calls.decode(answer, DocumentBatch)
         self._group.saw(batch.applied_index)
         return batch
 
@@ -178,7 +249,7 @@ class OneGroup:
             if not partial or not error.retryable:
                 raise
             return Found(HitBatch([], [], [], [], b"", 0), {0: error}, [(b"", None)], {}, 1, 0)
-        batch = await self._decoded(answer, HitBatch)
+        batch = calls.decode(answer, HitBatch)
         self._group.saw(batch.applied_index)
         return Found(batch, {}, [], {0: batch.applied_index}, 1, 0)
 
@@ -210,7 +281,7 @@ class OneGroup:
             Freshness(mode),
             timeout,
         )
-        return await self._decoded(answer, ScanAnswer)
+        return calls.decode(answer, ScanAnswer)
 
     def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Freshness:
         return Freshness(mode, self._group.last_index if session else 0, max_staleness)
@@ -227,9 +298,6 @@ class OneGroup:
         if fresh.mode is ReadMode.EVENTUAL:
             return await group.ask_any(method, body, timeout)
         return await group.ask_leader(method, body, timeout)
-
-    async def _decoded(self, answer: Payload, kind: type[T]) -> T:
-        return await beside(self.blocking if len(answer) >= BESIDE_BYTES else None, lambda: calls.decode(answer, kind))
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
