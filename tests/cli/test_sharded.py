@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 
 from harness.commands import Run, until
-from needle.base.errors import ConfigError
 from needle.cli.app import main
-from needle.cli.shard_commands import parse_strategy
 from needle.local.process_cluster import ProcessCluster
-from needle.routing.strategy import ShardStrategy
 
 
 def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> None:
@@ -72,16 +69,6 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> Non
         until(lambda: json.loads(run("status", "--json", *at, expect=None))["healthy"])
     finally:
         cluster.stop()
-
-
-def test_strategies_by_name() -> None:
-    assert parse_strategy("hash") == ShardStrategy.HASH
-    assert parse_strategy("custom:tenant,region") == ShardStrategy.custom("tenant", "region")
-    for text in ("hash", "range", "consistent_hash", "custom:tenant", "custom:tenant,region", "router:mine"):
-        assert parse_strategy(text).text() == text
-    for wrong in ("rendezvous", "custom", "custom:"):
-        with pytest.raises(ConfigError, match="--strategy"):
-            parse_strategy(wrong)
 
 
 @pytest.mark.alone

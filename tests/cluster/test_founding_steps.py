@@ -7,6 +7,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from needle.base.config import RaftConfig, ShardingConfig
@@ -16,6 +17,7 @@ from needle.base.model import WriteResult
 from needle.catalog.state import execute
 from needle.protocol import calls, catalog_commands
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
+from needle.routing.strategy import RANGE
 from needle.routing.topology import Topology
 from needle.server.catalog.settings_founding import PATIENCE_SECONDS, SettingsFounding, cluster_uid, seeds_of
 from needle.server.cluster_files import ClusterFile
@@ -130,6 +132,22 @@ def test_the_leader_makes_a_cluster_of_all_that_answer() -> None:
     assert {node.id: node.incarnation for node in made.nodes} == {name: ord(name[1]) for name in NAMES}
     assert made.catalog == NAMES and [set(info.replicas) for info in made.shards] == [set(NAMES)] * 2
     assert [info.spec.name for info in made.collections] == ["default"]
+
+
+def test_the_cluster_is_sharded_as_its_settings_say() -> None:
+    sharding = ShardingConfig(shards=3, replicas=1, strategy="range", boundaries=["g", "p"])
+    node = FakeNode(who("n2", UID), who("n3", UID), uid=UID, leads=True)
+    node.config = msgspec.structs.replace(CONFIG, sharding=sharding)
+    ((_, made),) = ran(node).created
+    assert made.map is not None and made.map.strategy == RANGE and made.map.starts == (b"", b"g", b"p")
+    assert [len(info.replicas) for info in made.shards] == [1, 1, 1]
+
+
+def test_no_cluster_is_made_while_a_node_does_not_know_its_router(caplog: pytest.LogCaptureFixture) -> None:
+    node = FakeNode(who("n2", UID), who("n3", UID), uid=UID, leads=True)
+    node.config = msgspec.structs.replace(CONFIG, sharding=ShardingConfig(strategy="router:mine"))
+    assert ran(node).created == []
+    assert "n1, n2, n3 do not know the router 'mine'" in caplog.text
 
 
 def test_a_silent_node_is_waited_for_and_then_is_one_that_may_come_later() -> None:

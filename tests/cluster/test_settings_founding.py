@@ -24,7 +24,7 @@ from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import CreateCollection
 from needle.server import cluster_node
-from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, other_settings
+from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, other_settings, settings_of
 from needle.server.cluster_files import ClusterFile
 
 
@@ -247,6 +247,34 @@ def test_settings_that_describe_no_cluster_are_refused(sharding: dict[str, Any],
     assert caught.value.details["field"] == field
 
 
+@pytest.mark.parametrize(
+    ("sharding", "field"),
+    [
+        ({"strategy": "rendezvous"}, "sharding.strategy"),
+        ({"strategy": "custom:"}, "sharding.strategy"),
+        ({"strategy": "custom:a,,b"}, "sharding.strategy"),
+        ({"shards": 3, "strategy": "range", "boundaries": ["m"]}, "boundaries"),
+        ({"shards": 3, "strategy": "range", "boundaries": ["m", "a"]}, "boundaries"),
+        ({"shards": 2, "boundaries": ["m"]}, "sharding.boundaries"),
+    ],
+)
+def test_shards_that_cannot_be_are_refused(sharding: dict[str, Any], field: str) -> None:
+    config = RaftConfig.from_mapping(
+        {"node_id": "a", "cluster_nodes": ["a=h:1"], "data_dir": "x", "sharding": sharding}
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        settings_of(config)
+    assert caught.value.details["field"] == field
+
+
+def test_a_node_whose_shards_cannot_be_makes_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "data"
+    argv = ["serve", "--node-id", "a", "--data-dir", str(place), "--cluster-node", "a=127.0.0.1:1"]
+    assert main([*argv, "--strategy", "rendezvous"]) == 1
+    assert "sharding.strategy = 'rendezvous' is not allowed" in capsys.readouterr().err
+    assert not place.exists()
+
+
 def test_settings_that_differ_from_the_cluster_are_told_of() -> None:
     def config(**settings: Any) -> RaftConfig:
         return RaftConfig.from_mapping({"node_id": "a", "cluster_nodes": ["a=h:1"], "data_dir": "x", **settings})
@@ -255,8 +283,10 @@ def test_settings_that_differ_from_the_cluster_are_told_of() -> None:
     now = execute(now, 2, CreateCollection(CollectionSpec(name="default", dimensions=4), False, 1))[0]
     assert other_settings(config(), now) == []
     assert other_settings(config(dimensions=4, sharding={"shards": 4}), now) == []
-    shards, collection = other_settings(config(dimensions=8, sharding={"shards": 2}), now)
+    told = {"shards": 2, "strategy": "range", "virtual_nodes": 7}
+    shards, strategy, points, collection = other_settings(config(dimensions=8, sharding=told), now)
     assert shards == "sharding.shards = 2, it has 4"
+    assert strategy == "sharding.strategy = range, it has consistent_hash" and points.startswith("sharding.virtual_n")
     assert "(8, 'cosine', " in collection and "(4, 'cosine', " in collection
 
 

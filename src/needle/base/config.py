@@ -21,6 +21,7 @@ _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 NODE_ID = "1 to 64 characters of A-Z a-z 0-9 . _ -"
 NODES = "a list of 1 to 7 nodes, each 'name=host:port'"
 ADDRESS = '"host:port" with a port from 1 to 65535'
+STRATEGY = "consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME"
 ROUTERS = "a list of module or module:function"
 METRICS = f"one of {', '.join(Metric)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
@@ -172,6 +173,10 @@ class ShardingConfig(Settings, frozen=True, kw_only=True):
 
     shards: How many shards the cluster has that the `cluster_nodes` found; the same number on each of these nodes.
     replicas: Copies of each of these shards, each on its own node.
+    strategy: How documents are spread over these shards (docs/sharding.md).
+    virtual_nodes: Points of each of these shards on the ring of `consistent_hash`.
+    boundaries: Under `range`, the first id of each of these shards except the first, in order; by default the first
+        bytes of ids are divided evenly.
     join: Addresses of nodes of the running cluster that this node joins.
     router_modules: Custom routing functions (docs/sharding.md), which the node imports when it starts. The variable
         NEEDLE_ROUTERS names them too, and for the other commands.
@@ -181,6 +186,9 @@ class ShardingConfig(Settings, frozen=True, kw_only=True):
 
     shards: Annotated[int, about(1, 4096, option="--shards", shown="1")] | None = None
     replicas: Annotated[int, about(1, 7, option="--replicas", shown="one on every node")] | None = None
+    strategy: Annotated[str, about(allowed=STRATEGY, option="--strategy", shown="consistent_hash")] | None = None
+    virtual_nodes: Annotated[int, about(1, 10_000, option="--virtual-nodes", shown="100")] | None = None
+    boundaries: Annotated[Sequence[str], about(allowed="a list of ids", option="--boundary")] = ()
     join: Annotated[Sequence[str], about(allowed="a list of host:port", option="--join")] = ()
     router_modules: Annotated[Sequence[str], about(allowed=ROUTERS, option="--routers")] = ()
 
@@ -188,6 +196,12 @@ class ShardingConfig(Settings, frozen=True, kw_only=True):
         super().__post_init__()
         for seed in self.join:
             parse_address("sharding.join", seed)
+
+    @property
+    def describes_shards(self) -> bool:
+        """Whether something is said of the cluster that the `cluster_nodes` found."""
+        said = (self.shards, self.replicas, self.strategy, self.virtual_nodes, self.boundaries or None)
+        return any(value is not None for value in said)
 
 
 if TYPE_CHECKING:
@@ -263,7 +277,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
             parse_node(node, "reach")
         if self.cluster_nodes:
             self._check_founding()
-        elif self.sharding.shards is not None or self.sharding.replicas is not None:
+        elif self.sharding.describes_shards:
             raise required("cluster_nodes")
         elif self.listen is None and self.advertise is None:
             raise ConfigError(

@@ -30,29 +30,11 @@ from needle.cli.status import Look, look, status_json
 from needle.client.client import Client
 from needle.client.health import lost_nodes
 from needle.connecting import DEFAULT_CLUSTER_ID
-from needle.routing.strategy import ShardStrategy
+from needle.routing.strategy import parse_strategy
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
 
 STATUS_TIMEOUT = 2.0
-STRATEGIES = {
-    "consistent_hash": ShardStrategy.CONSISTENT_HASH,
-    "hash": ShardStrategy.HASH,
-    "range": ShardStrategy.RANGE,
-}
-
-
-def parse_strategy(text: str) -> ShardStrategy:
-    """consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME. Raises ConfigError."""
-    if text in STRATEGIES:
-        return STRATEGIES[text]
-    kind, _, names = text.partition(":")
-    if kind == "router" and names:
-        return ShardStrategy("custom", (), names)
-    if kind != "custom" or not names:
-        wanted = f"one of {', '.join(STRATEGIES)}, custom:FIELD, custom:FIELD,FIELD or router:NAME"
-        raise refuse("--strategy", text, wanted)
-    return ShardStrategy.custom(*names.split(","))
 
 
 def create(
@@ -86,7 +68,7 @@ def create(
         shard_count=shards,
         replication_factor=replicas,
         virtual_nodes_per_shard=virtual_nodes,
-        strategy=parse_strategy(strategy),
+        strategy=parse_strategy("--strategy", strategy),
         boundaries=tuple(boundary or ()),
         dimensions=dimensions,
         metric=metric,

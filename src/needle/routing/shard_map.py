@@ -99,7 +99,10 @@ def _range_starts(shard_count: int, boundaries: Sequence[str]) -> list[bytes]:
     if boundaries and len(boundaries) != shard_count - 1:
         raise invalid("boundaries", list(boundaries), f"{shard_count - 1} ids, the first of every shard but the first")
     if boundaries:
-        return [text.encode() for text in boundaries]
+        starts = [text.encode() for text in boundaries]
+        if any(a >= b for a, b in zip([b"", *starts], starts, strict=False)):
+            raise invalid("boundaries", list(boundaries), "ids that ascend, byte by byte")
+        return starts
     return [(n * 65536 // shard_count).to_bytes(2, "big") for n in range(1, shard_count)]
 
 

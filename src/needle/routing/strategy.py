@@ -21,6 +21,7 @@ import xxhash
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.nodes import lookup
 from needle.base.plain import INT_MAX, INT_MIN
+from needle.base.schema import refuse
 
 Router = Callable[[str, Any], str]
 """A registered custom strategy: (id, metadata) -> the text whose hash decides."""
@@ -60,6 +61,21 @@ class ShardStrategy(msgspec.Struct, frozen=True, array_like=True):
 CONSISTENT_HASH = ShardStrategy.CONSISTENT_HASH = ShardStrategy("consistent_hash")
 HASH = ShardStrategy.HASH = ShardStrategy("hash")
 RANGE = ShardStrategy.RANGE = ShardStrategy("range")
+
+_PLAIN = {strategy.kind: strategy for strategy in (CONSISTENT_HASH, HASH, RANGE)}
+
+
+def parse_strategy(field: str, text: str) -> ShardStrategy:
+    """Of a text as `ShardStrategy.text()` gives it; field: where it was written. Raises ConfigError."""
+    if text in _PLAIN:
+        return _PLAIN[text]
+    kind, _, names = text.partition(":")
+    if kind == "router" and names:
+        return ShardStrategy("custom", (), names)
+    if kind != "custom" or not all(names.split(",")):
+        raise refuse(field, text, f"one of {', '.join(_PLAIN)}, custom:FIELD, custom:FIELD,FIELD or router:NAME")
+    return ShardStrategy.custom(*names.split(","))
+
 
 _routers: dict[str, Router] = {}
 

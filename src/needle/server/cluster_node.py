@@ -40,7 +40,7 @@ from needle.server.catalog.collections import Reconciler
 from needle.server.catalog.follower import CatalogFollower
 from needle.server.catalog.node_shards import NodeShards
 from needle.server.catalog.registration import Registration
-from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, seeds_of
+from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, seeds_of, settings_of
 from needle.server.cluster_files import (
     ClusterFile,
     catalog_directory,
@@ -75,7 +75,9 @@ class ClusterNode(Node):
         self, config: RaftConfig, ports: NodePorts, clients: Callable[[], Caller], *, move_rows: int = 256
     ) -> None:
         """clients: makes this node's own client to others' addresses. move_rows: documents that a move of key ranges
-        looks at, or deletes, in one step."""
+        looks at, or deletes, in one step. Raises ConfigError or InvalidArgument for shards that cannot be."""
+        if config.founders:
+            settings_of(config)
         super().__init__(config, ports)
         self.topology = Topology()
         self.ownership: Ownership | None = None

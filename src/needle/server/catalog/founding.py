@@ -21,6 +21,7 @@ from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.catalog_commands import CreateCluster
 from needle.protocol.peer_calls import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
 from needle.routing.shard_map import initial_map
+from needle.routing.strategy import ShardStrategy
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 
 ASK_SECONDS = 2.0
@@ -57,14 +58,7 @@ async def create_cluster(
     who = await _ask_all(caller, nodes)
     for node, answer in who.items():
         check_fresh(node, answer.lost, set(answer.strangers) - nodes.keys())
-    router = settings.strategy.router
-    without = [node for node, answer in who.items() if router and router not in answer.routers]
-    if without:
-        raise InvalidArgument(
-            f"{', '.join(without)} {'does' if len(without) == 1 else 'do'} not know the router {router!r}: start every "
-            "node with --routers, or router_modules in [sharding]",
-            field="strategy",
-        )
+    check_router(settings.strategy, who)
     uids = {answer.uid for answer in who.values()} - {0}
     if len(uids) > 1:
         raise InvalidArgument("these nodes belong to different clusters", field="nodes")
@@ -90,6 +84,18 @@ async def create_cluster(
     topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
     await _led(caller, topology, deadline)
     return topology
+
+
+def check_router(strategy: ShardStrategy, who: Mapping[NodeId, WhoAnswer]) -> None:
+    """Raises InvalidArgument if a node does not know the function that the strategy needs."""
+    router = strategy.router
+    without = [node for node, answer in who.items() if router and router not in answer.routers]
+    if without:
+        raise InvalidArgument(
+            f"{', '.join(without)} {'does' if len(without) == 1 else 'do'} not know the router {router!r}: start every "
+            "node with --routers, or router_modules in [sharding]",
+            field="strategy",
+        )
 
 
 def first_topology(

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 import xxhash
 
-from needle.base.config import RaftConfig, parse_node
+from needle.base.config import RaftConfig, parse_node, refuse
 from needle.base.errors import InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
@@ -25,8 +25,10 @@ from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
 from needle.protocol import calls, catalog_commands
 from needle.protocol.peer_calls import WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
+from needle.routing.shard_map import initial_map
+from needle.routing.strategy import CONSISTENT_HASH, RANGE, parse_strategy
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
-from needle.server.catalog.founding import first_topology
+from needle.server.catalog.founding import check_router, first_topology
 from needle.server.cluster_files import ClusterFile
 from needle.server.ports import NodePorts, Peers
 
@@ -65,11 +67,18 @@ def cluster_uid(config: RaftConfig) -> int:
 
 
 def settings_of(config: RaftConfig) -> ClusterSettings:
-    """How the cluster is sharded that `config` describes."""
-    count = len(config.founders)
-    return ClusterSettings(
-        shard_count=config.sharding.shards or 1, replication_factor=config.sharding.replicas or count
+    """How the cluster is sharded that `config` describes. Raises ConfigError or InvalidArgument if that cannot be."""
+    sharding = config.sharding
+    made = ClusterSettings(
+        shard_count=sharding.shards or 1,
+        replication_factor=sharding.replicas or len(config.founders),
+        virtual_nodes_per_shard=sharding.virtual_nodes or 100,
+        strategy=parse_strategy("sharding.strategy", sharding.strategy or CONSISTENT_HASH.kind),
     )
+    if sharding.boundaries and made.strategy != RANGE:
+        raise refuse("sharding.boundaries", list(sharding.boundaries), "none unless sharding.strategy is range")
+    initial_map(made.strategy, made.shard_count, made.virtual_nodes_per_shard, sharding.boundaries)
+    return made
 
 
 def seeds_of(config: RaftConfig, known: Callable[[NodeId], str | None], *, founded: bool) -> list[str]:
@@ -92,6 +101,8 @@ def other_settings(config: RaftConfig, now: Topology) -> list[str]:
     said = {
         "sharding.shards": (sharding.shards, now.settings.shard_count),
         "sharding.replicas": (sharding.replicas, now.settings.replication_factor),
+        "sharding.strategy": (sharding.strategy, now.settings.strategy.text()),
+        "sharding.virtual_nodes": (sharding.virtual_nodes, now.settings.virtual_nodes_per_shard),
     }
     found = [f"{name} = {mine}, it has {its}" for name, (mine, its) in said.items() if mine not in (None, its)]
     held = now.collection(first.name) if first is not None else None
@@ -166,8 +177,15 @@ class SettingsFounding:
             return
         self._check(who)
         infos = [_info(name, address, who.get(name)) for name, address in config.founders.items()]
+        settings = settings_of(config)
+        check_router(settings.strategy, who)
         command = first_topology(
-            settings_of(config), infos, list(config.founders), node.ports.rng, first=config.first_collection
+            settings,
+            infos,
+            list(config.founders),
+            node.ports.rng,
+            config.sharding.boundaries,
+            first=config.first_collection,
         )
         # What this replica applied is all that earlier leaders committed: it may have been founded before.
         await node.host.read_index(CATALOG_GROUP, COMMAND_SECONDS)
