@@ -64,6 +64,20 @@ def test_an_election_is_a_warning_after_the_critical_ones() -> None:
     assert found[1].subject == "b, c"
 
 
+def test_who_cannot_be_elected_is_not_waited_for() -> None:
+    found = conditions([view("a", "PreCandidate"), down("b"), down("c")])
+    assert names(found) == [("critical", "no leader"), *[("critical", "node unreachable")] * 2]
+
+
+def test_a_replica_that_did_not_answer_this_leader_yet_may_lack_nothing() -> None:
+    unknown = msgspec.structs.replace(
+        peer("b", lag_ms=348_000.0, lag_entries=486), match_index=0, recently_active=False
+    )
+    lag = conditions([view("a", "Leader", peers=[unknown]), down("b"), view("c")])[-1]
+    assert lag.severity == "critical"
+    assert lag.subject.startswith("b has not answered since a leads") and "at most 486 entries" in lag.subject
+
+
 def test_who_is_about_to_leave_is_not_missed_and_a_shard_is_named_if_there_are_several() -> None:
     views = [view("a", "Leader"), view("b"), down("c")]
     assert conditions(views, leaving=("c",)) == []

@@ -144,3 +144,11 @@ def test_a_node_that_was_removed_is_not_waited_for(client: Make) -> None:
     assert gone is not None and gone.state is NodeState.REMOVED
     with pytest.raises(InvalidArgument, match="was removed"):
         member_commands.add("node-4", "", 1)
+
+
+def test_a_node_that_is_waited_for_is_named_at_once(client: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made = client(founded(1, 3, 3))
+    with pytest.raises(DeadlineExceeded):
+        member_commands.add("nobody", "", 0.01)
+    assert "nobody has not joined yet" in capsys.readouterr().err
+    assert made.now.node("nobody") is None

@@ -13,8 +13,8 @@ from cluster.catalog_util import topology
 from needle.base.errors import NoQuorum
 from needle.base.model import RaftStatus
 from needle.catalog.state import execute
-from needle.cli.status import look
-from needle.client.health import ReplicaStatus
+from needle.cli.status import balance, look
+from needle.client.health import ClusterHealth, ReplicaStatus, ShardHealth
 from needle.protocol.catalog_commands import AddShard, RetireShard
 from needle.routing.topology import Topology
 
@@ -70,3 +70,24 @@ def test_what_the_catalog_waits_for_is_said(well: RaftStatus) -> None:
 
 def test_a_catalog_without_a_leader_is_critical() -> None:
     assert seen(NoQuorum("nobody leads")) == [("critical", "no leader", "catalog: nobody leads")]
+
+
+def test_documents_that_no_leader_counts_are_not_said_to_be_none() -> None:
+    def shard(leader: str | None, documents: int) -> ShardHealth:
+        return ShardHealth(
+            state="healthy" if leader else "unavailable",
+            leader=leader,
+            term=2,
+            healthy_followers=0,
+            total_followers=2,
+            documents=documents,
+            share=0.5,
+            problems=[],
+        )
+
+    def line(*shards: ShardHealth) -> str:
+        return balance(ClusterHealth(healthy=False, shards=dict(enumerate(shards)), warnings=[]))
+
+    assert "no documents yet" in line(shard("a", 0), shard("b", 0))
+    assert line(shard(None, 0), shard(None, 0)).endswith("no leader counts shards 0, 1")
+    assert line(shard("a", 7), shard(None, 0)).endswith("no leader counts shards 1")

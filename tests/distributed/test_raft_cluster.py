@@ -43,6 +43,19 @@ async def three_nodes(directory: Path) -> AsyncIterator[list[RaftCluster]]:
         yield clusters
 
 
+async def test_a_node_is_not_ready_before_its_shards_are_open(tmp_path: Path) -> None:
+    """It knows of its shards before it has opened them, and of their leaders after that."""
+    async with AsyncExitStack() as stack:
+        clusters = [await stack.enter_async_context(RaftCluster(config)) for config in configs(tmp_path)]
+
+        async def leader_when_ready(cluster: RaftCluster) -> str | None:
+            await cluster.wait_ready(60)
+            assert (await cluster.status()).voters == ["node-1", "node-2", "node-3"]
+            return await cluster.leader()
+
+        assert None not in await asyncio.gather(*map(leader_when_ready, clusters))
+
+
 async def test_the_guides_example(tmp_path: Path) -> None:
     async with three_nodes(tmp_path) as clusters:
         for n, cluster in enumerate(clusters):

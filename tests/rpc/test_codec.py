@@ -50,6 +50,8 @@ def test_hello_refusals_name_both_sides():
         check_hello(mine, Hello(version=2, cluster_id="red"))
     with pytest.raises(WrongCluster, match=r"'blue'.*'red'"):
         check_hello(mine, Hello(version=1, cluster_id="blue"))
+    with pytest.raises(WrongCluster, match="the caller belongs to cluster 'blue', the node to 'red'"):
+        check_hello(mine, Hello(version=1, cluster_id="blue"), accepting=True)
     with pytest.raises(ProtocolError, match=r"'b'.*'c'"):
         check_hello(mine, Hello(version=1, cluster_id="red", node_id="b"), expected_node="c")
 

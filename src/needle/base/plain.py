@@ -41,7 +41,8 @@ _EXACT: Final = frozenset((str, bool, type(None)))
 
 def refused(field: str, value: object, allowed: str) -> InvalidArgument:
     """`errors.invalid` that also names the value's type."""
-    text = f"{field} = {shown(value)}, a {type(value).__qualname__}, is not allowed: {allowed}"
+    kind = type(value).__qualname__
+    text = f"{field} = {shown(value)}, {'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}, is not allowed: {allowed}"
     return InvalidArgument(text, field=field)
 
 

@@ -56,6 +56,16 @@ def first_paragraph(thing: object) -> str:
     return " ".join(text.strip().split("\n\n")[0].split())
 
 
+def description(thing: object) -> str:
+    """Its docstring, each paragraph on one line. Of settings only the first paragraph: docs/operations.md has them."""
+    first = first_paragraph(thing)
+    notes = vars(thing).get("__annotations__", {}) if isinstance(thing, type) else {}
+    if not first or any("Annotated[" in str(note) for note in notes.values()):
+        return first
+    text = thing.__doc__ if isinstance(thing, type) else inspect.getdoc(thing)
+    return "\n\n".join(" ".join(each.split()) for each in (text or "").strip().split("\n\n"))
+
+
 def members(kind: type) -> Iterator[tuple[str, Any]]:
     """A class's own public methods and properties in their order, and those of bases that have no entry themselves."""
     public = {getattr(needle, name) for name in needle.__all__} | {getattr(distributed, n) for n in distributed.__all__}
@@ -117,11 +127,15 @@ def signature(name: str, thing: Any) -> str:
     return f"{awaited}{name}({', '.join(shown)}){returns}"
 
 
+def _indented(member: object) -> str:
+    return description(member).replace("\n\n", "\n\n  ")
+
+
 def _method(name: str, member: Any) -> str:
     if isinstance(member, property):
         returns = _annotation(inspect.signature(member.fget).return_annotation) if member.fget else ""
-        return f"- `{name}: {returns}`  \n  {first_paragraph(member)}"
-    return f"- `{signature(name, member)}`  \n  {first_paragraph(member)}"
+        return f"- `{name}: {returns}`  \n  {_indented(member)}"
+    return f"- `{signature(name, member)}`  \n  {_indented(member)}"
 
 
 def _fields(kind: type) -> list[str]:
@@ -140,7 +154,7 @@ def _fields(kind: type) -> list[str]:
 
 
 def _class(name: str, kind: type) -> str:
-    parts = [f"### {name}", first_paragraph(kind)]
+    parts = [f"### {name}", description(kind)]
     if issubclass(kind, enum.Enum):
         parts.append("One of " + ", ".join(f"`{one.name}` (`{one.value!r}`)" for one in kind) + ".")
         return "\n\n".join(parts)
@@ -187,7 +201,7 @@ def render() -> str:
         mine = [(name, thing) for home, name, thing in entries() if home == module]
         for name, thing in mine:
             if not isinstance(thing, type):
-                parts.append(f"### {name}\n\n`{signature(name, thing)}`\n\n{first_paragraph(thing)}\n")
+                parts.append(f"### {name}\n\n`{signature(name, thing)}`\n\n{description(thing)}\n")
         for name, thing in mine:
             if isinstance(thing, type) and not issubclass(thing, NeedleError):
                 parts.append(_class(name, thing) + "\n")

@@ -82,8 +82,9 @@ def conditions(
         for view in views
         if view.status is not None and view.status.damage
     ]
+    answered = sum(view.status is not None for view in views)
     electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
-    if electing:
+    if electing and 2 * answered > len(views):  # with fewer nobody can be elected: what helps is in "no leader"
         found.append(
             Condition(
                 severity="warning",
@@ -93,7 +94,6 @@ def conditions(
             )
         )
     if leader_of(views) is None:
-        answered = sum(view.status is not None for view in views)
         found.append(
             Condition(
                 severity="critical",
@@ -138,6 +138,11 @@ def _lag_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
     found: list[Condition] = []
     for peer in leader.peers if leader is not None else []:
         subject = f"{named}{peer.id} is {peer.lag_entries} entries, {peer.lag_ms / 1000:.1f} s behind"
+        if leader is not None and not peer.match_index and not peer.recently_active:
+            subject = (
+                f"{named}{peer.id} has not answered since {leader.node_id} leads, and is behind by an unknown number: "
+                f"at most {peer.lag_entries} entries, {peer.lag_ms / 1000:.1f} s"
+            )
         if peer.lag_ms > LAG_CRITICAL_MS:
             action = "its disk or network does not keep up, or it is down; do not stop another node"
             found.append(Condition(severity="critical", name="replication lag > 10 s", subject=subject, action=action))

@@ -57,6 +57,9 @@ def add(
     async def work(client: needle.Client) -> None:
         deadline = time.monotonic() + timeout
         now = await _confirmed(client)
+        if node not in now.addresses() and now.node(node) is None:
+            nodes = ", ".join(now.addresses())
+            notes.print(f"{node} has not joined yet (nodes are {nodes}); waiting up to {timeout:g} s", markup=False)
         while node not in now.addresses():
             if now.node(node) is not None:
                 raise InvalidArgument(f"{node} was removed from this cluster, and its name is not used again")

@@ -245,6 +245,9 @@ def balance(health: ClusterHealth) -> str:
     if len(shares) < 2:
         return ""
     keys = max(shares) * len(shares)
+    if unled := [str(number) for number, shard in health.shards.items() if shard.leader is None]:
+        which = f"no leader counts shards {', '.join(unled)}"
+        return f"balance: the largest shard owns {keys:.2f} of a fair share of the keys; {which}"
     if not sum(counts):
         return f"balance: the largest shard owns {keys:.2f} of a fair share of the keys; no documents yet"
     documents = max(counts) * len(counts) / sum(counts)

@@ -34,7 +34,7 @@ class ScanPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChangeMethods(ABC):
-    """See the module."""
+    """What changes or deletes documents without sending them again, and what reads them out."""
 
     @abstractmethod
     async def _documents(self) -> DocumentCalls:

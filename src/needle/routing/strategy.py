@@ -144,7 +144,8 @@ def _custom_hash(strategy: ShardStrategy, document_id: str, metadata: Any) -> in
         router = _routers.get(strategy.router)
         if router is None:
             known = ", ".join(router_names()) or "there is none"
-            raise invalid("strategy", strategy.router, f"a router registered in this process ({known})")
+            how = "needle.distributed.register_router does it, for commands NEEDLE_ROUTERS"
+            raise invalid("strategy", strategy.router, f"a router registered in this process ({known}): {how}")
         return key_hash(_routed(strategy.router, router, document_id, metadata))
     values = []
     for field in strategy.fields:

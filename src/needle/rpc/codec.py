@@ -60,17 +60,19 @@ def decode(data: Payload, kind: type[T]) -> T:
     return value
 
 
-def check_hello(mine: Hello, theirs: Hello, *, expected_node: str = "") -> None:
-    """Raise the named refusal unless the two may talk; every message names both sides' values."""
+def check_hello(mine: Hello, theirs: Hello, *, expected_node: str = "", accepting: bool = False) -> None:
+    """Raise the named refusal unless the two may talk; every message names both sides' values. accepting: `mine` is the
+    node's that `theirs` connects to. The refusal is read on both sides, so it says which is which."""
+    here, there = ("the node", "the caller") if accepting else ("the caller", "the node")
     if theirs.version != mine.version:
         raise UnsupportedVersion(
-            f"the peer speaks protocol version {theirs.version}, this side speaks {mine.version}",
+            f"{there} speaks protocol version {theirs.version}, {here} speaks {mine.version}",
             theirs=theirs.version,
             ours=mine.version,
         )
     if theirs.cluster_id != mine.cluster_id:
         raise WrongCluster(
-            f"the peer belongs to cluster {theirs.cluster_id!r}, this side to {mine.cluster_id!r}",
+            f"{there} belongs to cluster {theirs.cluster_id!r}, {here} to {mine.cluster_id!r}: check cluster_id",
             theirs=theirs.cluster_id,
             ours=mine.cluster_id,
         )

@@ -16,6 +16,9 @@ from needle.rpc.connection import RpcLimits, RpcStats
 from needle.rpc.handler import Handler
 from needle.rpc.server_connection import ServerConnection
 
+TELL_SECONDS = 60.0
+"""For as long the log is not told again of a refusal that it was told of."""
+TOLD_MAX = 64
 SWEEP_SECONDS = 1.0
 LOOK_SECONDS = 0.05
 """While too much is held, so often it is counted again: not for each chunk that arrives."""
@@ -47,6 +50,7 @@ class RpcServer:
         self.held = 0
         """Bytes held for all peers; since unsent answers leave without a word, at most these."""
         self._looked_at = float("-inf")
+        self._refusals: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._promised = 0
         self._kept: asyncio.Future[None] | None = None
@@ -89,6 +93,18 @@ class RpcServer:
             for connection in self.connections:
                 connection.account()
         return self.held + more > limit
+
+    def is_news(self, remote: str, why: str) -> bool:
+        """Whether the log should tell that a connection from `remote` is refused: a node with a wrong setting tries
+        again all the time, from another port each time, and says nothing new."""
+        now, key = asyncio.get_running_loop().time(), (remote.rpartition(":")[0], why)
+        if now < self._refusals.get(key, float("-inf")) + TELL_SECONDS:
+            return False
+        if len(self._refusals) >= TOLD_MAX:
+            self._refusals.pop(next(iter(self._refusals)))
+        self._refusals.pop(key, None)
+        self._refusals[key] = now
+        return True
 
     def _sweep(self) -> None:
         """Look after frames that do not get finished."""

@@ -65,6 +65,7 @@ class Serving(Protocol):
         """So many more answers are promised."""
         ...
 
+    def is_news(self, remote: str, why: str) -> bool: ...
     def over_budget(self, more: int) -> bool:
         """Whether `more` bytes are too many beside those that are held for all peers together."""
         ...
@@ -203,7 +204,7 @@ class ServerConnection(FrameConnection):
         if kind != HELLO or self.peer is not None:
             raise ProtocolError(f"frame kind {kind} is not allowed {'after' if self.peer else 'before'} the hello")
         theirs = decode(payload, Hello)
-        check_hello(self.server.hello, theirs)
+        check_hello(self.server.hello, theirs, accepting=True)
         self._hello_timer.cancel()
         limit = self.limits.connections_max
         kept = min(PEERS_MAX, limit // 4)
@@ -227,7 +228,8 @@ class ServerConnection(FrameConnection):
             return
         self._hello_timer.cancel()
         self.stats.protocol_errors += 1
-        log.warning("closing the connection from %s: %s", self.remote, error)
+        level = logging.WARNING if self.server.is_news(self.remote, error.message) else logging.DEBUG
+        log.log(level, "closing the connection from %s: %s", self.remote, error)
         self.write_frame(ERROR, 0, (encode_error(error),))
         self._drop_backlog()
         self.decoder.drop()

@@ -408,6 +408,10 @@ class ClusterNode(Node):
 
     def not_ready(self) -> str:
         """See Node.not_ready."""
-        if self.alive() and self.topology.settings is None and not self.host.lost:
-            return "belongs to no cluster yet"
+        if self.alive() and not self.host.lost:
+            if self.topology.settings is None:
+                return "belongs to no cluster yet"
+            for info in self.topology.hosted_by(self.node_id):
+                if shard_group(info.shard) not in self.groups:
+                    return f"shard {info.shard} is not open here yet"
         return super().not_ready()

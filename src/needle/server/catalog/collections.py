@@ -7,6 +7,7 @@ and made only in the term in which it was confirmed. It must not know how the ca
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from typing import Protocol
 
@@ -75,8 +76,13 @@ class Reconciler:
         task = self._reconciling.get(group)
         if task is None:
             task = self._reconciling[group] = asyncio.get_running_loop().create_task(self._reconcile(group, timeout))
-            task.add_done_callback(lambda _: self._reconciling.pop(group, None))
+            task.add_done_callback(functools.partial(self._reconciled, group))
         await asyncio.shield(task)
+
+    def _reconciled(self, group: GroupId, task: asyncio.Task[None]) -> None:
+        self._reconciling.pop(group, None)
+        if not task.cancelled():
+            task.exception()  # also when nobody waits any more, it counts as seen
 
     async def _reconcile(self, group: GroupId, timeout: float) -> None:
         """Only what the catalog says was dropped is dropped: one that it merely does not list may be of before the
