@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -267,11 +269,12 @@ def test_shards_that_cannot_be_are_refused(sharding: dict[str, Any], field: str)
     assert caught.value.details["field"] == field
 
 
-def test_a_node_whose_shards_cannot_be_makes_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_node_whose_shards_cannot_be_makes_no_directory(tmp_path: Path) -> None:
     place = tmp_path / "data"
     argv = ["serve", "--node-id", "a", "--data-dir", str(place), "--cluster-node", "a=127.0.0.1:1"]
-    assert main([*argv, "--strategy", "rendezvous"]) == 1
-    assert "sharding.strategy = 'rendezvous' is not allowed" in capsys.readouterr().err
+    command = [sys.executable, "-m", "needle", *argv, "--strategy", "rendezvous"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "sharding.strategy = 'rendezvous' is not allowed" in done.stderr
     assert not place.exists()
 
 
