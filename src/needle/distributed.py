@@ -25,6 +25,8 @@ from needle.client.document_calls import DocumentCalls, PartialHits
 from needle.client.health import ClusterHealth, ShardHealth
 from needle.client.values import check_count
 from needle.connecting import cluster_client, connect, connect_sync, system_caller
+from needle.routing.jobs import RebalanceConfig
+from needle.routing.plans import Wish
 from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
 from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
@@ -35,6 +37,7 @@ from needle.server.ports import NodePorts, system_ports
 from needle.server.process.config_file import load_config
 from needle.server.process.http import HttpServer
 from needle.server.process.metrics import NodeMetrics
+from needle.server.rebalance_api import RebalanceCoordinator, RebalanceHandle
 
 __all__ = [
     "ClusterConfig",
@@ -44,11 +47,15 @@ __all__ = [
     "PartialHits",
     "RaftCluster",
     "RaftConfig",
+    "RebalanceConfig",
+    "RebalanceCoordinator",
+    "RebalanceHandle",
     "ShardConfig",
     "ShardHealth",
     "ShardManager",
     "ShardRouter",
     "ShardStrategy",
+    "Wish",
     "connect",
     "connect_sync",
     "load_config",

@@ -17,7 +17,7 @@ import xxhash
 from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.catalog.placement import PlacementNode, place
-from needle.catalog.planning.moves import FoundShard, Move, MoveRange, MoveReplicas, PreferLeader
+from needle.catalog.planning.commands import command_of
 from needle.catalog.replica_steps import Change, HandOver, Members, Settled, Wait, next_step
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
@@ -28,6 +28,7 @@ from needle.protocol.catalog_commands import (
     FinishMove,
     RegisterNode,
 )
+from needle.routing.planned_moves import FoundShard, Move, MoveRange, MoveReplicas, PreferLeader
 from needle.routing.shard_map import KeyRange, initial_map
 from needle.routing.stats import ClusterStats, NodeStats, RangeStats, ShardStats
 from needle.routing.strategy import CONSISTENT_HASH, HASH, ShardStrategy
@@ -147,9 +148,9 @@ class World:
             self._need(group)
         if isinstance(move, MoveRange):
             assert self.topology.map is not None
-            return Begun(self._tell(move.command(self.index, self.topology.map.epoch)), frozenset(), able)
+            return Begun(self._tell(command_of(move, self.index, self.topology.map.epoch)), frozenset(), able)
         held = self.topology.holders(move.group) if isinstance(move, MoveReplicas) else None
-        return Begun(self._tell(move.command()), frozenset(held.wanted if held is not None else ()), able)
+        return Begun(self._tell(command_of(move)), frozenset(held.wanted if held is not None else ()), able)
 
     def end(self, move: Move, begun: Begun) -> None:
         """What follows from it."""

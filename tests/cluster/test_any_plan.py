@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.planned_world import MIB, World, cluster, hashed, info, join
 from needle.base.ids import NodeId
 from needle.catalog.planning.planner import plan
-from needle.catalog.planning.wish import Plan, Wish
+from needle.routing.plans import Plan, Wish
 from needle.routing.stats import summarize
 from needle.routing.strategy import CONSISTENT_HASH, HASH
 from needle.routing.topology import NodeInfo

@@ -9,11 +9,12 @@ import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import InvalidArgument
-from needle.catalog.planning.moves import FoundShard, GiveUpShard, MoveRange
+from needle.catalog.planning.commands import command_of
 from needle.catalog.planning.planner import plan
-from needle.catalog.planning.wish import Plan, Wish
 from needle.client.client import Client
 from needle.local.process_cluster import wait_for
+from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange
+from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats, NodeStats, ShardStats, summarize
 
 DOCUMENTS = 300
@@ -39,9 +40,9 @@ async def _carry_out(client: Client, wish: Wish, nonce: int) -> Plan:
         if isinstance(move, MoveRange):
             known = client.topology().map
             assert known is not None
-            await client.change_catalog(move.command(nonce + number, known.epoch))
+            await client.change_catalog(command_of(move, nonce + number, known.epoch))
         else:
-            await client.change_catalog(move.command())
+            await client.change_catalog(command_of(move))
         await wait_for(lambda: _settled(client), 60, move.in_words())
     again = plan(client.topology(), await _measured(client), wish)
     assert again.moves == (), again.in_words()

@@ -11,11 +11,11 @@ import pytest
 
 from cluster.planned_world import MIB, Begun, World, cluster, info, join, world
 from needle.base.errors import InvalidArgument
-from needle.catalog.planning.moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas, PreferLeader
 from needle.catalog.planning.planner import plan
-from needle.catalog.planning.wish import Plan, Wish
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AssignReplicas, DrainNode, StartMove
+from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas, PreferLeader
+from needle.routing.plans import Plan, Wish
 from needle.routing.stats import imbalance, summarize
 from needle.routing.strategy import CONSISTENT_HASH, HASH, RANGE, ShardStrategy
 from needle.routing.topology import Topology

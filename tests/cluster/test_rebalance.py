@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from cluster.planned_world import MIB, Begun, World, info, join, world
 from needle.base.errors import InvalidArgument
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.catalog.planning.moves import Move
 from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import (
     STUCK_MAX,
-    Job,
-    JobState,
-    Phase,
-    RebalanceConfig,
     Round,
-    Running,
     cancel,
     check_invariants,
     finished,
@@ -31,7 +25,9 @@ from needle.catalog.planning.rebalance import (
     resume,
     takers,
 )
-from needle.catalog.planning.wish import Plan, Wish
+from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig, Running
+from needle.routing.planned_moves import Move
+from needle.routing.plans import Plan, Wish
 from needle.routing.stats import imbalance
 
 

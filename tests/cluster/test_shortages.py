@@ -46,6 +46,9 @@ class Full:
     def reserve(self, size: int) -> bool:
         return False
 
+    def used(self) -> tuple[int, int]:
+        return 0, 0
+
     def shrink(self, size: int) -> None:
         return
 

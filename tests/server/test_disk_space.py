@@ -11,7 +11,7 @@ import pytest
 from needle.base.errors import DiskFull
 from needle.base.model import CollectionSpec
 from needle.protocol.commands import CreateCollection, Delete, DropCollection, Insert
-from needle.server.upkeep.disk_space import Directory, DiskSpace, Room, low_bytes
+from needle.server.upkeep.disk_space import COUNT_LOOKS, FILE_NAME, Directory, DiskSpace, Room, low_bytes
 
 LIMIT = 1000
 
@@ -34,6 +34,9 @@ class Disk:
             return False
         self.held, self.free = size, self.free - (size - self.held)
         return True
+
+    def used(self) -> tuple[int, int]:
+        return 0, 0
 
     def shrink(self, size: int) -> None:
         self.free, self.held = self.free + self.held - size, size
@@ -115,3 +118,25 @@ def test_the_reserve_has_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert volume.reserved() == 1 << 20
     volume.shrink(1 << 16)
     assert volume.reserved() == 1 << 16
+
+
+def test_the_nodes_files_are_counted_without_its_reserve_and_seldom(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "file").write_bytes(bytes(100_000))
+    counted = []
+
+    class Counted(Directory):
+        def used(self) -> tuple[int, int]:
+            counted.append(super().used())
+            return counted[-1]
+
+    space = DiskSpace(Counted(str(tmp_path)), str(tmp_path), 1)
+    space.look()
+    (tmp_path / FILE_NAME).write_bytes(bytes(1 << 20))
+    for _ in range(COUNT_LOOKS):
+        space.look()
+    assert [files for files, _ in counted] == [1, 1]
+    assert 100_000 <= space.used < 200_000
+    room = space.room()
+    assert room.total > room.free > 0
+    assert room.kept_free == 1

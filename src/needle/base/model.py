@@ -142,7 +142,9 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     hear because they lost what they told it, and why. held_moves: why moves of key ranges from this leader's shard wait
     for somebody to do something.
     damage: why this replica's data is not served, and fetched again from another; "" if it is whole.
-    waits_for: what the members of this leader's group lack to be those that the catalog names; "" for nothing."""
+    waits_for: what the members of this leader's group lack to be those that the catalog names; "" for nothing.
+    documents: that a reader can see, of all collections; live_bytes: what they weigh (docs/rebalancing.md). copied:
+    documents that this leader has copied to other shards, by id of the move that is under way."""
 
     node_id: str
     group: int
@@ -167,3 +169,5 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     damage: str = ""
     held_moves: list[str] = []
     waits_for: str = ""
+    live_bytes: int = 0
+    copied: dict[int, int] = {}

@@ -15,9 +15,11 @@ from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.errors import CollectionExists, InvalidArgument, NeedleError, Unavailable, invalid
 from needle.base.ids import NodeId, group_name, shard_group
 from needle.base.model import WriteResult
+from needle.catalog import rebalances
 from needle.protocol.catalog_commands import (
     AddShard,
     AdvanceMove,
+    AskRebalance,
     AssignReplicas,
     CatalogCommand,
     ConfirmReplicas,
@@ -31,6 +33,8 @@ from needle.protocol.catalog_commands import (
     RetireShard,
     SetReplicas,
     StartMove,
+    StartRebalance,
+    StepRebalance,
 )
 from needle.routing.ranges import check_ranges, contains, overlap
 from needle.routing.topology import (
@@ -289,8 +293,16 @@ def _start_move(now: Topology, index: int, command: StartMove) -> tuple[Topology
         raise invalid("ranges", command.ranges, f"ranges that shard {command.source} owns")
     if any(overlap(command.ranges, info.ranges) for info in now.moves):
         raise invalid("ranges", command.ranges, "ranges that no other move is about")
+    check_range("batch_size", command.batch_size, 0, 10_000)
+    check_range("throttle_rate", command.throttle_rate, 0, 3600)
     made = MoveInfo(
-        id=index, nonce=command.nonce, ranges=tuple(command.ranges), source=command.source, target=command.target
+        id=index,
+        nonce=command.nonce,
+        ranges=tuple(command.ranges),
+        source=command.source,
+        target=command.target,
+        batch_size=command.batch_size,
+        throttle_rate=command.throttle_rate,
     )
     return _done(_replace(now, moves=(*now.moves, made)), index)
 
@@ -329,6 +341,25 @@ def _need_cluster(now: Topology) -> None:
         raise Unavailable("the cluster was not created yet: `needle cluster create`")
 
 
+def _start_rebalance(now: Topology, index: int, command: StartRebalance) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    return _done(_replace(now, rebalance=rebalances.started(now, index, command)), index)
+
+
+def _ask_rebalance(now: Topology, index: int, command: AskRebalance) -> tuple[Topology, WriteResult]:
+    job = rebalances.asked(now, command)
+    if job is now.rebalance:
+        return _done(now, index, now.version, existed=True)
+    return _done(_replace(now, rebalance=job), index)
+
+
+def _step_rebalance(now: Topology, index: int, command: StepRebalance) -> tuple[Topology, WriteResult]:
+    job, decisions = rebalances.stepped(now, index, command)
+    for decision in decisions:
+        now = _EXECUTE[type(decision)](now, index, decision)[0]
+    return _done(_replace(now, rebalance=job), index)
+
+
 _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]]] = {
     CreateCluster: _create_cluster,
     RegisterNode: _register,
@@ -344,4 +375,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     StartMove: _start_move,
     AdvanceMove: _advance_move,
     FinishMove: _finish_move,
+    StartRebalance: _start_rebalance,
+    AskRebalance: _ask_rebalance,
+    StepRebalance: _step_rebalance,
 }

@@ -18,6 +18,7 @@ from needle.cli import (
     collection_commands,
     document_commands,
     member_commands,
+    rebalance_commands,
     repair_commands,
     serve_command,
     shard_commands,
@@ -114,6 +115,12 @@ _add(
 _add(cluster_app, "nodes", shard_commands.nodes, "needle cluster nodes")
 _add(cluster_app, "replicas", shard_commands.replicas, "needle cluster replicas 2 node-1 node-3 node-7")
 _add(cluster_app, "remove", shard_commands.remove, "needle cluster remove node-2")
+_add(cluster_app, "stats", rebalance_commands.stats, "needle cluster stats")
+_add(cluster_app, "plan", rebalance_commands.plan, "needle cluster plan --add-shard")
+_add(cluster_app, "rebalance", rebalance_commands.rebalance, "needle cluster rebalance --moves 2")
+_add(cluster_app, "add-shard", rebalance_commands.add_shard, "needle cluster add-shard --dry-run")
+_add(cluster_app, "retire-shard", rebalance_commands.retire_shard, "needle cluster retire-shard 3")
+_add(cluster_app, "drain", rebalance_commands.drain, "needle cluster drain node-2")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 app.add_typer(cluster_app, name="cluster")

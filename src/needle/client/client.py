@@ -21,6 +21,7 @@ from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.rebalancing import RebalanceMethods
 from needle.client.replicas import ask_replicas
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
@@ -41,7 +42,7 @@ MADE_SECONDS = 0.2
 CATALOG = -1
 
 
-class Client(BatchMethods):
+class Client(BatchMethods, RebalanceMethods):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(self, caller: Caller, shards: ClusterShards, documents: DocumentCalls) -> None:

@@ -15,6 +15,9 @@ from needle.client.loop_thread import LoopThread
 from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer
+from needle.routing.jobs import Progress, RebalanceConfig
+from needle.routing.plans import Plan, Wish
+from needle.routing.stats import RebalanceStats
 from needle.routing.topology import Topology
 
 def method_names() -> list[str]: ...
@@ -296,6 +299,73 @@ class SyncClient:
         collection: str = ...,
         timeout: float = ...,
     ) -> list[WriteResult]: ...
+    def get_stats(
+        self,
+        *,
+        timeout: float = ...,
+    ) -> RebalanceStats: ...
+    def plan_rebalance(
+        self,
+        wish: Wish | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> Plan: ...
+    def start_rebalance(
+        self,
+        config: RebalanceConfig | None = ...,
+        *,
+        wish: Wish | None = ...,
+        timeout: float = ...,
+    ) -> int: ...
+    def add_shard(
+        self,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> int: ...
+    def remove_shard(
+        self,
+        shard: int,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> int: ...
+    def drain_node(
+        self,
+        node: NodeId,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> int: ...
+    def undrain_node(
+        self,
+        node: NodeId,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def rebalance_progress(
+        self,
+        *,
+        timeout: float = ...,
+    ) -> Progress | None: ...
+    def pause_rebalance(
+        self,
+        id: int | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def resume_rebalance(
+        self,
+        id: int | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def cancel_rebalance(
+        self,
+        id: int | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
     def topology(
         self,
     ) -> Topology: ...

@@ -7,12 +7,17 @@ apply it alike.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec
+from needle.routing.jobs import Job, RebalanceConfig
+from needle.routing.planned_moves import Move
+from needle.routing.plans import Wish
 from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.topology import ClusterSettings, MoveState, NodeInfo
 
@@ -117,13 +122,16 @@ class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
 
 class StartMove(msgspec.Struct, frozen=True, tag="move", array_like=True):
     """Move ranges, all of which `source` owns by the map of `epoch`, to `target`; refused if the map has changed since,
-    so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random."""
+    so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random. batch_size:
+    documents copied at once, 0 for as many as nodes like; throttle_rate: seconds between two batches."""
 
     nonce: int
     epoch: int
     ranges: list[KeyRange]
     source: int
     target: int
+    batch_size: int = 0
+    throttle_rate: float = 0.0
 
 
 class AdvanceMove(msgspec.Struct, frozen=True, tag="advance", array_like=True):
@@ -142,6 +150,34 @@ class FinishMove(msgspec.Struct, frozen=True, tag="finish", array_like=True):
     move: int
 
 
+class StartRebalance(msgspec.Struct, frozen=True, tag="rebalance", array_like=True):
+    """Have the catalog's leader move what must move until the cluster is as wished; refused while another rebalance is
+    not over. The answer's version is its id."""
+
+    wish: Wish
+    config: RebalanceConfig
+
+
+class AskRebalance(msgspec.Struct, frozen=True, tag="ask-rebalance", array_like=True):
+    """Pause the rebalance of that id, resume or cancel it."""
+
+    job: int
+    ask: Literal["pause", "resume", "cancel"]
+
+
+class StepRebalance(msgspec.Struct, frozen=True, tag="step-rebalance", array_like=True):
+    """What one look at the rebalance `made` led to, if it has changed in nothing since `revision`; else refused. start:
+    a move that begins with it, as the catalog's own command would have it; nonce, epoch: as in StartMove. give_up: the
+    id of a running move of replicas that is taken back, 0 for none."""
+
+    made: Job
+    revision: int
+    start: Move | None = None
+    nonce: int = 0
+    epoch: int = 0
+    give_up: int = 0
+
+
 CatalogCommand = (
     CreateCluster
     | RegisterNode
@@ -157,6 +193,9 @@ CatalogCommand = (
     | StartMove
     | AdvanceMove
     | FinishMove
+    | StartRebalance
+    | AskRebalance
+    | StepRebalance
 )
 
 _encoder = msgspec.msgpack.Encoder()

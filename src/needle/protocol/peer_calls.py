@@ -116,11 +116,21 @@ class WhoCall(msgspec.Struct, frozen=True, array_like=True):
     """Who a node is, and whether it belongs to a cluster already."""
 
 
+class DiskRoom(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes of the file system of a node's data directory: free for it, in all, taken by its own files (counted every
+    few seconds, its reserve left out), and what must stay free (below that it refuses data)."""
+
+    free: int
+    total: int
+    used: int
+    kept_free: int
+
+
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     """uid: 0 while the node belongs to no cluster. version: of the topology that it has. routers: the custom routing
     callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
     cluster, the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if
-    they describe none."""
+    they describe none. disk: None of nodes that do not say."""
 
     node_id: NodeId
     address: str
@@ -133,6 +143,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     lost: str = ""
     strangers: list[NodeId] = []
     founds: int = 0
+    disk: DiskRoom | None = None
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

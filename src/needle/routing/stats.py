@@ -47,11 +47,13 @@ class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     """alive: whether it answers. free: bytes that its disk still takes, without those that it keeps in reserve; None:
-    not known, so it is taken for enough."""
+    not known, so it is taken for enough. total, used: bytes of its disk, and that its files take; None: not known."""
 
     node: NodeId
     alive: bool = True
     free: int | None = None
+    total: int | None = None
+    used: int | None = None
 
 
 class ClusterStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +88,7 @@ class ShardSize(msgspec.Struct, frozen=True, kw_only=True):
 class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
     """bytes, documents: of its replicas. leads: shards that it is to lead. writes: a second, of its replicas;
     searches: of the shards that it is to lead, for strong reads go there. filled: its bytes for each unit of its
-    weight, over the mean of the nodes that take replicas; 1 is a fair share."""
+    weight, over the mean of the nodes that take replicas; 1 is a fair share. free, total, used: as in NodeStats."""
 
     replicas: int
     leads: int
@@ -97,6 +99,8 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
     filled: float
     alive: bool
     free: int | None
+    total: int | None = None
+    used: int | None = None
 
 
 class HotRange(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +182,8 @@ def _loads(topology: Topology, stats: ClusterStats) -> dict[NodeId, NodeLoad]:
             filled=taken / weight[node] / fair if weight[node] and fair else 0.0,
             alive=known.alive,
             free=known.free,
+            total=known.total,
+            used=known.used,
         )
     return loads
 

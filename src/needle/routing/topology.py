@@ -16,6 +16,7 @@ import msgspec
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import Claim, CollectionSpec
+from needle.routing.jobs import Job
 from needle.routing.ranges import check_ranges, contains, fingerprint
 from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
@@ -89,7 +90,7 @@ class MoveState(StrEnum):
 
 class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A move of ranges that is under way. id: the catalog's log index of its start, so ids ascend. nonce: of the call
-    that started it."""
+    that started it. batch_size, throttle_rate: as in StartMove."""
 
     id: int
     nonce: int
@@ -97,6 +98,8 @@ class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
     source: int
     target: int
     state: MoveState = MoveState.COPYING
+    batch_size: int = 0
+    throttle_rate: float = 0.0
 
 
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +151,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     """See the module. Before the cluster is created: version 0, no settings, no map. dropped: ids of collections that
     were dropped, the last ones; shards delete no other. founding: drawn when the cluster was made, to tell it from one
     that is made again after its catalog was lost. catalog: the nodes that hold it; catalog_leaving and
-    catalog_assigned: as in ShardInfo."""
+    catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -163,6 +166,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     founding: int = 0
     catalog_leaving: tuple[NodeId, ...] = ()
     catalog_assigned: int = 0
+    rebalance: Job | None = None
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""

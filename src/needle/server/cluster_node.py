@@ -18,6 +18,7 @@ from needle.base.errors import ConfigError, Internal, InvalidArgument, NeedleErr
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
+from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
 from needle.client.router.router import Router
@@ -55,6 +56,7 @@ from needle.server.local_caller import LocalCaller
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.server.service.sharded import ClusterService
+from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.health import HealthWatch
 from needle.server.upkeep.lasting import SHORTAGE_SECONDS, lasting
 from needle.server.upkeep.leaders import LeaderSpread
@@ -94,6 +96,7 @@ class ClusterNode(Node):
         self._unopened = False
         self._mover = Mover(self, move_rows)
         self._replicas = Replicas(self)
+        self.coordinator = Coordinator(self)
         self._said_empty = False
         self.strangers: set[NodeId] = set()
         """Nodes that spoke Raft to this one before it belonged to a cluster; the first few."""
@@ -153,7 +156,7 @@ class ClusterNode(Node):
         await super().start()
         spread = LeaderSpread(self)
         works = (CatalogFollower(self).run, Registration(self).run, spread.run, self._mover.run, self._replicas.run)
-        for work in (*works, self.reconciler.run, self._retry_shortages):
+        for work in (*works, self.coordinator.run, self.reconciler.run, self._retry_shortages):
             self._background.spawn(lasting(work))
         if self.config.founders:
             self._background.spawn(lasting(SettingsFounding(self).run))
@@ -169,6 +172,10 @@ class ClusterNode(Node):
         if not self.host.stopped and not self._stopping:
             log.error("background work of node %s failed", self.node_id, exc_info=error)
             self._fatal(error if isinstance(error, NeedleError) else Internal(f"background work failed: {error!r}"))
+
+    @property
+    def rng(self) -> Rng:
+        return self.ports.rng
 
     # --- the topology ------------------------------------------------------------------------------------------------
     async def wait_topology(self, version: int, timeout: float) -> bool:
@@ -328,6 +335,7 @@ class ClusterNode(Node):
             self.host.lost,
             [] if self.cluster.uid else sorted(self.strangers),
             cluster_uid(self.config) if self.config.founders else 0,
+            self.space.room(),
         )
 
     def heard_from(self, node: NodeId) -> None:
@@ -372,8 +380,10 @@ class ClusterNode(Node):
         if group != CATALOG_GROUP:
             found = super().status(group, digest)
             unknown, held = self.reconciler.unknown.get(group, []), self._mover.held(group)
-            waits_for = self._replicas.why(group)
-            return msgspec.structs.replace(found, unknown_collections=unknown, held_moves=held, waits_for=waits_for)
+            waits_for, copied = self._replicas.why(group), self._mover.copied(group)
+            return msgspec.structs.replace(
+                found, unknown_collections=unknown, held_moves=held, waits_for=waits_for, copied=copied
+            )
         status = self.host.status(group)
         peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
         return msgspec.structs.replace(status, peers=peers, waits_for=self._replicas.why(group))

@@ -285,7 +285,11 @@ class Node:
         status, replica = self.host.status(group), self.hosted(group).replica
         peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
         return msgspec.structs.replace(
-            status, peers=peers, documents=replica.count(), digest=replica.stored_digest()[1] if digest else ""
+            status,
+            peers=peers,
+            documents=replica.count(),
+            live_bytes=replica.live_bytes,
+            digest=replica.stored_digest()[1] if digest else "",
         )
 
     # --- what the service needs --------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from needle.shard.places import Places
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.collection_vectors import LOAD_ROWS, CollectionVectors
 from needle.shard.segments.view import VectorsView
+from needle.shard.weights import SAMPLE, Weights
 
 log = logging.getLogger("needle.shard")
 
@@ -53,6 +54,12 @@ class CollectionView:
     payload: PayloadIndex
     hidden: BitMap = field(default_factory=BitMap)
     places: Places = field(default_factory=Places)
+    document_bytes: int = 0
+
+    @property
+    def live_bytes(self) -> int:
+        """What the documents that a reader can see weigh."""
+        return self.visible * self.document_bytes
 
     @property
     def visible(self) -> int:
@@ -63,13 +70,15 @@ class CollectionView:
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
     """What searches see: all collections by name, at one applied index, and the file that holds their documents; and
-    what the shard owns there, if that ever changed. visible: documents that a reader can see, of all collections."""
+    what the shard owns there, if that ever changed. visible: documents that a reader can see, of all collections;
+    live_bytes: what they weigh."""
 
     at: AppliedAt
     collections: immutables.Map[str, CollectionView]
     opened: DocumentStore | None = None
     fence: Fence | None = None
     visible: int = 0
+    live_bytes: int = 0
 
     @property
     def store(self) -> DocumentStore:
@@ -142,6 +151,7 @@ class LiveCollection:
         self.manifest: list[PublishedSegment] = []
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
         self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id)
+        self._weights = Weights(record.spec.dimensions)
         self._store = store
 
     def rows(self, first: int, last: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
@@ -161,6 +171,7 @@ class LiveCollection:
             self.live, self.places = OrdinalSet.of(ordinals), Places.of(ordinals, vectors)
             if self.places:
                 self._vector_ordinals = OrdinalSet.of(vectors)
+            self._weights.note(self._store.last_rows(self.record.id, SAMPLE))
         self.manifest = manifest
         self.vectors.load(self.record.next_ordinal, self.vector_ordinals, manifest, self.rows)
 
@@ -200,6 +211,7 @@ class LiveCollection:
             self.vectors.append_at(_without(first, end, kept), vectors)
         if change.rows:
             self.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])
+            self._weights.note([(row[1], row[3]) for row in islice(change.rows, SAMPLE)])
         if kept and self._vector_ordinals is None:
             self._vector_ordinals = self.live
         if self._vector_ordinals is not None and (change.rows or change.dead_vectors):
@@ -226,7 +238,8 @@ class LiveCollection:
         self.payload.close()
 
     def view(self) -> CollectionView:
-        return CollectionView(self.record, self.vectors.view(), self.live, self.payload, self._invisible, self.places)
+        vectors, size = self.vectors.view(), self._weights.document_bytes
+        return CollectionView(self.record, vectors, self.live, self.payload, self._invisible, self.places, size)
 
 
 def _without(first: int, end: int, left_out: Sequence[int]) -> npt.NDArray[np.int64]:

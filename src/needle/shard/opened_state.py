@@ -92,7 +92,8 @@ class OpenedState:
             live.hide(fence)
         self.sessions = SessionTable(sessions, answers)
         views = immutables.Map({name: live.view() for name, live in self.live.named.items()})
-        self.view = ReplicaView(at, views, self.store, fence, sum(view.visible for view in views.values()))
+        visible, size = sum(view.visible for view in views.values()), sum(view.live_bytes for view in views.values())
+        self.view = ReplicaView(at, views, self.store, fence, visible, size)
 
     def _collection(self, record: CollectionRecord) -> LiveCollection:
         around = self._around
@@ -132,12 +133,13 @@ class OpenedState:
 
     def _swap(self, batch: Batch, changes: WriteSet) -> None:
         """Bring memory to what SQLite holds, then show it to searches at once."""
-        visible = self.view.visible
+        visible, size = self.view.visible, self.view.live_bytes
         views = self.view.collections.mutate()
         for collection_id in batch.dropped:
             live = self.live.remove(collection_id)
             live.close()
-            visible -= views.pop(live.record.spec.name).visible
+            gone = views.pop(live.record.spec.name)
+            visible, size = visible - gone.visible, size - gone.live_bytes
         for change in batch.changes.values():
             if not change.touched or change.record.id in batch.dropped:
                 continue
@@ -152,7 +154,8 @@ class OpenedState:
             before = views.get(name)
             views[name] = now = live.view()
             visible += now.visible - (0 if before is None else before.visible)
-        self.view = ReplicaView(changes.at, views.finish(), self.store, batch.fence, visible)
+            size += now.live_bytes - (0 if before is None else before.live_bytes)
+        self.view = ReplicaView(changes.at, views.finish(), self.store, batch.fence, visible, size)
         self._around.changed.note(batch.dropped, changes.collections)
 
     # --- files -------------------------------------------------------------------------------------------------------

@@ -16,13 +16,13 @@ import msgspec
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.catalog.placement import Assignment, Need, PlacementNode, arrange
-from needle.catalog.planning.moves import FoundShard, Move, MoveRange, MoveReplicas
 from needle.catalog.planning.pieces import Piece, as_ranges, cut, pieces_of
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
-from needle.catalog.planning.wish import Balance, Plan, Wish
 from needle.catalog.state import REPLICAS_MAX, SHARDS_MAX
 from needle.routing.key_space import KeySpace
+from needle.routing.planned_moves import FoundShard, Move, MoveRange, MoveReplicas
+from needle.routing.plans import Balance, Plan, Wish
 from needle.routing.stats import ClusterStats, ShardStats, imbalance
 from needle.routing.topology import NodeInfo, NodeState, Topology
 

@@ -70,9 +70,11 @@ from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
 from needle.server.catalog.collections import Reconciler
 from needle.server.ports import NodePorts, Peers
+from needle.server.service import rebalancing
 from needle.server.service.documents import ROUTED, RpcService, Run, decoded_command, judged
 from needle.server.service.proxy import Proxy
 from needle.server.service.served import ServedNode, call_timeout, not_leader
+from needle.server.upkeep.coordinator import Coordinator
 from needle.shard.apply.holdings import Fence
 from needle.shard.apply.validation import check_spec
 
@@ -91,6 +93,7 @@ class ServedClusterNode(ServedNode, Protocol):
     catalog: CatalogMachine | None
     router: Router
     reconciler: Reconciler
+    coordinator: Coordinator
 
     async def wait_topology(self, version: int, timeout: float) -> bool: ...
     async def confirmed(self, timeout: float) -> Topology: ...
@@ -136,6 +139,7 @@ class ClusterService(RpcService):
             MOVE: (MoveCall, self._move),
             FOUND: (FoundCall, self._found),
             WHO: (WhoCall, self._who),
+            **rebalancing.methods(node.coordinator),
         }
         self._methods.update(more)
         self._decoders.update({name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in more.items()})

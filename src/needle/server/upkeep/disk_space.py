@@ -20,6 +20,7 @@ from needle.protocol import catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Insert, Patch
 from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
+from needle.protocol.peer_calls import DiskRoom
 from needle.routing.topology import MoveState
 
 log = logging.getLogger("needle.server")
@@ -28,6 +29,9 @@ LOOK_SECONDS = 0.25
 FILE_NAME = "reserve"
 SHARE = 20
 STEPS = 8
+COUNT_LOOKS = 20
+FILES_A_LOOK = 25
+"""The node's files are counted every 20 looks, or less often: 100 files a second at most."""
 LOW_BYTES = (64 << 20, 1 << 30)
 _BLOCK = bytes(1 << 20)
 
@@ -54,6 +58,10 @@ class Volume(Protocol):
 
     def shrink(self, size: int) -> None:
         """Give back what the reserve has above `size` bytes."""
+        ...
+
+    def used(self) -> tuple[int, int]:
+        """How many files there are below the directory, and their bytes, the reserve left out."""
         ...
 
 
@@ -97,6 +105,21 @@ class Directory:
         if self.reserved() > size:
             os.truncate(self._path, size)
 
+    def used(self) -> tuple[int, int]:
+        """Files and bytes; files that go meanwhile are left out."""
+        files, size, waiting = 0, 0, [self._directory]
+        while waiting:
+            try:
+                with os.scandir(waiting.pop()) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
+                        elif entry.path != self._path:
+                            files, size = files + 1, size + entry.stat(follow_symlinks=False).st_blocks * 512
+            except FileNotFoundError:
+                continue
+        return files, size
+
 
 class Endless:
     """A volume that is never full."""
@@ -112,6 +135,9 @@ class Endless:
 
     def shrink(self, size: int) -> None:
         """There is nothing to give back."""
+
+    def used(self) -> tuple[int, int]:
+        return 0, 0
 
 
 def low_bytes(total: int) -> int:
@@ -129,18 +155,28 @@ class DiskSpace:
         self._configured = reserve
         self._limit = 0
         self.low = False
-        self.free = 0
+        self.free = self.total = self.used = 0
+        self._uncounted = 0
+        """Looks until the files are counted again."""
 
     def look(self) -> None:
         """Blocking. What is refused follows from what is found."""
         try:
             room = self._volume.room()
-            self.free = room.free
+            self.free, self.total = room.free, room.total
             self._limit = low_bytes(room.total) if self._configured is None else self._configured
             if self._limit:
                 self._judge(room.free)
+            if self._uncounted <= 0:
+                files, self.used = self._volume.used()
+                self._uncounted = max(COUNT_LOOKS, files // FILES_A_LOOK)
+            self._uncounted -= 1
         except OSError as error:
             log.warning("the room in %s could not be looked at: %s", self._directory, error)
+
+    def room(self) -> DiskRoom:
+        """What other nodes and clients are told."""
+        return DiskRoom(self.free, self.total, self.used, self._limit)
 
     def _judge(self, free: int) -> None:
         limit, volume, size = self._limit, self._volume, self._limit // 2

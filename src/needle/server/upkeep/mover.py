@@ -81,11 +81,14 @@ class MovingNode(Protocol):
 
 @dataclass
 class _Copy:
-    """How far one driver's copy is. step, cursors: as in holdings.Transfer. known: dead ordinals it has looked at."""
+    """How far one driver's copy is. step, cursors: as in holdings.Transfer. known: dead ordinals it has looked at.
+    group: the source's. documents: that this driver has copied."""
 
+    group: GroupId
     step: int
     cursors: dict[str, int]
     known: dict[str, BitMap] = field(default_factory=dict)
+    documents: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Mover:
     """See the module."""
 
     def __init__(self, node: MovingNode, rows_max: int) -> None:
-        """rows_max: documents looked at in one step."""
+        """rows_max: documents looked at in one step; copied at once if a move does not say how many."""
         self._node = node
         self._rows_max = rows_max
         self._copies: dict[int, _Copy] = {}
@@ -112,6 +115,10 @@ class Mover:
     def held(self, group: GroupId) -> list[str]:
         """Why moves of what this node's shard `group` owns wait for somebody to do something."""
         return [held.why for held in self._held.values() if held.group == group]
+
+    def copied(self, group: GroupId) -> dict[int, int]:
+        """Documents copied by moves of what this node's shard `group` owns, by move, since this node drives them."""
+        return {move: copy.documents for move, copy in self._copies.items() if copy.group == group}
 
     async def run(self) -> None:
         """Until the node stops: one move after the other."""
@@ -189,7 +196,7 @@ class Mover:
         target = await self._tell_target(info, command(info.target))
         copy = self._copies.get(info.id)
         if copy is None or copy.step != target.step:  # otherwise nobody has imported anything since
-            copy = self._copies[info.id] = _Copy(target.step, dict(target.cursors))
+            copy = self._copies[info.id] = _Copy(shard_group(info.source), target.step, dict(target.cursors))
         return copy, target
 
     async def _hand_over(self, info: MoveInfo) -> None:
@@ -239,10 +246,11 @@ class Mover:
 
     async def _copy_collection(self, info: MoveInfo, copy: _Copy, name: str) -> int:
         replica, blocking = self._node.groups[shard_group(info.source)].replica, self._node.blocking
+        rows_max = info.batch_size or self._rows_max
         copied, more, refused, end = 0, True, None, copying.last_ordinal(replica.view, name)
         # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
         while more and (after := copy.cursors.get(name, -1)) < end:
-            rows, cursor, more = await blocking(copying.page, replica.view, name, info.ranges, after, self._rows_max)
+            rows, cursor, more = await blocking(copying.page, replica.view, name, info.ranges, after, rows_max)
             try:
                 for part in _parts(rows):
                     await self._import(info, copy, name, part, [])
@@ -252,6 +260,9 @@ class Mover:
                 break
             copy.cursors[name] = cursor
             copied += len(rows)
+            copy.documents += len(rows)
+            if more and info.throttle_rate and info.state is MoveState.COPYING:
+                await asyncio.sleep(info.throttle_rate)
         known = copy.known.get(name, BitMap())
         deleted, known = await blocking(
             copying.deleted, replica.view, name, info.ranges, copy.cursors.get(name, -1), known

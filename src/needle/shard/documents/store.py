@@ -168,6 +168,16 @@ class DocumentStore:
             both = np.fromiter((value for row in rows for value in row), np.uint32).reshape(-1, 2)
             return both[:, 0], both[:, 1]
 
+    def last_rows(self, collection_id: int, count: int) -> list[tuple[str, bytes]]:
+        """Id and metadata of the last rows, dead ones included."""
+        first, end = row_id(collection_id, 0), row_id(collection_id + 1, 0)
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT id, metadata FROM documents WHERE row >= ? AND row < ? ORDER BY row DESC LIMIT ?",
+                (first, end, count),
+            )
+            return [(str(name), bytes(metadata)) for name, metadata in rows]
+
     def by_ordinal(
         self, collection_id: int, ordinals: Sequence[int], *, metadata: bool, vectors: bool
     ) -> dict[int, StoredDocument]:

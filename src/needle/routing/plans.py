@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from needle.base.ids import NodeId
-from needle.catalog.planning.moves import Move
+from needle.routing.planned_moves import Move, size_in_words
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         lines = [f"{number}. {move.in_words()}" for number, move in enumerate(self.moves, 1)]
         lines += [f"not possible now: {why}" for why in self.unmet]
         lines.append(
-            f"{len(self.moves)} moves copy {self.bytes} bytes, {self.ratio:.2f} of the least possible; "
+            f"{len(self.moves)} moves copy {size_in_words(self.bytes)}, {self.ratio:.2f} of the least possible; "
             f"imbalance of shards {self.before.shards:.2f} to {self.after.shards:.2f}, "
             f"of nodes {self.before.nodes:.2f} to {self.after.nodes:.2f}"
         )

@@ -8,7 +8,6 @@ from collections.abc import Collection
 import msgspec
 
 from needle.base.ids import GroupId, NodeId, group_name, shard_group
-from needle.protocol.catalog_commands import AddShard, AssignReplicas, RetireShard, StartMove
 from needle.routing.ranges import overlap
 from needle.routing.shard_map import KeyRange
 
@@ -25,10 +24,6 @@ class FoundShard(msgspec.Struct, frozen=True, kw_only=True, tag="found-shard"):
     def groups(self) -> frozenset[GroupId]:
         """Those that it is about."""
         return frozenset({shard_group(self.shard)})
-
-    def command(self) -> AddShard:
-        """What the catalog is told."""
-        return AddShard(self.shard, list(self.replicas))
 
     def in_words(self) -> str:
         return f"add shard {self.shard} on {_listed(self.replicas)}"
@@ -48,13 +43,9 @@ class MoveRange(msgspec.Struct, frozen=True, kw_only=True, tag="move-range"):
         """Those that it is about."""
         return frozenset({shard_group(self.source), shard_group(self.target)})
 
-    def command(self, nonce: int, epoch: int) -> StartMove:
-        """What the catalog is told. epoch: of the map by which the source owns the ranges. nonce: random."""
-        return StartMove(nonce, epoch, list(self.ranges), self.source, self.target)
-
     def in_words(self) -> str:
         return (
-            f"move {self.documents} documents ({_size(self.bytes)}, {len(self.ranges)} key ranges) from shard "
+            f"move {self.documents} documents ({size_in_words(self.bytes)}, {len(self.ranges)} key ranges) from shard "
             f"{self.source} to shard {self.target}"
         )
 
@@ -85,17 +76,13 @@ class MoveReplicas(msgspec.Struct, frozen=True, kw_only=True, tag="move-replicas
         """Those that it is about."""
         return frozenset({self.group})
 
-    def command(self) -> AssignReplicas:
-        """What the catalog is told."""
-        return AssignReplicas(self.group, list(self.before), list(self.after))
-
     def in_words(self) -> str:
         what = f"replica of {group_name(self.group)}"
         why = f": {self.why}" if self.why else ""
         if not self.added:
             return f"remove the {what} on {_listed(self.removed)}{why}" if self.removed else f"no change of the {what}"
         place = f"from {_listed(self.removed)} to" if self.removed else "also to"
-        return f"{what} {place} {_listed(self.added)} ({_size(self.bytes)}){why}"
+        return f"{what} {place} {_listed(self.added)} ({size_in_words(self.bytes)}){why}"
 
 
 class PreferLeader(msgspec.Struct, frozen=True, kw_only=True, tag="prefer-leader"):
@@ -112,10 +99,6 @@ class PreferLeader(msgspec.Struct, frozen=True, kw_only=True, tag="prefer-leader
         """Those that it is about."""
         return frozenset({self.group})
 
-    def command(self) -> AssignReplicas:
-        """What the catalog is told."""
-        return AssignReplicas(self.group, list(self.before), list(self.after))
-
     def in_words(self) -> str:
         return f"{group_name(self.group)} is to be led by {self.after[0]} instead of {self.before[0]}"
 
@@ -131,10 +114,6 @@ class GiveUpShard(msgspec.Struct, frozen=True, kw_only=True, tag="give-up-shard"
     def groups(self) -> frozenset[GroupId]:
         """Those that it is about."""
         return frozenset({shard_group(self.shard)})
-
-    def command(self) -> RetireShard:
-        """What the catalog is told."""
-        return RetireShard(self.shard)
 
     def in_words(self) -> str:
         return f"retire shard {self.shard}, which owns nothing any more"
@@ -154,7 +133,8 @@ def _listed(nodes: Collection[NodeId]) -> str:
     return ", ".join(nodes)
 
 
-def _size(size: int) -> str:
+def size_in_words(size: int) -> str:
+    """Bytes for people."""
     amount = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:

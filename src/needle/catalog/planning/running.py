@@ -1,0 +1,62 @@
+"""What has become of the moves that a rebalance has started, by what the catalog and the groups' leaders say. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from needle.base.ids import GroupId, NodeId
+from needle.routing.jobs import Phase, Running
+from needle.routing.planned_moves import MoveRange, MoveReplicas
+from needle.routing.topology import MoveState, Topology
+
+_PHASE = {MoveState.FREEZING: Phase.CATCH_UP, MoveState.SWITCHED: Phase.CLEAN_UP}
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """voters, learners: of each group, as its leader has them. copied: documents, by move of key ranges."""
+
+    topology: Topology
+    voters: Mapping[GroupId, frozenset[NodeId]]
+    learners: Mapping[GroupId, frozenset[NodeId]]
+    copied: Mapping[int, int]
+
+
+def fate(one: Running, seen: Seen) -> bool | None:
+    """True: it is done; False: it is over and was not done, because others decided otherwise; None: it goes on."""
+    move = one.move
+    if isinstance(move, MoveRange):
+        return True if seen.topology.move(one.id) is None else None
+    if not isinstance(move, MoveReplicas):
+        return True  # the catalog's decision is all
+    holders = seen.topology.holders(move.group)
+    if holders is None or set(holders.wanted) != set(move.after):
+        return False
+    settled = seen.voters.get(move.group) == frozenset(holders.wanted) and not seen.learners.get(move.group)
+    return True if settled and not holders.leaving else None
+
+
+def now_running(running: Sequence[Running], seen: Seen) -> list[Running]:
+    """The same with how far they are."""
+    return [_now(one, seen) for one in running]
+
+
+def _now(one: Running, seen: Seen) -> Running:
+    move = one.move
+    if isinstance(move, MoveRange):
+        info, count = seen.topology.move(one.id), seen.copied.get(one.id, 0)
+        if info is None or info.state is not MoveState.COPYING:
+            phase = Phase.CLEAN_UP if info is None else _PHASE[info.state]
+            return msgspec.structs.replace(one, phase=phase, copied=move.bytes)
+        part = min(1.0, count / move.documents) if move.documents else 0.0
+        phase = Phase.COPY if count else Phase.PREPARE
+        return msgspec.structs.replace(one, phase=phase, copied=round(part * move.bytes))
+    if not isinstance(move, MoveReplicas):
+        return msgspec.structs.replace(one, phase=Phase.CLEAN_UP)
+    added, there = frozenset(move.added), seen.voters.get(move.group, frozenset())
+    if added <= there:
+        return msgspec.structs.replace(one, phase=Phase.CLEAN_UP, copied=move.bytes)
+    begun = added & (there | seen.learners.get(move.group, frozenset()))
+    copied = move.bytes * len(added & there) // len(added)
+    return msgspec.structs.replace(one, phase=Phase.COPY if begun else Phase.PREPARE, copied=copied)

@@ -1,0 +1,96 @@
+"""What the catalog's commands about a rebalance make of it. Pure; `state` executes them.
+
+Invariants: one rebalance at a time; a step is taken only from the very state that it was judged by (`revision`), so of
+two coordinators, or of one and an operator, the later one is refused and looks again; a step and the decision that it
+begins are one entry, so a coordinator that dies leaves no move that its successor does not know.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.ids import GroupId, NodeId, shard_group
+from needle.catalog.planning.commands import command_of
+from needle.catalog.planning.rebalance import cancel, check_invariants, pause, resume, takers
+from needle.protocol.catalog_commands import AskRebalance, AssignReplicas, CatalogCommand, StartRebalance, StepRebalance
+from needle.routing.jobs import Job, JobState, Running
+from needle.routing.planned_moves import MoveReplicas
+from needle.routing.topology import Topology
+
+WISHED_MAX = 4096
+"""Shards and nodes that a wish names."""
+WHY_CHARS_MAX = 2000
+
+_ASK = {"pause": pause, "resume": resume, "cancel": cancel}
+_replace = msgspec.structs.replace
+
+
+def started(now: Topology, index: int, command: StartRebalance) -> Job:
+    """A new one. Raises InvalidArgument while another one is not over."""
+    known, wish = now.rebalance, command.wish
+    if known is not None and not known.over:
+        raise InvalidArgument(
+            f"rebalance {known.id} is {known.state}: wait until it is over, or cancel it (`needle cluster rebalance "
+            "--cancel`)",
+            field="rebalance",
+        )
+    named = sum(map(len, (wish.retire, wish.drain, wish.lost, wish.weights, wish.zones)))
+    if named > WISHED_MAX:
+        raise invalid("wish", named, f"at most {WISHED_MAX} shards and nodes")
+    return Job(id=index, wish=wish, config=command.config)
+
+
+def asked(now: Topology, command: AskRebalance) -> Job:
+    """What people make of it. Raises InvalidArgument if it is another one, or cannot become that."""
+    job = _current(now, command.job)
+    made = _ASK[command.ask](job)
+    return job if made is job else _replace(made, revision=job.revision + 1)
+
+
+def stepped(now: Topology, index: int, command: StepRebalance) -> tuple[Job, list[CatalogCommand]]:
+    """What a coordinator makes of it, and what the catalog decides with it. Raises InvalidArgument if the coordinator
+    did not know the last state of it."""
+    job, made = _current(now, command.made.id), command.made
+    if job.revision != command.revision:
+        raise InvalidArgument(f"rebalance {job.id} was changed meanwhile: revision {job.revision}", field="revision")
+    if job.over:
+        raise InvalidArgument(f"rebalance {job.id} is {job.state}", field="state")
+    running, decisions = made.running, list[CatalogCommand]()
+    if command.give_up:
+        running, taken_back = _given_up(now, running, command.give_up)
+        decisions.append(taken_back)
+    if command.start is not None:
+        if made.state is not JobState.RUNNING:
+            raise invalid("state", str(made.state), f"{JobState.RUNNING} for a move to begin")
+        nodes = takers(command.start, _holders(now))[0]
+        running = (*running, Running(id=index, move=command.start, nodes=nodes))
+        check_invariants(running, made.config.max_concurrent_moves)
+        decisions.append(command_of(command.start, command.nonce, command.epoch, made.config))
+    made = _replace(made, running=running, why=made.why[:WHY_CHARS_MAX], revision=job.revision + 1)
+    return made, decisions
+
+
+def _current(now: Topology, job: int) -> Job:
+    known = now.rebalance
+    if known is None or known.id != job:
+        there = "there is none" if known is None else f"the last one is {known.id}"
+        raise InvalidArgument(f"rebalance {job} is not known any more: {there}", field="rebalance")
+    return known
+
+
+def _given_up(now: Topology, running: tuple[Running, ...], id_: int) -> tuple[tuple[Running, ...], AssignReplicas]:
+    """Back to the nodes of before, as far as they are the cluster's still."""
+    one = next((one for one in running if one.id == id_), None)
+    if one is None or not isinstance(one.move, MoveReplicas):
+        raise invalid("give_up", id_, "a move of replicas that is running")
+    there = now.addresses()
+    back = [node for node in one.move.before if node in there]
+    return tuple(other for other in running if other is not one), AssignReplicas(
+        one.move.group, list(one.move.after), back
+    )
+
+
+def _holders(now: Topology) -> dict[GroupId, tuple[NodeId, ...]]:
+    groups = (shard_group(info.shard) for info in now.serving)
+    return {group: known.all for group in groups if (known := now.holders(group)) is not None}

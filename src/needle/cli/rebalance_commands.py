@@ -1,0 +1,288 @@
+"""`needle cluster stats | plan | rebalance | add-shard | retire-shard | drain`: what a cluster holds, and moving it.
+
+Each command that moves something prints the plan with --dry-run instead, and otherwise follows the rebalance until it
+is over; the cluster goes on without who watches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import typer
+
+import needle
+from needle.base.config import refuse
+from needle.base.errors import InvalidArgument, NeedleError, Unavailable
+from needle.cli.common import (
+    DEFAULT_CLUSTER,
+    Cluster,
+    Json,
+    Timeout,
+    as_json,
+    console,
+    notes,
+    print_json,
+    run,
+    table,
+)
+from needle.routing.jobs import JobState, Progress, RebalanceConfig
+from needle.routing.planned_moves import size_in_words
+from needle.routing.plans import Plan, Wish
+from needle.routing.stats import RebalanceStats
+
+LOOK_SECONDS = 0.5
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would move, and move nothing.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once it is decided; --status shows how far it is.")]
+Moves = Annotated[int, typer.Option("--moves", min=1, max=100, help="Moves at a time.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Documents copied at once.")]
+Throttle = Annotated[float, typer.Option("--throttle", min=0, max=3600, help="Seconds between two batches of a move.")]
+Lost = Annotated[
+    list[str] | None,
+    typer.Option("--lost", metavar="NODE", help="A node that will not come back: others get its replicas. Repeatable."),
+]
+
+
+def stats(cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0, json: Json = False) -> None:
+    """Show what each shard holds, how even that is, and what each node holds and has room for."""
+    found = run(cluster, lambda client: client.get_stats(timeout=timeout))
+    if json:
+        print_json(found)
+        return
+    _show_stats(found)
+
+
+def _show_stats(found: RebalanceStats) -> None:
+    shards = table("shard", "documents", "size", "keys")
+    for shard, one in found.shard_sizes.items():
+        shards.add_row(str(shard), str(one.documents), size_in_words(one.bytes), f"{one.share:.1%}")
+    console.print(shards)
+    console.print(f"imbalance {found.imbalance_ratio:.2f} by size, {found.documents_imbalance:.2f} by documents\n")
+    nodes = table("node", "replicas", "leads", "documents", "size", "filled", "on disk", "free", "disk")
+    for name, load in found.nodes.items():
+        nodes.add_row(
+            name if load.alive else f"{name} (does not answer)",
+            str(load.replicas),
+            str(load.leads),
+            str(load.documents),
+            size_in_words(load.bytes),
+            f"{load.filled:.2f}",
+            *("?" if size is None else size_in_words(size) for size in (load.used, load.free, load.total)),
+        )
+    console.print(nodes)
+
+
+def plan(
+    add_shard: Annotated[bool, typer.Option("--add-shard", help="With one shard more.")] = False,
+    retire_shard: Annotated[
+        list[int] | None, typer.Option("--retire-shard", metavar="SHARD", help="Without this shard. Repeatable.")
+    ] = None,
+    drain: Annotated[
+        list[str] | None, typer.Option("--drain", metavar="NODE", help="With nothing on this node. Repeatable.")
+    ] = None,
+    lost: Lost = None,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Print what would move so that the cluster is even, or as the options say. Nothing does."""
+
+    async def work(client: needle.Client) -> Plan:
+        count = None
+        if add_shard:
+            serving = (await client.refresh_topology(confirmed=True, timeout=timeout)).serving
+            count = len(serving) + 1 - len(retire_shard or ())
+        wish = Wish(shards=count, retire=tuple(retire_shard or ()), drain=tuple(drain or ()), lost=tuple(lost or ()))
+        return await client.plan_rebalance(wish, timeout=timeout)
+
+    _show_plan(run(cluster, work), json)
+
+
+def _show_plan(made: Plan, json: bool) -> None:
+    if json:
+        print_json({**as_json(made), "bytes": made.bytes, "documents": made.documents, "ratio": made.ratio})
+        return
+    for line in made.in_words():
+        console.print(line, soft_wrap=True)
+
+
+def rebalance(
+    status: Annotated[bool, typer.Option("--status", help="Show how far the last rebalance is.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Have it start no more moves.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Have it go on.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it: what is not decided is taken back.")] = False,
+    dry_run: DryRun = False,
+    lost: Lost = None,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Even out shards and nodes, while the cluster serves, and show how far it is; or look after a rebalance."""
+    asks = [name for name, on in (("pause", pause), ("resume", resume), ("cancel", cancel)) if on]
+    if len(asks) + status + dry_run > 1:
+        raise refuse("--" + (asks or ["status"])[0], "with others", "one of --status, --pause, --resume, --cancel")
+    if asks:
+        _ask(asks[0], cluster, timeout)
+    if status or asks:
+        found = run(cluster, lambda client: client.rebalance_progress(timeout=timeout))
+        if found is None:
+            raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
+        _show_progress(found, json)
+        return
+    wish, config = Wish(lost=tuple(lost or ())), _pace(moves, batch, throttle)
+
+    async def start(client: needle.Client) -> int:
+        return await client.start_rebalance(config, wish=wish, timeout=timeout)
+
+    _carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+
+
+def add_shard(
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Have the cluster serve one shard more, with its fair share of the documents, and show how far it is."""
+    config = _pace(moves, batch, throttle)
+
+    async def planned(client: needle.Client) -> Plan:
+        serving = (await client.refresh_topology(confirmed=True, timeout=timeout)).serving
+        return await client.plan_rebalance(Wish(shards=len(serving) + 1), timeout=timeout)
+
+    async def start(client: needle.Client) -> int:
+        return await client.add_shard(config, timeout=timeout)
+
+    _carry_out(cluster, planned, start, dry_run, no_wait, json)
+
+
+def retire_shard(
+    shard: Annotated[int, typer.Argument(metavar="SHARD", help="The shard's number, as in `needle cluster stats`.")],
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Have the other shards take over what a shard holds, then give it up. Its number is not used again."""
+    config, wish = _pace(moves, batch, throttle), Wish(retire=(shard,))
+
+    async def start(client: needle.Client) -> int:
+        return await client.remove_shard(shard, config, timeout=timeout)
+
+    _carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+
+
+def drain(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle cluster nodes`.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Use the node again.")] = False,
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Have other nodes take over all that a node holds, and give it nothing new; then it can be removed."""
+    config, wish = _pace(moves, batch, throttle), Wish(drain=(node,), balance=False)
+    if undo:
+        run(cluster, lambda client: client.undrain_node(node, timeout=timeout))
+        notes.print(f"{node} is used again; `needle cluster rebalance` brings it replicas", markup=False)
+        return
+
+    async def start(client: needle.Client) -> int:
+        return await client.drain_node(node, config, timeout=timeout)
+
+    _carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+
+
+# --- what they share -------------------------------------------------------------------------------------------------
+def _pace(moves: int, batch: int, throttle: float) -> RebalanceConfig:
+    return RebalanceConfig(max_concurrent_moves=moves, batch_size=batch, throttle_rate=throttle)
+
+
+def _ask(what: str, cluster: str, timeout: float) -> None:
+    async def work(client: needle.Client) -> None:
+        asks = {"pause": client.pause_rebalance, "resume": client.resume_rebalance, "cancel": client.cancel_rebalance}
+        await asks[what](timeout=timeout)
+
+    run(cluster, work)
+
+
+def _carry_out(
+    cluster: str,
+    planned: Callable[[needle.Client], Awaitable[Plan]],
+    start: Callable[[needle.Client], Awaitable[int]],
+    dry_run: bool,
+    no_wait: bool,
+    json: bool,
+) -> None:
+    if dry_run:
+        _show_plan(run(cluster, planned), json)
+        return
+
+    async def work(client: needle.Client) -> Progress:
+        id_ = await start(client)
+        if not json:
+            notes.print(f"rebalance {id_} has begun; it goes on if you stop watching", markup=False)
+        return await _followed(client, id_, no_wait, json)
+
+    found = run(cluster, work)
+    _show_progress(found, json)
+    if found.state is JobState.FAILED:
+        raise Unavailable(f"rebalance {found.id} has failed: {found.why}")
+
+
+async def _followed(client: needle.Client, id_: int, no_wait: bool, json: bool) -> Progress:
+    """Until it is over; a line whenever something changes."""
+    last: tuple[str, ...] = ()
+    while True:
+        try:
+            found = await client.rebalance_progress(timeout=10.0)
+        except NeedleError as error:  # the catalog's leader changes: it goes on all the same
+            if not error.retryable:
+                raise
+            notes.print(f"no answer: {error.message}", markup=False)
+            await asyncio.sleep(LOOK_SECONDS)
+            continue
+        if found is None or found.id != id_:
+            raise InvalidArgument(f"rebalance {id_} is over, and another one was started", field="rebalance")
+        if no_wait or found.is_complete:
+            return found
+        now = _lines(found)
+        if not json and now != last:
+            notes.print("\n".join(now), markup=False, soft_wrap=True)
+        last = now
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _show_progress(found: Progress, json: bool) -> None:
+    if json:
+        print_json({**as_json(found), "is_complete": found.is_complete})
+        return
+    for line in _lines(found):
+        console.print(line, soft_wrap=True)
+
+
+def _lines(found: Progress) -> tuple[str, ...]:
+    moved = f"{size_in_words(found.moved_bytes)} of {size_in_words(found.total_bytes)}"
+    rate = f", {size_in_words(round(found.rate))}/s" if found.rate else ""
+    eta = f", {found.eta:.0f} s left" if found.eta is not None else ""
+    first = f"rebalance {found.id} is {found.state}: {found.percent_complete:.0f} %, {moved} copied{rate}{eta}"
+    moves = tuple(f"  {found.phases[id_]}: {words}" for id_, words in found.moves.items())
+    return (first, *moves, *((f"  {found.why}",) if found.why else ()))

@@ -1,0 +1,64 @@
+"""Measures a cluster: asks all replicas what they hold, and all nodes what their disks take.
+
+Invariant: a shard counts as what its leader holds; while one does not answer, nothing is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from needle.base.errors import NeedleError, Unavailable
+from needle.base.model import RaftStatus
+from needle.client.directory import Caller
+from needle.client.replicas import ask_replicas
+from needle.protocol import calls
+from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
+from needle.routing.stats import ClusterStats, NodeStats, ShardStats
+from needle.routing.topology import Topology
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """leaders: by shard, the status of the replica that leads it."""
+
+    stats: ClusterStats
+    leaders: dict[int, RaftStatus]
+
+
+async def measure(caller: Caller, topology: Topology, timeout: float) -> Measured:
+    """All at once, none for longer than `timeout`. Raises Unavailable that names the shards without a leader that
+    answers: what they hold is not known."""
+    replicas, nodes = await asyncio.gather(
+        ask_replicas(caller, topology, timeout),
+        asyncio.gather(*(_node(caller, node, at, timeout) for node, at in topology.addresses().items())),
+    )
+    leaders: dict[int, RaftStatus] = {}
+    for one in replicas:
+        status, known = one.status, leaders.get(one.shard)
+        if status is None or status.state != "Leader":
+            continue
+        if known is None or known.current_term < status.current_term:
+            leaders[one.shard] = status
+    missing = [info.shard for info in topology.serving if info.shard not in leaders]
+    if missing:
+        names = ", ".join(map(str, missing))
+        raise Unavailable(f"what shard {names} holds is not known: no leader of it answers", shards=names)
+    shards = tuple(
+        ShardStats(shard=info.shard, documents=leaders[info.shard].documents, bytes=leaders[info.shard].live_bytes)
+        for info in topology.serving
+    )
+    return Measured(stats=ClusterStats(shards=shards, nodes=tuple(nodes)), leaders=leaders)
+
+
+async def _node(caller: Caller, node: str, address: str, timeout: float) -> NodeStats:
+    try:
+        told = calls.decode(await caller.call(address, WHO, calls.encode(WhoCall()), timeout), WhoAnswer)
+    except NeedleError:
+        return NodeStats(node=node, alive=False)
+    if told.node_id != node or told.lost:
+        return NodeStats(node=node, alive=False)
+    disk = told.disk
+    if disk is None:
+        return NodeStats(node=node)
+    return NodeStats(node=node, free=max(0, disk.free - disk.kept_free), total=disk.total, used=disk.used)

@@ -1,0 +1,153 @@
+"""The client's methods for growing, shrinking and evening out a cluster: what it holds, what would move, and moving it.
+
+A part of `Client`. Nothing here decides what moves: the node that leads the catalog plans, and carries it out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from needle.base.errors import InvalidArgument, Unavailable, invalid
+from needle.base.ids import NodeId
+from needle.client import values
+from needle.client.changes import TIMEOUT
+from needle.client.directory import Caller
+from needle.client.measuring import measure
+from needle.client.shards import ClusterShards
+from needle.protocol import calls
+from needle.protocol.catalog_commands import AskRebalance, DrainNode, StartRebalance
+from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
+from needle.routing.jobs import Job, Progress, RebalanceConfig
+from needle.routing.plans import Plan, Wish
+from needle.routing.stats import RebalanceStats, summarize
+
+CATALOG = -1
+
+
+class RebalanceMethods:
+    """See the module."""
+
+    _caller: Caller
+    _shards: ClusterShards
+
+    async def get_stats(self, *, timeout: float = TIMEOUT) -> RebalanceStats:
+        """What each shard holds, in documents and bytes, which share of the keys it owns, and what each node holds and
+        has room for. imbalance_ratio: the largest shard over the mean, minus 1, by bytes: 0.2 says that it is 20 %
+        larger than a fair share. Raises Unavailable, which names the shards, while one has no leader that answers."""
+        seconds, shards = values.check_timeout(timeout), self._shards
+        topology = await shards.confirmed(seconds)
+        return summarize(topology, (await measure(self._caller, topology, seconds)).stats)
+
+    async def plan_rebalance(self, wish: Wish | None = None, *, timeout: float = TIMEOUT) -> Plan:
+        """What would move so that the cluster is as wished (by default: even), in order. Nothing does. Raises
+        InvalidArgument for a wish that names what is not there."""
+        seconds = values.check_timeout(timeout)
+        return await self._plan(_checked(wish), seconds)
+
+    async def _plan(self, wish: Wish, seconds: float) -> Plan:
+        group = self._shards.group(CATALOG)
+        data = await group.ask_leader(PLAN, lambda left: calls.encode(PlanCall(wish, left)), seconds)
+        return calls.decode(data, Plan)
+
+    async def start_rebalance(
+        self, config: RebalanceConfig | None = None, *, wish: Wish | None = None, timeout: float = TIMEOUT
+    ) -> int:
+        """Have the cluster move what must move so that it is as wished (by default: even); returns the rebalance's id
+        once it is decided. It goes on without who asked for it. Raises InvalidArgument for a wish that cannot be, and
+        while another rebalance is not over; Unavailable, with the reasons, if nothing of it can be done now."""
+        seconds = values.check_timeout(timeout)
+        return await self._start(_checked(wish), config, seconds)
+
+    async def _start(self, wish: Wish, config: RebalanceConfig | None, seconds: float) -> int:
+        if config is not None and not isinstance(config, RebalanceConfig):
+            raise InvalidArgument(f"config is a RebalanceConfig, not a {type(config).__name__}", field="config")
+        await self._check_idle(seconds)
+        plan = await self._plan(wish, seconds)
+        if plan.unmet and not plan.moves:
+            raise Unavailable(f"nothing can be moved now: {'; '.join(plan.unmet)}")
+        command = StartRebalance(wish, config or RebalanceConfig())
+        return (await self._shards.command(command, seconds)).version
+
+    async def _check_idle(self, seconds: float) -> None:
+        known = (await self._shards.confirmed(seconds)).rebalance
+        if known is not None and not known.over:
+            raise InvalidArgument(
+                f"rebalance {known.id} is {known.state}: wait until it is over, or cancel it", field="rebalance"
+            )
+
+    async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
+        """Have the cluster serve one shard more, with its fair share of the keys. As `start_rebalance`."""
+        seconds = values.check_timeout(timeout)
+        serving = len((await self._shards.confirmed(seconds)).serving)
+        return await self._start(Wish(shards=serving + 1), config, seconds)
+
+    async def remove_shard(self, shard: int, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
+        """Have the other shards take over all that a shard owns, then give it up; its number is not used again. As
+        `start_rebalance`."""
+        seconds = values.check_timeout(timeout)
+        serving = [info.shard for info in (await self._shards.confirmed(seconds)).serving]
+        if shard not in serving:
+            raise invalid("shard", shard, f"one of {', '.join(map(str, serving))}")
+        if len(serving) == 1:
+            raise invalid("shard", shard, "one of several: the last shard cannot be removed")
+        return await self._start(Wish(retire=(shard,)), config, seconds)
+
+    async def drain_node(self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
+        """Have other nodes take over all that a node holds, and give it nothing new from now on; when it is done,
+        `remove_node` has the cluster forget it, `undrain_node` use it again. As `start_rebalance`; raises Unavailable,
+        and changes nothing, if no other node can take a replica."""
+        seconds, name = values.check_timeout(timeout), values.check_id(node, "node")
+        await self._check_idle(seconds)
+        plan = await self._plan(Wish(drain=(name,), balance=False), seconds)
+        if plan.unmet:
+            raise Unavailable(f"{name} cannot be emptied: {'; '.join(plan.unmet)}")
+        await self._shards.command(DrainNode(name, True), seconds)
+        return await self._start(Wish(balance=False), config, seconds)
+
+    async def undrain_node(self, node: NodeId, *, timeout: float = TIMEOUT) -> None:
+        """Use a node again that was to be emptied. A rebalance brings it replicas back."""
+        command = DrainNode(values.check_id(node, "node"), False)
+        await self._shards.command(command, values.check_timeout(timeout))
+
+    async def rebalance_progress(self, *, timeout: float = TIMEOUT) -> Progress | None:
+        """How far the last rebalance is, also one that another client started; None if there never was one."""
+        group = self._shards.group(CATALOG)
+        seconds = values.check_timeout(timeout)
+        data = await group.ask_leader(PROGRESS, lambda left: calls.encode(ProgressCall(left)), seconds)
+        return calls.decode(data, ProgressAnswer).progress
+
+    async def pause_rebalance(self, id: int | None = None, *, timeout: float = TIMEOUT) -> None:
+        """Start no more moves; those that are under way end. id: by default the last rebalance. Raises InvalidArgument
+        if it is over, or not the last one."""
+        await self._ask("pause", id, values.check_timeout(timeout))
+
+    async def resume_rebalance(self, id: int | None = None, *, timeout: float = TIMEOUT) -> None:
+        """Go on with a rebalance that was paused. As `pause_rebalance`."""
+        await self._ask("resume", id, values.check_timeout(timeout))
+
+    async def cancel_rebalance(self, id: int | None = None, *, timeout: float = TIMEOUT) -> None:
+        """End a rebalance: replicas that are on their way are taken back, key ranges that are on their way arrive, and
+        nothing else moves. What was moved before stays where it is. As `pause_rebalance`."""
+        await self._ask("cancel", id, values.check_timeout(timeout))
+
+    async def _ask(self, what: Literal["pause", "resume", "cancel"], id_: int | None, seconds: float) -> None:
+        shards = self._shards
+        if id_ is None:
+            known = (await shards.confirmed(seconds)).rebalance
+            if known is None:
+                raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
+            id_ = known.id
+        await shards.command(AskRebalance(values.check_count(id_, "id"), what), seconds)
+
+
+def known_rebalance(client: RebalanceMethods) -> Job | None:
+    """The last rebalance as this client has heard of it; it asks for news in the background."""
+    shards = client._shards
+    shards.look()
+    return shards.topology().rebalance
+
+
+def _checked(wish: Wish | None) -> Wish:
+    if wish is not None and not isinstance(wish, Wish):
+        raise InvalidArgument(f"wish is a Wish, not a {type(wish).__name__}", field="wish")
+    return wish or Wish()

@@ -1,0 +1,125 @@
+"""A rebalance as the catalog keeps it: what is wished, within which limits, what is under way, how much is done.
+
+Plain data; what follows from it is `catalog.planning.rebalance`'s to say. It holds no plan: each round plans anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+from needle.base.config import check_range
+from needle.base.ids import NodeId
+from needle.routing.planned_moves import Move
+from needle.routing.plans import Wish
+
+PRESSING = 0.05
+"""While a job runs it plans key ranges with this threshold: else it would end as soon as its first moves bring it
+below the wish's."""
+
+
+class RebalanceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """max_concurrent_moves: at a time. batch_size: documents copied at once. throttle_rate: seconds between two
+    batches of a move. Raises InvalidArgument."""
+
+    max_concurrent_moves: int = 10
+    batch_size: int = 1000
+    throttle_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_range("max_concurrent_moves", self.max_concurrent_moves, 1, 100)
+        check_range("batch_size", self.batch_size, 1, 10_000)
+        check_range("throttle_rate", self.throttle_rate, 0, 3600)
+
+
+class JobState(StrEnum):
+    """cancelling: what can be given up is; what is decided ends. waiting is no state: a running job says `why`."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OVER = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
+
+
+class Phase(StrEnum):
+    """How far a move is, as the guide names it. Until `switch` is over it can be given up."""
+
+    PREPARE = "prepare"
+    COPY = "copy"
+    CATCH_UP = "catch up"
+    SWITCH = "switch"
+    CLEAN_UP = "clean up"
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A move that was started and is not over. id: of the catalog's record. nodes: that get its bytes. copied: bytes;
+    phase and copied are of the moment, and are not stored."""
+
+    id: int
+    move: Move
+    nodes: tuple[NodeId, ...]
+    phase: Phase = Phase.PREPARE
+    copied: int = 0
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """id: the catalog's index of its start. why: what it waits for, or failed by. moved_documents, moved_bytes: by
+    moves that are over. planned_bytes: by the first plan; who has copied twice that was wrong about sizes, and ends
+    at the wish's threshold. stuck: rounds in a row in which nothing was running and nothing could start. running: what
+    it has started. revision: counts its changes."""
+
+    id: int
+    wish: Wish
+    config: RebalanceConfig
+    state: JobState = JobState.PENDING
+    why: str = ""
+    moved_documents: int = 0
+    moved_bytes: int = 0
+    planned_bytes: int = 0
+    moves: int = 0
+    stuck: int = 0
+    running: tuple[Running, ...] = ()
+    revision: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is to come."""
+        return self.state in OVER
+
+    def pressing(self) -> Wish:
+        """The wish to plan by: once something moves, until it is near its goal."""
+        if self.state is JobState.PENDING or self.moved_bytes > 2 * self.planned_bytes:
+            return self.wish
+        threshold = max(2 * self.wish.goal, PRESSING)
+        return msgspec.structs.replace(self.wish, range_threshold=min(self.wish.threshold, threshold))
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """total_*: moved and planned. rate: bytes a second lately. eta: seconds; None while nothing is known of the rate.
+    phases: of what is running, by id; moves: the same in words. why: what it waits for, or failed by."""
+
+    id: int
+    state: JobState
+    percent_complete: float
+    moved_documents: int
+    total_documents: int
+    moved_bytes: int
+    total_bytes: int
+    rate: float
+    eta: float | None
+    phases: Mapping[int, Phase]
+    moves: Mapping[int, str] = {}
+    why: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing of it is to come: done, failed or cancelled."""
+        return self.state in OVER

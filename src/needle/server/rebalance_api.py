@@ -1,0 +1,140 @@
+"""The guide's rebalancing API: `RebalanceCoordinator` and the handle of a rebalance, over a running cluster.
+
+    coordinator = RebalanceCoordinator(cluster)
+    stats = await coordinator.get_stats()
+    if stats.imbalance_ratio > 0.2:
+        handle = await coordinator.start_rebalance(RebalanceConfig(max_concurrent_moves=10))
+        async for progress in handle:
+            print(progress.percent_complete)
+
+Invariant: nothing here carries anything out; the cluster does, and goes on when this process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from needle.base.errors import DeadlineExceeded, InvalidArgument
+from needle.base.ids import NodeId
+from needle.client.changes import TIMEOUT
+from needle.client.client import Client
+from needle.client.rebalancing import known_rebalance
+from needle.routing.jobs import Progress, RebalanceConfig
+from needle.routing.plans import Plan, Wish
+from needle.routing.stats import RebalanceStats
+from needle.server.cluster_api import ShardManager
+
+LOOK_SECONDS = 0.5
+
+
+class RebalanceHandle:
+    """One rebalance. Any process may make another one of the same, by `RebalanceCoordinator.rebalance`."""
+
+    def __init__(self, client: Client, id: int) -> None:
+        self._client = client
+        self.id = id
+        self._last: Progress | None = None
+
+    async def progress(self, *, timeout: float = TIMEOUT) -> Progress:
+        """How far it is. Raises InvalidArgument once another one was started after its end."""
+        found = await self._client.rebalance_progress(timeout=timeout)
+        if found is None or found.id != self.id:
+            last = "there is none" if found is None else f"the last one is {found.id}"
+            raise InvalidArgument(f"rebalance {self.id} is not known any more: {last}", field="rebalance")
+        self._last = found
+        return found
+
+    def is_complete(self) -> bool:
+        """Whether it was over (done, failed or cancelled) when this client heard of the cluster last; it asks again in
+        the background."""
+        if self._last is not None and self._last.is_complete:
+            return True
+        known = known_rebalance(self._client)
+        return known is not None and (known.id > self.id or (known.id == self.id and known.over))
+
+    async def wait(self, timeout: float | None = None) -> Progress:
+        """Until it is over; how it ended. Raises DeadlineExceeded after `timeout` seconds: it goes on all the same."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        async for found in self:
+            if found.is_complete:
+                return found
+            if deadline is not None and loop.time() >= deadline:
+                raise DeadlineExceeded(
+                    f"rebalance {self.id} is {found.state} after {timeout:g} s, {found.percent_complete:.0f} % done: "
+                    f"{found.why or 'it goes on'}"
+                )
+        return await self.progress()
+
+    async def __aiter__(self) -> AsyncIterator[Progress]:
+        """Twice a second how far it is; how it ended is the last one."""
+        while True:
+            found = await self.progress()
+            yield found
+            if found.is_complete:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def pause(self, *, timeout: float = TIMEOUT) -> None:
+        """Start no more moves; those that are under way end."""
+        await self._client.pause_rebalance(self.id, timeout=timeout)
+
+    async def resume(self, *, timeout: float = TIMEOUT) -> None:
+        """Go on."""
+        await self._client.resume_rebalance(self.id, timeout=timeout)
+
+    async def cancel(self, *, timeout: float = TIMEOUT) -> None:
+        """End it, see `Client.cancel_rebalance`; `wait` returns when what is under way has ended."""
+        await self._client.cancel_rebalance(self.id, timeout=timeout)
+
+
+class RebalanceCoordinator:
+    """What operators ask of a cluster that grows, shrinks or is uneven. The methods are `Client`'s, with handles."""
+
+    def __init__(self, cluster: ShardManager | Client) -> None:
+        """cluster: a DistributedCluster or ShardManager, or a Client."""
+        self._cluster = cluster
+
+    async def _client(self) -> Client:
+        return await self._cluster.client() if isinstance(self._cluster, ShardManager) else self._cluster
+
+    async def get_stats(self, *, timeout: float = TIMEOUT) -> RebalanceStats:
+        """See `Client.get_stats`."""
+        return await (await self._client()).get_stats(timeout=timeout)
+
+    async def plan(self, wish: Wish | None = None, *, timeout: float = TIMEOUT) -> Plan:
+        """See `Client.plan_rebalance`."""
+        return await (await self._client()).plan_rebalance(wish, timeout=timeout)
+
+    async def start_rebalance(
+        self, config: RebalanceConfig | None = None, *, wish: Wish | None = None, timeout: float = TIMEOUT
+    ) -> RebalanceHandle:
+        """See `Client.start_rebalance`."""
+        client = await self._client()
+        return RebalanceHandle(client, await client.start_rebalance(config, wish=wish, timeout=timeout))
+
+    async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> RebalanceHandle:
+        """See `Client.add_shard`."""
+        client = await self._client()
+        return RebalanceHandle(client, await client.add_shard(config, timeout=timeout))
+
+    async def remove_shard(
+        self, shard: int, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT
+    ) -> RebalanceHandle:
+        """See `Client.remove_shard`."""
+        client = await self._client()
+        return RebalanceHandle(client, await client.remove_shard(shard, config, timeout=timeout))
+
+    async def drain_node(
+        self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT
+    ) -> RebalanceHandle:
+        """See `Client.drain_node`."""
+        client = await self._client()
+        return RebalanceHandle(client, await client.drain_node(node, config, timeout=timeout))
+
+    async def rebalance(self, *, timeout: float = TIMEOUT) -> RebalanceHandle | None:
+        """The last rebalance, whoever started it; None if there never was one."""
+        client = await self._client()
+        found = await client.rebalance_progress(timeout=timeout)
+        return None if found is None else RebalanceHandle(client, found.id)

@@ -1,0 +1,251 @@
+"""Carries a rebalance out, on the node that leads the catalog: a round looks at what is so, plans, and begins what may.
+
+All that a successor needs is in the catalog: what is wished, what is under way, what is done. Invariants: it plans by
+what was measured while the catalog stood still, and by nothing while a shard's leader does not answer; each step is one
+entry of the catalog's log, refused if anything of the rebalance has changed since the look. How ranges and replicas
+move is for `mover` and `replicas`, on the nodes that lead the shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from needle.base.errors import InvalidArgument, NeedleError, NotLeader, Unavailable
+from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.model import RaftStatus, WriteResult
+from needle.base.runtime import Rng
+from needle.catalog.machine import CatalogMachine
+from needle.catalog.planning import planner, rebalance
+from needle.catalog.planning.rebalance import STUCK_MAX, Round
+from needle.catalog.planning.running import Seen, fate, now_running
+from needle.client.directory import Caller
+from needle.client.measuring import Measured, measure
+from needle.multiraft.host import Host
+from needle.protocol.catalog_commands import CatalogCommand, StepRebalance
+from needle.routing.jobs import Job, JobState, Progress, Running
+from needle.routing.planned_moves import Move, MoveReplicas
+from needle.routing.plans import Plan, Wish
+from needle.routing.topology import Topology
+
+log = logging.getLogger("needle.server")
+
+LOOK_SECONDS: Final = 0.5
+LOOK_SECONDS_MAX: Final = 5.0
+ASK_SECONDS: Final = 2.0
+STEP_SECONDS: Final = 10.0
+LOOKS_MAX: Final = 5
+RATE_SECONDS: Final = 30.0
+_replace = msgspec.structs.replace
+_CHANGED: Final = ("revision", "rebalance", "epoch", "before")
+"""Fields of a refusal that says: look again."""
+
+
+class Catalog(Protocol):
+    """The way to the catalog (client.shards.ClusterShards)."""
+
+    def topology(self) -> Topology: ...
+    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
+
+
+class CoordinatingNode(Protocol):
+    """The node, which leads the catalog at times."""
+
+    node_id: str
+    host: Host
+    topology: Topology
+    caller: Caller
+    catalog: CatalogMachine | None
+
+    @property
+    def shards(self) -> Catalog: ...
+    @property
+    def rng(self) -> Rng: ...
+    @property
+    def blocking(self) -> Callable[..., Awaitable[Any]]: ...
+    def now(self) -> float: ...
+    def status(self, group: GroupId, digest: bool = False) -> RaftStatus: ...
+    async def confirmed(self, timeout: float) -> Topology: ...
+    async def wait_topology(self, version: int, timeout: float) -> bool: ...
+
+
+class Coordinator:
+    """See the module."""
+
+    def __init__(self, node: CoordinatingNode) -> None:
+        self._node = node
+        self._samples: deque[tuple[float, int]] = deque()
+        """(when, bytes copied by then), of the last RATE_SECONDS."""
+        self._sampled = 0
+        """The rebalance that they are of."""
+
+    async def run(self) -> None:
+        """Until the node stops: a round, then again; less often while nothing can start."""
+        node, waits = self._node, 0
+        while not node.host.stopped:
+            await asyncio.sleep(min(LOOK_SECONDS * (1 + waits), LOOK_SECONDS_MAX))
+            job = node.topology.rebalance
+            waits = job.stuck if job is not None else 0
+            if job is None or job.over or not self._leads():
+                continue
+            if job.state is JobState.PAUSED and not job.running:
+                continue
+            try:
+                await self._round()
+            except NeedleError as error:
+                log.info("rebalance %d does not go on now: %s", job.id, error)
+
+    # --- what it is asked ---------------------------------------------------------------------------------------------
+    async def plan(self, wish: Wish, timeout: float) -> Plan:
+        """What would move. Raises NotLeader on a node that does not lead the catalog, InvalidArgument for a wish that
+        cannot be, Unavailable while a shard is not measured."""
+        topology, found = await self._seen(timeout)
+        return await self._planned(topology, found, wish)
+
+    async def progress(self, timeout: float) -> Progress | None:
+        """How far the last rebalance is; None if there never was one. Raises NotLeader."""
+        self._check_leads()
+        topology = await self._node.confirmed(timeout)
+        job = topology.rebalance
+        if job is None:
+            return None
+        if job.over:
+            return rebalance.progress(job, rebalance.NOTHING, (), 0.0)
+        try:
+            topology, found = await self._seen(timeout)
+            job = topology.rebalance or job
+            plan = await self._planned(topology, found, job.pressing())
+        except Unavailable as error:
+            told = rebalance.progress(job, rebalance.NOTHING, job.running, 0.0)
+            return _replace(told, total_bytes=max(told.total_bytes, job.planned_bytes), why=error.message)
+        running = now_running(job.running, self._looked_at(topology, found))
+        return rebalance.progress(job, plan, running, self._rate(job, running))
+
+    # --- a round ------------------------------------------------------------------------------------------------------
+    async def _round(self) -> None:
+        try:
+            topology, found = await self._seen(STEP_SECONDS)
+        except NotLeader:
+            raise
+        except Unavailable as error:
+            await self._say(error.message)
+            return
+        job = topology.rebalance
+        if job is None or job.over:
+            return
+        seen = self._looked_at(topology, found)
+        made = job
+        left: list[Running] = []
+        for one in job.running:
+            ended = fate(one, seen)
+            if ended is None:
+                left.append(one)
+            elif ended:
+                made = rebalance.finished(made, one.move)
+        made = _replace(made, running=tuple(left))
+        try:
+            plan = await self._planned(topology, found, made.pressing())
+        except InvalidArgument as error:  # it was possible once: a node or a shard that it names is gone
+            await self._step(StepRebalance(_replace(made, state=JobState.FAILED, why=error.message), job.revision))
+            return
+        running = now_running(left, seen)
+        self._rate(made, running)
+        free = {one.node: one.free for one in found.stats.nodes}
+        holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
+        await self._take(job, topology, rebalance.look(made, plan, running, free, holders), running)
+
+    async def _seen(self, timeout: float) -> tuple[Topology, Measured]:
+        """The catalog, and what was measured while it said that."""
+        node = self._node
+        for _ in range(LOOKS_MAX):
+            self._check_leads()
+            topology = await node.confirmed(timeout)
+            if not await node.wait_topology(topology.version, timeout):
+                raise Unavailable(f"node {node.node_id} does not act yet on what the catalog says")
+            found = await measure(node.caller, node.shards.topology(), min(timeout, ASK_SECONDS))
+            if _lasting(await node.confirmed(timeout)) == _lasting(topology):
+                return topology, found
+        raise Unavailable("the catalog changes all the time: what is where could not be measured")
+
+    def _leads(self) -> bool:
+        return self._node.catalog is not None and self._node.host.is_leader(CATALOG_GROUP)
+
+    def _check_leads(self) -> None:
+        if not self._leads():
+            leader = self._node.host.leader(CATALOG_GROUP) if self._node.catalog is not None else None
+            raise NotLeader(f"node {self._node.node_id} does not lead the catalog", leader=leader, group=CATALOG_GROUP)
+
+    def _looked_at(self, topology: Topology, found: Measured) -> Seen:
+        voters = {shard_group(shard): frozenset(one.voters) for shard, one in found.leaders.items()}
+        learners = {shard_group(shard): frozenset(one.learners) for shard, one in found.leaders.items()}
+        catalog = self._node.status(CATALOG_GROUP)
+        voters[CATALOG_GROUP], learners[CATALOG_GROUP] = frozenset(catalog.voters), frozenset(catalog.learners)
+        copied = {move: count for one in found.leaders.values() for move, count in one.copied.items()}
+        return Seen(topology=topology, voters=voters, learners=learners, copied=copied)
+
+    async def _planned(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
+        made: Plan = await self._node.blocking(planner.plan, topology, found.stats, wish)
+        return made
+
+    async def _take(self, job: Job, topology: Topology, led: Round, running: Sequence[Running]) -> None:
+        """Have the catalog take the steps that a look led to, one after the other."""
+        back = [one.id for one in running if one.id in led.give_up and isinstance(one.move, MoveReplicas)]
+        steps: list[tuple[Move | None, int]] = [(move, 0) for move in led.start] + [(None, id_) for id_ in back]
+        made, epoch = led.job, topology.map.epoch if topology.map is not None else 0
+        if not steps and made != job:
+            steps = [(None, 0)]
+        for move, give_up in steps:
+            nonce = self._node.rng.getrandbits(63)
+            try:
+                now = await self._step(StepRebalance(made, job.revision, move, nonce, epoch, give_up))
+            except InvalidArgument as error:
+                if error.details.get("field") in _CHANGED:
+                    return
+                stuck = job.stuck + 1
+                state = JobState.FAILED if stuck >= STUCK_MAX else job.state
+                why = f"{move.in_words()}: {error.message}" if move is not None else error.message
+                await self._step(StepRebalance(_replace(job, state=state, why=why, stuck=stuck), job.revision))
+                return
+            if now is None or now.id != job.id or now.revision != job.revision + 1:
+                return  # somebody else has changed it since
+            if move is not None:
+                log.info("rebalance %d: %s", job.id, move.in_words())
+            if now.over:
+                log.info("rebalance %d is %s: %s", now.id, now.state, now.why or f"{now.moved_bytes} bytes moved")
+            job = made = now
+
+    async def _step(self, command: StepRebalance) -> Job | None:
+        result = await self._node.shards.command(command, STEP_SECONDS)
+        if not await self._node.wait_topology(result.version, STEP_SECONDS):
+            raise Unavailable(f"node {self._node.node_id} does not act yet on what the catalog says")
+        return self._node.topology.rebalance
+
+    async def _say(self, why: str) -> None:
+        """What it waits for, if that is news."""
+        self._check_leads()
+        job = (await self._node.confirmed(STEP_SECONDS)).rebalance
+        if job is not None and not job.over and job.why != why:
+            log.info("rebalance %d waits: %s", job.id, why)
+            await self._step(StepRebalance(_replace(job, why=why), job.revision))
+
+    def _rate(self, job: Job, running: Sequence[Running]) -> float:
+        """Bytes a second lately; noted now."""
+        samples, now = self._samples, self._node.now()
+        if self._sampled != job.id:
+            samples.clear()
+            self._sampled = job.id
+        samples.append((now, job.moved_bytes + sum(one.copied for one in running)))
+        while now - samples[0][0] > RATE_SECONDS:
+            samples.popleft()
+        (since, before), (until, after) = samples[0], samples[-1]
+        return max(0, after - before) / (until - since) if until > since else 0.0
+
+
+def _lasting(topology: Topology) -> Topology:
+    """Without what says nothing of shards and nodes: collections come and go all the time."""
+    return _replace(topology, version=0, collections=(), dropped=())

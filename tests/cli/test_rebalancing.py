@@ -1,0 +1,91 @@
+"""Growing, shrinking and emptying a cluster of real processes, by the commands that operators type."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import needle
+from harness.commands import Run, until
+from needle.local.process_cluster import ProcessCluster
+
+DOCUMENTS = 2000
+
+
+def _ids(at: str) -> list[str]:
+    with needle.connect_sync(at) as client:
+        hits = client.search(np.ones(8, np.float32), DOCUMENTS + 1, exact=True)
+        assert sum(client.counts().values()) == DOCUMENTS
+    return sorted(hit.id for hit in hits)
+
+
+@pytest.mark.alone
+def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) -> None:
+    settings = {"election_timeout": 0.6, "heartbeat_interval": 0.1, "sharding": {}}
+    cluster = ProcessCluster(tmp_path, nodes=4, as_user=True, **settings)
+    try:
+        cluster.start_nodes()
+        nodes = [f"{name}={address}" for name, address in cluster.addresses.items()]
+        at = ("--cluster", cluster.cluster)
+        create = ("cluster", "create", "--shards", "2", "--replicas", "3", "--dimensions", "8", *nodes)
+        until(lambda: "2 shards on 4 nodes" in run(*create, expect=None))
+        names = sorted(f"doc-{n}" for n in range(DOCUMENTS))
+        with needle.connect_sync(cluster.cluster) as client:
+            vectors = np.random.default_rng(1).normal(size=(DOCUMENTS, 8)).astype(np.float32)
+            client.insert_batch(ids=names, vectors=vectors, timeout=30)
+
+        def shown(*argv: str) -> Any:
+            return json.loads(run("cluster", *argv, "--json", *at))
+
+        stats = shown("stats")
+        assert sum(one["documents"] for one in stats["shard_sizes"].values()) == DOCUMENTS
+        assert all(one["bytes"] > 200 * one["documents"] for one in stats["shard_sizes"].values())
+        assert sum(load["replicas"] for load in stats["nodes"].values()) == 6
+        for load in stats["nodes"].values():
+            assert load["alive"]
+            assert 0 < load["free"] < load["total"]
+        until(lambda: all(load["used"] > 50_000 for load in shown("stats")["nodes"].values() if load["replicas"]))
+        assert "imbalance 0.0" in run("cluster", "stats", *at)
+
+        wished = run("cluster", "plan", "--add-shard", *at)
+        assert wished.startswith("1. add shard 2 on ")
+        assert " of the least possible; imbalance of shards 0.5" in wished
+        planned = shown("add-shard", "--dry-run")
+        assert [move["type"] for move in planned["moves"]] == ["found-shard", "move-range", "move-range"]
+        assert planned["ratio"] <= 1.1
+        assert sorted(shown("stats")["shard_sizes"]) == ["0", "1"]  # nothing was executed
+        assert "was never rebalanced" in run("cluster", "rebalance", "--status", *at, expect=1)
+
+        assert " is done: 100 %" in run("cluster", "add-shard", "--throttle", "0.01", *at)
+        stats = shown("stats")
+        assert sorted(stats["shard_sizes"]) == ["0", "1", "2"]
+        assert stats["documents_imbalance"] < 0.2
+        assert _ids(cluster.cluster) == names
+        assert shown("rebalance", "--status")["moved_documents"] > 500
+        assert "cannot become paused" in run("cluster", "rebalance", "--pause", *at, expect=1)
+
+        assert "shard = 9 is not allowed" in run("cluster", "retire-shard", "9", *at, expect=1)
+        assert shown("retire-shard", "0")["is_complete"]
+        assert sorted(shown("stats")["shard_sizes"]) == ["1", "2"]
+        assert _ids(cluster.cluster) == names
+
+        assert "drain = 'nobody'" in run("cluster", "drain", "nobody", *at, expect=1)
+        assert shown("drain", "node-1")["state"] == "done"
+        assert shown("stats")["nodes"]["node-1"]["replicas"] == 0
+        refused = run("cluster", "drain", "node-2", *at, expect=1)
+        assert "node-2 cannot be emptied: node-2 keeps its replica of" in refused
+        listed = {node["id"]: node for node in shown("nodes")}
+        assert (listed["node-1"]["state"], listed["node-1"]["catalog"]) == ("draining", False)
+        assert listed["node-2"]["state"] == "active"
+        run("cluster", "drain", "node-1", "--undo", *at)
+        assert next(node["state"] for node in shown("nodes") if node["id"] == "node-1") == "active"
+        assert shown("rebalance")["is_complete"]
+        assert _ids(cluster.cluster) == names
+        run("cluster", "drain", "node-1", *at)
+        run("cluster", "remove", "node-1", *at)
+    finally:
+        cluster.stop()

@@ -1,0 +1,140 @@
+"""The catalog's commands about a rebalance: one at a time, and each step from the state that it was judged by."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from cluster.catalog_util import topology
+from needle.base.errors import NeedleError
+from needle.base.ids import shard_group
+from needle.base.model import WriteResult
+from needle.catalog.rebalances import WHY_CHARS_MAX, WISHED_MAX
+from needle.catalog.state import execute
+from needle.protocol.catalog_commands import AskRebalance, CatalogCommand, StartRebalance, StepRebalance, decode, encode
+from needle.routing.jobs import Job, JobState, RebalanceConfig
+from needle.routing.planned_moves import FoundShard, MoveRange, MoveReplicas
+from needle.routing.plans import Wish
+from needle.routing.topology import Topology
+
+replace = msgspec.structs.replace
+
+
+class Catalog:
+    def __init__(self) -> None:
+        self.now, self.index = topology(), 1
+
+    def tell(self, command: CatalogCommand) -> WriteResult:
+        self.index += 1
+        before = self.now
+        self.now, result = execute(before, self.index, decode(encode(command)))
+        if isinstance(result, NeedleError):
+            assert self.now is before
+            raise result
+        return result
+
+    @property
+    def job(self) -> Job:
+        assert self.now.rebalance is not None
+        return self.now.rebalance
+
+
+def started(**config: object) -> Catalog:
+    made = Catalog()
+    made.tell(StartRebalance(Wish(), RebalanceConfig(**config)))  # type: ignore[arg-type]
+    return made
+
+
+def running(made: Catalog) -> Job:
+    return replace(made.job, state=JobState.RUNNING)
+
+
+def test_one_rebalance_at_a_time_and_the_next_one_after_its_end() -> None:
+    made = started(batch_size=7)
+    assert (made.job.id, made.job.state, made.job.config.batch_size) == (2, JobState.PENDING, 7)
+    with pytest.raises(NeedleError, match="rebalance 2 is pending"):
+        made.tell(StartRebalance(Wish(), RebalanceConfig()))
+    made.tell(StepRebalance(replace(made.job, state=JobState.DONE), made.job.revision))
+    with pytest.raises(NeedleError, match="rebalance 2 is done"):
+        made.tell(StepRebalance(made.job, made.job.revision))
+    with pytest.raises(NeedleError, match="cannot become paused"):
+        made.tell(AskRebalance(2, "pause"))
+    assert made.tell(StartRebalance(Wish(shards=5), RebalanceConfig())).version == made.job.id == made.index
+    with pytest.raises(NeedleError, match=f"the last one is {made.job.id}"):
+        made.tell(AskRebalance(2, "pause"))
+
+
+def test_a_wish_is_bounded() -> None:
+    with pytest.raises(NeedleError, match=f"at most {WISHED_MAX}"):
+        Catalog().tell(StartRebalance(Wish(retire=tuple(range(WISHED_MAX + 1))), RebalanceConfig()))
+
+
+def test_who_has_not_seen_the_last_change_takes_no_step() -> None:
+    made = started()
+    seen = made.job
+    made.tell(AskRebalance(seen.id, "pause"))
+    with pytest.raises(NeedleError, match="was changed meanwhile"):
+        made.tell(StepRebalance(replace(seen, state=JobState.RUNNING), seen.revision))
+    assert made.job.state is JobState.PAUSED
+    assert made.tell(AskRebalance(seen.id, "pause")).existed
+    made.tell(AskRebalance(seen.id, "resume"))
+    assert made.job.state is JobState.PENDING
+    made.tell(StepRebalance(replace(made.job, why="x" * 5000), made.job.revision))
+    assert len(made.job.why) == WHY_CHARS_MAX
+
+
+def test_a_step_and_the_move_that_it_begins_are_one() -> None:
+    made = started(batch_size=50, throttle_rate=0.5)
+    move = FoundShard(shard=4, replicas=("node-1", "node-2", "node-3"))
+    with pytest.raises(NeedleError, match="state = 'pending'"):
+        made.tell(StepRebalance(made.job, made.job.revision, move))
+    made.tell(StepRebalance(running(made), made.job.revision, move))
+    assert made.now.shards[4].replicas == move.replicas
+    assert [(one.id, one.move) for one in made.job.running] == [(made.index, move)]
+
+    assert made.now.map is not None
+    ranges = tuple(made.now.map.ranges(0)[:2])
+    second = MoveRange(source=0, target=4, ranges=ranges, documents=10, bytes=100)
+    with pytest.raises(NeedleError, match="not at once"):  # its target is being founded, as far as the step says
+        made.tell(StepRebalance(running(made), made.job.revision, second, 1, made.now.map.epoch))
+    assert not made.now.moves
+    free = replace(made.job, running=())
+    with pytest.raises(NeedleError, match="which is old"):
+        made.tell(StepRebalance(free, made.job.revision, second, 1, made.now.map.epoch + 1))
+    made.tell(StepRebalance(free, made.job.revision, second, 1, made.now.map.epoch))
+    (info,) = made.now.moves
+    assert (info.id, info.batch_size, info.throttle_rate) == (made.index, 50, 0.5)
+    assert made.job.running[0].nodes == move.replicas
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(made.now), type=Topology) == made.now
+
+
+def test_no_more_moves_than_the_limit_begin() -> None:
+    made = started(max_concurrent_moves=1)
+    assert made.now.map is not None
+    for source in (0, 1):
+        ranges = tuple(made.now.map.ranges(source)[:1])
+        move = MoveRange(source=source, target=2, ranges=ranges, documents=0, bytes=0)
+        step = StepRebalance(running(made), made.job.revision, move, source, made.now.map.epoch)
+        if source == 0:
+            made.tell(step)
+        else:
+            with pytest.raises(NeedleError, match="at most 1 moves"):
+                made.tell(step)
+
+
+def test_replicas_on_their_way_are_taken_back() -> None:
+    made = started()
+    before = made.now.shards[0].replicas
+    move = MoveReplicas(
+        group=shard_group(0), before=before, after=(*before[:2], "node-6"), documents=1, bytes=1, why=""
+    )
+    made.tell(StepRebalance(running(made), made.job.revision, move))
+    (one,) = made.job.running
+    assert set(made.now.shards[0].wanted) == {*before[:2], "node-6"}
+    made.tell(AskRebalance(made.job.id, "cancel"))
+    with pytest.raises(NeedleError, match="give_up = 1"):
+        made.tell(StepRebalance(made.job, made.job.revision, give_up=1))
+    made.tell(StepRebalance(made.job, made.job.revision, give_up=one.id))
+    assert set(made.now.shards[0].wanted) == set(before)
+    assert not made.job.running
+    assert made.job.state is JobState.CANCELLING

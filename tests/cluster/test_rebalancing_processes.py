@@ -1,0 +1,174 @@
+"""A rebalance of real processes under load: the node that leads the catalog is killed at each stage, the rebalance goes
+on, and nothing is lost. The guide's calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.processes import ShardedProcesses, healthy
+from needle.base.errors import ConnectionLost, InvalidArgument, OutcomeUnknown, Unavailable
+from needle.client.client import Client
+from needle.distributed import RebalanceConfig, RebalanceCoordinator, Wish
+from needle.local.process_cluster import wait_for
+from needle.routing.jobs import JobState
+from needle.routing.planned_moves import FoundShard, MoveRange
+from needle.routing.topology import Topology
+
+LOADED = 3000
+SLOWLY = RebalanceConfig(max_concurrent_moves=4, batch_size=100, throttle_rate=0.05)
+
+
+class Load:
+    """One writer, one searcher. there: acknowledged; open: of unknown fate."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.there: set[str] = set()
+        self.open: set[str] = set()
+        self.searches = 0
+        self.ending = False
+
+    async def write(self) -> None:
+        number = 0
+        while not self.ending:
+            await asyncio.sleep(0.005)
+            name, number = f"live-{number}", number + 1
+            try:
+                await self._client.insert(name, np.ones(8, np.float32), timeout=20)
+                self.there.add(name)
+            except (OutcomeUnknown, ConnectionLost, Unavailable):
+                self.open.add(name)
+
+    async def search(self) -> None:
+        while not self.ending:
+            await asyncio.sleep(0.02)
+            before = set(self.there)
+            try:
+                hits = await self._client.search(np.ones(8, np.float32), 10_000, exact=True, timeout=20)
+            except (Unavailable, ConnectionLost):
+                continue
+            found = [hit.id for hit in hits]
+            assert len(found) == len(set(found))
+            assert before <= set(found)
+            self.searches += 1
+
+
+async def _filled(client: Client, load: Load) -> None:
+    await healthy(client)
+    await client.create_collection("default", dimensions=8, metric="l2")
+    vectors = np.random.default_rng(1).normal(size=(LOADED, 8)).astype(np.float32)
+    names = [f"doc-{n}" for n in range(LOADED)]
+    await client.insert_batch(ids=names, vectors=vectors, timeout=30)
+    load.there.update(names)
+
+
+def _at(state: JobState) -> Callable[[Topology], bool]:
+    return lambda now: now.rebalance is not None and now.rebalance.state is state
+
+
+def _runs(kind: type) -> Callable[[Topology], bool]:
+    return lambda now: now.rebalance is not None and any(isinstance(one.move, kind) for one in now.rebalance.running)
+
+
+STAGES: list[Callable[[Topology], bool]] = [
+    _at(JobState.PENDING),
+    _runs(FoundShard),
+    _runs(MoveRange),
+    lambda now: bool(now.rebalance and now.rebalance.moved_documents),
+]
+
+
+@pytest.mark.alone
+async def test_a_rebalance_goes_on_when_the_catalogs_leader_dies_at_any_stage(tmp_path: Path) -> None:
+    async with ShardedProcesses(tmp_path, nodes=3) as processes:
+        await processes.create(2, 3)
+        async with processes.connect() as client, processes.connect() as operator:
+            load = Load(client)
+            await _filled(client, load)
+            work = [asyncio.create_task(load.write()), asyncio.create_task(load.search())]
+            handle = await RebalanceCoordinator(operator).add_shard(SLOWLY, timeout=20)
+            for stage in STAGES:
+
+                async def reached(stage: Callable[[Topology], bool] = stage) -> bool:
+                    now = await operator.refresh_topology(timeout=0.05)
+                    return stage(now) or bool(now.rebalance and now.rebalance.over)
+
+                await wait_for(reached, 60, "the next stage")
+                victim = await wait_for(lambda: operator.catalog_leader(timeout=1.0), 30, "a leader of the catalog")
+                processes.kill(victim)
+                processes.restart(victim)
+                await healthy(operator)
+            ended = await wait_for(lambda: _over(operator), 60, "the end of the rebalance")
+            assert ended is JobState.DONE
+            assert await wait_for(handle.is_complete, 5, "the client's knowledge of it")
+            load.ending = True
+            await asyncio.gather(*work)
+            stats = await wait_for(operator.get_stats, 20, "stats")
+            assert sorted(stats.shard_sizes) == [0, 1, 2]
+            assert stats.documents_imbalance < 0.25
+            hits = await client.search(np.ones(8, np.float32), 10_000, exact=True)
+            found = [hit.id for hit in hits]
+            assert len(found) == len(set(found))
+            assert load.there <= set(found) <= load.there | load.open
+            assert len(load.there) > LOADED + 50
+            assert load.searches > 10
+
+
+async def _over(client: Client) -> JobState | None:
+    found = await client.rebalance_progress(timeout=2.0)
+    return found.state if found is not None and found.is_complete else None
+
+
+@pytest.mark.alone
+async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path: Path) -> None:
+    async with ShardedProcesses(tmp_path, nodes=4) as processes:
+        await processes.create(2, 3)
+        async with processes.connect() as client, processes.connect() as other:
+            load = Load(client)
+            await _filled(client, load)
+            coordinator = RebalanceCoordinator(client)
+            assert await coordinator.rebalance() is None
+            plan = await coordinator.plan(Wish(retire=(1,)))
+            assert plan.documents > LOADED / 3
+            assert plan.ratio < 1.1
+            with pytest.raises(InvalidArgument, match="nodes of this cluster"):
+                await coordinator.plan(Wish(drain=("nobody",)))
+            with pytest.raises(InvalidArgument, match="batch_size"):
+                RebalanceConfig(batch_size=0)
+            with pytest.raises(InvalidArgument, match="wish is a Wish"):
+                await coordinator.start_rebalance(wish="even")  # type: ignore[arg-type]
+
+            slow = RebalanceConfig(max_concurrent_moves=1, batch_size=100, throttle_rate=0.2)
+            handle = await coordinator.remove_shard(1, slow)
+            with pytest.raises(InvalidArgument, match=f"rebalance {handle.id} is"):
+                await other.add_shard()
+            found = await RebalanceCoordinator(other).rebalance()
+            assert found is not None
+            assert found.id == handle.id
+            await found.pause()
+            assert (await handle.progress()).state is JobState.PAUSED
+            assert not handle.is_complete()
+            await found.resume()
+            async for progress in handle:
+                if progress.phases and 0 < progress.percent_complete < 100:
+                    break
+            assert progress.moved_bytes < progress.total_bytes
+            assert all("move" in words for words in progress.moves.values())
+            await handle.cancel()
+            ended = await handle.wait(60)
+            assert ended.state is JobState.CANCELLED
+            assert sorted((await coordinator.get_stats()).shard_sizes) == [0, 1]
+            # What has moved stays, and the same wish ends it.
+            done = await (await coordinator.remove_shard(1, RebalanceConfig(throttle_rate=0))).wait(60)
+            assert (done.state, done.percent_complete) == (JobState.DONE, 100.0)
+            with pytest.raises(InvalidArgument, match="is not known any more"):
+                await handle.progress()
+            assert handle.is_complete()
+            assert sorted((await coordinator.get_stats()).shard_sizes) == [0]
+            hits = await other.search(np.ones(8, np.float32), 10_000, exact=True)
+            assert sorted(hit.id for hit in hits) == sorted(load.there)

@@ -1,0 +1,281 @@
+"""The coordinator over a cluster on paper: coordinators end before and after any of their commands, two work at a time,
+operators pause and resume; the rebalance comes to the same end, by legal steps only."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.planned_world import MIB, Begun, World, world
+from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, NotLeader, Unavailable
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
+from needle.base.model import RaftStatus, WriteResult
+from needle.catalog.planning.planner import plan
+from needle.catalog.planning.rebalance import check_invariants
+from needle.catalog.state import execute
+from needle.protocol import calls
+from needle.protocol.calls import StatusCall
+from needle.protocol.catalog_commands import AskRebalance, CatalogCommand, DrainNode, StartRebalance, StepRebalance
+from needle.protocol.peer_calls import WHO, DiskRoom, WhoAnswer
+from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
+from needle.routing.planned_moves import MoveReplicas
+from needle.routing.plans import Wish
+from needle.routing.stats import imbalance
+from needle.routing.topology import Topology
+from needle.server.upkeep.coordinator import Coordinator
+
+
+class Paper:
+    """The catalog, and all nodes as a coordinator sees them. started: moves that are under way. silent: nodes that do
+    not answer. breaks: what becomes of a command: told whether it was executed."""
+
+    def __init__(self, made: World, rng: random.Random) -> None:
+        self.made, self.rng = made, rng
+        self.started: list[tuple[Any, Begun]] = []
+        self.silent: set[NodeId] = set()
+        self.breaks: Callable[[bool], None] = lambda _: None
+        self.leads = True
+        self.commands = self.refused = 0
+
+    def coordinator(self) -> Coordinator:
+        paper = self
+
+        class Node:
+            node_id = "node-1"
+            caller = SimpleNamespace(call=paper.call)
+            catalog = object()
+            host = SimpleNamespace(is_leader=lambda _: paper.leads, leader=lambda _: "node-2", stopped=False)
+            shards = SimpleNamespace(topology=lambda: paper.made.topology, command=paper.command)
+            rng = paper.rng
+
+            @property
+            def topology(self) -> Topology:
+                return paper.made.topology
+
+            async def blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
+                return function(*arguments)
+
+            def now(self) -> float:
+                return float(paper.commands)
+
+            def status(self, group: GroupId) -> RaftStatus:
+                return paper.status("node-1", group)
+
+            async def confirmed(self, timeout: float) -> Topology:
+                await asyncio.sleep(0)
+                return paper.made.topology
+
+            async def wait_topology(self, version: int, timeout: float) -> bool:
+                return True
+
+        return Coordinator(Node())  # type: ignore[arg-type]
+
+    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
+        self.commands += 1
+        await asyncio.sleep(0)
+        self.breaks(False)
+        self.tell(command)
+        self.breaks(True)
+        return WriteResult(version=self.made.index, index=self.made.index)
+
+    def tell(self, command: CatalogCommand) -> None:
+        made = self.made
+        start = command.start if isinstance(command, StepRebalance) else None
+        held = made.topology.holders(start.group) if isinstance(start, MoveReplicas) else None
+        able = {group: made._able(group) for group in made._groups()}
+        made.index += 1
+        made.topology, result = execute(made.topology, made.index, command)
+        if isinstance(result, NeedleError):
+            self.refused += 1
+            raise result
+        if start is not None:
+            self.started.append((start, Begun(made.index, frozenset(held.wanted if held else ()), able)))
+        check_invariants(self.job.running, self.job.config.max_concurrent_moves)
+
+    @property
+    def job(self) -> Job:
+        assert self.made.topology.rebalance is not None
+        return self.made.topology.rebalance
+
+    def finish(self) -> None:
+        move, begun = self.started.pop(self.rng.randrange(len(self.started)))
+        self.made.end(move, begun)
+
+    # --- what nodes answer --------------------------------------------------------------------------------------------
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        await asyncio.sleep(0)
+        node = next(info.id for info in self.made.topology.nodes if info.address == address)
+        if node in self.silent:
+            raise ConnectionLost(f"{node} does not answer")
+        if method == WHO:
+            free = {one.node: one.free for one in self.made.stats().nodes}[node]
+            disk = None if free is None else DiskRoom(free + 5, 1 << 40, 1, 5)
+            return calls.encode(WhoAnswer(node, address, 1, "", 1.0, 1, 1, disk=disk))
+        return calls.encode(self.status(node, calls.decode(body, StatusCall).group))
+
+    def status(self, node: NodeId, group: GroupId) -> RaftStatus:
+        holders = self.made.topology.holders(group)
+        assert holders is not None
+        found = {one.shard + 1: one for one in self.made.stats().shards}.get(group)
+        moving = (move.before for move, _ in self.started if isinstance(move, MoveReplicas) and move.group == group)
+        leads = node == min(set(holders.wanted) - self.silent, default="")
+        return RaftStatus(
+            node_id=node, group=group, state="Leader" if leads else "Follower", current_term=1, leader=None,
+            commit_index=1, last_applied=1, first_index=1, last_index=1, peers=[], learners=[], lease_remaining=0,
+            leader_changes=0, voters=list(next(moving, holders.wanted)),
+            documents=found.documents if found else 0, live_bytes=found.bytes if found else 0,
+        )  # fmt: skip
+
+
+class Died(Exception):
+    """A coordinator is no more."""
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+async def _to_its_end(paper: Paper, deaths: float, pauses: float) -> None:
+    rng, coordinators = paper.rng, [paper.coordinator(), paper.coordinator()]
+
+    def breaks(_: bool) -> None:
+        if rng.random() < deaths:
+            raise Died
+
+    paper.breaks = breaks
+    for _ in range(3000):
+        if paper.job.over:
+            return
+        answers = await asyncio.gather(
+            *(one._round() for one in rng.sample(coordinators, rng.choice([1, 1, 2]))), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, Died):
+                coordinators[rng.randrange(2)] = paper.coordinator()
+            elif isinstance(answer, BaseException) and not isinstance(answer, NeedleError):
+                raise answer
+        if paper.started and rng.random() < 0.6:
+            paper.finish()
+        if rng.random() < pauses and not paper.job.over:
+            resumed = paper.job.state is JobState.PAUSED
+            paper.tell(AskRebalance(paper.job.id, "resume" if resumed else "pause"))
+    raise AssertionError(f"no end: {paper.job}")
+
+
+WISHES = [Wish(shards=6, range_bytes_max=40 * MIB), Wish(retire=(0, 2), range_bytes_max=40 * MIB), Wish(balance=False)]
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_whoever_dies_whenever_it_comes_to_its_end(seed: int) -> None:
+    async def work() -> None:
+        rng = random.Random(seed)
+        wish, made = WISHES[seed % 3], world(documents=400)
+        paper = Paper(made, rng)
+        if wish == Wish(balance=False):
+            paper.made.topology = execute(made.topology, 1000, DrainNode("node-2", True))[0]
+            paper.made.closed = {"node-2"}
+        paper.made.index += 1
+        paper.made.topology = execute(
+            made.topology, made.index, StartRebalance(wish, RebalanceConfig(max_concurrent_moves=3))
+        )[0]
+        await _to_its_end(paper, deaths=0.15, pauses=0.05)
+        assert paper.job.state is JobState.DONE, paper.job.why
+        assert not paper.started
+        assert not paper.job.running
+        assert plan(made.topology, made.stats(), wish).moves == ()
+        assert imbalance(made.sizes().values()) < 0.2
+        assert paper.job.moved_bytes > 0
+        if made.closed:
+            assert not made.topology.hosted_by("node-2")
+            assert "node-2" not in made.topology.catalog
+
+    _run(work())
+
+
+def _started(wish: Wish, made: World | None = None) -> Paper:
+    paper = Paper(made or world(documents=400), random.Random(1))
+    paper.made.index += 1
+    paper.made.topology = execute(paper.made.topology, paper.made.index, StartRebalance(wish, RebalanceConfig()))[0]
+    return paper
+
+
+def test_nothing_moves_while_a_shard_is_not_measured() -> None:
+    async def work() -> None:
+        paper = _started(Wish(retire=(0,)))
+        paper.silent = set(paper.made.topology.shards[1].replicas)
+        coordinator = paper.coordinator()
+        for _ in range(3):
+            await coordinator._round()
+        assert not paper.started
+        assert paper.job.state is JobState.PENDING
+        assert paper.job.why.startswith("what shard 1 holds is not known") or "1," in paper.job.why
+        assert paper.commands == 1  # the reason is told once
+        told = await coordinator.progress(1.0)
+        assert told is not None
+        assert "is not known" in told.why
+        with pytest.raises(Unavailable, match="is not known"):
+            await coordinator.plan(Wish(), 1.0)
+        paper.silent = set()
+        await coordinator._round()
+        assert paper.started
+
+    _run(work())
+
+
+def test_who_does_not_lead_the_catalog_says_who_does() -> None:
+    async def work() -> None:
+        paper = _started(Wish())
+        paper.leads = False
+        for ask in (paper.coordinator().progress(1.0), paper.coordinator().plan(Wish(), 1.0)):
+            with pytest.raises(NotLeader) as told:
+                await ask
+            assert told.value.details["leader"] == "node-2"
+            assert told.value.details["group"] == CATALOG_GROUP
+
+    _run(work())
+
+
+def test_a_wish_that_cannot_be_any_more_fails_with_the_reason() -> None:
+    async def work() -> None:
+        paper = _started(Wish(drain=("node-9",)))
+        await paper.coordinator()._round()
+        assert paper.job.state is JobState.FAILED
+        assert "drain = 'node-9'" in paper.job.why
+        with pytest.raises(InvalidArgument, match="is failed"):
+            paper.tell(AskRebalance(paper.job.id, "pause"))
+
+    _run(work())
+
+
+def test_a_cancelled_one_takes_replicas_back_and_lets_ranges_arrive() -> None:
+    async def work() -> None:
+        made = world(documents=400)
+        made.topology = execute(made.topology, 1000, DrainNode("node-2", True))[0]
+        paper = _started(Wish(shards=5), made)
+        coordinator = paper.coordinator()
+        await coordinator._round()
+        replicas = [(move, begun) for move, begun in paper.started if isinstance(move, MoveReplicas)]
+        assert replicas
+        while any(not isinstance(move, MoveReplicas) for move, _ in paper.started):
+            at = next(n for n, (move, _) in enumerate(paper.started) if not isinstance(move, MoveReplicas))
+            made.end(*paper.started.pop(at))
+        paper.tell(AskRebalance(paper.job.id, "cancel"))
+        told = await coordinator.progress(1.0)
+        assert told is not None
+        assert Phase.PREPARE in told.phases.values()
+        for _ in range(5):
+            await coordinator._round()
+        assert paper.job.state is JobState.CANCELLED
+        for move, _ in replicas:
+            if not isinstance(move, MoveReplicas):
+                continue
+            holders = made.topology.holders(move.group)
+            assert holders is not None
+            assert set(holders.wanted) == set(move.before)
+
+    _run(work())
