@@ -109,13 +109,13 @@ class Paper:
     # --- what nodes answer --------------------------------------------------------------------------------------------
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         await asyncio.sleep(0)
-        node = next(info.id for info in self.made.topology.nodes if info.address == address)
+        node, born = next((one.id, one.incarnation) for one in self.made.topology.nodes if one.address == address)
         if node in self.silent:
             raise ConnectionLost(f"{node} does not answer")
         if method == WHO:
             free = {one.node: one.free for one in self.made.stats().nodes}[node]
             disk = None if free is None else DiskRoom(free + 5, 1 << 40, 1, 5)
-            return calls.encode(WhoAnswer(node, address, 1, "", 1.0, 1, 1, disk=disk))
+            return calls.encode(WhoAnswer(node, address, born, "", 1.0, 1, 1, disk=disk))
         return calls.encode(self.status(node, calls.decode(body, StatusCall).group))
 
     def status(self, node: NodeId, group: GroupId) -> RaftStatus:

@@ -16,7 +16,7 @@ from needle.client.replicas import ask_replicas
 from needle.protocol import calls
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.routing.stats import ClusterStats, NodeStats, ShardStats
-from needle.routing.topology import Topology
+from needle.routing.topology import NodeInfo, NodeState, Topology
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ async def measure(caller: Caller, topology: Topology, timeout: float) -> Measure
     answers: what they hold is not known."""
     replicas, nodes = await asyncio.gather(
         ask_replicas(caller, topology, timeout),
-        asyncio.gather(*(_node(caller, node, at, timeout) for node, at in topology.addresses().items())),
+        asyncio.gather(*(_node(caller, one, timeout) for one in topology.nodes if one.state is not NodeState.REMOVED)),
     )
     leaders: dict[int, RaftStatus] = {}
     for one in replicas:
@@ -51,13 +51,14 @@ async def measure(caller: Caller, topology: Topology, timeout: float) -> Measure
     return Measured(stats=ClusterStats(shards=shards, nodes=tuple(nodes)), leaders=leaders)
 
 
-async def _node(caller: Caller, node: str, address: str, timeout: float) -> NodeStats:
+async def _node(caller: Caller, info: NodeInfo, timeout: float) -> NodeStats:
+    node = info.id
     try:
-        told = calls.decode(await caller.call(address, WHO, calls.encode(WhoCall()), timeout), WhoAnswer)
+        told = calls.decode(await caller.call(info.address, WHO, calls.encode(WhoCall()), timeout), WhoAnswer)
     except NeedleError:
         return NodeStats(node=node, alive=False)
-    if told.node_id != node or told.lost:
-        return NodeStats(node=node, alive=False)
+    if told.node_id != node or told.lost or info.incarnation not in (0, told.incarnation):
+        return NodeStats(node=node, alive=False)  # not the directory that the cluster counts on
     disk = told.disk
     if disk is None:
         return NodeStats(node=node)
