@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from cluster.fake_shards import virtually
+from needle.base.errors import DiskFull
 from needle.protocol.commands import CreateCollection, Delete, DropCollection
+from needle.shard import upkeep
 from needle.shard.caretaker import AGE_SECONDS, IDLE_SECONDS, LOOK_SECONDS
+from needle.shard.documents.writer import DocumentWriter, Doomed
 from shard.replica_util import Log, caretaker, open_replica, put, spec
 
 PAD = "secret" * 100
@@ -48,6 +51,40 @@ def test_what_is_gone_leaves_the_disk(tmp_path: Path, how: str) -> None:
     again = open_replica(tmp_path)
     again.verify()
     assert [one.id for one in again.get("kept", ["k"], True)] == ["k"]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["a long log is emptied", "a full disk has the log's room"])
+def test_deleting_does_not_need_the_room_again_that_it_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """On a full disk it would never end: what is deleted goes through the write-ahead log, page by page."""
+    replica, log = open_replica(tmp_path, purge=1000), Log()
+    replica.apply(log.add(CreateCollection(spec())))
+    for batch in range(20):
+        ids = [f"d{batch}-{n}" for n in range(500)]
+        replica.apply(log.add(put(ids, [[7, 7, 7]] * 500, [{"pad": PAD}] * 500)))
+    replica.checkpoint()
+    wal = database(tmp_path).with_name("documents.db-wal")
+    for batch in range(20):
+        replica.apply(log.add(Delete("c", [f"d{batch}-{n}" for n in range(500)])))
+    delete, longest = DocumentWriter.purge, [0]
+
+    def purge(writer: DocumentWriter, doomed: Doomed, rows_max: int) -> bool:
+        if full and wal.stat().st_size > 2 << 20:
+            raise DiskFull("no space left")
+        more = delete(writer, doomed, rows_max)
+        longest[0] = max(longest[0], wal.stat().st_size)
+        return more
+
+    monkeypatch.setattr(DocumentWriter, "purge", purge)
+    if not full:
+        monkeypatch.setattr(upkeep, "WAL_BYTES", 1 << 20)
+    while replica.tidy(all_of_it=True):
+        pass
+    assert longest[0] < 5 << 20 and wal.stat().st_size == 0
+    assert database(tmp_path).stat().st_size < 1 << 20
+    replica.verify()
+    replica.close()
 
 
 def test_what_was_deleted_before_a_stop_leaves_the_disk_after_it(tmp_path: Path) -> None:

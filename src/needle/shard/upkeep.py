@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from needle.base.errors import StorageError
+from needle.base.file_errors import SHORTAGES
 from needle.shard.documents.store import DocumentStore
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 PURGE_ROWS: Final = 1000
 """So many are deleted in one transaction."""
+WAL_BYTES: Final = 16 << 20
+"""When SQLite's write-ahead log is longer than this it is emptied before more is deleted. Deleting writes every page of
+what is deleted to it: all at once that is as much again, on a disk that may be full."""
 
 
 class Upkeep:
@@ -38,6 +42,8 @@ class Upkeep:
         self._applying = applying
         self._in_flight = in_flight
         self._purge_rows_min = purge_rows_min
+        self._wal_kept = 0
+        """So long the write-ahead log was after it was last emptied: more than nothing if somebody read for long."""
         self._tidied = True
         """Whether `tidy` did something that is not checkpointed; an earlier process may have."""
 
@@ -45,7 +51,7 @@ class Upkeep:
         """See Replica.tidy."""
 
         def step(store: DocumentStore) -> bool:
-            if self.purge(all_of_it=all_of_it) or store.writer.give_back(all_of_it=all_of_it):
+            if self.purge(all_of_it=all_of_it) or self._piece(lambda: store.writer.give_back(all_of_it=all_of_it)):
                 self._tidied = True
                 return True
             if self._tidied:
@@ -71,7 +77,7 @@ class Upkeep:
         enough = 0 if all_of_it else max(self._purge_rows_min, self._view().visible // 8)
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
-            doomed = self._store().writer.doomed(enough)
+            doomed = self._with_room(lambda: self._store().writer.doomed(enough))
             fence = self._view().fence
             moving = fence is not None and fence.copies
         if moving:  # who copies a range to another shard learns from dead rows what was deleted since
@@ -79,6 +85,32 @@ class Upkeep:
         if not doomed:
             return False
         self._in_flight.drain()
-        while self._store().writer.purge(doomed, PURGE_ROWS):
+        while self._piece(lambda: self._store().writer.purge(doomed, PURGE_ROWS)):
             pass
         return True
+
+    def _piece(self, work: Callable[[], bool]) -> bool:
+        more = self._with_room(work)
+        self._empty_wal(WAL_BYTES)
+        return more
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Work that writes to the write-ahead log, which is emptied when the disk is full: it may be what fills it.
+        Raises DiskFull and the like if there is no room even so."""
+        try:
+            return work()
+        except SHORTAGES:
+            if not self._empty_wal(0):
+                raise
+        return work()
+
+    def _empty_wal(self, above: int) -> bool:
+        """Empty it if it got that much longer since the last time. Whether it is shorter now."""
+        store = self._store()
+        before = store.writer.wal_bytes()
+        if before <= self._wal_kept + above:
+            self._wal_kept = min(before, self._wal_kept)
+            return False
+        store.checkpoint(save=False)
+        self._wal_kept = store.writer.wal_bytes()
+        return self._wal_kept < before

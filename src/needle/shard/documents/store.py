@@ -130,16 +130,16 @@ class DocumentStore:
                 with self._guard:
                     self._idle.append(connection)
 
-    def checkpoint(self) -> int:
-        """Make everything written durable; returns its applied index."""
-        self.writer.check_wal()
+    def checkpoint(self, *, save: bool = True) -> int:
+        """Make everything written durable; returns its applied index. save: see DocumentWriter.checkpoint."""
+        self.writer.check_wal(save=save)
         # Most of the copying happens here, while transactions and reads go on.
         with self.reading() as connection:
             connection.execute("PRAGMA query_only=0")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             connection.execute("PRAGMA query_only=1")
-        return self.writer.checkpoint()
+        return self.writer.checkpoint(save=save)
 
     # --- the read side -----------------------------------------------------------------------------------------------
     def applied(self) -> AppliedAt:

@@ -15,6 +15,7 @@ It must not know what commands mean, faiss, or Raft.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -251,17 +252,26 @@ class DocumentWriter:
         return found
 
     # --- checkpoints and purges --------------------------------------------------------------------------------------
-    def check_wal(self) -> None:
-        """Compare what a checkpoint would move with what was written. Raises CorruptDocuments."""
+    def wal_bytes(self) -> int:
+        """How long the write-ahead log is."""
+        with disk_errors(self.path):
+            wal = f"{self.path}-wal"
+            return os.path.getsize(wal) if os.path.exists(wal) else 0
+
+    def check_wal(self, *, save: bool = True) -> None:
+        """Compare what a checkpoint would move with what was written; `save` as there. Raises CorruptDocuments."""
         with self._alone():
-            self._save()
+            if save:
+                self._save()
             self._seen = self._wal.run(self._connection)
 
-    def checkpoint(self) -> int:
+    def checkpoint(self, *, save: bool = True) -> int:
         """Make everything written durable; returns its applied index. On return the WAL is empty, unless somebody
-        reads for long."""
+        reads for long. save: what waits to be committed, too; without it this needs no room but for what is new in the
+        file."""
         with self._alone():
-            self._save()
+            if save:
+                self._save()
             seen, self._seen = self._seen, None
             self._wal.run(self._connection, seen)
             index = int(self._connection.execute("SELECT value FROM meta WHERE name = 'index'").fetchone()[0])
