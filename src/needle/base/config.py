@@ -297,7 +297,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         if self.node_id not in nodes:
             raise refuse("node_id", self.node_id, f"one of the cluster_nodes: {', '.join(nodes)}")
         if self.sharding.join:
-            raise refuse("cluster_nodes", list(self.cluster_nodes), "left out by a node that joins (sharding.join)")
+            raise refuse("cluster_nodes", list(self.cluster_nodes), "none beside sharding.join: a node founds or joins")
         if self.sharding.replicas is not None:
             check_range("sharding.replicas", self.sharding.replicas, 1, len(nodes))
 

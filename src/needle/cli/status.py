@@ -154,7 +154,8 @@ async def _emptied(client: needle.Client, known: Sequence[str]) -> list[Conditio
             severity="critical",
             name="no cluster",
             subject="the nodes belong to no cluster yet",
-            action="start a majority of its cluster_nodes, or make it with `needle cluster create`",
+            action="start a majority of its cluster_nodes, or make it with `needle cluster create`; where they run, "
+            "their logs say what they wait for",
         )
     ]
     for address in known:

@@ -284,8 +284,8 @@ class ClusterShards:
         deadline = loop.time() + timeout
         if not (await self.refresh(1, timeout)).catalog:
             raise DeadlineExceeded(
-                f"no node named the catalog's nodes within {timeout:.3g} s: none answers, or this cluster was not "
-                "created yet (`needle cluster create`)"
+                f"no node named the catalog's nodes within {timeout:.3g} s: none answers, or they belong to no cluster "
+                "yet (a majority of cluster_nodes founds it, or `needle cluster create`)"
             )
         timeout = max(0.001, deadline - loop.time())
         body = calls.encode(TopologyCall(0, 0.0, True))
