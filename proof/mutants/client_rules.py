@@ -47,7 +47,7 @@ MUTANTS: tuple[Mutant, ...] = (
         breaks="a node that has no such call hides that an earlier copy of a catalog command may be in the log",
         edits=(
             Edit(
-                "server.service.sharded:ClusterService._catalog",
+                "server.service.catalog:CatalogCalls.catalog",
                 "open_fate and error.of_the_node",
                 "open_fate and False",
             ),

@@ -155,9 +155,9 @@ MUTANTS = (
         breaks="a node whose directory was emptied founds the shards again that its name had: its votes are forgotten",
         edits=(
             Edit(
-                "server.cluster_node:ClusterNode._open_and_close",
-                "me.incarnation != self.cluster.incarnation",
-                "me.id != self.node_id",
+                "server.catalog.adoption:Adoption._open_and_close",
+                "me.incarnation != node.cluster.incarnation",
+                "me.id != node.node_id",
             ),
         ),
         sim=True,
@@ -189,13 +189,13 @@ MUTANTS = (
         tests=(_EXECUTED + "test_what_may_be_forgotten_is_refused_and_the_table_is_bounded",),
     ),
     Mutant(
-        name="members-of-shard-0-changed",
-        breaks="an older client's change of membership, meant for the cluster, changes the voters of shard 0",
+        name="replicas-set-at-once",
+        breaks="an older administrator's command has nodes give up replicas that their group still counts on",
         edits=(
             Edit(
-                "server.service.sharded:ClusterService._no_members",
-                "raise no_members()",
-                "return await self._membership(call)",
+                "server.service.catalog:CatalogCalls._check_command",
+                "elif isinstance(command, catalog_commands.SetReplicas):",
+                "elif command is None:",
             ),
         ),
         tests=("tests/cluster/test_service.py::test_calls_that_do_not_fit_the_map_are_refused",),
@@ -207,11 +207,11 @@ MUTANTS = (
         tests=("tests/cluster/test_no_cluster_file.py::test_a_node_that_has_replicas_but_no_cluster_does_not_start",),
     ),
     Mutant(
-        name="older-moves-of-members-count",
-        breaks="a member that was away tells the others where one was before its last move: that is cut off again",
-        edits=(Edit("server.address_book:AddressBook.move", "self._moved[node].number < number", "number > 0"),),
+        name="older-addresses-of-the-catalog-count",
+        breaks="the catalog's word of where a node was counts again over where it said since that it is: it is cut off",
+        edits=(Edit("server.catalog.adoption:Adoption._learn_news", "if before.get(node) != at", "if at"),),
         tests=(
-            "tests/server/test_address_book.py::test_an_address_given_by_command_counts_until_another_one_is_configured",
+            "tests/server/test_address_book.py::test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it",
         ),
     ),
     Mutant(
@@ -279,12 +279,12 @@ MUTANTS = (
         "applied: each node ends, again at each start",
         edits=(
             Edit(
-                "server.service.documents:judged",
-                "return commands.encode(hosted.replica.validate(command))",
-                "hosted.replica.validate(command)\n    return call.command",
+                "server.service.documents:ShardDocuments._write",
+                "return await host.propose(group, data, timeout)",
+                "return await host.propose(group, call.command, timeout)",
             ),
         ),
-        tests=("tests/base/test_decoding.py::test_what_is_proposed_holds_nothing_beyond_its_fields",),
+        tests=("tests/server/test_write_freshness.py::test_what_is_proposed_holds_nothing_beyond_its_fields",),
     ),
     Mutant(
         name="a-leaders-bug-ends-its-followers",

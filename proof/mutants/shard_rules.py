@@ -138,7 +138,7 @@ MUTANTS = (
         breaks="a write is decoded again for each of its bytes on the event loop: heartbeats of all groups wait",
         edits=(
             Edit(
-                "server.service.documents:judged",
+                "server.service.checks:Ownerships.checked",
                 "command = decoded_command(call.command)",
                 "command = [decoded_command(call.command) for _ in range(400 * len(call.command))][0]",
             ),

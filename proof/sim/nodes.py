@@ -14,7 +14,7 @@ from needle.base.errors import NeedleError
 from needle.base.ids import GroupId
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
-from needle.server.cluster_node import ClusterNode
+from needle.server.node import Node
 from needle.server.ports import NodePorts
 from proof.sim.disk import SimStore
 from proof.sim.machine import SimPool, stream
@@ -73,13 +73,13 @@ class SimNode:
     """One incarnation of a node: the real composition root, as `build` puts it together, on simulated ports."""
 
     def __init__(
-        self, stage: Stage, machine: SimMachine, process: Process, build: Callable[[NodePorts, Process], ClusterNode]
+        self, stage: Stage, machine: SimMachine, process: Process, build: Callable[[NodePorts, Process], Node]
     ) -> None:
         self._stage = stage
         self._machine = machine
         self._build = build
         self.process = process
-        self._node: ClusterNode | None = None
+        self._node: Node | None = None
 
     async def start(self) -> None:
         """Build the node and start it. Raises NeedleError when it refuses."""

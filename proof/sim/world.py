@@ -18,7 +18,7 @@ from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
 from needle.client.client import Client
 from needle.routing.topology import Topology
-from needle.server.cluster_node import ClusterNode
+from needle.server.node import Node
 from needle.server.ports import NodePorts
 from proof.checkers import linearizability, lives
 from proof.checkers.replay import check_get
@@ -112,9 +112,9 @@ class World:
             seeds = tuple(address for address in self.fleet.addresses() if address != machine.address)
         config = node_config(self.stage, machine, self.shape, self.founders, seeds)
 
-        def build(ports: NodePorts, process: Process) -> ClusterNode:
+        def build(ports: NodePorts, process: Process) -> Node:
             clients = partial(self.stage.network.endpoint, name, process)
-            return ClusterNode(config, ports, clients, move_rows=self.shape.move_rows)
+            return Node(config, ports, clients, move_rows=self.shape.move_rows)
 
         return SimNode(self.stage, machine, process, build)
 

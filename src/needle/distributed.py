@@ -30,14 +30,14 @@ from needle.routing.plans import Wish
 from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
 from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
-from needle.server.cluster_main import cluster_node
-from needle.server.cluster_node import ClusterNode
 from needle.server.local_caller import LocalCaller
+from needle.server.node import Node
 from needle.server.ports import NodePorts, system_ports
 from needle.server.process.config_file import load_config
 from needle.server.process.http import HttpServer
 from needle.server.process.metrics import NodeMetrics
 from needle.server.rebalance_api import RebalanceCoordinator, RebalanceHandle
+from needle.server.system_node import system_node
 
 __all__ = [
     "ClusterConfig",
@@ -75,7 +75,7 @@ class RaftCluster(BatchMethods):
         """ports: for tests and simulation; the real clock, threads, network and disk by default."""
         self.config = config
         self._ports = ports
-        self._node: ClusterNode | None = None
+        self._node: Node | None = None
         self._client: Client | None = None
         self._http: HttpServer | None = None
 
@@ -87,7 +87,7 @@ class RaftCluster(BatchMethods):
             raise Unavailable("this cluster was started before; make a new RaftCluster to start again")
         config, metrics = self.config, NodeMetrics()
         ports = self._ports or system_ports(config)
-        node = self._node = cluster_node(config, metrics.measured(ports))
+        node = self._node = system_node(config, metrics.measured(ports))
         await node.start()
         metrics.watch(node)
         try:
@@ -107,7 +107,7 @@ class RaftCluster(BatchMethods):
         """Wait until this node knows a leader and has caught up with it. Raises DeadlineExceeded that says what is
         missing."""
         node = self._running()
-        if not await node.until(lambda: not node.not_ready(), timeout):
+        if not await node.maintenance.until(lambda: not node.not_ready(), timeout):
             raise DeadlineExceeded(f"not ready after {timeout:g} s: {node.not_ready()}")
 
     async def stop(self) -> None:
@@ -128,7 +128,7 @@ class RaftCluster(BatchMethods):
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    def _running(self) -> ClusterNode:
+    def _running(self) -> Node:
         if self._node is None or self._client is None:
             raise Unavailable("the cluster is not started; use `async with` or `await start()`")
         if self._node.failed.done():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import msgspec
 import pytest
@@ -29,8 +27,6 @@ from needle.rpc.codec import Hello
 from needle.rpc.codec import decode as decode_wire
 from needle.server.cluster_files import load_cluster, load_topology
 from needle.server.files import load_addresses
-from needle.server.replica import HostedReplica
-from needle.server.service.documents import judged
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.image import IMAGE_NAME, verify_image
 from needle.shard.documents.metadata_rows import decode_metadata
@@ -124,18 +120,6 @@ def test_a_record_of_the_log_that_cannot_be_read_is_none() -> None:
     whole = encode_record(key, Life(1, 2, 3))
     assert decode_record(key, whole, Life) is not None
     assert decode_record(key, encode_record(key, msgspec.Raw(struct_of(Life(1, 2, 3)))), Life) is None  # type: ignore[arg-type]
-
-
-def test_what_is_proposed_holds_nothing_beyond_its_fields() -> None:
-    """Whether that can be skipped depends on how deep the call is that applies it."""
-    hosted = SimpleNamespace(
-        space=SimpleNamespace(check=lambda _: None), replica=SimpleNamespace(validate=lambda command: command)
-    )
-    for command in (DROP, commands.OpenSession(7)):
-        data = commands.encode(command)
-        longer = data[:1] + bytes((data[1] + 1,)) + data[2:] + b"\x91" * 100 + b"\xc0"
-        assert commands.decode(longer) == command
-        assert judged(cast(HostedReplica, hosted), calls.WriteCall(1, longer)) == data
 
 
 def test_nobody_catches_only_some_of_what_decoders_raise() -> None:

@@ -198,9 +198,8 @@ class MovedNodes(FakeNode):
     def seeds(self) -> list[str]:
         return [self.mine.address, "seed:2", "seed:nobody"]
 
-    async def learn_addresses(self, addresses: dict[str, str], timeout: float) -> None:
-        assert timeout == 0
-        self.learned.update(addresses)
+    def learn_address(self, node: str, address: str) -> None:
+        self.learned[node] = address
 
     async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
         if method == WHO and node in self.who:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable
+from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable, UnknownMethod
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, ReadMode, WriteResult
 from needle.distributed import ClusterConfig, DistributedCluster
@@ -69,12 +69,12 @@ async def test_calls_that_do_not_fit_the_map_are_refused(tmp_path: Path) -> None
         with pytest.raises(StaleEpoch):
             await read(calls.GET, GetCall(shard_group(mine), stored, ["doc-1"], False, fresh, -1))
 
-        # a client that is not shard-aware, or of an earlier release, means the cluster: not the members of shard 0
-        for names in (["node-1"], ["node-1", "node-2"]):
-            change = calls.MembershipCall(shard_group(0), names, [], {"node-2": "127.0.0.1:1"}, 2.0)
-            with pytest.raises(InvalidArgument, match="no members to change"):
-                await client._caller.call(address, calls.MEMBERSHIP, calls.encode(change), 5)
-        assert "node-2" not in client.nodes()
+        # what an earlier release asked for: the members of a group are the catalog's to say, and change step by step
+        with pytest.raises(UnknownMethod, match="another release"):
+            await client._caller.call(address, "membership", calls.encode((shard_group(0), ["node-1"], [])), 5)
+        at_once = catalog_commands.encode(catalog_commands.SetReplicas(0, ["node-1"], []))
+        with pytest.raises(InvalidArgument, match="AssignReplicas"):
+            await client._caller.call(address, CATALOG, calls.encode(CatalogCall(at_once, 2.0)), 5)
 
         # the catalog refuses what its shards would refuse, and a founded node another cluster
         for spec in (CollectionSpec(name=" x", dimensions=2), CollectionSpec(name="x", dimensions=0)):

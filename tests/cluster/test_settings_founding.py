@@ -25,7 +25,7 @@ from needle.distributed import RaftCluster
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import CreateCollection
-from needle.server import cluster_node
+from needle.server import hosting
 from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, other_settings, settings_of
 from needle.server.cluster_files import ClusterFile
 
@@ -216,7 +216,7 @@ async def test_a_founding_that_found_no_room_goes_on(tmp_path: Path, monkeypatch
             raise full.pop()
         return CatalogMachine(directory)
 
-    monkeypatch.setattr(cluster_node, "CatalogMachine", machine)
+    monkeypatch.setattr(hosting, "CatalogMachine", machine)
     at = f"127.0.0.1:{free_ports(1)[0]}"
     config = RaftConfig(node_id="a", cluster_nodes=[f"a={at}"], data_dir=str(tmp_path / "a"), dimensions=8)
     async with RaftCluster(config) as cluster:

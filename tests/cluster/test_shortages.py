@@ -28,7 +28,7 @@ from needle.routing.strategy import CONSISTENT_HASH
 from needle.routing.topology import MoveState
 from needle.server.address_book import AddressBook
 from needle.server.cluster_files import load_topology
-from needle.server.cluster_node import ClusterNode
+from needle.server.node import Node
 from needle.server.upkeep.disk_space import DiskSpace, Room
 from needle.server.upkeep.leaders import LeaderSpread
 from needle.server.upkeep.roomier_leaders import PACE_SECONDS, RoomierLeaders
@@ -53,7 +53,7 @@ class Full:
         return
 
 
-def low(node: ClusterNode) -> None:
+def low(node: Node) -> None:
     """Its disk is full from now on."""
     node.space._volume = Full()
     node.space.look()
@@ -218,7 +218,7 @@ async def test_leadership_is_handed_over_at_a_pace() -> None:
     asked: list[str] = []
 
     class Node:
-        node_id, leader_method, time = "n1", "leader", 0.0
+        node_id, time = "n1", 0.0
         host = peers = space = property(lambda self: self)  # type: ignore[assignment]
 
         def now(self) -> float:

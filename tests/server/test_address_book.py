@@ -1,4 +1,4 @@
-"""Which address of a node counts: a configured one, one that was learned, one that was given by command."""
+"""Which address of a node counts: one that this node is configured to reach it by, or what that said last."""
 
 from __future__ import annotations
 
@@ -8,68 +8,67 @@ from typing import Any
 
 import pytest
 
+from harness.scripted_network import one_shard
 from needle.base.errors import InvalidArgument
-from needle.protocol.calls import ADDRESSES
 from needle.protocol.calls import AddressBook as AddressBookMessage
-from needle.server.address_book import NODES_MAX, NUMBER_MAX, AddressBook
-from needle.server.files import load_addresses, load_moved, save_addresses, save_moved
-from needle.server.service.documents import RpcService
+from needle.routing.topology import Topology
+from needle.server.address_book import NODES_MAX, AddressBook
+from needle.server.catalog.adoption import Adoption
+from needle.server.cluster_files import ClusterFile
+from needle.server.files import load_addresses, save_addresses
+from needle.server.service.operations import Operations
 
 
 def book(path: Path, **configured: str) -> AddressBook:
     directory = str(path)
-    return AddressBook(
-        configured,
-        load_addresses(directory),
-        lambda new: save_addresses(directory, new),
-        load_moved(directory),
-        lambda new: save_moved(directory, new),
-    )
+    return AddressBook(configured, load_addresses(directory), lambda new: save_addresses(directory, new))
 
 
-def test_an_address_given_by_command_counts_until_another_one_is_configured(tmp_path: Path) -> None:
+def test_a_configured_address_counts_over_what_a_node_says_and_the_rest_is_kept(tmp_path: Path) -> None:
     first = book(tmp_path, a="h:1", b="h:2")
-    first.learn({"c": "h:3"})
-    assert first.move({"b": (7, "h:20"), "c": (7, "h:30")})
+    assert first.learn({"b": "h:22", "c": "h:3"})
     changes = first.version
-    assert not first.move({"b": (7, "h:21"), "c": (6, "h:31")})  # older, and the same once more
+    assert not first.learn({"c": "h:3"})
     assert first.version == changes
-    first.learn({"b": "h:22", "c": "h:32"})  # hearsay
-    assert first.all() == {"a": "h:1", "b": "h:20", "c": "h:30"}
-    again = book(tmp_path, a="h:1", b="h:2")
-    assert again.all() == first.all() and again.moved() == {"b": (7, "h:20"), "c": (7, "h:30")}
-    assert again.move({"b": (8, "h:21")}) and again.get("b") == "h:21"
-    assert book(tmp_path, a="h:1", b="h:99").get("b") == "h:99"
-    assert book(tmp_path, a="h:1", b="h:21").get("b") == "h:21"
-
-
-@pytest.mark.parametrize("number", [0, -1, NUMBER_MAX + 1])
-def test_what_cannot_be_is_refused_and_strangers_are_not_taken_in(tmp_path: Path, number: int) -> None:
-    one = book(tmp_path, a="h:1")
-    with pytest.raises(InvalidArgument, match="number"):
-        one.move({"a": (number, "h:2")})
+    assert first.all() == {"a": "h:1", "b": "h:2", "c": "h:3"}
+    assert book(tmp_path, a="h:1").all() == {"a": "h:1", "c": "h:3"}
     with pytest.raises(InvalidArgument, match="address"):
-        one.move({"a": (1, "nowhere")})
-    assert not one.move({"stranger": (1, "h:9")})
-    assert one.all() == {"a": "h:1"} and list(tmp_path.iterdir()) == []
+        first.learn({"c": "nowhere"})
+
+
+async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(tmp_path: Path) -> None:
+    async def run(save: Any, *arguments: Any) -> None:
+        save(*arguments)
+
+    node: Any = SimpleNamespace(
+        node_id="n9",
+        config=SimpleNamespace(data_dir=str(tmp_path)),
+        ports=SimpleNamespace(file_pool=SimpleNamespace(run=run)),
+        book=book(tmp_path, n9="h:9"),
+        cluster=ClusterFile(incarnation=1),
+        topology=Topology(),
+        ownership=None,
+        catalog=None,
+        groups={},
+    )
+    adoption = Adoption(node, SimpleNamespace())  # type: ignore[arg-type]
+    await adoption.adopt(one_shard(1))
+    assert node.book.get("n2") == "h:2"
+    node.book.learn({"n2": "h:20"})  # it says so; the catalog will hear of it
+    await adoption.adopt(one_shard(2))
+    assert node.book.get("n2") == "h:20"
+    await adoption.adopt(one_shard(3, n2="h:21"))
+    assert node.book.get("n2") == "h:21"
 
 
 async def test_nobody_makes_a_node_know_more_nodes_than_a_cluster_has(tmp_path: Path) -> None:
     one = book(tmp_path, a="h:1")
-
-    async def learn(addresses: dict[str, str], _: float) -> None:
-        one.learn(addresses)
-
-    node: Any = SimpleNamespace(book=one, host=None, learn_addresses=learn, addresses=one.all)
-    serve = RpcService(node)._methods[ADDRESSES][1]
+    node: Any = SimpleNamespace(book=one, host=None, told=one.all)
+    serve = Operations(node).addresses
     many = {f"x{n}": "h:9" for n in range(NODES_MAX)}
-    for addresses, moved in (
-        (many, {}),
-        ({**many, "y": "h:1"}, {}),
-        ({}, {**dict.fromkeys(many, (1, "h:1")), "y": (1, "h:1")}),
-    ):
+    for addresses in (many, {**many, "y": "h:1"}):
         with pytest.raises(InvalidArgument, match="addresses"):
-            await serve(AddressBookMessage(addresses, moved))
+            await serve(AddressBookMessage(addresses))
     assert one.all() == {"a": "h:1"}
     one.learn_missing({**many, "y": "h:1"})  # what another node answered: as many as there is room for
     assert len(one.all()) == NODES_MAX

@@ -33,7 +33,7 @@ from needle.protocol import calls
 from needle.protocol.catalog_commands import CreateCollection, Identity, encode
 from needle.protocol.peer_calls import TOPOLOGY, CatalogCall, TopologyAnswer
 from needle.server.replica import HostedReplica
-from needle.server.service.sharded import ClusterService
+from needle.server.service.catalog import CatalogCalls
 from needle.server.upkeep.leaders import LeaderSpread
 
 GARBAGE = b"\xc1what is this"
@@ -116,7 +116,7 @@ def test_a_node_of_another_kind_of_cluster_says_nothing_of_a_command_to_the_cata
 )
 async def test_a_node_that_passes_a_command_on_keeps_that_an_earlier_copy_may_be_in_the_log(then: NeedleError) -> None:
     script = [ConnectionLost("sent, no answer"), then]
-    service = object.__new__(ClusterService)  # only what passes a command on
+    service = object.__new__(CatalogCalls)  # only what passes a command on
     service._host = SimpleNamespace(leader=lambda _: None, is_leader=lambda _: False)  # type: ignore[assignment]
     node: Any = SimpleNamespace(
         node_id="node-9",
@@ -125,10 +125,10 @@ async def test_a_node_that_passes_a_command_on_keeps_that_an_earlier_copy_may_be
         topology=SimpleNamespace(catalog=("node-1", "node-2")),
         peers=Caller(lambda *_: script.pop(0)),
     )
-    service._cluster = service._node = node
+    service._node = node
     command = encode(CreateCollection(spec("c"), False, 1), Identity(1, 1))
     with pytest.raises(ConnectionLost):
-        await service._catalog(CatalogCall(command, 1.0))
+        await service.catalog(CatalogCall(command, 1.0))
 
 
 def test_a_command_to_the_catalog_whose_answer_cannot_be_read_may_have_been_executed() -> None:

@@ -58,7 +58,7 @@ class Leader:
 
 
 def reads_of(leader: Leader) -> Reads:
-    hosted = SimpleNamespace(settled=True, batcher=leader)
+    hosted = SimpleNamespace(batcher=leader)
     return Reads(SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted))  # type: ignore[arg-type]
 
 

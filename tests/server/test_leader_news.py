@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
-from needle.server.service.documents import AFTER_SECONDS_MAX, RpcService
+from needle.protocol.peer_calls import SHARD_LEADER
+from needle.server.service.dispatch import Service
+from needle.server.service.operations import AFTER_SECONDS_MAX
 
 
 class FakeHost:
@@ -26,16 +28,17 @@ class FakeHost:
         return SimpleNamespace(leader="n2", current_term=4)
 
 
-def service(host: FakeHost) -> RpcService:
+def service(host: FakeHost) -> Service:
     node = SimpleNamespace(
         node_id="n1",
         host=host,
         addresses=lambda: {"n1": "h:1"},
         space=SimpleNamespace(low=False),
+        ports=SimpleNamespace(rng=None),
         now=lambda: 0.0,
         observe=lambda *_: None,
     )
-    return RpcService(node)  # type: ignore[arg-type]
+    return Service(node)  # type: ignore[arg-type]
 
 
 def test_the_end_of_a_nodes_connection_is_told_to_raft_and_that_of_a_client_is_not() -> None:
@@ -52,7 +55,7 @@ async def test_who_leads_is_told_at_once_unless_the_caller_waits_for_a_later_ter
     served = service(host)
 
     async def ask(call: GroupCall) -> LeaderAnswer:
-        body = await served.on_request(SimpleNamespace(node_id=""), calls.LEADER, calls.encode(call))
+        body = await served.on_request(SimpleNamespace(node_id=""), SHARD_LEADER, calls.encode(call))
         return calls.decode(body, LeaderAnswer)
 
     assert (await ask(GroupCall(1, 0.5))).leader == "n2"

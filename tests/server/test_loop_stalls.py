@@ -27,10 +27,10 @@ from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Delete, Insert
 from needle.routing.strategy import ShardStrategy
 from needle.rpc.transport import RpcClient
-from needle.server.cluster_main import cluster_node
-from needle.server.cluster_node import ClusterNode
+from needle.server.node import Node
 from needle.server.ports import system_ports
 from needle.server.process.loop_watch import LoopWatch
+from needle.server.system_node import system_node
 from needle.shard.apply.validation import check_command
 from needle.system import SystemClock
 from proof.plain_client import PlainClient
@@ -88,7 +88,7 @@ def stalls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, float]]]
 
 
 @asynccontextmanager
-async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[ClusterNode]]:
+async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[Node]]:
     """A cluster with one shard whose nodes run on this loop; the leader stands first."""
     ports = free_ports(3)
     nodes = [f"n{number}=127.0.0.1:{port}" for number, port in enumerate(ports)]
@@ -102,7 +102,7 @@ async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[Clu
             election_timeout=2.0,
             heartbeat_interval=0.2,
         )
-        running.append(cluster_node(config, system_ports(config)))
+        running.append(system_node(config, system_ports(config)))
     try:
         for node in running:
             await node.start()
@@ -139,7 +139,7 @@ async def test_no_callback_takes_long_for_a_large_answer(tmp_path: Path, stalls:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     data = str(tmp_path / "n")
     config = RaftConfig(node_id="n", cluster_nodes=[f"n={address}"], data_dir=data, dimensions=dimensions)
-    node = cluster_node(config, system_ports(config))
+    node = system_node(config, system_ports(config))
     vectors = np.random.default_rng(1).standard_normal((count, dimensions)).astype("<f4")
     ids = [f"d{n}" for n in range(count)]
 

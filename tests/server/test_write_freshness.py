@@ -9,9 +9,9 @@ import pytest
 
 from needle.base.errors import CollectionNotFound, NotLeader
 from needle.protocol.calls import WriteCall
-from needle.protocol.commands import Delete, Session, encode
+from needle.protocol.commands import Delete, Session, decode, encode
 from needle.server.replica import HostedReplica
-from needle.server.service.documents import RpcService
+from needle.server.service.documents import ShardDocuments
 from needle.server.upkeep.disk_space import DiskSpace, Endless
 
 CALL = WriteCall(1, encode(Delete("books", ["a"], None, Session())), 5.0)
@@ -58,11 +58,11 @@ class Books:
         return command
 
 
-def service() -> tuple[RpcService, NewLeader]:
+def service() -> tuple[ShardDocuments, NewLeader]:
     host = NewLeader()
     hosted = object.__new__(HostedReplica)  # only what a write uses
     hosted.space = DiskSpace(Endless(), "nowhere")
-    hosted.group, hosted.replica, hosted.settled = 1, Books(host), True
+    hosted.group, hosted.replica = 1, Books(host)
     hosted._host, hosted._judged_term = host, 0
 
     class Node:
@@ -74,7 +74,7 @@ def service() -> tuple[RpcService, NewLeader]:
         def hosted(self, group: int) -> HostedReplica:
             return hosted
 
-    return RpcService(Node()), host
+    return ShardDocuments(Node(), None), host
 
 
 async def test_a_new_leader_confirms_its_state_once_a_term_before_it_judges() -> None:
@@ -83,7 +83,7 @@ async def test_a_new_leader_confirms_its_state_once_a_term_before_it_judges() ->
         host.term_now = term
         before = host.rounds
         for _ in range(3):
-            await rpc._write(CALL)
+            await rpc._write(CALL, decode(CALL.command))
         assert host.rounds == before + 1
     assert len(host.proposed) == 6
 
@@ -93,17 +93,27 @@ async def test_a_leader_that_cannot_confirm_proposes_nothing_and_tries_again() -
     host.deposed = True
     for _ in range(2):
         with pytest.raises(NotLeader):
-            await rpc._write(CALL)
+            await rpc._write(CALL, decode(CALL.command))
     assert host.proposed == []
     host.deposed = False
-    await rpc._write(CALL)
+    await rpc._write(CALL, decode(CALL.command))
     assert len(host.proposed) == 1
 
 
 async def test_what_is_truly_absent_is_refused_without_another_round() -> None:
     rpc, host = service()
-    await rpc._write(CALL)
+    await rpc._write(CALL, decode(CALL.command))
     missing = WriteCall(1, encode(Delete("films", ["a"], None, Session())), 5.0)
     with pytest.raises(CollectionNotFound, match="films"):
-        await rpc._write(missing)
+        await rpc._write(missing, decode(missing.command))
     assert host.rounds == 1
+
+
+async def test_what_is_proposed_holds_nothing_beyond_its_fields() -> None:
+    """Whether that can be skipped depends on how deep the call is that applies it."""
+    rpc, host = service()
+    data = CALL.command
+    longer = data[:1] + bytes((data[1] + 1,)) + data[2:] + b"\x91" * 100 + b"\xc0"
+    assert decode(longer) == decode(data)
+    await rpc._write(WriteCall(1, longer, 5.0), decode(longer))
+    assert host.proposed == [data]

@@ -13,7 +13,7 @@ import pytest
 from needle.multiraft.lives import Lives
 from needle.protocol import commands
 from needle.raft.messages import MessageType
-from needle.server.service import sharded
+from needle.server.service import documents
 from proof.sim.__main__ import main
 from proof.sim.disk import LogDisk
 from proof.sim.runner import run, shrink
@@ -116,14 +116,15 @@ def test_the_command_prints_one_line_a_seed_and_a_summary(capsys):
 
 
 def test_work_that_holds_a_nodes_loop_is_seen_and_named(monkeypatch):
-    judge = sharded.judged
+    judge = documents.judged
 
-    def slowly(hosted, call, command=None):
+    def slowly(hosted, command):
+        data = commands.encode(command)
         for _ in range(200_000):
-            commands.decode(call.command)
-        return judge(hosted, call, command)
+            commands.decode(data)
+        return judge(hosted, command)
 
-    monkeypatch.setattr(sharded, "judged", slowly)
+    monkeypatch.setattr(documents, "judged", slowly)
     report, _ = run(Spec(seed=1, seconds=5))
     assert report.checker == "event loop"
     assert "needle.protocol.commands:decode held" in report.failure

@@ -77,7 +77,7 @@ def test_a_node_whose_directory_was_replaced_is_noticed_and_stays_lost(seed: int
 
 
 SEEDS_MAX = 8
-NO_EPOCHS = Edit("server.service.sharded:ClusterService._owned", "if owned.epoch > epoch:", "if owned.epoch < 0:")
+NO_EPOCHS = Edit("server.service.checks:Ownerships.of", "if owned.epoch > epoch:", "if owned.epoch < 0:")
 PLANTED = {
     "the epoch of an answer is not compared": (
         (
@@ -91,7 +91,7 @@ PLANTED = {
         (
             NO_EPOCHS,
             Edit(
-                "server.service.sharded:ClusterService._check_owner",
+                "server.service.checks:Ownerships._check_owner",
                 "if isinstance(command, commands.Insert):",
                 "if command is None:",
             ),

@@ -16,7 +16,6 @@ ignored, missing ones have defaults, which is how releases stay compatible. Know
 | digest | GroupCall | DigestAnswer |
 | step_down | StepDownCall | LeaderAnswer |
 | force_election, maintenance | GroupCall, MaintenanceCall | b"" |
-| membership | MembershipCall | b"" |
 | addresses | AddressBook | AddressBook |
 """
 
@@ -44,7 +43,6 @@ DIGEST: Final = "digest"
 STEP_DOWN: Final = "step_down"
 FORCE_ELECTION: Final = "force_election"
 MAINTENANCE: Final = "maintenance"
-MEMBERSHIP: Final = "membership"
 ADDRESSES: Final = "addresses"
 
 T = TypeVar("T")
@@ -211,23 +209,10 @@ class MaintenanceCall(msgspec.Struct, frozen=True, array_like=True):
     timeout: float = 10.0
 
 
-class MembershipCall(msgspec.Struct, frozen=True, array_like=True):
-    """The whole target membership. addresses: of nodes that the cluster does not know yet, and of members that have
-    another one from now on."""
-
-    group: GroupId
-    voters: list[NodeId]
-    learners: list[NodeId]
-    addresses: dict[NodeId, str] = {}
-    timeout: float = 10.0
-
-
 class AddressBook(msgspec.Struct, frozen=True, array_like=True):
-    """Where nodes listen, by id. moved: of members of a fixed cluster that were given another address by command, with
-    the number of that command: of two the greater one counts, also over what is configured."""
+    """Where nodes listen, by id."""
 
     addresses: dict[NodeId, str]
-    moved: dict[NodeId, tuple[int, str]] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -158,12 +158,3 @@ def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:
             f"knows of none: was it emptied? {remedy}",
             field="nodes",
         )
-
-
-def no_members() -> InvalidArgument:
-    """What is told to who wants to change the members of a sharded cluster."""
-    return InvalidArgument(
-        "a sharded cluster has no members to change: its catalog says which nodes hold which shard. A node joins it "
-        "with `needle serve --join`; `needle cluster nodes` lists them",
-        field="voters",
-    )

@@ -38,9 +38,9 @@ from needle.routing.shard_map import ShardMap, initial_map
 from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 from needle.server.catalog.founding import ASK_SECONDS, ask_who, create_cluster
-from needle.server.cluster_main import cluster_node
-from needle.server.cluster_node import ClusterNode
+from needle.server.node import Node
 from needle.server.ports import system_ports
+from needle.server.system_node import system_node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class ShardManager:
         self._rng = random.Random(int.from_bytes(os.urandom(16), "little"))
         self._caller = system_caller(config.cluster_id)
         self._client: Client | None = None
-        self._local: list[ClusterNode] = []
+        self._local: list[Node] = []
         self._map: ShardMap | None = None
 
     # --- nodes -------------------------------------------------------------------------------------------------------
@@ -135,12 +135,12 @@ class ShardManager:
             cluster_id=self.config.cluster_id,
             placement=PlacementConfig(zone=zone),
         )
-        node = cluster_node(config, system_ports(config))
+        node = system_node(config, system_ports(config))
         await node.start()
         self._local.append(node)
         await self.add_node(name, address)
 
-    def local_nodes(self) -> list[ClusterNode]:
+    def local_nodes(self) -> list[Node]:
         """The nodes that run in this process, in the order in which they were added."""
         return list(self._local)
 

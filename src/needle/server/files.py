@@ -1,8 +1,8 @@
 """A node's data directory: whose it is, and that only one process uses it.
 
-Layout: node.json (whose), lock (held while a process runs), addresses.json (nodes added later), moved.json (members
-that have moved), log/ (Raft logs), shards/<number>/ (replicas), snapshots/ (on their way in or out). Invariant: a
-directory is written by one process at a time, and only by the node whose id and cluster stand in node.json.
+Layout: node.json (whose), lock (held while a process runs), addresses.json (where nodes said that they are), log/ (Raft
+logs), shards/<number>/ (replicas), snapshots/ (on their way in or out). Invariant: a directory is written by one
+process at a time, and only by the node whose id and cluster stand in node.json.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, StorageError, UnsupportedFormat
 from needle.base.file_errors import SHORTAGES, os_failure
 from needle.base.ids import NodeId
-from needle.server.address_book import Moved
 
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
 NODE_FILE = "node.json"
 ADDRESSES_FILE = "addresses.json"
-MOVED_FILE = "moved.json"
 LOCK_FILE = "lock"
 CLUSTER_FILE = "cluster.json"
 SHARDED: Final = "sharded"
@@ -145,13 +143,8 @@ def _kind_of(data_dir: str) -> str:
 
 
 def load_addresses(data_dir: str) -> dict[NodeId, str]:
-    """Addresses of nodes that joined after the first start."""
+    """Where nodes said that they are."""
     return _load(os.path.join(data_dir, ADDRESSES_FILE), dict[str, str])
-
-
-def load_moved(data_dir: str) -> dict[NodeId, Moved]:
-    """Addresses that members were given by command."""
-    return _load(os.path.join(data_dir, MOVED_FILE), dict[str, Moved])
 
 
 def _load(path: str, kind: type[dict[str, T]]) -> dict[str, T]:
@@ -169,11 +162,6 @@ def _load(path: str, kind: type[dict[str, T]]) -> dict[str, T]:
 def save_addresses(data_dir: str, addresses: dict[NodeId, str]) -> None:
     """Replace addresses.json, durably."""
     replace_file(os.path.join(data_dir, ADDRESSES_FILE), msgspec.json.encode(dict(sorted(addresses.items()))))
-
-
-def save_moved(data_dir: str, moved: dict[NodeId, Moved]) -> None:
-    """Replace moved.json, durably."""
-    replace_file(os.path.join(data_dir, MOVED_FILE), msgspec.json.encode(dict(sorted(moved.items()))))
 
 
 def replace_file(path: str, data: bytes) -> None:

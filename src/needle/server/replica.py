@@ -17,14 +17,12 @@ from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.model import CollectionSpec
 from needle.base.parts import Payload, as_bytes
 from needle.base.runtime import Clock
 from needle.multiraft.background import Background
 from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall
-from needle.protocol.commands import CreateCollection, encode
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.lasting import lasting
@@ -66,10 +64,8 @@ class HostedReplica:
         fatal: Callable[[NeedleError], None],
         space: DiskSpace,
         builders: Builders,
-        first: CollectionSpec | None = None,
     ) -> None:
-        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches.
-        first: the collection that a group which was never used gets."""
+        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches."""
         self.group = group
         self.space = space
         self.replica = replica
@@ -79,7 +75,6 @@ class HostedReplica:
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
         self._host = host
         self._config = config
-        self._first = first
         self._clock: Clock = ports.clock
         self._file_pool = ports.file_pool
         self._call = call
@@ -88,8 +83,6 @@ class HostedReplica:
         self._fresh_at = float("-inf")
         self._fresh_index = 0
         self._asking: asyncio.Task[None] | None = None
-        self.settled = False
-        self._settling: asyncio.Task[None] | None = None
         self._judged_term = 0
         self.keeper = SegmentKeeper(
             replica,
@@ -114,7 +107,7 @@ class HostedReplica:
 
     async def stop(self) -> None:
         """End the background work; searches that run finish."""
-        asked = [task for task in (self._asking, self._settling) if task is not None]
+        asked = [self._asking] if self._asking is not None else []
         for task in asked:
             task.cancel()
         await asyncio.gather(self._background.end(), *asked, return_exceptions=True)
@@ -165,8 +158,7 @@ class HostedReplica:
 
     # --- watching ----------------------------------------------------------------------------------------------------
     async def _watch(self) -> None:
-        """Tell the keeper what changed; have what was applied committed when no more comes; catch up once; make the
-        first collection when this node leads."""
+        """Tell the keeper what changed; have what was applied committed when no more comes; catch up once."""
         host, group = self._host, self.group
         seen: tuple[int, str | None] | None = None
         while not host.stopped:
@@ -180,8 +172,6 @@ class HostedReplica:
                 await self.keeper.scrub(cut)
             if not self.caught_up and now[1] is not None:
                 await self._catch_up()
-            if not self.settled and host.is_leader(group):
-                await self._try_to_settle()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _save(self) -> None:
@@ -232,50 +222,6 @@ class HostedReplica:
         else:
             self.caught_up = True
 
-    async def _try_to_settle(self) -> None:
-        try:
-            await self.settle(CATCH_UP_SECONDS)
-        except Unavailable as error:
-            log.info("%s", error)
-        else:
-            self._warn_of_other_settings()
-
-    def _warn_of_other_settings(self) -> None:
-        wanted = self._first
-        held = self.replica.view.collections.get(wanted.name) if wanted is not None else None
-        if held is not None and held.record.spec != wanted:
-            log.warning("a collection is %s, the configuration says %s", held.record.spec, wanted)
-
-    # --- the first collection ----------------------------------------------------------------------------------------
-    async def settle(self, timeout: float) -> None:
-        """On a leader, before it serves: the configured collection `default` exists, if this group was never used.
-
-        A group in which it was dropped has sessions, so it is not made again. Raises Unavailable when it cannot be
-        told in time.
-        """
-        if self.settled:
-            return
-        if self._settling is None:
-            self._settling = asyncio.get_running_loop().create_task(self._settle())
-            self._settling.add_done_callback(_seen)
-        settling = self._settling
-        await asyncio.wait((settling,), timeout=timeout)
-        if not settling.done():
-            raise Unavailable(f"{group_name(self.group)} is still being set up", group=self.group)
-        if (error := settling.exception()) is not None:
-            raise Unavailable(f"{group_name(self.group)} is not set up yet: {error}", group=self.group) from error
-
-    async def _settle(self) -> None:
-        host = self._host
-        try:
-            await host.read_index(self.group, PROPOSE_SECONDS)
-            if self._first is not None and not self.used():
-                command = self.replica.validate(CreateCollection(self._first, True))
-                await host.propose(self.group, encode(command), PROPOSE_SECONDS)
-            self.settled = True
-        finally:
-            self._settling = None
-
     async def be_up_to_date(self, timeout: float) -> None:
         """On a leader, before it judges a write: all that earlier leaders committed is applied here, so that it does
         not judge by an old state. Once a term. Raises what Host.read_index does."""
@@ -288,18 +234,6 @@ class HostedReplica:
     def up_to_date(self) -> bool:
         """Whether `be_up_to_date` would return at once."""
         return self._host.term(self.group) == self._judged_term
-
-    def used(self) -> bool:
-        """Whether anything was ever written to this group, as far as this replica knows."""
-        return self.replica.used
-
-    def check_used(self) -> None:
-        """On any replica, before an eventual read: a configured collection that is not here yet is no error of the
-        caller. Raises Unavailable."""
-        if not self.settled and self._first is not None:
-            if not self.used():
-                raise Unavailable(f"this replica of {group_name(self.group)} has no data yet", group=self.group)
-            self.settled = True
 
     # --- freshness ---------------------------------------------------------------------------------------------------
     async def leader_index(self, timeout: float) -> int:

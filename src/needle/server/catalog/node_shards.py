@@ -12,14 +12,14 @@ from needle.client.shards import ClusterShards
 from needle.routing.topology import Topology
 
 if TYPE_CHECKING:
-    from needle.server.cluster_node import ClusterNode
+    from needle.server.node import Node
 
 
 class NodeShards(ClusterShards):
     """The router's way to shards from inside a node: the node's own topology, which follows the catalog, with the
     addresses by which this node reaches the others."""
 
-    def __init__(self, node: ClusterNode, caller: Caller) -> None:
+    def __init__(self, node: Node, caller: Caller) -> None:
         super().__init__(caller, [node.config.address], Topology(), rng=node.ports.rng, prefer=node.config.address)
         self._node = node
         self._of = self._reached = Topology()

@@ -19,12 +19,12 @@ import uvloop
 from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import Failpoint, no_failpoint
-from needle.server.cluster_main import cluster_node
 from needle.server.ports import system_ports
 from needle.server.process.descriptors import raise_limit
 from needle.server.process.http import HttpServer
 from needle.server.process.loop_watch import LoopWatch
 from needle.server.process.metrics import NodeMetrics
+from needle.server.system_node import system_node
 from needle.system import share_one_heap
 
 log = logging.getLogger("needle.server")
@@ -40,7 +40,7 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
         loop.add_signal_handler(number, told.set)
     metrics = NodeMetrics()
     ports = metrics.measured(system_ports(config, failpoint=failpoint))
-    node = cluster_node(config, ports)
+    node = system_node(config, ports)
     http: HttpServer | None = None
     watch = LoopWatch()
     try:

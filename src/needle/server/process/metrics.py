@@ -18,7 +18,7 @@ from needle.base.errors import NeedleError
 from needle.base.runtime import Clock
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
 from needle.protocol import calls
-from needle.server.cluster_node import ClusterNode
+from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.server.process.loop_watch import LoopWatch
 from needle.server.upkeep.health import HealthWatch
@@ -101,7 +101,7 @@ class NodeMetrics:
 
         return dataclasses.replace(ports, open_store=open_store)
 
-    def watch(self, node: ClusterNode, loop: LoopWatch | None = None) -> None:
+    def watch(self, node: Node, loop: LoopWatch | None = None) -> None:
         """Read this node's state at every scrape, and observe its calls."""
         # Without "shard_" these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
         searched, written = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
@@ -163,7 +163,7 @@ class _LoopState(Collector):
 class _NodeState(Collector):
     """Reads a node's state at scrape time."""
 
-    def __init__(self, node: ClusterNode, health: HealthWatch | None) -> None:
+    def __init__(self, node: Node, health: HealthWatch | None) -> None:
         """health: of the whole cluster."""
         self._node = node
         self._health = health

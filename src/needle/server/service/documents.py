@@ -1,335 +1,172 @@
-"""Dispatch of inbound calls: decodes, asks host and replica, encodes. The only code between the wire and the node.
+"""Calls about the documents of a shard that this node holds: writes to its log, reads of its replica.
 
-Invariant: a strong or leased read is answered only after its confirmed index is applied here; a write only after quorum
-commit and apply. Whatever a caller sends, it gets one answer or one NeedleError, and nothing else happens.
+Invariants: a write is answered only after quorum commit and apply; a read's answer names epoch and ranges, and the map
+did not change while it ran. A collection that the catalog has and the shard not yet is made for who asks for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import (
-    CollectionNotFound,
-    DiskFull,
-    InvalidArgument,
-    NeedleError,
-    UnknownMethod,
-    UnsupportedFormat,
-    invalid,
-)
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, StaleEpoch, Unavailable
 from needle.base.ids import GroupId
-from needle.base.model import HitBatch, RaftStatus
-from needle.base.parts import LARGE_BYTES, Body, Payload, Pieces, encode_parts
-from needle.base.runtime import beside
-from needle.multiraft.inbound import CALL_METHODS
+from needle.base.model import Claim
+from needle.base.parts import Body
 from needle.protocol import calls, commands
-from needle.protocol.calls import (
-    AddressBook as AddressBookMessage,
-)
-from needle.protocol.calls import (
-    CollectionsCall,
-    CountCall,
-    DigestAnswer,
-    DocumentBatch,
-    GetCall,
-    GroupCall,
-    LeaderAnswer,
-    MaintenanceCall,
-    MembershipCall,
-    ScanAnswer,
-    ScanCall,
-    SearchCall,
-    StatusCall,
-    StepDownCall,
-    WriteCall,
-)
+from needle.protocol.calls import WriteCall
 from needle.protocol.move_commands import MoveCommand
+from needle.protocol.peer_calls import MoveAnswer, MoveCall
+from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
-from needle.server.ports import PeerLike
-from needle.server.replica import (
-    FILTERED_FIELDS,
-    PROPOSE_SECONDS,
-    READ_INDEX,
-    SEGMENT_BUILDING,
-    SEGMENT_CHUNK,
-    SEGMENT_PUBLISH,
-    HostedReplica,
-)
+from needle.server.replica import HostedReplica
+from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
 from needle.server.service.reads import Reads
-from needle.server.service.served import ServedNode, add_address, call_timeout, not_leader
-from needle.shard.fields.index_budget import FieldName
-from needle.shard.segments.builds import Progress
+from needle.server.service.served import (
+    JUDGED_BYTES_MAX,
+    ServedNode,
+    add_address,
+    call_timeout,
+    decoded_command,
+    encoded,
+    judge,
+    not_leader,
+)
 
 Run = Callable[[Any], Awaitable[Any]]
-ROUTED = frozenset({calls.WRITE, calls.SEARCH, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.SCAN})
-"""Calls about documents: they may name the epoch of a shard map."""
-T = TypeVar("T")
-DROPPABLE = frozenset({*ROUTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
-"""What is cancelled when its caller's connection ends."""
-FORWARD_SECONDS = 2.0
-AFTER_SECONDS_MAX = 1.0
-"""How long a caller may wait for a new leader in one call."""
-ANSWER_SHARE = 0.9
-"""Of the time a caller has: why something did not happen must reach it while it still listens."""
-
-JUDGED_BYTES_MAX = 64 * 1024
-"""A larger command is checked in a thread: 16 MB of JSON take a third of a second, and heartbeats cannot wait."""
-DECODED_BYTES_MAX = 1024 * 1024
-"""A larger body is copied out of its frame in a thread."""
-HOST_CALL_BYTES_MAX = 4 * 1024 * 1024
-"""What nodes ask each other is smaller: some bytes a group."""
 
 
-class RpcService:
-    """The methods of protocol.calls, and those that nodes ask each other."""
+class ShardDocuments:
+    """See the module. `methods`: what answers the calls that name the epoch of a map, by name."""
 
-    def __init__(self, node: ServedNode) -> None:
+    def __init__(self, node: ServedNode, reads: Reads) -> None:
         self._node = node
         self._host = node.host
-        self.reads = reads = Reads(node)
-        self._methods: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
-            calls.WRITE: (WriteCall, self._write),
-            calls.SEARCH: (SearchCall, reads.search),
-            calls.GET: (GetCall, reads.get),
-            calls.COLLECTIONS: (CollectionsCall, reads.collections),
-            calls.COUNT: (CountCall, reads.count),
-            calls.SCAN: (ScanCall, reads.scan),
-            calls.LEADER: (GroupCall, self._leader),
-            calls.STATUS: (StatusCall, self._status),
-            calls.DIGEST: (GroupCall, self._digest),
-            calls.STEP_DOWN: (StepDownCall, self._step_down),
-            calls.FORCE_ELECTION: (GroupCall, self._force_election),
-            calls.MAINTENANCE: (MaintenanceCall, self._maintenance),
-            calls.MEMBERSHIP: (MembershipCall, self._membership),
-            calls.ADDRESSES: (AddressBookMessage, self._addresses),
-            READ_INDEX: (GroupCall, self._read_index),
-            FILTERED_FIELDS: (GroupCall, self._filtered_fields),
-            SEGMENT_CHUNK: (tuple[int, str, int, int], self._segment_chunk),
-            SEGMENT_PUBLISH: (tuple[int, bytes], self._segment_publish),
-            SEGMENT_BUILDING: (tuple[int, int], self._segment_building),
+        self._owners = Ownerships(node)
+        self.methods: dict[str, Run] = {
+            calls.WRITE: self._shard_write,
+            calls.SEARCH: lambda call: self._shard_read(reads.search, call),
+            calls.GET: lambda call: self._shard_read(reads.get, call),
+            calls.COLLECTIONS: lambda call: self._shard_read(reads.collections, call),
+            calls.COUNT: lambda call: self._shard_read(reads.count, call),
+            calls.SCAN: lambda call: self._shard_read(reads.scan, call),
         }
-        self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
-
-    # --- rpc.handler.Handler -----------------------------------------------------------------------------------------
-    def on_oneway(self, peer: PeerLike, body: Payload) -> None:
-        """Raft messages of another node."""
-        if peer.node_id:
-            self._node.heard_from(peer.node_id)
-            self._host.on_raft(peer.node_id, body)
-
-    def on_gone(self, peer: PeerLike) -> None:
-        """A connection ended. That of a node whose process was killed ends at once."""
-        if peer.node_id:
-            self._host.disconnected(peer.node_id)
-
-    def is_droppable(self, method: str) -> bool:
-        """Reads are of no use to anybody else."""
-        return method in DROPPABLE
-
-    def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[Body]:
-        """One call of a client or a node."""
-        if method == SEGMENT_PUBLISH and not peer.node_id:
-            raise InvalidArgument("segments are published by nodes only", field="method")
-        if method in CALL_METHODS:
-            if len(body) > HOST_CALL_BYTES_MAX:
-                raise invalid("body", f"{len(body)} bytes", f"at most {HOST_CALL_BYTES_MAX} bytes for {method!r}")
-            return self._host.on_call(peer.node_id, method, bytes(body))
-        found = self._methods.get(method)
-        if found is None:
-            raise unknown_method(method)
-        if len(body) > DECODED_BYTES_MAX:
-            return self._serve_large(method, found[1], body)
-        call = self._decoded(method, body)
-        now = self._at_once(call) if method == calls.WRITE else None
-        return now if now is not None else self._serve(method, found[1], call)
-
-    def _decoded(self, method: str, body: Any) -> Any:
-        try:
-            return self._decoders[method].decode(body)
-        except DECODE_ERRORS as error:
-            raise InvalidArgument(f"the body of {method!r} is malformed: {error}", field="body") from None
-
-    async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any) -> Body:
-        return await self._serve(method, run, await self._node.blocking(self._decoded, method, body))
-
-    async def encoded(self, answer: object) -> Body:
-        """An answer as bytes; a large one in pieces, made in a thread."""
-        rows = answer.documents if isinstance(answer, ScanAnswer) else answer
-        if isinstance(rows, HitBatch | DocumentBatch) and calls.batch_bytes(rows) >= LARGE_BYTES:
-            pieces: Pieces = await self._node.blocking(encode_parts, answer)
-            return pieces
-        return calls.encode(answer)
-
-    async def judge(self, size: int, fn: Callable[..., T], *arguments: object) -> T:
-        """Run what takes long for a command of `size` bytes if that is large: in a thread, if it is."""
-        return await beside(self._node.blocking if size > JUDGED_BYTES_MAX else None, fn, *arguments)
-
-    def _road(self, method: str, run: Run, call: Any) -> tuple[Run, str]:
-        """What answers a call, and under which name it is observed."""
-        if method in ROUTED and call.epoch:
-            raise unknown_method(f"{method} of a shard")
-        return run, method
-
-    async def _serve(self, method: str, run: Run, call: Any) -> Body:
-        run, observed = self._road(method, run, call)
-        start = self._node.now()
-        failure: NeedleError | None = None
-        try:
-            try:
-                answer = await run(call)
-            except DiskFull:
-                if method not in DROPPABLE:
-                    raise
-                # What is applied could not be committed for the read: the reserve is there for that.
-                await self._node.blocking(self._node.space.look)
-                answer = await run(call)
-            return answer if isinstance(answer, bytes | Pieces) else await self.encoded(answer)
-        except NeedleError as error:
-            failure = error
-            add_address(error, self._node)
-            raise
-        finally:
-            self._node.observe(observed, self._node.now() - start, failure)
 
     # --- writes ------------------------------------------------------------------------------------------------------
-    async def _write(self, call: WriteCall, command: commands.Command | None = None) -> object:
-        """command: the call's, if it is decoded already."""
-        hosted, host, group = self._node.hosted(call.group), self._host, call.group
-        if not host.is_leader(group):
-            raise not_leader(self._node, group)
-        timeout = call_timeout(call.timeout)
-        if not hosted.settled:
-            await hosted.settle(timeout)
-        await hosted.be_up_to_date(timeout)
-        data = await self.judge(len(call.command), judged, hosted, call, command)
-        return await host.propose(group, data, timeout)
-
-    def _at_once(self, call: WriteCall) -> Promise[bytes] | None:
-        """`_write` without a task: most of what a small write costs here would be the event loop's work. None if
-        something has to be waited for before it can be proposed, or somebody else to answer."""
-        if call.epoch or not self._may_write_now(call):
+    def at_once(self, call: WriteCall) -> Promise[bytes] | None:
+        """A shard's write without a task: most of what a small write costs here would be the event loop's work. None if
+        something has to be waited for before it can be proposed, or somebody else to answer. The caller must have
+        routed by this node's map, and the shard's log own what that says."""
+        owned = self._node.ownership
+        if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
-        return self._write_now(call, calls.WRITE, lambda: judged(self._node.hosted(call.group), call))
-
-    def _may_write_now(self, call: WriteCall) -> bool:
-        if len(call.command) > JUDGED_BYTES_MAX:
-            return False
         hosted = self._node.groups.get(call.group)
-        return hosted is not None and hosted.settled and hosted.up_to_date and self._host.is_leader(call.group)
-
-    def _write_now(self, call: WriteCall, observed: str, judge: Callable[[], bytes]) -> Promise[bytes] | None:
-        """judge: gives the command to propose."""
-        answer = WriteAnswer(self._node, observed)
+        if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
+            return None
+        fence = hosted.replica.fence
+        if fence is not None and not agrees(fence, owned, call.group):
+            return None
+        answer = WriteAnswer(self._node, "shard_write")
         try:
-            self._host.submit(call.group, judge(), call_timeout(call.timeout), answer)
-        except CollectionNotFound as error:
-            if call.epoch:
-                return None  # the catalog may have it: it has to be asked
-            answer.set_exception(error)
+            data = judged(hosted, self._owners.checked(owned, call, by_log=fence is not None))
+            self._host.submit(call.group, data, call_timeout(call.timeout), answer)
+        except CollectionNotFound:
+            return None  # the catalog may have it: it has to be asked
         except NeedleError as error:
             answer.set_exception(error)
         return answer
 
-    # --- reads -------------------------------------------------------------------------------------------------------
-    async def _read_index(self, call: GroupCall) -> int:
-        return await self._host.read_index(call.group, call_timeout(call.timeout))
+    async def _shard_write(self, call: WriteCall) -> object:
+        owned = await self._owners.of(call.epoch)
+        command = await judge(self._node, len(call.command), self._owners.checked, owned, call)
+        await self._hold(owned, call, command)
+        try:
+            return await self._write(call, command)
+        except CollectionNotFound:
+            collection = getattr(command, "collection", "")
+            await self._catch_up(call.group, collection, call.timeout)
+            return await self._write(call, command)
 
-    async def _segment_chunk(self, call: tuple[int, str, int, int]) -> bytes:
-        group, name, offset, length = call
-        data: bytes = await self._node.blocking(self._node.hosted(group).keeper.serve_chunk, name, offset, length)
-        return data
-
-    async def _segment_publish(self, call: tuple[int, bytes]) -> bytes:
-        """A node finished a build that it began while it led."""
-        group, data = call
-        command = decoded_command(data)
-        if not isinstance(command, commands.PublishSegment):
-            raise invalid("command", type(command).__name__, "PublishSegment")
-        hosted = self._node.hosted(group)
-        hosted.replica.validate(command)
-        if not self._host.is_leader(group):
+    async def _write(self, call: WriteCall, command: commands.Command) -> object:
+        hosted, host, group = self._node.hosted(call.group), self._host, call.group
+        if not host.is_leader(group):
             raise not_leader(self._node, group)
-        await self._host.propose(group, commands.encode(command), PROPOSE_SECONDS)  # anew, as in `judged`
-        return b""
+        timeout = call_timeout(call.timeout)
+        await hosted.be_up_to_date(timeout)
+        data = await judge(self._node, len(call.command), judged, hosted, command)
+        return await host.propose(group, data, timeout)
 
-    async def _segment_building(self, call: tuple[int, int]) -> list[Progress]:
-        group, collection_id = call
-        found = self._node.hosted(group).keeper.building(collection_id)
-        return [] if found is None else [found]
+    async def _hold(self, owned: Ownership, call: WriteCall, command: commands.Command) -> None:
+        """A write that the shard's log would refuse waits here until the map changes, and is denied then: its range is
+        moving. What gets past this is judged by the log."""
+        hosted = self._node.groups.get(call.group)
+        fence = hosted.replica.fence if hosted is not None and self._host.is_leader(call.group) else None
+        if fence is None or agrees(fence, owned, call.group):
+            return  # the log owns what the map says, and that is checked already
+        if not await judge(self._node, len(call.command), takes, fence, command):
+            await self._owners.moving(owned, call_timeout(call.timeout))
+            text = f"shard {call.group - 1} does not take this write while its key moves"
+            raise self._owners.stale(text, self._node.ownership or owned, owned=False)
 
-    async def _filtered_fields(self, call: GroupCall) -> list[FieldName]:
-        return self._node.hosted(call.group).replica.field_indexes.recent()
-
-    # --- the node ----------------------------------------------------------------------------------------------------
-    async def _leader(self, call: GroupCall) -> LeaderAnswer:
-        if call.after_term >= 0:
-            await self._host.leader_after(
-                call.group, call.after_term, min(call_timeout(call.timeout), AFTER_SECONDS_MAX)
-            )
-        return self._led_by(call.group)
-
-    def _led_by(self, group: GroupId) -> LeaderAnswer:
-        host = self._host
-        status = host.status(group)
-        node = self._node
-        return LeaderAnswer(
-            node.node_id, status.leader, status.current_term, node.addresses(), host.maintenance, not node.space.low
-        )
-
-    async def _status(self, call: StatusCall) -> RaftStatus:
-        status = self._node.status(call.group, False)
-        if not call.digest or call.group not in self._node.groups:
-            return status
-        replica = self._node.hosted(call.group).replica
-        _, digest = await self._node.blocking(replica.stored_digest)
-        return msgspec.structs.replace(status, digest=digest)
-
-    async def _digest(self, call: GroupCall) -> DigestAnswer:
-        replica = self._node.hosted(call.group).replica
-        applied, digest = await self._node.blocking(replica.stored_digest)
-        return DigestAnswer(self._node.node_id, applied, digest)
-
-    async def _step_down(self, call: StepDownCall) -> LeaderAnswer:
+    async def move(self, call: MoveCall) -> MoveAnswer:
+        """One step of a move's driver."""
         if not self._host.is_leader(call.group):
             raise not_leader(self._node, call.group)
-        await self._host.transfer(call.group, call.to, ANSWER_SHARE * call_timeout(call.timeout))
-        return self._led_by(call.group)
+        timeout, hosted = call_timeout(call.timeout), self._node.hosted(call.group)
+        if call.command:
+            command = await judge(self._node, len(call.command), decoded_command, call.command)
+            if not isinstance(command, MoveCommand) or command.move != call.move:
+                raise InvalidArgument(f"{type(command).__name__} is no step of move {call.move}", field="command")
+            move = self._node.topology.move(call.move)
+            self._node.space.check_import(command, move.state if move is not None else None)
+            data = await judge(self._node, len(call.command), commands.encode, command)  # anew, as in `judged`
+            await self._host.propose(call.group, data, timeout)
+        else:
+            await self._host.read_index(call.group, timeout)
+        fence = hosted.replica.fence
+        found = fence.holdings.transfer(call.move) if fence is not None else None
+        if found is None:
+            return MoveAnswer("", 0, 0, {})
+        return MoveAnswer(found.phase, found.step, found.at, found.cursors)
 
-    async def _force_election(self, call: GroupCall) -> bytes:
-        self._host.force_election(call.group)
-        return b""
+    # --- reads -------------------------------------------------------------------------------------------------------
+    async def _shard_read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> Body:
+        owned = await self._owners.of(call.epoch)
+        claim = owned.claim(call.group - 1)
+        fresh = call.freshness
+        if fresh.min_index < claim.since:  # a replica that lags behind must not answer for what it does not have yet
+            fresh = msgspec.structs.replace(fresh, min_index=claim.since)
+            call = msgspec.structs.replace(call, freshness=fresh)
+        try:
+            try:
+                answer = await run(call, claim)
+            except CollectionNotFound:
+                await self._catch_up(call.group, _named_in(call), fresh.timeout)
+                answer = await run(call, claim)
+        except StaleEpoch as stale:
+            await self._owners.moving(owned, call_timeout(fresh.timeout))
+            raise self._owners.stale(stale.message, self._node.ownership or owned) from stale
+        after = self._node.ownership
+        if after is None or after.map != owned.map:
+            raise self._owners.stale("the shard map changed during the read", after or owned)
+        body = await encoded(self._node, answer)
+        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
 
-    async def _maintenance(self, call: MaintenanceCall) -> bytes:
-        await self._node.set_maintenance(call.on, call_timeout(call.timeout))
-        return b""
-
-    async def _membership(self, call: MembershipCall) -> bytes:
-        if not self._host.is_leader(call.group):
-            raise not_leader(self._node, call.group)
-        for node in [*call.voters, *call.learners]:
-            if node not in call.addresses and self._node.address_of(node) is None:
-                raise invalid("addresses", dict(call.addresses), f"the address of {node}, which is not known here")
-        now, timeout = self._host.status(call.group), call_timeout(call.timeout)
-        members, wanted = ({*now.voters}, {*now.learners}), ({*call.voters}, {*call.learners})
-        given = {node: at for node, at in call.addresses.items() if node in members[0] | members[1]}
-        moved = any(at != self._node.address_of(node) for node, at in given.items())
-        new = {node: at for node, at in call.addresses.items() if node not in given}
-        await self._node.learn_addresses(new, FORWARD_SECONDS)
-        if given:  # others may not know what this node does: its configuration may have been changed already
-            await self._node.move_members(call.group, given, timeout)
-        if not moved or wanted != members:
-            await self._host.change_membership(call.group, call.voters, call.learners, timeout)
-        return b""
-
-    async def _addresses(self, call: AddressBookMessage) -> AddressBookMessage:
-        self._node.book.check_room(call.addresses, call.moved)
-        await self._node.learn_addresses(call.addresses, 0.0)
-        self._node.book.move(call.moved)
-        return AddressBookMessage(self._node.addresses(), self._node.book.moved())
+    async def _catch_up(self, group: GroupId, collection: str, timeout: float) -> None:
+        """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the
+        catalog confirms that it does not have it, Unavailable on a replica that does not lead."""
+        node, seconds = self._node, call_timeout(timeout)
+        if not _lists(node.topology, collection):
+            newest = await node.confirmed(min(seconds, BEHIND_SECONDS))
+            if not _lists(newest, collection):
+                raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
+            if not await node.wait_topology(newest.version, min(seconds, BEHIND_SECONDS)):
+                raise Unavailable(f"node {node.node_id} does not know version {newest.version} of the catalog yet")
+        if not self._host.is_leader(group):
+            raise Unavailable(f"this replica of shard {group - 1} does not have collection {collection[:80]!r} yet")
+        await node.reconciler.reconcile(group, seconds)
 
 
 class WriteAnswer(Promise[bytes]):
@@ -356,29 +193,23 @@ class WriteAnswer(Promise[bytes]):
         super().set_exception(error)
 
 
-def unknown_method(method: str) -> UnknownMethod:
-    """For a call that this node does not have."""
-    return UnknownMethod(
-        f"this node has no call {method[:80]!r}: the caller, or this node, is of another release",
-        field="method",
-    )
-
-
-def decoded_command(data: bytes) -> commands.Command:
-    """Raises InvalidArgument."""
-    try:
-        return commands.decode(data)
-    except UnsupportedFormat as error:
-        raise InvalidArgument(error.message, field="command") from error
-
-
-def judged(hosted: HostedReplica, call: WriteCall, command: commands.Command | None = None) -> bytes:
+def judged(hosted: HostedReplica, command: commands.Command) -> bytes:
     """The command to propose, encoded anew: what a caller put behind the fields that this release knows must not get
     into the log, for whether it can be skipped depends on how deep the call is that applies it, on each replica.
     Raises InvalidArgument, CollectionNotFound."""
-    if command is None:
-        command = decoded_command(call.command)
     if isinstance(command, commands.PublishSegment | MoveCommand):
         raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
     hosted.space.check(command)
     return commands.encode(hosted.replica.validate(command))
+
+
+def _lists(topology: Topology, collection: str) -> bool:
+    info = topology.collection(public_name(collection))
+    return info is not None and info.stored_name == collection
+
+
+def _named_in(call: Any) -> str:
+    """The collection that a read is about."""
+    request = getattr(call, "request", None)
+    name: str = request.collection if request is not None else getattr(call, "collection", "")
+    return name

@@ -106,7 +106,7 @@ class Proxy:
     """See the module."""
 
     def __init__(self, node: ProxyNode, rng: Rng, judge: Judge) -> None:
-        """judge: RpcService.judge."""
+        """judge: runs what takes long for a large command in a thread (served.judge)."""
         self._node = node
         self._judge = judge
         self._rng = rng

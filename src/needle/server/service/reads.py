@@ -60,13 +60,10 @@ class Reads:
         hosted, host = self._node.hosted(group), self._host
         timeout = call_timeout(fresh.timeout)
         if fresh.mode is not ReadMode.EVENTUAL:
-            if not hosted.settled and host.is_leader(group):
-                await hosted.settle(timeout)
             read = host.read_index if fresh.mode is ReadMode.STRONG else host.read_leased
             await read(group, timeout)
         else:
             host.check_serves(group)
-            hosted.check_used()
             if host.maintenance:
                 raise InMaintenance(f"node {self._node.node_id} is in maintenance and serves no eventual reads")
             if fresh.max_staleness:
@@ -100,12 +97,7 @@ class Reads:
     def _may_search_early(self, call: SearchCall) -> bool:
         """Whether a strong search will most likely see now what its round will ask for: no write is under way."""
         fresh, group, host = call.freshness, call.group, self._host
-        return (
-            fresh.mode is ReadMode.STRONG
-            and self._node.hosted(group).settled
-            and host.is_at_rest(group)
-            and fresh.min_index <= host.applied_index(group)
-        )
+        return fresh.mode is ReadMode.STRONG and host.is_at_rest(group) and fresh.min_index <= host.applied_index(group)
 
     async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
         """Search while the round confirms this leader, instead of after it. What was found counts only if the round is

@@ -6,34 +6,63 @@ It must not know methods.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from needle.base.errors import DeadlineExceeded, NeedleError, NotLeader, invalid
+from needle.base.config import RaftConfig
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, NotLeader, UnsupportedFormat, invalid
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.model import RaftStatus
+from needle.base.model import HitBatch, RaftStatus, WriteResult
+from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
+from needle.base.runtime import beside
+from needle.catalog.machine import CatalogMachine
+from needle.client.router.router import Router
 from needle.multiraft.host import Host
+from needle.protocol import calls, commands
+from needle.protocol.calls import DocumentBatch, ScanAnswer
+from needle.protocol.peer_calls import FoundCall, WhoAnswer
+from needle.routing.topology import Ownership, Topology
 from needle.server.address_book import AddressBook
+from needle.server.catalog.collections import Reconciler
+from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
+from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.disk_space import DiskSpace
+
+T = TypeVar("T")
+JUDGED_BYTES_MAX = 64 * 1024
+"""A larger command is checked in a thread: 16 MB of JSON take a third of a second, and heartbeats cannot wait."""
 
 
 class ServedNode(Protocol):
     """The node, as its service sees it."""
 
     node_id: NodeId
+    config: RaftConfig
+    ports: NodePorts
     host: Host
+    peers: Peers
     groups: dict[GroupId, HostedReplica]
     space: DiskSpace
     book: AddressBook
+    topology: Topology
+    ownership: Ownership | None
+    catalog: CatalogMachine | None
+    router: Router
+    reconciler: Reconciler
+    coordinator: Coordinator
 
     def hosted(self, group: GroupId) -> HostedReplica: ...
     def status(self, group: GroupId, digest: bool) -> RaftStatus: ...
     def address_of(self, node: NodeId) -> str | None: ...
     def addresses(self) -> dict[NodeId, str]: ...
+    def told(self) -> dict[NodeId, str]: ...
     def heard_from(self, node: NodeId) -> None: ...
-    async def learn_addresses(self, addresses: dict[NodeId, str], timeout: float) -> None: ...
-    async def move_members(self, group: GroupId, addresses: dict[NodeId, str], timeout: float) -> None: ...
     async def set_maintenance(self, on: bool, timeout: float) -> None: ...
+    async def wait_topology(self, version: int, timeout: float) -> bool: ...
+    async def confirmed(self, timeout: float) -> Topology: ...
+    async def execute(self, command: bytes, timeout: float) -> WriteResult: ...
+    async def found(self, call: FoundCall) -> None: ...
+    def who(self) -> WhoAnswer: ...
     def observe(self, what: str, seconds: float, error: NeedleError | None) -> None: ...
     def now(self) -> float: ...
     @property
@@ -63,3 +92,25 @@ def call_timeout(seconds: float) -> float:
     if not 0 < seconds <= 86_400:
         raise invalid("timeout", seconds, "seconds, more than 0 and at most 86400")
     return seconds
+
+
+async def judge(node: ServedNode, size: int, fn: Callable[..., T], *arguments: object) -> T:
+    """Run what takes long for a command of `size` bytes if that is large: in a thread, if it is."""
+    return await beside(node.blocking if size > JUDGED_BYTES_MAX else None, fn, *arguments)
+
+
+async def encoded(node: ServedNode, answer: object) -> Body:
+    """An answer as bytes; a large one in pieces, made in a thread."""
+    rows = answer.documents if isinstance(answer, ScanAnswer) else answer
+    if isinstance(rows, HitBatch | DocumentBatch) and calls.batch_bytes(rows) >= LARGE_BYTES:
+        pieces: Pieces = await node.blocking(encode_parts, answer)
+        return pieces
+    return calls.encode(answer)
+
+
+def decoded_command(data: bytes) -> commands.Command:
+    """Raises InvalidArgument."""
+    try:
+        return commands.decode(data)
+    except UnsupportedFormat as error:
+        raise InvalidArgument(error.message, field="command") from error

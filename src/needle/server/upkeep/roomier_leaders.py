@@ -15,6 +15,7 @@ from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
+from needle.protocol.peer_calls import SHARD_LEADER
 from needle.server.ports import Peers
 from needle.server.upkeep.disk_space import DiskSpace
 
@@ -35,8 +36,6 @@ class LeadingNode(Protocol):
     host: Host
     peers: Peers
     space: DiskSpace
-    leader_method: str
-    """Who answers it says who leads a group."""
 
     def now(self) -> float: ...
 
@@ -80,7 +79,7 @@ class RoomierLeaders:
     async def _has_room(self, group: GroupId, peer: NodeId) -> bool:
         node, body = self._node, calls.encode(GroupCall(group, ASK_SECONDS))
         try:
-            answer = await node.peers.call(peer, node.leader_method, body, ASK_SECONDS)
+            answer = await node.peers.call(peer, SHARD_LEADER, body, ASK_SECONDS)
         except NeedleError as error:
             log.debug("%s does not say whether it has room: %s", peer, error)
             return False

@@ -1,0 +1,174 @@
+"""Acting on a newer topology: it is written down, addresses are learned, groups opened and closed.
+
+Invariants: one topology is acted on at a time, none older than the last; a group is bootstrapped only by the nodes that
+the catalog names as its founders, on the data directory it knows (incarnation). What fails for want of room, or of file
+handles, is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from needle.base.config import RaftConfig
+from needle.base.errors import ConfigError
+from needle.base.file_errors import SHORTAGES
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.catalog.machine import CatalogMachine
+from needle.multiraft.host import Host
+from needle.routing.strategy import router_names
+from needle.routing.topology import NodeState, Ownership, Topology
+from needle.server.address_book import AddressBook
+from needle.server.cluster_files import ClusterFile, check_founding, save_topology
+from needle.server.hosting import Hosting
+from needle.server.ports import NodePorts
+from needle.server.replica import HostedReplica
+from needle.server.upkeep.lasting import SHORTAGE_SECONDS
+
+log = logging.getLogger("needle.server")
+
+
+class AdoptingNode(Protocol):
+    """The node that acts."""
+
+    node_id: NodeId
+    config: RaftConfig
+    ports: NodePorts
+    host: Host
+    book: AddressBook
+    groups: dict[GroupId, HostedReplica]
+    cluster: ClusterFile
+    topology: Topology
+    ownership: Ownership | None
+    catalog: CatalogMachine | None
+
+    def alive(self) -> bool: ...
+
+
+class Adoption:
+    """See the module."""
+
+    def __init__(self, node: AdoptingNode, hosting: Hosting) -> None:
+        self._node = node
+        self._hosting = hosting
+        self._changed = asyncio.Event()
+        self._adopting = asyncio.Lock()
+        self._unsaved = False
+        self._unopened = False
+        self._said_empty = False
+
+    async def wait(self, version: int, timeout: float) -> bool:
+        """Wait for a topology of at least `version`; False if it does not come in time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self._node.topology.version < version:
+            left = deadline - loop.time()
+            if left <= 0 or self._node.host.stopped:
+                return False
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), left)
+            except TimeoutError:
+                return False
+        return True
+
+    async def adopt(self, topology: Topology, *, save: bool = True) -> None:
+        """Act on a newer topology."""
+        async with self._adopting:
+            check_founding(self._node.node_id, self._node.topology, topology)
+            if topology.version <= self._node.topology.version:
+                return
+            self._check_router(topology)
+            if save:
+                self._learn_news(self._node.topology.addresses(), topology.addresses())
+                self._unsaved = True
+            self._unopened = True
+            await self._save_topology(topology)
+            self._node.topology = topology
+            if topology.map is not None and (self._node.ownership is None or self._node.ownership.map != topology.map):
+                self._node.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
+            await self._open_what_is_due()
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+
+    async def _save_topology(self, topology: Topology) -> None:
+        """Without room for it, it is acted on all the same: the file is a cache, for a start without the catalog."""
+        if self._unsaved:
+            try:
+                await self._node.ports.file_pool.run(save_topology, self._node.config.data_dir, topology)
+                self._unsaved = False
+            except SHORTAGES as error:
+                log.error("version %d of the topology is not written down now: %s", topology.version, error)
+
+    async def _open_what_is_due(self) -> None:
+        if self._unopened:
+            try:
+                await self._open_and_close(self._node.topology)
+                self._unopened = False
+            except SHORTAGES as error:
+                log.error("node %s does not open all its shards now: %s", self._node.node_id, error)
+
+    async def retry_shortages(self) -> None:
+        """What was left undone for want of room, or of file handles."""
+        while not self._node.host.stopped:
+            await asyncio.sleep(SHORTAGE_SECONDS)
+            if self._unsaved or self._unopened:
+                async with self._adopting:
+                    await self._save_topology(self._node.topology)
+                    await self._open_what_is_due()
+
+    def _learn_news(self, before: dict[NodeId, str], now: dict[NodeId, str]) -> None:
+        """Only what changed: of a node that moved and is not registered yet, what it said itself is newer."""
+        others = {node: at for node, at in now.items() if node != self._node.node_id}
+        self._node.book.learn({node: at for node, at in others.items() if before.get(node) != at})
+        self._node.book.learn_missing(others)
+
+    def _check_router(self, topology: Topology) -> None:
+        """A node that cannot tell who owns a document must not serve: writes to the shards it leads would all fail."""
+        name = topology.map.strategy.router if topology.map is not None else ""
+        if name and name not in router_names():
+            raise ConfigError(
+                f"documents of this cluster are routed by {name!r}, which node {self._node.node_id} does not know: "
+                "start it with --routers, or router_modules in [sharding]",
+                field="sharding.router_modules",
+            )
+
+    async def _open_and_close(self, topology: Topology) -> None:
+        node = self._node
+        me = topology.node(node.node_id)
+        if me is None or me.incarnation != node.cluster.incarnation:
+            return
+        await self._hold_catalog(topology)
+        mine = {shard_group(info.shard): info for info in topology.hosted_by(node.node_id)}
+        if not mine and not self._said_empty and me.state is not NodeState.REMOVED:
+            self._said_empty = True
+            log.warning(
+                "node %s belongs to the cluster and holds no replica: it stores nothing until some are placed on it",
+                node.node_id,
+            )
+        for group, info in mine.items():
+            if group not in node.groups:
+                founds = node.node_id in info.founders
+                hosted = await self._hosting.open_shard(info.shard, sorted(info.founders) if founds else [])
+                if node.alive():
+                    hosted.start()
+                log.info("node %s opens shard %d", node.node_id, info.shard)
+        for group in [group for group in node.groups if group not in mine]:
+            hosted = node.groups.pop(group)
+            await hosted.stop()
+            await node.host.close_group(group)
+            hosted.replica.close()
+            log.info("node %s closes shard %d", node.node_id, group - 1)
+
+    async def _hold_catalog(self, topology: Topology) -> None:
+        node = self._node
+        wanted = node.node_id in topology.catalog
+        if wanted and node.catalog is None:
+            self._hosting.open_catalog(topology)
+            log.info("node %s opens a replica of the catalog", node.node_id)
+        elif not wanted and node.catalog is not None:
+            catalog, node.catalog = node.catalog, None
+            await node.host.close_group(CATALOG_GROUP)
+            catalog.close()
+            log.info("node %s closes its replica of the catalog", node.node_id)

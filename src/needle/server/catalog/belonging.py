@@ -1,0 +1,119 @@
+"""Which cluster a node belongs to, by its data directory: it joins one, or founds it, once.
+
+Invariant: what it belongs to is on disk before it acts on it: a node that only believed to belong would be a stranger
+after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import msgspec
+
+from needle.base.config import RaftConfig
+from needle.base.errors import InvalidArgument
+from needle.base.ids import NodeId
+from needle.multiraft.host import Host
+from needle.protocol.peer_calls import FoundCall, WhoAnswer, check_fresh
+from needle.routing.strategy import router_names
+from needle.routing.topology import NodeInfo, Topology
+from needle.server.address_book import AddressBook
+from needle.server.catalog.settings_founding import cluster_uid
+from needle.server.cluster_files import ClusterFile, check_unused, save_cluster
+from needle.server.hosting import Hosting
+from needle.server.ports import NodePorts
+from needle.server.upkeep.disk_space import DiskSpace
+
+STRANGERS_MAX = 16
+
+
+class BelongingNode(Protocol):
+    """The node whose directory it is."""
+
+    node_id: NodeId
+    config: RaftConfig
+    ports: NodePorts
+    host: Host
+    book: AddressBook
+    space: DiskSpace
+    topology: Topology
+    cluster: ClusterFile
+
+
+class Belonging:
+    """See the module."""
+
+    def __init__(self, node: BelongingNode, hosting: Hosting) -> None:
+        self._node = node
+        self._hosting = hosting
+        self._changing = asyncio.Lock()
+        self._strangers: set[NodeId] = set()
+        """Nodes that spoke Raft to this one before it belonged to a cluster; the first few."""
+
+    def heard_from(self, node: NodeId) -> None:
+        """A node speaks to this one. Before this node belongs to a cluster, nobody but those it is founded with has
+        anything to say to it: who does knew another directory under its name."""
+        if self._node.cluster.uid == 0 and len(self._strangers) < STRANGERS_MAX:
+            self._strangers.add(node)
+
+    async def join(self, uid: int) -> None:
+        """Write down which cluster this node joins. Raises InvalidArgument if its directory holds data of another."""
+        node = self._node
+        async with self._changing:
+            if node.cluster.uid == 0:
+                check_unused(node.node_id, node.config.data_dir)
+                await self._become(msgspec.structs.replace(node.cluster, uid=uid))
+
+    async def _become(self, cluster: ClusterFile) -> None:
+        node = self._node
+        await node.ports.file_pool.run(save_cluster, node.config.data_dir, cluster)
+        node.cluster = cluster
+
+    async def found(self, call: FoundCall) -> None:
+        """Belong to the cluster that is being created. Raises InvalidArgument if this node belongs to another one, or
+        its name does; LostState if it does not go on."""
+        node = self._node
+        async with self._changing:
+            strangers = set() if node.cluster.uid else self._strangers - call.voters.keys()
+            check_fresh(node.node_id, node.host.lost, strangers)
+            if node.cluster.uid not in (0, call.uid):
+                raise InvalidArgument(
+                    f"node {node.node_id} belongs to another cluster; give it an empty data directory to use it here",
+                    field="node",
+                )
+            if node.cluster.uid == 0:
+                check_unused(node.node_id, node.config.data_dir)
+                await self._become(msgspec.structs.replace(node.cluster, uid=call.uid, voters=dict(call.voters)))
+        node.book.learn({name: at for name, at in call.voters.items() if name != node.node_id})
+        if node.node_id in node.cluster.voters and not node.topology.catalog_assigned:
+            self._hosting.open_catalog(node.topology)
+
+    def who(self) -> WhoAnswer:
+        """This node, as it says of itself."""
+        node = self._node
+        return WhoAnswer(
+            node.node_id,
+            node.config.announced,
+            node.cluster.incarnation,
+            node.config.placement.zone,
+            node.config.placement.weight,
+            node.cluster.uid,
+            node.topology.version,
+            router_names(),
+            node.host.lost,
+            [] if node.cluster.uid else sorted(self._strangers),
+            cluster_uid(node.config) if node.config.founders else 0,
+            node.space.room(),
+        )
+
+    def info(self) -> NodeInfo:
+        """This node, as the catalog should know it."""
+        node = self._node
+        return NodeInfo(
+            id=node.node_id,
+            address=node.config.announced,
+            incarnation=node.cluster.incarnation,
+            zone=node.config.placement.zone,
+            weight=node.config.placement.weight,
+        )

@@ -1,0 +1,140 @@
+"""What a node opens on its disk and runs: the log, its replica of the catalog, its replicas of shards.
+
+Invariant: what could not be opened whole is closed again. It must not know when something is to be opened
+(catalog/adoption.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from needle.base.config import RaftConfig
+from needle.base.errors import NeedleError
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.catalog.machine import CatalogMachine
+from needle.multiraft.config import HostConfig
+from needle.multiraft.host import Host
+from needle.multiraft.log.log_store import LogStore
+from needle.routing.topology import Topology
+from needle.server import files as data_dir
+from needle.server.adapters import CatalogAdapter
+from needle.server.cluster_files import ClusterFile, catalog_directory
+from needle.server.ports import NodePorts, Peers
+from needle.server.replica import HostedReplica
+from needle.server.upkeep.disk_space import DiskSpace
+from needle.shard.fields.builders import Builders
+from needle.shard.state_machine import Replica
+
+
+class HostingNode(Protocol):
+    """The node that opens and closes them."""
+
+    node_id: NodeId
+    config: RaftConfig
+    ports: NodePorts
+    host: Host
+    peers: Peers
+    space: DiskSpace
+    groups: dict[GroupId, HostedReplica]
+    cluster: ClusterFile
+    catalog: CatalogMachine | None
+
+
+class Hosting:
+    """See the module."""
+
+    def __init__(self, node: HostingNode, fatal: Callable[[NeedleError], None]) -> None:
+        """fatal: stops the node."""
+        self._node = node
+        self._fatal = fatal
+        self._builders = Builders(node.ports.search_threads)
+
+    def open_catalog(self, known: Topology) -> None:
+        """Begin this node's replica of the catalog, unless it is there."""
+        node = self._node
+        if node.catalog is None:
+            machine = CatalogMachine(catalog_directory(node.config.data_dir))
+            # Others wait until the group contacts them, and so do all once it may have other members.
+            founds = node.node_id in node.cluster.voters and not known.catalog_assigned
+            try:
+                watched = node.ports.catalog(CATALOG_GROUP, CatalogAdapter(machine))
+                node.host.open_group(CATALOG_GROUP, watched, voters=sorted(node.cluster.voters) if founds else [])
+            except BaseException:
+                machine.close()
+                raise
+            node.catalog = machine
+
+    def close_catalog(self) -> None:
+        """Close the replica of the catalog, if there is one."""
+        if self._node.catalog is not None:
+            self._node.catalog.close()
+
+    async def open_shard(self, shard: int, voters: Sequence[NodeId]) -> HostedReplica:
+        """Open this node's replica of a shard. voters: who founds its group, none if others do."""
+        node, group = self._node, shard_group(shard)
+        config, ports = node.config, node.ports
+        replica = await ports.file_pool.run(self._open_replica, data_dir.shard_directory(config.data_dir, shard))
+        try:
+            node.host.open_group(group, ports.machine(group, replica), voters=voters)
+        except BaseException:
+            replica.close()
+            raise
+        hosted = node.groups[group] = HostedReplica(
+            group,
+            replica,
+            host=node.host,
+            ports=ports,
+            config=config,
+            call=node.peers.call,
+            fatal=self._fatal,
+            space=node.space,
+            builders=self._builders,
+        )
+        return hosted
+
+    async def stop_replicas(self) -> None:
+        """End what all replicas do in the background."""
+        for hosted in list(self._node.groups.values()):
+            await hosted.stop()
+
+    def close_replicas(self) -> None:
+        """Close all replicas' files."""
+        for hosted in self._node.groups.values():
+            hosted.replica.close()
+
+    def _open_replica(self, directory: str) -> Replica:
+        ports, config = self._node.ports, self._node.config
+        return Replica(
+            directory, limits=config.limits, segments=config.segments, disk=ports.disk, failpoint=ports.failpoint
+        )
+
+
+def open_log(config: RaftConfig, ports: NodePorts) -> LogStore:
+    """The Raft log of all groups of a node. Blocking."""
+    store = ports.open_store(data_dir.log_directory(config.data_dir))
+    try:
+        return LogStore(
+            store,
+            node_id=config.node_id,
+            cluster_id=config.cluster_id,
+            draw=lambda: ports.rng.getrandbits(63),
+            failpoint=ports.failpoint,
+        )
+    except BaseException:
+        store.close()
+        raise
+
+
+def host_config(config: RaftConfig) -> HostConfig:
+    """The Raft host's settings in a node's configuration."""
+    return HostConfig(
+        election_timeout=config.election_timeout,
+        heartbeat_interval=config.heartbeat_interval,
+        lease_timeout=config.lease_timeout,
+        clock_error_max=config.clock_error_max,
+        snapshot_threshold=config.snapshot_threshold,
+        log_bytes_max=config.log_bytes_max,
+        uncommitted_bytes_max=config.limits.uncommitted_bytes_max,
+        append_bytes_max=config.limits.append_bytes_max,
+    )

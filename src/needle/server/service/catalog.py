@@ -1,0 +1,123 @@
+"""The catalog's calls: its topology, its commands, and how a node comes to belong to a cluster.
+
+Invariant: a command is passed on to nodes that may lead the catalog, and what the caller hears never denies that an
+earlier copy of it may have got into the log.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidArgument,
+    NeedleError,
+    NotLeader,
+    Unavailable,
+    UnsupportedFormat,
+)
+from needle.base.ids import CATALOG_GROUP
+from needle.base.model import WriteResult
+from needle.protocol import calls, catalog_commands
+from needle.protocol.catalog_commands import CatalogCommand
+from needle.protocol.peer_calls import (
+    CATALOG,
+    CatalogCall,
+    FoundCall,
+    SyncCall,
+    TopologyAnswer,
+    TopologyCall,
+    WhoAnswer,
+    WhoCall,
+)
+from needle.server.service.checks import BEHIND_SECONDS
+from needle.server.service.served import ServedNode, call_timeout, not_leader
+from needle.shard.apply.validation import check_spec
+
+HOPS_MAX = 2
+
+
+class CatalogCalls:
+    """See the module."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+        self._host = node.host
+
+    async def topology(self, call: TopologyCall) -> TopologyAnswer:
+        """This node's topology, or one that the catalog confirms."""
+        node = self._node
+        if call.confirmed:
+            if node.catalog is None or not self._host.is_leader(CATALOG_GROUP):
+                raise self._not_leader_of_catalog()
+            return TopologyAnswer(node.node_id, await node.confirmed(BEHIND_SECONDS))
+        if call.wait > 0 and node.topology.version <= call.version:
+            await node.wait_topology(call.version + 1, min(call.wait, 60.0))
+        newer = node.topology.version > call.version
+        return TopologyAnswer(node.node_id, node.topology if newer else None)
+
+    def _not_leader_of_catalog(self) -> NotLeader:
+        leader = self._host.leader(CATALOG_GROUP) if self._node.catalog is not None else None
+        return NotLeader(f"node {self._node.node_id} does not lead the catalog", leader=leader, group=CATALOG_GROUP)
+
+    async def catalog(self, call: CatalogCall) -> object:
+        """Execute a command, or have who leads the catalog execute it."""
+        try:
+            command, identity = catalog_commands.decode_identified(call.command)
+        except UnsupportedFormat as error:
+            raise InvalidArgument(error.message, field="command") from error
+        self._check_command(command)
+        timeout, node = call_timeout(call.timeout), self._node
+        if node.catalog is not None and self._host.is_leader(CATALOG_GROUP):
+            node.space.check_catalog(command)
+            return await node.execute(catalog_commands.encode(command, identity), timeout)  # anew, as in `judged`
+        if call.hops >= HOPS_MAX:
+            raise self._not_leader_of_catalog()
+        body = calls.encode(CatalogCall(call.command, timeout, call.hops + 1))
+        leader = self._host.leader(CATALOG_GROUP) if node.catalog is not None else None
+        last: NeedleError = self._not_leader_of_catalog()
+        for peer in [leader] if leader else node.topology.catalog:
+            if peer == node.node_id:
+                continue
+            try:
+                answer = await node.peers.call(peer, CATALOG, body, timeout)
+            except NeedleError as error:
+                open_fate = isinstance(last, ConnectionLost | DeadlineExceeded)
+                if not error.retryable and not (open_fate and error.of_the_node):
+                    raise
+                if not open_fate:
+                    last = error  # of a copy that may have got into the log the caller must hear, whatever others say
+                continue
+            return answer
+        raise last
+
+    def _check_command(self, command: CatalogCommand) -> None:
+        """What shards would refuse must not get into the catalog."""
+        if isinstance(command, catalog_commands.CreateCollection):
+            limits = self._node.config.limits
+            longest = msgspec.structs.replace(command.spec, name=f"{command.spec.name}@{10**19}")
+            check_spec(command.spec, limits)
+            check_spec(longest, limits)
+        elif isinstance(command, catalog_commands.SetReplicas):
+            # Its nodes would give up their replicas at once, while the group counts on them.
+            raise InvalidArgument("a command of an earlier release: AssignReplicas takes its place", field="command")
+
+    async def sync(self, call: SyncCall) -> WriteResult:
+        """Have a shard apply the catalog's collections."""
+        if not self._host.is_leader(call.group):
+            raise not_leader(self._node, call.group)
+        timeout = call_timeout(call.timeout)
+        if not await self._node.wait_topology(call.version, timeout):
+            raise Unavailable(f"node {self._node.node_id} does not know version {call.version} of the catalog yet")
+        await self._node.reconciler.reconcile(call.group, timeout)
+        return WriteResult(version=call.version, index=self._host.applied_index(call.group))
+
+    async def found(self, call: FoundCall) -> WhoAnswer:
+        """Belong to the cluster that is being created."""
+        await self._node.found(call)
+        return self._node.who()
+
+    async def who(self, call: WhoCall) -> WhoAnswer:
+        """What this node says of itself."""
+        return self._node.who()

@@ -1,0 +1,122 @@
+"""What a shard's calls are checked by before they are served: the epoch of the caller's map, and who owns a document.
+
+Invariant: a write gets past these checks only if the shard owns the routing key of every document in it by the map of
+the epoch that the caller routed by. It must not know the wire, nor how a write is proposed.
+"""
+
+from __future__ import annotations
+
+from needle.base.decoding import routed_metadata
+from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable, invalid
+from needle.base.ids import GroupId
+from needle.protocol import commands
+from needle.protocol.calls import WriteCall
+from needle.routing.ranges import check_ranges
+from needle.routing.strategy import ShardStrategy, routing_key
+from needle.routing.topology import Ownership
+from needle.server.service.served import ServedNode, decoded_command
+from needle.shard.apply.holdings import Fence
+
+BEHIND_SECONDS = 1.0
+
+
+class Ownerships:
+    """The map of this node's topology, and what is refused by it."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+
+    async def of(self, epoch: int) -> Ownership:
+        """The map of the caller's epoch. Raises StaleEpoch if this node's is another one."""
+        node = self._node
+        owned = node.ownership
+        if owned is None or owned.epoch < epoch:
+            # The caller knows a newer map: this node will have it in a moment.
+            await node.wait_topology(node.topology.version + 1, BEHIND_SECONDS)
+            owned = node.ownership
+        if owned is None or owned.epoch < epoch:
+            raise Unavailable(f"node {node.node_id} does not know the shard map of epoch {epoch} yet")
+        if owned.epoch > epoch:
+            raise self.stale(f"the shard map has epoch {owned.epoch}, not {epoch}", owned)
+        return owned
+
+    def stale(self, text: str, here: Ownership, *, owned: bool = True) -> StaleEpoch:
+        """The refusal of a call that was routed by another map; owned=False: of a document that the shard lacks."""
+        return StaleEpoch(text, epoch=here.epoch, version=self._node.topology.version, owned=owned)
+
+    async def moving(self, owned: Ownership, timeout: float) -> None:
+        """The shard's log is ahead of the map of this node: that will come in a moment."""
+        if self._node.ownership is owned:
+            await self._node.wait_topology(self._node.topology.version + 1, min(timeout, BEHIND_SECONDS))
+
+    def checked(self, owned: Ownership, call: WriteCall, *, by_log: bool = False) -> commands.Command:
+        """The command of a shard's write, all of whose documents it owns. by_log: which it owns is left to the shard's
+        log to judge, which owns what the map says. May run in any thread."""
+        command = decoded_command(call.command)
+        if isinstance(command, commands.CreateCollection | commands.DropCollection):
+            raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
+        custom = owned.map.strategy.kind == "custom"
+        if custom and isinstance(command, commands.Patch | commands.ChangeWhere) and command.change is not None:
+            _check_keeps_key(owned.map.strategy, command.change)
+        if isinstance(command, commands.ChangeWhere) or (
+            custom and isinstance(command, commands.Delete | commands.Patch)
+        ):
+            _check_spread(command)
+        elif not by_log:
+            self._check_owner(owned, call.group, command)
+        return command
+
+    def _check_owner(self, owned: Ownership, group: GroupId, command: commands.Command) -> None:
+        """Raises StaleEpoch (owned=False) for a document that another shard owns."""
+        shard_map, shard = owned.map, group - 1
+        strategy, count = shard_map.strategy, shard_map.shard_count
+        if isinstance(command, commands.Insert):
+            custom = strategy.kind == "custom"
+            for name, metadata in zip(command.ids, command.metadata, strict=False):
+                decoded = routed_metadata(metadata) if custom else None
+                if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:
+                    raise self.stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
+        elif isinstance(command, commands.Delete | commands.Patch):
+            for name in command.ids:
+                if shard_map.owner(routing_key(strategy, count, name)) != shard:
+                    raise self.stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
+
+
+def agrees(fence: Fence, owned: Ownership, group: GroupId) -> bool:
+    """Whether a shard's log owns what the map says, and no range of it is about to leave."""
+    return not fence.freezes and fence.fingerprint == owned.fingerprint(group - 1)
+
+
+def _check_keeps_key(strategy: ShardStrategy, change: commands.Change) -> None:
+    """A document under another shard key may belong to another shard. Judged here as well as by the log, which knows
+    the strategy only after a move."""
+    named = [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]
+    keys = [tuple(field.split(".")) for field in strategy.fields]
+    for path in named:
+        at = tuple(path.split("."))
+        if strategy.router or any(at[: len(key)] == key or key[: len(at)] == at for key in keys):
+            raise invalid("change", path, f"no field that the shard key ({strategy.text()}) is made of; insert it anew")
+    if change.whole is not None:
+        raise invalid("change", "whole metadata", "fields that are no part of the shard key; insert the document anew")
+
+
+def _check_spread(command: commands.Delete | commands.Patch | commands.ChangeWhere) -> None:
+    """By which map it was spread is the sender's to say, and the log's to judge: a repeated one may come by a newer
+    map, and its number may have been executed by the older one."""
+    if not command.owned and not command.within:
+        raise invalid("owned", command.owned, "the fingerprint of the ranges that this write is about")
+    if command.within:
+        check_ranges("within", command.within)
+
+
+def takes(fence: Fence, command: commands.Command) -> bool:
+    """Whether the shard's log would take a write now."""
+    if isinstance(command, commands.Insert):
+        return all(map(fence.accepts, command.ids, command.metadata))
+    if not isinstance(command, commands.Delete | commands.Patch | commands.ChangeWhere):
+        return True
+    if not fence.custom and not isinstance(command, commands.ChangeWhere):
+        return all(fence.accepts(name, b"") for name in command.ids)
+    if command.within:
+        return fence.takes(command.within)
+    return command.owned == fence.fingerprint and not fence.freezes

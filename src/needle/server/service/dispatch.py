@@ -1,0 +1,186 @@
+"""Dispatch of inbound calls: decodes, has a part of the service answer, encodes. The only way from the wire to a node.
+
+Invariants: whatever a caller sends, it gets one answer or one NeedleError, and nothing else happens. Calls about
+documents that name the epoch of a shard map are a shard's; the others mean the whole cluster, and this node routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from needle.base.decoding import DECODE_ERRORS
+from needle.base.errors import DiskFull, InvalidArgument, NeedleError, UnknownMethod, invalid
+from needle.base.parts import Body, Payload, Pieces
+from needle.multiraft.inbound import CALL_METHODS
+from needle.protocol import calls
+from needle.protocol.calls import (
+    AddressBook,
+    CollectionsCall,
+    CountCall,
+    GetCall,
+    GroupCall,
+    MaintenanceCall,
+    ScanCall,
+    SearchCall,
+    StatusCall,
+    StepDownCall,
+    WriteCall,
+)
+from needle.protocol.peer_calls import (
+    CATALOG,
+    FOUND,
+    MOVE,
+    SHARD_LEADER,
+    SYNC,
+    TOPOLOGY,
+    WHO,
+    CatalogCall,
+    FoundCall,
+    MoveCall,
+    SyncCall,
+    TopologyCall,
+    WhoCall,
+)
+from needle.server.ports import PeerLike
+from needle.server.replica import FILTERED_FIELDS, READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
+from needle.server.service import rebalancing
+from needle.server.service.catalog import CatalogCalls
+from needle.server.service.documents import Run, ShardDocuments
+from needle.server.service.operations import Operations
+from needle.server.service.proxy import Proxy
+from needle.server.service.reads import Reads
+from needle.server.service.served import ServedNode, add_address, encoded, judge
+
+ROUTED = frozenset({calls.WRITE, calls.SEARCH, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.SCAN})
+"""Calls about documents: they may name the epoch of a shard map."""
+DROPPABLE = frozenset({*ROUTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
+"""What is cancelled when its caller's connection ends."""
+DECODED_BYTES_MAX = 1024 * 1024
+"""A larger body is copied out of its frame in a thread."""
+HOST_CALL_BYTES_MAX = 4 * 1024 * 1024
+"""What nodes ask each other is smaller: some bytes a group."""
+
+
+class Service:
+    """The methods of protocol.calls and protocol.peer_calls, and those that replicas ask each other."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+        self._host = node.host
+        self.reads = Reads(node)
+        self.documents = ShardDocuments(node, self.reads)
+        self.proxy = proxy = Proxy(node, node.ports.rng, self._judge)
+        operations, catalog = Operations(node), CatalogCalls(node)
+        self._methods: dict[str, tuple[Any, Run]] = {
+            calls.WRITE: (WriteCall, proxy.write),
+            calls.SEARCH: (SearchCall, proxy.search),
+            calls.GET: (GetCall, proxy.get),
+            calls.COLLECTIONS: (CollectionsCall, proxy.collections),
+            calls.COUNT: (CountCall, proxy.count),
+            calls.SCAN: (ScanCall, proxy.scan),
+            calls.LEADER: (GroupCall, operations.itself),
+            calls.STATUS: (StatusCall, operations.status),
+            calls.DIGEST: (GroupCall, operations.digest),
+            calls.STEP_DOWN: (StepDownCall, operations.step_down),
+            calls.FORCE_ELECTION: (GroupCall, operations.force_election),
+            calls.MAINTENANCE: (MaintenanceCall, operations.maintenance),
+            calls.ADDRESSES: (AddressBook, operations.addresses),
+            READ_INDEX: (GroupCall, operations.read_index),
+            FILTERED_FIELDS: (GroupCall, operations.filtered_fields),
+            SEGMENT_CHUNK: (tuple[int, str, int, int], operations.segment_chunk),
+            SEGMENT_PUBLISH: (tuple[int, bytes], operations.segment_publish),
+            SEGMENT_BUILDING: (tuple[int, int], operations.segment_building),
+            SHARD_LEADER: (GroupCall, operations.leader),
+            TOPOLOGY: (TopologyCall, catalog.topology),
+            CATALOG: (CatalogCall, catalog.catalog),
+            SYNC: (SyncCall, catalog.sync),
+            MOVE: (MoveCall, self.documents.move),
+            FOUND: (FoundCall, catalog.found),
+            WHO: (WhoCall, catalog.who),
+            **rebalancing.methods(node.coordinator),
+        }
+        self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
+
+    # --- rpc.handler.Handler -----------------------------------------------------------------------------------------
+    def on_oneway(self, peer: PeerLike, body: Payload) -> None:
+        """Raft messages of another node."""
+        if peer.node_id:
+            self._node.heard_from(peer.node_id)
+            self._host.on_raft(peer.node_id, body)
+
+    def on_gone(self, peer: PeerLike) -> None:
+        """A connection ended. That of a node whose process was killed ends at once."""
+        if peer.node_id:
+            self._host.disconnected(peer.node_id)
+
+    def is_droppable(self, method: str) -> bool:
+        """Reads are of no use to anybody else."""
+        return method in DROPPABLE
+
+    def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[Body]:
+        """One call of a client or a node."""
+        if method == SEGMENT_PUBLISH and not peer.node_id:
+            raise InvalidArgument("segments are published by nodes only", field="method")
+        if method in CALL_METHODS:
+            if len(body) > HOST_CALL_BYTES_MAX:
+                raise invalid("body", f"{len(body)} bytes", f"at most {HOST_CALL_BYTES_MAX} bytes for {method!r}")
+            return self._host.on_call(peer.node_id, method, bytes(body))
+        found = self._methods.get(method)
+        if found is None:
+            raise unknown_method(method)
+        if len(body) > DECODED_BYTES_MAX:
+            return self._serve_large(method, found[1], body)
+        call = self._decoded(method, body)
+        now = self.documents.at_once(call) if method == calls.WRITE and call.epoch else None
+        return now if now is not None else self._serve(method, found[1], call)
+
+    def _decoded(self, method: str, body: Any) -> Any:
+        try:
+            return self._decoders[method].decode(body)
+        except DECODE_ERRORS as error:
+            raise InvalidArgument(f"the body of {method!r} is malformed: {error}", field="body") from None
+
+    async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any) -> Body:
+        return await self._serve(method, run, await self._node.blocking(self._decoded, method, body))
+
+    async def _judge(self, size: int, fn: Callable[..., Any], *arguments: object) -> Any:
+        return await judge(self._node, size, fn, *arguments)
+
+    def _road(self, method: str, run: Run, call: Any) -> tuple[Run, str]:
+        """What answers a call, and under which name it is observed: what a shard's replica answers is told apart from
+        what is routed."""
+        if method in ROUTED and call.epoch:
+            return self.documents.methods[method], f"shard_{method}"
+        return run, method
+
+    async def _serve(self, method: str, run: Run, call: Any) -> Body:
+        run, observed = self._road(method, run, call)
+        start = self._node.now()
+        failure: NeedleError | None = None
+        try:
+            try:
+                answer = await run(call)
+            except DiskFull:
+                if method not in DROPPABLE:
+                    raise
+                # What is applied could not be committed for the read: the reserve is there for that.
+                await self._node.blocking(self._node.space.look)
+                answer = await run(call)
+            return answer if isinstance(answer, bytes | Pieces) else await encoded(self._node, answer)
+        except NeedleError as error:
+            failure = error
+            add_address(error, self._node)
+            raise
+        finally:
+            self._node.observe(observed, self._node.now() - start, failure)
+
+
+def unknown_method(method: str) -> UnknownMethod:
+    """For a call that this node does not have."""
+    return UnknownMethod(
+        f"this node has no call {method[:80]!r}: the caller, or this node, is of another release",
+        field="method",
+    )

@@ -1,0 +1,134 @@
+"""Calls about a node and its groups: who leads, how they are, maintenance, addresses; and what replicas ask each other.
+
+It must not know documents' calls, nor the catalog's.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.errors import invalid
+from needle.base.ids import GroupId
+from needle.base.model import RaftStatus
+from needle.protocol import commands
+from needle.protocol.calls import (
+    AddressBook,
+    DigestAnswer,
+    GroupCall,
+    LeaderAnswer,
+    MaintenanceCall,
+    StatusCall,
+    StepDownCall,
+)
+from needle.server.replica import PROPOSE_SECONDS
+from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
+from needle.shard.fields.index_budget import FieldName
+from needle.shard.segments.builds import Progress
+
+AFTER_SECONDS_MAX = 1.0
+"""How long a caller may wait for a new leader in one call."""
+ANSWER_SHARE = 0.9
+"""Of the time a caller has: why something did not happen must reach it while it still listens."""
+
+
+class Operations:
+    """See the module."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+        self._host = node.host
+
+    # --- groups ------------------------------------------------------------------------------------------------------
+    async def itself(self, call: GroupCall) -> LeaderAnswer:
+        """Who knows nothing of shards asks who leads: whichever node it asks routes for it."""
+        node = self._node
+        leads = node.node_id if node.topology.settings is not None else None
+        return LeaderAnswer(node.node_id, leads, 0, node.addresses(), self._host.maintenance)
+
+    async def leader(self, call: GroupCall) -> LeaderAnswer:
+        """Who leads a group, as far as this node knows."""
+        if call.after_term >= 0:
+            await self._host.leader_after(
+                call.group, call.after_term, min(call_timeout(call.timeout), AFTER_SECONDS_MAX)
+            )
+        return self._led_by(call.group)
+
+    def _led_by(self, group: GroupId) -> LeaderAnswer:
+        host = self._host
+        status = host.status(group)
+        node = self._node
+        return LeaderAnswer(
+            node.node_id, status.leader, status.current_term, node.addresses(), host.maintenance, not node.space.low
+        )
+
+    async def status(self, call: StatusCall) -> RaftStatus:
+        """This node's view of a group."""
+        status = self._node.status(call.group, False)
+        if not call.digest or call.group not in self._node.groups:
+            return status
+        replica = self._node.hosted(call.group).replica
+        _, digest = await self._node.blocking(replica.stored_digest)
+        return msgspec.structs.replace(status, digest=digest)
+
+    async def digest(self, call: GroupCall) -> DigestAnswer:
+        """A digest of all documents, read from the disk."""
+        replica = self._node.hosted(call.group).replica
+        applied, digest = await self._node.blocking(replica.stored_digest)
+        return DigestAnswer(self._node.node_id, applied, digest)
+
+    async def step_down(self, call: StepDownCall) -> LeaderAnswer:
+        """Hand leadership over."""
+        if not self._host.is_leader(call.group):
+            raise not_leader(self._node, call.group)
+        await self._host.transfer(call.group, call.to, ANSWER_SHARE * call_timeout(call.timeout))
+        return self._led_by(call.group)
+
+    async def force_election(self, call: GroupCall) -> bytes:
+        """Campaign now."""
+        self._host.force_election(call.group)
+        return b""
+
+    async def maintenance(self, call: MaintenanceCall) -> bytes:
+        """Begin or end maintenance."""
+        await self._node.set_maintenance(call.on, call_timeout(call.timeout))
+        return b""
+
+    async def addresses(self, call: AddressBook) -> AddressBook:
+        """Learn where nodes say that they are; what this node was told last: the catalog may know no new one yet."""
+        self._node.book.check_room(call.addresses)
+        self._node.book.learn(call.addresses)
+        return AddressBook(self._node.told())
+
+    # --- what replicas ask each other --------------------------------------------------------------------------------
+    async def read_index(self, call: GroupCall) -> int:
+        """An index that covers all that was acknowledged before."""
+        return await self._host.read_index(call.group, call_timeout(call.timeout))
+
+    async def segment_chunk(self, call: tuple[int, str, int, int]) -> bytes:
+        """A piece of an index file."""
+        group, name, offset, length = call
+        data: bytes = await self._node.blocking(self._node.hosted(group).keeper.serve_chunk, name, offset, length)
+        return data
+
+    async def segment_publish(self, call: tuple[int, bytes]) -> bytes:
+        """A node finished a build that it began while it led."""
+        group, data = call
+        command = decoded_command(data)
+        if not isinstance(command, commands.PublishSegment):
+            raise invalid("command", type(command).__name__, "PublishSegment")
+        hosted = self._node.hosted(group)
+        hosted.replica.validate(command)
+        if not self._host.is_leader(group):
+            raise not_leader(self._node, group)
+        await self._host.propose(group, commands.encode(command), PROPOSE_SECONDS)  # anew, as in `judged`
+        return b""
+
+    async def segment_building(self, call: tuple[int, int]) -> list[Progress]:
+        """How far a build has come here."""
+        group, collection_id = call
+        found = self._node.hosted(group).keeper.building(collection_id)
+        return [] if found is None else [found]
+
+    async def filtered_fields(self, call: GroupCall) -> list[FieldName]:
+        """The fields that this replica's searches filter on."""
+        return self._node.hosted(call.group).replica.field_indexes.recent()
