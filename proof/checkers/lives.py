@@ -39,7 +39,7 @@ def leads(node: str, group: int) -> None:
 
 
 def opened(node: str, groups: Collection[int]) -> Violation | None:
-    """What is wrong if `node` of a sharded cluster came back with empty disks and runs these groups. The catalog may be
+    """What is wrong if `node` came back with empty disks and runs these groups. The catalog may be
     founded there again by a call that comes late; a shard is given to a directory, not to a name."""
     shards = [group for group in groups if group != CATALOG_GROUP]
     return Violation(NAME, f"{node} came back with empty disks and opens the groups {shards}") if shards else None

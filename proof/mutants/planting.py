@@ -31,7 +31,7 @@ class Edit(msgspec.Struct, frozen=True):
 class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """A planted bug. breaks: what goes wrong with it. edits: all of them make the bug. sim: the simulation must see it.
     tests: pytest node ids that must fail with it; at least one catcher is named. minutes, nodes: of the simulated runs;
-    nodes 0 for the usual mixture. sharded: they are of a sharded cluster."""
+    nodes 0 for the usual mixture. sharded: they have several shards."""
 
     name: str
     breaks: str

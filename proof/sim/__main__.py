@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, counting up")
     parser.add_argument("--nodes", type=int, choices=(1, 3, 4, 5, 7), help="default: from the seed")
-    parser.add_argument("--sharded", action="store_true", help="a sharded cluster: a catalog and several groups")
+    parser.add_argument("--sharded", action="store_true", help="several shards, whose ranges and replicas move")
     parser.add_argument("--plain", action="store_true", help="without the kinds of fault that came later (spec.py)")
     parser.add_argument("--minutes", type=float, default=2.0, help="virtual minutes with faults and load")
     parser.add_argument("--faults", help="only the faults with these numbers, as in 3,7,9 or none")

@@ -62,7 +62,7 @@ SHARD_KINDS = {
     "prefer": 5,
     "move-range": 40,
 }
-"""The same for a sharded cluster; what the first of these are about is in shards/faults.py."""
+"""The same for several shards; what the first of these are about is in shards/faults.py."""
 
 MORE_KINDS = {"rot-segment": 1, "log-cut": 2}
 MORE_SHARD_KINDS = {
@@ -92,12 +92,12 @@ DATABASE_KINDS = {"rot-documents": 1}
 DATABASE_SHARE = 0.12
 DATABASE_FROM = 4000
 LATE_KINDS = {"late-command": 1}
-"""A command to the catalog of a sharded cluster that comes once more, in every run, under numbers of their own."""
+"""A command to the catalog that comes once more, in every sharded run, under numbers of their own."""
 LATE_SHARE = 0.1
 LATE_FROM = 5000
 REPLICA_KINDS = {"move-replica": 4, "demote": 1, "remove": 1}
-"""The catalog is told of other nodes that are to hold a group, or of fewer for a while; in every run of a sharded
-cluster, under numbers of their own."""
+"""The catalog is told of other nodes that are to hold a group, or of fewer for a while; in every sharded run, under
+numbers of their own."""
 REPLICA_SHARE = 0.3
 REPLICA_FROM = 6000
 
@@ -136,8 +136,8 @@ class Fault(msgspec.Struct, frozen=True):
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """A run, but for what happens in it. faults: numbers of the faults to inject, None for all. operations_max: stop
-    the workload after so many. sharded: several groups and a catalog (shards/), not one group. plain: without the
-    kinds of fault that came later."""
+    the workload after so many. sharded: a shape that the seed draws (shards/profile.py), not one shard. plain: without
+    the kinds of fault that came later."""
 
     seed: int
     nodes: int = 3

@@ -81,7 +81,7 @@ async def test_a_plain_client_through_each_node(tmp_path: Path) -> None:
             await send(addresses[0], session, 1)
         with pytest.raises(AlreadyExists):
             await send(addresses[1], Session(opened.index, 2, 2), 1)
-        with pytest.raises(InvalidArgument, match="shard-aware"):
+        with pytest.raises(InvalidArgument, match="knows the map"):
             command = Insert("default", ["p", "q"], rows[:2].tobytes(), [b"", b""], 0)
             body = calls.encode(WriteCall(shard_group(0), encode(command), 5.0))
             await caller.call(addresses[1], calls.WRITE, body, 5)

@@ -1,4 +1,4 @@
-"""Faults that only a sharded cluster has: the catalog's leader, a whole shard, routers and clients with old maps,
+"""Faults beside those of one group: the catalog's leader, a whole shard, routers and clients with old maps,
 partial partitions between a router and one shard, nodes that come back elsewhere, join and leave.
 
 Invariant: what it cuts or holds down is given back when the fault is over or cancelled; at most one node is on the move

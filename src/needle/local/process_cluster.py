@@ -194,7 +194,7 @@ class ProcessCluster:
         rng: random.Random | None = None,
         timeout: float = START_SECONDS,
     ) -> Topology:
-        """Make a sharded cluster of the nodes, which may be still starting. rng: the same cluster each time without."""
+        """Make a cluster of the nodes, which may be still starting. rng: the same cluster each time without."""
         caller = system_caller("needle")
         settings = ClusterSettings(shard_count=shards, replication_factor=factor, strategy=strategy)
         end = time.monotonic() + timeout

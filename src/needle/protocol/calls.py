@@ -59,8 +59,8 @@ class GroupCall(msgspec.Struct, frozen=True, array_like=True):
 
 class WriteCall(msgspec.Struct, frozen=True, array_like=True):
     """One command for the log, encoded by protocol.commands. epoch: as in every call about documents: of the shard map
-    by which the caller chose this group; 0 if it did not, then a node of a sharded cluster does. Answered StaleEpoch
-    when the node knows another map, or the shard does not own what is written."""
+    by which the caller chose this group; 0 if it did not, then the node does. Answered StaleEpoch when the node
+    knows another map, or the shard does not own what is written."""
 
     group: GroupId
     command: bytes

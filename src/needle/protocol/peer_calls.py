@@ -1,4 +1,4 @@
-"""What nodes and shard-aware clients of a sharded cluster say to each other, in addition to `protocol.calls`.
+"""What nodes and clients that know the map say to each other, in addition to `protocol.calls`.
 
 | method | takes | answers |
 |---|---|---|
@@ -10,8 +10,7 @@
 | found | FoundCall | WhoAnswer |
 | who | WhoCall | WhoAnswer |
 
-`leader` of protocol.calls is asked by clients that are not shard-aware: every node names itself, for it routes. Its
-`membership` is refused: which nodes are members of a group is for the catalog to say.
+`leader` of protocol.calls is asked by clients that know no map: every node names itself, for it routes.
 
 Invariant: an answer of a shard names the epoch and the ranges (by fingerprint) it was computed on.
 """

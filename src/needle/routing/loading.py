@@ -1,6 +1,6 @@
 """Custom routing callables by name, from modules that configuration names.
 
-Every process that routes needs the same callable under the same name: each node, and each client that is shard-aware.
+Every process that routes needs the same callable under the same name: each node, and each client.
 `module:function` is registered under that very text; a module named alone registers what it has by itself
 (`needle.routing.strategy.register`).
 """

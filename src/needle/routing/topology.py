@@ -1,4 +1,4 @@
-"""What is known about a sharded cluster at one version of its catalog: settings, nodes, shards, ownership, collections.
+"""What is known about a cluster at one version of its catalog: settings, nodes, shards, ownership, collections.
 
 Nodes and clients hold the same struct. Invariant: immutable; a newer one replaces it whole. `version` is the log index
 of the catalog command that made it; the map's `epoch` changes only when a key changes its shard.

@@ -1,4 +1,4 @@
-"""What a node of a sharded cluster keeps beside Raft: which cluster it belongs to, and the last topology it saw.
+"""What a node keeps beside Raft: which cluster it belongs to, and the last topology it saw.
 
 `cluster.json` and `topology.bin` in the data directory. Invariant: `incarnation` is drawn once, when the directory is
 new; a node whose directory was lost gets another one, by which the catalog refuses it under its old name (a node that

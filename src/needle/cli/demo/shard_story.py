@@ -1,4 +1,4 @@
-"""The demo of a sharded cluster: shards and replicas on real processes, one node of every shard killed, nothing lost.
+"""The demo of several shards: shards and replicas on real processes, one node of every shard killed, nothing lost.
 
 Every claim it prints is checked first; a step that does not hold raises Internal. Knows the cluster only through the
 client and the supervisor.

@@ -1,4 +1,4 @@
-"""Creating a sharded cluster out of running nodes: ask who they are, found the catalog, put the first topology into it.
+"""Creating a cluster out of running nodes: ask who they are, found the catalog, put the first topology into it.
 
 Every step may be repeated: after an error in the middle, calling again with the same nodes goes on. What has to be
 decided (placement, ring, which nodes hold the catalog) is decided here and committed as one command.
@@ -120,7 +120,7 @@ def first_topology(
 
 
 async def ask_who(caller: Caller, node: NodeId, address: str) -> WhoAnswer:
-    """What the node of a sharded cluster that is named `node` and listens at `address` says of itself. Raises
+    """What the node that is named `node` and listens at `address` says of itself. Raises
     InvalidArgument if it is another node or no such node, and its error if it does not answer."""
     try:
         data = await caller.call(address, WHO, calls.encode(WhoCall()), ASK_SECONDS)

@@ -54,7 +54,7 @@ class Ownerships:
         log to judge, which owns what the map says. May run in any thread."""
         command = decoded_command(call.command)
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
-            raise InvalidArgument("collections of a sharded cluster are made through its catalog", field="command")
+            raise InvalidArgument("collections are made through the catalog", field="command")
         custom = owned.map.strategy.kind == "custom"
         if custom and isinstance(command, commands.Patch | commands.ChangeWhere) and command.change is not None:
             _check_keeps_key(owned.map.strategy, command.change)

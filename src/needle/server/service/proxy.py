@@ -117,7 +117,7 @@ class Proxy:
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, call: WriteCall) -> WriteResult:
-        """One command of a client that is not shard-aware."""
+        """One command of a client that knows no map."""
         command = await self._judge(len(call.command), self._decoded, call.command)
         if isinstance(command, commands.OpenSession):
             return self._open()
@@ -233,11 +233,13 @@ class Proxy:
             return await self._insert(command, timeout, written)
         if isinstance(command, commands.Delete):
             if command.expected is not None:
-                raise InvalidArgument("conditional deletes need a shard-aware client", field="expected")
+                raise InvalidArgument("conditional deletes need a client that knows the map", field="expected")
             return await router.delete(command.collection, command.ids, timeout, command.matches)
         if isinstance(command, commands.Patch):
             if command.expected is not None and len(command.ids) > 1:
-                raise InvalidArgument("a condition on several documents needs a shard-aware client", field="expected")
+                raise InvalidArgument(
+                    "a condition on several documents needs a client that knows the map", field="expected"
+                )
             return await router.patch(
                 command.collection, command.ids, command.change, command.expected, command.matches, timeout
             )
@@ -268,7 +270,9 @@ class Proxy:
                 command.matches,
             )
         if command.expected is not None or command.matches:
-            raise InvalidArgument("a condition on several documents needs a shard-aware client", field="expected")
+            raise InvalidArgument(
+                "a condition on several documents needs a client that knows the map", field="expected"
+            )
         await self._insert_batch(command, timeout, written)
         return WriteResult(
             version=max(result.version for result in written.values()),
