@@ -35,6 +35,7 @@ def service(host: FakeHost) -> Service:
         addresses=lambda: {"n1": "h:1"},
         space=SimpleNamespace(low=False),
         ports=SimpleNamespace(rng=None),
+        coordinator=None,
         now=lambda: 0.0,
         observe=lambda *_: None,
     )

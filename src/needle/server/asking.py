@@ -9,6 +9,7 @@ import asyncio
 import logging
 from typing import Protocol
 
+from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
 from needle.protocol import calls
@@ -25,13 +26,9 @@ class AskingNode(Protocol):
     """The node that asks."""
 
     node_id: NodeId
+    config: RaftConfig
     book: AddressBook
     peers: Peers
-
-    @property
-    def announced(self) -> str:
-        """Where it says that it is."""
-        ...
 
     def addresses(self) -> dict[NodeId, str]: ...
 
@@ -63,7 +60,7 @@ class AddressNews:
     async def _exchange(self, level: int) -> None:
         """Tell all others where this node is, and learn of them where those are that it does not know."""
         node = self._node
-        body = calls.encode(AddressBookMessage({node.node_id: node.announced}))
+        body = calls.encode(AddressBookMessage({node.node_id: node.config.announced}))
         others = [other for other in node.addresses() if other != node.node_id]
         answers = await asyncio.gather(
             *(node.peers.call(other, calls.ADDRESSES, body, ASK_SECONDS) for other in others), return_exceptions=True

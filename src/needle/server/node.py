@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -46,7 +47,6 @@ from needle.server.ports import Listener, NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.server.service.dispatch import Service
 from needle.server.upkeep.coordinator import Coordinator
-from needle.server.upkeep.disk_space import LOOK_SECONDS as SPACE_SECONDS
 from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.health import HealthWatch
 from needle.server.upkeep.lasting import lasting
@@ -164,21 +164,16 @@ class Node:
         log.info("node %s of cluster %s listens on %s", self.node_id, config.cluster_id, self.listener.address)
 
     def _background_works(self) -> None:
-        works = [
+        works: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *(CatalogFollower(self).run, Registration(self).run, LeaderSpread(self).run, RoomierLeaders(self).run),
             *(self._mover.run, self._replicas.run, self.coordinator.run, self.reconciler.run),
-            *(self._adoption.retry_shortages, self._watch_space),
+            *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking)),
         ]
         if self.config.founders:
             works.append(SettingsFounding(self).run)
         for work in works:
             self._background.spawn(lasting(work))
         self._undo.append(self._background.end)
-
-    async def _watch_space(self) -> None:
-        while True:
-            await asyncio.sleep(SPACE_SECONDS)
-            await self.ports.search_pool.run(self.space.look)
 
     async def _open_groups(self) -> None:
         load_routers(self.config.sharding.router_modules, "sharding.router_modules")
@@ -329,11 +324,6 @@ class Node:
         await self.maintenance.set(on, timeout)
 
     # --- where nodes are ---------------------------------------------------------------------------------------------
-    @property
-    def announced(self) -> str:
-        """Where this node says that it is."""
-        return self.config.announced
-
     def addresses(self) -> dict[NodeId, str]:
         """What the topology says, and of nodes that it does not know yet, what this node was told."""
         known = {**self.told(), **self.topology.addresses()}

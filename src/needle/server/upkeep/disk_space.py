@@ -9,6 +9,7 @@ Invariant: the reserve is only ever taken from what is above `low`. It must not 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from needle.base.errors import DiskFull
+from needle.base.runtime import Blocking
 from needle.protocol import catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Insert, Patch
@@ -158,6 +160,12 @@ class DiskSpace:
         self.free = self.total = self.used = 0
         self._uncounted = 0
         """Looks until the files are counted again."""
+
+    async def watch(self, blocking: Blocking) -> None:
+        """Look for as long as this runs."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await blocking(self.look)
 
     def look(self) -> None:
         """Blocking. What is refused follows from what is found."""
