@@ -174,7 +174,7 @@ async def test_a_compacted_log_whose_state_is_gone_gets_a_snapshot(tmp_path: Pat
         assert victim.host.is_repairing(0)
         await until(lambda: not victim.host.is_repairing(0))
         assert await cluster.converged() == state
-        assert "snapshot.after_install" in victim.reached
+        await until(lambda: "snapshot.after_install" in victim.reached)
 
 
 def test_harness_machine_refuses_gaps() -> None:

@@ -12,7 +12,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiraft.harness import FAST, Cluster, Node, ThreadPool
+from multiraft.harness import FAST, Cluster, Node, ThreadPool, until
 from needle.base.errors import CorruptSnapshot, InvalidArgument, NeedleError, StorageError
 from needle.multiraft.codec import BlocksRequest, HashesRequest, encode_file_request
 from needle.multiraft.files import Files
@@ -63,7 +63,8 @@ async def caught_up(cluster: Cluster, away: Node, state: dict[str, int]) -> int:
     """Bytes that the node has fetched to get there."""
     await away.start()
     assert await cluster.converged() == state
-    assert "snapshot.after_install" in away.reached
+    # The state machine has it a moment before the node goes on.
+    await until(lambda: "snapshot.after_install" in away.reached)
     fetched: int = away.host.fetcher.bytes_fetched
     return fetched
 
