@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -27,22 +26,18 @@ from needle.base.errors import (
 )
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.runtime import Clock, Pool
 from needle.multiraft.codec import Addressed, encode_conf
-from needle.multiraft.config import HostConfig
-from needle.multiraft.failpoints import Failpoint
+from needle.multiraft.conditions import Conditions
 from needle.multiraft.group_compaction import Compaction
 from needle.multiraft.lag import AppendTimes
 from needle.multiraft.log.group_log import GroupLog, LogWrite
-from needle.multiraft.ports import Applied, StateMachine, Transport
+from needle.multiraft.ports import Applied, StateMachine
 from needle.multiraft.proposals import Proposals, Waiters
 from needle.multiraft.reads import ReadRounds, not_leader
 from needle.multiraft.rebuild import Rebuild
 from needle.multiraft.repair import repair_done
-from needle.multiraft.retention import Bounds
 from needle.multiraft.snapshots.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
-from needle.multiraft.snapshots.receiver import SnapshotFetcher
-from needle.multiraft.snapshots.sender import SnapshotShelf
+from needle.multiraft.surroundings import Surroundings
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
 from needle.raft.raft import Raft
 from needle.raft.state import Role
@@ -85,54 +80,6 @@ class Turn:
             box.append((group, message))
 
 
-class Surroundings(Protocol):
-    """What a group needs of its host."""
-
-    node_id: NodeId
-    config: HostConfig
-    bounds: Bounds
-    clock: Clock
-    apply_pool: Pool
-    shelf: SnapshotShelf
-    fetcher: SnapshotFetcher
-    transport: Transport
-    failpoint: Failpoint
-    maintenance: bool
-    stopped: bool
-
-    def bytes_used(self) -> int:
-        """Bytes that the logs of this node take on its disk."""
-        ...
-
-    @property
-    def lost(self) -> str:
-        """Why no replica of this node may go on; "" if they may."""
-        ...
-
-    def wake(self, group: Group) -> None:
-        """Have the group's Ready taken in the next loop turn."""
-        ...
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run in the background; a failure is fatal for the node."""
-        ...
-
-    def background_failed(self, error: BaseException) -> None:
-        """Work that nobody awaits failed: stop the node."""
-        ...
-
-    def post(self, group: GroupId, messages: tuple[Message, ...]) -> None:
-        """Send these with the next loop turn."""
-        ...
-
-    async def durable(self, write: LogWrite) -> None:
-        """Put a write into the next transaction; returns once it is durable."""
-        ...
-
-
-Condition = tuple[Callable[[], bool], asyncio.Future[None], float, Callable[[], NeedleError]]
-
-
 class Group:
     """See the module. Created by the host, with a core that was started on what `repair.Opener` found."""
 
@@ -159,7 +106,7 @@ class Group:
         self._machine_idle: asyncio.Future[None] | None = None
         self.compaction = Compaction(self, host)
         self._clearing_repair = False
-        self._conditions: list[Condition] = []
+        self.conditions = Conditions()
 
     @property
     def lost(self) -> str:
@@ -230,8 +177,8 @@ class Group:
         if not self.may_vote and not self._clearing_repair and repair_done(self.log):
             self._clearing_repair = True
             self._host.spawn(self._end_repair())
-        if self._conditions:
-            self._check_conditions()
+        if self.conditions:
+            self.conditions.check()
         return not may_persist and raft.has_ready(apply=False)
 
     def _hand_out(self, turn: Turn, ready: Ready, now: float) -> None:
@@ -398,33 +345,11 @@ class Group:
             self.discarding = False
 
     # --- waiting ----------------------------------------------------------------------------------------------------
-    def until(
-        self, condition: Callable[[], bool], deadline: float, late: Callable[[], NeedleError]
-    ) -> asyncio.Future[None]:
-        """A future that is done once `condition()` holds, checked after every turn of this group."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if condition():
-            future.set_result(None)
-        else:
-            self._conditions.append((condition, future, deadline, late))
-        return future
-
-    def _check_conditions(self) -> None:
-        waiting = []
-        for condition in self._conditions:
-            if condition[1].done():
-                continue
-            if condition[0]():
-                condition[1].set_result(None)
-            else:
-                waiting.append(condition)
-        self._conditions = waiting
-
     def next_deadline(self) -> float:
         """When `tick` must be called next."""
         first = min(self.raft.next_deadline(), self.proposals.next_deadline, self.reads.next_deadline)
-        if self.waiters or self._conditions:
-            first = min(first, self.waiters.next_deadline, *(condition[2] for condition in self._conditions))
+        if self.waiters or self.conditions:
+            first = min(first, self.waiters.next_deadline, self.conditions.next_deadline)
         return first
 
     def tick(self, now: float) -> None:
@@ -437,15 +362,8 @@ class Group:
                 now, NoQuorum(f"no majority of {group_name(self.id)} confirmed a read in time", group=self.id)
             )
         self.waiters.expire(now)
-        if self._conditions:
-            self._expire_conditions(now)
-
-    def _expire_conditions(self, now: float) -> None:
-        self._check_conditions()
-        for _, future, deadline, late in self._conditions:
-            if deadline <= now and not future.done():
-                future.set_exception(late())
-        self._conditions = [condition for condition in self._conditions if not condition[1].done()]
+        if self.conditions:
+            self.conditions.expire(now)
 
     def fail_all(self, error: NeedleError) -> None:
         """The node stops, or this group is closed: answer everyone."""
@@ -453,9 +371,6 @@ class Group:
         self.proposals.fail_all(error.message)
         self.reads.fail_all(error)
         self.waiters.fail_all(error)
-        for _, future, _, _ in self._conditions:
-            if not future.done():
-                future.set_exception(error)
-        self._conditions = []
+        self.conditions.fail_all(error)
         self.snapshots.cancel()
         self.rebuild.cancel()

@@ -23,7 +23,8 @@ from needle.raft.state import Role
 _log = logging.getLogger("needle.multiraft")
 
 if TYPE_CHECKING:
-    from needle.multiraft.group import Group, Surroundings
+    from needle.multiraft.group import Group
+    from needle.multiraft.surroundings import Surroundings
 
 
 class Compaction:

@@ -136,7 +136,7 @@ class Host(Engine):
         def late() -> NeedleError:
             return OutcomeUnknown(f"the membership change of {group_name(group)} was not finished in time", group=group)
 
-        await replica.until(lambda: not raft.conf.voters_outgoing, deadline, late)
+        await replica.conditions.until(lambda: not raft.conf.voters_outgoing, deadline, late)
         if (tuple(sorted(raft.conf.voters)), tuple(sorted(raft.conf.learners))) != target:
             raise OutcomeUnknown(f"another membership change of {group_name(group)} overtook this one", group=group)
 
@@ -174,7 +174,7 @@ class Host(Engine):
             return raft.role is not Role.LEADER or len(set(voters)) - len(silent()) >= needed
 
         self.wake(replica)
-        await replica.until(enough, min(deadline, self.clock.monotonic() + 2 * within), late)
+        await replica.conditions.until(enough, min(deadline, self.clock.monotonic() + 2 * within), late)
 
     async def transfer(self, group: GroupId, to: NodeId | None, timeout: float) -> NodeId:
         """Hand leadership to `to`, or to the most caught-up voter; the new leader. timeout: seconds, at most four
@@ -209,7 +209,7 @@ class Host(Engine):
                 target=target,
             )
 
-        await replica.until(over, now + timeout, late)
+        await replica.conditions.until(over, now + timeout, late)
         if raft.role is Role.LEADER:
             raise late()
         if raft.leader != target:
@@ -288,7 +288,9 @@ class Host(Engine):
 
         self.wake(replica)
         with contextlib.suppress(DeadlineExceeded):
-            await replica.until(lambda: bool(raft.leader) and raft.term > term, self.clock.monotonic() + timeout, late)
+            await replica.conditions.until(
+                lambda: bool(raft.leader) and raft.term > term, self.clock.monotonic() + timeout, late
+            )
 
     # --- what is known here -----------------------------------------------------------------------------------------
     def groups(self) -> list[GroupId]:

@@ -35,7 +35,8 @@ from needle.raft.messages import SnapshotMeta
 from needle.raft.state import Role
 
 if TYPE_CHECKING:
-    from needle.multiraft.group import Group, Surroundings
+    from needle.multiraft.group import Group
+    from needle.multiraft.surroundings import Surroundings
 
 STATE_METHOD = "raft.state"
 CATCH_UP_TIMEOUTS = 20
@@ -193,7 +194,7 @@ class Rebuild:
         deadline = host.clock.monotonic() + CATCH_UP_TIMEOUTS * host.config.election_timeout
         self._waits_for_log = True
         try:
-            await group.until(done, deadline, late)
+            await group.conditions.until(done, deadline, late)
             if not self._waits_for_log:
                 raise Unavailable(
                     f"the log of {group_name(group.id)} goes on from a snapshot of its leader, which comes"

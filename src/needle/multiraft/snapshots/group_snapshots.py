@@ -26,7 +26,8 @@ from needle.raft.messages import HardState, Message, Ready, SnapshotMeta
 from needle.raft.state import Role
 
 if TYPE_CHECKING:
-    from needle.multiraft.group import Group, Surroundings
+    from needle.multiraft.group import Group
+    from needle.multiraft.surroundings import Surroundings
 
 _log = logging.getLogger("needle.multiraft")
 FAR = 1 << 64
