@@ -33,6 +33,8 @@ TEXTS: dict[str, list[Any]] = {
     "metric": ["l2", "dot"],
     "sharding.join": [["h:1"], ["h:1", "g:2"]],
     "sharding.router_modules": [["no_such_module"], ["no_such_module:f", "another"]],
+    "sharding.strategy": ["hash", "custom:tenant,region"],
+    "sharding.boundaries": [["g"], ["g", "p"]],
     "placement.zone": ["rack-1", "7"],
 }
 

@@ -1,5 +1,5 @@
-"""Futures that are done once something holds of a group, looked at after each of its turns. Each has a deadline. It must
-not know what is waited for."""
+"""Futures that are done once something holds of a group, looked at after each of its turns. Each has a deadline.
+It must not know what is waited for."""
 
 from __future__ import annotations
 
