@@ -10,24 +10,26 @@ import pytest
 
 from cli.test_conditions import view
 from cluster.catalog_util import topology
-from needle.base.errors import NoQuorum
+from needle.base.errors import ConnectionLost, NoQuorum
 from needle.base.model import RaftStatus
 from needle.catalog.state import execute
 from needle.cli.status import balance, look
 from needle.client.health import ClusterHealth, ReplicaStatus, ShardHealth
 from needle.protocol.catalog_commands import AddShard, RetireShard
+from needle.protocol.peer_calls import DiskRoom, WhoAnswer
 from needle.routing.topology import Topology
 
 
 class FakeClient:
     """A shard on three nodes that are well, and a catalog that says `told`."""
 
-    def __init__(self, told: RaftStatus | NoQuorum) -> None:
+    def __init__(self, told: RaftStatus | NoQuorum, full: str = "") -> None:
         now = topology(shards=1, nodes=3)
         now = execute(now, 2, AddShard(1, ["node-1"]))[0]
         self.now = execute(now, 3, RetireShard(1))[0]
         assert self.now.shards[1].retired
         self.told = told
+        self.full = full
 
     async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]:
         nodes = self.now.shards[0].replicas
@@ -42,12 +44,18 @@ class FakeClient:
             raise self.told
         return self.told
 
+    async def describe_node(self, node: str, *, timeout: float) -> WhoAnswer:
+        if node == "node-3":
+            raise ConnectionLost("down")
+        low = DiskRoom(10**6, 10**9, 9 * 10**8, 10**8, True)
+        return WhoAnswer(node, f"{node}:1", 1, "", 1.0, 1, 1, disk=low if node in self.full else None)
+
     def topology(self) -> Topology:
         return self.now
 
 
-def seen(told: RaftStatus | NoQuorum) -> list[tuple[str, str, str]]:
-    client: Any = FakeClient(told)
+def seen(told: RaftStatus | NoQuorum, full: str = "") -> list[tuple[str, str, str]]:
+    client: Any = FakeClient(told, full)
     found = asyncio.run(look(client, [])).conditions
     return [(one.severity, one.name, one.subject) for one in found]
 
@@ -66,6 +74,11 @@ def test_a_shard_that_was_given_up_needs_no_leader(well: RaftStatus) -> None:
 def test_what_the_catalog_waits_for_is_said(well: RaftStatus) -> None:
     waits = msgspec.structs.replace(well, waits_for="node-4 does not answer")
     assert seen(waits) == [("warning", "replicas not in place", "catalog: node-4 does not answer")]
+
+
+def test_a_full_disk_is_critical(well: RaftStatus) -> None:
+    ((severity, name, subject),) = seen(well, "node-2 node-3")
+    assert (severity, name) == ("critical", "disk full") and subject.startswith("node-2: 1 MB free, 100 MB and")
 
 
 def test_a_catalog_without_a_leader_is_critical() -> None:

@@ -23,6 +23,7 @@ from needle.cli.status import look
 from needle.client.health import ReplicaStatus, judge
 from needle.connecting import system_caller
 from needle.local.process_cluster import wait_for
+from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.strategy import CONSISTENT_HASH
 from needle.routing.topology import ClusterSettings
 from needle.server.catalog.founding import create_cluster
@@ -109,8 +110,12 @@ async def test_a_replica_that_does_not_go_on_is_critical_though_its_shard_serves
     async def catalog_status(timeout: float) -> RaftStatus:
         return status(leader).status or pytest.fail()
 
+    async def describe_node(node: str, timeout: float) -> WhoAnswer:
+        return WhoAnswer(node, "a:1", 1, "", 1.0, 1, 1)
+
     client: Any = SimpleNamespace(
         cluster_status=cluster_status,
+        describe_node=describe_node,
         catalog_status=catalog_status,
         topology=lambda: msgspec.structs.replace(now, shards=(shard,)),
     )

@@ -103,7 +103,11 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
         )
     ]
     listed = topology.addresses().values()
-    others = await asyncio.gather(_of_catalog(client), *(_outside(client, at) for at in known if at not in listed))
+    others = await asyncio.gather(
+        _of_catalog(client),
+        *(_disk(client, node) for node in topology.addresses()),
+        *(_outside(client, at) for at in known if at not in listed),
+    )
     found += [condition for condition in others if condition is not None]
     return Look(health=health, replicas=replicas, conditions=_ordered(found))
 
@@ -131,6 +135,19 @@ async def _of_catalog(client: needle.Client) -> Condition | None:
     if not status.waits_for:
         return None
     return Condition(severity="warning", name=UNSETTLED, subject=f"catalog: {status.waits_for}", action=GOES_ON)
+
+
+async def _disk(client: needle.Client, node: str) -> Condition | None:
+    """Whether a node refuses data for want of room. One that does not answer has a condition of its own."""
+    try:
+        disk = (await client.describe_node(node, timeout=STATUS_TIMEOUT)).disk
+    except NeedleError:
+        return None
+    if disk is None or not disk.low:
+        return None
+    subject = f"{node}: {disk.free / 1e6:,.0f} MB free, {disk.kept_free / 1e6:,.0f} MB and a quarter more have to be"
+    action = "free space: it refuses data until then; read 'When a disk runs full' in docs/operations.md"
+    return Condition(severity="critical", name="disk full", subject=subject, action=action)
 
 
 async def _outside(client: needle.Client, address: str) -> Condition | None:

@@ -117,12 +117,14 @@ class WhoCall(msgspec.Struct, frozen=True, array_like=True):
 
 class DiskRoom(msgspec.Struct, frozen=True, array_like=True):
     """Bytes of the file system of a node's data directory: free for it, in all, taken by its own files (counted every
-    few seconds, its reserve left out), and what must stay free (below that it refuses data)."""
+    few seconds, its reserve left out), and what must stay free (below that it refuses data). low: it refuses data now,
+    until there is a quarter more."""
 
     free: int
     total: int
     used: int
     kept_free: int
+    low: bool = False
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):

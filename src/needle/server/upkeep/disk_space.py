@@ -184,7 +184,7 @@ class DiskSpace:
 
     def room(self) -> DiskRoom:
         """What other nodes and clients are told."""
-        return DiskRoom(self.free, self.total, self.used, self._limit)
+        return DiskRoom(self.free, self.total, self.used, self._limit, self.low)
 
     def _judge(self, free: int) -> None:
         limit, volume, size = self._limit, self._volume, self._limit // 2
