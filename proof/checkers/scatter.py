@@ -140,7 +140,9 @@ def _explain(
     fits: Callable[[int], bool],
 ) -> str:
     """Why no state of the shard gives these hits; "" if one does."""
-    first, last = seen.required[shard], seen.latest[shard]
+    if shard not in seen.latest:
+        return "was not there yet"
+    first, last = seen.required.get(shard, 0), seen.latest[shard]  # it may have come meanwhile
     if seen.applied is not None:
         if seen.applied[shard] < first:
             return f"ran at {seen.applied[shard]}, before {first} which it had to see"

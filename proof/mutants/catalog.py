@@ -10,6 +10,7 @@ from proof.mutants import (
     leases_and_reads,
     planner_rules,
     raft_rules,
+    rebalance_rules,
     replica_rules,
     shard_rules,
 )
@@ -26,6 +27,7 @@ MUTANTS: dict[str, Mutant] = {
         founding_rules,
         replica_rules,
         planner_rules,
+        rebalance_rules,
         client_rules,
     )
     for mutant in rules.MUTANTS

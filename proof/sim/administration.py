@@ -25,8 +25,10 @@ from needle.server.catalog.founding import create_cluster
 from proof.sim.assigning import Holders
 from proof.sim.databases import ShardAware
 from proof.sim.machine import stream
+from proof.sim.resizing import Resizing
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.truth import Truth
+from proof.sim.spec import RESIZE_KINDS
 from proof.sim.stage import Stage
 from proof.sim.violation import Violation
 from proof.sim.workload import COLLECTION
@@ -53,7 +55,8 @@ class Operator:
         self._founders = founders
         self._rng = stream(stage.spec.seed, NAME)
         self._endpoint = stage.network.endpoint(NAME, stage.client_process(NAME))
-        self.holders = Holders(stage, truth, founders, self._rng)
+        self.holders = Holders(stage, truth, founders, profile.replicas, self._rng)
+        self.resizing = Resizing(stage, truth, profile, stream(stage.spec.seed, "resizing", 1))
 
     # --- the beginning ------------------------------------------------------------------------------------------------
     async def create(self) -> bool:
@@ -107,12 +110,12 @@ class Operator:
 
     def _some_group(self) -> GroupId:
         """As `leader`, drawn when an operator's command is about one group."""
-        group = self.group(self._rng.randrange(len(self._truth.now.shards) + 1))
+        group = self.group(self._rng.randrange(len(self._truth.now.serving) + 1))
         return DATA_GROUP if self._profile.one_group and self._rng.random() < DATA_SHARE else group
 
     def may_lose(self, name: str) -> bool:
         """Whether each group remains without this node's data; joined nodes hold no group."""
-        return self._profile.replicas >= 3 and self.holders.may_lose(name)
+        return self._profile.replicas >= 3 and not self.resizing.under_way and self.holders.may_lose(name)
 
     def sharing(self, name: str) -> set[str]:
         """The nodes with which this one shares a group."""
@@ -131,6 +134,13 @@ class Operator:
             return False
         return all(map(self.holders.all_are_voters, self._truth.groups()))
 
+    async def resized(self) -> bool:
+        """Whether no rebalance is under way any more, and all nodes are used again."""
+        if self.resizing.ended():
+            return True
+        await self._stage.ask(NAME, self._told("the end of resizing", self._administer("all", "end-resizing")))
+        return False
+
     async def admin(self, name: str, what: str) -> None:
         """An operator's command; it may be refused or time out."""
         self._stage.ask(NAME, self._told(f"{what} of {name}", self._administer(name, what)))
@@ -145,9 +155,10 @@ class Operator:
             self._stage.trace.tell(f"{what} is done")
 
     async def _administer(self, name: str, what: str) -> None:
-        client, shards = self._client().client, len(self._truth.now.shards)
+        client, serving = self._client().client, self._truth.now.serving
+        shards = len(serving)
         if what == "step-down":
-            await client.step_down(shard=self._rng.randrange(shards), timeout=ADMIN_SECONDS)
+            await client.step_down(shard=serving[self._rng.randrange(shards)].shard, timeout=ADMIN_SECONDS)
         elif what == "force-election":
             group = self._some_group()
             body = calls.encode(GroupCall(group, ADMIN_SECONDS))
@@ -160,7 +171,7 @@ class Operator:
         elif what == "read-there":
             await self._read_there(name)
         elif what == "prefer":
-            info = self._truth.now.shards[self._rng.randrange(shards)]
+            info = serving[self._rng.randrange(shards)]
             await self.holders.assign(client, shard_group(info.shard), [*info.wanted[1:], info.wanted[0]])
         elif what in ("demote", "remove"):
             await self.holders.shrink(client, name, what)
@@ -175,6 +186,10 @@ class Operator:
             command = self._move()
             if command is not None:
                 await client.change_catalog(command, timeout=ADMIN_SECONDS)
+        elif what in RESIZE_KINDS:
+            await self.resizing.ask(client, what, self.holders.members)
+        elif what == "end-resizing":
+            await self.resizing.end(client)
         elif what == "leave":
             await client.change_catalog(RemoveNode(name), timeout=ADMIN_SECONDS)
         else:
@@ -186,7 +201,7 @@ class Operator:
         rng, shard_map = self._rng, self._truth.map
         models = self._truth.models()
         names = sorted({name for model in models.values() for name in model.at(model.last_index)})
-        if not names or len(self._truth.now.shards) < 2:
+        if not names or len(self._truth.now.serving) < 2:
             return None
         key = self._truth.key(rng.choice(names))
         source, draw = shard_map.owner(key), rng.random()
@@ -198,7 +213,7 @@ class Operator:
             ranges = [(start, key + b"\x00")]
         elif draw < 0.9:
             ranges = [(start, end)]
-        target = rng.choice([info.shard for info in self._truth.now.shards if info.shard != source])
+        target = rng.choice([info.shard for info in self._truth.now.serving if info.shard != source])
         return StartMove(rng.getrandbits(63), shard_map.epoch, ranges, source, target)
 
     async def _move_replicas(self, client: Client, fresh: str) -> None:

@@ -28,11 +28,13 @@ KNOWN_TRIES = 25
 class Holders:
     """See the module. members: the nodes that hold groups, or may."""
 
-    def __init__(self, stage: Stage, truth: Truth, founders: Sequence[str], rng: random.Random) -> None:
+    def __init__(self, stage: Stage, truth: Truth, founders: Sequence[str], replicas: int, rng: random.Random) -> None:
+        """replicas: of each shard."""
         self._stage = stage
         self._fleet = stage.fleet
         self._truth = truth
         self._rng = rng
+        self._replicas = replicas
         self._shrinking: set[GroupId] = set()
         self.members = list(founders)
 
@@ -71,7 +73,7 @@ class Holders:
     def _full(self, group: GroupId) -> int:
         """How many replicas a group began with."""
         first = self._truth.topologies[1].holders(group)
-        return len(first.wanted) if first is not None else 0
+        return len(first.wanted) if first is not None else min(self._replicas, len(self.members))
 
     def _is_whole(self, group: GroupId) -> bool:
         """Whether all nodes that a group began with, or as many others, are its voters, and nothing else is decided."""

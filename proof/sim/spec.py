@@ -101,6 +101,12 @@ numbers of their own."""
 REPLICA_SHARE = 0.3
 REPLICA_FROM = 6000
 
+RESIZE_KINDS = {"rebalance": 3, "add-shard": 3, "retire-shard": 2, "drain": 2}
+"""The operator has the cluster grow, shrink and even out (resizing.py); in a share of the runs of a sharded cluster, in
+which no other nodes join, under numbers of their own."""
+RESIZE_SHARE, RESIZING_SHARE = 0.6, 0.4
+RESIZE_FROM = 7000
+
 REPLICA_FAILPOINTS = (
     "apply-before-commit",
     "apply-after-commit",
@@ -149,6 +155,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     sharded: bool = False
     plain: bool = False
 
+    @property
+    def resizes(self) -> bool:
+        """Whether shards come and go in this run."""
+        return self.sharded and not self.plain and stream(self.seed, "resizing").random() < RESIZING_SHARE
+
     def schedule(self) -> list[Fault]:
         """The faults of this run, by time."""
         if self.calm:
@@ -174,6 +185,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             replicas = math.ceil(self.seconds * rate * REPLICA_SHARE) if self.sharded else 0
             numbers = range(REPLICA_FROM, REPLICA_FROM + replicas)
             made += [_draw(self.seed, number, self.seconds, REPLICA_KINDS) for number in numbers]
+            sizes = max(4, math.ceil(self.seconds * rate * RESIZE_SHARE)) if self.resizes else 0
+            numbers = range(RESIZE_FROM, RESIZE_FROM + sizes)
+            made += [_draw(self.seed, number, self.seconds, RESIZE_KINDS) for number in numbers]
+            made = [fault for fault in made if not (self.resizes and fault.kind in ("join", "leave"))]
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 

@@ -260,6 +260,7 @@ class World:
         stage.network.heal()
         for name in self.fleet.machines:
             self.fleet.start(name)
+        await stage.until("the rebalance to end", LIVENESS_SECONDS, self.operator.resized)
         await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
         await self._lost_stay_lost()
         members, bad = self.operator.members(), self.fleet.observer.rotten | self.injector.spoilt
@@ -317,6 +318,7 @@ class World:
     async def _converge(self) -> None:
         """Moves end, all replicas hold the same, shards have the catalog's collections, nodes its topology."""
         await self.stage.until("every move to end", LIVENESS_SECONDS, self._settled)
+        self.truth.logs.check_map(self.truth.map)
         await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
         await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
         self.stage.observer.compare_logs(self.fleet.replicas())

@@ -25,6 +25,9 @@ from needle.catalog.planning.rebalance import (
     resume,
     takers,
 )
+from needle.catalog.planning.running import unsettled
+from needle.catalog.state import execute
+from needle.protocol.catalog_commands import AssignReplicas, StartMove
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig, Running
 from needle.routing.planned_moves import Move
 from needle.routing.plans import Plan, Wish
@@ -88,6 +91,24 @@ def test_an_even_cluster_is_done_at_once() -> None:
     made = coordinator(world(), Wish())
     assert made.look().job.state is JobState.DONE
     assert progress(made.job, made.plan(), [], 0.0).percent_complete == 100.0
+
+
+def test_what_others_move_is_waited_for() -> None:
+    """A plan counts it as moved: a shard that is to go, and takes part in a move of others, would be left there."""
+    made = coordinator(world(), Wish())
+    made.look()
+    waiting = msgspec.structs.replace(made.job, state=JobState.RUNNING)
+    nothing = plan(made.made.topology, made.made.stats(), Wish())
+    shard_map = made.made.topology.map
+    assert shard_map is not None
+    before = made.made.topology
+    moving = execute(before, 99, StartMove(1, shard_map.epoch, shard_map.ranges(0), 0, 1))[0]
+    for topology, ends in ((moving, False), (before, True)):
+        led = look(waiting, nothing, [], {}, {}, unsettled(topology))
+        assert led.job.over is ends
+        assert ("is under way" in led.job.why) is not ends
+    leaving = execute(before, 99, AssignReplicas(1, list(before.shards[0].replicas), ["node-6", "node-5", "node-4"]))[0]
+    assert "the replicas of shard 0 on" in unsettled(leaving)
 
 
 def test_a_paused_one_starts_nothing_and_goes_on_when_told() -> None:

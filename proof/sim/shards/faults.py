@@ -19,7 +19,7 @@ from proof.sim.administration import Operator
 from proof.sim.injector import Handler, both, each
 from proof.sim.machine import stream
 from proof.sim.shards.truth import Truth
-from proof.sim.spec import Fault
+from proof.sim.spec import RESIZE_KINDS, Fault
 from proof.sim.stage import Stage
 
 JOINS_MAX = 2
@@ -64,6 +64,7 @@ class ShardFaults:
             "prefer": self._prefer,
             "move-range": self._move_range,
             "late-command": self._late_command,
+            **dict.fromkeys(RESIZE_KINDS, self._resize),
         }
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ class ShardFaults:
 
     async def _shard_down(self, fault: Fault, name: str) -> None:
         """A majority of one shard's replicas is away: its range has no leader, the others go on."""
-        replicas = self._truth.now.shards[fault.number % len(self._truth.now.shards)].replicas
+        replicas = self._truth.now.serving[fault.number % len(self._truth.now.serving)].replicas
         rng = stream(self._stage.spec.seed, "shard-down", fault.number)
         names = sorted(rng.sample(replicas, len(replicas) // 2 + 1))
         for one in names:
@@ -113,7 +114,7 @@ class ShardFaults:
 
     def _a_shard(self, fault: Fault) -> list[str]:
         """The replicas of one shard, or only its leader."""
-        shards = self._truth.now.shards
+        shards = self._truth.now.serving
         info = shards[int(fault.amount * 997) % len(shards)]
         leader = self._fleet.leader(info.shard + 1)
         return [leader] if fault.amount < 0.4 and leader is not None else list(info.replicas)
@@ -217,3 +218,7 @@ class ShardFaults:
 
     async def _prefer(self, fault: Fault, name: str) -> None:
         await self._operator.admin("a shard", "prefer")
+
+    async def _resize(self, fault: Fault, name: str) -> None:
+        """The cluster is to grow, shrink, or be more even; or that is paused or given up."""
+        await self._operator.admin("the cluster", fault.kind)

@@ -137,7 +137,24 @@ class Ownerships:
                     "a move copies all", f"move {move}: {key} of {name} has versions {versions} in source and copy", key
                 )
 
+    def founded(self, shard: int) -> None:
+        """A shard that came later: it owns nothing."""
+        self._owned.setdefault(shard, [(0, [])])
+
+    def check_map(self, shard_map: ShardMap) -> None:
+        """Once no range moves, the catalog's map says of every key what the logs say. Raises Violation."""
+        for shard in self._owned:
+            if self.owned_now(shard) != shard_map.ranges(shard):
+                raise Violation(
+                    "coverage",
+                    f"shard {shard} owns {self.owned_now(shard)} by its log, {shard_map.ranges(shard)} by the map",
+                )
+
     # --- what answers may say -----------------------------------------------------------------------------------------
+    def owned_now(self, shard: int) -> list[KeyRange]:
+        """What a shard owns after all that is committed in its log."""
+        return self._owned[shard][-1][1]
+
     def owned(self, shard: int, index: int) -> list[KeyRange]:
         """What a shard owns after entry `index` of its log."""
         return next(ranges for at, ranges in reversed(self._owned[shard]) if at <= index)

@@ -12,10 +12,11 @@ from needle.catalog.executed import Executed, execute_once
 from needle.protocol.catalog_commands import decode_identified
 from needle.protocol.move_commands import MoveCommand
 from needle.raft.messages import ConfState
-from needle.routing.shard_map import ShardMap, initial_map
+from needle.routing.shard_map import KeyRange, ShardMap, initial_map
 from needle.routing.strategy import routing_key
 from needle.routing.topology import Topology
 from proof.checkers.members import Members
+from proof.checkers.rebalances import Rebalances
 from proof.checkers.replay import LogModel
 from proof.sim.shards.ownership import Ownerships
 from proof.sim.shards.profile import metadata_of
@@ -42,6 +43,7 @@ class Truth:
         watch.on_move = self._step
         watch.on_members = self._members_changed
         self.members = Members(self._log_end)
+        self.rebalances = Rebalances(self._owned_now)
         watch.key_of = self.key
         self.logs: Ownerships
 
@@ -82,8 +84,8 @@ class Truth:
         return shard_group(self.owner(key))
 
     def groups(self) -> list[GroupId]:
-        """The catalog's and all shards'."""
-        return [CATALOG_GROUP, *(shard_group(info.shard) for info in self.now.shards)]
+        """The catalog's, and those of all shards that serve."""
+        return [CATALOG_GROUP, *(shard_group(info.shard) for info in self.now.serving)]
 
     def nodes_of(self, group: GroupId) -> list[str]:
         """The nodes that hold a group."""
@@ -133,9 +135,15 @@ class Truth:
                 raise Violation("catalog commands are executed once", f"the one of {first} again at {index}")
             if self.now.map is None and changed.map is not None:
                 self.logs = Ownerships(changed.map, self._watch.model, self._stored)
-                for info in changed.shards:
-                    self.members.founded(shard_group(info.shard), info.founders)
                 self.members.founded(CATALOG_GROUP, changed.catalog)
+            for info in changed.shards[len(self.now.shards) :]:
+                self.members.founded(shard_group(info.shard), info.founders)
+                self.logs.founded(info.shard)
+            self.rebalances.changed(self.now, changed)
+            if (job := changed.rebalance) is not None and (self.now.rebalance is None or job != self.now.rebalance):
+                self._stage.trace.tell(
+                    f"rebalance {job.id} is {job.state}, runs {len(job.running)}: {job.why or 'well'}"
+                )
             for group in self.groups():
                 if (before := self.now.holders(group)) is not None and before != (after := changed.holders(group)):
                     self.members.assigned(group, before, after or before)
@@ -156,6 +164,9 @@ class Truth:
     def _step(self, group: GroupId, index: int, command: MoveCommand) -> None:
         if self.logs.step(group, index, command):
             self._stage.trace.tell(f"move {command.move}: {type(command).__name__} at {index} of group {group}")
+
+    def _owned_now(self, shard: int) -> list[KeyRange]:
+        return self.logs.owned_now(shard)
 
     def _stored(self) -> list[str]:
         return [info.stored_name for info in self.now.collections]

@@ -160,7 +160,7 @@ class ShardClient(Client):
                 version=version,
                 applied_index=applied,
                 latest_index=self._truth.last()[shard],
-                required_index=required[shard],
+                required_index=required.get(shard, 0),  # it may have come meanwhile
                 label=f"get #{op.id} of {key} ({mode}) from shard {shard}",
             )
             self._shared.gets.append((shard, seen))

@@ -13,7 +13,7 @@ import msgspec
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus
 from needle.routing.stats import key_shares
-from needle.routing.topology import ShardInfo, Topology
+from needle.routing.topology import NodeState, ShardInfo, Topology
 
 LAG_ENTRIES_MAX = 10_000
 
@@ -129,6 +129,15 @@ def _warnings(topology: Topology) -> list[str]:
     settings = topology.settings
     if settings is None:
         return ["the cluster was not created yet"]
+    job = topology.rebalance
+    if job is not None and not job.over:
+        waits = f", and waits: {job.why}" if job.why else ""
+        told.append(
+            f"rebalance {job.id} is {job.state}{waits}; `needle cluster rebalance --status` shows how far it is"
+        )
+    draining = [info.id for info in topology.nodes if info.state is NodeState.DRAINING]
+    if draining:
+        told.append(f"{', '.join(draining)} is to be emptied, and gets nothing new")
     alone = [info.shard for info in topology.serving if len(info.wanted) == 1]
     if alone:
         told.append(f"not redundant: shards {', '.join(map(str, alone))} have one replica each; a lost disk loses them")

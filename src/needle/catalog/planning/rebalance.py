@@ -75,9 +75,10 @@ def look(
     running: Sequence[Running],
     free: Mapping[NodeId, int | None],
     holders: Mapping[GroupId, Sequence[NodeId]],
+    unsettled: str = "",
 ) -> Round:
     """One round. plan: made by `job.pressing()` of what is so now. free: bytes that each node's disk takes, None if
-    any. holders: the nodes of each group."""
+    any. holders: the nodes of each group. unsettled: what others move, which a plan takes for done; "" for nothing."""
     if job.over or job.state is JobState.PAUSED:
         return Round(job=job)
     if job.state is JobState.CANCELLING:
@@ -89,6 +90,8 @@ def look(
     start = startable(plan.moves, running, job.config.max_concurrent_moves, free, holders)
     if start or running:
         return Round(job=_replace(job, why="", stuck=0), start=start)
+    if not plan.moves and not plan.unmet and unsettled:
+        return Round(job=_replace(job, why=unsettled, stuck=0))
     if not plan.moves and not plan.unmet:
         return Round(job=_replace(job, state=JobState.DONE, why="", stuck=0))
     why, stuck = "; ".join(plan.unmet) or f"no room for: {plan.moves[0].in_words()}", job.stuck + 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.routing.jobs import Phase, Running
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.topology import MoveState, Topology
@@ -60,3 +60,15 @@ def _now(one: Running, seen: Seen) -> Running:
     begun = added & (there | seen.learners.get(move.group, frozenset()))
     copied = move.bytes * len(added & there) // len(added)
     return msgspec.structs.replace(one, phase=Phase.COPY if begun else Phase.PREPARE, copied=copied)
+
+
+def unsettled(topology: Topology) -> str:
+    """What is being moved, whoever began it; "" for nothing. A plan counts it as moved already."""
+    if topology.moves:
+        return f"move {topology.moves[0].id} of key ranges is under way"
+    groups = [CATALOG_GROUP, *(shard_group(info.shard) for info in topology.serving)]
+    for group in groups:
+        holders = topology.holders(group)
+        if holders is not None and holders.leaving:
+            return f"the replicas of {group_name(group)} on {', '.join(holders.leaving)} are being moved"
+    return ""

@@ -23,7 +23,7 @@ from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.planning import planner, rebalance
 from needle.catalog.planning.rebalance import STUCK_MAX, Round
-from needle.catalog.planning.running import Seen, fate, now_running
+from needle.catalog.planning.running import Seen, fate, now_running, unsettled
 from needle.client.directory import Caller
 from needle.client.measuring import Measured, measure
 from needle.multiraft.host import Host
@@ -157,7 +157,8 @@ class Coordinator:
         self._rate(made, running)
         free = {one.node: one.free for one in found.stats.nodes}
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
-        await self._take(job, topology, rebalance.look(made, plan, running, free, holders), running)
+        led = rebalance.look(made, plan, running, free, holders, unsettled(topology))
+        await self._take(job, topology, led, running)
 
     async def _seen(self, timeout: float) -> tuple[Topology, Measured]:
         """The catalog, and what was measured while it said that."""

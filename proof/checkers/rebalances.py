@@ -1,0 +1,113 @@
+"""What a rebalance may do, by the catalog's log alone; it shares no code with the coordinator.
+
+Checked at each change of the topology:
+- One rebalance at a time; what is over stays so, and the next one has a higher id.
+- No more moves at a time than the limit, and no two about the same shard, unless both move key ranges.
+- Nothing begins while it is paused, is being cancelled, or is over; what is written down as begun has begun.
+- What runs goes on until it has ended: a move of ranges when its record is gone, one of replicas when nobody is
+  leaving.
+- Who says `done` has what was wished: retired shards are gone, as many serve as were asked for, and nodes that are to
+  be emptied hold nothing.
+- A retired shard owned nothing, by the shards' logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from needle.base.ids import NodeId
+from needle.routing.jobs import Job, JobState, Running
+from needle.routing.planned_moves import MoveRange, MoveReplicas
+from needle.routing.shard_map import KeyRange
+from needle.routing.topology import NodeState, Topology
+from proof.sim.violation import Violation
+
+NAME = "rebalances"
+_OVER = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
+
+
+class Rebalances:
+    """See the module. done: how many ended with what was wished."""
+
+    def __init__(self, owned: Callable[[int], Sequence[KeyRange]]) -> None:
+        """owned: what a shard owns now, by its log."""
+        self._owned = owned
+        self.done = 0
+        self.begun = 0
+
+    def changed(self, before: Topology, now: Topology) -> None:
+        """Raises Violation."""
+        for old, new in zip(before.shards, now.shards, strict=False):
+            if new.retired and not old.retired and self._owned(new.shard):
+                raise Violation(NAME, f"shard {new.shard} is retired and owns key ranges by its log")
+        if len(now.shards) < len(before.shards):
+            raise Violation(NAME, f"{len(before.shards)} shards were known, now {len(now.shards)}")
+        job, was = now.rebalance, before.rebalance
+        if job is None or job == was:
+            if was is not None and job is None:
+                raise Violation(NAME, f"rebalance {was.id} is forgotten")
+            return
+        if was is not None and was.id != job.id and (was.state not in _OVER or job.id < was.id):
+            raise Violation(NAME, f"rebalance {job.id} begins while {was.id} is {was.state}")
+        if was is not None and was.id == job.id and was.state in _OVER:
+            raise Violation(NAME, f"rebalance {job.id} was {was.state} and becomes {job.state}")
+        self._at_once(job)
+        known = {one.id for one in was.running} if was is not None and was.id == job.id else set()
+        for one in job.running:
+            if one.id not in known:
+                self._began(job, one, now)
+        for one in was.running if was is not None and was.id == job.id else ():
+            if one not in job.running and job.state is not JobState.CANCELLING:
+                self._ended(one, now)
+        if job.state is JobState.DONE:
+            self._done(job, now)
+
+    def _at_once(self, job: Job) -> None:
+        if len(job.running) > job.config.max_concurrent_moves:
+            raise Violation(NAME, f"{len(job.running)} moves run, {job.config.max_concurrent_moves} may")
+        for one, other in combinations(job.running, 2):
+            ranges = isinstance(one.move, MoveRange) and isinstance(other.move, MoveRange)
+            if not ranges and one.move.groups & other.move.groups:
+                raise Violation(NAME, f"at once: {one.move.in_words()}; {other.move.in_words()}")
+
+    def _began(self, job: Job, one: Running, now: Topology) -> None:
+        self.begun += 1
+        if job.state is not JobState.RUNNING:
+            raise Violation(NAME, f"{one.move.in_words()} begins while rebalance {job.id} is {job.state}")
+        if isinstance(one.move, MoveRange):
+            info = now.move(one.id)
+            there = info is not None and (info.source, info.target) == (one.move.source, one.move.target)
+        elif isinstance(one.move, MoveReplicas):
+            holders = now.holders(one.move.group)
+            there = holders is not None and set(holders.wanted) == set(one.move.after)
+        else:
+            return
+        if one.id != now.version or not there:
+            raise Violation(NAME, f"written down as begun, and has not: {one.move.in_words()}")
+
+    def _ended(self, one: Running, now: Topology) -> None:
+        if isinstance(one.move, MoveRange) and now.move(one.id) is not None:
+            raise Violation(NAME, f"counted as done, and goes on: {one.move.in_words()}")
+        if isinstance(one.move, MoveReplicas):
+            holders = now.holders(one.move.group)
+            if holders is not None and holders.leaving and set(holders.wanted) == set(one.move.after):
+                raise Violation(NAME, f"counted as done, and nodes are leaving: {one.move.in_words()}")
+
+    def _done(self, job: Job, now: Topology) -> None:
+        self.done += 1
+        serving = [info.shard for info in now.serving]
+        if job.running:
+            raise Violation(NAME, f"rebalance {job.id} is done, and moves run")
+        if kept := set(job.wish.retire).intersection(serving):
+            raise Violation(NAME, f"rebalance {job.id} is done, and shards {sorted(kept)} serve")
+        if job.wish.shards is not None and len(serving) != job.wish.shards:
+            raise Violation(NAME, f"rebalance {job.id} is done with {len(serving)} of {job.wish.shards} shards")
+        for node in (info.id for info in now.nodes if info.state is NodeState.DRAINING):
+            if held := _held(now, node):
+                raise Violation(NAME, f"rebalance {job.id} is done, and {node}, to be emptied, holds {held}")
+
+
+def _held(now: Topology, node: NodeId) -> list[str]:
+    held = [f"shard {info.shard}" for info in now.serving if node in info.replicas]
+    return held + (["the catalog"] if node in now.catalog else [])

@@ -1,0 +1,86 @@
+"""Bugs of rebalances: of their record in the catalog, and of the coordinator (docs/adr/0036)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_COMMANDS = "tests/cluster/test_rebalance_commands.py::"
+_COORDINATOR = "tests/server/test_coordinator.py::"
+_JOB = "tests/cluster/test_rebalance.py::"
+_ANY = _COORDINATOR + "test_whoever_dies_whenever_it_comes_to_its_end"
+_STEPPED = "catalog.rebalances:stepped"
+
+MUTANTS = (
+    Mutant(
+        name="step-from-an-old-state",
+        breaks="of two coordinators both take the step: what runs twice is written down once, or nowhere",
+        edits=(Edit(_STEPPED, "job.revision != command.revision", "job.revision < 0"),),
+        tests=(_COMMANDS + "test_who_has_not_seen_the_last_change_takes_no_step",),
+    ),
+    Mutant(
+        name="move-without-a-record",
+        breaks="a move begins and the record does not know it: a successor begins others beside it",
+        edits=(Edit(_STEPPED, "running=running, why=", "running=made.running, why="),),
+        tests=(_COMMANDS + "test_a_step_and_the_move_that_it_begins_are_one", _ANY),
+    ),
+    Mutant(
+        name="record-without-a-move",
+        breaks="a move is written down as begun, and never begins",
+        edits=(Edit(_STEPPED, "decisions.append(command_of(", "str(command_of("),),
+        tests=(_COMMANDS + "test_a_step_and_the_move_that_it_begins_are_one",),
+        sim=True,
+        sharded=True,
+    ),
+    Mutant(
+        name="moves-done-before-they-are",
+        breaks="replicas that are on their way count as moved: the next moves begin beside them, and it ends too early",
+        edits=(
+            Edit("catalog.planning.running:fate", "True if settled and not holders.leaving else None", "True"),
+            Edit("catalog.planning.rebalance:look", "and unsettled:", "and False:"),
+        ),
+        tests=(_ANY,),
+        sim=True,
+        sharded=True,
+    ),
+    Mutant(
+        name="done-beside-the-moves-of-others",
+        breaks="a rebalance is done while others move ranges: the shard that was to go is left",
+        edits=(Edit("catalog.planning.rebalance:look", "and unsettled:", "and False:"),),
+        tests=(_JOB + "test_what_others_move_is_waited_for",),
+    ),
+    Mutant(
+        name="pause-not-heeded",
+        breaks="a paused rebalance goes on to begin moves",
+        edits=(
+            Edit("catalog.planning.rebalance:look", "job.over or job.state is JobState.PAUSED", "job.over"),
+            Edit(_STEPPED, "made.state is not JobState.RUNNING", "made.state is None"),
+        ),
+        tests=(_JOB + "test_a_paused_one_starts_nothing_and_goes_on_when_told",),
+    ),
+    Mutant(
+        name="given-up-in-words-only",
+        breaks="a cancelled rebalance forgets the replicas that are on their way instead of taking them back",
+        edits=(Edit(_STEPPED, "decisions.append(taken_back)", "str(taken_back)"),),
+        tests=(_COMMANDS + "test_replicas_on_their_way_are_taken_back",),
+    ),
+    Mutant(
+        name="two-rebalances",
+        breaks="a rebalance begins over another one, whose moves nobody counts any more",
+        edits=(
+            Edit("catalog.rebalances:started", "known is not None and not known.over", "known is not None and False"),
+        ),
+        tests=(_COMMANDS + "test_one_rebalance_at_a_time_and_the_next_one_after_its_end",),
+    ),
+    Mutant(
+        name="sizes-that-only-grow",
+        breaks="what was replaced or deleted still counts in a shard's size",
+        edits=(
+            Edit(
+                "shard.opened_state:OpenedState._swap",
+                "size += now.live_bytes - (0 if before is None else before.live_bytes)",
+                "size += now.live_bytes",
+            ),
+        ),
+        tests=("tests/shard/test_weights.py::test_what_documents_weigh_follows_each_batch",),
+    ),
+)

@@ -1,0 +1,98 @@
+"""The operator lets the cluster grow, shrink and even out, in a share of the runs: rebalances that are started, paused,
+cancelled, one after the other, while everything else goes wrong.
+
+Invariant: nothing is started while a disk has lost what it promised, for then not every set of nodes may hold a group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+from needle.client.client import Client
+from needle.protocol.catalog_commands import DrainNode
+from needle.routing.jobs import RebalanceConfig
+from needle.routing.plans import Wish
+from needle.routing.topology import NodeState
+from proof.sim.shards.profile import Shape
+from proof.sim.shards.truth import Truth
+from proof.sim.stage import Stage
+
+ADMIN_SECONDS = 5.0
+SHARDS_MORE = 2
+"""Above what the run began with."""
+CANCELLED_SHARE, PAUSED_SHARE = 0.25, 0.25
+PAUSE_SECONDS = 3.0
+
+
+class Resizing:
+    """See the module."""
+
+    def __init__(self, stage: Stage, truth: Truth, shape: Shape, rng: random.Random) -> None:
+        self._stage = stage
+        self._fleet = stage.fleet
+        self._truth = truth
+        self._shards, self._replicas, self._batch = shape.shards, shape.replicas, shape.move_rows
+        self._rng = rng
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a rebalance is not over, as the catalog says."""
+        job = self._truth.now.rebalance
+        return job is not None and not job.over
+
+    def _draining(self) -> list[str]:
+        return [info.id for info in self._truth.now.nodes if info.state is NodeState.DRAINING]
+
+    async def ask(self, client: Client, what: str, members: Sequence[str]) -> None:
+        """One command of the operator. members: the nodes that may hold something."""
+        fleet, rng, now = self._fleet, self._rng, self._truth.now
+        if self.under_way:
+            await self._interfere(client)
+            return
+        if fleet.retired or fleet.forgetful or fleet.observer.rotten or fleet.spoilt:
+            return
+        serving, wish = [info.shard for info in now.serving], Wish()
+        if what == "add-shard" and len(serving) < self._shards + SHARDS_MORE:
+            wish = Wish(shards=len(serving) + 1)
+        elif what == "retire-shard" and len(serving) > 1:
+            wish = Wish(retire=(rng.choice(serving),))
+        elif what == "drain":
+            for node in self._draining():
+                await client.undrain_node(node, timeout=ADMIN_SECONDS)
+            await client.change_catalog(DrainNode(rng.choice(list(members)), True), timeout=ADMIN_SECONDS)
+            wish = Wish(balance=rng.random() < 0.5)
+        await self._start(client, wish)
+
+    async def _start(self, client: Client, wish: Wish) -> None:
+        rng = self._rng
+        config = RebalanceConfig(
+            max_concurrent_moves=rng.choice([1, 2, 4]), batch_size=self._batch, throttle_rate=rng.choice([0.0, 0.05])
+        )
+        nodes = len(self._truth.topologies[1].catalog)
+        wish = msgspec.structs.replace(wish, catalog_nodes=nodes, replicas=self._replicas)
+        id_ = await client.start_rebalance(config, wish=wish, timeout=ADMIN_SECONDS)
+        self._stage.trace.tell(f"rebalance {id_} begins: {wish}")
+
+    async def _interfere(self, client: Client) -> None:
+        draw = self._rng.random()
+        if draw < CANCELLED_SHARE:
+            await client.cancel_rebalance(timeout=ADMIN_SECONDS)
+        elif draw < CANCELLED_SHARE + PAUSED_SHARE:
+            await client.pause_rebalance(timeout=ADMIN_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS * self._rng.random())
+            await client.resume_rebalance(timeout=ADMIN_SECONDS)
+
+    async def end(self, client: Client) -> None:
+        """Cancel what is under way, and use all nodes again."""
+        if self.under_way:
+            await client.cancel_rebalance(timeout=ADMIN_SECONDS)
+        for node in self._draining():
+            await client.undrain_node(node, timeout=ADMIN_SECONDS)
+
+    def ended(self) -> bool:
+        """Whether that is so."""
+        return not self.under_way and not self._draining()

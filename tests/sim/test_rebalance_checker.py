@@ -1,0 +1,115 @@
+"""The checker of rebalances sees each thing that must not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster.catalog_util import topology
+from needle.catalog.state import execute
+from needle.protocol.catalog_commands import AddShard, DrainNode, RetireShard, StartMove
+from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
+from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas
+from needle.routing.plans import Wish
+from needle.routing.topology import Topology
+from proof.checkers.rebalances import Rebalances
+from proof.sim.violation import Violation
+
+replace = msgspec.structs.replace
+NOW = topology()
+JOB = Job(id=5, wish=Wish(), config=RebalanceConfig(max_concurrent_moves=2), state=JobState.RUNNING)
+
+
+def with_job(now: Topology, **changes: Any) -> Topology:
+    return replace(now, rebalance=replace(JOB, **changes))
+
+
+def judged(before: Topology, now: Topology, owned: int = 0) -> None:
+    Rebalances(lambda shard: [(b"", None)] * owned).changed(before, now)
+
+
+def of_ranges(id_: int, source: int = 0, target: int = 1) -> Running:
+    move = MoveRange(source=source, target=target, ranges=((b"", b"a"),), documents=0, bytes=0)
+    return Running(id=id_, move=move, nodes=())
+
+
+def of_replicas(id_: int) -> Running:
+    before = NOW.shards[0].replicas
+    after = (*before[:2], "node-6")
+    return Running(id=id_, move=MoveReplicas(group=1, before=before, after=after, documents=0, bytes=0), nodes=())
+
+
+def test_one_at_a_time_and_the_end_is_the_end() -> None:
+    judged(NOW, with_job(NOW))
+    judged(with_job(NOW, state=JobState.DONE), with_job(NOW, id=9))
+    for before, now in (
+        (with_job(NOW), with_job(NOW, id=9)),
+        (with_job(NOW, state=JobState.DONE), with_job(NOW, id=3)),
+        (with_job(NOW, state=JobState.CANCELLED), with_job(NOW)),
+        (with_job(NOW), NOW),
+    ):
+        with pytest.raises(Violation):
+            judged(before, now)
+
+
+def test_what_runs_at_once() -> None:
+    known = with_job(NOW, running=(of_ranges(1), of_ranges(2)), stuck=1)
+    judged(with_job(NOW, running=(of_ranges(1), of_ranges(2))), known)
+    for running in ((of_ranges(1), of_ranges(2), of_ranges(3)), (of_ranges(1), of_replicas(2))):
+        with pytest.raises(Violation):
+            judged(with_job(NOW, running=running), with_job(NOW, running=running, stuck=1))
+
+
+def test_what_begins_has_begun() -> None:
+    assert NOW.map is not None
+    moving = execute(NOW, 7, StartMove(1, NOW.map.epoch, NOW.map.ranges(0)[:1], 0, 1))[0]
+    judged(with_job(NOW), with_job(moving, running=(of_ranges(7),)))
+    for state, now, running in (
+        (JobState.RUNNING, NOW, of_ranges(7)),
+        (JobState.RUNNING, moving, of_ranges(8)),
+        (JobState.RUNNING, moving, of_ranges(7, 1, 0)),
+        (JobState.PAUSED, moving, of_ranges(7)),
+        (JobState.RUNNING, replace(NOW, version=7), of_replicas(7)),
+    ):
+        with pytest.raises(Violation):
+            judged(with_job(NOW), with_job(now, state=state, running=(running,)))
+    gone = Running(id=7, move=GiveUpShard(shard=1), nodes=())
+    judged(with_job(NOW), with_job(replace(NOW, version=7), running=(gone,)))
+
+
+def test_what_goes_on_has_not_ended() -> None:
+    assert NOW.map is not None
+    moving = execute(NOW, 7, StartMove(1, NOW.map.epoch, NOW.map.ranges(0)[:1], 0, 1))[0]
+    judged(with_job(moving, running=(of_ranges(7),)), with_job(NOW))
+    with pytest.raises(Violation, match="goes on"):
+        judged(with_job(moving, running=(of_ranges(7),)), with_job(moving))
+    held = replace(NOW.shards[0], replicas=(*NOW.shards[0].replicas[:2], "node-6", "node-3"), leaving=("node-3",))
+    leaving = replace(NOW, shards=(held, *NOW.shards[1:]))
+    with pytest.raises(Violation, match="leaving"):
+        judged(with_job(leaving, running=(of_replicas(7),)), with_job(leaving))
+
+
+def test_done_is_what_was_wished() -> None:
+    done = JobState.DONE
+    judged(with_job(NOW, wish=Wish(shards=4)), with_job(NOW, state=done, wish=Wish(shards=4)))
+    draining = execute(NOW, 7, DrainNode("node-1", True))[0]
+    for now, changes in (
+        (NOW, {"wish": Wish(shards=5)}),
+        (NOW, {"wish": Wish(retire=(1,))}),
+        (draining, {}),
+        (NOW, {"running": (Running(id=1, move=FoundShard(shard=4, replicas=("node-1",)), nodes=()),)}),
+    ):
+        with pytest.raises(Violation, match="is done"):
+            judged(with_job(now, **{**changes, "state": JobState.RUNNING}), with_job(now, state=done, **changes))
+
+
+def test_a_retired_shard_owned_nothing() -> None:
+    more = execute(NOW, 7, AddShard(4, ["node-1"]))[0]
+    gone = execute(more, 8, RetireShard(4))[0]
+    judged(more, gone)
+    with pytest.raises(Violation, match="owns key ranges by its log"):
+        judged(more, gone, owned=1)
+    with pytest.raises(Violation, match="shards were known"):
+        judged(more, NOW)
