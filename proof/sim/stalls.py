@@ -4,7 +4,8 @@ Heartbeats and votes of all groups wait while a callback runs, which virtual tim
 threads, and what the simulation itself does inside a callback, does not count; nor do passes of Python's garbage
 collector, which walk the objects of all nodes and checkers here. CPU time is the one thing here that is not drawn from
 the seed, so the bound is far above what callbacks take: it finds work that grows, not slow machines.
-Invariant: measuring changes nothing. While a callback runs a profiling timer looks at its stack, to name the function.
+Invariant: measuring changes nothing. While a callback runs a profiling timer looks at its stack, to name the function; a
+time in which it should have looked several times and never did is no work, but a jump of a virtual machine's clock.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class StallMeter:
         self._excused = 0.0
         self._depth = 0
         self._seen: Counter[str] = Counter()
+        self._looks = 0
         self.longest = 0.0
         self._before: Any = None
         self._collecting = 0.0
@@ -47,9 +49,10 @@ class StallMeter:
         took = time.thread_time() - began - self._excused
         if took > self.longest:
             self.longest = took
-        if took > self._limit:
+        if took > self._limit and (self._looks or self._before is None):
             name = self._seen.most_common(1)[0][0] if self._seen else repr(handle)
             self._on_stall(name, took)
+        self._looks = 0
         if self._seen:
             self._seen.clear()
 
@@ -92,5 +95,8 @@ class StallMeter:
             self._excused += time.thread_time() - self._collecting
 
     def _look(self, _: int, frame: FrameType | None) -> None:
-        if not self._depth and (name := innermost(frame, OURS)):
+        if self._depth:
+            return
+        self._looks += 1
+        if name := innermost(frame, OURS):
             self._seen[name] += 1

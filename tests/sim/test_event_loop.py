@@ -222,3 +222,17 @@ def test_a_pass_of_the_garbage_collector_is_nobodys_stall():
         assert len(found) == 1
     finally:
         meter.stop()
+
+
+def test_a_jump_of_the_clock_is_nobodys_stall(monkeypatch):
+    found = []
+    meter = StallMeter(lambda name, seconds: found.append(name), limit=0.02)
+    told = iter([10.0, 10.5])
+    meter.start()
+    try:
+        with monkeypatch.context() as jumping:
+            jumping.setattr("proof.sim.stalls.time.thread_time", lambda: next(told))
+            meter.run(SimpleNamespace(_run=lambda: None))
+    finally:
+        meter.stop()
+    assert not found and meter.longest == 0.5
