@@ -4,8 +4,8 @@ Heartbeats and votes of all groups wait while a callback runs, which virtual tim
 threads, and what the simulation itself does inside a callback, does not count; nor do passes of Python's garbage
 collector, which walk the objects of all nodes and checkers here. CPU time is the one thing here that is not drawn from
 the seed, so the bound is far above what callbacks take: it finds work that grows, not slow machines.
-Invariant: measuring changes nothing. While a callback runs a profiling timer looks at its stack, to name the function; a
-time in which it should have looked several times and never did is no work, but a jump of a virtual machine's clock.
+Invariant: measuring changes nothing. While a callback runs a profiling timer looks at its stack, to name the function;
+a time in which it should have looked several times and never did is no work, but a jump of a virtual machine's clock.
 """
 
 from __future__ import annotations
