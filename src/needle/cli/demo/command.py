@@ -19,9 +19,9 @@ from rich.console import Console
 from needle.base.errors import InvalidArgument
 from needle.cli.common import Json, notes, print_json
 from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
+from needle.cli.demo.growth import grow
 from needle.cli.demo.outcome import Outcome
-from needle.cli.demo.shard_story import ShardOutcome, ShardStory
-from needle.cli.demo.story import Story
+from needle.cli.demo.story import QUESTIONS, Story
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.local.free_ports import free_ports
 from needle.local.kept import STATE_FILE, STOP_SECONDS, kept_pids, stop_kept
@@ -30,13 +30,8 @@ from needle.local.process_cluster import ProcessCluster
 KEPT_PORT = 5001
 SEAL_ROWS = 2000
 SETTINGS: dict[str, Any] = {"dimensions": DIMENSIONS, "metric": "cosine", "segments": {"seal_rows": SEAL_ROWS}}
+FOUNDERS = 3
 VOTERS_MAX = 7
-SHARD_SETTINGS: dict[str, Any] = {
-    "election_timeout": 0.6,
-    "heartbeat_interval": 0.15,
-    "sharding": {},
-    "segments": {"seal_rows": SEAL_ROWS},
-}
 
 
 def kept_directory() -> Path:
@@ -47,10 +42,12 @@ def kept_directory() -> Path:
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster running and say how to use it.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left running; delete its data.")] = False,
-    nodes: Annotated[int, typer.Option("--nodes", min=3, max=16, help="How many nodes; 7 at most without shards.")] = 3,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=3, max=16, help="How many nodes; 7 at most without --shards.")
+    ] = 3,
     shards: Annotated[
-        int, typer.Option("--shards", min=0, max=64, help="Show a sharded cluster with this many shards instead.")
-    ] = 0,
+        int, typer.Option("--shards", min=1, max=64, help="Let the cluster grow to this many shards in the end.")
+    ] = 1,
     limit: Annotated[int | None, typer.Option("--limit", min=10, help="Insert only this many passages.")] = None,
     directory: Annotated[
         Path | None, typer.Option("--dir", help="Where the nodes keep their data; default: the temporary directory.")
@@ -61,27 +58,27 @@ def demo(
 
     Embeds the docstrings of Python's standard library, inserts them into a cluster of processes, asks questions, kills
     the leader with kill -9 in the middle of writes, proves that every acknowledged write survived, and brings the dead
-    node back. Needs no network. The nodes end with the demo unless --keep is given. With --shards: several shards of
-    three replicas; one node of every shard is killed.
+    node back. With --shards: the same cluster, three nodes with one shard, then grows to that many shards, on --nodes
+    nodes, while it is written to. Needs no network. The nodes end with the demo unless --keep is given.
     """
     if stop:
         _stop(directory or kept_directory())
         return
-    if not shards and nodes > VOTERS_MAX:
+    if shards == 1 and nodes > VOTERS_MAX:
         raise InvalidArgument(
             f"--nodes {nodes} needs --shards: one shard has at most {VOTERS_MAX} replicas", field="nodes"
         )
     place = _prepare(directory, keep)
     told = notes if json else Console(highlight=False, emoji=False)
-    ports = free_ports(nodes, range(KEPT_PORT, KEPT_PORT + nodes) if keep else ())
-    settings = SHARD_SETTINGS if shards else SETTINGS
-    cluster = ProcessCluster(place, nodes, ports=ports, as_user=True, detached=keep, **settings)
+    first = nodes if shards == 1 else FOUNDERS
+    ports = free_ports(first, range(KEPT_PORT, KEPT_PORT + first) if keep else ())
+    cluster = ProcessCluster(place, first, ports=ports, as_user=True, detached=keep, **SETTINGS)
     finished = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: SIGTERM would be ignored, too
         signal.signal(signal.SIGINT, signal.default_int_handler)
     terminated = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so both clear up
     try:
-        outcome = _perform_sharded(cluster, shards, limit, told) if shards else _perform(cluster, limit, told)
+        outcome = _perform(cluster, limit, told, nodes, shards)
         finished = True
     finally:
         signal.signal(signal.SIGTERM, terminated)
@@ -122,7 +119,7 @@ def _prepare(directory: Path | None, keep: bool) -> Path:
     return place
 
 
-def _perform(cluster: ProcessCluster, limit: int | None, told: Console) -> Outcome:
+def _perform(cluster: ProcessCluster, limit: int | None, told: Console, nodes: int, shards: int) -> Outcome:
     began = time.perf_counter()
     cluster.start_nodes()  # they start while the corpus is read
     passages, vectors, seconds, embedder = _corpus(limit)
@@ -140,21 +137,14 @@ def _perform(cluster: ProcessCluster, limit: int | None, told: Console) -> Outco
             await story.wait_indexed(SEAL_ROWS)
             await story.ask()
             await story.prove(await story.lose_the_leader(vectors))
+            if shards > 1:
+                story.outcome.growth = await grow(
+                    cluster, client, embedder, QUESTIONS, vectors, told, nodes=nodes, shards=shards
+                )
             return story.outcome
 
     outcome = asyncio.run(tell())
     outcome.read_seconds, outcome.embed_seconds = seconds
-    outcome.total_seconds = time.perf_counter() - began
-    told.print(f"[bold green]done[/] in {outcome.total_seconds:.0f} s")
-    return outcome
-
-
-def _perform_sharded(cluster: ProcessCluster, shards: int, limit: int | None, told: Console) -> ShardOutcome:
-    began = time.perf_counter()
-    cluster.start_nodes()
-    passages, vectors, _, embedder = _corpus(limit)
-    told.print(f"[bold]{len(passages)} passages[/] from the docstrings of {stdlib_directory()}", soft_wrap=True)
-    outcome = asyncio.run(ShardStory(cluster, shards, 3, embedder, told).tell(passages, vectors))
     outcome.total_seconds = time.perf_counter() - began
     told.print(f"[bold green]done[/] in {outcome.total_seconds:.0f} s")
     return outcome

@@ -40,6 +40,20 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     catch_up_seconds: float
 
 
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """The same cluster with more nodes and shards. acknowledged: writes answered meanwhile, all of which were found
+    afterwards. documents: by shard, at the end."""
+
+    nodes: int
+    shards: int
+    seconds: float
+    moved_bytes: int
+    acknowledged: int
+    unknown: int
+    slowest_write_ms: float
+    documents: dict[str, int]
+
+
 class Outcome(msgspec.Struct, kw_only=True):
     """Everything a demo run measured; seconds unless the name says otherwise."""
 
@@ -53,4 +67,5 @@ class Outcome(msgspec.Struct, kw_only=True):
     answers: list[Answer] = []
     failover: Failover | None = None
     proof: Proof | None = None
+    growth: Growth | None = None
     total_seconds: float = 0.0

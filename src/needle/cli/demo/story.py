@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import needle
-from needle.base.errors import DeadlineExceeded, Internal, NeedleError, OutcomeUnknown
+from needle.base.errors import DeadlineExceeded, Internal, NeedleError
 from needle.base.model import Hit, RaftStatus, ReadMode
 from needle.cli.common import brief
 from needle.cli.demo.corpus import Passage
 from needle.cli.demo.outcome import Answer, Failover, Outcome, Proof
+from needle.cli.demo.write_stream import WRITE_SECONDS, WRITES, WriteStream, missing_of
 from needle.cli.document_commands import insert_all
 from needle.cli.embedding import Embedder
 from needle.cli.inputs import Record
 from needle.local.process_cluster import ProcessCluster
 
 COLLECTION = "default"
-WRITES = "writes"
-"""The collection of what is written while the leader is lost: nobody is to find that among the passages."""
 QUESTIONS = (
     "compress a file",
     "how do I parse a date",
@@ -40,11 +39,9 @@ QUESTIONS = (
 HITS = 3
 SEARCHES_EACH = 5
 BATCH = 250
-WRITERS = 8
 WRITES_BEFORE = 300
 WRITES_AFTER = 300
 READY_SECONDS = 30.0
-WRITE_SECONDS = 15.0
 
 
 class Story:
@@ -163,7 +160,7 @@ class Story:
     async def lose_the_leader(self, vectors: NDArray[np.float32]) -> list[str]:
         """kill -9 the leader in the middle of a stream of writes; returns the ids of all acknowledged writes."""
         await self._client.create_collection(WRITES, dimensions=vectors.shape[1])
-        stream = _WriteStream(self._client, vectors)
+        stream = WriteStream(self._client, vectors)
         async with stream.running():
             await self._until(stream.reached(WRITES_BEFORE), WRITE_SECONDS, "the stream of writes does not flow")
             before = await self._leader_status()
@@ -198,7 +195,7 @@ class Story:
         if failover is None:
             raise Internal("nothing to prove before the leader was lost")
         survivors = await self._settle(len(self._cluster.addresses) - 1)
-        missing = await self._missing(acknowledged)
+        missing = await missing_of(self._client, acknowledged)
         if missing:
             raise Internal(f"{len(missing)} acknowledged writes are gone, such as {missing[0]}")
         self.say(
@@ -226,13 +223,6 @@ class Story:
             f"[green]{failover.killed}[/] restarted and caught up in {seconds:.1f} s: all {len(replicas)} replicas at "
             f"index {replicas[0].last_applied} with the same {replicas[0].documents} documents and the same digest"
         )
-
-    async def _missing(self, ids: list[str]) -> list[str]:
-        found: set[str] = set()
-        for start in range(0, len(ids), 500):
-            documents = await self._client.get_many(ids[start : start + 500], collection=WRITES)
-            found.update(document.id for document in documents)
-        return [identifier for identifier in ids if identifier not in found]
 
     async def _settle(self, replicas: int) -> list[RaftStatus]:
         """Wait until `replicas` nodes have applied the same index and hold the same documents; their statuses."""
@@ -277,47 +267,6 @@ def _rows(name: str) -> int:
     """How many ordinals an index file covers, by its name `<collection>-<first>-<last>-<checksum>.seg`."""
     _, first, last, _ = name.split("-")
     return int(last) - int(first) + 1
-
-
-class _WriteStream:
-    """Writers that insert one document each, over and over. acknowledged: (sent, answered) times by id."""
-
-    def __init__(self, client: needle.Client, vectors: NDArray[np.float32]) -> None:
-        self._client = client
-        self._vectors = vectors
-        self._next = 0
-        self._stopping = False
-        self.acknowledged: dict[str, tuple[float, float]] = {}
-        self.unknown: list[str] = []
-
-    def reached(self, count: int) -> Callable[[], Awaitable[bool]]:
-        async def holds() -> bool:
-            return len(self.acknowledged) >= count
-
-        return holds
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Write while the body runs; then let the writes in flight end."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(WRITERS):
-                group.create_task(self._write())
-            try:
-                yield
-            finally:
-                self._stopping = True
-
-    async def _write(self) -> None:
-        while not self._stopping:
-            self._next += 1
-            identifier, vector = f"live/{self._next:06d}", self._vectors[self._next % len(self._vectors)]
-            sent = time.perf_counter()
-            try:
-                await self._client.insert(identifier, vector, collection=WRITES, timeout=WRITE_SECONDS)
-            except OutcomeUnknown:
-                self.unknown.append(identifier)
-            else:
-                self.acknowledged[identifier] = (sent, time.perf_counter())
 
 
 def _rate() -> TextColumn:
