@@ -12,7 +12,7 @@ from needle.base.model import WriteResult
 from needle.catalog.rebalances import WHY_CHARS_MAX, WISHED_MAX
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AskRebalance, CatalogCommand, StartRebalance, StepRebalance, decode, encode
-from needle.routing.jobs import Job, JobState, RebalanceConfig
+from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import FoundShard, MoveRange, MoveReplicas
 from needle.routing.plans import Wish
 from needle.routing.topology import Topology
@@ -138,3 +138,22 @@ def test_replicas_on_their_way_are_taken_back() -> None:
     assert set(made.now.shards[0].wanted) == set(before)
     assert not made.job.running
     assert made.job.state is JobState.CANCELLING
+
+
+def test_a_step_changes_neither_the_wish_nor_what_runs() -> None:
+    made = started(max_concurrent_moves=1)
+    strange = Running(id=7, move=FoundShard(shard=4, replicas=("node-1",)), nodes=())
+    for changes in (
+        {"wish": Wish(shards=9)},
+        {"config": RebalanceConfig(max_concurrent_moves=100)},
+        {"running": (strange,)},
+    ):
+        with pytest.raises(NeedleError, match="the same wish and limits"):
+            made.tell(StepRebalance(replace(made.job, **changes), made.job.revision))
+
+
+def test_limits_that_cannot_be_are_refused_before_they_are_a_command() -> None:
+    good = encode(StartRebalance(Wish(), RebalanceConfig(batch_size=77)))
+    assert good.count(bytes([77])) == 1
+    with pytest.raises(NeedleError, match="batch_size"):
+        decode(good.replace(bytes([77]), bytes([0])))

@@ -56,6 +56,8 @@ def stepped(now: Topology, index: int, command: StepRebalance) -> tuple[Job, lis
         raise InvalidArgument(f"rebalance {job.id} was changed meanwhile: revision {job.revision}", field="revision")
     if job.over:
         raise InvalidArgument(f"rebalance {job.id} is {job.state}", field="state")
+    if (made.wish, made.config) != (job.wish, job.config) or any(one not in job.running for one in made.running):
+        raise invalid("made", made.id, "the same wish and limits, and of what is running the same or less")
     running, decisions = made.running, list[CatalogCommand]()
     if command.give_up:
         running, taken_back = _given_up(now, running, command.give_up)

@@ -149,7 +149,9 @@ def _remove(now: Topology, index: int, command: RemoveNode) -> tuple[Topology, W
     held = [info.shard for info in now.hosted_by(command.node)]
     if held or command.node in now.catalog:
         what = f"replicas of shards {held}" if held else "the catalog"
-        raise InvalidArgument(f"node {command.node} still holds {what}; move that first", field="node")
+        raise InvalidArgument(
+            f"node {command.node} still holds {what}: `needle cluster drain` moves that first", field="node"
+        )
     gone = _replace(known, state=NodeState.REMOVED)
     nodes = tuple(gone if info.id == command.node else info for info in now.nodes)
     return _done(_replace(now, nodes=nodes), index, existed=True)

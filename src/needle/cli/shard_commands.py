@@ -178,7 +178,7 @@ def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     if idle:
         notes.print(
             f"note: no shard is on {', '.join(idle)}: shards are placed when the cluster is made; "
-            "`needle cluster replicas` moves them",
+            "`needle cluster rebalance` brings replicas to nodes that came later",
             markup=False,
             soft_wrap=True,
         )
