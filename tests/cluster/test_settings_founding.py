@@ -26,6 +26,7 @@ from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import CreateCollection
 from needle.server import hosting
+from needle.server.catalog.founding import uneven
 from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, other_settings, settings_of
 from needle.server.cluster_files import ClusterFile
 
@@ -269,6 +270,16 @@ def test_shards_that_cannot_be_are_refused(sharding: dict[str, Any], field: str)
     assert caught.value.details["field"] == field
 
 
+def test_ranges_that_will_hold_all_ids_in_one_shard_are_told_of() -> None:
+    def note(boundaries: list[str], **sharding: Any) -> str:
+        told = {"cluster_nodes": ["a=h:1"], "sharding": {"boundaries": boundaries, **sharding}}
+        return uneven(settings_of(RaftConfig.from_mapping({"node_id": "a", "data_dir": "x", **told})), boundaries)
+
+    assert "one or two of 3 shards" in note([], shards=3, strategy="range")
+    assert not note(["g", "p"], shards=3, strategy="range")
+    assert not note([], shards=1, strategy="range") and not note([], shards=3)
+
+
 def test_a_node_whose_shards_cannot_be_makes_no_directory(tmp_path: Path) -> None:
     place = tmp_path / "data"
     argv = ["serve", "--node-id", "a", "--data-dir", str(place), "--cluster-node", "a=127.0.0.1:1"]
@@ -283,6 +294,7 @@ def test_settings_that_differ_from_the_cluster_are_told_of() -> None:
         return RaftConfig.from_mapping({"node_id": "a", "cluster_nodes": ["a=h:1"], "data_dir": "x", **settings})
 
     now = topology(shards=4, factor=3)
+    assert other_settings(config(dimensions=4), now) == ["dimensions = 4, it has no collection 'default'"]
     now = execute(now, 2, CreateCollection(CollectionSpec(name="default", dimensions=4), False, 1))[0]
     assert other_settings(config(), now) == []
     assert other_settings(config(dimensions=4, sharding={"shards": 4}), now) == []

@@ -32,6 +32,7 @@ from needle.client.health import lost_nodes
 from needle.connecting import DEFAULT_CLUSTER_ID
 from needle.routing.strategy import parse_strategy
 from needle.routing.topology import NodeInfo, NodeState, Topology
+from needle.server.catalog.founding import uneven
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
 
 STATUS_TIMEOUT = 2.0
@@ -95,7 +96,8 @@ def create(
     led = sum(shard.leader is not None for shard in health.shards.values())
     made = f"{shards} shards on {len(parsed)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
     notes.print(made, markup=False, soft_wrap=True)
-    for warning in health.warnings:
+    unevenly = uneven(config.settings, config.boundaries)
+    for warning in [*health.warnings, *([unevenly] if unevenly else [])]:
         notes.print(f"note: {warning}", markup=False)
 
 

@@ -28,6 +28,9 @@ from needle.server.upkeep.lasting import SHORTAGE_SECONDS
 
 log = logging.getLogger("needle.server")
 
+_HOLDS_NOTHING = "belongs to the cluster and holds no replica: it stores nothing until some are placed on it"
+_WAS_REMOVED = "was removed from the cluster: stop it; to come back it needs an empty directory and a new name"
+
 
 class AdoptingNode(Protocol):
     """The node that acts."""
@@ -141,12 +144,10 @@ class Adoption:
             return
         await self._hold_catalog(topology)
         mine = {shard_group(info.shard): info for info in topology.hosted_by(node.node_id)}
-        if not mine and not self._said_empty and me.state is not NodeState.REMOVED:
+        if not mine and not self._said_empty:
             self._said_empty = True
-            log.warning(
-                "node %s belongs to the cluster and holds no replica: it stores nothing until some are placed on it",
-                node.node_id,
-            )
+            removed = me.state is NodeState.REMOVED
+            log.warning("node %s %s", node.node_id, _WAS_REMOVED if removed else _HOLDS_NOTHING)
         for group, info in mine.items():
             if group not in node.groups:
                 founds = node.node_id in info.founders

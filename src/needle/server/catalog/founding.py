@@ -21,7 +21,7 @@ from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.catalog_commands import CreateCluster
 from needle.protocol.peer_calls import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
 from needle.routing.shard_map import initial_map
-from needle.routing.strategy import ShardStrategy
+from needle.routing.strategy import RANGE, ShardStrategy
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 
 ASK_SECONDS = 2.0
@@ -96,6 +96,16 @@ def check_router(strategy: ShardStrategy, who: Mapping[NodeId, WhoAnswer]) -> No
             "node with --routers, or router_modules in [sharding]",
             field="strategy",
         )
+
+
+def uneven(settings: ClusterSettings, boundaries: Sequence[str]) -> str:
+    """What to say of shards that will not share the documents evenly; "" if nothing is known."""
+    if settings.strategy != RANGE or boundaries or settings.shard_count == 1:
+        return ""
+    return (
+        "range without boundaries divides the first byte of ids evenly: ids that are text all lie in one or two of "
+        f"{settings.shard_count} shards. Name boundaries, or even the shards out later (`needle cluster rebalance`)"
+    )
 
 
 def first_topology(

@@ -28,7 +28,7 @@ from needle.protocol.peer_calls import WHO, FoundCall, WhoAnswer, WhoCall, check
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import CONSISTENT_HASH, RANGE, parse_strategy
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
-from needle.server.catalog.founding import check_router, first_topology
+from needle.server.catalog.founding import check_router, first_topology, uneven
 from needle.server.cluster_files import ClusterFile
 from needle.server.ports import NodePorts, Peers
 
@@ -106,7 +106,9 @@ def other_settings(config: RaftConfig, now: Topology) -> list[str]:
     }
     found = [f"{name} = {mine}, it has {its}" for name, (mine, its) in said.items() if mine not in (None, its)]
     held = now.collection(first.name) if first is not None else None
-    if first is not None and held is not None and held.spec != first:
+    if first is not None and held is None:
+        found.append(f"dimensions = {first.dimensions}, it has no collection {first.name!r}")
+    elif first is not None and held is not None and held.spec != first:
         mine, its = ((spec.dimensions, spec.metric.value, spec.index) for spec in (first, held.spec))
         found.append(f"dimensions, metric and index = {mine}, the collection {first.name!r} has {its}")
     return found
@@ -193,6 +195,8 @@ class SettingsFounding:
             await node.execute(catalog_commands.encode(command), COMMAND_SECONDS)
             heard = f"; {', '.join(silent)} did not answer and may come later" if silent else ""
             log.info("node %s founds the cluster: %s%s", node.node_id, command.settings.in_words(), heard)
+            if note := uneven(settings, config.sharding.boundaries):
+                log.warning("%s", note)
 
     async def _ask_all(self) -> dict[NodeId, WhoAnswer]:
         others = [name for name in self._node.config.founders if name != self._node.node_id]
