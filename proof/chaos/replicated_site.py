@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from needle.base.model import ReadMode
-from needle.client.shards import find_cluster
+from needle.client.finding import find_cluster
 from needle.connecting import cluster_client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from proof.chaos import check

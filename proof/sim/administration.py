@@ -14,8 +14,8 @@ from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, Sto
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
 from needle.client.client import Client
+from needle.client.finding import find_topology
 from needle.client.health import lost_nodes
-from needle.client.shards import find_topology
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, GetCall, GroupCall
 from needle.protocol.catalog_commands import RemoveNode, StartMove

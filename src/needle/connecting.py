@@ -13,9 +13,10 @@ from needle.base.errors import ConnectionLost, NeedleError
 from needle.base.plain import text
 from needle.client import Client, SyncClient
 from needle.client.directory import Caller
+from needle.client.finding import find_cluster
 from needle.client.router.router import Router
 from needle.client.router.routes import BATCH_BYTES_MAX
-from needle.client.shards import ClusterShards, find_cluster
+from needle.client.shards import ClusterShards
 from needle.client.sync import sync_client
 from needle.client.values import check_count
 from needle.routing.topology import Topology

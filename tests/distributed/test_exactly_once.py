@@ -8,7 +8,7 @@ import pytest
 
 from needle.base.errors import OutcomeUnknown
 from needle.client import Client
-from needle.client.shards import find_cluster
+from needle.client.finding import find_cluster
 from needle.connecting import cluster_client, system_caller
 from needle.local.link_proxy import LinkProxy
 from needle.local.process_cluster import ProcessCluster, wait_for

@@ -27,8 +27,9 @@ from needle.base.errors import (
 )
 from needle.base.model import WriteResult
 from needle.client.directory import Directory
+from needle.client.finding import find_topology
 from needle.client.router.fan_out import FanOut
-from needle.client.shards import ClusterShards, find_topology
+from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CreateCollection, Identity, encode
 from needle.protocol.peer_calls import TOPOLOGY, CatalogCall, TopologyAnswer

@@ -28,8 +28,8 @@ from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
+from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
-from needle.client.shards import find_topology
 from needle.connecting import cluster_client, system_caller
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode

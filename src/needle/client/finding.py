@@ -1,0 +1,75 @@
+"""Where a client begins: the topology of a cluster of which it knows some addresses. It must not know documents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from needle.base.errors import NeedleError, NoQuorum, ProtocolError, UnknownMethod
+from needle.client.directory import Caller
+from needle.protocol import calls
+from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
+from needle.routing.topology import Topology
+
+ASK_SECONDS = 1.0
+PAUSE_SECONDS = 0.02
+
+
+async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float = ASK_SECONDS) -> Topology | None:
+    """The topology of the first node at `addresses` that has one; None when none has one."""
+    found = (await _ask_all(caller, addresses, timeout))[0]
+    return found if found is not None and found.settings is not None else None
+
+
+async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float) -> Topology:
+    """As `find_topology`, but asks until a node answers; an empty Topology of a cluster that is not made yet.
+
+    Raises what the nodes answer if all refuse to talk (WrongCluster, UnsupportedVersion), NoQuorum when none answers
+    in time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while True:
+        found, failures = await _ask_all(caller, addresses, ASK_SECONDS)
+        if found is not None:
+            return found
+        if all(isinstance(error, ProtocolError | UnknownMethod) for error in failures):
+            raise failures[0]
+        if loop.time() >= deadline:
+            raise NoQuorum(f"no node at {', '.join(addresses)} answered within {timeout:g} s: {failures[0].message}")
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _ask_all(
+    caller: Caller, addresses: Iterable[str], timeout: float
+) -> tuple[Topology | None, list[NeedleError]]:
+    """The first topology of a made cluster, else of one that is not made yet; and why others have none."""
+    body = calls.encode(TopologyCall(0))
+
+    async def ask(address: str) -> Topology | NeedleError:
+        try:
+            return (
+                calls.decode(await caller.call(address, TOPOLOGY, body, timeout), TopologyAnswer).topology or Topology()
+            )
+        except NeedleError as error:
+            return error
+
+    loop = asyncio.get_running_loop()
+    waiting = {loop.create_task(ask(address)) for address in addresses}
+    failures: list[NeedleError] = []
+    unmade: Topology | None = None
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                answer = task.result()
+                if isinstance(answer, NeedleError):
+                    failures.append(answer)
+                elif answer.settings is not None:
+                    return answer, failures
+                else:
+                    unmade = answer  # another one may know more
+    finally:
+        for task in waiting:
+            task.cancel()
+    return unmade, failures
