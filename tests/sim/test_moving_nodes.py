@@ -1,4 +1,4 @@
-"""What sharded runs do to nodes and replicas takes effect: a fault that is always refused would prove nothing."""
+"""What runs do to nodes and replicas takes effect: a fault that is always refused would prove nothing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from proof.sim.world import World
 SECONDS = 40.0
 
 
-def world_with(kind: str, nodes: int) -> World:
+def world_with(kind: str, nodes: int, *, sharded: bool = True) -> World:
     """A run that has faults of this kind only, at least one; it held."""
     for seed in range(1, 100):
-        spec = Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=True)
+        spec = Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=sharded)
         numbers = tuple(fault.number for fault in spec.schedule() if fault.kind == kind and fault.at < SECONDS - 10)
-        world = World(Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=True, faults=numbers))
+        world = World(Spec(seed=seed, nodes=nodes, seconds=SECONDS, sharded=sharded, faults=numbers))
         if numbers and world.shape.replicas == 3:
             report = world.run()
             assert report.failure is None, report.failure
@@ -45,3 +45,11 @@ def test_replicas_leave_their_group_and_come_back() -> None:
     assert any(2 in of_groups for of_groups in sizes)
     assert set(sizes[-1]) == {3}
     assert world.truth.members.confirmed
+
+
+def test_a_new_machine_takes_the_place_of_a_lost_one_in_every_group() -> None:
+    world = world_with("replace", nodes=3, sharded=False)
+    members = world.operator.members()
+    assert members != world.founders
+    assert world.fleet.retired == set(world.founders) - set(members)
+    assert all(sorted(world.truth.nodes_of(group)) == members for group in world.truth.groups())
