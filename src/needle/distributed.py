@@ -1,4 +1,4 @@
-"""The guide's API: a replicated cluster whose node runs inside the caller's process, and sharded clusters.
+"""The guide's API: a replicated cluster whose node runs inside the caller's process, and clusters of many nodes.
 
     config = RaftConfig(node_id="node-1", cluster_nodes=[...], data_dir="data/node-1", dimensions=256)
     async with RaftCluster(config) as cluster:

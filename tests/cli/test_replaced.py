@@ -1,4 +1,4 @@
-"""A lost node of a sharded cluster is replaced by the commands of the guide (docs/sharding.md)."""
+"""A lost node of a cluster is replaced by the commands of the guide (docs/sharding.md)."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ async def test_a_write_of_unknown_fate_keeps_its_number_over_leaders_and_operato
 
 
 class Sharded:
-    """Nodes of a sharded cluster that is made when `now` is set; node-2 leads everything."""
+    """Nodes of a cluster that is made when `now` is set; node-2 leads everything."""
 
     def __init__(self) -> None:
         self.now = Topology()

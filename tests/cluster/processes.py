@@ -1,4 +1,4 @@
-"""Real processes of a sharded cluster."""
+"""Real processes of a cluster."""
 
 from __future__ import annotations
 

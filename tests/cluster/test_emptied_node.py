@@ -1,4 +1,4 @@
-"""A node of a sharded cluster whose data directory was emptied, on real processes."""
+"""A node of a cluster whose data directory was emptied, on real processes."""
 
 from __future__ import annotations
 

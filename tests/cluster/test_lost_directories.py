@@ -1,4 +1,4 @@
-"""A node of a sharded cluster whose data directory was emptied or rolled back, on real processes: what it acknowledged
+"""A node of a cluster whose data directory was emptied or rolled back, on real processes: what it acknowledged
 is not lost with it while a majority of each group keeps its data (docs/troubleshooting.md)."""
 
 from __future__ import annotations

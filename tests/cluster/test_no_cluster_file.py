@@ -1,4 +1,4 @@
-"""A node of a sharded cluster whose `cluster.json` is gone: what it holds is proof that there was one."""
+"""A node of a cluster whose `cluster.json` is gone: what it holds is proof that there was one."""
 
 from __future__ import annotations
 

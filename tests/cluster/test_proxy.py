@@ -1,4 +1,4 @@
-"""A client that knows nothing of shards works through any node of a sharded cluster."""
+"""A client that knows nothing of shards works through any node of a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node of a sharded cluster refuses: other epochs, other shards' documents, collections behind the catalog."""
+"""What a node of a cluster refuses: other epochs, other shards' documents, collections behind the catalog."""
 
 from __future__ import annotations
 

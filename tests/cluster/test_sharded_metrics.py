@@ -1,4 +1,4 @@
-"""What the nodes of a real sharded cluster publish is what happens in it."""
+"""What the nodes of a real cluster publish is what happens in it."""
 
 from __future__ import annotations
 

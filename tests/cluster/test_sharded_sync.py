@@ -1,4 +1,4 @@
-"""The blocking client of a sharded cluster is the sharded one: straight to the shards, with all it can do."""
+"""The blocking client goes straight to the shards, with all that the other one can do."""
 
 from __future__ import annotations
 

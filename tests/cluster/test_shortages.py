@@ -1,4 +1,4 @@
-"""A node of a sharded cluster while its disk is full: what is refused, what goes on, what is made up for later."""
+"""A node of a cluster while its disk is full: what is refused, what goes on, what is made up for later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs of a sharded cluster: one seed is one run, seeds hold, and bugs of routing that are planted are seen."""
+"""Whole runs of a cluster: one seed is one run, seeds hold, and bugs of routing that are planted are seen."""
 
 from __future__ import annotations
 
