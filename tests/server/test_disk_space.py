@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,27 @@ def test_the_nodes_files_are_counted_without_its_reserve_and_seldom(tmp_path: Pa
     room = space.room()
     assert room.total > room.free > 0
     assert room.kept_free == 1
+
+
+def test_what_may_not_be_read_and_what_goes_meanwhile_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root of a file system has a directory `lost+found` that only its owner may read."""
+    (tmp_path / "lost+found").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(bytes(100_000))
+    scandir = os.scandir
+
+    @contextmanager
+    def scanned(path: str) -> Iterator[list[os.DirEntry[str]]]:
+        if path.endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        with scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        (tmp_path / "a").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    files, size = Directory(str(tmp_path)).used()
+    assert files == 3
+    assert 200_000 <= size < 300_000

@@ -40,11 +40,14 @@ class AddressNews:
         self._node = node
         self._asking: asyncio.Task[None] | None = None
         self._asked_for: NodeId | None = None
+        self._ended = False
 
     def heard_from(self, node: NodeId) -> None:
         """A node speaks to this one. If this node does not know where it listens (it was down when that one joined),
         the others are asked."""
-        if self._node.book.get(node) is None and (self._asking is None or self._asking.done()):
+        if self._ended or self._node.book.get(node) is not None:
+            return
+        if self._asking is None or self._asking.done():
             self._asking = asyncio.get_running_loop().create_task(self._ask(node))
 
     async def _ask(self, node: NodeId) -> None:
@@ -74,6 +77,7 @@ class AddressNews:
                 node.book.learn_missing(calls.decode(answer, AddressBookMessage).addresses)
 
     def end(self) -> None:
-        """Ask no more."""
+        """Ask no more: the listener still takes what others send while the node stops."""
+        self._ended = True
         if self._asking is not None:
             self._asking.cancel()

@@ -108,7 +108,8 @@ class Directory:
             os.truncate(self._path, size)
 
     def used(self) -> tuple[int, int]:
-        """Files and bytes; files that go meanwhile are left out."""
+        """Files and bytes; files that go meanwhile have none. Directories that are closed to this process, as
+        `lost+found` is where a file system is mounted, are left out."""
         files, size, waiting = 0, 0, [self._directory]
         while waiting:
             try:
@@ -117,10 +118,18 @@ class Directory:
                         if entry.is_dir(follow_symlinks=False):
                             waiting.append(entry.path)
                         elif entry.path != self._path:
-                            files, size = files + 1, size + entry.stat(follow_symlinks=False).st_blocks * 512
-            except FileNotFoundError:
+                            files, size = files + 1, size + _bytes_of(entry)
+            except (FileNotFoundError, PermissionError):
                 continue
         return files, size
+
+
+def _bytes_of(entry: os.DirEntry[str]) -> int:
+    """On the disk; 0 of a file that is gone."""
+    try:
+        return entry.stat(follow_symlinks=False).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 class Endless:

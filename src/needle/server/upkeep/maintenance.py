@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from needle.base.errors import DeadlineExceeded
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
+from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
 from needle.server.replica import HostedReplica
 
@@ -23,6 +24,7 @@ class MaintainedNode(Protocol):
     node_id: NodeId
     host: Host
     groups: dict[GroupId, HostedReplica]
+    catalog: CatalogMachine | None
 
     def now(self) -> float: ...
     def reading(self) -> int:
@@ -48,21 +50,21 @@ class Maintenance:
             if not await self.until(lambda: self._node.reading() == 0, timeout):
                 raise DeadlineExceeded(f"reads did not drain from node {self._node.node_id} within {timeout:g} s")
             return
-        for group, hosted in self._node.groups.items():
-            await self._node.host.wait_applied(group, await self._leader_index(hosted, timeout), timeout)
+        for group, hosted in list(self._node.groups.items()):
+            if self._node.groups.get(group) is hosted:  # it may be given to other nodes meanwhile
+                await self._node.host.wait_applied(group, await self._leader_index(hosted, timeout), timeout)
 
     async def _leader_index(self, hosted: HostedReplica, timeout: float) -> int:
         await self.until(lambda: self._node.host.leader(hosted.group) is not None, timeout)
         return await hosted.leader_index(timeout)
 
     async def led_elsewhere(self, timeout: float) -> bool:
-        """Whether other nodes lead every group that has another voter."""
+        """Whether other nodes lead every group that has another voter, the catalog's too."""
+        node = self._node
 
         def elsewhere() -> bool:
-            return not any(
-                self._node.host.is_leader(group) and len(self._node.host.status(group).voters) > 1
-                for group in self._node.groups
-            )
+            groups = [*node.groups, *([CATALOG_GROUP] if node.catalog is not None else [])]
+            return not any(node.host.is_leader(group) and len(node.host.status(group).voters) > 1 for group in groups)
 
         return await self.until(elsewhere, timeout)
 
