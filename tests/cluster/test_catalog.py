@@ -300,8 +300,10 @@ def test_a_damaged_catalog_is_found_and_a_snapshot_mends_it(tmp_path):
     path, seen = tmp_path / "source" / "catalog.db", 0
     whole = path.read_bytes()
     schema = whole.index(b"CREATE TABLE")  # what flips there makes another table of it
-    for at in (*range(0, len(whole), 37), *range(schema - 40, schema + 80)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 7)]) + whole[at + 1 :])
+    flips = [(at, at % 8) for at in (*range(0, len(whole), 37), *range(schema - 40, schema + 80))]
+    flips += [(at, 7) for at in range(schema, schema + 80)]  # what is no text any more
+    for at, bit in flips:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
         machine = CatalogMachine(str(tmp_path / "source"))
         if machine.damage is None:
             # One that looks new is behind its log, and is filled again from it or by peers (multiraft/repair.py).

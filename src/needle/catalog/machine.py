@@ -243,6 +243,8 @@ def _disk_errors(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise sqlite_failure(error, path, _refusal(path)) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes a damaged schema, which is no text any more
+        raise CorruptDocuments(f"{path} is damaged: it has another schema ({error})", path=path) from error
     except OSError as error:
         raise os_failure(error, path) from error
 
