@@ -129,7 +129,7 @@ def test_a_cancelled_one_gives_up_what_is_not_decided() -> None:
         (msgspec.structs.replace(one, phase=phase), begun)
         for (one, begun), phase in zip(made.running, phases, strict=True)
     ]
-    made.job = cancel(made.job)
+    made.job = cancel(msgspec.structs.replace(made.job, running=tuple(one for one, _ in made.running)))
     asked = made.look()
     assert asked.start == ()
     assert asked.give_up == tuple(one.id for one, _ in made.running[:2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
@@ -9,12 +11,22 @@ from cluster.catalog_util import topology
 from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import WriteResult
+from needle.catalog.planning.planner import plan
 from needle.catalog.rebalances import WHY_CHARS_MAX, WISHED_MAX
 from needle.catalog.state import execute
-from needle.protocol.catalog_commands import AskRebalance, CatalogCommand, StartRebalance, StepRebalance, decode, encode
+from needle.protocol.catalog_commands import (
+    AskRebalance,
+    AssignReplicas,
+    CatalogCommand,
+    StartRebalance,
+    StepRebalance,
+    decode,
+    encode,
+)
 from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import FoundShard, MoveRange, MoveReplicas
 from needle.routing.plans import Wish
+from needle.routing.stats import ClusterStats
 from needle.routing.topology import Topology
 
 replace = msgspec.structs.replace
@@ -157,3 +169,65 @@ def test_limits_that_cannot_be_are_refused_before_they_are_a_command() -> None:
     assert good.count(bytes([77])) == 1
     with pytest.raises(NeedleError, match="batch_size"):
         decode(good.replace(bytes([77]), bytes([0])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"threshold": math.inf}, "threshold"),
+        ({"threshold": 1e300}, "threshold"),
+        ({"goal": math.nan}, "goal"),
+        ({"heat": math.nan}, "heat"),
+        ({"heat": 5.0}, "heat"),
+        ({"range_threshold": math.inf}, "range_threshold"),
+        ({"range_bytes_max": 1}, "range_bytes_max"),
+        ({"catalog_nodes": -1}, "catalog_nodes"),
+        ({"weights": {"node-1": math.nan}}, "weight of node-1"),
+        ({"zones": {"node-1": "x" * 257}}, "zone of node-1"),
+    ],
+)
+def test_a_wish_by_which_no_plan_can_be_made_is_refused(changes: dict[str, object], field: str) -> None:
+    """Kept in the catalog it would end each node that comes to lead it."""
+    made, wish = Catalog(), Wish(**changes)  # type: ignore[arg-type]
+    with pytest.raises(NeedleError, match=field):
+        made.tell(StartRebalance(wish, RebalanceConfig()))
+    with pytest.raises(NeedleError, match=field):
+        plan(made.now, ClusterStats(shards=(), nodes=()), wish)
+
+
+def test_a_step_with_numbers_that_cannot_be_is_refused() -> None:
+    made = started()
+    for changes in ({"moved_bytes": (1 << 64) - 1}, {"moved_documents": -1}, {"stuck": -1}, {"planned_bytes": 1 << 63}):
+        with pytest.raises(NeedleError, match=next(iter(changes))):
+            made.tell(StepRebalance(replace(made.job, **changes), made.job.revision))
+    assert made.now.map is not None
+    ranges = tuple(made.now.map.ranges(0)[:1])
+    heavy = MoveRange(source=0, target=1, ranges=ranges, documents=1, bytes=(1 << 64) - 1)
+    with pytest.raises(NeedleError, match="bytes"):
+        made.tell(StepRebalance(running(made), made.job.revision, heavy, 1, made.now.map.epoch))
+    move = FoundShard(shard=4, replicas=("node-1", "node-2", "node-3"))
+    made.tell(StepRebalance(running(made), made.job.revision, move))
+    twice = replace(made.job, running=made.job.running * 2)
+    with pytest.raises(NeedleError, match="the same or less"):
+        made.tell(StepRebalance(twice, made.job.revision))
+
+
+def test_what_has_nothing_under_way_is_cancelled_at_once() -> None:
+    """It must not wait for shards to answer, which may never be."""
+    made = started()
+    made.tell(StepRebalance(running(made), made.job.revision))
+    made.tell(AskRebalance(made.job.id, "cancel"))
+    assert made.job.state is JobState.CANCELLED
+    made.tell(StartRebalance(Wish(), RebalanceConfig()))
+
+
+def test_replicas_whose_order_was_changed_meanwhile_are_taken_back_all_the_same() -> None:
+    made = started()
+    before = made.now.shards[0].replicas
+    after = (*before[:2], "node-6")
+    move = MoveReplicas(group=shard_group(0), before=before, after=after, documents=1, bytes=1)
+    made.tell(StepRebalance(running(made), made.job.revision, move))
+    made.tell(AssignReplicas(shard_group(0), list(after), list(reversed(after))))
+    made.tell(AskRebalance(made.job.id, "cancel"))
+    made.tell(StepRebalance(made.job, made.job.revision, give_up=made.job.running[0].id))
+    assert set(made.now.shards[0].wanted) == set(before)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from cluster.planned_world import MIB, Begun, World, world
-from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, NotLeader, Unavailable
+from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult
+from needle.catalog.planning import planner
 from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import check_invariants
 from needle.catalog.state import execute
@@ -277,5 +278,24 @@ def test_a_cancelled_one_takes_replicas_back_and_lets_ranges_arrive() -> None:
             holders = made.topology.holders(move.group)
             assert holders is not None
             assert set(holders.wanted) == set(move.before)
+
+    _run(work())
+
+
+def test_a_defect_of_the_planner_ends_the_rebalance_and_no_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise OverflowError("cannot convert float infinity to integer")
+
+    monkeypatch.setattr(planner, "plan", broken)
+
+    async def work() -> None:
+        paper = _started(Wish(shards=5))
+        with pytest.raises(Internal, match="float infinity"):
+            await paper.coordinator().plan(Wish(), 1.0)
+        await paper.coordinator()._round()
+        assert paper.job.state is JobState.FAILED
+        assert "float infinity" in paper.job.why
 
     _run(work())

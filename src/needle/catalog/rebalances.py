@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import msgspec
 
+from needle.base.config import check_range
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.catalog.planning.commands import command_of
-from needle.catalog.planning.rebalance import cancel, check_invariants, pause, resume, takers
+from needle.catalog.planning.rebalance import STUCK_MAX, cancel, check_invariants, pause, resume, takers
 from needle.protocol.catalog_commands import AskRebalance, AssignReplicas, CatalogCommand, StartRebalance, StepRebalance
 from needle.routing.jobs import Job, JobState, Running
-from needle.routing.planned_moves import MoveReplicas
+from needle.routing.planned_moves import Move, MoveReplicas, PreferLeader
+from needle.routing.plans import REPLICAS_MAX
 from needle.routing.topology import Topology
 
 WISHED_MAX = 4096
 """Shards and nodes that a wish names."""
 WHY_CHARS_MAX = 2000
+COUNT_MAX = 1 << 60
+"""Of documents and bytes: the sum of some is an integer that can be sent."""
 
 _ASK = {"pause": pause, "resume": resume, "cancel": cancel}
 _replace = msgspec.structs.replace
@@ -38,6 +42,7 @@ def started(now: Topology, index: int, command: StartRebalance) -> Job:
     named = sum(map(len, (wish.retire, wish.drain, wish.lost, wish.weights, wish.zones)))
     if named > WISHED_MAX:
         raise invalid("wish", named, f"at most {WISHED_MAX} shards and nodes")
+    wish.check()
     return Job(id=index, wish=wish, config=command.config)
 
 
@@ -56,8 +61,11 @@ def stepped(now: Topology, index: int, command: StepRebalance) -> tuple[Job, lis
         raise InvalidArgument(f"rebalance {job.id} was changed meanwhile: revision {job.revision}", field="revision")
     if job.over:
         raise InvalidArgument(f"rebalance {job.id} is {job.state}", field="state")
-    if (made.wish, made.config) != (job.wish, job.config) or any(one not in job.running for one in made.running):
+    if (made.wish, made.config) != (job.wish, job.config) or made.running != tuple(
+        one for one in job.running if one in made.running
+    ):
         raise invalid("made", made.id, "the same wish and limits, and of what is running the same or less")
+    _check_numbers(made, command.start)
     running, decisions = made.running, list[CatalogCommand]()
     if command.give_up:
         running, taken_back = _given_up(now, running, command.give_up)
@@ -73,6 +81,22 @@ def stepped(now: Topology, index: int, command: StepRebalance) -> tuple[Job, lis
     return made, decisions
 
 
+def _check_numbers(made: Job, start: Move | None) -> None:
+    """Bounds of what comes over the network: sums of these are encoded again, and looked at by each round."""
+    for name in ("moved_documents", "moved_bytes", "planned_bytes", "moves"):
+        check_range(name, getattr(made, name), 0, COUNT_MAX)
+    check_range("stuck", made.stuck, 0, STUCK_MAX)
+    if start is None:
+        return
+    check_range("documents", start.documents, 0, COUNT_MAX)
+    check_range("bytes", start.bytes, 0, COUNT_MAX)
+    if isinstance(start, MoveReplicas | PreferLeader):
+        check_range("before", len(start.before), 1, WISHED_MAX)
+        check_range("after", len(start.after), 1, REPLICAS_MAX)
+    if isinstance(start, MoveReplicas):
+        check_range("why", len(start.why), 0, WHY_CHARS_MAX)
+
+
 def _current(now: Topology, job: int) -> Job:
     known = now.rebalance
     if known is None or known.id != job:
@@ -86,11 +110,10 @@ def _given_up(now: Topology, running: tuple[Running, ...], id_: int) -> tuple[tu
     one = next((one for one in running if one.id == id_), None)
     if one is None or not isinstance(one.move, MoveReplicas):
         raise invalid("give_up", id_, "a move of replicas that is running")
-    there = now.addresses()
+    there, held = now.addresses(), now.holders(one.move.group)
+    after = held.wanted if held is not None and set(held.wanted) == set(one.move.after) else one.move.after
     back = [node for node in one.move.before if node in there]
-    return tuple(other for other in running if other is not one), AssignReplicas(
-        one.move.group, list(one.move.after), back
-    )
+    return tuple(other for other in running if other is not one), AssignReplicas(one.move.group, list(after), back)
 
 
 def _holders(now: Topology) -> dict[GroupId, tuple[NodeId, ...]]:

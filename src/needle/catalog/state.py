@@ -36,6 +36,7 @@ from needle.protocol.catalog_commands import (
     StartRebalance,
     StepRebalance,
 )
+from needle.routing.plans import REPLICAS_MAX, ZONE_CHARS_MAX
 from needle.routing.ranges import check_ranges, contains, overlap
 from needle.routing.topology import (
     CollectionInfo,
@@ -52,7 +53,6 @@ COLLECTIONS_MAX = 10_000
 DROPPED_MAX = 4096
 MOVES_MAX = 256
 NODES_MAX = 4096
-REPLICAS_MAX = 7
 SHARDS_MAX = 4096
 """Retired ones included: their numbers are not used again."""
 
@@ -113,8 +113,8 @@ def _check_node(node: NodeInfo) -> None:
     check_node_id("node", node.id)
     parse_address(f"address of {node.id}", node.address)
     check_range(f"weight of {node.id}", node.weight, 0, 1000)
-    if len(node.zone) > 256:
-        raise invalid(f"zone of {node.id}", node.zone, "at most 256 characters")
+    if len(node.zone) > ZONE_CHARS_MAX:
+        raise invalid(f"zone of {node.id}", node.zone, f"at most {ZONE_CHARS_MAX} characters")
 
 
 def _register(now: Topology, index: int, command: RegisterNode) -> tuple[Topology, WriteResult]:

@@ -9,8 +9,17 @@ from collections.abc import Mapping
 
 import msgspec
 
+from needle.base.config import check_range
+from needle.base.errors import invalid
 from needle.base.ids import NodeId
 from needle.routing.planned_moves import Move, size_in_words
+
+REPLICAS_MAX = 7
+"""Of a shard, and of the catalog."""
+ZONE_CHARS_MAX = 256
+FRACTION_MAX = 1000
+RANGE_BYTES = (1 << 20, 1 << 50)
+"""Of one move of key ranges: with less, a plan has more moves than anybody can make."""
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +46,23 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     heat: float = 0.0
     balance: bool = True
     range_bytes_max: int = 1 << 30
+
+    def check(self) -> None:
+        """Raises InvalidArgument for a number that no plan can be made by, whatever the cluster is like. Not when it is
+        decoded: what a log holds must be readable."""
+        check_range("threshold", self.threshold, 0, FRACTION_MAX)
+        check_range("goal", self.goal, 0, FRACTION_MAX)
+        check_range("heat", self.heat, 0, 1)
+        check_range("range_bytes_max", self.range_bytes_max, RANGE_BYTES[0], RANGE_BYTES[1])
+        if self.range_threshold is not None:
+            check_range("range_threshold", self.range_threshold, 0, FRACTION_MAX)
+        if self.catalog_nodes is not None:
+            check_range("catalog_nodes", self.catalog_nodes, 1, REPLICAS_MAX)
+        for node, weight in self.weights.items():
+            check_range(f"weight of {node}", weight, 0, 1000)
+        for node, zone in self.zones.items():
+            if len(zone) > ZONE_CHARS_MAX:
+                raise invalid(f"zone of {node}", zone[:40], f"at most {ZONE_CHARS_MAX} characters")
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,10 +19,10 @@ from needle.catalog.placement import Assignment, Need, PlacementNode, arrange
 from needle.catalog.planning.pieces import Piece, as_ranges, cut, pieces_of
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
-from needle.catalog.state import REPLICAS_MAX, SHARDS_MAX
+from needle.catalog.state import SHARDS_MAX
 from needle.routing.key_space import KeySpace
 from needle.routing.planned_moves import FoundShard, Move, MoveRange, MoveReplicas
-from needle.routing.plans import Balance, Plan, Wish
+from needle.routing.plans import REPLICAS_MAX, Balance, Plan, Wish
 from needle.routing.stats import ClusterStats, ShardStats, imbalance
 from needle.routing.topology import NodeInfo, NodeState, Topology
 
@@ -44,6 +44,7 @@ class _Planning:
 
     def __init__(self, topology: Topology, stats: ClusterStats, wish: Wish) -> None:
         self._topology, self._stats, self._wish = topology, stats, wish
+        wish.check()
         if topology.map is None or topology.settings is None:
             raise invalid("topology", topology.version, "a cluster that was made")
         self._space = KeySpace(topology.map)

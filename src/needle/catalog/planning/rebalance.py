@@ -53,6 +53,8 @@ def cancel(job: Job) -> Job:
     """Give up what is not decided yet, and end."""
     if job.state is JobState.CANCELLED:
         return job
+    if not job.running and not job.over:  # nothing to wait for, not even for shards that do not answer
+        return _replace(job, state=JobState.CANCELLED, why="", stuck=0)
     return _asked(job, JobState.CANCELLING, {JobState.PENDING, JobState.RUNNING, JobState.PAUSED})
 
 

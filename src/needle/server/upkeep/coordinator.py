@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from needle.base.errors import InvalidArgument, NeedleError, NotLeader, Unavailable
+from needle.base.errors import Internal, InvalidArgument, NeedleError, NotLeader, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.runtime import Rng
@@ -150,7 +150,7 @@ class Coordinator:
         made = _replace(made, running=tuple(left))
         try:
             plan = await self._planned(topology, found, made.pressing())
-        except InvalidArgument as error:  # it was possible once: a node or a shard that it names is gone
+        except (InvalidArgument, Internal) as error:  # it was possible once: a node or a shard that it names is gone
             await self._step(StepRebalance(_replace(made, state=JobState.FAILED, why=error.message), job.revision))
             return
         running = now_running(left, seen)
@@ -190,8 +190,17 @@ class Coordinator:
         return Seen(topology=topology, voters=voters, learners=learners, copied=copied)
 
     async def _planned(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
-        made: Plan = await self._node.blocking(planner.plan, topology, found.stats, wish)
-        return made
+        def made() -> Plan:
+            try:
+                return planner.plan(topology, found.stats, wish)
+            except NeedleError:
+                raise
+            except Exception as error:  # it would end the node, and then each next one that leads the catalog
+                log.exception("no plan could be made of %r", wish)
+                raise Internal(f"no plan could be made: {error!r}. This is a defect of Needle") from error
+
+        plan: Plan = await self._node.blocking(made)
+        return plan
 
     async def _take(self, job: Job, topology: Topology, led: Round, running: Sequence[Running]) -> None:
         """Have the catalog take the steps that a look led to, one after the other."""
