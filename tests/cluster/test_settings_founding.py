@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -25,6 +26,9 @@ from needle.distributed import RaftCluster
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import CreateCollection
+from needle.routing.shard_map import initial_map
+from needle.routing.strategy import RANGE
+from needle.routing.topology import ClusterSettings, Topology
 from needle.server import hosting
 from needle.server.catalog.founding import uneven
 from needle.server.catalog.settings_founding import SettingsFounding, cluster_uid, other_settings, settings_of
@@ -303,6 +307,22 @@ def test_settings_that_differ_from_the_cluster_are_told_of() -> None:
     assert shards == "sharding.shards = 2, it has 4"
     assert strategy == "sharding.strategy = range, it has consistent_hash" and points.startswith("sharding.virtual_n")
     assert "(8, 'cosine', " in collection and "(4, 'cosine', " in collection
+
+
+def test_other_boundaries_than_the_cluster_was_founded_with_are_told_of_until_ranges_move() -> None:
+    def told(*boundaries: str) -> list[str]:
+        sharding = {"shards": 3, "strategy": "range", "boundaries": boundaries}
+        config = RaftConfig.from_mapping(
+            {"node_id": "a", "cluster_nodes": ["a=h:1"], "data_dir": "x", "sharding": sharding}
+        )
+        return other_settings(config, now)
+
+    settings = ClusterSettings(shard_count=3, replication_factor=1, strategy=RANGE)
+    now = Topology(settings=settings, map=initial_map(RANGE, 3, boundaries=("g", "p")))
+    assert told("g", "p") == []
+    assert told("g", "q") == ["sharding.boundaries = ['g', 'q'], its ranges begin elsewhere"]
+    now = msgspec.structs.replace(now, map=msgspec.structs.replace(now.map, epoch=2))
+    assert told("g", "q") == []
 
 
 def test_the_list_gives_the_cluster_its_uid(tmp_path: Path) -> None:

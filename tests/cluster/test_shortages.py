@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.catalog_util import spec, topology
-from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown, WrongCluster
+from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown, Unavailable, WrongCluster
 from needle.base.ids import shard_group
 from needle.client.shards import ClusterShards
 from needle.distributed import ClusterConfig, DistributedCluster
@@ -250,3 +250,31 @@ async def test_leadership_is_handed_over_at_a_pace() -> None:
     node.time = PACE_SECONDS
     await leaders.look()
     assert asked == ["n2", "n2"]
+
+
+async def test_a_shard_that_leaves_while_another_one_is_handed_over_does_not_end_the_node() -> None:
+    """Its operator empties a node whose disk is low."""
+    left: list[str] = []
+
+    def is_leader(group: int) -> bool:
+        if left and group == 2:
+            raise Unavailable("shard 1 has no replica on node n1")
+        return True
+
+    async def call(peer: str, method: str, body: bytes, timeout: float) -> bytes:
+        return encode_call(LeaderAnswer(peer, "n1", 1, {}, False, True))
+
+    async def transfer(group: int, to: str, timeout: float) -> str:
+        left.append(to)
+        return to
+
+    peer = SimpleNamespace(id="n2", recently_active=True, is_learner=False, lag_entries=0)
+    host = SimpleNamespace(
+        groups=lambda: [1, 2],
+        is_leader=is_leader,
+        status=lambda group: SimpleNamespace(peers=[peer]),
+        transfer=transfer,
+    )
+    node = SimpleNamespace(node_id="n1", host=host, peers=SimpleNamespace(call=call), now=lambda: 0.0)
+    await RoomierLeaders(node).look()  # type: ignore[arg-type]
+    assert left == ["n2"]

@@ -35,3 +35,24 @@ async def test_a_failure_that_nobody_waits_for_is_no_unseen_exception() -> None:
     assert not unseen
     with pytest.raises(Unavailable, match="stopping"):
         await reconciler.reconcile(1, 5.0)
+
+
+async def test_a_shard_that_leaves_while_another_one_is_brought_up_to_date_does_not_end_the_node() -> None:
+    groups, asked = {1: None, 2: None}, list[int]()
+    host: Any = SimpleNamespace(stopped=False, status=lambda group: SimpleNamespace(current_term=1))
+
+    def is_leader(group: int) -> bool:
+        if group not in groups:
+            raise Unavailable("it has no replica here")
+        return True
+
+    async def reconcile(group: int, timeout: float) -> None:
+        asked.append(group)
+        groups.pop(2, None)
+        host.stopped = True
+
+    host.is_leader = is_leader
+    reconciler = Reconciler(SimpleNamespace(host=host, groups=groups, topology=SimpleNamespace(version=1)))  # type: ignore[arg-type]
+    reconciler.reconcile = reconcile  # type: ignore[method-assign]
+    await reconciler.run()
+    assert asked == [1]

@@ -12,7 +12,7 @@ from proof.sim.machine import stream
 from proof.sim.spec import Spec
 
 DESCRIBED_SHARE = 0.7
-"""Of the runs with a consistent hash: the only strategy that settings describe."""
+"""Of the runs with a consistent hash: the only strategy of which the nodes' settings found the cluster here."""
 LATE_SHARE = 0.4
 ONE_SHARD_SHARE = 0.5
 VIRTUAL_NODES = 100

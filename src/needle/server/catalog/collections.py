@@ -53,8 +53,8 @@ class Reconciler:
         done: dict[GroupId, tuple[int, int]] = {}
         while not self._node.host.stopped:
             for group in list(self._node.groups):
-                if not self._node.host.is_leader(group):
-                    continue
+                if group not in self._node.groups or not self._node.host.is_leader(group):
+                    continue  # not here any more, or led elsewhere
                 state = (self._node.topology.version, self._node.host.status(group).current_term)
                 if done.get(group) == state:
                     continue

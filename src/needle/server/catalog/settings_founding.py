@@ -105,6 +105,9 @@ def other_settings(config: RaftConfig, now: Topology) -> list[str]:
         "sharding.virtual_nodes": (sharding.virtual_nodes, now.settings.virtual_nodes_per_shard),
     }
     found = [f"{name} = {mine}, it has {its}" for name, (mine, its) in said.items() if mine not in (None, its)]
+    starts = [b"", *(text.encode() for text in sharding.boundaries)]
+    if sharding.boundaries and now.map is not None and now.map.epoch == 1 and starts != list(now.map.starts):
+        found.append(f"sharding.boundaries = {list(sharding.boundaries)}, its ranges begin elsewhere")
     held = now.collection(first.name) if first is not None else None
     if first is not None and held is None:
         found.append(f"dimensions = {first.dimensions}, it has no collection {first.name!r}")

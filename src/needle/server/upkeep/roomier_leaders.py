@@ -60,12 +60,12 @@ class RoomierLeaders:
         node, now = self._node, self._node.now()
         self._tried = {group: at for group, at in self._tried.items() if now - at < PACE_SECONDS}
         for group in node.host.groups():
-            if group not in self._tried and node.host.is_leader(group):
-                self._tried[group] = now
-                try:
+            try:
+                if group not in self._tried and node.host.is_leader(group):  # raises if it was closed meanwhile
+                    self._tried[group] = now
                     await self._hand_over(group)
-                except NeedleError as error:
-                    log.info("%s stays with %s, whose disk is low: %s", group_name(group), node.node_id, error)
+            except NeedleError as error:
+                log.info("%s does not leave %s, whose disk is low: %s", group_name(group), node.node_id, error)
 
     async def _hand_over(self, group: GroupId) -> None:
         host = self._node.host
