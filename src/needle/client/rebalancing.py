@@ -5,6 +5,7 @@ A part of `Client`. Nothing here decides what moves: the node that leads the cat
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 from needle.base.errors import InvalidArgument, Unavailable, invalid
@@ -22,6 +23,9 @@ from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats, summarize
 
 CATALOG = -1
+SETTLE_SECONDS = 3.0
+"""So long a shard may be without a leader that says what it holds."""
+PAUSE_SECONDS = 0.05
 
 
 class RebalanceMethods:
@@ -33,10 +37,18 @@ class RebalanceMethods:
     async def get_stats(self, *, timeout: float = TIMEOUT) -> RebalanceStats:
         """What each shard holds, in documents and bytes, which share of the keys it owns, and what each node holds and
         has room for. imbalance_ratio: the largest shard over the mean, minus 1, by bytes: 0.2 says that it is 20 %
-        larger than a fair share. Raises Unavailable, which names the shards, while one has no leader that answers."""
-        seconds, shards = values.check_timeout(timeout), self._shards
-        topology = await shards.confirmed(seconds)
-        return summarize(topology, (await measure(self._caller, topology, seconds)).stats)
+        larger than a fair share. Raises Unavailable, which names the shards, if one has no leader that answers, also
+        not after an election's time."""
+        seconds, shards, loop = values.check_timeout(timeout), self._shards, asyncio.get_running_loop()
+        deadline = loop.time() + min(seconds, SETTLE_SECONDS)
+        while True:
+            topology = await shards.confirmed(seconds)
+            try:
+                return summarize(topology, (await measure(self._caller, topology, seconds)).stats)
+            except Unavailable:  # leadership may be on its way to another node
+                if loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def plan_rebalance(self, wish: Wish | None = None, *, timeout: float = TIMEOUT) -> Plan:
         """What would move so that the cluster is as wished (by default: even), in order. Nothing does. Raises
