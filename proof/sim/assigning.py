@@ -76,8 +76,10 @@ class Holders:
         return len(first.wanted) if first is not None else min(self._replicas, len(self.members))
 
     def _is_whole(self, group: GroupId) -> bool:
-        """Whether all nodes that a group began with, or as many others, are its voters, and nothing else is decided."""
-        full = len(self._truth.wanted(group)) == self._full(group)
+        """Whether all nodes that a group began with, or as many others, are its voters, and nothing else is decided;
+        and whether all of them are there: a machine that is lost is a voter until its replacement is decided."""
+        wanted = self._truth.wanted(group)
+        full = len(wanted) == self._full(group) and not self._fleet.retired.intersection(wanted)
         return full and group not in self._shrinking and self.all_are_voters(group)
 
     # --- what is changed ----------------------------------------------------------------------------------------------
