@@ -92,6 +92,10 @@ class CatalogMachine:
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute("CREATE TABLE IF NOT EXISTS catalog (id INTEGER PRIMARY KEY, state BLOB NOT NULL)")
                 rows = dict(self._db.execute("SELECT id, state FROM catalog"))
+                if _says_read_only(self._path):
+                    raise CorruptDocuments(
+                        f"{self._path} is damaged: by its header it must not be written to", path=self._path
+                    )
             except sqlite3.OperationalError as error:
                 self._db.close()
                 if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
@@ -220,6 +224,13 @@ class CatalogMachine:
             except StorageError as error:
                 self._broken = error  # what is on disk is not known any more: open it again
                 raise
+
+
+def _says_read_only(path: str) -> bool:
+    """Whether the header has a write version that SQLite does not know: it reads such a file, and writes nothing."""
+    with open(path, "rb") as file:
+        header = file.read(20)
+    return len(header) == 20 and header[18] not in (1, 2)
 
 
 def _sum(data: bytes) -> bytes:
