@@ -18,7 +18,7 @@ from needle.base.errors import ConnectionLost, NeedleError, StaleEpoch
 from needle.base.model import WriteResult
 from needle.catalog.state import execute
 from needle.protocol import calls, commands
-from needle.protocol.catalog_commands import CatalogCommand, StartMove
+from needle.protocol.catalog_commands import AdvanceMove, CatalogCommand, StartMove
 from needle.protocol.commands import Command, CreateCollection, Delete
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.strategy import RANGE, ShardStrategy, routing_key
@@ -286,5 +286,31 @@ def test_what_a_waiting_move_has_copied_can_be_deleted(tmp_path: Path) -> None:
         await asyncio.sleep(60)
         assert len(world.logs[2].entries) - before < 100
         running.cancel()
+
+    virtually(work())
+
+
+def test_a_move_that_copies_gives_way_to_one_whose_ranges_are_frozen(tmp_path: Path) -> None:
+    """Who comes to lead the source of a frozen move may be copying for another one, for hours if that is throttled."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(1))
+        world.writes = False
+        for _ in range(60):
+            world.write()
+        await world.command(StartMove(1, 1, [(b"m", b"m\xff")], 0, 1, batch_size=1, throttle_rate=3600), 1.0)
+        slow = world.topology.moves[0].id
+        running = asyncio.create_task(Mover(world.node(), 100).run())
+        await until(lambda: world.visible(1) != {} and len(world.logs[2].entries) > 2)
+        assert world.topology.map is not None
+        await world.command(StartMove(2, world.topology.map.epoch, [(b"n", b"n\xff")], 0, 1), 1.0)
+        frozen = world.topology.moves[1].id
+        await world.command(AdvanceMove(frozen, MoveState.FREEZING), 1.0)
+        await until(lambda: world.topology.move(frozen) is None)
+        left = world.topology.move(slow)
+        assert left is not None
+        assert left.state is MoveState.COPYING
+        running.cancel()
+        assert {name for name in world.truth if name.startswith("n")} == set(world.visible(2))
 
     virtually(work())

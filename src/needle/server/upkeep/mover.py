@@ -111,6 +111,8 @@ class Mover:
         """By move, of those that this node drives or drove."""
         self._held: dict[int, _Held] = {}
         """By move, of those that this node drives."""
+        self._tried: dict[int, float] = {}
+        """By move: when it was looked at last, by the loop's time."""
 
     def held(self, group: GroupId) -> list[str]:
         """Why moves of what this node's shard `group` owns wait for somebody to do something."""
@@ -127,7 +129,8 @@ class Mover:
             moves = node.topology.moves
             self._copies = {info.id: copy for info in moves if (copy := self._copies.get(info.id)) is not None}
             self._held = {info.id: self._held[info.id] for info in moves if info.id in self._held}
-            for info in moves:
+            self._tried = {info.id: self._tried[info.id] for info in moves if info.id in self._tried}
+            for info in sorted(moves, key=_unhurried):
                 held = self._held.get(info.id)
                 if held is None or asyncio.get_running_loop().time() >= held.again:
                     await self._drive(info)
@@ -137,6 +140,7 @@ class Mover:
         """From one state to the next, as long as that works and this node leads the source."""
         node, group = self._node, shard_group(info.source)
         now: MoveInfo | None = info
+        self._tried[info.id] = asyncio.get_running_loop().time()
         if group not in node.groups or not node.host.is_leader(group):
             self._held.pop(info.id, None)
         while now is not None and group in node.groups and node.host.is_leader(group):
@@ -261,8 +265,8 @@ class Mover:
             copy.cursors[name] = cursor
             copied += len(rows)
             copy.documents += len(rows)
-            if more and info.throttle_rate and info.state is MoveState.COPYING:
-                await asyncio.sleep(info.throttle_rate)
+            if more and info.state is MoveState.COPYING:
+                await self._rest(info.throttle_rate)
         known = copy.known.get(name, BitMap())
         deleted, known = await blocking(
             copying.deleted, replica.view, name, info.ranges, copy.cursors.get(name, -1), known
@@ -273,6 +277,22 @@ class Mover:
         if refused is not None:
             raise refused
         return copied + len(deleted)
+
+    async def _rest(self, seconds: float) -> None:
+        """Between two batches of a copy. Raises Unavailable as soon as another move has frozen its ranges, which this
+        node has to go on with: their writes wait. What is copied is known when this one goes on."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while True:
+            node, now = self._node, loop.time()
+            for other in node.topology.moves:
+                if _unhurried(other) or other.id in self._held or now - self._tried.get(other.id, 0.0) < HELD_SECONDS:
+                    continue
+                if node.host.is_leader(shard_group(other.source)):
+                    raise Unavailable(f"move {other.id} goes first: its ranges are frozen")
+            if now >= until:
+                return
+            await asyncio.sleep(min(until - now, HELD_SECONDS))
 
     async def _import(
         self, info: MoveInfo, copy: _Copy, name: str, rows: Sequence[StoredDocument], deleted: list[str]
@@ -312,6 +332,11 @@ class Mover:
 
     async def _tell_catalog(self, command: CatalogCommand) -> None:
         await self._node.shards.command(command, STEP_SECONDS)
+
+
+def _unhurried(info: MoveInfo) -> bool:
+    """Whether no writes wait for a move."""
+    return info.state is not MoveState.FREEZING
 
 
 def _check_step(info: MoveInfo, side: Side, command: MoveCommand) -> None:
