@@ -14,6 +14,8 @@ from needle.base.errors import invalid
 from needle.routing.strategy import key_hash
 
 SPACE = 1 << 64
+POINTS_MAX = 1 << 19
+"""Of all shards together: the map that is made of them is in the catalog, on every node and in every client."""
 
 
 class Ring:
@@ -26,6 +28,9 @@ class Ring:
             raise invalid("shards", list(shards), "one or more different shard numbers")
         if not 1 <= virtual_nodes <= 10_000:
             raise invalid("virtual_nodes_per_shard", virtual_nodes, "a number from 1 to 10000")
+        if virtual_nodes * len(shards) > POINTS_MAX:
+            most = POINTS_MAX // len(shards)
+            raise invalid("virtual_nodes_per_shard", virtual_nodes, f"at most {most} for {len(shards)} shards")
         self.shards = tuple(sorted(shards))
         points: dict[int, int] = {}
         for shard in self.shards:

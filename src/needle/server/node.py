@@ -157,9 +157,9 @@ class Node:
             hosted.start()
         self.service = Service(self)
         self.listener = ports.listen(self.service)
+        self._running = True  # what calls open from now on is begun at once
         await self.listener.start()
         self._undo.append(self.listener.stop)
-        self._running = True
         self._background_works()
         log.info("node %s of cluster %s listens on %s", self.node_id, config.cluster_id, self.listener.address)
 

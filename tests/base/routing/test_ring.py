@@ -137,3 +137,9 @@ def test_documents_that_an_equality_filter_finds_together_have_one_custom_key() 
     for unusable in ({}, {"id": []}, {"id": [1, 2]}, {"id": {"deeper": 1}}, "text"):
         with pytest.raises(InvalidArgument, match="shard key"):
             key(unusable)
+
+
+def test_a_ring_that_no_node_could_make_is_refused_at_once() -> None:
+    with pytest.raises(InvalidArgument, match="at most 128 for 4096 shards"):
+        initial_map(CONSISTENT_HASH, 4096, 10_000)
+    assert len(initial_map(CONSISTENT_HASH, 52, 10_000).starts) > 500_000
