@@ -10,6 +10,7 @@ _DROPS = "tests/cluster/test_dropped_collections.py::"
 _MOVING = "tests/shard/test_moving.py::"
 _WRITES = "tests/cluster/test_moving_writes.py::"
 _HELD = "tests/server/test_mover.py::test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted"
+_MAINTENANCE = "tests/server/test_maintenance.py::"
 _MOVER = "tests/server/test_mover.py::"
 _RECONCILE = "server.catalog.collections:Reconciler._reconcile"
 
@@ -35,6 +36,24 @@ MUTANTS = (
         breaks="a node with a full disk asks for another leader at every look, not once a minute",
         edits=(Edit("server.upkeep.roomier_leaders:RoomierLeaders.look", "group not in self._tried and", ""),),
         tests=("tests/cluster/test_shortages.py::test_leadership_is_handed_over_at_a_pace",),
+    ),
+    Mutant(
+        name="maintenance-ends-with-the-process",
+        breaks="a node that was restarted during maintenance takes leadership at once",
+        edits=(Edit("server.upkeep.maintenance:Maintenance.follow", "or since not in (0, self._left)", ""),),
+        tests=(_MAINTENANCE + "test_a_node_is_in_maintenance_while_the_catalog_says_so",),
+    ),
+    Mutant(
+        name="maintenance-left-by-the-catalog-only",
+        breaks="the only node that could lead the catalog waits for the catalog to let it",
+        edits=(Edit("server.upkeep.maintenance:Maintenance.set", "0 if on else self._since()", "0"),),
+        tests=(_MAINTENANCE + "test_who_leaves_is_out_before_the_catalog_has_a_leader",),
+    ),
+    Mutant(
+        name="nobody-left-to-lead",
+        breaks="all nodes of a shard are in maintenance, and none may lead it",
+        edits=(Edit("catalog.state:_check_led", "others and others <= resting", "False"),),
+        tests=("tests/cluster/test_catalog.py::test_maintenance_is_of_the_catalog_until_it_is_ended",),
     ),
     Mutant(
         name="own-before-freeze",

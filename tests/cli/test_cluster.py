@@ -80,6 +80,16 @@ def test_maintenance_keeps_leadership_off_a_node(needle) -> None:
     try:
         assert states(needle)[node] == "Follower"
         assert "Follower, maintenance" in needle.run("status")
+        told = {one["node"]: one for one in needle.json("maintenance", "status")}
+        assert [name for name, one in told.items() if one["maintenance"]] == [node]
+        assert told[node]["answers"] and not told[node]["leads"]
+        needle.cluster.kill(node)
+        needle.until(lambda: not needle.json("maintenance", "status", node)[0]["answers"])
+        needle.until(lambda: f"node unreachable: {node}" in " ".join(needle.conditions()))
+        needle.until(lambda: needle.leader() is not None)
+        assert "WARNING node unreachable" in needle.run("status")
+        needle.cluster.restart(node)
+        needle.until(lambda: "Follower, maintenance" in needle.run("status"))
         needle.run("step-down", "--to", node, "--timeout", "2", expect=1)
     finally:
         needle.run("maintenance", "exit", node)

@@ -30,6 +30,7 @@ from needle.protocol.catalog_commands import (
     CreateCollection,
     DropCollection,
     FinishMove,
+    MaintainNode,
     RegisterNode,
     RemoveNode,
     SetReplicas,
@@ -86,6 +87,7 @@ _commands: st.SearchStrategy[CatalogCommand] = st.one_of(
     ),
     st.builds(AdvanceMove, st.integers(1, 25), st.sampled_from(MoveState), st.integers(0, 9), st.integers(0, 9)),
     st.builds(FinishMove, st.integers(1, 25)),
+    st.builds(lambda n, on: MaintainNode(f"node-{n}", on), _nodes, st.booleans()),
 )
 
 
@@ -152,6 +154,19 @@ def test_a_removed_or_forgetful_node_does_not_come_back() -> None:
     _, held = execute(now, 7, RemoveNode("node-1"))
     assert isinstance(held, InvalidArgument)
     assert "replicas" in held.message
+
+
+def test_maintenance_is_of_the_catalog_until_it_is_ended() -> None:
+    """Whatever the node says of itself meanwhile; and somebody is left to lead each group."""
+    now, _ = execute(topology(shards=1, nodes=3), 2, MaintainNode("node-2", True))
+    now, _ = execute(now, 3, RegisterNode(node(2, address="h:2")))
+    assert [info.maintenance for info in now.nodes] == [0, 2, 0]
+    now, _ = execute(now, 4, MaintainNode("node-1", True))
+    same, refused = execute(now, 5, MaintainNode("node-3", True))
+    assert same is now and isinstance(refused, InvalidArgument) and "node-1, node-2" in refused.message
+    now, _ = execute(now, 6, MaintainNode("node-2", False))
+    assert [info.maintenance for info in now.nodes] == [4, 0, 0]
+    assert isinstance(execute(now, 7, MaintainNode("node-9", True))[1], InvalidArgument)
 
 
 @pytest.mark.parametrize("group", [0, 1])

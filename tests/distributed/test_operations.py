@@ -7,7 +7,7 @@ import pytest
 
 import needle
 from harness.marked_documents import CALM
-from needle.base.errors import InMaintenance, InvalidArgument
+from needle.base.errors import InMaintenance, InvalidArgument, Unavailable
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 
@@ -46,6 +46,18 @@ async def test_maintenance_drains_a_leader_and_brings_it_back(tmp_path: Path) ->
         with pytest.raises(InMaintenance):
             await client.force_new_election(node)
         await client.insert("b", VECTOR)
+        cluster.kill(node)
+        with pytest.raises(Unavailable, match="by the catalog"):
+            await client.enter_maintenance_mode(node)
+        cluster.restart(node)
+        in_maintenance = (503, "not ready: in maintenance\n")
+
+        async def is_back() -> bool:
+            return (await cluster.http(node, "/readyz"))[1].startswith("not ready: in maintenance")
+
+        await wait_for(is_back, 60, "maintenance after the restart")
+        assert await cluster.http(node, "/readyz") == in_maintenance
+        assert node in " ".join((await client.health_check()).warnings)
         await client.exit_maintenance_mode(node)
         assert (await client.node_status(node)).documents == 2
         await cluster.ready(node)

@@ -13,7 +13,7 @@ import msgspec
 
 from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.errors import CollectionExists, InvalidArgument, NeedleError, Unavailable, invalid
-from needle.base.ids import NodeId, group_name, shard_group
+from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
 from needle.catalog import rebalances
 from needle.protocol.catalog_commands import (
@@ -28,6 +28,7 @@ from needle.protocol.catalog_commands import (
     DrainNode,
     DropCollection,
     FinishMove,
+    MaintainNode,
     RegisterNode,
     RemoveNode,
     RetireShard,
@@ -132,7 +133,7 @@ def _register(now: Topology, index: int, command: RegisterNode) -> tuple[Topolog
             f"this node under a new id: a node that forgot its votes must not come back under its name",
             field="node",
         )
-    wanted = node if known is None else _replace(node, state=known.state)
+    wanted = node if known is None else _replace(node, state=known.state, maintenance=known.maintenance)
     if wanted == known:
         return _done(now, index, now.version, existed=True)
     others = [info for info in now.nodes if info.id != node.id]
@@ -152,7 +153,7 @@ def _remove(now: Topology, index: int, command: RemoveNode) -> tuple[Topology, W
         raise InvalidArgument(
             f"node {command.node} still holds {what}: `needle cluster drain` moves that first", field="node"
         )
-    gone = _replace(known, state=NodeState.REMOVED)
+    gone = _replace(known, state=NodeState.REMOVED, maintenance=0)
     nodes = tuple(gone if info.id == command.node else info for info in now.nodes)
     return _done(_replace(now, nodes=nodes), index, existed=True)
 
@@ -166,6 +167,34 @@ def _drain_node(now: Topology, index: int, command: DrainNode) -> tuple[Topology
         return _done(now, index, now.version, existed=True)
     nodes = tuple(wanted if info.id == command.node else info for info in now.nodes)
     return _done(_replace(now, nodes=nodes), index, existed=True)
+
+
+def _maintain_node(now: Topology, index: int, command: MaintainNode) -> tuple[Topology, WriteResult]:
+    known = now.node(command.node)
+    if known is None or known.state is NodeState.REMOVED:
+        raise invalid("node", command.node, f"a node of this cluster: {', '.join(now.addresses())}")
+    if command.on == bool(known.maintenance):
+        return _done(now, index, now.version, existed=True)
+    if command.on:
+        _check_led(now, command.node)
+    changed = _replace(known, maintenance=index if command.on else 0)
+    nodes = tuple(changed if info.id == command.node else info for info in now.nodes)
+    return _done(_replace(now, nodes=nodes), index, existed=True)
+
+
+def _check_led(now: Topology, node: NodeId) -> None:
+    """Raises InvalidArgument if all other nodes that hold a group with this one are in maintenance: nobody could lead
+    it. A group on this node alone it keeps leading."""
+    resting = {info.id for info in now.nodes if info.maintenance}
+    for group in (CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving)):
+        held = now.holders(group)
+        others = set(held.all) - {node} if held is not None and node in held.all else set()
+        if others and others <= resting:
+            raise InvalidArgument(
+                f"{', '.join(sorted(others))} are in maintenance: with {node} nobody could lead {group_name(group)}; "
+                "`needle maintenance exit` brings them back first",
+                field="node",
+            )
 
 
 def _add_shard(now: Topology, index: int, command: AddShard) -> tuple[Topology, WriteResult]:
@@ -367,6 +396,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     RegisterNode: _register,
     RemoveNode: _remove,
     DrainNode: _drain_node,
+    MaintainNode: _maintain_node,
     AddShard: _add_shard,
     RetireShard: _retire_shard,
     SetReplicas: _set_replicas,

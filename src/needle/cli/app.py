@@ -17,6 +17,7 @@ from needle.cli import (
     cluster_commands,
     collection_commands,
     document_commands,
+    maintenance_commands,
     member_commands,
     rebalance_commands,
     repair_commands,
@@ -98,8 +99,9 @@ _add(app, "get", document_commands.get, "needle get json.dumps shlex.split --jso
 _add(app, "delete", document_commands.delete, "needle delete doc-1 doc-2")
 _add(app, "step-down", cluster_commands.step_down, "needle step-down --to node-2")
 _add(app, "force-election", cluster_commands.force_election, "needle force-election")
-_add(maintenance_app, "enter", cluster_commands.maintenance_enter, "needle maintenance enter node-2")
-_add(maintenance_app, "exit", cluster_commands.maintenance_exit, "needle maintenance exit node-2")
+_add(maintenance_app, "enter", maintenance_commands.enter, "needle maintenance enter node-2")
+_add(maintenance_app, "exit", maintenance_commands.exit_, "needle maintenance exit node-2")
+_add(maintenance_app, "status", maintenance_commands.status, "needle maintenance status")
 collections_app.callback()(collection_commands.collections)
 _add(collections_app, "create", collection_commands.create, "needle collections create images --dimensions 512")
 _add(collections_app, "drop", collection_commands.drop, "needle collections drop images --yes")

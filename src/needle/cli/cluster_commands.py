@@ -1,4 +1,4 @@
-"""`needle leader | step-down | force-election | maintenance`: who leads, and changing it."""
+"""`needle leader | step-down | force-election`: who leads, and changing it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ STATUS_TIMEOUT = 2.0
 Shard = Annotated[
     int | None, typer.Option("--shard", help="Of a cluster with several shards: the number of the one that is meant.")
 ]
-Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle status`.")]
 
 
 def leader(shard: Shard = None, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
@@ -99,23 +98,3 @@ def _report_leader(found: str | None, json: bool) -> None:
         print_json({"leader": found})
     else:
         notes.print(f"{found} leads", markup=False)
-
-
-def maintenance_enter(node: Node, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
-    """Move leadership off a node and keep it off; the node still replicates and votes."""
-    _maintenance(node, True, cluster, timeout)
-    notes.print(f"{node} is in maintenance; `needle maintenance exit {node}` ends it", markup=False)
-
-
-def maintenance_exit(node: Node, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
-    """Bring a node back after maintenance, once it has caught up."""
-    _maintenance(node, False, cluster, timeout)
-    notes.print(f"{node} is back", markup=False)
-
-
-def _maintenance(node: str, on: bool, cluster: str, timeout: float) -> None:
-    async def work(client: needle.Client) -> None:
-        change = client.enter_maintenance_mode if on else client.exit_maintenance_mode
-        await change(node, timeout=timeout)
-
-    run(cluster, work)

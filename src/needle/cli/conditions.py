@@ -67,10 +67,15 @@ def lag_of(node: str, views: Sequence[NodeView]) -> tuple[int, float] | None:
 
 
 def conditions(
-    views: Sequence[NodeView], *, shard: int | None = None, leaving: Collection[str] = ()
+    views: Sequence[NodeView],
+    *,
+    shard: int | None = None,
+    leaving: Collection[str] = (),
+    maintenance: Collection[str] = (),
 ) -> list[Condition]:
     """Every condition of one shard that holds, critical ones first. shard: named in what concerns it as a whole, if the
-    cluster has several. leaving: nodes that hold it only until others do."""
+    cluster has several. leaving: nodes that hold it only until others do. maintenance: nodes that are in it, so that it
+    is no wonder if they do not run."""
     named = "" if shard is None else f"shard {shard}: "
     found = [
         Condition(
@@ -104,9 +109,9 @@ def conditions(
         )
     found += [
         Condition(
-            severity="critical",
+            severity="warning" if view.node in maintenance else "critical",
             name="node unreachable",
-            subject=f"{view.node} at {view.address}",
+            subject=f"{view.node} at {view.address}{', in maintenance' if view.node in maintenance else ''}",
             action=f"check the process and the network: {view.error}",
         )
         for view in views

@@ -95,11 +95,15 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
         health = msgspec.structs.replace(health, warnings=[])
         return Look(health=health, replicas=replicas, conditions=await _emptied(client, known))
     shards = [info.shard for info in topology.serving]
+    resting = [info.id for info in topology.nodes if info.maintenance]
     found = [
         condition
         for shard in shards
         for condition in conditions(
-            _views(shard, replicas), shard=shard if len(shards) > 1 else None, leaving=topology.shards[shard].leaving
+            _views(shard, replicas),
+            shard=shard if len(shards) > 1 else None,
+            leaving=topology.shards[shard].leaving,
+            maintenance=resting,
         )
     ]
     listed = topology.addresses().values()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, invalid
+from needle.base.errors import ConnectionLost, InvalidArgument, TransferFailed, Unavailable, invalid
 from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.client import values
@@ -33,7 +33,7 @@ from needle.protocol.calls import (
     StatusCall,
     StepDownCall,
 )
-from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
+from needle.protocol.catalog_commands import CatalogCommand, MaintainNode, RemoveNode
 from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.topology import ShardInfo, Topology
 
@@ -245,17 +245,30 @@ class Client(BatchMethods, RebalanceMethods):
         return await self._shards.describe(await self._where(node), seconds)
 
     async def enter_maintenance_mode(self, node: str, *, timeout: float = TIMEOUT) -> None:
-        """Move leadership off `node` and keep it off; its reads drain. It still replicates and votes."""
+        """Move leadership off `node` and keep it off, also after its restart, until `exit_maintenance_mode`; its reads
+        drain. It still replicates and votes. Raises InvalidArgument if nobody else could lead one of its shards;
+        Unavailable if the node does not answer: it will be in maintenance all the same."""
         await self._maintenance(node, True, timeout)
 
     async def exit_maintenance_mode(self, node: str, *, timeout: float = TIMEOUT) -> None:
-        """End maintenance; returns once the node has caught up."""
+        """End maintenance; returns once the node has caught up. Raises Unavailable if the node does not answer: it will
+        be out of maintenance all the same."""
         await self._maintenance(node, False, timeout)
 
     async def _maintenance(self, node: str, on: bool, timeout: float) -> None:
         seconds = values.check_timeout(timeout)
-        body = calls.encode(MaintenanceCall(on, seconds))
-        await self._caller.call(await self._where(node), calls.MAINTENANCE, body, seconds)
+        address, known = await self._where(node), node in self.nodes()
+        if on and known:  # also if the node does not answer
+            await self._shards.command(MaintainNode(node, True), seconds)
+        try:
+            await self._caller.call(address, calls.MAINTENANCE, calls.encode(MaintenanceCall(on, seconds)), seconds)
+        except ConnectionLost as error:
+            if not known:
+                raise
+            if not on:
+                await self._shards.command(MaintainNode(node, False), seconds)
+            state = "in maintenance" if on else "no more in maintenance"
+            raise Unavailable(f"{node} is {state} by the catalog, and does not answer: {error.message}") from error
 
     async def _leaders_status(self, group: GroupClient, seconds: float) -> RaftStatus:
         body = calls.encode(StatusCall(group.group))

@@ -67,6 +67,14 @@ class DrainNode(msgspec.Struct, frozen=True, tag="drain", array_like=True):
     draining: bool
 
 
+class MaintainNode(msgspec.Struct, frozen=True, tag="maintain", array_like=True):
+    """Have a node give leadership away and take none, until it is told otherwise, also after its restart. Refused if
+    a group would have no other node left that may lead it. on False: use it as before."""
+
+    node: NodeId
+    on: bool
+
+
 class AddShard(msgspec.Struct, frozen=True, tag="add-shard", array_like=True):
     """Found the shard with the next number, on these nodes, preferred leader first. It owns nothing yet."""
 
@@ -183,6 +191,7 @@ CatalogCommand = (
     | RegisterNode
     | RemoveNode
     | DrainNode
+    | MaintainNode
     | AddShard
     | RetireShard
     | SetReplicas

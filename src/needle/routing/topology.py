@@ -33,7 +33,8 @@ class NodeState(StrEnum):
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """incarnation: drawn when the node's data directory was made: the same id on another directory is another node. 0
-    of one that was silent when the cluster was founded with it: the first directory that registers is its."""
+    of one that was silent when the cluster was founded with it: the first directory that registers is its.
+    maintenance: the catalog's index since when the node is in maintenance, 0 if it is not."""
 
     id: NodeId
     address: str
@@ -41,6 +42,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     zone: str = ""
     weight: float = 1.0
     state: NodeState = NodeState.ACTIVE
+    maintenance: int = 0
 
 
 class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):

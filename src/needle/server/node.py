@@ -203,8 +203,7 @@ class Node:
             return
         self._stopping = True
         if self._running and hand_over and not self.host.stopped:
-            self.host.set_maintenance(True)
-            await self.maintenance.led_elsewhere(min(4 * self.config.election_timeout, HAND_OVER_SECONDS))
+            await self.maintenance.give_away(min(4 * self.config.election_timeout, HAND_OVER_SECONDS))
         await self._close()
 
     async def _close(self) -> None:

@@ -25,6 +25,7 @@ from needle.server.hosting import Hosting
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.lasting import SHORTAGE_SECONDS
+from needle.server.upkeep.maintenance import Maintenance
 
 log = logging.getLogger("needle.server")
 
@@ -45,6 +46,7 @@ class AdoptingNode(Protocol):
     topology: Topology
     ownership: Ownership | None
     catalog: CatalogMachine | None
+    maintenance: Maintenance
 
     def alive(self) -> bool: ...
 
@@ -91,6 +93,7 @@ class Adoption:
             self._node.topology = topology
             if topology.map is not None and (self._node.ownership is None or self._node.ownership.map != topology.map):
                 self._node.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
+            self._node.maintenance.follow()
             await self._open_what_is_due()
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
