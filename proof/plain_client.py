@@ -35,6 +35,8 @@ from needle.protocol.calls import (
     ScanAnswer,
     ScanCall,
     SearchCall,
+    SearchManyAnswer,
+    SearchManyCall,
 )
 from needle.protocol.commands import (
     Change,
@@ -46,6 +48,7 @@ from needle.protocol.commands import (
     Insert,
     Patch,
     Session,
+    UpdateVectors,
 )
 
 BATCH_DOCUMENTS_MAX = 10_000
@@ -192,6 +195,14 @@ class PlainCalls:
             lambda session: Patch(collection, names, change, expected, session, matches=matches), timeout
         )
 
+    async def update_vectors(
+        self, collection: str, names: list[str], vectors: bytes, expected: int | None, matches: bytes, timeout: float
+    ) -> WriteResult:
+        """As `DocumentCalls.update_vectors`, all at once."""
+        return await self._group.write(
+            lambda session: UpdateVectors(collection, names, vectors, expected, session, matches=matches), timeout
+        )
+
     async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
         """As `DocumentCalls.change_where`."""
         work, loop = WhereWork(command), asyncio.get_running_loop()
@@ -215,11 +226,12 @@ class PlainCalls:
         *,
         max_staleness: float = 0.0,
         session: bool = False,
+        fields: tuple[str, ...] | None = None,
     ) -> DocumentBatch:
         """As `DocumentCalls.get`."""
         answer = await self._read(
             calls.GET,
-            lambda group, fresh: GetCall(group, collection, names, with_vectors, fresh),
+            lambda group, fresh: GetCall(group, collection, names, with_vectors, fresh, fields=fields),
             self._fresh(mode, max_staleness, session),
             timeout,
         )
@@ -253,6 +265,25 @@ class PlainCalls:
         self._group.saw(batch.applied_index)
         return Found(batch, {}, [], {0: batch.applied_index}, 1, 0)
 
+    async def search_many(
+        self,
+        request: SearchRequest,
+        count: int,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> list[HitBatch]:
+        """As `DocumentCalls.search_many`."""
+        answer = await self._read(
+            calls.SEARCH_MANY,
+            lambda group, fresh: SearchManyCall(group, request, count, fresh),
+            self._fresh(mode, max_staleness, session),
+            timeout,
+        )
+        return calls.decode(answer, SearchManyAnswer).batches
+
     async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
         """As `DocumentCalls.count`."""
         answer = await self._read(
@@ -273,11 +304,14 @@ class PlainCalls:
         slice_: tuple[int, int],
         mode: ReadMode,
         timeout: float,
+        fields: tuple[str, ...] | None = None,
     ) -> ScanAnswer:
         """As `DocumentCalls.scan`."""
         answer = await self._read(
             calls.SCAN,
-            lambda group, fresh: ScanCall(group, collection, filter_json, after, limit, with_vectors, fresh, slice_),
+            lambda group, fresh: ScanCall(
+                group, collection, filter_json, after, limit, with_vectors, fresh, slice_, fields=fields
+            ),
             Freshness(mode),
             timeout,
         )

@@ -15,10 +15,10 @@ _PUBLIC = {
     "needle.base.errors": (
         "AlreadyExists ClientClosed CollectionExists CollectionNotFound ConditionFailed ConfigError ConnectionLost "
         "CorruptDocuments CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull "
-        "FrameTooLarge InMaintenance Internal InvalidArgument LostState MembershipChangePending NeedleError NoQuorum "
-        "NotLeader OutcomeUnknown OutOfMemory Overloaded ProposalDropped ProtocolError ReplicaDamaged SessionExpired "
-        "StaleEpoch StorageError TooManyFiles TooStale TransferFailed Unavailable UnknownMethod UnsupportedFormat "
-        "UnsupportedVersion VersionMismatch WrongCluster"
+        "DocumentNotFound FrameTooLarge InMaintenance Internal InvalidArgument LostState MembershipChangePending "
+        "NeedleError NoQuorum NotLeader OutcomeUnknown OutOfMemory Overloaded ProposalDropped ProtocolError "
+        "ReplicaDamaged SessionExpired StaleEpoch StorageError TooManyFiles TooStale TransferFailed Unavailable "
+        "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),
     "needle.base.filters.builder": "Filter",
     "needle.base.model": "CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult",

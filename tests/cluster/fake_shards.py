@@ -16,7 +16,7 @@ from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, SearchRequest, WriteResult
 from needle.protocol import calls, catalog_commands
 from needle.protocol.calls import CollectionsAnswer, CollectionsCall, DocumentBatch, GetCall, SearchCall
-from needle.protocol.commands import NO_SESSION, ChangeWhere, Command, Delete, Insert, Patch, Session
+from needle.protocol.commands import NO_SESSION, ChangeWhere, Command, Delete, Insert, Patch, Session, UpdateVectors
 from needle.protocol.peer_calls import ShardAnswer
 from needle.routing.ranges import KeySet, contains
 from needle.routing.shard_map import KeyRange
@@ -119,7 +119,7 @@ class FakeGroup:
             raise NoQuorum(f"shard {self.shard} is dead")
         self._check(epoch)
         command = make(NO_SESSION)
-        assert isinstance(command, Insert | Delete | Patch | ChangeWhere)
+        assert isinstance(command, Insert | Delete | Patch | UpdateVectors | ChangeWhere)
         shards.without[self.shard] = missing = shards.without.get(self.shard, 0) - 1
         if command.collection != "default@7" or missing >= 0:
             raise CollectionNotFound(f"no {command.collection}")
@@ -134,6 +134,12 @@ class FakeGroup:
                 if command.expected not in (None, version):
                     raise VersionMismatch(f"{name} has version {version}", actual=version)
                 held[name] = (index, vector, changed(name, metadata, command.change))
+            return WriteResult(version=index, index=index, existed=bool(here), count=len(here))
+        if isinstance(command, UpdateVectors):
+            size, here = len(command.vectors) // len(command.ids), [name for name in command.ids if name in held]
+            for name in here:
+                at = command.ids.index(name)
+                held[name] = (index, command.vectors[at * size : (at + 1) * size], held[name][2])
             return WriteResult(version=index, index=index, existed=bool(here), count=len(here))
         if isinstance(command, Delete):
             keys = KeySet(command.within or shards.owned().ranges(self.shard))

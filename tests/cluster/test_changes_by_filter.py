@@ -138,6 +138,21 @@ def test_ids_that_a_routing_node_keeps_for_a_session_count() -> None:
     virtually(work())
 
 
+@pytest.mark.parametrize("strategy", [CONSISTENT_HASH, ShardStrategy.custom("tenant")])
+def test_each_document_gets_its_own_vector_wherever_it_is(strategy: ShardStrategy) -> None:
+    async def work() -> None:
+        shards = FakeShards(strategy=strategy)
+        router = await filled(shards)
+        names = [*IDS[3:9], "absent"]
+        rows = [f"{n:08}".encode() for n in range(len(names))]
+        done = await router.update_vectors("default", names, b"".join(rows), None, b"", 5)
+        assert done.count == len(names) - 1
+        held = {name: row[1] for data in shards.data.values() for name, row in data.items()}
+        assert [held[name] for name in names[:-1]] == rows[:-1] and len(held) == COUNT
+
+    virtually(work())
+
+
 def test_under_a_custom_strategy_the_version_is_asked_of_the_shard_that_has_the_document() -> None:
     async def work() -> None:
         shards = FakeShards(strategy=ShardStrategy.custom("tenant"))

@@ -10,7 +10,7 @@ import pytest
 
 import needle
 from cluster.processes import ShardedProcesses, healthy
-from needle import ConditionFailed, Filter, InvalidArgument, VersionMismatch
+from needle import ConditionFailed, DocumentNotFound, Filter, InvalidArgument, VersionMismatch
 from needle.client import Client
 from needle.local.process_cluster import ProcessCluster
 from needle.protocol.catalog_commands import StartMove
@@ -99,6 +99,55 @@ async def scans(client: Client) -> None:
             await client.scan_page(cursor=wrong, **options)
 
 
+async def searches(client: Client) -> None:
+    """Of COUNT - 50 documents, whose vectors differ in one number."""
+    near = await client.search(vector(7), 5, fields=["in.side", "absent"])
+    assert near[0].id == "d007" and all(hit.metadata == {"in": {"side": "x"}} for hit in near if hit.id != "d008")
+    assert await client.search(vector(7), 2, offset=3, fields=["in.side", "absent"]) == near[3:]
+    assert await client.search(vector(7), 5, max_distance=near[2].distance, fields=["in.side", "absent"]) == near[:3]
+    assert await client.search(vector(7), 5, min_score=near[1].score, fields=["in.side", "absent"]) == near[:2]
+    like = await client.search(like="d007", k=4, offset=1)
+    assert [hit.id for hit in like] == [hit.id for hit in near[2:]] + [like[-1].id] and "d007" not in str(like)
+    queries = [vector(n) for n in range(40)]
+    many = await client.search_many(queries, 3, {"odd": True}, fields=["n"])
+    alone = [await client.search(query, 3, {"odd": True}, fields=["n"]) for query in queries]
+    assert many == alone and many[9][0].id == "d009" and many[9][0].metadata == {"n": 9}
+    for mode in ("leased", "eventual"):
+        assert await client.search_many(queries, 3, {"odd": True}, fields=["n"], mode=mode) == alone
+    found = await client.get("d009", fields=["tags"])
+    assert found is not None and found.metadata == {"tags": ["a"]}
+    assert [one.metadata async for one in client.scan({"n": 9}, fields=[])] == [{}]
+    with pytest.raises(DocumentNotFound, match="absent"):
+        await client.search(like="absent")
+    with pytest.raises(InvalidArgument, match="offset"):
+        await client.search(vector(1), 10, offset=9_999)
+    with pytest.raises(InvalidArgument, match="1001 vectors"):
+        await client.search_many([vector(1)] * 1001, 1)
+    with pytest.raises(InvalidArgument, match="vector"):
+        await client.search_many([[1.0, 2.0]], 1)
+
+
+async def new_vectors(client: Client) -> None:
+    before = await client.get("d010")
+    done = await client.update_vector("d010", [0, 0, 0, 5, 0, 0, 0, 0])
+    after = await client.get("d010")
+    assert before is not None and after is not None and (done.count, after.version) == (1, done.version)
+    assert after.metadata == before.metadata
+    assert (await client.search([0, 0, 0, 1, 0, 0, 0, 0], 1))[0].id == "d010"
+    many = await client.update_vectors(["d010", "absent", "d011"], [vector(10), vector(0), vector(11)])
+    assert many.count == 2 and (await client.search(vector(10), 1))[0].id == "d010"
+    assert (await client.update_vector("absent", vector(1))).count == 0
+    with pytest.raises(VersionMismatch):
+        await client.update_vector("d010", vector(1), if_version=done.version)
+    with pytest.raises(ConditionFailed):
+        await client.update_vector("d010", vector(1), if_matches={"n": 11})
+    with pytest.raises(InvalidArgument, match="vector"):
+        await client.update_vector("d010", [1.0])
+    with pytest.raises(InvalidArgument, match="2 rows"):
+        await client.update_vectors(["d010"], [vector(1), vector(2)])
+    assert (await client.search(vector(10), 1))[0].id == "d010"
+
+
 async def bad_input(client: Client) -> None:
     everywhere: Any = client
     with pytest.raises(InvalidArgument, match="delete_where"):
@@ -118,7 +167,7 @@ async def bad_input(client: Client) -> None:
 
 async def test_one_group(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
-        for part in (filled, changes, changes_by_filter, scans, bad_input):
+        for part in (filled, changes, changes_by_filter, scans, searches, new_vectors, bad_input):
             await part(client)
         await asyncio.to_thread(blocking, list(cluster.addresses.values()))
         await cluster.equal_digests()
@@ -144,11 +193,16 @@ async def test_shards_between_which_ranges_move(tmp_path: Path) -> None:
                 ).count
                 assert await scanned(client, timeout=30) == [f"d{n:03}" for n in range(COUNT)]
                 assert await client.count({"odd": True}) == COUNT // 2
+                hits = await client.search_many([vector(n) for n in range(5)], 1, {"odd": True}, offset=1, timeout=30)
+                assert all(hits)
+                await client.update_vectors(["d100", "d101"], [vector(100), vector(101)], timeout=30)
             await moving
             log = [list(range(0, patched, 4))] * 4
             assert [one.metadata["log"] for one in await client.get(["d100", "d101", "d102", "d103"])] == log
             await changes_by_filter(client)
             await scans(client)
+            await searches(client)
+            await new_vectors(client)
             await bad_input(client)
 
 
@@ -159,4 +213,6 @@ def blocking(addresses: list[str]) -> None:
         client.patch(["x", "z"], set={"s": 1})
         assert client.count({"s": 1}) == 2
         assert [document.id for document in client.scan({"s": 1})] == ["x", "z"]
+        assert [len(hits) for hits in client.search_many([vector(1), vector(2)], 2, {"s": 1}, offset=1)] == [1, 1]
+        assert client.update_vector("x", vector(3)).count == 1
         assert client.delete_where({"s": 1}).count == 2

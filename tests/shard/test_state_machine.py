@@ -38,6 +38,7 @@ from needle.protocol.commands import (
     Patch,
     PublishSegment,
     Session,
+    UpdateVectors,
 )
 from needle.shard.disk import cut_power
 from needle.shard.documents.metadata_rows import decode_metadata
@@ -101,6 +102,10 @@ class Model:
         if isinstance(command, Patch):
             return self.patch(index, there, command.change, docs)
         existed = len(there)
+        if isinstance(command, UpdateVectors):
+            rows = dict(zip(command.ids, np.frombuffer(command.vectors, "<f4").reshape(-1, 2).tolist(), strict=True))
+            docs.update({id_: (index, docs[id_][1], rows[id_]) for id_ in there})
+            return index, index, existed > 0, existed
         if isinstance(command, Delete):
             for id_ in command.ids:
                 docs.pop(id_, None)
@@ -187,7 +192,21 @@ sessions = st.one_of(st.just(Session()), st.builds(Session, st.sampled_from([1, 
 def commands(draw: st.DrawFn) -> Command | None:
     kind = draw(
         st.sampled_from(
-            ["put", "put", "put", "put", "patch", "patch", "where", "delete", "create", "drop", "open", "none"]
+            [
+                "put",
+                "put",
+                "put",
+                "put",
+                "patch",
+                "patch",
+                "vectors",
+                "where",
+                "delete",
+                "create",
+                "drop",
+                "open",
+                "none",
+            ]
         )
     )
     name, session = draw(st.sampled_from(["c", "c", "k"])), draw(sessions)
@@ -201,6 +220,10 @@ def commands(draw: st.DrawFn) -> Command | None:
         ids = draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=4))
         expected = draw(st.sampled_from([None, None, None, 4]))
         return Patch(name, ids, draw(changes), expected, session, matches=draw(conditions))
+    if kind == "vectors":
+        ids = draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True))
+        rows = floats(*[draw(st.sampled_from(VALUES)) for _ in ids])
+        return UpdateVectors(name, ids, rows, draw(st.sampled_from([None, None, 4])), session, matches=draw(conditions))
     if kind == "where":
         return ChangeWhere(name, draw(conditions) or b"{}", draw(st.none() | changes), session=session)
     if kind == "delete":

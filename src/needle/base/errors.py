@@ -69,6 +69,12 @@ class CollectionExists(NeedleError):
     code = "collection_exists"
 
 
+class DocumentNotFound(NeedleError):
+    """There is no document with the id that a search is to be like. `details["id"]` names it."""
+
+    code = "document_not_found"
+
+
 class AlreadyExists(NeedleError):
     """insert_if_absent found a document with this id. `details["version"]` is its version."""
 

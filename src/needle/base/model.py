@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -89,10 +91,13 @@ class Claim(msgspec.Struct, frozen=True, array_like=True):
     since: int
 
 
-class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One search of one replica. vector: float32 little-endian bytes, 4 x dimensions. filter: the canonical
-    dict form of a filter as JSON bytes, or b"" for none. exact: score every vector instead of the index. claim: what
-    the shard must own (set by the node that answers)."""
+class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One search of one replica. vector: float32 little-endian bytes, 4 x dimensions. k: hits that a shard gives, with
+    those that `offset` and `like` leave out in the end. filter: the canonical dict form of a filter as JSON bytes, or
+    b"" for none. exact: score every vector instead of the index. claim: what the shard must own (set by the node that
+    answers). max_distance, min_score: no hit that is farther, or scores less. fields: the paths of metadata that come
+    back, None for all. offset: of the nearest, how many are left out. like: the id of the document whose vector is
+    meant, which is no hit of its own."""
 
     collection: str
     vector: bytes
@@ -103,6 +108,26 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool = False
     ef_search: int = 0
     claim: Claim | None = None
+    max_distance: float | None = None
+    min_score: float | None = None
+    fields: tuple[str, ...] | None = None
+    offset: int = 0
+    like: str = ""
+
+
+def score_of(distance: float, metric: Metric) -> float:
+    """Higher is nearer; see Hit."""
+    return 1.0 - distance if metric is Metric.COSINE else -distance
+
+
+def near_enough(distances: Sequence[float], metric: Metric, request: SearchRequest) -> int:
+    """How many of these distances, which ascend, a search's bounds allow."""
+    count, farthest, lowest = len(distances), request.max_distance, request.min_score
+    if farthest is not None:
+        count = bisect_right(distances, farthest, hi=count)
+    if lowest is not None:
+        count = bisect_right(distances, -lowest, hi=count, key=lambda distance: -score_of(distance, metric))
+    return count
 
 
 class HitBatch(msgspec.Struct, frozen=True, array_like=True):

@@ -20,6 +20,7 @@ from needle.client import SyncClient
 from needle.client.batches import BatchMethods
 from needle.client.changes import ChangeMethods
 from needle.client.documents import DocumentMethods
+from needle.client.searches import SearchMethods
 
 PACKAGE = Path(str(needle.__file__)).parent
 STUB = PACKAGE / "__init__.pyi"
@@ -32,14 +33,15 @@ a timedelta) raises DeadlineExceeded, NoQuorum or OutcomeUnknown after it.
 
 Names in the first part come from `needle`, those in the second from `needle.distributed`. The methods for documents and
 collections are written once: `Client`, `RaftCluster`, `DistributedCluster` and `ShardRouter` have those of
-`ChangeMethods` and `DocumentMethods` (in `needle.client`); `Client` and `RaftCluster` have `BatchMethods`, too.
+`SearchMethods`, `ChangeMethods` and `DocumentMethods` (in `needle.client`); `Client` and `RaftCluster`
+have `BatchMethods`, too.
 """
 
 STUB_HEAD = '''"""Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
 
 '''
 
-SHARED: tuple[type, ...] = (DocumentMethods, ChangeMethods, BatchMethods)
+SHARED: tuple[type, ...] = (DocumentMethods, SearchMethods, ChangeMethods, BatchMethods)
 """Bases whose methods are described once."""
 
 

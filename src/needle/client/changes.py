@@ -66,6 +66,55 @@ class ChangeMethods(ABC):
         change = values.change(set, unset, append, remove)
         return await self._patch(names, change, if_version, if_matches, name, timeout)
 
+    async def update_vector(
+        self,
+        id: str,
+        vector: Any,
+        *,
+        if_version: int | None = None,
+        if_matches: FilterLike = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """Give a document this vector in place of its own; the metadata stays. count: 0 if it is absent. if_version,
+        if_matches: see `patch`."""
+        return await self._update_vectors(
+            [values.check_id(id)], values.vector_bytes(vector), if_version, if_matches, collection, timeout
+        )
+
+    async def update_vectors(
+        self,
+        ids: Iterable[str],
+        vectors: Any,
+        *,
+        if_version: int | None = None,
+        if_matches: FilterLike = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> WriteResult:
+        """`update_vector` of up to 1000 documents, all or nothing in each shard. vectors: 2-d, one row for each id."""
+        names = values.check_ids(ids)
+        rows = values.as_array(vectors, "vectors", 2)
+        if len(rows) != len(names):
+            raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
+        if len(set(names)) < len(names):
+            raise invalid("ids", f"{len(names)} ids", "each id once")
+        return await self._update_vectors(names, rows.tobytes(), if_version, if_matches, collection, timeout)
+
+    async def _update_vectors(
+        self,
+        names: list[str],
+        vectors: bytes,
+        if_version: int | None,
+        if_matches: FilterLike,
+        collection: str,
+        timeout: float,
+    ) -> WriteResult:
+        name, matches = values.check_name(collection), values.filter_bytes(if_matches)
+        expected = None if if_version is None else values.check_count(if_version, "if_version")
+        seconds = values.check_timeout(timeout)
+        return await (await self._documents()).update_vectors(name, names, vectors, expected, matches, seconds)
+
     async def replace_metadata(
         self,
         ids: str | Iterable[str],
@@ -165,6 +214,7 @@ class ChangeMethods(ABC):
         cursor: str | None = None,
         limit: int = PAGE,
         with_vectors: bool = False,
+        fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
@@ -175,7 +225,7 @@ class ChangeMethods(ABC):
         A document that is there all the time while the pages are read is in exactly one of them, also when leaders
         change and ranges of keys move; one that is written meanwhile may be in none. A page may hold fewer than `limit`
         documents, or none, and not be the last one. slice: (i, n) gives the i-th of n shares of the ids, for readers
-        side by side. cursor: of the page before, also from another process.
+        side by side. cursor: of the page before, also from another process. fields: as in `search`.
         """
         where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
         place = Place(where, values.filter_bytes(filter), values.check_slice(slice), "")
@@ -183,9 +233,10 @@ class ChangeMethods(ABC):
             place = cursors.decode(cursor, place)
         count = values.check_count(limit, "limit")
         wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
+        shown = values.field_paths(fields)
         documents = await self._documents()
         answer = await documents.scan(
-            where, place.filter, place.after, min(count, PAGE), whole, place.slice, wanted, seconds
+            where, place.filter, place.after, min(count, PAGE), whole, place.slice, wanted, seconds, shown
         )
         after = answer.reached
         following = None if after is None else cursors.encode(msgspec.structs.replace(place, after=after))
@@ -197,6 +248,7 @@ class ChangeMethods(ABC):
         *,
         cursor: str | None = None,
         with_vectors: bool = False,
+        fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
@@ -208,6 +260,7 @@ class ChangeMethods(ABC):
                 filter,
                 cursor=cursor,
                 with_vectors=with_vectors,
+                fields=fields,
                 slice=slice,
                 mode=mode,
                 collection=collection,

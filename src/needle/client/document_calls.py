@@ -98,6 +98,12 @@ class DocumentCalls(Protocol):
         """Change the metadata of documents. count: how many were there. See `commands.Patch`."""
         ...
 
+    async def update_vectors(
+        self, collection: str, names: list[str], vectors: bytes, expected: int | None, matches: bytes, timeout: float
+    ) -> WriteResult:
+        """Give documents other vectors. count: how many were there. See `commands.UpdateVectors`."""
+        ...
+
     async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
         """Change or delete the documents that match a filter, in parts. count: how many they were. When it breaks off,
         details["documents_changed"] of the error tells how many were."""
@@ -117,6 +123,7 @@ class DocumentCalls(Protocol):
         slice_: tuple[int, int],
         mode: ReadMode,
         timeout: float,
+        fields: tuple[str, ...] | None = None,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see `calls.ScanCall`."""
         ...
@@ -131,6 +138,7 @@ class DocumentCalls(Protocol):
         *,
         max_staleness: float = 0.0,
         session: bool = False,
+        fields: tuple[str, ...] | None = None,
     ) -> DocumentBatch:
         """The documents with these ids that exist, in the order asked for."""
         ...
@@ -147,6 +155,19 @@ class DocumentCalls(Protocol):
     ) -> Found:
         """The k nearest documents. session: an eventual read sees writes made through here and never goes back.
         partial: answer without shards that cannot."""
+        ...
+
+    async def search_many(
+        self,
+        request: SearchRequest,
+        count: int,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> list[HitBatch]:
+        """`search` for each of `count` vectors; the request's vector holds all of them."""
         ...
 
     async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:

@@ -8,34 +8,26 @@ acknowledged after quorum commit and apply, and executed exactly once even when 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
 
 from needle.base.errors import CollectionNotFound, NeedleError
 from needle.base.model import (
     CollectionSpec,
     Document,
-    Hit,
     IndexParams,
     Metric,
     ReadMode,
-    SearchRequest,
     WriteResult,
 )
-from needle.base.runtime import beside
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
-from needle.client.document_calls import BatchPart, DocumentCalls, Found, PartialHits
-from needle.client.values import Reading
+from needle.client.document_calls import BatchPart, DocumentCalls
+from needle.client.searches import SearchMethods
 from needle.protocol import calls
 
-BESIDE_BYTES = 256 * 1024
-"""Answers from this size on become values in a thread."""
 
-T = TypeVar("T")
-
-
-class DocumentMethods(ChangeMethods):
+class DocumentMethods(SearchMethods, ChangeMethods):
     """What can be done with documents and collections."""
 
     @abstractmethod
@@ -162,6 +154,7 @@ class DocumentMethods(ChangeMethods):
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_vectors: bool = ...,
+        fields: Iterable[str] | None = ...,
         session: bool = ...,
         max_staleness: float | None = ...,
         timeout: float = ...,
@@ -174,6 +167,7 @@ class DocumentMethods(ChangeMethods):
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_vectors: bool = ...,
+        fields: Iterable[str] | None = ...,
         session: bool = ...,
         max_staleness: float | None = ...,
         timeout: float = ...,
@@ -185,16 +179,17 @@ class DocumentMethods(ChangeMethods):
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_vectors: bool = True,
+        fields: Iterable[str] | None = None,
         session: bool = False,
         max_staleness: float | None = None,
         timeout: float = TIMEOUT,
     ) -> Document | list[Document] | None:
         """One document, or None; or for several ids a list of those that exist, in the order asked. See `search` for
-        mode, session and max_staleness."""
+        mode, fields, session and max_staleness."""
         names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
         reading = values.reading(mode, session, max_staleness)
         name, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
-        seconds = values.check_timeout(timeout)
+        seconds, shown = values.check_timeout(timeout), values.field_paths(fields)
         documents = await self._documents()
         batch = await documents.get(
             name,
@@ -204,6 +199,7 @@ class DocumentMethods(ChangeMethods):
             seconds,
             max_staleness=reading.max_staleness,
             session=reading.session,
+            fields=shown,
         )
         found = await self._made(documents, calls.batch_bytes(batch), values.documents, batch)
         if isinstance(ids, str):
@@ -217,6 +213,7 @@ class DocumentMethods(ChangeMethods):
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_vectors: bool = True,
+        fields: Iterable[str] | None = None,
         session: bool = False,
         max_staleness: float | None = None,
         timeout: float = TIMEOUT,
@@ -227,137 +224,11 @@ class DocumentMethods(ChangeMethods):
             mode=mode,
             collection=collection,
             with_vectors=with_vectors,
+            fields=fields,
             session=session,
             max_staleness=max_staleness,
             timeout=timeout,
         )
-
-    async def search(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        ef_search: int = 0,
-        session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
-    ) -> list[Hit]:
-        """The k nearest documents, nearest first, ties by id; fewer if fewer match.
-
-        query: `dimensions` numbers. filter: a Filter or its dict form; one that pins the shard key asks the owning
-        shards only. exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the
-        collection's own. session: an eventual read that sees this client's own writes and never goes back.
-        max_staleness: seconds, for eventual reads; TooStale otherwise.
-        """
-        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        return await self._search(request, values.reading(mode, session, max_staleness), timeout)
-
-    async def search_strong(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        ef_search: int = 0,
-        timeout: float = TIMEOUT,
-    ) -> list[Hit]:
-        """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
-        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        return await self._search(request, Reading(ReadMode.STRONG), timeout)
-
-    async def search_leased(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        ef_search: int = 0,
-        timeout: float = TIMEOUT,
-    ) -> list[Hit]:
-        """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
-        the configured bound."""
-        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        return await self._search(request, Reading(ReadMode.LEASED), timeout)
-
-    async def search_eventual(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        ef_search: int = 0,
-        session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
-    ) -> list[Hit]:
-        """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
-        session, max_staleness."""
-        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        return await self._search(request, values.reading(ReadMode.EVENTUAL, session, max_staleness), timeout)
-
-    async def search_partial(
-        self,
-        query: Any,
-        k: int = 10,
-        filter: FilterLike = None,
-        *,
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        with_metadata: bool = True,
-        with_vectors: bool = False,
-        exact: bool = False,
-        ef_search: int = 0,
-        timeout: float = TIMEOUT,
-    ) -> PartialHits:
-        """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
-        request = values.search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        documents, found = await self._find(request, values.reading(mode), timeout, partial=True)
-        missing = {shard: error.message for shard, error in found.missing.items()}
-        return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
-
-    async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> list[Hit]:
-        return await self._hits(*await self._find(request, reading, timeout))
-
-    async def _find(
-        self, request: SearchRequest, reading: Reading, timeout: float, *, partial: bool = False
-    ) -> tuple[DocumentCalls, Found]:
-        seconds = values.check_timeout(timeout)
-        documents = await self._documents()
-        found = await documents.search(
-            request,
-            reading.mode,
-            seconds,
-            max_staleness=reading.max_staleness,
-            session=reading.session,
-            partial=partial,
-        )
-        return documents, found
-
-    async def _hits(self, documents: DocumentCalls, found: Found) -> list[Hit]:
-        return await self._made(documents, calls.batch_bytes(found.batch), values.hits, found.batch)
-
-    @staticmethod
-    async def _made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> T:
-        """Make values of `size` bytes of an answer; in a thread, if there are some and the bytes are many."""
-        return await beside(documents.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def create_collection(

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from needle.base.errors import InvalidArgument, invalid
-from needle.base.filters.builder import Filter
-from needle.base.model import Document, Hit, HitBatch, IndexParams, Metric, ReadMode, SearchRequest
+from needle.base.filters.builder import Filter, field_path
+from needle.base.model import Document, Hit, HitBatch, IndexParams, ReadMode, score_of
 from needle.base.plain import converted, plain, refused, text
 from needle.protocol.calls import DocumentBatch
 from needle.protocol.commands import Change, last_of_each_id
@@ -120,6 +120,18 @@ def metadata_bytes(value: Any, field: str = "metadata") -> bytes:
 def filter_bytes(value: Filter | Mapping[str, Any] | None) -> bytes:
     """The canonical JSON of a filter; b"" for none."""
     return b"" if value is None else Filter.parse(value).to_json()
+
+
+def field_paths(value: Any, field: str = "fields") -> tuple[str, ...] | None:
+    """Paths of metadata, each once; None for all of it."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        raise refused(field, value, 'a list of paths such as ["title", "author.name"]')
+    paths = tuple(dict.fromkeys(check_ids(value, field)))
+    for path in paths:
+        field_path(path)
+    return paths
 
 
 def change(set: Any, unset: Any, append: Any, remove: Any) -> Change:
@@ -306,41 +318,17 @@ def hits(batch: HitBatch) -> list[Hit]:
     """The rows of a search's answer. The score follows from the distance and the metric."""
     metadata = batch.metadata
     rows = _rows(batch.vectors, len(batch.ids))
-    cosine = batch.metric is Metric.COSINE
     return [
         Hit(
             id=name,
             distance=distance,
-            score=1.0 - distance if cosine else -distance,
+            score=score_of(distance, batch.metric),
             metadata=json_value(metadata[n]) if metadata else None,
             version=batch.versions[n],
             vector=None if rows is None else rows[n],
         )
         for n, (name, distance) in enumerate(zip(batch.ids, batch.distances, strict=True))
     ]
-
-
-def search_request(
-    query: Any,
-    k: int,
-    filter: Filter | Mapping[str, Any] | None,
-    collection: str,
-    with_metadata: bool,
-    with_vectors: bool,
-    exact: bool,
-    ef_search: int,
-) -> SearchRequest:
-    """A search as the wire has it."""
-    return SearchRequest(
-        collection=check_name(collection),
-        vector=vector_bytes(query, "query"),
-        k=check_count(k, "k"),
-        filter=filter_bytes(filter),
-        with_metadata=check_flag(with_metadata, "with_metadata"),
-        with_vectors=check_flag(with_vectors, "with_vectors"),
-        exact=check_flag(exact, "exact"),
-        ef_search=check_count(ef_search, "ef_search", 0),
-    )
 
 
 class Reading(NamedTuple):

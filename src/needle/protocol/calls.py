@@ -7,6 +7,7 @@ ignored, missing ones have defaults, which is how releases stay compatible. Know
 |---|---|---|
 | write | WriteCall | WriteResult |
 | search | SearchCall | HitBatch |
+| search_many | SearchManyCall | SearchManyAnswer |
 | get | GetCall | DocumentBatch |
 | collections | CollectionsCall | CollectionsAnswer |
 | count | CountCall | CountAnswer |
@@ -33,6 +34,7 @@ from needle.base.parts import Body, encode_parts
 
 WRITE: Final = "write"
 SEARCH: Final = "search"
+SEARCH_MANY: Final = "search_many"
 GET: Final = "get"
 COLLECTIONS: Final = "collections"
 COUNT: Final = "count"
@@ -87,8 +89,25 @@ class SearchCall(msgspec.Struct, frozen=True, array_like=True):
     epoch: int = 0
 
 
+class SearchManyCall(msgspec.Struct, frozen=True, array_like=True):
+    """Several searches that differ in their vectors only. request: its vector holds those of all, one after the other.
+    epoch: as in SearchCall."""
+
+    group: GroupId
+    request: SearchRequest
+    count: int
+    freshness: Freshness
+    epoch: int = 0
+
+
+class SearchManyAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """In the order of the vectors."""
+
+    batches: list[HitBatch]
+
+
 class GetCall(msgspec.Struct, frozen=True, array_like=True):
-    """epoch: as in SearchCall."""
+    """epoch: as in SearchCall. fields: the paths of metadata that come back, None for all."""
 
     group: GroupId
     collection: str
@@ -96,6 +115,7 @@ class GetCall(msgspec.Struct, frozen=True, array_like=True):
     with_vectors: bool
     freshness: Freshness
     epoch: int = 0
+    fields: tuple[str, ...] | None = None
 
 
 class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -149,7 +169,7 @@ class CountAnswer(msgspec.Struct, frozen=True, array_like=True):
 class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     """A page of the documents that match a filter (JSON; b"" for all), in the order of their ids, behind the id `after`
     ("": from the first). limit: documents at most. slice: (which, of how many): only the documents whose ids fall into
-    that share. epoch: as in SearchCall."""
+    that share. epoch, fields: as in GetCall."""
 
     group: GroupId
     collection: str
@@ -160,6 +180,7 @@ class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     freshness: Freshness
     slice: tuple[int, int] = (0, 1)
     epoch: int = 0
+    fields: tuple[str, ...] | None = None
 
 
 class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -136,6 +136,20 @@ class Patch(msgspec.Struct, frozen=True, tag="patch", array_like=True):
     matches: bytes = b""
 
 
+class UpdateVectors(msgspec.Struct, frozen=True, tag="vectors", array_like=True):
+    """Give documents other vectors, all or none; they keep their metadata. vectors: as in Insert, one for each id. Ids
+    that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in Delete."""
+
+    collection: str
+    ids: list[str]
+    vectors: bytes
+    expected: int | None = None
+    session: Session = NO_SESSION
+    owned: int = 0
+    within: list[KeyRange] = []
+    matches: bytes = b""
+
+
 class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
     """Change the metadata of the documents that match a filter, or delete them (change None): a part of bounded size.
 
@@ -180,11 +194,14 @@ Command = (
     | Insert
     | Delete
     | Patch
+    | UpdateVectors
     | ChangeWhere
     | PublishSegment
     | MoveCommand
 )
-ById = Insert | Delete | Patch
+Spread = Delete | Patch | UpdateVectors
+"""Commands about documents of which only the ids are known: under a custom strategy each shard is asked."""
+ById = Insert | Spread
 """Commands about documents that they name."""
 
 _encoder = msgspec.msgpack.Encoder()

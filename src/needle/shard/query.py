@@ -18,8 +18,9 @@ from pyroaring import BitMap
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, NeedleError
 from needle.base.filters.builder import Filter
-from needle.base.model import HitBatch, Metric, SearchRequest
+from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.shard.apply.validation import check_search
+from needle.shard.documents.projection import projection
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders
@@ -118,11 +119,15 @@ def _batches(
     found: list[Nearest],
     applied: int,
 ) -> list[HitBatch]:
+    shown = projection(request.fields)
+    if request.max_distance is not None or request.min_score is not None:
+        near = [near_enough(distances, record.spec.metric, request) for _, distances in found]
+        found = [(ordinals[:n], distances[:n]) for n, (ordinals, distances) in zip(near, found, strict=True)]
     found = _k_each(record, store, request.k, found)
     wanted = sorted({ordinal for ordinals, _ in found for ordinal in ordinals})
     documents = _read(record, store, wanted, metadata=request.with_metadata, vectors=request.with_vectors)
     return [
-        _batch([documents[o] for o in ordinals], distances, request, applied, record.spec.metric)
+        _batch([documents[o] for o in ordinals], distances, request, applied, record.spec.metric, shown)
         for ordinals, distances in found
     ]
 
@@ -159,7 +164,12 @@ def _tied(ordinals: list[int], distances: list[float]) -> list[int]:
 
 
 def _batch(
-    documents: list[StoredDocument], distances: list[float], request: SearchRequest, applied: int, metric: Metric
+    documents: list[StoredDocument],
+    distances: list[float],
+    request: SearchRequest,
+    applied: int,
+    metric: Metric,
+    shown: Callable[[bytes], bytes],
 ) -> HitBatch:
     if len(set(distances)) < len(distances):  # ties stand in the order of their ordinals so far
         pairs = sorted(zip(distances, documents, strict=True), key=lambda pair: (pair[0], pair[1].id))
@@ -168,7 +178,7 @@ def _batch(
         ids=[document.id for document in documents],
         distances=distances,
         versions=[document.version for document in documents],
-        metadata=[document.metadata or b"null" for document in documents] if request.with_metadata else [],
+        metadata=[shown(document.metadata) or b"null" for document in documents] if request.with_metadata else [],
         vectors=b"".join([document.vector for document in documents]) if request.with_vectors else b"",
         applied_index=applied,
         metric=metric,

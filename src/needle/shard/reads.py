@@ -11,6 +11,8 @@ from contextlib import closing
 from functools import partial
 from typing import Final, NamedTuple
 
+import msgspec
+
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
 from needle.base.filters.builder import Filter
@@ -81,8 +83,7 @@ class Reads:
         """See Replica.search_many."""
         groups: dict[tuple[object, ...], list[int]] = {}
         for at, r in enumerate(requests):
-            key = (r.collection, r.k, r.filter, r.with_metadata, r.with_vectors, r.exact, r.ef_search, r.claim)
-            groups.setdefault(key, []).append(at)
+            groups.setdefault(msgspec.structs.astuple(msgspec.structs.replace(r, vector=b"")), []).append(at)
         results: dict[int, SearchAnswer] = {}
         with self._in_flight.enter():
             view = self._view()

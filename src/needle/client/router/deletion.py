@@ -14,7 +14,7 @@ import msgspec
 from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown
 from needle.base.model import WriteResult
 from needle.client.router.merge import by_owner
-from needle.protocol.commands import Command, Delete, Patch, Session
+from needle.protocol.commands import Command, Session, Spread, UpdateVectors
 from needle.routing.ranges import intersection
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import routing_key
@@ -39,13 +39,17 @@ class Part(msgspec.Struct, frozen=True):
         owners = by_owner([shard_map.owner(routing_key(strategy, count, name)) for name in self.names])
         return [Part(shard, [self.names[at] for at in chosen]) for shard, chosen in owners.items()]
 
-    def command(self, owned: Ownership, command: Delete | Patch, collection: str, session: Session) -> Command:
+    def command(self, owned: Ownership, command: Spread, collection: str, session: Session) -> Command:
         """What the shard has to execute, asked by this map. command: what is to be done, of all documents."""
         by, within = 0, list[KeyRange]()
         if self.ranges and list(self.ranges) == owned.ranges(self.shard):  # as nearly always, and much shorter
             by = owned.fingerprint(self.shard)
         elif self.ranges:
             within = list(self.ranges)
+        if isinstance(command, UpdateVectors) and self.names is not command.ids:
+            width, place = len(command.vectors) // len(command.ids), {name: at for at, name in enumerate(command.ids)}
+            rows = [command.vectors[place[name] * width : (place[name] + 1) * width] for name in self.names]
+            command = msgspec.structs.replace(command, vectors=b"".join(rows))
         return msgspec.structs.replace(
             command, collection=collection, ids=list(self.names), session=session, owned=by, within=within
         )

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from needle.base.model import HitBatch, Metric
+import msgspec
+
+from needle.base.errors import ProtocolError
+from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
 from needle.protocol import calls
-from needle.protocol.calls import DocumentBatch, ScanAnswer
+from needle.protocol.calls import DocumentBatch, ScanAnswer, SearchManyAnswer
 
 
 def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
@@ -32,6 +35,25 @@ def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
         b"".join(batches[which].vectors[row * sizes[which] : (row + 1) * sizes[which]] for _, _, which, row in order),
         max((batch.applied_index for batch in batches), default=0),
         batches[0].metric if batches else Metric.COSINE,
+    )
+
+
+def narrowed(batch: HitBatch, request: SearchRequest) -> HitBatch:
+    """Without what the request leaves out of the hits of all shards: what is too far, the document that it is like,
+    and the first ones."""
+    count = near_enough(batch.distances, batch.metric, request)
+    if count == len(batch.ids) and not request.like and not request.offset:
+        return batch
+    left = [at for at in range(count) if not request.like or batch.ids[at] != request.like]
+    rows = left[request.offset : request.k - bool(request.like)]
+    size = len(batch.vectors) // max(1, len(batch.ids))
+    return msgspec.structs.replace(
+        batch,
+        ids=[batch.ids[at] for at in rows],
+        distances=[batch.distances[at] for at in rows],
+        versions=[batch.versions[at] for at in rows],
+        metadata=[batch.metadata[at] for at in rows] if batch.metadata else [],
+        vectors=b"".join(batch.vectors[at * size : (at + 1) * size] for at in rows),
     )
 
 
@@ -89,10 +111,22 @@ def by_owner(owners: Sequence[int]) -> Mapping[int, list[int]]:
     return dict(sorted(groups.items()))
 
 
-def merged_hits(answers: dict[int, Payload], k: int) -> tuple[dict[int, HitBatch], HitBatch]:
-    """Of each shard's answer: all of them by shard, and the k nearest of all."""
+def merged_hits(answers: dict[int, Payload], request: SearchRequest) -> tuple[dict[int, HitBatch], HitBatch]:
+    """Of each shard's answer: all of them by shard, and what the request asks for of all."""
     batches = {shard: calls.decode(body, HitBatch) for shard, body in answers.items()}
-    return batches, merge_hits(list(batches.values()), k)
+    return batches, narrowed(merge_hits(list(batches.values()), request.k), request)
+
+
+def merged_searches(
+    answers: dict[int, Payload], request: SearchRequest, count: int
+) -> tuple[dict[int, int], list[HitBatch]]:
+    """Of each shard's answer to `count` searches: the index that it surely saw, and what is asked for of all."""
+    decoded = {shard: calls.decode(body, SearchManyAnswer).batches for shard, body in answers.items()}
+    if any(len(batches) != count for batches in decoded.values()):
+        raise ProtocolError(f"a shard has not answered {count} searches")
+    seen = {shard: min(batch.applied_index for batch in batches) for shard, batches in decoded.items()}
+    of_all = [merge_hits([batches[at] for batches in decoded.values()], request.k) for at in range(count)]
+    return seen, [narrowed(batch, request) for batch in of_all]
 
 
 def merged_pages(answers: dict[int, Payload], limit: int) -> ScanAnswer:

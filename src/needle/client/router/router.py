@@ -16,6 +16,7 @@ import msgspec
 from needle.base.errors import (
     CollectionNotFound,
     DeadlineExceeded,
+    DocumentNotFound,
     NeedleError,
     StaleEpoch,
     Unavailable,
@@ -23,13 +24,13 @@ from needle.base.errors import (
     invalid,
 )
 from needle.base.ids import shard_group
-from needle.base.model import CollectionSpec, ReadMode, SearchRequest, WriteResult
+from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.client.document_calls import BatchPart, Found
 from needle.client.router import collections
 from needle.client.router.batch_plan import plan_batch
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.deletion import Deletion, Part
-from needle.client.router.merge import merged_documents, merged_hits, merged_pages
+from needle.client.router.merge import merged_documents, merged_hits, merged_pages, merged_searches
 from needle.client.router.pruning import pinned_keys
 from needle.client.router.routes import Routes, owner_of, said_of
 from needle.client.where import WhereWork
@@ -45,8 +46,20 @@ from needle.protocol.calls import (
     ScanAnswer,
     ScanCall,
     SearchCall,
+    SearchManyCall,
 )
-from needle.protocol.commands import Change, ChangeWhere, Command, Delete, Insert, Patch, Session, last_of_each_id
+from needle.protocol.commands import (
+    Change,
+    ChangeWhere,
+    Command,
+    Delete,
+    Insert,
+    Patch,
+    Session,
+    Spread,
+    UpdateVectors,
+    last_of_each_id,
+)
 from needle.routing.topology import Ownership
 
 BATCHES_IN_FLIGHT = 4
@@ -182,7 +195,13 @@ class Router(Routes):
         """Change the metadata of documents; all or nothing in each shard. count: how many were there."""
         return await self._by_ids(Patch(collection, names, change, expected, matches=matches), timeout)
 
-    async def _by_ids(self, command: Delete | Patch, timeout: float) -> WriteResult:
+    async def update_vectors(
+        self, collection: str, names: list[str], vectors: bytes, expected: int | None, matches: bytes, timeout: float
+    ) -> WriteResult:
+        """Give documents other vectors; all or nothing in each shard. count: how many were there."""
+        return await self._by_ids(UpdateVectors(collection, names, vectors, expected, matches=matches), timeout)
+
+    async def _by_ids(self, command: Spread, timeout: float) -> WriteResult:
         deletion = Deletion(command.ids)
         try:
             return await self._named(
@@ -191,9 +210,7 @@ class Router(Routes):
         except CollectionNotFound as error:
             raise deletion.gone(error) from error
 
-    async def _spread(
-        self, deletion: Deletion, command: Delete | Patch, collection: str, timeout: float
-    ) -> WriteResult:
+    async def _spread(self, deletion: Deletion, command: Spread, collection: str, timeout: float) -> WriteResult:
         deadline = asyncio.get_running_loop().time() + timeout
 
         async def one(part: Part) -> None:
@@ -262,6 +279,7 @@ class Router(Routes):
         slice_: tuple[int, int],
         mode: ReadMode,
         timeout: float,
+        fields: tuple[str, ...] | None = None,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
         shards have the last id."""
@@ -270,7 +288,7 @@ class Router(Routes):
             answers = await self.fan_out.read(
                 calls.SCAN,
                 lambda shard, fresh, epoch: ScanCall(
-                    shard_group(shard), stored, filter_json, after, limit, with_vectors, fresh, slice_, epoch
+                    shard_group(shard), stored, filter_json, after, limit, with_vectors, fresh, slice_, epoch, fields
                 ),
                 lambda owned: self._pinned(owned, filter_json),
                 self._fresh(mode, 0.0, False),
@@ -305,8 +323,51 @@ class Router(Routes):
         reads see this router's own writes and never go back. partial: answer without shards that cannot."""
 
         async def run(stored: str, left: float) -> Found:
+            inner, fresh = (
+                msgspec.structs.replace(request, collection=stored),
+                self._fresh(mode, max_staleness, session),
+            )
+            if request.like:
+                deadline = asyncio.get_running_loop().time() + left
+                vector = await self._vector_of(stored, request.like, fresh, left)
+                inner = msgspec.structs.replace(inner, vector=vector)
+                left = max(0.001, deadline - asyncio.get_running_loop().time())
+            return await self._search(inner, fresh, left, partial)
+
+        return await self._named(request.collection, timeout, run)
+
+    async def _vector_of(self, stored: str, name: str, fresh: Callable[[int], Freshness], timeout: float) -> bytes:
+        """The vector of a document. Raises DocumentNotFound."""
+        found = await self._get(stored, [name], True, fresh, timeout, ())
+        if not found.ids:
+            raise DocumentNotFound(f"there is no document {name[:80]!r} that others could be like", id=name[:80])
+        return found.vectors
+
+    async def search_many(
+        self,
+        request: SearchRequest,
+        count: int,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> list[HitBatch]:
+        """As `search` for `count` vectors, which all are in the request's: one call of each shard."""
+
+        async def run(stored: str, left: float) -> list[HitBatch]:
             inner = msgspec.structs.replace(request, collection=stored)
-            return await self._search(inner, self._fresh(mode, max_staleness, session), left, partial)
+            answers = await self.fan_out.read(
+                calls.SEARCH_MANY,
+                lambda shard, fresh, epoch: SearchManyCall(shard_group(shard), inner, count, fresh, epoch),
+                lambda owned: self._pinned(owned, request.filter),
+                self._fresh(mode, max_staleness, session),
+                left,
+            )
+            seen, batches = await self._beside(answers.size(), merged_searches, answers.by_shard, request, count)
+            for shard, index in seen.items():
+                self._saw(shard, index)
+            return batches
 
         return await self._named(request.collection, timeout, run)
 
@@ -323,7 +384,7 @@ class Router(Routes):
         )
         monotonic = self._monotonic or asyncio.get_running_loop().time
         start = monotonic()
-        batches, merged = await self._beside(answers.size(), merged_hits, answers.by_shard, request.k)
+        batches, merged = await self._beside(answers.size(), merged_hits, answers.by_shard, request)
         for shard, batch in batches.items():
             self._saw(shard, batch.applied_index)
         self.stats.searched(len(batches) + len(answers.missing), monotonic() - start)
@@ -346,11 +407,12 @@ class Router(Routes):
         *,
         max_staleness: float = 0.0,
         session: bool = False,
+        fields: tuple[str, ...] | None = None,
     ) -> DocumentBatch:
         """The documents with these ids that exist, in the order asked for."""
         fresh = self._fresh(mode, max_staleness, session)
         return await self._named(
-            collection, timeout, lambda stored, left: self._get(stored, names, with_vectors, fresh, left)
+            collection, timeout, lambda stored, left: self._get(stored, names, with_vectors, fresh, left, fields)
         )
 
     async def _get(
@@ -360,6 +422,7 @@ class Router(Routes):
         with_vectors: bool,
         fresh: Callable[[int], Freshness],
         timeout: float,
+        fields: tuple[str, ...] | None,
     ) -> DocumentBatch:
         asked: dict[int, list[str]] = {}
 
@@ -371,7 +434,7 @@ class Router(Routes):
         answers = await self.fan_out.read(
             calls.GET,
             lambda shard, fresh, epoch: GetCall(
-                shard_group(shard), collection, asked[shard], with_vectors, fresh, epoch
+                shard_group(shard), collection, asked[shard], with_vectors, fresh, epoch, fields
             ),
             choose,
             fresh,

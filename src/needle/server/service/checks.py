@@ -58,9 +58,7 @@ class Ownerships:
         custom = owned.map.strategy.kind == "custom"
         if custom and isinstance(command, commands.Patch | commands.ChangeWhere) and command.change is not None:
             _check_keeps_key(owned.map.strategy, command.change)
-        if isinstance(command, commands.ChangeWhere) or (
-            custom and isinstance(command, commands.Delete | commands.Patch)
-        ):
+        if isinstance(command, commands.ChangeWhere) or (custom and isinstance(command, commands.Spread)):
             _check_spread(command)
         elif not by_log:
             self._check_owner(owned, call.group, command)
@@ -76,7 +74,7 @@ class Ownerships:
                 decoded = routed_metadata(metadata) if custom else None
                 if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:
                     raise self.stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
-        elif isinstance(command, commands.Delete | commands.Patch):
+        elif isinstance(command, commands.Spread):
             for name in command.ids:
                 if shard_map.owner(routing_key(strategy, count, name)) != shard:
                     raise self.stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
@@ -100,7 +98,7 @@ def _check_keeps_key(strategy: ShardStrategy, change: commands.Change) -> None:
         raise invalid("change", "whole metadata", "fields that are no part of the shard key; insert the document anew")
 
 
-def _check_spread(command: commands.Delete | commands.Patch | commands.ChangeWhere) -> None:
+def _check_spread(command: commands.Spread | commands.ChangeWhere) -> None:
     """By which map it was spread is the sender's to say, and the log's to judge: a repeated one may come by a newer
     map, and its number may have been executed by the older one."""
     if not command.owned and not command.within:
@@ -113,7 +111,7 @@ def takes(fence: Fence, command: commands.Command) -> bool:
     """Whether the shard's log would take a write now."""
     if isinstance(command, commands.Insert):
         return all(map(fence.accepts, command.ids, command.metadata))
-    if not isinstance(command, commands.Delete | commands.Patch | commands.ChangeWhere):
+    if not isinstance(command, commands.Spread | commands.ChangeWhere):
         return True
     if not fence.custom and not isinstance(command, commands.ChangeWhere):
         return all(fence.accepts(name, b"") for name in command.ids)

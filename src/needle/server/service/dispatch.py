@@ -25,6 +25,7 @@ from needle.protocol.calls import (
     MaintenanceCall,
     ScanCall,
     SearchCall,
+    SearchManyCall,
     StatusCall,
     StepDownCall,
     WriteCall,
@@ -54,7 +55,9 @@ from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
 from needle.server.service.served import ServedNode, add_address, encoded, judge
 
-ROUTED = frozenset({calls.WRITE, calls.SEARCH, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.SCAN})
+ROUTED = frozenset({
+    calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.SCAN
+})  # fmt: skip
 """Calls about documents: they may name the epoch of a shard map."""
 DROPPABLE = frozenset({*ROUTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
@@ -77,6 +80,7 @@ class Service:
         self._methods: dict[str, tuple[Any, Run]] = {
             calls.WRITE: (WriteCall, proxy.write),
             calls.SEARCH: (SearchCall, proxy.search),
+            calls.SEARCH_MANY: (SearchManyCall, proxy.search_many),
             calls.GET: (GetCall, proxy.get),
             calls.COLLECTIONS: (CollectionsCall, proxy.collections),
             calls.COUNT: (CountCall, proxy.count),

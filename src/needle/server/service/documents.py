@@ -48,6 +48,7 @@ class ShardDocuments:
         self.methods: dict[str, Run] = {
             calls.WRITE: self._shard_write,
             calls.SEARCH: lambda call: self._shard_read(reads.search, call),
+            calls.SEARCH_MANY: lambda call: self._shard_read(reads.search_many, call),
             calls.GET: lambda call: self._shard_read(reads.get, call),
             calls.COLLECTIONS: lambda call: self._shard_read(reads.collections, call),
             calls.COUNT: lambda call: self._shard_read(reads.count, call),

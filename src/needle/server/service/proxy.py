@@ -40,6 +40,8 @@ from needle.protocol.calls import (
     ScanAnswer,
     ScanCall,
     SearchCall,
+    SearchManyAnswer,
+    SearchManyCall,
     WriteCall,
 )
 from needle.protocol.move_commands import MoveCommand
@@ -235,6 +237,16 @@ class Proxy:
             if command.expected is not None:
                 raise InvalidArgument("conditional deletes need a client that knows the map", field="expected")
             return await router.delete(command.collection, command.ids, timeout, command.matches)
+        if isinstance(command, commands.UpdateVectors):
+            if command.expected is not None and len(command.ids) > 1:
+                raise InvalidArgument(
+                    "a condition on several documents needs a client that knows the map", field="expected"
+                )
+            if not command.ids or len(command.vectors) % len(command.ids):
+                raise InvalidArgument("ids and vectors have different lengths", field="ids")
+            return await router.update_vectors(
+                command.collection, command.ids, command.vectors, command.expected, command.matches, timeout
+            )
         if isinstance(command, commands.Patch):
             if command.expected is not None and len(command.ids) > 1:
                 raise InvalidArgument(
@@ -326,6 +338,16 @@ class Proxy:
         )
         return found.batch
 
+    async def search_many(self, call: SearchManyCall) -> SearchManyAnswer:
+        """The nearest of all shards, for each."""
+        fresh = call.freshness
+        timeout, mode = call_timeout(fresh.timeout), self._mode(fresh)
+        return SearchManyAnswer(
+            await self._node.router.search_many(
+                call.request, call.count, mode, timeout, max_staleness=fresh.max_staleness
+            )
+        )
+
     async def get(self, call: GetCall) -> DocumentBatch:
         """From whichever shards hold them."""
         fresh = call.freshness
@@ -336,6 +358,7 @@ class Proxy:
             self._mode(fresh),
             call_timeout(fresh.timeout),
             max_staleness=fresh.max_staleness,
+            fields=call.fields,
         )
 
     async def count(self, call: CountCall) -> CountAnswer:
@@ -356,6 +379,7 @@ class Proxy:
             call.slice,
             self._mode(fresh),
             call_timeout(fresh.timeout),
+            call.fields,
         )
 
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:

@@ -36,14 +36,22 @@ from needle.protocol.calls import (
     ScanAnswer,
     ScanCall,
     SearchCall,
+    SearchManyAnswer,
+    SearchManyCall,
+    batch_bytes,
 )
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
+from needle.shard.documents.projection import projection
 from needle.shard.documents.records import StoredDocument
 from needle.shard.reads import Page
 from needle.shard.state_machine import Replica
 
 SCAN_MAX = 10_000
+QUERIES_MAX = 1000
+QUERIES_AT_ONCE = 32
+MANY_BYTES_MAX = 48 << 20
+"""Of the hits of one call."""
 SLICES_MAX = 1024
 
 
@@ -94,6 +102,36 @@ class Reads:
         finally:
             self.reading -= 1
 
+    async def search_many(self, call: SearchManyCall, claim: Claim | None = None) -> SearchManyAnswer:
+        """Raises what `search` does; a few at a time, so that others get their turn and the answer has a bound."""
+        request, count = call.request, call.count
+        if not 1 <= count <= QUERIES_MAX:
+            raise invalid("queries", f"{count} vectors", f"1 to {QUERIES_MAX} in one call")
+        if len(request.vector) % count:
+            raise invalid("queries", f"{len(request.vector)} bytes", f"{count} vectors of equal length")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + call_timeout(call.freshness.timeout)
+        width, found, size = len(request.vector) // count, list[HitBatch](), 0
+        self.reading += 1
+        try:
+            search = (await self._fresh(call.group, call.freshness)).batcher.search
+            for start in range(0, count, QUERIES_AT_ONCE):
+                places = range(start, min(start + QUERIES_AT_ONCE, count))
+                single = [request.vector[at * width : (at + 1) * width] for at in places]
+                asked = [msgspec.structs.replace(request, vector=one, claim=claim) for one in single]
+                tasks = [loop.create_task(search(one, deadline - loop.time())) for one in asked]
+                try:
+                    found += await asyncio.gather(*tasks)
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                size += sum(map(batch_bytes, found[start:]))
+                if size > MANY_BYTES_MAX:
+                    raise invalid("queries", f"{count} vectors", "fewer: their hits have too many bytes for one answer")
+        finally:
+            self.reading -= 1
+        return SearchManyAnswer(found)
+
     def _may_search_early(self, call: SearchCall) -> bool:
         """Whether a strong search will most likely see now what its round will ask for: no write is under way."""
         fresh, group, host = call.freshness, call.group, self._host
@@ -133,7 +171,8 @@ class Reads:
             def read() -> DocumentBatch:
                 if loop.time() > deadline:
                     raise DeadlineExceeded("the call's time was over before it could begin")
-                return _columns(hosted.replica.get(call.collection, call.ids, call.with_vectors, claim), applied)
+                found = hosted.replica.get(call.collection, call.ids, call.with_vectors, claim)
+                return _columns(found, applied, projection(call.fields))
 
             batch: DocumentBatch = await self._while_wanted(read)
         finally:
@@ -161,7 +200,7 @@ class Reads:
             width = 4 * replica.view.collection(call.collection).record.spec.dimensions
             page = Page(call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width)
             found = replica.scan(page, claim, go_on)
-            return ScanAnswer(_columns(found.documents, found.applied), found.reached)
+            return ScanAnswer(_columns(found.documents, found.applied, projection(call.fields)), found.reached)
 
         answer: ScanAnswer = await self._read(call.group, call.freshness, read)
         return answer
@@ -211,11 +250,11 @@ class Reads:
         return CollectionsAnswer([spec for spec, _ in counts], [count for _, count in counts], applied)
 
 
-def _columns(found: list[StoredDocument], applied: int) -> DocumentBatch:
+def _columns(found: list[StoredDocument], applied: int, shown: Callable[[bytes], bytes]) -> DocumentBatch:
     return DocumentBatch(
         [document.id for document in found],
         [document.version for document in found],
-        [document.metadata for document in found],
+        [shown(document.metadata) for document in found],
         b"".join(document.vector for document in found),
         applied,
     )

@@ -17,7 +17,7 @@ from pyroaring import BitMap
 from needle.base.errors import CollectionNotFound, Internal, InvalidArgument, NeedleError
 from needle.base.filters.nodes import Node
 from needle.base.model import CollectionSpec
-from needle.protocol.commands import ById, Command, Patch
+from needle.protocol.commands import ById, Command, Patch, UpdateVectors
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
 from needle.shard.apply.sessions import SessionTable
@@ -152,7 +152,7 @@ class Batch:
             return
         change = self.change(record)
         self.lookup(change, command.ids)
-        self._reads = isinstance(command, Patch) or bool(command.matches) or self._custom
+        self._reads = isinstance(command, Patch | UpdateVectors) or bool(command.matches) or self._custom
         if not self._reads:
             return
         found = {ref.ordinal for id_ in command.ids if (ref := change.refs[id_]) is not None}

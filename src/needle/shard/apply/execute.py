@@ -41,6 +41,8 @@ from needle.protocol.commands import (
     Patch,
     PublishSegment,
     Session,
+    Spread,
+    UpdateVectors,
     decode,
     without_repeats,
 )
@@ -118,6 +120,8 @@ def _run(batch: Batch, index: int, command: Command) -> Result:
             return _delete(batch, index, command)
         if isinstance(command, Patch):
             return _patch(batch, index, command)
+        if isinstance(command, UpdateVectors):
+            return _update_vectors(batch, index, command)
         if isinstance(command, ChangeWhere):
             return change_where(batch, index, command)
         if isinstance(command, CreateCollection):
@@ -189,7 +193,25 @@ def _patch(batch: Batch, index: int, command: Patch) -> WriteResult:
     return WriteResult(version=batch.version(index), index=index, existed=bool(before), count=len(before))
 
 
-def _addressed(batch: Batch, command: Delete | Patch) -> tuple[CollectionChange, list[str]]:
+def _update_vectors(batch: Batch, index: int, command: UpdateVectors) -> WriteResult:
+    change, ids = _addressed(batch, command)
+    width = change.record.spec.dimensions * FLOAT_BYTES
+    if len(command.vectors) != len(command.ids) * width:
+        raise invalid(
+            "vectors", f"{len(command.vectors)} bytes", f"{len(command.ids)} x {width // FLOAT_BYTES} float32"
+        )
+    here = [id_ for id_ in ids if change.refs[id_] is not None]
+    _check_versions(command, change.refs, here if command.owned or command.within else ids)
+    _check_matches(command, batch, change, here)
+    check_room(change.record, len(here))
+    metadata, place = batch.metadata(change, here), {id_: at * width for at, id_ in enumerate(command.ids)}
+    block = b"".join(command.vectors[place[id_] : place[id_] + width] for id_ in here)
+    version = batch.version(index)
+    batch.put(change, here, [version] * len(here), block, [metadata[id_] for id_ in here])
+    return WriteResult(version=version, index=index, existed=bool(here), count=len(here))
+
+
+def _addressed(batch: Batch, command: Spread) -> tuple[CollectionChange, list[str]]:
     """Which documents the command is about, each once."""
     record = batch.record(command.collection)
     ids = list(dict.fromkeys(command.ids))

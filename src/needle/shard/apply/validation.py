@@ -37,6 +37,7 @@ from needle.protocol.commands import (
     Patch,
     PublishSegment,
     Session,
+    UpdateVectors,
     without_repeats,
 )
 from needle.shard.apply.sessions import NONCE_MAX
@@ -95,6 +96,23 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
             _check_int("expected", command.expected, 1, VERSION_MAX)
         _check_condition(command, limits)
         return msgspec.structs.replace(command, change=_checked_change(command.change, limits))
+    elif isinstance(command, UpdateVectors):
+        spec = _require(command.collection, find_spec)
+        _check_judged("ids", len(command.ids))
+        _check_batch(len(command.ids), limits)
+        _check_ids(command.ids, limits)
+        if len(set(command.ids)) < len(command.ids):
+            raise invalid("ids", f"{len(command.ids)} ids", "each id once")
+        if len(command.vectors) > limits.batch_bytes_max:
+            raise invalid(
+                "batch", f"{len(command.vectors)} bytes", f"at most {limits.batch_bytes_max} bytes of vectors"
+            )
+        if command.expected is not None:
+            _check_int("expected", command.expected, 1, VERSION_MAX)
+        _check_condition(command, limits)
+        vectors = _vectors(command.vectors, len(command.ids), spec, command.ids)
+        if spec.metric == Metric.COSINE:
+            return msgspec.structs.replace(command, vectors=vectors.astype("<f4", copy=False).tobytes())
     elif isinstance(command, ChangeWhere):
         _require(command.collection, find_spec)
         _check_filter("filter", command.filter or b"{}", limits)
@@ -137,7 +155,11 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
 
 def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -> npt.NDArray[np.float32]:
     """The query as (dimensions,) float32, normalised for cosine."""
-    _check_int("k", request.k, 1, limits.k_max)
+    most = limits.k_max + bool(request.like)
+    if request.offset and request.k > most:
+        raise invalid("offset", request.offset, f"with k at most {limits.k_max} together")
+    _check_int("k", request.k, 1, most)
+    _check_int("offset", request.offset, 0, request.k - 1)
     _check_int("ef_search", request.ef_search, 0, EF_MAX)
     query: npt.NDArray[np.float32] = _vectors(request.vector, 1, spec)[0]
     return query

@@ -1,0 +1,275 @@
+"""The methods that search: the nearest documents of a vector, of many vectors, of a document.
+
+A part of `DocumentMethods` (documents.py), which says what holds for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from needle.base.errors import InvalidArgument
+from needle.base.filters.builder import Filter
+from needle.base.model import Hit, ReadMode, SearchRequest
+from needle.base.plain import refused
+from needle.base.runtime import beside
+from needle.client import values
+from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
+from needle.client.document_calls import DocumentCalls, Found, PartialHits
+from needle.client.values import Reading
+from needle.protocol import calls
+
+BESIDE_BYTES = 256 * 1024
+"""Answers from this size on become values in a thread."""
+
+T = TypeVar("T")
+
+
+class SearchMethods(ABC):
+    """What finds documents by how near they are."""
+
+    @abstractmethod
+    async def _documents(self) -> DocumentCalls:
+        """See DocumentMethods."""
+
+    async def search(
+        self,
+        query: Any = None,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        like: str | None = None,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        fields: Iterable[str] | None = None,
+        max_distance: float | None = None,
+        min_score: float | None = None,
+        offset: int = 0,
+        exact: bool = False,
+        ef_search: int = 0,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """The k nearest documents, nearest first, ties by id; fewer if fewer match.
+
+        query: `dimensions` numbers. like: instead, the id of a document whose vector is meant; it is no hit itself;
+        DocumentNotFound if there is none. filter: a Filter or its dict form; one that pins the shard key asks the
+        owning shards only. fields: the paths of metadata that come back, such as ["title", "author.name"]; None for all
+        of it. max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the
+        first ones; with k at most 10,000 together. exact: score every vector instead of using the index. ef_search:
+        accuracy of the index, 0 for the collection's own. session: an eventual read that sees this client's own writes
+        and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
+        """
+        narrow = Narrow(fields, max_distance, min_score, offset, like)
+        request = search_request(
+            query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
+        )
+        return await self._search(request, values.reading(mode, session, max_staleness), timeout)
+
+    async def search_many(
+        self,
+        queries: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        fields: Iterable[str] | None = None,
+        max_distance: float | None = None,
+        min_score: float | None = None,
+        offset: int = 0,
+        exact: bool = False,
+        ef_search: int = 0,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[list[Hit]]:
+        """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order."""
+        rows = values.as_array(queries, "queries", 2)
+        narrow = Narrow(fields, max_distance, min_score, offset, None)
+        request = search_request(
+            rows[0], k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
+        )
+        request = msgspec.structs.replace(request, vector=rows.tobytes())
+        reading, seconds = values.reading(mode, session, max_staleness), values.check_timeout(timeout)
+        documents = await self._documents()
+        batches = await documents.search_many(
+            request, len(rows), reading.mode, seconds, max_staleness=reading.max_staleness, session=reading.session
+        )
+        size = sum(map(calls.batch_bytes, batches))
+        return await self._made(documents, size, lambda: [values.hits(batch) for batch in batches])
+
+    async def search_strong(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
+        request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, Reading(ReadMode.STRONG), timeout)
+
+    async def search_leased(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
+        the configured bound."""
+        request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, Reading(ReadMode.LEASED), timeout)
+
+    async def search_eventual(
+        self,
+        query: Any,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exact: bool = False,
+        ef_search: int = 0,
+        session: bool = False,
+        max_staleness: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Hit]:
+        """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
+        session, max_staleness."""
+        request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
+        return await self._search(request, values.reading(ReadMode.EVENTUAL, session, max_staleness), timeout)
+
+    async def search_partial(
+        self,
+        query: Any = None,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        like: str | None = None,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        fields: Iterable[str] | None = None,
+        max_distance: float | None = None,
+        min_score: float | None = None,
+        offset: int = 0,
+        exact: bool = False,
+        ef_search: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> PartialHits:
+        """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
+        narrow = Narrow(fields, max_distance, min_score, offset, like)
+        request = search_request(
+            query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
+        )
+        documents, found = await self._find(request, values.reading(mode), timeout, partial=True)
+        missing = {shard: error.message for shard, error in found.missing.items()}
+        return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
+
+    async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> list[Hit]:
+        return await self._hits(*await self._find(request, reading, timeout))
+
+    async def _find(
+        self, request: SearchRequest, reading: Reading, timeout: float, *, partial: bool = False
+    ) -> tuple[DocumentCalls, Found]:
+        seconds = values.check_timeout(timeout)
+        documents = await self._documents()
+        found = await documents.search(
+            request,
+            reading.mode,
+            seconds,
+            max_staleness=reading.max_staleness,
+            session=reading.session,
+            partial=partial,
+        )
+        return documents, found
+
+    async def _hits(self, documents: DocumentCalls, found: Found) -> list[Hit]:
+        return await self._made(documents, calls.batch_bytes(found.batch), values.hits, found.batch)
+
+    @staticmethod
+    async def _made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> T:
+        """Make values of `size` bytes of an answer; in a thread, if there are some and the bytes are many."""
+        return await beside(documents.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
+
+
+class Narrow(NamedTuple):
+    """What is left of a search's hits; see `search`."""
+
+    fields: Any = None
+    max_distance: Any = None
+    min_score: Any = None
+    offset: Any = 0
+    like: Any = None
+
+
+EVERYTHING = Narrow()
+
+
+def search_request(
+    query: Any,
+    k: int,
+    filter: Filter | Mapping[str, Any] | None,
+    collection: str,
+    with_metadata: bool,
+    with_vectors: bool,
+    exact: bool,
+    ef_search: int,
+    *,
+    narrow: Narrow = EVERYTHING,
+) -> SearchRequest:
+    """A search as the wire has it. Raises InvalidArgument."""
+    like = "" if narrow.like is None else values.check_id(narrow.like, "like")
+    if like and query is not None:
+        raise InvalidArgument("give either a query, or the id of a document that hits are to be like", field="like")
+    offset = values.check_count(narrow.offset, "offset", 0)
+    return SearchRequest(
+        collection=values.check_name(collection),
+        vector=b"" if like else values.vector_bytes(query, "query"),
+        k=values.check_count(k, "k") + offset + bool(like),
+        filter=values.filter_bytes(filter),
+        with_metadata=values.check_flag(with_metadata, "with_metadata"),
+        with_vectors=values.check_flag(with_vectors, "with_vectors"),
+        exact=values.check_flag(exact, "exact"),
+        ef_search=values.check_count(ef_search, "ef_search", 0),
+        max_distance=_bound(narrow.max_distance, "max_distance"),
+        min_score=_bound(narrow.min_score, "min_score"),
+        fields=values.field_paths(narrow.fields),
+        offset=offset,
+        like=like,
+    )
+
+
+def _bound(value: Any, field: str) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.timedelta64)
+    if not number or not math.isfinite(value):
+        raise refused(field, value, "a finite number")
+    return float(value)

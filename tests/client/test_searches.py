@@ -1,0 +1,85 @@
+"""What a search leaves out of the nearest documents: by distance, by score, the first ones, the document it is like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from needle.base.errors import InvalidArgument
+from needle.base.model import HitBatch, Metric, SearchRequest, near_enough, score_of
+from needle.client import values
+from needle.client.router.merge import narrowed
+from needle.client.searches import Narrow, search_request
+
+DISTANCES = [0.0, 0.1, 0.1, 0.25, 0.7, 1.5]
+
+
+def request(query: Any = (1.0, 2.0), k: int = 3, **options: Any) -> SearchRequest:
+    narrow = Narrow(**options)
+    return search_request(query, k, None, "c", True, False, False, 0, narrow=narrow)
+
+
+def batch(count: int = 6, metric: Metric = Metric.COSINE) -> HitBatch:
+    ids = [f"d{n}" for n in range(count)]
+    metadata, vectors = [str(n).encode() for n in range(count)], b"".join(name.encode() * 2 for name in ids)
+    return HitBatch(ids, DISTANCES[:count], list(range(count)), metadata, vectors, 9, metric)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.floats(-100, 100, width=32), max_size=12),
+    st.sampled_from(Metric),
+    st.none() | st.floats(-100, 100),
+    st.none() | st.floats(-100, 100),
+)
+def test_bounds_leave_what_is_within_both(
+    distances: list[float], metric: Metric, farthest: float | None, lowest: float | None
+) -> None:
+    asked = SearchRequest(collection="c", vector=b"", k=3, max_distance=farthest, min_score=lowest)
+    found = sorted(distances)
+    kept = [
+        distance
+        for distance in found
+        if (farthest is None or distance <= farthest) and (lowest is None or score_of(distance, metric) >= lowest)
+    ]
+    assert found[: near_enough(found, metric, asked)] == kept
+
+
+def test_rows_stay_together() -> None:
+    left = narrowed(batch(), request(k=2, offset=1, max_distance=0.3))
+    assert left.ids == ["d1", "d2"] and left.distances == [0.1, 0.1] and left.versions == [1, 2]
+    assert left.metadata == [b"1", b"2"] and left.vectors == b"d1d1d2d2" and left.applied_index == 9
+    assert narrowed(batch(), request(k=2, offset=3, max_distance=0.3)).ids == ["d3"]
+    assert narrowed(batch(), request(k=2, offset=9)).ids == []
+    assert [hit.score for hit in values.hits(narrowed(batch(), request(k=6, min_score=0.9)))] == [1.0, 0.9, 0.9]
+
+
+@pytest.mark.parametrize(("like", "ids"), [("d0", ["d1", "d2"]), ("d2", ["d0", "d1"]), ("other", ["d0", "d1"])])
+def test_a_document_is_not_like_itself(like: str, ids: list[str]) -> None:
+    asked = request(None, k=2, like=like)
+    assert asked.k == 3 and asked.vector == b""
+    assert narrowed(batch(3), asked).ids == ids
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"max_distance": float("nan")}, "max_distance"),
+        ({"max_distance": "near"}, "max_distance"),
+        ({"min_score": True}, "min_score"),
+        ({"offset": -1}, "offset"),
+        ({"offset": 1.5}, "offset"),
+        ({"fields": "title"}, "fields"),
+        ({"fields": ["$title"]}, "filter field"),
+        ({"fields": [1]}, "fields"),
+        ({"like": "d1"}, "either a query"),
+        ({"query": None, "like": 7}, "like"),
+        ({"query": None}, "query"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument, match=field.replace("$", "\\$")):
+        request(**options)
