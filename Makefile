@@ -63,7 +63,7 @@ NODES ?= 3
 chaos: $(STAMP)
 	$(BIN)/python -m proof.chaos --minutes $(MINUTES) --nodes $(NODES) --seed $(SEED) --verbose
 
-# The same on a sharded cluster: make chaos-shards MINUTES=5 SHARDS=4 SHARD_NODES=6
+# The same with several shards: make chaos-shards MINUTES=5 SHARDS=4 SHARD_NODES=6
 SHARDS ?= 4
 SHARD_NODES ?= 6
 chaos-shards: $(STAMP)

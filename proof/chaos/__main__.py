@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     spec = ChaosSpec(
         seed=options.seed,
-        nodes=options.nodes or (6 if options.shards else 3),
+        nodes=options.nodes or (6 if options.shards > 1 else 3),
         shards=options.shards,
         seconds=options.minutes * 60,
         election_timeout=options.election_timeout,
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if any(directory.iterdir()):
         _say(f"{directory} is not empty: what an earlier run left there would be taken for this one's")
         return 2
-    size = f"{spec.nodes} nodes" + (f" and {spec.shards} shards" if spec.shards else "")
+    size = f"{spec.nodes} nodes" + (f" and {spec.shards} shards" if spec.shards > 1 else "")
     _say(f"chaos on {size} for {options.minutes:g} minutes, seed {spec.seed}; history in {directory}")
     began = time.monotonic()
 
@@ -63,8 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Faults on real processes; or: check FILE, to judge a recorded history again.",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the faults and the operations")
-    parser.add_argument("--nodes", type=int, choices=(3, 4, 5, 6, 7), help="default: 3, with shards 6")
-    parser.add_argument("--shards", type=int, default=0, help="of three replicas each; default: one group, no shards")
+    parser.add_argument("--nodes", type=int, choices=(3, 4, 5, 6, 7), help="default: 3, with several shards 6")
+    parser.add_argument(
+        "--shards", type=int, default=1, help="of three replicas each; default: one, with a replica on every node"
+    )
     parser.add_argument("--minutes", type=float, default=5.0, help="of faults and load")
     parser.add_argument("--election-timeout", type=float, default=0.5, help="seconds")
     parser.add_argument("--directory", help="for the nodes' files and the history; default: a new one")
@@ -99,7 +101,7 @@ def table(outcome: Outcome, seconds: float) -> list[str]:
     """The summary, line by line."""
     spec = outcome.spec
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(outcome.faults.items()))
-    shards = f"{spec.shards} shards, " if spec.shards else ""
+    shards = f"{spec.shards} shards, " if spec.shards > 1 else ""
     lines = [
         f"nodes            {spec.nodes}, {shards}seed {spec.seed}, {seconds:.0f} s, "
         f"election timeout {spec.election_timeout:g} s",

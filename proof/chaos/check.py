@@ -1,7 +1,7 @@
 """Judge a recorded history, and nothing but it: is it what a correct database could have answered?
 
 Per key: the linearizability checker of the simulation. Searches and eventual gets: its replay of the log, which the
-answers reveal (revealed_log.py), of a sharded cluster shard by shard (check_shards.py). At the end: the replicas.
+answers reveal (revealed_log.py), shard by shard (check_shards.py). At the end: the replicas.
 It must not know processes or the network.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 
 from proof.chaos.check_shards import replay_shards
 from proof.chaos.history_file import Recorded, Replica
-from proof.chaos.revealed_log import Replayed, replay
+from proof.chaos.revealed_log import Replayed
 from proof.checkers import linearizability
 from proof.sim.history import History
 from proof.sim.violation import Violation
@@ -38,11 +38,11 @@ def check(recorded: Recorded) -> Verdict:
     verdict = Verdict(dict(sorted(Counter(op.outcome for op in history.operations).items())))
     verdict.given_up = linearizability.check(history)
     verdict.keys = len(history.by_key())
-    shards, metric = recorded.facts.get("shards", 0), recorded.facts["metric"]
-    verdict.reads = replay_shards(history, shards, metric, recorded.ranges) if shards else replay(history, metric)
+    shards, metric = recorded.facts["shards"], recorded.facts["metric"]
+    verdict.reads = replay_shards(history, shards, metric, recorded.ranges)
     verdict.replicas = len(recorded.replicas)
-    owners = {op.key: op.details.get("shard", 0) for op in history.operations if op.key}
-    for shard in range(max(1, shards)):
+    owners = {op.key: op.details["shard"] for op in history.operations if op.key}
+    for shard in range(shards):
         _replicas(history, [r for r in recorded.replicas if r.shard == shard], owners, shard)
     return verdict
 

@@ -1,4 +1,4 @@
-"""Judge the searches and eventual gets of a sharded cluster's history: shard by shard, each with its own log.
+"""Judge the searches and eventual gets of a recorded history: shard by shard, each with its own log.
 
 There is no snapshot across shards, but each shard answers from one state of its own: the hits that a shard owns must be
 the nearest of one state of its log, no older than what the search had to see, and no document of that state may be
@@ -29,7 +29,7 @@ ANY = -1
 """Index of a state that the answer does not name."""
 
 
-def replay_shards(history: History, shards: int, metric: str, ranges: Sequence[Range] = ()) -> Replayed:
+def replay_shards(history: History, shards: int, metric: str, ranges: Sequence[Range]) -> Replayed:
     """Raises Violation with the evidence. ranges: [shard, start, end), of the map."""
     counts = Replayed()
     owners = {op.key: op.details["shard"] for op in history.operations if op.key}

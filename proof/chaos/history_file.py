@@ -15,7 +15,7 @@ import msgspec
 from needle.base.errors import InvalidArgument
 from proof.sim.history import ASKED, TYPES, History, Operation, invoke_event, return_event
 
-FORMAT = 1
+FORMAT = 2
 _ANSWERS = ("type", "id", "process", "f", "key", "outcome", "value", "version", "index", "existed", "error", "time")
 
 
@@ -40,10 +40,6 @@ class Recorder(History):
     def note(self, kind: str, **fields: Any) -> None:
         """A line that is no operation: run, fault, heal, recovery, replica."""
         self._write({"type": kind, **fields})
-
-    def latest_of(self, key: str = "") -> int:
-        """What a strong read of `key` must have seen."""
-        return self.acknowledged_index
 
     def replica(self, replica: Replica) -> None:
         """What a node held at the end."""

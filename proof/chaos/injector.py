@@ -3,24 +3,34 @@
 Each kind of fault is a pair: begin hurts some nodes and returns which of them cannot take part in a quorum meanwhile;
 end heals them and returns once their processes run. Invariant: a node is down only while it stands in `down`; a process
 that ends otherwise is a violation. It must not know the workload.
+
+kill-catalog: the catalog's leader, while a collection is made. lose-shard: a majority of one shard's replicas, so that
+only the other shards go on. cut-router: the links between one router (a client that knows the map, or a node for its
+plain clients) and all replicas of one shard. move: a node comes back with another address.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from needle.base.errors import NeedleError
 from needle.client import Client
+from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.routing.topology import Topology
 from proof.chaos.disks import SmallDisk
 from proof.chaos.schedule import Fault
 from proof.sim.violation import Violation
 
 READY_SECONDS = 60.0
 ADMIN_SECONDS = 3.0
+ASK_SECONDS = 0.5
+CATALOG = -1
+"""Stands for the catalog among the numbers of shards."""
 SLOW_SECONDS_MAX = 0.2
 SLOW_TIMEOUTS_MAX = 1 / 8
 """Over a link that delays by more than this part of an election timeout a quorum cannot be expected: an election takes
@@ -45,9 +55,9 @@ def has_quorum(names: Iterable[str], hurt: Iterable[Injured]) -> bool:
     """Whether some node can talk to a majority, itself included."""
     everyone = list(names)
     without = {name for one in hurt for name in one.without}
-    apart = {link for one in hurt for link in one.apart}
+    apart = {frozenset(link) for one in hurt for link in one.apart}  # in one direction is as bad as in both
     well = [name for name in everyone if name not in without]
-    reach = (sum(1 for peer in well if (name, peer) not in apart) for name in well)
+    reach = (sum(1 for peer in well if frozenset((name, peer)) not in apart) for name in well)
     return any(count > len(everyone) // 2 for count in reach)
 
 
@@ -61,51 +71,65 @@ class Injector:
         operator: Client,
         rng: random.Random,
         timeout: float,
+        routers: Sequence[str] = (),
     ) -> None:
-        """disks: empty if nodes have none of their own. timeout: election timeout, seconds."""
+        """disks: empty if nodes have none of their own. timeout: election timeout, seconds. routers: clients with links
+        of their own, by name."""
         self.cluster, self.links, self.disks = cluster, cluster.links, disks
         self.operator, self.timeout = operator, timeout
-        self._rng = rng
+        self._rng, self._routers = rng, routers
+        self._collections = 0
         self.down: set[str] = set()
         self.full_disks_met = 0
         self.lived_at = 0.0
         """When the processes that were last started again had opened their files and listened; loop time."""
 
     # --- which node --------------------------------------------------------------------------------------------------
-    async def leader(self) -> str | None:
-        """Who leads, as far as the operator can find out now."""
-        try:
-            return await self.operator.leader()
-        except NeedleError:
-            return None
+    @property
+    def topology(self) -> Topology:
+        """As the operator knows it."""
+        return self.operator.topology()
 
-    async def terms(self, names: Iterable[str]) -> list[int]:
-        """The term that each of these nodes tells of; 0 for one that does not answer."""
-
-        async def ask(name: str) -> int:
-            try:
-                return (await self.operator.node_status(name, timeout=0.5)).current_term
-            except NeedleError:
-                return 0
-
-        return await asyncio.gather(*(ask(name) for name in names))
+    async def leaders(self) -> dict[int, str]:
+        """Who leads each shard, and the catalog (CATALOG), as far as the operator can find out now."""
+        found: dict[int, tuple[int, str]] = {}
+        for replica in await self.operator.cluster_status(timeout=ASK_SECONDS):
+            status = replica.status
+            if status is not None and status.state == "Leader":
+                found[replica.shard] = max(found.get(replica.shard, (0, "")), (status.current_term, replica.node))
+        leaders = {shard: node for shard, (_, node) in sorted(found.items())}
+        with suppress(NeedleError):
+            if (catalog := await self.operator.catalog_leader()) is not None:
+                return {CATALOG: catalog, **leaders}
+        return leaders
 
     async def target(self, fault: Fault) -> str:
-        """The node that a fault means."""
-        names = list(self.cluster.nodes)
-        leader = await self.leader()
-        if fault.target == "leader" and leader is not None:
-            return leader
-        if fault.target == "follower" and leader is not None:
-            names.remove(leader)
-        return self._rng.choice(names)
+        """The node (or router) that a fault means."""
+        names, leaders = list(self.cluster.nodes), await self.leaders()
+        if fault.kind == "kill-catalog":
+            return leaders.get(CATALOG, self.topology.catalog[0])
+        if fault.kind == "cut-router":
+            return self._rng.choice([*self._routers, *names])
+        leading = sorted(set(leaders.values()))
+        others = [name for name in names if name not in leading]
+        if fault.target == "leader" and leading:
+            return self._rng.choice(leading)
+        return self._rng.choice(others if fault.target == "follower" and others else names)
 
     # --- faults ------------------------------------------------------------------------------------------------------
     async def begin(self, fault: Fault, name: str) -> Injured:
         """Hurt `name`."""
         kind = fault.kind
+        if kind == "kill-catalog":
+            return await self._kill_catalog(name)
         if kind.startswith("kill"):
             return self._kill(fault, name)
+        if kind == "lose-shard":
+            return self._lose_shard(fault)
+        if kind == "cut-router":
+            return self._cut_router(fault, name)
+        if kind == "move":
+            return self._move(name)
         if kind == "pause":
             return self._pause(name)
         if kind in ("isolate", "silence", "one-way", "cut-link", "slow-link"):
@@ -115,24 +139,35 @@ class Injector:
         return await self._operate(kind, name)
 
     def _kill(self, fault: Fault, name: str) -> Injured:
-        names = list(self.cluster.nodes)
+        names = [name]
         if fault.kind == "kill-minority":
             names = self.minority(name)
-        elif fault.kind == "kill":
-            names = [name]
+        elif fault.kind == "kill-all":
+            names = list(self.cluster.nodes)
         dead = [one for one in names if one not in self.down]
+        return Injured(set(dead), self._end(*dead), ", ".join(dead))
+
+    def _end(self, *names: str) -> Heal:
+        """kill -9; heal starts them again."""
+        dead = [name for name in names if name not in self.down]
         self.down |= set(dead)
         self.cluster.kill(*dead)
 
         async def heal() -> None:
             await self.restart(*dead)
 
-        return Injured(set(dead), heal, ", ".join(dead))
+        return heal
 
     def minority(self, name: str) -> list[str]:
-        """As many nodes as may be down at once, `name` among them."""
-        others = [other for other in self.cluster.nodes if other != name]
-        return [name, *self._rng.sample(others, len(others) // 2 - 1)]
+        """One node of each group of nodes that holds a shard or the catalog, `name` first."""
+        down, topology = [name], self.topology
+        names = [other for other in self.cluster.nodes if other != name]
+        self._rng.shuffle(names)
+        groups = [set(topology.catalog), *(set(info.replicas) for info in topology.shards)]
+        for other in names:
+            if all(len(group & {*down, other}) <= (len(group) - 1) // 2 for group in groups):
+                down.append(other)
+        return down
 
     async def restart(self, *names: str) -> None:
         """Start processes again, and wait until they serve."""
@@ -217,19 +252,26 @@ class Injector:
         return injured
 
     async def _operate(self, kind: str, name: str) -> Injured:
+        if kind == "maintenance":
+            return await self._maintain(name)
         try:
             if kind == "step-down":
-                after = await self.operator.step_down(timeout=ADMIN_SECONDS)
-                return Injured(set(), _nothing, f"to {after}")
-            if kind == "force-election":
-                await self.operator.force_new_election(name, timeout=ADMIN_SECONDS)
-                return Injured(set(), _nothing, name)
+                shard = self._rng.randrange(len(self.topology.shards))
+                after = await self.operator.step_down(shard=shard, timeout=ADMIN_SECONDS)
+                return Injured(set(), _nothing, f"shard {shard} to {after}")
+            shard = self._rng.choice([info.shard for info in self.topology.hosted_by(name)])
+            await self.operator.force_new_election(name, shard=shard, timeout=ADMIN_SECONDS)
+        except NeedleError as error:
+            return Injured(set(), _nothing, f"refused: {error.code}")
+        return Injured(set(), _nothing, f"{name} campaigns for shard {shard}")
+
+    async def _maintain(self, name: str) -> Injured:
+        said = name
+        try:
             await self.operator.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
         except NeedleError as error:
-            if kind == "maintenance":
-                return Injured(set(), lambda: self._leave(name), f"refused: {error.code}")
-            return Injured(set(), _nothing, f"refused: {error.code}")
-        return Injured(set(), lambda: self._leave(name), name)
+            said = f"refused: {error.code}"
+        return Injured(set(), lambda: self._leave(name), said)
 
     async def _leave(self, name: str) -> None:
         async def left() -> bool:
@@ -237,6 +279,63 @@ class Injector:
             return True
 
         await wait_for(left, READY_SECONDS, f"{name} leaving maintenance")
+
+    # --- shards and the catalog --------------------------------------------------------------------------------------
+    async def _kill_catalog(self, name: str) -> Injured:
+        restart = self._end(name)
+        self._collections += 1
+        extra, loop = f"extra-{self._collections}", asyncio.get_running_loop()
+        since = loop.time()
+        await self.operator.create_collection(extra, dimensions=2, timeout=READY_SECONDS)
+        took = loop.time() - since
+
+        async def heal() -> None:
+            await restart()
+            await self.operator.drop_collection(extra, timeout=READY_SECONDS)
+
+        return Injured({name}, heal, f"{name} killed, a collection made in {took:.2f} s")
+
+    def _lose_shard(self, fault: Fault) -> Injured:
+        shards = self.topology.shards
+        info = shards[int(fault.amount * len(shards)) % len(shards)]
+        lost = self._rng.sample(info.replicas, len(info.replicas) // 2 + 1)
+        return Injured(set(lost), self._end(*lost), f"shard {info.shard} without {' '.join(lost)}")
+
+    def _cut_router(self, fault: Fault, name: str) -> Injured:
+        shards = self.topology.shards
+        whole = [info for info in shards if name not in info.replicas] or list(shards)
+        info = whole[int(fault.amount * len(whole)) % len(whole)]
+        hurt = {(name, node): self.links[name, node] for node in info.replicas if node != name}
+        for number, proxy in enumerate(hurt.values()):
+            if number % 2:
+                proxy.silence()
+            else:
+                proxy.cut()
+
+        async def heal() -> None:
+            for proxy in hurt.values():
+                proxy.heal()
+
+        return Injured(set(), heal, f"{name} does not reach shard {info.shard}", hurt)
+
+    def _move(self, name: str) -> Injured:
+        restart, node = self._end(name), self.cluster.nodes[name]
+
+        async def heal() -> None:
+            address = node.settings["listen"] = f"127.0.0.1:{free_ports(1)[0]}"
+            entries = [entry for entry in node.settings["cluster_nodes"] if not entry.startswith(f"{name}=")]
+            node.settings["cluster_nodes"] = [*entries, f"{name}={address}"]
+            for (_, to), proxy in self.links.items():
+                if to == name:
+                    proxy.retarget(address)
+            await restart()
+            await wait_for(lambda: self._knows(name, address), READY_SECONDS, f"the new address of {name}")
+
+        return Injured({name}, heal, f"{name} comes back elsewhere")
+
+    async def _knows(self, name: str, address: str) -> bool:
+        await self.operator.refresh_topology(self.topology.version + 1, timeout=ASK_SECONDS)
+        return self.topology.address_of(name) == address
 
     # --- always ------------------------------------------------------------------------------------------------------
     def check_processes(self) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from proof.sim.client import Client
 from proof.sim.history import History, Operation
 from proof.sim.violation import Violation
-from proof.sim.workload import Client
 
 PROBE_EVERY = 0.1
 RECOVERY_SECONDS_MAX = 60.0
@@ -39,8 +39,8 @@ class Probes:
         self,
         clients: list[Client],
         history: History,
-        key: Callable[[int], str] = "probe.{}".format,
-        counts: Callable[[Operation], bool] = lambda op: True,
+        key: Callable[[int], str],
+        counts: Callable[[Operation], bool],
     ) -> None:
         """key: of a probe, by the number of operations so far. counts: whose writes are those of the group."""
         self._clients, self._history = clients, history

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from proof.checkers import linearizability
-from proof.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get, check_search
+from proof.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get
 from proof.sim.history import History, Operation
 from proof.sim.violation import Violation
 from proof.sim.workload import FILTERS, Keep
@@ -145,28 +145,6 @@ class Replayed(msgspec.Struct):
     undetermined: int = 0
     eventual_gets: int = 0
     partial: int = 0
-
-
-def replay(history: History, metric: str) -> Replayed:
-    """Compare every search and eventual get with the log. Raises Violation."""
-    counts = Replayed()
-    log = RevealedLog(history)
-    fresh = Freshness(history)
-    reads = [op for op in history.operations if op.kind == "search" and op.outcome == "ok"]
-    for op in sorted(reads, key=lambda op: (op.details["applied"], op.id)):
-        required = fresh.before(op) if op.details["mode"] != "eventual" else op.details["required"]
-        if op.key:
-            counts.eventual_gets += 1
-            eventual_get(log, op, required)
-            continue
-        applied = op.details["applied"]
-        shown = {hit[0] for hit in op.details["hits"]}
-        hidden = log.hidden(applied, op.returned or 0, shown)
-        counts.searches += 1
-        counts.exact += op.details["exact"]
-        counts.undetermined += bool(hidden) and not hidden.isdisjoint(log.at(applied))
-        check_search(View(log, hidden), search_seen(op, required, applied, op.details["k"]), metric)
-    return counts
 
 
 def eventual_get(log: RevealedLog, op: Operation, required: int) -> None:

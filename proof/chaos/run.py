@@ -14,12 +14,11 @@ from pathlib import Path
 import msgspec
 
 from proof.chaos import check
-from proof.chaos.history_file import Recorder, read
+from proof.chaos.clients import ShardRecorder
+from proof.chaos.history_file import read
 from proof.chaos.injector import Injured
 from proof.chaos.recovery import BOUND_TIMEOUTS, Recovery
-from proof.chaos.replicated_site import ReplicatedSite
-from proof.chaos.schedule import KINDS, SHARDED_KINDS, Fault, Round, schedule
-from proof.chaos.sharded_site import ShardedSite
+from proof.chaos.schedule import Fault, Round, schedule
 from proof.chaos.site import FINAL_SECONDS, Site
 from proof.chaos.spec import BLOCKED_EVERY, BLOCKED_SECONDS, ChaosSpec, profile
 from proof.sim.machine import stream
@@ -52,7 +51,7 @@ class ChaosRun:
         self.spec, self._say = spec, say
         self.file = directory / "history.jsonl"
         self.profile = profile(spec)
-        self._site: Site = (ShardedSite if spec.shards else ReplicatedSite)(spec, self.profile, directory)
+        self._site = Site(spec, self.profile, directory)
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._trace = Trace(lambda: self._loop.time() - self._began)
@@ -64,7 +63,7 @@ class ChaosRun:
         outcome = self.outcome
         with self.file.open("w") as file:
             facts = {"metric": self.profile.metric, "dimensions": self.profile.dimensions}
-            history = self._site.recorder(file, **msgspec.structs.asdict(self.spec), **facts)
+            history = ShardRecorder(file, **msgspec.structs.asdict(self.spec), **facts)
             try:
                 await self._on_site(history)
                 history.note("end")
@@ -80,19 +79,18 @@ class ChaosRun:
             outcome.story = [*self._trace.story[-30:], *check.story(recorded, outcome.failure)]
         return outcome
 
-    async def _on_site(self, history: Recorder) -> None:
+    async def _on_site(self, history: ShardRecorder) -> None:
         try:
-            await self._site.open()
+            await self._site.open(history)
             await self._load(history)
         finally:
             await self._site.close()
 
     # --- load --------------------------------------------------------------------------------------------------------
-    async def _load(self, history: Recorder) -> None:
+    async def _load(self, history: ShardRecorder) -> None:
         site = self._site
-        work = Workload(self._loop, history, self._trace, self.profile, self.spec.seed, Budget(1 << 60))
-        work.lulls = False
-        work.latest = history.latest_of
+        budget = Budget(1 << 60)
+        work = Workload(self._loop, history, self._trace, self.profile, self.spec.seed, budget, history, wide=False)
         site.prepare(work)
         await site.measure(self._loop.time(), len(history.operations), site.groups)
         first = await site.terms()
@@ -122,7 +120,7 @@ class ChaosRun:
             await asyncio.gather(faults, watch, busy, *tasks, return_exceptions=True)
             await site.finish()
 
-    async def _final(self, history: Recorder) -> None:
+    async def _final(self, history: ShardRecorder) -> None:
         self._site.injector.heal_links()
         try:
             await self._site.cluster.ready(deadline=FINAL_SECONDS)
@@ -155,16 +153,16 @@ class ChaosRun:
             await asyncio.sleep(LOOK_SECONDS)
 
     # --- faults ------------------------------------------------------------------------------------------------------
-    async def _faults(self, history: Recorder) -> None:
+    async def _faults(self, history: ShardRecorder) -> None:
         end = self._loop.time() + self.spec.seconds
-        for done, one in enumerate(schedule(self.spec.seed, SHARDED_KINDS if self.spec.shards else KINDS)):
+        for done, one in enumerate(schedule(self.spec.seed)):
             owed = done < self.spec.rounds
             await asyncio.sleep(one.calm if owed else min(one.calm, max(0.0, end - self._loop.time())))
             if self._loop.time() >= end and not owed:
                 return
             await self._round(one, history)
 
-    async def _round(self, one: Round, history: Recorder) -> None:
+    async def _round(self, one: Round, history: ShardRecorder) -> None:
         site, injector = self._site, self._site.injector
         targets = [await injector.target(fault) for fault in one.faults]
         leading, terms = await site.leading(), await site.terms()
@@ -202,7 +200,7 @@ class ChaosRun:
         """By group, how many terms have begun since."""
         return {group: max(0, term - before[group]) for group, term in (await self._site.terms()).items()}
 
-    def _tell(self, history: Recorder, kind: str, fault: Fault, text: str) -> None:
+    def _tell(self, history: ShardRecorder, kind: str, fault: Fault, text: str) -> None:
         if kind == "fault":
             self.outcome.faults[fault.kind] = self.outcome.faults.get(fault.kind, 0) + 1
         at = self._loop.time()
@@ -212,7 +210,7 @@ class ChaosRun:
 
     def _note(
         self,
-        history: Recorder,
+        history: ShardRecorder,
         after: str,
         what: str,
         since: float,

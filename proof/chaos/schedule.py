@@ -7,7 +7,7 @@ timeouts, so that a slower cluster gets the same run. It must not know processes
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import msgspec
 
@@ -16,7 +16,6 @@ from proof.sim.machine import stream
 KINDS = {
     "kill": 16,
     "kill-minority": 5,
-    "kill-all": 5,
     "pause": 14,
     "isolate": 10,
     "silence": 10,
@@ -27,18 +26,13 @@ KINDS = {
     "step-down": 8,
     "force-election": 5,
     "maintenance": 5,
-}
-"""Weight of each kind of fault."""
-SHARDED_KINDS = {
-    **{kind: weight for kind, weight in KINDS.items() if kind != "kill-all"},
     "kill-all": 2,
     "kill-catalog": 8,
     "lose-shard": 6,
     "cut-router": 12,
     "move": 6,
 }
-"""The same of a sharded cluster: also the catalog's leader, a shard's majority, the links between a router and one
-shard, and nodes that come back with another address."""
+"""Weight of each kind of fault; injector.py says what they are."""
 TARGETS = ("leader", "leader", "follower", "any")
 TOGETHER_CHANCE = 0.2
 LONELY = (
@@ -69,24 +63,24 @@ class Round(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...]
 
 
-def schedule(seed: int, kinds: Mapping[str, int] = KINDS) -> Iterator[Round]:
+def schedule(seed: int) -> Iterator[Round]:
     """Rounds without end. Every kind comes once, in an order of the seed's, before any comes by weight."""
     rng = stream(seed, "chaos")
     number = 0
-    first = list(kinds)
+    first = list(KINDS)
     rng.shuffle(first)
     while True:
-        chosen = [first.pop() if first else _kind(rng, kinds)]
+        chosen = [first.pop() if first else _kind(rng)]
         if chosen[0] not in LONELY and rng.random() < TOGETHER_CHANCE:
-            other = _kind(rng, kinds)
+            other = _kind(rng)
             chosen += [other] if other not in LONELY and other != chosen[0] else []
         faults = tuple(_fault(rng, number + n, kind) for n, kind in enumerate(chosen))
         number += len(faults)
         yield Round(0.3 + rng.expovariate(1 / 0.7), faults)
 
 
-def _kind(rng: random.Random, kinds: Mapping[str, int]) -> str:
-    return rng.choices(list(kinds), weights=list(kinds.values()))[0]
+def _kind(rng: random.Random) -> str:
+    return rng.choices(list(KINDS), weights=list(KINDS.values()))[0]
 
 
 def _fault(rng: random.Random, number: int, kind: str) -> Fault:

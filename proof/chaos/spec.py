@@ -16,12 +16,13 @@ BLOCKED_EVERY, BLOCKED_SECONDS = 8.0, (0.1, 0.6)
 
 
 class ChaosSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A run. shards: 0 for a cluster without shards. seconds: of faults and load, or longer until
-    there were `rounds` of faults. election_timeout, heartbeat_interval: seconds, for every node."""
+    """A run. replication_factor: replicas of each shard; of one shard alone all nodes have one. seconds: of faults and
+    load, or longer until there were `rounds` of faults. election_timeout, heartbeat_interval: seconds, for every
+    node."""
 
     seed: int
     nodes: int = 3
-    shards: int = 0
+    shards: int = 1
     replication_factor: int = 3
     seconds: float = 300.0
     rounds: int = 0
@@ -49,8 +50,12 @@ def profile(spec: ChaosSpec) -> Profile:
 
 
 def settings(spec: ChaosSpec, made: Profile) -> dict[str, Any]:
-    """Of every node (RaftConfig)."""
+    """Of every node (RaftConfig): from them the cluster founds itself."""
+    replicas = {"replicas": spec.replication_factor} if spec.shards > 1 else {}
     return {
+        "sharding": {"shards": spec.shards, **replicas},
+        "dimensions": made.dimensions,
+        "metric": made.metric,
         "election_timeout": spec.election_timeout,
         "heartbeat_interval": spec.heartbeat_interval,
         "snapshot_threshold": made.snapshot_threshold,

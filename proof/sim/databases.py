@@ -7,8 +7,7 @@ faults.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -23,44 +22,14 @@ from needle.client.router.fan_out import Answers, FanOut
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
-from needle.protocol.calls import DocumentBatch, LeaderAnswer
-from needle.routing.shard_map import KeyRange
+from needle.protocol.calls import DocumentBatch
 from needle.routing.topology import Topology
 from proof.plain_client import PlainClient
 from proof.sim.shards.profile import metadata_of
-from proof.sim.workload import Database
+from proof.sim.workload import Answer, Database, Documents
 
 CALL_TIMEOUT = 5.0
 PARTIAL_TIMEOUT = 2.0
-Documents = list[tuple[str, Any, Any]]
-
-
-class Answer(msgspec.Struct):
-    """A search's answer. applied: by shard, None if the client is not told. epoch: of the map, 0 if not told."""
-
-    batch: HitBatch
-    applied: dict[int, int] | None = None
-    missing: tuple[int, ...] = ()
-    gaps: list[KeyRange] = []
-    epoch: int = 0
-
-
-class ShardDatabase(Database, Protocol):
-    """What the workload uses where there may be several shards."""
-
-    async def insert_many(self, documents: Documents) -> dict[str, WriteResult | NeedleError]:
-        """The fate of each id. A WriteResult's version is 0 if the client does not tell."""
-        ...
-
-    async def delete_many(self, keys: list[str]) -> WriteResult: ...
-    async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer: ...
-    def tokens(self, latest: dict[int, int]) -> dict[int, int]:
-        """By shard, the index that this session's eventual reads must have seen."""
-        ...
-
-    def answered_by(self) -> int:
-        """The shard that answered the last get; -1 if the client is not told."""
-        ...
 
 
 class _RecordingFanOut(FanOut):
@@ -109,6 +78,11 @@ class RealDatabase:
 
     def __init__(self, client: BatchMethods) -> None:
         self._client = client
+
+    @property
+    def via(self) -> str:
+        """The node that routes, where that is of interest."""
+        return ""
 
     async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
         return await self._client.insert(key, vector, metadata, timeout=self.timeout)
@@ -162,9 +136,6 @@ class ShardAware(RealDatabase):
     def answered_at(self) -> int:
         return self._router.applied_index
 
-    async def search(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> HitBatch:
-        return (await self.find(vector, k, filter, mode, exact, False)).batch
-
     async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
         client, session = self.client, mode is ReadMode.EVENTUAL
         if partial:
@@ -180,40 +151,11 @@ class ShardAware(RealDatabase):
             raise RuntimeError("the client answered a search that the router did not")
         return self._router.found
 
-    def token(self, key: str) -> int:
-        try:
-            return self._router._seen.get(self._router.shard_of(key), 0)
-        except NeedleError:
-            return 0  # it does not know the map yet, so it has seen nothing
-
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:
         return {shard: self._router._seen.get(shard, 0) for shard in latest}
 
     def answered_by(self) -> int:
         return self._router.answered[0] if len(self._router.answered) == 1 else -1
-
-
-class _Pinned:
-    """A caller that reaches one node only, as through a tunnel or a load balancer, and takes it for the leader."""
-
-    def __init__(self, caller: Caller, name: str, address: str) -> None:
-        self._caller = caller
-        self._name = name
-        self._address = address
-
-    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
-        if method == calls.LEADER:
-            return calls.encode(LeaderAnswer(self._name, self._name, 1, {self._name: self._address}, False))
-        return await self._caller.call(self._address, method, body, timeout)
-
-    def connected(self, address: str) -> bool:
-        return self._caller.connected(self._address)
-
-    async def connect(self, address: str, timeout: float) -> None:
-        await self._caller.connect(self._address, timeout)
-
-    async def close(self) -> None:
-        await self._caller.close()
 
 
 class Recorder:
@@ -246,11 +188,10 @@ class Proxied(RealDatabase):
     """A plain client: the node it asks is its router. After its first answer its eventual reads are as fresh as leased
     ones (server/service/proxy.py)."""
 
-    def __init__(self, recorder: Recorder, client: PlainClient, latest: Callable[[str], int]) -> None:
+    def __init__(self, caller: Caller, addresses: list[str], rng: random.Random) -> None:
+        self._recorder = Recorder(caller)
+        self._plain = client = PlainClient(self._recorder, addresses, rng=rng)
         super().__init__(client)
-        self._plain = client
-        self._recorder = recorder
-        self._latest = latest
 
     async def delete_where(self, filter: dict[str, Any]) -> WriteResult:
         return msgspec.structs.replace(await super().delete_where(filter), index=0)  # of whichever shard's log
@@ -260,37 +201,29 @@ class Proxied(RealDatabase):
         told = WriteResult(version=0, index=0, count=results[0].count)
         return {key: told for key, _, _ in documents}
 
-    async def search(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> HitBatch:
-        session = mode is ReadMode.EVENTUAL
-        await self._client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout)
-        if self._recorder.batch is None:
-            raise RuntimeError("the client answered a search that no node did")
-        return self._recorder.batch
-
     def answered_at(self) -> int:
         return self._recorder.applied_index
 
     async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
-        return Answer(await self.search(vector, k, filter, mode, exact))
-
-    def token(self, key: str) -> int:
-        return self._latest(key) if self._seen() else 0
+        """Never in part: it cannot be asked of a node."""
+        session = mode is ReadMode.EVENTUAL
+        await self._client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout)
+        if self._recorder.batch is None:
+            raise RuntimeError("the client answered a search that no node did")
+        return Answer(self._recorder.batch)
 
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:
-        return dict(latest) if self._seen() else dict.fromkeys(latest, 0)
+        return dict(latest) if self._plain.last_index else dict.fromkeys(latest, 0)
 
     def answered_by(self) -> int:
         return -1
-
-    def _seen(self) -> int:
-        return self._plain.last_index
 
 
 class Homed:
     """A database whose documents are routed by a field of their metadata. Its gets and deletes by id ask all shards, so
     the one index that the client is told is of no shard's log in particular: it is left out."""
 
-    def __init__(self, inner: ShardDatabase) -> None:
+    def __init__(self, inner: Database) -> None:
         self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
@@ -321,14 +254,3 @@ class Homed:
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
         version, metadata, _ = await self._inner.get(key, mode)
         return version, metadata, 0
-
-
-def proxied(
-    caller: Caller, addresses: dict[str, str], rng: random.Random, latest: Callable[[str], int], *, pin: bool
-) -> Proxied:
-    """A client without a map. pin: it reaches one node only."""
-    if pin:
-        name = sorted(addresses)[rng.randrange(len(addresses))]
-        caller, addresses = _Pinned(caller, name, addresses[name]), {name: addresses[name]}
-    recorder = Recorder(caller)
-    return Proxied(recorder, PlainClient(recorder, list(addresses.values()), rng=rng), latest)

@@ -53,7 +53,6 @@ class History:
     def __init__(self) -> None:
         self.operations: list[Operation] = []
         self._events = 0
-        self.acknowledged_index = 0
 
     def invoke(self, client: str, kind: Kind, key: str, time: float, **fields: Any) -> Operation:
         """Note that an operation begins."""
@@ -72,8 +71,6 @@ class History:
         position = self._tick()
         if outcome in ("ok", "refused", "failed"):
             operation.returned = position
-        if outcome == "ok" and operation.kind != "search":
-            self.acknowledged_index = max(self.acknowledged_index, operation.index)
 
     def _tick(self) -> int:
         self._events += 1

@@ -14,9 +14,9 @@ from typing import cast
 
 import msgspec
 
-from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+import needle
+from needle.base.ids import CATALOG_GROUP
 from needle.base.model import ReadMode
-from needle.client.client import Client
 from needle.routing.topology import Topology
 from needle.server.node import Node
 from needle.server.ports import NodePorts
@@ -25,7 +25,8 @@ from proof.checkers.replay import check_get
 from proof.checkers.scatter import check_by_maps
 from proof.sim.administration import DATA_GROUP, Operator
 from proof.sim.catching_up import WRITERS, CatchingUp
-from proof.sim.databases import Homed, ShardAware, ShardDatabase, proxied
+from proof.sim.client import Client
+from proof.sim.databases import Homed, Proxied, ShardAware
 from proof.sim.history import History
 from proof.sim.injector import Injector
 from proof.sim.machine import stream
@@ -37,13 +38,12 @@ from proof.sim.shards.churn import Churn
 from proof.sim.shards.faults import ShardFaults
 from proof.sim.shards.profile import shape_of
 from proof.sim.shards.truth import Truth
-from proof.sim.shards.workload import ShardClient, ShardWork
 from proof.sim.spec import Spec, profile
 from proof.sim.stage import Stage
 from proof.sim.trace import Trace
 from proof.sim.violation import Violation
 from proof.sim.watch import Watch
-from proof.sim.workload import Budget, Workload, value_of
+from proof.sim.workload import Budget, Database, Workload, value_of
 
 LIVENESS_SECONDS = 40.0
 LOST_SECONDS = 20.0
@@ -74,12 +74,10 @@ class World:
         self.faults = ShardFaults(stage, self.truth, self.operator, names)
         self.injector.more = self.faults.handlers()
         budget = Budget(spec.operations_max)
-        work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget)
-        work.changes = True
+        work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget, self.truth, wide=True)
         work.on_ack = self._acknowledged
-        work.latest = lambda key: self.watch.last(self._group(key))
-        self.shared = ShardWork(work, self.truth)
-        self.clients: list[ShardClient] = []
+        self.work = work
+        self.clients: list[Client] = []
         self._given_up = 0
         self.churn: Churn | None = None
         stage.broken = self._broken
@@ -89,9 +87,6 @@ class World:
         """What happened."""
         return self.stage.trace
 
-    def _group(self, key: str) -> GroupId:
-        return shard_group(self.truth.owner(key))
-
     def _acknowledged(self, key: str, index: int) -> None:
         if index:  # 0: of a write to all shards, see databases.Homed
             self.watch.acknowledged(self.truth.wrote(key, index), index)
@@ -100,7 +95,7 @@ class World:
         for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
             if opened := lives.opened(name, self.fleet.nodes[name].groups().keys()):
                 return opened
-        return self.shared.work.broken or (self.churn.broken if self.churn is not None else None)
+        return self.work.broken or (self.churn.broken if self.churn is not None else None)
 
     # --- nodes and clients --------------------------------------------------------------------------------------------
     def _node(self, machine: SimMachine, process: Process) -> SimNode:
@@ -118,29 +113,31 @@ class World:
 
         return SimNode(self.stage, machine, process, build)
 
-    def _client(self, name: str) -> ShardClient:
+    def _client(self, name: str) -> Client:
         """A client on a machine of its own. The last one is slow."""
         lazy = LAZINESS if name == f"c{self.spec.clients - 1}" else 1.0
         endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
         rng = stream(self.spec.seed, name)
 
-        def connect() -> ShardDatabase:
+        def connect() -> Database:
             made = session()
-            return cast("ShardDatabase", Homed(made)) if self.shape.strategy.kind == "custom" else made
+            return cast("Database", Homed(made)) if self.shape.strategy.kind == "custom" else made
 
-        def session() -> ShardDatabase:
+        def session() -> Database:
             if name in self.shape.unaware:
-                latest = self.shared.work.latest
-                addresses = {n: at for n, at in self.truth.now.addresses().items() if n not in self.fleet.retired}
-                return proxied(endpoint, addresses, rng, latest, pin=rng.random() < 0.7)
-            known = self._old_map(rng)
-            made = ShardAware(endpoint, self._seeds(), known, rng)
+                known = [
+                    at for name, at in sorted(self.truth.now.addresses().items()) if name not in self.fleet.retired
+                ]
+                pinned = [known[rng.randrange(len(known))]] if rng.random() < 0.7 else known
+                return Proxied(endpoint, pinned, rng)
+            old = self._old_map(rng)
+            made = ShardAware(endpoint, self._seeds(), old, rng)
             # Spread by a ring that no shard ever had, a delete by a filter would ask the owners by ranges, and only a
             # shard that took part in a move knows its documents' keys.
-            made.by_filter = known.settings is None or known.version >= self.truth.topologies[1].version
+            made.by_filter = old.settings is None or old.version >= self.truth.topologies[1].version
             return made
 
-        return ShardClient(name, connect, self.shared, lazy)
+        return Client(name, connect, self.work, lazy)
 
     def _seeds(self) -> list[str]:
         return list(self.truth.now.addresses().values())
@@ -165,13 +162,13 @@ class World:
             self.injector,
             failure,
             groups=self.truth.groups(),
-            searches=len(self.shared.scatters),
+            searches=len(self.work.scatters),
             given_up=self._given_up,
             moves=self.truth.moved(),
         )
 
     async def _main(self) -> None:
-        work, stage = self.shared.work, self.stage
+        work, stage = self.work, self.stage
         late = self.founders[-1:] if self.shape.late else []
         for name in self.founders:
             if name in late:
@@ -235,7 +232,7 @@ class World:
             if rng.random() < 0.3:
                 return
 
-    def _churning(self, known: Topology) -> Client:
+    def _churning(self, known: Topology) -> needle.Client:
         endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
         return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
 
@@ -304,7 +301,7 @@ class World:
         async def read(key: str) -> bool:
             return await self.stage.ask(reader.name, reader.get(key, ReadMode.STRONG))
 
-        async def search(who: ShardClient) -> bool:
+        async def search(who: Client) -> bool:
             work = who.find(ReadMode.STRONG, EVERYTHING, None, None, exact=True, partial=False)
             return await self.stage.ask(who.name, work)
 
@@ -352,16 +349,16 @@ class World:
 
     def _check_history(self) -> None:
         models, metric, maps = self.truth.models(), self.stage.profile.metric, self.truth.maps()
-        for op in self.shared.in_batches:
+        for op in self.work.in_batches:
             changes = [change for model in models.values() for change in model.history(op.key)]
             found = [document.version for _, document in changes if document and value_of(document.metadata) == op.tag]
             if not found:
                 raise Violation("acknowledged means applied", f"#{op.id} put {op.key} {op.tag} is in no log", op.key)
             op.version = found[0]
         self._given_up = linearizability.check(self.history)
-        for seen in self.shared.scatters:
+        for seen in self.work.scatters:
             check_by_maps(models, maps, self.truth.logs.owned, self.truth.key, seen, metric)
-        for shard, get in self.shared.gets:
+        for shard, get in self.work.gets:
             until = self.truth.logs.owned_until(shard, get.key, get.applied_index, get.latest_index)
             if until is None:
                 raise Violation("coverage", f"{get.label} at {get.applied_index}, where it does not own it", get.key)

@@ -1,57 +1,28 @@
 """The judgement of a recorded history: broken promises are found, what unknown writes allow is allowed."""
 
-import io
 from typing import Any
 
 import pytest
 
-from proof.chaos.check import FINAL, Verdict, check
-from proof.chaos.history_file import Recorder, read
+from chaos.script import Written
+from proof.chaos.check import FINAL
 from proof.chaos.revealed_log import Replayed
-from proof.sim.history import Operation
-from proof.sim.violation import Violation
 
 
-class Script:
-    """A history written by hand; metric l2, vectors (x, 0), a search asks for what is near (0, 0)."""
+class Script(Written):
+    """One shard."""
 
     def __init__(self) -> None:
-        self.file = io.StringIO()
-        self.history = Recorder(self.file, metric="l2")
-
-    def begin_put(self, key: str, tag: str, x: float, n: int = 0) -> Operation:
-        details = {"vector": [x, 0.0], "metadata": {"tag": tag, "n": n, "odd": False}}
-        return self.history.invoke("c0", "put", key, 0.0, tag=tag, details=details)
+        super().__init__(1, lambda key: 0)
 
     def put(self, key: str, tag: str, x: float, index: int, n: int = 0) -> None:
-        op = self.begin_put(key, tag, x, n)
-        self.history.finish(op, "ok", 0.0, version=index, index=index)
-
-    def lose(self, op: Operation) -> None:
-        self.history.finish(op, "unknown", 0.0, error="outcome_unknown")
-
-    def delete(self, key: str) -> Operation:
-        return self.history.invoke("c0", "delete", key, 0.0)
+        self.acknowledge(self.begin_put(key, tag, x, n), index)
 
     def get(self, key: str, version: int, seen: str, applied: int, client: str = "c1", mode: str = "strong") -> None:
-        kind: Any = "search" if mode == "eventual" else "get"
-        op = self.history.invoke(client, kind, key, 0.0, details={"mode": mode, "required": 0})
-        op.details["applied"] = applied
-        self.history.finish(op, "ok", 0.0, version=version, seen=seen)
+        self.read(key, version, seen, applied, mode, client)
 
     def search(self, applied: int, *hits: tuple[str, int, float, str], k: int = 10, **asked: Any) -> None:
-        details = {"mode": "strong", "k": k, "filter": None, "exact": True, "vector": [0.0, 0.0], "required": 0}
-        op = self.history.invoke("c1", "search", "", 0.0, details=details | asked)
-        op.details |= {"applied": applied, "hits": [list(hit) for hit in hits]}
-        self.history.finish(op, "ok", 0.0, version=len(hits), index=applied)
-
-    def check(self) -> Verdict:
-        return check(read(self.file.getvalue().splitlines()))
-
-    def broken(self) -> str:
-        with pytest.raises(Violation) as caught:
-            self.check()
-        return str(caught.value)
+        self.answer(self.begin_search(k, **asked), *hits, applied={0: applied})
 
 
 @pytest.fixture
@@ -82,7 +53,7 @@ def test_a_lost_acknowledged_write(script: Script):
         (6, [("a", 5, 1.0, "t1"), ("b", 6, 2.5, "t2")], "truly 2.0"),
         (6, [("b", 6, 2.0, "t2"), ("a", 5, 1.0, "t1")], "order"),
         (5, [("a", 5, 1.0, "t1")], "before 6 which it had to see"),
-        (6, [("a", 5, 1.0, "t1"), ("b", 6, 2.0, "t2"), ("c", 6, 3.0, "t9")], "absent"),
+        (6, [("a", 5, 1.0, "t1"), ("b", 6, 2.0, "t2"), ("c", 6, 3.0, "t9")], "nobody had written"),
     ],
 )
 def test_a_wrong_search(script: Script, applied: int, hits: list[tuple[str, int, float, str]], says: str):
@@ -112,7 +83,7 @@ def test_an_unknown_write_may_be_seen_once_or_never_but_not_before_its_place(scr
 
 
 def test_an_unknown_delete_may_hide_a_document_only_after_it_began(script: Script):
-    script.lose(script.delete("a"))
+    script.lose(script.begin_delete("a"))
     script.search(8, ("b", 6, 2.0, "t2"))
     assert script.check().reads.undetermined == 1
     script.search(9, ("a", 5, 1.0, "t1"))
@@ -120,7 +91,7 @@ def test_an_unknown_delete_may_hide_a_document_only_after_it_began(script: Scrip
 
 
 def test_a_document_seen_later_was_not_deleted_before(script: Script):
-    script.lose(script.delete("a"))
+    script.lose(script.begin_delete("a"))
     script.search(8, ("b", 6, 2.0, "t2"))
     script.get("a", 5, "t1", 12)
     assert "the log has 2" in script.broken()
@@ -138,7 +109,7 @@ def test_an_eventual_get_of_a_state_that_never_was(script: Script):
 
 
 def test_an_open_delete_may_have_come_before_a_later_overwrite(script: Script):
-    script.lose(script.delete("a"))
+    script.lose(script.begin_delete("a"))
     script.get("a", 0, "", 8, mode="eventual")
     script.put("a", "t3", 1.0, 12)
     script.get("a", 12, "t3", 14)
@@ -146,7 +117,7 @@ def test_an_open_delete_may_have_come_before_a_later_overwrite(script: Script):
 
 
 def test_an_open_delete_has_no_place_where_the_document_was_seen(script: Script):
-    script.lose(script.delete("a"))
+    script.lose(script.begin_delete("a"))
     script.get("a", 5, "t1", 11, mode="eventual")
     script.get("a", 0, "", 8, mode="eventual")
     script.put("a", "t3", 1.0, 12)
@@ -157,11 +128,11 @@ def test_an_open_delete_has_no_place_where_the_document_was_seen(script: Script)
 def test_replicas_that_differ(script: Script):
     script.get("a", 5, "t1", 6, client=FINAL)
     for node, digest in (("node-1", "x"), ("node-2", "y")):
-        script.history.note("replica", node=node, applied_index=6, digest=digest, documents={"a": 5})
+        script.history.note("replica", node=node, shard=0, applied_index=6, digest=digest, documents={"a": 5})
     assert "equal replicas" in script.broken()
 
 
 def test_a_replica_without_an_acknowledged_write(script: Script):
     script.get("a", 5, "t1", 6, client=FINAL)
-    script.history.note("replica", node="node-1", applied_index=6, digest="x", documents={"b": 6})
+    script.history.note("replica", node="node-1", shard=0, applied_index=6, digest="x", documents={"b": 6})
     assert "node-1 holds version 0 of 'a'" in script.broken()

@@ -1,68 +1,31 @@
 """The judgement of a sharded history: two shards, "a.." in shard 0 and "b.." in shard 1, each with its own log."""
 
-import io
 from typing import Any
 
 import pytest
 
-from proof.chaos.check import FINAL, Verdict, check
-from proof.chaos.history_file import Recorder, read
+from chaos.script import Written
+from proof.chaos.check import FINAL
 from proof.chaos.revealed_log import Replayed
-from proof.sim.history import Operation
-from proof.sim.violation import Violation
 
 Hit = tuple[str, int, float, str]
 A1, A2, B1, B2 = ("a1", 5, 1.0, "t1"), ("a2", 7, 3.0, "t2"), ("b1", 4, 2.0, "t3"), ("b2", 9, 4.0, "t4")
 
 
-class Script:
-    """A history written by hand; metric l2, vectors (x, 0), a search asks for what is near (0, 0)."""
+class Script(Written):
+    """Two shards."""
 
     def __init__(self) -> None:
-        self.file = io.StringIO()
-        self.history = Recorder(self.file, metric="l2", shards=2)
-
-    def begin_put(self, key: str, tag: str, x: float, n: int = 0) -> Operation:
-        details = {"vector": [x, 0.0], "metadata": {"tag": tag, "n": n, "odd": False}, "shard": "ab".index(key[0])}
-        return self.history.invoke("c0", "put", key, 0.0, tag=tag, details=details)
-
-    def acknowledge(self, op: Operation, index: int) -> None:
-        self.history.finish(op, "ok", 0.0, version=index, index=index)
-
-    def lose(self, op: Operation) -> None:
-        self.history.finish(op, "unknown", 0.0, error="outcome_unknown")
+        super().__init__(2, lambda key: "ab".index(key[0]))
 
     def put(self, hit: Hit, n: int = 0) -> None:
         self.acknowledge(self.begin_put(hit[0], hit[3], hit[2], n), hit[1])
-
-    def begin_delete(self, key: str) -> Operation:
-        return self.history.invoke("c0", "delete", key, 0.0, details={"shard": "ab".index(key[0])})
-
-    def begin_search(self, k: int = 10, **asked: Any) -> Operation:
-        details = {"mode": "strong", "k": k, "filter": None, "exact": True, "vector": [0.0, 0.0], "required": {}}
-        return self.history.invoke("c1", "search", "", 0.0, details=details | asked)
-
-    def answer(self, op: Operation, *hits: Hit, applied: dict[int, int] | None = None) -> None:
-        op.details |= {"applied": applied, "hits": [list(hit) for hit in hits]}
-        self.history.finish(op, "ok", 0.0, version=len(hits))
 
     def search(self, *hits: Hit, applied: dict[int, int] | None = None, **asked: Any) -> None:
         self.answer(self.begin_search(**asked), *hits, applied=applied)
 
     def get(self, hit: Hit, applied: int, mode: str = "strong", client: str = "c1") -> None:
-        kind: Any = "search" if mode == "eventual" else "get"
-        details = {"mode": mode, "required": 0, "shard": "ab".index(hit[0][0])}
-        op = self.history.invoke(client, kind, hit[0], 0.0, details=details)
-        op.details["applied"] = applied
-        self.history.finish(op, "ok", 0.0, version=hit[1], seen=hit[3])
-
-    def check(self) -> Verdict:
-        return check(read(self.file.getvalue().splitlines()))
-
-    def broken(self) -> str:
-        with pytest.raises(Violation) as caught:
-            self.check()
-        return str(caught.value)
+        self.read(hit[0], hit[1], hit[3], applied, mode, client)
 
 
 @pytest.fixture

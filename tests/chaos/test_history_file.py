@@ -42,7 +42,6 @@ def test_what_is_written_is_read_back():
     history, lines = recorded()
     found = read(lines)
     assert found.history.operations == history.operations
-    assert found.history.acknowledged_index == history.acknowledged_index
     assert found.facts["metric"] == "l2" and found.complete
     assert found.faults[0]["fault"] == "kill"
     assert found.replicas[0].documents == {"a": 5}
@@ -93,4 +92,4 @@ def test_another_format_is_refused():
     with pytest.raises(InvalidArgument, match="format"):
         read(lines[1:])
     with pytest.raises(InvalidArgument, match="format"):
-        read([lines[0].replace('"format": 1', '"format": 2'), *lines[1:]])
+        read([lines[0].replace('"format": 2', '"format": 1'), *lines[1:]])

@@ -33,6 +33,7 @@ def without(*names: str) -> Injured:
         ("abc", [without("a"), without("a")], True),
         ("abc", [cut("a", "b")], True),
         ("abc", [without("c"), cut("a", "b")], False),
+        ("abc", [without("c"), Injured(set(), heal, "", [("a", "b")])], False),
         ("abc", [without("a"), cut("a", "b")], True),
         ("abcde", [without("e"), cut("a", "b")], True),
         ("abcde", [without("d", "e"), cut("a", "b")], True),

@@ -18,13 +18,13 @@ from proof.chaos.spec import ChaosSpec
 from proof.sim.violation import Violation
 
 ROUNDS = 6
-"""Counted, not timed: a busy machine meets the same faults. Those of seed 5: a slow link, a minority killed, a forced
-election, a step-down, a node killed, a leader that nobody hears."""
+"""Counted, not timed: a busy machine meets the same faults. Those of seed 11: a minority killed, all killed, the shard
+lost, a node that moves, a full disk, a forced election."""
 
 
 @pytest.mark.alone
 async def test_chaos(tmp_path: Path) -> None:
-    run = ChaosRun(ChaosSpec(seed=5, nodes=3, seconds=0.0, rounds=ROUNDS), tmp_path)
+    run = ChaosRun(ChaosSpec(seed=11, nodes=3, seconds=0.0, rounds=ROUNDS), tmp_path)
     outcome = await run.run()
     assert outcome.failure is None, "\n".join(table(outcome, 0.0))
     assert sum(outcome.faults.values()) >= ROUNDS and outcome.recoveries

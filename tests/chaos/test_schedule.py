@@ -1,16 +1,13 @@
 """The faults of a chaos run: drawn from the seed alone, all kinds, bounded."""
 
 from collections import Counter
-from collections.abc import Mapping
 from itertools import islice
 
-import pytest
-
-from proof.chaos.schedule import KINDS, LONELY, SHARDED_KINDS, schedule
+from proof.chaos.schedule import KINDS, LONELY, schedule
 
 
-def rounds(seed: int, count: int = 200, kinds: Mapping[str, int] = KINDS):
-    return list(islice(schedule(seed, kinds), count))
+def rounds(seed: int, count: int = 200):
+    return list(islice(schedule(seed), count))
 
 
 def test_a_seed_is_one_schedule():
@@ -18,12 +15,11 @@ def test_a_seed_is_one_schedule():
     assert rounds(7) != rounds(8)
 
 
-@pytest.mark.parametrize("kinds", [KINDS, SHARDED_KINDS])
-def test_every_kind_comes_early_and_again(kinds: Mapping[str, int]):
+def test_every_kind_comes_early_and_again():
     for seed in range(5):
-        first = {round.faults[0].kind for round in rounds(seed, len(kinds), kinds)}
-        assert first == set(kinds)
-        counts = Counter(fault.kind for round in rounds(seed, 400, kinds) for fault in round.faults)
+        first = {round.faults[0].kind for round in rounds(seed, len(KINDS))}
+        assert first == set(KINDS)
+        counts = Counter(fault.kind for round in rounds(seed, 400) for fault in round.faults)
         assert min(counts.values()) >= 3
 
 

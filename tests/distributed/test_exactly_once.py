@@ -12,14 +12,14 @@ from needle.client.finding import find_cluster
 from needle.connecting import cluster_client, system_caller
 from needle.local.link_proxy import LinkProxy
 from needle.local.process_cluster import ProcessCluster, wait_for
-from proof.chaos.site import OneAddress
+from proof.chaos.clients import Through
 
 VECTOR = np.ones(8, dtype=np.float32)
 
 
 async def through(address: str) -> Client:
     """A client that reaches its cluster by this address only, wherever the nodes are."""
-    caller = OneAddress(system_caller("needle"), address)
+    caller = Through(system_caller("needle"), lambda _: address)
     return cluster_client(caller, [address], await find_cluster(caller, [address], 5.0))
 
 

@@ -68,6 +68,10 @@ class Truth:
         """The shard that owns a document."""
         return self.map.owner(self.key(name))
 
+    def contended(self) -> bool:
+        """Whether ranges move under a strategy by which a delete has to ask all shards."""
+        return bool(self.now.moves) and self.map.strategy.kind == "custom"
+
     def maps(self) -> dict[int, ShardMap]:
         """Every map there ever was, by epoch."""
         return {topology.map.epoch: topology.map for topology in self.topologies if topology.map is not None}
