@@ -14,9 +14,11 @@ import typer
 import needle
 from needle.base.errors import NeedleError
 from needle.cli import (
+    change_commands,
     cluster_commands,
     collection_commands,
     document_commands,
+    export_commands,
     maintenance_commands,
     member_commands,
     rebalance_commands,
@@ -96,7 +98,11 @@ _add(app, "leader", cluster_commands.leader, "needle leader")
 _add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
 _add(app, "insert", document_commands.insert, "needle insert documents.jsonl")
 _add(app, "get", document_commands.get, "needle get json.dumps shlex.split --json")
-_add(app, "delete", document_commands.delete, "needle delete doc-1 doc-2")
+_add(app, "patch", change_commands.patch, "needle patch doc-1 --set year=2024 --append tags=new")
+_add(app, "delete", change_commands.delete, 'needle delete --where \'{"lang": "en"}\'')
+_add(app, "count", change_commands.count, 'needle count --where \'{"lang": "en"}\'')
+_add(app, "scan", export_commands.scan, "needle scan --limit 100 --fields title,author.name")
+_add(app, "export", export_commands.export, "needle export documents.jsonl")
 _add(app, "step-down", cluster_commands.step_down, "needle step-down --to node-2")
 _add(app, "force-election", cluster_commands.force_election, "needle force-election")
 _add(maintenance_app, "enter", maintenance_commands.enter, "needle maintenance enter node-2")

@@ -95,6 +95,19 @@ def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]], *, even_if_
     return asyncio.run(connected())
 
 
+def filter_option(option: str, text: str | None) -> dict[str, Any] | None:
+    """A filter as its dict form; None if it was not given."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f'{option} must be an object such as {{"lang": "en"}}')
+    return value
+
+
 def table(*columns: str) -> Table:
     """A table without lines; only metadata and vectors are wrapped where the terminal is narrow."""
     made = Table(box=None, pad_edge=False, header_style="bold")

@@ -1,14 +1,13 @@
-"""`needle search | insert | get | delete`: documents in and out."""
+"""`needle search | insert | get`: documents in and out."""
 
 from __future__ import annotations
 
 import asyncio
-import json as jsonlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import numpy as np
 import typer
@@ -26,6 +25,7 @@ from needle.cli.common import (
     Timeout,
     brief,
     console,
+    filter_option,
     notes,
     print_json,
     run,
@@ -60,7 +60,7 @@ def search(
     """Find the documents nearest to words or to a vector."""
     if (words is None) == (vector is None):
         raise typer.BadParameter("give either words or --vector FILE")
-    condition = _parse_filter(filter)
+    condition = filter_option("--filter", filter)
     query = read_query_vector(vector) if vector is not None else Embedder().embed([words or ""])[0]
 
     async def work(client: needle.Client) -> tuple[list[Hit], float]:
@@ -80,18 +80,6 @@ def search(
     console.print(rows)
     found = "1 hit" if len(hits) == 1 else f"{len(hits)} hits"
     notes.print(f"{found}, {mode} read, {seconds * 1000:.1f} ms", markup=False)
-
-
-def _parse_filter(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = jsonlib.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--filter is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise typer.BadParameter('--filter must be an object such as {"lang": "en"}')
-    return value
 
 
 async def _check_dimensions(client: needle.Client, collection: str) -> None:
@@ -266,18 +254,3 @@ def get(
 def _brief_vector(vector: NDArray[np.float32]) -> str:
     shown = ", ".join(f"{value:.3f}" for value in vector[:4])
     return f"[{shown}{', ...' if len(vector) > 4 else ''}] ({len(vector)})"
-
-
-def delete(
-    ids: Ids, collection: Collection = "default", cluster: Cluster = DEFAULT_CLUSTER, json: Json = False
-) -> None:
-    """Delete documents by id; an id that is not there is no error."""
-
-    async def work(client: needle.Client) -> int:
-        return (await client.delete(ids, collection=collection)).count
-
-    deleted = run(cluster, work)
-    if json:
-        print_json({"deleted": deleted})
-    else:
-        notes.print(f"deleted {deleted} of {len(ids)}")

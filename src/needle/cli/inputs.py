@@ -87,7 +87,7 @@ def count_records(path: Path) -> int | None:
     if suffix == ".npy":
         return int(_open_npy(path).shape[0])
     if suffix == ".parquet":
-        return int(_parquet().ParquetFile(path).metadata.num_rows)
+        return int(arrow()[1].ParquetFile(path).metadata.num_rows)
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
 
@@ -183,9 +183,14 @@ def _read_npy(path: Path, id_prefix: str, batch: int) -> Iterator[list[Record]]:
         ]
 
 
-def _parquet() -> Any:
+METADATA_IS_JSON = {b"needle": b"json"}
+"""What the column "metadata" of a Parquet file says of itself if its text is the JSON of all the metadata."""
+
+
+def arrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet. Raises ConfigError."""
     try:
-        return importlib.import_module("pyarrow.parquet")
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise ConfigError(".parquet files need pyarrow: pip install 'needle-vdb[parquet]'", field="parquet") from None
 
@@ -196,9 +201,16 @@ def _zoneless_as_text(value: object) -> object:
     return value.isoformat() if zoneless else value  # type: ignore[attr-defined]
 
 
+def _parsed(text: str | None, where: str) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise refuse(where, f'the column "metadata" holds what is not JSON: {error}') from None
+
+
 def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
-    parquet = _parquet()
-    arrow_error = importlib.import_module("pyarrow").ArrowException
+    library, parquet = arrow()
+    arrow_error = library.ArrowException
     try:
         file = parquet.ParquetFile(path)
     except (arrow_error, OSError) as error:
@@ -206,13 +218,16 @@ def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
     for name in ("id", "vector"):
         if name not in file.schema_arrow.names:
             raise refuse(str(path), f"has no column {name!r}, only {', '.join(file.schema_arrow.names)}")
-    row_number = 0
+    row_number, whole = 0, False
+    if "metadata" in file.schema_arrow.names:
+        whole = (file.schema_arrow.field("metadata").metadata or {}).get(b"needle") == METADATA_IS_JSON[b"needle"]
     for table in file.iter_batches(batch_size=batch):
         records = []
         for row in table.to_pylist():
             row = {key: _zoneless_as_text(value) for key, value in row.items()}
             where = f"{path} row {row_number}"
             vector = as_vector(row.pop("vector"), where)
-            records.append(Record(str(row.pop("id")), vector, row or None, where))
+            name = str(row.pop("id"))
+            records.append(Record(name, vector, _parsed(row["metadata"], where) if whole else row or None, where))
             row_number += 1
         yield records

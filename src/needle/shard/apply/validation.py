@@ -59,6 +59,10 @@ JUDGED_MAX: Final = 1000
 CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
 
+UNIT_ERROR: Final = 2.0**-22
+"""A vector whose square is 1 but for this is of length 1 as exactly as float32 can say it, and stays as it is: so what
+was read is written back as the same bytes."""
+
 _NO_BRACKET: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 FindSpec = Callable[[str], CollectionSpec | None]
@@ -316,7 +320,7 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
         wide = vectors[0].astype(np.float64)
         square = float(np.add.reduce(wide * wide))  # not dot: it lets go of the GIL, and others take it
         if 0 < square <= SQUARE_MAX:
-            if spec.metric == Metric.COSINE:
+            if spec.metric == Metric.COSINE and abs(square - 1) > UNIT_ERROR:
                 wide /= math.sqrt(square)
                 unit: npt.NDArray[np.float32] = wide.astype(np.float32).reshape(1, -1)
                 return unit
@@ -330,7 +334,8 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
         zero = np.flatnonzero(squares == 0)
         if len(zero):
             raise _bad_vector(vectors, int(zero[0]), ids, "not all zeros: the cosine of a zero vector is undefined")
-        vectors = (vectors / np.sqrt(squares)[:, None]).astype(np.float32)
+        lengths = np.where(np.abs(squares - 1) > UNIT_ERROR, np.sqrt(squares), 1.0)
+        vectors = (vectors / lengths[:, None]).astype(np.float32)
     # A distance must be finite in float32, too.
     huge = np.flatnonzero(squares > SQUARE_MAX)
     if spec.metric != Metric.COSINE and len(huge):

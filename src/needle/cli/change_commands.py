@@ -1,0 +1,177 @@
+"""`needle patch | delete | count`: what changes, deletes or counts documents without their vectors."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Annotated, Any
+
+import typer
+
+import needle
+from needle.base.errors import InvalidArgument
+from needle.base.model import ReadMode, WriteResult
+from needle.cli.common import (
+    DEFAULT_CLUSTER,
+    Cluster,
+    Collection,
+    Json,
+    Timeout,
+    filter_option,
+    notes,
+    print_json,
+    run,
+)
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents.")]
+Where = Annotated[
+    str | None, typer.Option("--where", help='Instead of ids: all documents that match, \'{"lang": "en"}\'.')
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With --where: only say how many documents match.")]
+IfMatches = Annotated[
+    str | None, typer.Option("--if-matches", help="Only if the documents match this filter as they are stored.")
+]
+Pairs = list[str] | None
+
+
+def patch(
+    ids: Ids = None,
+    where: Where = None,
+    set_: Annotated[
+        Pairs, typer.Option("--set", metavar="PATH=VALUE", help="Set a field; VALUE is JSON, or else text.")
+    ] = None,
+    unset: Annotated[Pairs, typer.Option("--unset", metavar="PATH", help="Take a field away.")] = None,
+    append: Annotated[Pairs, typer.Option("--append", metavar="PATH=VALUE", help="Append a value to an array.")] = None,
+    remove: Annotated[
+        Pairs, typer.Option("--remove", metavar="PATH=VALUE", help="Take a value out of an array.")
+    ] = None,
+    if_version: Annotated[int | None, typer.Option("--if-version", min=1, help="Only at this version.")] = None,
+    if_matches: IfMatches = None,
+    dry_run: DryRun = False,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 30.0,
+    json: Json = False,
+) -> None:
+    """Change fields of documents' metadata, by ids or by a filter. Vectors stay."""
+    _one_of(ids, where)
+    if where is not None and (if_version is not None or if_matches is not None):
+        raise typer.BadParameter("--if-version and --if-matches go with ids; --where is a condition itself")
+    change: dict[str, Any] = {
+        "set": dict(map(_pair, set_ or ())),
+        "unset": unset or (),
+        "append": _listed(append),
+        "remove": _listed(remove),
+    }
+    condition, matches = filter_option("--where", where), filter_option("--if-matches", if_matches)
+
+    async def work(client: needle.Client) -> WriteResult:
+        if condition is not None:
+            return await client.patch_where(
+                condition, **change, dry_run=dry_run, collection=collection, timeout=timeout
+            )
+        return await client.patch(
+            ids or [], **change, if_version=if_version, if_matches=matches, collection=collection, timeout=timeout
+        )
+
+    _dry(dry_run, where)
+    _told(run(cluster, work).count, "patched", dry_run, json)
+
+
+def delete(
+    ids: Ids = None,
+    where: Where = None,
+    if_matches: IfMatches = None,
+    dry_run: DryRun = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --where: do not ask.")] = False,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 30.0,
+    json: Json = False,
+) -> None:
+    """Delete documents by ids or by a filter; an id that is not there is no error."""
+    _one_of(ids, where)
+    _dry(dry_run, where)
+    if where is not None and if_matches is not None:
+        raise typer.BadParameter("--if-matches goes with ids; --where is a condition itself")
+    condition, matches = filter_option("--where", where), filter_option("--if-matches", if_matches)
+
+    async def counted(client: needle.Client) -> int:
+        return await client.count(condition, collection=collection, timeout=timeout)
+
+    async def work(client: needle.Client) -> int:
+        if condition is not None:
+            return (await client.delete_where(condition, collection=collection, timeout=timeout)).count
+        return (await client.delete(ids or [], if_matches=matches, collection=collection, timeout=timeout)).count
+
+    if dry_run:
+        _told(run(cluster, counted), "deleted", dry_run, json)
+        return
+    if condition is not None and not yes:
+        count = run(cluster, counted)
+        if not typer.confirm(f"Delete {_documents(count)} of collection {collection}?", err=True):
+            raise InvalidArgument("nothing was deleted")
+    deleted = run(cluster, work)
+    if ids and not json:
+        notes.print(f"deleted {deleted} of {len(ids)}")
+    else:
+        _told(deleted, "deleted", dry_run, json)
+
+
+def count(
+    where: Annotated[
+        str | None, typer.Option("--where", help='Count only documents that match: \'{"lang": "en"}\'.')
+    ] = None,
+    mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 30.0,
+    json: Json = False,
+) -> None:
+    """Print how many documents a collection holds, or how many match a filter."""
+    condition = filter_option("--where", where)
+
+    async def work(client: needle.Client) -> int:
+        return await client.count(condition, mode=mode, collection=collection, timeout=timeout)
+
+    found = run(cluster, work)
+    print_json({"count": found} if json else found)
+
+
+def _one_of(ids: list[str] | None, where: str | None) -> None:
+    if bool(ids) == (where is not None):
+        raise typer.BadParameter("give either ids or --where FILTER")
+
+
+def _dry(dry_run: bool, where: str | None) -> None:
+    if dry_run and where is None:
+        raise typer.BadParameter("--dry-run goes with --where")
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """PATH=VALUE."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise typer.BadParameter(f"{text!r} is no PATH=VALUE, such as year=2024 or author.name=Ada")
+    try:
+        return path, jsonlib.loads(value)
+    except ValueError:
+        return path, value
+
+
+def _listed(pairs: Pairs) -> dict[str, list[Any]]:
+    """The values of each path, which may be named several times."""
+    found: dict[str, list[Any]] = {}
+    for path, value in map(_pair, pairs or ()):
+        found.setdefault(path, []).append(value)
+    return found
+
+
+def _documents(count: int) -> str:
+    return "1 document" if count == 1 else f"{count} documents"
+
+
+def _told(count: int, done: str, dry_run: bool, json: bool) -> None:
+    if json:
+        print_json({"matching": count} if dry_run else {done: count})
+    else:
+        notes.print(f"{_documents(count)} {'would be ' if dry_run else ''}{done}")

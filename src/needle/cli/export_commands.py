@@ -1,0 +1,121 @@
+"""`needle scan | export`: documents read out page by page, on the terminal or into a file for `needle insert`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import needle
+from needle.base.model import Document
+from needle.cli.common import (
+    DEFAULT_CLUSTER,
+    Cluster,
+    Collection,
+    Json,
+    Timeout,
+    brief,
+    console,
+    filter_option,
+    notes,
+    print_json,
+    run,
+    table,
+)
+from needle.cli.outputs import Export
+from needle.client import ScanPage
+
+Where = Annotated[str | None, typer.Option("--where", help='Only documents that match: \'{"lang": "en"}\'.')]
+
+
+def scan(
+    where: Where = None,
+    fields: Annotated[
+        str | None, typer.Option("--fields", help="Paths of the metadata to show, separated by commas.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="Documents at most.")] = 20,
+    cursor: Annotated[str | None, typer.Option("--cursor", help="Go on behind an earlier page, which told it.")] = None,
+    with_vectors: Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")] = False,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 30.0,
+    json: Json = False,
+) -> None:
+    """List documents in the order of their ids."""
+    condition = filter_option("--where", where)
+    paths = None if fields is None else [path.strip() for path in fields.split(",") if path.strip()]
+
+    async def work(client: needle.Client) -> ScanPage:
+        found: list[Document] = []
+        at = cursor
+        while True:
+            page = await client.scan_page(
+                condition,
+                cursor=at,
+                limit=min(1000, limit - len(found)),
+                with_vectors=with_vectors and json,
+                fields=paths,
+                collection=collection,
+                timeout=timeout,
+            )
+            found += page.documents
+            at = page.cursor
+            if at is None or len(found) >= limit:
+                return ScanPage(documents=found, cursor=at)
+
+    page = run(cluster, work)
+    if json:
+        print_json(page)
+        return
+    rows = table("id", "version", "metadata")
+    for document in page.documents:
+        rows.add_row(document.id, str(document.version), brief(document.metadata, 400))
+    console.print(rows)
+    if page.cursor is not None:
+        notes.print(f"there are more: --cursor {page.cursor}", markup=False, soft_wrap=True)
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to: a .jsonl or .parquet file.")],
+    where: Where = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 30.0,
+    json: Json = False,
+) -> None:
+    """Write a collection's documents into a file that `needle insert` reads.
+
+    A document that is there all the time is written exactly once; one that changes meanwhile as it is when it is read,
+    or not at all. The file appears under its name when it is whole.
+    """
+    condition = filter_option("--where", where)
+    made = Export(file, replace=force)
+
+    async def documents(client: needle.Client) -> AsyncIterator[Document]:
+        async for document in client.scan(condition, with_vectors=True, collection=collection, timeout=timeout):
+            yield document
+
+    async def work(client: needle.Client) -> tuple[int, float]:
+        total = await client.count(condition, collection=collection, timeout=timeout)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        started = time.perf_counter()
+        with Progress(*columns, console=notes, disable=json) as progress:
+            task = progress.add_task(file.name, total=total)
+            async for document in documents(client):
+                made.add(document)
+                progress.advance(task)
+            made.finish()
+        return made.count, time.perf_counter() - started
+
+    with made:
+        count, seconds = run(cluster, work)
+    if json:
+        print_json({"exported": count, "file": str(file), "seconds": round(seconds, 3)})
+    else:
+        documents_ = "1 document" if count == 1 else f"{count} documents"
+        notes.print(f"{documents_} in {seconds:.1f} s, {count / max(seconds, 1e-9):,.0f} a second", markup=False)

@@ -1,0 +1,128 @@
+"""Changing, counting and reading out documents from the command line; files that give a collection back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import needle as library
+
+WEIRD: list[Any] = [
+    None,
+    {},
+    [],
+    "text",
+    7,
+    {"id": "no", "vector": [1], "text": "x", "metadata": {"deep": [None, {"a": 1.5e-300}]}},
+    {"big": 2**63 - 1, "small": -(2**63), "é": "\u2028\x00"},
+    [1, [2, {"x": True}]],
+]
+
+
+def fill(needle, tmp_path: Path, count: int = 12) -> None:
+    rows = [{"id": f"d{n:02}", "vector": [n, 1, 2, 3], "metadata": {"n": n, "tags": ["a"]}} for n in range(count)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    needle.run("insert", str(path))
+
+
+def test_patch_count_delete(needle, tmp_path: Path) -> None:
+    fill(needle, tmp_path)
+    options = ("--set", "title=Ants", "--set", "in.n=[1]", "--append", "tags=b", "--append", 'tags="c"')
+    needle.run("patch", "d01", "d02", "absent", *options)
+    assert "2 documents patched" in needle.notes
+    (one,) = needle.json("get", "d01")
+    assert one["metadata"] == {"n": 1, "tags": ["a", "b", "c"], "title": "Ants", "in": {"n": [1]}}
+    assert needle.json("patch", "d01", "--unset", "in", "--remove", "tags=a", "--if-matches", '{"n": 1}') == {
+        "patched": 1
+    }
+    assert needle.run("patch", "d01", "--set", "n=5", "--if-version", "1", expect=1) == ""
+    assert "[version_mismatch]" in needle.notes
+    where = '{"n": {"$gte": 6}}'
+    assert needle.json("patch", "--where", where, "--set", "late=true", "--dry-run") == {"matching": 6}
+    assert needle.run("count", "--where", '{"late": true}') == "0\n"
+    needle.run("patch", "--where", where, "--set", "late=true")
+    assert needle.json("count", "--where", '{"late": true}', "--mode", "leased") == {"count": 6}
+    assert needle.json("delete", "--where", where, "--dry-run") == {"matching": 6}
+    needle.run("delete", "--where", where, "--yes")
+    assert "6 documents deleted" in needle.notes and needle.run("count") == "6\n"
+    needle.run("delete", "d01", "absent", "--if-matches", '{"n": 0}', expect=1)
+    assert "[condition_failed]" in needle.notes
+    needle.run("delete", "d01", "absent")
+    assert "deleted 1 of 2" in needle.notes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("patch", "--set", "a=1"),
+        ("patch", "d01", "--where", "{}", "--set", "a=1"),
+        ("patch", "d01", "--set", "a"),
+        ("patch", "d01", "--set", "a=1", "--dry-run"),
+        ("patch", "--where", "{}", "--set", "a=1", "--if-version", "3"),
+        ("delete",),
+        ("delete", "--where", "[]"),
+        ("delete", "--where", "{"),
+        ("count", "--where", "7"),
+    ],
+)
+def test_wrong_usage(needle, words: tuple[str, ...]) -> None:
+    needle.run(*words, expect=2)
+
+
+def test_scan_goes_on_where_it_stopped(needle, tmp_path: Path) -> None:
+    needle.run("delete", "--where", "{}", "--yes")
+    fill(needle, tmp_path)
+    first = needle.json("scan", "--limit", "5", "--fields", "n", "--where", '{"n": {"$gt": 2}}')
+    assert [one["metadata"] for one in first["documents"]] == [{"n": n} for n in range(3, 8)]
+    rest = needle.json("scan", "--cursor", first["cursor"], "--where", '{"n": {"$gt": 2}}', "--with-vectors")
+    assert [one["id"] for one in rest["documents"]] == ["d08", "d09", "d10", "d11"] and rest["cursor"] is None
+    assert rest["documents"][0]["vector"] == [8, 1, 2, 3]
+    assert "d04" in needle.run("scan", "--limit", "5") and "--cursor " in needle.notes
+    needle.run("scan", "--cursor", first["cursor"], expect=1)
+    assert "[invalid_argument]" in needle.notes
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_an_exported_collection_comes_back_as_it_was(needle, tmp_path: Path, suffix: str, metric: str) -> None:
+    names = [f"from-{suffix}-{metric}", f"to-{suffix}-{metric}"]
+    for name in names:
+        needle.run("collections", "create", name, "--dimensions", "7", "--metric", metric)
+    vectors = np.random.default_rng(3).normal(size=(1500, 7)).astype("f4")
+    with library.connect_sync(needle.cluster.cluster.split(",")) as client:
+        metadatas = [WEIRD[n % len(WEIRD)] for n in range(1500)]
+        client.insert_batch(
+            ids=[f"é{n}" for n in range(1500)], vectors=vectors, metadatas=metadatas, collection=names[0]
+        )
+        file = tmp_path / f"documents.{suffix}"
+        assert needle.json("export", str(file), "-c", names[0])["exported"] == 1500
+        needle.run("insert", str(file), "-c", names[1])
+        before, after = (
+            [
+                (d.id, d.vector.tobytes(), json.dumps(d.metadata))
+                for d in client.scan(with_vectors=True, collection=name)
+            ]
+            for name in names
+        )
+        assert before == after and len(after) == 1500
+    needle.run("export", str(file), "-c", names[0], expect=1)
+    assert "--force" in needle.notes
+    needle.run("export", str(file), "-c", names[0], "--force", "--where", '{"big": {"$exists": true}}')
+    assert "188 documents" in needle.notes or "187 documents" in needle.notes
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_what_cannot_be_exported(needle, tmp_path: Path) -> None:
+    for path, says in (
+        (tmp_path / "x.csv", ".jsonl or .parquet"),
+        (tmp_path / "none" / "x.jsonl", "no directory"),
+    ):
+        needle.run("export", str(path), expect=1)
+        assert says in needle.notes
+    needle.run("export", str(tmp_path / "x.jsonl"), "-c", "absent", expect=1)
+    assert "[collection_not_found]" in needle.notes and list(tmp_path.iterdir()) == []
