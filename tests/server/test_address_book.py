@@ -50,6 +50,7 @@ async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(
         ownership=None,
         catalog=None,
         groups={},
+        maintenance=SimpleNamespace(follow=lambda: None),
     )
     adoption = Adoption(node, SimpleNamespace())  # type: ignore[arg-type]
     await adoption.adopt(one_shard(1))

@@ -84,6 +84,9 @@ class World:
         class Node:
             node_id = "node-1"
 
+            def now(self) -> float:
+                return asyncio.get_running_loop().time()
+
             @property
             def groups(self) -> dict[int, Any]:
                 return {1: SimpleNamespace(replica=world.replicas[1])}

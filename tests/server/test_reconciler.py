@@ -52,7 +52,9 @@ async def test_a_shard_that_leaves_while_another_one_is_brought_up_to_date_does_
         host.stopped = True
 
     host.is_leader = is_leader
-    reconciler = Reconciler(SimpleNamespace(host=host, groups=groups, topology=SimpleNamespace(version=1)))  # type: ignore[arg-type]
+    reconciler = Reconciler(
+        SimpleNamespace(host=host, groups=groups, topology=SimpleNamespace(version=1), now=lambda: 0.0)
+    )  # type: ignore[arg-type]
     reconciler.reconcile = reconcile  # type: ignore[method-assign]
     await reconciler.run()
     assert asked == [1]

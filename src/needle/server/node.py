@@ -167,7 +167,7 @@ class Node:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *(CatalogFollower(self).run, Registration(self).run, LeaderSpread(self).run, RoomierLeaders(self).run),
             *(self._mover.run, self._replicas.run, self.coordinator.run, self.reconciler.run),
-            *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking)),
+            *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
         ]
         if self.config.founders:
             works.append(SettingsFounding(self).run)

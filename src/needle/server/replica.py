@@ -25,7 +25,7 @@ from needle.protocol import calls
 from needle.protocol.calls import GroupCall
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
-from needle.server.upkeep.lasting import lasting
+from needle.server.upkeep.lasting import lasting, next_beat
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders
 from needle.shard.fields.index_budget import RECENT_MAX, FieldName
@@ -172,7 +172,7 @@ class HostedReplica:
                 await self.keeper.scrub(cut)
             if not self.caught_up and now[1] is not None:
                 await self._catch_up()
-            await asyncio.sleep(LOOK_SECONDS)
+            await next_beat(self._clock.monotonic(), LOOK_SECONDS)
 
     async def _save(self) -> None:
         try:
@@ -197,7 +197,7 @@ class HostedReplica:
             if self._clock.monotonic() - asked_at >= FIELDS_SECONDS:
                 await self._learn_fields()
                 asked_at = self._clock.monotonic()
-            await asyncio.sleep(LOOK_SECONDS)
+            await next_beat(self._clock.monotonic(), LOOK_SECONDS)
 
     async def _learn_fields(self) -> None:
         """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""

@@ -24,7 +24,7 @@ from needle.server.cluster_files import ClusterFile, check_founding, save_topolo
 from needle.server.hosting import Hosting
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
-from needle.server.upkeep.lasting import SHORTAGE_SECONDS
+from needle.server.upkeep.lasting import SHORTAGE_SECONDS, next_beat
 from needle.server.upkeep.maintenance import Maintenance
 
 log = logging.getLogger("needle.server")
@@ -48,6 +48,7 @@ class AdoptingNode(Protocol):
     catalog: CatalogMachine | None
     maintenance: Maintenance
 
+    def now(self) -> float: ...
     def alive(self) -> bool: ...
 
 
@@ -118,7 +119,7 @@ class Adoption:
     async def retry_shortages(self) -> None:
         """What was left undone for want of room, or of file handles."""
         while not self._node.host.stopped:
-            await asyncio.sleep(SHORTAGE_SECONDS)
+            await next_beat(self._node.now(), SHORTAGE_SECONDS)
             if self._unsaved or self._unopened:
                 async with self._adopting:
                     await self._save_topology(self._node.topology)

@@ -18,6 +18,7 @@ from needle.protocol import commands
 from needle.routing.topology import Topology, collection_id
 from needle.server.cluster_files import check_founding
 from needle.server.replica import HostedReplica
+from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 
@@ -33,6 +34,7 @@ class ReconcilingNode(Protocol):
     groups: dict[GroupId, HostedReplica]
     topology: Topology
 
+    def now(self) -> float: ...
     def hosted(self, group: GroupId) -> HostedReplica: ...
     async def confirmed(self, timeout: float) -> Topology:
         """At least as new as everything committed before the call."""
@@ -63,7 +65,7 @@ class Reconciler:
                     done[group] = state
                 except NeedleError as error:
                     log.info("shard %d does not have the catalog's collections yet: %s", group - 1, error)
-            await asyncio.sleep(PAUSE_SECONDS)
+            await next_beat(self._node.now(), PAUSE_SECONDS)
 
     async def reconcile(self, group: GroupId, timeout: float) -> None:
         """Make the shard's collections those of the catalog, as this node knew it at the call or newer; this node leads

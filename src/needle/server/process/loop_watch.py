@@ -18,7 +18,7 @@ from types import FrameType
 log = logging.getLogger("needle.server")
 
 STALL_SECONDS = 0.010
-INTERVAL_SECONDS = 0.1
+INTERVAL_SECONDS = 0.25
 LOOK_SECONDS = 0.004
 WARN_SECONDS = 0.1
 NAMES_MAX = 200

@@ -8,7 +8,6 @@ move is for `mover` and `replicas`, on the nodes that lead the shards.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +31,7 @@ from needle.routing.jobs import Job, JobState, Progress, Running
 from needle.routing.planned_moves import Move, MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import Topology
+from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 
@@ -88,7 +88,7 @@ class Coordinator:
         """Until the node stops: a round, then again; less often while nothing can start."""
         node, waits = self._node, 0
         while not node.host.stopped:
-            await asyncio.sleep(min(LOOK_SECONDS * (1 + waits), LOOK_SECONDS_MAX))
+            await next_beat(node.now(), min(LOOK_SECONDS * (1 + waits), LOOK_SECONDS_MAX))
             job = node.topology.rebalance
             waits = job.stuck if job is not None else 0
             if job is None or job.over or not self._leads():

@@ -9,10 +9,10 @@ Invariant: the reserve is only ever taken from what is above `low`. It must not 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,10 +24,11 @@ from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Ins
 from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
 from needle.protocol.peer_calls import DiskRoom
 from needle.routing.topology import MoveState
+from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.2
 FILE_NAME = "reserve"
 SHARE = 20
 STEPS = 8
@@ -170,10 +171,10 @@ class DiskSpace:
         self._uncounted = 0
         """Looks until the files are counted again."""
 
-    async def watch(self, blocking: Blocking) -> None:
-        """Look for as long as this runs."""
+    async def watch(self, blocking: Blocking, now: Callable[[], float]) -> None:
+        """Look for as long as this runs. now: the node's monotonic clock."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await next_beat(now(), LOOK_SECONDS)
             await blocking(self.look)
 
     def look(self) -> None:

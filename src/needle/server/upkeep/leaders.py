@@ -1,4 +1,5 @@
-"""Leaders where placement wants them: a node hands a shard it leads to the shard's preferred leader, gracefully.
+"""Leaders where placement wants them: a node hands a shard it leads to the shard's preferred leader, gracefully. A
+node that leads the catalog and no shard hands it to one that leads shards: then heartbeats of both travel in one frame.
 
 Invariants: one transfer at a time per node, `SPREAD_SECONDS` apart; only to a replica that answers, is not in
 maintenance, has room on its disk and has everything; a transfer that failed is not tried again for a while, longer each
@@ -7,12 +8,12 @@ time. The leader of a cluster's only shard stays where it is.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from collections import Counter
 from typing import Protocol
 
 from needle.base.errors import NeedleError
-from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name
 from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
@@ -20,6 +21,7 @@ from needle.protocol.peer_calls import SHARD_LEADER
 from needle.routing.topology import Topology
 from needle.server.ports import Peers
 from needle.server.replica import HostedReplica
+from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 
@@ -52,24 +54,41 @@ class LeaderSpread:
     async def run(self) -> None:
         """Look every SPREAD_SECONDS; at most one transfer each time."""
         while not self._node.host.stopped:
-            await asyncio.sleep(SPREAD_SECONDS)
+            await next_beat(self._node.now(), SPREAD_SECONDS)
             if not self._node.host.maintenance:
                 await self._look()
 
     async def _look(self) -> None:
         node = self._node
+        if await self._catalog_goes_along():
+            return
         if len(node.topology.serving) < 2:
             return  # one leader is nothing to spread: it stays where operators put it
         for info in node.topology.hosted_by(node.node_id):
             group, wanted = info.shard + 1, info.replicas[0]
             if wanted == node.node_id or group not in node.groups or not node.host.is_leader(group):
                 continue
-            if node.now() < self._retry.get(group, (0.0, 0.0))[0] or not self._caught_up(group, wanted):
-                continue
-            if not await self._willing(group, wanted):
-                continue
-            await self._transfer(group, wanted)
-            return
+            if await self._hand_over(group, wanted):
+                return
+
+    async def _catalog_goes_along(self) -> bool:
+        """Whether it was handed to who leads most of the shards that are here; this node leads none of them."""
+        host = self._node.host
+        if CATALOG_GROUP not in host.groups() or not host.is_leader(CATALOG_GROUP):
+            return False
+        leaders = Counter(leader for group in self._node.groups if (leader := host.leader(group)) is not None)
+        if self._node.node_id in leaders or not leaders:
+            return False
+        most = max(leaders, key=lambda node: (leaders[node], node))
+        return await self._hand_over(CATALOG_GROUP, most)
+
+    async def _hand_over(self, group: GroupId, wanted: NodeId) -> bool:
+        """Whether it was tried."""
+        due = self._node.now() >= self._retry.get(group, (0.0, 0.0))[0]
+        if not due or not self._caught_up(group, wanted) or not await self._willing(group, wanted):
+            return False
+        await self._transfer(group, wanted)
+        return True
 
     def _caught_up(self, group: GroupId, wanted: NodeId) -> bool:
         peers = self._node.host.status(group).peers
@@ -99,4 +118,4 @@ class LeaderSpread:
         else:
             self._retry.pop(group, None)
             self.transfers += 1
-            log.info("%s goes to its preferred leader %s", group_name(group), wanted)
+            log.info("%s goes to %s", group_name(group), wanted)

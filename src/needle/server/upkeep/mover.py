@@ -40,6 +40,7 @@ from needle.protocol.move_commands import (
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.topology import MoveInfo, MoveState, Topology, public_name
 from needle.server.replica import HostedReplica
+from needle.server.upkeep.lasting import next_beat
 from needle.shard.apply import copying
 from needle.shard.apply.holdings import OVER
 from needle.shard.documents.records import StoredDocument
@@ -72,6 +73,7 @@ class MovingNode(Protocol):
     topology: Topology
     groups: dict[GroupId, HostedReplica]
 
+    def now(self) -> float: ...
     @property
     def shards(self) -> Groups: ...
     @property
@@ -134,7 +136,7 @@ class Mover:
                 held = self._held.get(info.id)
                 if held is None or asyncio.get_running_loop().time() >= held.again:
                     await self._drive(info)
-            await asyncio.sleep(PAUSE_SECONDS)
+            await next_beat(node.now(), PAUSE_SECONDS)
 
     async def _drive(self, info: MoveInfo) -> None:
         """From one state to the next, as long as that works and this node leads the source."""

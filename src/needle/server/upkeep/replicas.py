@@ -25,6 +25,7 @@ from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.raft.messages import ConfState
 from needle.routing.topology import Holders, Topology
 from needle.server.ports import Peers
+from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 
@@ -101,7 +102,7 @@ class Replicas:
     async def run(self) -> None:
         """Until the node stops: one step of each group, then again."""
         while not self._node.host.stopped:
-            await asyncio.sleep(LOOK_SECONDS)
+            await next_beat(self._node.now(), LOOK_SECONDS)
             await self._round()
 
     async def _round(self) -> None:

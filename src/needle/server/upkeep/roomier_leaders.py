@@ -6,7 +6,6 @@ once a minute at most, so that leadership does not go around among nodes that al
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Final, Protocol
 
@@ -18,6 +17,7 @@ from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
 from needle.server.ports import Peers
 from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 
@@ -51,7 +51,7 @@ class RoomierLeaders:
         """Until the node stops."""
         node = self._node
         while not node.host.stopped:
-            await asyncio.sleep(LOOK_SECONDS)
+            await next_beat(node.now(), LOOK_SECONDS)
             if node.space.low and not node.host.maintenance:
                 await self.look()
 
