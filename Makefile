@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve sim sim-shards mutants chaos chaos-shards soak clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards soak clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,11 @@ TWELVE_DIMENSIONS ?= 256
 twelve: $(STAMP)
 	NEEDLE_TWELVE_VECTORS=$(TWELVE_VECTORS) NEEDLE_TWELVE_DIMENSIONS=$(TWELVE_DIMENSIONS) NEEDLE_TWELVE_PASSAGES=0 \
 		$(BIN)/pytest -s tests/cluster/test_twelve.py
+
+# All nodes are restarted one by one under load: 6 processes that hold 4 shards of 3 replicas each.
+ROLLING ?= 6,4,2000
+rolling: $(STAMP)
+	NEEDLE_ROLLING=$(ROLLING) $(BIN)/pytest -s tests/cluster/test_rolling_restart.py -k no_call_fails
 
 # The same with etcd beside it, in short: installs Debian's etcd-server, so it needs root and apt.
 bench-etcd: $(STAMP)

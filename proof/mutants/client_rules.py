@@ -9,7 +9,27 @@ _BATCHER = "tests/shard/test_search_batcher.py::"
 _TYPES = "tests/client/test_types.py::"
 _DIRECTORY = "tests/client/test_directory.py::"
 
+_RESTARTING = "tests/client/test_restarting.py::"
+
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        name="restart-that-costs-a-majority",
+        breaks="a node is restarted while its shard has no majority without it",
+        edits=(Edit("client.restarting:why_not", "if 2 * (len(status.voters) - 1 - len(unable))", "if 0 and 2 * (0)"),),
+        tests=(_RESTARTING + "test_a_node_stays_up_while_a_group_needs_it",),
+    ),
+    Mutant(
+        name="catalogs-leader-restarted-first",
+        breaks="leadership of the catalog moves with each node that is restarted",
+        edits=(Edit("client.restarting:in_order", "CATALOG_GROUP in led,", "CATALOG_GROUP not in led,"),),
+        tests=(_RESTARTING + "test_the_catalogs_leader_is_the_last_and_those_that_lead_nothing_the_first",),
+    ),
+    Mutant(
+        name="former-leader-speaks-for-its-group",
+        breaks="who led when it was asked last is taken for the leader, and knows nothing of the others",
+        edits=(Edit("client.group:GroupClient.leaders_status", 'found.state == "Leader" or', "True or"),),
+        tests=(_RESTARTING + "test_who_leads_no_more_does_not_speak_for_the_group",),
+    ),
     Mutant(
         name="attempt-has-a-fifth",
         breaks="a request is given up after a fifth of its time and sent again: a slow search is begun over and over",

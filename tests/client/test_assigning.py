@@ -13,7 +13,6 @@ from needle.base.errors import DeadlineExceeded, InvalidArgument
 from needle.base.model import RaftStatus, WriteResult
 from needle.catalog.state import execute
 from needle.client.assigning import assign
-from needle.protocol import calls
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand
 
 STATUS: dict[str, Any] = {
@@ -60,11 +59,11 @@ class World:
     def group(self, shard: int) -> Any:
         return self
 
-    async def ask_leader(self, method: str, make_body: Any, timeout: float) -> bytes:
+    async def leaders_status(self, timeout: float) -> RaftStatus:
         holders = self.now.holders(1)
         assert holders is not None
         voters = sorted(holders.wanted) if not self.waits_for else ["node-1", "node-2", "node-3"]
-        return calls.encode(RaftStatus(**STATUS, voters=voters, waits_for=self.waits_for))
+        return RaftStatus(**STATUS, voters=voters, waits_for=self.waits_for)
 
 
 def test_it_says_what_was_waited_for_and_may_be_repeated() -> None:

@@ -35,6 +35,7 @@ class World:
         self.voters, self.learners = set(before), set[str]()
         self.lag = {"node-2": 0, "node-4": 900}
         self.change, self.applied = 10, 1000
+        self.probed = set[str]()
         self.lost: dict[str, str] = {}
         self.done: list[str] = []
         self.failure: NeedleError | None = None
@@ -88,7 +89,7 @@ class World:
                 id=node,
                 address="",
                 match_index=1000 - self.lag.get(node, 1000),
-                state="replicate" if node in self.lag else "probe",
+                state="replicate" if node in self.lag and node not in self.probed else "probe",
                 recently_active=node in self.lag,
                 is_learner=node in self.learners,
                 lag_entries=max(0, self.committed - 1000 + self.lag.get(node, 1000)),
@@ -143,6 +144,14 @@ def test_a_replica_is_replaced_and_then_the_catalog_is_told() -> None:
     assert world.done == expected
     assert world.topology.shards[0].replicas == ("node-1", "node-2", "node-4")
     assert driver.why(GROUP) == ""
+
+
+def test_who_was_restarted_while_nothing_is_written_counts() -> None:
+    """Its leader probes it until the next entry; without it the group would have no majority for the change."""
+    world = World()
+    world.probed.add("node-2")
+    run(world, (3.0, lambda: world.lag.update({"node-4": 3})), (5.0, nothing))
+    assert world.topology.shards[0].replicas == ("node-1", "node-2", "node-4")
 
 
 def test_what_it_waits_for_is_told() -> None:

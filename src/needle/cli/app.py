@@ -23,6 +23,7 @@ from needle.cli import (
     member_commands,
     rebalance_commands,
     repair_commands,
+    restart_commands,
     serve_command,
     shard_commands,
 )
@@ -104,6 +105,12 @@ _add(app, "count", change_commands.count, 'needle count --where \'{"lang": "en"}
 _add(app, "scan", export_commands.scan, "needle scan --limit 100 --fields title,author.name")
 _add(app, "export", export_commands.export, "needle export documents.jsonl")
 _add(app, "step-down", cluster_commands.step_down, "needle step-down --to node-2")
+_add(
+    app,
+    "rolling-restart",
+    restart_commands.rolling_restart,
+    "needle rolling-restart --command 'ssh {host} systemctl restart needle@{node}'",
+)
 _add(app, "force-election", cluster_commands.force_election, "needle force-election")
 _add(maintenance_app, "enter", maintenance_commands.enter, "needle maintenance enter node-2")
 _add(maintenance_app, "exit", maintenance_commands.exit_, "needle maintenance exit node-2")

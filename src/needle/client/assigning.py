@@ -10,10 +10,7 @@ from collections.abc import Iterable
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.model import RaftStatus
 from needle.client.shards import ClusterShards
-from needle.protocol import calls
-from needle.protocol.calls import StatusCall
 from needle.protocol.catalog_commands import AssignReplicas
 
 LOOK_SECONDS = 0.2
@@ -59,10 +56,8 @@ async def _lacking(shards: ClusterShards, group: GroupId, wanted: list[NodeId], 
             f"{', '.join(holders.wanted)}",
             field="nodes",
         )
-    body = calls.encode(StatusCall(group))
     try:
-        data = await shards.group(group - 1).ask_leader(calls.STATUS, lambda _: body, ASK_SECONDS)
-        status = calls.decode(data, RaftStatus)
+        status = await shards.group(group - 1).leaders_status(ASK_SECONDS)
     except NeedleError as error:
         return error.message
     if sorted(status.voters) == sorted(wanted) and not status.learners and not holders.leaving:

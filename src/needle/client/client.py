@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from needle.base.errors import ConnectionLost, InvalidArgument, TransferFailed, Unavailable, invalid
+from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, invalid
 from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.client import values
@@ -23,18 +23,17 @@ from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
 from needle.client.rebalancing import RebalanceMethods
 from needle.client.replicas import ask_replicas
+from needle.client.restarting import RestartMethods
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import (
     DigestAnswer,
     GroupCall,
     LeaderAnswer,
-    MaintenanceCall,
     StatusCall,
     StepDownCall,
 )
-from needle.protocol.catalog_commands import CatalogCommand, MaintainNode, RemoveNode
-from needle.protocol.peer_calls import WhoAnswer
+from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
 from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
@@ -42,7 +41,7 @@ MADE_SECONDS = 0.2
 CATALOG = -1
 
 
-class Client(BatchMethods, RebalanceMethods):
+class Client(BatchMethods, RebalanceMethods, RestartMethods):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(self, caller: Caller, shards: ClusterShards, documents: DocumentCalls) -> None:
@@ -117,7 +116,7 @@ class Client(BatchMethods, RebalanceMethods):
     async def catalog_status(self, *, timeout: float = TIMEOUT) -> RaftStatus:
         """The view of the catalog's leader: term, commit, and every peer's lag."""
         seconds = values.check_timeout(timeout)
-        return await self._leaders_status(await self._catalog(), seconds)
+        return await (await self._catalog()).leaders_status(seconds)
 
     # --- a shard -----------------------------------------------------------------------------------------------------
     async def _founded(self) -> Topology:
@@ -158,7 +157,7 @@ class Client(BatchMethods, RebalanceMethods):
         """The view of a shard's leader: term, commit, and every peer's lag. shard: may be left out if there is only
         one."""
         seconds = values.check_timeout(timeout)
-        return await self._leaders_status(self._shards.group((await self._shard(shard)).shard), seconds)
+        return await self._shards.group((await self._shard(shard)).shard).leaders_status(seconds)
 
     async def step_down(
         self, to: NodeId | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
@@ -204,7 +203,7 @@ class Client(BatchMethods, RebalanceMethods):
         equal digests. shard: may be left out if there is only one. Raises if a member does not answer; nodes that were
         removed, whose addresses are still known, are not asked."""
         number, seconds = (await self._shard(shard)).shard, values.check_timeout(timeout)
-        status = await self._leaders_status(self._shards.group(number), seconds)
+        status = await self._shards.group(number).leaders_status(seconds)
         body = calls.encode(GroupCall(shard_group(number), seconds))
         nodes = {node: await self._where(node) for node in sorted([*status.voters, *status.learners])}
         answers = await asyncio.gather(
@@ -239,56 +238,6 @@ class Client(BatchMethods, RebalanceMethods):
         answer = await self._caller.call(await self._where(node), calls.STATUS, body, values.check_timeout(timeout))
         return calls.decode(answer, RaftStatus)
 
-    async def describe_node(self, node: str, *, timeout: float = STATUS_SECONDS) -> WhoAnswer:
-        """What a node says of itself: its id, its cluster, its failure domain. node: its id or its address."""
-        seconds = values.check_timeout(timeout)
-        return await self._shards.describe(await self._where(node), seconds)
-
-    async def enter_maintenance_mode(self, node: str, *, timeout: float = TIMEOUT) -> None:
-        """Move leadership off `node` and keep it off, also after its restart, until `exit_maintenance_mode`; its reads
-        drain. It still replicates and votes. Raises InvalidArgument if nobody else could lead one of its shards;
-        Unavailable if the node does not answer: it will be in maintenance all the same."""
-        await self._maintenance(node, True, timeout)
-
-    async def exit_maintenance_mode(self, node: str, *, timeout: float = TIMEOUT) -> None:
-        """End maintenance; returns once the node has caught up. Raises Unavailable if the node does not answer: it will
-        be out of maintenance all the same."""
-        await self._maintenance(node, False, timeout)
-
-    async def _maintenance(self, node: str, on: bool, timeout: float) -> None:
-        seconds = values.check_timeout(timeout)
-        address, known = await self._where(node), node in self.nodes()
-        if on and known:  # also if the node does not answer
-            await self._shards.command(MaintainNode(node, True), seconds)
-        try:
-            await self._caller.call(address, calls.MAINTENANCE, calls.encode(MaintenanceCall(on, seconds)), seconds)
-        except ConnectionLost as error:
-            if not known:
-                raise
-            if not on:
-                await self._shards.command(MaintainNode(node, False), seconds)
-            state = "in maintenance" if on else "no more in maintenance"
-            raise Unavailable(f"{node} is {state} by the catalog, and does not answer: {error.message}") from error
-
-    async def _leaders_status(self, group: GroupClient, seconds: float) -> RaftStatus:
-        body = calls.encode(StatusCall(group.group))
-        return calls.decode(await group.ask_leader(calls.STATUS, lambda _: body, seconds), RaftStatus)
-
     async def _led_by(self, group: GroupClient, timeout: float) -> NodeId | None:
         address = await group.find_leader(timeout)
         return next((node for node, there in self.nodes().items() if there == address), None)
-
-    async def _where(self, node: str) -> str:
-        """The address of a node given by id or address."""
-        if ":" in node:
-            return node
-        # Asked first who it is: what concerns one node must not reach another that has its address now.
-        for again in (False, True):
-            if again:
-                await self._shards.refresh(self.topology().version + 1, 1.0)
-            address = self.nodes().get(node)
-            if address is not None and await self._shards.node_at(address) in (node, None):
-                return address  # one that is silent now will fail the call that follows
-        if address is not None:
-            raise Unavailable(f"node {node} is not at {address}, and no node says where else", node=node)
-        raise invalid("node", node, f"one of {', '.join(self.nodes()) or 'the nodes that answer (none does)'}")

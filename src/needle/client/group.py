@@ -29,17 +29,19 @@ from needle.base.errors import (
     VersionMismatch,
 )
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import WriteResult
+from needle.base.model import RaftStatus, WriteResult
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client.attempts import Attempts, Unanswered
 from needle.client.directory import Directory
 from needle.client.session import WriteNumbers
 from needle.protocol import calls
+from needle.protocol.calls import StatusCall
 from needle.protocol.commands import Command, OpenSession, Session, encode_body
 
 CONNECT_SECONDS_MAX = 1.0
 HINTS_MAX = 3
+LOOK_SECONDS = 0.05
 
 MakeBody = Callable[[float], Body]
 """The request's body, given the seconds that the node may take."""
@@ -148,6 +150,19 @@ class GroupClient:
         """Ask the leader, repeating until it answers; for reads and calls that may be repeated. final: errors that are
         answers."""
         return await self._ask_leader(method, make_body, Attempts(timeout, final))
+
+    async def leaders_status(self, timeout: float) -> RaftStatus:
+        """How the group is, as its leader says. Any node answers, so who leads no more is not taken for the leader;
+        while nobody leads until the end of `timeout`, what was heard last is returned. Raises as `ask_leader`."""
+        loop, body = asyncio.get_running_loop(), calls.encode(StatusCall(self.group))
+        deadline = loop.time() + timeout
+        while True:
+            left = deadline - loop.time()
+            found = calls.decode(await self.ask_leader(calls.STATUS, lambda _: body, left), RaftStatus)
+            if found.state == "Leader" or deadline - loop.time() <= LOOK_SECONDS:
+                return found
+            self.forget_leader()
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> Payload:
         directory = self._directory

@@ -12,6 +12,7 @@ from needle.client.client import Client
 from needle.client.document_calls import PartialHits
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.loop_thread import LoopThread
+from needle.client.restarting import Doing, Restart
 from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer
@@ -421,6 +422,38 @@ class SyncClient:
         *,
         timeout: float = ...,
     ) -> None: ...
+    def describe_node(
+        self,
+        node: str,
+        *,
+        timeout: float = ...,
+    ) -> WhoAnswer: ...
+    def enter_maintenance_mode(
+        self,
+        node: str,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def exit_maintenance_mode(
+        self,
+        node: str,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def plan_rolling_restart(
+        self,
+        nodes: Iterable[NodeId] | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> list[Restart]: ...
+    def rolling_restart(
+        self,
+        restart: Doing,
+        *,
+        nodes: Iterable[NodeId] | None = ...,
+        told: Callable[[str], None] | None = ...,
+        timeout: float = ...,
+    ) -> list[Restart]: ...
     def topology(
         self,
     ) -> Topology: ...
@@ -519,21 +552,3 @@ class SyncClient:
         shard: int | None = ...,
         timeout: float = ...,
     ) -> RaftStatus: ...
-    def describe_node(
-        self,
-        node: str,
-        *,
-        timeout: float = ...,
-    ) -> WhoAnswer: ...
-    def enter_maintenance_mode(
-        self,
-        node: str,
-        *,
-        timeout: float = ...,
-    ) -> None: ...
-    def exit_maintenance_mode(
-        self,
-        node: str,
-        *,
-        timeout: float = ...,
-    ) -> None: ...

@@ -131,7 +131,8 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     """uid: 0 while the node belongs to no cluster. version: of the topology that it has. routers: the custom routing
     callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
     cluster, the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if
-    they describe none. disk: None of nodes that do not say."""
+    they describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not
+    say."""
 
     node_id: NodeId
     address: str
@@ -145,6 +146,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     strangers: list[NodeId] = []
     founds: int = 0
     disk: DiskRoom | None = None
+    life: int = 0
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

@@ -105,6 +105,7 @@ class Belonging:
             [] if node.cluster.uid else sorted(self._strangers),
             cluster_uid(node.config) if node.config.founders else 0,
             node.space.room(),
+            node.host.lives.nonce,
         )
 
     def info(self) -> NodeInfo:

@@ -262,9 +262,9 @@ def _holds(conf: ConfState, holders: Holders) -> bool:
 
 
 def _caught_up(status: RaftStatus, last_change: int) -> set[NodeId]:
-    """Peers that take the log as it grows, snapshots behind them, lack little of what is committed, and nothing of what
-    there was when they were added."""
-    peers = [peer for peer in status.peers if peer.state == "replicate" and peer.lag_entries <= LAG_MAX]
+    """Peers that have snapshots behind them, lack little of what is committed, and nothing of what there was when they
+    were added. One that was restarted while nothing is written stays in the state "probe", and counts."""
+    peers = [peer for peer in status.peers if peer.state != "snapshot" and peer.lag_entries <= LAG_MAX]
     return {peer.id for peer in peers if peer.match_index >= last_change}
 
 

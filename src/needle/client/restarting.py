@@ -1,0 +1,300 @@
+"""A rolling restart: one node after the other, followers first, while the cluster serves.
+
+A node is in maintenance before it is stopped, so it leads nothing; the next one waits until it has everything again.
+Invariants: a node is restarted only while each of its groups has a majority without it that answers and has the log;
+one node at a time, also if two people begin; that a process began anew is told by the process itself. How a node is
+restarted is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+
+import msgspec
+
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.base.model import RaftStatus
+from needle.client import values
+from needle.client.nodes import NodeMethods
+from needle.protocol.peer_calls import WhoAnswer
+from needle.routing.topology import Topology
+
+LOOK_SECONDS = 0.1
+ASK_SECONDS = 2.0
+SETTLE_SECONDS = 10.0
+"""So long a cluster may take to be well enough for the first restart: leadership may be on its way."""
+LAG_MAX = 100
+"""Entries that a replica may lack and still count as having the log."""
+
+
+class Restart(msgspec.Struct, frozen=True, kw_only=True):
+    """A node of a rolling restart. leads: the groups that it led, by name. why_not: why it cannot be restarted now; ""
+    if it can. seconds: from maintenance until it had everything again; 0 if it was not restarted (yet)."""
+
+    node: NodeId
+    address: str
+    leads: tuple[str, ...]
+    why_not: str = ""
+    seconds: float = 0.0
+
+
+Doing = Callable[[NodeId, str], "Awaitable[None] | None"]
+
+
+class RestartMethods(NodeMethods):
+    """A part of `Client`."""
+
+    async def plan_rolling_restart(
+        self, nodes: Iterable[NodeId] | None = None, *, timeout: float = 10.0
+    ) -> list[Restart]:
+        """The order in which `rolling_restart` takes the nodes (default: all), and what stands against it now. Nothing
+        is changed."""
+        seconds = values.check_timeout(timeout)
+        now = await self._shards.confirmed(seconds)
+        wanted = _wanted(now, nodes)
+        groups = await self._groups(now, wanted, min(seconds, SETTLE_SECONDS))
+        found = []
+        for node in in_order(wanted, groups):
+            why = _resting(now, ()) or await self._silent(node) or why_not(node, groups, now)
+            found.append(Restart(node=node, address=now.addresses()[node], leads=_led(node, groups), why_not=why))
+        return found
+
+    async def rolling_restart(
+        self,
+        restart: Doing,
+        *,
+        nodes: Iterable[NodeId] | None = None,
+        told: Callable[[str], None] | None = None,
+        timeout: float = 600.0,
+    ) -> list[Restart]:
+        """Restart nodes (default: all), one at a time, those that lead least first and the catalog's leader last.
+
+        restart: called with a node's id and address; ends when its process was told to restart, or has. A coroutine
+        function, or a plain one, which runs in a thread. told: called with what happens, for people. timeout: seconds
+        for each node.
+
+        Raises InvalidArgument while a node is in maintenance; Unavailable, before it touches the node, if the cluster
+        could not do without it, also after some waiting; DeadlineExceeded for a node that does not come back in time.
+        Then that node stays in maintenance, and no other one is restarted; see `needle maintenance exit`.
+        """
+        seconds = values.check_timeout(timeout)
+        left, done = _wanted(await self._shards.confirmed(seconds), nodes), list[Restart]()
+        while left:
+            now = await self._shards.confirmed(seconds)
+            left = [node for node in left if node in now.addresses()]  # one may have been removed meanwhile
+            if not left:
+                break
+            groups = await self._groups(now, left, min(seconds, SETTLE_SECONDS))
+            node = in_order(left, groups)[0]
+            left.remove(node)
+            await self._may_go(node, seconds if done else min(seconds, SETTLE_SECONDS))
+            done.append(await self._restarted(node, _led(node, groups), restart, told or _nobody, seconds))
+        return done
+
+    async def _restarted(
+        self, node: NodeId, leads: tuple[str, ...], restart: Doing, told: Callable[[str], None], seconds: float
+    ) -> Restart:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        left = _Countdown(begun + seconds)
+        before = await self.describe_node(node, timeout=ASK_SECONDS)
+        told(f"{node}: others take over {', '.join(leads) or 'nothing'}")
+        await self.enter_maintenance_mode(node, timeout=left())
+        now = await self._shards.confirmed(left())
+        if why := _resting(now, (node,)):
+            await self.exit_maintenance_mode(node, timeout=left())
+            raise InvalidArgument(why, field="nodes")
+        address = now.addresses()[node]
+        told(f"{node}: restart")
+        if asyncio.iscoroutinefunction(restart):
+            await restart(node, address)
+        else:
+            await asyncio.to_thread(restart, node, address)
+        await self._until(lambda: self._anew(node, before), left, f"{node} was not seen to start anew")
+        told(f"{node}: runs, and catches up")
+        await self._until(lambda: self._out(node, left), left, f"{node} is still in maintenance")
+        await self._until(lambda: self._whole(node), left, f"{node} does not have everything again")
+        took = loop.time() - begun
+        told(f"{node}: done after {took:.1f} s")
+        return Restart(node=node, address=address, leads=leads, seconds=took)
+
+    async def _may_go(self, node: NodeId, seconds: float) -> None:
+        """Wait until the cluster can do without a node. Raises Unavailable, InvalidArgument."""
+        left = _Countdown(asyncio.get_running_loop().time() + seconds)
+        while True:
+            now = await self._shards.confirmed(left())
+            if why := _resting(now, ()):
+                raise InvalidArgument(why, field="nodes")
+            groups = await self._groups(now, [node], left())
+            why = await self._silent(node) or why_not(node, groups, now)
+            if not why:
+                return
+            if not left.over():
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
+            raise Unavailable(f"{node} is not restarted: {why}", node=node)
+
+    async def _silent(self, node: NodeId) -> str:
+        try:
+            who = await self.describe_node(node, timeout=ASK_SECONDS)
+        except NeedleError as error:
+            return f"it does not answer: {error.message}"
+        return who.lost
+
+    async def _until(self, look: Callable[[], Awaitable[str]], left: _Countdown, what: str) -> None:
+        """Look until nothing is said any more. Raises DeadlineExceeded with what was said last."""
+        while why := await look():
+            if left.over():
+                raise DeadlineExceeded(f"{what} in time: {why}. It stays as it is, and no other node is restarted")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _anew(self, node: NodeId, before: WhoAnswer) -> str:
+        try:
+            now = await self.describe_node(node, timeout=ASK_SECONDS)
+        except NeedleError as error:
+            return error.message
+        if now.incarnation != before.incarnation:
+            return "another data directory answers under its name"
+        if before.life and now.life == before.life:
+            return "the same process answers still"
+        return now.lost
+
+    async def _out(self, node: NodeId, left: _Countdown) -> str:
+        try:
+            await self.exit_maintenance_mode(node, timeout=left())
+        except Unavailable as error:
+            return error.message
+        return ""
+
+    async def _whole(self, node: NodeId) -> str:
+        """What a node still lacks, by the word of those that lead its groups."""
+        now = await self._shards.confirmed(ASK_SECONDS)
+        held = _held(now, [node])
+        groups = await asyncio.gather(*(self._status(group, ASK_SECONDS) for group in held))
+        for group, status in zip(held, groups, strict=True):
+            if status is None:
+                return f"{group_name(group)} has no leader that answers"
+            if node in status.voters and node not in able(status):
+                return f"it lacks a part of {group_name(group)}"
+        return ""
+
+    async def _groups(
+        self, now: Topology, nodes: Collection[NodeId], seconds: float
+    ) -> dict[GroupId, RaftStatus | None]:
+        """What the leader of each group of these nodes says; None where none does in time."""
+        held = _held(now, nodes)
+        return dict(zip(held, await asyncio.gather(*(self._status(one, seconds) for one in held)), strict=True))
+
+    async def _status(self, group: GroupId, seconds: float) -> RaftStatus | None:
+        try:
+            found = await self._shards.group(group - 1).leaders_status(seconds)
+        except NeedleError:
+            return None
+        return found if found.state == "Leader" else None
+
+
+class _Countdown:
+    """The seconds left until a deadline; never 0, for who calls with it."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+
+    def __call__(self) -> float:
+        return max(ASK_SECONDS, self._deadline - asyncio.get_running_loop().time())
+
+    def over(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._deadline
+
+
+# --- what follows from what is so; pure ------------------------------------------------------------------------------
+def in_order(nodes: Sequence[NodeId], groups: Mapping[GroupId, RaftStatus | None]) -> list[NodeId]:
+    """Those that lead least first, the catalog's leader last: leadership moves as seldom as possible."""
+
+    def key(node: NodeId) -> tuple[bool, int, NodeId]:
+        led = [group for group, status in groups.items() if status is not None and status.node_id == node]
+        return CATALOG_GROUP in led, len(led), node
+
+    return sorted(nodes, key=key)
+
+
+def able(status: RaftStatus) -> set[NodeId]:
+    """The voters that answer the leader and have the log, the leader with them."""
+    return set(status.voters) - _unable(status).keys()
+
+
+def _unable(status: RaftStatus) -> dict[NodeId, str]:
+    """The voters of which that is not so, and why."""
+    found = dict.fromkeys(status.voters, "is not known to its leader")
+    found.pop(status.node_id, None)
+    for peer in status.peers:
+        if peer.id in status.refused:
+            found[peer.id] = f"is refused: {status.refused[peer.id]}"
+        elif not peer.recently_active:
+            found[peer.id] = "does not answer"
+        elif peer.state == "snapshot":
+            found[peer.id] = "fetches a snapshot"
+        elif peer.lag_entries > LAG_MAX:
+            found[peer.id] = f"is {peer.lag_entries} entries behind"
+        else:  # also one in the state "probe", as who comes back to an idle group is: it takes the log all the same
+            found.pop(peer.id, None)
+    return {node: why for node, why in found.items() if node in status.voters}
+
+
+def why_not(node: NodeId, groups: Mapping[GroupId, RaftStatus | None], now: Topology) -> str:
+    """Why a node must not stop: a group that would have no majority without it; "" for nothing. groups: what their
+    leaders say, those of this node at least."""
+    for group, status in groups.items():
+        held = now.holders(group)
+        if held is None or node not in held.all:
+            continue
+        name = group_name(group)
+        if status is None:
+            return f"{name} has no leader that answers"
+        if node not in status.voters:
+            continue
+        if status.voters == [node]:
+            return f"{name} is on {node} alone"
+        unable = {other: why for other, why in _unable(status).items() if other != node}
+        if 2 * (len(status.voters) - 1 - len(unable)) <= len(status.voters):
+            others = "; ".join(f"{other} {why}" for other, why in sorted(unable.items()))
+            only = f": {others}" if others else f", for it has only {len(status.voters)} voters"
+            return f"without it {name} has no majority{only}"
+    return ""
+
+
+def _wanted(now: Topology, nodes: Iterable[NodeId] | None) -> list[NodeId]:
+    known = now.addresses()
+    if nodes is None:
+        return list(known)
+    if isinstance(nodes, str):
+        raise InvalidArgument("nodes is a list of node ids, not one string", field="nodes")
+    wanted = list(dict.fromkeys(nodes))
+    strange = [str(node) for node in wanted if node not in known]
+    if strange:
+        raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(known)}")
+    return wanted
+
+
+def _held(now: Topology, nodes: Collection[NodeId]) -> list[GroupId]:
+    """The groups of which one of these nodes holds a replica."""
+    groups = (CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving))
+    found = [(group, now.holders(group)) for group in groups]
+    return [group for group, held in found if held is not None and set(held.all) & set(nodes)]
+
+
+def _nobody(text: str) -> None:
+    """Is told."""
+
+
+def _led(node: NodeId, groups: Mapping[GroupId, RaftStatus | None]) -> tuple[str, ...]:
+    return tuple(group_name(group) for group, of in groups.items() if of is not None and of.node_id == node)
+
+
+def _resting(now: Topology, but: Collection[NodeId]) -> str:
+    """Why nobody may begin: other nodes are in maintenance; "" if none is."""
+    resting = [info.id for info in now.nodes if info.maintenance and info.id not in but]
+    if not resting:
+        return ""
+    return f"{', '.join(resting)} is in maintenance: `needle maintenance exit` first, or wait for who restarts it"

@@ -1,0 +1,102 @@
+"""Which node is restarted next, and which must not be."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from cluster.catalog_util import topology
+from needle.base.ids import CATALOG_GROUP, GroupId
+from needle.base.model import PeerStatus, RaftStatus
+from needle.client.group import GroupClient
+from needle.client.restarting import able, in_order, why_not
+
+NODES = ["node-1", "node-2", "node-3"]
+
+
+def peer(node: str, *, active: bool = True, lag: int = 0, state: str = "replicate") -> PeerStatus:
+    return PeerStatus(
+        id=node,
+        address="",
+        match_index=1,
+        state=state,
+        recently_active=active,
+        is_learner=False,
+        lag_entries=lag,
+        lag_ms=0.0,
+    )
+
+
+def led(by: str, *peers: PeerStatus, group: GroupId = 1, refused: str = "") -> RaftStatus:
+    return RaftStatus(
+        node_id=by,
+        group=group,
+        state="Leader",
+        current_term=1,
+        commit_index=1,
+        last_applied=1,
+        first_index=1,
+        last_index=1,
+        leader=by,
+        voters=sorted([by, *(one.id for one in peers)]),
+        learners=[],
+        peers=list(peers),
+        lease_remaining=0.0,
+        leader_changes=0,
+        refused={refused: "its directory is another"} if refused else {},
+    )
+
+
+def test_the_catalogs_leader_is_the_last_and_those_that_lead_nothing_the_first() -> None:
+    groups = {
+        CATALOG_GROUP: led("node-1"),
+        1: led("node-2"),
+        2: led("node-2"),
+        3: led("node-3"),
+        4: None,
+    }
+    assert in_order(["node-1", "node-2", "node-3", "node-4"], groups) == ["node-4", "node-3", "node-2", "node-1"]
+
+
+def test_a_voter_counts_if_it_answers_and_has_the_log() -> None:
+    status = led("node-1", peer("node-2", lag=100), peer("node-3", lag=101))
+    assert able(status) == {"node-1", "node-2"}
+    assert able(led("node-1", peer("node-2", active=False), peer("node-3", state="snapshot"))) == {"node-1"}
+    assert able(led("node-1", peer("node-2"), peer("node-3"), refused="node-3")) == {"node-1", "node-2"}
+
+
+def test_a_node_stays_up_while_a_group_needs_it() -> None:
+    now = topology(shards=1, nodes=3)
+    whole = led("node-1", peer("node-2"), peer("node-3"))
+    groups = {CATALOG_GROUP: led("node-1", peer("node-2"), peer("node-3"), group=CATALOG_GROUP), 1: whole}
+    assert [why_not(node, groups, now) for node in NODES] == ["", "", ""]
+    groups[1] = led("node-1", peer("node-2"), peer("node-3", active=False))
+    assert "no majority" in why_not("node-1", groups, now) and "no majority" in why_not("node-2", groups, now)
+    assert why_not("node-3", groups, now) == ""  # it is down: more it cannot cost
+    groups[1] = None  # type: ignore[assignment]
+    assert "no leader" in why_not("node-3", groups, now)
+    assert why_not("node-9", groups, now) == ""
+    groups[1] = led("node-1")
+    assert "alone" in why_not("node-1", groups, now)
+
+
+async def test_who_leads_no_more_does_not_speak_for_the_group() -> None:
+    """Any node says how a group is, and one that followed since knows nothing of the others."""
+
+    class Group:
+        group = 1
+        forgotten = 0
+
+        def forget_leader(self) -> None:
+            self.forgotten += 1
+
+        async def ask_leader(self, method: str, make_body: Any, timeout: float) -> bytes:
+            leading = led("node-2", peer("node-1"), peer("node-3"))
+            former = msgspec.structs.replace(led("node-1"), state="Follower")
+            return msgspec.msgpack.encode(leading if self.forgotten else former)
+
+    group: Any = Group()
+    found = await asyncio.wait_for(GroupClient.leaders_status(group, 10.0), 5)
+    assert found.node_id == "node-2" and group.forgotten == 1
