@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from needle.base.errors import DeadlineExceeded, NeedleError, Unavailable
-from needle.base.ids import GroupId, shard_group
+from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
-from needle.base.parts import Payload
+from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client import values
-from needle.client.attempts import Attempts
+from needle.client.attempts import PATIENCE_SECONDS, Attempts, Unanswered
 from needle.client.batches import BatchMethods
 from needle.client.directory import Caller, Directory
 from needle.client.document_calls import BatchPart, DocumentCalls, Found
@@ -32,6 +32,7 @@ from needle.protocol.calls import (
     DocumentBatch,
     Freshness,
     GetCall,
+    LeaderAnswer,
     ScanAnswer,
     ScanCall,
     SearchCall,
@@ -50,6 +51,7 @@ from needle.protocol.commands import (
     Session,
     UpdateVectors,
 )
+from needle.routing.topology import Topology
 
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
@@ -61,10 +63,10 @@ class PlainClient(BatchMethods):
     def __init__(
         self, caller: Caller, addresses: Iterable[str], *, rng: Rng, batch_bytes_max: int = BATCH_BYTES_MAX
     ) -> None:
-        """addresses: of some or all nodes; the others are learned. batch_bytes_max: a larger batch becomes several
+        """addresses: of the nodes to ask; no others are learned. batch_bytes_max: a larger batch becomes several
         writes."""
         self._caller = caller
-        self._group = PlainGroup(shard_group(0), Directory(caller, addresses), rng)
+        self._group = PlainGroup(AnyNode(caller, addresses), rng)
         self._calls = PlainCalls(self._group, batch_bytes_max)
 
     async def _documents(self) -> DocumentCalls:
@@ -82,10 +84,55 @@ class PlainClient(BatchMethods):
         return self._group.last_index
 
 
+class AnyNode(Directory):
+    """Some addresses; whoever answers at one routes, and so counts as the leader."""
+
+    asks = calls.LEADER
+
+    def __init__(self, caller: Caller, addresses: Iterable[str]) -> None:
+        super().__init__(caller, 0, Topology)
+        self._given = list(addresses)
+
+    def nodes(self) -> dict[NodeId, str]:
+        return {address: address for address in self._given}
+
+    def addresses(self) -> list[str]:
+        return self._given
+
+    def _place(self, answer: LeaderAnswer, said: str) -> str | None:
+        return said
+
+
+class Waiting(Unanswered):
+    """A request is waited for as long as the node that has it answers anything."""
+
+    def __init__(self, directory: AnyNode) -> None:
+        super().__init__(directory)
+        self._nodes = directory
+
+    async def call(self, address: str, method: str, body: Body, seconds: float) -> Payload | None:
+        """As `Unanswered.call`; None if the node says nothing at all."""
+        nodes = self._nodes
+        answer = asyncio.ensure_future(nodes.caller.call(address, method, body, seconds))
+        try:
+            while not (await asyncio.wait((answer,), timeout=PATIENCE_SECONDS))[0]:
+                if await nodes.ask(address) is None and not answer.done():
+                    nodes.suspect(address)
+                    nodes.forget_leader(address)
+                    return None
+            return answer.result()
+        finally:
+            answer.cancel()
+
+
 class PlainGroup(GroupClient):
     """All nodes, as if they held one group. `last_index`: the newest log index that an answer has carried."""
 
     last_index = 0
+
+    def __init__(self, nodes: AnyNode, rng: Rng) -> None:
+        super().__init__(nodes, rng)
+        self._unanswered = Waiting(nodes)
 
     def saw(self, index: int) -> None:
         """An answer carried this log index."""

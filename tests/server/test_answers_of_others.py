@@ -11,6 +11,7 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import FakeShards, virtually
+from harness.scripted_network import one_shard
 from needle.base.config import RaftConfig
 from needle.base.errors import (
     ConnectionLost,
@@ -169,8 +170,9 @@ def test_a_node_that_cannot_be_understood_is_one_that_does_not_answer() -> None:
         def answer(address: str, _: str) -> Told:
             return GARBAGE if address == "h:1" else ConnectionLost("down")
 
-        directory = Directory(Caller(answer), ["h:1", "h:2"])
-        assert await directory.find_leader(1, 0.2) is None
+        now = one_shard()
+        directory = Directory(Caller(answer), 0, lambda: now)
+        assert await directory.find_leader(0.2) is None
         assert directory.all_failed()
 
     virtually(work())

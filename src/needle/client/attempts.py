@@ -1,8 +1,7 @@
 """One call's time and what its attempts told; and the watch over requests that a leader is long in answering.
 
 Invariant: a request has all the time that its call has left, so a node that works on it is waited for and is not asked
-twice. It is given up for another leader that was elected after it was sent, or, where any replica may answer, for
-another node when its own says nothing at all. Knows no documents.
+twice. It is given up for another leader that was elected after it was sent. Knows no documents.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 from needle.base.errors import NeedleError
-from needle.base.ids import GroupId
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client.directory import Directory
@@ -67,11 +65,10 @@ class _Asked:
 
 
 class Unanswered:
-    """The requests to one group's replicas that wait for their answer. While all are young they cost a timer; when one
-    is old, the nodes are asked what became of the leader and of the node it waits for, once for all that wait."""
+    """The requests to a group's leader that wait for their answer. While all are young they cost a timer; when one is
+    old, the nodes are asked what became of the leader, once for all that wait."""
 
-    def __init__(self, group: GroupId, directory: Directory) -> None:
-        self._group = group
+    def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._asked: dict[_Asked, None] = {}  # the oldest first
         self._timer: asyncio.TimerHandle | None = None
@@ -83,7 +80,7 @@ class Unanswered:
         asked: _Asked | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                asked = _Asked(address, loop.time(), directory.term(self._group), limit)
+                asked = _Asked(address, loop.time(), directory.term, limit)
                 self._asked[asked] = None
                 if self._timer is None and self._watch is None and seconds > PATIENCE_SECONDS:
                     self._timer = loop.call_later(PATIENCE_SECONDS, self._look)
@@ -93,7 +90,6 @@ class Unanswered:
         finally:
             if asked is not None:
                 self._asked.pop(asked, None)
-        directory.heard(address)
         return answer
 
     def _look(self) -> None:
@@ -116,22 +112,14 @@ class Unanswered:
             self._look()
 
     async def _watch_over(self) -> None:
-        """Ask the nodes for a later leader and whether those that are slow are there; give up what waits idly."""
-        group, directory, loop = self._group, self._directory, asyncio.get_running_loop()
-        start = loop.time()
-        old = [asked for asked in self._asked if asked.since + PATIENCE_SECONDS <= start]
+        """Ask the nodes for a later leader; give up what waits for an earlier one."""
+        directory, loop = self._directory, asyncio.get_running_loop()
+        old = [asked for asked in self._asked if asked.since + PATIENCE_SECONDS <= loop.time()]
         # All of them: whoever gives up at the deadline says which did not answer.
-        asking: list[Coroutine[Any, Any, object]] = [directory.ask(there, group) for there in directory.addresses()]
-        asking.append(directory.await_leader(group, PATIENCE_SECONDS))
+        asking: list[Coroutine[Any, Any, object]] = [directory.ask(address) for address in directory.addresses()]
+        asking.append(directory.await_leader(PATIENCE_SECONDS))
         await asyncio.gather(*asking)
-        leader, term = directory.known_leader(group), directory.term(group)
         for asked in old:
-            if asked not in self._asked:
-                continue
-            # Nodes that route for every caller lead in no term; any of them will do.
-            silent = term == 0 and not directory.heard_since(asked.address, start)
-            if silent:
-                directory.forget_leader(group, asked.address)
-            if silent or (leader not in (None, asked.address) and term > asked.term):
+            if asked in self._asked and directory.leader not in (None, asked.address) and directory.term > asked.term:
                 del self._asked[asked]
                 asked.limit.reschedule(loop.time())

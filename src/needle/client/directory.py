@@ -1,22 +1,22 @@
-"""Which nodes there are, which of them leads a group, and which have failed lately.
+"""Which nodes hold a group, as the newest topology says, which of them leads it, and which have failed lately.
 
-Invariant: at most one search for a group's leader runs at a time; all callers share its result. What a node says about
-the leader is a hint only: Raft decides, a wrong hint costs one refused request. So is what a node says of where others
-are: it may not have heard that they moved, and who answers at an address itself is believed over it. Knows the RPC call
-for the leader only.
+Invariant: at most one search for the leader runs at a time; all callers share its result. What a node says about the
+leader is a hint only: Raft decides, a wrong hint costs one refused request. Knows the RPC call for the leader only.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Protocol
 
-from needle.base.errors import ClientClosed, ConfigError, DeadlineExceeded, NeedleError, ProtocolError
-from needle.base.ids import GroupId, NodeId
+from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, ProtocolError
+from needle.base.ids import NodeId, shard_group
 from needle.base.parts import Body, Payload
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
+from needle.protocol.peer_calls import SHARD_LEADER
+from needle.routing.topology import Topology
 
 ASK_SECONDS = 0.5
 """How long a node may take to say who leads."""
@@ -38,34 +38,27 @@ class Caller(Protocol):
 
 
 class Directory:
-    """The nodes of one cluster, learned from seeds."""
+    """The nodes that hold the replicas of one shard, or of the catalog."""
 
-    asks = calls.LEADER
+    asks = SHARD_LEADER
     """The method by which a node is asked who leads."""
 
-    def __init__(self, caller: Caller, seeds: Iterable[str]) -> None:
+    def __init__(self, caller: Caller, shard: int, topology: Callable[[], Topology], prefer: str | None = None) -> None:
+        """shard: -1 for the catalog. prefer: the address to ask first where any replica may answer."""
         self.caller = caller
-        self._seeds = dict.fromkeys(seeds)
-        if not self._seeds:
-            raise ConfigError("addresses = [] is not allowed: at least one 'host:port'", field="addresses")
-        self._given = list(self._seeds)
-        self._lost = False
-        """No node named a leader when the nodes were last asked: those that were given are asked too from now on."""
-        self._listed_by = 0
-        """The term of the leader that listed the nodes last."""
-        self._by_node: dict[NodeId, str] = {}
-        self._who: dict[str, NodeId] = {}
-        """Who answered at each address when it was last asked. What answers no more is not here."""
-        self._unsure: dict[str, None] = {}
-        """Addresses of nodes that turned out to be elsewhere: asked once who is there now."""
-        self._leaders: dict[GroupId, str] = {}
-        self._terms: dict[GroupId, int] = {}
-        """The term of the leader that was named last."""
-        self._searches: dict[GroupId, asyncio.Task[str | None]] = {}
-        self._watches: dict[GroupId, asyncio.Task[bool]] = {}
+        self.group = shard_group(shard)
+        self._shard = shard
+        self._topology = topology
+        self._prefer = prefer
+        self._listed_of: Topology | None = None
+        self._listed: list[str] = []
+        self.leader: str | None = None
+        """The address of the leader, as far as known."""
+        self.term = 0
+        """The term of the leader that a node named last; 0 when none has, or when nodes lead in no term."""
+        self._search: asyncio.Task[str | None] | None = None
+        self._watch: asyncio.Task[bool] | None = None
         self._suspect: dict[str, float] = {}
-        self._heard: dict[str, float] = {}
-        """When each address last answered anything."""
         self._turn = 0
         self._together = 0
         self.failures: dict[str, NeedleError] = {}
@@ -74,72 +67,36 @@ class Directory:
         """Set when a node refused to talk at all (other cluster, other protocol), or this client is closed."""
 
     # --- nodes -------------------------------------------------------------------------------------------------------
+    def nodes(self) -> dict[NodeId, str]:
+        """Where they are, by id, the preferred leader first."""
+        now = self._topology()
+        replicas = now.shards[self._shard].replicas if 0 <= self._shard < len(now.shards) else now.catalog
+        return {node: address for node in replicas if (address := now.address_of(node)) is not None}
+
     def addresses(self) -> list[str]:
-        """Every known address; those that have not said which node they are come last."""
-        return list(dict.fromkeys([*self._by_node.values(), *self._seeds, *self._unsure]))
+        """As `nodes`."""
+        now = self._topology()
+        if now is not self._listed_of:
+            self._listed_of = now
+            self._listed = list(self.nodes().values())
+        return self._listed
 
     def address_of(self, node: NodeId) -> str | None:
-        return self._by_node.get(node)
-
-    def nodes(self) -> dict[NodeId, str]:
-        """Known nodes and their addresses, by id."""
-        return dict(sorted(self._by_node.items()))
-
-    def learn(self, address: str, answer: LeaderAnswer) -> None:
-        """A node answered at `address`. Where a node answered itself is kept over what others say, unless nothing
-        answers there any more; of several such addresses, one that we were given."""
-        node = answer.node_id
-        self._seeds.pop(address, None)
-        self._unsure.pop(address, None)
-        for other in [other for other, at in self._by_node.items() if at == address and other != node]:
-            del self._by_node[other]  # it is not there
-        self._who[address] = node
-        known = self._by_node.get(node)
-        if known is None or not self._is_at(node, known) or address in self._given or known not in self._given:
-            self._by_node[node] = address
-            if known not in (None, address) and known not in self._who:
-                self._unsure[str(known)] = None
-        for other, told in sorted(answer.addresses.items()):
-            if other != node and self._may_be_at(other, told):
-                self._by_node[other] = told
-        # A leader knows all members and where they are; others may not have heard yet of one that is new.
-        if answer.leader == node and node in answer.addresses and answer.term >= self._listed_by:
-            self._listed_by = answer.term
-            for gone in self._by_node.keys() - answer.addresses.keys():
-                del self._by_node[gone]
-            kept = {*self.addresses(), *self._given}
-            self._who = {there: who for there, who in self._who.items() if there in kept}
-            self.failures = {there: why for there, why in self.failures.items() if there in kept}
-
-    def _is_at(self, node: NodeId, address: str | None) -> bool:
-        """Whether it answered there itself, and nothing was heard to the contrary."""
-        return address is not None and self._who.get(address) == node
-
-    def _may_be_at(self, node: NodeId, told: str) -> bool:
-        """Whether to believe another node that says so."""
-        return not self._is_at(node, self._by_node.get(node)) and self._who.get(told, node) == node
-
-    def _silent(self, address: str, error: NeedleError) -> None:
-        """Nothing came from `address` when it was asked."""
-        self.failures[address] = error
-        self._unsure.pop(address, None)
-        node = self._who.pop(address, None)
-        if node is not None and self._by_node.get(node) == address:
-            # It may have answered elsewhere too.
-            self._by_node[node] = next((there for there, who in self._who.items() if who == node), address)
+        """Of any node of the cluster."""
+        return self._topology().address_of(node)
 
     def suspect(self, address: str) -> None:
         """`address` failed: try others first for a while."""
         self._suspect[address] = asyncio.get_running_loop().time() + SUSPECT_SECONDS
 
-    def in_turn(self, prefer: str | None = None) -> list[str]:
-        """Addresses for a read that any node may answer: the next in turn first (or `prefer`), failing ones last. Up to
-        TOGETHER_MAX reads of one turn of the event loop have the same turn."""
-        known = self.addresses()
+    def in_turn(self) -> list[str]:
+        """Addresses for a read that any replica may answer: the preferred one first, or the next in turn, failing ones
+        last. Up to TOGETHER_MAX reads of one turn of the event loop have the same turn."""
+        known, prefer = self.addresses(), self._prefer
         if self._together in (0, TOGETHER_MAX):
             if not self._together:
                 asyncio.get_running_loop().call_soon(self._next_turn)
-            self._turn = (self._turn + 1) % len(known)
+            self._turn = (self._turn + 1) % max(1, len(known))
             self._together = 0
         self._together += 1
         order = known[self._turn :] + known[: self._turn]
@@ -156,116 +113,99 @@ class Directory:
         self._together = 0
 
     # --- leaders -----------------------------------------------------------------------------------------------------
-    def known_leader(self, group: GroupId) -> str | None:
-        return self._leaders.get(group)
-
-    def term(self, group: GroupId) -> int:
-        """The term of the leader that a node named last; 0 when none has, or when nodes lead in no term."""
-        return self._terms.get(group, 0)
-
-    def heard(self, address: str) -> None:
-        """The node at `address` has answered."""
-        self._heard[address] = asyncio.get_running_loop().time()
-
-    def heard_since(self, address: str, moment: float) -> bool:
-        """Whether the node at `address` has answered anything since then (loop time)."""
-        return self._heard.get(address, float("-inf")) >= moment
-
-    def set_leader(self, group: GroupId, address: str | None) -> None:
-        if address is None:
-            self._leaders.pop(group, None)
-        else:
-            self._leaders[group] = address
-
-    def forget_leader(self, group: GroupId, address: str) -> None:
+    def forget_leader(self, address: str) -> None:
         """`address` does not lead any more; keeps what was learned meanwhile."""
-        if self._leaders.get(group) == address:
-            del self._leaders[group]
+        if self.leader == address:
+            self.leader = None
 
-    async def find_leader(self, group: GroupId, timeout: float) -> str | None:
+    async def find_leader(self, timeout: float) -> str | None:
         """Ask all nodes at once; the address of the leader, or None if nobody names one in time."""
-        search = self._searches.get(group)
+        search = self._search
         if search is None:
-            search = asyncio.get_running_loop().create_task(self._search(group))
-            self._searches[group] = search
-            search.add_done_callback(lambda _: self._searches.pop(group, None))
+            search = self._search = asyncio.get_running_loop().create_task(self._ask_all())
+            search.add_done_callback(self._searched)
         # wait() leaves the search running for the others when this caller is cancelled or its time is up.
         done, _ = await asyncio.wait((search,), timeout=timeout)
         return search.result() if done else None
 
-    async def _search(self, group: GroupId) -> str | None:
+    def _searched(self, _: object) -> None:
+        self._search = None
+
+    async def _ask_all(self) -> str | None:
         loop = asyncio.get_running_loop()
-        known = dict.fromkeys([*self.addresses(), *(self._given if self._lost else [])])
-        asked = {loop.create_task(self.ask(address, group)): address for address in known}
+        asked = {loop.create_task(self.ask(address)): address for address in self.addresses()}
         waiting = list(asked)
         deadline = loop.time() + ASK_SECONDS
         best: LeaderAnswer | None = None
+        said = ""
         try:
             while waiting and (left := deadline - loop.time()) > 0:
                 await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 done = [task for task in waiting if task.done()]
                 waiting = [task for task in waiting if not task.done()]
-                for answer in filter(None, (task.result() for task in done)):
-                    if answer.leader is not None and (best is None or answer.term >= best.term):
-                        best = answer
+                for task in done:
+                    answer = task.result()
+                    if answer is None or answer.leader is None or (best is not None and answer.term < best.term):
+                        continue
+                    best, said = answer, asked[task]
                 if best is not None and best.leader == best.node_id:
                     break
-                if best is not None and self._place_of(best.leader, best) is not None:
+                if best is not None and self._place(best, said) is not None:
                     deadline = min(deadline, loop.time() + SETTLE_SECONDS)
         finally:
             for task in waiting:
                 task.cancel()
-        found = None if best is None or best.leader is None else self._named(group, best.leader, best)
-        self._lost = found is None
+        found = None if best is None else self._named(best, said)
         if found is None:
             for task in waiting:
                 late = DeadlineExceeded(f"no answer from {asked[task]} in time", address=asked[task])
-                if asked[task] not in self.failures:
-                    self._silent(asked[task], late)
+                self.failures.setdefault(asked[task], late)
         return found
 
-    def _place_of(self, leader: NodeId | None, answer: LeaderAnswer) -> str | None:
-        """Where it is, as far as known here, or else by `answer`; not where another node answered."""
-        if leader is None:
-            return None
-        told = answer.addresses.get(leader)
-        return self.address_of(leader) or (told if told is not None and self._may_be_at(leader, told) else None)
+    def _place(self, answer: LeaderAnswer, said: str) -> str | None:
+        """Where the leader is that the node at `said` names: as far as known here, or else by its answer."""
+        leader = answer.leader
+        return None if leader is None else self.address_of(leader) or answer.addresses.get(leader)
 
-    def _named(self, group: GroupId, leader: NodeId, answer: LeaderAnswer) -> str | None:
-        """`answer` says that `leader` leads; its address, if anyone knows it."""
-        address = self._place_of(leader, answer)
-        self.set_leader(group, address)
-        self._terms[group] = max(answer.term, self._terms.get(group, 0))
-        return address
+    def _named(self, answer: LeaderAnswer, said: str) -> str | None:
+        """The node at `said` names a leader; its address, if anyone knows it."""
+        self.leader = self._place(answer, said)
+        self.term = max(answer.term, self.term)
+        return self.leader
 
-    async def await_leader(self, group: GroupId, seconds: float) -> None:
+    async def await_leader(self, seconds: float) -> None:
         """Returns when a node has named the leader of a later term than was known, which then is the known one; at the
         latest after `seconds`. Callers share what is asked."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while (left := deadline - loop.time()) > 0:
-            watch = self._watches.get(group)
+            watch = self._watch
             if watch is None:
-                watch = self._watches[group] = loop.create_task(self._watch(group, left))
-                watch.add_done_callback(lambda _: self._watches.pop(group, None))
+                watch = self._watch = loop.create_task(self._watch_for(left))
+                watch.add_done_callback(self._watched)
             done, _ = await asyncio.wait((watch,), timeout=left)
             if done and watch.result():
                 return
 
-    async def _watch(self, group: GroupId, seconds: float) -> bool:
+    def _watched(self, _: object) -> None:
+        self._watch = None
+
+    async def _watch_for(self, seconds: float) -> bool:
         """Have every node say when it knows of a later leader; whether one did. Takes all of `seconds` otherwise: nodes
         that do not wait before they answer are not asked over and over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        known = self._terms.get(group, 0)
-        body = calls.encode(GroupCall(group, seconds, known))
-        waiting = {loop.create_task(self._told(address, body, seconds)) for address in self.addresses()}
+        known = self.term
+        body = calls.encode(GroupCall(self.group, seconds, known))
+        asked = {loop.create_task(self._told(address, body, seconds)): address for address in self.addresses()}
+        waiting = set(asked)
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for answer in filter(None, (task.result() for task in done)):
-                    if answer.leader is not None and answer.term > known:
-                        return self._named(group, answer.leader, answer) is not None
+                for task in done:
+                    answer = task.result()
+                    if answer is not None and answer.leader is not None and answer.term > known:
+                        return self._named(answer, asked[task]) is not None
         finally:
             for task in waiting:
                 task.cancel()
@@ -275,25 +215,21 @@ class Directory:
     async def _told(self, address: str, body: bytes, seconds: float) -> LeaderAnswer | None:
         """What the node at `address` says within `seconds`, if anything."""
         try:
-            answer = calls.decode(await self.caller.call(address, self.asks, body, seconds), LeaderAnswer)
+            return calls.decode(await self.caller.call(address, self.asks, body, seconds), LeaderAnswer)
         except NeedleError:
             return None  # the next search for the leader says why
-        self.heard(address)
-        return answer
 
-    async def ask(self, address: str, group: GroupId) -> LeaderAnswer | None:
+    async def ask(self, address: str) -> LeaderAnswer | None:
         """What the node at `address` knows; None if it does not answer (see `failures`)."""
+        body = calls.encode(GroupCall(self.group, ASK_SECONDS))
         try:
-            body = await self.caller.call(address, self.asks, calls.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS)
-            answer = calls.decode(body, LeaderAnswer)
+            answer = calls.decode(await self.caller.call(address, self.asks, body, ASK_SECONDS), LeaderAnswer)
         except NeedleError as error:
-            self._silent(address, error)
+            self.failures[address] = error
             if isinstance(error, ProtocolError | ClientClosed):
                 self.refusal = error
             return None
         self.failures.pop(address, None)
-        self.heard(address)
-        self.learn(address, answer)
         return answer
 
     def all_failed(self) -> bool:

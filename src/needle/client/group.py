@@ -28,7 +28,7 @@ from needle.base.errors import (
     StorageError,
     VersionMismatch,
 )
-from needle.base.ids import GroupId, NodeId
+from needle.base.ids import NodeId
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
@@ -61,12 +61,12 @@ def written(answer: Payload) -> WriteResult:
 class GroupClient:
     """Calls to one group."""
 
-    def __init__(self, group: GroupId, directory: Directory, rng: Rng) -> None:
-        self.group = group
+    def __init__(self, directory: Directory, rng: Rng) -> None:
+        self.group = directory.group
         self._directory = directory
         self._caller = directory.caller
         self._rng = rng
-        self._unanswered = Unanswered(group, directory)
+        self._unanswered = Unanswered(directory)
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
         self._write = calls.WRITE
@@ -75,14 +75,14 @@ class GroupClient:
 
     async def find_leader(self, timeout: float) -> str | None:
         """Ask the nodes who leads: its address; None if none names it in time. Raises only when all refuse to talk."""
-        address = await self._directory.find_leader(self.group, timeout)
+        address = await self._directory.find_leader(timeout)
         if address is None:
             self._check_refusal()
         return address
 
     def forget_leader(self) -> None:
         """Ask who leads before the next call."""
-        self._directory.set_leader(self.group, None)
+        self._directory.leader = None
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult:
@@ -169,9 +169,9 @@ class GroupClient:
         while True:
             if (left := attempts.left()) <= 0:
                 self._too_late(attempts, writing=method is self._write)
-            address = directory.known_leader(self.group)
+            address = directory.leader
             if address is None:
-                address = await directory.find_leader(self.group, left)
+                address = await directory.find_leader(left)
             if address is None:
                 self._check_refusal()
                 await self._unreached(attempts)
@@ -219,12 +219,12 @@ class GroupClient:
             hint = known if known not in (None, address) else error.details.get("leader_address")
             if hint and hint != address and attempts.hints < HINTS_MAX:
                 attempts.hints += 1
-                directory.set_leader(self.group, str(hint))
+                directory.leader = str(hint)
                 return
             attempts.hints = 0
-            directory.forget_leader(self.group, address)
+            directory.forget_leader(address)
         else:
-            directory.forget_leader(self.group, address)
+            directory.forget_leader(address)
             if isinstance(error, ConnectionLost):
                 directory.suspect(address)
                 await self._unreached(attempts)
@@ -240,7 +240,7 @@ class GroupClient:
 
     async def _next_leader(self, attempts: Attempts) -> None:
         """Wait before the next attempt, but no longer than until a node knows of a new leader."""
-        await self._directory.await_leader(self.group, attempts.next_pause(self._rng))
+        await self._directory.await_leader(attempts.next_pause(self._rng))
 
     def _check_refusal(self) -> None:
         """A node that refuses to talk to us (other cluster, other release) will go on refusing."""
@@ -258,7 +258,7 @@ class GroupClient:
             )
         if isinstance(attempts.last, Overloaded | DiskFailed):
             raise attempts.last  # by its name: it was like this until the end
-        leader = self._directory.known_leader(self.group)
+        leader = self._directory.leader
         if leader is None or isinstance(attempts.last, NoQuorum):
             raise NoQuorum(f"{self._named} has no leader after {attempts.whole:.3g} s: {why}{last}")
         raise DeadlineExceeded(

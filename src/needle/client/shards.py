@@ -32,12 +32,10 @@ from needle.client.attempts import Attempts
 from needle.client.directory import Caller, Directory
 from needle.client.group import GroupClient, MakeBody, written
 from needle.protocol import calls
-from needle.protocol.calls import LeaderAnswer
 from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
 from needle.protocol.commands import Command, encode_body
 from needle.protocol.peer_calls import (
     CATALOG,
-    SHARD_LEADER,
     SYNC,
     TOPOLOGY,
     WHO,
@@ -63,62 +61,21 @@ _FATE_UNKNOWN = (OutcomeUnknown, ConnectionLost, DeadlineExceeded, StorageError,
 """What may be said of a command that is executed, then or later."""
 
 
-class ReplicaDirectory(Directory):
-    """The nodes that hold one shard's replicas, as the topology says."""
-
-    asks = SHARD_LEADER
-
-    def __init__(self, caller: Caller, shard: int, topology: Callable[[], Topology], prefer: str | None) -> None:
-        self._shard = shard
-        self._topology = topology
-        self._prefer = prefer
-        self._seen: Topology | None = None
-        self._listed: list[str] = []
-        super().__init__(caller, self.addresses())
-        self._given = []  # where replicas were once is nowhere to look: the topology is asked for
-
-    def addresses(self) -> list[str]:
-        """Of the shard's replicas, the preferred leader's first."""
-        now = self._topology()
-        if now is not self._seen:
-            self._seen = now
-            self._listed = list(self.nodes().values())
-        return self._listed
-
-    def nodes(self) -> dict[NodeId, str]:
-        """As the topology names them, also before one has answered."""
-        now = self._topology()
-        replicas = now.shards[self._shard].replicas if 0 <= self._shard < len(now.shards) else now.catalog
-        return {node: address for node in replicas if (address := now.address_of(node)) is not None}
-
-    def address_of(self, node: NodeId) -> str | None:
-        return self._topology().address_of(node)
-
-    def learn(self, address: str, answer: LeaderAnswer) -> None:
-        """The topology knows better."""
-        self._by_node[answer.node_id] = address
-
-    def replicas(self) -> list[str]:
-        """In turn, failing ones last, the node in this process first."""
-        return self.in_turn(self._prefer)
-
-
 class ShardGroup(GroupClient):
     """Calls to one shard. Reads are made by the router; writes carry the newest epoch known at each attempt."""
 
     def __init__(
         self,
         shard: int,
-        directory: ReplicaDirectory,
+        directory: Directory,
         rng: Rng,
         topology: Callable[[], Topology],
         refresh: Refresh,
         look: Callable[[], None],
     ) -> None:
         """look: ask for a newer topology in the background."""
-        super().__init__(shard_group(shard), directory, rng)
+        super().__init__(directory, rng)
         self._look = look
-        self._replicas = directory
         self._topology = topology
         self._refresh = refresh
         self._named = f"shard {shard}" if shard >= 0 else "the catalog"
@@ -175,7 +132,7 @@ class ShardGroup(GroupClient):
 
     def replicas(self) -> list[str]:
         """Addresses of the replicas, the one to ask first at the front."""
-        return self._replicas.replicas()
+        return self._directory.in_turn()
 
     def suspect(self, address: str) -> None:
         """That one failed: put it last for a while."""
@@ -214,7 +171,7 @@ class ClusterShards:
         if found is None:
             if shard < 0 and not self.topology().catalog:
                 raise Unavailable("this cluster has no catalog yet: `needle cluster create` makes it")
-            directory = ReplicaDirectory(self._caller, shard, self.topology, self._prefer)
+            directory = Directory(self._caller, shard, self.topology, self._prefer)
             found = ShardGroup(shard, directory, self._rng, self.topology, self.refresh, self.look)
             self._groups[shard] = found
         return found
