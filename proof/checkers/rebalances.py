@@ -4,8 +4,8 @@ Checked at each change of the topology:
 - One rebalance at a time; what is over stays so, and the next one has a higher id.
 - No more moves at a time than the limit, and no two about the same shard, unless both move key ranges.
 - Nothing begins while it is paused, is being cancelled, or is over; what is written down as begun has begun.
-- What runs goes on until it has ended: a move of ranges when its record is gone, one of replicas when nobody is
-  leaving.
+- What runs goes on until it has ended: a move of ranges when its record is gone or says that it was given up, one of
+  replicas when nobody is leaving.
 - Who says `done` has what was wished: retired shards are gone, as many serve as were asked for, and nodes that are to
   be emptied hold nothing.
 - A retired shard owned nothing, by the shards' logs.
@@ -20,7 +20,7 @@ from needle.base.ids import NodeId
 from needle.routing.jobs import Job, JobState, Running
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.shard_map import KeyRange
-from needle.routing.topology import NodeState, Topology
+from needle.routing.topology import MoveState, NodeState, Topology
 from proof.sim.violation import Violation
 
 NAME = "rebalances"
@@ -58,7 +58,7 @@ class Rebalances:
             if one.id not in known:
                 self._began(job, one, now)
         for one in was.running if was is not None and was.id == job.id else ():
-            if one not in job.running and job.state is not JobState.CANCELLING:
+            if one not in job.running and job.state not in (JobState.CANCELLING, JobState.CANCELLED):
                 self._ended(one, now)
         if job.state is JobState.DONE:
             self._done(job, now)
@@ -87,7 +87,8 @@ class Rebalances:
             raise Violation(NAME, f"written down as begun, and has not: {one.move.in_words()}")
 
     def _ended(self, one: Running, now: Topology) -> None:
-        if isinstance(one.move, MoveRange) and now.move(one.id) is not None:
+        info = now.move(one.id) if isinstance(one.move, MoveRange) else None
+        if info is not None and info.state is not MoveState.GIVEN_UP:
             raise Violation(NAME, f"counted as done, and goes on: {one.move.in_words()}")
         if isinstance(one.move, MoveReplicas):
             holders = now.holders(one.move.group)

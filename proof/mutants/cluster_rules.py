@@ -61,10 +61,11 @@ MUTANTS = (
         edits=(
             Edit(
                 "server.upkeep.mover:Mover._hand_over",
-                "floor = (await self._propose(info, Freeze(info.id))).version",
-                "floor = 0; await self._copy(info, copy, self._node.topology); "
-                "await self._tell_target(info, Own(info.id, copy.step, 0)); "
-                "floor = (await self._propose(info, Freeze(info.id))).version",
+                "await self._steps.propose(info, Freeze(info.id, info.attempt))",
+                "copy = await self._prepare_target(info); await self._copier.copy(info, copy, self._node.topology); "
+                "await self._steps.tell_target(info, Confirm(info.id, copy.step, info.attempt)); "
+                "await self._steps.tell_target(info, Own(info.id, copy.step, 0, info.attempt)); "
+                "await self._steps.propose(info, Freeze(info.id, info.attempt))",
             ),
         ),
         sim=True,
@@ -84,7 +85,7 @@ MUTANTS = (
         breaks="what the source deletes after it was copied comes back in the target",
         edits=(
             Edit(
-                "server.upkeep.mover:Mover._copy_collection",
+                "server.upkeep.range_copy:RangeCopier._copy_collection",
                 "for first in range(0, len(deleted), self._rows_max):",
                 "for first in range(0):",
             ),

@@ -96,7 +96,11 @@ MUTANTS = (
         name="rebalance-cancelled-after-the-switch",
         breaks="a move is given up although the catalog may have decided it",
         edits=(
-            Edit("catalog.planning.rebalance:look", "if one.phase in _GIVEN_UP", "if one.phase is not Phase.CLEAN_UP"),
+            Edit(
+                "catalog.planning.rebalance:_cancelling",
+                "if one.phase in _GIVEN_UP",
+                "if one.phase is not Phase.CLEAN_UP",
+            ),
         ),
         tests=(_JOB + "test_a_cancelled_one_gives_up_what_is_not_decided",),
     ),

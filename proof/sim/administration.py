@@ -18,7 +18,7 @@ from needle.client.finding import find_topology
 from needle.client.health import lost_nodes
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, GetCall, GroupCall
-from needle.protocol.catalog_commands import RemoveNode, StartMove
+from needle.protocol.catalog_commands import CancelMove, RemoveNode, StartMove
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.routing.topology import ClusterSettings, NodeState, Topology
 from needle.server.catalog.founding import create_cluster
@@ -186,6 +186,8 @@ class Operator:
             command = self._move()
             if command is not None:
                 await client.change_catalog(command, timeout=ADMIN_SECONDS)
+        elif what == "cancel-move":
+            await client.change_catalog(CancelMove(int(name)), timeout=ADMIN_SECONDS)
         elif what in RESIZE_KINDS:
             await self.resizing.ask(client, what, self.holders.members)
         elif what == "end-resizing":

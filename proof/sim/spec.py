@@ -101,6 +101,12 @@ numbers of their own."""
 REPLICA_SHARE = 0.3
 REPLICA_FROM = 6000
 
+WAY_BACK_KINDS = {"cancel-move": 1, "target-down": 1}
+"""In some state of a move of key ranges it is cancelled, or a majority of its target goes away; in every sharded run,
+under numbers of their own."""
+WAY_BACK_SHARE = 0.15
+WAY_BACK_FROM = 8000
+
 RESIZE_KINDS = {"rebalance": 3, "add-shard": 3, "retire-shard": 2, "drain": 2}
 """The operator has the cluster grow, shrink and even out (resizing.py); in a share of the runs of a sharded cluster, in
 which no other nodes join, under numbers of their own."""
@@ -185,6 +191,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             replicas = math.ceil(self.seconds * rate * REPLICA_SHARE) if self.sharded else 0
             numbers = range(REPLICA_FROM, REPLICA_FROM + replicas)
             made += [_draw(self.seed, number, self.seconds, REPLICA_KINDS) for number in numbers]
+            back = math.ceil(self.seconds * rate * WAY_BACK_SHARE) if self.sharded else 0
+            numbers = range(WAY_BACK_FROM, WAY_BACK_FROM + back)
+            made += [_draw(self.seed, number, self.seconds, WAY_BACK_KINDS) for number in numbers]
             sizes = max(4, math.ceil(self.seconds * rate * RESIZE_SHARE)) if self.resizes else 0
             numbers = range(RESIZE_FROM, RESIZE_FROM + sizes)
             made += [_draw(self.seed, number, self.seconds, RESIZE_KINDS) for number in numbers]

@@ -10,7 +10,15 @@ from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.model import WriteResult
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.state import execute
-from needle.protocol.catalog_commands import AdvanceMove, CatalogCommand, CreateCluster, FinishMove, StartMove
+from needle.protocol.catalog_commands import (
+    AdvanceMove,
+    CancelMove,
+    CatalogCommand,
+    CreateCluster,
+    FinishMove,
+    RestartMove,
+    StartMove,
+)
 from needle.routing.ranges import difference, union
 from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.strategy import RANGE
@@ -114,6 +122,59 @@ def test_what_cannot_be_is_refused_and_changes_nothing(command: CatalogCommand) 
         command = msgspec.structs.replace(command, nonce=99)
     assert isinstance(catalog.told(command), InvalidArgument)
     assert catalog.now is now
+
+
+def state(catalog: Catalog) -> tuple[str, int] | None:
+    return (str(catalog.now.moves[0].state), catalog.now.moves[0].attempt) if catalog.now.moves else None
+
+
+def test_a_thawed_move_begins_anew_and_late_commands_of_the_attempt_are_refused() -> None:
+    catalog = Catalog()
+    move = catalog.done(start()).version
+    assert isinstance(catalog.told(RestartMove(move, 0)), InvalidArgument)  # nothing is frozen
+    catalog.done(AdvanceMove(move, MoveState.FREEZING))
+    assert isinstance(catalog.told(RestartMove(move, 1)), InvalidArgument)
+    catalog.done(RestartMove(move, 0))
+    assert state(catalog) == ("copying", 1)
+    now = catalog.now
+    assert catalog.done(RestartMove(move, 0)).existed
+    for late in (AdvanceMove(move, MoveState.FREEZING), AdvanceMove(move, MoveState.SWITCHED, 7, 8)):
+        assert isinstance(catalog.told(late), InvalidArgument)
+    assert catalog.now is now
+    catalog.done(AdvanceMove(move, MoveState.FREEZING, attempt=1))
+    assert isinstance(catalog.told(AdvanceMove(move, MoveState.SWITCHED, 7, 8)), InvalidArgument)
+    assert catalog.done(RestartMove(move, 0)).existed
+    catalog.done(AdvanceMove(move, MoveState.SWITCHED, 7, 8, attempt=1))
+    assert catalog.done(RestartMove(move, 1)).existed
+    assert catalog.done(CancelMove(move)).existed
+    assert state(catalog) == ("switched", 1)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("decided", [False, True])
+def test_a_cancelled_move_ends_where_its_source_says(frozen: bool, decided: bool) -> None:
+    catalog = Catalog()
+    move, before = catalog.done(start()).version, catalog.map
+    if frozen:
+        catalog.done(AdvanceMove(move, MoveState.FREEZING))
+    catalog.done(CancelMove(move))
+    assert catalog.done(CancelMove(move)).existed
+    for refused in (AdvanceMove(move, MoveState.FREEZING), FinishMove(move)):
+        assert isinstance(catalog.told(refused), InvalidArgument)
+    assert catalog.done(RestartMove(move, 0)).existed
+    assert state(catalog) == ("cancelling", 0)
+    if decided:
+        catalog.done(AdvanceMove(move, MoveState.SWITCHED, 7, 8))
+        assert catalog.map.owner(HALF[0]) == 2
+    else:
+        catalog.done(AdvanceMove(move, MoveState.GIVEN_UP))
+        assert isinstance(catalog.told(AdvanceMove(move, MoveState.SWITCHED, 7, 8)), InvalidArgument)
+        assert isinstance(catalog.told(start(2)), InvalidArgument)  # the target still has a copy
+        assert catalog.map == before
+    catalog.done(FinishMove(move))
+    assert state(catalog) is None
+    if not decided:
+        catalog.done(start(3))
 
 
 def test_the_switch_needs_the_entries_of_both_shards() -> None:

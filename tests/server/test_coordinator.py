@@ -17,17 +17,25 @@ from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult
 from needle.catalog.planning import planner
 from needle.catalog.planning.planner import plan
-from needle.catalog.planning.rebalance import check_invariants
+from needle.catalog.planning.rebalance import STUCK_MAX, check_invariants
 from needle.catalog.state import execute
 from needle.protocol import calls
 from needle.protocol.calls import StatusCall
-from needle.protocol.catalog_commands import AskRebalance, CatalogCommand, DrainNode, StartRebalance, StepRebalance
+from needle.protocol.catalog_commands import (
+    AdvanceMove,
+    AskRebalance,
+    CatalogCommand,
+    DrainNode,
+    FinishMove,
+    StartRebalance,
+    StepRebalance,
+)
 from needle.protocol.peer_calls import WHO, DiskRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
-from needle.routing.planned_moves import MoveReplicas
+from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.plans import Wish
 from needle.routing.stats import imbalance
-from needle.routing.topology import Topology
+from needle.routing.topology import MoveState, Topology
 from needle.server.upkeep.coordinator import Coordinator
 
 
@@ -41,6 +49,7 @@ class Paper:
         self.silent: set[NodeId] = set()
         self.breaks: Callable[[bool], None] = lambda _: None
         self.leads = True
+        self.held: list[str] = []
         self.commands = self.refused = 0
 
     def coordinator(self) -> Coordinator:
@@ -129,6 +138,7 @@ class Paper:
             node_id=node, group=group, state="Leader" if leads else "Follower", current_term=1, leader=None,
             commit_index=1, last_applied=1, first_index=1, last_index=1, peers=[], learners=[], lease_remaining=0,
             leader_changes=0, voters=list(next(moving, holders.wanted)),
+            held_moves=self.held if group == 1 else [],
             documents=found.documents if found else 0, live_bytes=found.bytes if found else 0,
         )  # fmt: skip
 
@@ -253,7 +263,7 @@ def test_a_wish_that_cannot_be_any_more_fails_with_the_reason() -> None:
     _run(work())
 
 
-def test_a_cancelled_one_takes_replicas_back_and_lets_ranges_arrive() -> None:
+def test_a_cancelled_one_takes_replicas_back() -> None:
     async def work() -> None:
         made = world(documents=400)
         made.topology = execute(made.topology, 1000, DrainNode("node-2", True))[0]
@@ -278,6 +288,86 @@ def test_a_cancelled_one_takes_replicas_back_and_lets_ranges_arrive() -> None:
             holders = made.topology.holders(move.group)
             assert holders is not None
             assert set(holders.wanted) == set(move.before)
+
+    _run(work())
+
+
+async def _ranges_under_way() -> Paper:
+    """Key ranges move from shard 0 to the others, and are being copied."""
+    paper = _started(Wish(retire=(0,)))
+    await paper.coordinator()._round()
+    assert {move.source for move, _ in paper.started if isinstance(move, MoveRange)} == {0}
+    return paper
+
+
+def test_a_cancelled_one_gives_ranges_back_and_waits_for_those_that_are_decided() -> None:
+    async def work() -> None:
+        paper = await _ranges_under_way()
+        first, *others = (one.id for one in paper.job.running)
+        assert others
+        paper.tell(AskRebalance(paper.job.id, "cancel"))
+        for _ in range(5):
+            await paper.coordinator()._round()
+        states = {one.id: one.state for one in paper.made.topology.moves}
+        assert set(states.values()) == {MoveState.CANCELLING}
+        assert paper.job.state is JobState.CANCELLING
+        for id_ in others:
+            paper.tell(AdvanceMove(id_, MoveState.GIVEN_UP))
+        await paper.coordinator()._round()
+        assert [one.id for one in paper.job.running] == [first]
+        assert "is decided" in paper.job.why
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.CANCELLING  # its shards answer: it will end
+        paper.tell(AdvanceMove(first, MoveState.SWITCHED, 1, 1))
+        paper.tell(FinishMove(first))
+        await paper.coordinator()._round()
+        assert paper.job.state is JobState.CANCELLED
+        assert paper.job.moves == 1
+        assert {one.state for one in paper.made.topology.moves} == {MoveState.GIVEN_UP}
+
+    _run(work())
+
+
+def test_a_cancel_names_the_shard_that_it_waits_for_and_does_not_wait_for_ever() -> None:
+    async def work() -> None:
+        paper = await _ranges_under_way()
+        paper.tell(AskRebalance(paper.job.id, "cancel"))
+        paper.silent = set(paper.made.topology.shards[0].replicas)
+        for _ in range(3):
+            await paper.coordinator()._round()
+        assert {one.state for one in paper.made.topology.moves} == {MoveState.CANCELLING}
+        assert "shard 0 does not answer" in paper.job.why
+        told = await paper.coordinator().progress(1.0)
+        assert told is not None
+        assert "shard 0 does not answer" in told.why
+        for _ in range(STUCK_MAX):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.CANCELLED
+        assert "left to end by itself" in paper.job.why
+        assert "shard 0 does not answer" in paper.job.why
+        paper.silent = set()
+        paper.tell(StartRebalance(Wish(), RebalanceConfig(max_concurrent_moves=1)))
+        before = len(paper.started)
+        await paper.coordinator()._round()
+        assert len(paper.started) == before  # what the first one left behind counts
+        assert "under way" in paper.job.why
+
+    _run(work())
+
+
+def test_progress_says_what_is_going_on() -> None:
+    async def work() -> None:
+        paper = await _ranges_under_way()
+        paper.held = ["move 7 to shard 2 begins anew"]
+        told = await paper.coordinator().progress(1.0)
+        assert told is not None
+        assert "move 7 to shard 2 begins anew" in told.why
+        assert f"{len(paper.job.running)} of at most 10 moves at a time run" in told.why
+        paper.tell(AskRebalance(paper.job.id, "pause"))
+        told = await paper.coordinator().progress(1.0)
+        assert told is not None
+        assert "until it is resumed" in told.why
 
     _run(work())
 

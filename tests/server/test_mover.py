@@ -18,8 +18,9 @@ from needle.base.errors import ConnectionLost, NeedleError, StaleEpoch
 from needle.base.model import WriteResult
 from needle.catalog.state import execute
 from needle.protocol import calls, commands
-from needle.protocol.catalog_commands import AdvanceMove, CatalogCommand, StartMove
+from needle.protocol.catalog_commands import AdvanceMove, CancelMove, CatalogCommand, StartMove
 from needle.protocol.commands import Command, CreateCollection, Delete
+from needle.protocol.move_commands import Confirm, Forget, Freeze, Import, Mark, Own, PrepareMove, Release
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.strategy import RANGE, ShardStrategy, routing_key
 from needle.routing.topology import CollectionInfo, MoveState
@@ -44,6 +45,10 @@ class World:
         self.truth: dict[str, int] = {}
         self.trouble = 0.0
         self.writes = True
+        self.silent = False
+        """Whether the target answers."""
+        self.seen: Callable[[object, bool], None] = lambda command, done: None
+        """Told of each command to a shard, before and after it is executed."""
         for group in (1, 2):
             self.apply(group, CreateCollection(MADE.stored_spec))
 
@@ -107,7 +112,10 @@ class World:
 
     async def propose(self, group: int, data: bytes, timeout: float) -> Any:
         await self.between()
-        result = self.apply(group, commands.decode(data))
+        command = commands.decode(data)
+        self.seen(command, False)
+        result = self.apply(group, command)
+        self.seen(command, True)
         self.lose()
         return result
 
@@ -116,7 +124,13 @@ class World:
         await self.between()
         call = calls.decode(body(1.0), MoveCall)
         self.lose()
-        self.apply(2, commands.decode(call.command))
+        command = commands.decode(call.command)
+        self.seen(command, False)
+        if self.silent:
+            await asyncio.sleep(self.rng.choice([0.0, timeout]))
+            raise ConnectionLost("the target does not answer")
+        self.apply(2, command)
+        self.seen(command, True)
         self.lose()
         fence = self.replicas[2].fence
         found = fence.holdings.transfer(call.move) if fence is not None else None
@@ -138,6 +152,12 @@ class World:
     def lose(self) -> None:
         if self.rng.random() < self.trouble:
             raise ConnectionLost("the answer was lost")
+
+    def arrived(self, move: int) -> bool:
+        """Whether the source has released what it moved."""
+        fence = self.replicas[1].fence
+        transfer = fence.holdings.transfer(move) if fence is not None else None
+        return transfer is not None and transfer.phase in ("released", "over")
 
     def visible(self, group: int) -> dict[str, int]:
         return {one.id: one.version for one in self.replicas[group].get(MADE.stored_name, NAMES, False)}
@@ -177,6 +197,127 @@ def test_a_move_copies_all_whatever_happens_meanwhile(tmp_path: Path, seed: int)
         assert again.version > last
         for replica in world.replicas.values():
             replica.verify()
+
+    virtually(work())
+
+
+STEPS = [PrepareMove, Import, Mark, Freeze, Confirm, Release, Own, Forget]
+
+
+def _at(world: World, step: type, after: bool, act: Callable[[], None]) -> None:
+    """Have something happen before or after the first command of a kind is executed."""
+    left = [act]
+
+    def seen(command: object, done: bool) -> None:
+        if left and isinstance(command, step) and done is after:
+            left.pop()()
+
+    world.seen = seen
+
+
+async def _ended(world: World) -> None:
+    await until(lambda: not world.topology.moves)
+    for replica in world.replicas.values():
+        replica.verify()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+@pytest.mark.parametrize("silent", [False, True], ids=["", "silent target"])
+def test_a_cancelled_move_stays_or_arrives_as_a_whole(tmp_path: Path, step: type, after: bool, silent: bool) -> None:
+    """It arrives if its source had released it by then, and stays otherwise; also if the target goes away."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(f"{step}{after}{silent}"))
+        for _ in range(40):
+            world.write()
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        move, released = world.topology.moves[0].id, []
+
+        def cancel() -> None:
+            world.silent = silent
+            world.index += 1
+            world.topology, result = execute(world.topology, world.index, CancelMove(move))
+            assert isinstance(result, WriteResult)
+            fence = world.replicas[1].fence
+            released.append(fence is not None and fence.holdings.transfers[0].phase in ("released", "over"))
+
+        _at(world, step, after, cancel)
+        mover = Mover(world.node(), 3)
+        running = asyncio.create_task(mover.run())
+        await until(lambda: bool(released))
+        if silent:
+            await asyncio.sleep(8)
+            state = world.topology.moves[0].state if world.topology.moves else None
+            # What the source keeps it serves; what it has released waits for the target, and is cleaned up after it.
+            assert (state is MoveState.GIVEN_UP) == (not world.arrived(move))
+            if state is MoveState.CANCELLING:
+                assert "is decided, and not at its target yet" in mover.held(1)[0]
+            if state is MoveState.GIVEN_UP:
+                assert world.visible(1) == world.truth
+            world.silent = False
+        await _ended(world)
+        running.cancel()
+        arrived = world.arrived(move)
+        assert arrived or not released[0]
+        assert world.topology.map is not None
+        assert world.topology.map.owner(b"m5") == (1 if arrived else 0)
+        assert (world.visible(1), world.visible(2)) == (({}, world.truth) if arrived else (world.truth, {}))
+        assert world.replicas[2 if not arrived else 1].count() == 0
+        if not arrived:  # the ranges may move again
+            await world.command(StartMove(2, world.topology.map.epoch, [(b"m", b"n\xff")], 0, 1), 1.0)
+            again = asyncio.create_task(Mover(world.node(), 3).run())
+            await _ended(world)
+            again.cancel()
+            assert world.visible(2) == world.truth
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+@pytest.mark.parametrize("takes_over", [False, True], ids=["", "another driver"])
+def test_writes_wait_for_a_silent_target_no_longer_than_the_bound(
+    tmp_path: Path, step: type, after: bool, takes_over: bool
+) -> None:
+    """Unless the source has released the ranges: then there is no way back, and they wait until it answers."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(f"{step}{after}{takes_over}"))
+        loop = asyncio.get_running_loop()
+        for _ in range(40):
+            world.write()
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        move = world.topology.moves[0].id
+        tasks = [asyncio.create_task(Mover(world.node(), 3).run())]
+
+        def away() -> None:
+            world.silent = True
+            if takes_over:
+                tasks.pop().cancel()
+                tasks.append(asyncio.create_task(Mover(world.node(), 3).run()))
+
+        _at(world, step, after, away)
+        await until(lambda: world.silent)
+        longest, since, end = 0.0, None, loop.time() + 20
+        while loop.time() < end:
+            fence = world.replicas[1].fence
+            if fence is None or not fence.freezes:
+                since = None
+            else:
+                since = loop.time() if since is None else since
+                longest = max(longest, loop.time() - since)
+            await asyncio.sleep(0.01)
+        assert longest < 2.5
+        assert not world.topology.moves or world.topology.moves[0].state is not MoveState.GIVEN_UP
+        if not world.arrived(move):
+            assert world.visible(1) == world.truth
+        world.silent = False
+        await _ended(world)
+        for task in tasks:
+            task.cancel()
+        assert world.arrived(move)
+        assert (world.visible(1), world.visible(2)) == ({}, world.truth)
 
     virtually(work())
 
@@ -229,7 +370,7 @@ def test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted(
         running = asyncio.create_task(mover.run())
         await until(lambda: bool(mover.held(1)))
         await asyncio.sleep(5)
-        assert [one.state for one in world.topology.moves] == [MoveState.FREEZING if late else MoveState.COPYING]
+        assert [one.state for one in world.topology.moves] == [MoveState.COPYING]
         assert len(mover.held(1)) == 1
         assert mover.held(2) == []
         assert "collection 'default'" in mover.held(1)[0]

@@ -22,12 +22,36 @@ from needle.base.errors import (
     VersionMismatch,
 )
 from needle.base.model import Claim, SearchRequest, WriteResult
-from needle.protocol.commands import Change, ChangeWhere, Command, CreateCollection, Delete, Insert, Patch, Session
-from needle.protocol.move_commands import Forget, Freeze, Import, Mark, Own, PrepareMove, Release
+from needle.protocol.commands import (
+    Change,
+    ChangeWhere,
+    Command,
+    CreateCollection,
+    Delete,
+    Insert,
+    Patch,
+    Session,
+    decode,
+    encode,
+)
+from needle.protocol.move_commands import (
+    Confirm,
+    Discard,
+    Forget,
+    Freeze,
+    GiveUp,
+    Import,
+    Mark,
+    Own,
+    PrepareMove,
+    Release,
+    Thaw,
+)
 from needle.routing.ranges import KeySet, difference, fingerprint, union
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routing_key
 from needle.shard.apply import copying
+from needle.shard.apply.holdings import decode_holdings, encode_holdings
 from needle.shard.disk import cut_power
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -338,6 +362,107 @@ def test_repeated_and_late_commands_change_nothing(shards: tuple[Shard, Shard]) 
     assert isinstance(source.told(Freeze(9)), InvalidArgument)
 
 
+def test_a_frozen_range_thaws_and_what_is_late_of_that_attempt_is_refused(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    source.done(prepare(9, False, ALL), Freeze(9))
+    target.done(prepare(9, True, []))
+    cursor = source.copy(target, 9, -1, 0)
+    target.done(Confirm(9, 1, 0))
+    assert isinstance(source.told(put(["m1"], [[1, 1, 1]])), StaleEpoch)
+    source.done(Thaw(9, 0))
+    later = source.done(put(["m1"], [[1, 1, 1]])).version
+    for late in (Freeze(9), Release(9), Freeze(9, 0), Release(9, 0)):
+        error = source.told(late)
+        assert isinstance(error, VersionMismatch), late
+    assert source.done(Thaw(9, 0)).existed
+    source.done(put(["m2"], [[1, 1, 1]]))
+    assert isinstance(source.told(Release(9, 1)), InvalidArgument)
+    floor = source.done(Freeze(9, 1)).version
+    assert floor > later
+    assert source.done(Thaw(9, 0)).existed
+    assert isinstance(source.told(put(["m1"], [[1, 1, 1]])), StaleEpoch)
+    assert isinstance(source.told(Release(9, 0)), VersionMismatch)
+    before = source.there(ALL)
+    source.copy(target, 9, cursor, 1)
+    for refused in (Own(9, 2, floor, 1), Own(9, 2, floor), Own(9, 2, floor, 2)):
+        assert isinstance(target.told(refused), VersionMismatch)
+    target.done(Confirm(9, 2, 1))
+    assert isinstance(target.told(Confirm(9, 2, 0)), VersionMismatch)
+    assert isinstance(target.told(Own(9, 2, floor, 0)), VersionMismatch)
+    source.done(Release(9, 1))
+    target.done(Own(9, 2, floor, 1))
+    assert target.there(MOVED) == {name: version for name, version in before.items() if name >= "m"}
+
+
+def test_what_was_released_is_neither_thawed_nor_given_up(shards: tuple[Shard, Shard]) -> None:
+    source, target = shards
+    handed_over(source, target)
+    held = source.replica.digest()
+    for late in (Thaw(9, 0), GiveUp(9)):
+        assert source.done(late).existed
+    assert source.replica.digest() == held
+    assert isinstance(target.told(Discard(9, 100)), InvalidArgument)
+    assert source.there(KEPT)
+    assert target.there(MOVED)
+    while source.done(Forget(9, 100)).count:
+        pass
+    assert source.done(GiveUp(9)).existed
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_move_that_is_given_up_leaves_the_source_as_it_was_and_the_target_empty(
+    shards: tuple[Shard, Shard], frozen: bool
+) -> None:
+    source, target = shards
+    source.done(prepare(9, False, ALL), *([Freeze(9)] if frozen else []), Mark(9, "c", 5))
+    target.done(prepare(9, True, []))
+    source.copy(target, 9, -1, 0)
+    before = source.there(ALL)
+    source.done(GiveUp(9))
+    assert source.there(ALL) == before
+    source.done(put(["m1"], [[1, 1, 1]]))
+    for late in (Freeze(9), Release(9), Freeze(9, 5), Release(9, 5)):
+        assert isinstance(source.told(late), VersionMismatch)
+    assert not source.replica.view.fence.copies  # type: ignore[union-attr]
+    assert target.done(Discard(9, 3)).count == 3
+    assert target.there([]) == {}
+    for late in (imported(9, 1, 99, []), Confirm(9, 1, 0), Own(9, 1, 100, 0), Own(9, 1, 100)):
+        assert isinstance(target.told(late), VersionMismatch)
+    while target.done(Discard(9, 3)).count:
+        assert target.there([]) == {}
+    assert target.done(Discard(9, 3)).count == 0
+    assert sum(view.record.documents for view in target.replica.view.collections.values()) == 0
+    after = source.there(ALL)
+    source.done(prepare(12, False, ALL), Freeze(12))
+    target.done(prepare(12, True, []))
+    source.copy(target, 12, -1, 0)
+    source.done(Release(12))
+    target.done(Confirm(12, 1, 0), Own(12, 1, 1000, 0))
+    assert target.there(MOVED) == {name: version for name, version in after.items() if name >= "m"}
+
+
+def test_entries_and_holdings_of_earlier_releases_mean_what_they_meant(shards: tuple[Shard, Shard]) -> None:
+    def written(*fields: Any) -> Any:
+        data = encode(prepare(9, False, ALL))
+        return decode(data[:1] + msgspec.msgpack.encode(fields))
+
+    assert written("move-freeze", 9) == Freeze(9, 0)
+    assert written("move-release", 9) == Release(9, 0)
+    assert written("move-own", 9, 1, 70) == Own(9, 1, 70, -1)
+    source, target = shards
+    handed_over(source, target)
+    for shard in shards:
+        stored = shard.replica._store.holdings()
+        assert stored is not None
+        _, count, owned, base, oldest, [transfer] = msgspec.msgpack.decode(stored)
+        assert len(transfer) == 8  # as they wrote it: it is part of the digest
+        held = decode_holdings(stored)
+        assert encode_holdings(held) == stored
+        assert held.transfers[0].attempt == 0
+        assert (count, base, oldest) == (held.shard_count, held.base, held.oldest)
+        assert len(owned) == len(held.owned)
+
+
 def test_impossible_moves_are_refused(shards: tuple[Shard, Shard]) -> None:
     source, target = shards
     assert isinstance(target.told(prepare(9, False, KEPT)), InvalidArgument)
@@ -425,7 +550,7 @@ def _script(rng: random.Random) -> list[Command]:
             else:
                 script.append(put(chosen, [[rng.random()] * 3 for _ in chosen]))
 
-    for move in range(1, 6):
+    for move in range(1, 7):
         ranges = rng.choice([MOVED, [(b"\x20", b"\x90"), (b"\xa0", None)]])
         incoming = move > 1 and rng.random() < 0.5 and difference(owned, ranges) == owned
         writes()
@@ -439,16 +564,32 @@ def _script(rng: random.Random) -> list[Command]:
                 versions, empty = [step + 1] * count, [b""] * count
                 script.append(Import(move, step, "c", step, inside, versions, floats(*rows), empty, []))
                 writes()
-            script.append(Own(move, step + 1, 100 * move))
+            if rng.random() < 0.4:
+                for _ in range(6):
+                    script.append(Discard(move, rng.randint(1, 10)))
+                    writes()
+                script.extend([Discard(move, 100), Discard(move, 100)])
+                continue
+            script.extend([Confirm(move, step + 1, 0), Own(move, step + 1, 100 * move, 0)])
             owned = union(owned, ranges)
         else:
             for upto in rng.sample(range(30), rng.randint(0, 2)):
                 script.append(Mark(move, "c", upto))
                 writes()
-            script.append(Freeze(move))
+            attempt = 0
+            while rng.random() < 0.4:
+                script.append(Freeze(move, attempt))
+                writes()
+                script.append(Thaw(move, attempt))
+                writes()
+                attempt += 1
+            script.append(Freeze(move, attempt))
             writes()
+            if rng.random() < 0.3:
+                script.append(GiveUp(move))
+                continue
             script.extend([Mark(move, "c", 10)] if rng.random() < 0.3 else [])
-            script.append(Release(move))
+            script.append(Release(move, attempt))
             owned = difference(owned, ranges)
             writes()
             for _ in range(6):

@@ -25,6 +25,7 @@ from proof.sim.spec import (
     MORE_SHARD_KINDS,
     REPLICA_KINDS,
     STRANGER_KINDS,
+    WAY_BACK_KINDS,
     Spec,
 )
 
@@ -56,6 +57,7 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     kinds = {fault.kind for seed in range(1, 60) for fault in Spec(seed=seed, sharded=True).schedule()}
     assert {"catalog-leader", "client-off-catalog", "node-off-shard", "move", "join"} <= kinds
     later = {*MORE_SHARD_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS, *LATE_KINDS, *REPLICA_KINDS}
+    later |= {*WAY_BACK_KINDS}
     assert later <= kinds
     plain = Spec(seed=9, sharded=True, plain=True)
     assert not {fault.kind for fault in plain.schedule()} & later

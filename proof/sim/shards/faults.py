@@ -14,7 +14,9 @@ from collections.abc import Mapping
 
 from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP
+from needle.protocol.move_commands import Confirm, Freeze, GiveUp, Import, Own, PrepareMove, Release
 from needle.protocol.peer_calls import CATALOG
+from needle.routing.topology import MoveInfo
 from proof.sim.administration import Operator
 from proof.sim.injector import Handler, both, each
 from proof.sim.machine import stream
@@ -26,6 +28,8 @@ JOINS_MAX = 2
 COMMANDS_KEPT = 30
 LATE = "late"
 LATE_SECONDS = 5.0
+MOVE_SECONDS, MOVE_WAIT_SECONDS = 0.02, 20.0
+"""How soon after a step of a move something happens; how long a fault waits for such a step."""
 
 
 class ShardFaults:
@@ -64,6 +68,8 @@ class ShardFaults:
             "prefer": self._prefer,
             "move-range": self._move_range,
             "late-command": self._late_command,
+            "cancel-move": self._cancel_move,
+            "target-down": self._target_down,
             **dict.fromkeys(RESIZE_KINDS, self._resize),
         }
 
@@ -211,6 +217,45 @@ class ShardFaults:
     async def _move_range(self, fault: Fault, name: str) -> None:
         """Keys change their shard."""
         await self._operator.admin("a range", "move-range")
+
+    async def _cancel_move(self, fault: Fault, name: str) -> None:
+        """A move of keys is given up, in any of its states."""
+        info = await self._a_move(fault)
+        if info is not None:
+            await self._operator.admin(str(info.id), fault.kind)
+
+    async def _target_down(self, fault: Fault, name: str) -> None:
+        """A majority of the shard that keys move to goes away, in any state of the move: it dies, or is cut off."""
+        info = await self._a_move(fault)
+        if info is None:
+            return
+        replicas = self._truth.now.shards[info.target].replicas
+        rng = stream(self._stage.spec.seed, fault.kind, fault.number)
+        names = sorted(rng.sample(replicas, len(replicas) // 2 + 1))
+        if fault.amount < 0.5:
+            for one in names:
+                self._fleet.crash(one, power_cut=fault.amount < 0.25, why=fault.kind)
+            await self._hold(fault.seconds + 3.0, names)
+        else:
+            others = [node for node in self._operator.members() if node not in names]
+            links = [link for one in names for link in both(one, others)]
+            each(lambda link: self._network.block(*link), links)
+            try:
+                await asyncio.sleep(fault.seconds + 3.0)
+            finally:
+                each(lambda link: self._network.unblock(*link), links)
+
+    async def _a_move(self, fault: Fault) -> MoveInfo | None:
+        """The next move that makes the step that the fault draws, soon after it; None if none does for a while."""
+        rng = stream(self._stage.spec.seed, fault.kind, fault.number)
+        step = rng.choice([PrepareMove, Import, Import, Freeze, Freeze, Confirm, Release, Own, GiveUp])
+        try:
+            async with asyncio.timeout(MOVE_WAIT_SECONDS):
+                move = await self._truth.after(step)
+        except TimeoutError:
+            return None
+        await asyncio.sleep(rng.random() * rng.choice([0.0, MOVE_SECONDS]))
+        return self._truth.now.move(move)
 
     async def _move_replica(self, fault: Fault, name: str) -> None:
         """A replica of a group goes to this node, perhaps others to others."""

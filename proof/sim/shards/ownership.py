@@ -2,7 +2,9 @@
 
 Checks, independently of what shards remember: a key is written only in the log of the shard that has it and has not
 frozen it; at a move's Own the target holds exactly what the source held at its Release, versions and all; a document's
-versions grow, whichever shards give them. Feeds the models, so that a move is a change of two shards' contents.
+versions grow, whichever shards give them. Of a move's attempts: each freezes once; it is released only after its target
+has confirmed while it was frozen; what was released is never thawed or given up, and what was thawed or given up is not
+released; the catalog says so only after the logs. Feeds the models, so that a move is a change of two shards' contents.
 """
 
 from __future__ import annotations
@@ -14,10 +16,22 @@ import msgspec
 import numpy as np
 
 from needle.base.ids import GroupId, shard_group
-from needle.protocol.move_commands import Freeze, Import, MoveCommand, Own, PrepareMove, Release
+from needle.protocol.move_commands import (
+    Confirm,
+    Discard,
+    Freeze,
+    GiveUp,
+    Import,
+    MoveCommand,
+    Own,
+    PrepareMove,
+    Release,
+    Thaw,
+)
 from needle.routing.ranges import KeySet
 from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.strategy import routing_key
+from needle.routing.topology import MoveState, Topology
 from proof.checkers.replay import LogModel, ModelDocument
 from proof.sim.shards.profile import metadata_of
 from proof.sim.violation import Violation
@@ -46,9 +60,16 @@ class Ownerships:
         self._ranges: dict[int, list[KeyRange]] = {}
         self._copied: dict[int, Contents] = {}
         self._released: dict[int, Contents] = {}
-        self._frozen: set[int] = set()
+        self._frozen: dict[int, int] = {}
+        """By move: the attempt that has frozen its ranges."""
+        self._thawed: dict[int, int] = {}
+        """By move: the last attempt that was thawed."""
+        self._confirmed: dict[int, int] = {}
+        """By move: the attempt that its target has confirmed while it was frozen."""
+        self._decided: set[int] = set()
+        self._given_up: set[int] = set()
         self._versions: dict[tuple[str, str], int] = {}
-        self.moved = 0
+        self.moved = self.thawed = self.kept = 0
 
     def _key(self, name: str) -> bytes:
         return routing_key(self._first.strategy, self._first.shard_count, name, metadata_of(name))
@@ -71,9 +92,20 @@ class Ownerships:
         move, shard = command.move, group - 1
         if isinstance(command, PrepareMove):
             self._ranges[move] = command.ranges
-        elif isinstance(command, Freeze) and move not in self._frozen:
-            self._frozen.add(move)
-            self._writable = self._writable.moved(self._ranges[move], FROZEN)
+        elif isinstance(command, Freeze):
+            return self._freeze(command)
+        elif isinstance(command, Confirm):
+            if self._frozen.get(move) == command.attempt:
+                self._confirmed[move] = command.attempt
+        elif isinstance(command, Thaw | GiveUp):
+            self._back(shard, command)
+        elif isinstance(command, Discard):
+            if move not in self._given_up:
+                raise Violation(
+                    NAME, f"move {move}: shard {shard} discards its copy before the source keeps the ranges"
+                )
+            self._copied.pop(move, None)
+            return False
         elif isinstance(command, Import):
             self._import(command)
         elif isinstance(command, Release):
@@ -94,7 +126,50 @@ class Ownerships:
         ):
             held[name] = ModelDocument(version, vector, msgspec.json.decode(metadata) if metadata else None)
 
+    def _freeze(self, command: Freeze) -> bool:
+        move = command.move
+        if move in self._frozen or move in self._decided:
+            return False
+        if move in self._given_up or command.attempt <= self._thawed.get(move, -1):
+            raise Violation(NAME, f"move {move}: attempt {command.attempt} freezes after it was over")
+        self._frozen[move] = command.attempt
+        self._writable = self._writable.moved(self._ranges[move], FROZEN)
+        return True
+
+    def _back(self, shard: int, command: Thaw | GiveUp) -> None:
+        move, what = command.move, type(command).__name__
+        if move in self._decided:
+            raise Violation(NAME, f"move {move}: {what} after its ranges were released")
+        if isinstance(command, GiveUp):
+            self._given_up.add(move)
+            self.kept += 1
+        elif move not in self._frozen:
+            raise Violation(NAME, f"move {move}: {what} of ranges that are not frozen")
+        else:
+            self._thawed[move] = command.attempt
+            self.thawed += 1
+        if self._frozen.pop(move, None) is not None:
+            self._writable = self._writable.moved(self._ranges[move], shard)
+
+    def catalog(self, before: Topology, now: Topology) -> None:
+        """The catalog was changed. Raises Violation if it says of a move what the logs do not."""
+        for info in now.moves:
+            if info.attempt and info.attempt > self._thawed.get(info.id, -1) + 1:
+                raise Violation(NAME, f"move {info.id} is at attempt {info.attempt}, and the one before was not thawed")
+            if info.state is MoveState.GIVEN_UP and info.id not in self._given_up:
+                raise Violation(NAME, f"move {info.id} is given up by the catalog, and its source does not know it")
+        known = {info.id for info in now.moves}
+        for info in before.moves:
+            if info.id not in known and info.id not in self._decided | self._given_up:
+                raise Violation(NAME, f"move {info.id} is forgotten, and neither decided nor given up")
+
     def _release(self, shard: int, index: int, move: int) -> None:
+        attempt = self._frozen.pop(move, None)
+        if move in self._given_up or attempt is None:
+            raise Violation(NAME, f"move {move}: shard {shard} releases what it has not frozen, or keeps")
+        if self._confirmed.get(move) != attempt:
+            raise Violation(NAME, f"move {move}: shard {shard} releases before its target has confirmed")
+        self._decided.add(move)
         keys, group = KeySet(self._ranges[move]), shard_group(shard)
         contents: Contents = {}
         for name in self._collections():

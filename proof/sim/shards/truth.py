@@ -5,6 +5,8 @@ Invariant: written by committed entries only. ownership.py checks what the shard
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
@@ -46,6 +48,7 @@ class Truth:
         self.rebalances = Rebalances(self._owned_now)
         watch.key_of = self.key
         self.logs: Ownerships
+        self._waiting: list[tuple[type, asyncio.Future[int]]] = []
 
     @property
     def now(self) -> Topology:
@@ -143,6 +146,8 @@ class Truth:
             for info in changed.shards[len(self.now.shards) :]:
                 self.members.founded(shard_group(info.shard), info.founders)
                 self.logs.founded(info.shard)
+            if self.now.map is not None:
+                self.logs.catalog(self.now, changed)
             self.rebalances.changed(self.now, changed)
             if (job := changed.rebalance) is not None and (self.now.rebalance is None or job != self.now.rebalance):
                 self._stage.trace.tell(
@@ -165,7 +170,17 @@ class Truth:
             return None
         return int(replica.raft.last_index)
 
+    def after(self, step: type) -> asyncio.Future[int]:
+        """The next move of which a log makes this step (a class of move_commands)."""
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((step, found))
+        return found
+
     def _step(self, group: GroupId, index: int, command: MoveCommand) -> None:
+        for step, found in self._waiting:
+            if isinstance(command, step) and not found.done():
+                found.set_result(command.move)
+        self._waiting = [one for one in self._waiting if not one[1].done()]
         if self.logs.step(group, index, command):
             self._stage.trace.tell(f"move {command.move}: {type(command).__name__} at {index} of group {group}")
 

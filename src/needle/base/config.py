@@ -93,6 +93,8 @@ class Limits(Settings, frozen=True, kw_only=True):
         behind them waits longer.
     field_index_bytes_max: Bytes of memory for the indexes of metadata fields, a replica; what does not fit is read from
         disk (docs/filters.md).
+    freeze_seconds: Writes of a key range that changes its shard wait at most so long for the new shard to confirm that
+        it has everything; then they go on where they were, and the move begins anew.
     """
 
     table: ClassVar[str] = "limits"
@@ -111,6 +113,7 @@ class Limits(Settings, frozen=True, kw_only=True):
     append_bytes_max: Annotated[int, about(1, BYTES)] = 1024 * 1024
     commit_rows_max: Annotated[int, about(1, ROWS)] = 1024
     field_index_bytes_max: Annotated[int, about(0, BYTES)] = 512 * 1024 * 1024
+    freeze_seconds: Annotated[Seconds, about(0.1, 3600)] = 2.0
 
 
 class SegmentConfig(Settings, frozen=True, kw_only=True):

@@ -14,9 +14,16 @@ from needle.base.errors import InvalidArgument, invalid
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.catalog.planning.commands import command_of
 from needle.catalog.planning.rebalance import STUCK_MAX, cancel, check_invariants, pause, resume, takers
-from needle.protocol.catalog_commands import AskRebalance, AssignReplicas, CatalogCommand, StartRebalance, StepRebalance
+from needle.protocol.catalog_commands import (
+    AskRebalance,
+    AssignReplicas,
+    CancelMove,
+    CatalogCommand,
+    StartRebalance,
+    StepRebalance,
+)
 from needle.routing.jobs import Job, JobState, Running
-from needle.routing.planned_moves import Move, MoveReplicas, PreferLeader
+from needle.routing.planned_moves import Move, MoveRange, MoveReplicas, PreferLeader
 from needle.routing.plans import REPLICAS_MAX
 from needle.routing.topology import Topology
 
@@ -105,11 +112,16 @@ def _current(now: Topology, job: int) -> Job:
     return known
 
 
-def _given_up(now: Topology, running: tuple[Running, ...], id_: int) -> tuple[tuple[Running, ...], AssignReplicas]:
-    """Back to the nodes of before, as far as they are the cluster's still."""
+def _given_up(
+    now: Topology, running: tuple[Running, ...], id_: int
+) -> tuple[tuple[Running, ...], AssignReplicas | CancelMove]:
+    """Of replicas: back to the nodes of before, as far as they are the cluster's still. Of ranges: it runs on until its
+    source has said whether it was decided."""
     one = next((one for one in running if one.id == id_), None)
+    if one is not None and isinstance(one.move, MoveRange):
+        return running, CancelMove(one.id)
     if one is None or not isinstance(one.move, MoveReplicas):
-        raise invalid("give_up", id_, "a move of replicas that is running")
+        raise invalid("give_up", id_, "a move of replicas or key ranges that is running")
     there, held = now.addresses(), now.holders(one.move.group)
     after = held.wanted if held is not None and set(held.wanted) == set(one.move.after) else one.move.after
     back = [node for node in one.move.before if node in there]

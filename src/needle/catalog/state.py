@@ -15,12 +15,13 @@ from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.errors import CollectionExists, InvalidArgument, NeedleError, Unavailable, invalid
 from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
-from needle.catalog import rebalances
+from needle.catalog import range_moves, rebalances
 from needle.protocol.catalog_commands import (
     AddShard,
     AdvanceMove,
     AskRebalance,
     AssignReplicas,
+    CancelMove,
     CatalogCommand,
     ConfirmReplicas,
     CreateCluster,
@@ -31,6 +32,7 @@ from needle.protocol.catalog_commands import (
     MaintainNode,
     RegisterNode,
     RemoveNode,
+    RestartMove,
     RetireShard,
     SetReplicas,
     StartMove,
@@ -38,12 +40,9 @@ from needle.protocol.catalog_commands import (
     StepRebalance,
 )
 from needle.routing.plans import REPLICAS_MAX, ZONE_CHARS_MAX
-from needle.routing.ranges import check_ranges, contains, overlap
 from needle.routing.topology import (
     CollectionInfo,
     Holders,
-    MoveInfo,
-    MoveState,
     NodeInfo,
     NodeState,
     ShardInfo,
@@ -52,7 +51,6 @@ from needle.routing.topology import (
 
 COLLECTIONS_MAX = 10_000
 DROPPED_MAX = 4096
-MOVES_MAX = 256
 NODES_MAX = 4096
 SHARDS_MAX = 4096
 """Retired ones included: their numbers are not used again."""
@@ -307,64 +305,20 @@ def _drop_collection(now: Topology, index: int, command: DropCollection) -> tupl
 
 def _start_move(now: Topology, index: int, command: StartMove) -> tuple[Topology, WriteResult]:
     _need_cluster(now)
-    known = next((info for info in now.moves if info.nonce == command.nonce), None)
-    if known is not None:
-        return _done(now, index, known.id, existed=True)
-    if now.map is None or now.map.epoch != command.epoch:
-        raise InvalidArgument(f"the move was planned by the map of epoch {command.epoch}, which is old", field="epoch")
-    if len(now.moves) >= MOVES_MAX:
-        raise invalid("move", len(now.moves) + 1, f"at most {MOVES_MAX} at a time")
-    for field, shard in (("source", command.source), ("target", command.target)):
-        if not 0 <= shard < len(now.shards) or now.shards[shard].retired:
-            raise invalid(field, shard, f"a shard below {len(now.shards)} that is not retired")
-    if command.source == command.target:
-        raise invalid("target", command.target, "another shard than the source")
-    check_ranges("ranges", command.ranges)
-    if not contains(now.map.ranges(command.source), command.ranges):
-        raise invalid("ranges", command.ranges, f"ranges that shard {command.source} owns")
-    if any(overlap(command.ranges, info.ranges) for info in now.moves):
-        raise invalid("ranges", command.ranges, "ranges that no other move is about")
-    check_range("batch_size", command.batch_size, 0, 10_000)
-    check_range("throttle_rate", command.throttle_rate, 0, 3600)
-    made = MoveInfo(
-        id=index,
-        nonce=command.nonce,
-        ranges=tuple(command.ranges),
-        source=command.source,
-        target=command.target,
-        batch_size=command.batch_size,
-        throttle_rate=command.throttle_rate,
-    )
-    return _done(_replace(now, moves=(*now.moves, made)), index)
-
-
-_ORDER = list(MoveState)
-
-
-def _advance_move(now: Topology, index: int, command: AdvanceMove) -> tuple[Topology, WriteResult]:
-    info = now.move(command.move)
-    if info is None or _ORDER.index(info.state) >= _ORDER.index(command.state):
-        return _done(now, index, now.version, existed=True)
-    if _ORDER.index(info.state) + 1 != _ORDER.index(command.state):
-        raise invalid("state", command.state, f"the one after {info.state}")
-    changed = _replace(info, state=command.state)
-    made = _replace(now, moves=tuple(changed if other is info else other for other in now.moves))
-    if command.state is MoveState.SWITCHED and now.map is not None:
-        if min(command.source_index, command.target_index) < 1:
-            raise invalid("index", [command.source_index, command.target_index], "indices of both shards' entries")
-        since = {info.source: command.source_index, info.target: command.target_index}
-        shards = tuple(_replace(s, since=max(s.since, since.get(s.shard, 0))) for s in now.shards)
-        made = _replace(made, map=now.map.moved(info.ranges, info.target), shards=shards)
+    made = range_moves.started(now, index, command)
+    if made is now:
+        return _done(now, index, next(info.id for info in now.moves if info.nonce == command.nonce), existed=True)
     return _done(made, index)
 
 
-def _finish_move(now: Topology, index: int, command: FinishMove) -> tuple[Topology, WriteResult]:
-    info = now.move(command.move)
-    if info is None:
-        return _done(now, index, now.version, existed=True)
-    if info.state is not MoveState.SWITCHED:
-        raise invalid("state", info.state, f"a move that is {MoveState.SWITCHED}")
-    return _done(_replace(now, moves=tuple(other for other in now.moves if other is not info)), index)
+def _of_moves(
+    change: Callable[[Topology, Any], Topology],
+) -> Callable[[Topology, int, Any], tuple[Topology, WriteResult]]:
+    def executed(now: Topology, index: int, command: Any) -> tuple[Topology, WriteResult]:
+        made = change(now, command)
+        return _done(made, index, now.version if made is now else 0, existed=made is now)
+
+    return executed
 
 
 def _need_cluster(now: Topology) -> None:
@@ -405,8 +359,10 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     CreateCollection: _create_collection,
     DropCollection: _drop_collection,
     StartMove: _start_move,
-    AdvanceMove: _advance_move,
-    FinishMove: _finish_move,
+    AdvanceMove: _of_moves(range_moves.advanced),
+    RestartMove: _of_moves(range_moves.restarted),
+    CancelMove: _of_moves(range_moves.cancelled),
+    FinishMove: _of_moves(range_moves.finished),
     StartRebalance: _start_rebalance,
     AskRebalance: _ask_rebalance,
     StepRebalance: _step_rebalance,

@@ -17,7 +17,7 @@ import typer
 
 from needle.base.config import SETTINGS
 from needle.cli.app import app
-from needle.protocol.move_commands import STEPS
+from needle.protocol.move_commands import NEXT, STEPS
 
 HEAD = """# Commands
 
@@ -82,13 +82,10 @@ def with_settings(text: str) -> str:
 
 def with_moves(text: str) -> str:
     """A document with its state diagram of a move made anew."""
-    states = list(STEPS)
-    lines = ["stateDiagram-v2", f"    [*] --> {states[0]}: catalog StartMove"]
-    for state, after in zip(states, [*states[1:], None], strict=True):
-        steps = [f"{side} {command.__name__}" for side, command in STEPS[state]]
-        lines.append(f"    {state}: {state} - {', '.join(steps)}")
-        told = f"{after}: catalog AdvanceMove" if after is not None else "[*]: catalog FinishMove"
-        lines.append(f"    {state} --> {told}")
+    lines = ["stateDiagram-v2", f"    [*] --> {next(iter(STEPS))}: catalog StartMove"]
+    for state, steps in STEPS.items():
+        lines.append(f"    {state}: {state} - {', '.join(f'{side} {command.__name__}' for side, command in steps)}")
+        lines += [f"    {state} --> {after or '[*]'}: catalog {command}" for command, after in NEXT[state]]
     drawn = "```mermaid\n" + "\n".join(lines) + "\n```\n"
     return re.sub(r"^```mermaid\nstateDiagram.*?^```\n", lambda _: drawn, text, count=1, flags=re.DOTALL | re.MULTILINE)
 

@@ -1,6 +1,6 @@
 """Measures a cluster: asks all replicas what they hold, and all nodes what their disks take.
 
-Invariant: a shard counts as what its leader holds; while one does not answer, nothing is measured.
+Invariant: a shard counts as what its leader holds; one whose leader does not answer is left out, and named.
 """
 
 from __future__ import annotations
@@ -20,15 +20,22 @@ from needle.routing.topology import NodeInfo, NodeState, Topology
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """leaders: by shard, the status of the replica that leads it."""
+    """leaders: by shard, the status of the replica that leads it. silent: shards without a leader that answers, which
+    the stats leave out."""
 
     stats: ClusterStats
     leaders: dict[int, RaftStatus]
+    silent: tuple[int, ...] = ()
+
+    def check_whole(self) -> None:
+        """Raises Unavailable that names the silent shards: what they hold is not known."""
+        if self.silent:
+            names = ", ".join(map(str, self.silent))
+            raise Unavailable(f"what shard {names} holds is not known: no leader of it answers", shards=names)
 
 
 async def measure(caller: Caller, topology: Topology, timeout: float) -> Measured:
-    """All at once, none for longer than `timeout`. Raises Unavailable that names the shards without a leader that
-    answers: what they hold is not known."""
+    """All at once, none for longer than `timeout`."""
     replicas, nodes = await asyncio.gather(
         ask_replicas(caller, topology, timeout),
         asyncio.gather(*(_node(caller, one, timeout) for one in topology.nodes if one.state is not NodeState.REMOVED)),
@@ -40,15 +47,13 @@ async def measure(caller: Caller, topology: Topology, timeout: float) -> Measure
             continue
         if known is None or known.current_term < status.current_term:
             leaders[one.shard] = status
-    missing = [info.shard for info in topology.serving if info.shard not in leaders]
-    if missing:
-        names = ", ".join(map(str, missing))
-        raise Unavailable(f"what shard {names} holds is not known: no leader of it answers", shards=names)
+    silent = tuple(info.shard for info in topology.serving if info.shard not in leaders)
     shards = tuple(
         ShardStats(shard=info.shard, documents=leaders[info.shard].documents, bytes=leaders[info.shard].live_bytes)
         for info in topology.serving
+        if info.shard in leaders
     )
-    return Measured(stats=ClusterStats(shards=shards, nodes=tuple(nodes)), leaders=leaders)
+    return Measured(stats=ClusterStats(shards=shards, nodes=tuple(nodes)), leaders=leaders, silent=silent)
 
 
 async def _node(caller: Caller, info: NodeInfo, timeout: float) -> NodeStats:

@@ -44,7 +44,9 @@ class RebalanceMethods:
         while True:
             topology = await shards.confirmed(seconds)
             try:
-                return summarize(topology, (await measure(self._caller, topology, seconds)).stats)
+                found = await measure(self._caller, topology, seconds)
+                found.check_whole()
+                return summarize(topology, found.stats)
             except Unavailable:  # leadership may be on its way to another node
                 if loop.time() >= deadline:
                     raise

@@ -144,16 +144,31 @@ class StartMove(msgspec.Struct, frozen=True, tag="move", array_like=True):
 
 class AdvanceMove(msgspec.Struct, frozen=True, tag="advance", array_like=True):
     """A move's work in the state before `state` is done. For `switched`, which changes the map: source_index and
-    target_index are of the entries by which the source gave the ranges up and the target took them."""
+    target_index are of the entries by which the source gave the ranges up and the target took them. attempt: of the
+    move; refused for another one."""
 
     move: int
     state: MoveState
     source_index: int = 0
     target_index: int = 0
+    attempt: int = 0
+
+
+class RestartMove(msgspec.Struct, frozen=True, tag="restart-move", array_like=True):
+    """The source has thawed this attempt of a move that was freezing: copy on, and freeze again as the next one."""
+
+    move: int
+    attempt: int
+
+
+class CancelMove(msgspec.Struct, frozen=True, tag="cancel-move", array_like=True):
+    """Leave the ranges where they are, if the source has not released them; it is asked, and then the catalog told."""
+
+    move: int
 
 
 class FinishMove(msgspec.Struct, frozen=True, tag="finish", array_like=True):
-    """The source has deleted what it left behind: forget the move."""
+    """The source has deleted what it left behind, or the target what it had copied: forget the move."""
 
     move: int
 
@@ -176,7 +191,7 @@ class AskRebalance(msgspec.Struct, frozen=True, tag="ask-rebalance", array_like=
 class StepRebalance(msgspec.Struct, frozen=True, tag="step-rebalance", array_like=True):
     """What one look at the rebalance `made` led to, if it has changed in nothing since `revision`; else refused. start:
     a move that begins with it, as the catalog's own command would have it; nonce, epoch: as in StartMove. give_up: the
-    id of a running move of replicas that is taken back, 0 for none."""
+    id of a running move that is taken back, 0 for none: of replicas, which ends it; of ranges, as by CancelMove."""
 
     made: Job
     revision: int
@@ -205,6 +220,8 @@ CatalogCommand = (
     | StartRebalance
     | AskRebalance
     | StepRebalance
+    | RestartMove
+    | CancelMove
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,7 +1,9 @@
 """The commands by which the logs of two shards move key ranges from one to the other (docs/adr/0010).
 
 Each names its move by the catalog's id. Applied a second time, or after the move is over, it changes nothing. Their
-order in the logs is the proof: the source's Freeze, its Release, the target's Own, and only then the map's next epoch.
+order in the logs is the proof: the source's Freeze, the target's Confirm, the source's Release, the target's Own, and
+only then the map's next epoch. Release decides: before it the source's Thaw or GiveUp leads back, after it nothing
+does. Entries of earlier releases name no attempt, which is their first and only one.
 """
 
 from __future__ import annotations
@@ -40,13 +42,31 @@ class Mark(msgspec.Struct, frozen=True, tag="move-mark", array_like=True):
 
 class Freeze(msgspec.Struct, frozen=True, tag="move-freeze", array_like=True):
     """The source: from this entry on, writes to the ranges are refused. The answer's version is the highest version
-    that the source has given or could have given to a document of them."""
+    that the source has given or could have given to a document of them. Refused if the attempt was thawed."""
 
     move: int
+    attempt: int = 0
+
+
+class Thaw(msgspec.Struct, frozen=True, tag="move-thaw", array_like=True):
+    """The source, frozen by this attempt: from this entry on it takes writes to the ranges again, and the attempt is
+    over. After Release it changes nothing."""
+
+    move: int
+    attempt: int
 
 
 class Release(msgspec.Struct, frozen=True, tag="move-release", array_like=True):
-    """The source, frozen: from this entry on it does not own the ranges. What it holds of them is invisible."""
+    """The source, frozen by this attempt: from this entry on it does not own the ranges. What it holds of them is
+    invisible. There is no way back from here."""
+
+    move: int
+    attempt: int = 0
+
+
+class GiveUp(msgspec.Struct, frozen=True, tag="move-give-up", array_like=True):
+    """The source, not released: from this entry on it takes no part in the move any more, and keeps the ranges. After
+    Release it changes nothing."""
 
     move: int
 
@@ -69,13 +89,32 @@ class Import(msgspec.Struct, frozen=True, tag="move-import", array_like=True):
     whole: bool = False
 
 
+class Confirm(msgspec.Struct, frozen=True, tag="move-confirm", array_like=True):
+    """The target: a majority of it holds all that was imported, if `step` imports were applied. Sent once the source is
+    frozen by this attempt and nothing is left to copy; Release follows it, and only then Own."""
+
+    move: int
+    step: int
+    attempt: int
+
+
 class Own(msgspec.Struct, frozen=True, tag="move-own", array_like=True):
     """The target: from this entry on it owns the ranges, and what was imported is visible; if `step` imports were
-    applied. floor: what it gives to documents from now on is a higher version than this."""
+    applied, and the attempt is the one that it has confirmed. floor: what it gives to documents from now on is a higher
+    version than this. attempt: -1 of releases that confirmed nothing."""
 
     move: int
     step: int
     floor: int
+    attempt: int = -1
+
+
+class Discard(msgspec.Struct, frozen=True, tag="move-discard", array_like=True):
+    """The target of a move that was given up: delete up to `limit` of the documents that it has imported, and take no
+    more of them. The answer's count: how many; with none left the move is over for this shard."""
+
+    move: int
+    limit: int
 
 
 class Forget(msgspec.Struct, frozen=True, tag="move-forget", array_like=True):
@@ -86,8 +125,8 @@ class Forget(msgspec.Struct, frozen=True, tag="move-forget", array_like=True):
     limit: int
 
 
-MoveCommand = PrepareMove | Mark | Freeze | Release | Import | Own | Forget
-MOVE_COMMANDS = (PrepareMove, Mark, Freeze, Release, Import, Own, Forget)
+MoveCommand = PrepareMove | Mark | Freeze | Release | Import | Own | Forget | Thaw | GiveUp | Confirm | Discard
+MOVE_COMMANDS = (PrepareMove, Mark, Freeze, Release, Import, Own, Forget, Thaw, GiveUp, Confirm, Discard)
 
 
 class Side(StrEnum):
@@ -97,18 +136,30 @@ class Side(StrEnum):
     TARGET = "target"
 
 
-_BEGIN = ((Side.SOURCE, PrepareMove), (Side.TARGET, PrepareMove))
+Step = tuple[Side, type[MoveCommand]]
+_BEGIN: tuple[Step, ...] = ((Side.SOURCE, PrepareMove), (Side.TARGET, PrepareMove))
+_DECIDED: tuple[Step, ...] = ((Side.TARGET, Import), (Side.TARGET, Confirm), (Side.SOURCE, Release), (Side.TARGET, Own))
 
-STEPS: dict[MoveState, tuple[tuple[Side, type[MoveCommand]], ...]] = {
+STEPS: dict[MoveState, tuple[Step, ...]] = {
     MoveState.COPYING: (*_BEGIN, (Side.TARGET, Import), (Side.SOURCE, Mark)),
-    MoveState.FREEZING: (
-        *_BEGIN,
-        (Side.SOURCE, Freeze),
-        (Side.TARGET, Import),
-        (Side.SOURCE, Release),
-        (Side.TARGET, Own),
-    ),
+    MoveState.FREEZING: (*_BEGIN, (Side.SOURCE, Freeze), *_DECIDED, (Side.SOURCE, Thaw)),
     MoveState.SWITCHED: ((Side.SOURCE, Forget),),
+    MoveState.CANCELLING: (*_BEGIN, (Side.SOURCE, GiveUp), *_DECIDED),
+    MoveState.GIVEN_UP: ((Side.TARGET, PrepareMove), (Side.TARGET, Discard)),
 }
 """What a driver sends to whose log while the catalog has the move in a state, in this order; nothing else. A driver
-that takes over begins its state anew. The states follow each other in the order of MoveState."""
+that takes over begins its state anew. Thaw instead of Release when the target does not confirm in time; what follows
+GiveUp only where the source had released."""
+
+NEXT: dict[MoveState, tuple[tuple[str, MoveState | None], ...]] = {
+    MoveState.COPYING: (("AdvanceMove", MoveState.FREEZING), ("CancelMove", MoveState.CANCELLING)),
+    MoveState.FREEZING: (
+        ("AdvanceMove", MoveState.SWITCHED),
+        ("RestartMove", MoveState.COPYING),
+        ("CancelMove", MoveState.CANCELLING),
+    ),
+    MoveState.SWITCHED: (("FinishMove", None),),
+    MoveState.CANCELLING: (("AdvanceMove", MoveState.GIVEN_UP), ("AdvanceMove", MoveState.SWITCHED)),
+    MoveState.GIVEN_UP: (("FinishMove", None),),
+}
+"""By which command of the catalog a move goes from one state to which; None: it is forgotten."""

@@ -82,17 +82,25 @@ class Holders(msgspec.Struct, frozen=True):
 
 class MoveState(StrEnum):
     """How far a move of key ranges is. copying: the source serves while its documents are copied. freezing: the source
-    takes no more writes for them; the rest is copied, then it gives the ranges up and the target takes them. switched:
-    the map names the target; the source deletes what it left behind. Then the move is gone from the topology."""
+    takes no more writes for them; the rest is copied, then it gives the ranges up and the target takes them; or it
+    takes writes again, and the next attempt copies. switched: the map names the target; the source deletes what it left
+    behind. cancelling: the source is to keep the ranges, unless it has given them up already. given up: it keeps them;
+    the target deletes what it has copied. Then the move is gone from the topology."""
 
     COPYING = "copying"
     FREEZING = "freezing"
     SWITCHED = "switched"
+    CANCELLING = "cancelling"
+    GIVEN_UP = "given_up"
+
+
+ENDING = (MoveState.CANCELLING, MoveState.GIVEN_UP)
+"""Of a move whose ranges stay where they are, or arrive if that was decided already."""
 
 
 class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A move of ranges that is under way. id: the catalog's log index of its start, so ids ascend. nonce: of the call
-    that started it. batch_size, throttle_rate: as in StartMove."""
+    that started it. batch_size, throttle_rate: as in StartMove. attempt: counts the freezes that led back."""
 
     id: int
     nonce: int
@@ -102,6 +110,7 @@ class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
     state: MoveState = MoveState.COPYING
     batch_size: int = 0
     throttle_rate: float = 0.0
+    attempt: int = 0
 
 
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):

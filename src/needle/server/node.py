@@ -101,7 +101,7 @@ class Node:
         self._adoption = Adoption(self, self._hosting)
         self._belonging = Belonging(self, self._hosting)
         self._news = AddressNews(self)
-        self._mover = Mover(self, move_rows)
+        self._mover = Mover(self, move_rows, config.limits.freeze_seconds)
         self._replicas = Replicas(self)
         self.coordinator = Coordinator(self)
         self._background = Background(self._background_failed)

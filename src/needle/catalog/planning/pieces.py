@@ -13,7 +13,7 @@ from needle.routing.key_space import KeySpace
 from needle.routing.ranges import difference, intersection, union
 from needle.routing.shard_map import KeyRange
 from needle.routing.stats import ClusterStats, RangeStats, ShardStats
-from needle.routing.topology import MoveState, Topology
+from needle.routing.topology import ENDING, MoveState, Topology
 
 EMPTY_SPACE_BYTES = 256 << 20
 """What the whole key space weighs without a document, spread evenly: so an empty cluster is spread by keys, and a few
@@ -48,7 +48,11 @@ def pieces_of(topology: Topology, stats: ClusterStats, heat: float = 0.0) -> lis
     space, made = KeySpace(shard_map), []
     total = sum(one.bytes for one in stats.shards) + EMPTY_SPACE_BYTES
     calls = sum(part.heat for one in stats.shards for part in one.ranges)
-    moving = [(info.target, list(info.ranges)) for info in topology.moves if info.state is not MoveState.SWITCHED]
+    moving = [
+        (info.source if info.state in ENDING else info.target, list(info.ranges))
+        for info in topology.moves
+        if info.state is not MoveState.SWITCHED
+    ]
     by_shard, by_owner = stats.by_shard(), shard_map.by_owner()
     for info in topology.serving:
         owned = by_owner.get(info.shard, [])

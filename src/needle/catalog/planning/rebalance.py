@@ -9,7 +9,7 @@ running; nothing starts unless the job is running; a job that is over stays so.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -78,18 +78,20 @@ def look(
     free: Mapping[NodeId, int | None],
     holders: Mapping[GroupId, Sequence[NodeId]],
     unsettled: str = "",
+    others: int = 0,
+    silent: Collection[int] = (),
 ) -> Round:
-    """One round. plan: made by `job.pressing()` of what is so now. free: bytes that each node's disk takes, None if
-    any. holders: the nodes of each group. unsettled: what others move, which a plan takes for done; "" for nothing."""
+    """One round. plan: made by `job.pressing()` of what is so now; not looked at once the job is being cancelled. free:
+    bytes that each node's disk takes, None if any. holders: the nodes of each group. unsettled: what others move, which
+    a plan takes for done; "" for nothing. others: how many moves these are. silent: shards whose leader does not
+    answer."""
     if job.over or job.state is JobState.PAUSED:
         return Round(job=job)
     if job.state is JobState.CANCELLING:
-        if not running:
-            return Round(job=_replace(job, state=JobState.CANCELLED))
-        return Round(job=job, give_up=tuple(one.id for one in running if one.phase in _GIVEN_UP))
+        return _cancelling(job, running, silent)
     if job.state is JobState.PENDING:
         job = _replace(job, state=JobState.RUNNING, planned_bytes=plan.bytes)
-    start = startable(plan.moves, running, job.config.max_concurrent_moves, free, holders)
+    start = startable(plan.moves, running, job.config.max_concurrent_moves - others, free, holders)
     if start or running:
         return Round(job=_replace(job, why="", stuck=0), start=start)
     if not plan.moves and not plan.unmet and unsettled:
@@ -99,6 +101,30 @@ def look(
     why, stuck = "; ".join(plan.unmet) or f"no room for: {plan.moves[0].in_words()}", job.stuck + 1
     failed = stuck >= STUCK_MAX
     return Round(job=_replace(job, state=JobState.FAILED if failed else job.state, why=why, stuck=stuck))
+
+
+def _cancelling(job: Job, running: Sequence[Running], silent: Collection[int]) -> Round:
+    """What is not decided is given up; the rest ends, or is left to end by itself if a shard stays silent."""
+    if not running:
+        return Round(job=_replace(job, state=JobState.CANCELLED, why="", stuck=0))
+    back = tuple(one.id for one in running if one.phase in _GIVEN_UP)
+    if back:
+        return Round(job=_replace(job, why="", stuck=0), give_up=back)
+    waits = {one.id: _shards(one.move) & set(silent) for one in running}
+    why = "; ".join(
+        f"{one.move.in_words()}: " + (f"shard {min(waits[one.id])} does not answer" if waits[one.id] else "is decided")
+        for one in running
+    )
+    if not all(waits.values()):
+        return Round(job=_replace(job, why=f"waits for what cannot be given up: {why}", stuck=0))
+    if job.stuck + 1 < STUCK_MAX:
+        return Round(job=_replace(job, why=f"waits for: {why}", stuck=job.stuck + 1))
+    left = f"left to end by itself: {why}"
+    return Round(job=_replace(job, state=JobState.CANCELLED, running=(), why=left, stuck=job.stuck + 1))
+
+
+def _shards(move: Move) -> set[int]:
+    return {group - 1 for group in move.groups}
 
 
 def finished(job: Job, move: Move) -> Job:
@@ -166,8 +192,9 @@ def check_invariants(running: Sequence[Running], limit: int) -> None:
                 raise invalid("running", one.move.in_words(), f"not at once with: {other.move.in_words()}")
 
 
-def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float) -> Progress:
-    """plan: of now, so without what is over or running. rate: bytes a second lately."""
+def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held: Sequence[str] = ()) -> Progress:
+    """plan: of now, so without what is over or running. rate: bytes a second lately. held: why moves of key ranges
+    wait, as their drivers say."""
     copied = job.moved_bytes + sum(min(one.copied, one.move.bytes) for one in running)
     total = job.moved_bytes + sum(one.move.bytes for one in running) + plan.bytes
     documents = job.moved_documents + sum(one.move.documents for one in running) + plan.documents
@@ -185,5 +212,18 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float) -> P
         eta=(total - copied) / rate if rate > 0 else None,
         phases={one.id: one.phase for one in running},
         moves={one.id: one.move.in_words() for one in running},
-        why=job.why,
+        why=job.why or "; ".join([*held, *_waiting(job, plan, running)]),
     )
+
+
+def _waiting(job: Job, plan: Plan, running: Sequence[Running]) -> list[str]:
+    """What a job that goes on is about, in words."""
+    if job.over or not (running or plan.moves):
+        return []
+    text = f"{len(running)} of at most {job.config.max_concurrent_moves} moves at a time run"
+    if job.state is JobState.PAUSED:
+        return [f"{text}; nothing starts until it is resumed"]
+    if job.state is JobState.CANCELLING:
+        return [f"{text}; what is not decided is given up"]
+    following = f", {len(plan.moves)} follow" if plan.moves else ""
+    return [text + following]

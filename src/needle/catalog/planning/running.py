@@ -9,25 +9,37 @@ import msgspec
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.routing.jobs import Phase, Running
 from needle.routing.planned_moves import MoveRange, MoveReplicas
+from needle.routing.ranges import contains
 from needle.routing.topology import MoveState, Topology
 
-_PHASE = {MoveState.FREEZING: Phase.CATCH_UP, MoveState.SWITCHED: Phase.CLEAN_UP}
+_PHASE = {
+    MoveState.FREEZING: Phase.CATCH_UP,
+    MoveState.SWITCHED: Phase.CLEAN_UP,
+    MoveState.CANCELLING: Phase.CLEAN_UP,
+    MoveState.GIVEN_UP: Phase.CLEAN_UP,
+}
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """voters, learners: of each group, as its leader has them. copied: documents, by move of key ranges."""
+    """voters, learners: of each group, as its leader has them. copied: documents, by move of key ranges. held: why
+    such moves wait, as their drivers say."""
 
     topology: Topology
     voters: Mapping[GroupId, frozenset[NodeId]]
     learners: Mapping[GroupId, frozenset[NodeId]]
     copied: Mapping[int, int]
+    held: tuple[str, ...] = ()
 
 
 def fate(one: Running, seen: Seen) -> bool | None:
     """True: it is done; False: it is over and was not done, because others decided otherwise; None: it goes on."""
     move = one.move
     if isinstance(move, MoveRange):
-        return True if seen.topology.move(one.id) is None else None
+        info = seen.topology.move(one.id)
+        if info is None:  # forgotten: it has arrived, or was given up
+            owned = seen.topology.map.ranges(move.target) if seen.topology.map is not None else []
+            return contains(owned, move.ranges)
+        return False if info.state is MoveState.GIVEN_UP else None
     if not isinstance(move, MoveReplicas):
         return True  # the catalog's decision is all
     holders = seen.topology.holders(move.group)
@@ -62,12 +74,27 @@ def _now(one: Running, seen: Seen) -> Running:
     return msgspec.structs.replace(one, phase=Phase.COPY if begun else Phase.PREPARE, copied=copied)
 
 
+def others(topology: Topology, running: Sequence[Running]) -> int:
+    """How many moves are under way that are not `running`: what operators began, or a rebalance before."""
+    ours = {one.id for one in running}
+    groups = {one.move.group for one in running if isinstance(one.move, MoveReplicas)}
+    known = [(group, topology.holders(group)) for group in _groups(topology)]
+    leaving = [group for group, holders in known if holders is not None and holders.leaving and group not in groups]
+    return sum(info.id not in ours for info in topology.moves) + len(leaving)
+
+
+def _groups(topology: Topology) -> list[GroupId]:
+    return [CATALOG_GROUP, *(shard_group(info.shard) for info in topology.serving)]
+
+
 def unsettled(topology: Topology) -> str:
     """What is being moved, whoever began it; "" for nothing. A plan counts it as moved already."""
     if topology.moves:
-        return f"move {topology.moves[0].id} of key ranges is under way"
-    groups = [CATALOG_GROUP, *(shard_group(info.shard) for info in topology.serving)]
-    for group in groups:
+        first = topology.moves[0]
+        if first.state is MoveState.GIVEN_UP:
+            return f"shard {first.target} has not deleted yet what it copied for move {first.id}, which was given up"
+        return f"move {first.id} of key ranges is under way"
+    for group in _groups(topology):
         holders = topology.holders(group)
         if holders is not None and holders.leaving:
             return f"the replicas of {group_name(group)} on {', '.join(holders.leaving)} are being moved"

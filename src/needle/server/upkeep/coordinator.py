@@ -1,9 +1,9 @@
 """Carries a rebalance out, on the node that leads the catalog: a round looks at what is so, plans, and begins what may.
 
 All that a successor needs is in the catalog: what is wished, what is under way, what is done. Invariants: it plans by
-what was measured while the catalog stood still, and by nothing while a shard's leader does not answer; each step is one
-entry of the catalog's log, refused if anything of the rebalance has changed since the look. How ranges and replicas
-move is for `mover` and `replicas`, on the nodes that lead the shards.
+what was measured while the catalog stood still, and by nothing while a shard's leader does not answer (it still
+cancels); each step is one entry of the catalog's log, refused if anything of the rebalance has changed since the look.
+How ranges and replicas move is for `mover` and `replicas`, on the nodes that lead the shards.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.planning import planner, rebalance
 from needle.catalog.planning.rebalance import STUCK_MAX, Round
-from needle.catalog.planning.running import Seen, fate, now_running, unsettled
+from needle.catalog.planning.running import Seen, fate, now_running, others, unsettled
 from needle.client.directory import Caller
 from needle.client.measuring import Measured, measure
 from needle.multiraft.host import Host
 from needle.protocol.catalog_commands import CatalogCommand, StepRebalance
 from needle.routing.jobs import Job, JobState, Progress, Running
-from needle.routing.planned_moves import Move, MoveReplicas
+from needle.routing.planned_moves import Move
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import Topology
 from needle.server.upkeep.lasting import next_beat
@@ -105,6 +105,7 @@ class Coordinator:
         """What would move. Raises NotLeader on a node that does not lead the catalog, InvalidArgument for a wish that
         cannot be, Unavailable while a shard is not measured."""
         topology, found = await self._seen(timeout)
+        found.check_whole()
         return await self._planned(topology, found, wish)
 
     async def progress(self, timeout: float) -> Progress | None:
@@ -118,25 +119,30 @@ class Coordinator:
             return rebalance.progress(job, rebalance.NOTHING, (), 0.0)
         try:
             topology, found = await self._seen(timeout)
+            found.check_whole()
             job = topology.rebalance or job
             plan = await self._planned(topology, found, job.pressing())
         except Unavailable as error:
             told = rebalance.progress(job, rebalance.NOTHING, job.running, 0.0)
-            return _replace(told, total_bytes=max(told.total_bytes, job.planned_bytes), why=error.message)
-        running = now_running(job.running, self._looked_at(topology, found))
-        return rebalance.progress(job, plan, running, self._rate(job, running))
+            why = job.why or error.message
+            return _replace(told, total_bytes=max(told.total_bytes, job.planned_bytes), why=why)
+        seen = self._looked_at(topology, found)
+        running = now_running(job.running, seen)
+        return rebalance.progress(job, plan, running, self._rate(job, running), seen.held)
 
     # --- a round ------------------------------------------------------------------------------------------------------
     async def _round(self) -> None:
         try:
             topology, found = await self._seen(STEP_SECONDS)
+            job = topology.rebalance
+            if job is None or job.over:
+                return
+            if job.state is not JobState.CANCELLING:  # that ends whatever it can end
+                found.check_whole()
         except NotLeader:
             raise
         except Unavailable as error:
             await self._say(error.message)
-            return
-        job = topology.rebalance
-        if job is None or job.over:
             return
         seen = self._looked_at(topology, found)
         made = job
@@ -147,9 +153,10 @@ class Coordinator:
                 left.append(one)
             elif ended:
                 made = rebalance.finished(made, one.move)
-        made = _replace(made, running=tuple(left))
+        made, plan = _replace(made, running=tuple(left)), rebalance.NOTHING
         try:
-            plan = await self._planned(topology, found, made.pressing())
+            if job.state is not JobState.CANCELLING:
+                plan = await self._planned(topology, found, made.pressing())
         except (InvalidArgument, Internal) as error:  # it was possible once: a node or a shard that it names is gone
             await self._step(StepRebalance(_replace(made, state=JobState.FAILED, why=error.message), job.revision))
             return
@@ -157,7 +164,8 @@ class Coordinator:
         self._rate(made, running)
         free = {one.node: one.free for one in found.stats.nodes}
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
-        led = rebalance.look(made, plan, running, free, holders, unsettled(topology))
+        foreign = others(topology, running)
+        led = rebalance.look(made, plan, running, free, holders, unsettled(topology), foreign, found.silent)
         await self._take(job, topology, led, running)
 
     async def _seen(self, timeout: float) -> tuple[Topology, Measured]:
@@ -187,7 +195,8 @@ class Coordinator:
         catalog = self._node.status(CATALOG_GROUP)
         voters[CATALOG_GROUP], learners[CATALOG_GROUP] = frozenset(catalog.voters), frozenset(catalog.learners)
         copied = {move: count for one in found.leaders.values() for move, count in one.copied.items()}
-        return Seen(topology=topology, voters=voters, learners=learners, copied=copied)
+        held = tuple(why for one in found.leaders.values() for why in one.held_moves)
+        return Seen(topology=topology, voters=voters, learners=learners, copied=copied, held=held)
 
     async def _planned(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
         def made() -> Plan:
@@ -204,7 +213,7 @@ class Coordinator:
 
     async def _take(self, job: Job, topology: Topology, led: Round, running: Sequence[Running]) -> None:
         """Have the catalog take the steps that a look led to, one after the other."""
-        back = [one.id for one in running if one.id in led.give_up and isinstance(one.move, MoveReplicas)]
+        back = [one.id for one in running if one.id in led.give_up]
         steps: list[tuple[Move | None, int]] = [(move, 0) for move in led.start] + [(None, id_) for id_ in back]
         made, epoch = led.job, topology.map.epoch if topology.map is not None else 0
         if not steps and made != job:

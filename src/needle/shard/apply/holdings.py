@@ -25,12 +25,16 @@ from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import ShardStrategy, routing_key
 
 OPEN, FROZEN, RELEASED, OVER = "open", "frozen", "released", "over"
+DISCARDING, GIVEN_UP = "discarding", "given_up"
+ENDED = (OVER, GIVEN_UP)
 
 
 class Transfer(msgspec.Struct, frozen=True, array_like=True):
-    """One move, as this shard's log knows it. phase of a source: open, frozen, released, over; of a target: open, over.
-    floor: of a frozen source, see Freeze. at: index of the entry that released or owned. step: imports applied.
-    cursors: by collection, the source's last ordinal that imports (of a target) or marks (of a source) looked at."""
+    """One move, as this shard's log knows it. phase of a source: open, frozen (and open again), released, over; of a
+    target: open, over; of one that was given up: discarding at the target, given_up at both. floor: of a frozen source,
+    see Freeze. at: index of the entry that released or owned. step: imports applied. cursors: by collection, the
+    source's last ordinal that imports (of a target) or marks (of a source) looked at. attempt: of a source, the one
+    that froze it, or while it is open the lowest that may; of a target, the last that it has confirmed, plus 1."""
 
     move: int
     incoming: bool
@@ -40,11 +44,12 @@ class Transfer(msgspec.Struct, frozen=True, array_like=True):
     at: int = 0
     step: int = 0
     cursors: dict[str, int] = {}
+    attempt: int = 0
 
     @property
     def hides(self) -> bool:
         """Whether this shard may hold documents of the ranges that are invisible."""
-        return self.phase == OPEN if self.incoming else self.phase == RELEASED
+        return self.phase in (OPEN, DISCARDING) if self.incoming else self.phase == RELEASED
 
     @property
     def marks(self) -> bool:
@@ -91,7 +96,7 @@ def prepared(now: Holdings | None, command: PrepareMove) -> Holdings:
     if not command.incoming and not contains(now.owned, command.ranges):
         raise InvalidArgument(f"move {command.move} takes ranges that this shard does not own", field="ranges")
     oldest = max(now.oldest, command.oldest)
-    kept = tuple(one for one in now.transfers if one.move >= oldest or one.phase != OVER)
+    kept = tuple(one for one in now.transfers if one.move >= oldest or one.phase not in ENDED)
     now = msgspec.structs.replace(now, oldest=oldest, transfers=kept)
     return now.with_transfer(Transfer(command.move, command.incoming, tuple(command.ranges)))
 
@@ -166,8 +171,15 @@ _decoder = msgspec.msgpack.Decoder(Holdings)
 
 
 def encode_holdings(holdings: Holdings) -> bytes:
-    """As stored."""
-    return _encoder.encode(holdings)
+    """As stored. Part of a replica's digest, so what earlier releases wrote must be encoded as they did: without the
+    attempt, while that is the first one."""
+    *fields, transfers = msgspec.structs.astuple(holdings)
+    return _encoder.encode((*fields, [_fields(one) for one in transfers]))
+
+
+def _fields(transfer: Transfer) -> tuple[Any, ...]:
+    fields = msgspec.structs.astuple(transfer)
+    return fields if transfer.attempt else fields[:-1]
 
 
 def decode_holdings(data: bytes) -> Holdings:

@@ -13,10 +13,33 @@ from pyroaring import BitMap
 
 from needle.base.errors import AlreadyExists, Internal, InvalidArgument, NeedleError, VersionMismatch, invalid
 from needle.base.model import WriteResult
-from needle.protocol.move_commands import Forget, Freeze, Import, Mark, MoveCommand, Own, PrepareMove, Release
+from needle.protocol.move_commands import (
+    Confirm,
+    Discard,
+    Forget,
+    Freeze,
+    GiveUp,
+    Import,
+    Mark,
+    MoveCommand,
+    Own,
+    PrepareMove,
+    Release,
+    Thaw,
+)
 from needle.shard.apply.batch import Batch, Member, check_room
 from needle.shard.apply.changes import FLOAT_BYTES
-from needle.shard.apply.holdings import FROZEN, OPEN, OVER, RELEASED, Transfer, prepared
+from needle.shard.apply.holdings import (
+    DISCARDING,
+    ENDED,
+    FROZEN,
+    GIVEN_UP,
+    OPEN,
+    OVER,
+    RELEASED,
+    Transfer,
+    prepared,
+)
 
 IDS_SHOWN = 20
 
@@ -31,14 +54,22 @@ def execute_move(batch: Batch, index: int, command: MoveCommand) -> WriteResult:
         return _import(batch, index, command, transfer)
     if isinstance(command, Own):
         return _own(batch, index, command, transfer)
+    if isinstance(command, Confirm):
+        return _confirm(batch, index, command, transfer)
+    if isinstance(command, Discard):
+        return _discard(batch, index, command, transfer)
     if transfer.incoming:
         raise InvalidArgument(f"this shard is the target of move {command.move}, not its source", field="move")
     if isinstance(command, Mark):
         return _mark(batch, index, command, transfer)
     if isinstance(command, Freeze):
-        return _freeze(batch, index, transfer)
+        return _freeze(batch, index, command, transfer)
+    if isinstance(command, Thaw):
+        return _thaw(batch, index, command, transfer)
     if isinstance(command, Release):
-        return _release(batch, index, transfer)
+        return _release(batch, index, command, transfer)
+    if isinstance(command, GiveUp):
+        return _give_up(batch, index, transfer)
     return _forget(batch, index, command, transfer)
 
 
@@ -58,7 +89,7 @@ def _mark(batch: Batch, index: int, command: Mark, transfer: Transfer) -> WriteR
     record = batch.record(command.collection)
     reached = transfer.cursors.get(command.collection, -1)
     upto = min(command.upto, record.next_ordinal - 1)
-    if transfer.phase in (RELEASED, OVER) or upto <= reached:
+    if transfer.phase not in (OPEN, FROZEN) or upto <= reached:
         return WriteResult(version=index, index=index, existed=True, count=0)
     found = BitMap(batch.stored.select(record.id, _member(batch, transfer), reached, upto))
     marked = batch.stored.marked(record.id).get(command.move) or BitMap()
@@ -73,19 +104,48 @@ def _member(batch: Batch, transfer: Transfer) -> Member:
     return batch.fence.member(transfer.ranges)
 
 
-def _freeze(batch: Batch, index: int, transfer: Transfer) -> WriteResult:
+def _freeze(batch: Batch, index: int, command: Freeze, transfer: Transfer) -> WriteResult:
     floor = transfer.floor
+    if transfer.phase == GIVEN_UP or command.attempt < transfer.attempt:
+        raise _attempt_over(transfer, command.attempt)
     if transfer.phase == OPEN:
         floor = batch.version(index)
-        batch.change_transfer(_changed(transfer, phase=FROZEN, floor=floor))
+        batch.change_transfer(_changed(transfer, phase=FROZEN, floor=floor, attempt=command.attempt))
     return WriteResult(version=floor, index=index)
 
 
-def _release(batch: Batch, index: int, transfer: Transfer) -> WriteResult:
+def _thaw(batch: Batch, index: int, command: Thaw, transfer: Transfer) -> WriteResult:
+    if transfer.phase != FROZEN or transfer.attempt != command.attempt:
+        return WriteResult(version=index, index=transfer.at, existed=True)
+    batch.change_transfer(_changed(transfer, phase=OPEN, attempt=transfer.attempt + 1))
+    return WriteResult(version=index, index=index)
+
+
+def _give_up(batch: Batch, index: int, transfer: Transfer) -> WriteResult:
+    if transfer.phase not in (OPEN, FROZEN):
+        return WriteResult(version=index, index=transfer.at, existed=True)
+    for record in batch.records():
+        if transfer.move in batch.stored.marked(record.id):
+            batch.mark(batch.change(record), transfer.move, BitMap())
+    batch.change_transfer(_changed(transfer, phase=GIVEN_UP))
+    return WriteResult(version=index, index=index)
+
+
+def _attempt_over(transfer: Transfer, attempt: int) -> NeedleError:
+    return VersionMismatch(
+        f"attempt {attempt} of move {transfer.move} is over: the source is {transfer.phase}", actual=transfer.attempt
+    )
+
+
+def _release(batch: Batch, index: int, command: Release, transfer: Transfer) -> WriteResult:
+    if transfer.phase == GIVEN_UP or command.attempt < transfer.attempt:
+        raise _attempt_over(transfer, command.attempt)
     if transfer.phase == OPEN:
         raise invalid("phase", transfer.phase, f"release move {transfer.move} once it is frozen")
     if transfer.phase != FROZEN:
         return WriteResult(version=index, index=transfer.at, existed=True)
+    if command.attempt != transfer.attempt:
+        raise invalid("attempt", command.attempt, f"{transfer.attempt}, which froze move {transfer.move}")
     fence = batch.fence
     if fence is None:
         raise Internal("a transfer without holdings")
@@ -104,13 +164,31 @@ def _release(batch: Batch, index: int, transfer: Transfer) -> WriteResult:
 
 
 def _forget(batch: Batch, index: int, command: Forget, transfer: Transfer) -> WriteResult:
-    if transfer.phase == OVER:
+    if transfer.phase in ENDED:
         return WriteResult(version=index, index=index, count=0)
     if transfer.phase != RELEASED:
         raise invalid("phase", transfer.phase, f"forget what move {command.move} left behind once it is released")
-    left, gone = max(1, command.limit), 0
+    gone = _delete_hidden(batch, command.move, command.limit)
+    if not gone:
+        batch.change_transfer(_changed(transfer, phase=OVER))
+    return WriteResult(version=index, index=index, existed=gone > 0, count=gone)
+
+
+def _discard(batch: Batch, index: int, command: Discard, transfer: Transfer) -> WriteResult:
+    if not transfer.incoming or transfer.phase == OVER:
+        raise invalid("phase", transfer.phase, f"discard what move {command.move} brought where it was not owned")
+    if transfer.phase == GIVEN_UP:
+        return WriteResult(version=index, index=index, count=0)
+    gone = _delete_hidden(batch, command.move, command.limit)
+    batch.change_transfer(_changed(transfer, phase=DISCARDING if gone else GIVEN_UP))
+    return WriteResult(version=index, index=index, existed=gone > 0, count=gone)
+
+
+def _delete_hidden(batch: Batch, move: int, limit: int) -> int:
+    """Delete up to `limit` of the documents that a move hides; how many."""
+    left, gone = max(1, limit), 0
     for record in batch.records():
-        hidden = batch.stored.hidden(record.id).get(command.move) or BitMap()
+        hidden = batch.stored.hidden(record.id).get(move) or BitMap()
         doomed = list(hidden[: left - gone])
         if not doomed:
             continue
@@ -118,13 +196,11 @@ def _forget(batch: Batch, index: int, command: Forget, transfer: Transfer) -> Wr
         change = batch.change(record)
         batch.lookup(change, [found[ordinal].id for ordinal in doomed])
         batch.remove(change, [found[ordinal].id for ordinal in doomed])
-        batch.hide(change, command.move, hidden - BitMap(doomed))
+        batch.hide(change, move, hidden - BitMap(doomed))
         gone += len(doomed)
         if gone == left:
             break
-    if not gone:
-        batch.change_transfer(_changed(transfer, phase=OVER))
-    return WriteResult(version=index, index=index, existed=gone > 0, count=gone)
+    return gone
 
 
 def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> WriteResult:
@@ -198,10 +274,25 @@ def _another_step(transfer: Transfer, step: int) -> NeedleError:
     )
 
 
+def _confirm(batch: Batch, index: int, command: Confirm, transfer: Transfer) -> WriteResult:
+    if transfer.incoming and transfer.phase == OVER:
+        return WriteResult(version=index, index=transfer.at, existed=True)
+    _check_open(transfer, command.step)
+    if command.attempt + 1 < transfer.attempt:
+        raise _attempt_over(transfer, command.attempt)
+    batch.change_transfer(_changed(transfer, attempt=command.attempt + 1))
+    return WriteResult(version=index, index=index)
+
+
 def _own(batch: Batch, index: int, command: Own, transfer: Transfer) -> WriteResult:
     if transfer.incoming and transfer.phase == OVER:
         return WriteResult(version=index, index=transfer.at, existed=True)
     _check_open(transfer, command.step)
+    if command.attempt + 1 != transfer.attempt:
+        raise VersionMismatch(
+            f"attempt {command.attempt} of move {transfer.move} is not the last that was confirmed",
+            actual=transfer.attempt,
+        )
     fence = batch.fence
     if fence is None:
         raise Internal("a transfer without holdings")

@@ -1,0 +1,111 @@
+"""Bugs of the way back of a key range that moves: attempts, thawing, giving up (docs/adr/0010)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_MOVING = "tests/shard/test_moving.py::"
+_MOVER = "tests/server/test_mover.py::"
+_MOVES = "tests/cluster/test_moves.py::"
+_DRIVER = "server.upkeep.mover:Mover."
+_THAWS = _MOVING + "test_a_frozen_range_thaws_and_what_is_late_of_that_attempt_is_refused"
+_GIVEN_UP = _MOVING + "test_a_move_that_is_given_up_leaves_the_source_as_it_was_and_the_target_empty"
+_WHOLE = _MOVER + "test_a_cancelled_move_stays_or_arrives_as_a_whole"
+_BOUND = _MOVER + "test_writes_wait_for_a_silent_target_no_longer_than_the_bound"
+
+MUTANTS = (
+    Mutant(
+        name="late-freeze-of-a-thawed-attempt",
+        breaks="a freeze that is late holds writes of ranges that nobody thaws",
+        edits=(Edit("shard.apply.moves:_freeze", "command.attempt < transfer.attempt", "False"),),
+        tests=(_THAWS,),
+    ),
+    Mutant(
+        name="late-release-of-a-thawed-attempt",
+        breaks="a release of an attempt that was thawed gives ranges up whose target has confirmed something older",
+        edits=(
+            Edit(
+                "shard.apply.moves:_release",
+                "if transfer.phase == GIVEN_UP or command.attempt < transfer.attempt:",
+                "command = Release(command.move, transfer.attempt)\n    if transfer.phase == GIVEN_UP:",
+            ),
+        ),
+        tests=(_THAWS,),
+    ),
+    Mutant(
+        name="late-own-of-a-thawed-attempt",
+        breaks="the target owns what it confirmed in an attempt that was thawed since: the source has written more",
+        edits=(Edit("shard.apply.moves:_own", "command.attempt + 1 != transfer.attempt", "False"),),
+        tests=(_THAWS,),
+    ),
+    Mutant(
+        name="late-advance-of-a-thawed-attempt",
+        breaks="the catalog takes the end of an attempt that was thawed for that of the next one",
+        edits=(Edit("catalog.range_moves:advanced", "info.attempt != command.attempt", "False"),),
+        tests=(_MOVES + "test_a_thawed_move_begins_anew_and_late_commands_of_the_attempt_are_refused",),
+    ),
+    Mutant(
+        name="thaw-after-release",
+        breaks="the source takes writes again for ranges that the target owns, or is about to",
+        edits=(Edit("shard.apply.moves:_thaw", "transfer.phase != FROZEN", "transfer.phase == OPEN"),),
+        tests=(_MOVING + "test_what_was_released_is_neither_thawed_nor_given_up",),
+    ),
+    Mutant(
+        name="given-up-after-release",
+        breaks="the source keeps ranges that it has released: two shards own them",
+        edits=(
+            Edit("shard.apply.moves:_give_up", "transfer.phase not in (OPEN, FROZEN)", "transfer.phase == GIVEN_UP"),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_MOVING + "test_what_was_released_is_neither_thawed_nor_given_up",),
+    ),
+    Mutant(
+        name="released-without-confirmation",
+        breaks="the source gives ranges up when the bound is over, whether or not the target has everything",
+        edits=(
+            Edit(
+                _DRIVER + "_confirmed",
+                "raise DeadlineExceeded(",
+                "return self._copier.copies[info.id]; raise DeadlineExceeded(",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_BOUND,),
+    ),
+    Mutant(
+        name="restarted-without-thaw",
+        breaks="the catalog says that the next attempt begins, and the source still refuses writes",
+        edits=(Edit(_DRIVER + "_hand_over", "await self._steps.propose(info, Thaw(info.id, info.attempt))", "pass"),),
+        sim=True,
+        sharded=True,
+        tests=(_BOUND,),
+    ),
+    Mutant(
+        name="cancelled-whatever-the-source-says",
+        breaks="a cancel comes after the release: the catalog gives the ranges up, which then nobody owns",
+        edits=(Edit(_DRIVER + "_give_up", "source is not None and source.phase == GIVEN_UP", "source is not None"),),
+        sim=True,
+        sharded=True,
+        tests=(_WHOLE,),
+    ),
+    Mutant(
+        name="frozen-until-the-target-is-back",
+        breaks="writes of a range wait as long as the target has no majority",
+        edits=(Edit(_DRIVER + "_confirmed", "loop.time() + self._freeze_seconds", "loop.time() + 3600"),),
+        tests=(_BOUND,),
+    ),
+    Mutant(
+        name="copy-kept-after-a-cancel",
+        breaks="what was copied of a move that is given up stays at its target, and comes to light with the next one",
+        edits=(Edit("shard.apply.moves:_discard", "DISCARDING if gone else GIVEN_UP", "GIVEN_UP"),),
+        tests=(_GIVEN_UP,),
+    ),
+    Mutant(
+        name="copied-after-a-cancel",
+        breaks="a late page of a move that is given up is imported while its copy is deleted, and stays",
+        edits=(Edit("shard.apply.moves:_discard", "DISCARDING if gone else GIVEN_UP", "OPEN if gone else GIVEN_UP"),),
+        tests=(_GIVEN_UP,),
+    ),
+)

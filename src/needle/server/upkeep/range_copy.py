@@ -1,0 +1,154 @@
+"""Copies the documents of a move of key ranges to its target: page by page, then what was deleted meanwhile.
+
+Imports are numbered (`holdings.Transfer.step`), so what another driver does meanwhile is noticed, and this one begins
+where the target says that it is. Memory: one page. It must not know when the ranges freeze.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pyroaring import BitMap
+
+from needle.base.errors import AlreadyExists, CollectionNotFound
+from needle.base.ids import GroupId, shard_group
+from needle.protocol.move_commands import Import, Mark
+from needle.protocol.peer_calls import MoveAnswer
+from needle.routing.topology import MoveInfo, MoveState, Topology
+from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
+from needle.shard.apply import copying
+from needle.shard.documents.records import StoredDocument
+
+BYTES_MAX = 512 << 10
+MARKS = 16
+"""Marking looks at ids only: so many times more in one step."""
+
+
+@dataclass
+class Copy:
+    """How far one driver's copy is. step, cursors: as in holdings.Transfer. known: dead ordinals it has looked at.
+    group: the source's. documents: that this driver has copied."""
+
+    group: GroupId
+    step: int
+    cursors: dict[str, int]
+    known: dict[str, BitMap] = field(default_factory=dict)
+    documents: int = 0
+
+
+class RangeCopier:
+    """See the module."""
+
+    def __init__(
+        self, node: MovingNode, steps: MoveSteps, rows_max: int, rest: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """rest: waits so many seconds between two batches, and raises if another move must go first."""
+        self._node = node
+        self._steps = steps
+        self._rows_max = rows_max
+        self._rest = rest
+        self.copies: dict[int, Copy] = {}
+        """By move, of those that this node drives or drove."""
+
+    def reached(self, info: MoveInfo, target: MoveAnswer) -> Copy:
+        """How far the copy is, now that the target has said where it is."""
+        copy = self.copies.get(info.id)
+        if copy is None or copy.step != target.step:  # otherwise nobody has imported anything since
+            copy = self.copies[info.id] = Copy(shard_group(info.source), target.step, dict(target.cursors))
+        return copy
+
+    async def copy(self, info: MoveInfo, copy: Copy, topology: Topology) -> int:
+        """All that the target does not have yet; how many documents that were."""
+        replica = self._node.groups[shard_group(info.source)].replica
+        here = {spec.name for spec in replica.collections()}
+        copied, refused = 0, None
+        for name in sorted(one.stored_name for one in topology.collections):
+            if name in here:
+                try:
+                    copied += await self._copy_collection(info, copy, name)
+                except AlreadyExists as error:
+                    refused = refused or error
+                except CollectionNotFound:  # the target does not have it yet, or it is being dropped
+                    await self._node.shards.sync(info.target, topology.version, STEP_SECONDS)
+                    raise
+        if refused is not None:
+            raise refused
+        return copied
+
+    async def mark(self, info: MoveInfo, copy: Copy) -> None:
+        """Have the source know what it will have to hide, while it is in no hurry."""
+        transfer = self._steps.source(info)
+        if transfer is None:
+            return
+        for name, upto in copy.cursors.items():
+            at = transfer.cursors.get(name, -1)
+            while at < upto:
+                at = min(upto, at + MARKS * self._rows_max)
+                try:
+                    await self._steps.propose(info, Mark(info.id, name, at))
+                except CollectionNotFound:
+                    break  # dropped meanwhile
+
+    async def _copy_collection(self, info: MoveInfo, copy: Copy, name: str) -> int:
+        replica, blocking = self._node.groups[shard_group(info.source)].replica, self._node.blocking
+        rows_max = info.batch_size or self._rows_max
+        copied, more, refused, end = 0, True, None, copying.last_ordinal(replica.view, name)
+        # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
+        while more and (after := copy.cursors.get(name, -1)) < end:
+            rows, cursor, more = await blocking(copying.page, replica.view, name, info.ranges, after, rows_max)
+            try:
+                for part in _parts(rows):
+                    await self._import(info, copy, name, part, [])
+                    copy.cursors[name] = part[-1].ordinal
+            except AlreadyExists as error:
+                refused = error  # the deletes go on: the target does not take any of what it has a copy of
+                break
+            copy.cursors[name] = cursor
+            copied += len(rows)
+            copy.documents += len(rows)
+            if more and info.state is MoveState.COPYING:
+                await self._rest(info.throttle_rate)
+        known = copy.known.get(name, BitMap())
+        deleted, known = await blocking(
+            copying.deleted, replica.view, name, info.ranges, copy.cursors.get(name, -1), known
+        )
+        for first in range(0, len(deleted), self._rows_max):
+            await self._import(info, copy, name, [], deleted[first : first + self._rows_max])
+        copy.known[name] = known
+        if refused is not None:
+            raise refused
+        return copied + len(deleted)
+
+    async def _import(
+        self, info: MoveInfo, copy: Copy, name: str, rows: Sequence[StoredDocument], deleted: list[str]
+    ) -> None:
+        command = Import(
+            info.id,
+            copy.step,
+            name,
+            rows[-1].ordinal if rows else copy.cursors.get(name, -1),
+            [row.id for row in rows],
+            [row.version for row in rows],
+            b"".join(row.vector for row in rows),
+            [row.metadata for row in rows],
+            deleted,
+            whole=True,
+        )
+        await self._steps.tell_target(info, command)
+        copy.step += 1
+
+
+def _parts(rows: Sequence[StoredDocument]) -> Iterator[list[StoredDocument]]:
+    """Pieces of bounded size."""
+    part: list[StoredDocument] = []
+    size = 0
+    for row in rows:
+        weight = len(row.vector) + len(row.metadata) + len(row.id)
+        if part and size + weight > BYTES_MAX:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += weight
+    if part:
+        yield part
