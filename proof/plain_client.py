@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from needle.base.errors import DeadlineExceeded, NeedleError, Unavailable
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.parts import Body, Payload
@@ -51,10 +51,11 @@ from needle.protocol.commands import (
     Session,
     UpdateVectors,
 )
-from needle.routing.topology import Topology
+from needle.routing.topology import CollectionInfo, Topology
 
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
+_UNKNOWN = InvalidArgument("this client does not know the catalog")
 
 
 class PlainClient(BatchMethods):
@@ -352,12 +353,13 @@ class PlainCalls:
         mode: ReadMode,
         timeout: float,
         fields: tuple[str, ...] | None = None,
+        only: int = 0,
     ) -> ScanAnswer:
         """As `DocumentCalls.scan`."""
         answer = await self._read(
             calls.SCAN,
             lambda group, fresh: ScanCall(
-                group, collection, filter_json, after, limit, with_vectors, fresh, slice_, fields=fields
+                group, collection, filter_json, after, limit, with_vectors, fresh, slice_, fields=fields, only=only
             ),
             Freshness(mode),
             timeout,
@@ -388,6 +390,22 @@ class PlainCalls:
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
         """As `DocumentCalls.drop_collection`."""
         return await self._group.write(lambda session: DropCollection(name, session), timeout)
+
+    async def alter_collection(self, name: str, ef_search: int, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise _UNKNOWN
+
+    async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise _UNKNOWN
+
+    async def remove_alias(self, alias: str, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise _UNKNOWN
+
+    async def described(self, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
+        """Only who knows the catalog can."""
+        raise _UNKNOWN
 
     async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
         """As `DocumentCalls.collections`."""

@@ -8,6 +8,7 @@ _UNANSWERED = "tests/client/test_unanswered.py::"
 _BATCHER = "tests/shard/test_search_batcher.py::"
 _TYPES = "tests/client/test_types.py::"
 _DIRECTORY = "tests/client/test_directory.py::"
+_ALIASES = "tests/cluster/test_aliases.py::"
 
 _RESTARTING = "tests/client/test_restarting.py::"
 
@@ -88,6 +89,39 @@ MUTANTS: tuple[Mutant, ...] = (
             ),
         ),
         tests=(_UNANSWERED + "test_a_search_for_the_leader_that_takes_all_the_time_sends_no_negative_timeout",),
+    ),
+    Mutant(
+        name="alias-half-switched",
+        breaks="a shard that has refused what an alias meant before is asked for the same again by the newer map",
+        edits=(
+            Edit("client.meaning:Meaning.check", "if not self.holds(now):", "if False:"),
+            Edit("client.meaning:Meaning.epoch", "and self.holds(now)", ""),
+        ),
+        tests=(_ALIASES + "test_who_knew_another_meaning_does_nothing_by_it",),
+    ),
+    Mutant(
+        name="alias-keeps-its-epoch",
+        breaks="shards serve who goes by what an alias meant before",
+        edits=(Edit("catalog.state:_refusing_older", "now.map.epoch + 1", "now.map.epoch"),),
+        tests=(_ALIASES + "test_an_alias_is_a_name_and_its_change_makes_an_epoch",),
+    ),
+    Mutant(
+        name="alias-makes-cycles",
+        breaks="an alias may lead to an alias, and so to itself",
+        edits=(Edit("catalog.state:_set_alias", "(other := now.alias(leads_to)) is not None", "other := None"),),
+        tests=(_ALIASES + "test_what_cannot_be_is_refused",),
+    ),
+    Mutant(
+        name="vectors-of-others",
+        breaks="a shard that is asked about some of the documents gives them the vectors of the first ones",
+        edits=(Edit("client.router.deletion:Part.command", "place[name] * width", "0 * width"),),
+        tests=("tests/cluster/test_changes_by_filter.py::test_each_document_gets_its_own_vector_wherever_it_is",),
+    ),
+    Mutant(
+        name="offset-before-the-merge",
+        breaks="of the hits of all shards none is left out: a page of hits is the first one again",
+        edits=(Edit("client.router.merge:narrowed", "left[request.offset :", "left[0 :"),),
+        tests=("tests/client/test_searches.py::test_rows_stay_together",),
     ),
     Mutant(
         name="late-searches-begun",

@@ -22,7 +22,7 @@ _PUBLIC = {
     ),
     "needle.base.filters.builder": "Filter",
     "needle.base.model": "CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult",
-    "needle.client": "Client PartialHits ScanPage SyncClient",
+    "needle.client": "Client CollectionDescription PartialHits ScanPage SyncClient",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",
 }

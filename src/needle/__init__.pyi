@@ -55,6 +55,7 @@ from needle.base.model import RaftStatus as RaftStatus
 from needle.base.model import ReadMode as ReadMode
 from needle.base.model import WriteResult as WriteResult
 from needle.client import Client as Client
+from needle.client import CollectionDescription as CollectionDescription
 from needle.client import PartialHits as PartialHits
 from needle.client import ScanPage as ScanPage
 from needle.client import SyncClient as SyncClient

@@ -117,6 +117,36 @@ def test_an_exported_collection_comes_back_as_it_was(needle, tmp_path: Path, suf
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+def test_aliases_descriptions_and_changes_of_collections(needle, tmp_path: Path) -> None:
+    needle.run("delete", "--where", "{}", "--yes")
+    fill(needle, tmp_path)
+    needle.run("collections", "create", "second", "--dimensions", "4")
+    needle.run("alias", "set", "current", "default")
+    assert needle.json("alias", "list") == {"current": "default"} and "current" in needle.run("alias", "list")
+    assert needle.run("count", "-c", "current") == "12\n"
+    needle.run("alias", "set", "current", "second")
+    assert needle.run("count", "-c", "current") == "0\n"
+    needle.run("insert", str(tmp_path / "rows.jsonl"), "-c", "current")
+    described = needle.json("collections", "describe", "current")
+    assert (described["name"], described["aliases"], described["documents"]) == ("second", ["current"], 12)
+    needle.run("collections", "alter", "current", "--ef-search", "99")
+    assert "ef_search=99" in needle.run("collections", "describe", "second")
+    for words, code in (
+        (("alias", "set", "second", "default"), "collection_exists"),
+        (("alias", "set", "x", "absent"), "collection_not_found"),
+        (("alias", "set", "x", "current"), "invalid_argument"),
+        (("alias", "remove", "x"), "collection_not_found"),
+        (("collections", "drop", "second", "--yes"), "invalid_argument"),
+        (("collections", "describe", "absent"), "collection_not_found"),
+        (("collections", "alter", "current", "--ef-search", "1000000"), "invalid_argument"),
+    ):
+        needle.run(*words, expect=1)
+        assert f"[{code}]" in needle.notes
+    needle.run("alias", "remove", "current")
+    needle.run("collections", "drop", "second", "--yes")
+    assert needle.json("alias", "list") == {}
+
+
 def test_what_cannot_be_exported(needle, tmp_path: Path) -> None:
     for path, says in (
         (tmp_path / "x.csv", ".jsonl or .parquet"),

@@ -11,7 +11,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "documents.md"
 def test_the_examples_do_what_they_say(needle) -> None:
     program = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
     expected = re.findall(r"^ *print\(.*\)  # (.+)$", program, re.MULTILINE)
-    assert len(expected) == program.count("print(") >= 12
+    assert len(expected) == program.count("print(") >= 14
     for port, address in zip((5001, 5002, 5003), needle.cluster.addresses.values(), strict=True):
         assert program.count(f"127.0.0.1:{port}") == 1
         program = program.replace(f"127.0.0.1:{port}", address)

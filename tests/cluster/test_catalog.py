@@ -24,6 +24,7 @@ from needle.catalog.machine import IMAGE_NAME, CatalogMachine
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
     AdvanceMove,
+    AlterCollection,
     AssignReplicas,
     CatalogCommand,
     ConfirmReplicas,
@@ -32,7 +33,9 @@ from needle.protocol.catalog_commands import (
     FinishMove,
     MaintainNode,
     RegisterNode,
+    RemoveAlias,
     RemoveNode,
+    SetAlias,
     SetReplicas,
     StartMove,
     decode,
@@ -56,6 +59,9 @@ _commands: st.SearchStrategy[CatalogCommand] = st.one_of(
     st.builds(lambda n, port: RegisterNode(node(n, address=f"h:{port}")), _nodes, st.integers(1, 3)),
     st.builds(lambda n: RegisterNode(node(n, incarnation=7)), _nodes),
     st.builds(lambda n: RemoveNode(f"node-{n}"), _nodes),
+    st.builds(SetAlias, _names, _names),
+    st.builds(RemoveAlias, _names),
+    st.builds(AlterCollection, _names, st.integers(1, 30), st.integers(1, 3)),
     st.builds(
         lambda shard, after: SetReplicas(shard, list(topology().shards[shard % 4].replicas), after),
         st.integers(-1, 4),

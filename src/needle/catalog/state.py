@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 
 from needle.base.config import check_node_id, check_range, parse_address
-from needle.base.errors import CollectionExists, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.errors import CollectionExists, CollectionNotFound, InvalidArgument, NeedleError, Unavailable, invalid
 from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
 from needle.catalog import range_moves, rebalances
 from needle.protocol.catalog_commands import (
     AddShard,
     AdvanceMove,
+    AlterCollection,
     AskRebalance,
     AssignReplicas,
     CancelMove,
@@ -31,9 +32,11 @@ from needle.protocol.catalog_commands import (
     FinishMove,
     MaintainNode,
     RegisterNode,
+    RemoveAlias,
     RemoveNode,
     RestartMove,
     RetireShard,
+    SetAlias,
     SetReplicas,
     StartMove,
     StartRebalance,
@@ -41,6 +44,7 @@ from needle.protocol.catalog_commands import (
 )
 from needle.routing.plans import REPLICAS_MAX, ZONE_CHARS_MAX
 from needle.routing.topology import (
+    AliasInfo,
     CollectionInfo,
     Holders,
     NodeInfo,
@@ -50,6 +54,7 @@ from needle.routing.topology import (
 )
 
 COLLECTIONS_MAX = 10_000
+ALIASES_MAX = 1000
 DROPPED_MAX = 4096
 NODES_MAX = 4096
 SHARDS_MAX = 4096
@@ -279,7 +284,9 @@ def _confirm_replicas(now: Topology, index: int, command: ConfirmReplicas) -> tu
 def _create_collection(now: Topology, index: int, command: CreateCollection) -> tuple[Topology, WriteResult]:
     _need_cluster(now)
     name = command.spec.name
-    found = now.collection(name)
+    found = now.named(name)
+    if (alias := now.alias(name)) is not None:
+        raise CollectionExists(f"{name!r} is an alias, of collection {alias.collection!r}", collection=name)
     if found is not None:
         if found.nonce == command.nonce or (command.if_absent and found.spec == command.spec):
             return _done(now, index, found.id, existed=found.nonce != command.nonce)
@@ -299,8 +306,57 @@ def _drop_collection(now: Topology, index: int, command: DropCollection) -> tupl
     left = tuple(info for info in now.collections if (info.spec.name, info.id) != (command.name, command.id))
     if len(left) == len(now.collections):
         return _done(now, index, now.version, existed=False)
+    led = [alias.name for alias in now.aliases if alias.collection == command.name]
+    if led:
+        names = ", ".join(map(repr, led[:10]))
+        raise invalid("collection", command.name, f"one without an alias: remove {names}, or let them lead elsewhere")
     dropped = (*now.dropped, command.id)[-DROPPED_MAX:]
     return _done(_replace(now, collections=left, dropped=dropped), index, existed=True)
+
+
+def _alter_collection(now: Topology, index: int, command: AlterCollection) -> tuple[Topology, WriteResult]:
+    found = now.named(command.name)
+    if found is None or found.id != command.id:
+        raise CollectionNotFound(f"there is no collection {command.name!r}", collection=command.name)
+    if found.spec.index.ef_search == command.ef_search:
+        return _done(now, index, now.version, existed=True)
+    spec = _replace(found.spec, index=_replace(found.spec.index, ef_search=command.ef_search))
+    made = tuple(_replace(info, spec=spec) if info is found else info for info in now.collections)
+    return _done(_replace(now, collections=made), index, existed=True)
+
+
+def _set_alias(now: Topology, index: int, command: SetAlias) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    name, leads_to = command.alias, command.collection
+    if leads_to == name:
+        raise invalid("alias", name, "another name than that of what it leads to")
+    if now.named(name) is not None:
+        raise CollectionExists(f"{name!r} is a collection, and can be no alias", collection=name)
+    if (other := now.alias(leads_to)) is not None:
+        raise invalid("collection", leads_to, f"a collection, not an alias: {other.collection!r} is what it leads to")
+    if now.named(leads_to) is None:
+        raise CollectionNotFound(f"there is no collection {leads_to!r}", collection=leads_to)
+    before = now.alias(name)
+    if before is not None and before.collection == leads_to:
+        return _done(now, index, now.version, existed=True)
+    if before is None and len(now.aliases) >= ALIASES_MAX:
+        raise invalid("alias", name, f"one of at most {ALIASES_MAX}")
+    others = [alias for alias in now.aliases if alias is not before]
+    aliases = tuple(sorted([*others, AliasInfo(name, leads_to)], key=lambda alias: alias.name))
+    made = _replace(now, aliases=aliases)
+    return _done(made if before is None else _refusing_older(made), index, existed=before is not None)
+
+
+def _remove_alias(now: Topology, index: int, command: RemoveAlias) -> tuple[Topology, WriteResult]:
+    if now.alias(command.alias) is None:
+        raise CollectionNotFound(f"there is no alias {command.alias!r}", collection=command.alias)
+    left = tuple(alias for alias in now.aliases if alias.name != command.alias)
+    return _done(_refusing_older(_replace(now, aliases=left)), index, existed=True)
+
+
+def _refusing_older(now: Topology) -> Topology:
+    """With a map by which shards refuse who knows only an older catalog."""
+    return now if now.map is None else _replace(now, map=_replace(now.map, epoch=now.map.epoch + 1))
 
 
 def _start_move(now: Topology, index: int, command: StartMove) -> tuple[Topology, WriteResult]:
@@ -358,6 +414,9 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     ConfirmReplicas: _confirm_replicas,
     CreateCollection: _create_collection,
     DropCollection: _drop_collection,
+    AlterCollection: _alter_collection,
+    SetAlias: _set_alias,
+    RemoveAlias: _remove_alias,
     StartMove: _start_move,
     AdvanceMove: _of_moves(range_moves.advanced),
     RestartMove: _of_moves(range_moves.restarted),

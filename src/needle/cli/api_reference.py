@@ -20,6 +20,7 @@ from needle.client import SyncClient
 from needle.client.batches import BatchMethods
 from needle.client.changes import ChangeMethods
 from needle.client.documents import DocumentMethods
+from needle.client.naming import NamingMethods
 from needle.client.searches import SearchMethods
 
 PACKAGE = Path(str(needle.__file__)).parent
@@ -33,7 +34,7 @@ a timedelta) raises DeadlineExceeded, NoQuorum or OutcomeUnknown after it.
 
 Names in the first part come from `needle`, those in the second from `needle.distributed`. The methods for documents and
 collections are written once: `Client`, `RaftCluster`, `DistributedCluster` and `ShardRouter` have those of
-`SearchMethods`, `ChangeMethods` and `DocumentMethods` (in `needle.client`); `Client` and `RaftCluster`
+`SearchMethods`, `ChangeMethods`, `NamingMethods` and `DocumentMethods` (in `needle.client`); `Client` and `RaftCluster`
 have `BatchMethods`, too.
 """
 
@@ -41,7 +42,7 @@ STUB_HEAD = '''"""Made by `python -m needle.cli.api_reference` from the table in
 
 '''
 
-SHARED: tuple[type, ...] = (DocumentMethods, SearchMethods, ChangeMethods, BatchMethods)
+SHARED: tuple[type, ...] = (DocumentMethods, SearchMethods, ChangeMethods, NamingMethods, BatchMethods)
 """Bases whose methods are described once."""
 
 

@@ -46,6 +46,12 @@ collections_app = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode=None,
 )
+alias_app = typer.Typer(
+    help="Give collections other names, which may lead to another collection later.",
+    epilog="Example: needle alias set current articles-2",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 members_app = typer.Typer(
     help="List the nodes that hold the cluster's data, add or remove one.",
     epilog="Example: needle members --json",
@@ -118,6 +124,11 @@ _add(maintenance_app, "status", maintenance_commands.status, "needle maintenance
 collections_app.callback()(collection_commands.collections)
 _add(collections_app, "create", collection_commands.create, "needle collections create images --dimensions 512")
 _add(collections_app, "drop", collection_commands.drop, "needle collections drop images --yes")
+_add(collections_app, "describe", collection_commands.describe, "needle collections describe images")
+_add(collections_app, "alter", collection_commands.alter, "needle collections alter images --ef-search 128")
+_add(alias_app, "set", collection_commands.set_alias, "needle alias set current articles-2")
+_add(alias_app, "remove", collection_commands.remove_alias, "needle alias remove current")
+_add(alias_app, "list", collection_commands.list_aliases, "needle alias list --json")
 members_app.callback()(member_commands.members)
 _add(members_app, "add", member_commands.add, "needle members add node-4")
 _add(members_app, "remove", member_commands.remove, "needle members remove node-2")
@@ -144,6 +155,7 @@ app.add_typer(members_app, name="members")
 app.add_typer(maintenance_app, name="maintenance")
 app.add_typer(repair_app, name="repair")
 app.add_typer(collections_app, name="collections")
+app.add_typer(alias_app, name="alias")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`needle collections`: list, create, drop."""
+"""`needle collections`: list, create, drop, describe, alter; `needle alias`: list, set, remove."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import needle
 from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, IndexParams, Metric
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
+from needle.client import CollectionDescription
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the collection.")]
 
@@ -28,9 +29,12 @@ def collections(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json
         return
     rows = table("collection", "dimensions", "metric", "index")
     for spec in specs:
-        index = f"HNSW m={spec.index.m} ef_construction={spec.index.ef_construction} ef_search={spec.index.ef_search}"
-        rows.add_row(spec.name, str(spec.dimensions), str(spec.metric), index)
+        rows.add_row(spec.name, str(spec.dimensions), str(spec.metric), _in_words(spec.index))
     console.print(rows)
+
+
+def _in_words(index: IndexParams) -> str:
+    return f"HNSW m={index.m} ef_construction={index.ef_construction} ef_search={index.ef_search}"
 
 
 def create(
@@ -66,3 +70,80 @@ def drop(
 
     run(cluster, work)
     notes.print(f"dropped {name}", markup=False)
+
+
+def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
+    """Show what a collection is like, how many documents it holds, and its aliases."""
+
+    async def work(client: needle.Client) -> CollectionDescription:
+        return await client.describe_collection(name)
+
+    found = run(cluster, work)
+    if json:
+        print_json(found)
+        return
+    rows = table("", "")
+    for label, text in (
+        ("name", found.name),
+        ("aliases", ", ".join(found.aliases) or "none"),
+        ("dimensions", str(found.dimensions)),
+        ("metric", str(found.metric)),
+        ("index", _in_words(found.index)),
+        ("documents", str(found.documents)),
+        *((f"of these in shard {shard}", str(count)) for shard, count in sorted(found.shards.items())),
+    ):
+        rows.add_row(label, text)
+    console.print(rows)
+
+
+def alter(
+    name: Name,
+    ef_search: Annotated[int, typer.Option("--ef-search", min=1, help="HNSW: effort of a search.")],
+    cluster: Cluster = DEFAULT_CLUSTER,
+) -> None:
+    """Change a collection. What is not named here cannot be changed: make another one, and use an alias."""
+
+    async def work(client: needle.Client) -> None:
+        await client.alter_collection(name, ef_search=ef_search)
+
+    run(cluster, work)
+    notes.print(f"altered {name}", markup=False)
+
+
+Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The other name.")]
+
+
+def set_alias(alias: Alias, name: Name, cluster: Cluster = DEFAULT_CLUSTER) -> None:
+    """Make ALIAS another name of a collection, or let it lead to another one than before."""
+
+    async def work(client: needle.Client) -> None:
+        await client.set_alias(alias, name)
+
+    run(cluster, work)
+    notes.print(f"{alias} is {name}", markup=False)
+
+
+def remove_alias(alias: Alias, cluster: Cluster = DEFAULT_CLUSTER) -> None:
+    """Remove an alias; its collection stays."""
+
+    async def work(client: needle.Client) -> None:
+        await client.remove_alias(alias)
+
+    run(cluster, work)
+    notes.print(f"removed {alias}", markup=False)
+
+
+def list_aliases(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
+    """List the aliases and their collections."""
+
+    async def work(client: needle.Client) -> dict[str, str]:
+        return await client.aliases()
+
+    found = run(cluster, work)
+    if json:
+        print_json(found)
+        return
+    rows = table("alias", "collection")
+    for alias, name in found.items():
+        rows.add_row(alias, name)
+    console.print(rows)

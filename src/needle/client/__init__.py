@@ -3,6 +3,7 @@
 from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.document_calls import PartialHits
+from needle.client.naming import CollectionDescription
 from needle.client.sync import SyncClient
 
-__all__ = ["Client", "PartialHits", "ScanPage", "SyncClient"]
+__all__ = ["Client", "CollectionDescription", "PartialHits", "ScanPage", "SyncClient"]

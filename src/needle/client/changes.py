@@ -236,10 +236,19 @@ class ChangeMethods(ABC):
         shown = values.field_paths(fields)
         documents = await self._documents()
         answer = await documents.scan(
-            where, place.filter, place.after, min(count, PAGE), whole, place.slice, wanted, seconds, shown
+            where,
+            place.filter,
+            place.after,
+            min(count, PAGE),
+            whole,
+            place.slice,
+            wanted,
+            seconds,
+            shown,
+            place.collection_id,
         )
         after = answer.reached
-        following = None if after is None else cursors.encode(msgspec.structs.replace(place, after=after))
+        following = None if after is None else cursors.encode(_at(place, after, answer.collection_id))
         return ScanPage(documents=values.documents(answer.documents), cursor=following)
 
     async def scan(
@@ -271,6 +280,10 @@ class ChangeMethods(ABC):
             cursor = page.cursor
             if cursor is None:
                 return
+
+
+def _at(place: Place, after: str, collection_id: int) -> Place:
+    return msgspec.structs.replace(place, after=after, collection_id=collection_id)
 
 
 def check_ids_are_meant(ids: object) -> None:

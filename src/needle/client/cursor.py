@@ -18,12 +18,14 @@ VERSION = 1
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
-    """What is scanned (a collection, a filter as JSON, a share of the ids), and the id behind which it goes on."""
+    """What is scanned (a collection, a filter as JSON, a share of the ids), and the id behind which it goes on.
+    collection_id: tells the collection from others that had or will have its name; 0 if it is not known."""
 
     collection: str
     filter: bytes
     slice: tuple[int, int]
     after: str
+    collection_id: int = 0
 
 
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -33,11 +35,12 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
     scan: int
     collection: str
     after: str
+    collection_id: int = 0
 
 
 def encode(place: Place) -> str:
     """The place as text of letters, digits, - and _."""
-    body = msgspec.msgpack.encode(_Kept(VERSION, _hash(place), place.collection, place.after))
+    body = msgspec.msgpack.encode(_Kept(VERSION, _hash(place), place.collection, place.after, place.collection_id))
     return base64.urlsafe_b64encode(binascii.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
 
 
@@ -54,7 +57,7 @@ def decode(text: object, scan: Place) -> Place:
             f"cursor = {shown(text)} is of a scan with another filter or slice: go on with those it began with",
             field="cursor",
         )
-    return msgspec.structs.replace(scan, after=kept.after)
+    return msgspec.structs.replace(scan, after=kept.after, collection_id=kept.collection_id)
 
 
 def _kept(text: object) -> _Kept:

@@ -17,6 +17,7 @@ from needle.base.runtime import Blocking
 from needle.protocol.calls import DocumentBatch, ScanAnswer
 from needle.protocol.commands import Change, ChangeWhere
 from needle.routing.shard_map import KeyRange
+from needle.routing.topology import CollectionInfo
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -124,6 +125,7 @@ class DocumentCalls(Protocol):
         mode: ReadMode,
         timeout: float,
         fields: tuple[str, ...] | None = None,
+        only: int = 0,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see `calls.ScanCall`."""
         ...
@@ -176,6 +178,22 @@ class DocumentCalls(Protocol):
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
         """Drop a collection and all its documents."""
+        ...
+
+    async def alter_collection(self, name: str, ef_search: int, timeout: float) -> WriteResult:
+        """Change what may be changed of a collection."""
+        ...
+
+    async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
+        """Make `alias` another name of a collection, in place of what it was before."""
+        ...
+
+    async def remove_alias(self, alias: str, timeout: float) -> WriteResult:
+        """There is no such alias any more."""
+        ...
+
+    async def described(self, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
+        """All collections by name, and the collection that each alias is a name of."""
         ...
 
     async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:

@@ -23,11 +23,12 @@ from needle.base.model import (
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
 from needle.client.document_calls import BatchPart, DocumentCalls
+from needle.client.naming import NamingMethods
 from needle.client.searches import SearchMethods
 from needle.protocol import calls
 
 
-class DocumentMethods(SearchMethods, ChangeMethods):
+class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
     """What can be done with documents and collections."""
 
     @abstractmethod
@@ -274,11 +275,9 @@ class DocumentMethods(SearchMethods, ChangeMethods):
     ) -> int:
         """How many documents a collection holds that match a filter, all shards together. Raises
         CollectionNotFound."""
-        if filter is not None:
-            wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
-            seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
-            return await (await self._documents()).count(name, matches, wanted, seconds)
-        return sum((await self.counts(collection=collection, mode=mode, timeout=timeout)).values())
+        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
+        seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
+        return await (await self._documents()).count(name, matches, wanted, seconds)
 
     async def counts(
         self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT

@@ -31,6 +31,7 @@ from needle.base.runtime import Rng
 from needle.client.attempts import Attempts
 from needle.client.directory import Caller, Directory
 from needle.client.group import GroupClient, MakeBody, written
+from needle.client.meaning import meant
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
 from needle.protocol.commands import Command, encode_body
@@ -84,8 +85,10 @@ class ShardGroup(GroupClient):
         group, data = self.group, encode_body(command)
 
         def body(seconds: float) -> Body:
-            found = self._topology().map
-            epoch = found.epoch if found is not None else UNKNOWN_EPOCH
+            now, meaning = self._topology(), meant.get()
+            epoch = now.map.epoch if now.map is not None else UNKNOWN_EPOCH
+            if meaning is not None:
+                epoch = meaning.epoch(now)
             return calls.encode_body((group, data, seconds, epoch), data)  # a WriteCall
 
         return body
@@ -108,6 +111,12 @@ class ShardGroup(GroupClient):
                         f"the write was sent before, no answer came, and now its shard has moved: {stale.message}"
                     ) from stale
                 await self._refresh(told_version(stale), max(0.001, attempts.left()))
+                meaning = meant.get()
+                if meaning is not None and not meaning.holds(self._topology()):
+                    raise OutcomeUnknown(
+                        "the write was sent before, no answer came, and now its alias has another meaning: "
+                        f"{stale.message}"
+                    ) from stale
                 await attempts.pause(self._rng)
 
     async def _after(self, error: NeedleError, address: str, attempts: Attempts) -> None:

@@ -12,6 +12,7 @@ from needle.client.client import Client
 from needle.client.document_calls import PartialHits
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.loop_thread import LoopThread
+from needle.client.naming import CollectionDescription
 from needle.client.restarting import Doing, Restart
 from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
@@ -222,6 +223,39 @@ class SyncClient:
         ef_search: int = ...,
         timeout: float = ...,
     ) -> PartialHits: ...
+    def set_alias(
+        self,
+        alias: str,
+        collection: str,
+        *,
+        timeout: float = ...,
+    ) -> WriteResult: ...
+    def remove_alias(
+        self,
+        alias: str,
+        *,
+        timeout: float = ...,
+    ) -> WriteResult: ...
+    def aliases(
+        self,
+        *,
+        mode: ReadMode | str = ...,
+        timeout: float = ...,
+    ) -> dict[str, str]: ...
+    def describe_collection(
+        self,
+        collection: str = ...,
+        *,
+        mode: ReadMode | str = ...,
+        timeout: float = ...,
+    ) -> CollectionDescription: ...
+    def alter_collection(
+        self,
+        collection: str = ...,
+        *,
+        ef_search: int,
+        timeout: float = ...,
+    ) -> WriteResult: ...
     def insert(
         self,
         id: str,

@@ -169,7 +169,8 @@ class CountAnswer(msgspec.Struct, frozen=True, array_like=True):
 class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     """A page of the documents that match a filter (JSON; b"" for all), in the order of their ids, behind the id `after`
     ("": from the first). limit: documents at most. slice: (which, of how many): only the documents whose ids fall into
-    that share. epoch, fields: as in GetCall."""
+    that share. epoch, fields: as in GetCall. only: for who routes, the id that the collection must have by the catalog,
+    0 for any."""
 
     group: GroupId
     collection: str
@@ -181,13 +182,16 @@ class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     slice: tuple[int, int] = (0, 1)
     epoch: int = 0
     fields: tuple[str, ...] | None = None
+    only: int = 0
 
 
 class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """documents: all from one applied index. reached: the id up to which was looked; None: there are no more."""
+    """documents: all from one applied index. reached: the id up to which was looked; None: there are no more.
+    collection_id: of the collection, by the catalog; 0 if who answers does not know."""
 
     documents: DocumentBatch
     reached: str | None
+    collection_id: int = 0
 
 
 class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -128,6 +128,26 @@ class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
     id: int
 
 
+class AlterCollection(msgspec.Struct, frozen=True, tag="alter", array_like=True):
+    """Change what may be changed of the collection `name` with that id."""
+
+    name: str
+    id: int
+    ef_search: int
+
+
+class SetAlias(msgspec.Struct, frozen=True, tag="alias", array_like=True):
+    """From now on `alias` is another name of a collection. If it had another meaning, calls that go by that one are
+    refused from this version on (see Topology.aliases)."""
+
+    alias: str
+    collection: str
+
+
+class RemoveAlias(msgspec.Struct, frozen=True, tag="remove-alias", array_like=True):
+    alias: str
+
+
 class StartMove(msgspec.Struct, frozen=True, tag="move", array_like=True):
     """Move ranges, all of which `source` owns by the map of `epoch`, to `target`; refused if the map has changed since,
     so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random. batch_size:
@@ -214,6 +234,9 @@ CatalogCommand = (
     | ConfirmReplicas
     | CreateCollection
     | DropCollection
+    | AlterCollection
+    | SetAlias
+    | RemoveAlias
     | StartMove
     | AdvanceMove
     | FinishMove

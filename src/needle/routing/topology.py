@@ -142,6 +142,13 @@ def collection_id(stored: str) -> int | None:
     return int(number) if "@" in stored and number.isascii() and number.isdecimal() else None
 
 
+class AliasInfo(msgspec.Struct, frozen=True, array_like=True):
+    """Another name of a collection."""
+
+    name: str
+    collection: str
+
+
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the cluster was created."""
 
@@ -162,7 +169,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     """See the module. Before the cluster is created: version 0, no settings, no map. dropped: ids of collections that
     were dropped, the last ones; shards delete no other. founding: drawn when the cluster was made, to tell it from one
     that is made again after its catalog was lost. catalog: the nodes that hold it; catalog_leaving and
-    catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over."""
+    catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over. aliases: by name, ascending; none
+    has the name of a collection, or leads to another alias. When one gets another meaning, the map gets the next epoch,
+    so that whoever goes by the old one is refused."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -178,6 +187,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     catalog_leaving: tuple[NodeId, ...] = ()
     catalog_assigned: int = 0
     rebalance: Job | None = None
+    aliases: tuple[AliasInfo, ...] = ()
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""
@@ -193,9 +203,19 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         return {info.id: info.address for info in self.nodes if info.state is not NodeState.REMOVED}
 
     def collection(self, name: str) -> CollectionInfo | None:
-        """By its name: each routed call asks, so it does not look at all of them."""
+        """By its name, or an alias of it."""
+        alias = self.alias(name) if self.aliases else None
+        return self.named(name if alias is None else alias.collection)
+
+    def named(self, name: str) -> CollectionInfo | None:
+        """By its own name: each routed call asks, so it does not look at all of them."""
         at = bisect_left(self.collections, name, key=_name)
         return self.collections[at] if at < len(self.collections) and _name(self.collections[at]) == name else None
+
+    def alias(self, name: str) -> AliasInfo | None:
+        """The alias of this name."""
+        at = bisect_left(self.aliases, name, key=_alias_name)
+        return self.aliases[at] if at < len(self.aliases) and self.aliases[at].name == name else None
 
     def move(self, move: int) -> MoveInfo | None:
         """A move that is under way."""
@@ -243,6 +263,11 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             raise invalid("shards", [info.shard for info in self.shards], "the numbers from 0, in order")
         if not set(self.catalog) <= known:
             raise invalid("catalog", self.catalog, "nodes of the cluster")
+        names = [alias.name for alias in self.aliases]
+        if names != sorted(set(names)) or any(map(self.named, names)):
+            raise invalid("aliases", names, "different names in order, none of them that of a collection")
+        if any(self.named(alias.collection) is None for alias in self.aliases):
+            raise invalid("aliases", names, "names of collections")
         if self.map is not None:
             self.map.check_invariants()
             if not set(self.map.owners) <= {info.shard for info in self.serving}:
@@ -263,6 +288,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
 def _name(info: CollectionInfo) -> str:
     return info.spec.name
+
+
+def _alias_name(info: AliasInfo) -> str:
+    return info.name
 
 
 class Ownership:

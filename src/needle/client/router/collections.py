@@ -7,20 +7,63 @@ from __future__ import annotations
 
 import asyncio
 
-from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown
+from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, invalid
 from needle.base.model import CollectionSpec, ReadMode, WriteResult
 from needle.client.router.routes import LOOK_SECONDS, Shards
 from needle.protocol import catalog_commands
+from needle.routing.topology import CollectionInfo
 
 
 async def listed(shards: Shards, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
-    """All collections, by name, in the newest topology: that of the catalog's leader, or for eventual reads of any
-    node that is asked."""
+    """All collections, by name, as `described`."""
+    return [info.spec for info in (await described(shards, mode, timeout))[0]]
+
+
+async def described(shards: Shards, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
+    """All collections by name, and the collection of each alias, in the newest topology: that of the catalog's leader,
+    or for eventual reads of any node that is asked."""
     if mode is ReadMode.EVENTUAL:
         now = await shards.refresh(shards.topology().version + 1, min(LOOK_SECONDS, timeout))
     else:
         now = await shards.confirmed(timeout)
-    return sorted((info.spec for info in now.collections), key=lambda spec: spec.name)
+    return list(now.collections), {alias.name: alias.collection for alias in now.aliases}
+
+
+async def alter(shards: Shards, name: str, ef_search: int, timeout: float) -> WriteResult:
+    """Change a collection, for all searches that begin once their client or node knows of it. Raises
+    CollectionNotFound."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    found = (await shards.confirmed(timeout)).collection(name)
+    if found is None:
+        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    left = max(0.001, deadline - asyncio.get_running_loop().time())
+    return await shards.command(catalog_commands.AlterCollection(found.spec.name, found.id, ef_search), left)
+
+
+async def set_alias(shards: Shards, alias: str, collection: str, timeout: float) -> WriteResult:
+    """Make `alias` another name of a collection. On return every shard's leader refuses who goes by what it meant
+    before; OutcomeUnknown if it is so in the catalog and a shard does not confirm that it knows."""
+    return await _renamed(shards, catalog_commands.SetAlias(alias, collection), timeout)
+
+
+async def remove_alias(shards: Shards, alias: str, timeout: float) -> WriteResult:
+    """There is no such alias any more. As `set_alias`."""
+    return await _renamed(shards, catalog_commands.RemoveAlias(alias), timeout)
+
+
+async def _renamed(
+    shards: Shards, command: catalog_commands.SetAlias | catalog_commands.RemoveAlias, timeout: float
+) -> WriteResult:
+    deadline = asyncio.get_running_loop().time() + timeout
+    result = await shards.command(command, timeout)
+    silent = await _sync_all(shards, result.version, deadline)
+    if silent:
+        numbers, why = ", ".join(map(str, silent)), next(iter(silent.values())).message
+        raise OutcomeUnknown(
+            f"the catalog has alias {command.alias[:80]!r} as asked for, but shards {numbers} did not confirm in time "
+            f"that they know; they will once they can: {why}"
+        )
+    return result
 
 
 async def create(shards: Shards, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
@@ -40,7 +83,9 @@ async def drop(shards: Shards, name: str, timeout: float) -> WriteResult:
     """
     deadline = asyncio.get_running_loop().time() + timeout
     now = await shards.confirmed(timeout)
-    found = now.collection(name)
+    if (alias := now.alias(name)) is not None:
+        raise invalid("name", name, f"a collection, not an alias of {alias.collection!r}; `remove_alias` removes it")
+    found = now.named(name)
     version = now.version
     if found is not None:
         left = max(0.001, deadline - asyncio.get_running_loop().time())

@@ -26,6 +26,7 @@ from needle.base.errors import (
 )
 from needle.base.model import ReadMode, WriteResult
 from needle.base.parts import Payload
+from needle.client.meaning import meant
 from needle.client.router.latency import Latencies
 from needle.protocol import calls
 from needle.protocol.calls import Freshness
@@ -109,8 +110,12 @@ class FanOut:
         self.stats = FanOutStats()
 
     def ownership(self) -> Ownership:
-        """Of the newest map known. Raises StaleEpoch without one."""
-        found = self._topology().map
+        """Of the newest map known. Raises StaleEpoch without one; Unavailable if the call under way names an alias that
+        has another meaning now."""
+        now = self._topology()
+        if (meaning := meant.get()) is not None:
+            meaning.check(now)
+        found = now.map
         if found is None:
             raise StaleEpoch("the shard map is not known yet", version=1, epoch=0)
         if self._owned is None or self._owned.map is not found:

@@ -17,6 +17,7 @@ from needle.base.errors import (
     CollectionNotFound,
     DeadlineExceeded,
     DocumentNotFound,
+    InvalidArgument,
     NeedleError,
     StaleEpoch,
     Unavailable,
@@ -26,6 +27,7 @@ from needle.base.errors import (
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.client.document_calls import BatchPart, Found
+from needle.client.meaning import switched
 from needle.client.router import collections
 from needle.client.router.batch_plan import plan_batch
 from needle.client.router.by_filter import change_in_shards
@@ -60,7 +62,7 @@ from needle.protocol.commands import (
     UpdateVectors,
     last_of_each_id,
 )
-from needle.routing.topology import Ownership
+from needle.routing.topology import CollectionInfo, Ownership, collection_id, public_name
 
 BATCHES_IN_FLIGHT = 4
 
@@ -131,6 +133,9 @@ class Router(Routes):
             gone = [part.outcome for part in parts if isinstance(part.outcome, CollectionNotFound)]
             if gone and len(gone) == len(parts):
                 raise gone[0]
+            elsewhere = [part.outcome for part in parts if switched(part.outcome)]
+            if len(elsewhere) == len(parts) and isinstance(elsewhere[0], NeedleError):
+                raise elsewhere[0]
             return sorted(parts, key=lambda part: part.rows[0])
 
         return await self._named(collection, timeout, run)
@@ -280,11 +285,19 @@ class Router(Routes):
         mode: ReadMode,
         timeout: float,
         fields: tuple[str, ...] | None = None,
+        only: int = 0,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
-        shards have the last id."""
+        shards have the last id. only: the id that the collection must have, 0 for any."""
 
         async def run(stored: str, left: float) -> ScanAnswer:
+            here = collection_id(stored) or 0
+            if only not in (0, here):
+                raise InvalidArgument(
+                    f"cursor is of a scan of another collection than {collection[:80]!r} is now: it was dropped and "
+                    "made again, or its alias got another meaning; begin anew",
+                    field="cursor",
+                )
             answers = await self.fan_out.read(
                 calls.SCAN,
                 lambda shard, fresh, epoch: ScanCall(
@@ -294,7 +307,8 @@ class Router(Routes):
                 self._fresh(mode, 0.0, False),
                 left,
             )
-            return await self._beside(answers.size(), merged_pages, answers.by_shard, limit)
+            page = await self._beside(answers.size(), merged_pages, answers.by_shard, limit)
+            return msgspec.structs.replace(page, collection_id=here)
 
         return await self._named(collection, timeout, run)
 
@@ -323,10 +337,7 @@ class Router(Routes):
         reads see this router's own writes and never go back. partial: answer without shards that cannot."""
 
         async def run(stored: str, left: float) -> Found:
-            inner, fresh = (
-                msgspec.structs.replace(request, collection=stored),
-                self._fresh(mode, max_staleness, session),
-            )
+            inner, fresh = self._as_stored(request, stored), self._fresh(mode, max_staleness, session)
             if request.like:
                 deadline = asyncio.get_running_loop().time() + left
                 vector = await self._vector_of(stored, request.like, fresh, left)
@@ -335,6 +346,12 @@ class Router(Routes):
             return await self._search(inner, fresh, left, partial)
 
         return await self._named(request.collection, timeout, run)
+
+    def _as_stored(self, request: SearchRequest, stored: str) -> SearchRequest:
+        """For the shards: how accurate searches are is the catalog's to say, if the caller does not."""
+        info = self._shards.topology().named(public_name(stored))
+        ef_search = request.ef_search or (0 if info is None else info.spec.index.ef_search)
+        return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
 
     async def _vector_of(self, stored: str, name: str, fresh: Callable[[int], Freshness], timeout: float) -> bytes:
         """The vector of a document. Raises DocumentNotFound."""
@@ -356,7 +373,7 @@ class Router(Routes):
         """As `search` for `count` vectors, which all are in the request's: one call of each shard."""
 
         async def run(stored: str, left: float) -> list[HitBatch]:
-            inner = msgspec.structs.replace(request, collection=stored)
+            inner = self._as_stored(request, stored)
             answers = await self.fan_out.read(
                 calls.SEARCH_MANY,
                 lambda shard, fresh, epoch: SearchManyCall(shard_group(shard), inner, count, fresh, epoch),
@@ -454,14 +471,15 @@ class Router(Routes):
             self._fresh(mode, 0.0, False),
             timeout,
         )
-        known = {info.stored_name: info.spec.name for info in self._shards.topology().collections}
+        now = self._shards.topology()
+        known = {info.stored_name: info.spec.name for info in now.collections}
         counts: dict[str, dict[int, int]] = {name: {} for name in known.values()}
         for shard, body in answers.by_shard.items():
             answer = calls.decode(body, CollectionsAnswer)
             for spec, count in zip(answer.collections, answer.counts, strict=True):
                 if spec.name in known:
                     counts[known[spec.name]][shard] = count
-        return counts
+        return counts | {alias.name: counts[alias.collection] for alias in now.aliases if alias.collection in counts}
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
@@ -476,10 +494,26 @@ class Router(Routes):
         """As `collections.drop`."""
         return await collections.drop(self._shards, name, timeout)
 
+    async def alter_collection(self, name: str, ef_search: int, timeout: float) -> WriteResult:
+        """As `collections.alter`."""
+        return await collections.alter(self._shards, name, ef_search, timeout)
+
+    async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
+        """As `collections.set_alias`."""
+        return await collections.set_alias(self._shards, alias, collection, timeout)
+
+    async def remove_alias(self, alias: str, timeout: float) -> WriteResult:
+        """As `collections.remove_alias`."""
+        return await collections.remove_alias(self._shards, alias, timeout)
+
+    async def described(self, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
+        """As `collections.described`."""
+        return await collections.described(self._shards, mode, timeout)
+
 
 def _not_sent(failure: NeedleError) -> NeedleError:
     """What became of a part of a batch after another one of its shard failed."""
-    if isinstance(failure, CollectionNotFound):
+    if isinstance(failure, CollectionNotFound) or switched(failure):
         return failure  # none of them has a place; the batch is tried again as a whole
     return Unavailable(f"not sent, and so not written: another part of the batch failed: {failure.message}")
 

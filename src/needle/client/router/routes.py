@@ -13,6 +13,7 @@ from needle.base.decoding import routed_metadata
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError
 from needle.base.model import WriteResult
 from needle.base.runtime import Blocking, beside
+from needle.client.meaning import Meaning, meant, switched
 from needle.client.router.fan_out import FanOut, ShardGroup
 from needle.client.router.merge import by_owner
 from needle.protocol import catalog_commands
@@ -123,7 +124,8 @@ class Routes:
 
     async def _named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
         """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again
-        meanwhile, or a shard does not have it yet. Raises CollectionNotFound once the catalog confirms it."""
+        meanwhile, or its alias got another meaning, or a shard does not have it yet. Raises CollectionNotFound once the
+        catalog confirms it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         tried = 0
@@ -145,10 +147,17 @@ class Routes:
                     )
                 await asyncio.sleep(PAUSE_SECONDS)
             tried = info.id
+            alias = info.spec.name != collection
+            token = meant.set(Meaning(collection, info.id) if alias else None)
             try:
                 return await run(info.stored_name, max(0.001, deadline - loop.time()))
             except CollectionNotFound:
                 continue
             except NeedleError as error:
+                if alias and switched(error) and loop.time() < deadline:
+                    tried = 0
+                    continue
                 said_of(error, info)
                 raise
+            finally:
+                meant.reset(token)

@@ -33,7 +33,7 @@ from needle.protocol.peer_calls import (
 )
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
-from needle.shard.apply.validation import check_spec
+from needle.shard.apply.validation import check_ef_search, check_name, check_spec
 
 HOPS_MAX = 2
 
@@ -99,6 +99,10 @@ class CatalogCalls:
             longest = msgspec.structs.replace(command.spec, name=f"{command.spec.name}@{10**19}")
             check_spec(command.spec, limits)
             check_spec(longest, limits)
+        elif isinstance(command, catalog_commands.AlterCollection):
+            check_ef_search(command.ef_search)
+        elif isinstance(command, catalog_commands.SetAlias):
+            check_name("alias", command.alias)
         elif isinstance(command, catalog_commands.SetReplicas):
             # Its nodes would give up their replicas at once, while the group counts on them.
             raise InvalidArgument("a command of an earlier release: AssignReplicas takes its place", field="command")

@@ -380,6 +380,7 @@ class Proxy:
             self._mode(fresh),
             call_timeout(fresh.timeout),
             call.fields,
+            call.only,
         )
 
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:

@@ -146,15 +146,24 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
 
 def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     """Refuse a collection that cannot work."""
-    name = spec.name
-    if not name or len(_utf8("collection", name)) > NAME_BYTES_MAX or not name.isprintable() or name != name.strip():
-        raise invalid("collection", name, f"1 to {NAME_BYTES_MAX} bytes of printable text, no space at either end")
+    check_name("collection", spec.name)
     _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
     if spec.metric not in list(Metric):
         raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
     _check_int("index.m", spec.index.m, 2, 256)
     _check_int("index.ef_construction", spec.index.ef_construction, 1, EF_MAX)
-    _check_int("index.ef_search", spec.index.ef_search, 1, EF_MAX)
+    check_ef_search(spec.index.ef_search)
+
+
+def check_ef_search(value: int) -> None:
+    """Of a collection."""
+    _check_int("index.ef_search", value, 1, EF_MAX)
+
+
+def check_name(field: str, name: str) -> None:
+    """Of a collection, or an alias."""
+    if not name or len(_utf8(field, name)) > NAME_BYTES_MAX or not name.isprintable() or name != name.strip():
+        raise invalid(field, name, f"1 to {NAME_BYTES_MAX} bytes of printable text, no space at either end")
 
 
 def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -> npt.NDArray[np.float32]:
