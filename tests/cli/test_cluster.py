@@ -136,9 +136,9 @@ def test_a_stalled_follower_lags_until_it_goes_on(needle, tmp_path: Path) -> Non
 
 
 def holders(needle) -> list[str]:
-    found = needle.json("members")
+    found = [one for one in needle.json("node", "list") if one["shards"] or one["catalog"]]
     assert all(one["shards"] == [0] and one["catalog"] for one in found)
-    return [one["node"] for one in found]
+    return [one["id"] for one in found]
 
 
 def test_a_node_joins_and_leaves(needle, tmp_path: Path) -> None:
@@ -154,13 +154,16 @@ def test_a_node_joins_and_leaves(needle, tmp_path: Path) -> None:
     fourth = NodeProcess("node-4", tmp_path, settings, as_user=True)
     fourth.start()
     try:
-        needle.run("members", "add", "node-4", "--timeout", "60")
+        needle.run("node", "add", "node-4", "--everywhere", "--timeout", "60")
         assert holders(needle) == ["node-1", "node-2", "node-3", "node-4"]
         needle.until(lambda: "node-4" in states(needle))
         documents = {node["node"]: node["status"]["documents"] for node in needle.status()["replicas"]}
         assert documents["node-4"] == documents["node-1"] > 0
-        needle.run("members", "add", "node-4")
-        needle.run("members", "remove", "node-4")
+        needle.run("node", "add", "node-4", "--everywhere")
+        needle.run("node", "remove", "node-3", "--dry-run")
+        needle.run("node", "remove", "node-4", "--fewer-replicas")
+        needle.run("node", "remove", "node-3", expect=1)  # nobody else can take what it holds
+        assert "--fewer-replicas does without" in needle.notes
     finally:
         fourth.signal(signal.SIGKILL)
         fourth.wait()
@@ -172,12 +175,12 @@ def test_a_node_joins_and_leaves(needle, tmp_path: Path) -> None:
             return sorted(await client.digests())
 
     assert asyncio.run(digests()) == ["node-1", "node-2", "node-3"]
-    needle.run("members", "remove", "nobody", expect=1)
+    needle.run("node", "remove", "nobody", expect=1)
     assert "nobody is no node of this cluster" in needle.notes
 
 
 def test_a_node_that_is_not_there_holds_nothing(needle) -> None:
-    needle.run("members", "add", "node-9", "--timeout", "1", expect=1)
+    needle.run("node", "add", "node-9", "--everywhere", "--timeout", "1", expect=1)
     assert "nothing was changed" in needle.notes
     assert holders(needle) == ["node-1", "node-2", "node-3"]
     needle.run("leader", "--shard", "1", expect=1)

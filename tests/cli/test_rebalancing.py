@@ -41,6 +41,9 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         def shown(*argv: str) -> Any:
             return json.loads(run("cluster", *argv, "--json", *at))
 
+        def listing() -> Any:
+            return json.loads(run("node", "list", "--json", *at))
+
         stats = shown("stats")
         assert sum(one["documents"] for one in stats["shard_sizes"].values()) == DOCUMENTS
         assert all(one["bytes"] > 200 * one["documents"] for one in stats["shard_sizes"].values())
@@ -73,25 +76,26 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         assert sorted(shown("stats")["shard_sizes"]) == ["1", "2"]
         assert _ids(cluster.cluster) == names
 
-        assert "drain = 'nobody'" in run("cluster", "drain", "nobody", *at, expect=1)
-        assert shown("drain", "node-1")["state"] == "done"
+        assert "drain = 'nobody'" in run("node", "drain", "nobody", *at, expect=1)
+        assert json.loads(run("node", "drain", "node-1", "--json", *at))["state"] == "done"
         assert shown("stats")["nodes"]["node-1"]["replicas"] == 0
-        refused = run("cluster", "drain", "node-2", *at, expect=1)
+        refused = run("node", "drain", "node-2", *at, expect=1)
         assert "node-2 cannot be emptied: node-2 keeps its replica of" in refused
-        listed = {node["id"]: node for node in shown("nodes")}
+        listed = {node["id"]: node for node in listing()}
         assert (listed["node-1"]["state"], listed["node-1"]["catalog"]) == ("draining", False)
         assert listed["node-2"]["state"] == "active"
-        run("cluster", "drain", "node-1", "--undo", *at)
-        assert next(node["state"] for node in shown("nodes") if node["id"] == "node-1") == "active"
+        run("node", "drain", "node-1", "--undo", *at)
+        assert next(node["state"] for node in listing() if node["id"] == "node-1") == "active"
         assert shown("rebalance")["is_complete"]
         assert _ids(cluster.cluster) == names
 
-        assert "still holds replicas of shards" in run("cluster", "remove", "node-1", *at, expect=1)
+        planned = run("node", "remove", "node-1", "--dry-run", *at)
+        assert "from node-1 to" in planned
         cluster.kill("node-1")
         assert "node-1 (does not answer)" in run("cluster", "stats", *at)
         assert "node-1 is lost" in run("cluster", "plan", "--lost", "node-1", *at)
-        assert shown("rebalance", "--lost", "node-1")["state"] == "done"
-        run("cluster", "remove", "node-1", *at)
+        assert "node-1 is no longer a node" in run("node", "remove", "node-1", *at)
+        assert shown("rebalance", "--status")["state"] == "done"
         assert "node-1" not in shown("stats")["nodes"]
         assert _ids(cluster.cluster) == names
     finally:

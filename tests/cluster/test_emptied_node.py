@@ -61,9 +61,7 @@ async def test_no_cluster_is_made_of_a_node_that_others_know_with_another_direct
 
         await wait_for(refused, 30, "the other node's word")
         assert (
-            await asyncio.to_thread(
-                main, ["cluster", "nodes", "--json", "--cluster", processes.nodes["node-1"].address]
-            )
+            await asyncio.to_thread(main, ["node", "list", "--json", "--cluster", processes.nodes["node-1"].address])
             == 0
         )
         listed = {one["id"]: one["condition"] for one in json.loads(capsys.readouterr().out)}

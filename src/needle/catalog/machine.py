@@ -98,7 +98,8 @@ class CatalogMachine:
                     )
             except sqlite3.OperationalError as error:
                 self._db.close()
-                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                # Without a code it is Python's own: a text of a damaged page is no UTF-8.
+                if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) != sqlite3.SQLITE_ERROR:
                     raise
                 raise CorruptDocuments(
                     f"{self._path} is damaged: it has another schema ({error})", path=self._path

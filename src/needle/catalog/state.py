@@ -41,6 +41,7 @@ from needle.protocol.catalog_commands import (
     StartMove,
     StartRebalance,
     StepRebalance,
+    WeighNode,
 )
 from needle.routing.plans import REPLICAS_MAX, ZONE_CHARS_MAX
 from needle.routing.topology import (
@@ -136,7 +137,7 @@ def _register(now: Topology, index: int, command: RegisterNode) -> tuple[Topolog
             f"this node under a new id: a node that forgot its votes must not come back under its name",
             field="node",
         )
-    wanted = node if known is None else _replace(node, state=known.state, maintenance=known.maintenance)
+    wanted = node if known is None else known.registered_as(node)
     if wanted == known:
         return _done(now, index, now.version, existed=True)
     others = [info for info in now.nodes if info.id != node.id]
@@ -154,7 +155,7 @@ def _remove(now: Topology, index: int, command: RemoveNode) -> tuple[Topology, W
     if held or command.node in now.catalog:
         what = f"replicas of shards {held}" if held else "the catalog"
         raise InvalidArgument(
-            f"node {command.node} still holds {what}: `needle cluster drain` moves that first", field="node"
+            f"node {command.node} still holds {what}: `needle node remove` moves that first", field="node"
         )
     gone = _replace(known, state=NodeState.REMOVED, maintenance=0)
     nodes = tuple(gone if info.id == command.node else info for info in now.nodes)
@@ -181,6 +182,18 @@ def _maintain_node(now: Topology, index: int, command: MaintainNode) -> tuple[To
     if command.on:
         _check_led(now, command.node)
     changed = _replace(known, maintenance=index if command.on else 0)
+    nodes = tuple(changed if info.id == command.node else info for info in now.nodes)
+    return _done(_replace(now, nodes=nodes), index, existed=True)
+
+
+def _weigh_node(now: Topology, index: int, command: WeighNode) -> tuple[Topology, WriteResult]:
+    known, weight = now.node(command.node), command.weight
+    if known is None or known.state is NodeState.REMOVED:
+        raise invalid("node", command.node, f"a node of this cluster: {', '.join(now.addresses())}")
+    changed = _replace(known, weight=known.weight if weight is None else weight, weighed=weight is not None)
+    _check_node(changed)
+    if changed == known:
+        return _done(now, index, now.version, existed=True)
     nodes = tuple(changed if info.id == command.node else info for info in now.nodes)
     return _done(_replace(now, nodes=nodes), index, existed=True)
 
@@ -407,6 +420,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     RemoveNode: _remove,
     DrainNode: _drain_node,
     MaintainNode: _maintain_node,
+    WeighNode: _weigh_node,
     AddShard: _add_shard,
     RetireShard: _retire_shard,
     SetReplicas: _set_replicas,

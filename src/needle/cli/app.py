@@ -20,7 +20,8 @@ from needle.cli import (
     document_commands,
     export_commands,
     maintenance_commands,
-    member_commands,
+    node_commands,
+    node_list,
     rebalance_commands,
     repair_commands,
     restart_commands,
@@ -52,14 +53,14 @@ alias_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-members_app = typer.Typer(
-    help="List the nodes that hold the cluster's data, add or remove one.",
-    epilog="Example: needle members --json",
-    invoke_without_command=True,
+node_app = typer.Typer(
+    help="List the nodes, add one, empty, remove or replace one, say how much it takes.",
+    epilog="Example: needle node list --json",
+    no_args_is_help=True,
     rich_markup_mode=None,
 )
 cluster_app = typer.Typer(
-    help="Make a cluster out of running nodes, list its nodes, and say which hold what.",
+    help="Make a cluster out of running nodes, say which hold what, grow and even it out.",
     epilog="Example: needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -129,29 +130,29 @@ _add(collections_app, "alter", collection_commands.alter, "needle collections al
 _add(alias_app, "set", collection_commands.set_alias, "needle alias set current articles-2")
 _add(alias_app, "remove", collection_commands.remove_alias, "needle alias remove current")
 _add(alias_app, "list", collection_commands.list_aliases, "needle alias list --json")
-members_app.callback()(member_commands.members)
-_add(members_app, "add", member_commands.add, "needle members add node-4")
-_add(members_app, "remove", member_commands.remove, "needle members remove node-2")
+_add(node_app, "list", node_list.list_, "needle node list")
+_add(node_app, "add", node_commands.add, "needle node add node-4")
+_add(node_app, "drain", node_commands.drain, "needle node drain node-2")
+_add(node_app, "remove", node_commands.remove, "needle node remove node-2")
+_add(node_app, "replace", node_commands.replace, "needle node replace node-2 node-7")
+_add(node_app, "weight", node_commands.weight, "needle node weight node-2 2.5")
 _add(
     cluster_app,
     "create",
     shard_commands.create,
     "needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000 node-3=10.0.0.3:5000",
 )
-_add(cluster_app, "nodes", shard_commands.nodes, "needle cluster nodes")
 _add(cluster_app, "replicas", shard_commands.replicas, "needle cluster replicas 2 node-1 node-3 node-7")
-_add(cluster_app, "remove", shard_commands.remove, "needle cluster remove node-2")
 _add(cluster_app, "stats", rebalance_commands.stats, "needle cluster stats")
 _add(cluster_app, "plan", rebalance_commands.plan, "needle cluster plan --add-shard")
 _add(cluster_app, "rebalance", rebalance_commands.rebalance, "needle cluster rebalance --moves 2")
 _add(cluster_app, "add-shard", rebalance_commands.add_shard, "needle cluster add-shard --dry-run")
 _add(cluster_app, "retire-shard", rebalance_commands.retire_shard, "needle cluster retire-shard 3")
-_add(cluster_app, "drain", rebalance_commands.drain, "needle cluster drain node-2")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(config_app, name="config")
-app.add_typer(members_app, name="members")
+app.add_typer(node_app, name="node")
 app.add_typer(maintenance_app, name="maintenance")
 app.add_typer(repair_app, name="repair")
 app.add_typer(collections_app, name="collections")

@@ -1,4 +1,4 @@
-"""`needle cluster stats | plan | rebalance | add-shard | retire-shard | drain`: what a cluster holds, and moving it.
+"""`needle cluster stats | plan | rebalance | add-shard | retire-shard`: what a cluster holds, and moving it.
 
 Each command that moves something prints the plan with --dry-run instead, and otherwise follows the rebalance until it
 is over; the cluster goes on without who watches.
@@ -97,10 +97,10 @@ def plan(
         wish = Wish(shards=count, retire=tuple(retire_shard or ()), drain=tuple(drain or ()), lost=tuple(lost or ()))
         return await client.plan_rebalance(wish, timeout=timeout)
 
-    _show_plan(run(cluster, work), json)
+    show_plan(run(cluster, work), json)
 
 
-def _show_plan(made: Plan, json: bool) -> None:
+def show_plan(made: Plan, json: bool) -> None:
     if json:
         print_json({**as_json(made), "bytes": made.bytes, "documents": made.documents, "ratio": made.ratio})
         return
@@ -133,14 +133,14 @@ def rebalance(
         found = run(cluster, lambda client: client.rebalance_progress(timeout=timeout))
         if found is None:
             raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
-        _show_progress(found, json)
+        show_progress(found, json)
         return
-    wish, config = Wish(lost=tuple(lost or ())), _pace(moves, batch, throttle)
+    wish, config = Wish(lost=tuple(lost or ())), pace(moves, batch, throttle)
 
     async def start(client: needle.Client) -> int:
         return await client.start_rebalance(config, wish=wish, timeout=timeout)
 
-    _carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
 
 
 def add_shard(
@@ -154,7 +154,7 @@ def add_shard(
     json: Json = False,
 ) -> None:
     """Have the cluster serve one shard more, with its fair share of the documents, and show how far it is."""
-    config = _pace(moves, batch, throttle)
+    config = pace(moves, batch, throttle)
 
     async def planned(client: needle.Client) -> Plan:
         serving = (await client.refresh_topology(confirmed=True, timeout=timeout)).serving
@@ -163,7 +163,7 @@ def add_shard(
     async def start(client: needle.Client) -> int:
         return await client.add_shard(config, timeout=timeout)
 
-    _carry_out(cluster, planned, start, dry_run, no_wait, json)
+    carry_out(cluster, planned, start, dry_run, no_wait, json)
 
 
 def retire_shard(
@@ -178,41 +178,16 @@ def retire_shard(
     json: Json = False,
 ) -> None:
     """Have the other shards take over what a shard holds, then give it up. Its number is not used again."""
-    config, wish = _pace(moves, batch, throttle), Wish(retire=(shard,))
+    config, wish = pace(moves, batch, throttle), Wish(retire=(shard,))
 
     async def start(client: needle.Client) -> int:
         return await client.remove_shard(shard, config, timeout=timeout)
 
-    _carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
-
-
-def drain(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle cluster nodes`.")],
-    undo: Annotated[bool, typer.Option("--undo", help="Use the node again.")] = False,
-    dry_run: DryRun = False,
-    moves: Moves = 10,
-    batch: Batch = 1000,
-    throttle: Throttle = 0.1,
-    no_wait: NoWait = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-    json: Json = False,
-) -> None:
-    """Have other nodes take over all that a node holds, and give it nothing new; then it can be removed."""
-    config, wish = _pace(moves, batch, throttle), Wish(drain=(node,), balance=False)
-    if undo:
-        run(cluster, lambda client: client.undrain_node(node, timeout=timeout))
-        notes.print(f"{node} is used again; `needle cluster rebalance` brings it replicas", markup=False)
-        return
-
-    async def start(client: needle.Client) -> int:
-        return await client.drain_node(node, config, timeout=timeout)
-
-    _carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
-def _pace(moves: int, batch: int, throttle: float) -> RebalanceConfig:
+def pace(moves: int, batch: int, throttle: float) -> RebalanceConfig:
     return RebalanceConfig(max_concurrent_moves=moves, batch_size=batch, throttle_rate=throttle)
 
 
@@ -224,7 +199,7 @@ def _ask(what: str, cluster: str, timeout: float) -> None:
     run(cluster, work)
 
 
-def _carry_out(
+def carry_out(
     cluster: str,
     planned: Callable[[needle.Client], Awaitable[Plan]],
     start: Callable[[needle.Client], Awaitable[int]],
@@ -233,22 +208,22 @@ def _carry_out(
     json: bool,
 ) -> None:
     if dry_run:
-        _show_plan(run(cluster, planned), json)
+        show_plan(run(cluster, planned), json)
         return
 
     async def work(client: needle.Client) -> Progress:
         id_ = await start(client)
         if not json:
             notes.print(f"rebalance {id_} has begun; it goes on if you stop watching", markup=False)
-        return await _followed(client, id_, no_wait, json)
+        return await followed(client, id_, no_wait, json)
 
     found = run(cluster, work)
-    _show_progress(found, json)
+    show_progress(found, json)
     if found.state is JobState.FAILED:
         raise Unavailable(f"rebalance {found.id} has failed: {found.why}")
 
 
-async def _followed(client: needle.Client, id_: int, no_wait: bool, json: bool) -> Progress:
+async def followed(client: needle.Client, id_: int, no_wait: bool, json: bool) -> Progress:
     """Until it is over; a line whenever something changes."""
     last: tuple[str, ...] = ()
     while True:
@@ -271,7 +246,7 @@ async def _followed(client: needle.Client, id_: int, no_wait: bool, json: bool) 
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _show_progress(found: Progress, json: bool) -> None:
+def show_progress(found: Progress, json: bool) -> None:
     if json:
         print_json({**as_json(found), "is_complete": found.is_complete})
         return

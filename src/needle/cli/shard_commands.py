@@ -1,4 +1,4 @@
-"""`needle cluster`: making one out of running nodes, its nodes, and who holds what."""
+"""`needle cluster create | replicas`: making one out of running nodes, and saying who holds what."""
 
 from __future__ import annotations
 
@@ -7,35 +7,23 @@ import os
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 import needle
 from needle.base.config import parse_node, refuse
-from needle.base.errors import LostState, NeedleError
-from needle.base.ids import NodeId
 from needle.base.model import Metric
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
     Json,
-    Timeout,
-    as_json,
-    console,
     notes,
     print_json,
     run,
-    table,
 )
 from needle.cli.status import Look, look, status_json
-from needle.client.client import Client
-from needle.client.health import lost_nodes
 from needle.connecting import DEFAULT_CLUSTER_ID
 from needle.routing.strategy import parse_strategy
-from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.catalog.founding import uneven
 from needle.server.cluster_api import ClusterConfig, DistributedCluster
-
-STATUS_TIMEOUT = 2.0
 
 
 def create(
@@ -130,77 +118,3 @@ def replicas(
     else:
         name = "the catalog" if shard == "catalog" else f"shard {shard}"
         notes.print(f"{name} is on {', '.join(nodes)}", markup=False)
-
-
-def remove(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle cluster nodes`.")],
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-) -> None:
-    """Forget a node that holds nothing any more. Its id is never used again."""
-
-    async def work(client: needle.Client) -> None:
-        await client.remove_node(node, timeout=timeout)
-
-    run(cluster, work)
-    notes.print(f"{node} is no longer a node of this cluster; stop it and delete its data directory", markup=False)
-
-
-def nodes(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
-    """List the nodes, also those that joined and hold nothing yet."""
-
-    async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str]]:
-        now = await client.refresh_topology(confirmed=True, timeout=STATUS_TIMEOUT)
-        return now, await conditions_of(client, now)
-
-    now, conditions = run(cluster, work)
-    held = {info.id: [shard.shard for shard in now.hosted_by(info.id)] for info in now.nodes}
-    if json:
-        print_json(
-            [
-                {
-                    **as_json(info),
-                    "condition": conditions[info.id],
-                    "shards": held[info.id],
-                    "catalog": info.id in now.catalog,
-                }
-                for info in now.nodes
-            ]
-        )
-        return
-    rows = table("node", "address", "zone", "weight", "state", "catalog", "shards")
-    for info in now.nodes:
-        shards = ", ".join(map(str, held[info.id])) or "none"
-        catalog = "yes" if info.id in now.catalog else ""
-        wrong = conditions[info.id]
-        state = Text(wrong, style="bold red") if wrong else str(info.state)
-        rows.add_row(info.id, info.address, info.zone, f"{info.weight:g}", state, catalog, shards)
-    console.print(rows)
-    idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
-    if idle:
-        notes.print(
-            f"note: no shard is on {', '.join(idle)}: shards are placed when the cluster is made; "
-            "`needle cluster rebalance` brings replicas to nodes that came later",
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-async def conditions_of(client: Client, now: Topology) -> dict[NodeId, str]:
-    """What is wrong with each node by its own word and by that of others: "Lost", "unreachable", or "" for nothing."""
-
-    async def ask(info: NodeInfo) -> str:
-        if info.state is NodeState.REMOVED:
-            return ""
-        try:
-            return "Lost" if (await client.describe_node(info.address, timeout=STATUS_TIMEOUT)).lost else ""
-        except LostState:
-            return "Lost"
-        except NeedleError:
-            return "unreachable"
-
-    replicas, found = await asyncio.gather(
-        client.cluster_status(timeout=STATUS_TIMEOUT), asyncio.gather(*map(ask, now.nodes))
-    )
-    lost = lost_nodes(replicas)
-    return {info.id: "Lost" if info.id in lost else wrong for info, wrong in zip(now.nodes, found, strict=True)}

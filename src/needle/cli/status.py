@@ -134,7 +134,7 @@ async def _of_catalog(client: needle.Client) -> Condition | None:
     try:
         status = await client.catalog_status(timeout=STATUS_TIMEOUT)
     except NeedleError as error:
-        action = "start nodes that hold it until a majority runs; `needle members` and `needle cluster` wait for it"
+        action = "start nodes that hold it until a majority runs; `needle node` and `needle cluster` wait for it"
         return Condition(severity="critical", name="no leader", subject=f"catalog: {error.message}", action=action)
     if not status.waits_for:
         return None

@@ -18,6 +18,7 @@ from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.jobs import Progress, RebalanceConfig
+from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import Topology
@@ -454,6 +455,28 @@ class SyncClient:
         self,
         id: int | None = ...,
         *,
+        timeout: float = ...,
+    ) -> None: ...
+    def weigh_node(
+        self,
+        node: NodeId,
+        weight: float | None,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def plan_replacement(
+        self,
+        old: NodeId,
+        new: NodeId,
+        *,
+        timeout: float = ...,
+    ) -> list[MoveReplicas]: ...
+    def replace_node(
+        self,
+        old: NodeId,
+        new: NodeId,
+        *,
+        told: Callable[[str], None] | None = ...,
         timeout: float = ...,
     ) -> None: ...
     def describe_node(

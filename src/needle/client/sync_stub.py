@@ -16,6 +16,7 @@ from needle.client import (
     naming,
     nodes,
     rebalancing,
+    replacing,
     restarting,
     searches,
     sync,
@@ -41,6 +42,7 @@ from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.jobs import Progress, RebalanceConfig
+from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import Topology
@@ -77,6 +79,7 @@ SOURCES = (
     (documents, "DocumentMethods"),
     (batches, "BatchMethods"),
     (rebalancing, "RebalanceMethods"),
+    (replacing, "ReplaceMethods"),
     (nodes, "NodeMethods"),
     (restarting, "RestartMethods"),
     (client, "Client"),

@@ -75,6 +75,14 @@ class MaintainNode(msgspec.Struct, frozen=True, tag="maintain", array_like=True)
     on: bool
 
 
+class WeighNode(msgspec.Struct, frozen=True, tag="weigh", array_like=True):
+    """Have a node's share of replicas be `weight`, whatever its own setting says; None: what that says counts again. It
+    moves nothing itself."""
+
+    node: NodeId
+    weight: float | None
+
+
 class AddShard(msgspec.Struct, frozen=True, tag="add-shard", array_like=True):
     """Found the shard with the next number, on these nodes, preferred leader first. It owns nothing yet."""
 
@@ -227,6 +235,7 @@ CatalogCommand = (
     | RemoveNode
     | DrainNode
     | MaintainNode
+    | WeighNode
     | AddShard
     | RetireShard
     | SetReplicas

@@ -13,8 +13,6 @@ import logging
 from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol
 
-import msgspec
-
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.ids import NodeId
 from needle.base.parts import Payload
@@ -100,7 +98,7 @@ class Registration:
             silent = await self._announce(mine.address)
             self._announce_at = node.now() + (self._patience if silent else LOOK_SECONDS)
             self._patience = min(LOOK_SECONDS, 2 * self._patience) if silent else RETRY_SECONDS
-        if known is None or as_registered(mine, known) != known:
+        if known is None or known.registered_as(mine) != known:
             await node.shards.command(catalog_commands.RegisterNode(mine), COMMAND_SECONDS)
 
     async def _check_alone(self, before: str) -> None:
@@ -152,11 +150,6 @@ class Registration:
             if who.node_id in silent and known is not None and known.incarnation == who.incarnation:
                 log.info("node %s is at %s now", who.node_id, address)
                 node.learn_address(who.node_id, address)
-
-
-def as_registered(mine: NodeInfo, known: NodeInfo) -> NodeInfo:
-    """What a node says of itself, with what others decide about it."""
-    return msgspec.structs.replace(mine, state=known.state, maintenance=known.maintenance)
 
 
 async def _all(asking: Iterable[Coroutine[Any, Any, Payload]]) -> list[Payload | NeedleError]:

@@ -1,4 +1,4 @@
-"""`needle members add|remove`: what they have the catalog decide, on clusters of which every node holds every shard."""
+"""`needle node add --everywhere` and `remove --fewer-replicas`: what they have the catalog decide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster.catalog_util import create
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.catalog.state import execute
-from needle.cli import member_commands
+from needle.cli import node_commands
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand, ConfirmReplicas, CreateCluster, RemoveNode
 from needle.routing.topology import NodeState, Topology
 
@@ -68,7 +68,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[Topology], FakeClient]:
         def run(_: object, work: Callable[[Any], Awaitable[Any]]) -> Any:
             return asyncio.run(work(made))  # type: ignore[arg-type]
 
-        monkeypatch.setattr(member_commands, "run", run)
+        monkeypatch.setattr(node_commands, "run", run)
         return made
 
     return make
@@ -78,32 +78,40 @@ def replicas(now: Topology) -> list[list[str]]:
     return [list(info.replicas) for info in now.shards]
 
 
+def add(node: str, timeout: float) -> None:
+    node_commands.add(node, everywhere=True, cluster="", timeout=timeout)
+
+
+def remove(node: str, timeout: float) -> None:
+    node_commands.remove(node, fewer_replicas=True, cluster="", timeout=timeout)
+
+
 Make = Callable[[Topology], FakeClient]
 EACH = [["node-1", "node-2", "node-3"], ["node-2", "node-3", "node-1"], ["node-3", "node-1", "node-2"]]
 
 
 def test_each_shard_keeps_its_preferred_leader(client: Make) -> None:
     one = client(founded(3, 3, 4, EACH))
-    member_commands.add("node-4", "", 10)
+    add("node-4", 10)
     assert replicas(one.now) == [[*nodes, "node-4"] for nodes in EACH]
-    member_commands.remove("node-4", "", 10)
+    remove("node-4", 10)
     assert replicas(one.now) == EACH
 
 
 def test_the_catalog_keeps_its_nodes(client: Make) -> None:
     one = client(founded(1, 1, 4))
     assert one.now.catalog == ("node-1", "node-2", "node-3") and replicas(one.now) == [["node-1"]]
-    member_commands.add("node-4", "", 10)
+    add("node-4", 10)
     assert one.now.catalog == ("node-1", "node-2", "node-3", "node-4")
-    member_commands.remove("node-4", "", 10)
+    remove("node-4", 10)
     assert one.now.catalog == ("node-1", "node-2", "node-3")
-    member_commands.remove("node-2", "", 10)
+    remove("node-2", 10)
     assert one.now.catalog == ("node-1", "node-3")
 
 
 def test_the_catalog_gets_another_node_for_one_that_goes(client: Make) -> None:
     one = client(founded(1, 5, 5))
-    member_commands.remove("node-1", "", 10)
+    remove("node-1", 10)
     assert one.now.catalog == ("node-2", "node-3", "node-4")
 
 
@@ -111,44 +119,44 @@ def test_a_change_that_was_not_waited_for_goes_on_and_may_be_repeated(client: Ma
     one = client(founded(3, 3, 4, EACH))
     one.away = True
     with pytest.raises(DeadlineExceeded):
-        member_commands.add("node-4", "", 10)
+        add("node-4", 10)
     assert all("node-4" in nodes for nodes in replicas(one.now))  # decided for every shard, whoever waits
     one.away = False
-    member_commands.add("node-4", "", 10)
-    member_commands.remove("node-1", "", 10)
+    add("node-4", 10)
+    remove("node-1", 10)
     assert sorted(one.now.addresses()) == ["node-2", "node-3", "node-4"]
 
 
 def test_half_of_the_shards_may_have_the_node_already(client: Make) -> None:
     one = client(founded(2, 3, 4, [["node-1", "node-2", "node-3", "node-4"], ["node-2", "node-1", "node-3"]]))
-    member_commands.add("node-4", "", 10)
+    add("node-4", 10)
     assert all("node-4" in nodes for nodes in replicas(one.now))
 
 
 def test_what_cannot_be_is_refused_and_changes_nothing(client: Make) -> None:
     one = client(founded(2, 1, 4, [["node-1"], ["node-2"]]))
     before = one.now
-    for change in (member_commands.add, member_commands.remove):
+    for change in (add, remove):
         with pytest.raises(InvalidArgument, match="on different nodes each"):
-            change("node-2", "", 10)
+            change("node-2", 10)
     alone = client(founded(1, 1, 1))
     with pytest.raises(InvalidArgument, match="only node that holds the data"):
-        member_commands.remove("node-1", "", 10)
+        remove("node-1", 10)
     assert one.now == before and len(alone.now.addresses()) == 1
 
 
 def test_a_node_that_was_removed_is_not_waited_for(client: Make) -> None:
     one = client(founded(1, 3, 4))
-    member_commands.remove("node-4", "", 10)
+    remove("node-4", 10)
     gone = one.now.node("node-4")
     assert gone is not None and gone.state is NodeState.REMOVED
     with pytest.raises(InvalidArgument, match="was removed"):
-        member_commands.add("node-4", "", 1)
+        add("node-4", 1)
 
 
 def test_a_node_that_is_waited_for_is_named_at_once(client: Make, capsys: pytest.CaptureFixture[str]) -> None:
     made = client(founded(1, 3, 3))
     with pytest.raises(DeadlineExceeded):
-        member_commands.add("nobody", "", 0.01)
+        add("nobody", 0.01)
     assert "nobody has not joined yet" in capsys.readouterr().err
     assert made.now.node("nobody") is None

@@ -1,0 +1,303 @@
+"""`needle node add | drain | remove | replace | weight`: which nodes a cluster has, and how much each takes.
+
+Each prints what it would move with --dry-run. What was decided goes on without who watches, and each may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import needle
+from needle.base.config import refuse
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, as_json, console, notes, print_json, run
+from needle.cli.rebalance_commands import (
+    Batch,
+    DryRun,
+    Moves,
+    NoWait,
+    Throttle,
+    carry_out,
+    followed,
+    pace,
+    show_plan,
+)
+from needle.protocol.catalog_commands import AssignReplicas
+from needle.routing.jobs import JobState, RebalanceConfig
+from needle.routing.plans import Wish
+from needle.routing.topology import NodeState, Topology
+
+LOOK_SECONDS = 0.1
+ASK_SECONDS = 5.0
+Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the whole change.")]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle node list`.")]
+
+
+def add(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Its id. It runs, and was started with --join.")],
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="Have it hold every shard and the catalog, beside those that do.")
+    ] = False,
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Wait = 600.0,
+    json: Json = False,
+) -> None:
+    """Wait until a node has joined, then bring it its share of the replicas, and show how far that is."""
+    if everywhere and dry_run:
+        raise refuse("--everywhere", "with --dry-run", "one of them: every shard and the catalog is what would move")
+    run(cluster, lambda client: _joined(client, node, timeout))
+    if everywhere:
+
+        async def work(client: needle.Client) -> None:
+            await _hold(client, with_node(await _confirmed(client), node), time.monotonic() + timeout)
+
+        run(cluster, work)
+        notes.print(f"{node} holds every shard", markup=False)
+        return
+    config = pace(moves, batch, throttle)
+
+    async def start(client: needle.Client) -> int:
+        return await client.start_rebalance(config, timeout=min(timeout, 10.0))
+
+    carry_out(cluster, lambda client: client.plan_rebalance(), start, dry_run, no_wait, json)
+
+
+async def _joined(client: needle.Client, node: NodeId, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    now = await _confirmed(client)
+    if node not in now.addresses() and now.node(node) is None:
+        nodes = ", ".join(now.addresses())
+        notes.print(f"{node} has not joined yet (nodes are {nodes}); waiting up to {timeout:g} s", markup=False)
+    while node not in now.addresses():
+        if now.node(node) is not None:
+            raise InvalidArgument(f"{node} was removed from this cluster, and its name is not used again")
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(
+                f"{node} has not joined this cluster within {timeout:g} s, so nothing was changed; start it with "
+                f"--join and the address of a node; nodes are {', '.join(now.addresses())}"
+            )
+        await asyncio.sleep(LOOK_SECONDS)
+        now = await _confirmed(client)
+
+
+def drain(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle node list`.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Use the node again.")] = False,
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Have other nodes take over all that a node holds, and give it nothing new; then it can be removed."""
+    config, wish = pace(moves, batch, throttle), Wish(drain=(node,), balance=False)
+    if undo:
+        run(cluster, lambda client: client.undrain_node(node, timeout=timeout))
+        notes.print(f"{node} is used again; `needle cluster rebalance` brings it replicas", markup=False)
+        return
+
+    async def start(client: needle.Client) -> int:
+        return await client.drain_node(node, config, timeout=timeout)
+
+    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+
+
+def remove(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node's id; it may be dead.")],
+    fewer_replicas: Annotated[
+        bool,
+        typer.Option("--fewer-replicas", help="Do without its replicas, where no other node can take them."),
+    ] = False,
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Wait = 600.0,
+    json: Json = False,
+) -> None:
+    """Take a node out of the cluster forever, dead or alive: other nodes take over what it holds, then it is forgotten.
+    Its name is not used again. Repeat it if it was interrupted."""
+    config = pace(moves, batch, throttle)
+
+    async def work(client: needle.Client) -> None:
+        deadline, now = time.monotonic() + timeout, await _confirmed(client)
+        known = now.node(node)
+        if known is None:
+            raise InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}")
+        holds = known.state is not NodeState.REMOVED and (now.hosted_by(node) or node in now.catalog)
+        if dry_run:
+            show_plan(await client.plan_rebalance(await _without(client, node)), json)
+            return
+        if holds and fewer_replicas:
+            await _hold(client, without_node(now, node), deadline)
+        elif holds:
+            job = now.rebalance
+            again = job is not None and not job.over and (node in job.wish.lost or known.state is NodeState.DRAINING)
+            id_ = job.id if again and job is not None else await _emptying(client, node, config)
+            ended = await followed(client, id_, False, json)
+            if ended.state is not JobState.DONE:
+                raise Unavailable(f"rebalance {id_} is {ended.state}: {ended.why or 'somebody ended it'}")
+        await client.remove_node(node, timeout=max(1.0, deadline - time.monotonic()))
+
+    run(cluster, work)
+    if dry_run:
+        return
+    if json:
+        print_json({"removed": node})
+    notes.print(f"{node} is no longer a node of this cluster; stop it and delete its data directory", markup=False)
+
+
+async def _without(client: needle.Client, node: NodeId) -> Wish:
+    """That a node holds nothing: of one that does not answer, others get the replicas."""
+    try:
+        await client.describe_node(node, timeout=ASK_SECONDS)
+    except NeedleError:
+        return Wish(lost=(node,), balance=False)
+    return Wish(drain=(node,), balance=False)
+
+
+async def _emptying(client: needle.Client, node: NodeId, config: RebalanceConfig) -> int:
+    """Have others take over what a node holds; the rebalance that does. Raises Unavailable if they cannot."""
+    wish = await _without(client, node)
+    plan = await client.plan_rebalance(wish)
+    if plan.unmet:
+        why = "; ".join(plan.unmet)
+        raise Unavailable(f"{node} holds what no other node can take: {why}. --fewer-replicas does without")
+    return await (client.start_rebalance(config, wish=wish) if wish.lost else client.drain_node(node, config))
+
+
+def replace(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The node that goes; it may be dead.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The node that takes its place. It runs, and has joined.")],
+    dry_run: DryRun = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Wait = 3600.0,
+    json: Json = False,
+) -> None:
+    """Put all that one node holds on another one, then forget the first. Repeat it if it was interrupted: the cluster
+    goes on with what was decided."""
+    if dry_run:
+        moves = run(cluster, lambda client: client.plan_replacement(old, new))
+        if json:
+            print_json([as_json(move) for move in moves])
+            return
+        for number, move in enumerate(moves, 1):
+            console.print(f"{number}. {move.in_words()}", soft_wrap=True)
+        console.print(f"then {old} is forgotten")
+        return
+
+    def told(text: str) -> None:
+        if not json:
+            notes.print(text, markup=False)
+
+    run(cluster, lambda client: client.replace_node(old, new, told=told, timeout=timeout))
+    if json:
+        print_json({"removed": old, "replaced_by": new})
+    notes.print(f"{new} is in the place of {old}; stop {old} and delete its data directory", markup=False)
+
+
+def weight(
+    node: Node,
+    weight: Annotated[
+        str, typer.Argument(metavar="WEIGHT", help="Its share beside others', 0 for none; or 'own' for its setting.")
+    ],
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Say how large a node's share of the replicas is, whatever its own settings say, then rebalance accordingly."""
+    try:
+        share = None if weight == "own" else float(weight)
+    except ValueError:
+        raise refuse("WEIGHT", weight, "a number from 0 to 1000, or own") from None
+    if share is None and dry_run:
+        raise refuse("WEIGHT", weight, "a number with --dry-run: what the node's setting says is known when it counts")
+    config = pace(moves, batch, throttle)
+    wish = Wish(weights={} if share is None else {node: share})
+
+    async def start(client: needle.Client) -> int:
+        await client.weigh_node(node, share, timeout=timeout)
+        return await client.start_rebalance(config, timeout=timeout)
+
+    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+
+
+# --- clusters of which every node holds every shard ------------------------------------------------------------------
+async def _confirmed(client: needle.Client) -> Topology:
+    return await client.refresh_topology(confirmed=True, timeout=ASK_SECONDS)
+
+
+def with_node(now: Topology, node: NodeId) -> list[AssignReplicas]:
+    """What to decide so that `node` holds the catalog and every shard, beside those that do. The order of each shard's
+    replicas stays: the first one is its preferred leader."""
+    _check_everywhere(now, node)
+    return [
+        AssignReplicas(group, list(held), [*held, *([] if node in held else [node])])
+        for group, held in _holders(now).items()
+    ]
+
+
+def without_node(now: Topology, node: NodeId) -> list[AssignReplicas]:
+    """What to decide so that `node` holds nothing. The catalog, which may be on fewer nodes than the shards are, gets
+    another one in its place where there is one. Raises InvalidArgument if nobody else holds the data."""
+    _check_everywhere(now, node)
+    found, holders = [], _holders(now)
+    for group, held in holders.items():
+        rest = [one for one in held if one != node]
+        if group == CATALOG_GROUP and node in held:
+            spare = {one: None for others in holders.values() for one in others if one not in held}
+            rest += list(spare)[: len(held) - len(rest)]
+        if not rest:
+            raise InvalidArgument(f"{node} is the only node that holds the data")
+        found.append(AssignReplicas(group, list(held), rest))
+    return found
+
+
+def _holders(now: Topology) -> dict[GroupId, tuple[NodeId, ...]]:
+    """Which nodes hold the catalog and each shard, by the catalog's last word."""
+    groups = [CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving)]
+    return {group: held.wanted for group in groups if (held := now.holders(group)) is not None}
+
+
+def _check_everywhere(now: Topology, node: NodeId) -> None:
+    """Raises InvalidArgument if shards are on different nodes. `node` does not count: some may have it already."""
+    if len({frozenset(info.wanted) - {node} for info in now.serving}) > 1:
+        raise InvalidArgument(
+            "the shards of this cluster are on different nodes each: `needle cluster replicas` says which hold one"
+        )
+
+
+async def _hold(client: needle.Client, decisions: Sequence[AssignReplicas], deadline: float) -> None:
+    """Decide all of it first, which the cluster then goes on with by itself, and wait for one after the other."""
+
+    def left() -> float:
+        return max(1.0, deadline - time.monotonic())
+
+    for one in decisions:
+        if one.before != one.after:
+            await client.change_catalog(one, timeout=left())
+    for one in decisions:
+        if one.group == CATALOG_GROUP:
+            await client.set_catalog_nodes(one.after, timeout=left())
+        else:
+            await client.set_replicas(one.group - 1, one.after, timeout=left())

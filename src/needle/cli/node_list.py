@@ -1,0 +1,77 @@
+"""`needle node list`: every node, what it holds, and what is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.text import Text
+
+import needle
+from needle.base.errors import LostState, NeedleError
+from needle.base.ids import NodeId
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, console, notes, print_json, run, table
+from needle.client.client import Client
+from needle.client.health import lost_nodes
+from needle.routing.topology import NodeInfo, NodeState, Topology
+
+STATUS_TIMEOUT = 2.0
+
+
+def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
+    """List the nodes, also those that joined and hold nothing yet."""
+
+    async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str]]:
+        now = await client.refresh_topology(confirmed=True, timeout=STATUS_TIMEOUT)
+        return now, await conditions_of(client, now)
+
+    now, conditions = run(cluster, work)
+    held = {info.id: [shard.shard for shard in now.hosted_by(info.id)] for info in now.nodes}
+    if json:
+        print_json(
+            [
+                {
+                    **as_json(info),
+                    "condition": conditions[info.id],
+                    "shards": held[info.id],
+                    "catalog": info.id in now.catalog,
+                }
+                for info in now.nodes
+            ]
+        )
+        return
+    rows = table("node", "address", "zone", "weight", "state", "catalog", "shards")
+    for info in now.nodes:
+        shards = ", ".join(map(str, held[info.id])) or "none"
+        catalog = "yes" if info.id in now.catalog else ""
+        wrong = conditions[info.id]
+        at_rest = f"{info.state}, maintenance" if info.maintenance else str(info.state)
+        state = Text(wrong, style="bold red") if wrong else at_rest
+        rows.add_row(info.id, info.address, info.zone, f"{info.weight:g}", state, catalog, shards)
+    console.print(rows)
+    idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
+    if idle:
+        notes.print(
+            f"note: no shard is on {', '.join(idle)}: `needle cluster rebalance` brings replicas there",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+async def conditions_of(client: Client, now: Topology) -> dict[NodeId, str]:
+    """What is wrong with each node by its own word and by that of others: "Lost", "unreachable", or "" for nothing."""
+
+    async def ask(info: NodeInfo) -> str:
+        if info.state is NodeState.REMOVED:
+            return ""
+        try:
+            return "Lost" if (await client.describe_node(info.address, timeout=STATUS_TIMEOUT)).lost else ""
+        except LostState:
+            return "Lost"
+        except NeedleError:
+            return "unreachable"
+
+    replicas, found = await asyncio.gather(
+        client.cluster_status(timeout=STATUS_TIMEOUT), asyncio.gather(*map(ask, now.nodes))
+    )
+    lost = lost_nodes(replicas)
+    return {info.id: "Lost" if info.id in lost else wrong for info, wrong in zip(now.nodes, found, strict=True)}
