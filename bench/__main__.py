@@ -1,4 +1,4 @@
-"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy]`: all when none is named.
+"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves]`: all if none is named.
 
 --quick, --json; --documents N: how many the filters' benchmark has, 200,000 unless said otherwise."""
 
@@ -9,10 +9,10 @@ import asyncio
 import shutil
 import sys
 
-from bench import busy, collections, failover, filters, search, shards, writes
+from bench import busy, collections, failover, filters, moves, search, shards, writes
 from bench.report import Report
 
-PARTS = ("writes", "failover", "search", "shards", "collections", "filters", "busy")
+PARTS = ("writes", "failover", "search", "shards", "collections", "filters", "busy", "moves")
 
 
 async def measure(parts: list[str], report: Report, *, quick: bool, documents: int | None) -> None:
@@ -32,6 +32,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await asyncio.to_thread(filters.run, report, quick=quick, documents=documents)
     if "busy" in parts:
         await busy.run(report, quick=quick)
+    if "moves" in parts:
+        await moves.run(report, quick=quick)
 
 
 def main() -> None:

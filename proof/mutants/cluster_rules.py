@@ -62,7 +62,7 @@ MUTANTS = (
             Edit(
                 "server.upkeep.mover:Mover._hand_over",
                 "await self._steps.propose(info, Freeze(info.id, info.attempt))",
-                "copy = await self._prepare_target(info); await self._copier.copy(info, copy, self._node.topology); "
+                "await self._copier.copy(info, copy, self._node.topology); "
                 "await self._steps.tell_target(info, Confirm(info.id, copy.step, info.attempt)); "
                 "await self._steps.tell_target(info, Own(info.id, copy.step, 0, info.attempt)); "
                 "await self._steps.propose(info, Freeze(info.id, info.attempt))",

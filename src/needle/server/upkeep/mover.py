@@ -156,9 +156,9 @@ class Mover:
     async def _hand_over(self, info: MoveInfo) -> None:
         """Freeze, and release as soon as the target has confirmed; or thaw."""
         await self._steps.propose(info, self._steps.prepare(info, info.source))
-        source = self._steps.source(info)
+        source, copy = self._steps.source(info), None
         if source is not None and source.phase == OPEN and source.attempt <= info.attempt:
-            await self._prepare_target(info)  # nothing is frozen for a target that does not answer
+            copy = await self._prepare_target(info)  # nothing is frozen for a target that does not answer
             await self._steps.propose(info, Freeze(info.id, info.attempt))
         source = self._steps.source(info)
         if source is not None and source.phase == OPEN:
@@ -166,7 +166,7 @@ class Mover:
             return
         if source is not None and source.phase == FROZEN:
             try:
-                copy = await self._confirmed(info)
+                copy = await self._confirmed(info, copy)
             except (AlreadyExists, DeadlineExceeded) as refused:
                 await self._steps.propose(info, Thaw(info.id, info.attempt))
                 if isinstance(refused, DeadlineExceeded):
@@ -178,9 +178,10 @@ class Mover:
         else:
             await self._switch(info)
 
-    async def _confirmed(self, info: MoveInfo) -> Copy:
-        """Copy the rest and have the target confirm that a majority of it holds everything. Raises AlreadyExists or
-        DeadlineExceeded if the ranges are to be thawed, Unavailable if the catalog has decided otherwise meanwhile."""
+    async def _confirmed(self, info: MoveInfo, copy: Copy | None) -> Copy:
+        """Copy the rest and have the target confirm that a majority of it holds everything. copy: how far the target
+        is, if that is known. Raises AlreadyExists or DeadlineExceeded if the ranges are to be thawed, Unavailable if
+        the catalog has decided otherwise meanwhile."""
         loop, why = asyncio.get_running_loop(), "nothing has answered"
         until = loop.time() + self._freeze_seconds
         while loop.time() < until:
@@ -190,13 +191,14 @@ class Mover:
                     topology = await self._node.confirmed(STEP_SECONDS)
                     if topology.move(info.id) != info:
                         raise Unavailable(f"the catalog has changed move {info.id}")
-                    copy = await self._prepare_target(info)
+                    copy = copy or await self._prepare_target(info)
                     await self._copier.copy(info, copy, topology)
                     await self._steps.tell_target(info, Confirm(info.id, copy.step, info.attempt))
                 return copy
             except AlreadyExists:
                 raise
             except (NeedleError, TimeoutError) as error:
+                copy = None
                 now = self._node.topology.move(info.id)
                 if now is not None and now != info:
                     raise Unavailable(f"move {info.id} is {now.state} meanwhile") from error

@@ -1,0 +1,175 @@
+"""What moves of key ranges cost those who write and search meanwhile: the same load before moves and while ranges go to
+and fro between two shards of three replicas; how long a write to the keys that move waits at a switch; how fast they
+are copied; and what a rebalance copies over the least possible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+
+from bench.cluster import ShardedNodes
+from bench.report import Report
+from bench.vectors import Floats
+from needle.base.errors import NeedleError
+from needle.client import Client
+from needle.protocol.catalog_commands import StartMove
+from needle.routing.jobs import RebalanceConfig
+from needle.routing.plans import Wish
+from needle.routing.ranges import KeySet
+from needle.routing.shard_map import KeyRange
+from needle.routing.strategy import routing_key
+from needle.routing.topology import MoveState, Topology
+
+DIMENSIONS = 64
+COLLECTION = "data"
+LOOK_SECONDS = 0.1
+CALLERS = {"writes": 4, "searches": 2}
+PROBES = 2
+SECONDS_MAX = 300.0
+SETTINGS = {"election_timeout": 2.0}
+"""Client and all nodes share the cores: no election while a machine is busy."""
+
+Latencies = list[tuple[float, float]]
+"""(began, took), in seconds."""
+
+
+class Load:
+    """Callers that each send the next operation when the last one answered, until they are told to end."""
+
+    def __init__(self) -> None:
+        self.took: dict[str, Latencies] = {}
+        self._ending = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, callers: int, operation: Callable[[int], Awaitable[object]]) -> None:
+        found, numbers = self.took.setdefault(name, []), iter(range(1 << 62))
+
+        async def caller() -> None:
+            while not self._ending:
+                began = time.perf_counter()
+                await operation(next(numbers))
+                found.append((began, time.perf_counter() - began))
+
+        self._tasks += [asyncio.create_task(caller()) for _ in range(callers)]
+
+    async def end(self) -> None:
+        self._ending = True
+        await asyncio.gather(*self._tasks)
+
+    def p(self, name: str, percent: float, since: float, until: float) -> float:
+        """Milliseconds, of the operations that began in that time."""
+        return float(np.percentile([1e3 * took for began, took in self.took[name] if since <= began < until], percent))
+
+    def longest(self, name: str, since: float, until: float) -> float:
+        """Milliseconds, of the operations that were under way in that time."""
+        return 1e3 * max(took for began, took in self.took[name] if began < until and began + took > since)
+
+
+async def _now(client: Client) -> Topology:
+    """As the catalog says now."""
+    while True:
+        try:
+            return await client.refresh_topology(confirmed=True, timeout=5.0)
+        except NeedleError:
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _move(client: Client, ranges: Sequence[KeyRange], source: int, target: int, nonce: int) -> float:
+    """Seconds that it copied."""
+    now = await _now(client)
+    assert now.map is not None
+    began = time.perf_counter()
+    move = (await client.change_catalog(StartMove(nonce, now.map.epoch, list(ranges), source, target))).version
+    copied = 0.0
+    while time.perf_counter() - began < SECONDS_MAX:
+        info = (await client.refresh_topology(timeout=LOOK_SECONDS)).move(move)
+        if not copied and (info is None or info.state is not MoveState.COPYING):
+            copied = time.perf_counter() - began
+        if info is None:
+            return copied
+    raise TimeoutError(f"move {move} did not end within {SECONDS_MAX:g} s")
+
+
+async def run(report: Report, *, quick: bool) -> None:
+    """Adds latencies before and during moves, holds at switches, the rate of copying, and bytes over the least."""
+    rows, rounds, seconds = (4_000, 4, 4.0) if quick else (20_000, 10, 10.0)
+    vectors = np.random.default_rng(5).standard_normal((rows, DIMENSIONS)).astype(np.float32)
+    async with ShardedNodes(2, 3, **SETTINGS) as nodes:
+        await nodes.load(COLLECTION, vectors)
+        await _under_load(report, nodes.client, vectors, rounds, seconds)
+        await _rebalanced(report, nodes.client)
+
+
+async def _under_load(report: Report, client: Client, vectors: Floats, rounds: int, seconds: float) -> None:
+    shard_map = (await _now(client)).map
+    assert shard_map is not None
+    ranges = shard_map.ranges(0)[::2]
+    keys = KeySet(ranges)
+    names = [f"v{n}" for n in range(len(vectors))]
+    moving = [n for n in names if routing_key(shard_map.strategy, shard_map.shard_count, n) in keys]
+
+    async def write(n: int) -> object:
+        return await client.insert(names[n % len(names)], vectors[n % len(vectors)], collection=COLLECTION, timeout=60)
+
+    async def probe(n: int) -> object:
+        name = moving[n % len(moving)]
+        return await client.insert(name, vectors[n % len(vectors)], collection=COLLECTION, timeout=60)
+
+    async def search(n: int) -> object:
+        return await client.search(vectors[n % len(vectors)], 10, collection=COLLECTION, timeout=60)
+
+    load = Load()
+    load.start("writes", CALLERS["writes"], write)
+    load.start("searches", CALLERS["searches"], search)
+    load.start("probes", PROBES, probe)
+    await asyncio.sleep(seconds / 5)
+    quiet = time.perf_counter()
+    await asyncio.sleep(seconds)
+    begun, held, copying = time.perf_counter(), [], []
+    for number in range(rounds):
+        since = time.perf_counter()
+        copying.append(await _move(client, ranges, number % 2, 1 - number % 2, number + 1))
+        held.append(load.longest("probes", since, time.perf_counter()))
+    ended = time.perf_counter()
+    await load.end()
+    about = f"{len(moving):,} of {len(vectors):,} x {DIMENSIONS}-d, {rounds} moves"
+    for name, callers in CALLERS.items():
+        before, during = (load.p(name, 99, *span) for span in ((quiet, begun), (begun, ended)))
+        middle, then = (load.p(name, 50, *span) for span in ((quiet, begun), (begun, ended)))
+        report.row(f"{name}, {callers} callers, p99 during {about}", f"{during:.1f} ms", f"before: {before:.1f} ms")
+        report.ratio(during / before, "2.0", ok=during <= 2 * before)
+        report.row("  the same: p50", f"{then:.1f} ms", f"before: {middle:.1f} ms")
+        report.ratio(then / middle, "p50", ok=None)
+    usual = load.p("probes", 99, quiet, begun)
+    report.row(
+        "the longest write to moving keys, of each move",
+        f"median {np.median(held):.0f} ms, worst {max(held):.0f} ms",
+        f"without a move: p99 {usual:.0f} ms",
+    )
+    report.ratio(None, "median < 100, worst < 300 ms", ok=bool(np.median(held) < 100 and max(held) < 300))
+    rate = len(moving) / float(np.median(copying))
+    size = rate * vectors.shape[1] * vectors.itemsize / 1e6
+    report.row("copied under that load", f"{rate:,.0f} documents/s, {size:.1f} MB/s of vectors")
+
+
+async def _rebalanced(report: Report, client: Client) -> None:
+    """A shard more, without load."""
+    plan = await client.plan_rebalance(Wish(shards=3), timeout=60)
+    config = RebalanceConfig(throttle_rate=0.0)
+    began = time.perf_counter()
+    await client.start_rebalance(config, wish=Wish(shards=3), timeout=60)
+    while time.perf_counter() - began < SECONDS_MAX:
+        found = await client.rebalance_progress(timeout=60)
+        if found is not None and found.is_complete:
+            took = time.perf_counter() - began
+            text = f"{found.state}: {found.moved_documents:,} documents, {found.moved_bytes / 1e6:.1f} MB, {took:.1f} s"
+            report.row("a third shard, no load", text, f"least possible: {plan.least / 1e6:.1f} MB")
+            ratio = found.moved_bytes / plan.least if plan.least else 1.0
+            report.ratio(ratio, "1.1", ok=str(found.state) == "done" and ratio <= 1.1)
+            return
+        await asyncio.sleep(0.1)
+    raise TimeoutError(f"the rebalance did not end within {SECONDS_MAX:g} s")
