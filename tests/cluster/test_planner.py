@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import combinations, product
 from random import Random
@@ -11,7 +12,7 @@ import pytest
 
 from cluster.planned_world import MIB, Begun, World, cluster, info, join, world
 from needle.base.errors import InvalidArgument
-from needle.catalog.planning.planner import plan
+from needle.catalog.planning.planner import MOVES_MAX, SHARDS_AT_ONCE, plan
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AssignReplicas, DrainNode, StartMove
 from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas, PreferLeader
@@ -369,3 +370,37 @@ def test_ranges_fill_a_disk_and_no_more() -> None:
     made.run(first.moves)
     assert len(first.moves) == 2
     assert any("has no room" in why for why in first.unmet)
+
+
+def test_a_plan_has_a_bound_that_is_told_at_once() -> None:
+    made = world()
+    began = time.thread_time()
+    for wish in (Wish(shards=4096), Wish(shards=4 + SHARDS_AT_ONCE + 1)):
+        with pytest.raises(InvalidArgument, match="at most 256 more or fewer at once than the 4 that serve"):
+            plan(made.topology, made.stats(), wish)
+    assert time.thread_time() - began < 1
+    assert len(plan(made.topology, made.stats(), Wish(shards=4 + SHARDS_AT_ONCE)).moves) <= MOVES_MAX
+    stats = made.stats()
+    heavy = [msgspec.structs.replace(one, bytes=one.bytes << 20, documents=1 << 40) for one in stats.shards]
+    with pytest.raises(InvalidArgument, match="4000 moves"):
+        plan(made.topology, msgspec.structs.replace(stats, shards=tuple(heavy)), Wish(shards=5, range_bytes_max=MIB))
+
+
+def test_a_cluster_that_many_shards_leave_goes_in_steps() -> None:
+    made = world(shards=SHARDS_AT_ONCE + 2, documents=0)
+    with pytest.raises(InvalidArgument, match="at most 256 more or fewer"):
+        plan(made.topology, made.stats(), Wish(shards=1))
+    assert plan(made.topology, made.stats(), Wish(shards=2)).moves
+
+
+def test_a_silent_replica_that_goes_anyway_holds_up_no_move_for_the_balance() -> None:
+    made = world(shards=3, factor=4, documents=0, strategy=CONSISTENT_HASH)
+    numbers = ((1, 2, 3, 4), (5, 1, 2, 3), (4, 5, 1, 2))
+    shards = tuple(
+        msgspec.structs.replace(one, replicas=nodes, founders=nodes)
+        for one, held in zip(made.topology.shards, numbers, strict=True)
+        for nodes in [tuple(f"node-{n}" for n in held)]
+    )
+    made.topology = msgspec.structs.replace(made.topology, catalog=("node-1", "node-2", "node-3"), shards=shards)
+    made.dead = {"node-1"}
+    assert carried_out(made, Wish(replicas=2)).moves

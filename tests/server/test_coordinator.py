@@ -19,6 +19,7 @@ from needle.catalog.planning import planner
 from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import STUCK_MAX, check_invariants
 from needle.catalog.state import execute
+from needle.client.measuring import Measuring
 from needle.protocol import calls
 from needle.protocol.calls import StatusCall
 from needle.protocol.catalog_commands import (
@@ -27,14 +28,15 @@ from needle.protocol.catalog_commands import (
     CatalogCommand,
     DrainNode,
     FinishMove,
+    StartMove,
     StartRebalance,
     StepRebalance,
 )
 from needle.protocol.peer_calls import WHO, DiskRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
 from needle.routing.planned_moves import MoveRange, MoveReplicas
-from needle.routing.plans import Wish
-from needle.routing.stats import imbalance
+from needle.routing.plans import Plan, Wish
+from needle.routing.stats import ClusterStats, imbalance
 from needle.routing.topology import MoveState, Topology
 from needle.server.upkeep.coordinator import Coordinator
 
@@ -50,7 +52,7 @@ class Paper:
         self.breaks: Callable[[bool], None] = lambda _: None
         self.leads = True
         self.held: list[str] = []
-        self.commands = self.refused = 0
+        self.commands = self.refused = self.calls = 0
 
     def coordinator(self) -> Coordinator:
         paper = self
@@ -118,6 +120,7 @@ class Paper:
 
     # --- what nodes answer --------------------------------------------------------------------------------------------
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        self.calls += 1
         await asyncio.sleep(0)
         node, born = next((one.id, one.incarnation) for one in self.made.topology.nodes if one.address == address)
         if node in self.silent:
@@ -368,6 +371,63 @@ def test_progress_says_what_is_going_on() -> None:
         told = await paper.coordinator().progress(1.0)
         assert told is not None
         assert "until it is resumed" in told.why
+
+    _run(work())
+
+
+def test_progress_asks_and_plans_once_for_many_who_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Wish] = []
+
+    def counted(topology: Topology, stats: ClusterStats, wish: Wish | None = None) -> Plan:
+        planned.append(wish or Wish())
+        return plan(topology, stats, wish)
+
+    monkeypatch.setattr(planner, "plan", counted)
+
+    async def work() -> None:
+        paper = await _ranges_under_way()
+        coordinator = paper.coordinator()
+        first = await coordinator.progress(1.0)
+        asked, made = paper.calls, len(planned)
+        for _ in range(20):
+            assert await coordinator.progress(1.0) == first
+        assert (paper.calls, len(planned)) == (asked, made)
+        paper.tell(AskRebalance(paper.job.id, "pause"))
+        told = await coordinator.progress(1.0)
+        assert told is not None
+        assert told.state is JobState.PAUSED
+        assert len(planned) == made + 1
+
+    _run(work())
+
+
+def test_in_a_large_cluster_only_what_changes_is_asked_again() -> None:
+    async def work() -> None:
+        made = world(shards=200, documents=400)
+        paper = Paper(made, random.Random(1))
+        measuring, node = Measuring(), SimpleNamespace(call=paper.call)
+
+        async def calls_of(now: float) -> int:
+            before = paper.calls
+            found = await measuring.measure(node, made.topology, 1.0, now)
+            found.check_whole()
+            assert len(found.stats.shards) == 200
+            return paper.calls - before
+
+        assert await calls_of(0.0) == 606
+        assert await calls_of(0.5) == 0
+        assert made.topology.map is not None
+        ranges = made.topology.map.ranges(7)
+        made.topology = execute(made.topology, 1001, StartMove(1, made.topology.map.epoch, ranges, 7, 9))[0]
+        assert await calls_of(1.0) == 6
+        for state in (MoveState.FREEZING, MoveState.SWITCHED):
+            made.topology = execute(made.topology, 1002, AdvanceMove(1001, state, 1, 1))[0]
+        made.topology = execute(made.topology, 1003, FinishMove(1001))[0]
+        assert await calls_of(1.5) == 6
+        assert await calls_of(2.0) == 0
+        assert await calls_of(3.0) == 606  # whole again: 200 calls a second
+        paper.silent = {"node-1"}
+        assert await calls_of(3.2) == 0
 
     _run(work())
 

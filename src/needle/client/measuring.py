@@ -6,12 +6,14 @@ Invariant: a shard counts as what its leader holds; one whose leader does not an
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from needle.base.errors import NeedleError, Unavailable
 from needle.base.model import RaftStatus
 from needle.client.directory import Caller
+from needle.client.health import ReplicaStatus
 from needle.client.replicas import ask_replicas
 from needle.protocol import calls
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
@@ -34,12 +36,55 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
             raise Unavailable(f"what shard {names} holds is not known: no leader of it answers", shards=names)
 
 
+CALLS_FREE = 64
+CALLS_A_SECOND = 200
+
+
+class Measuring:
+    """Measures again and again at a cost that follows what changes: a large cluster is asked whole only so often that
+    the calls are CALLS_A_SECOND at most; in between only shards that the catalog says something new of. A small one is
+    asked whole each time."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Topology, float, Measured] | None = None
+
+    async def measure(self, caller: Caller, topology: Topology, timeout: float, now: float) -> Measured:
+        """now: seconds."""
+        nodes = [one for one in topology.nodes if one.state is not NodeState.REMOVED]
+        calls = len(nodes) + sum(len(info.replicas) for info in topology.serving)
+        last, lasts = self._last, max(0, calls - CALLS_FREE) / CALLS_A_SECOND
+        if last is None or now - last[1] >= lasts or last[0].nodes != topology.nodes:
+            found = await measure(caller, topology, timeout)
+            self._last = topology, now, found
+            return found
+        before, at, known = last
+        was = {info.shard: info for info in before.shards}
+        again = {info.shard for info in topology.serving if info.leaving or was.get(info.shard) != info}
+        again |= _moving(before) | _moving(topology) | set(known.silent)
+        leaders = {shard: one for shard, one in known.leaders.items() if shard not in again}
+        leaders |= _leaders(await ask_replicas(caller, topology, timeout, again))
+        found = _measured(topology, leaders, known.stats.nodes)
+        self._last = topology, at, found
+        return found
+
+
 async def measure(caller: Caller, topology: Topology, timeout: float) -> Measured:
     """All at once, none for longer than `timeout`."""
     replicas, nodes = await asyncio.gather(
         ask_replicas(caller, topology, timeout),
         asyncio.gather(*(_node(caller, one, timeout) for one in topology.nodes if one.state is not NodeState.REMOVED)),
     )
+    return _measured(topology, _leaders(replicas), tuple(nodes))
+
+
+def _moving(topology: Topology) -> set[int]:
+    """Shards that something is moved of."""
+    job = topology.rebalance
+    running = {group - 1 for one in job.running for group in one.move.groups if group} if job is not None else set()
+    return running | {shard for info in topology.moves for shard in (info.source, info.target)}
+
+
+def _leaders(replicas: Sequence[ReplicaStatus]) -> dict[int, RaftStatus]:
     leaders: dict[int, RaftStatus] = {}
     for one in replicas:
         status, known = one.status, leaders.get(one.shard)
@@ -47,13 +92,18 @@ async def measure(caller: Caller, topology: Topology, timeout: float) -> Measure
             continue
         if known is None or known.current_term < status.current_term:
             leaders[one.shard] = status
+    return leaders
+
+
+def _measured(topology: Topology, leaders: Mapping[int, RaftStatus], nodes: tuple[NodeStats, ...]) -> Measured:
     silent = tuple(info.shard for info in topology.serving if info.shard not in leaders)
     shards = tuple(
         ShardStats(shard=info.shard, documents=leaders[info.shard].documents, bytes=leaders[info.shard].live_bytes)
         for info in topology.serving
         if info.shard in leaders
     )
-    return Measured(stats=ClusterStats(shards=shards, nodes=tuple(nodes)), leaders=leaders, silent=silent)
+    there = {info.shard: leaders[info.shard] for info in topology.serving if info.shard in leaders}
+    return Measured(stats=ClusterStats(shards=shards, nodes=nodes), leaders=there, silent=silent)
 
 
 async def _node(caller: Caller, info: NodeInfo, timeout: float) -> NodeStats:

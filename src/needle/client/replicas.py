@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from needle.base.errors import LostState, NeedleError
 from needle.base.ids import NodeId, shard_group
@@ -14,9 +15,11 @@ from needle.protocol.calls import StatusCall
 from needle.routing.topology import Topology
 
 
-async def ask_replicas(caller: Caller, topology: Topology, timeout: float) -> list[ReplicaStatus]:
+async def ask_replicas(
+    caller: Caller, topology: Topology, timeout: float, shards: Collection[int] | None = None
+) -> list[ReplicaStatus]:
     """Every replica as its own node sees it, in order of shards; all are asked at once, none for longer than
-    `timeout`."""
+    `timeout`. shards: only theirs."""
 
     async def one(shard: int, node: NodeId) -> ReplicaStatus:
         address = topology.address_of(node) or ""
@@ -33,4 +36,5 @@ async def ask_replicas(caller: Caller, topology: Topology, timeout: float) -> li
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=told)
         return ReplicaStatus(shard=shard, node=node, address=address, status=status)
 
-    return list(await asyncio.gather(*(one(info.shard, node) for info in topology.shards for node in info.replicas)))
+    asked = [info for info in topology.shards if shards is None or info.shard in shards]
+    return list(await asyncio.gather(*(one(info.shard, node) for info in asked for node in info.replicas)))

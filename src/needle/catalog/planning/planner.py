@@ -29,6 +29,10 @@ from needle.routing.topology import NodeInfo, NodeState, Topology
 EMPTY_REPLICA_BYTES = 16 << 20
 """What a replica without documents weighs on its node, so that empty ones are spread, too."""
 
+SHARDS_AT_ONCE = 256
+MOVES_MAX = 4000
+"""Bounds of one plan: they keep the time that it takes, and its size as a message, small."""
+
 ACTING = 0.75
 """Where ranges move, sizes are estimates: nodes are evened out already at this fraction of the threshold, so that
 what was estimated a little wrong does not make the next plan act."""
@@ -82,6 +86,9 @@ class _Planning:
         if not 1 <= count <= len(staying) + SHARDS_MAX - used:
             raise invalid("shards", count, f"a number from 1 to {len(staying) + SHARDS_MAX - used}")
         new = list(range(used, used + count - len(staying)))
+        if max(len(new), len(there) - min(len(staying), count)) > SHARDS_AT_ONCE:
+            allowed = f"at most {SHARDS_AT_ONCE} more or fewer at once than the {len(there)} that serve: go in steps"
+            raise invalid("shards", count, allowed)
         return staying[:count], new
 
     def _node(self, info: NodeInfo) -> PlacementNode:
@@ -128,6 +135,8 @@ class _Planning:
         replicas = goal.replicas | {shard_group(one.shard): one.replicas for one in founded}
         state = self._state(sizes)
         moves, unmet = schedule(state, goal)
+        if len(moves) > MOVES_MAX:
+            raise invalid("wish", f"{len(moves)} moves", f"what takes at most {MOVES_MAX}: go there in steps")
         unmet += self._left(replicas)
         unmet += [f"shard {shard} cannot be added: no node can take it" for shard in unplaced]
         ended = {group - 1: nodes for group, nodes in state.holders.items() if group != CATALOG_GROUP}
@@ -155,6 +164,9 @@ class _Planning:
 
     def _range_moves(self, spread: Sequence[Piece]) -> list[tuple[MoveRange, list[Piece]]]:
         """The moves with their pieces, one after the other for each source, so that several sources take turns."""
+        small = sum(p.bytes for p in spread if p.owner != p.home and not p.held) // max(1, self._wish.range_bytes_max)
+        if small > MOVES_MAX:
+            raise invalid("range_bytes_max", self._wish.range_bytes_max, f"so many that {MOVES_MAX} moves are enough")
         between: dict[tuple[int, int], list[Piece]] = {}
         for piece in spread:
             if piece.owner != piece.home and not piece.held:
@@ -200,7 +212,7 @@ class _Planning:
                 replicas=self._factor,
                 size=max(0, final[shard]) + EMPTY_REPLICA_BYTES,
                 bytes=max(0, final[shard]),
-                settled=not self._wish.balance or bool(self._unsettled(shard_group(shard))),
+                settled=not self._wish.balance or bool(self._unsettled(shard_group(shard), self._factor)),
             )
             for shard in shards
         }
@@ -217,14 +229,14 @@ class _Planning:
         current = {shard: held.get(shard, ()) for shard in shards}
         return arrange(needs, nodes, current, threshold, self._wish.goal)
 
-    def _unsettled(self, group: GroupId) -> str:
+    def _unsettled(self, group: GroupId, count: int) -> str:
         """Why a group's replicas should not be moved for the balance: first those that do not answer come back, unless
-        they are replaced anyway, or what is under way ends."""
+        they are replaced anyway, or are more than the `count` that it shall have; or what is under way ends."""
         holders = self._topology.holders(group)
         if holders is None:
             return ""
         silent = [node for node in holders.wanted if node not in self._alive and self._nodes[node].usable]
-        if silent:
+        if len(silent) > max(0, len(holders.wanted) - count):
             return f"{', '.join(silent)} does not answer"
         return "its replicas are being moved" if holders.leaving else ""
 
@@ -243,7 +255,7 @@ class _Planning:
             count = max(len(before), 1 if able < 3 else 3 if able <= 8 else 5)
         if not usable:
             return before
-        need = Need(replicas=count, settled=bool(self._unsettled(CATALOG_GROUP)))
+        need = Need(replicas=count, settled=bool(self._unsettled(CATALOG_GROUP, count)))
         nodes = [msgspec.structs.replace(node, weight=1.0) for node in usable]
         after = arrange({0: need}, nodes, {0: before}).get(0, ())
         rest = sorted((node for node in before if node not in after), key=lambda node: node not in self._alive)

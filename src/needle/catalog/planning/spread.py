@@ -16,6 +16,8 @@ from needle.catalog.placement import EMPTIER
 from needle.catalog.planning.pieces import Piece, cut
 from needle.routing.key_space import KeySpace
 
+PARTS_MAX = 4000
+"""Transfers between shards of one plan: each is a move, or a part of one."""
 SLIVER = 1000
 """Less than this part of a fair share is not worth a range of its own."""
 
@@ -48,8 +50,15 @@ class Spread:
         leaving = sorted(self.held.keys() - set(self.staying))
         emptied = self._empty(leaving)
         if emptied or self._uneven():
-            while self._even_out():
-                pass
+            for _ in range(PARTS_MAX):
+                if not self._even_out():
+                    break
+            else:
+                raise invalid(
+                    "wish",
+                    f"{PARTS_MAX} transfers between {len(self.weight)} shards",
+                    "less at once: go there in steps",
+                )
         return sorted(
             (piece for ones in self.held.values() for piece in ones.values()), key=lambda piece: piece.span[0]
         )

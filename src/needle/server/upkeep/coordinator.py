@@ -24,7 +24,7 @@ from needle.catalog.planning import planner, rebalance
 from needle.catalog.planning.rebalance import STUCK_MAX, Round
 from needle.catalog.planning.running import Seen, fate, now_running, others, unsettled
 from needle.client.directory import Caller
-from needle.client.measuring import Measured, measure
+from needle.client.measuring import Measured, Measuring
 from needle.multiraft.host import Host
 from needle.protocol.catalog_commands import CatalogCommand, StepRebalance
 from needle.routing.jobs import Job, JobState, Progress, Running
@@ -41,6 +41,10 @@ ASK_SECONDS: Final = 2.0
 STEP_SECONDS: Final = 10.0
 LOOKS_MAX: Final = 5
 RATE_SECONDS: Final = 30.0
+FRESH_SECONDS: Final = 1.0
+"""Progress is told by what was measured and planned at most so long ago, if the catalog is the same since."""
+PLAN_SHARE: Final = 9.0
+"""A plan that took long is not made anew before so many times that: planning takes a tenth of a core at most."""
 _replace = msgspec.structs.replace
 _CHANGED: Final = ("revision", "rebalance", "epoch", "before")
 """Fields of a refusal that says: look again."""
@@ -74,6 +78,15 @@ class CoordinatingNode(Protocol):
     async def wait_topology(self, version: int, timeout: float) -> bool: ...
 
 
+class _Look(msgspec.Struct, frozen=True):
+    """What was seen and planned. version: of the catalog. at: seconds."""
+
+    version: int
+    at: float
+    seen: Seen
+    plan: Plan
+
+
 class Coordinator:
     """See the module."""
 
@@ -83,12 +96,17 @@ class Coordinator:
         """(when, bytes copied by then), of the last RATE_SECONDS."""
         self._sampled = 0
         """The rebalance that they are of."""
+        self._measuring = Measuring()
+        self._look: _Look | None = None
+        self._took = 0.0
+        """Seconds of the last plan."""
 
     async def run(self) -> None:
         """Until the node stops: a round, then again; less often while nothing can start."""
         node, waits = self._node, 0
         while not node.host.stopped:
-            await next_beat(node.now(), min(LOOK_SECONDS * (1 + waits), LOOK_SECONDS_MAX))
+            pause = max(LOOK_SECONDS * (1 + waits), PLAN_SHARE * self._took)
+            await next_beat(node.now(), min(pause, LOOK_SECONDS_MAX))
             job = node.topology.rebalance
             waits = job.stuck if job is not None else 0
             if job is None or job.over or not self._leads():
@@ -118,17 +136,28 @@ class Coordinator:
         if job.over:
             return rebalance.progress(job, rebalance.NOTHING, (), 0.0)
         try:
-            topology, found = await self._seen(timeout)
-            found.check_whole()
-            job = topology.rebalance or job
-            plan = await self._planned(topology, found, job.pressing())
+            look = await self._fresh(topology, timeout)
+            job = look.seen.topology.rebalance or job
         except Unavailable as error:
             told = rebalance.progress(job, rebalance.NOTHING, job.running, 0.0)
             why = job.why or error.message
             return _replace(told, total_bytes=max(told.total_bytes, job.planned_bytes), why=why)
-        seen = self._looked_at(topology, found)
-        running = now_running(job.running, seen)
-        return rebalance.progress(job, plan, running, self._rate(job, running), seen.held)
+        running = now_running(job.running, look.seen)
+        return rebalance.progress(job, look.plan, running, self._rate(job, running), look.seen.held)
+
+    async def _fresh(self, topology: Topology, timeout: float) -> _Look:
+        """What was seen and planned for the running job; not long ago, if the catalog is the same since."""
+        last, age = self._look, max(FRESH_SECONDS, PLAN_SHARE * self._took)
+        if last is not None and last.version == topology.version and self._node.now() - last.at < age:
+            return last
+        topology, found = await self._seen(timeout)
+        found.check_whole()
+        job = topology.rebalance
+        plan = rebalance.NOTHING
+        if job is not None and not job.over:
+            plan = await self._planned(topology, found, job.pressing())
+        self._look = _Look(topology.version, self._node.now(), self._looked_at(topology, found), plan)
+        return self._look
 
     # --- a round ------------------------------------------------------------------------------------------------------
     async def _round(self) -> None:
@@ -153,19 +182,21 @@ class Coordinator:
                 left.append(one)
             elif ended:
                 made = rebalance.finished(made, one.move)
-        made, plan = _replace(made, running=tuple(left)), rebalance.NOTHING
+        made, running, plan = _replace(made, running=tuple(left)), now_running(left, seen), rebalance.NOTHING
         try:
             if job.state is not JobState.CANCELLING:
                 plan = await self._planned(topology, found, made.pressing())
+                self._look = _Look(topology.version, self._node.now(), seen, plan)
         except (InvalidArgument, Internal) as error:  # it was possible once: a node or a shard that it names is gone
             await self._step(StepRebalance(_replace(made, state=JobState.FAILED, why=error.message), job.revision))
             return
-        running = now_running(left, seen)
         self._rate(made, running)
         free = {one.node: one.free for one in found.stats.nodes}
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
         foreign = others(topology, running)
-        led = rebalance.look(made, plan, running, free, holders, unsettled(topology), foreign, found.silent)
+        led: Round = await self._node.blocking(  # a plan may have thousands of moves
+            rebalance.look, made, plan, running, free, holders, unsettled(topology), foreign, found.silent
+        )
         await self._take(job, topology, led, running)
 
     async def _seen(self, timeout: float) -> tuple[Topology, Measured]:
@@ -176,7 +207,8 @@ class Coordinator:
             topology = await node.confirmed(timeout)
             if not await node.wait_topology(topology.version, timeout):
                 raise Unavailable(f"node {node.node_id} does not act yet on what the catalog says")
-            found = await measure(node.caller, node.shards.topology(), min(timeout, ASK_SECONDS))
+            seconds = min(timeout, ASK_SECONDS)
+            found = await self._measuring.measure(node.caller, node.shards.topology(), seconds, node.now())
             if _lasting(await node.confirmed(timeout)) == _lasting(topology):
                 return topology, found
         raise Unavailable("the catalog changes all the time: what is where could not be measured")
@@ -208,7 +240,9 @@ class Coordinator:
                 log.exception("no plan could be made of %r", wish)
                 raise Internal(f"no plan could be made: {error!r}. This is a defect of Needle") from error
 
+        began = self._node.now()
         plan: Plan = await self._node.blocking(made)
+        self._took = self._node.now() - began
         return plan
 
     async def _take(self, job: Job, topology: Topology, led: Round, running: Sequence[Running]) -> None:
