@@ -12,6 +12,14 @@ _STEPPED = "catalog.rebalances:stepped"
 
 MUTANTS = (
     Mutant(
+        name="sizes-of-before-the-switch",
+        breaks="a range that has switched since its shards were measured counts at both, and more is moved",
+        edits=(
+            Edit("client.measuring:Measuring.measure", "info.leaving or was.get(info.shard) != info", "info.leaving"),
+        ),
+        tests=(_COORDINATOR + "test_in_a_large_cluster_only_what_changes_is_asked_again",),
+    ),
+    Mutant(
         name="step-from-an-old-state",
         breaks="of two coordinators both take the step: what runs twice is written down once, or nowhere",
         edits=(Edit(_STEPPED, "job.revision != command.revision", "job.revision < 0"),),

@@ -407,6 +407,12 @@ def test_in_a_large_cluster_only_what_changes_is_asked_again() -> None:
         paper = Paper(made, random.Random(1))
         measuring, node = Measuring(), SimpleNamespace(call=paper.call)
 
+        def tell(*commands: CatalogCommand) -> None:
+            for command in commands:
+                made.index += 1
+                made.topology, result = execute(made.topology, made.index, command)
+                assert isinstance(result, WriteResult)
+
         async def calls_of(now: float) -> int:
             before = paper.calls
             found = await measuring.measure(node, made.topology, 1.0, now)
@@ -418,13 +424,16 @@ def test_in_a_large_cluster_only_what_changes_is_asked_again() -> None:
         assert await calls_of(0.5) == 0
         assert made.topology.map is not None
         ranges = made.topology.map.ranges(7)
-        made.topology = execute(made.topology, 1001, StartMove(1, made.topology.map.epoch, ranges, 7, 9))[0]
+        tell(StartMove(1, made.topology.map.epoch, ranges, 7, 9))
+        move = made.topology.moves[0].id
         assert await calls_of(1.0) == 6
-        for state in (MoveState.FREEZING, MoveState.SWITCHED):
-            made.topology = execute(made.topology, 1002, AdvanceMove(1001, state, 1, 1))[0]
-        made.topology = execute(made.topology, 1003, FinishMove(1001))[0]
+        tell(AdvanceMove(move, MoveState.FREEZING), AdvanceMove(move, MoveState.SWITCHED, 1, 1), FinishMove(move))
         assert await calls_of(1.5) == 6
         assert await calls_of(2.0) == 0
+        tell(StartMove(2, made.topology.map.epoch, ranges, 9, 7))
+        move = made.topology.moves[0].id
+        tell(AdvanceMove(move, MoveState.FREEZING), AdvanceMove(move, MoveState.SWITCHED, 2, 2), FinishMove(move))
+        assert await calls_of(2.2) == 6
         assert await calls_of(3.0) == 606  # whole again: 200 calls a second
         paper.silent = {"node-1"}
         assert await calls_of(3.2) == 0
