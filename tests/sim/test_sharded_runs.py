@@ -103,7 +103,7 @@ PLANTED = {
     ),
     "a shard that fails is left out": (
         (Edit("client.router.fan_out:FanOut._once", "_gather(asking, partial)", "_gather(asking, True)"),),
-        18,
+        8,
         {"coverage", "search replay", "collections", "linearizability"},
     ),
     "a shard's hits are merged twice": (
