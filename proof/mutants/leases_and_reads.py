@@ -136,7 +136,13 @@ MUTANTS = (
     Mutant(
         name="read-index-of-an-old-round",
         breaks="a read is confirmed by a round that began before it arrived",
-        edits=(Edit("raft.rounds:begin", "s.reads_waiting.append((s.round,", "s.reads_waiting.append((s.round - 1,"),),
+        edits=(
+            Edit(
+                "raft.rounds:begin",
+                "s.reads_waiting.append((s.round,",
+                "s.reads_waiting.append((s.confirmed_round + 1,",
+            ),
+        ),
         sim=True,
         minutes=4.0,
         tests=(

@@ -112,6 +112,11 @@ class Fleet:
         leads = {group: replica.raft for group, replica in groups.items() if replica.raft.role.name == "LEADER"}
         return [group for group, raft in leads.items() if raft.commit < last(group)]
 
+    def hands_over(self, name: str) -> bool:
+        """Whether a node hands over the leadership of some group."""
+        node = self.nodes.get(name)
+        return node is not None and any(replica.raft.is_transferring for replica in node.groups().values())
+
     def leader(self, group: GroupId) -> str | None:
         """The node that leads a group in the highest term."""
         best: tuple[int, str] | None = None

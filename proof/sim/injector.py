@@ -22,6 +22,8 @@ from proof.sim.trace import Trace
 T = TypeVar("T")
 LATE_SECONDS = 0.4
 """How late the answers to a leader are in one kind of fault: less than an election timeout, so that it stays leader."""
+HANDOVER_STEPS = 200
+"""So many quarters of a link's delay a fault waits for the leader to hand over."""
 REPLACEABLE_TRIES = 20
 """So many seconds a fault waits that needs a group which can do without a machine's data."""
 RUNNING_SHARE = 0.5
@@ -171,15 +173,18 @@ class Injector:
                     self._loop.create_task(self._controls.admin(name, after))
 
     async def _step_down_cut(self, fault: Fault, name: str) -> None:
-        """The leader hands over, and is cut off while it does: it must not serve reads from its lease any more."""
+        """The leader hands over, and hears nobody from then on: it must not serve reads from its lease any more."""
         name = self._controls.leader(fault.number) or name
         others = [node for node in sorted(self._fleet.machines) if node != name]
         if fault.number % 3:
             await self._step_down_deaf(fault, name, others)
             return
         await self._controls.admin(name, "step-down")
-        await asyncio.sleep(fault.amount * 10 * self._network.faults.delay)
-        links = both(name, others)
+        for _ in range(HANDOVER_STEPS):
+            if self._fleet.hands_over(name):
+                break
+            await asyncio.sleep(self._network.faults.delay / 4)
+        links = [(other, name) for other in others]
         for link in links:
             self._network.block(*link)
         await self._hold(fault.seconds, lambda: each(lambda link: self._network.unblock(*link), links))
