@@ -13,7 +13,9 @@ from proof.mutants import (
     raft_rules,
     rebalance_rules,
     replica_rules,
+    search_rules,
     shard_rules,
+    snapshot_rules,
 )
 from proof.mutants.planting import Mutant
 
@@ -23,7 +25,9 @@ MUTANTS: dict[str, Mutant] = {
         raft_rules,
         leases_and_reads,
         host_rules,
+        snapshot_rules,
         shard_rules,
+        search_rules,
         cluster_rules,
         move_rules,
         founding_rules,

@@ -1,14 +1,11 @@
-"""Bugs in the state machine, its segments and the client: dedupe, deletes, filters (raft.md, 1, 5, 6)."""
+"""Bugs in the state machine and in what it does with writes: dedupe, conditions, patches (raft.md, 1, 5, 6)."""
 
 from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
 _MACHINE = "tests/shard/test_state_machine.py::"
-_BUILDER = "tests/shard/test_sealed_segment.py::"
-_SEGMENTS = "tests/shard/test_segment_set.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
-
 _PATCHING = "tests/shard/test_patching.py::"
 _WHERE = "tests/cluster/test_changes_by_filter.py::"
 
@@ -309,84 +306,6 @@ MUTANTS = (
         tests=("tests/shard/test_wal_check.py::test_a_flipped_bit_anywhere_in_a_frame_is_found_before_it_is_moved",),
     ),
     Mutant(
-        name="deletes-lost-when-a-segment-arrives",
-        breaks="a built or merged segment serves rows that were deleted meanwhile",
-        edits=(
-            Edit(
-                "shard.segments.collection_vectors:CollectionVectors._swap_in", "mask[local] = True", "mask[:] = True"
-            ),
-        ),
-        sim=True,
-        tests=(_SEGMENTS + "test_results_do_not_depend_on_when_files_arrive",),
-    ),
-    Mutant(
-        name="search-ignores-deletes",
-        breaks="a search finds deleted and replaced documents",
-        edits=(
-            Edit(
-                "shard.segments.collection_vectors:CollectionVectors.tombstone",
-                "self._staged_dead.extend(ordinals)",
-                "pass",
-            ),
-        ),
-        sim=True,
-        tests=(_SEGMENTS + "test_search_equals_brute_force",),
-    ),
-    Mutant(
-        name="filter-dropped",
-        breaks="a filtered search returns documents that the filter excludes",
-        edits=(Edit("shard.query:allowed_ordinals", "if not filter_json:", "if filter_json is not None:"),),
-        sim=True,
-        tests=(
-            "tests/shard/test_payload_index.py::test_filtered_search_is_exact_and_sees_one_applied_index_while_writes_go_on",
-        ),
-    ),
-    Mutant(
-        name="range-takes-its-open-bound",
-        breaks="$gt and $lt find documents whose value equals the bound",
-        edits=(
-            Edit(
-                "shard.fields.value_columns:Column.between", "start = zone.lo if inside else zone.hi", "start = zone.lo"
-            ),
-        ),
-        sim=False,
-        tests=(_FIELDS + "test_every_bound_of_every_ordered_operator",),
-    ),
-    Mutant(
-        name="index-hides-what-it-lacks",
-        breaks="documents that an index does not have yet count as not matching instead of undecided",
-        edits=(Edit("shard.fields.filter_match:_compared", "maybe | (universe - inside)", "maybe"),),
-        sim=True,
-        tests=(_FIELDS + "test_whatever_is_indexed_the_answer_is_what_the_docs_say",),
-    ),
-    Mutant(
-        name="not-forgets-what-is-undecided",
-        breaks="$not, $ne and $nin take what an index cannot tell for a match",
-        edits=(Edit("shard.fields.field_index:negated", "universe - found.sure - maybe", "universe - found.sure"),),
-        sim=False,
-        tests=(_FIELDS + "test_whatever_is_indexed_the_answer_is_what_the_docs_say",),
-    ),
-    Mutant(
-        name="instants-by-code-point",
-        breaks="an instant is compared as text: another zone or fraction is missed in silence",
-        edits=(Edit("base.instants:instant_key", "- offset", "- 0"),),
-        sim=False,
-        tests=("tests/base/test_filter_operators.py::test_an_instant_matches_however_it_was_written",),
-    ),
-    Mutant(
-        name="apply-waits-for-indexing",
-        breaks="apply needs the lock that a search holds while it builds an index",
-        edits=(
-            Edit(
-                "shard.fields.payload_index:PayloadIndex.add",
-                "self._tail.add(documents)",
-                "with self._building: self._tail.add(documents)",
-            ),
-        ),
-        sim=False,
-        tests=(_FIELDS + "test_apply_never_waits_for_a_search",),
-    ),
-    Mutant(
         name="conditions-not-checked",
         breaks="compare-and-set and insert-if-absent always succeed",
         edits=(
@@ -398,52 +317,5 @@ MUTANTS = (
         ),
         sim=True,
         tests=(_MACHINE + "test_refusals_change_nothing_and_name_the_reason",),
-    ),
-    Mutant(
-        name="session-token-ignored",
-        breaks="an eventual read with a session answers from before the session's own writes",
-        edits=(
-            Edit(
-                "server.service.reads:Reads._fresh",
-                "if fresh.min_index > host.applied_index(group):",
-                "if fresh.min_index < 0:",
-            ),
-        ),
-        sim=True,
-    ),
-    Mutant(
-        name="index-file-not-synced",
-        breaks="an index file gets its final name before its content is on disk: after a power cut it is torn",
-        edits=(Edit("shard.segments.builder:_write", "disk.sync(temporary)", "pass"),),
-        sim=True,
-        tests=(_BUILDER + "test_a_file_is_synced_before_it_has_its_name_and_the_directory_after",),
-    ),
-    Mutant(
-        name="index-name-not-synced",
-        breaks="the directory of a built index file is not synced: the log publishes a file that a power cut takes",
-        edits=(Edit("shard.segments.builder:_write", "disk.sync(directory)", "pass"),),
-        sim=True,
-        tests=(_BUILDER + "test_a_file_is_synced_before_it_has_its_name_and_the_directory_after",),
-    ),
-    Mutant(
-        name="first-filters-take-all-threads",
-        breaks="searches that make field indexes occupy all search threads: no other search is answered meanwhile",
-        edits=(
-            Edit("shard.fields.builders:Builders.__init__", "max(1, search_threads // SHARE)", "16 * search_threads"),
-        ),
-        tests=("tests/server/test_first_filters.py::test_first_filters_on_many_fields_leave_a_thread",),
-    ),
-    Mutant(
-        name="cut-file-is-searched",
-        breaks="the size of a mapped index file is not compared before it is used: one that was cut ends the process",
-        edits=(Edit("shard.segments.sealed:SealedSegment.check_size", "if size < self._file_bytes:", "if size < 0:"),),
-        tests=("tests/shard/test_sealed_segment.py::test_a_file_that_was_made_shorter_is_not_read",),
-    ),
-    Mutant(
-        name="download-not-synced",
-        breaks="a fetched index file gets its final name before its content is on disk",
-        edits=(Edit("shard.segments.files:finish_download", "disk.sync(part)", "pass"),),
-        sim=True,
-        tests=(_BUILDER + "test_a_download_is_synced_before_it_has_its_name_and_the_directory_after",),
     ),
 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from needle.base.ids import GroupId
-from proof.sim.injector import both
+from proof.sim.faults import both
 from proof.sim.machine import stream
 from proof.sim.stage import Stage
 from proof.sim.violation import Violation

@@ -72,7 +72,7 @@ class World:
         self.injector = Injector(spec.seed, self.loop, stage.network, fleet, self.operator, stage.trace)
         names = [f"c{number}" for number in range(spec.clients)]
         self.faults = ShardFaults(stage, self.truth, self.operator, names)
-        self.injector.more = self.faults.handlers()
+        self.injector.more |= self.faults.handlers()
         budget = Budget(spec.operations_max)
         work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget, self.truth, wide=True)
         work.on_ack = self._acknowledged

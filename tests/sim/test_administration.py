@@ -1,12 +1,13 @@
 """What the simulated operator may do: the product promises nothing to a group that its operator takes apart."""
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from proof.sim.assigning import keeps_quorum
-from proof.sim.injector import Injector
+from proof.sim.disk_faults import DiskFaults
 
 
 @pytest.mark.parametrize(
@@ -36,5 +37,5 @@ def test_disks_are_replaced_only_where_others_have_heard_of_them(shares_with: se
         may_lose=lambda name: True, finds_others=lambda name: True, sharing=lambda name: shares_with
     )
     unused: Any = SimpleNamespace()
-    injector = Injector(1, unused, unused, fleet, controls, unused)
-    assert injector._is_replaceable("n5") is replaceable
+    faults = DiskFaults(1, fleet, controls, unused, Counter())
+    assert faults._is_replaceable("n5") is replaceable

@@ -18,7 +18,7 @@ from needle.protocol.move_commands import Confirm, Freeze, GiveUp, Import, Own, 
 from needle.protocol.peer_calls import CATALOG
 from needle.routing.topology import MoveInfo
 from proof.sim.administration import Operator
-from proof.sim.injector import Handler, both, each
+from proof.sim.faults import Handler, both, each
 from proof.sim.machine import stream
 from proof.sim.shards.truth import Truth
 from proof.sim.spec import RESIZE_KINDS, Fault
