@@ -130,7 +130,7 @@ MUTANTS = (
                 "meta.index",
             ),
         ),
-        sim=True,
+        tests=(_SNAPSHOTS + "test_what_the_core_had_no_use_for_is_not_waited_for",),
     ),
     Mutant(
         name="copied-block-not-compared",

@@ -24,7 +24,9 @@ from needle.multiraft.ports import Applied, SnapshotFile
 from needle.multiraft.snapshots.group_snapshots import SnapshotTraffic
 from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.raft.messages import ConfState, Message, MessageType, SnapshotMeta
+from raft.solo import Solo
 
+CONF = ConfState(voters=("a", "b", "c"))
 TINY = replace(FAST, election_timeout=0.6, snapshot_threshold=8, snapshot_chunk_bytes=64)
 
 
@@ -303,6 +305,47 @@ def test_files_the_core_waits_for_are_not_replaced_by_a_newer_offer() -> None:
     raft.applied = 9
     traffic.offered(offer, False)
     assert spawned == ["_fetch_offer"]
+
+
+async def test_what_the_core_had_no_use_for_is_not_waited_for() -> None:
+    """When it is here, the log of a damaged replica holds all of it: the core takes the commit index, and no snapshot
+    will be installed. The replica, which applies nothing, has to fetch its data in another way."""
+    solo = Solo(1, 1, 1, term=1, commit=1)
+
+    async def fetch(*_: object) -> str:
+        return "staged"
+
+    async def run(*_: object) -> None:
+        return
+
+    group = SimpleNamespace(
+        id=1,
+        raft=solo.raft,
+        log=SimpleNamespace(pending=None),
+        rebuild=SimpleNamespace(fetching=False),
+        machine=SimpleNamespace(check_snapshot=None),
+    )
+    host = SimpleNamespace(
+        spawn=lambda work: asyncio.get_running_loop().create_task(work),
+        fetcher=SimpleNamespace(fetch=fetch),
+        apply_pool=SimpleNamespace(run=run),
+        clock=SimpleNamespace(monotonic=lambda: 0.0),
+        stopped=False,
+        wake=lambda _: None,
+    )
+    traffic = SnapshotTraffic(group, host)  # type: ignore[arg-type]
+    offers = [
+        Message(MessageType.SNAPSHOT, to="a", frm="b", term=1, snapshot=SnapshotMeta(index, 1, CONF, b"x"))
+        for index in (2, 9)
+    ]
+    traffic.offered(offers[0], False)
+    fetching = traffic._fetch
+    assert fetching is not None and traffic.fetching
+    await fetching
+    assert (solo.raft.applied, solo.raft.commit) == (0, 2)
+    assert not traffic.fetching
+    traffic.offered(offers[1], False)
+    assert traffic._fetch is not fetching, "the next offer is fetched"
 
 
 def test_a_manifest_cannot_name_files_elsewhere() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from needle.base.ids import CATALOG_GROUP
+from needle.raft.messages import ConfState
 from proof.checkers import linearizability, lives, log_matching, matches
 from proof.checkers.committed import Committed, CommittedEntry
 from proof.checkers.digests import Digests
@@ -20,6 +21,7 @@ from proof.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, 
 from proof.sim.history import History
 from proof.sim.shrink import fewest, smallest
 from proof.sim.violation import Violation
+from proof.sim.watch import Watch
 
 
 class Script:
@@ -377,6 +379,29 @@ def test_durability():
         vote_granted(1, "a", 2, "b", (1, "b"))
     with pytest.raises(Violation, match="no majority"):
         write_acknowledged(1, 5, [["a", "b", "c", "d"]], {"a": 5, "b": 5, "c": 0, "d": 0}.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("voters", "outgoing", "held"),
+    [("acd", "abc", True), ("acd", "", False), ("bde", "abc", True), ("cde", "acd", False)],
+)
+def test_while_joint_a_majority_of_either_half_may_have_committed(voters, outgoing, held):
+    """A write is held by a and b. When its client hears of it, the leader may have begun to change from the voters of
+    whom they are a majority to others, or back."""
+    raft = SimpleNamespace(conf=ConfState(voters=tuple(voters), voters_outgoing=tuple(outgoing)))
+    leader = SimpleNamespace(groups=lambda: {1: SimpleNamespace(raft=raft)})
+    fleet = SimpleNamespace(leader=lambda group: "a", nodes={"a": leader})
+    holds = {"a": 5, "b": 5, "c": 0, "d": 0, "e": 0}.__getitem__
+    observer = SimpleNamespace(
+        committed=SimpleNamespace(on_new=None),
+        write_acknowledged=lambda group, index, sets: write_acknowledged(group, index, sets, holds),
+    )
+    watch = Watch(SimpleNamespace(fleet=fleet, observer=observer, guard=lambda action: action()))
+    if held:
+        watch.acknowledged(1, 5)
+    else:
+        with pytest.raises(Violation, match="no majority"):
+            watch.acknowledged(1, 5)
 
 
 def test_a_lease_must_be_over_before_a_higher_term_commits():
