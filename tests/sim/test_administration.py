@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from needle.base.errors import DeadlineExceeded, NeedleError, OutcomeUnknown
+from proof.sim import administration
+from proof.sim.administration import end_maintenance
 from proof.sim.assigning import keeps_quorum
 from proof.sim.disk_faults import DiskFaults
 
@@ -39,3 +42,18 @@ def test_disks_are_replaced_only_where_others_have_heard_of_them(shares_with: se
     unused: Any = SimpleNamespace()
     faults = DiskFaults(1, fleet, controls, unused, Counter())
     assert faults._is_replaceable("n5") is replaceable
+
+
+async def test_the_end_of_maintenance_is_said_again_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(administration, "REPEAT_SECONDS", 0.0)
+    failures: list[NeedleError] = [DeadlineExceeded("silent"), OutcomeUnknown("its leader is gone")]
+
+    async def leave(name: str, timeout: float) -> None:
+        if failures:
+            raise failures.pop()
+
+    await end_maintenance(leave, "n1", lambda: False)
+    assert not failures
+    failures.append(DeadlineExceeded("silent"))
+    await end_maintenance(leave, "n1", lambda: True)
+    assert failures, "a node that is gone is told nothing"

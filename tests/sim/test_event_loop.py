@@ -30,6 +30,23 @@ def test_time_jumps_to_the_next_timer(loop):
     assert loop.run_until_complete(main()) == 3600
 
 
+def test_a_timer_below_the_resolution_of_the_clock_does_not_fire_for_ever_at_one_instant(loop):
+    async def main():
+        await asyncio.sleep(3600)
+        later = loop.create_future()
+
+        def look():
+            if loop.time() > 3600:
+                later.set_result(loop.time())
+            else:
+                loop.call_later(1e-15, look)
+
+        look()
+        return await later
+
+    assert 3600 < loop.run_until_complete(main()) < 3600.1
+
+
 def test_callbacks_of_one_process_are_fifo_and_processes_interleave_by_seed():
     def order(seed):
         loop = SimLoop(random.Random(seed))
