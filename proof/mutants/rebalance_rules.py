@@ -10,6 +10,8 @@ _JOB = "tests/cluster/test_rebalance.py::"
 _ANY = _COORDINATOR + "test_whoever_dies_whenever_it_comes_to_its_end"
 _STEPPED = "catalog.rebalances:stepped"
 
+_HEALING = "tests/server/test_healing.py::"
+
 MUTANTS = (
     Mutant(
         name="sizes-of-before-the-switch",
@@ -18,6 +20,44 @@ MUTANTS = (
             Edit("client.measuring:Measuring.measure", "info.leaving or was.get(info.shard) != info", "info.leaving"),
         ),
         tests=(_COORDINATOR + "test_in_a_large_cluster_only_what_changes_is_asked_again",),
+    ),
+    Mutant(
+        name="healed-by-who-is-cut-off",
+        breaks="a leader on the small side of the nodes takes the others for gone and rebuilds their replicas",
+        edits=(Edit("server.upkeep.healing:due", "2 * len(gone) >= nodes", "False"),),
+        tests=(_HEALING + "test_nothing_is_done_while_half_of_the_nodes_are_gone",),
+    ),
+    Mutant(
+        name="healing-counts-while-it-does-not-lead",
+        breaks="a node that begins to lead takes its time as a follower for the time that others were gone",
+        edits=(Edit("server.upkeep.healing:Healing.run", "self._gone.clear()\n            continue", "pass"),),
+        tests=(_HEALING + "test_a_leader_that_cannot_confirm_it_neither_counts_nor_acts",),
+    ),
+    Mutant(
+        name="healed-twice",
+        breaks="a start that comes late rebuilds what others have rebuilt, or what is in maintenance",
+        edits=(
+            Edit("catalog.rebalances:started", "for node in wish.lost if command.healing else ():", "for node in ():"),
+        ),
+        tests=(_HEALING + "test_the_catalog_refuses_a_second_start",),
+    ),
+    Mutant(
+        name="healing-goes-on-when-the-node-is-back",
+        breaks="replicas of a node that is back are copied all the same",
+        edits=(Edit("server.upkeep.healing:Healing._stop", "if job.healing else []", "if False else []"),),
+        tests=(_HEALING + "test_a_node_that_is_back_keeps_what_has_not_arrived_elsewhere",),
+    ),
+    Mutant(
+        name="silence-is-never-forgotten",
+        breaks="a node that was away now and then for seconds is replaced",
+        edits=(
+            Edit(
+                "server.upkeep.healing:still_gone",
+                "if info.id not in alive}",
+                "if info.id not in alive or info.id in before}",
+            ),
+        ),
+        tests=(_HEALING + "test_who_was_away_for_less_begins_anew",),
     ),
     Mutant(
         name="step-from-an-old-state",

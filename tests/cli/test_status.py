@@ -30,12 +30,19 @@ class FakeClient:
         assert self.now.shards[1].retired
         self.told = told
         self.full = full
+        self.damaged: dict[str, str] = {}
 
     async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]:
         nodes = self.now.shards[0].replicas
         states = {node: "Leader" if node == nodes[0] else "Follower" for node in nodes}
+
+        def status(node: str, state: str) -> RaftStatus:
+            found = view(node, state).status
+            assert found is not None
+            return msgspec.structs.replace(found, voters=list(nodes), damage=self.damaged.get(node, ""))
+
         return [
-            ReplicaStatus(shard=0, node=node, address=f"{node}:1", status=view(node, state).status)
+            ReplicaStatus(shard=0, node=node, address=f"{node}:1", status=status(node, state))
             for node, state in states.items()
         ]
 
@@ -69,6 +76,14 @@ def well() -> RaftStatus:
 
 def test_a_shard_that_was_given_up_needs_no_leader(well: RaftStatus) -> None:
     assert seen(well) == []
+
+
+def test_a_shard_that_lacks_a_replica_is_told(well: RaftStatus) -> None:
+    client: Any = FakeClient(well)
+    client.damaged = {"node-2": "a checksum"}
+    found = asyncio.run(look(client, []))
+    assert ("under-replicated", "shard 0 has 2 of 3 replicas") in [(one.name, one.subject) for one in found.conditions]
+    assert found.health.under_replicated == [0]
 
 
 def test_what_the_catalog_waits_for_is_said(well: RaftStatus) -> None:

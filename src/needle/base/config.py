@@ -243,6 +243,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         three quarters on the node refuses writes with `overloaded` until it is; it never ends because of it.
     disk_reserve_bytes: With less room than this on the disk the node refuses data (see "When a disk runs full" in
         docs/operations.md); 0: never.
+    replace_after: Seconds after which the replicas of a node that is gone are rebuilt on others, where room and zones
+        allow; 0: never. The same on all nodes.
     """
 
     node_id: Annotated[NodeId, about(allowed=NODE_ID, pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -262,6 +264,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     snapshot_threshold: Annotated[int, about(1, 100_000_000)] = 10_000
     log_bytes_max: Annotated[int, about(1 << 18, 1 << 46)] = 16 * 1024**3
     disk_reserve_bytes: Annotated[int, about(0, 1 << 46, shown=RESERVE)] | None = None
+    replace_after: Annotated[Seconds, about(0, 31_536_000)] = 600.0
     sharding: ShardingConfig = ShardingConfig()
     placement: PlacementConfig = PlacementConfig()
     index: _Index = _Index()

@@ -50,7 +50,11 @@ def started(now: Topology, index: int, command: StartRebalance) -> Job:
     if named > WISHED_MAX:
         raise invalid("wish", named, f"at most {WISHED_MAX} shards and nodes")
     wish.check()
-    return Job(id=index, wish=wish, config=command.config)
+    for node in wish.lost if command.healing else ():
+        info = now.node(node)
+        if info is None or info.maintenance or not (now.hosted_by(node) or node in now.catalog):
+            raise InvalidArgument(f"{node} holds nothing that could be lost, or is in maintenance", field="lost")
+    return Job(id=index, wish=wish, config=command.config, healing=command.healing)
 
 
 def asked(now: Topology, command: AskRebalance) -> Job:
@@ -68,7 +72,7 @@ def stepped(now: Topology, index: int, command: StepRebalance) -> tuple[Job, lis
         raise InvalidArgument(f"rebalance {job.id} was changed meanwhile: revision {job.revision}", field="revision")
     if job.over:
         raise InvalidArgument(f"rebalance {job.id} is {job.state}", field="state")
-    if (made.wish, made.config) != (job.wish, job.config) or made.running != tuple(
+    if (made.wish, made.config, made.healing) != (job.wish, job.config, job.healing) or made.running != tuple(
         one for one in job.running if one in made.running
     ):
         raise invalid("made", made.id, "the same wish and limits, and of what is running the same or less")

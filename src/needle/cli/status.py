@@ -106,6 +106,17 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
             maintenance=resting,
         )
     ]
+    found += [
+        Condition(
+            severity="warning",
+            name="under-replicated",
+            subject=f"shard {number} has {len(topology.shards[number].wanted) - shard.missing_replicas} of "
+            f"{len(topology.shards[number].wanted)} replicas",
+            action="bring its nodes back, or `needle node replace` them; after replace_after the cluster does",
+        )
+        for number in health.under_replicated
+        if (shard := health.shards[number]).leader is not None
+    ]
     listed = topology.addresses().values()
     others = await asyncio.gather(
         _of_catalog(client),

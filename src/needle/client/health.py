@@ -32,7 +32,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 class ShardHealth(msgspec.Struct, frozen=True, kw_only=True):
     """state: "healthy"; "degraded": it serves, but a replica is down or behind; "unavailable": it has no leader, so
-    strong and leased reads and writes wait. documents: as the leader counts them, all collections."""
+    strong and leased reads and writes wait. documents: as the leader counts them, all collections. missing_replicas: of
+    those that the catalog wants, how many are down, behind, damaged or not built yet: so many fewer may fail."""
 
     state: str
     leader: NodeId | None
@@ -42,6 +43,7 @@ class ShardHealth(msgspec.Struct, frozen=True, kw_only=True):
     documents: int
     share: float
     problems: list[str]
+    missing_replicas: int = 0
 
 
 class ClusterHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,11 @@ class ClusterHealth(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool
     shards: dict[int, ShardHealth]
     warnings: list[str]
+
+    @property
+    def under_replicated(self) -> list[int]:
+        """The shards that lack a replica."""
+        return [number for number, shard in self.shards.items() if shard.missing_replicas]
 
 
 def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealth:
@@ -111,6 +118,15 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
         if leader.waits_for:
             problems.append(f"its replicas are not yet where the catalog wants them: {leader.waits_for}")
     followers = max(0, len(info.wanted) - (leader is None or leader.node_id in info.wanted))
+    whole = [
+        node
+        for node, status in answered.items()
+        if not status.damage
+        and not status.lost
+        and (leader is None or node in leader.voters)
+        and (leader is None or node == leader.node_id or leader.commit_index - status.last_applied <= LAG_ENTRIES_MAX)
+        and (leader is None or node not in leader.refused)
+    ]
     state = "unavailable" if leader is None else "healthy" if healthy == followers and not problems else "degraded"
     return ShardHealth(
         state=state,
@@ -121,6 +137,7 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
         documents=leader.documents if leader else 0,
         share=share,
         problems=problems,
+        missing_replicas=len(set(info.wanted) - set(whole)),
     )
 
 
@@ -132,8 +149,10 @@ def _warnings(topology: Topology) -> list[str]:
     job = topology.rebalance
     if job is not None and not job.over:
         waits = f", and waits: {job.why}" if job.why else ""
+        for_whom = f", for {', '.join(job.wish.lost)} is gone" if job.healing else ""
         told.append(
-            f"rebalance {job.id} is {job.state}{waits}; `needle cluster rebalance --status` shows how far it is"
+            f"rebalance {job.id} is {job.state}{for_whom}{waits}; `needle cluster rebalance --status` shows how far it "
+            "is"
         )
     draining = [info.id for info in topology.nodes if info.state is NodeState.DRAINING]
     if draining:

@@ -71,8 +71,7 @@ class Measuring:
 async def measure(caller: Caller, topology: Topology, timeout: float) -> Measured:
     """All at once, none for longer than `timeout`."""
     replicas, nodes = await asyncio.gather(
-        ask_replicas(caller, topology, timeout),
-        asyncio.gather(*(_node(caller, one, timeout) for one in topology.nodes if one.state is not NodeState.REMOVED)),
+        ask_replicas(caller, topology, timeout), ask_nodes(caller, topology, timeout)
     )
     return _measured(topology, _leaders(replicas), tuple(nodes))
 
@@ -104,6 +103,13 @@ def _measured(topology: Topology, leaders: Mapping[int, RaftStatus], nodes: tupl
     )
     there = {info.shard: leaders[info.shard] for info in topology.serving if info.shard in leaders}
     return Measured(stats=ClusterStats(shards=shards, nodes=nodes), leaders=there, silent=silent)
+
+
+async def ask_nodes(caller: Caller, topology: Topology, timeout: float) -> list[NodeStats]:
+    """Whether each node answers, with the directory that the cluster counts on, and what its disk takes; all at once,
+    none for longer than `timeout`."""
+    there = (info for info in topology.nodes if info.state is not NodeState.REMOVED)
+    return list(await asyncio.gather(*(_node(caller, info, timeout) for info in there)))
 
 
 async def _node(caller: Caller, info: NodeInfo, timeout: float) -> NodeStats:

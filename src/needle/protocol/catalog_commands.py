@@ -203,10 +203,12 @@ class FinishMove(msgspec.Struct, frozen=True, tag="finish", array_like=True):
 
 class StartRebalance(msgspec.Struct, frozen=True, tag="rebalance", array_like=True):
     """Have the catalog's leader move what must move until the cluster is as wished; refused while another rebalance is
-    not over. The answer's version is its id."""
+    not over. The answer's version is its id. healing: the cluster does it by itself, for the nodes that the wish takes
+    for lost; refused if one of them holds nothing (any more) or is in maintenance."""
 
     wish: Wish
     config: RebalanceConfig
+    healing: bool = False
 
 
 class AskRebalance(msgspec.Struct, frozen=True, tag="ask-rebalance", array_like=True):

@@ -74,7 +74,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """id: the catalog's index of its start. why: what it waits for, or failed by. moved_documents, moved_bytes: by
     moves that are over. planned_bytes: by the first plan; who has copied twice that was wrong about sizes, and ends
     at the wish's threshold. stuck: rounds in a row in which nothing was running and nothing could start. running: what
-    it has started. revision: counts its changes."""
+    it has started. revision: counts its changes. healing: the cluster began it by itself, because nodes are gone."""
 
     id: int
     wish: Wish
@@ -88,6 +88,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stuck: int = 0
     running: tuple[Running, ...] = ()
     revision: int = 0
+    healing: bool = False
 
     @property
     def over(self) -> bool:

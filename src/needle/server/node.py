@@ -48,6 +48,7 @@ from needle.server.replica import HostedReplica
 from needle.server.service.dispatch import Service
 from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.healing import Healing
 from needle.server.upkeep.health import HealthWatch
 from needle.server.upkeep.lasting import lasting
 from needle.server.upkeep.leaders import LeaderSpread
@@ -104,6 +105,7 @@ class Node:
         self._mover = Mover(self, move_rows, config.limits.freeze_seconds)
         self._replicas = Replicas(self)
         self.coordinator = Coordinator(self)
+        self._healing = Healing(self, config.replace_after)
         self._background = Background(self._background_failed)
         self._clients = clients
         self._undo: list[Callable[[], Any]] = []
@@ -167,6 +169,7 @@ class Node:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *(CatalogFollower(self).run, Registration(self).run, LeaderSpread(self).run, RoomierLeaders(self).run),
             *(self._mover.run, self._replicas.run, self.coordinator.run, self.reconciler.run),
+            self._healing.run,
             *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
         ]
         if self.config.founders:

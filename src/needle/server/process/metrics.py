@@ -184,6 +184,14 @@ class _NodeState(Collector):
                 "1 while every shard has a leader and all its replicas, as this node sees them.",
                 value=int(self._health.latest.healthy),
             )
+            missing = GaugeMetricFamily(
+                "needle_shard_missing_replicas",
+                "Replicas of a shard that are down, behind or not built yet, as this node sees them.",
+                labels=["shard"],
+            )
+            for number, shard in self._health.latest.shards.items():
+                missing.add_metric([str(number)], shard.missing_replicas)
+            yield missing
         yield from self._raft()
         yield from self._replicas()
         yield from self._field_indexes()

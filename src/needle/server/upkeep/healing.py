@@ -1,0 +1,158 @@
+"""Replicas of a node that is gone for long are rebuilt elsewhere, by a rebalance that the catalog's leader starts.
+
+A node is gone when it does not answer, or its directory is not the one that the cluster counts on; for how long, the
+leader counts itself, by its own clock and from when it began to lead. Invariants: it counts and acts only in looks in
+which the catalog's majority confirmed that it leads; it does nothing while half of the nodes or more look gone, for
+then it is perhaps this node that is cut off; the start is one command of the catalog, which refuses a second one, so
+nothing is rebuilt twice. When a node is back, what has not arrived elsewhere is taken back. A node in maintenance is
+not gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Final, Protocol
+
+from needle.base.errors import NeedleError
+from needle.base.ids import CATALOG_GROUP, NodeId
+from needle.base.model import WriteResult
+from needle.catalog.machine import CatalogMachine
+from needle.client.directory import Caller
+from needle.client.measuring import ask_nodes
+from needle.multiraft.host import Host
+from needle.protocol.catalog_commands import AskRebalance, CatalogCommand, StartRebalance
+from needle.routing.jobs import Job, RebalanceConfig
+from needle.routing.planned_moves import MoveReplicas
+from needle.routing.plans import Plan, Wish
+from needle.routing.topology import NodeState, Topology
+from needle.server.upkeep.lasting import next_beat
+
+log = logging.getLogger("needle.server")
+
+LOOKS: Final = 10
+"""In the time after which a node is replaced."""
+LOOK_SECONDS: Final = (0.25, 10.0)
+ASK_SECONDS: Final = 2.0
+STEP_SECONDS: Final = 10.0
+AGAIN_SECONDS: Final = 60.0
+"""At least so long after a start the next one waits: one that failed, or was cancelled, is not begun over and over."""
+
+
+class Catalog(Protocol):
+    """The way to the catalog (client.shards.ClusterShards)."""
+
+    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
+
+
+class Planner(Protocol):
+    """server.upkeep.coordinator.Coordinator."""
+
+    async def plan(self, wish: Wish, timeout: float) -> Plan: ...
+
+
+class HealingNode(Protocol):
+    """The node, which leads the catalog at times."""
+
+    node_id: NodeId
+    host: Host
+    caller: Caller
+    catalog: CatalogMachine | None
+
+    @property
+    def coordinator(self) -> Planner: ...
+    @property
+    def shards(self) -> Catalog: ...
+    def now(self) -> float: ...
+    async def confirmed(self, timeout: float) -> Topology: ...
+
+
+class Healing:
+    """See the module."""
+
+    def __init__(self, node: HealingNode, replace_after: float) -> None:
+        """replace_after: seconds; 0 for never."""
+        self._node = node
+        self._replace_after = replace_after
+        self._gone: dict[NodeId, float] = {}
+        """Since when, by this node's clock; empty on a node that does not lead the catalog."""
+        self._not_before = float("-inf")
+        self._said = ""
+
+    async def run(self) -> None:
+        """Until the node stops."""
+        node, every = self._node, min(max(self._replace_after / LOOKS, LOOK_SECONDS[0]), LOOK_SECONDS[1])
+        while self._replace_after > 0 and not node.host.stopped:
+            await next_beat(node.now(), every)
+            if node.catalog is None or not node.host.is_leader(CATALOG_GROUP):
+                self._gone.clear()
+                continue
+            try:
+                await self.look()
+            except NeedleError as error:
+                self._gone.clear()  # it could not confirm that it leads: what it saw may be its own fault
+                log.debug("node %s does not look after lost replicas now: %s", node.node_id, error)
+
+    async def look(self) -> None:
+        """One look, on the catalog's leader. Raises what says that it cannot confirm that it leads."""
+        node = self._node
+        asked = await node.confirmed(STEP_SECONDS)
+        alive = {one.node for one in await ask_nodes(node.caller, asked, ASK_SECONDS) if one.alive}
+        topology = await node.confirmed(STEP_SECONDS)
+        now = node.now()
+        self._gone = still_gone(topology, alive | {node.node_id}, self._gone, now)
+        try:
+            await self._act(topology, now)
+        except NeedleError as error:
+            self._say(f"what is gone is not replaced now: {error.message}")
+
+    async def _act(self, topology: Topology, now: float) -> None:
+        job = topology.rebalance
+        if job is not None and not job.over:
+            await self._stop(job, self._gone)
+            return
+        gone = due(topology, self._gone, now, self._replace_after)
+        if not gone or now < self._not_before:
+            return
+        wish = Wish(lost=gone, balance=False)
+        plan = await self._node.coordinator.plan(wish, STEP_SECONDS)
+        if not any(isinstance(move, MoveReplicas) and move.added for move in plan.moves):
+            self._say(f"nobody takes the place of {', '.join(gone)}: {'; '.join(plan.unmet) or 'nothing is missing'}")
+            return
+        command = StartRebalance(wish, RebalanceConfig(), True)
+        id_ = (await self._node.shards.command(command, STEP_SECONDS)).version
+        self._not_before = self._node.now() + max(AGAIN_SECONDS, self._replace_after)
+        names, after = ", ".join(gone), self._replace_after
+        log.warning("%s is gone for %g s: rebalance %d rebuilds its replicas elsewhere", names, after, id_)
+
+    async def _stop(self, job: Job, gone: Collection[NodeId]) -> None:
+        """A rebalance that replaces a node which is back takes back what has not arrived."""
+        back = [node for node in job.wish.lost if node not in gone] if job.healing else []
+        if back:
+            log.warning("%s is back: what rebalance %d has not moved yet stays", ", ".join(back), job.id)
+            await self._node.shards.command(AskRebalance(job.id, "cancel"), STEP_SECONDS)
+
+    def _say(self, what: str) -> None:
+        if what != self._said:
+            log.warning("%s", what)
+            self._said = what
+
+
+def still_gone(
+    topology: Topology, alive: Collection[NodeId], before: Mapping[NodeId, float], now: float
+) -> dict[NodeId, float]:
+    """Since when each node is gone that is not back, not removed, and not in maintenance."""
+    counted = (info for info in topology.nodes if info.state is not NodeState.REMOVED and not info.maintenance)
+    return {info.id: before.get(info.id, now) for info in counted if info.id not in alive}
+
+
+def due(topology: Topology, gone: Mapping[NodeId, float], now: float, after: float) -> tuple[NodeId, ...]:
+    """The nodes to replace: gone for `after` seconds, and holding something. None while half of all nodes are gone."""
+    nodes = len(topology.addresses())
+    if 2 * len(gone) >= nodes:
+        return ()
+    return tuple(
+        node
+        for node, since in sorted(gone.items())
+        if now - since >= after and (topology.hosted_by(node) or node in topology.catalog)
+    )

@@ -1,0 +1,72 @@
+"""A node of a cluster of real processes is killed for good: the others are whole again by themselves, under load; and
+when it comes back after all, it holds nothing and is of use again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.processes import ShardedProcesses, healthy
+from needle.client.client import Client
+from needle.local.process_cluster import wait_for
+from needle.routing.jobs import JobState
+from needle.routing.topology import Topology
+
+ROWS = np.random.default_rng(1).normal(size=(400, 8)).astype(np.float32)
+SOON = 3.0
+
+
+async def _write(client: Client, there: list[str], ending: asyncio.Event) -> None:
+    while not ending.is_set():
+        name = f"live-{len(there)}"
+        await client.insert(name, ROWS[len(there) % 400], timeout=20)
+        there.append(name)
+
+
+@pytest.mark.alone
+async def test_the_replicas_of_a_node_that_is_gone_are_rebuilt_and_it_is_told_when_it_is_back(tmp_path: Path) -> None:
+    processes = ShardedProcesses(tmp_path, nodes=4, replace_after=SOON)
+    async with processes, processes.connect() as client:
+        await processes.create(2, 3)
+        await healthy(client)
+        await client.create_collection("default", dimensions=8, metric="l2")
+        await client.insert_batch(ids=[f"doc-{n}" for n in range(400)], vectors=ROWS, timeout=30)
+        now = await client.refresh_topology(confirmed=True)
+        leader = await client.catalog_leader()
+        gone = next(name for name in now.catalog if name != leader and now.hosted_by(name))
+        there, ending = list[str](), asyncio.Event()
+        load = asyncio.create_task(_write(client, there, ending))
+        processes.kill(gone)
+
+        async def replaced() -> Topology | None:
+            found = await client.refresh_topology(confirmed=True)
+            left = gone in found.catalog or found.hosted_by(gone)
+            return None if left or found.rebalance is None or not found.rebalance.over else found
+
+        found = await wait_for(replaced, 60, f"others in the place of {gone}")
+        assert found.rebalance.state is JobState.DONE and found.rebalance.healing
+        assert [len(info.wanted) for info in found.serving] == [3, 3] and len(found.catalog) == 3
+        await healthy(client)
+        processes.restart(gone)
+
+        async def told() -> bool:
+            who = await client.describe_node(gone)
+            return who.version >= found.version and not who.lost
+
+        await wait_for(told, 30, f"{gone} hearing what it holds")
+        await wait_for(lambda: "closes shard" in processes.nodes[gone].output(), 30, "its shards being closed")
+        ending.set()
+        await load
+        assert set(there) <= {hit.id for hit in await client.search(ROWS[0], 9999, exact=True)}
+        job = (await client.refresh_topology(confirmed=True)).rebalance
+        assert job is not None and job.id == found.rebalance.id  # nothing was begun twice
+        other = next(name for name in found.addresses() if name not in (gone, leader))
+        await client.drain_node(other)  # it takes replicas again
+
+        async def holds() -> bool:
+            return bool((await client.refresh_topology(confirmed=True)).hosted_by(gone))
+
+        await wait_for(holds, 60, f"{gone} holding replicas again")
