@@ -30,11 +30,11 @@ from needle.routing.plans import Wish
 from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
 from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
+from needle.server.http.listener import HttpServer
 from needle.server.local_caller import LocalCaller
 from needle.server.node import Node
 from needle.server.ports import NodePorts, system_ports
 from needle.server.process.config_file import load_config
-from needle.server.process.http import HttpServer
 from needle.server.process.metrics import NodeMetrics
 from needle.server.rebalance_api import RebalanceCoordinator, RebalanceHandle
 from needle.server.system_node import system_node
@@ -92,7 +92,7 @@ class RaftCluster(BatchMethods):
         metrics.watch(node)
         try:
             if config.http_address is not None:
-                http = HttpServer(config.http_address, node, metrics)
+                http = HttpServer(config.http_address, node, node, metrics)
                 await http.start()
                 self._http = http
         except BaseException:

@@ -14,7 +14,6 @@ from needle.base.errors import ConfigError, InvalidArgument, StorageError, Unava
 from needle.local.process_cluster import wait_for
 from needle.server.address_book import AddressBook
 from needle.server.files import claim, load_addresses, save_addresses
-from needle.server.process.http import HttpServer
 from needle.system import SystemClock, ThreadPool
 
 
@@ -174,104 +173,6 @@ def test_configured_addresses_win_and_learned_ones_are_kept(tmp_path: Path) -> N
     assert again.get("b") == "h:2"
     with pytest.raises(ConfigError, match="address of c"):
         book.learn({"c": "nowhere"})
-
-
-class _Health:
-    why = ""
-
-    def alive(self) -> bool:
-        return self.why != "stopped"
-
-    def not_ready(self) -> str:
-        return self.why
-
-    content_type = "text/plain"
-
-    def render(self) -> bytes:
-        return b"a_metric 1\n"
-
-
-async def _ask(address: str, request: bytes) -> bytes:
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 30)
-    writer.close()
-    return answer
-
-
-@pytest.mark.parametrize(
-    ("request_bytes", "status", "body"),
-    [
-        (b"GET /metrics HTTP/1.1\r\nconnection: close\r\n\r\n", 200, b"a_metric 1\n"),
-        (b"HEAD /metrics HTTP/1.1\r\nconnection: close\r\n\r\n", 200, b""),
-        (b"GET /readyz?x=1 HTTP/1.1\r\nconnection: close\r\n\r\n", 200, b"ok\n"),
-        (b"GET /other HTTP/1.1\r\nconnection: close\r\n\r\n", 404, b"served here"),
-        (b"DELETE /metrics HTTP/1.1\r\nconnection: close\r\n\r\n", 405, b"only GET"),
-        (b"nonsense\r\n\r\n", 400, b""),
-        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", 400, b"at most"),
-    ],
-)
-async def test_http(request_bytes: bytes, status: int, body: bytes) -> None:
-    health = _Health()
-    server = HttpServer("127.0.0.1:1", health, health)
-    server._port = 0
-    await server.start()
-    try:
-        answer = await _ask(server.address, request_bytes)
-        assert answer.startswith(b"HTTP/1.1 %d " % status)
-        assert body in answer.partition(b"\r\n\r\n")[2]
-    finally:
-        await server.stop()
-
-
-async def test_http_answers_nobody_who_does_not_read() -> None:
-    """Else 40 kB of requests are answered with megabytes that stay in memory, in one go, while nothing else runs."""
-    health = _Health()
-    server = HttpServer("127.0.0.1:1", health, health)
-    server._port = 0
-    await server.start()
-    answered, size = 0, 1 << 18
-
-    def answer(method: str, path: str) -> tuple[int, str, bytes]:
-        nonlocal answered
-        answered += 1
-        return 200, "text/plain", b"x" * size
-
-    server.answer = answer  # type: ignore[method-assign]
-    host, port = server.address.rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-    try:
-        count = 400
-        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n" * count)
-        for _ in range(200):
-            before = answered
-            await asyncio.sleep(0)
-            assert answered - before <= 1, "more than one in a turn of the loop"
-        held = sum(connection._transport.get_write_buffer_size() for connection in server.connections)
-        assert 0 < held < 3 * size
-        assert answered < count
-        got = 0
-        while got < count * size:  # who reads again gets the rest
-            got += len(await reader.read(1 << 20))
-        assert answered == count
-    finally:
-        writer.transport.abort()
-        await server.stop()
-
-
-async def test_probes_tell_why() -> None:
-    health = _Health()
-    server = HttpServer("127.0.0.1:1", health, health)
-    assert server.answer("GET", "/readyz")[0] == 200
-    health.why = "in maintenance"
-    assert server.answer("GET", "/readyz")[::2] == (503, b"not ready: in maintenance\n")
-    assert server.answer("GET", "/livez")[0] == 200
-    health.why = "stopped"
-    assert server.answer("GET", "/livez")[0] == 503
-    health.why = ""
-    server.draining = True
-    assert server.answer("GET", "/readyz")[0] == 503
 
 
 def test_a_file_is_no_data_directory(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ It reaches shards and catalog through `Shards` only, and asks no shard anything.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from needle.base.decoding import routed_metadata
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError
@@ -117,6 +118,17 @@ class Routes:
         """Run what takes time by the byte, for `size` bytes: in a thread if they are many. It must not touch self's
         state."""
         return await beside(self.blocking if size > BESIDE_BYTES else None, fn, *arguments)
+
+    def in_session(self, seen: dict[int, int]) -> Self:
+        """A router to the same shards with a session of its own. seen: the log index of each shard that it has seen."""
+        other = copy.copy(self)
+        other._seen = seen
+        return other
+
+    @property
+    def seen(self) -> dict[int, int]:
+        """The log index of each shard that this session has seen."""
+        return self._seen
 
     def _saw(self, shard: int, index: int) -> None:
         if index > self._seen.get(shard, 0):

@@ -12,7 +12,7 @@ from typing import Final
 
 WANTED: Final = 1 << 20
 CONNECTIONS_MAX: Final = 10_000
-HTTP_MAX: Final = 64
+HTTP_MAX: Final = 1024
 
 
 def raise_limit() -> int:
@@ -37,5 +37,5 @@ def connections_max() -> int:
 
 
 def http_max() -> int:
-    """How many connections for metrics and probes."""
-    return max(4, min(HTTP_MAX, limit() // 16))
+    """How many HTTP connections."""
+    return max(8, min(HTTP_MAX, limit() // 8))

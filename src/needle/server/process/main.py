@@ -19,9 +19,9 @@ import uvloop
 from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import Failpoint, no_failpoint
+from needle.server.http.listener import HttpServer
 from needle.server.ports import system_ports
 from needle.server.process.descriptors import raise_limit
-from needle.server.process.http import HttpServer
 from needle.server.process.loop_watch import LoopWatch
 from needle.server.process.metrics import NodeMetrics
 from needle.server.system_node import system_node
@@ -48,7 +48,7 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
         watch.start()
         metrics.watch(node, watch)
         if config.http_address is not None:
-            http = HttpServer(config.http_address, node, metrics)
+            http = HttpServer(config.http_address, node, node, metrics)
             await http.start()
     except NeedleError as error:
         _say(f"node {config.node_id} cannot start: {error}")
@@ -67,7 +67,7 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
         waiting.cancel()
         _say(f"node {config.node_id} stops: {failure}")
     if http is not None:
-        http.draining = True
+        http.drain()
     watch.stop()
     await node.stop(hand_over=failure is None)
     if http is not None:

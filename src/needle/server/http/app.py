@@ -1,0 +1,266 @@
+"""The door as an ASGI application: routes, bounds, errors.
+
+Invariants: whatever a caller sends, it gets one answer: that of its route, or a problem document. Of requests under way
+there are at most `REQUESTS_MAX`, with at most `BYTES_MAX` of bodies; what is more is refused by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Router
+from starlette.routing import Route as Path
+
+from needle.base.decoding import DECODE_ERRORS
+from needle.base.errors import Internal, InvalidArgument, NeedleError, Unavailable
+from needle.base.runtime import Rng
+from needle.client.client import Client
+from needle.client.router.router import Router as ShardRouter
+from needle.client.shards import ClusterShards
+from needle.server.http import session
+from needle.server.http.call import BESIDE_BYTES, Call
+from needle.server.http.message import (
+    Blocking,
+    Gone,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    body_of,
+    headers_of,
+    write,
+)
+from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
+from needle.server.http.routes import NDJSON, ROUTES, Route
+
+log = logging.getLogger("needle.server")
+
+BODY_BYTES_MAX: Final = 64 * 1024 * 1024
+BODY_SECONDS: Final = 60.0
+"""In which a body has arrived."""
+SEND_SECONDS: Final = 60.0
+"""In which a caller has read a part of its answer."""
+PIECE_BYTES: Final = 256 * 1024
+REQUESTS_MAX: Final = 1024
+BYTES_MAX: Final = 256 * 1024 * 1024
+REQUEST_ID_MAX: Final = 128
+_NO_HEADERS: Final = Headers(False, False, False, False, 0, "", None)
+
+
+class DoorNode(Protocol):
+    """The node behind the door."""
+
+    caller: Any
+    router: ShardRouter
+
+    @property
+    def shards(self) -> ClusterShards: ...
+    @property
+    def rng(self) -> Rng: ...
+    @property
+    def blocking(self) -> Blocking: ...
+    def alive(self) -> bool: ...
+    def observe(self, what: str, seconds: float, error: NeedleError | None) -> None: ...
+    def now(self) -> float: ...
+
+
+class Door:
+    """See the module. more: routes besides those of the table (probes, documentation)."""
+
+    def __init__(self, node: DoorNode, more: Sequence[BaseRoute]) -> None:
+        self.node = node
+        self.draining = False
+        self._requests = 0
+        self._bytes = 0
+        served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in ROUTES]
+        self._router = Router([*served, *more], redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            return
+        scope["app"] = self  # so that what no route has is raised, not answered
+        headers, started = _NO_HEADERS, False
+
+        async def sending(message: Any) -> None:
+            """In pieces, each once the one before it was taken off our hands."""
+            nonlocal started
+            started = True
+            body = message.get("body", b"")
+            self._bytes += len(body)
+            try:
+                for at in range(0, max(1, len(body)), PIECE_BYTES):
+                    piece = {**message}
+                    if len(body) > PIECE_BYTES:
+                        piece["body"] = body[at : at + PIECE_BYTES]
+                        piece["more_body"] = message.get("more_body", False) or at + PIECE_BYTES < len(body)
+                    async with asyncio.timeout(SEND_SECONDS):
+                        await send(piece)
+            finally:
+                self._bytes -= len(body)
+
+        request_id = ""
+        try:
+            try:
+                headers = headers_of(scope)
+                request_id = scope["needle.request_id"] = self._request_id(headers)
+                scope["needle.headers"] = headers
+                await self._admitted(scope, receive, sending, headers)
+            except HTTPException as error:
+                raise _refused(error, scope) from None
+        except Gone:
+            return
+        except (NeedleError, HttpError) as error:
+            if started:
+                raise  # the connection ends in the middle of the answer: that is how its reader learns of it
+            await self._write_problem(sending, error, headers, request_id or self._request_id(headers))
+        except TimeoutError:
+            log.info("request %s: its caller does not read the answer", request_id)
+            if (abort := scope.get("needle.abort")) is not None:
+                abort()
+            raise
+        except Exception as error:
+            log.exception("request %s failed", request_id)
+            if started:
+                raise
+            failed = Internal(f"the request failed ({type(error).__name__}); the node's log says more")
+            await self._write_problem(sending, failed, headers, request_id or self._request_id(headers))
+
+    def _request_id(self, headers: Headers) -> str:
+        given = headers.request_id
+        if given and len(given) <= REQUEST_ID_MAX and given.isascii() and given.isprintable():
+            return given
+        return f"{self.node.rng.getrandbits(64):016x}"
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        """With what it may take counted."""
+        if self._requests >= REQUESTS_MAX:
+            raise HttpError(429, "overloaded", f"{REQUESTS_MAX} requests are under way on this node")
+        if self._bytes + headers.length > BYTES_MAX and self._requests:
+            raise HttpError(429, "overloaded", f"requests under way on this node have {BYTES_MAX} bytes")
+        self._requests += 1
+        self._bytes += headers.length
+        try:
+            await self._router(scope, receive, send)
+        finally:
+            self._requests -= 1
+            self._bytes -= headers.length
+
+    async def _write_problem(self, send: Send, error: NeedleError | HttpError, headers: Headers, id_: str) -> None:
+        problem = problem_of(error, id_)
+        extra = [(b"x-request-id", id_.encode())]
+        if problem.status in (429, 503):
+            extra.append((b"retry-after", str(RETRY_SECONDS).encode()))
+        if problem.status in (408, 413):
+            extra.append((b"connection", b"close"))  # the rest of the body is not read
+        if isinstance(error, HttpError) and error.allow:
+            extra.append((b"allow", error.allow.encode()))
+        plain = headers._replace(wants_packed=False, wants_gzip=False)
+        blocking = self.node.blocking
+        await write(send, problem.status, problem, plain, extra, size=0, blocking=blocking, kind=CONTENT_TYPE)
+
+
+class _Endpoint:
+    """One route, as ASGI."""
+
+    def __init__(self, door: Door, route: Route) -> None:
+        self._door = door
+        self._route = route
+        self._json = msgspec.json.Decoder(route.body)
+        self._msgpack = msgspec.msgpack.Decoder(route.body)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        node, headers = self._door.node, scope["needle.headers"]
+        start, failure = node.now(), None
+        try:
+            call = await self._call(scope, receive, headers)
+            answer = await self._route.handler(call)
+            extra = [(b"x-request-id", scope["needle.request_id"].encode())]
+            if headers.session is not None:
+                extra.append((b"needle-session", session.encode(call.router.seen).encode()))
+            if isinstance(answer, AsyncIterator):
+                await _stream(send, answer, extra)
+            else:
+                await write(send, 200, answer, headers, extra, size=_size(answer), blocking=node.blocking)
+        except NeedleError as error:
+            failure = error
+            raise
+        finally:
+            node.observe(f"http_{self._route.name}", node.now() - start, failure)
+
+    async def _call(self, scope: Scope, receive: Receive, headers: Headers) -> Call:
+        door, node = self._door, self._door.node
+        if door.draining or not node.alive():
+            raise Unavailable("this node is stopping")
+        path = scope["path_params"]
+        if self._route.in_query:
+            body = self._from_query(scope["query_string"])
+        else:
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    data = await body_of(receive, headers, BODY_BYTES_MAX, node.blocking)
+            except TimeoutError:
+                text = f"the body did not arrive within {BODY_SECONDS:g} s"
+                raise HttpError(408, "request_timeout", text, field="body") from None
+            body = await self._from_body(data, headers)
+        router = node.router.in_session(session.decode(headers.session or ""))
+        client = Client(node.caller, node.shards, router)
+        return Call(client, router, path, body, headers.wants_packed, headers.session is not None, node.blocking)
+
+    def _from_query(self, query: bytes) -> Any:
+        given: dict[str, Any] = {}
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(self._route.body)}
+        for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+            if name == "fields":
+                given.setdefault(name, []).extend(value.split(","))
+            elif name in given:
+                raise InvalidArgument(f"{name} is given twice", field=name)
+            else:
+                given[name] = value
+        try:
+            return msgspec.convert(given, self._route.body, strict=False)
+        except DECODE_ERRORS as error:
+            allowed = ", ".join(fields) or "nothing"
+            raise InvalidArgument(f"the query is wrong: {error}; it may say {allowed}", field="query") from None
+
+    async def _from_body(self, data: bytes, headers: Headers) -> Any:
+        decode: Callable[[bytes], Any] = (self._msgpack if headers.packed else self._json).decode
+        try:
+            if len(data) < BESIDE_BYTES:
+                return decode(data or (b"\x80" if headers.packed else b"{}"))
+            return await self._door.node.blocking(decode, data)
+        except DECODE_ERRORS as error:
+            kind = "MessagePack" if headers.packed else "JSON"
+            raise InvalidArgument(f"the body is not what is taken here, as {kind}: {error}", field="body") from None
+
+
+async def _stream(send: Send, parts: AsyncIterator[bytes], extra: list[tuple[bytes, bytes]]) -> None:
+    headers = [(b"content-type", NDJSON.encode()), *extra]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    async for part in parts:
+        if part:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _size(answer: Any) -> int:
+    """About how many bytes an answer has, by how many things it lists."""
+    lists = (getattr(answer, name, ()) for name in ("hits", "documents", "results"))
+    return 512 * sum(len(found) for found in lists if isinstance(found, list))
+
+
+def _refused(error: HTTPException, scope: Scope) -> HttpError:
+    """What no route has."""
+    path = str(scope.get("path", ""))[:200]
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        return HttpError(
+            405, "method_not_allowed", f"{scope['method']} is not served at {path}: {allow} is", allow=allow
+        )
+    return HttpError(404, "no_such_path", f"nothing is served at {path!r}; GET /openapi.json lists what is")

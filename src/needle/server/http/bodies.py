@@ -1,0 +1,297 @@
+"""What requests hold and answers say: the schemas of the OpenAPI document are made of these.
+
+Vectors are arrays of numbers, or the bytes of little-endian numbers: base64 in JSON, binary in MessagePack; then
+`vector_type` says which numbers. Unknown fields are refused: a name that is spelled wrong would be ignored otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
+
+Vector = list[float] | bytes
+Vectors = list[list[float]] | bytes
+VectorType = Literal["float32", "float16"]
+VectorFormat = Literal["numbers", "float32"]
+Seconds = Annotated[float, Meta(gt=0, le=86_400, description="Seconds that the call may take.")]
+Filter = Annotated[
+    dict[str, Any] | None, Meta(description='A filter, as in {"genre": "scifi", "year": {"$gte": 1970}}.')
+]
+TIMEOUT = 10.0
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of every request. timeout: seconds that the call may take."""
+
+    timeout: Seconds = TIMEOUT
+
+
+class Nothing(Body, frozen=True, kw_only=True):
+    """Of a request that says nothing else."""
+
+
+class ReadBody(Body, frozen=True, kw_only=True):
+    """mode: strong (linearizable), leased (so while clocks keep within their bound) or eventual. max_staleness: of
+    eventual reads, in seconds."""
+
+    mode: ReadMode = ReadMode.STRONG
+    max_staleness: Annotated[float, Meta(gt=0)] | None = None
+
+
+# --- collections ---------------------------------------------------------------------------------------------------
+class CreateCollection(Body, frozen=True, kw_only=True):
+    """index: parameters of the HNSW graph. if_absent: no error if there is an equal one already."""
+
+    name: str
+    dimensions: Annotated[int, Meta(ge=1)]
+    metric: Metric = Metric.COSINE
+    index: IndexParams | None = None
+    if_absent: bool = False
+
+
+class Collection(msgspec.Struct, frozen=True, kw_only=True):
+    """A collection; documents: how many it holds, by shard."""
+
+    name: str
+    dimensions: int
+    metric: Metric
+    index: IndexParams
+    documents: dict[int, int] | None = None
+
+
+class Collections(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them, by name."""
+
+    collections: list[Collection]
+
+
+# --- writes ----------------------------------------------------------------------------------------------------------
+class PutDocument(Body, frozen=True, kw_only=True):
+    """if_version: only if the document has this version, 0: only if there is none. if_matches: only if it matches this
+    filter as it is stored."""
+
+    vector: Vector
+    vector_type: VectorType = "float32"
+    metadata: Any = None
+    if_version: Annotated[int, Meta(ge=0)] | None = None
+    if_matches: Filter = None
+
+
+class InsertDocuments(Body, frozen=True, kw_only=True):
+    """ids, vectors and metadatas have one entry for each document. vectors as bytes: all of them, one behind the
+    other. Of documents with one id the last one counts."""
+
+    ids: list[str]
+    vectors: Vectors
+    vector_type: VectorType = "float32"
+    metadatas: list[Any] | None = None
+
+
+class Change(Body, frozen=True, kw_only=True):
+    """set: fields to write, as in {"year": 1971, "author.name": "Le Guin"}. unset: fields to take away. append, remove:
+    values of arrays."""
+
+    set: dict[str, Any] | None = None
+    unset: list[str] = []
+    append: dict[str, list[Any]] | None = None
+    remove: dict[str, list[Any]] | None = None
+
+
+class PatchDocument(Change, frozen=True, kw_only=True):
+    """if_version, if_matches: as in PutDocument."""
+
+    if_version: Annotated[int, Meta(ge=1)] | None = None
+    if_matches: Filter = None
+
+
+class PatchDocuments(PatchDocument, frozen=True, kw_only=True):
+    """ids: up to 1000 documents. filter: instead, all that match. dry_run: with a filter, only count. return_ids: with
+    a filter, which were changed."""
+
+    ids: list[str] | None = None
+    filter: Filter = None
+    dry_run: bool = False
+    return_ids: bool = False
+
+
+class DeleteDocuments(Body, frozen=True, kw_only=True):
+    """As PatchDocuments."""
+
+    ids: list[str] | None = None
+    if_matches: Filter = None
+    filter: Filter = None
+    dry_run: bool = False
+    return_ids: bool = False
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An acknowledged write: it is on a majority of the shard's replicas. index: the entry of the shard's log. existed:
+    whether the document was there before. count: documents concerned. ids: if they were asked for."""
+
+    version: int
+    index: int
+    existed: bool
+    count: int
+    ids: list[str] | None = None
+
+    @classmethod
+    def of(cls, result: WriteResult, ids: bool = False) -> Written:
+        """From what the client gets."""
+        return cls(
+            version=result.version,
+            index=result.index,
+            existed=result.existed,
+            count=result.count,
+            ids=result.ids if ids else None,
+        )
+
+
+class Fate(msgspec.Struct, frozen=True, kw_only=True):
+    """Of documents that were not written, or may not have been (code outcome_unknown)."""
+
+    ids: list[str]
+    code: str
+    detail: str
+    retryable: bool
+
+
+class InsertedDocuments(msgspec.Struct, frozen=True, kw_only=True):
+    """written: documents that are acknowledged. failed: the others; each log entry of a shard is all or nothing."""
+
+    written: int
+    failed: list[Fate]
+
+
+# --- reads -----------------------------------------------------------------------------------------------------------
+class GetDocument(ReadBody, frozen=True, kw_only=True):
+    """fields: paths of the metadata that comes back; all of it if left out."""
+
+    with_vectors: bool = True
+    vector_format: VectorFormat = "numbers"
+    fields: list[str] | None = None
+
+
+class GetDocuments(GetDocument, frozen=True, kw_only=True):
+    """ids: of the documents."""
+
+    ids: list[str]
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """version: grows with every write."""
+
+    id: str
+    version: int
+    metadata: Any
+    vector: list[float] | bytes | None = None
+
+
+class Documents(msgspec.Struct, frozen=True, kw_only=True):
+    """Those that exist, in the order asked for."""
+
+    documents: list[Document]
+
+
+class SearchOptions(ReadBody, frozen=True, kw_only=True):
+    """k: how many. exact: score every vector instead of using the index. offset: of the nearest, how many are left out.
+    max_distance, min_score: leave out hits that are farther, or score less."""
+
+    k: Annotated[int, Meta(ge=1)] = 10
+    filter: Filter = None
+    with_metadata: bool = True
+    with_vectors: bool = False
+    vector_format: VectorFormat = "numbers"
+    fields: list[str] | None = None
+    exact: bool = False
+    ef_search: Annotated[int, Meta(ge=0)] = 0
+    offset: Annotated[int, Meta(ge=0)] = 0
+    max_distance: float | None = None
+    min_score: float | None = None
+
+
+class Search(SearchOptions, frozen=True, kw_only=True):
+    """like: instead of a vector, the id of a document. partial: after `timeout` seconds answer without the shards that
+    cannot; `missing` names them."""
+
+    vector: Vector | None = None
+    vector_type: VectorType = "float32"
+    like: str | None = None
+    partial: bool = False
+
+
+class SearchMany(SearchOptions, frozen=True, kw_only=True):
+    """Up to 1000 searches at once."""
+
+    vectors: list[Vector]
+    vector_type: VectorType = "float32"
+
+
+class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """distance: lower is nearer; score: higher is nearer."""
+
+    id: str
+    distance: float
+    score: float
+    version: int
+    metadata: Any = None
+    vector: list[float] | bytes | None = None
+
+
+class Hits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Nearest first, ties by id. applied_index: of each shard, the entry of its log up to which its documents were
+    searched. epoch: of the map of shards. missing: shards that did not answer, and why; only with `partial`."""
+
+    hits: list[Hit]
+    applied_index: dict[int, int]
+    epoch: int
+    missing: dict[int, str] = {}
+
+
+class ManyHits(msgspec.Struct, frozen=True, kw_only=True):
+    """For each query, its hits."""
+
+    results: list[list[Hit]]
+
+
+class Count(ReadBody, frozen=True, kw_only=True):
+    """Of all documents, or of those that match."""
+
+    filter: Filter = None
+
+
+class Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """How many."""
+
+    count: int
+
+
+class Scan(ReadBody, frozen=True, kw_only=True):
+    """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids."""
+
+    filter: Filter = None
+    cursor: str | None = None
+    limit: Annotated[int, Meta(ge=1)] = 1000
+    with_vectors: bool = False
+    vector_format: VectorFormat = "numbers"
+    fields: list[str] | None = None
+    slice: tuple[int, int] = (0, 1)
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """In the order of their ids. cursor: where the next page begins, null behind the last one."""
+
+    documents: list[Document]
+    cursor: str | None
+
+
+class Export(ReadBody, frozen=True, kw_only=True):
+    """All documents, or those that match, one JSON object a line. timeout: of each page that is read."""
+
+    filter: Filter = None
+    with_vectors: bool = True
+    vector_format: VectorFormat = "numbers"
+    fields: list[str] | None = None

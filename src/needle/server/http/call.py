@@ -1,0 +1,92 @@
+"""One request, decoded, and what its handler needs of the node."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.model import ReadMode
+from needle.client import values
+from needle.client.client import Client
+from needle.client.router.router import Router
+from needle.server.http import bodies
+
+BESIDE_BYTES: Final = 64 * 1024
+"""What takes time by the byte is done in a thread from this size on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """client, router: what this request may do; the router remembers what this request's session has seen. path: the
+    names in its path. packed: the answer is MessagePack. blocking: threads."""
+
+    client: Client
+    router: Router
+    path: Mapping[str, str]
+    body: Any
+    packed: bool
+    session: bool
+    blocking: Callable[..., Awaitable[Any]]
+
+    @property
+    def collection(self) -> str:
+        """The collection that the path names."""
+        return self.path["collection"]
+
+    def reading(self) -> values.Reading:
+        """How fresh this read is to be. A session says something to eventual reads only. Raises InvalidArgument."""
+        eventual = self.body.mode is ReadMode.EVENTUAL
+        return values.reading(self.body.mode, self.session and eventual, self.body.max_staleness)
+
+    def metadata(self, data: bytes) -> Any:
+        """Metadata as it is stored, for the answer: JSON is not read to be written again."""
+        if self.packed:
+            return values.json_value(data)
+        return msgspec.Raw(data or b"null")
+
+
+def vector_of(value: bodies.Vector, kind: bodies.VectorType, field: str = "vector") -> npt.NDArray[np.float32]:
+    """shape (dimensions,). Raises InvalidArgument."""
+    return values.as_array(_numbers(value, kind, field), field, 1)
+
+
+def vectors_of(value: bodies.Vectors, count: int, kind: bodies.VectorType) -> npt.NDArray[np.float32]:
+    """shape (count, dimensions). Raises InvalidArgument."""
+    numbers = _numbers(value, kind, "vectors")
+    if isinstance(numbers, np.ndarray):
+        if not count or len(numbers) % count:
+            raise invalid("vectors", f"{len(numbers)} numbers", f"the same number for each of the {count} ids")
+        numbers = numbers.reshape(count, -1)
+    return values.as_array(numbers, "vectors", 2)
+
+
+def _numbers(value: Any, kind: bodies.VectorType, field: str) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    dtype = np.dtype("<f2" if kind == "float16" else "<f4")
+    if len(value) % dtype.itemsize:
+        raise invalid(field, f"{len(value)} bytes", f"whole {kind} numbers of {dtype.itemsize} bytes each")
+    return np.frombuffer(value, dtype).astype(np.float32)
+
+
+def rows_of(data: bytes, count: int, form: bodies.VectorFormat) -> Sequence[list[float] | bytes | None]:
+    """The vectors of an answer: `count` rows of float32 bytes, or none."""
+    if not data or not count:
+        return [None] * count
+    if form == "numbers":
+        rows: list[list[float]] = np.frombuffer(data, "<f4").reshape(count, -1).tolist()
+        return rows
+    size = len(data) // count
+    return [data[at * size : (at + 1) * size] for at in range(count)]
+
+
+def one_of(ids: object, filter: object) -> None:
+    """Either ids or a filter. Raises InvalidArgument."""
+    if (ids is None) == (filter is None):
+        raise InvalidArgument("give either ids or a filter; the filter {} matches all documents", field="ids")

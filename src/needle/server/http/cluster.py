@@ -1,0 +1,174 @@
+"""Handlers of nodes, shards, leadership and rebalancing."""
+
+from __future__ import annotations
+
+from needle.base.errors import invalid
+from needle.client.health import judge
+from needle.routing.stats import RebalanceStats
+from needle.routing.topology import NodeState, Topology
+from needle.server.http import cluster_bodies as bodies
+from needle.server.http.call import Call
+
+
+async def cluster(call: Call) -> bodies.ClusterView:
+    replicas = await call.client.cluster_status(timeout=call.body.timeout)
+    now = call.client.topology()
+    health = judge(now, replicas)
+    return bodies.ClusterView(
+        version=now.version,
+        epoch=now.map.epoch if now.map is not None else 0,
+        healthy=health.healthy,
+        warnings=health.warnings,
+        nodes=_nodes(now),
+        shards=(await shards(call)).shards,
+        collections=[info.spec.name for info in now.collections],
+        moves=_moves(now),
+    )
+
+
+async def nodes(call: Call) -> bodies.Nodes:
+    return bodies.Nodes(nodes=_nodes(await call.client.refresh_topology(confirmed=True, timeout=call.body.timeout)))
+
+
+def _nodes(now: Topology) -> list[bodies.Node]:
+    return [
+        bodies.Node(
+            id=info.id,
+            address=info.address,
+            zone=info.zone,
+            weight=info.weight,
+            state=info.state.value,
+            maintenance=bool(info.maintenance),
+        )
+        for info in now.nodes
+        if info.state is not NodeState.REMOVED
+    ]
+
+
+async def shards(call: Call) -> bodies.Shards:
+    health = await call.client.health_check(timeout=call.body.timeout)
+    serving = {info.shard: info for info in call.client.topology().serving}
+    return bodies.Shards(
+        shards=[
+            bodies.Shard(
+                shard=number,
+                replicas=list(serving[number].replicas),
+                leader=found.leader,
+                state=found.state,
+                documents=found.documents,
+                problems=found.problems,
+            )
+            for number, found in health.shards.items()
+            if number in serving
+        ]
+    )
+
+
+async def moves(call: Call) -> bodies.Moves:
+    return bodies.Moves(moves=_moves(await call.client.refresh_topology(confirmed=True, timeout=call.body.timeout)))
+
+
+def _moves(now: Topology) -> list[bodies.Moving]:
+    return [
+        bodies.Moving(id=one.id, source=one.source, target=one.target, state=one.state.value, ranges=len(one.ranges))
+        for one in now.moves
+    ]
+
+
+# --- a shard ---------------------------------------------------------------------------------------------------------
+def _number(call: Call) -> int:
+    text = call.path["shard"]
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise invalid("shard", text, "the number of a shard")
+    return int(text)
+
+
+async def step_down(call: Call) -> bodies.Leader:
+    shard = _number(call)
+    leader = await call.client.step_down(call.body.to, shard=shard, timeout=call.body.timeout)
+    return bodies.Leader(shard=shard, leader=leader or None)
+
+
+async def force_election(call: Call) -> bodies.Leader:
+    shard = _number(call)
+    await call.client.force_new_election(call.body.node, shard=shard, timeout=call.body.timeout)
+    return bodies.Leader(shard=shard, leader=await call.client.leader(shard))
+
+
+async def set_replicas(call: Call) -> bodies.Done:
+    await call.client.set_replicas(_number(call), call.body.nodes, timeout=call.body.timeout)
+    return bodies.Done()
+
+
+# --- a node ----------------------------------------------------------------------------------------------------------
+def _node(call: Call) -> str:
+    """Only by its id: an address would have this node call whoever is there."""
+    name, known = call.path["node"], call.client.nodes()
+    if name not in known:
+        raise invalid("node", name, f"a node of this cluster: {', '.join(known)}")
+    return name
+
+
+async def enter_maintenance(call: Call) -> bodies.Done:
+    await call.client.enter_maintenance_mode(_node(call), timeout=call.body.timeout)
+    return bodies.Done()
+
+
+async def exit_maintenance(call: Call) -> bodies.Done:
+    await call.client.exit_maintenance_mode(_node(call), timeout=call.body.timeout)
+    return bodies.Done()
+
+
+async def drain(call: Call) -> bodies.StartedRebalance:
+    return bodies.StartedRebalance(id=await call.client.drain_node(_node(call), timeout=call.body.timeout))
+
+
+async def undrain(call: Call) -> bodies.Done:
+    await call.client.undrain_node(_node(call), timeout=call.body.timeout)
+    return bodies.Done()
+
+
+async def remove_node(call: Call) -> bodies.Done:
+    await call.client.remove_node(_node(call), timeout=call.body.timeout)
+    return bodies.Done()
+
+
+# --- rebalancing -----------------------------------------------------------------------------------------------------
+async def stats(call: Call) -> RebalanceStats:
+    return await call.client.get_stats(timeout=call.body.timeout)
+
+
+async def plan(call: Call) -> bodies.PlanView:
+    found = await call.client.plan_rebalance(call.body.wish, timeout=call.body.timeout)
+    return bodies.PlanView(
+        moves=[move.in_words() for move in found.moves],
+        unmet=list(found.unmet),
+        before=found.before,
+        after=found.after,
+        least_bytes=found.least,
+    )
+
+
+async def start_rebalance(call: Call) -> bodies.StartedRebalance:
+    body: bodies.StartRebalance = call.body
+    started = await call.client.start_rebalance(body.config, wish=body.wish, timeout=body.timeout)
+    return bodies.StartedRebalance(id=started)
+
+
+async def progress(call: Call) -> bodies.ProgressView:
+    return bodies.ProgressView(progress=await call.client.rebalance_progress(timeout=call.body.timeout))
+
+
+async def pause_rebalance(call: Call) -> bodies.Done:
+    await call.client.pause_rebalance(call.body.id, timeout=call.body.timeout)
+    return bodies.Done()
+
+
+async def resume_rebalance(call: Call) -> bodies.Done:
+    await call.client.resume_rebalance(call.body.id, timeout=call.body.timeout)
+    return bodies.Done()
+
+
+async def cancel_rebalance(call: Call) -> bodies.Done:
+    await call.client.cancel_rebalance(call.body.id, timeout=call.body.timeout)
+    return bodies.Done()

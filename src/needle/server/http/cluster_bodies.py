@@ -1,0 +1,144 @@
+"""What requests about nodes, shards and rebalancing hold, and what their answers say."""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.routing.jobs import Progress, RebalanceConfig
+from needle.routing.plans import Balance, Wish
+from needle.server.http.bodies import Body
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """state: active, draining or removed. maintenance: it leads nothing while somebody works on it."""
+
+    id: str
+    address: str
+    zone: str
+    weight: float
+    state: str
+    maintenance: bool
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """replicas: nodes, the preferred leader first. leader: null while there is none. documents: as it counts them."""
+
+    shard: int
+    replicas: list[str]
+    leader: str | None
+    state: str
+    documents: int
+    problems: list[str]
+
+
+class Moving(msgspec.Struct, frozen=True, kw_only=True):
+    """A move of key ranges that is under way."""
+
+    id: int
+    source: int
+    target: int
+    state: str
+    ranges: int
+
+
+class Nodes(msgspec.Struct, frozen=True, kw_only=True):
+    """All that were not removed."""
+
+    nodes: list[Node]
+
+
+class Shards(msgspec.Struct, frozen=True, kw_only=True):
+    """All that serve."""
+
+    shards: list[Shard]
+
+
+class Moves(msgspec.Struct, frozen=True, kw_only=True):
+    """Those under way."""
+
+    moves: list[Moving]
+
+
+class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
+    """version: of the catalog; epoch: of the map of shards. healthy: every shard has a leader and all its replicas
+    keep up; warnings say what else to know."""
+
+    version: int
+    epoch: int
+    healthy: bool
+    warnings: list[str]
+    nodes: list[Node]
+    shards: list[Shard]
+    collections: list[str]
+    moves: list[Moving]
+
+
+class StepDown(Body, frozen=True, kw_only=True):
+    """to: the node that is to lead; by default the one that is least behind."""
+
+    to: str | None = None
+
+
+class ForceElection(Body, frozen=True, kw_only=True):
+    """node: that is to campaign; by default one that does not lead."""
+
+    node: str | None = None
+
+
+class Leader(msgspec.Struct, frozen=True, kw_only=True):
+    """Who leads a shard now."""
+
+    shard: int
+    leader: str | None
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """It is done."""
+
+    done: bool = True
+
+
+class SetReplicas(Body, frozen=True, kw_only=True):
+    """nodes: that are to hold the shard, the preferred leader first."""
+
+    nodes: list[str]
+
+
+class PlanRebalance(Body, frozen=True, kw_only=True):
+    """wish: how the cluster should be; even, if it is left out."""
+
+    wish: Wish | None = None
+
+
+class StartRebalance(PlanRebalance, frozen=True, kw_only=True):
+    """config: its pace."""
+
+    config: RebalanceConfig | None = None
+
+
+class StartedRebalance(msgspec.Struct, frozen=True, kw_only=True):
+    """id: of the rebalance."""
+
+    id: int
+
+
+class AskRebalance(Body, frozen=True, kw_only=True):
+    """id: by default the last rebalance."""
+
+    id: int | None = None
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """moves: in order, in words. unmet: what of the wish is left, and why. least_bytes: that any plan must move."""
+
+    moves: list[str]
+    unmet: list[str]
+    before: Balance
+    after: Balance
+    least_bytes: int
+
+
+class ProgressView(msgspec.Struct, frozen=True, kw_only=True):
+    """progress: of the last rebalance; null if there never was one."""
+
+    progress: Progress | None

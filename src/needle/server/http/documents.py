@@ -1,0 +1,338 @@
+"""Handlers of documents and collections: a decoded request in, an answer out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from itertools import repeat
+
+import msgspec
+
+from needle.base.errors import CollectionNotFound, DocumentNotFound, NeedleError, invalid
+from needle.base.model import CollectionSpec, HitBatch, score_of
+from needle.client import cursor as cursors
+from needle.client import values
+from needle.client.cursor import Place
+from needle.client.searches import Narrow, search_request
+from needle.protocol.calls import DocumentBatch, batch_bytes
+from needle.server.http import bodies
+from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
+
+PAGE = 1000
+_lines = msgspec.json.Encoder()
+
+
+# --- collections -----------------------------------------------------------------------------------------------------
+async def create_collection(call: Call) -> bodies.Collection:
+    body: bodies.CreateCollection = call.body
+    await call.client.create_collection(
+        body.name,
+        dimensions=body.dimensions,
+        metric=body.metric,
+        index=body.index,
+        if_absent=body.if_absent,
+        timeout=body.timeout,
+    )
+    return await describe_collection(_about(call, collection=body.name))
+
+
+def _about(call: Call, **path: str) -> Call:
+    """The call, about something else."""
+    return Call(call.client, call.router, path, call.body, call.packed, call.session, call.blocking)
+
+
+async def list_collections(call: Call) -> bodies.Collections:
+    found = await call.client.collections(timeout=call.body.timeout)
+    return bodies.Collections(collections=[_collection(spec) for spec in found])
+
+
+async def describe_collection(call: Call) -> bodies.Collection:
+    found = await call.client.collections(timeout=call.body.timeout)
+    spec = next((spec for spec in found if spec.name == call.collection), None)
+    if spec is None:
+        raise CollectionNotFound(f"there is no collection {call.collection[:80]!r}", collection=call.collection[:80])
+    counts = await call.client.counts(collection=call.collection, timeout=call.body.timeout)
+    return _collection(spec, counts)
+
+
+def _collection(spec: CollectionSpec, documents: dict[int, int] | None = None) -> bodies.Collection:
+    return bodies.Collection(
+        name=spec.name, dimensions=spec.dimensions, metric=spec.metric, index=spec.index, documents=documents
+    )
+
+
+async def drop_collection(call: Call) -> bodies.Written:
+    return bodies.Written.of(await call.client.drop_collection(call.collection, timeout=call.body.timeout))
+
+
+# --- writes ----------------------------------------------------------------------------------------------------------
+async def put_document(call: Call) -> bodies.Written:
+    body: bodies.PutDocument = call.body
+    result = await call.router.insert(
+        values.check_name(call.collection),
+        values.check_id(call.path["id"]),
+        vector_of(body.vector, body.vector_type).tobytes(),
+        values.metadata_bytes(body.metadata),
+        body.if_version,
+        body.timeout,
+        values.filter_bytes(body.if_matches),
+    )
+    return bodies.Written.of(result)
+
+
+async def insert_documents(call: Call) -> bodies.InsertedDocuments:
+    body: bodies.InsertDocuments = call.body
+    ids, metadatas = body.ids, body.metadatas
+
+    def columns() -> values.Columns:
+        return values.columns(None, ids, vectors_of(body.vectors, len(ids), body.vector_type), metadatas)
+
+    batch = await call.blocking(columns) if len(ids) > 100 else columns()
+    parts = await call.router.insert_batch(call.collection, batch.ids, batch.rows(), batch.metadata, body.timeout)
+    fates = [
+        bodies.Fate(
+            ids=[batch.ids[at] for at in part.rows],
+            code=part.outcome.code,
+            detail=part.outcome.message,
+            retryable=part.outcome.retryable,
+        )
+        for part in parts
+        if isinstance(part.outcome, NeedleError)
+    ]
+    failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]
+    if failures and len(failures) == len(parts) and len({error.code for error in failures}) == 1:
+        raise failures[0]  # nothing was written, and all for one reason
+    written = len(batch.ids) - sum(len(fate.ids) for fate in fates)
+    return bodies.InsertedDocuments(written=written, failed=fates)
+
+
+async def patch_document(call: Call) -> bodies.Written:
+    return await _patch_ids(call, call.body, call.path["id"])
+
+
+async def patch_documents(call: Call) -> bodies.Written:
+    body: bodies.PatchDocuments = call.body
+    one_of(body.ids, body.filter)
+    if body.ids is not None:
+        _only_with_filter(body)
+        return await _patch_ids(call, body, body.ids)
+    if body.if_version is not None or body.if_matches is not None:
+        raise invalid("if_version", body.if_version, "left out with a filter: what matches is changed")
+    result = await call.client.patch_where(
+        body.filter or {},
+        set=body.set,
+        unset=body.unset,
+        append=body.append,
+        remove=body.remove,
+        return_ids=body.return_ids,
+        dry_run=body.dry_run,
+        collection=call.collection,
+        timeout=body.timeout,
+    )
+    return bodies.Written.of(result, body.return_ids)
+
+
+async def _patch_ids(call: Call, body: bodies.PatchDocument, ids: str | list[str]) -> bodies.Written:
+    result = await call.client.patch(
+        ids,
+        set=body.set,
+        unset=body.unset,
+        append=body.append,
+        remove=body.remove,
+        if_version=body.if_version,
+        if_matches=body.if_matches,
+        collection=call.collection,
+        timeout=body.timeout,
+    )
+    return bodies.Written.of(result)
+
+
+def _only_with_filter(body: bodies.PatchDocuments | bodies.DeleteDocuments) -> None:
+    for name in ("dry_run", "return_ids"):
+        if getattr(body, name):
+            raise invalid(name, True, "false with ids: it is for what a filter matches")
+
+
+async def delete_document(call: Call) -> bodies.Written:
+    result = await call.client.delete(call.path["id"], collection=call.collection, timeout=call.body.timeout)
+    return bodies.Written.of(result)
+
+
+async def delete_documents(call: Call) -> bodies.Written:
+    body: bodies.DeleteDocuments = call.body
+    one_of(body.ids, body.filter)
+    if body.ids is not None:
+        _only_with_filter(body)
+        return bodies.Written.of(
+            await call.client.delete(
+                body.ids, if_matches=body.if_matches, collection=call.collection, timeout=body.timeout
+            )
+        )
+    if body.if_matches is not None:
+        raise invalid("if_matches", body.if_matches, "left out with a filter: what matches is deleted")
+    result = await call.client.delete_where(
+        body.filter or {},
+        return_ids=body.return_ids,
+        dry_run=body.dry_run,
+        collection=call.collection,
+        timeout=body.timeout,
+    )
+    return bodies.Written.of(result, body.return_ids)
+
+
+# --- reads -----------------------------------------------------------------------------------------------------------
+async def get_document(call: Call) -> bodies.Document:
+    name = values.check_id(call.path["id"])
+    found = await _get(call, [name])
+    if not found:
+        raise DocumentNotFound(f"there is no document {name[:80]!r}", id=name[:80])
+    return found[0]
+
+
+async def get_documents(call: Call) -> bodies.Documents:
+    return bodies.Documents(documents=await _get(call, values.check_ids(call.body.ids)))
+
+
+async def _get(call: Call, names: list[str]) -> list[bodies.Document]:
+    body: bodies.GetDocument = call.body
+    reading = call.reading()
+    batch = await call.router.get(
+        values.check_name(call.collection),
+        names,
+        body.with_vectors,
+        reading.mode,
+        body.timeout,
+        max_staleness=reading.max_staleness,
+        session=reading.session,
+        fields=values.field_paths(body.fields),
+    )
+    return await _beside(call, batch, body.vector_format)
+
+
+async def _beside(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> list[bodies.Document]:
+    if batch_bytes(batch) < BESIDE_BYTES:
+        return _documents(call, batch, form)
+    made: list[bodies.Document] = await call.blocking(_documents, call, batch, form)
+    return made
+
+
+def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> list[bodies.Document]:
+    rows = rows_of(batch.vectors, len(batch.ids), form)
+    return [
+        bodies.Document(id=name, version=batch.versions[n], metadata=call.metadata(batch.metadata[n]), vector=rows[n])
+        for n, name in enumerate(batch.ids)
+    ]
+
+
+async def search(call: Call) -> bodies.Hits:
+    body: bodies.Search = call.body
+    if body.partial and call.session:
+        raise invalid("partial", True, "false in a session: what is missing could not be told from what is gone")
+    vector = None if body.vector is None else vector_of(body.vector, body.vector_type)
+    narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, body.like)
+    request = search_request(
+        vector, body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact, body.ef_search,
+        narrow=narrow,
+    )  # fmt: skip
+    reading = call.reading()
+    found = await call.router.search(
+        request,
+        reading.mode,
+        body.timeout,
+        max_staleness=reading.max_staleness,
+        session=reading.session,
+        partial=body.partial,
+    )
+    missing = {shard: error.message for shard, error in found.missing.items()}
+    hits = await _hits_beside(call, found.batch, body.vector_format)
+    return bodies.Hits(hits=hits, applied_index=found.applied, epoch=found.epoch, missing=missing)
+
+
+async def search_many(call: Call) -> bodies.ManyHits:
+    body: bodies.SearchMany = call.body
+    queries = [vector_of(one, body.vector_type, f"vectors[{n}]") for n, one in enumerate(body.vectors)]
+    rows = values.as_array(queries, "vectors", 2)
+    narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, None)
+    request = search_request(
+        rows[0], body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact,
+        body.ef_search, narrow=narrow,
+    )  # fmt: skip
+    reading = call.reading()
+    batches = await call.router.search_many(
+        msgspec.structs.replace(request, vector=rows.tobytes()),
+        len(rows),
+        reading.mode,
+        body.timeout,
+        max_staleness=reading.max_staleness,
+        session=reading.session,
+    )
+    return bodies.ManyHits(results=[await _hits_beside(call, batch, body.vector_format) for batch in batches])
+
+
+async def _hits_beside(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:
+    if batch_bytes(batch) < BESIDE_BYTES:
+        return _hits(call, batch, form)
+    made: list[bodies.Hit] = await call.blocking(_hits, call, batch, form)
+    return made
+
+
+def _hits(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:
+    rows = rows_of(batch.vectors, len(batch.ids), form)
+    metadata = map(call.metadata, batch.metadata) if batch.metadata else repeat(None)
+    columns = zip(batch.ids, batch.distances, batch.versions, metadata, rows, strict=False)
+    return [
+        bodies.Hit(
+            id=name, distance=distance, score=score_of(distance, batch.metric), version=version, metadata=told,
+            vector=vector,
+        )
+        for name, distance, version, told, vector in columns
+    ]  # fmt: skip
+
+
+async def count(call: Call) -> bodies.Counted:
+    body: bodies.Count = call.body
+    found = await call.client.count(body.filter, collection=call.collection, mode=body.mode, timeout=body.timeout)
+    return bodies.Counted(count=found)
+
+
+async def scan(call: Call) -> bodies.Page:
+    body: bodies.Scan = call.body
+    return await _page(call, body, body.cursor, min(body.limit, PAGE), values.check_slice(body.slice))
+
+
+async def _page(
+    call: Call, body: bodies.Scan | bodies.Export, cursor: str | None, limit: int, slice_: tuple[int, int]
+) -> bodies.Page:
+    if body.max_staleness is not None:
+        raise invalid("max_staleness", body.max_staleness, "left out: pages say nothing of it")
+    where = values.check_name(call.collection)
+    place = Place(where, values.filter_bytes(body.filter), slice_, "")
+    if cursor is not None:
+        place = cursors.decode(cursor, place)
+    answer = await call.router.scan(
+        where,
+        place.filter,
+        place.after,
+        limit,
+        body.with_vectors,
+        place.slice,
+        body.mode,
+        body.timeout,
+        values.field_paths(body.fields),
+    )
+    after = answer.reached
+    following = None if after is None else cursors.encode(msgspec.structs.replace(place, after=after))
+    return bodies.Page(documents=await _beside(call, answer.documents, body.vector_format), cursor=following)
+
+
+async def export(call: Call) -> AsyncIterator[bytes]:
+    """The first page is read before the answer begins: errors up to then have a status."""
+    page = await _page(call, call.body, None, PAGE, (0, 1))
+    return _export(call, page)
+
+
+async def _export(call: Call, page: bodies.Page) -> AsyncIterator[bytes]:
+    while True:
+        yield await call.blocking(_lines.encode_lines, page.documents)
+        if page.cursor is None:
+            return
+        page = await _page(call, call.body, page.cursor, PAGE, (0, 1))

@@ -1,0 +1,171 @@
+"""The door on the node's event loop: uvicorn's protocol with this node's bounds, without its signals and its clock.
+
+Invariants: a connection has `HEAD_SECONDS` for the head of a request and `HEAD_BYTES_MAX` bytes; one that is idle ends
+after `IDLE_SECONDS`; there are at most `http_max()`. Whoever sends slowly, never reads, or opens more takes neither the
+loop nor the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from needle.base.config import parse_address
+from needle.base.errors import Unavailable
+from needle.server.http import docs_page
+from needle.server.http.app import SEND_SECONDS, Door, DoorNode
+from needle.server.http.probes import Exposition, Health, probes
+from needle.server.process.descriptors import http_max
+
+log = logging.getLogger("needle.server")
+
+HEAD_BYTES_MAX: Final = 32 * 1024
+HEAD_SECONDS: Final = 10.0
+IDLE_SECONDS: Final = 30
+STOP_SECONDS: Final = 5
+PIPELINED_MAX: Final = 64
+"""Requests of one connection that wait for the answer to the one before."""
+BACKLOG: Final = 256
+
+
+class HttpServer:
+    """Listens on `address` ("host:port")."""
+
+    def __init__(self, address: str, node: DoorNode, health: Health, metrics: Exposition) -> None:
+        self._host, self._port = parse_address("http_address", address)
+        more = [*probes(health, metrics, lambda: self.door.draining), *docs_page.routes()]
+        self.door = Door(node, more)
+        config = uvicorn.Config(
+            self.door,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            backlog=BACKLOG,
+        )
+        config.load()
+        self._server = uvicorn.Server(config)
+        self._server.lifespan = config.lifespan_class(config)
+        self._socket: socket.socket | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises Unavailable when the address cannot be bound."""
+        try:
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            self._socket = socket.create_server((self._host, self._port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {self._host}:{self._port} for HTTP: {error}") from error
+        await self._server.startup([self._socket])
+
+    @property
+    def address(self) -> str:
+        """ "host:port" as bound."""
+        if self._socket is None:
+            raise Unavailable("the HTTP server does not listen")
+        return f"{self._host}:{self._socket.getsockname()[1]}"
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._server.server_state.connections)
+
+    def drain(self) -> None:
+        """Refuse what comes from now on; what is under way goes on."""
+        self.door.draining = True
+
+    async def stop(self) -> None:
+        """Close the listener; requests under way have STOP_SECONDS. Idempotent."""
+        self.drain()
+        listening, self._socket = self._socket, None
+        if listening is not None:
+            await self._server.shutdown([listening])
+
+
+class _Connection(HttpToolsProtocol):
+    """One connection, with bounds on what a peer may hold."""
+
+    _head: int = 0
+    _head_timer: asyncio.TimerHandle | None = None
+    _linger: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > http_max():
+            transport.abort()
+        else:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        if self._linger is not None:
+            self._linger.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head count until it is complete; those of a body are counted by who reads them."""
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        self._head = self._head + len(data) if self._head_timer is not None else 0
+        if self._head > HEAD_BYTES_MAX:
+            self.send_400_response(f"the head of a request may have at most {HEAD_BYTES_MAX} bytes")
+            return
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self._head_timer is None and self.timeout_keep_alive_task is None:
+            self._await_head()  # an empty line begins no request, and keeps no connection
+
+    def on_response_complete(self) -> None:
+        """An answer that nobody reads does not keep the connection, either."""
+        super().on_response_complete()
+        if self.transport.is_closing() and self._linger is None:
+            self._linger = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Idle for long: what was not read by then never will be."""
+        self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        if self._head_timer is None:
+            self._await_head()
+        super().on_message_begin()
+        self.scope["needle.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        if len(self.pipeline) >= PIPELINED_MAX:
+            self.transport.abort()
+            return
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.abort()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def _quiet() -> None:
+    """What uvicorn says of each odd request is in this node's own words already."""
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+
+
+_quiet()

@@ -1,0 +1,150 @@
+"""Reading a request and writing an answer, as ASGI messages: bodies with bounds, media types, gzip.
+
+Invariant: of a request no more than `body_bytes_max` is ever held, compressed or not; work that takes time by the byte
+is done in threads.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from needle.base.errors import InvalidArgument
+from needle.server.http.call import BESIDE_BYTES
+from needle.server.http.problems import HttpError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Blocking = Callable[..., Awaitable[Any]]
+
+JSON: Final = "application/json"
+MSGPACK: Final = "application/msgpack"
+GZIP_BYTES_MIN: Final = 1024
+_MSGPACK_NAMES: Final = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
+_JSON_NAMES: Final = frozenset({JSON, "text/json"})
+
+
+class Gone(Exception):
+    """The caller has left before it sent all of its request."""
+
+
+class Headers(NamedTuple):
+    """What a request says of itself. packed: its body is MessagePack; wants_packed: so should the answer be."""
+
+    packed: bool
+    wants_packed: bool
+    gzipped: bool
+    wants_gzip: bool
+    length: int
+    request_id: str
+    session: str | None
+
+
+def headers_of(scope: Scope) -> Headers:
+    """Raises HttpError."""
+    told = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    kind = told.get(b"content-type", "").partition(";")[0].strip().lower()
+    # A page of another site can have a browser send a POST, but none of these types: so a body has to say what it is.
+    unsaid = not kind and scope["method"] != "POST"
+    if not unsaid and kind not in _JSON_NAMES and kind not in _MSGPACK_NAMES:
+        text = f"content-type {kind[:80]!r}: say {JSON} or {MSGPACK}"
+        raise HttpError(415, "unsupported_media_type", text, field="content-type")
+    coding = told.get(b"content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip"):
+        raise HttpError(415, "unsupported_media_type", f"content-encoding {coding[:80]!r}: gzip is read here")
+    accepted = [part.partition(";")[0].strip().lower() for part in told.get(b"accept", "").split(",")]
+    packed = kind in _MSGPACK_NAMES
+    wants_packed = any(one in _MSGPACK_NAMES for one in accepted) or (packed and accepted in ([""], ["*/*"]))
+    length = told.get(b"content-length", "")
+    return Headers(
+        packed=packed,
+        wants_packed=wants_packed,
+        gzipped=coding == "gzip",
+        wants_gzip="gzip" in told.get(b"accept-encoding", "").lower(),
+        length=int(length) if length.isascii() and length.isdigit() else 0,
+        request_id=told.get(b"x-request-id", ""),
+        session=told.get(b"needle-session"),
+    )
+
+
+async def body_of(receive: Receive, headers: Headers, bytes_max: int, blocking: Blocking) -> bytes:
+    """All of a request's body. Raises HttpError, Gone."""
+    if headers.length > bytes_max:
+        raise too_large(bytes_max)
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > bytes_max:
+            raise too_large(bytes_max)
+        if not message.get("more_body", False):
+            break
+    if not headers.gzipped:
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    unpacked: bytes = await blocking(_gunzip, b"".join(parts), bytes_max)
+    return unpacked
+
+
+def too_large(bytes_max: int) -> HttpError:
+    """The refusal."""
+    return HttpError(413, "content_too_large", f"a request may have at most {bytes_max} bytes of body", field="body")
+
+
+def _gunzip(data: bytes, bytes_max: int) -> bytes:
+    reader = zlib.decompressobj(wbits=31)
+    try:
+        unpacked = reader.decompress(data, bytes_max + 1)
+    except zlib.error as error:
+        raise InvalidArgument(f"the body is no gzip: {error}", field="body") from None
+    if len(unpacked) > bytes_max:
+        raise too_large(bytes_max)
+    if not reader.eof:
+        raise InvalidArgument("the body's gzip is cut short", field="body")
+    return unpacked
+
+
+_json, _msgpack = msgspec.json.Encoder(), msgspec.msgpack.Encoder()
+
+
+def _written(answer: Any, packed: bool, gzipped: bool) -> tuple[bytes, bool]:
+    body = (_msgpack if packed else _json).encode(answer)
+    if gzipped and len(body) >= GZIP_BYTES_MIN:
+        return gzip.compress(body, 1, mtime=0), True
+    return body, False
+
+
+async def write(
+    send: Send,
+    status: int,
+    answer: Any,
+    headers: Headers,
+    extra: list[tuple[bytes, bytes]],
+    *,
+    size: int,
+    blocking: Blocking,
+    kind: str = "",
+) -> None:
+    """Send an answer. size: about how many bytes it has; large ones are encoded in a thread. kind: its media type, if
+    it is not that of every answer."""
+    packed = headers.wants_packed and not kind
+    if size < BESIDE_BYTES and not headers.wants_gzip:
+        body, gzipped = _written(answer, packed, False)
+    else:
+        body, gzipped = await blocking(_written, answer, packed, headers.wants_gzip)
+    told = [
+        (b"content-type", (kind or (MSGPACK if packed else JSON)).encode()),
+        (b"content-length", str(len(body)).encode()),
+        *extra,
+    ]
+    if gzipped:
+        told += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+    await send({"type": "http.response.start", "status": status, "headers": told})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,114 @@
+"""The OpenAPI 3.1 document, made of the route table and the schemas of its structs."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import msgspec
+
+from needle.server.http.bodies import Document
+from needle.server.http.message import JSON, MSGPACK
+from needle.server.http.problems import CONTENT_TYPE, TITLES, Problem
+from needle.server.http.routes import NDJSON, ROUTES, Route
+
+_REF: Final = "#/components/schemas/{name}"
+DESCRIPTION: Final = (
+    "Any node answers any request, and asks whoever leads. Writes are acknowledged once a majority has them; reads are "
+    "linearizable unless another `mode` is asked for. Errors are problem documents (RFC 9457) with a stable `code`; "
+    "`retryable` says whether the same request may be sent again. Bodies are JSON or MessagePack (`content-type`, "
+    "`accept`), and may be gzip. `x-request-id` is taken from the request, or made. `needle-session` begins a session "
+    "when it is empty, and each answer has the next token: eventual reads with it see what the session wrote."
+)
+
+
+def release() -> str:
+    """The version of this package."""
+    try:
+        return version("needle-vdb")
+    except PackageNotFoundError:
+        return "0"
+
+
+def document() -> dict[str, Any]:
+    """The whole document, as JSON types."""
+    types = {route.body for route in ROUTES} | {route.answer for route in ROUTES if route.answer is not None}
+    _, schemas = msgspec.json.schema_components([*sorted(types, key=_named), Problem, Document], ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path.replace(":path", ""), {})[route.method.lower()] = _operation(route, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Needle", "version": release(), "description": DESCRIPTION},
+        "paths": paths,
+        "components": {"schemas": schemas, "responses": {"Problem": _problem()}},
+    }
+
+
+def _named(kind: type) -> str:
+    return kind.__name__
+
+
+def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in route.parameters
+    ]
+    made: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "tags": [route.tag],
+        "parameters": parameters,
+        "responses": {"200": _answer(route), "default": {"$ref": "#/components/responses/Problem"}},
+        "x-role": route.role,
+    }
+    if route.in_query:
+        properties = schemas[_named(route.body)]["properties"]
+        parameters += [
+            {"name": name, "in": "query", "required": False, "schema": schema} | _exploded(name)
+            for name, schema in properties.items()
+        ]
+    else:
+        made["requestBody"] = _body(route)
+    return made
+
+
+def _exploded(name: str) -> dict[str, Any]:
+    return {"style": "form", "explode": False} if name == "fields" else {}
+
+
+def _body(route: Route) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(name=_named(route.body))}
+    required = any(field.required for field in msgspec.structs.fields(route.body))
+    return {
+        "required": required,
+        "content": {JSON: {"schema": schema, "example": route.example or {}}, MSGPACK: {"schema": schema}},
+    }
+
+
+def _answer(route: Route) -> dict[str, Any]:
+    headers = {
+        "x-request-id": {"schema": {"type": "string"}},
+        "needle-session": {"schema": {"type": "string"}, "description": "If the request had one."},
+    }
+    if route.answer is None:
+        line = {"$ref": _REF.format(name=_named(Document))}
+        return {
+            "description": "One document a line. An answer that breaks off is not complete.",
+            "headers": headers,
+            "content": {NDJSON: {"schema": line}},
+        }
+    schema = {"$ref": _REF.format(name=_named(route.answer))}
+    return {
+        "description": "Done.",
+        "headers": headers,
+        "content": {JSON: {"schema": schema}, MSGPACK: {"schema": schema}},
+    }
+
+
+def _problem() -> dict[str, Any]:
+    statuses = ", ".join(f"{status} {title.lower()}" for status, title in sorted(TITLES.items()))
+    return {
+        "description": f"A problem document. Statuses: {statuses}.",
+        "content": {CONTENT_TYPE: {"schema": {"$ref": _REF.format(name="Problem")}}},
+    }

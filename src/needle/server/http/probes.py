@@ -1,0 +1,60 @@
+"""GET /metrics, /livez and /readyz: for monitoring, as text.
+
+/livez: 200 while the node does its work; 503 when a restart would help. /readyz: 200 when it has caught up and knows a
+leader; 503 with the reason otherwise, also in maintenance and while stopping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.routing import Route
+
+from needle.server.http.message import Receive, Scope, Send
+
+TEXT = "text/plain; charset=utf-8"
+
+
+class Health(Protocol):
+    """The node, as its probes see it."""
+
+    def alive(self) -> bool: ...
+    def not_ready(self) -> str: ...
+
+
+class Exposition(Protocol):
+    """The metrics, as text."""
+
+    content_type: str
+
+    def render(self) -> bytes: ...
+
+
+class _Text:
+    """One path, as ASGI. answer: status, content type, body."""
+
+    def __init__(self, answer: Callable[[], tuple[int, str, bytes]]) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, kind, body = self._answer()
+        await Response(body, status, media_type=kind)(scope, receive, send)
+
+
+def probes(health: Health, metrics: Exposition, draining: Callable[[], bool]) -> list[Route]:
+    """The routes."""
+
+    def live() -> tuple[int, str, bytes]:
+        return (200, TEXT, b"ok\n") if health.alive() else (503, TEXT, b"stopped\n")
+
+    def ready() -> tuple[int, str, bytes]:
+        why = "stopping" if draining() else health.not_ready()
+        return (503, TEXT, f"not ready: {why}\n".encode()) if why else (200, TEXT, b"ok\n")
+
+    return [
+        Route("/metrics", _Text(lambda: (200, metrics.content_type, metrics.render())), methods=["GET"]),
+        Route("/livez", _Text(live), methods=["GET"]),
+        Route("/readyz", _Text(ready), methods=["GET"]),
+    ]

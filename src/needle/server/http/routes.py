@@ -1,0 +1,204 @@
+"""The one table of routes: what the door serves, and what its OpenAPI document is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal
+
+import msgspec
+
+from needle.routing.stats import RebalanceStats
+from needle.server.http import bodies, cluster, cluster_bodies, documents
+from needle.server.http.bodies import Nothing
+from needle.server.http.call import Call
+
+Role = Literal["reader", "writer", "admin"]
+Handler = Callable[[Call], Awaitable[Any]]
+NDJSON: Final = "application/x-ndjson"
+BASE: Final = "/v1"
+
+
+class Route(msgspec.Struct, frozen=True):
+    """path: with {names}. body: of the request; a GET or a DELETE has it as query parameters. answer: its schema; None
+    for lines of JSON. role: who may call it. example: of the body."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    body: type[bodies.Body]
+    answer: type | None
+    role: Role
+    example: Any = None
+    tag: str = "documents"
+
+    @property
+    def name(self) -> str:
+        """The operation's id."""
+        return self.handler.__name__
+
+    @property
+    def in_query(self) -> bool:
+        """Whether what it says is in the query."""
+        return self.method in ("GET", "DELETE")
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names in its path."""
+        return re.findall(r"{(\w+)", self.path)
+
+
+_IN: Final = f"{BASE}/collections/{{collection}}"
+_VECTOR: Final = [0.1, 0.2, 0.3, 0.4]
+
+ROUTES: Final = (
+    # --- documents: the ones that are called most come first, for paths are compared in this order -------------------
+    Route(
+        "POST", f"{_IN}/search", documents.search, "The nearest documents", bodies.Search, bodies.Hits, "reader",
+        {"vector": _VECTOR, "k": 3, "filter": {"genre": "scifi"}},
+    ),
+    Route(
+        "PUT", f"{_IN}/documents/{{id:path}}", documents.put_document, "Insert or replace a document",
+        bodies.PutDocument, bodies.Written, "writer", {"vector": _VECTOR, "metadata": {"genre": "scifi", "year": 1969}},
+    ),
+    Route(
+        "GET", f"{_IN}/documents/{{id:path}}", documents.get_document, "A document",
+        bodies.GetDocument, bodies.Document, "reader",
+    ),
+    Route(
+        "PATCH", f"{_IN}/documents/{{id:path}}", documents.patch_document, "Change a document's metadata",
+        bodies.PatchDocument, bodies.Written, "writer", {"set": {"year": 1970}},
+    ),
+    Route(
+        "DELETE", f"{_IN}/documents/{{id:path}}", documents.delete_document, "Delete a document",
+        Nothing, bodies.Written, "writer",
+    ),
+    Route(
+        "POST", f"{_IN}/insert", documents.insert_documents, "Insert or replace many documents",
+        bodies.InsertDocuments, bodies.InsertedDocuments, "writer",
+        {"ids": ["a", "b"], "vectors": [_VECTOR, _VECTOR], "metadatas": [{"genre": "scifi"}, None]},
+    ),
+    Route(
+        "POST", f"{_IN}/get", documents.get_documents, "Documents by their ids",
+        bodies.GetDocuments, bodies.Documents, "reader", {"ids": ["a", "b"], "with_vectors": False},
+    ),
+    Route(
+        "POST", f"{_IN}/search_many", documents.search_many, "The nearest documents of many vectors",
+        bodies.SearchMany, bodies.ManyHits, "reader", {"vectors": [_VECTOR, _VECTOR], "k": 3},
+    ),
+    Route(
+        "POST", f"{_IN}/patch", documents.patch_documents, "Change the metadata of documents, by ids or by a filter",
+        bodies.PatchDocuments, bodies.Written, "writer", {"filter": {"genre": "scifi"}, "set": {"shelf": 4}},
+    ),
+    Route(
+        "POST", f"{_IN}/delete", documents.delete_documents, "Delete documents, by ids or by a filter",
+        bodies.DeleteDocuments, bodies.Written, "writer", {"filter": {"year": {"$lt": 1950}}, "dry_run": True},
+    ),
+    Route(
+        "POST", f"{_IN}/count", documents.count, "How many documents match",
+        bodies.Count, bodies.Counted, "reader", {"filter": {"genre": "scifi"}},
+    ),
+    Route(
+        "POST", f"{_IN}/scan", documents.scan, "Documents page by page, in the order of their ids",
+        bodies.Scan, bodies.Page, "reader", {"limit": 100},
+    ),
+    Route(
+        "POST", f"{_IN}/export", documents.export, "All documents, one JSON object a line",
+        bodies.Export, None, "reader", {},
+    ),
+    # --- collections -------------------------------------------------------------------------------------------------
+    Route(
+        "GET", f"{BASE}/collections", documents.list_collections, "All collections",
+        Nothing, bodies.Collections, "reader", tag="collections",
+    ),
+    Route(
+        "POST", f"{BASE}/collections", documents.create_collection, "Create a collection",
+        bodies.CreateCollection, bodies.Collection, "admin", {"name": "books", "dimensions": 4}, "collections",
+    ),
+    Route(
+        "GET", _IN, documents.describe_collection, "A collection", Nothing, bodies.Collection, "reader",
+        tag="collections",
+    ),
+    Route(
+        "DELETE", _IN, documents.drop_collection, "Delete a collection and all its documents",
+        Nothing, bodies.Written, "admin", tag="collections",
+    ),
+    # --- the cluster -------------------------------------------------------------------------------------------------
+    Route(
+        "GET", f"{BASE}/cluster", cluster.cluster, "The cluster and its health",
+        Nothing, cluster_bodies.ClusterView, "reader", tag="cluster",
+    ),
+    Route(
+        "GET", f"{BASE}/nodes", cluster.nodes, "The nodes", Nothing, cluster_bodies.Nodes, "reader", tag="cluster"
+    ),
+    Route(
+        "PUT", f"{BASE}/nodes/{{node}}/maintenance", cluster.enter_maintenance, "Have a node lead nothing",
+        Nothing, cluster_bodies.Done, "admin", {}, "cluster",
+    ),
+    Route(
+        "DELETE", f"{BASE}/nodes/{{node}}/maintenance", cluster.exit_maintenance, "Have a node back in service",
+        Nothing, cluster_bodies.Done, "admin", tag="cluster",
+    ),
+    Route(
+        "PUT", f"{BASE}/nodes/{{node}}/drain", cluster.drain, "Have other nodes take over what a node holds",
+        Nothing, cluster_bodies.StartedRebalance, "admin", {}, "cluster",
+    ),
+    Route(
+        "DELETE", f"{BASE}/nodes/{{node}}/drain", cluster.undrain, "Use a node again that was to be emptied",
+        Nothing, cluster_bodies.Done, "admin", tag="cluster",
+    ),
+    Route(
+        "DELETE", f"{BASE}/nodes/{{node}}", cluster.remove_node, "Have the cluster forget a node that holds nothing",
+        Nothing, cluster_bodies.Done, "admin", tag="cluster",
+    ),
+    Route(
+        "GET", f"{BASE}/shards", cluster.shards, "The shards and who leads them",
+        Nothing, cluster_bodies.Shards, "reader", tag="cluster",
+    ),
+    Route(
+        "POST", f"{BASE}/shards/{{shard}}/step_down", cluster.step_down, "Hand over the leadership of a shard",
+        cluster_bodies.StepDown, cluster_bodies.Leader, "admin", {"to": "node-2"}, "cluster",
+    ),
+    Route(
+        "POST", f"{BASE}/shards/{{shard}}/force_election", cluster.force_election, "Have a node campaign for a shard",
+        cluster_bodies.ForceElection, cluster_bodies.Leader, "admin", {}, "cluster",
+    ),
+    Route(
+        "PUT", f"{BASE}/shards/{{shard}}/replicas", cluster.set_replicas, "Have these nodes hold a shard",
+        cluster_bodies.SetReplicas, cluster_bodies.Done, "admin", {"nodes": ["node-1", "node-2", "node-3"]}, "cluster",
+    ),
+    Route(
+        "GET", f"{BASE}/moves", cluster.moves, "Moves of key ranges under way",
+        Nothing, cluster_bodies.Moves, "reader", tag="cluster",
+    ),
+    # --- rebalancing -------------------------------------------------------------------------------------------------
+    Route(
+        "GET", f"{BASE}/rebalance", cluster.progress, "How far the last rebalance is",
+        Nothing, cluster_bodies.ProgressView, "reader", tag="rebalancing",
+    ),
+    Route(
+        "POST", f"{BASE}/rebalance", cluster.start_rebalance, "Start a rebalance",
+        cluster_bodies.StartRebalance, cluster_bodies.StartedRebalance, "admin", {"wish": {"shards": 4}}, "rebalancing",
+    ),
+    Route(
+        "GET", f"{BASE}/rebalance/stats", cluster.stats, "What shards and nodes hold",
+        Nothing, RebalanceStats, "reader", tag="rebalancing",
+    ),
+    Route(
+        "POST", f"{BASE}/rebalance/plan", cluster.plan, "What a rebalance would move",
+        cluster_bodies.PlanRebalance, cluster_bodies.PlanView, "reader", {"wish": {"shards": 4}}, "rebalancing",
+    ),
+    Route(
+        "POST", f"{BASE}/rebalance/pause", cluster.pause_rebalance, "Start no more moves",
+        cluster_bodies.AskRebalance, cluster_bodies.Done, "admin", {}, "rebalancing",
+    ),
+    Route(
+        "POST", f"{BASE}/rebalance/resume", cluster.resume_rebalance, "Go on with a rebalance",
+        cluster_bodies.AskRebalance, cluster_bodies.Done, "admin", {}, "rebalancing",
+    ),
+    Route(
+        "POST", f"{BASE}/rebalance/cancel", cluster.cancel_rebalance, "End a rebalance",
+        cluster_bodies.AskRebalance, cluster_bodies.Done, "admin", {}, "rebalancing",
+    ),
+)  # fmt: skip

@@ -1,0 +1,106 @@
+"""The route table, the OpenAPI document that is made of it, problem documents, session tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from needle.base import errors
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.server.http import openapi, session
+from needle.server.http.problems import TITLES, HttpError, problem_of, status_of
+from needle.server.http.routes import ROUTES
+
+
+def tree(kind: type[NeedleError]) -> list[type[NeedleError]]:
+    return [kind, *(below for sub in kind.__subclasses__() for below in tree(sub))]
+
+
+def refs(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [below for key, item in value.items() for below in ([item] if key == "$ref" else refs(item))]
+    return [below for item in value for below in refs(item)] if isinstance(value, list) else []
+
+
+def test_every_error_has_a_status_and_says_whether_to_retry() -> None:
+    for kind in tree(errors.NeedleError):
+        error = kind("why")
+        status = status_of(error)
+        assert status in TITLES
+        assert status >= 400
+        if kind.retryable:
+            assert status in (429, 503, 504), kind
+        made = problem_of(error, "id")
+        assert (made.code, made.retryable, made.detail) == (kind.code, kind.retryable, "why")
+    assert status_of(errors.OutcomeUnknown("?")) == 504
+    assert status_of(errors.Internal("?")) == 500
+
+
+def test_a_problem_names_the_field_once() -> None:
+    made = problem_of(errors.invalid("k", 0, "at least 1"), "id")
+    assert made.field == "k"
+    assert "field" not in made.details
+    assert problem_of(HttpError(413, "content_too_large", "too much", field="body"), "id").field == "body"
+
+
+def test_the_document_says_all_that_is_served() -> None:
+    made = json.loads(msgspec.json.encode(openapi.document()))
+    assert made["openapi"] == "3.1.0"
+    operations = [op for methods in made["paths"].values() for op in methods.values()]
+    assert len(operations) == len(ROUTES)
+    names = [op["operationId"] for op in operations]
+    assert len(set(names)) == len(names)
+    for path, methods in made["paths"].items():
+        for op in methods.values():
+            told = {one["name"] for one in op["parameters"] if one["in"] == "path"}
+            assert told == set(re.findall(r"{(\w+)}", path)), path
+            assert op["x-role"] in ("reader", "writer", "admin")
+            assert op["summary"]
+    for ref in refs(made):
+        where: Any = made
+        for part in ref.removeprefix("#/").split("/"):
+            where = where[part]
+        assert where
+
+
+def test_every_example_is_what_its_route_takes() -> None:
+    for route in ROUTES:
+        if not route.in_query:
+            assert msgspec.convert(route.example or {}, route.body) is not None, route.name
+        if route.method in ("POST", "PATCH"):
+            assert route.example is not None, f"{route.name} has no example"
+
+
+def test_names_are_in_one_style() -> None:
+    made = openapi.document()
+    words = re.compile(r"[a-z][a-z0-9_]*")
+    for path in made["paths"]:
+        for part in path.strip("/").split("/"):
+            assert words.fullmatch(part.strip("{}")), path
+    for schema in made["components"]["schemas"].values():
+        for name in schema.get("properties", {}):
+            assert words.fullmatch(name), name
+
+
+def test_reading_needs_no_more_than_the_reader_and_writing_more() -> None:
+    for route in ROUTES:
+        if route.method == "GET":
+            assert route.role == "reader", route.name
+        elif route.method in ("PUT", "PATCH", "DELETE"):
+            assert route.role != "reader", route.name
+
+
+def test_a_session_token_holds_what_was_seen() -> None:
+    for seen in ({}, {0: 7}, {0: 1, 3: 2**62}):
+        assert session.decode(session.encode(seen)) == seen
+    assert session.decode("") == {}
+
+
+@pytest.mark.parametrize("token", ["!", "AAAA", "gQ", "é", "A" * 100_000, session.encode({0: 5})[:-2] + "__"])
+def test_a_token_that_is_none_is_refused(token: str) -> None:
+    with pytest.raises(InvalidArgument, match="needle-session"):
+        session.decode(token)
