@@ -1,0 +1,345 @@
+"""The HTTP API of real nodes: each node answers everything, in JSON and MessagePack, with errors that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from harness.marked_documents import CALM
+from needle.local.process_cluster import ProcessCluster
+
+DIMENSIONS = 8
+JSON, PACKED = "application/json", "application/msgpack"
+
+
+class Answer(NamedTuple):
+    """status, headers, body."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Http:
+    """One node's door."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """body: sent as JSON, unless it is bytes."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        if data is not None:
+            told.setdefault("content-type", JSON)
+        return await asyncio.to_thread(self._ask, method, path, data, told)
+
+    def _ask(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> Answer:
+        request = urllib.request.Request(f"http://{self._address}{path}", data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, error.headers, error.read())
+
+
+class World(NamedTuple):
+    """Three nodes, the client of one, the doors of all."""
+
+    cluster: ProcessCluster
+    client: Any
+    doors: list[Http]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    directory: Path = tmp_path_factory.mktemp("http")
+    async with ProcessCluster(directory, **CALM) as cluster, cluster.connect() as client:
+        doors = [Http(node.http) for node in cluster.nodes.values()]
+        yield World(cluster, client, doors)
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+COUNTER = iter(range(1000))
+
+
+async def made(world: World, **options: Any) -> str:
+    """A new collection; its path."""
+    name = f"c{next(COUNTER)}"
+    answer = await world.doors[0]("POST", "/v1/collections", {"name": name, "dimensions": DIMENSIONS, **options})
+    assert answer.status == 200, answer.body
+    return f"/v1/collections/{name}"
+
+
+def vectors(count: int, seed: int = 1) -> Any:
+    return np.random.default_rng(seed).standard_normal((count, DIMENSIONS), dtype=np.float32)
+
+
+async def test_a_document_lives_and_dies_through_any_node(world: World) -> None:
+    path, (a, b, c) = await made(world), world.doors
+    written = await a("PUT", f"{path}/documents/x", {"vector": [1.0] * DIMENSIONS, "metadata": {"n": 1, "tags": ["a"]}})
+    assert written.status == 200
+    assert written.json["existed"] is False
+    for door in world.doors:
+        found = (await door("GET", f"{path}/documents/x?with_vectors=false")).json
+        assert found == {"id": "x", "version": written.json["version"], "metadata": {"n": 1, "tags": ["a"]}}
+    change = {"set": {"n": 2}, "append": {"tags": ["b"]}, "if_version": written.json["version"]}
+    assert (await b("PATCH", f"{path}/documents/x", change)).json["count"] == 1
+    stale = await c("PATCH", f"{path}/documents/x", change)
+    assert (stale.status, stale.json["code"]) == (412, "version_mismatch")
+    assert (await c("GET", f"{path}/documents/x")).json["metadata"] == {"n": 2, "tags": ["a", "b"]}
+    taken = await c("PUT", f"{path}/documents/x", {"vector": [1.0] * DIMENSIONS, "if_version": 0})
+    assert (taken.status, taken.json["code"]) == (409, "already_exists")
+    assert (await a("DELETE", f"{path}/documents/x")).json["existed"] is True
+    gone = await b("GET", f"{path}/documents/x")
+    assert (gone.status, gone.json["code"]) == (404, "document_not_found")
+
+
+async def test_ids_may_be_any_text(world: World) -> None:
+    path, (a, b, _) = await made(world), world.doors
+    for name in ("a/b", "?x=1", "ä ö", "..", "%2F", "a#b", "documents/x"):
+        where = f"{path}/documents/{urllib.parse.quote(name, safe='')}"
+        assert (await a("PUT", where, {"vector": [1.0] * DIMENSIONS})).status == 200
+        assert (await b("GET", where)).json["id"] == name
+    listed = (await b("POST", f"{path}/scan", {})).json
+    assert len(listed["documents"]) == 7
+    assert listed["cursor"] is None
+
+
+async def test_hits_are_those_of_the_client(world: World) -> None:
+    path, rows = await made(world), vectors(300)
+    name = path.rpartition("/")[2]
+    ids = [f"d{n}" for n in range(300)]
+    body = {"ids": ids, "vectors": rows.tolist(), "metadatas": [{"n": n, "odd": bool(n % 2)} for n in range(300)]}
+    assert (await world.doors[1]("POST", f"{path}/insert", body)).json == {"written": 300, "failed": []}
+    query = [0.5] * DIMENSIONS
+    expected = await world.client.search(query, 7, {"odd": True}, collection=name, exact=True)
+    asked = {"vector": query, "k": 7, "filter": {"odd": True}, "exact": True}
+    for door in world.doors:
+        found = (await door("POST", f"{path}/search", asked)).json
+        assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
+        assert [hit["distance"] for hit in found["hits"]] == [hit.distance for hit in expected]
+        assert [hit["metadata"] for hit in found["hits"]] == [hit.metadata for hit in expected]
+        assert found["applied_index"].keys() == {"0"}
+        assert found["epoch"] >= 1
+    asked_many = {"vectors": [query, rows[3].tolist()], "k": 7, "filter": {"odd": True}, "exact": True}
+    many = (await world.doors[2]("POST", f"{path}/search_many", asked_many)).json
+    assert [hit["id"] for hit in many["results"][0]] == [hit.id for hit in expected]
+    like = (await world.doors[0]("POST", f"{path}/search", {"like": "d3", "k": 1, "with_metadata": False})).json
+    assert like["hits"][0]["id"] != "d3"
+    assert "metadata" not in like["hits"][0] or like["hits"][0]["metadata"] is None
+    count = await world.doors[0]("POST", f"{path}/count", {"filter": {"odd": True}})
+    assert count.json == {"count": 150}
+
+
+async def test_vectors_travel_as_numbers_and_as_bytes(world: World) -> None:
+    path, door = await made(world, metric="l2"), world.doors[0]
+    row = vectors(1)[0]
+    half = row.astype("<f2")
+    as_text = [
+        {"vector": row.tolist()},
+        {"vector": base64.b64encode(row.tobytes()).decode()},
+        {"vector": base64.b64encode(half.tobytes()).decode(), "vector_type": "float16"},
+    ]
+    for n, body in enumerate(as_text):
+        assert (await door("PUT", f"{path}/documents/{n}", body)).status == 200
+    packed = msgspec.msgpack.encode({"vector": row.tobytes(), "metadata": {"at": 3}})
+    answer = await door("PUT", f"{path}/documents/3", packed, content_type=PACKED)
+    assert msgspec.msgpack.decode(answer.body)["count"] == 1
+    wanted = {0: row, 1: row, 2: half.astype(np.float32), 3: row}
+    for n, expected in wanted.items():
+        found = (await door("GET", f"{path}/documents/{n}")).json["vector"]
+        assert np.array_equal(np.array(found, np.float32), expected)
+        found = (await door("GET", f"{path}/documents/{n}?vector_format=float32")).json["vector"]
+        assert base64.b64decode(found) == expected.tobytes()
+    packed = msgspec.msgpack.encode({"vector": row.tobytes(), "with_vectors": True, "vector_format": "float32"})
+    answer = await door("POST", f"{path}/search", packed, content_type=PACKED, accept=PACKED)
+    found = {hit["id"]: hit for hit in msgspec.msgpack.decode(answer.body)["hits"]}
+    assert found["3"]["vector"] == row.tobytes()
+    assert found["3"]["metadata"] == {"at": 3}
+    body = {"ids": ["x", "y"], "vectors": base64.b64encode(vectors(2).tobytes()).decode()}
+    assert (await door("POST", f"{path}/insert", body)).json["written"] == 2
+
+
+async def test_gzip_both_ways(world: World) -> None:
+    path, door, rows = await made(world), world.doors[0], vectors(200)
+    body = {"ids": [f"d{n}" for n in range(200)], "vectors": rows.tolist()}
+    data = gzip.compress(json.dumps(body).encode())
+    answer = await door("POST", f"{path}/insert", data, content_encoding="gzip")
+    assert answer.json["written"] == 200
+    answer = await door("POST", f"{path}/get", {"ids": body["ids"]}, accept_encoding="gzip")
+    assert answer.headers["content-encoding"] == "gzip"
+    assert len(json.loads(gzip.decompress(answer.body))["documents"]) == 200
+
+
+async def test_a_session_is_handed_from_node_to_node(world: World) -> None:
+    path = await made(world)
+    token = ""
+    for n in range(30):
+        writer, reader = world.doors[n % 3], world.doors[(n + 1) % 3]
+        body = {"vector": [1.0] * DIMENSIONS, "metadata": {"n": n}}
+        token = (await writer("PUT", f"{path}/documents/x", body, needle_session=token)).headers["needle-session"]
+        found = await reader("GET", f"{path}/documents/x?mode=eventual", needle_session=token)
+        assert found.json["metadata"]["n"] == n
+        token = found.headers["needle-session"]
+    assert "needle-session" not in (await world.doors[0]("GET", f"{path}/documents/x")).headers
+    wrong = await world.doors[0]("GET", f"{path}/documents/x", needle_session="no token")
+    assert (wrong.status, wrong.json["field"]) == (400, "needle-session")
+
+
+async def test_what_is_exported_is_what_is_there(world: World) -> None:
+    path, rows = await made(world, metric="l2"), vectors(2500)
+    ids = [f"d{n:05d}" for n in range(2500)]
+    for at in range(0, 2500, 500):
+        body = {"ids": ids[at : at + 500], "vectors": rows[at : at + 500].tolist(), "metadatas": [{"n": n} for n in range(at, at + 500)]}  # fmt: skip # noqa: E501
+        assert (await world.doors[0]("POST", f"{path}/insert", body)).json["written"] == 500
+    answer = await world.doors[2]("POST", f"{path}/export", {})
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    lines = [json.loads(line) for line in answer.body.splitlines()]
+    assert [line["id"] for line in lines] == ids
+    assert np.array_equal(np.array([line["vector"] for line in lines], np.float32), rows)
+    assert [line["metadata"]["n"] for line in lines] == list(range(2500))
+    part = await world.doors[1]("POST", f"{path}/export", {"filter": {"n": {"$lt": 3}}, "with_vectors": False})
+    assert [json.loads(line)["id"] for line in part.body.splitlines()] == ids[:3]
+    pages, cursor, seen = 0, None, []
+    while True:
+        page = (await world.doors[pages % 3]("POST", f"{path}/scan", {"limit": 700, "cursor": cursor})).json
+        seen += [document["id"] for document in page["documents"]]
+        pages, cursor = pages + 1, page["cursor"]
+        if cursor is None:
+            break
+    assert seen == ids
+    changed = await world.doors[1]("POST", f"{path}/patch", {"filter": {"n": {"$gte": 2490}}, "set": {"late": True}, "return_ids": True})  # fmt: skip # noqa: E501
+    assert sorted(changed.json["ids"]) == ids[2490:]
+    dry = await world.doors[1]("POST", f"{path}/delete", {"filter": {"late": True}, "dry_run": True})
+    assert dry.json["count"] == 10
+    assert (await world.doors[1]("POST", f"{path}/delete", {"filter": {"late": True}})).json["count"] == 10
+    assert (await world.doors[1]("POST", f"{path}/delete", {"ids": ids[:5]})).json["count"] == 5
+    assert (await world.doors[2]("GET", path)).json["documents"] == {"0": 2485}
+
+
+BAD: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "/search", {"vector": [1.0] * 3}, 400, "vector"),
+    ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "k": 0}, 400, "k"),
+    ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "fliter": {}}, 400, "fliter"),
+    ("POST", "/search", {"vector": "!"}, 400, "vector"),
+    ("POST", "/search", {"vector": "AAA="}, 400, "vector"),
+    ("POST", "/search", {}, 400, "query"),
+    ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "filter": {"n": {"$near": 1}}}, 400, "$near"),
+    ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "mode": "weak"}, 400, "mode"),
+    ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "max_staleness": 1}, 400, "max_staleness"),
+    ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "timeout": 0}, 400, "timeout"),
+    ("POST", "/search", b"[" * 100_000, 400, "body"),
+    ("POST", "/search", b'{"k": 1' , 400, "body"),
+    ("POST", "/search", b"\xff", 400, "body"),
+    ("POST", "/search", b'{"vector": [NaN]}', 400, "body"),
+    ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "k": 2**64}, 400, "k"),
+    ("POST", "/search", {"like": "nobody"}, 404, "nobody"),
+    ("PUT", "/documents/x", {"vector": [0.0] * DIMENSIONS}, 400, "zero"),
+    ("PUT", "/documents/x", {"vector": [1.0] * DIMENSIONS, "if_version": -1}, 400, "if_version"),
+    ("PUT", f"/documents/{'x' * 3000}", {"vector": [1.0] * DIMENSIONS}, 400, "id"),
+    ("POST", "/insert", {"ids": ["a"], "vectors": [[1.0], [2.0]]}, 400, "vectors"),
+    ("POST", "/insert", {"ids": ["a", "b"], "vectors": "AAAAAA=="}, 400, "vectors"),
+    ("POST", "/insert", {"ids": [], "vectors": "AAAAAA=="}, 400, "vectors"),
+    ("POST", "/patch", {"ids": ["a"], "filter": {}, "set": {"x": 1}}, 400, "either"),
+    ("POST", "/patch", {"ids": ["a"]}, 400, "nothing is to be changed"),
+    ("POST", "/patch", {"ids": ["a"], "set": {"x": 1}, "dry_run": True}, 400, "dry_run"),
+    ("POST", "/delete", {}, 400, "either"),
+    ("POST", "/scan", {"cursor": "nonsense"}, 400, "cursor"),
+    ("POST", "/scan", {"slice": [3, 2]}, 400, "slice"),
+    ("POST", "/count", {"filter": {"$or": 1}}, 400, "$or"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "below", "body", "status", "text"), BAD, ids=lambda value: str(value)[:40])
+async def test_bad_input_is_refused_by_name(
+    world: World, method: str, below: str, body: Any, status: int, text: str
+) -> None:
+    path = await made(world)
+    answer = await world.doors[1](method, path + below, body)
+    assert answer.status == status, answer.body
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json
+    assert problem["status"] == status
+    assert text in problem["detail"] + problem.get("field", "")
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert (await world.doors[0]("POST", f"{path}/count", {})).json == {"count": 0}
+
+
+async def test_what_is_not_there_is_said(world: World) -> None:
+    for method, path, body in (
+        ("GET", "/v1/collections/none", None),
+        ("DELETE", "/v1/collections/none", None),
+        ("POST", "/v1/collections/none/search", {"vector": [1.0]}),
+        ("GET", "/v1/collections/none/documents/x", None),
+    ):
+        answer = await world.doors[0](method, path, body)
+        assert (answer.status, answer.json["code"]) == (404, "collection_not_found")
+    path = await made(world)
+    again = await world.doors[2]("POST", "/v1/collections", {"name": path.rpartition("/")[2], "dimensions": 3})
+    assert (again.status, again.json["code"]) == (409, "collection_exists")
+    assert (await world.doors[1]("DELETE", path)).status == 200
+    assert (await world.doors[2]("GET", path)).status == 404
+
+
+async def test_the_cluster_is_seen_and_looked_after(world: World) -> None:
+    a, b, _ = world.doors
+    seen = (await a("GET", "/v1/cluster")).json
+    assert seen["healthy"]
+    names = [node["id"] for node in seen["nodes"]]
+    assert len(names) == 3
+    leader = seen["shards"][0]["leader"]
+    target = next(name for name in names if name != leader)
+    assert (await b("POST", "/v1/shards/0/step_down", {"to": target})).json == {"shard": 0, "leader": target}
+    assert (await a("POST", "/v1/shards/0/force_election", {})).status == 200
+    assert (await a("POST", "/v1/shards/7/step_down", {})).status == 400
+    assert (await a("POST", "/v1/shards/x/step_down", {})).json["field"] == "shard"
+    assert (await a("PUT", f"/v1/nodes/{target}/maintenance")).status == 200
+    assert {n["id"] for n in (await b("GET", "/v1/nodes")).json["nodes"] if n["maintenance"]} == {target}
+    assert (await b("DELETE", f"/v1/nodes/{target}/maintenance?timeout=60")).status == 200
+    stranger = await a("PUT", "/v1/nodes/127.0.0.1:1/maintenance")
+    assert (stranger.status, stranger.json["field"]) == (400, "node")
+    assert (await a("DELETE", f"/v1/nodes/{target}")).status == 400
+    assert (await a("GET", "/v1/moves")).json == {"moves": []}
+    assert (await a("GET", "/v1/rebalance")).json == {"progress": None}
+    assert (await a("POST", "/v1/rebalance/plan", {})).json["moves"] == []
+    assert (await a("POST", "/v1/rebalance/plan", {"wish": {"drain": ["nobody"]}})).status == 400
+    assert (await a("POST", "/v1/rebalance/pause", {})).status == 400
+    assert "shard_sizes" in (await a("GET", "/v1/rebalance/stats?timeout=60")).json
+
+
+async def test_writes_go_on_when_the_leader_dies(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect():
+        leader = await cluster.leader()
+        doors = [Http(node.http) for name, node in cluster.nodes.items() if name != leader]
+        path = "/v1/collections/default/documents"
+        done = [asyncio.create_task(doors[n % 2]("PUT", f"{path}/{n}", {"vector": [1.0] * 8})) for n in range(20)]
+        cluster.kill(leader)
+        done += [
+            asyncio.create_task(doors[n % 2]("PUT", f"{path}/{n}", {"vector": [1.0] * 8, "timeout": 60}))
+            for n in range(20, 60)
+        ]
+        answers = await asyncio.gather(*done)
+        acknowledged = [n for n, answer in enumerate(answers) if answer.status == 200]
+        assert len(acknowledged) >= 40
+        for answer in answers:
+            assert answer.status in (200, 503, 504), answer.body
+        found = (await doors[0]("POST", f"{path.removesuffix('/documents')}/get", {"ids": [str(n) for n in acknowledged], "timeout": 60})).json  # fmt: skip # noqa: E501
+        assert len(found["documents"]) == len(acknowledged)
