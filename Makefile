@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards soak clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards soak fuzz-http clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -78,6 +78,12 @@ chaos-shards: $(STAMP)
 SOAK_SECONDS ?= 60
 soak: $(STAMP)
 	NEEDLE_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/pytest -q tests/distributed/test_stability.py
+
+# Made-up requests against the OpenAPI document of real nodes (schemathesis): make fuzz-http EXAMPLES=100
+EXAMPLES ?= 100
+fuzz-http: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[fuzz]'
+	$(BIN)/python -m proof.fuzz_http --examples $(EXAMPLES) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

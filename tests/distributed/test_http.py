@@ -1,4 +1,4 @@
-"""The HTTP API of real nodes: each node answers everything, in JSON and MessagePack, with errors that say what to do."""
+"""The HTTP API of real nodes: each answers everything, in JSON and MessagePack, with errors that say what to do."""
 
 from __future__ import annotations
 

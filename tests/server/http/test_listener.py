@@ -88,7 +88,7 @@ END = b" HTTP/1.1\r\nconnection: close\r\n"
         (b"DELETE /metrics" + END + b"\r\n", 405, b"method_not_allowed"),
         (b"POST /v1/collections" + END + b"\r\n", 415, b"content-type"),
         (b"POST /v1/collections" + END + b"content-type: text/plain\r\n\r\n", 415, b"application/json"),
-        (b"GET /v1/nodes" + END + b"content-encoding: br\r\n\r\n", 415, b"gzip"),
+        (b"PUT /v1/nodes/a/drain" + END + b"content-encoding: br\r\n\r\n", 415, b"gzip"),
         (b"GET /v1/nodes?timeout=1&timeout=2" + END + b"\r\n", 400, b"given twice"),
         (b"GET /v1/nodes?limit=1" + END + b"\r\n", 400, b"timeout"),
         (b"GET /v1/nodes?timeout=-1" + END + b"\r\n", 400, b"timeout"),

@@ -33,6 +33,7 @@ from needle.server.http.message import (
     Scope,
     Send,
     body_of,
+    check_body,
     headers_of,
     write,
 )
@@ -50,7 +51,7 @@ PIECE_BYTES: Final = 256 * 1024
 REQUESTS_MAX: Final = 1024
 BYTES_MAX: Final = 256 * 1024 * 1024
 REQUEST_ID_MAX: Final = 128
-_NO_HEADERS: Final = Headers(False, False, False, False, 0, "", None)
+_NO_HEADERS: Final = Headers("", False, False, "identity", False, 0, "", None)
 
 
 class DoorNode(Protocol):
@@ -113,7 +114,7 @@ class Door:
                 scope["needle.headers"] = headers
                 await self._admitted(scope, receive, sending, headers)
             except HTTPException as error:
-                raise _refused(error, scope) from None
+                raise self._refused(error, scope) from None
         except Gone:
             return
         except (NeedleError, HttpError) as error:
@@ -151,6 +152,16 @@ class Door:
         finally:
             self._requests -= 1
             self._bytes -= headers.length
+
+    def _refused(self, error: HTTPException, scope: Scope) -> HttpError:
+        """What no route has."""
+        path = str(scope.get("path", ""))
+        if error.status_code == 405:
+            there = (one for one in self._router.routes if isinstance(one, Path) and one.path_regex.match(path))
+            allow = ", ".join(sorted({method for one in there for method in one.methods or ()}))
+            text = f"{scope['method']} is not served at {path[:200]!r}: {allow} is"
+            return HttpError(405, "method_not_allowed", text, allow=allow)
+        return HttpError(404, "no_such_path", f"nothing is served at {path[:200]!r}; GET /openapi.json lists what is")
 
     async def _write_problem(self, send: Send, error: NeedleError | HttpError, headers: Headers, id_: str) -> None:
         problem = problem_of(error, id_)
@@ -202,6 +213,7 @@ class _Endpoint:
         if self._route.in_query:
             body = self._from_query(scope["query_string"])
         else:
+            check_body(scope["method"], headers)
             try:
                 async with asyncio.timeout(BODY_SECONDS):
                     data = await body_of(receive, headers, BODY_BYTES_MAX, node.blocking)
@@ -253,14 +265,3 @@ def _size(answer: Any) -> int:
     """About how many bytes an answer has, by how many things it lists."""
     lists = (getattr(answer, name, ()) for name in ("hits", "documents", "results"))
     return 512 * sum(len(found) for found in lists if isinstance(found, list))
-
-
-def _refused(error: HTTPException, scope: Scope) -> HttpError:
-    """What no route has."""
-    path = str(scope.get("path", ""))[:200]
-    if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
-        return HttpError(
-            405, "method_not_allowed", f"{scope['method']} is not served at {path}: {allow} is", allow=allow
-        )
-    return HttpError(404, "no_such_path", f"nothing is served at {path!r}; GET /openapi.json lists what is")

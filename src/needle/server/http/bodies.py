@@ -17,7 +17,7 @@ Vector = list[float] | bytes
 Vectors = list[list[float]] | bytes
 VectorType = Literal["float32", "float16"]
 VectorFormat = Literal["numbers", "float32"]
-Seconds = Annotated[float, Meta(gt=0, le=86_400, description="Seconds that the call may take.")]
+Seconds = Annotated[float, Meta(ge=0.001, le=86_400, description="Seconds that the call may take.")]
 Filter = Annotated[
     dict[str, Any] | None, Meta(description='A filter, as in {"genre": "scifi", "year": {"$gte": 1970}}.')
 ]
@@ -39,7 +39,7 @@ class ReadBody(Body, frozen=True, kw_only=True):
     eventual reads, in seconds."""
 
     mode: ReadMode = ReadMode.STRONG
-    max_staleness: Annotated[float, Meta(gt=0)] | None = None
+    max_staleness: Annotated[float, Meta(ge=0.001, le=86_400)] | None = None
 
 
 # --- collections ---------------------------------------------------------------------------------------------------

@@ -34,11 +34,13 @@ class Gone(Exception):
 
 
 class Headers(NamedTuple):
-    """What a request says of itself. packed: its body is MessagePack; wants_packed: so should the answer be."""
+    """What a request says of itself. kind: its body's media type. packed: that is MessagePack; wants_packed: so should
+    the answer be. coding: of the body."""
 
+    kind: str
     packed: bool
     wants_packed: bool
-    gzipped: bool
+    coding: str
     wants_gzip: bool
     length: int
     request_id: str
@@ -46,30 +48,36 @@ class Headers(NamedTuple):
 
 
 def headers_of(scope: Scope) -> Headers:
-    """Raises HttpError."""
+    """As they are; `check_body` judges them."""
     told = {name: value.decode("latin-1") for name, value in scope["headers"]}
     kind = told.get(b"content-type", "").partition(";")[0].strip().lower()
-    # A page of another site can have a browser send a POST, but none of these types: so a body has to say what it is.
-    unsaid = not kind and scope["method"] != "POST"
-    if not unsaid and kind not in _JSON_NAMES and kind not in _MSGPACK_NAMES:
-        text = f"content-type {kind[:80]!r}: say {JSON} or {MSGPACK}"
-        raise HttpError(415, "unsupported_media_type", text, field="content-type")
     coding = told.get(b"content-encoding", "identity").strip().lower()
-    if coding not in ("identity", "gzip"):
-        raise HttpError(415, "unsupported_media_type", f"content-encoding {coding[:80]!r}: gzip is read here")
     accepted = [part.partition(";")[0].strip().lower() for part in told.get(b"accept", "").split(",")]
     packed = kind in _MSGPACK_NAMES
     wants_packed = any(one in _MSGPACK_NAMES for one in accepted) or (packed and accepted in ([""], ["*/*"]))
     length = told.get(b"content-length", "")
     return Headers(
+        kind=kind,
         packed=packed,
         wants_packed=wants_packed,
-        gzipped=coding == "gzip",
+        coding=coding,
         wants_gzip="gzip" in told.get(b"accept-encoding", "").lower(),
         length=int(length) if length.isascii() and length.isdigit() else 0,
         request_id=told.get(b"x-request-id", ""),
         session=told.get(b"needle-session"),
     )
+
+
+def check_body(method: str, headers: Headers) -> None:
+    """Whether a body of this kind is read. A page of another site can have a browser send a POST, but with none of
+    these types: so a POST has to say what it has. Raises HttpError."""
+    unsaid = not headers.kind and method != "POST"
+    if not unsaid and headers.kind not in _JSON_NAMES and headers.kind not in _MSGPACK_NAMES:
+        text = f"content-type {headers.kind[:80]!r}: say {JSON} or {MSGPACK}"
+        raise HttpError(415, "unsupported_media_type", text, field="content-type")
+    if headers.coding not in ("identity", "gzip"):
+        text = f"content-encoding {headers.coding[:80]!r}: gzip is read here"
+        raise HttpError(415, "unsupported_media_type", text, field="content-encoding")
 
 
 async def body_of(receive: Receive, headers: Headers, bytes_max: int, blocking: Blocking) -> bytes:
@@ -87,7 +95,7 @@ async def body_of(receive: Receive, headers: Headers, bytes_max: int, blocking: 
             raise too_large(bytes_max)
         if not message.get("more_body", False):
             break
-    if not headers.gzipped:
+    if headers.coding != "gzip":
         return parts[0] if len(parts) == 1 else b"".join(parts)
     unpacked: bytes = await blocking(_gunzip, b"".join(parts), bytes_max)
     return unpacked

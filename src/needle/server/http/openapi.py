@@ -79,9 +79,8 @@ def _exploded(name: str) -> dict[str, Any]:
 
 def _body(route: Route) -> dict[str, Any]:
     schema = {"$ref": _REF.format(name=_named(route.body))}
-    required = any(field.required for field in msgspec.structs.fields(route.body))
     return {
-        "required": required,
+        "required": route.method == "POST",  # a PUT may say nothing; see message.headers_of
         "content": {JSON: {"schema": schema, "example": route.example or {}}, MSGPACK: {"schema": schema}},
     }
 
