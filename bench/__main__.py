@@ -1,4 +1,4 @@
-"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves]`: all if none is named.
+"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [http]`: or all.
 
 --quick, --json; --documents N: how many the filters' benchmark has, 200,000 unless said otherwise."""
 
@@ -9,10 +9,10 @@ import asyncio
 import shutil
 import sys
 
-from bench import busy, collections, failover, filters, moves, search, shards, writes
+from bench import busy, collections, failover, filters, http, moves, search, shards, writes
 from bench.report import Report
 
-PARTS = ("writes", "failover", "search", "shards", "collections", "filters", "busy", "moves")
+PARTS = ("writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "http")
 
 
 async def measure(parts: list[str], report: Report, *, quick: bool, documents: int | None) -> None:
@@ -34,6 +34,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await busy.run(report, quick=quick)
     if "moves" in parts:
         await moves.run(report, quick=quick)
+    if "http" in parts:
+        await http.run(report, quick=quick)
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ class RaftCluster(BatchMethods):
         metrics.watch(node)
         try:
             if config.http_address is not None:
-                http = HttpServer(config.http_address, node, node, metrics)
+                http = HttpServer(config.http_address, node, node, metrics, api=config.http_api)
                 await http.start()
                 self._http = http
         except BaseException:

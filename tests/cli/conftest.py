@@ -10,6 +10,7 @@ import pytest
 
 from harness.commands import Run
 from needle.cli.app import main
+from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster
 
 DIMENSIONS = 4
@@ -86,7 +87,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessClust
     directory: Path = tmp_path_factory.mktemp("cluster")
     calm = {"election_timeout": 0.5, "heartbeat_interval": 0.1}  # tests say who is to lead, and nobody else may
     settings = {"dimensions": DIMENSIONS, "metric": "l2", "segments": {"seal_rows": 50}, **calm}
-    cluster = ProcessCluster(directory, as_user=True, **settings)
+    cluster = ProcessCluster(directory, ports=free_ports(6), as_user=True, **settings)
     cluster.start_nodes()
     try:
         yield cluster

@@ -226,7 +226,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     cluster_id: Nodes and clients of another cluster id are refused.
     listen: `host:port` to bind; by default the address that others use.
     advertise: `host:port` by which others reach this node.
-    http_address: `host:port` of `/metrics`, `/livez` and `/readyz`.
+    http_address: `host:port` of the HTTP API, `/metrics`, `/livez` and `/readyz`.
+    http_api: Whether the HTTP API is served there, too. Whoever reaches it may do everything: it asks for no key.
     dimensions: Length of the vectors of the collection `default`, which the cluster has from the beginning if the
         `cluster_nodes` that found it have this setting; `limits.dimensions_max` at the most.
     metric: Metric of the collection `default`.
@@ -255,6 +256,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     listen: Annotated[str, about(allowed=ADDRESS, shown="own entry in `cluster_nodes`")] | None = None
     advertise: Annotated[str, about(allowed=ADDRESS, shown="own entry in `cluster_nodes`, or `listen`")] | None = None
     http_address: Annotated[str, about(allowed=ADDRESS)] | None = None
+    http_api: Annotated[bool, about()] = True
     dimensions: Annotated[int, about(1, 1 << 20)] | None = None
     metric: Annotated[str, about(allowed=METRICS, pattern=f"^({'|'.join(Metric)})$")] = Metric.COSINE.value
     election_timeout: Annotated[Seconds, about(0.002, 600)] = 1.0

@@ -58,9 +58,10 @@ async def wait_for(condition: Callable[[], Any], deadline: float, what: str = "t
 
 
 class ProcessCluster:
-    """`nodes` processes. settings: of every node (None: not set). ports: of the nodes, then of their HTTP. linked: each
-    reaches the others (at first) through a proxy of its own, `links` by (from, to), that can be cut, silenced and
-    slowed; so do outsiders. as_user: as people start them, without HTTP; see NodeProcess."""
+    """`nodes` processes. settings: of every node (None: not set). ports: of the nodes, then of their HTTP, which those
+    `as_user` have only if it is given here. linked: each reaches the others (at first) through a proxy of its own,
+    `links` by (from, to), that can be cut, silenced and slowed; so do outsiders. as_user: as people start them; see
+    NodeProcess."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class ProcessCluster:
         self._as_user, self._detached = as_user, detached
         ports = ports or free_ports(nodes if as_user else 2 * nodes)
         for n in range(nodes):
-            self._add(ports[n], None if as_user else ports[nodes + n])
+            self._add(ports[n], ports[nodes + n] if len(ports) > nodes else None)
         for node in self.nodes.values():
             self._tell(node)
         self.links: dict[tuple[str, str], LinkProxy] = make_links(self.addresses, outsiders) if linked else {}

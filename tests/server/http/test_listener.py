@@ -230,6 +230,15 @@ async def test_probes_tell_why(server: HttpServer, node: Node) -> None:
     assert await status(b"/livez") == b"200 ok\n"
 
 
+async def test_without_the_api_there_are_only_metrics_and_probes(node: Node) -> None:
+    server = HttpServer("127.0.0.1:1", node, node, node, api=False)
+    server._port = 0
+    await server.start()
+    for path, status in ((b"/metrics", 200), (b"/readyz", 200), (b"/v1/nodes", 404), (b"/docs", 404)):
+        assert (await ask(server, b"GET " + path + END + b"\r\n")).startswith(b"HTTP/1.1 %d " % status)
+    await server.stop()
+
+
 async def test_the_page_loads_nothing_from_elsewhere(server: HttpServer) -> None:
     for path in (b"/docs", b"/docs.js", b"/docs.css"):
         answer = await ask(server, b"GET " + path + END + b"\r\n")

@@ -28,6 +28,7 @@ from needle.local.kept import STATE_FILE, STOP_SECONDS, kept_pids, stop_kept
 from needle.local.process_cluster import ProcessCluster
 
 KEPT_PORT = 5001
+KEPT_HTTP_PORT = 6001
 SEAL_ROWS = 2000
 SETTINGS: dict[str, Any] = {"dimensions": DIMENSIONS, "metric": "cosine", "segments": {"seal_rows": SEAL_ROWS}}
 FOUNDERS = 3
@@ -71,7 +72,8 @@ def demo(
     place = _prepare(directory, keep)
     told = notes if json else Console(highlight=False, emoji=False)
     first = nodes if shards == 1 else FOUNDERS
-    ports = free_ports(first, range(KEPT_PORT, KEPT_PORT + first) if keep else ())
+    kept = [*range(KEPT_PORT, KEPT_PORT + first), *range(KEPT_HTTP_PORT, KEPT_HTTP_PORT + first)]
+    ports = free_ports(2 * first, kept if keep else ())
     cluster = ProcessCluster(place, first, ports=ports, as_user=True, detached=keep, **SETTINGS)
     finished = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: SIGTERM would be ignored, too
@@ -170,6 +172,7 @@ def _say_what_next(cluster: ProcessCluster, pids: dict[str, int], directory: Pat
     lines += [
         "  needle status --watch",
         '  needle search "read a CSV file" -k 5',
+        f"  open http://{next(iter(cluster.nodes.values())).http}/docs    # the HTTP API, to read and to try",
         "  needle step-down",
         f"  kill -9 {next(iter(pids.values()))}    # one of the nodes; watch `needle status`",
         f"  needle demo --stop{place}",

@@ -38,7 +38,7 @@ from needle.server.http.message import (
     write,
 )
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
-from needle.server.http.routes import NDJSON, ROUTES, Route
+from needle.server.http.routes import NDJSON, Route
 
 log = logging.getLogger("needle.server")
 
@@ -72,14 +72,14 @@ class DoorNode(Protocol):
 
 
 class Door:
-    """See the module. more: routes besides those of the table (probes, documentation)."""
+    """See the module. table: the routes of the API. more: besides these (probes, documentation)."""
 
-    def __init__(self, node: DoorNode, more: Sequence[BaseRoute]) -> None:
+    def __init__(self, node: DoorNode, table: Sequence[Route], more: Sequence[BaseRoute]) -> None:
         self.node = node
         self.draining = False
         self._requests = 0
         self._bytes = 0
-        served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in ROUTES]
+        served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
         self._router = Router([*served, *more], redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,7 +161,9 @@ class Door:
             allow = ", ".join(sorted({method for one in there for method in one.methods or ()}))
             text = f"{scope['method']} is not served at {path[:200]!r}: {allow} is"
             return HttpError(405, "method_not_allowed", text, allow=allow)
-        return HttpError(404, "no_such_path", f"nothing is served at {path[:200]!r}; GET /openapi.json lists what is")
+        return HttpError(
+            404, "no_such_path", f"nothing is served at {path[:200]!r}; GET /openapi.json lists what is, if the API is"
+        )
 
     async def _write_problem(self, send: Send, error: NeedleError | HttpError, headers: Headers, id_: str) -> None:
         problem = problem_of(error, id_)

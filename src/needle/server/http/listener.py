@@ -20,6 +20,7 @@ from needle.base.errors import Unavailable
 from needle.server.http import docs_page
 from needle.server.http.app import SEND_SECONDS, Door, DoorNode
 from needle.server.http.probes import Exposition, Health, probes
+from needle.server.http.routes import ROUTES
 from needle.server.process.descriptors import http_max
 
 log = logging.getLogger("needle.server")
@@ -36,10 +37,11 @@ BACKLOG: Final = 256
 class HttpServer:
     """Listens on `address` ("host:port")."""
 
-    def __init__(self, address: str, node: DoorNode, health: Health, metrics: Exposition) -> None:
+    def __init__(self, address: str, node: DoorNode, health: Health, metrics: Exposition, *, api: bool = True) -> None:
+        """api: whether more than metrics and probes is served."""
         self._host, self._port = parse_address("http_address", address)
-        more = [*probes(health, metrics, lambda: self.door.draining), *docs_page.routes()]
-        self.door = Door(node, more)
+        more = probes(health, metrics, lambda: self.door.draining)
+        self.door = Door(node, ROUTES if api else (), [*more, *docs_page.routes()] if api else more)
         config = uvicorn.Config(
             self.door,
             http=_Connection,

@@ -48,7 +48,7 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
         watch.start()
         metrics.watch(node, watch)
         if config.http_address is not None:
-            http = HttpServer(config.http_address, node, node, metrics)
+            http = HttpServer(config.http_address, node, node, metrics, api=config.http_api)
             await http.start()
     except NeedleError as error:
         _say(f"node {config.node_id} cannot start: {error}")
