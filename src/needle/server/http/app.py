@@ -161,9 +161,7 @@ class Door:
             allow = ", ".join(sorted({method for one in there for method in one.methods or ()}))
             text = f"{scope['method']} is not served at {path[:200]!r}: {allow} is"
             return HttpError(405, "method_not_allowed", text, allow=allow)
-        return HttpError(
-            404, "no_such_path", f"nothing is served at {path[:200]!r}; GET /openapi.json lists what is, if the API is"
-        )
+        return HttpError(404, "no_such_path", f"nothing is served at {path[:200]!r}; /openapi.json says what is")
 
     async def _write_problem(self, send: Send, error: NeedleError | HttpError, headers: Headers, id_: str) -> None:
         problem = problem_of(error, id_)
