@@ -189,6 +189,19 @@ async def test_an_answer_that_is_never_read_is_given_up(
     writer.transport.abort()
 
 
+async def test_an_idle_connection_ends(server: HttpServer) -> None:
+    reader, writer = await connected(server)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+    await reader.readuntil(b"a_metric 1\n")
+    (one,) = server._server.server_state.connections
+    assert one.timeout_keep_alive_task is not None
+    one.timeout_keep_alive_handler()
+    await wait_for(lambda: not server.connections, 30, "the end of the connection")
+    with pytest.raises(EOFError):
+        await reader.readexactly(1)
+    writer.close()
+
+
 async def test_a_pipeline_without_end_is_cut(server: HttpServer) -> None:
     answer = await ask(server, b"GET /metrics HTTP/1.1\r\n\r\n" * 5000)
     assert answer.count(b"a_metric") < 1000
