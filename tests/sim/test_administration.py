@@ -1,5 +1,6 @@
 """What the simulated operator may do: the product promises nothing to a group that its operator takes apart."""
 
+import random
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import pytest
 
 from needle.base.errors import DeadlineExceeded, NeedleError, OutcomeUnknown
+from needle.raft.messages import ConfState
 from proof.sim import administration
 from proof.sim.administration import end_maintenance
-from proof.sim.assigning import keeps_quorum
+from proof.sim.assigning import Holders, keeps_quorum
 from proof.sim.disk_faults import DiskFaults
+from proof.sim.spec import Fault
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,56 @@ async def test_the_end_of_maintenance_is_said_again_until_it_is_heard(monkeypatc
     failures.append(DeadlineExceeded("silent"))
     await end_maintenance(leave, "n1", lambda: True)
     assert failures, "a node that is gone is told nothing"
+
+
+class Cluster:
+    """Three nodes that hold one group; n1 leads it."""
+
+    def __init__(self, *voters: str, rotten: set[str]) -> None:
+        names = ("n1", "n2", "n3")
+        replica = SimpleNamespace(raft=SimpleNamespace(conf=ConfState(voters=voters)))
+        self.fleet: Any = SimpleNamespace(
+            retired=set(),
+            forgetful=set(),
+            spoilt=set(),
+            leader=lambda group: "n1",
+            nodes={"n1": SimpleNamespace(groups=lambda: {1: replica})},
+            observer=SimpleNamespace(rotten=rotten),
+        )
+        holders = SimpleNamespace(wanted=names, assigned=1)
+        now = SimpleNamespace(holders=lambda group: holders)
+        truth: Any = SimpleNamespace(
+            groups=lambda: [1],
+            wanted=lambda group: list(names),
+            leaving=lambda group: [],
+            topologies=[now, now],
+            now=now,
+        )
+        stage: Any = SimpleNamespace(fleet=self.fleet, trace=SimpleNamespace(tell=lambda text: None))
+        self.asked: list[Any] = []
+        self.holders = Holders(stage, truth, names, 3, random.Random(1))
+
+    async def change_catalog(self, command: Any, timeout: float) -> None:
+        self.asked.append(command)
+
+
+@pytest.mark.parametrize(("rotten", "shrinks"), [(set(), True), ({"n3"}, False), ({"n1"}, True)])
+async def test_a_healthy_node_is_not_taken_while_another_ones_disk_has_rotted(rotten: set[str], shrinks: bool) -> None:
+    cluster = Cluster("n1", "n2", "n3", rotten=rotten)
+    await cluster.holders.shrink(cluster, "n1", "remove")  # type: ignore[arg-type]
+    assert bool(cluster.asked) is shrinks
+
+
+@pytest.mark.parametrize(("voters", "rots"), [(("n1", "n2", "n3"), True), (("n1", "n2"), False)])
+async def test_a_disk_rots_only_while_its_group_can_do_without_it(voters: tuple[str, ...], rots: bool) -> None:
+    cluster, crashed = Cluster(*voters, rotten=set()), list[str]()
+    machine = SimpleNamespace(log_disk=SimpleNamespace(rot=lambda: "a bit"))
+    cluster.fleet.machines = {"n2": machine}
+    cluster.fleet.rotted = lambda name: None
+    cluster.fleet.start = lambda name: None
+    cluster.fleet.crash = lambda name, power_cut, why: crashed.append(name)
+    controls: Any = SimpleNamespace(may_lose=cluster.holders.may_lose)
+    trace: Any = SimpleNamespace(tell=lambda text: None)
+    faults = DiskFaults(1, cluster.fleet, controls, trace, Counter())
+    await faults._rot(Fault(0, 0.0, "rot", 0.0, "any", 0.5), "n2")
+    assert bool(crashed) is rots

@@ -146,6 +146,13 @@ def test_an_eventual_read_reveals_the_version_of_an_unknown_write(script):
     assert not script.legal()
 
 
+def test_an_eventual_read_settles_the_version_of_an_unknown_write(script):
+    script.do("put", "unknown", tag="a")
+    script.do("search", seen="a", version=7)
+    script.do("insert", "refused", tag="b", version=6)
+    assert not script.legal()
+
+
 def test_a_refusal_reveals_the_version_of_an_unknown_write(script):
     script.do("put", tag="z", version=1)
     script.do("put", "unknown", tag="a")
