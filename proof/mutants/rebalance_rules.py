@@ -34,6 +34,15 @@ MUTANTS = (
         tests=(_HEALING + "test_a_leader_that_cannot_confirm_it_neither_counts_nor_acts",),
     ),
     Mutant(
+        name="nobody-is-ever-replaced",
+        breaks="a shard stays one failure nearer to standing still until somebody types a command",
+        edits=(Edit("server.upkeep.healing:due", "if now - since >= after and", "if now - since < 0 and"),),
+        tests=(
+            "tests/sim/test_gone_for_good.py::test_the_cluster_makes_up_for_a_machine_that_is_gone",
+            _HEALING + "test_a_node_that_is_gone_is_replaced_once_and_not_before_its_time",
+        ),
+    ),
+    Mutant(
         name="healed-twice",
         breaks="a start that comes late rebuilds what others have rebuilt, or what is in maintenance",
         edits=(

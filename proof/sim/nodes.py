@@ -17,6 +17,7 @@ from needle.rpc.transport import RpcClient
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from proof.sim.disk import SimStore
+from proof.sim.gone_for_good import REPLACE_SECONDS
 from proof.sim.machine import SimPool, stream
 from proof.sim.machines import SimFiles, SimMachine, SimReplicaDisk
 from proof.sim.network import SimNetwork
@@ -56,6 +57,7 @@ def node_config(
         metric=profile.metric,
         segments=segment_config(profile),
         limits=limits if shape.tight else Limits(),
+        replace_after=REPLACE_SECONDS if stage.spec.heals else 0.0,
     )
 
 

@@ -112,6 +112,8 @@ RESIZE_KINDS = {"rebalance": 3, "add-shard": 3, "retire-shard": 2, "drain": 2}
 which no other nodes join, under numbers of their own."""
 RESIZE_SHARE, RESIZING_SHARE = 0.6, 0.4
 RESIZE_FROM = 7000
+HEALING_SHARE = 0.5
+"""Of the runs in which shards come and go."""
 
 REPLICA_FAILPOINTS = (
     "apply-before-commit",
@@ -165,6 +167,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     def resizes(self) -> bool:
         """Whether shards come and go in this run."""
         return self.sharded and not self.plain and stream(self.seed, "resizing").random() < RESIZING_SHARE
+
+    @property
+    def heals(self) -> bool:
+        """Whether nodes are replaced that are gone for some seconds, and one is gone for good in the end."""
+        return self.resizes and stream(self.seed, "healing").random() < HEALING_SHARE
 
     def schedule(self) -> list[Fault]:
         """The faults of this run, by time."""

@@ -27,6 +27,7 @@ from proof.sim.administration import DATA_GROUP, Operator
 from proof.sim.catching_up import WRITERS, CatchingUp
 from proof.sim.client import Client
 from proof.sim.databases import Homed, Proxied, ShardAware
+from proof.sim.gone_for_good import GoneForGood
 from proof.sim.history import History
 from proof.sim.injector import Injector
 from proof.sim.machine import stream
@@ -189,6 +190,8 @@ class World:
         self.fleet.disarm_all()
         if stream(self.spec.seed, "catching-up").random() < self.shape.catching_up:
             await self._catch_up()
+        if self.spec.heals:
+            await self._lose_a_node()
         work.stopping = True
         if self.churn is not None:
             self.churn.stopping = True
@@ -220,6 +223,20 @@ class World:
         self.injector.spoilt.clear()
         writers = [self._client(f"w{number}") for number in range(WRITERS)]
         await CatchingUp(stage, self.truth.wanted(DATA_GROUP), DATA_GROUP, writers).run(self.spec.seed)
+
+    async def _lose_a_node(self) -> None:
+        """A node is gone for good, and nobody does anything about it but the cluster."""
+        stage = self.stage
+        stage.network.heal()
+        for name in self.fleet.machines:
+            self.fleet.start(name)
+        await stage.until("the rebalance to end", LIVENESS_SECONDS, self.operator.resized)
+        await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
+        await stage.until("damaged documents to be had again", LIVENESS_SECONDS, stage.stored_is_whole)
+        self.injector.spoilt.clear()
+        holders = self.operator.holders
+        gone = await GoneForGood(stage, self.truth, holders.all_are_voters).run(holders.members, CATALOG_GROUP)
+        holders.members = [name for name in holders.members if name != gone]
 
     async def _trouble(self) -> None:
         """Nodes die while the cluster is made."""
