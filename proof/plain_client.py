@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
-from needle.base.ids import GroupId, NodeId
+from needle.base.errors import InvalidArgument, NeedleError, Unavailable
+from needle.base.ids import GroupId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
-from needle.base.parts import Body, Payload
+from needle.base.parts import Payload
 from needle.base.runtime import Rng
 from needle.client import values
-from needle.client.attempts import PATIENCE_SECONDS, Attempts, Unanswered
 from needle.client.batches import BatchMethods
-from needle.client.directory import Caller, Directory
+from needle.client.directory import Caller
 from needle.client.document_calls import BatchPart, DocumentCalls, Found
-from needle.client.group import GroupClient, MakeBody
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.client.where import MakePart, WhereWork
 from needle.protocol import calls
@@ -32,7 +30,6 @@ from needle.protocol.calls import (
     DocumentBatch,
     Freshness,
     GetCall,
-    LeaderAnswer,
     ScanAnswer,
     ScanCall,
     SearchCall,
@@ -42,16 +39,15 @@ from needle.protocol.calls import (
 from needle.protocol.commands import (
     Change,
     ChangeWhere,
-    Command,
     CreateCollection,
     Delete,
     DropCollection,
     Insert,
     Patch,
-    Session,
     UpdateVectors,
 )
-from needle.routing.topology import CollectionInfo, Topology
+from needle.routing.topology import CollectionInfo
+from proof.plain_nodes import AnyNode, PlainGroup
 
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
@@ -83,85 +79,6 @@ class PlainClient(BatchMethods):
     def last_index(self) -> int:
         """The newest index that an answer has carried; 0 before the first."""
         return self._group.last_index
-
-
-class AnyNode(Directory):
-    """Some addresses; whoever answers at one routes, and so counts as the leader."""
-
-    asks = calls.LEADER
-
-    def __init__(self, caller: Caller, addresses: Iterable[str]) -> None:
-        super().__init__(caller, 0, Topology)
-        self._given = list(addresses)
-
-    def nodes(self) -> dict[NodeId, str]:
-        return {address: address for address in self._given}
-
-    def addresses(self) -> list[str]:
-        return self._given
-
-    def _place(self, answer: LeaderAnswer, said: str) -> str | None:
-        return said
-
-
-class Waiting(Unanswered):
-    """A request is waited for as long as the node that has it answers anything."""
-
-    def __init__(self, directory: AnyNode) -> None:
-        super().__init__(directory)
-        self._nodes = directory
-
-    async def call(self, address: str, method: str, body: Body, seconds: float) -> Payload | None:
-        """As `Unanswered.call`; None if the node says nothing at all."""
-        nodes = self._nodes
-        answer = asyncio.ensure_future(nodes.caller.call(address, method, body, seconds))
-        try:
-            while not (await asyncio.wait((answer,), timeout=PATIENCE_SECONDS))[0]:
-                if await nodes.ask(address) is None and not answer.done():
-                    nodes.suspect(address)
-                    nodes.forget_leader(address)
-                    return None
-            return answer.result()
-        finally:
-            answer.cancel()
-
-
-class PlainGroup(GroupClient):
-    """All nodes, as if they held one group. `last_index`: the newest log index that an answer has carried."""
-
-    last_index = 0
-
-    def __init__(self, nodes: AnyNode, rng: Rng) -> None:
-        super().__init__(nodes, rng)
-        self._unanswered = Waiting(nodes)
-
-    def saw(self, index: int) -> None:
-        """An answer carried this log index."""
-        self.last_index = max(self.last_index, index)
-
-    async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult:
-        """As GroupClient.write."""
-        result = await super().write(make, timeout)
-        self.saw(result.index)
-        return result
-
-    async def ask_any(self, method: str, make_body: MakeBody, timeout: float) -> Payload:
-        """Ask one node after the other, in turn, until one answers."""
-        attempts = Attempts(timeout)
-        last: NeedleError = DeadlineExceeded(f"no node answered within {timeout:g} s")
-        while attempts.left() > 0:
-            for address in self._directory.in_turn():
-                if (left := attempts.left()) <= 0:
-                    break
-                try:
-                    return await self._caller.call(address, method, make_body(left), left)
-                except NeedleError as error:
-                    if not error.retryable and not error.of_the_node:
-                        raise
-                    last = error
-                    self._directory.suspect(address)
-            await attempts.pause(self._rng)
-        raise DeadlineExceeded(f"no node answered within {timeout:g} s: {last.message}")
 
 
 class PlainCalls:

@@ -10,7 +10,7 @@ from needle.base.model import HitBatch
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
-from proof import plain_client
+from proof import plain_nodes
 from proof.plain_client import PlainClient
 
 VECTOR = [1.0, 0.0]
@@ -51,7 +51,7 @@ class Nodes:
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_client, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(plain_nodes, "PATIENCE_SECONDS", 0.01)
 
 
 async def test_a_node_that_says_nothing_is_left_for_another() -> None:
