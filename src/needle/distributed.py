@@ -30,14 +30,13 @@ from needle.routing.plans import Wish
 from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
 from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
-from needle.server.http.listener import HttpServer
 from needle.server.local_caller import LocalCaller
 from needle.server.node import Node
 from needle.server.ports import NodePorts, system_ports
 from needle.server.process.config_file import load_config
 from needle.server.process.metrics import NodeMetrics
 from needle.server.rebalance_api import RebalanceCoordinator, RebalanceHandle
-from needle.server.system_node import system_node
+from needle.server.system_node import Http, http_server, system_node
 
 __all__ = [
     "ClusterConfig",
@@ -77,7 +76,7 @@ class RaftCluster(BatchMethods):
         self._ports = ports
         self._node: Node | None = None
         self._client: Client | None = None
-        self._http: HttpServer | None = None
+        self._http: Http | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -91,10 +90,7 @@ class RaftCluster(BatchMethods):
         await node.start()
         metrics.watch(node)
         try:
-            if config.http_address is not None:
-                http = HttpServer(config.http_address, node, node, metrics, api=config.http_api)
-                await http.start()
-                self._http = http
+            self._http = await http_server(node, metrics)
         except BaseException:
             await node.stop(hand_over=False)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Protocol
 
 from needle.base.config import RaftConfig
 from needle.client.directory import Caller
@@ -19,3 +20,35 @@ def system_node(config: RaftConfig, ports: NodePorts) -> Node:
         return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock)
 
     return Node(config, ports, clients)
+
+
+class Exposition(Protocol):
+    """The metrics, as text."""
+
+    content_type: str
+
+    def render(self) -> bytes: ...
+
+
+class Http(Protocol):
+    """What listens at a node's `http_address`."""
+
+    def drain(self) -> None:
+        """Refuse what comes from now on; what is under way goes on."""
+        ...
+
+    async def stop(self) -> None:
+        """End it. Idempotent."""
+        ...
+
+
+async def http_server(node: Node, metrics: Exposition) -> Http | None:
+    """Listens; None if the configuration has no `http_address`. Raises Unavailable if it is taken."""
+    if node.config.http_address is None:
+        return None
+    # Here, for it takes 0.2 s and 5 MB, which a node without HTTP need not spend.
+    from needle.server.http.listener import HttpServer
+
+    server = HttpServer(node.config.http_address, node, node, metrics, api=node.config.http_api)
+    await server.start()
+    return server

@@ -19,9 +19,10 @@ from needle.base.config import parse_address
 from needle.base.errors import Unavailable
 from needle.server.http import docs_page
 from needle.server.http.app import SEND_SECONDS, Door, DoorNode
-from needle.server.http.probes import Exposition, Health, probes
+from needle.server.http.probes import Health, probes
 from needle.server.http.routes import ROUTES
 from needle.server.process.descriptors import http_max
+from needle.server.system_node import Exposition
 
 log = logging.getLogger("needle.server")
 

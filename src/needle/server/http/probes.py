@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from needle.server.http.message import Receive, Scope, Send
+from needle.server.system_node import Exposition
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -22,14 +23,6 @@ class Health(Protocol):
 
     def alive(self) -> bool: ...
     def not_ready(self) -> str: ...
-
-
-class Exposition(Protocol):
-    """The metrics, as text."""
-
-    content_type: str
-
-    def render(self) -> bytes: ...
 
 
 class _Text:

@@ -19,12 +19,11 @@ import uvloop
 from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import Failpoint, no_failpoint
-from needle.server.http.listener import HttpServer
 from needle.server.ports import system_ports
 from needle.server.process.descriptors import raise_limit
 from needle.server.process.loop_watch import LoopWatch
 from needle.server.process.metrics import NodeMetrics
-from needle.server.system_node import system_node
+from needle.server.system_node import Http, http_server, system_node
 from needle.system import share_one_heap
 
 log = logging.getLogger("needle.server")
@@ -41,15 +40,13 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
     metrics = NodeMetrics()
     ports = metrics.measured(system_ports(config, failpoint=failpoint))
     node = system_node(config, ports)
-    http: HttpServer | None = None
+    http: Http | None = None
     watch = LoopWatch()
     try:
         await node.start()
         watch.start()
         metrics.watch(node, watch)
-        if config.http_address is not None:
-            http = HttpServer(config.http_address, node, node, metrics, api=config.http_api)
-            await http.start()
+        http = await http_server(node, metrics)
     except NeedleError as error:
         _say(f"node {config.node_id} cannot start: {error}")
         await node.stop(hand_over=False)
