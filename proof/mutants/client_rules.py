@@ -97,12 +97,18 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("client.meaning:Meaning.check", "if not self.holds(now):", "if False:"),
             Edit("client.meaning:Meaning.epoch", "and self.holds(now)", ""),
         ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
         tests=(_ALIASES + "test_who_knew_another_meaning_does_nothing_by_it",),
     ),
     Mutant(
         name="alias-keeps-its-epoch",
         breaks="shards serve who goes by what an alias meant before",
         edits=(Edit("catalog.state:_refusing_older", "now.map.epoch + 1", "now.map.epoch"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
         tests=(_ALIASES + "test_an_alias_is_a_name_and_its_change_makes_an_epoch",),
     ),
     Mutant(

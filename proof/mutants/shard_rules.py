@@ -76,7 +76,47 @@ MUTANTS = (
         name="a-condition-is-not-asked",
         breaks="a write with a condition on the stored document is executed whatever is stored",
         edits=(Edit("shard.apply.execute:_check_matches", "if not command.matches:", "if True:"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
         tests=(_PATCHING + "test_conditions_of_writes",),
+    ),
+    Mutant(
+        name="a-change-by-a-filter-skips-a-shard",
+        breaks="the last shard is not asked to change, or delete, what matches a filter",
+        edits=(
+            Edit(
+                "client.router.by_filter:change_in_shards",
+                "for shard in now.owners]\n    while",
+                "for shard in now.owners[: max(1, len(now.owners) - 1)]]\n    while",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+    ),
+    Mutant(
+        name="a-change-by-a-filter-runs-twice",
+        breaks="a part of a change by a filter that comes again, because its answer was lost, is executed again",
+        edits=(
+            Edit(
+                "shard.apply.execute:execute",
+                "known = batch.sessions.find(numbered, index)",
+                "known = None if isinstance(command, ChangeWhere) else batch.sessions.find(numbered, index)",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+    ),
+    Mutant(
+        name="a-cursor-repeats-a-document",
+        breaks="a page of a scan begins with the document that ended the one before",
+        edits=(Edit("shard.documents.store:DocumentStore.scan", "i.id > ?", "i.id >= ?"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=("tests/shard/test_reference_model.py::test_a_collection_is_what_a_plain_model_says",),
     ),
     Mutant(
         name="a-page-cuts-documents-of-one-id",

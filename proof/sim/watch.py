@@ -15,7 +15,7 @@ import numpy as np
 from needle.base.filters.builder import Filter
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
-from needle.protocol.commands import ChangeWhere, CreateCollection, Delete, Insert, Patch, decode
+from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, Insert, Patch, decode
 from needle.protocol.move_commands import MoveCommand
 from needle.raft import lease
 from needle.raft.messages import ConfState
@@ -79,23 +79,36 @@ class Watch:
         return found
 
     def _patched(self, group: GroupId, index: int, command: Patch, version: int) -> None:
-        """As the workload patches: it sets fields of the metadata."""
+        """As the workload patches: it sets fields of the metadata, or appends to them."""
         within, model = KeySet(command.within), self.model(group, command.collection)
         for key in command.ids:
             document = model.now(key)
             if document is None or (command.within and self.key_of(key) not in within):
                 continue
-            added = {path: msgspec.json.decode(value) for path, value in command.change.set}
-            value = {**(document.metadata or {}), **added}
-            model.write(index, key, ModelDocument(version, document.vector, value))
-            self.on_document(group, command.collection, key, version)
+            self._amended(group, index, command.collection, key, command.change, version)
 
-    def _deleted_where(self, group: GroupId, index: int, command: ChangeWhere) -> None:
+    def _amended(self, group: GroupId, index: int, collection: str, key: str, change: Change, version: int) -> None:
+        model = self.model(group, collection)
+        document = model.now(key)
+        if document is None:
+            return
+        value = dict(document.metadata or {})
+        value.update((path, msgspec.json.decode(data)) for path, data in change.set)
+        for path, data in change.append:
+            value[path] = [*(value.get(path) or []), *msgspec.json.decode(data)]
+        model.write(index, key, ModelDocument(version, document.vector, value))
+        self.on_document(group, collection, key, version)
+
+    def _changed_where(self, group: GroupId, index: int, command: ChangeWhere, version: int) -> None:
         within, model = KeySet(command.within), self.model(group, command.collection)
         wanted = Filter.from_json(command.filter)
         for key, document in model.at(index).items():
-            if wanted.matches(document.metadata) and not (command.within and self.key_of(key) not in within):
+            if not wanted.matches(document.metadata) or (command.within and self.key_of(key) not in within):
+                continue
+            if command.change is None:
                 model.write(index, key, None)
+            else:
+                self._amended(group, index, command.collection, key, command.change, version)
 
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
         if self._leases.is_new_term(group, entry.term):
@@ -128,6 +141,6 @@ class Watch:
         elif isinstance(command, Patch):
             self._patched(group, index, command, result.version)
         elif isinstance(command, ChangeWhere):
-            self._deleted_where(group, index, command)
+            self._changed_where(group, index, command, result.version)
         elif isinstance(command, MoveCommand):
             self.on_move(group, index, command)

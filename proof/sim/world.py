@@ -37,6 +37,7 @@ from proof.sim.process import Process
 from proof.sim.report import Report, report_of
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.faults import ShardFaults
+from proof.sim.shards.lasting import Lasting
 from proof.sim.shards.profile import shape_of
 from proof.sim.shards.truth import Truth
 from proof.sim.spec import Spec, profile
@@ -81,6 +82,7 @@ class World:
         self.clients: list[Client] = []
         self._given_up = 0
         self.churn: Churn | None = None
+        self.lasting: Lasting | None = None
         stage.broken = self._broken
 
     @property
@@ -96,7 +98,8 @@ class World:
         for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
             if opened := lives.opened(name, self.fleet.nodes[name].groups().keys()):
                 return opened
-        return self.work.broken or (self.churn.broken if self.churn is not None else None)
+        others = [one.broken for one in (self.churn, self.lasting) if one is not None]
+        return next((found for found in (self.work.broken, *others) if found is not None), None)
 
     # --- nodes and clients --------------------------------------------------------------------------------------------
     def _node(self, machine: SimMachine, process: Process) -> SimNode:
@@ -195,6 +198,8 @@ class World:
         work.stopping = True
         if self.churn is not None:
             self.churn.stopping = True
+        if self.lasting is not None:
+            self.lasting.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
         await self._read_everything()
@@ -212,6 +217,9 @@ class World:
         if self.shape.churn:
             self.churn = Churn(stage, self._churning, self.truth.now)
             workers.append(stage.ask("churn", self.churn.run()))
+        if self.shape.lasting:
+            self.lasting = lasting = Lasting(stage, self._lasting, lambda: self.truth.now)
+            workers += [stage.ask("lasting", lasting.run()), stage.ask("lasting-reader", lasting.read())]
         return workers
 
     async def _catch_up(self) -> None:
@@ -252,6 +260,10 @@ class World:
     def _churning(self, known: Topology) -> needle.Client:
         endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
         return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
+
+    def _lasting(self, name: str, known: Topology) -> needle.Client:
+        endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
+        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name)).client
 
     async def _serve(self, stem: str) -> bool:
         """Whether every shard takes a write."""

@@ -53,6 +53,7 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     profiles = [sharded_shape(seed) for seed in range(1, 60)]
     assert {profile.shards for profile in profiles} == {1, 2, 3, 4}
     assert {profile.replicas for profile in profiles} == {1, 3}
+    assert {profile.lasting for profile in profiles} == {True, False}
     assert {profile.strategy.kind for profile in profiles} == {"consistent_hash", "hash", "range", "custom"}
     kinds = {fault.kind for seed in range(1, 60) for fault in Spec(seed=seed, sharded=True).schedule()}
     assert {"catalog-leader", "client-off-catalog", "node-off-shard", "move", "join"} <= kinds

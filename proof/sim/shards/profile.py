@@ -15,6 +15,7 @@ DESCRIBED_SHARE = 0.7
 """Of the runs with a consistent hash: the only strategy of which the nodes' settings found the cluster here."""
 LATE_SHARE = 0.4
 ONE_SHARD_SHARE = 0.5
+LASTING_SHARE = 0.6
 VIRTUAL_NODES = 100
 """Of a cluster that settings describe."""
 MOVE_ROWS = 256
@@ -37,7 +38,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     one_group: the faults of leaders and the operator are about the one shard for the most part. tight: the profile's
     limits of messages and commits hold, too. bursts: its clients that write together are there. catching_up: share of
     the runs that end with a member that has to catch up while writes go on. unaware: clients that know nothing of
-    shards; churn: whether somebody makes and drops collections all the time."""
+    shards; churn: whether somebody makes and drops collections all the time; lasting: whether
+    somebody counts, scans and changes documents that stay (lasting.py)."""
 
     shards: int
     replicas: int
@@ -54,6 +56,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     catching_up: float = 0.0
     unaware: tuple[str, ...] = ()
     churn: bool = False
+    lasting: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
@@ -106,4 +109,5 @@ def sharded_shape(seed: int) -> Shape:
         late=described and founding.random() < LATE_SHARE,
         unaware=UNAWARE,
         churn=True,
+        lasting=stream(seed, "documents that stay").random() < LASTING_SHARE,
     )

@@ -1,0 +1,339 @@
+"""A collection against a plain Python model of it: random documents of any JSON, patches, deletes, filters with every
+operator, counts, scans page by page, exact searches. 100,000 comparisons of one document with one answer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import tempfile
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from base import filter_reference
+from base.filter_strategies import conditions, documents, paths, scalars, trees
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.filters.builder import Filter
+from needle.base.model import SearchRequest, WriteResult
+from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, Patch, UpdateVectors
+from needle.shard.documents.projection import projection
+from needle.shard.reads import Page
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, floats, open_replica, put, spec
+
+IDS = [f"d{n:02}" for n in range(30)]
+ROWS = [[float(x), float(y), 1.0] for x in range(-2, 3) for y in range(-1, 2)]
+compared = 0
+
+
+class Refused(Exception):
+    pass
+
+
+class Model:
+    """id -> [version, metadata, vector]."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, list[Any]] = {}
+
+    def matching(self, condition: dict[str, Any]) -> list[str]:
+        holds = filter_reference.matches
+        return sorted(id_ for id_, (_, metadata, _) in self.held.items() if holds(condition, metadata))
+
+    def patch(self, index: int, ids: list[str], change: dict[str, Any]) -> int:
+        made = {id_: patched(self.held[id_][1], change) for id_ in ids if id_ in self.held}
+        for id_, metadata in made.items():
+            self.held[id_][:2] = [index, metadata]
+        return len(made)
+
+
+def patched(before: Any, change: dict[str, Any]) -> Any:
+    """What docs/documents.md says."""
+    if "whole" in change:
+        return change["whole"]
+    if before is not None and not isinstance(before, dict):
+        raise Refused
+    fields = copy.deepcopy(before) or {}
+    for path, value in change.get("set", {}).items():
+        level, last = below(fields, path, make=True)
+        level[last] = copy.deepcopy(value)
+    for path in change.get("unset", []):
+        level, last = below(fields, path, make=False)
+        level.pop(last, None)
+    for path, values in change.get("append", {}).items():
+        level, last = below(fields, path, make=True)
+        if level.get(last) is not None and not isinstance(level[last], list):
+            raise Refused
+        level[last] = [*(level.get(last) or []), *copy.deepcopy(values)]
+    for path, values in change.get("remove", {}).items():
+        level, last = below(fields, path, make=False)
+        if level.get(last) is None:
+            continue
+        if not isinstance(level[last], list):
+            raise Refused
+        level[last] = [one for one in level[last] if not any(equal(one, value) for value in values)]
+    return fields
+
+
+def below(level: dict[str, Any], path: str, *, make: bool) -> tuple[dict[str, Any], str]:
+    *way, last = path.split(".")
+    for key in way:
+        if not isinstance(level.get(key), dict):
+            if not make:
+                return {}, last
+            if level.get(key) is not None:
+                raise Refused
+            level[key] = {}
+        level = level[key]
+    return level, last
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, list | dict) or isinstance(other, list | dict):
+        return type(one) is type(other) and exact(one) == exact(other)
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
+def exact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def shown(metadata: Any, fields: list[str]) -> Any:
+    """The parts of metadata under some paths, none of which holds another."""
+    if not isinstance(metadata, dict):
+        return None
+    left: dict[str, Any] = {}
+    for field in fields:
+        *way, last = field.split(".")
+        source, target = metadata, left
+        for key in way:
+            if not isinstance(source.get(key), dict):
+                break
+            source, target = source[key], target.setdefault(key, {})
+        else:
+            if last in source:
+                target[last] = source[last]
+    return left
+
+
+small = st.lists(scalars, min_size=1, max_size=2)
+changes = st.one_of(
+    st.builds(lambda path, value: {"set": {path: value}}, paths, trees),
+    st.builds(lambda path: {"unset": [path]}, paths),
+    st.builds(lambda path, values: {"append": {path: values}}, paths, small),
+    st.builds(lambda path, values: {"remove": {path: values}}, paths, small),
+    st.builds(
+        lambda one, two, more: {"set": {"a.a": one}, "append": {"b": more}, "unset": ["c"], "remove": {"straße": two}},
+        trees, small, small,
+    ),
+    st.builds(lambda whole: {"whole": whole}, documents),
+)  # fmt: skip
+some_ids = st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True)
+steps = st.one_of(
+    st.tuples(st.just("put"), some_ids, st.lists(documents, min_size=4, max_size=4)),
+    st.tuples(st.just("patch"), some_ids, changes, st.none() | conditions),
+    st.tuples(st.just("patch"), some_ids, changes, st.none()),
+    st.tuples(st.just("vectors"), some_ids),
+    st.tuples(st.just("delete"), some_ids, st.none() | conditions),
+    st.tuples(st.just("patch_where"), conditions, changes, st.integers(1, 9)),
+    st.tuples(st.just("delete_where"), conditions, st.integers(1, 9)),
+)
+
+
+def encoded(change: dict[str, Any]) -> Change:
+    pairs = {
+        name: [(path, json.dumps(value).encode()) for path, value in change.get(name, {}).items()]
+        for name in ("set", "append", "remove")
+    }
+    whole = json.dumps(change["whole"]).encode() if "whole" in change else None
+    return Change(whole=whole, unset=change.get("unset", []), **pairs)
+
+
+class Both:
+    """A replica and the model of it."""
+
+    def __init__(self, directory: str, rng: random.Random) -> None:
+        self.replica: Replica = open_replica(directory)
+        self.log, self.model, self.rng = Log(), Model(), rng
+        self.apply(CreateCollection(spec()))
+
+    def apply(self, command: Any) -> Any:
+        (result,) = self.replica.apply(self.log.add(command))
+        return result
+
+    def rows(self, count: int) -> list[list[float]]:
+        return [self.rng.choice(ROWS) for _ in range(count)]
+
+    def write(self, ids: list[str], metadata: list[Any]) -> None:
+        rows = self.rows(len(ids))
+        result = self.apply(put(ids, rows, metadata[: len(ids)]))
+        for id_, one, row in zip(ids, metadata, rows, strict=False):
+            self.model.held[id_] = [result.index, one, row]
+
+    def step(self, kind: str, *given: Any) -> None:
+        model = self.model
+        if kind == "put":
+            self.write(given[0], given[1])
+        elif kind == "patch":
+            ids, change, condition = given
+            self.judged(
+                Patch("c", ids, encoded(change), matches=b"" if condition is None else wire(condition)),
+                ids,
+                condition,
+                lambda index: model.patch(index, ids, change),
+            )
+        elif kind == "vectors":
+            rows = dict(zip(given[0], self.rows(len(given[0])), strict=True))
+            result = self.apply(UpdateVectors("c", given[0], floats(*rows.values())))
+            for id_, row in rows.items():
+                if id_ in model.held:
+                    model.held[id_] = [result.index, model.held[id_][1], row]
+        elif kind == "delete":
+            ids, condition = given
+            self.judged(
+                Delete("c", ids, matches=b"" if condition is None else wire(condition)),
+                ids,
+                condition,
+                lambda _: sum(model.held.pop(id_, None) is not None for id_ in ids),
+            )
+        elif kind == "patch_where":
+            self.where(given[0], given[1], given[2])
+        else:
+            self.where(given[0], None, given[1])
+
+    def judged(self, command: Any, ids: list[str], condition: Any, change: Any) -> None:
+        there = [id_ for id_ in ids if id_ in self.model.held]
+        holds = condition is None or all(filter_reference.matches(condition, self.model.held[id_][1]) for id_ in there)
+        result = self.apply(command)
+        if not holds:
+            assert type(result).__name__ == "ConditionFailed"
+            return
+        self.same(result, change)
+
+    def same(self, result: Any, change: Any) -> None:
+        try:
+            count = change(len(self.log.entries))
+        except Refused:
+            assert isinstance(result, InvalidArgument), result
+        else:
+            assert isinstance(result, WriteResult), result
+            assert result.count == count
+
+    def where(self, condition: dict[str, Any], change: dict[str, Any] | None, limit: int) -> None:
+        """In parts. Which documents a part takes is in its answer; all together must be those that matched before it,
+        in no order that is promised."""
+        before, done, after, upto = set(self.model.matching(condition)), set[str](), -1, -1
+        how = None if change is None else encoded(change)
+        while True:
+            result = self.apply(ChangeWhere("c", wire(condition), how, after, upto, limit, return_ids=True))
+            if isinstance(result, NeedleError):  # a part is refused whole
+                assert isinstance(result, InvalidArgument) and change is not None
+                assert any(self.refuses(id_, change) for id_ in before - done)
+                return
+            assert not done.intersection(result.ids) and len(result.ids) == result.count <= limit
+            done.update(result.ids)
+            if change is None:
+                for id_ in result.ids:
+                    del self.model.held[id_]
+            else:
+                self.model.patch(result.index, result.ids, change)
+            after, upto = result.reached, result.upto
+            if after < 0:
+                assert done == before
+                return
+
+    def refuses(self, id_: str, change: dict[str, Any]) -> bool:
+        try:
+            patched(self.model.held[id_][1], change)
+        except Refused:
+            return True
+        return False
+
+    def check(self, condition: dict[str, Any], fields: list[str]) -> None:
+        global compared
+        replica, held, wanted = self.replica, self.model.held, self.model.matching(condition)
+        filter_json = wire(condition)
+        assert replica.count_matching("c", filter_json)[0] == len(wanted)
+        scanned, after = [], ""
+        of = self.rng.choice([1, 1, 3])
+        for which in range(of):
+            after = ""
+            while after is not None:
+                page = Page("c", filter_json, after, self.rng.randint(1, 12), False, (which, of))
+                found = replica.scan(page)
+                scanned += found.documents
+                after = found.reached
+        if of == 1:
+            assert [one.id for one in scanned] == wanted
+        assert sorted(one.id for one in scanned) == wanted
+        for one in scanned:
+            version, metadata, _ = held[one.id]
+            assert (one.version, exact(json.loads(one.metadata or b"null"))) == (version, exact(metadata))
+            left = json.loads(projection(fields)(one.metadata) or b"null")
+            assert exact(left) == exact(shown(metadata, fields))
+        query, k = self.rng.choice(ROWS), self.rng.choice([1, 5, 100])
+        nearest = sorted((math.dist(held[id_][2], query), id_, held[id_][0]) for id_ in wanted)[:k]
+        hits = replica.search(
+            SearchRequest(collection="c", vector=floats(query), k=k, filter=filter_json, exact=True, with_vectors=True)
+        )
+        assert list(zip(hits.ids, hits.versions, strict=True)) == [(id_, version) for _, id_, version in nearest]
+        assert np.allclose(hits.distances, [distance for distance, _, _ in nearest], atol=1e-6)
+        assert hits.vectors == b"".join(floats(held[id_][2]) for id_ in hits.ids)
+        compared += 3 * len(held)
+
+
+def wire(condition: dict[str, Any]) -> bytes:
+    return Filter.parse(condition).to_json()
+
+
+def allowed(condition: dict[str, Any]) -> bool:
+    """A bound that is the text of an instant is refused: see docs/filters.md."""
+    try:
+        Filter.parse(condition)
+    except InvalidArgument:
+        return False
+    return True
+
+
+@settings(
+    max_examples=45,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # an example is too long to be made shorter in time
+)
+@given(
+    st.lists(documents, min_size=len(IDS), max_size=len(IDS)),
+    st.lists(steps, min_size=5, max_size=25),
+    st.lists(conditions.filter(allowed), min_size=20, max_size=24),
+    st.integers(0, 2**32),
+)
+def compare(metadata: list[Any], todo: list[tuple[Any, ...]], filters: list[dict[str, Any]], seed: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        both = Both(directory, random.Random(seed))
+        both.write(IDS, metadata)
+        every = max(1, len(todo) // 3)
+        for number, step in enumerate(todo):
+            if all(allowed(one) for one in step if isinstance(one, dict) and is_condition(step, one)):
+                both.step(*step)
+            if number % every == 0:
+                both.replica.checkpoint()
+                for condition in filters[: len(filters) // 4]:
+                    both.check(condition, ["a", "b.a", "straße"])
+        for condition in filters:
+            both.check(condition, ["a.b", "b", "c.a"])
+        both.replica.verify()
+        both.replica.close()
+
+
+def is_condition(step: tuple[Any, ...], one: Any) -> bool:
+    at = 1 if step[0].endswith("where") else len(step) - 1
+    return step[at] is one
+
+
+def test_a_collection_is_what_a_plain_model_says() -> None:
+    compare()
+    assert compared > 100_000, "hypothesis drew too little"
