@@ -80,6 +80,8 @@ def test_a_node_whose_directory_was_replaced_is_noticed_and_stays_lost(seed: int
 
 
 SEEDS_MAX = 8
+LASTING = {"aliases", "scans", "counts", "changes by a filter"}
+"""Checkers of proof/sim/shards/lasting.py."""
 NO_EPOCHS = Edit("server.service.checks:Ownerships.of", "if owned.epoch > epoch:", "if owned.epoch < 0:")
 PLANTED = {
     "the epoch of an answer is not compared": (
@@ -88,7 +90,7 @@ PLANTED = {
             Edit("client.router.fan_out:FanOut._ask", "if answer.epoch != owned.epoch or", "if answer.epoch < 0 and"),
         ),
         4,
-        {"read freshness", "linearizability", "search replay", "coverage"},
+        {"read freshness", "linearizability", "search replay", "coverage", *LASTING},
     ),
     "a shard takes what it does not own": (
         (
@@ -105,12 +107,12 @@ PLANTED = {
     "a shard that fails is left out": (
         (Edit("client.router.fan_out:FanOut._once", "_gather(asking, partial)", "_gather(asking, True)"),),
         8,
-        {"coverage", "search replay", "collections", "linearizability"},
+        {"coverage", "search replay", "collections", "linearizability", *LASTING},
     ),
     "a shard's hits are merged twice": (
         (Edit("client.router.merge:merged_hits", "list(batches.values())", "[*batches.values()] * 2"),),
         1,
-        {"search replay", "collections"},
+        {"search replay", "collections", *LASTING},
     ),
 }
 """By what is wrong: the edits, the first seed to try, and the checkers that may be first to see it."""
