@@ -14,6 +14,12 @@ _HEALING = "tests/server/test_healing.py::"
 
 MUTANTS = (
     Mutant(
+        name="rates-that-forget-nothing",
+        breaks="a shard that was called once counts as hot for as long as its node runs",
+        edits=(Edit("server.call_rates:Rate._forget", "self._counts[passed % SLOTS] = 0", "pass"),),
+        tests=("tests/server/test_call_rates.py::test_a_rate_is_of_the_last_half_minute",),
+    ),
+    Mutant(
         name="sizes-of-before-the-switch",
         breaks="a range that has switched since its shards were measured counts at both, and more is moved",
         edits=(

@@ -111,6 +111,9 @@ async def test_a_rebalance_goes_on_when_the_catalogs_leader_dies_at_any_stage(tm
             stats = await wait_for(operator.get_stats, 20, "stats")
             assert sorted(stats.shard_sizes) == [0, 1, 2]
             assert stats.documents_imbalance < 0.25
+            assert sum(one.writes for one in stats.shard_sizes.values()) > 1
+            assert sum(one.searches for one in stats.shard_sizes.values()) > 1
+            assert sum(one.writes for one in stats.hot_ranges) > 0.1
             hits = await client.search(np.ones(8, np.float32), 10_000, exact=True)
             found = [hit.id for hit in hits]
             assert len(found) == len(set(found))

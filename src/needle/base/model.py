@@ -169,7 +169,9 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     damage: why this replica's data is not served, and fetched again from another; "" if it is whole.
     waits_for: what the members of this leader's group lack to be those that the catalog names; "" for nothing.
     documents: that a reader can see, of all collections; live_bytes: what they weigh (docs/rebalancing.md). copied:
-    documents that this leader has copied to other shards, by id of the move that is under way."""
+    documents that this leader has copied to other shards, by id of the move that is under way. writes, searches: a
+    second, lately, that this node took; hot: if asked for, (first key, key behind the last or None, writes, searches)
+    of the ranges with the most."""
 
     node_id: str
     group: int
@@ -196,3 +198,6 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: str = ""
     live_bytes: int = 0
     copied: dict[int, int] = {}
+    writes: float = 0.0
+    searches: float = 0.0
+    hot: list[tuple[bytes, bytes | None, float, float]] = []

@@ -55,9 +55,10 @@ def stats(cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0, json: Jso
 
 
 def _show_stats(found: RebalanceStats) -> None:
-    shards = table("shard", "documents", "size", "keys")
+    shards = table("shard", "documents", "size", "keys", "writes/s", "searches/s")
     for shard, one in found.shard_sizes.items():
-        shards.add_row(str(shard), str(one.documents), size_in_words(one.bytes), f"{one.share:.1%}")
+        rates = (f"{one.writes:.1f}", f"{one.searches:.1f}")
+        shards.add_row(str(shard), str(one.documents), size_in_words(one.bytes), f"{one.share:.1%}", *rates)
     console.print(shards)
     console.print(f"imbalance {found.imbalance_ratio:.2f} by size, {found.documents_imbalance:.2f} by documents\n")
     nodes = table("node", "replicas", "leads", "documents", "size", "filled", "on disk", "free", "disk")
@@ -72,6 +73,19 @@ def _show_stats(found: RebalanceStats) -> None:
             *("?" if size is None else size_in_words(size) for size in (load.used, load.free, load.total)),
         )
     console.print(nodes)
+    if found.hot_ranges:
+        hot = table("most called keys", "shard", "writes/s", "searches/s", "share")
+        for part in found.hot_ranges:
+            span = f"{_shown(part.span[0])} to {_shown(part.span[1])}"
+            hot.add_row(span, str(part.shard), f"{part.writes:.1f}", f"{part.searches:.1f}", f"{part.share:.1%}")
+        console.print(hot)
+
+
+def _shown(key: bytes | None) -> str:
+    """A routing key: as text where it is an id, else in hex."""
+    if not key:
+        return "the end" if key is None else "the first"
+    return key.decode() if key.isascii() and key.decode().isprintable() else key.hex()
 
 
 def plan(

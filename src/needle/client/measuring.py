@@ -6,6 +6,7 @@ Invariant: a shard counts as what its leader holds; one whose leader does not an
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -17,7 +18,7 @@ from needle.client.health import ReplicaStatus
 from needle.client.replicas import ask_replicas
 from needle.protocol import calls
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
-from needle.routing.stats import ClusterStats, NodeStats, ShardStats
+from needle.routing.stats import ClusterStats, NodeStats, RangeStats, ShardStats
 from needle.routing.topology import NodeInfo, NodeState, Topology
 
 
@@ -68,12 +69,33 @@ class Measuring:
         return found
 
 
-async def measure(caller: Caller, topology: Topology, timeout: float) -> Measured:
-    """All at once, none for longer than `timeout`."""
+async def measure(caller: Caller, topology: Topology, timeout: float, *, hot: bool = False) -> Measured:
+    """All at once, none for longer than `timeout`. hot: with the calls a second, which nothing is decided by."""
     replicas, nodes = await asyncio.gather(
-        ask_replicas(caller, topology, timeout), ask_nodes(caller, topology, timeout)
+        ask_replicas(caller, topology, timeout, hot=hot), ask_nodes(caller, topology, timeout)
     )
-    return _measured(topology, _leaders(replicas), tuple(nodes))
+    found = _measured(topology, _leaders(replicas), tuple(nodes))
+    return _with_calls(found, replicas) if hot else found
+
+
+def _with_calls(found: Measured, replicas: Sequence[ReplicaStatus]) -> Measured:
+    """Writes, and the ranges, as the leaders say; searches of all replicas."""
+    searches: defaultdict[int, float] = defaultdict(float)
+    for one in replicas:
+        searches[one.shard] += one.status.searches if one.status is not None else 0.0
+    shards = tuple(
+        msgspec.structs.replace(
+            one,
+            writes=found.leaders[one.shard].writes,
+            searches=searches[one.shard],
+            ranges=tuple(
+                RangeStats(span=(start, end), documents=0, bytes=0, writes=writes, searches=read)
+                for start, end, writes, read in found.leaders[one.shard].hot
+            ),
+        )
+        for one in found.stats.shards
+    )
+    return msgspec.structs.replace(found, stats=msgspec.structs.replace(found.stats, shards=shards))
 
 
 def _moving(topology: Topology) -> set[int]:

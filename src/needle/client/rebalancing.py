@@ -35,16 +35,16 @@ class RebalanceMethods:
     _shards: ClusterShards
 
     async def get_stats(self, *, timeout: float = TIMEOUT) -> RebalanceStats:
-        """What each shard holds, in documents and bytes, which share of the keys it owns, and what each node holds and
-        has room for. imbalance_ratio: the largest shard over the mean, minus 1, by bytes: 0.2 says that it is 20 %
-        larger than a fair share. Raises Unavailable, which names the shards, if one has no leader that answers, also
-        not after an election's time."""
+        """What each shard holds, in documents and bytes, which share of the keys it owns, how often it is called, and
+        what each node holds and has room for. imbalance_ratio: the largest shard over the mean, minus 1, by bytes: 0.2
+        says that it is 20 % larger than a fair share. Raises Unavailable, which names the shards, if one has no leader
+        that answers, also not after an election's time."""
         seconds, shards, loop = values.check_timeout(timeout), self._shards, asyncio.get_running_loop()
         deadline = loop.time() + min(seconds, SETTLE_SECONDS)
         while True:
             topology = await shards.confirmed(seconds)
             try:
-                found = await measure(self._caller, topology, seconds)
+                found = await measure(self._caller, topology, seconds, hot=True)
                 found.check_whole()
                 return summarize(topology, found.stats)
             except Unavailable:  # leadership may be on its way to another node

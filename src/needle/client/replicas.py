@@ -16,15 +16,15 @@ from needle.routing.topology import Topology
 
 
 async def ask_replicas(
-    caller: Caller, topology: Topology, timeout: float, shards: Collection[int] | None = None
+    caller: Caller, topology: Topology, timeout: float, shards: Collection[int] | None = None, *, hot: bool = False
 ) -> list[ReplicaStatus]:
     """Every replica as its own node sees it, in order of shards; all are asked at once, none for longer than
-    `timeout`. shards: only theirs."""
+    `timeout`. shards: only theirs. hot: also which keys are called."""
 
     async def one(shard: int, node: NodeId) -> ReplicaStatus:
         address = topology.address_of(node) or ""
         try:
-            body = calls.encode(StatusCall(shard_group(shard)))
+            body = calls.encode(StatusCall(shard_group(shard), hot=hot))
             status = calls.decode(await caller.call(address, calls.STATUS, body, timeout), RaftStatus)
         except LostState as error:
             lost = error.message

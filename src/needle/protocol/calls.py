@@ -207,10 +207,11 @@ class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StatusCall(msgspec.Struct, frozen=True, array_like=True):
-    """digest: also compute the digest of the documents (reads all of them)."""
+    """digest: also compute the digest of the documents (reads all of them). hot: also say which keys are called."""
 
     group: GroupId
     digest: bool = False
+    hot: bool = False
 
 
 class DigestAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -78,11 +78,13 @@ class ClusterStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShardSize(msgspec.Struct, frozen=True, kw_only=True):
-    """share: of the key space."""
+    """share: of the key space. writes, searches: calls a second, lately."""
 
     documents: int
     bytes: int
     share: float
+    writes: float = 0.0
+    searches: float = 0.0
 
 
 class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +148,9 @@ def summarize(topology: Topology, stats: ClusterStats, hot_max: int = 10) -> Reb
     for info in topology.serving:
         one = known.get(info.shard, ShardStats(shard=info.shard))
         share = shares.get(info.shard, 0.0)
-        sizes[info.shard] = ShardSize(documents=one.documents, bytes=one.bytes, share=share)
+        sizes[info.shard] = ShardSize(
+            documents=one.documents, bytes=one.bytes, share=share, writes=one.writes, searches=one.searches
+        )
     return RebalanceStats(
         shard_sizes=sizes,
         imbalance_ratio=imbalance(size.bytes for size in sizes.values()),

@@ -284,9 +284,12 @@ class Node:
         status = msgspec.structs.replace(status, peers=peers, waits_for=waits_for)
         if group == CATALOG_GROUP:
             return status
-        replica = self.hosted(group).replica
+        hosted, now = self.hosted(group), self.now()
+        replica = hosted.replica
         return msgspec.structs.replace(
             status,
+            writes=hosted.calls.writes(now),
+            searches=hosted.calls.searches(now),
             documents=replica.count(),
             live_bytes=replica.live_bytes,
             digest=replica.stored_digest()[1] if digest else "",

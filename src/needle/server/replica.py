@@ -23,6 +23,7 @@ from needle.multiraft.background import Background
 from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall
+from needle.server.call_rates import CallRates
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.lasting import lasting, next_beat
@@ -71,6 +72,7 @@ class HostedReplica:
         self.replica = replica
         search_many = partial(replica.search_many, builders=builders)
         self.batcher = SearchBatcher(search_many, ports.search_pool, in_flight_max=ports.search_threads)
+        self.calls = CallRates()
         self.caught_up = False
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
         self._host = host

@@ -71,8 +71,10 @@ class ShardDocuments:
             return None
         answer = WriteAnswer(self._node, "shard_write")
         try:
-            data = judged(hosted, self._owners.checked(owned, call, by_log=fence is not None))
+            command = self._owners.checked(owned, call, by_log=fence is not None)
+            data = judged(hosted, command)
             self._host.submit(call.group, data, call_timeout(call.timeout), answer)
+            hosted.calls.wrote(self._node.now(), owned.map, command)
         except CollectionNotFound:
             return None  # the catalog may have it: it has to be asked
         except NeedleError as error:
@@ -84,19 +86,20 @@ class ShardDocuments:
         command = await judge(self._node, len(call.command), self._owners.checked, owned, call)
         await self._hold(owned, call, command)
         try:
-            return await self._write(call, command)
+            return await self._write(owned, call, command)
         except CollectionNotFound:
             collection = getattr(command, "collection", "")
             await self._catch_up(call.group, collection, call.timeout)
-            return await self._write(call, command)
+            return await self._write(owned, call, command)
 
-    async def _write(self, call: WriteCall, command: commands.Command) -> object:
+    async def _write(self, owned: Ownership, call: WriteCall, command: commands.Command) -> object:
         hosted, host, group = self._node.hosted(call.group), self._host, call.group
         if not host.is_leader(group):
             raise not_leader(self._node, group)
         timeout = call_timeout(call.timeout)
         await hosted.be_up_to_date(timeout)
         data = await judge(self._node, len(call.command), judged, hosted, command)
+        hosted.calls.wrote(self._node.now(), owned.map, command)
         return await host.propose(group, data, timeout)
 
     async def _hold(self, owned: Ownership, call: WriteCall, command: commands.Command) -> None:
@@ -133,6 +136,17 @@ class ShardDocuments:
         return MoveAnswer(found.phase, found.step, found.at, found.cursors)
 
     # --- reads -------------------------------------------------------------------------------------------------------
+    def _count(self, owned: Ownership, call: Any) -> None:
+        hosted = self._node.groups.get(call.group)
+        if hosted is None:
+            return
+        if isinstance(call, calls.GetCall):
+            hosted.calls.read(self._node.now(), owned.map, call.ids)
+        elif isinstance(call, calls.SearchManyCall):
+            hosted.calls.searched(self._node.now(), call.count)
+        else:
+            hosted.calls.searched(self._node.now())
+
     async def _shard_read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> Body:
         owned = await self._owners.of(call.epoch)
         claim = owned.claim(call.group - 1)
@@ -140,6 +154,7 @@ class ShardDocuments:
         if fresh.min_index < claim.since:  # a replica that lags behind must not answer for what it does not have yet
             fresh = msgspec.structs.replace(fresh, min_index=claim.since)
             call = msgspec.structs.replace(call, freshness=fresh)
+        self._count(owned, call)
         try:
             try:
                 answer = await run(call, claim)

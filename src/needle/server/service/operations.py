@@ -64,6 +64,10 @@ class Operations:
     async def status(self, call: StatusCall) -> RaftStatus:
         """This node's view of a group."""
         status = self._node.status(call.group, False)
+        hosted, owned = self._node.groups.get(call.group), self._node.ownership
+        if call.hot and hosted is not None and owned is not None:
+            hot = hosted.calls.hot(self._node.now(), owned.map, owned.ranges(call.group - 1))
+            status = msgspec.structs.replace(status, hot=hot)
         if not call.digest or call.group not in self._node.groups:
             return status
         replica = self._node.hosted(call.group).replica
