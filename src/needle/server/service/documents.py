@@ -86,20 +86,22 @@ class ShardDocuments:
         command = await judge(self._node, len(call.command), self._owners.checked, owned, call)
         await self._hold(owned, call, command)
         try:
-            return await self._write(owned, call, command)
+            answer = await self._write(call, command)
         except CollectionNotFound:
             collection = getattr(command, "collection", "")
             await self._catch_up(call.group, collection, call.timeout)
-            return await self._write(owned, call, command)
+            answer = await self._write(call, command)
+        if (hosted := self._node.groups.get(call.group)) is not None:
+            hosted.calls.wrote(self._node.now(), owned.map, command)
+        return answer
 
-    async def _write(self, owned: Ownership, call: WriteCall, command: commands.Command) -> object:
+    async def _write(self, call: WriteCall, command: commands.Command) -> object:
         hosted, host, group = self._node.hosted(call.group), self._host, call.group
         if not host.is_leader(group):
             raise not_leader(self._node, group)
         timeout = call_timeout(call.timeout)
         await hosted.be_up_to_date(timeout)
         data = await judge(self._node, len(call.command), judged, hosted, command)
-        hosted.calls.wrote(self._node.now(), owned.map, command)
         return await host.propose(group, data, timeout)
 
     async def _hold(self, owned: Ownership, call: WriteCall, command: commands.Command) -> None:
