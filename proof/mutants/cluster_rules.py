@@ -258,7 +258,7 @@ MUTANTS = (
         "what was written meanwhile is lost",
         edits=(
             Edit(
-                "client.router.router:Router._spread",
+                "client.router.by_ids:spread_by_ids",
                 "map(one, part.spread(owned))",
                 "map(one, deletion.begin(collection, owned))",
             ),

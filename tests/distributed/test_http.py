@@ -20,6 +20,7 @@ import pytest_asyncio
 
 from harness.marked_documents import CALM
 from needle.local.process_cluster import ProcessCluster
+from needle.server.http import session
 
 DIMENSIONS = 8
 JSON, PACKED = "application/json", "application/msgpack"
@@ -199,6 +200,9 @@ async def test_a_session_is_handed_from_node_to_node(world: World) -> None:
         found = await reader("GET", f"{path}/documents/x?mode=eventual", needle_session=token)
         assert found.json["metadata"]["n"] == n
         token = found.headers["needle-session"]
+    rows = {"ids": ["many"], "vectors": [[1.0] * DIMENSIONS]}
+    many = await world.doors[0]("POST", f"{path}/insert", rows, needle_session="")
+    assert session.decode(many.headers["needle-session"])[0] > session.decode(token)[0]
     assert "needle-session" not in (await world.doors[0]("GET", f"{path}/documents/x")).headers
     wrong = await world.doors[0]("GET", f"{path}/documents/x", needle_session="no token")
     assert (wrong.status, wrong.json["field"]) == (400, "needle-session")
@@ -281,6 +285,24 @@ async def test_bad_input_is_refused_by_name(
     assert text in problem["detail"] + problem.get("field", "")
     assert problem["request_id"] == answer.headers["x-request-id"]
     assert (await world.doors[0]("POST", f"{path}/count", {})).json == {"count": 0}
+
+
+async def test_conditions_are_asked_of_what_is_stored(world: World) -> None:
+    path, door = await made(world), world.doors[1]
+    vector = [1.0] * DIMENSIONS
+    assert (await door("PUT", f"{path}/documents/x", {"vector": vector, "metadata": {"state": "new"}})).status == 200
+    wrong = {"state": "old"}
+    for method, below, body in (
+        ("PUT", "/documents/x", {"vector": vector, "if_matches": wrong}),
+        ("PATCH", "/documents/x", {"set": {"n": 1}, "if_matches": wrong}),
+        ("POST", "/patch", {"ids": ["x"], "set": {"n": 1}, "if_matches": wrong}),
+        ("POST", "/delete", {"ids": ["x"], "if_matches": wrong}),
+    ):
+        answer = await door(method, path + below, body)
+        assert (answer.status, answer.json["code"]) == (412, "condition_failed"), (method, below)
+    assert (await door("GET", f"{path}/documents/x")).json["metadata"] == {"state": "new"}
+    done = await door("PATCH", f"{path}/documents/x", {"set": {"n": 1}, "if_matches": {"state": "new"}})
+    assert done.json["count"] == 1
 
 
 async def test_what_is_not_there_is_said(world: World) -> None:

@@ -20,21 +20,19 @@ from needle.base.errors import (
     InvalidArgument,
     NeedleError,
     StaleEpoch,
-    Unavailable,
-    VersionMismatch,
-    invalid,
 )
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.client.document_calls import BatchPart, Found
 from needle.client.meaning import switched
 from needle.client.router import collections
-from needle.client.router.batch_plan import plan_batch
 from needle.client.router.by_filter import change_in_shards
-from needle.client.router.deletion import Deletion, Part
+from needle.client.router.by_ids import spread_by_ids
+from needle.client.router.deletion import Deletion
 from needle.client.router.merge import merged_documents, merged_hits, merged_pages, merged_searches
 from needle.client.router.pruning import pinned_keys
-from needle.client.router.routes import Routes, owner_of, said_of
+from needle.client.router.routes import Routes, said_of
+from needle.client.router.row_inserts import RowInserts
 from needle.client.where import WhereWork
 from needle.protocol import calls
 from needle.protocol.calls import (
@@ -63,8 +61,6 @@ from needle.protocol.commands import (
     last_of_each_id,
 )
 from needle.routing.topology import CollectionInfo, Ownership, collection_id, public_name
-
-BATCHES_IN_FLIGHT = 4
 
 
 class Router(Routes):
@@ -124,7 +120,8 @@ class Router(Routes):
             return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 
         async def run(stored: str, left: float) -> list[BatchPart]:
-            parts = await self._insert_rows(stored, ids, rows, metadata, left)
+            inserts = RowInserts(self.fan_out.ownership, self._write, self._beside, self._batch_bytes_max)
+            parts = await inserts.run(stored, ids, rows, metadata, left)
             info = self._shards.topology().collection(collection)
             if info is not None:
                 for part in parts:
@@ -139,50 +136,6 @@ class Router(Routes):
             return sorted(parts, key=lambda part: part.rows[0])
 
         return await self._named(collection, timeout, run)
-
-    async def _insert_rows(
-        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
-    ) -> list[BatchPart]:
-        size = rows.nbytes // max(1, len(ids))
-        weight, routed = rows.nbytes + sum(map(len, metadata)), self.fan_out.ownership()
-        plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
-        done = [BatchPart([at], error) for at, error in plan.homeless.items()]
-        permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-
-        async def send(shard: int, part: list[int]) -> None:
-            names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
-            json = [metadata[at] for at in part]
-
-            def owner() -> int:
-                newest = self.fan_out.ownership()
-                if newest is not routed and {owner_of(newest, *one) for one in zip(names, json, strict=True)} != {
-                    shard
-                }:
-                    raise _Scattered
-                return shard
-
-            async with permits:
-                if (before := failed.get(shard)) is not None:
-                    done.append(BatchPart(part, _not_sent(before)))
-                    return
-                left = max(0.001, deadline - loop.time())
-                try:
-                    result: WriteResult | NeedleError = await self._write(
-                        owner, lambda session: Insert(collection, names, data, json, None, session), left
-                    )
-                except NeedleError as error:
-                    result = failed[shard] = error
-                except _Scattered:  # the map changed and the part no longer has one owner: route it again
-                    left = max(0.001, deadline - loop.time())
-                    again = await self._insert_rows(collection, names, memoryview(data), json, left)
-                    done.extend(BatchPart([part[at] for at in some.rows], some.outcome) for some in again)
-                    return
-            done.append(BatchPart(part, result))
-
-        await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
-        return done
 
     async def delete(self, collection: str, names: list[str], timeout: float, matches: bytes = b"") -> WriteResult:
         """Delete documents; all or nothing in each shard. count: how many were there."""
@@ -207,46 +160,15 @@ class Router(Routes):
         return await self._by_ids(UpdateVectors(collection, names, vectors, expected, matches=matches), timeout)
 
     async def _by_ids(self, command: Spread, timeout: float) -> WriteResult:
-        deletion = Deletion(command.ids)
+        deletion, ownership = Deletion(command.ids), self.fan_out.ownership
         try:
             return await self._named(
-                command.collection, timeout, lambda stored, left: self._spread(deletion, command, stored, left)
+                command.collection,
+                timeout,
+                lambda stored, left: spread_by_ids(deletion, command, stored, left, ownership, self._write),
             )
         except CollectionNotFound as error:
             raise deletion.gone(error) from error
-
-    async def _spread(self, deletion: Deletion, command: Spread, collection: str, timeout: float) -> WriteResult:
-        deadline = asyncio.get_running_loop().time() + timeout
-
-        async def one(part: Part) -> None:
-            owned = self.fan_out.ownership()
-
-            def owner() -> int:
-                nonlocal owned
-                owned = self.fan_out.ownership()
-                if part.spread(owned) != [part]:
-                    raise _Scattered
-                return part.shard
-
-            left = max(0.001, deadline - asyncio.get_running_loop().time())
-            try:
-                deletion.done(
-                    await self._write(owner, lambda session: part.command(owned, command, collection, session), left)
-                )
-            except _Scattered:  # the shard has refused it
-                await asyncio.gather(*map(one, part.spread(owned)))
-            except NeedleError as error:
-                deletion.failed(part, error)
-
-        now, expected, name = self.fan_out.ownership(), command.expected, command.ids[0]
-        apart = expected is not None and now.map.strategy.kind == "custom"
-        if apart and len(command.ids) > 1:
-            raise invalid("if_version", expected, "for one document, as no shard can judge several under this strategy")
-        await asyncio.gather(*map(one, deletion.begin(collection, now)))
-        result = deletion.result()
-        if apart and not result.count:  # no shard has it
-            raise VersionMismatch(f"document {name!r} has version 0, not {expected}", id=name[:80], actual=0)
-        return result
 
     async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
         """Change or delete the documents that match a filter, in parts, in each shard on its own. count: how many they
@@ -509,14 +431,3 @@ class Router(Routes):
     async def described(self, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
         """As `collections.described`."""
         return await collections.described(self._shards, mode, timeout)
-
-
-def _not_sent(failure: NeedleError) -> NeedleError:
-    """What became of a part of a batch after another one of its shard failed."""
-    if isinstance(failure, CollectionNotFound) or switched(failure):
-        return failure  # none of them has a place; the batch is tried again as a whole
-    return Unavailable(f"not sent, and so not written: another part of the batch failed: {failure.message}")
-
-
-class _Scattered(Exception):
-    """The documents of one part no longer have one owner: route them again."""

@@ -75,6 +75,10 @@ def owner_of(owned: Ownership, name: str, metadata: bytes) -> int:
     return owned.map.owner(routing_key(strategy, owned.map.shard_count, name, decoded))
 
 
+class Scattered(Exception):
+    """The documents of one part no longer have one owner: route them again."""
+
+
 class Routes:
     """What a router knows of the shards."""
 
@@ -120,7 +124,8 @@ class Routes:
         return await beside(self.blocking if size > BESIDE_BYTES else None, fn, *arguments)
 
     def in_session(self, seen: dict[int, int]) -> Self:
-        """A router to the same shards with a session of its own. seen: the log index of each shard that it has seen."""
+        """A router to the same shards with a session of its own: a copy, so a router holds nothing that is bound to it.
+        seen: the log index of each shard that it has seen."""
         other = copy.copy(self)
         other._seen = seen
         return other

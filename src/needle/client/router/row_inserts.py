@@ -1,0 +1,92 @@
+"""Batches of inserts: each shard's part of the rows goes to it, several at a time.
+
+Invariant: a part is all or nothing; after one has failed no other of its shard is begun; one that no longer has one
+owner was written by nobody, and is routed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from needle.base.errors import CollectionNotFound, NeedleError, Unavailable
+from needle.base.model import WriteResult
+from needle.client.document_calls import BatchPart
+from needle.client.meaning import switched
+from needle.client.router.batch_plan import plan_batch
+from needle.client.router.by_filter import Write
+from needle.client.router.routes import Scattered, owner_of
+from needle.protocol.commands import Insert
+from needle.routing.topology import Ownership
+
+BATCHES_IN_FLIGHT = 4
+
+
+class RowInserts:
+    """See the module. ownership: by the newest map. write: to a shard. beside: runs what takes time by the byte."""
+
+    def __init__(
+        self,
+        ownership: Callable[[], Ownership],
+        write: Write,
+        beside: Callable[..., Awaitable[Any]],
+        batch_bytes_max: int,
+    ) -> None:
+        """batch_bytes_max: of one part."""
+        self._ownership = ownership
+        self._write = write
+        self._beside = beside
+        self._batch_bytes_max = batch_bytes_max
+
+    async def run(
+        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+    ) -> list[BatchPart]:
+        """What became of each part. collection: by its name inside the shards."""
+        size = rows.nbytes // max(1, len(ids))
+        weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
+        plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
+        done = [BatchPart([at], error) for at, error in plan.homeless.items()]
+        permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+
+        async def send(shard: int, part: list[int]) -> None:
+            names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
+            json = [metadata[at] for at in part]
+
+            def owner() -> int:
+                newest = self._ownership()
+                if newest is not routed and {owner_of(newest, *one) for one in zip(names, json, strict=True)} != {
+                    shard
+                }:
+                    raise Scattered
+                return shard
+
+            async with permits:
+                if (before := failed.get(shard)) is not None:
+                    done.append(BatchPart(part, _not_sent(before)))
+                    return
+                left = max(0.001, deadline - loop.time())
+                try:
+                    result: WriteResult | NeedleError = await self._write(
+                        owner, lambda session: Insert(collection, names, data, json, None, session), left
+                    )
+                except NeedleError as error:
+                    result = failed[shard] = error
+                except Scattered:  # the map changed and the part no longer has one owner: route it again
+                    left = max(0.001, deadline - loop.time())
+                    again = await self.run(collection, names, memoryview(data), json, left)
+                    done.extend(BatchPart([part[at] for at in some.rows], some.outcome) for some in again)
+                    return
+            done.append(BatchPart(part, result))
+
+        await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
+        return done
+
+
+def _not_sent(failure: NeedleError) -> NeedleError:
+    """What became of a part of a batch after another one of its shard failed."""
+    if isinstance(failure, CollectionNotFound) or switched(failure):
+        return failure  # none of them has a place; the batch is tried again as a whole
+    return Unavailable(f"not sent, and so not written: another part of the batch failed: {failure.message}")
