@@ -126,6 +126,7 @@ async def test_health_and_metrics_over_http(tmp_path: Path) -> None:
         for follower in sorted(set(cluster.nodes) - {leader}):
             assert f'raft_replication_lag{{follower="{follower}",shard="0"}}' in text
             assert f'raft_replication_lag_seconds{{follower="{follower}",shard="0"}}' in text
+        assert 'needle_elections_total{reason="leader_silent",shard="0"}' in text
         for name in ("raft_term", "raft_commit_index", "raft_apply_index", "raft_leader_changes_total"):
             assert f'{name}{{shard="0"}}' in text
         assert f'needle_shard_leader{{node="{leader}",shard="0"}} 1.0' in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from needle.raft.causes import Cause
 from needle.raft.messages import MessageType
 from needle.raft.raft import Role
 from raft.harness import HEARTBEAT, Cluster, T
@@ -264,12 +265,59 @@ def test_a_leader_whose_disk_stalls_loses_leadership_and_does_not_campaign() -> 
     sick = cluster.leader()
     sick.disk_stalled = True
     sick.propose(b"x")
-    cluster.run(1.0)
+    cluster.run(sick.config.disk_stall_timeout + 0.8)
     assert sick.core().role is not Role.LEADER
+    assert sick.core().causes.stepdowns == {Cause.DISK_STALLED: 1}
     assert cluster.leader() is not sick
     cluster.put(b"y")
     sick.disk_stalled = False
     cluster.converge()
+
+
+def test_a_disk_that_is_busy_for_a_second_costs_no_leadership() -> None:
+    """Of three nodes whose disks were busy, as by a flood of other writes, each lost office after 0.3 s of it."""
+    cluster = Cluster(3)
+    leader, term = cluster.leader(), cluster.leader().core().term
+    for node in cluster.nodes.values():
+        node.disk_stalled = True
+    leader.propose(b"x")
+    cluster.run(1.0)
+    for node in cluster.nodes.values():
+        node.disk_stalled = False
+    cluster.put(b"y")
+    assert cluster.leader() is leader and leader.core().term == term
+
+
+def test_each_election_and_each_end_of_leadership_has_its_cause() -> None:
+    cluster = Cluster(3)
+    first = cluster.leader()
+    assert first.core().causes.elections == {Cause.LEADER_SILENT: 1}
+    target = next(node for node in cluster.nodes.values() if node is not first)
+    first.core().transfer_leadership(target.id, first.now())
+    first.pump()
+    cluster.run_until(lambda: target.core().role is Role.LEADER)
+    cluster.run(0.1)
+    assert target.core().causes.elections[Cause.HANDED_OVER] == 1
+    assert first.core().causes.stepdowns == {Cause.HANDED_OVER: 1}
+    cluster.isolate(target.id)
+    cluster.run(1.0)
+    assert target.core().causes.stepdowns == {Cause.NO_QUORUM: 1}
+
+
+def test_a_leader_whose_connection_ended_is_the_cause_until_it_is_heard_again() -> None:
+    cluster = Cluster(3)
+    leader = cluster.leader()
+    follower, other = [node for node in cluster.nodes.values() if node is not leader]
+    follower.core().report_disconnected(leader.id, follower.now())
+    cluster.run(2 * HEARTBEAT)
+    leader.crash()
+    cluster.run(HEARTBEAT)  # what it sent before arrives
+    other.core().report_disconnected(leader.id, other.now())
+    other.pump()
+    cluster.run_until(lambda: other.core().role is not Role.FOLLOWER)
+    assert other.core().causes.last is Cause.LEADER_GONE
+    cluster.run_until(lambda: follower.core().role is not Role.FOLLOWER or bool(cluster.leaders()))
+    assert follower.core().causes.last is not Cause.LEADER_GONE
 
 
 def test_a_node_in_maintenance_follows_and_votes_but_never_leads() -> None:

@@ -132,6 +132,8 @@ class Cluster:
         for name in ("a", "b"):
             self.replicas[name] = Replica(name, directory / name, self)
         self.a, self.b = self.replicas["a"], self.replicas["b"]
+        self.applied_at = [self.a, self.b]
+        """Where what is proposed takes effect at once."""
 
     def each(self, change: Callable[[Replica], object]) -> None:
         for replica in self.replicas.values():
@@ -146,7 +148,9 @@ class Cluster:
         segment = PublishedSegment(
             command.collection_id, command.first, command.last, command.rows, command.size, command.checksum
         )
-        self.each(lambda replica: replica.vectors.publish(segment))
+        for replica in self.applied_at:
+            replica.vectors.publish(segment)
+            replica.keeper.kick()
         return None
 
     async def ask_building(self, peer: str, collection_id: int) -> tuple[int, int, int] | None:
@@ -391,6 +395,55 @@ async def test_a_build_goes_on_when_leadership_moves(tmp_path: Path, monkeypatch
         await until(settled(cluster))
     assert gate.begun == ["a"] and cluster.a.keeper.stats.built == 1 and cluster.b.keeper.stats.built == 0
     assert cluster.same_answers()
+
+
+async def test_a_file_that_is_published_elsewhere_is_kept_until_the_log_names_it_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its builder does not lead any more, so others may have applied what names the file before it has."""
+    cluster, gate = Cluster(tmp_path), Gate(monkeypatch)
+    cluster.applied_at = [cluster.b]
+    async with Running(cluster.a):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:1000]))
+        await until(lambda: gate.begun == ["a"])
+        cluster.leader = "b"
+        gate.open.set()
+        await until(lambda: bool(cluster.b.vectors.manifest()) and not cluster.a.keeper._builds.busy(7))
+        await cluster.a.keeper._files_pass()
+    (segment,) = cluster.b.vectors.manifest()
+    async with Running(cluster.b):
+        await until(lambda: not cluster.b.vectors.missing())
+    cluster.a.vectors.publish(segment)
+    assert cluster.a.vectors.missing() == [] and cluster.a.files() == cluster.b.files()
+    assert cluster.b.keeper.stats.shipped == 1
+
+
+async def test_who_was_asked_for_a_file_in_vain_is_not_asked_again_with_every_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(tmp_path)
+    async with Running(cluster.a):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:1000]))
+        await until(lambda: bool(cluster.b.vectors.manifest()))
+    cluster.clock = clock = HandClock()
+    cluster.b.start_keeper()
+    asked, fetch = [], cluster.b.keeper._downloads.get
+
+    async def counted(*args):
+        asked.append(args)
+        return await fetch(*args)
+
+    monkeypatch.setattr(cluster.b.keeper._downloads, "get", counted)
+    cluster.gone = True
+    for _ in range(20):
+        cluster.b.keeper.kick()
+        await cluster.b.keeper._files_pass()
+    assert len(asked) == 1
+    clock.now += segment_keeper.RETRY_SECONDS
+    cluster.gone = False
+    cluster.b.keeper.kick()
+    await cluster.b.keeper._files_pass()
+    assert len(asked) == 2 and not cluster.b.vectors.missing()
 
 
 async def test_the_next_leader_builds_if_the_builder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,8 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     documents: that a reader can see, of all collections; live_bytes: what they weigh (docs/rebalancing.md). copied:
     documents that this leader has copied to other shards, by id of the move that is under way. writes, searches: a
     second, lately, that this node took; hot: if asked for, (first key, key behind the last or None, writes, searches)
-    of the ranges with the most."""
+    of the ranges with the most. elections, stepdowns: how often this replica asked for votes in a new term, and gave up
+    leadership, since it started, by cause (docs/operations.md has them)."""
 
     node_id: str
     group: int
@@ -201,3 +202,5 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     writes: float = 0.0
     searches: float = 0.0
     hot: list[tuple[bytes, bytes | None, float, float]] = []
+    elections: dict[str, int] = {}
+    stepdowns: dict[str, int] = {}

@@ -106,6 +106,7 @@ class Group:
         self._machine_idle: asyncio.Future[None] | None = None
         self.compaction = Compaction(self, host)
         self._clearing_repair = False
+        self._role = raft.role
         self.conditions = Conditions()
 
     @property
@@ -156,6 +157,8 @@ class Group:
     def take(self, turn: Turn, now: float, may_persist: bool) -> bool:
         """Take what the core has ready. True if something waits for the transaction in flight to finish."""
         raft = self.raft
+        if raft.role is not self._role:
+            self._tell_role()
         self.rebuild.look()
         if self.reads.queued:
             self._begin_reads(now)
@@ -180,6 +183,18 @@ class Group:
         if self.conditions:
             self.conditions.check()
         return not may_persist and raft.has_ready(apply=False)
+
+    def _tell_role(self) -> None:
+        """A line in the log for what became of leadership here."""
+        raft, before = self.raft, self._role
+        self._role = raft.role
+        name, why = group_name(self.id), raft.causes.last.words
+        if raft.role is Role.LEADER:
+            _log.info("%s: this node leads in term %d; it asked for votes because %s", name, raft.term, why)
+        elif before is Role.LEADER:
+            _log.info("%s: this node leads no more, in term %d: %s", name, raft.term, why)
+        elif raft.role is Role.CANDIDATE:
+            _log.info("%s: this node asks for votes in term %d: %s", name, raft.term, why)
 
     def _hand_out(self, turn: Turn, ready: Ready, now: float) -> None:
         """Everything of a Ready that need not wait for the disk."""

@@ -50,6 +50,8 @@ def group_status(
         learners=sorted(conf.learners),
         lease_remaining=max(0.0, raft.lease_remaining(now)),
         leader_changes=raft.leader_changes,
+        elections={cause.value: times for cause, times in raft.causes.elections.items()},
+        stepdowns={cause.value: times for cause, times in raft.causes.stepdowns.items()},
         maintenance=maintenance,
         lost=group.lost,
         refused={node: why for node, why in refused.items() if node in membership.members(conf)},

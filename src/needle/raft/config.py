@@ -34,6 +34,7 @@ class CoreConfig:
     apply_bytes_max: int = 8 << 20
     snapshot_retry: float = 2.0
     commit_notice_entries: int = 8
+    disk_stall_min: float = 2.0
 
     @property
     def lease_duration(self) -> float:
@@ -61,8 +62,9 @@ class CoreConfig:
 
     @property
     def disk_stall_timeout(self) -> float:
-        """A write outstanding for longer costs the leader its office."""
-        return 2 * self.election_timeout
+        """A write outstanding for longer costs the leader its office. However short the election timeout is, a disk
+        that is busy for some hundred milliseconds is no dead one, and often it is the others' too."""
+        return max(2 * self.election_timeout, self.disk_stall_min)
 
     @property
     def transfer_timeout(self) -> float:

@@ -8,6 +8,7 @@ neither for a whole election timeout unless the leader's connection ended: on a 
 from __future__ import annotations
 
 from needle.base.ids import NodeId
+from needle.raft.causes import Cause
 from needle.raft.messages import NO_LEADER, Message, MessageType
 from needle.raft.quorum import Verdict, count_votes
 from needle.raft.state import NEVER, Role, State
@@ -40,11 +41,13 @@ def on_timeout(s: State) -> None:
     """The election deadline has passed: campaign, unless it was this node that was away."""
     if was_away(s, s.election_deadline):
         s.election_deadline = s.listens_until
+    elif s.role is not Role.FOLLOWER:
+        campaign(s, s.causes.last)  # once more
     else:
-        campaign(s)
+        campaign(s, Cause.LEADER_GONE if s.leader_is_gone else Cause.LEADER_SILENT)
 
 
-def campaign(s: State) -> None:
+def campaign(s: State, cause: Cause) -> None:
     """Ask whether the others would vote, if this node may lead at all. Changes no term yet."""
     if s.quiesced or not s.is_promotable() or s.has_unapplied_conf_change() or is_disk_stalled(s):
         s.reset_election_deadline()
@@ -55,6 +58,7 @@ def campaign(s: State) -> None:
         s.election_deadline = s.promise_until
         return
     s.become_pre_candidate()
+    s.causes.last = cause
     s.retry_soon()  # to ask costs no term, and a voter that has not seen the leader's connection end yet says nothing
     s.votes[s.id] = True
     if not _decide(s):
@@ -65,6 +69,7 @@ def on_disconnect(s: State, node: NodeId) -> None:
     """The leader ended its connection, as a process that was killed does: be ready to campaign soon after the promise
     to it no longer binds, not up to an election timeout later. Any message of it takes that back: `follower.follow`."""
     if s.role is Role.FOLLOWER and node == s.leader:
+        s.leader_is_gone = True
         s.promise_until = min(s.promise_until, s.bound_until)
         pause = s.config.binding * DEAD_LEADER_JITTER * s.random_timeout()
         s.election_deadline = min(s.election_deadline, max(s.now, s.promise_until) + pause)
@@ -77,6 +82,7 @@ def campaign_by_force(s: State) -> None:
     if s.has_unapplied_conf_change():
         s.deferred_timeout_now = s.term
         return
+    s.causes.last = Cause.HANDED_OVER
     _become_candidate(s, force=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from needle.base.ids import NodeId
 from needle.raft import election, replication, transfer
+from needle.raft.causes import Cause
 from needle.raft.messages import NO_LEADER
 from needle.raft.quorum import quorum_value
 from needle.raft.state import NEVER, State
@@ -14,10 +15,11 @@ from needle.raft.state import NEVER, State
 
 def tick(s: State) -> None:
     """Let time pass on a leader; afterwards it may be one no longer."""
-    if not election.is_disk_stalled(s) and hears_quorum(s):
+    stalled = election.is_disk_stalled(s)
+    if not stalled and hears_quorum(s):
         s.listens_until = NEVER
     elif not election.was_away(s, s.heartbeat_due):
-        s.become_follower(s.term, NO_LEADER)
+        s.become_follower(s.term, NO_LEADER, Cause.DISK_STALLED if stalled else Cause.NO_QUORUM)
         return
     transfer.on_tick(s)
     replication.retry_snapshots(s)

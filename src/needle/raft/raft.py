@@ -13,6 +13,7 @@ from collections.abc import Callable
 from needle.base.errors import CorruptLog, Internal, MembershipChangePending, NotLeader, Overloaded
 from needle.base.ids import NodeId
 from needle.raft import election, follower, leadership, lease, membership, plausible, replication, rounds, transfer
+from needle.raft.causes import Cause, Causes
 from needle.raft.config import CoreConfig
 from needle.raft.log import LogStorage, RaftLog
 from needle.raft.messages import (
@@ -111,7 +112,8 @@ class Raft:
         # A pre-vote asks about a term that has not begun, and so does a granted one.
         hypothetical = kind == MessageType.PRE_VOTE or (kind == MessageType.PRE_VOTE_RESP and not message.reject)
         if term > s.term and not hypothetical:
-            s.become_follower(term, message.frm if kind in _FROM_LEADER else NO_LEADER)
+            cause = Cause.HANDED_OVER if transfer.is_under_way(s) else Cause.NEWER_TERM
+            s.become_follower(term, message.frm if kind in _FROM_LEADER else NO_LEADER, cause)
         if s.role is Role.LEADER:
             on_answer = _LEADER_HANDLERS.get(kind)
             if on_answer is not None:
@@ -231,7 +233,7 @@ class Raft:
         s.now = now
         s.note_disk()
         if s.role is not Role.LEADER and not s.retired:
-            election.campaign(s)
+            election.campaign(s, Cause.FORCED)
 
     def set_quiesced(self, on: bool) -> None:
         """Maintenance: while on, never campaigns and ignores TIMEOUT_NOW; still votes and follows."""
@@ -242,7 +244,7 @@ class Raft:
         What it was asked and did not answer is dropped."""
         s = self._s
         s.now = now
-        s.become_follower(s.term, NO_LEADER)
+        s.become_follower(s.term, NO_LEADER, Cause.RETIRED)
         s.messages_after_persist.clear()
         s.retired = True
 
@@ -394,7 +396,7 @@ class Raft:
         replication.emit(s)
         transfer.hand_over_on_removal(s)
         farewell = list(s.messages)
-        s.become_follower(s.term, NO_LEADER)
+        s.become_follower(s.term, NO_LEADER, Cause.REMOVED)
         s.messages.extend(farewell)
 
     def send_snapshot(self, to: NodeId, meta: SnapshotMeta, now: float) -> None:
@@ -482,6 +484,11 @@ class Raft:
     def leader_changes(self) -> int:
         """How often this replica learned of a new leader since it started."""
         return self._s.leader_changes
+
+    @property
+    def causes(self) -> Causes:
+        """Why this replica asked for votes, or gave up leadership, and how often since it started."""
+        return self._s.causes
 
     def progress(self) -> dict[NodeId, Progress]:
         """Leader: how far every member is, itself included. Empty elsewhere."""

@@ -12,6 +12,7 @@ from enum import Enum
 
 from needle.base.ids import NodeId
 from needle.raft import membership
+from needle.raft.causes import Cause, Causes
 from needle.raft.config import CoreConfig
 from needle.raft.log import RaftLog
 from needle.raft.messages import (
@@ -63,6 +64,7 @@ class State:
         self.vote: NodeId = hard_state.vote
         self.leader: NodeId = NO_LEADER
         self.leader_changes = 0
+        self.causes = Causes()
         self.commit = max(hard_state.commit, applied)
         self.applied = applied
         self.applying = applied  # last index handed out for applying
@@ -91,6 +93,7 @@ class State:
         if self.is_fresh():
             # Nobody can hold a lease that counts on this node: it never acknowledged anything in any term.
             self.promise_until = self.bound_until = NEVER
+        self.leader_is_gone = False  # its connection ended, and it was not heard since
         self.timeout_factor = 1.0
         self.election_deadline = now
         self.listens_until = NEVER  # after a tick that came late: see election.was_away
@@ -177,6 +180,7 @@ class State:
     def extend_election_deadline(self) -> None:
         self.election_deadline = self.now + self.config.election_timeout * self.timeout_factor
         self.listens_until = NEVER
+        self.leader_is_gone = False
 
     def retry_soon(self) -> None:
         """Ask for votes again before an election timeout is over: it costs little, or voters answer quickly."""
@@ -218,7 +222,10 @@ class State:
         self.transfer_target = NO_LEADER
         self.reset_election_deadline()
 
-    def become_follower(self, term: int, leader: NodeId) -> None:
+    def become_follower(self, term: int, leader: NodeId, cause: Cause = Cause.NEWER_TERM) -> None:
+        """cause: why a leader gives up, if this is one."""
+        if self.role is Role.LEADER:
+            self.causes.gave_up(cause)
         self._enter_term(term)
         self.role = Role.FOLLOWER
         self.set_leader(leader)
@@ -231,6 +238,7 @@ class State:
 
     def become_candidate(self) -> None:
         self._enter_term(self.term + 1)
+        self.causes.asked()
         self.role = Role.CANDIDATE
         self.vote = self.id
         self.set_leader(NO_LEADER)

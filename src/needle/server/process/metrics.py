@@ -216,6 +216,12 @@ class _NodeState(Collector):
         for node in self._node.host.refused():
             refused.add_metric([node], 1)
         changes = CounterMetricFamily("raft_leader_changes", "Changes of leader seen since start.", labels=["shard"])
+        elections = CounterMetricFamily(
+            "needle_elections", "Elections that this node began, by reason.", labels=["shard", "reason"]
+        )
+        stepdowns = CounterMetricFamily(
+            "needle_leader_stepdowns", "Leadership that this node gave up, by reason.", labels=["shard", "reason"]
+        )
         leader = GaugeMetricFamily("needle_shard_leader", "1 on the node that leads.", labels=["shard", "node"])
         lag = GaugeMetricFamily("raft_replication_lag", "Entries a replica lacks.", labels=["shard", "follower"])
         seconds = GaugeMetricFamily(
@@ -232,6 +238,9 @@ class _NodeState(Collector):
             gauges["raft_lease_seconds"].add_metric([shard], status.lease_remaining)
             gauges["needle_replica_damaged"].add_metric([shard], 1 if status.damage else 0)
             changes.add_metric([shard], status.leader_changes)
+            for family, counts in ((elections, status.elections), (stepdowns, status.stepdowns)):
+                for reason, times in counts.items():
+                    family.add_metric([shard, reason], times)
             lost.add_metric([shard], int(bool(status.lost)))
             leads = status.state == "Leader"
             leader.add_metric([shard, status.node_id], int(leads))
@@ -243,7 +252,7 @@ class _NodeState(Collector):
                 seconds.add_metric([shard, peer.id], peer.lag_ms / 1000)
                 millis.add_metric([shard, peer.id], peer.lag_ms)
         yield from gauges.values()
-        yield from (changes, leader, lag, seconds, millis, lost, refused)
+        yield from (changes, elections, stepdowns, leader, lag, seconds, millis, lost, refused)
 
     def _replicas(self) -> Iterator[Metric]:
         documents = GaugeMetricFamily("needle_documents", "Documents held.", labels=["shard", "collection"])

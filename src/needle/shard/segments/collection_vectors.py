@@ -168,6 +168,11 @@ class CollectionVectors:
         """The open segments that serve searches, in order."""
         return [served.sealed for served in self._view.served]
 
+    def opened(self) -> list[SealedSegment]:
+        """All open segments: those that serve, and those that wait until the log that names them is applied here."""
+        with self._lock:
+            return [*(served.sealed for served in self._served), *self._arrived]
+
     def loads(self) -> tuple[list[SegmentLoad], int, int, VectorsView]:
         """What the planner needs, of one moment: (manifest loads, next ordinal, waiting live rows, frozen view)."""
         with self._lock:

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -71,6 +72,14 @@ class VectorsHost(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Missing:
+    """A published file that this replica lacks: since when, and when to ask for it again. Seconds of the clock."""
+
+    since: float
+    next_try: float
+
+
 class SegmentKeeper:
     """One replica's keeper. All methods run on the event loop, except `serve_chunk`, which blocks."""
 
@@ -100,7 +109,7 @@ class SegmentKeeper:
         self._planned = False
         """Whether all collections were looked at since this node began to lead."""
         self._written: dict[int, tuple[int, float]] = {}  # by collection: next ordinal, and since when it is that
-        self._missing_since: dict[int, dict[PublishedSegment, float]] = {}
+        self._missing: dict[int, dict[PublishedSegment, _Missing]] = {}
         self._distrusted: set[PublishedSegment] = set()
         self._damaged: set[PublishedSegment] = set()
         self._manifests: dict[int, list[PublishedSegment]] = {}
@@ -256,18 +265,23 @@ class SegmentKeeper:
         for segment in vectors.take_corrupt():
             await self._refused(vectors, segment)
         damaged = [segment for segment in vectors.manifest() if segment in self._damaged]
-        before, since = self._missing_since.pop(vectors.collection_id, {}), {}
+        before, now_missing = self._missing.pop(vectors.collection_id, {}), {}
         for segment in [*vectors.missing(), *damaged]:
-            since[segment] = before.get(segment, self._clock.monotonic())
-            if not await self._provide(vectors, segment, since[segment]):
-                self._to_check.later(vectors.collection_id, self._clock.monotonic() + RETRY_SECONDS)
-        if since:
-            self._missing_since[vectors.collection_id] = since
+            now = self._clock.monotonic()
+            missing = now_missing[segment] = before.get(segment) or _Missing(now, now)
+            # Every write has this called: who was asked in vain is not asked again at once.
+            if now >= missing.next_try and await self._provide(vectors, segment, missing.since):
+                continue
+            if now >= missing.next_try:
+                missing.next_try = self._clock.monotonic() + RETRY_SECONDS
+            self._to_check.later(vectors.collection_id, missing.next_try)
+        if now_missing:
+            self._missing[vectors.collection_id] = now_missing
         await self._sweep(vectors)
 
     async def _forget(self, collection_id: int) -> None:
         """A collection was dropped: its files go."""
-        for known in (self._manifests, self._missing_since, self._written):
+        for known in (self._manifests, self._missing, self._written):
             known.pop(collection_id, None)
         self._builds.forget(collection_id)
         for marked in (self._distrusted, self._damaged):
@@ -318,7 +332,7 @@ class SegmentKeeper:
         if vectors.closed or busy or self._manifests.get(vectors.collection_id) == manifest:
             return
         keep = {segment_file(segment, own=own) for segment in manifest for own in (False, True)}
-        keep |= {os.path.basename(sealed.path) for sealed in vectors.attached()}
+        keep |= {os.path.basename(sealed.path) for sealed in vectors.opened()}
         await self._delete(self._files.unneeded(vectors.collection_id, keep))
         if not vectors.missing():
             self._manifests[vectors.collection_id] = manifest
