@@ -304,20 +304,21 @@ def test_each_election_and_each_end_of_leadership_has_its_cause() -> None:
     assert target.core().causes.stepdowns == {Cause.NO_QUORUM: 1}
 
 
-def test_a_leader_whose_connection_ended_is_the_cause_until_it_is_heard_again() -> None:
-    cluster = Cluster(3)
-    leader = cluster.leader()
-    follower, other = [node for node in cluster.nodes.values() if node is not leader]
-    follower.core().report_disconnected(leader.id, follower.now())
-    cluster.run(2 * HEARTBEAT)
-    leader.crash()
-    cluster.run(HEARTBEAT)  # what it sent before arrives
-    other.core().report_disconnected(leader.id, other.now())
-    other.pump()
-    cluster.run_until(lambda: other.core().role is not Role.FOLLOWER)
-    assert other.core().causes.last is Cause.LEADER_GONE
-    cluster.run_until(lambda: follower.core().role is not Role.FOLLOWER or bool(cluster.leaders()))
-    assert follower.core().causes.last is not Cause.LEADER_GONE
+@pytest.mark.parametrize("heard_again", [False, True])
+def test_a_leader_whose_connection_ended_is_the_cause_until_it_is_heard_again(heard_again: bool) -> None:
+    solo = Solo(term=1)
+    solo.now += 1
+    solo.receive(MessageType.HEARTBEAT, "b", 1)
+    solo.raft.report_disconnected("b", solo.now)
+    if heard_again:
+        solo.receive(MessageType.HEARTBEAT, "b", 1)
+    while solo.raft.role is Role.FOLLOWER:
+        solo.pass_time(solo.raft.next_deadline() - solo.now)
+    assert solo.raft.causes.last is (Cause.LEADER_SILENT if heard_again else Cause.LEADER_GONE)
+    for voter in ("b", "c"):
+        solo.receive(MessageType.PRE_VOTE_RESP, voter, 2)
+    solo.settle()
+    assert solo.raft.causes.elections == {solo.raft.causes.last: 1}
 
 
 def test_a_node_in_maintenance_follows_and_votes_but_never_leads() -> None:
