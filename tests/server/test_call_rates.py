@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.catalog_util import topology
+from needle.protocol.calls import QUERIES_MAX
 from needle.protocol.commands import Delete
 from needle.routing.key_space import KeySpace
 from needle.routing.ranges import KeySet
@@ -46,7 +47,7 @@ def test_keys_that_everybody_writes_are_the_hottest(strategy: ShardStrategy) -> 
             calls.searched(now)
     key = routing_key(strategy, 2, hot)
     owned = shard_map.ranges(shard_map.owner(key))
-    found = calls.hot(now, shard_map, owned)
+    found = calls.sampled(now).hot(shard_map, owned)
     assert len(found) <= HOT_MAX
     hottest = max(found, key=lambda one: one[2])
     assert key in KeySet([(hottest[0], hottest[1])])
@@ -64,11 +65,18 @@ def test_a_shard_that_is_only_searched_has_its_keys_called_evenly() -> None:
     shard_map, calls = map_of(CONSISTENT_HASH), CallRates()
     for n in range(100):
         calls.searched(n / 10)
-    found = calls.hot(10.0, shard_map, shard_map.ranges(0))
+    found = calls.sampled(10.0).hot(shard_map, shard_map.ranges(0))
     assert len(found) == HOT_MAX
     assert all(writes == 0 and searches > 0 for _, _, writes, searches in found)
-    assert calls.hot(10.0, shard_map, []) == []
+    assert calls.sampled(10.0).hot(shard_map, []) == []
     assert calls.writes(10.0) == 0
+
+
+def test_a_call_counts_for_no_more_than_it_can_be() -> None:
+    calls = CallRates()
+    for count in (-(10**9), 2**63 - 1):
+        calls.searched(1.0, count)
+    assert calls.searches(2.0) == 1 + QUERIES_MAX
 
 
 def test_custom_keys_are_not_told_apart() -> None:
@@ -76,4 +84,4 @@ def test_custom_keys_are_not_told_apart() -> None:
     for n in range(100):
         calls.wrote(n / 10, shard_map, Delete("c", ["a"]))
     assert calls.writes(10.0) == pytest.approx(10, rel=0.2)
-    assert calls.hot(10.0, shard_map, shard_map.ranges(0)) == []
+    assert calls.sampled(10.0).hot(shard_map, shard_map.ranges(0)) == []

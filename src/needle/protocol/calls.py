@@ -89,6 +89,10 @@ class SearchCall(msgspec.Struct, frozen=True, array_like=True):
     epoch: int = 0
 
 
+QUERIES_MAX = 1000
+"""Of one SearchManyCall."""
+
+
 class SearchManyCall(msgspec.Struct, frozen=True, array_like=True):
     """Several searches that differ in their vectors only. request: its vector holds those of all, one after the other.
     epoch: as in SearchCall."""

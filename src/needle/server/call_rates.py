@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from needle.protocol import commands
+from needle.protocol.calls import QUERIES_MAX
 from needle.routing.key_space import KeySpace
 from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.strategy import routing_key
@@ -116,8 +117,8 @@ class CallRates:
         self._reads.note(now, 1, shard_map, names)
 
     def searched(self, now: float, count: int = 1) -> None:
-        """All of the shard was searched, counted or scanned."""
-        self._searches.note(now, count)
+        """All of the shard was searched, counted or scanned. count: searches of one call, as its caller says."""
+        self._searches.note(now, min(max(1, count), QUERIES_MAX))
 
     def writes(self, now: float) -> float:
         """A second."""
@@ -127,14 +128,24 @@ class CallRates:
         """And reads, a second."""
         return self._searches.per_second(now) + self._reads.rate.per_second(now)
 
-    def hot(self, now: float, shard_map: ShardMap, owned: Sequence[KeyRange]) -> list[Hot]:
-        """The ranges of `owned` with the most calls a second, HOT_MAX at most, ascending by their keys; a search counts
-        in proportion to the keys."""
-        space = KeySpace(shard_map)
+    def sampled(self, now: float) -> Sampled:
+        """What is known at this moment."""
         kinds = [(kind.lately(now), kind.rate.per_second(now)) for kind in (self._writes, self._reads)]
+        return Sampled(kinds, self._searches.per_second(now))
+
+
+class Sampled(NamedTuple):
+    """Writes and reads, as samples in the order of their keys with calls a second, and searches a second."""
+
+    kinds: list[tuple[list[_Sample], float]]
+    searches: float
+
+    def hot(self, shard_map: ShardMap, owned: Sequence[KeyRange]) -> list[Hot]:
+        """The ranges of `owned` with the most calls a second, HOT_MAX at most, ascending by their keys; a search counts
+        in proportion to the keys. It takes some 7 us a range, and there are thousands: not for the event loop."""
+        kinds, everywhere, space = self.kinds, self.searches, KeySpace(shard_map)
         keys = [[one.key for one in samples] for samples, _ in kinds]
         weigh = [rate / max(1, sum(one.calls for one in samples)) for samples, rate in kinds]
-        everywhere = self._searches.per_second(now)
         size = sum(map(space.length, owned)) if space.even else len(owned)
         found: list[Hot] = []
 

@@ -66,7 +66,8 @@ class Operations:
         status = self._node.status(call.group, False)
         hosted, owned = self._node.groups.get(call.group), self._node.ownership
         if call.hot and hosted is not None and owned is not None:
-            hot = hosted.calls.hot(self._node.now(), owned.map, owned.ranges(call.group - 1))
+            sampled = hosted.calls.sampled(self._node.now())
+            hot = await self._node.blocking(sampled.hot, owned.map, owned.ranges(call.group - 1))
             status = msgspec.structs.replace(status, hot=hot)
         if not call.digest or call.group not in self._node.groups:
             return status

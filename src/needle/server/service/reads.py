@@ -26,6 +26,7 @@ from needle.base.errors import (
 from needle.base.ids import GroupId
 from needle.base.model import Claim, HitBatch, ReadMode, SearchRequest
 from needle.protocol.calls import (
+    QUERIES_MAX,
     CollectionsAnswer,
     CollectionsCall,
     CountAnswer,
@@ -48,7 +49,6 @@ from needle.shard.reads import Page
 from needle.shard.state_machine import Replica
 
 SCAN_MAX = 10_000
-QUERIES_MAX = 1000
 QUERIES_AT_ONCE = 32
 MANY_BYTES_MAX = 48 << 20
 """Of the hits of one call."""
