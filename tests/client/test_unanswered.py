@@ -132,6 +132,27 @@ async def test_a_paused_leader_is_left_for_the_next_one_and_a_write_keeps_its_nu
     assert [node for node, _ in network.writes] == ["n1", "n3"]
 
 
+async def test_who_cancels_a_call_ends_it_also_while_its_request_is_given_up(
+    network: SlowNetwork, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come to the task as one cancellation: the caller's must not be taken for a request that is sent again."""
+    await client.insert("a", VECTOR)
+    network.paused = {"n1"}
+    write = asyncio.create_task(client.insert("b", VECTOR, timeout=60))
+    await wait_for(lambda: len(network.asked) == 3, 30, "it waits for n1")
+    give_up = attempts_of_calls._Asked.give_up
+
+    def both(asked: attempts_of_calls._Asked) -> None:
+        give_up(asked)
+        write.cancel()
+
+    monkeypatch.setattr(attempts_of_calls._Asked, "give_up", both)
+    network.elect("n3")
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(write), 30)
+    assert write.cancelled() and len(network.asked) == 3
+
+
 async def test_an_eventual_search_leaves_a_node_that_says_nothing(network: SlowNetwork, client: Client) -> None:
     network.paused = {"n1", "n2"}
     await asyncio.wait_for(client.search_eventual(VECTOR, 1, timeout=60), 30)

@@ -30,10 +30,13 @@ _NUMBER_KINDS = "biuf"
 _BYTES = (bytes, bytearray, mmap.mmap)
 _parse = msgspec.json.Decoder()
 _FLOAT32 = np.dtype("<f4")
+TIMEOUT_MAX = 86_400
 
 
 def as_array(value: Any, field: str, dimensions: int) -> Vectors:
     """`value` as a C-contiguous little-endian float32 array of `dimensions` axes, all numbers finite."""
+    if type(value) is np.ndarray and value.dtype == _FLOAT32 and value.ndim == dimensions and value.size:
+        return _finite(np.ascontiguousarray(value), field)  # the usual case, without the questions below
     shape = "(dimensions,)" if dimensions == 1 else "(documents, dimensions)"
     try:
         given = np.asarray(value)
@@ -51,6 +54,10 @@ def as_array(value: Any, field: str, dimensions: int) -> Vectors:
         raise refused(field, value, "an array without masked numbers")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(given, dtype=_FLOAT32)
+    return _finite(array, field)
+
+
+def _finite(array: Vectors, field: str) -> Vectors:
     if not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))[0]
         where = f"{field}[{', '.join(str(int(n)) for n in bad)}]"
@@ -194,14 +201,16 @@ def check_flag(value: object, field: str) -> bool:
 
 def check_timeout(value: object, field: str = "timeout") -> float:
     """Seconds, or a timedelta, as a positive float."""
+    if type(value) is float and 0 < value <= TIMEOUT_MAX:
+        return value
     seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
     number = isinstance(seconds, int | float | np.integer | np.floating)
     if isinstance(seconds, bool | np.timedelta64):
         number = False
     if isinstance(seconds, np.generic) and number:
         seconds = seconds.item()
-    if not number or not 0 < seconds <= 86_400:  # type: ignore[operator]
-        raise refused(field, value, "seconds, more than 0 and at most 86400")
+    if not number or not 0 < seconds <= TIMEOUT_MAX:  # type: ignore[operator]
+        raise refused(field, value, f"seconds, more than 0 and at most {TIMEOUT_MAX}")
     return float(seconds)  # type: ignore[arg-type]
 
 
