@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant(
         name="lease-survives-membership-change",
         breaks="the old quorum's answers go on counting for the new configuration's lease",
-        edits=(Edit("raft.raft:Raft.apply_conf_change", "lease.on_conf_change(s)", "pass"),),
+        edits=(Edit("raft.conf_changes:apply", "lease.on_conf_change(s)", "pass"),),
         tests=(
             _LEASE + "test_a_membership_change_starts_the_lease_anew_and_blocks_the_next_until_it_covers_the_old_one",
             _TRACE + "[lease-and-membership]",

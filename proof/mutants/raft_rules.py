@@ -263,7 +263,7 @@ MUTANTS = (
     Mutant(
         name="apply-ahead-of-the-log",
         breaks="entries are applied before they are in the own log (TiKV#4560): the state is ahead after a power cut",
-        edits=(Edit("raft.raft:Raft._next_page", "last = min(s.commit, s.log.durable_index)", "last = s.commit"),),
+        edits=(Edit("raft.output:_next_page", "last = min(s.commit, s.log.durable_index)", "last = s.commit"),),
         tests=(
             _REPLICATION + "test_apply_never_runs_ahead_of_the_own_log",
             _TRACE + "[apply-after-log]",
@@ -343,7 +343,7 @@ MUTANTS = (
         breaks="bytes that are committed go on counting as waiting for a quorum: after a while every write is refused",
         edits=(
             Edit(
-                "raft.raft:Raft._next_page",
+                "raft.output:_next_page",
                 "s.uncommitted_bytes = max(0, s.uncommitted_bytes - sum([len(e.data) for e in page]))",
                 "pass",
             ),

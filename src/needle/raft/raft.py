@@ -10,9 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from needle.base.errors import CorruptLog, Internal, MembershipChangePending, NotLeader, Overloaded
+from needle.base.errors import CorruptLog, Internal, NotLeader, Overloaded
 from needle.base.ids import NodeId
-from needle.raft import election, follower, leadership, lease, membership, plausible, replication, rounds, transfer
+from needle.raft import (
+    conf_changes,
+    election,
+    follower,
+    leadership,
+    lease,
+    output,
+    plausible,
+    replication,
+    transfer,
+)
 from needle.raft.causes import Cause, Causes
 from needle.raft.config import CoreConfig
 from needle.raft.log import LogStorage, RaftLog
@@ -77,7 +87,6 @@ class Raft:
         if not 0 <= max(hard_state.term, last) < NUMBER_MAX:
             raise CorruptLog(f"term {hard_state.term} or last index {last} is not below {NUMBER_MAX}")
         self._s = State(config, RaftLog(storage), hard_state, conf, applied, now, random_timeout)
-        self._persisting: Ready | None = None
         if conf.voters != (config.node_id,) or conf.voters_outgoing:
             self._s.reset_election_deadline()
             self._s.retry_soon()
@@ -118,7 +127,7 @@ class Raft:
             on_answer = _LEADER_HANDLERS.get(kind)
             if on_answer is not None:
                 on_answer(s, message)
-                self._maybe_leave_joint()
+                conf_changes.maybe_leave_joint(s)
                 return
         handler = _HANDLERS.get(kind)
         if handler is not None:
@@ -133,7 +142,7 @@ class Raft:
             return
         if s.role is Role.LEADER:
             leadership.tick(s)
-            self._maybe_leave_joint()
+            conf_changes.maybe_leave_joint(s)
         elif now >= s.election_deadline:
             election.on_timeout(s)
 
@@ -176,29 +185,7 @@ class Raft:
         s.now = now
         if s.role is not Role.LEADER:
             raise self._not_leader()
-        membership.check_change(change)
-        transfer.check_none(s)
-        if membership.is_joint(s.conf) or s.applied < s.pending_conf_index or not lease.covers_old(s):
-            raise MembershipChangePending("another membership change is under way")
-        return self._append_conf_change(change), s.term
-
-    def _append_conf_change(self, change: ConfChange) -> int:
-        s = self._s
-        target = membership.apply_change(s.conf, change)
-        s.pending_conf_index = s.append_entry(EntryKind.CONF_CHANGE, membership.encode_conf(target))
-        return s.pending_conf_index
-
-    def _maybe_leave_joint(self) -> None:
-        """The second half of a membership change, once the first is applied and the lease allows it."""
-        s = self._s
-        if (
-            s.role is Role.LEADER
-            and membership.is_joint(s.conf)
-            and s.applied >= s.pending_conf_index
-            and not transfer.is_under_way(s)
-            and lease.covers_old(s)
-        ):
-            self._append_conf_change(ConfChange(leave=True))
+        return conf_changes.propose(s, change), s.term
 
     def read_index(self, context: int, now: float) -> None:
         """Ask for a linearizable read; answered by Ready.reads or Ready.dropped_reads. Raises NotLeader."""
@@ -256,87 +243,19 @@ class Raft:
     # --- outputs ------------------------------------------------------------------------------------------------
     def has_ready(self, *, persist: bool = True, apply: bool = True) -> bool:
         """Whether `ready(persist=persist, apply=apply)` would carry something. Cheap."""
-        s = self._s
-        if s.retired:
-            return bool(s.dropped_reads)
-        if s.messages or s.reads or s.dropped_reads or s.snapshot_requests:
-            return True
-        if s.role is Role.LEADER and replication.wants_to_send(s):
-            return True
-        if persist and self._may_persist() and (s.messages_after_persist or s.needs_disk()):
-            return True
-        return apply and s.applying == s.applied < min(s.commit, s.log.durable_index)
-
-    def _may_persist(self) -> bool:
-        """One write at a time; and no snapshot is installed under a running apply."""
-        s = self._s
-        return self._persisting is None and (s.log.snapshot is None or s.applying == s.applied)
+        return output.has_ready(self._s, persist, apply)
 
     def ready(self, *, persist: bool = True, apply: bool = True) -> Ready:
         """What is to be done now. persist=False leaves everything that goes to disk, or waits for it, to a later
         Ready (so does a write under way); apply=False leaves the committed entries (so does a page under way)."""
-        s = self._s
-        if s.role is Role.LEADER and replication.wants_to_send(s):
-            replication.emit(s)
-        hard_state: HardState | None = None
-        entries: tuple[Entry, ...] = ()
-        snapshot: SnapshotMeta | None = None
-        after: tuple[Message, ...] = ()
-        must_sync = False
-        if persist and self._may_persist():
-            must_sync = s.needs_disk()
-            if must_sync:
-                snapshot = s.log.snapshot
-                entries = s.log.unwritten()
-                s.log.mark_handed()
-                current = s.hard_state()
-                if current != s.handed_hard_state:
-                    hard_state = s.handed_hard_state = current
-            after, s.messages_after_persist = tuple(s.messages_after_persist), []
-        result = Ready(
-            hard_state=hard_state,
-            entries=entries,
-            snapshot=snapshot,
-            messages=tuple(s.messages),
-            messages_after_persist=after,
-            committed=self._next_page() if apply else (),
-            reads=tuple(s.reads),
-            dropped_reads=tuple(s.dropped_reads),
-            snapshot_requests=tuple(s.snapshot_requests),
-            must_sync=must_sync,
-        )
-        for waiting in (s.messages, s.reads, s.dropped_reads, s.snapshot_requests):
-            waiting.clear()
-        if must_sync:
-            self._persisting = result
-            s.is_writing = True
-        return result
-
-    def _next_page(self) -> tuple[Entry, ...]:
-        """Committed entries that are on this disk too, up to apply_bytes_max; none while a page is being applied."""
-        s = self._s
-        last = min(s.commit, s.log.durable_index)
-        if s.applying != s.applied or last <= s.applied:
-            return ()
-        page = tuple(s.log.slice(s.applied + 1, last + 1, s.config.apply_bytes_max))
-        s.applying = page[-1].index
-        s.uncommitted_bytes = max(0, s.uncommitted_bytes - sum([len(e.data) for e in page]))
-        return page
+        return output.take(self._s, persist, apply)
 
     def advance(self, ready: Ready) -> None:
         """`ready`'s snapshot, entries and hard_state are durable. A Ready that wrote nothing needs no call; one that
         is not the write under way is ignored. Entries that were replaced meanwhile are not counted."""
-        if ready is not self._persisting:
-            return
-        self._persisting = None
         s = self._s
-        s.is_writing = False
-        s.disk_idle_at = s.now
-        if ready.snapshot is not None:
-            s.installed(ready.snapshot)
-        if ready.hard_state is not None:
-            s.durable_hard_state = ready.hard_state
-        s.log.stable_to(ready.entries)
+        if not output.written(s, ready):
+            return
         if s.role is Role.LEADER:
             replication.on_durable(s)
         else:
@@ -351,7 +270,7 @@ class Raft:
             raise Internal(f"applied {index}, but only {s.applying} was handed out")
         s.applied = index
         election.on_applied(s)
-        self._maybe_leave_joint()
+        conf_changes.maybe_leave_joint(s)
 
     def suspend_apply(self) -> None:
         """What is being applied cannot be; it stays with the host, which takes nothing more to apply until
@@ -373,31 +292,8 @@ class Raft:
 
     def apply_conf_change(self, entry: Entry) -> ConfState:
         """Put the change that a committed CONF_CHANGE entry carries into force; returns the configuration after it."""
-        s = self._s
-        before = s.conf
-        s.conf = membership.decode_conf(entry)
-        if s.role is not Role.LEADER or s.conf == before:
-            return s.conf
-        lease.on_conf_change(s)
-        if not membership.is_voter(s.conf, s.id):
-            self._leave_office()
-            return s.conf
-        s.track_members()
-        transfer.on_conf_change(s)
-        s.append_wanted = s.heartbeat_wanted = True
-        replication.maybe_commit(s)
-        rounds.confirm(s)
-        return s.conf
-
-    def _leave_office(self) -> None:
-        """This leader was removed: tell the others what is committed, name a successor, and step down."""
-        s = self._s
-        s.heartbeat_wanted = True
-        replication.emit(s)
-        transfer.hand_over_on_removal(s)
-        farewell = list(s.messages)
-        s.become_follower(s.term, NO_LEADER, Cause.REMOVED)
-        s.messages.extend(farewell)
+        conf_changes.apply(self._s, entry)
+        return self._s.conf
 
     def send_snapshot(self, to: NodeId, meta: SnapshotMeta, now: float) -> None:
         """Answer Ready.snapshot_requests: the files that `meta.descriptor` names can be fetched."""

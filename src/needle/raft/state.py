@@ -25,6 +25,7 @@ from needle.raft.messages import (
     HardState,
     Message,
     ReadState,
+    Ready,
     SnapshotMeta,
 )
 from needle.raft.progress import Progress, ProgressState
@@ -73,7 +74,7 @@ class State:
         # what the disk knows, or was told
         self.handed_hard_state = hard_state
         self.durable_hard_state = hard_state
-        self.is_writing = False  # a Ready with something to write is with the host
+        self.writing: Ready | None = None  # with the host, which has something of it to write
         self.disk_idle_at = now  # when the last write finished, or nothing waited for one
 
         # outputs that wait for the next Ready
@@ -159,7 +160,7 @@ class State:
 
     def note_disk(self) -> None:
         """Keep `disk_idle_at` fresh while nothing is written."""
-        if not self.is_writing and not self.needs_disk():
+        if self.writing is None and not self.needs_disk():
             self.disk_idle_at = self.now
 
     # --- outputs ------------------------------------------------------------------------------------------------
