@@ -313,6 +313,39 @@ def test_a_damaged_catalog_stays_damaged_until_the_snapshot_is_written(
     machine.close()
 
 
+def test_a_snapshot_mends_a_catalog_whose_damage_shows_only_when_it_is_written(tmp_path: Path) -> None:
+    """A key that is no alias of the row's number any more lacks its index: the rows read as others, or as none. And the
+    count of free pages is looked at only by who needs one."""
+    source = CatalogMachine(str(tmp_path / "source"))
+    source.apply([entry(1, create())])
+    (tmp_path / "image").mkdir()
+    source.export_snapshot(str(tmp_path / "image"))
+    source.close()
+    path, shown_late = tmp_path / "source" / "catalog.db", 0
+    whole = path.read_bytes()
+    schema = whole.index(b"CREATE TABLE")
+    for at, bit in [(at, bit) for at in (*range(36, 40), *range(schema + 20, schema + 68)) for bit in range(8)]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+        machine = CatalogMachine(str(tmp_path / "source"))
+        if machine.damage is None:
+            late = sqlite3.connect(path, isolation_level=None)
+            try:
+                late.executescript("BEGIN; INSERT INTO catalog VALUES (9, zeroblob(100000)); ROLLBACK")
+            except sqlite3.DatabaseError:
+                shown_late += 1
+            late.close()
+        machine.install_snapshot(str(tmp_path / "image"))
+        assert machine.damage is None and machine.topology == source.topology
+        machine.apply([entry(2, None)])
+        machine.close()
+        again = CatalogMachine(str(tmp_path / "source"))
+        assert again.damage is None and again.applied_index() == 2 and again.topology == source.topology
+        again.close()
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    assert shown_late
+
+
 def test_a_damaged_catalog_is_found_and_a_snapshot_mends_it(tmp_path):
     source = CatalogMachine(str(tmp_path / "source"))
     source.apply([entry(1, create())])

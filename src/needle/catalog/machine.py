@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -107,7 +107,7 @@ class CatalogMachine:
             except BaseException:
                 self._db.close()
                 raise
-        whole = all(isinstance(value, bytes) for value in rows.values())
+        whole = rows.keys() <= {_STATE, _SUM} and all(isinstance(value, bytes) for value in rows.values())
         if not whole or (_SUM in rows and (_STATE not in rows or _sum(rows[_STATE]) != rows[_SUM])):
             raise CorruptDocuments(f"{self._path} is damaged: the catalog fails its checksum", path=self._path)
         self._state = _decode(rows[_STATE], self._path) if _STATE in rows else _State()
@@ -174,12 +174,15 @@ class CatalogMachine:
         """Replace everything by the image in `directory`, atomically; may be repeated. A damaged one is damaged until
         that is done: in between it is empty, and must not be taken for whole."""
         state = self._read_image(directory)
-        with self._lock:
-            if self.damage is not None:
-                self._db.close()
-                for suffix in ("", "-wal", "-shm"):
-                    Path(self._path + suffix).unlink(missing_ok=True)
-                self._open()
+        if self.damage is None:
+            with suppress(CorruptDocuments), self._exclusive(installing=True):
+                self._write(state)
+                return
+        with self._lock:  # damaged, maybe so that only a write shows it
+            self._db.close()
+            for suffix in ("", "-wal", "-shm"):
+                Path(self._path + suffix).unlink(missing_ok=True)
+            self._open()
         with self._exclusive(installing=True):
             self._write(state)
             self.damage = None
