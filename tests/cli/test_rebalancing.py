@@ -39,46 +39,57 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
             client.insert_batch(ids=names, vectors=vectors, timeout=30)
 
         def shown(*argv: str) -> Any:
-            return json.loads(run("cluster", *argv, "--json", *at))
+            return json.loads(run(*argv, "--json", *at))
 
         def listing() -> Any:
             return json.loads(run("node", "list", "--json", *at))
 
-        stats = shown("stats")
+        def nodes_with_replicas() -> list[Any]:
+            return [load for load in shown("cluster", "stats")["nodes"].values() if load["replicas"]]
+
+        stats = shown("cluster", "stats")
         assert sum(one["documents"] for one in stats["shard_sizes"].values()) == DOCUMENTS
         assert all(one["bytes"] > 200 * one["documents"] for one in stats["shard_sizes"].values())
         assert sum(load["replicas"] for load in stats["nodes"].values()) == 6
         for load in stats["nodes"].values():
             assert load["alive"]
             assert 0 < load["free"] < load["total"]
-        until(lambda: all(load["used"] > 50_000 for load in shown("stats")["nodes"].values() if load["replicas"]))
+        until(
+            lambda: all(
+                load["used"] > 50_000 for load in shown("cluster", "stats")["nodes"].values() if load["replicas"]
+            )
+        )
         assert "imbalance 0.0" in run("cluster", "stats", *at)
 
         wished = run("cluster", "plan", "--add-shard", *at)
         assert wished.startswith("1. add shard 2 on ")
         assert " of the least possible; imbalance of shards 0.5" in wished
-        planned = shown("add-shard", "--dry-run")
+        planned = shown("shard", "add", "--dry-run")
         assert [move["type"] for move in planned["moves"]] == ["found-shard", "move-range", "move-range"]
         assert planned["ratio"] <= 1.1
-        assert sorted(shown("stats")["shard_sizes"]) == ["0", "1"]  # nothing was executed
-        assert "was never rebalanced" in run("cluster", "rebalance", "--status", *at, expect=1)
+        assert sorted(shown("cluster", "stats")["shard_sizes"]) == ["0", "1"]  # nothing was executed
+        assert "was never rebalanced" in run("rebalance", "--status", *at, expect=1)
 
-        assert " is done: 100 %" in run("cluster", "add-shard", "--throttle", "0.01", *at)
-        stats = shown("stats")
+        assert " is done: 100 %" in run("shard", "add", "--throttle", "0.01", *at)
+        stats = shown("cluster", "stats")
         assert sorted(stats["shard_sizes"]) == ["0", "1", "2"]
         assert stats["documents_imbalance"] < 0.2
+        listed = {shard["shard"]: shard for shard in shown("shard", "list")}
+        assert sorted(listed) == [0, 1, 2]
+        assert sum(shard["documents"] for shard in listed.values()) == DOCUMENTS
+        assert all(shard["leader"] in {*shard["nodes"], None} and len(shard["nodes"]) == 3 for shard in listed.values())
         assert _ids(cluster.cluster) == names
         assert shown("rebalance", "--status")["moved_documents"] > 300
-        assert "cannot become paused" in run("cluster", "rebalance", "--pause", *at, expect=1)
+        assert "cannot become paused" in run("rebalance", "--pause", *at, expect=1)
 
-        assert "shard = 9 is not allowed" in run("cluster", "retire-shard", "9", *at, expect=1)
-        assert shown("retire-shard", "0")["is_complete"]
-        assert sorted(shown("stats")["shard_sizes"]) == ["1", "2"]
+        assert "shard = 9 is not allowed" in run("shard", "remove", "9", *at, expect=1)
+        assert shown("shard", "remove", "0")["is_complete"]
+        assert sorted(shown("cluster", "stats")["shard_sizes"]) == ["1", "2"]
         assert _ids(cluster.cluster) == names
 
         assert "drain = 'nobody'" in run("node", "drain", "nobody", *at, expect=1)
         assert json.loads(run("node", "drain", "node-1", "--json", *at))["state"] == "done"
-        assert shown("stats")["nodes"]["node-1"]["replicas"] == 0
+        assert shown("cluster", "stats")["nodes"]["node-1"]["replicas"] == 0
         refused = run("node", "drain", "node-2", *at, expect=1)
         assert "node-2 cannot be emptied: node-2 keeps its replica of" in refused
         listed = {node["id"]: node for node in listing()}
@@ -96,7 +107,7 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         assert "node-1 is lost" in run("cluster", "plan", "--lost", "node-1", *at)
         assert "node-1 is no longer a node" in run("node", "remove", "node-1", *at)
         assert shown("rebalance", "--status")["state"] == "done"
-        assert "node-1" not in shown("stats")["nodes"]
+        assert "node-1" not in shown("cluster", "stats")["nodes"]
         assert _ids(cluster.cluster) == names
     finally:
         cluster.stop()

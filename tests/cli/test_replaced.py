@@ -27,9 +27,9 @@ def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, run: Run) 
         (tmp_path / "documents.jsonl").write_text("\n".join(lines))
         until(lambda: "50" in run("insert", str(tmp_path / "documents.jsonl"), *at, expect=None))
 
-        assert "nodes of this cluster: node-1, node-2" in run("cluster", "replicas", "0", "node-9", *at, expect=1)
-        assert "shard = 7" in run("cluster", "replicas", "7", "node-1", *at, expect=1)
-        assert "or catalog" in run("cluster", "replicas", "first", "node-1", *at, expect=1)
+        assert "nodes of this cluster: node-1, node-2" in run("shard", "replicas", "0", "node-9", *at, expect=1)
+        assert "shard = 7" in run("shard", "replicas", "7", "node-1", *at, expect=1)
+        assert "or catalog" in run("shard", "replicas", "first", "node-1", *at, expect=1)
 
         before = nodes()
         gone = next(name for name, node in before.items() if node["shards"] and node["catalog"])
@@ -38,9 +38,9 @@ def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, run: Run) 
         for shard in before[gone]["shards"]:
             held = [name for name, node in before.items() if shard in node["shards"] and name != gone]
             fresh = next(name for name, node in before.items() if shard not in node["shards"])
-            assert f"shard {shard} is on " in run("cluster", "replicas", str(shard), fresh, *held, *at)
+            assert f"shard {shard} is on " in run("shard", "replicas", str(shard), fresh, *held, *at)
         catalog = [name for name in before if name != gone]
-        assert "the catalog is on " in run("cluster", "replicas", "catalog", *catalog, *at)
+        assert "the catalog is on " in run("shard", "replicas", "catalog", *catalog, *at)
         assert f"{gone} is no longer a node" in run("node", "remove", gone, *at)
         assert f"{gone} is no longer a node" in run("node", "remove", gone, *at)  # may be repeated
         until(lambda: json.loads(run("status", "--json", *at, expect=None))["healthy"])
@@ -50,6 +50,6 @@ def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, run: Run) 
         away = catalog[-1]  # the new replicas count
         cluster.kill(away)
         until(lambda: "doc-49" in run("get", "doc-49", "doc-7", "--json", *at, expect=None))
-        assert f"{gone}" in run("cluster", "replicas", "0", gone, *catalog[:2], *at, expect=1)
+        assert f"{gone}" in run("shard", "replicas", "0", gone, *catalog[:2], *at, expect=1)
     finally:
         cluster.stop()

@@ -42,8 +42,7 @@ def started(now: Topology, index: int, command: StartRebalance) -> Job:
     known, wish = now.rebalance, command.wish
     if known is not None and not known.over:
         raise InvalidArgument(
-            f"rebalance {known.id} is {known.state}: wait until it is over, or cancel it (`needle cluster rebalance "
-            "--cancel`)",
+            f"rebalance {known.id} is {known.state}: wait until it is over, or cancel it (`needle rebalance --cancel`)",
             field="rebalance",
         )
     named = sum(map(len, (wish.retire, wish.drain, wish.lost, wish.weights, wish.zones)))

@@ -17,6 +17,7 @@ from needle.cli import (
     change_commands,
     cluster_commands,
     collection_commands,
+    create_command,
     document_commands,
     export_commands,
     maintenance_commands,
@@ -53,6 +54,12 @@ alias_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+shard_app = typer.Typer(
+    help="List the shards, add or remove one, say which nodes hold one.",
+    epilog="Example: needle shard list --json",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 node_app = typer.Typer(
     help="List the nodes, add one, empty, remove or replace one, say how much it takes.",
     epilog="Example: needle node list --json",
@@ -60,7 +67,7 @@ node_app = typer.Typer(
     rich_markup_mode=None,
 )
 cluster_app = typer.Typer(
-    help="Make a cluster out of running nodes, say which hold what, grow and even it out.",
+    help="Make a cluster out of running nodes, show what it holds and what would move.",
     epilog="Example: needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -118,6 +125,7 @@ _add(
     restart_commands.rolling_restart,
     "needle rolling-restart --command 'ssh {host} systemctl restart needle@{node}'",
 )
+_add(app, "rebalance", rebalance_commands.rebalance, "needle rebalance --dry-run")
 _add(app, "force-election", cluster_commands.force_election, "needle force-election")
 _add(maintenance_app, "enter", maintenance_commands.enter, "needle maintenance enter node-2")
 _add(maintenance_app, "exit", maintenance_commands.exit_, "needle maintenance exit node-2")
@@ -139,20 +147,21 @@ _add(node_app, "weight", node_commands.weight, "needle node weight node-2 2.5")
 _add(
     cluster_app,
     "create",
-    shard_commands.create,
+    create_command.create,
     "needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000 node-3=10.0.0.3:5000",
 )
-_add(cluster_app, "replicas", shard_commands.replicas, "needle cluster replicas 2 node-1 node-3 node-7")
 _add(cluster_app, "stats", rebalance_commands.stats, "needle cluster stats")
 _add(cluster_app, "plan", rebalance_commands.plan, "needle cluster plan --add-shard")
-_add(cluster_app, "rebalance", rebalance_commands.rebalance, "needle cluster rebalance --moves 2")
-_add(cluster_app, "add-shard", rebalance_commands.add_shard, "needle cluster add-shard --dry-run")
-_add(cluster_app, "retire-shard", rebalance_commands.retire_shard, "needle cluster retire-shard 3")
+_add(shard_app, "list", shard_commands.list_, "needle shard list")
+_add(shard_app, "add", shard_commands.add, "needle shard add --dry-run")
+_add(shard_app, "remove", shard_commands.remove, "needle shard remove 3")
+_add(shard_app, "replicas", shard_commands.replicas, "needle shard replicas 2 node-1 node-3 node-7")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(config_app, name="config")
 app.add_typer(node_app, name="node")
+app.add_typer(shard_app, name="shard")
 app.add_typer(maintenance_app, name="maintenance")
 app.add_typer(repair_app, name="repair")
 app.add_typer(collections_app, name="collections")

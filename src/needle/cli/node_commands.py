@@ -107,7 +107,7 @@ def drain(
     config, wish = pace(moves, batch, throttle), Wish(drain=(node,), balance=False)
     if undo:
         run(cluster, lambda client: client.undrain_node(node, timeout=timeout))
-        notes.print(f"{node} is used again; `needle cluster rebalance` brings it replicas", markup=False)
+        notes.print(f"{node} is used again; `needle rebalance` brings it replicas", markup=False)
         return
 
     async def start(client: needle.Client) -> int:
@@ -283,7 +283,7 @@ def _check_everywhere(now: Topology, node: NodeId) -> None:
     """Raises InvalidArgument if shards are on different nodes. `node` does not count: some may have it already."""
     if len({frozenset(info.wanted) - {node} for info in now.serving}) > 1:
         raise InvalidArgument(
-            "the shards of this cluster are on different nodes each: `needle cluster replicas` says which hold one"
+            "the shards of this cluster are on different nodes each: `needle shard replicas` says which hold one"
         )
 
 

@@ -51,7 +51,7 @@ def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
     if idle:
         notes.print(
-            f"note: no shard is on {', '.join(idle)}: `needle cluster rebalance` brings replicas there",
+            f"note: no shard is on {', '.join(idle)}: `needle rebalance` brings replicas there",
             markup=False,
             soft_wrap=True,
         )

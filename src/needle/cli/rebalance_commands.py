@@ -1,4 +1,4 @@
-"""`needle cluster stats | plan | rebalance | add-shard | retire-shard`: what a cluster holds, and moving it.
+"""`needle rebalance`, `needle cluster stats | plan`: what a cluster holds, and evening it out.
 
 Each command that moves something prints the plan with --dry-run instead, and otherwise follows the rebalance until it
 is over; the cluster goes on without who watches.
@@ -90,8 +90,8 @@ def _shown(key: bytes | None) -> str:
 
 def plan(
     add_shard: Annotated[bool, typer.Option("--add-shard", help="With one shard more.")] = False,
-    retire_shard: Annotated[
-        list[int] | None, typer.Option("--retire-shard", metavar="SHARD", help="Without this shard. Repeatable.")
+    remove_shard: Annotated[
+        list[int] | None, typer.Option("--remove-shard", metavar="SHARD", help="Without this shard. Repeatable.")
     ] = None,
     drain: Annotated[
         list[str] | None, typer.Option("--drain", metavar="NODE", help="With nothing on this node. Repeatable.")
@@ -107,8 +107,8 @@ def plan(
         count = None
         if add_shard:
             serving = (await client.refresh_topology(confirmed=True, timeout=timeout)).serving
-            count = len(serving) + 1 - len(retire_shard or ())
-        wish = Wish(shards=count, retire=tuple(retire_shard or ()), drain=tuple(drain or ()), lost=tuple(lost or ()))
+            count = len(serving) + 1 - len(remove_shard or ())
+        wish = Wish(shards=count, retire=tuple(remove_shard or ()), drain=tuple(drain or ()), lost=tuple(lost or ()))
         return await client.plan_rebalance(wish, timeout=timeout)
 
     show_plan(run(cluster, work), json)
@@ -153,49 +153,6 @@ def rebalance(
 
     async def start(client: needle.Client) -> int:
         return await client.start_rebalance(config, wish=wish, timeout=timeout)
-
-    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
-
-
-def add_shard(
-    dry_run: DryRun = False,
-    moves: Moves = 10,
-    batch: Batch = 1000,
-    throttle: Throttle = 0.1,
-    no_wait: NoWait = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-    json: Json = False,
-) -> None:
-    """Have the cluster serve one shard more, with its fair share of the documents, and show how far it is."""
-    config = pace(moves, batch, throttle)
-
-    async def planned(client: needle.Client) -> Plan:
-        serving = (await client.refresh_topology(confirmed=True, timeout=timeout)).serving
-        return await client.plan_rebalance(Wish(shards=len(serving) + 1), timeout=timeout)
-
-    async def start(client: needle.Client) -> int:
-        return await client.add_shard(config, timeout=timeout)
-
-    carry_out(cluster, planned, start, dry_run, no_wait, json)
-
-
-def retire_shard(
-    shard: Annotated[int, typer.Argument(metavar="SHARD", help="The shard's number, as in `needle cluster stats`.")],
-    dry_run: DryRun = False,
-    moves: Moves = 10,
-    batch: Batch = 1000,
-    throttle: Throttle = 0.1,
-    no_wait: NoWait = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-    json: Json = False,
-) -> None:
-    """Have the other shards take over what a shard holds, then give it up. Its number is not used again."""
-    config, wish = pace(moves, batch, throttle), Wish(retire=(shard,))
-
-    async def start(client: needle.Client) -> int:
-        return await client.remove_shard(shard, config, timeout=timeout)
 
     carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
 

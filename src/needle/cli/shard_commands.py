@@ -1,92 +1,120 @@
-"""`needle cluster create | replicas`: making one out of running nodes, and saying who holds what."""
+"""`needle shard list | add | remove | replicas`: the parts that a cluster's documents are spread over.
+
+What moves something prints the plan with --dry-run instead, and otherwise follows it until it is over; the cluster goes
+on without who watches.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import os
 from typing import Annotated
 
+import msgspec
 import typer
 
 import needle
-from needle.base.config import parse_node, refuse
-from needle.base.model import Metric
-from needle.cli.common import (
-    DEFAULT_CLUSTER,
-    Cluster,
-    Json,
-    notes,
-    print_json,
-    run,
-)
-from needle.cli.status import Look, look, status_json
-from needle.connecting import DEFAULT_CLUSTER_ID
-from needle.routing.strategy import parse_strategy
-from needle.server.catalog.founding import uneven
-from needle.server.cluster_api import ClusterConfig, DistributedCluster
+from needle.base.config import refuse
+from needle.base.ids import NodeId
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
+from needle.cli.rebalance_commands import Batch, DryRun, Moves, NoWait, Throttle, carry_out, pace
+from needle.client.health import ShardHealth
+from needle.routing.plans import Plan, Wish
+
+LIST_TIMEOUT = 2.0
+Shard = Annotated[int, typer.Argument(metavar="SHARD", help="Its number, as in `needle shard list`.")]
 
 
-def create(
-    nodes: Annotated[
-        list[str],
-        typer.Argument(metavar="NODE...", help="Running nodes, name=host:port, in the order shards are placed."),
-    ],
-    shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = 4,
-    replicas: Annotated[int, typer.Option("--replicas", help="Copies of each shard, each on its own node.")] = 3,
-    strategy: Annotated[
-        str, typer.Option("--strategy", help="consistent_hash, hash, range, custom:FIELD[,FIELD], or router:NAME.")
-    ] = "consistent_hash",
-    virtual_nodes: Annotated[
-        int, typer.Option("--virtual-nodes", help="Points of each shard on the ring of consistent_hash.")
-    ] = 100,
-    boundary: Annotated[
-        list[str] | None,
-        typer.Option("--boundary", help="With range sharding: first id of each shard except shard 0. Repeat in order."),
-    ] = None,
-    dimensions: Annotated[
-        int | None, typer.Option("--dimensions", help="Create the collection 'default' with vectors of this length.")
-    ] = None,
-    metric: Annotated[
-        str, typer.Option("--metric", help="Metric of the default collection: cosine, l2 or dot.")
-    ] = Metric.COSINE,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until every shard has a leader.")] = 60.0,
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """nodes: that should hold it, preferred leader first. leaving: that hold it until these do. state, leader,
+    documents, share, problems: as in ShardHealth."""
+
+    shard: int
+    state: str
+    leader: NodeId | None
+    nodes: tuple[NodeId, ...]
+    leaving: tuple[NodeId, ...]
+    documents: int
+    share: float
+    problems: list[str]
+
+
+def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
+    """List the shards: who holds and leads each, and what it holds. `needle cluster stats` has sizes and calls."""
+
+    async def work(client: needle.Client) -> list[Listed]:
+        health = await client.health_check(timeout=LIST_TIMEOUT)
+        known = {info.shard: info for info in client.topology().serving}
+        return [
+            _listed(number, found, known[number].wanted, known[number].leaving)
+            for number, found in health.shards.items()
+            if number in known
+        ]
+
+    shards = run(cluster, work)
+    if json:
+        print_json(shards)
+        return
+    rows = table("shard", "state", "leader", "nodes", "documents", "keys")
+    for one in shards:
+        nodes = ", ".join([*one.nodes, *(f"{node} (leaving)" for node in one.leaving)])
+        keys = f"{one.share:.1%}"
+        rows.add_row(str(one.shard), one.state, one.leader or "none", nodes, str(one.documents), keys)
+    console.print(rows)
+
+
+def _listed(number: int, found: ShardHealth, nodes: tuple[NodeId, ...], leaving: tuple[NodeId, ...]) -> Listed:
+    return Listed(
+        shard=number,
+        state=found.state,
+        leader=found.leader,
+        nodes=nodes,
+        leaving=leaving,
+        documents=found.documents,
+        share=found.share,
+        problems=found.problems,
+    )
+
+
+def add(
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
     json: Json = False,
 ) -> None:
-    """Make a cluster out of running nodes that were started without `cluster_nodes`. May be repeated after an error."""
-    config = ClusterConfig(
-        shard_count=shards,
-        replication_factor=replicas,
-        virtual_nodes_per_shard=virtual_nodes,
-        strategy=parse_strategy("--strategy", strategy),
-        boundaries=tuple(boundary or ()),
-        dimensions=dimensions,
-        metric=metric,
-        cluster_id=os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID),
-    )
-    parsed = [parse_node(node, "NODE") for node in nodes]
+    """Have the cluster serve one shard more, with its fair share of the documents, and show how far it is."""
+    config = pace(moves, batch, throttle)
 
-    async def work() -> Look:
-        cluster = DistributedCluster(config)
-        try:
-            for name, address in parsed:
-                await cluster.add_node(name, address)
-            await cluster.start(timeout)
-            return await look(await cluster.client(), [])
-        finally:
-            await cluster.stop()
+    async def planned(client: needle.Client) -> Plan:
+        serving = (await client.refresh_topology(confirmed=True, timeout=timeout)).serving
+        return await client.plan_rebalance(Wish(shards=len(serving) + 1), timeout=timeout)
 
-    seen = asyncio.run(work())
-    if json:
-        print_json(status_json(seen))
-        return
-    health = seen.health
-    names = ",".join(address for _, address in parsed[:3])
-    led = sum(shard.leader is not None for shard in health.shards.values())
-    made = f"{shards} shards on {len(parsed)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
-    notes.print(made, markup=False, soft_wrap=True)
-    unevenly = uneven(config.settings, config.boundaries)
-    for warning in [*health.warnings, *([unevenly] if unevenly else [])]:
-        notes.print(f"note: {warning}", markup=False)
+    async def start(client: needle.Client) -> int:
+        return await client.add_shard(config, timeout=timeout)
+
+    carry_out(cluster, planned, start, dry_run, no_wait, json)
+
+
+def remove(
+    shard: Shard,
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Have the other shards take over what a shard holds, then give it up. Its number is not used again."""
+    config, wish = pace(moves, batch, throttle), Wish(retire=(shard,))
+
+    async def start(client: needle.Client) -> int:
+        return await client.remove_shard(shard, config, timeout=timeout)
+
+    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
 
 
 def replicas(

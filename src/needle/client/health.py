@@ -151,8 +151,7 @@ def _warnings(topology: Topology) -> list[str]:
         waits = f", and waits: {job.why}" if job.why else ""
         for_whom = f", for {', '.join(job.wish.lost)} is gone" if job.healing else ""
         told.append(
-            f"rebalance {job.id} is {job.state}{for_whom}{waits}; `needle cluster rebalance --status` shows how far it "
-            "is"
+            f"rebalance {job.id} is {job.state}{for_whom}{waits}; `needle rebalance --status` shows how far it is"
         )
     draining = [info.id for info in topology.nodes if info.state is NodeState.DRAINING]
     if draining:

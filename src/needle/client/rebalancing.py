@@ -140,8 +140,8 @@ class RebalanceMethods:
         await self._ask("resume", id, values.check_timeout(timeout))
 
     async def cancel_rebalance(self, id: int | None = None, *, timeout: float = TIMEOUT) -> None:
-        """End a rebalance: replicas that are on their way are taken back, key ranges that are on their way arrive, and
-        nothing else moves. What was moved before stays where it is. As `pause_rebalance`."""
+        """End a rebalance: replicas and key ranges that are on their way are taken back, unless their switch is
+        decided, and nothing else moves. What was moved before stays where it is. As `pause_rebalance`."""
         await self._ask("cancel", id, values.check_timeout(timeout))
 
     async def _ask(self, what: Literal["pause", "resume", "cancel"], id_: int | None, seconds: float) -> None:

@@ -104,7 +104,7 @@ def uneven(settings: ClusterSettings, boundaries: Sequence[str]) -> str:
         return ""
     return (
         "range without boundaries divides the first byte of ids evenly: ids that are text all lie in one or two of "
-        f"{settings.shard_count} shards. Name boundaries, or even the shards out later (`needle cluster rebalance`)"
+        f"{settings.shard_count} shards. Name boundaries, or even the shards out later (`needle rebalance`)"
     )
 
 
