@@ -9,6 +9,7 @@ _ANY = "tests/cluster/test_any_plan.py::test_any_plan_is_legal_at_each_step_reac
 _JOB = "tests/cluster/test_rebalance.py::"
 _STATE = "catalog.planning.schedule:State."
 _SPREAD = "catalog.planning.spread:Spread."
+_BY_HAND = "tests/cluster/test_by_hand.py::"
 
 MUTANTS = (
     Mutant(
@@ -85,6 +86,36 @@ MUTANTS = (
         breaks="nodes are evened out by the replicas that gain least: many more bytes move than need to",
         edits=(Edit("catalog.placement:_Board._swing", "worthy = now - fuller", "worthy = True or now - fuller"),),
         tests=(_CASES + "test_a_drained_node_moves_little_more_than_it_holds",),
+    ),
+    Mutant(
+        name="split-of-every-shard",
+        breaks="who splits one shard has the key ranges of all others moved, too",
+        edits=(
+            Edit(
+                "catalog.planning.by_hand:halved",
+                "pair = [split.shard, split.into]",
+                "pair = sorted({piece.owner for piece in pieces} | {split.into})",
+            ),
+        ),
+        tests=(_BY_HAND + "test_half_of_a_shard_goes_to_a_new_one_and_nothing_else_moves",),
+    ),
+    Mutant(
+        name="split-into-a-shard-that-is-there",
+        breaks="of two splits the second one takes the first one's new shard for its own, and evens out two strangers",
+        edits=(Edit("catalog.rebalances:started", "wish.split.into != len(now.shards)", "False"),),
+        tests=(_BY_HAND + "test_a_split_is_into_a_shard_that_is_not_there_when_it_is_decided",),
+    ),
+    Mutant(
+        name="move-by-hand-with-all-others",
+        breaks="who moves one replica has all nodes evened out and emptied, too",
+        edits=(Edit("catalog.planning.planner:_Planning._wanted", "if self._wish.by_hand:", "if False:"),),
+        tests=(_BY_HAND + "test_one_replica_goes_to_another_node_and_nothing_else_moves",),
+    ),
+    Mutant(
+        name="zone-of-the-nodes-own-setting",
+        breaks="a node that is started again is back in the zone of its setting, whatever an operator has said",
+        edits=(Edit("routing.topology:NodeInfo.registered_as", "self.zone if self.zoned else said.zone", "said.zone"),),
+        tests=(_BY_HAND + "test_a_zone_that_was_said_counts_until_the_nodes_own_does_again",),
     ),
     Mutant(
         name="rebalance-beyond-the-limit",

@@ -26,7 +26,7 @@ from needle.client.health import ClusterHealth, ShardHealth
 from needle.client.values import check_count
 from needle.connecting import cluster_client, connect, connect_sync, system_caller
 from needle.routing.jobs import RebalanceConfig
-from needle.routing.plans import Wish
+from needle.routing.plans import ReplicaMove, ShardSplit, Wish
 from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
 from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
@@ -49,10 +49,12 @@ __all__ = [
     "RebalanceConfig",
     "RebalanceCoordinator",
     "RebalanceHandle",
+    "ReplicaMove",
     "ShardConfig",
     "ShardHealth",
     "ShardManager",
     "ShardRouter",
+    "ShardSplit",
     "ShardStrategy",
     "Wish",
     "connect",

@@ -44,6 +44,13 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         def listing() -> Any:
             return json.loads(run("node", "list", "--json", *at))
 
+        def shards() -> dict[int, Any]:
+            return {shard["shard"]: shard for shard in shown("shard", "list")}
+
+        def led() -> dict[int, Any] | None:
+            found = shards()
+            return found if all(one["leader"] for one in found.values()) else None
+
         def nodes_with_replicas() -> list[Any]:
             return [load for load in shown("cluster", "stats")["nodes"].values() if load["replicas"]]
 
@@ -74,7 +81,7 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         stats = shown("cluster", "stats")
         assert sorted(stats["shard_sizes"]) == ["0", "1", "2"]
         assert stats["documents_imbalance"] < 0.2
-        listed = {shard["shard"]: shard for shard in shown("shard", "list")}
+        listed = shards()
         assert sorted(listed) == [0, 1, 2]
         assert sum(shard["documents"] for shard in listed.values()) == DOCUMENTS
         assert all(shard["leader"] in {*shard["nodes"], None} and len(shard["nodes"]) == 3 for shard in listed.values())
@@ -85,6 +92,27 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         assert "shard = 9 is not allowed" in run("shard", "remove", "9", *at, expect=1)
         assert shown("shard", "remove", "0")["is_complete"]
         assert sorted(shown("cluster", "stats")["shard_sizes"]) == ["1", "2"]
+        assert _ids(cluster.cluster) == names
+
+        before = until(led)
+        assert "one of 1, 2" in run("shard", "split", "0", *at, expect=1)
+        planned = shown("shard", "split", "1", "--dry-run")
+        assert [move["type"] for move in planned["moves"]] == ["found-shard", "move-range"]
+        assert shards().keys() == {1, 2}
+        assert shown("shard", "split", "1", "--throttle", "0.01")["state"] == "done"
+        after = until(led)
+        assert after[2]["documents"] == before[2]["documents"]
+        assert 0.4 < after[3]["documents"] / before[1]["documents"] < 0.6
+        source, *others = after[3]["nodes"]
+        (target,) = {"node-1", "node-2", "node-3", "node-4"} - set(after[3]["nodes"])
+        assert f"a node that does not hold shard 3, as these do: {source}" in run(
+            "shard", "move", "3", source, others[0], *at, expect=1
+        )
+        assert f"from {source} to {target}" in run("shard", "move", "3", source, target, "--dry-run", *at)
+        assert shards()[3]["nodes"] == after[3]["nodes"]
+        assert shown("shard", "move", "3", source, target)["state"] == "done"
+        assert shards()[3]["nodes"] == [target, *others]
+        assert shown("shard", "move", "3", source, target)["moved_bytes"] == 0  # it may be repeated
         assert _ids(cluster.cluster) == names
 
         assert "drain = 'nobody'" in run("node", "drain", "nobody", *at, expect=1)

@@ -65,10 +65,17 @@ def test_a_dead_node_and_a_live_one_are_replaced(tmp_path: Path, run: Run) -> No
         assert listed()["node-5"]["shards"] == [0, 1]
 
         run("node", "weight", "node-4", "3", *at)
+        assert run("node", "zone", "node-4", "rack-9", "--dry-run", *at)
+        assert listed()["node-4"]["zone"] == ""
+        assert json.loads(run("node", "zone", "node-4", "rack-9", "--json", *at))["state"] == "done"
         cluster.terminate("node-4")
         cluster.restart("node-4")  # its own setting is 1 still
         until(lambda: listed()["node-4"]["condition"] == "")
         assert (listed()["node-4"]["weight"], listed()["node-4"]["weighed"]) == (3.0, True)
+        assert (listed()["node-4"]["zone"], listed()["node-4"]["zoned"]) == ("rack-9", True)
+        run("node", "zone", "node-4", "--own", *at)
+        until(lambda: (listed()["node-4"]["zone"], listed()["node-4"]["zoned"]) == ("", False))
+        assert "either ZONE or --own" in run("node", "zone", "node-4", *at, expect=1)
         run("node", "weight", "node-4", "own", *at)
         until(lambda: (listed()["node-4"]["weight"], listed()["node-4"]["weighed"]) == (1.0, False))
         assert "weight of node-4" in run("node", "weight", "node-4", "1001", "--dry-run", *at, expect=1)

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from cluster.planned_world import MIB, World, cluster, hashed, info, join
 from needle.base.ids import NodeId
 from needle.catalog.planning.planner import plan
-from needle.routing.plans import Plan, Wish
+from needle.catalog.state import execute
+from needle.protocol.catalog_commands import ZoneNode
+from needle.routing.planned_moves import FoundShard, MoveRange
+from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import summarize
 from needle.routing.strategy import CONSISTENT_HASH, HASH
 from needle.routing.topology import NodeInfo
 
 WISHES = ("nothing", "add shards", "fewer shards", "retire", "drain", "lost", "weights", "zones", "replicas", "several")
+BY_HAND = ("split", "move")
 
 
 @st.composite
@@ -47,7 +51,7 @@ def worlds(draw: st.DrawFn) -> tuple[World, Wish]:
     made = draw(clusters())
     shards = len(made.topology.shards)
     names = sorted(made.topology.addresses())
-    kind = draw(st.sampled_from(WISHES))
+    kind = draw(st.sampled_from(WISHES + BY_HAND))
     fields: dict[str, Any] = {}
     several = kind == "several"
     if several or kind == "add shards":
@@ -63,7 +67,17 @@ def worlds(draw: st.DrawFn) -> tuple[World, Wish]:
     if kind == "weights":
         join(made, *(_changed(made, name, weight=draw(st.sampled_from([0.5, 1.0, 4.0]))) for name in names[:2]))
     if kind == "zones":
-        join(made, *(_changed(made, name, zone=f"zone-{draw(st.integers(1, 4))}") for name in names))
+        for name in names:
+            said = ZoneNode(name, f"zone-{draw(st.integers(1, 4))}")
+            made.topology = execute(made.topology, made.index, said)[0]
+            made.index += 1
+    if kind == "split":
+        fields["split"] = ShardSplit(shard=draw(st.integers(0, shards - 1)), into=shards)
+    one = draw(st.sampled_from(made.topology.shards))
+    spare = sorted(set(names) - set(one.replicas))
+    if kind == "move" and spare:
+        source, target = draw(st.sampled_from(one.replicas)), draw(st.sampled_from(spare))
+        fields["move"] = ReplicaMove(shard=one.shard, source=source, target=target)
     if kind == "replicas":
         fields["replicas"] = draw(st.integers(1, 5))
     made.dead = set(fields.get("lost", ()))
@@ -104,7 +118,7 @@ def test_any_plan_is_legal_at_each_step_reaches_its_end_and_is_the_last(given_wo
         else:
             raise AssertionError(f"it does not end: {later.in_words()}")
         return
-    _reached(made, wish, first)
+    (_moved_by_hand if wish.by_hand else _reached)(made, wish, first)
     again = plan(made.topology, made.stats(), wish)
     assert again.moves == (), again.in_words()
 
@@ -121,10 +135,39 @@ def _reached(made: World, wish: Wish, first: Plan) -> None:
     assert {len(one.replicas) for one in serving} == {factor}
     _shards_are_even(made)
     _nodes_are_even(made)
+    _zones_are_apart(made)
     leads = Counter(one.replicas[0] for one in serving)
     weight = {one.id: one.weight for one in made.topology.nodes}
     if not made.dead and not made.capacity and set(weight.values()) == {1.0}:
         assert all(leads[one.replicas[0]] - leads[other] <= 1 for one in serving for other in one.replicas[1:])
+
+
+def _moved_by_hand(made: World, wish: Wish, first: Plan) -> None:
+    if wish.move is not None:
+        nodes = made.topology.shards[wish.move.shard].replicas
+        assert wish.move.target in nodes and wish.move.source not in nodes
+        assert len(first.moves) == 1
+        return
+    assert wish.split is not None
+    pair = {wish.split.shard, wish.split.into}
+    assert pair <= {one.shard for one in made.topology.serving}
+    assert {move.target for move in first.moves if isinstance(move, MoveRange)} == {wish.split.into}
+    assert not [move for move in first.moves if not isinstance(move, FoundShard | MoveRange)]
+    shares = summarize(made.topology, made.stats()).shard_sizes
+    weights = [shares[shard].bytes + shares[shard].share * (256 * MIB) for shard in pair]
+    step = max((size for _, size in made.documents), default=0)
+    assert max(weights) < 1.21 * sum(weights) / 2 + 8 * step
+
+
+def _zones_are_apart(made: World) -> None:
+    """No shard has two replicas in a zone while a node in a zone without one could hold it."""
+    if made.dead or made.capacity:
+        return
+    known = {one.id: one for one in made.topology.nodes if one.id not in made.closed and one.weight > 0}
+    for one in made.topology.serving:
+        used = [known[node].zone for node in one.replicas]
+        spare = {node.zone for node in known.values()} - set(used)
+        assert len(set(used)) == len(used) or not spare, (one, spare)
 
 
 def _shards_are_even(made: World) -> None:

@@ -49,6 +49,8 @@ def started(now: Topology, index: int, command: StartRebalance) -> Job:
     if named > WISHED_MAX:
         raise invalid("wish", named, f"at most {WISHED_MAX} shards and nodes")
     wish.check()
+    if wish.split is not None and wish.split.into != len(now.shards):
+        raise invalid("into", wish.split.into, f"the next number, {len(now.shards)}")
     for node in wish.lost if command.healing else ():
         info = now.node(node)
         if info is None or info.maintenance or not (now.hosted_by(node) or node in now.catalog):

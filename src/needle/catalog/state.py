@@ -42,6 +42,7 @@ from needle.protocol.catalog_commands import (
     StartRebalance,
     StepRebalance,
     WeighNode,
+    ZoneNode,
 )
 from needle.routing.plans import REPLICAS_MAX, ZONE_CHARS_MAX
 from needle.routing.topology import (
@@ -62,6 +63,7 @@ SHARDS_MAX = 4096
 """Retired ones included: their numbers are not used again."""
 
 _replace = msgspec.structs.replace
+_STATE = {True: NodeState.DRAINING, False: NodeState.ACTIVE}
 
 
 def execute(topology: Topology, index: int, command: CatalogCommand) -> tuple[Topology, WriteResult | NeedleError]:
@@ -163,38 +165,44 @@ def _remove(now: Topology, index: int, command: RemoveNode) -> tuple[Topology, W
 
 
 def _drain_node(now: Topology, index: int, command: DrainNode) -> tuple[Topology, WriteResult]:
-    known = now.node(command.node)
-    if known is None or known.state is NodeState.REMOVED:
-        raise invalid("node", command.node, "a node of this cluster")
-    wanted = _replace(known, state=NodeState.DRAINING if command.draining else NodeState.ACTIVE)
-    if wanted == known:
-        return _done(now, index, now.version, existed=True)
-    nodes = tuple(wanted if info.id == command.node else info for info in now.nodes)
-    return _done(_replace(now, nodes=nodes), index, existed=True)
+    known = _known(now, command.node)
+    return _with_node(now, index, known, _replace(known, state=_STATE[command.draining]))
 
 
 def _maintain_node(now: Topology, index: int, command: MaintainNode) -> tuple[Topology, WriteResult]:
-    known = now.node(command.node)
-    if known is None or known.state is NodeState.REMOVED:
-        raise invalid("node", command.node, f"a node of this cluster: {', '.join(now.addresses())}")
+    known = _known(now, command.node)
     if command.on == bool(known.maintenance):
         return _done(now, index, now.version, existed=True)
     if command.on:
         _check_led(now, command.node)
-    changed = _replace(known, maintenance=index if command.on else 0)
-    nodes = tuple(changed if info.id == command.node else info for info in now.nodes)
-    return _done(_replace(now, nodes=nodes), index, existed=True)
+    return _with_node(now, index, known, _replace(known, maintenance=index if command.on else 0))
 
 
 def _weigh_node(now: Topology, index: int, command: WeighNode) -> tuple[Topology, WriteResult]:
-    known, weight = now.node(command.node), command.weight
-    if known is None or known.state is NodeState.REMOVED:
-        raise invalid("node", command.node, f"a node of this cluster: {', '.join(now.addresses())}")
+    known, weight = _known(now, command.node), command.weight
     changed = _replace(known, weight=known.weight if weight is None else weight, weighed=weight is not None)
     _check_node(changed)
+    return _with_node(now, index, known, changed)
+
+
+def _zone_node(now: Topology, index: int, command: ZoneNode) -> tuple[Topology, WriteResult]:
+    known, zone = _known(now, command.node), command.zone
+    changed = _replace(known, zone=known.zone if zone is None else zone, zoned=zone is not None)
+    _check_node(changed)
+    return _with_node(now, index, known, changed)
+
+
+def _known(now: Topology, node: NodeId) -> NodeInfo:
+    known = now.node(node)
+    if known is None or known.state is NodeState.REMOVED:
+        raise invalid("node", node, f"a node of this cluster: {', '.join(now.addresses())}")
+    return known
+
+
+def _with_node(now: Topology, index: int, known: NodeInfo, changed: NodeInfo) -> tuple[Topology, WriteResult]:
     if changed == known:
         return _done(now, index, now.version, existed=True)
-    nodes = tuple(changed if info.id == command.node else info for info in now.nodes)
+    nodes = tuple(changed if info is known else info for info in now.nodes)
     return _done(_replace(now, nodes=nodes), index, existed=True)
 
 
@@ -421,6 +429,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     DrainNode: _drain_node,
     MaintainNode: _maintain_node,
     WeighNode: _weigh_node,
+    ZoneNode: _zone_node,
     AddShard: _add_shard,
     RetireShard: _retire_shard,
     SetReplicas: _set_replicas,

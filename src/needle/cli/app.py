@@ -55,13 +55,13 @@ alias_app = typer.Typer(
     rich_markup_mode=None,
 )
 shard_app = typer.Typer(
-    help="List the shards, add or remove one, say which nodes hold one.",
+    help="List the shards, add, remove or split one, say which nodes hold one.",
     epilog="Example: needle shard list --json",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 node_app = typer.Typer(
-    help="List the nodes, add one, empty, remove or replace one, say how much it takes.",
+    help="List the nodes, add one, empty, remove or replace one, say how much it takes and where it is.",
     epilog="Example: needle node list --json",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -144,6 +144,7 @@ _add(node_app, "drain", node_commands.drain, "needle node drain node-2")
 _add(node_app, "remove", node_commands.remove, "needle node remove node-2")
 _add(node_app, "replace", node_commands.replace, "needle node replace node-2 node-7")
 _add(node_app, "weight", node_commands.weight, "needle node weight node-2 2.5")
+_add(node_app, "zone", node_commands.zone, "needle node zone node-2 rack-2")
 _add(
     cluster_app,
     "create",
@@ -155,6 +156,8 @@ _add(cluster_app, "plan", rebalance_commands.plan, "needle cluster plan --add-sh
 _add(shard_app, "list", shard_commands.list_, "needle shard list")
 _add(shard_app, "add", shard_commands.add, "needle shard add --dry-run")
 _add(shard_app, "remove", shard_commands.remove, "needle shard remove 3")
+_add(shard_app, "split", shard_commands.split, "needle shard split 0 --dry-run")
+_add(shard_app, "move", shard_commands.move, "needle shard move 0 node-2 node-4")
 _add(shard_app, "replicas", shard_commands.replicas, "needle shard replicas 2 node-1 node-3 node-7")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")

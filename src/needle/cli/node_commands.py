@@ -1,4 +1,4 @@
-"""`needle node add | drain | remove | replace | weight`: which nodes a cluster has, and how much each takes.
+"""`needle node add | drain | remove | replace | weight | zone`: which nodes a cluster has, and what each takes.
 
 Each prints what it would move with --dry-run. What was decided goes on without who watches, and each may be repeated.
 """
@@ -237,6 +237,34 @@ def weight(
 
     async def start(client: needle.Client) -> int:
         await client.weigh_node(node, share, timeout=timeout)
+        return await client.start_rebalance(config, timeout=timeout)
+
+    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+
+
+def zone(
+    node: Node,
+    zone: Annotated[str | None, typer.Argument(metavar="[ZONE]", help="Its failure domain, such as its rack.")] = None,
+    own: Annotated[bool, typer.Option("--own", help="The zone in its own settings counts again.")] = False,
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Say which zone a node is in, whatever its own settings say, then rebalance, so that no two replicas of a shard
+    share a zone without need."""
+    if own == (zone is not None):
+        raise refuse("ZONE", zone or "nothing", "either ZONE or --own")
+    if own and dry_run:
+        raise refuse("--own", "with --dry-run", "ZONE with --dry-run: what the setting says is known when it counts")
+    config, wish = pace(moves, batch, throttle), Wish(zones={} if zone is None else {node: zone})
+
+    async def start(client: needle.Client) -> int:
+        await client.zone_node(node, zone, timeout=timeout)
         return await client.start_rebalance(config, timeout=timeout)
 
     carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)

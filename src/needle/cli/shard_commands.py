@@ -1,4 +1,4 @@
-"""`needle shard list | add | remove | replicas`: the parts that a cluster's documents are spread over.
+"""`needle shard list | add | remove | split | move | replicas`: the parts that a cluster's documents are spread over.
 
 What moves something prints the plan with --dry-run instead, and otherwise follows it until it is over; the cluster goes
 on without who watches.
@@ -17,6 +17,7 @@ from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
 from needle.cli.rebalance_commands import Batch, DryRun, Moves, NoWait, Throttle, carry_out, pace
 from needle.client.health import ShardHealth
+from needle.client.rebalancing import wish_to_move, wish_to_split
 from needle.routing.plans import Plan, Wish
 
 LIST_TIMEOUT = 2.0
@@ -115,6 +116,52 @@ def remove(
         return await client.remove_shard(shard, config, timeout=timeout)
 
     carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+
+
+def split(
+    shard: Shard,
+    dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Have a new shard take over about half of what a shard owns. Nothing of the other shards moves."""
+    config = pace(moves, batch, throttle)
+
+    async def planned(client: needle.Client) -> Plan:
+        now = await client.refresh_topology(confirmed=True, timeout=timeout)
+        return await client.plan_rebalance(wish_to_split(now, shard), timeout=timeout)
+
+    async def start(client: needle.Client) -> int:
+        return await client.split_shard(shard, config, timeout=timeout)
+
+    carry_out(cluster, planned, start, dry_run, no_wait, json)
+
+
+def move(
+    shard: Shard,
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A node that holds it; it may be dead.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The node that holds it from now on, in its place.")],
+    dry_run: DryRun = False,
+    no_wait: NoWait = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
+    """Move one replica of a shard to another node, while it serves. Nothing else moves. A later `needle rebalance` may
+    move it on, where that makes the nodes more even."""
+
+    async def planned(client: needle.Client) -> Plan:
+        return await client.plan_rebalance(wish_to_move(shard, source, target), timeout=timeout)
+
+    async def start(client: needle.Client) -> int:
+        return await client.move_replica(shard, source, target, timeout=timeout)
+
+    carry_out(cluster, planned, start, dry_run, no_wait, json)
 
 
 def replicas(

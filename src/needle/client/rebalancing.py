@@ -19,8 +19,9 @@ from needle.protocol import calls
 from needle.protocol.catalog_commands import AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
 from needle.routing.jobs import Job, Progress, RebalanceConfig
-from needle.routing.plans import Plan, Wish
+from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import RebalanceStats, summarize
+from needle.routing.topology import Topology
 
 CATALOG = -1
 SETTLE_SECONDS = 3.0
@@ -106,6 +107,39 @@ class RebalanceMethods:
             raise invalid("shard", shard, "one of several: the last shard cannot be removed")
         return await self._start(Wish(retire=(shard,)), config, seconds)
 
+    async def split_shard(self, shard: int, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
+        """Have a new shard take over about half of what a shard owns; nothing else moves. As `start_rebalance`; raises
+        Unavailable, and changes nothing, if it cannot be cut, or no nodes can take the new one."""
+        seconds = values.check_timeout(timeout)
+        wish = wish_to_split(await self._shards.confirmed(seconds), values.check_count(shard, "shard", 0))
+        return await self._by_hand(wish, f"shard {shard} cannot be split", config, seconds)
+
+    async def move_replica(
+        self,
+        shard: int,
+        source: NodeId,
+        target: NodeId,
+        config: RebalanceConfig | None = None,
+        *,
+        timeout: float = TIMEOUT,
+    ) -> int:
+        """Have the node `target` hold a shard in the place of the node `source`, which may be dead; nothing else
+        moves. As `start_rebalance`; raises Unavailable, and changes nothing, if `target` does not answer, has no room,
+        or is in a zone with another replica while a zone without one has room."""
+        seconds = values.check_timeout(timeout)
+        wish = wish_to_move(
+            values.check_count(shard, "shard", 0), values.check_id(source, "source"), values.check_id(target, "target")
+        )
+        why = f"the replica of shard {shard} cannot go from {source} to {target}"
+        return await self._by_hand(wish, why, config, seconds)
+
+    async def _by_hand(self, wish: Wish, refused: str, config: RebalanceConfig | None, seconds: float) -> int:
+        await self._check_idle(seconds)
+        plan = await self._plan(wish, seconds)
+        if plan.unmet:
+            raise Unavailable(f"{refused}: {'; '.join(plan.unmet)}")
+        return await self._start(wish, config, seconds)
+
     async def drain_node(self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
         """Have other nodes take over all that a node holds, and give it nothing new from now on; when it is done,
         `remove_node` has the cluster forget it, `undrain_node` use it again. As `start_rebalance`; raises Unavailable,
@@ -152,6 +186,16 @@ class RebalanceMethods:
                 raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
             id_ = known.id
         await shards.command(AskRebalance(values.check_count(id_, "id"), what), seconds)
+
+
+def wish_to_split(now: Topology, shard: int) -> Wish:
+    """That a new shard gets half of this one. now: what the catalog says."""
+    return Wish(split=ShardSplit(shard=shard, into=len(now.shards)))
+
+
+def wish_to_move(shard: int, source: NodeId, target: NodeId) -> Wish:
+    """That one node holds a shard in the place of another one."""
+    return Wish(move=ReplicaMove(shard=shard, source=source, target=target))
 
 
 def known_rebalance(client: RebalanceMethods) -> Job | None:

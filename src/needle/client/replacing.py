@@ -14,7 +14,7 @@ from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_gr
 from needle.client import values
 from needle.client.assigning import assign
 from needle.client.rebalancing import RebalanceMethods
-from needle.protocol.catalog_commands import AssignReplicas, RemoveNode, WeighNode
+from needle.protocol.catalog_commands import AssignReplicas, RemoveNode, WeighNode, ZoneNode
 from needle.routing.planned_moves import MoveReplicas, size_in_words
 from needle.routing.topology import NodeState, Topology
 
@@ -28,6 +28,14 @@ class ReplaceMethods(RebalanceMethods):
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
             raise invalid("weight", weight, "a number from 0 to 1000, or None")
         command = WeighNode(values.check_id(node, "node"), None if weight is None else float(weight))
+        await self._shards.command(command, values.check_timeout(timeout))
+
+    async def zone_node(self, node: NodeId, zone: str | None, *, timeout: float = 10.0) -> None:
+        """Have a node be in this zone, its failure domain, whatever its own setting says; None: its setting counts
+        again. Nothing moves until the next rebalance."""
+        if zone is not None and not isinstance(zone, str):
+            raise invalid("zone", zone, "text, or None")
+        command = ZoneNode(values.check_id(node, "node"), zone)
         await self._shards.command(command, values.check_timeout(timeout))
 
     async def plan_replacement(self, old: NodeId, new: NodeId, *, timeout: float = 10.0) -> list[MoveReplicas]:

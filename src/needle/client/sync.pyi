@@ -421,6 +421,22 @@ class SyncClient:
         *,
         timeout: float = ...,
     ) -> int: ...
+    def split_shard(
+        self,
+        shard: int,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> int: ...
+    def move_replica(
+        self,
+        shard: int,
+        source: NodeId,
+        target: NodeId,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: float = ...,
+    ) -> int: ...
     def drain_node(
         self,
         node: NodeId,
@@ -461,6 +477,13 @@ class SyncClient:
         self,
         node: NodeId,
         weight: float | None,
+        *,
+        timeout: float = ...,
+    ) -> None: ...
+    def zone_node(
+        self,
+        node: NodeId,
+        zone: str | None,
         *,
         timeout: float = ...,
     ) -> None: ...

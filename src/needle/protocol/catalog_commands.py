@@ -83,6 +83,14 @@ class WeighNode(msgspec.Struct, frozen=True, tag="weigh", array_like=True):
     weight: float | None
 
 
+class ZoneNode(msgspec.Struct, frozen=True, tag="zone", array_like=True):
+    """Have a node be in `zone`, whatever its own setting says; None: what that says counts again. It moves nothing
+    itself."""
+
+    node: NodeId
+    zone: str | None
+
+
 class AddShard(msgspec.Struct, frozen=True, tag="add-shard", array_like=True):
     """Found the shard with the next number, on these nodes, preferred leader first. It owns nothing yet."""
 
@@ -238,6 +246,7 @@ CatalogCommand = (
     | DrainNode
     | MaintainNode
     | WeighNode
+    | ZoneNode
     | AddShard
     | RetireShard
     | SetReplicas

@@ -22,6 +22,21 @@ RANGE_BYTES = (1 << 20, 1 << 50)
 """Of one move of key ranges: with less, a plan has more moves than anybody can make."""
 
 
+class ReplicaMove(msgspec.Struct, frozen=True, kw_only=True):
+    """The replica of a shard on the node `source` goes to the node `target`."""
+
+    shard: int
+    source: NodeId
+    target: NodeId
+
+
+class ShardSplit(msgspec.Struct, frozen=True, kw_only=True):
+    """About half of what a shard owns goes to a new one. into: its number, the next that was never used."""
+
+    shard: int
+    into: int
+
+
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """How the cluster should be; what is not said stays as the catalog says.
 
@@ -30,7 +45,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     that will not come back. weights, zones: of nodes, instead of the catalog's. threshold: shards and nodes that are
     within this fraction of a fair share stay as they are; goal: once something moves, how near they come. heat: how
     much calls a second count beside bytes, 0 to 1. balance: False to heal and empty only. range_bytes_max: of one
-    move of key ranges. range_threshold: instead of threshold, for shards only."""
+    move of key ranges. range_threshold: instead of threshold, for shards only. move, split: by hand; nothing else is
+    moved, healed or emptied with it."""
 
     shards: int | None = None
     retire: tuple[int, ...] = ()
@@ -46,10 +62,23 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     heat: float = 0.0
     balance: bool = True
     range_bytes_max: int = 1 << 30
+    move: ReplicaMove | None = None
+    split: ShardSplit | None = None
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether it names what is to move, instead of how all should be."""
+        return self.move is not None or self.split is not None
 
     def check(self) -> None:
         """Raises InvalidArgument for a number that no plan can be made by, whatever the cluster is like. Not when it is
         decoded: what a log holds must be readable."""
+        how = self.shards, self.replicas, self.catalog_nodes
+        if (self.move and self.split) or (
+            self.by_hand
+            and (how != (None, None, None) or any((self.retire, self.drain, self.lost, self.weights, self.zones)))
+        ):
+            raise invalid("wish", "move or split, with others", "one of them alone: nothing else moves with it")
         check_range("threshold", self.threshold, 0, FRACTION_MAX)
         check_range("goal", self.goal, 0, FRACTION_MAX)
         check_range("heat", self.heat, 0, 1)

@@ -34,8 +34,8 @@ class NodeState(StrEnum):
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """incarnation: drawn when the node's data directory was made: the same id on another directory is another node. 0
     of one that was silent when the cluster was founded with it: the first directory that registers is its.
-    maintenance: the catalog's index since when the node is in maintenance, 0 if it is not. weighed: `weight` is what an
-    operator said, and the node's own setting does not count."""
+    maintenance: the catalog's index since when the node is in maintenance, 0 if it is not. weighed, zoned: `weight`,
+    `zone` is what an operator said, and the node's own setting does not count."""
 
     id: NodeId
     address: str
@@ -45,12 +45,18 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     state: NodeState = NodeState.ACTIVE
     maintenance: int = 0
     weighed: bool = False
+    zoned: bool = False
 
     def registered_as(self, said: NodeInfo) -> NodeInfo:
         """What the node says of itself now, with what others have decided about it."""
-        weight = self.weight if self.weighed else said.weight
         return msgspec.structs.replace(
-            said, state=self.state, maintenance=self.maintenance, weight=weight, weighed=self.weighed
+            said,
+            state=self.state,
+            maintenance=self.maintenance,
+            weight=self.weight if self.weighed else said.weight,
+            weighed=self.weighed,
+            zone=self.zone if self.zoned else said.zone,
+            zoned=self.zoned,
         )
 
 

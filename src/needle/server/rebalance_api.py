@@ -126,6 +126,26 @@ class RebalanceCoordinator:
         client = await self._client()
         return RebalanceHandle(client, await client.remove_shard(shard, config, timeout=timeout))
 
+    async def split_shard(
+        self, shard: int, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT
+    ) -> RebalanceHandle:
+        """See `Client.split_shard`."""
+        client = await self._client()
+        return RebalanceHandle(client, await client.split_shard(shard, config, timeout=timeout))
+
+    async def move_replica(
+        self,
+        shard: int,
+        source: NodeId,
+        target: NodeId,
+        config: RebalanceConfig | None = None,
+        *,
+        timeout: float = TIMEOUT,
+    ) -> RebalanceHandle:
+        """See `Client.move_replica`."""
+        client = await self._client()
+        return RebalanceHandle(client, await client.move_replica(shard, source, target, config, timeout=timeout))
+
     async def drain_node(
         self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT
     ) -> RebalanceHandle:

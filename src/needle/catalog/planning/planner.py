@@ -16,6 +16,7 @@ import msgspec
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.catalog.placement import Assignment, Need, PlacementNode, arrange
+from needle.catalog.planning import by_hand
 from needle.catalog.planning.pieces import Piece, as_ranges, cut, pieces_of
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
@@ -76,6 +77,8 @@ class _Planning:
 
     def _shards(self) -> tuple[list[int], list[int]]:
         """The shards that are to own something: those that are there, and new ones."""
+        if self._wish.split is not None:
+            return by_hand.shards_of(self._topology, self._wish.split)
         there = [info.shard for info in self._topology.serving]
         strange = sorted(set(self._wish.retire) - {info.shard for info in self._topology.shards})
         if strange:
@@ -108,6 +111,8 @@ class _Planning:
         spread = self._spread(pieces)
         batches = self._range_moves(spread)
         ranges = [move for move, _ in batches]
+        refused = self._refused(ranges)
+        self._new = [] if refused else self._new
         sizes = {shard: one.bytes for shard, one in self._measured.items()}
         final = {**sizes, **dict.fromkeys(self._new, 0)}
         for move in ranges:
@@ -124,20 +129,20 @@ class _Planning:
         founded = [FoundShard(shard=shard, replicas=placed[shard]) for shard in new]
         unplaced = self._new[len(founded) :]
         goal = Goal(
-            replicas={shard_group(shard): self._padded(held[shard], placed.get(shard, ())) for shard in self._staying},
+            replicas={} if refused else self._wanted(held, placed),
             founded=founded,
             ranges=list(ranges),
             growing={shard_group(shard) for shard in self._staying if final[shard] > sizes[shard]},
             emptied=[shard for shard in sizes if shard not in self._staying],
             stuck={piece.owner for piece in spread if piece.held} | {info.source for info in self._topology.moves},
         )
-        goal.replicas[CATALOG_GROUP] = self._catalog()
-        replicas = goal.replicas | {shard_group(one.shard): one.replicas for one in founded}
+        kept = {} if self._wish.by_hand else goal.replicas
+        replicas = kept | {shard_group(one.shard): one.replicas for one in founded}
         state = self._state(sizes)
         moves, unmet = schedule(state, goal)
         if len(moves) > MOVES_MAX:
             raise invalid("wish", f"{len(moves)} moves", f"what takes at most {MOVES_MAX}: go there in steps")
-        unmet += self._left(replicas)
+        unmet += [*refused, *self._left(replicas)]
         unmet += [f"shard {shard} cannot be added: no node can take it" for shard in unplaced]
         ended = {group - 1: nodes for group, nodes in state.holders.items() if group != CATALOG_GROUP}
         final = {shard: state.sizes[shard_group(shard)] for shard in ended}
@@ -156,10 +161,13 @@ class _Planning:
         """The pieces with the owners that they should have."""
         staying = [*self._staying, *self._new]
         leaving = {info.shard for info in self._topology.serving} - set(staying)
-        if not self._wish.balance and not leaving and not self._new:
+        still = self._wish.move is not None or not self._wish.balance
+        if still and self._wish.split is None and not leaving and not self._new:
             return list(pieces)
         own = self._wish.range_threshold
         threshold = self._wish.threshold if own is None else own
+        if self._wish.split is not None:
+            return list(by_hand.halved(self._space, pieces, self._wish.split, threshold, self._wish.goal))
         return Spread(self._space, staying, threshold, self._wish.goal).run(pieces)
 
     def _range_moves(self, spread: Sequence[Piece]) -> list[tuple[MoveRange, list[Piece]]]:
@@ -202,17 +210,34 @@ class _Planning:
         return [*made, piece]
 
     # --- replicas ----------------------------------------------------------------------------------------------------
+    def _wanted(self, held: Assignment, placed: Assignment) -> dict[GroupId, Replicas]:
+        """Who should hold the groups that are there; by hand only of those that are named."""
+        if self._wish.by_hand:
+            move = self._wish.move
+            return {} if move is None else by_hand.moved(self._topology, move, self._nodes)
+        wanted = {shard_group(shard): self._padded(held[shard], placed.get(shard, ())) for shard in self._staying}
+        return {**wanted, CATALOG_GROUP: self._catalog()}
+
+    def _refused(self, ranges: Sequence[MoveRange]) -> list[str]:
+        """Why what is wished by hand cannot be."""
+        move, split = self._wish.move, self._wish.split
+        if split is not None and self._new and not ranges:
+            return [by_hand.why_whole(self._space, split.shard)]
+        if move is not None and move.target not in self._alive and self._wanted({}, {}):
+            return [f"{move.target} does not answer"]
+        return []
+
     def _placed(
         self, held: Assignment, sizes: Mapping[int, int], final: Mapping[int, int], threshold: float
     ) -> Assignment:
         """The nodes for all shards that are to own something."""
-        shards = [*self._staying, *self._new]
+        shards, still = [*self._staying, *self._new], self._wish.by_hand or not self._wish.balance
         needs = {
             shard: Need(
                 replicas=self._factor,
                 size=max(0, final[shard]) + EMPTY_REPLICA_BYTES,
                 bytes=max(0, final[shard]),
-                settled=not self._wish.balance or bool(self._unsettled(shard_group(shard), self._factor)),
+                settled=still or bool(self._unsettled(shard_group(shard), self._factor)),
             )
             for shard in shards
         }
@@ -318,7 +343,8 @@ class _Planning:
         return max(loads[node.id] / node.weight for node in usable) * weight / total - 1 if total else 0.0
 
     def _least_ranges(self, before: Sequence[Piece], after: Sequence[Piece]) -> int:
-        staying = [*self._staying, *self._new]
+        split = self._wish.split
+        staying = [*self._staying, *self._new] if split is None else [split.shard, split.into]
         weights: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
         moved = moved_bytes = 0
         for count, pieces in zip(weights, (before, after), strict=True):
@@ -339,6 +365,8 @@ class _Planning:
     ) -> int:
         """By what was unusable or missing, what was too much or too little on a node for the end, and by zones."""
         made = sum(move.bytes for move in moves if isinstance(move, MoveReplicas))
+        if self._wish.by_hand:
+            return made
         usable = [node for node in self._nodes.values() if node.usable]
         kept = {
             shard: [node for node in nodes if self._nodes[node].usable or node in after[shard]]
