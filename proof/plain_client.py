@@ -8,7 +8,9 @@ to be written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
 
 from needle.base.errors import InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import GroupId
@@ -37,6 +39,7 @@ from needle.protocol.calls import (
     SearchManyCall,
 )
 from needle.protocol.commands import (
+    AS_IT_IS,
     Change,
     ChangeWhere,
     CreateCollection,
@@ -100,14 +103,23 @@ class PlainCalls:
         expected: int | None,
         timeout: float,
         matches: bytes = b"",
+        expires: int = AS_IT_IS,
     ) -> WriteResult:
         """As `DocumentCalls.insert`."""
+        instants = [expires] if expires else []
         return await self._group.write(
-            lambda session: Insert(collection, [name], vector, [metadata], expected, session, matches), timeout
+            lambda session: Insert(collection, [name], vector, [metadata], expected, session, matches, instants),
+            timeout,
         )
 
     async def insert_batch(
-        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+        self,
+        collection: str,
+        ids: list[str],
+        rows: memoryview,
+        metadata: list[bytes],
+        timeout: float,
+        expires: Sequence[int] = (),
     ) -> list[BatchPart]:
         """As `DocumentCalls.insert_batch`. Documents that were not sent because others failed are one part."""
         size = rows.nbytes // len(ids)
@@ -122,9 +134,10 @@ class PlainCalls:
                     return None
                 data = bytes(rows[part.start * size : part.stop * size])
                 names, json = ids[part.start : part.stop], metadata[part.start : part.stop]
+                instants = list(expires[part.start : part.stop])
                 try:
                     return await self._group.write(
-                        lambda session: Insert(collection, names, data, json, None, session), timeout
+                        lambda session: Insert(collection, names, data, json, None, session, b"", instants), timeout
                     )
                 except NeedleError as error:
                     failure = error
@@ -161,12 +174,18 @@ class PlainCalls:
         )
 
     async def update_vectors(
-        self, collection: str, names: list[str], vectors: bytes, expected: int | None, matches: bytes, timeout: float
+        self,
+        collection: str,
+        names: list[str],
+        vectors: bytes,
+        expected: int | None,
+        matches: bytes,
+        timeout: float,
+        expires: int = AS_IT_IS,
     ) -> WriteResult:
         """As `DocumentCalls.update_vectors`, all at once."""
-        return await self._group.write(
-            lambda session: UpdateVectors(collection, names, vectors, expected, session, matches=matches), timeout
-        )
+        command = UpdateVectors(collection, names, vectors, expected, matches=matches, expires=expires)
+        return await self._group.write(lambda session: msgspec.structs.replace(command, session=session), timeout)
 
     async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
         """As `DocumentCalls.change_where`."""
@@ -308,7 +327,7 @@ class PlainCalls:
         """As `DocumentCalls.drop_collection`."""
         return await self._group.write(lambda session: DropCollection(name, session), timeout)
 
-    async def alter_collection(self, name: str, ef_search: int, timeout: float) -> WriteResult:
+    async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
         """Only who knows the catalog can."""
         raise _UNKNOWN
 

@@ -56,6 +56,26 @@ def test_patch_count_delete(needle, tmp_path: Path) -> None:
     assert "deleted 1 of 2" in needle.notes
 
 
+def test_documents_that_expire(needle, tmp_path: Path) -> None:
+    fill(needle, tmp_path)
+    needle.run("insert", str(tmp_path / "rows.jsonl"), "--expires-at", "2999-01-01T00:00:00Z")
+    assert needle.json("get", "d01")[0]["expires_at"] == "2999-01-01T00:00:00Z"
+    needle.run("patch", "d01", "--expires-at", "never")
+    assert needle.json("get", "d01")[0]["expires_at"] is None
+    assert "2999-01-01T00:00:00Z" in needle.run("get", "d01", "d02")
+    needle.run("insert", str(tmp_path / "rows.jsonl"), "--ttl", "3600")
+    assert needle.json("get", "d01")[0]["expires_at"] is not None
+    needle.run("insert", str(tmp_path / "rows.jsonl"), "--expires-at", "2001-01-01T00:00:00Z", expect=1)
+    assert "expires_at" in needle.notes
+    needle.run("collections", "alter", "default", "--ttl", "600")
+    assert "600 s" in needle.run("collections", "describe", "default")
+    needle.run("collections", "alter", "default", "--ttl", "0")
+    assert needle.json("collections", "describe", "default")["ttl"] is None
+    needle.run("collections", "alter", "default", expect=1)
+    needle.run("collections", "create", "brief", "--dimensions", "4", "--ttl", "5")
+    assert needle.json("collections", "describe", "brief")["ttl"] == 5
+
+
 @pytest.mark.parametrize(
     "words",
     [

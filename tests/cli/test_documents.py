@@ -113,7 +113,7 @@ class FakeClient:
         self._in_flight = 0
         self._turns = finish
 
-    async def insert_batch(self, items, *, collection: str, timeout: float) -> None:
+    async def insert_batch(self, items, *, expires_at=None, collection: str, timeout: float) -> None:
         self._in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self._in_flight)
         for _ in range(self._turns([item[0] for item in items])):

@@ -113,6 +113,28 @@ async def test_a_document_lives_and_dies_through_any_node(world: World) -> None:
     assert (gone.status, gone.json["code"]) == (404, "document_not_found")
 
 
+async def test_documents_expire_and_collections_have_a_time_to_live(world: World) -> None:
+    path, (a, b, c) = await made(world, ttl=3600), world.doors
+    row, far = [1.0] * DIMENSIONS, "2999-01-01T00:00:00Z"
+    assert (await b("GET", path)).json["ttl"] == 3600
+    assert (await a("PUT", f"{path}/documents/x", {"vector": row, "expires_at": far})).status == 200
+    assert (await b("GET", f"{path}/documents/x")).json["expires_at"] == far
+    body = {"ids": ["y", "z"], "vectors": [row, row], "expires_at": [None, "never"]}
+    assert (await c("POST", f"{path}/insert", body)).json["written"] == 2
+    listed = (await a("POST", f"{path}/scan", {})).json["documents"]
+    assert listed[0]["expires_at"] == far and listed[1]["expires_at"] < far and "expires_at" not in listed[2]
+    assert (await b("PATCH", f"{path}/documents/x", {"expires_at": "never"})).status == 200
+    assert "expires_at" not in (await c("GET", f"{path}/documents/x")).json
+    for wrong in ("2001-01-01T00:00:00Z", "soon", "2030-01-01"):
+        refused = await b("PUT", f"{path}/documents/bad", {"vector": row, "expires_at": wrong})
+        assert (refused.status, refused.json["field"]) == (400, "expires_at")
+    assert (await c("PATCH", path, {"ttl": 0})).json["ttl"] is None
+    for wrong_body in ({}, {"ttl": -1}, {"ttl": "x"}, {"ef_search": 0}):
+        assert (await a("PATCH", path, wrong_body)).status == 400
+    assert (await a("PUT", f"{path}/documents/w", {"vector": row})).status == 200
+    assert "expires_at" not in (await b("GET", f"{path}/documents/w")).json
+
+
 async def test_ids_may_be_any_text(world: World) -> None:
     path, (a, b, _) = await made(world), world.doors
     for name in ("a/b", "?x=1", "ä ö", "..", "%2F", "a#b", "documents/x"):

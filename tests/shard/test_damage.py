@@ -146,7 +146,7 @@ LIES = {
     "a document is missing": "DELETE FROM documents WHERE row = (SELECT max(row) - 3 FROM documents)",
     "a vector is missing": "DELETE FROM vectors WHERE row = (SELECT max(row) - 3 FROM vectors)",
     "an id is missing": "DELETE FROM ids WHERE id = 'document-5'",
-    "an id too many": "INSERT INTO ids SELECT collection_id, 'more', ordinal, version, hash, vector FROM ids LIMIT 1",
+    "an id too many": "INSERT INTO ids SELECT collection_id, 'new', ordinal, version, hash, vector, 0 FROM ids LIMIT 1",
     "sum": "UPDATE collections SET digest = zeroblob(16) WHERE id = 1",
     "count": "UPDATE collections SET documents = 1 WHERE id = 1",
 }

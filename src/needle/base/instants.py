@@ -71,6 +71,38 @@ def instant_key(text: str) -> InstantKey | None:
     return at, (match[5] or "").rstrip("0")
 
 
+MICROS_MAX: Final = 253_402_300_799_999_999
+"""The last microsecond of the year 9999."""
+
+
+def micros(text: str) -> int | None:
+    """Microseconds since 1970 of the instant that a text names, rounded up; None if it is no RFC 3339 date-time."""
+    key = instant_key(text)
+    if key is None:
+        return None
+    seconds, fraction = key
+    return seconds * 1_000_000 + int(fraction[:6].ljust(6, "0")) + (len(fraction) > 6)
+
+
+def rfc3339(at: int) -> str:
+    """The one text of an instant in microseconds since 1970: UTC, with as many digits as it needs."""
+    seconds, part = divmod(at, 1_000_000)
+    day, second = divmod(seconds, _DAY_SECONDS)
+    year, month, of_month = _date(day)
+    fraction = f".{part:06}".rstrip("0") if part else ""
+    return f"{year:04}-{month:02}-{of_month:02}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}{fraction}Z"
+
+
+def _date(day: int) -> tuple[int, int, int]:
+    """Year, month and day of the month: the inverse of `_days_since_1970`."""
+    era, of_era = divmod(day + 719_468, 146_097)
+    of_era_year = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
+    of_year = of_era - (365 * of_era_year + of_era_year // 4 - of_era_year // 100)
+    shifted = (5 * of_year + 2) // 153
+    month = shifted + (3 if shifted < 10 else -9)
+    return of_era_year + era * 400 + (month <= 2), month, of_year - (153 * shifted + 2) // 5 + 1
+
+
 @lru_cache(maxsize=4096)
 def _day(text: str) -> int | None:
     """Days since 1970 of YYYY-MM-DD; None if there is no such day. A field has few of them, and each many times."""

@@ -39,12 +39,14 @@ class IndexParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A named set of vectors of one dimension and metric."""
+    """A named set of vectors of one dimension and metric. ttl: seconds after its last write at which a document
+    expires, 0 for never; the catalog's to say, shards keep collections without it."""
 
     name: str
     dimensions: int
     metric: Metric = Metric.COSINE
     index: IndexParams = IndexParams()
+    ttl: float = 0.0
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,12 +62,14 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """One stored document. vector: float32 numpy array of shape (dimensions,). version: grows with every write."""
+    """One stored document. vector: float32 numpy array of shape (dimensions,). version: grows with every write.
+    expires_at: when it expires, as RFC 3339 in UTC; None for never."""
 
     id: str
     vector: Any
     metadata: Any
     version: int
+    expires_at: str | None = None
 
 
 class WriteResult(msgspec.Struct, frozen=True, kw_only=True):

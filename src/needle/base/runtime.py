@@ -20,7 +20,7 @@ class Clock(Protocol):
         ...
 
     def wall(self) -> float:
-        """Seconds since the Unix epoch. For people and logs only; no decision may depend on it."""
+        """Seconds since the Unix epoch. For people and logs; nothing but when a document expires may depend on it."""
         ...
 
 

@@ -339,11 +339,15 @@ def _alter_collection(now: Topology, index: int, command: AlterCollection) -> tu
     found = now.named(command.name)
     if found is None or found.id != command.id:
         raise CollectionNotFound(f"there is no collection {command.name!r}", collection=command.name)
-    if found.spec.index.ef_search == command.ef_search:
+    held = found.spec
+    ef_search = command.ef_search or held.index.ef_search
+    ttl = held.ttl if command.ttl < 0 else command.ttl
+    spec = _replace(held, index=_replace(held.index, ef_search=ef_search), ttl=ttl)
+    if spec == held:
         return _done(now, index, now.version, existed=True)
-    spec = _replace(found.spec, index=_replace(found.spec.index, ef_search=command.ef_search))
-    made = tuple(_replace(info, spec=spec) if info is found else info for info in now.collections)
-    return _done(_replace(now, collections=made), index, existed=True)
+    collections = tuple(_replace(info, spec=spec) if info is found else info for info in now.collections)
+    made = _replace(now, collections=collections)
+    return _done(made if ttl == held.ttl else _refusing_older(made), index, existed=True)
 
 
 def _set_alias(now: Topology, index: int, command: SetAlias) -> tuple[Topology, WriteResult]:

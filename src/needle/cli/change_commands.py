@@ -44,6 +44,10 @@ def patch(
     remove: Annotated[
         Pairs, typer.Option("--remove", metavar="PATH=VALUE", help="Take a value out of an array.")
     ] = None,
+    expires_at: Annotated[
+        str | None,
+        typer.Option("--expires-at", help="When the documents are deleted, as 2030-01-01T00:00:00Z; or never."),
+    ] = None,
     if_version: Annotated[int | None, typer.Option("--if-version", min=1, help="Only at this version.")] = None,
     if_matches: IfMatches = None,
     dry_run: DryRun = False,
@@ -61,6 +65,7 @@ def patch(
         "unset": unset or (),
         "append": _listed(append),
         "remove": _listed(remove),
+        "expires_at": expires_at,
     }
     condition, matches = filter_option("--where", where), filter_option("--if-matches", if_matches)
 

@@ -44,13 +44,16 @@ def create(
     m: Annotated[int, typer.Option("--m", help="HNSW: links of a vector.")] = 16,
     ef_construction: Annotated[int, typer.Option("--ef-construction", help="HNSW: effort of building.")] = 100,
     ef_search: Annotated[int, typer.Option("--ef-search", help="HNSW: effort of a search.")] = 64,
+    ttl: Annotated[
+        float | None, typer.Option("--ttl", help="Seconds after its last write at which a document is deleted.")
+    ] = None,
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Create an empty collection."""
     index = IndexParams(m=m, ef_construction=ef_construction, ef_search=ef_search)
 
     async def work(client: needle.Client) -> None:
-        await client.create_collection(name, dimensions=dimensions, metric=metric, index=index)
+        await client.create_collection(name, dimensions=dimensions, metric=metric, index=index, ttl=ttl)
 
     run(cluster, work)
     notes.print(f"created {name}", markup=False)
@@ -89,6 +92,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("dimensions", str(found.dimensions)),
         ("metric", str(found.metric)),
         ("index", _in_words(found.index)),
+        ("ttl", "none" if found.ttl is None else f"{found.ttl:g} s"),
         ("documents", str(found.documents)),
         *((f"of these in shard {shard}", str(count)) for shard, count in sorted(found.shards.items())),
     ):
@@ -98,13 +102,21 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
 
 def alter(
     name: Name,
-    ef_search: Annotated[int, typer.Option("--ef-search", min=1, help="HNSW: effort of a search.")],
+    ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="HNSW: effort of a search.")] = None,
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            "--ttl",
+            min=0,
+            help="Seconds after its last write at which a document is deleted; 0 for never. Of new writes.",
+        ),
+    ] = None,
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Change a collection. What is not named here cannot be changed: make another one, and use an alias."""
 
     async def work(client: needle.Client) -> None:
-        await client.alter_collection(name, ef_search=ef_search)
+        await client.alter_collection(name, ef_search=ef_search, ttl=ttl)
 
     run(cluster, work)
     notes.print(f"altered {name}", markup=False)

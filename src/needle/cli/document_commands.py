@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
@@ -103,6 +104,13 @@ def insert(
     batch: Annotated[
         int, typer.Option("--batch", min=1, max=10_000, help="Maximum number of documents per write.")
     ] = 500,
+    ttl: Annotated[
+        float | None, typer.Option("--ttl", min=0.001, help="Seconds from now at which the documents are deleted.")
+    ] = None,
+    expires_at: Annotated[
+        str | None,
+        typer.Option("--expires-at", help="When the documents are deleted, as 2030-01-01T00:00:00Z; or never."),
+    ] = None,
     collection: Collection = "default",
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
@@ -113,6 +121,9 @@ def insert(
     .jsonl: one object a line with "id" and "vector" (or "text", which is embedded with the demo's model); other keys
     become metadata. .npy: a 2-d array, ids are row numbers. .parquet: columns id and vector, others become metadata.
     """
+    if ttl is not None and expires_at is not None:
+        raise typer.BadParameter("give --ttl or --expires-at, not both")
+    until = expires_at if ttl is None else datetime.now(UTC) + timedelta(seconds=ttl)
     total = count_records(file)
 
     async def work(client: needle.Client) -> tuple[int, float]:
@@ -122,7 +133,7 @@ def insert(
             task = progress.add_task(file.name, total=total)
             started = time.perf_counter()
             inserted = await insert_all(
-                client, batches, collection, timeout, lambda count: progress.advance(task, count)
+                client, batches, collection, timeout, lambda count: progress.advance(task, count), until
             )
             return inserted, time.perf_counter() - started
 
@@ -148,6 +159,7 @@ async def insert_all(
     collection: str,
     timeout: float,
     done: Callable[[int], None],
+    expires_at: datetime | str | None = None,
 ) -> int:
     """Insert every batch, a few in flight, `done(count)` after each; returns how many documents were acknowledged.
 
@@ -171,7 +183,7 @@ async def insert_all(
         while records := await taking.run(next_batch):
             items = [(record.id, record.vector, record.metadata) for record in records.values()]
             try:
-                await client.insert_batch(items, collection=collection, timeout=timeout)
+                await client.insert_batch(items, expires_at=expires_at, collection=collection, timeout=timeout)
             except InvalidArgument as error:
                 await _name_the_refused(client, collection, list(records.values()), error)
             inserted += len(items)
@@ -240,9 +252,13 @@ def get(
     if json:
         print_json(documents)
     else:
-        rows = table("id", "version", "metadata", *(["vector"] if with_vectors else []))
+        expire = any(document.expires_at for document in documents)
+        rows = table(
+            "id", "version", *(["expires at"] if expire else []), "metadata", *(["vector"] if with_vectors else [])
+        )
         for document in documents:
-            row = [document.id, str(document.version), brief(document.metadata, 400)]
+            until = [document.expires_at or "never"] if expire else []
+            row = [document.id, str(document.version), *until, brief(document.metadata, 400)]
             rows.add_row(*row, *([_brief_vector(document.vector)] if with_vectors else []))
         console.print(rows)
     missing = sorted(set(ids) - {document.id for document in documents})

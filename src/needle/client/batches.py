@@ -22,6 +22,7 @@ class BatchMethods(DocumentMethods):
         ids: Iterable[str] | None = None,
         vectors: Any = None,
         metadatas: Sequence[Any] | None = None,
+        expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> list[WriteResult]:
@@ -32,7 +33,7 @@ class BatchMethods(DocumentMethods):
         details["documents_written"] says how many documents were acknowledged, details["documents_unknown"] how many
         may or may not be written; the others are not. It is OutcomeUnknown if there are any of those.
         """
-        _, parts = await self._insert_parts(documents, ids, vectors, metadatas, collection, timeout)
+        _, parts = await self._insert_parts(documents, ids, vectors, metadatas, collection, timeout, expires_at)
         failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]
         if failures:
             raise _failure_of(parts, failures)

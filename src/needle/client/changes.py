@@ -48,6 +48,7 @@ class ChangeMethods(ABC):
         unset: str | Iterable[str] = (),
         append: Mapping[str, Any] | None = None,
         remove: Mapping[str, Any] | None = None,
+        expires_at: Any = None,
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
@@ -56,14 +57,14 @@ class ChangeMethods(ABC):
         """Change fields of the metadata of one document or several, all or nothing in each shard; vectors stay.
 
         set: {"field": value, "object.field": value}. unset: fields to take away. append, remove: {"field": [values]},
-        of arrays. Two writers that change different fields never undo each other. Ids that are absent are left out;
-        count: how many were there. if_version: only if all are there with this version, VersionMismatch otherwise.
-        if_matches: only if all that are there match the filter as they are stored, ConditionFailed otherwise. At most
-        1000 ids; with if_version one, where a custom strategy says which shard has it.
-        """
+        of arrays. expires_at: as in `insert`; None leaves it as it is, or counts the collection's ttl anew. Two writers
+        that change different fields never undo each other. Ids that are absent are left out; count: how many were
+        there. if_version: only if all are there with this version, VersionMismatch otherwise. if_matches: only if all
+        that are there match the filter as they are stored, ConditionFailed otherwise. At most 1000 ids; with if_version
+        one, where a custom strategy says which shard has it."""
         check_ids_are_meant(ids)
         names, name = values.different_ids(ids), values.check_name(collection)
-        change = values.change(set, unset, append, remove)
+        change = values.change(set, unset, append, remove, expires_at)
         return await self._patch(names, change, if_version, if_matches, name, timeout)
 
     async def update_vector(
@@ -71,15 +72,16 @@ class ChangeMethods(ABC):
         id: str,
         vector: Any,
         *,
+        expires_at: Any = None,
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
         """Give a document this vector in place of its own; the metadata stays. count: 0 if it is absent. if_version,
-        if_matches: see `patch`."""
+        if_matches, expires_at: see `patch`."""
         return await self._update_vectors(
-            [values.check_id(id)], values.vector_bytes(vector), if_version, if_matches, collection, timeout
+            [values.check_id(id)], values.vector_bytes(vector), if_version, if_matches, collection, timeout, expires_at
         )
 
     async def update_vectors(
@@ -87,6 +89,7 @@ class ChangeMethods(ABC):
         ids: Iterable[str],
         vectors: Any,
         *,
+        expires_at: Any = None,
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
@@ -99,7 +102,9 @@ class ChangeMethods(ABC):
             raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
         if len(set(names)) < len(names):
             raise invalid("ids", f"{len(names)} ids", "each id once")
-        return await self._update_vectors(names, rows.tobytes(), if_version, if_matches, collection, timeout)
+        return await self._update_vectors(
+            names, rows.tobytes(), if_version, if_matches, collection, timeout, expires_at
+        )
 
     async def _update_vectors(
         self,
@@ -109,17 +114,20 @@ class ChangeMethods(ABC):
         if_matches: FilterLike,
         collection: str,
         timeout: float,
+        expires_at: Any,
     ) -> WriteResult:
+        expires = values.expiry(expires_at)
         name, matches = values.check_name(collection), values.filter_bytes(if_matches)
         expected = None if if_version is None else values.check_count(if_version, "if_version")
         seconds = values.check_timeout(timeout)
-        return await (await self._documents()).update_vectors(name, names, vectors, expected, matches, seconds)
+        return await (await self._documents()).update_vectors(name, names, vectors, expected, matches, seconds, expires)
 
     async def replace_metadata(
         self,
         ids: str | Iterable[str],
         metadata: Any,
         *,
+        expires_at: Any = None,
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
@@ -128,7 +136,7 @@ class ChangeMethods(ABC):
         """Give one document or several this metadata in place of theirs; vectors stay. See `patch`."""
         check_ids_are_meant(ids)
         names, name = values.different_ids(ids), values.check_name(collection)
-        change = Change(whole=values.metadata_bytes(metadata))
+        change = Change(whole=values.metadata_bytes(metadata), expires=values.expiry(expires_at))
         return await self._patch(names, change, if_version, if_matches, name, timeout)
 
     async def _patch(
@@ -152,6 +160,7 @@ class ChangeMethods(ABC):
         unset: str | Iterable[str] = (),
         append: Mapping[str, Any] | None = None,
         remove: Mapping[str, Any] | None = None,
+        expires_at: Any = None,
         return_ids: bool = False,
         dry_run: bool = False,
         collection: str = DEFAULT_COLLECTION,
@@ -164,7 +173,7 @@ class ChangeMethods(ABC):
         dry_run: only count. When it breaks off, details["documents_changed"] of the error says how many are known to be
         changed; it may be called again.
         """
-        change = values.change(set, unset, append, remove)
+        change = values.change(set, unset, append, remove, expires_at)
         return await self._change_where(filter, change, return_ids, dry_run, collection, timeout)
 
     async def delete_where(

@@ -15,7 +15,7 @@ from needle.base.errors import NeedleError
 from needle.base.model import CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.protocol.calls import DocumentBatch, ScanAnswer
-from needle.protocol.commands import Change, ChangeWhere
+from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import CollectionInfo
 
@@ -72,15 +72,22 @@ class DocumentCalls(Protocol):
         expected: int | None,
         timeout: float,
         matches: bytes = b"",
+        expires: int = AS_IT_IS,
     ) -> WriteResult:
-        """Insert or replace one document; expected, matches as in `commands.Insert`."""
+        """Insert or replace one document; expected, matches, expires as in `commands.Insert`."""
         ...
 
     async def insert_batch(
-        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+        self,
+        collection: str,
+        ids: list[str],
+        rows: memoryview,
+        metadata: list[bytes],
+        timeout: float,
+        expires: Sequence[int] = (),
     ) -> list[BatchPart]:
         """Insert or replace many documents with different ids: each is in one part, parts are in the order of their
-        first documents. rows: len(ids) rows of float32 bytes."""
+        first documents. rows: len(ids) rows of float32 bytes. expires: as in `commands.Insert`."""
         ...
 
     async def delete(self, collection: str, names: list[str], timeout: float, matches: bytes = b"") -> WriteResult:
@@ -100,7 +107,14 @@ class DocumentCalls(Protocol):
         ...
 
     async def update_vectors(
-        self, collection: str, names: list[str], vectors: bytes, expected: int | None, matches: bytes, timeout: float
+        self,
+        collection: str,
+        names: list[str],
+        vectors: bytes,
+        expected: int | None,
+        matches: bytes,
+        timeout: float,
+        expires: int = AS_IT_IS,
     ) -> WriteResult:
         """Give documents other vectors. count: how many were there. See `commands.UpdateVectors`."""
         ...
@@ -180,8 +194,8 @@ class DocumentCalls(Protocol):
         """Drop a collection and all its documents."""
         ...
 
-    async def alter_collection(self, name: str, ef_search: int, timeout: float) -> WriteResult:
-        """Change what may be changed of a collection."""
+    async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
+        """Change what may be changed of a collection; ef_search 0, ttl below 0: as they are."""
         ...
 
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:

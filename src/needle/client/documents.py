@@ -42,16 +42,19 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         vector: Any,
         metadata: Any = None,
         *,
+        expires_at: Any = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
         """Insert a document, or replace the one with this id.
 
-        vector: `dimensions` numbers, anything numpy makes a float32 array of. metadata: any JSON value. if_matches: if
-        there is one, only if it matches this filter, as it is stored; ConditionFailed otherwise.
+        vector: `dimensions` numbers, anything numpy makes a float32 array of. metadata: any JSON value. expires_at: a
+        datetime with a time zone, or RFC 3339 text, after which the document is deleted; "never"; None for what the
+        collection's ttl says. if_matches: if there is one, only if it matches this filter, as it is stored;
+        ConditionFailed otherwise.
         """
-        return await self._put(id, vector, metadata, None, collection, timeout, if_matches)
+        return await self._put(id, vector, metadata, None, collection, timeout, if_matches, expires_at)
 
     async def insert_if_absent(
         self,
@@ -59,11 +62,13 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         vector: Any,
         metadata: Any = None,
         *,
+        expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
-        """Insert a document; raises AlreadyExists (details["version"]) if there is one with this id."""
-        return await self._put(id, vector, metadata, 0, collection, timeout)
+        """Insert a document; raises AlreadyExists (details["version"]) if there is one with this id. expires_at: see
+        `insert`."""
+        return await self._put(id, vector, metadata, 0, collection, timeout, None, expires_at)
 
     async def compare_and_set(
         self,
@@ -72,14 +77,15 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         vector: Any,
         metadata: Any = None,
         *,
+        expires_at: Any = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
         """Replace a document only if its version is `expected_version` (0: only if there is none); raises
-        VersionMismatch (details["actual"]) or AlreadyExists otherwise. if_matches: see `insert`."""
+        VersionMismatch (details["actual"]) or AlreadyExists otherwise. if_matches, expires_at: see `insert`."""
         expected = values.check_count(expected_version, "expected_version", 0)
-        return await self._put(id, vector, metadata, expected, collection, timeout, if_matches)
+        return await self._put(id, vector, metadata, expected, collection, timeout, if_matches, expires_at)
 
     async def _put(
         self,
@@ -90,11 +96,13 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         collection: str,
         timeout: float,
         if_matches: FilterLike = None,
+        expires_at: Any = None,
     ) -> WriteResult:
         name, where = values.check_id(id), values.check_name(collection)
         data, json = values.vector_bytes(vector), values.metadata_bytes(metadata)
         seconds, matches = values.check_timeout(timeout), values.filter_bytes(if_matches)
-        return await (await self._documents()).insert(where, name, data, json, expected, seconds, matches)
+        expires = values.expiry(expires_at)
+        return await (await self._documents()).insert(where, name, data, json, expected, seconds, matches, expires)
 
     async def insert_each(
         self,
@@ -103,33 +111,42 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         ids: Iterable[str] | None = None,
         vectors: Any = None,
         metadatas: Sequence[Any] | None = None,
+        expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> dict[str, WriteResult | NeedleError]:
         """Insert or replace many documents: either (id, vector[, metadata]) tuples, or ids, a 2-d array of vectors and
-        optionally metadatas, one a row. Returns the outcome of every id: the result of the log entry that carries it;
-        OutcomeUnknown if it may or may not be written; any other error if it is not. Of documents with one id the last
-        one counts, as if written one by one.
+        optionally metadatas, one a row. expires_at: see `insert`; for all of them, or a list of one a document. Returns
+        the outcome of every id: the result of the log entry that carries it; OutcomeUnknown if it may or may not be
+        written; any other error if it is not. Of documents with one id the last one counts, as if written one by one.
 
         Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
         result object (`count` documents).
         """
-        names, parts = await self._insert_parts(documents, ids, vectors, metadatas, collection, timeout)
+        names, parts = await self._insert_parts(documents, ids, vectors, metadatas, collection, timeout, expires_at)
         outcomes: dict[str, Any] = dict.fromkeys(names)
         for rows, outcome in parts:
             outcomes.update(dict.fromkeys([names[at] for at in rows], outcome))
         return outcomes
 
     async def _insert_parts(
-        self, documents: Any, ids: Any, vectors: Any, metadatas: Any, collection: str, timeout: float
+        self,
+        documents: Any,
+        ids: Any,
+        vectors: Any,
+        metadatas: Any,
+        collection: str,
+        timeout: float,
+        expires_at: Any = None,
     ) -> tuple[list[str], list[BatchPart]]:
         """The different ids of a batch, and what became of it."""
-        batch = values.columns(documents, ids, vectors, metadatas)
+        batch = values.columns(documents, ids, vectors, metadatas, expires_at)
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
         if not batch.ids:
             return [], []
         where = await self._documents()
-        return batch.ids, await where.insert_batch(name, batch.ids, batch.rows(), batch.metadata, seconds)
+        parts = await where.insert_batch(name, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires)
+        return batch.ids, parts
 
     async def delete(
         self,
@@ -239,15 +256,19 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         dimensions: int,
         metric: Metric | str = Metric.COSINE,
         index: IndexParams | None = None,
+        ttl: Any = None,
         if_absent: bool = False,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
-        """Create a collection. Raises CollectionExists, unless if_absent and the one there is equal."""
+        """Create a collection. ttl: seconds (or a timedelta) after its last write at which a document is deleted,
+        unless that write named an `expires_at`. Raises CollectionExists, unless if_absent and the one there is
+        equal."""
         spec = CollectionSpec(
             name=values.check_name(name, "name"),
             dimensions=values.check_count(dimensions, "dimensions"),
             metric=values.choose(metric, Metric, "metric"),
             index=values.check_index(index),
+            ttl=0.0 if ttl is None else values.check_ttl(ttl),
         )
         absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
         return await (await self._documents()).create_collection(spec, absent, seconds)

@@ -6,10 +6,11 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound
+from needle.base.errors import CollectionNotFound, InvalidArgument
 from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
@@ -18,7 +19,8 @@ from needle.client.document_calls import DocumentCalls
 
 class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to know of a collection. id: tells it from others of its name, before and after it. shards: how
-    many documents each shard holds. aliases: its other names."""
+    many documents each shard holds. aliases: its other names. ttl: seconds that a document lives after its last write,
+    None if that has no end."""
 
     name: str
     id: int
@@ -28,6 +30,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     documents: int
     shards: dict[int, int]
     aliases: list[str]
+    ttl: float | None = None
 
 
 class NamingMethods(ABC):
@@ -80,13 +83,24 @@ class NamingMethods(ABC):
             documents=sum(shards.values()),
             shards=shards,
             aliases=sorted(alias for alias, leads_to in aliases.items() if leads_to == spec.name),
+            ttl=spec.ttl or None,
         )
 
     async def alter_collection(
-        self, collection: str = DEFAULT_COLLECTION, *, ef_search: int, timeout: float = TIMEOUT
+        self,
+        collection: str = DEFAULT_COLLECTION,
+        *,
+        ef_search: int | None = None,
+        ttl: Any = None,
+        timeout: float = TIMEOUT,
     ) -> WriteResult:
-        """Change a collection. ef_search: how accurate searches are that do not say it themselves. Raises
-        CollectionNotFound."""
+        """Change a collection. ef_search: how accurate searches are that do not say it themselves. ttl: seconds (or a
+        timedelta) that a document lives after its last write, 0 for no end; it counts for writes from now on, documents
+        that are there keep their instant. Raises CollectionNotFound; OutcomeUnknown when a shard does not confirm that
+        it knows the new ttl."""
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
-        wanted = values.check_count(ef_search, "ef_search")
-        return await (await self._documents()).alter_collection(name, wanted, seconds)
+        if ef_search is None and ttl is None:
+            raise InvalidArgument("nothing is to be changed: give ef_search or ttl", field="ef_search")
+        effort = 0 if ef_search is None else values.check_count(ef_search, "ef_search")
+        lives = -1.0 if ttl is None else values.check_ttl(ttl, 0.0)
+        return await (await self._documents()).alter_collection(name, effort, lives, seconds)

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.builder import Filter, field_path
+from needle.base.instants import MICROS_MAX, micros, rfc3339
 from needle.base.model import Document, Hit, HitBatch, IndexParams, ReadMode, score_of
 from needle.base.plain import converted, plain, refused, text
 from needle.protocol.calls import DocumentBatch
-from needle.protocol.commands import Change, last_of_each_id
+from needle.protocol.commands import AS_IT_IS, NEVER, Change, last_of_each_id
 
 Vectors = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -124,6 +125,44 @@ def metadata_bytes(value: Any, field: str = "metadata") -> bytes:
         return _json.encode(converted(field, value))  # which names the string
 
 
+def expiry(value: Any, field: str = "expires_at") -> int:
+    """When a document expires, as in `commands.Change`: AS_IT_IS for None, NEVER for "never"."""
+    if value is None:
+        return AS_IT_IS
+    if isinstance(value, str) and value == "never":
+        return NEVER
+    written = plain(field, value) if isinstance(value, str) or hasattr(value, "isoformat") else None
+    at = micros(written) if isinstance(written, str) else None
+    if at is None:
+        allowed = 'a datetime with a time zone, or its RFC 3339 text, such as "2030-01-01T00:00:00Z"; or "never"'
+        raise refused(field, value, allowed)
+    if not 0 < at <= MICROS_MAX:
+        raise invalid(field, value, "an instant of the years 1970 to 9999")
+    return at
+
+
+def expiries(value: Any, count: int) -> list[int]:
+    """One instant for each of `count` documents, from one for all of them or a list; [] if none is named."""
+    if value is None or not count:
+        return []
+    if not isinstance(value, list | tuple):
+        return [expiry(value)] * count
+    if len(value) != count:
+        raise invalid("expires_at", f"{len(value)} values", f"one value for each of the {count} ids, or one for all")
+    made = [expiry(one, f"expires_at[{n}]") for n, one in enumerate(value)]
+    return made if any(made) else []
+
+
+def check_ttl(value: Any, low: float = 0.001) -> float:
+    """Seconds that documents live, or a timedelta; the server checks that they are not too many."""
+    seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not low <= seconds < 2**53:
+        least = "0 (for none) or more" if not low else "more than 0"
+        raise refused("ttl", value, f"seconds, {least}, or a timedelta")
+    return float(seconds)
+
+
 def filter_bytes(value: Filter | Mapping[str, Any] | None) -> bytes:
     """The canonical JSON of a filter; b"" for none."""
     return b"" if value is None else Filter.parse(value).to_json()
@@ -141,8 +180,8 @@ def field_paths(value: Any, field: str = "fields") -> tuple[str, ...] | None:
     return paths
 
 
-def change(set: Any, unset: Any, append: Any, remove: Any) -> Change:
-    """A change of metadata's fields. The server checks their paths."""
+def change(set: Any, unset: Any, append: Any, remove: Any, expires_at: Any = None) -> Change:
+    """A change of metadata's fields, and of when documents expire. The server checks the paths."""
     named = [unset] if isinstance(unset, str) else check_ids(unset, "unset")
     made = Change(
         None,
@@ -150,9 +189,10 @@ def change(set: Any, unset: Any, append: Any, remove: Any) -> Change:
         [text(path, "unset") for path in named],
         [(path, _list_bytes(value, f"append[{path!r}]")) for path, value in _fields("append", append)],
         [(path, _list_bytes(value, f"remove[{path!r}]")) for path, value in _fields("remove", remove)],
+        expires=expiry(expires_at),
     )
-    if not (made.set or made.unset or made.append or made.remove):
-        raise InvalidArgument("nothing is to be changed: give set, unset, append or remove", field="set")
+    if not (made.set or made.unset or made.append or made.remove or made.expires):
+        raise InvalidArgument("nothing is to be changed: give set, unset, append, remove or expires_at", field="set")
     return made
 
 
@@ -236,20 +276,21 @@ def choose(value: object, kind: type[T], field: str) -> T:
 
 
 class Columns(msgspec.Struct, frozen=True):
-    """A batch of documents as columns; vectors has one row a document."""
+    """A batch of documents as columns; vectors has one row a document. expires: as in `commands.Insert`."""
 
     ids: list[str]
     vectors: Vectors
     metadata: list[bytes]
+    expires: list[int] = []
 
     def rows(self) -> memoryview:
         """The vectors' bytes, not copied."""
         return self.vectors.reshape(-1).view(np.uint8).data
 
 
-def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
+def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_at: Any = None) -> Columns:
     """From (id, vector[, metadata]) tuples, or from ids, a 2-d array and optionally metadata, one a row. All are
-    checked; of those with one id the last is kept."""
+    checked; of those with one id the last is kept. expires_at: one for all, or one a document."""
     if documents is not None:
         if ids is not None or vectors is not None or metadatas is not None:
             raise InvalidArgument("give either documents, or ids and vectors, not both", field="documents")
@@ -264,8 +305,9 @@ def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
     rows = as_array(vectors, "vectors", 2)
     if len(rows) != len(names):
         raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
+    instants = expiries(expires_at, len(names))
     if metadatas is None:
-        return _last_wins(Columns(names, rows, [b""] * len(names)))
+        return _last_wins(Columns(names, rows, [b""] * len(names), instants))
     unordered = isinstance(metadatas, str | bytes | bytearray | memoryview | Mapping | set | frozenset)
     if unordered or getattr(metadatas, "ndim", 1) != 1 or not isinstance(metadatas, Iterable):
         raise refused("metadatas", metadatas, f"a list with one value for each of the {len(names)} ids")
@@ -273,7 +315,7 @@ def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any) -> Columns:
     if len(metadatas) != len(names):
         raise invalid("metadatas", f"{len(metadatas)} values", f"one value for each of the {len(names)} ids")
     json = [metadata_bytes(value, f"metadatas[{n}]") for n, value in enumerate(metadatas)]
-    return _last_wins(Columns(names, rows, json))
+    return _last_wins(Columns(names, rows, json, instants))
 
 
 def _last_wins(batch: Columns) -> Columns:
@@ -281,7 +323,12 @@ def _last_wins(batch: Columns) -> Columns:
     keep = last_of_each_id(batch.ids)
     if keep is None:
         return batch
-    return Columns([batch.ids[at] for at in keep], batch.vectors[keep], [batch.metadata[at] for at in keep])
+    return Columns(
+        [batch.ids[at] for at in keep],
+        batch.vectors[keep],
+        [batch.metadata[at] for at in keep],
+        [batch.expires[at] for at in keep] if batch.expires else [],
+    )
 
 
 def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
@@ -368,9 +415,15 @@ def documents(batch: DocumentBatch) -> list[Document]:
             vector=None if rows is None else rows[n],
             metadata=json_value(batch.metadata[n]),
             version=batch.versions[n],
+            expires_at=expires_at(batch, n),
         )
         for n, name in enumerate(batch.ids)
     ]
+
+
+def expires_at(batch: DocumentBatch, row: int) -> str | None:
+    """When the document of a row expires, as RFC 3339 in UTC; None for never."""
+    return rfc3339(batch.expires[row]) if batch.expires and batch.expires[row] else None
 
 
 def _rows(data: bytes, count: int) -> Vectors | None:

@@ -123,13 +123,20 @@ class GetCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
-    """Documents as columns, absent ids left out. vectors: rows of float32 bytes, b"" when not asked for."""
+    """Documents as columns, absent ids left out. vectors: rows of float32 bytes, b"" when not asked for. expires: when
+    each expires, in microseconds since 1970, 0 for never; [] if none does."""
 
     ids: list[str]
     versions: list[int]
     metadata: list[bytes]
     vectors: bytes
     applied_index: int
+    expires: list[int] = []
+
+
+def expiries(found: list[int]) -> list[int]:
+    """A batch's `expires`: nothing if no document expires."""
+    return found if any(found) else []
 
 
 def batch_bytes(batch: DocumentBatch | HitBatch) -> int:

@@ -145,11 +145,14 @@ class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
 
 
 class AlterCollection(msgspec.Struct, frozen=True, tag="alter", array_like=True):
-    """Change what may be changed of the collection `name` with that id."""
+    """Change what may be changed of the collection `name` with that id. ef_search: 0 leaves it as it is. ttl: so does a
+    negative one; 0: documents written from then on expire only when they say so. Another ttl makes an epoch of the map:
+    who knows only the former one is refused."""
 
     name: str
     id: int
     ef_search: int
+    ttl: float = -1.0
 
 
 class SetAlias(msgspec.Struct, frozen=True, tag="alias", array_like=True):

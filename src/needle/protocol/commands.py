@@ -7,6 +7,7 @@ command is inside it; applying is deterministic.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -33,6 +34,10 @@ class Session(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 NO_SESSION = Session()
+AS_IT_IS: Final = 0
+NEVER: Final = -1
+"""In place of an instant, which is microseconds since 1970, at which a document expires. The leader that proposes a
+write puts the collection's time to live in the place of AS_IT_IS, if it has one."""
 
 
 class OpenSession(msgspec.Struct, frozen=True, tag="open", array_like=True):
@@ -60,7 +65,8 @@ class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
     expected: None: upsert. 0: only if absent (AlreadyExists). n > 0: only if the current version is n
     (VersionMismatch). A condition applies to every id of the batch. Of documents with one id the last one counts.
     matches: a filter as JSON that every document of the batch which is there must match, as it is stored
-    (ConditionFailed); b"" for none."""
+    (ConditionFailed); b"" for none. expires: when each expires, [] for AS_IT_IS, which is never: a document that is
+    replaced leaves nothing."""
 
     collection: str
     ids: list[str]
@@ -69,6 +75,7 @@ class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
     expected: int | None = None
     session: Session = NO_SESSION
     matches: bytes = b""
+    expires: list[int] = []
 
 
 def last_of_each_id(ids: Sequence[str]) -> list[int] | None:
@@ -89,6 +96,7 @@ def without_repeats(command: Insert) -> Insert:
         ids=[command.ids[at] for at in keep],
         vectors=b"".join(rows[at * width : (at + 1) * width] for at in keep),
         metadata=[command.metadata[at] for at in keep],
+        expires=[command.expires[at] for at in keep] if command.expires else [],
     )
 
 
@@ -112,7 +120,8 @@ class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):
 class Change(msgspec.Struct, frozen=True, array_like=True):
     """How metadata changes, in this order. whole: JSON that takes the place of all of it, None for what is there. set:
     (path, JSON value). unset: paths. append, remove: (path, JSON array of values). No path is, or leads to, another
-    one. bytes_max: a document whose metadata would be larger refuses the command."""
+    one. bytes_max: a document whose metadata would be larger refuses the command. expires: when the documents
+    expire."""
 
     whole: bytes | None = None
     set: list[tuple[str, bytes]] = []
@@ -120,6 +129,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     append: list[tuple[str, bytes]] = []
     remove: list[tuple[str, bytes]] = []
     bytes_max: int = 64 * 1024
+    expires: int = AS_IT_IS
 
 
 class Patch(msgspec.Struct, frozen=True, tag="patch", array_like=True):
@@ -138,7 +148,8 @@ class Patch(msgspec.Struct, frozen=True, tag="patch", array_like=True):
 
 class UpdateVectors(msgspec.Struct, frozen=True, tag="vectors", array_like=True):
     """Give documents other vectors, all or none; they keep their metadata. vectors: as in Insert, one for each id. Ids
-    that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in Delete."""
+    that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in Delete.
+    expires: when they expire."""
 
     collection: str
     ids: list[str]
@@ -148,6 +159,7 @@ class UpdateVectors(msgspec.Struct, frozen=True, tag="vectors", array_like=True)
     owned: int = 0
     within: list[KeyRange] = []
     matches: bytes = b""
+    expires: int = AS_IT_IS
 
 
 class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
@@ -174,6 +186,17 @@ class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
     within: list[KeyRange] = []
 
 
+class Expire(msgspec.Struct, frozen=True, tag="expire", array_like=True):
+    """The leader's clock has passed `before` (microseconds since 1970): delete the documents of a collection that
+    expire then or earlier, at most `limit` of them, the earliest first. Those whose keys are frozen by a move stay, for
+    the copy of them in another shard is complete. Found when it is applied, so who was given a later instant meanwhile
+    stays. The answer's count: how many."""
+
+    collection: str
+    before: int
+    limit: int
+
+
 class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True):
     """The leader built a segment of the ordinals [first, last] of a collection incarnation; all replicas switch to
     it at this log index. It replaces every segment inside that range. Derived data: a replica without the file
@@ -196,6 +219,7 @@ Command = (
     | Patch
     | UpdateVectors
     | ChangeWhere
+    | Expire
     | PublishSegment
     | MoveCommand
 )

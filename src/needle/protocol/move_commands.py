@@ -75,7 +75,8 @@ class Import(msgspec.Struct, frozen=True, tag="move-import", array_like=True):
     """The target: documents of one collection that stay invisible until Own. Applied only as the step-th of the move's
     imports. cursor: all of the source's ordinals up to it were looked at. deleted: ids that the source has deleted
     since they were copied. vectors: as the source stores them. whole: refused if the target has a document of one of
-    `ids` that this move did not bring; otherwise, as earlier releases wrote it, such an id is left out."""
+    `ids` that this move did not bring; otherwise, as earlier releases wrote it, such an id is left out. expires: when
+    each expires, as the source has it (0: never); [] if none does."""
 
     move: int
     step: int
@@ -87,6 +88,7 @@ class Import(msgspec.Struct, frozen=True, tag="move-import", array_like=True):
     metadata: list[bytes]
     deleted: list[str]
     whole: bool = False
+    expires: list[int] = []
 
 
 class Confirm(msgspec.Struct, frozen=True, tag="move-confirm", array_like=True):

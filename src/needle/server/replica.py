@@ -26,6 +26,7 @@ from needle.protocol.calls import GroupCall
 from needle.server.call_rates import CallRates
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.expiry import Expiry
 from needle.server.upkeep.lasting import lasting, next_beat
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders
@@ -100,10 +101,11 @@ class HostedReplica:
         )
 
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
+        self._expiry = Expiry(group, replica, host, ports.clock, ports.file_pool, lambda: host.is_leader(group))
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
-        works = (self.keeper.run, self._scrub, self._watch, self._index_fields, self.caretaker.run)
+        works = (self.keeper.run, self._scrub, self._watch, self._index_fields, self.caretaker.run, self._expiry.run)
         for work in works:
             self._background.spawn(lasting(partial(self._while_whole, work)))
 

@@ -149,6 +149,8 @@ class LiveCollection:
         self.marked: Mapping[int, BitMap] = {}
         """By move: what its Release will hide, as far as it was looked for; some of it may be dead by now."""
         self.manifest: list[PublishedSegment] = []
+        self.first_expiry = 0
+        """Nothing of it expires before this instant (microseconds since 1970); 0: nothing does."""
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
         self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id)
         self._weights = Weights(record.spec.dimensions)
@@ -172,6 +174,7 @@ class LiveCollection:
             if self.places:
                 self._vector_ordinals = OrdinalSet.of(vectors)
             self._weights.note(self._store.last_rows(self.record.id, SAMPLE))
+            self.first_expiry = self._store.first_expiry(self.record.id)
         self.manifest = manifest
         self.vectors.load(self.record.next_ordinal, self.vector_ordinals, manifest, self.rows)
 
@@ -226,6 +229,8 @@ class LiveCollection:
             self.vectors.publish(segment)
         if change.manifest is not None:
             self.manifest = change.manifest
+        if change.first_expiry and not 0 < self.first_expiry <= change.first_expiry:
+            self.first_expiry = change.first_expiry
         if change.hidden is not None:
             self._hide(change.hidden)
         if change.marked is not None:
@@ -292,6 +297,15 @@ class OpenCollections:
         live = self.numbered.get(collection_id)
         return None if live is None else live.vectors
 
+    def first_expiring(self) -> tuple[int, LiveCollection] | None:
+        """The collection of which something may expire first, and when; None if nothing does."""
+        found = [(live.first_expiry, id_) for id_, live in list(self.numbered.items()) if live.first_expiry]
+        if not found:
+            return None
+        instant, id_ = min(found)
+        live = self.numbered.get(id_)
+        return None if live is None else (instant, live)
+
     def worn_shares(self) -> list[tuple[str, float]]:
         """The names of the worn ones, and how much of their ordinals they have used up."""
         held = [live.record for id_ in sorted(self.worn) if (live := self.numbered.get(id_)) is not None]
@@ -326,8 +340,9 @@ class StateBefore:
 
     def stored(self) -> Stored:
         return Stored(
-            self._fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals, self._match
-        )
+            self._fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals, self._match,
+            self._store.expiring,
+        )  # fmt: skip
 
     def manifest(self, collection_id: int) -> list[PublishedSegment]:
         """Of one collection; empty if there is none."""

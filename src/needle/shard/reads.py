@@ -186,7 +186,7 @@ class Reads:
             check_claim(fence, claim, index)
         if page.with_vectors and found:
             whole = view.store.by_ordinal(collection_id, [one.ordinal for one in found], metadata=True, vectors=True)
-            found = [whole[one.ordinal] for one in found]
+            found = [msgspec.structs.replace(whole[one.ordinal], expires=one.expires) for one in found]
         return Scanned(found, reached, index)
 
     def _fence_of(self, held: bytes) -> Fence:

@@ -180,6 +180,26 @@ class Replica:
         self._failpoint("checkpoint-after")
         return index
 
+    def may_expire(self, now: int) -> bool:
+        """Whether documents of this replica may expire at `now` (microseconds since 1970) or earlier. Looks at nothing
+        that is stored; what was given a later instant since is still counted."""
+        first = self._states.live.first_expiring()
+        return first is not None and first[0] <= now
+
+    def expired(self, now: int) -> str:
+        """The collection whose next document expires first, if that is at `now` or earlier; "" if none does. Blocking:
+        finds by the index of instants, whatever the number of documents."""
+        while True:
+            with self._applying:
+                self._check_usable()
+                first = self._states.live.first_expiring()
+                if first is None or first[0] > now:
+                    return ""
+                live = first[1]
+                live.first_expiry = self._store.first_expiry(live.record.id)
+                if 0 < live.first_expiry <= now:
+                    return live.record.spec.name
+
     def tidy(self, *, all_of_it: bool) -> bool:
         """One step of deleting rows that nothing points at any more, and of giving their space back; False if nothing
         is left to do, and what was done is on disk. all_of_it: also what is little next to the rest."""

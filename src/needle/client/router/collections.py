@@ -29,15 +29,19 @@ async def described(shards: Shards, mode: ReadMode, timeout: float) -> tuple[lis
     return list(now.collections), {alias.name: alias.collection for alias in now.aliases}
 
 
-async def alter(shards: Shards, name: str, ef_search: int, timeout: float) -> WriteResult:
-    """Change a collection, for all searches that begin once their client or node knows of it. Raises
-    CollectionNotFound."""
+async def alter(shards: Shards, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
+    """Change a collection: ef_search for all searches that begin once their client or node knows of it; ttl for all
+    writes that begin after this has returned, for every shard's leader knows it then. OutcomeUnknown if it is so in the
+    catalog and a shard does not confirm that it knows. Raises CollectionNotFound."""
     deadline = asyncio.get_running_loop().time() + timeout
     found = (await shards.confirmed(timeout)).collection(name)
     if found is None:
         raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
     left = max(0.001, deadline - asyncio.get_running_loop().time())
-    return await shards.command(catalog_commands.AlterCollection(found.spec.name, found.id, ef_search), left)
+    result = await shards.command(catalog_commands.AlterCollection(found.spec.name, found.id, ef_search, ttl), left)
+    if ttl >= 0:
+        _confirmed(await _sync_all(shards, result.version, deadline), f"collection {name[:80]!r} with ttl {ttl:g} s")
+    return result
 
 
 async def set_alias(shards: Shards, alias: str, collection: str, timeout: float) -> WriteResult:
@@ -56,14 +60,18 @@ async def _renamed(
 ) -> WriteResult:
     deadline = asyncio.get_running_loop().time() + timeout
     result = await shards.command(command, timeout)
-    silent = await _sync_all(shards, result.version, deadline)
+    _confirmed(await _sync_all(shards, result.version, deadline), f"alias {command.alias[:80]!r} as asked for")
+    return result
+
+
+def _confirmed(silent: dict[int, NeedleError], has: str) -> None:
+    """Raises OutcomeUnknown unless every shard knows what the catalog has."""
     if silent:
         numbers, why = ", ".join(map(str, silent)), next(iter(silent.values())).message
         raise OutcomeUnknown(
-            f"the catalog has alias {command.alias[:80]!r} as asked for, but shards {numbers} did not confirm in time "
-            f"that they know; they will once they can: {why}"
+            f"the catalog has {has}, but shards {numbers} did not confirm in time that they know; they will once they "
+            f"can: {why}"
         )
-    return result
 
 
 async def create(shards: Shards, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:

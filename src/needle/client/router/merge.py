@@ -13,7 +13,7 @@ from needle.base.errors import ProtocolError
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
 from needle.protocol import calls
-from needle.protocol.calls import DocumentBatch, ScanAnswer, SearchManyAnswer
+from needle.protocol.calls import DocumentBatch, ScanAnswer, SearchManyAnswer, expiries
 
 
 def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
@@ -70,6 +70,7 @@ def merge_documents(batches: Sequence[DocumentBatch], asked: Sequence[str]) -> D
         [batch.metadata[row] for batch, row in rows],
         b"".join(_row(batch, row) for batch, row in rows),
         max((batch.applied_index for batch in batches), default=0),
+        expiries([batch.expires[row] if batch.expires else 0 for batch, row in rows]),
     )
 
 
@@ -94,6 +95,7 @@ def merge_pages(pages: Sequence[ScanAnswer], limit: int) -> ScanAnswer:
         [batches[which].metadata[row] for _, which, row in rows],
         b"".join(_row(batches[which], row) for _, which, row in rows),
         max((batch.applied_index for batch in batches), default=0),
+        expiries([batches[which].expires[row] if batches[which].expires else 0 for _, which, row in rows]),
     )
     return ScanAnswer(documents, bound)
 

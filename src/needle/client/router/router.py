@@ -49,6 +49,7 @@ from needle.protocol.calls import (
     SearchManyCall,
 )
 from needle.protocol.commands import (
+    AS_IT_IS,
     Change,
     ChangeWhere,
     Command,
@@ -76,12 +77,14 @@ class Router(Routes):
         expected: int | None,
         timeout: float,
         matches: bytes = b"",
+        expires: int = AS_IT_IS,
     ) -> WriteResult:
-        """Insert or replace one document; expected, matches as in `commands.Insert`."""
+        """Insert or replace one document; expected, matches, expires as in `commands.Insert`."""
+        instants = [expires] if expires else []
 
         async def run(stored: str, left: float) -> WriteResult:
             def make(session: Session) -> Command:
-                return Insert(stored, [name], vector, [metadata], expected, session, matches)
+                return Insert(stored, [name], vector, [metadata], expected, session, matches, instants)
 
             return await self._write(lambda: self._owner(name, metadata), make, left)
 
@@ -103,9 +106,15 @@ class Router(Routes):
         raise DeadlineExceeded(f"no shard accepted the write within {timeout:g} s: its map is changing")
 
     async def insert_batch(
-        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+        self,
+        collection: str,
+        ids: list[str],
+        rows: memoryview,
+        metadata: list[bytes],
+        timeout: float,
+        expires: Sequence[int] = (),
     ) -> list[BatchPart]:
-        """Insert or replace many documents. rows: len(ids) rows of float32 bytes.
+        """Insert or replace many documents. rows: len(ids) rows of float32 bytes. expires: as in `commands.Insert`.
 
         Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing; after one has
         failed no other of its shard is begun. Of documents with one id only the last is written; the others are in no
@@ -116,12 +125,13 @@ class Router(Routes):
             size = rows.nbytes // len(ids)
             kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
             names = [ids[at] for at in keep]
-            parts = await self.insert_batch(collection, names, kept, [metadata[at] for at in keep], timeout)
+            instants = [expires[at] for at in keep] if expires else ()
+            parts = await self.insert_batch(collection, names, kept, [metadata[at] for at in keep], timeout, instants)
             return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 
         async def run(stored: str, left: float) -> list[BatchPart]:
             inserts = RowInserts(self.fan_out.ownership, self._write, self._beside, self._batch_bytes_max)
-            parts = await inserts.run(stored, ids, rows, metadata, left)
+            parts = await inserts.run(stored, ids, rows, metadata, left, expires)
             info = self._shards.topology().collection(collection)
             if info is not None:
                 for part in parts:
@@ -154,10 +164,18 @@ class Router(Routes):
         return await self._by_ids(Patch(collection, names, change, expected, matches=matches), timeout)
 
     async def update_vectors(
-        self, collection: str, names: list[str], vectors: bytes, expected: int | None, matches: bytes, timeout: float
+        self,
+        collection: str,
+        names: list[str],
+        vectors: bytes,
+        expected: int | None,
+        matches: bytes,
+        timeout: float,
+        expires: int = AS_IT_IS,
     ) -> WriteResult:
         """Give documents other vectors; all or nothing in each shard. count: how many were there."""
-        return await self._by_ids(UpdateVectors(collection, names, vectors, expected, matches=matches), timeout)
+        command = UpdateVectors(collection, names, vectors, expected, matches=matches, expires=expires)
+        return await self._by_ids(command, timeout)
 
     async def _by_ids(self, command: Spread, timeout: float) -> WriteResult:
         deletion, ownership = Deletion(command.ids), self.fan_out.ownership
@@ -416,9 +434,9 @@ class Router(Routes):
         """As `collections.drop`."""
         return await collections.drop(self._shards, name, timeout)
 
-    async def alter_collection(self, name: str, ef_search: int, timeout: float) -> WriteResult:
+    async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
         """As `collections.alter`."""
-        return await collections.alter(self._shards, name, ef_search, timeout)
+        return await collections.alter(self._shards, name, ef_search, ttl, timeout)
 
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
         """As `collections.set_alias`."""

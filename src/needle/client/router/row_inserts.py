@@ -7,7 +7,7 @@ owner was written by nobody, and is routed again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from needle.base.errors import CollectionNotFound, NeedleError, Unavailable
@@ -40,9 +40,15 @@ class RowInserts:
         self._batch_bytes_max = batch_bytes_max
 
     async def run(
-        self, collection: str, ids: list[str], rows: memoryview, metadata: list[bytes], timeout: float
+        self,
+        collection: str,
+        ids: list[str],
+        rows: memoryview,
+        metadata: list[bytes],
+        timeout: float,
+        expires: Sequence[int] = (),
     ) -> list[BatchPart]:
-        """What became of each part. collection: by its name inside the shards."""
+        """What became of each part. collection: by its name inside the shards. expires: as in `commands.Insert`."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
@@ -53,7 +59,7 @@ class RowInserts:
 
         async def send(shard: int, part: list[int]) -> None:
             names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
-            json = [metadata[at] for at in part]
+            json, instants = [metadata[at] for at in part], [expires[at] for at in part] if expires else []
 
             def owner() -> int:
                 newest = self._ownership()
@@ -70,13 +76,13 @@ class RowInserts:
                 left = max(0.001, deadline - loop.time())
                 try:
                     result: WriteResult | NeedleError = await self._write(
-                        owner, lambda session: Insert(collection, names, data, json, None, session), left
+                        owner, lambda session: Insert(collection, names, data, json, None, session, b"", instants), left
                     )
                 except NeedleError as error:
                     result = failed[shard] = error
                 except Scattered:  # the map changed and the part no longer has one owner: route it again
                     left = max(0.001, deadline - loop.time())
-                    again = await self.run(collection, names, memoryview(data), json, left)
+                    again = await self.run(collection, names, memoryview(data), json, left, instants)
                     done.extend(BatchPart([part[at] for at in some.rows], some.outcome) for some in again)
                     return
             done.append(BatchPart(part, result))

@@ -121,7 +121,7 @@ def other_settings(config: RaftConfig, now: Topology) -> list[str]:
 def _as_founded(held: CollectionSpec, first: CollectionSpec) -> CollectionSpec:
     """Without what may be changed of a collection."""
     index = msgspec.structs.replace(held.index, ef_search=first.index.ef_search)
-    return msgspec.structs.replace(held, index=index)
+    return msgspec.structs.replace(held, index=index, ttl=first.ttl)
 
 
 class SettingsFounding:

@@ -44,22 +44,33 @@ class ReadBody(Body, frozen=True, kw_only=True):
 
 # --- collections ---------------------------------------------------------------------------------------------------
 class CreateCollection(Body, frozen=True, kw_only=True):
-    """index: parameters of the HNSW graph. if_absent: no error if there is an equal one already."""
+    """index: parameters of the HNSW graph. ttl: seconds that a document lives after its last write. if_absent: no error
+    if there is an equal one already."""
 
     name: str
     dimensions: Annotated[int, Meta(ge=1)]
     metric: Metric = Metric.COSINE
     index: IndexParams | None = None
+    ttl: Annotated[float, Meta(gt=0)] | None = None
     if_absent: bool = False
 
 
+class AlterCollection(Body, frozen=True, kw_only=True):
+    """ef_search: of searches that do not say it. ttl: seconds that a document lives after its last write, 0 for no end;
+    for writes from now on. What is left out stays as it is."""
+
+    ef_search: Annotated[int, Meta(ge=1)] | None = None
+    ttl: Annotated[float, Meta(ge=0)] | None = None
+
+
 class Collection(msgspec.Struct, frozen=True, kw_only=True):
-    """A collection; documents: how many it holds, by shard."""
+    """A collection; documents: how many it holds, by shard. ttl: seconds that a document lives after its last write."""
 
     name: str
     dimensions: int
     metric: Metric
     index: IndexParams
+    ttl: float | None = None
     documents: dict[int, int] | None = None
 
 
@@ -70,6 +81,15 @@ class Collections(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # --- writes ----------------------------------------------------------------------------------------------------------
+ExpiresAt = Annotated[
+    str | None,
+    Meta(
+        description='When the document is deleted: RFC 3339, as in "2030-01-01T00:00:00Z", or "never". Left out: as '
+        "the collection's ttl says, and without one a change leaves it as it is."
+    ),
+]
+
+
 class PutDocument(Body, frozen=True, kw_only=True):
     """if_version: only if the document has this version, 0: only if there is none. if_matches: only if it matches this
     filter as it is stored."""
@@ -77,18 +97,20 @@ class PutDocument(Body, frozen=True, kw_only=True):
     vector: Vector
     vector_type: VectorType = "float32"
     metadata: Any = None
+    expires_at: ExpiresAt = None
     if_version: Annotated[int, Meta(ge=0)] | None = None
     if_matches: Filter = None
 
 
 class InsertDocuments(Body, frozen=True, kw_only=True):
     """ids, vectors and metadatas have one entry for each document. vectors as bytes: all of them, one behind the
-    other. Of documents with one id the last one counts."""
+    other. expires_at: for all of them, or one for each. Of documents with one id the last one counts."""
 
     ids: list[str]
     vectors: Vectors
     vector_type: VectorType = "float32"
     metadatas: list[Any] | None = None
+    expires_at: str | list[str | None] | None = None
 
 
 class Change(Body, frozen=True, kw_only=True):
@@ -99,6 +121,7 @@ class Change(Body, frozen=True, kw_only=True):
     unset: list[str] = []
     append: dict[str, list[Any]] | None = None
     remove: dict[str, list[Any]] | None = None
+    expires_at: ExpiresAt = None
 
 
 class PatchDocument(Change, frozen=True, kw_only=True):
@@ -182,12 +205,13 @@ class GetDocuments(GetDocument, frozen=True, kw_only=True):
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """version: grows with every write."""
+    """version: grows with every write. expires_at: if it does."""
 
     id: str
     version: int
     metadata: Any
     vector: list[float] | bytes | None = None
+    expires_at: str | None = None
 
 
 class Documents(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ async def create_collection(call: Call) -> bodies.Collection:
         dimensions=body.dimensions,
         metric=body.metric,
         index=body.index,
+        ttl=body.ttl,
         if_absent=body.if_absent,
         timeout=body.timeout,
     )
@@ -56,8 +57,19 @@ async def describe_collection(call: Call) -> bodies.Collection:
 
 def _collection(spec: CollectionSpec, documents: dict[int, int] | None = None) -> bodies.Collection:
     return bodies.Collection(
-        name=spec.name, dimensions=spec.dimensions, metric=spec.metric, index=spec.index, documents=documents
+        name=spec.name,
+        dimensions=spec.dimensions,
+        metric=spec.metric,
+        index=spec.index,
+        ttl=spec.ttl or None,
+        documents=documents,
     )
+
+
+async def alter_collection(call: Call) -> bodies.Collection:
+    body: bodies.AlterCollection = call.body
+    await call.client.alter_collection(call.collection, ef_search=body.ef_search, ttl=body.ttl, timeout=body.timeout)
+    return await describe_collection(call)
 
 
 async def drop_collection(call: Call) -> bodies.Written:
@@ -75,6 +87,7 @@ async def put_document(call: Call) -> bodies.Written:
         body.if_version,
         body.timeout,
         values.filter_bytes(body.if_matches),
+        values.expiry(body.expires_at),
     )
     return bodies.Written.of(result)
 
@@ -84,10 +97,13 @@ async def insert_documents(call: Call) -> bodies.InsertedDocuments:
     ids, metadatas = body.ids, body.metadatas
 
     def columns() -> values.Columns:
-        return values.columns(None, ids, vectors_of(body.vectors, len(ids), body.vector_type), metadatas)
+        rows = vectors_of(body.vectors, len(ids), body.vector_type)
+        return values.columns(None, ids, rows, metadatas, body.expires_at)
 
     batch = await call.blocking(columns) if len(ids) > 100 else columns()
-    parts = await call.router.insert_batch(call.collection, batch.ids, batch.rows(), batch.metadata, body.timeout)
+    parts = await call.router.insert_batch(
+        call.collection, batch.ids, batch.rows(), batch.metadata, body.timeout, batch.expires
+    )
     fates = [
         bodies.Fate(
             ids=[batch.ids[at] for at in part.rows],
@@ -123,6 +139,7 @@ async def patch_documents(call: Call) -> bodies.Written:
         unset=body.unset,
         append=body.append,
         remove=body.remove,
+        expires_at=body.expires_at,
         return_ids=body.return_ids,
         dry_run=body.dry_run,
         collection=call.collection,
@@ -138,6 +155,7 @@ async def _patch_ids(call: Call, body: bodies.PatchDocument, ids: str | list[str
         unset=body.unset,
         append=body.append,
         remove=body.remove,
+        expires_at=body.expires_at,
         if_version=body.if_version,
         if_matches=body.if_matches,
         collection=call.collection,
@@ -218,7 +236,13 @@ async def _beside(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -
 def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> list[bodies.Document]:
     rows = rows_of(batch.vectors, len(batch.ids), form)
     return [
-        bodies.Document(id=name, version=batch.versions[n], metadata=call.metadata(batch.metadata[n]), vector=rows[n])
+        bodies.Document(
+            id=name,
+            version=batch.versions[n],
+            metadata=call.metadata(batch.metadata[n]),
+            vector=rows[n],
+            expires_at=values.expires_at(batch, n),
+        )
         for n, name in enumerate(batch.ids)
     ]
 

@@ -121,6 +121,10 @@ ROUTES: Final = (
         tag="collections",
     ),
     Route(
+        "PATCH", _IN, documents.alter_collection, "Change what may be changed of a collection",
+        bodies.AlterCollection, bodies.Collection, "admin", {"ttl": 86400}, "collections",
+    ),
+    Route(
         "DELETE", _IN, documents.drop_collection, "Delete a collection and all its documents",
         Nothing, bodies.Written, "admin", tag="collections",
     ),

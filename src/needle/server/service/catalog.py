@@ -33,7 +33,7 @@ from needle.protocol.peer_calls import (
 )
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
-from needle.shard.apply.validation import check_ef_search, check_name, check_spec
+from needle.shard.apply.validation import check_ef_search, check_name, check_spec, check_ttl
 
 HOPS_MAX = 2
 
@@ -100,7 +100,10 @@ class CatalogCalls:
             check_spec(command.spec, limits)
             check_spec(longest, limits)
         elif isinstance(command, catalog_commands.AlterCollection):
-            check_ef_search(command.ef_search)
+            if command.ef_search:
+                check_ef_search(command.ef_search)
+            if command.ttl >= 0:
+                check_ttl(command.ttl)
         elif isinstance(command, catalog_commands.SetAlias):
             check_name("alias", command.alias)
         elif isinstance(command, catalog_commands.SetReplicas):

@@ -34,6 +34,7 @@ from needle.server.service.served import (
     judge,
     not_leader,
 )
+from needle.server.upkeep.expiry import timed
 
 Run = Callable[[Any], Awaitable[Any]]
 
@@ -72,7 +73,7 @@ class ShardDocuments:
         answer = WriteAnswer(self._node, "shard_write")
         try:
             command = self._owners.checked(owned, call, by_log=fence is not None)
-            data = judged(hosted, command)
+            data = judged(self._node, hosted, command)
             self._host.submit(call.group, data, call_timeout(call.timeout), answer)
             hosted.calls.wrote(self._node.now(), owned.map, command)
         except CollectionNotFound:
@@ -101,7 +102,7 @@ class ShardDocuments:
             raise not_leader(self._node, group)
         timeout = call_timeout(call.timeout)
         await hosted.be_up_to_date(timeout)
-        data = await judge(self._node, len(call.command), judged, hosted, command)
+        data = await judge(self._node, len(call.command), judged, self._node, hosted, command)
         return await host.propose(group, data, timeout)
 
     async def _hold(self, owned: Ownership, call: WriteCall, command: commands.Command) -> None:
@@ -211,14 +212,16 @@ class WriteAnswer(Promise[bytes]):
         super().set_exception(error)
 
 
-def judged(hosted: HostedReplica, command: commands.Command) -> bytes:
+def judged(node: ServedNode, hosted: HostedReplica, command: commands.Command) -> bytes:
     """The command to propose, encoded anew: what a caller put behind the fields that this release knows must not get
     into the log, for whether it can be skipped depends on how deep the call is that applies it, on each replica.
     Raises InvalidArgument, CollectionNotFound."""
-    if isinstance(command, commands.PublishSegment | MoveCommand):
-        raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
+    if isinstance(command, commands.PublishSegment | commands.Expire | MoveCommand):
+        raise InvalidArgument(
+            "segments are published, documents expired, and ranges moved, by leaders only", field="command"
+        )
     hosted.space.check(command)
-    return commands.encode(hosted.replica.validate(command))
+    return commands.encode(hosted.replica.validate(timed(command, node.topology, node.ports.clock)))
 
 
 def _lists(topology: Topology, collection: str) -> bool:

@@ -216,6 +216,8 @@ class Proxy:
         count, limit = len(command.ids), self._node.config.limits.batch_documents_max
         if count != len(command.metadata) or not count or len(command.vectors) % count:
             raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
+        if command.expires and len(command.expires) != count:
+            raise InvalidArgument("ids and expires_at have different lengths", field="expires_at")
         if count > limit:
             raise invalid("ids", f"{count} documents", f"1 to {limit} in a batch")
         return commands.without_repeats(command)
@@ -245,8 +247,9 @@ class Proxy:
             if not command.ids or len(command.vectors) % len(command.ids):
                 raise InvalidArgument("ids and vectors have different lengths", field="ids")
             return await router.update_vectors(
-                command.collection, command.ids, command.vectors, command.expected, command.matches, timeout
-            )
+                command.collection, command.ids, command.vectors, command.expected, command.matches, timeout,
+                command.expires,
+            )  # fmt: skip
         if isinstance(command, commands.Patch):
             if command.expected is not None and len(command.ids) > 1:
                 raise InvalidArgument(
@@ -280,6 +283,7 @@ class Proxy:
                 command.expected,
                 timeout,
                 command.matches,
+                command.expires[0] if command.expires else commands.AS_IT_IS,
             )
         if command.expected is not None or command.matches:
             raise InvalidArgument(
@@ -306,6 +310,7 @@ class Proxy:
             rows,
             [command.metadata[at] for at in left],
             timeout,
+            [command.expires[at] for at in left] if command.expires else [],
         )
         failures: list[NeedleError] = []
         for part in parts:

@@ -40,6 +40,7 @@ from needle.protocol.calls import (
     SearchManyAnswer,
     SearchManyCall,
     batch_bytes,
+    expiries,
 )
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
@@ -257,4 +258,5 @@ def _columns(found: list[StoredDocument], applied: int, shown: Callable[[bytes],
         [shown(document.metadata) for document in found],
         b"".join(document.vector for document in found),
         applied,
+        expiries([document.expires for document in found]),
     )

@@ -13,6 +13,7 @@ from pyroaring import BitMap
 
 from needle.base.errors import AlreadyExists, CollectionNotFound
 from needle.base.ids import GroupId, shard_group
+from needle.protocol.calls import expiries
 from needle.protocol.move_commands import Import, Mark
 from needle.protocol.peer_calls import MoveAnswer
 from needle.routing.topology import MoveInfo, MoveState, Topology
@@ -134,6 +135,7 @@ class RangeCopier:
             [row.metadata for row in rows],
             deleted,
             whole=True,
+            expires=expiries([row.expires for row in rows]),
         )
         await self._steps.tell_target(info, command)
         copy.step += 1

@@ -17,7 +17,7 @@ from pyroaring import BitMap
 from needle.base.errors import CollectionNotFound, Internal, InvalidArgument, NeedleError
 from needle.base.filters.nodes import Node
 from needle.base.model import CollectionSpec
-from needle.protocol.commands import ById, Command, Patch, UpdateVectors
+from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
 from needle.shard.apply.sessions import SessionTable
@@ -79,6 +79,10 @@ def _nothing_live(_: int) -> BitMap:
     return BitMap()
 
 
+def _nothing_expires(_: int, __: int, ___: int) -> Sequence[StoredDocument]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Stored:
     """What a batch may ask of the state before it, by collection id. hidden: the invisible ordinals of each move.
@@ -86,7 +90,8 @@ class Stored:
     documents: by ordinal, without vectors. select: of the documents that (id, metadata) tells, the live ordinals above
     the first and up to the second bound. match: of the visible documents in such bounds those that match a filter
     and that (id, metadata) tells, in the order of their ordinals, without vectors, within bounds; and the ordinal up to
-    which it looked."""
+    which it looked. expiring: the documents that expire at an instant or earlier, at most so many, the earliest first,
+    without vectors."""
 
     fence: Fence | None = None
     hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
@@ -95,6 +100,7 @@ class Stored:
     marked: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
     live: Callable[[int], BitMap] = _nothing_live
     match: Match = _nothing_matched
+    expiring: Callable[[int, int, int], Sequence[StoredDocument]] = _nothing_expires
 
 
 class Batch:
@@ -219,8 +225,9 @@ class Batch:
         versions: Sequence[int],
         block: bytes,
         metadata: Sequence[bytes],
+        expires: Sequence[int] = (),
     ) -> int:
-        """Write documents whose ids were looked up; how many of them were there."""
+        """Write documents whose ids were looked up; how many of them were there. expires: none of them if empty."""
         if not ids:
             return 0
         record, vectors, existed = change.record, memoryview(block), 0
@@ -234,36 +241,46 @@ class Batch:
                 change.dead_vectors.append(old.vector)
                 total -= int.from_bytes(old.hash, "little")
             vector, data, version = vectors[at * width : (at + 1) * width], metadata[at], versions[at]
-            hash_ = document_hash(ordinal, version, id_, data, ordinal, vector)
+            instant = expires[at] if expires else 0
+            hash_ = document_hash(ordinal, version, id_, data, ordinal, vector, instant)
             total += int.from_bytes(hash_, "little")
-            change.refs[id_] = DocRef(ordinal, version, hash_, ordinal)
+            change.refs[id_] = DocRef(ordinal, version, hash_, ordinal, instant)
             change.rows.append((base | ordinal, id_, version, data, ordinal))
             ordinal += 1
         change.written.update(dict.fromkeys(ids))
         change.vectors.append(block)
+        change.expire(expires)
         documents = record.documents + len(ids) - existed
         self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
         return existed
 
     def amend(
-        self, change: CollectionChange, before: Mapping[str, bytes], version: int, metadata: Mapping[str, bytes]
+        self,
+        change: CollectionChange,
+        before: Mapping[str, bytes],
+        version: int,
+        metadata: Mapping[str, bytes],
+        expires: int = AS_IT_IS,
     ) -> None:
         """Give documents that are there, and were looked up, other metadata; they keep their vectors. before: what
-        they have."""
+        they have. expires: as in commands.Change."""
         record = change.record
         base, ordinal, total = row_id(record.id, 0), record.next_ordinal, record.total
         for id_, data in metadata.items():
             old = change.refs[id_]
             if old is None:
                 raise Internal(f"document {id_[:80]!r} is not there")
-            hash_ = rehashed(old.hash, id_, (old.ordinal, old.version, before[id_]), (ordinal, version, data))
+            instant = instant_of(expires, old)
+            head = (old.ordinal, old.version, before[id_], old.expires)
+            hash_ = rehashed(old.hash, id_, head, (ordinal, version, data, instant))
             total += int.from_bytes(hash_, "little") - int.from_bytes(old.hash, "little")
             change.dead.append(old.ordinal)
             change.kept.append((ordinal, old.vector))
-            change.refs[id_] = DocRef(ordinal, version, hash_, old.vector)
+            change.refs[id_] = DocRef(ordinal, version, hash_, old.vector, instant)
             change.rows.append((base | ordinal, id_, version, data, old.vector))
             ordinal += 1
         change.written.update(dict.fromkeys(metadata))
+        change.expire([expires])
         self._set(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
 
     def remove(self, change: CollectionChange, ids: Sequence[str]) -> int:
@@ -366,6 +383,13 @@ class Batch:
             if change.touched:
                 change.write_to(out)
         return out
+
+
+def instant_of(said: int, ref: DocRef | None) -> int:
+    """When a document expires after a write that says so, or AS_IT_IS or NEVER; 0 for never. ref: of what it keeps."""
+    if said == AS_IT_IS:
+        return 0 if ref is None else ref.expires
+    return max(said, 0)
 
 
 def check_room(record: CollectionRecord, count: int) -> None:

@@ -6,6 +6,7 @@ It must not know SQLite, faiss or commands.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,7 +31,8 @@ class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. rows: new
     versions of documents, with consecutive ordinals. kept: (ordinal, that of its vector) of those that have the vector
     of an earlier version. vectors: of the others. dead: ordinals of versions that are no more.
-    hidden: by move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged."""
+    hidden: by move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged.
+    first_expiry: the earliest instant at which something that it wrote expires, 0 for none."""
 
     record: CollectionRecord
     first_ordinal: int
@@ -47,6 +49,13 @@ class CollectionChange:
     hidden: dict[int, BitMap] | None = None
     marked: dict[int, BitMap] | None = None
     touched: bool = False
+    first_expiry: int = 0
+
+    def expire(self, instants: Iterable[int]) -> None:
+        """Documents with these were written; what is not above 0 is none."""
+        earliest = min((instant for instant in instants if instant > 0), default=0)
+        if earliest and (not self.first_expiry or earliest < self.first_expiry):
+            self.first_expiry = earliest
 
     def write_to(self, out: WriteSet) -> None:
         """Add it to what the batch writes."""

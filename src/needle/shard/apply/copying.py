@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from pyroaring import BitMap
 
 from needle.base.errors import CollectionNotFound
@@ -33,7 +34,9 @@ def page(
     member = fence.member(ranges)
     chosen = [row.ordinal for row in rows if member(row.id, row.metadata)]
     found = view.store.by_ordinal(record.id, chosen, metadata=True, vectors=True) if chosen else {}
-    return [found[ordinal] for ordinal in chosen], rows[-1].ordinal, len(rows) == rows_max
+    expires = {row.ordinal: row.expires for row in rows}
+    chosen_rows = [msgspec.structs.replace(found[ordinal], expires=expires[ordinal]) for ordinal in chosen]
+    return chosen_rows, rows[-1].ordinal, len(rows) == rows_max
 
 
 def deleted(

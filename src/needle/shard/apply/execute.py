@@ -36,6 +36,7 @@ from needle.protocol.commands import (
     CreateCollection,
     Delete,
     DropCollection,
+    Expire,
     Insert,
     OpenSession,
     Patch,
@@ -47,8 +48,9 @@ from needle.protocol.commands import (
     without_repeats,
 )
 from needle.protocol.move_commands import MOVE_COMMANDS
-from needle.shard.apply.batch import Batch, check_room
+from needle.shard.apply.batch import Batch, check_room, instant_of
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
+from needle.shard.apply.expiry import expire
 from needle.shard.apply.holdings import moved, within
 from needle.shard.apply.moves import execute_move
 from needle.shard.apply.where import amend, change_where, parsed
@@ -57,7 +59,7 @@ from needle.shard.documents.records import DocRef
 from needle.shard.plan import PublishedSegment, with_published
 
 Result = WriteResult | NeedleError
-ALONE = (*MOVE_COMMANDS, ChangeWhere)
+ALONE = (*MOVE_COMMANDS, ChangeWhere, Expire)
 """Commands that need the stored state right before them: each is a transaction of its own."""
 
 
@@ -124,6 +126,8 @@ def _run(batch: Batch, index: int, command: Command) -> Result:
             return _update_vectors(batch, index, command)
         if isinstance(command, ChangeWhere):
             return change_where(batch, index, command)
+        if isinstance(command, Expire):
+            return expire(batch, index, command)
         if isinstance(command, CreateCollection):
             return _create(batch, index, command)
         if isinstance(command, DropCollection):
@@ -169,7 +173,8 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     _check_versions(command, change.refs, ids)
     _check_matches(command, batch, change, ids)
     version = batch.version(index)
-    existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata)
+    expires = [max(instant, 0) for instant in command.expires]
+    existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata, expires)
     return WriteResult(version=version, index=index, existed=existed > 0, count=len(ids))
 
 
@@ -207,7 +212,8 @@ def _update_vectors(batch: Batch, index: int, command: UpdateVectors) -> WriteRe
     metadata, place = batch.metadata(change, here), {id_: at * width for at, id_ in enumerate(command.ids)}
     block = b"".join(command.vectors[place[id_] : place[id_] + width] for id_ in here)
     version = batch.version(index)
-    batch.put(change, here, [version] * len(here), block, [metadata[id_] for id_ in here])
+    expires = [instant_of(command.expires, change.refs[id_]) for id_ in here]
+    batch.put(change, here, [version] * len(here), block, [metadata[id_] for id_ in here], expires)
     return WriteResult(version=version, index=index, existed=bool(here), count=len(here))
 
 
@@ -247,6 +253,8 @@ def _check_shape(command: Insert, width: int) -> None:
         )
     if len(command.metadata) != count:
         raise invalid("ids", f"{count} ids", f"one for each of {len(command.metadata)} metadata")
+    if command.expires and len(command.expires) != count:
+        raise invalid("expires_at", f"{len(command.expires)} instants", f"one for each of {count} documents")
 
 
 def _check_matches(command: ById, batch: Batch, change: CollectionChange, ids: Sequence[str]) -> None:

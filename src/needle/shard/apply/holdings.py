@@ -115,6 +115,7 @@ class Fence:
         """Whether documents are being copied to another shard."""
         self._owned = KeySet(holdings.owned)
         self._open = difference(holdings.owned, frozen)
+        self._frozen = KeySet(frozen)
         self._writable = KeySet(self._open)
 
     def key(self, document_id: str, metadata: bytes) -> bytes:
@@ -125,6 +126,10 @@ class Fence:
     def accepts(self, document_id: str, metadata: bytes) -> bool:
         """Whether a write of this document may take effect here."""
         return self.key(document_id, metadata) in self._writable
+
+    def froze(self, document_id: str, metadata: bytes) -> bool:
+        """Whether a move has frozen a document's key."""
+        return self.freezes and self.key(document_id, metadata) in self._frozen
 
     def takes(self, ranges: Sequence[KeyRange]) -> bool:
         """Whether writes of all keys of these ranges, which are normal, may take effect here."""

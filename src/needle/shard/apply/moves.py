@@ -210,6 +210,8 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     count = len(command.ids)
     if not len(command.versions) == len(command.metadata) == count or len(command.vectors) != count * width:
         raise invalid("ids", f"{count} ids", "versions, metadata and vectors for each")
+    if command.expires and len(command.expires) != count:
+        raise invalid("expires", f"{len(command.expires)} instants", f"one for each of {count} documents")
     check_room(record, count)
     change = batch.change(record)
     batch.lookup(change, [*command.ids, *command.deleted])
@@ -229,7 +231,9 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     first = change.record.next_ordinal
     rows = memoryview(command.vectors)
     block = b"".join(rows[at * width : (at + 1) * width] for at in kept)
-    batch.put(change, names, [command.versions[at] for at in kept], block, [command.metadata[at] for at in kept])
+    expires = [max(0, command.expires[at]) for at in kept] if command.expires else []
+    versions, metadata = [command.versions[at] for at in kept], [command.metadata[at] for at in kept]
+    batch.put(change, names, versions, block, metadata, expires)
     imported = (hidden.get(command.move) or BitMap()) - before | BitMap(range(first, first + len(kept)))
     batch.hide(change, command.move, imported)
     reached = max(command.cursor, transfer.cursors.get(command.collection, -1))

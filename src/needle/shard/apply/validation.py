@@ -56,6 +56,8 @@ PART_IDS_MAX: Final = 256
 may have, which is kept."""
 JUDGED_MAX: Final = 1000
 """Documents of one write that needs their stored metadata."""
+TTL_MAX: Final = 100 * 366 * 86_400
+"""Seconds."""
 CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
 
@@ -153,6 +155,13 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     _check_int("index.m", spec.index.m, 2, 256)
     _check_int("index.ef_construction", spec.index.ef_construction, 1, EF_MAX)
     check_ef_search(spec.index.ef_search)
+    check_ttl(spec.ttl)
+
+
+def check_ttl(value: float) -> None:
+    """Of a collection; 0 for none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= TTL_MAX:
+        raise invalid("ttl", value, f"seconds, more than 0 and at most {TTL_MAX}")
 
 
 def check_ef_search(value: int) -> None:
@@ -242,7 +251,7 @@ def _change_bytes(change: Change) -> int:
 def _checked_change(change: Change, limits: Limits) -> Change:
     """With the bound that holds here: what is refused at apply must not depend on a replica's configuration."""
     named = [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]
-    if change.whole is None and not named:
+    if change.whole is None and not named and not change.expires:
         raise invalid("change", "nothing", "at least one field to set, unset, append to or remove from")
     if change.whole is not None and named:
         raise invalid("change", named[0], "either the whole metadata, or fields of it")
@@ -274,6 +283,8 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
     _check_ids(command.ids, limits)
     if len(command.metadata) != count:
         raise invalid("metadata", f"{len(command.metadata)} values", f"one for each of {count} ids")
+    if command.expires and len(command.expires) != count:
+        raise invalid("expires_at", f"{len(command.expires)} instants", f"one for each of {count} ids")
     if len(command.vectors) % count == 0:
         command = without_repeats(command)
         count = len(command.ids)

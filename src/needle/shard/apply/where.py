@@ -39,7 +39,7 @@ def amend(batch: Batch, index: int, change: CollectionChange, before: Mapping[st
                     f"document {id_[:80]!r} would get another shard key; delete it and insert it again", field="change"
                 )
     if now:
-        batch.amend(change, before, batch.version(index), now)
+        batch.amend(change, before, batch.version(index), now, how.expires)
 
 
 def change_where(batch: Batch, index: int, command: ChangeWhere) -> WriteResult:

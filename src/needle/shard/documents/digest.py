@@ -1,7 +1,8 @@
 """The digest of a replica's documents: equal content has an equal digest, at O(1) per document written.
 
-Each document has a 128-bit hash: the sum, modulo 2^128, of one over its ordinal, version, id and metadata, and one over
-its vector and that one's ordinal. So metadata can change without a look at the vector. A collection's sum is the sum of
+Each document has a 128-bit hash: the sum, modulo 2^128, of one over its ordinal, version, id and metadata, one over its
+vector and that one's ordinal, and one over when it expires, if it does. So metadata can change without a look at the
+vector. A collection's sum is the sum of
 its documents' hashes, so it does not depend on order and a document can be taken out again. The replica's digest is one
 hash over its collections in the order of their ids.
 
@@ -21,28 +22,40 @@ from needle.base.model import CollectionSpec
 MODULUS = 1 << 128
 _head = struct.Struct("<QQIIB")
 _place = struct.Struct("<QB")
+_expiry = struct.Struct("<QQB")
 
 
 def document_hash(
-    ordinal: int, version: int, id_: str, metadata: bytes, vector_ordinal: int, vector: bytes | memoryview
+    ordinal: int,
+    version: int,
+    id_: str,
+    metadata: bytes,
+    vector_ordinal: int,
+    vector: bytes | memoryview,
+    expires: int = 0,
 ) -> bytes:
     """16 bytes that identify one stored document version. vector: little-endian float32 bytes."""
-    total = _head_hash(id_, ordinal, version, metadata)
+    total = _head_hash(id_, ordinal, version, metadata, expires)
     total += xxhash.xxh3_128_intdigest(b"".join((_place.pack(vector_ordinal, 3), vector)))
     return (total % MODULUS).to_bytes(16, "little")
 
 
-def rehashed(hash_: bytes, id_: str, before: tuple[int, int, bytes], now: tuple[int, int, bytes]) -> bytes:
-    """The hash of a document that keeps its vector. before, now: (ordinal, version, metadata)."""
+Head = tuple[int, int, bytes, int]
+"""(ordinal, version, metadata, when it expires)."""
+
+
+def rehashed(hash_: bytes, id_: str, before: Head, now: Head) -> bytes:
+    """The hash of a document that keeps its vector."""
     total = int.from_bytes(hash_, "little") - _head_hash(id_, *before) + _head_hash(id_, *now)
     return (total % MODULUS).to_bytes(16, "little")
 
 
-def _head_hash(id_: str, ordinal: int, version: int, metadata: bytes) -> int:
+def _head_hash(id_: str, ordinal: int, version: int, metadata: bytes, expires: int) -> int:
     name = id_.encode()
-    return xxhash.xxh3_128_intdigest(
+    head = xxhash.xxh3_128_intdigest(
         b"".join((_head.pack(ordinal, version, len(name), len(metadata), 2), name, metadata))
     )
+    return head + xxhash.xxh3_128_intdigest(_expiry.pack(ordinal, expires, 4)) if expires else head
 
 
 def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vector: bytes | memoryview) -> bytes:
@@ -52,12 +65,17 @@ def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vect
     return xxhash.xxh3_128_digest(b"".join((head, name, metadata, vector)))
 
 
+def _spec_bytes(spec: CollectionSpec) -> bytes:
+    """As earlier releases had it, which know no `ttl`: that is the catalog's."""
+    fields = msgspec.to_builtins(spec)
+    del fields["ttl"]
+    return msgspec.json.encode(fields)
+
+
 def replica_digest(collections: Iterable[tuple[int, CollectionSpec, int, int, int]], holdings: bytes = b"") -> str:
     """32 hex digits over (collection id, spec, next ordinal, document count, sum of document hashes) each, and what
     the shard owns if that ever changed."""
-    rows = sorted(
-        (cid, spec.name, msgspec.json.encode(spec), end, n, total) for cid, spec, end, n, total in collections
-    )
+    rows = sorted((cid, spec.name, _spec_bytes(spec), end, n, total) for cid, spec, end, n, total in collections)
     digest = xxhash.xxh3_128()
     for cid, _, spec_bytes, end, count, total in rows:
         digest.update(struct.pack("<QIQQ", cid, len(spec_bytes), end, count))

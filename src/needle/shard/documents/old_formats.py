@@ -1,7 +1,7 @@
 """What files of earlier formats held, and how it is brought into the tables of today (sqlite_file.copy_tables).
 
-Up to format 3 a document's vector had the document's own ordinal, and one hash was over both.
-"""
+Up to format 3 a document's vector had the document's own ordinal, and one hash was over both. Up to format 4 no
+document expired."""
 
 from __future__ import annotations
 
@@ -18,8 +18,15 @@ from needle.shard.documents.records import DEAD_DOCUMENT, DEAD_VECTOR, ORDINAL_B
 CHECKSUMS: Final = 3
 """The first format with checksums on all pages, and with answers of sessions as rows of their own."""
 _SAME: Final = ("meta", "vectors", "dropped", "segments")
-OLD_TABLES: Final = {False: _SAME, True: (*_SAME, "sessions", "answers")}
-"""Those that are today as they were, before and since then."""
+KEPT_VECTORS: Final = 4
+"""The first format with versions of documents that keep the vector of an earlier one."""
+
+
+def old_tables(found: int) -> tuple[str, ...]:
+    """Those of an older format that are today as they were."""
+    sessions = ("sessions", "answers") if found >= CHECKSUMS else ()
+    return (*_SAME, *sessions, *(("documents", "graves", "collections") if found >= KEPT_VECTORS else ()))
+
 
 _ROWS: Final = (
     "SELECT i.collection_id, i.id, i.ordinal, i.version, i.hash, d.id, d.version, d.metadata, v.vector FROM main.ids i "
@@ -36,6 +43,11 @@ def copy_old_sessions(connection: apsw.Connection) -> None:
         connection.executemany("INSERT INTO image.answers VALUES (?, ?, ?)", answers)
 
 
+def copy_old_ids(connection: apsw.Connection) -> None:
+    """Of format 4."""
+    connection.execute("INSERT INTO image.ids SELECT *, 0 FROM main.ids")
+
+
 def copy_old_documents(connection: apsw.Connection, path: str) -> None:
     """Documents, ids, graves and collections. Each document is checked by the hash that it had, and gets today's.
     Raises CorruptDocuments."""
@@ -47,7 +59,7 @@ def copy_old_documents(connection: apsw.Connection, path: str) -> None:
     for collection in connection.execute("SELECT * FROM main.collections").fetchall():
         sums = [0, 0]
         rows = _new_ids(connection, collection[0], path, sums)
-        connection.executemany("INSERT INTO image.ids VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT INTO image.ids VALUES (?, ?, ?, ?, ?, ?, 0)", rows)
         if sums[0] % MODULUS != int.from_bytes(collection[4], "little"):
             raise CorruptDocuments(f"{path} is damaged: the sum of a collection's documents is not the stored one")
         total = (sums[1] % MODULUS).to_bytes(16, "little")

@@ -28,12 +28,14 @@ DEAD_VECTOR: Final = 2
 
 class DocRef(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Where the current version of an id is. vector: the ordinal that its vector has: its own, or that of the version
-    which brought it, if only metadata changed since. hash: digest.document_hash of it."""
+    which brought it, if only metadata changed since. hash: digest.document_hash of it. expires: microseconds since
+    1970, 0 for never."""
 
     ordinal: int
     version: int
     hash: bytes
     vector: int
+    expires: int = 0
 
 
 class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,13 +49,15 @@ class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredDocument(msgspec.Struct, frozen=True, gc=False):
-    """One document as stored. metadata: JSON bytes (b"" for null). vector: little-endian float32 bytes, or b""."""
+    """One document as stored. metadata: JSON bytes (b"" for null). vector: little-endian float32 bytes, or b"".
+    expires: as in DocRef, where it was read by id; 0 otherwise."""
 
     id: str
     ordinal: int
     version: int
     metadata: bytes
     vector: bytes = b""
+    expires: int = 0
 
 
 class AppliedAt(msgspec.Struct, frozen=True):

@@ -46,6 +46,7 @@ def check_all(connection: apsw.Connection, path: str) -> Stored:
         while page := check_rows(connection, path, record.id, after, CHECK_ROWS):
             after, count, total = page.last, count + page.rows, total + page.total
         check_sum(path, record, count, total % MODULUS)
+        _check_index(connection, path, record)
     manifest = read_small_tables(connection, path)
     held = connection.execute("SELECT value FROM meta WHERE name = 'holdings'").fetchone()
     return Stored(stored_position(connection, path), records, None if held is None else bytes(held[0]), manifest)
@@ -66,24 +67,47 @@ def check_rows(connection: apsw.Connection, path: str, collection_id: int, after
     base = row_id(collection_id, 0)
     rows = total = size = 0
     last = after
-    for id_, ordinal, version, hash_, place, there, its_version, its_place, metadata, vector in connection.execute(
-        "SELECT i.id, i.ordinal, i.version, i.hash, i.vector, d.id, d.version, d.vector, d.metadata, v.vector "
-        f"FROM ids i LEFT JOIN documents d ON d.row = {base} + i.ordinal "
+    expiry = _expiry_column(connection)
+    found = connection.execute(
+        f"SELECT i.id, i.ordinal, i.version, i.hash, i.vector, {expiry}, d.id, d.version, d.vector, d.metadata, "
+        f"v.vector FROM ids i LEFT JOIN documents d ON d.row = {base} + i.ordinal "
         f"LEFT JOIN vectors v ON v.row = {base} + i.vector "
         "WHERE i.collection_id = ? AND i.id > ? ORDER BY i.id LIMIT ?",
         (collection_id, after, rows_max),
-    ):
+    )
+    for id_, ordinal, version, hash_, place, expires, there, its_version, its_place, metadata, vector in found:
         if (id_, version, place) != (there, its_version, its_place) or vector is None:
             raise CorruptDocuments(
                 f"{path} is damaged: id {id_[:80]!r} points at ordinal {ordinal}, which holds {there!r}", path=path
             )
-        if document_hash(ordinal, version, id_, metadata, place, vector) != hash_:
+        if document_hash(ordinal, version, id_, metadata, place, vector, expires) != hash_:
             raise CorruptDocuments(
                 f"{path} is damaged: document {id_[:80]!r} does not have the hash it was written with", path=path
             )
         last, rows, total = id_, rows + 1, total + int.from_bytes(hash_, "little")
         size += len(id_) + len(metadata) + len(vector)
     return Checked(last, rows, total, size) if rows else None
+
+
+def _expiry_column(connection: apsw.Connection) -> str:
+    """An image of the release before has none."""
+    found = connection.execute("SELECT 1 FROM pragma_table_info('ids') WHERE name = 'expires'").fetchone()
+    return "0" if found is None else "i.expires"
+
+
+def _check_index(connection: apsw.Connection, path: str, record: CollectionRecord) -> None:
+    """What expires is found by an index: that it names what the rows say."""
+    if _expiry_column(connection) == "0":
+        return
+    sums = (
+        "SELECT count(*), sum(expires >> 32), sum(expires & 0xffffffff) FROM ids {} "
+        "WHERE collection_id = ? AND {}expires > 0"
+    )
+    by_rows = connection.execute(sums.format("", "+"), (record.id,)).fetchone()  # + keeps it off the index
+    if connection.execute(sums.format("INDEXED BY expiring", ""), (record.id,)).fetchone() != by_rows:
+        raise CorruptDocuments(
+            f"{path} is damaged: the index of what expires in {record.spec.name!r} is not what its rows say", path=path
+        )
 
 
 def sum_of_ids(connection: apsw.Connection, collection_id: int) -> tuple[int, int]:

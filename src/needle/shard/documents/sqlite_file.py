@@ -22,15 +22,22 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptDocuments, UnsupportedFormat
 from needle.base.sqlite_uri import EXCLUSIVE_VFS, sqlite_uri
 from needle.shard.disk import ReplicaDisk, sqlite_failure
-from needle.shard.documents.old_formats import CHECKSUMS, OLD_TABLES, copy_old_documents, copy_old_sessions
+from needle.shard.documents.old_formats import (
+    CHECKSUMS,
+    KEPT_VECTORS,
+    copy_old_documents,
+    copy_old_ids,
+    copy_old_sessions,
+    old_tables,
+)
 
 FILE_NAME: Final = "documents.db"
 MAKING: Final = ".new"
-FORMAT_VERSION: Final = 4
-"""Versions of documents that keep the vector of an earlier one."""
-OLD_FORMATS: Final = (1, 2, 3)
+FORMAT_VERSION: Final = 5
+"""Ids with an instant at which their document expires."""
+OLD_FORMATS: Final = (1, 2, 3, 4)
 """Rewritten when they are opened. 2: with a row `holdings` in `meta`. 3: checksums on all pages, pages that are given
-back, answers of sessions as rows of their own."""
+back, answers of sessions as rows of their own. 4: versions of documents that keep the vector of an earlier one."""
 CHECKSUM_BYTES: Final = 8
 PAGE_BYTES: Final = 4096
 _HEADER_BYTES: Final = 100
@@ -44,7 +51,8 @@ TABLES: Final = {
     "vector INTEGER NOT NULL)",
     "vectors": "(row INTEGER PRIMARY KEY, vector BLOB NOT NULL)",
     "ids": "(collection_id INTEGER, id TEXT, ordinal INTEGER NOT NULL, version INTEGER NOT NULL, "
-    "hash BLOB NOT NULL, vector INTEGER NOT NULL, PRIMARY KEY (collection_id, id)) WITHOUT ROWID",
+    "hash BLOB NOT NULL, vector INTEGER NOT NULL, expires INTEGER NOT NULL, PRIMARY KEY (collection_id, id)) "
+    "WITHOUT ROWID",
     "graves": "(row INTEGER PRIMARY KEY, what INTEGER NOT NULL)",
     "dropped": "(collection_id INTEGER PRIMARY KEY)",
     "segments": "(collection_id INTEGER, first INTEGER, last INTEGER NOT NULL, rows INTEGER NOT NULL, "
@@ -52,6 +60,9 @@ TABLES: Final = {
     "sessions": "(id INTEGER PRIMARY KEY, nonce BLOB NOT NULL, used INTEGER NOT NULL, acked INTEGER NOT NULL)",
     "answers": "(session INTEGER, seq INTEGER, answer BLOB NOT NULL, PRIMARY KEY (session, seq)) WITHOUT ROWID",
 }
+
+INDEXES: Final = {"expiring": "ids (collection_id, expires) WHERE expires > 0"}
+"""What expires next costs nothing to find, and nothing to keep for documents that do not."""
 
 
 def _register_checksums() -> None:
@@ -125,6 +136,8 @@ def attach_new(connection: apsw.Connection, path: str) -> None:
     connection.execute("BEGIN")
     for name, columns in TABLES.items():
         connection.execute(f"CREATE TABLE image.{name} {columns}")
+    for name, columns in INDEXES.items():
+        connection.execute(f"CREATE INDEX image.{name} ON {columns}")
     connection.execute("COMMIT")
 
 
@@ -153,12 +166,15 @@ def copy_tables(connection: apsw.Connection, target: str) -> None:
         connection.execute("BEGIN")
         try:
             found = connection.execute("SELECT value FROM main.meta WHERE name = 'format'").fetchone()[0]
-            for name in TABLES if found == FORMAT_VERSION else OLD_TABLES[found >= CHECKSUMS]:
+            for name in TABLES if found == FORMAT_VERSION else old_tables(found):
                 connection.execute(f"INSERT INTO image.{name} SELECT * FROM main.{name}")
             if found < CHECKSUMS:
                 copy_old_sessions(connection)
-            if found != FORMAT_VERSION:
+            if found < KEPT_VECTORS:
                 copy_old_documents(connection, target)
+            elif found != FORMAT_VERSION:
+                copy_old_ids(connection)
+            if found != FORMAT_VERSION:
                 connection.execute("UPDATE image.meta SET value = ? WHERE name = 'format'", (FORMAT_VERSION,))
             connection.execute("COMMIT")
         except BaseException:
@@ -200,7 +216,7 @@ def _bring_up_to_date(path: str, disk: ReplicaDisk, check: Callable[[str], objec
         raise CorruptDocuments(f"{path} is damaged: it has {len(header)} bytes", path=path)
     with closing(connect(path)) as connection:
         found = _format(connection, path)
-        if header[_RESERVED_AT] != CHECKSUM_BYTES and found in (CHECKSUMS, FORMAT_VERSION):
+        if header[_RESERVED_AT] != CHECKSUM_BYTES and found in range(CHECKSUMS, FORMAT_VERSION + 1):
             raise CorruptDocuments(f"{path} is damaged: its header asks for no checksums", path=path)
         if found not in OLD_FORMATS:
             return

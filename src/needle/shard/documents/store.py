@@ -238,7 +238,7 @@ class DocumentStore:
             meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
             index, held = meta["index"], meta.get("holdings")
             for row in connection.execute(
-                "SELECT d.id, i.ordinal, d.version, d.metadata FROM ids i "
+                "SELECT d.id, i.ordinal, d.version, d.metadata, x'', i.expires FROM ids i "
                 f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
                 "WHERE i.collection_id = ? AND i.id > ? ORDER BY i.id",
                 (collection_id, after),
@@ -278,10 +278,31 @@ class DocumentStore:
         base = row_id(collection_id, 0)
         with self.reading() as connection:
             rows = connection.execute(
-                "SELECT d.id, i.ordinal, d.version, d.metadata FROM documents d "
+                "SELECT d.id, i.ordinal, d.version, d.metadata, x'', i.expires FROM documents d "
                 f"CROSS JOIN ids i ON i.collection_id = ? AND i.id = d.id AND i.ordinal = d.row - {base} "
                 "WHERE d.row > ? AND d.row <= ? ORDER BY d.row LIMIT ?",
                 (collection_id, base + after, base + upto, rows_max),
+            ).fetchall()
+        return [StoredDocument(*row) for row in rows]
+
+    def first_expiry(self, collection_id: int) -> int:
+        """The instant at which the next document of a collection expires (microseconds since 1970), 0 for none."""
+        with self.reading() as connection:
+            row = connection.execute(
+                "SELECT expires FROM ids INDEXED BY expiring WHERE collection_id = ? AND expires > 0 "
+                "ORDER BY expires LIMIT 1",
+                (collection_id,),
+            ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def expiring(self, collection_id: int, before: int, rows_max: int) -> list[StoredDocument]:
+        """Current documents that expire at `before` or earlier, the earliest first, then by id; without vectors."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                "SELECT i.id, i.ordinal, i.version, d.metadata, x'', i.expires FROM ids i INDEXED BY expiring "
+                f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
+                "WHERE i.collection_id = ? AND i.expires > 0 AND i.expires <= ? ORDER BY i.expires, i.id LIMIT ?",
+                (collection_id, before, rows_max),
             ).fetchall()
         return [StoredDocument(*row) for row in rows]
 
@@ -402,7 +423,7 @@ def _by_id(connection: apsw.Connection, collection_id: int, ids: Sequence[str], 
     for start in range(0, len(ids), CHUNK):
         part = padded(ids[start : start + CHUNK])
         rows = connection.execute(
-            f"SELECT d.id, i.ordinal, d.version, d.metadata{columns} FROM ids i "
+            f"SELECT d.id, i.ordinal, d.version, d.metadata{columns}, i.expires FROM ids i "
             f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) {join} "
             f"WHERE i.collection_id = ? AND i.id IN ({','.join('?' * len(part))})",
             (collection_id, *part),

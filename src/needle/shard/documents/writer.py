@@ -227,7 +227,7 @@ class DocumentWriter:
         if removed:
             many("DELETE FROM ids WHERE collection_id = ? AND id = ?", removed)
         if len(removed) < len(changes.ids):
-            many("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?)", _id_rows(changes))
+            many("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?, ?)", _id_rows(changes))
         if changes.graves:
             many(
                 "INSERT INTO graves VALUES (?, ?) ON CONFLICT (row) DO UPDATE SET what = what | excluded.what",
@@ -244,7 +244,8 @@ class DocumentWriter:
                 part = padded(ids[start : start + CHUNK])
                 marks = ",".join("?" * len(part))
                 rows = self._connection.execute(
-                    f"SELECT id, ordinal, version, hash, vector FROM ids WHERE collection_id = ? AND id IN ({marks})",
+                    "SELECT id, ordinal, version, hash, vector, expires FROM ids "
+                    f"WHERE collection_id = ? AND id IN ({marks})",
                     (collection_id, *part),
                 )
                 for id_, *ref in rows:
@@ -359,10 +360,10 @@ def _found_waiting(waiting: WriteSet, collection_id: int, ids: Sequence[str], fo
     return others
 
 
-def _id_rows(changes: WriteSet) -> Iterable[tuple[int, str, int, int, bytes, int]]:
+def _id_rows(changes: WriteSet) -> Iterable[tuple[int, str, int, int, bytes, int, int]]:
     for (collection_id, id_), ref in changes.ids.items():
         if ref is not None:
-            yield collection_id, id_, ref.ordinal, ref.version, ref.hash, ref.vector
+            yield collection_id, id_, ref.ordinal, ref.version, ref.hash, ref.vector, ref.expires
 
 
 def _applied_rows(changes: WriteSet) -> list[tuple[int | bytes, str]]:

@@ -1,0 +1,137 @@
+"""When documents expire: what a leader puts into the writes that it proposes, and the Expire that it proposes.
+
+This is the one place where a wall clock decides. What it decides goes into the log, so replicas never disagree, and a
+clock that goes back brings nothing back: who is deleted is deleted (docs/adr/0044). While nothing can expire, nothing
+is done but a comparison of two numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+
+from needle.base.errors import NeedleError, invalid
+from needle.base.ids import GroupId, group_name
+from needle.base.instants import MICROS_MAX, rfc3339
+from needle.base.runtime import Clock, Pool
+from needle.multiraft.host import Host
+from needle.protocol import commands
+from needle.protocol.commands import AS_IT_IS, NEVER
+from needle.routing.topology import Topology, public_name
+from needle.server.upkeep.lasting import next_beat
+from needle.shard.state_machine import Replica
+
+log = logging.getLogger("needle.server")
+
+LOOK_SECONDS: Final = 1.0
+"""A document is deleted about so long after its instant at the latest, if its shard has a leader."""
+MORE_SECONDS: Final = 0.05
+"""Between two entries while there is more to delete."""
+ROWS_MAX: Final = 1000
+"""Documents of one entry."""
+PROPOSE_SECONDS: Final = 10.0
+
+C = TypeVar("C", bound=commands.Command)
+
+
+def micros_of(clock: Clock) -> int:
+    """Microseconds since 1970 by a node's clock."""
+    return int(clock.wall() * 1_000_000)
+
+
+def ttl_of(topology: Topology, stored: str) -> float:
+    """The time to live of a collection, by its name inside the shards; 0 for none."""
+    info = topology.named(public_name(stored))
+    return 0.0 if info is None or info.stored_name != stored else info.spec.ttl
+
+
+def timed(command: commands.Command, topology: Topology, clock: Clock) -> commands.Command:
+    """A write as it goes into the log: with the instant that the collection's time to live makes of the clock, where it
+    names none itself. Raises InvalidArgument for an instant that has passed."""
+    if isinstance(command, commands.Insert):
+        ttl = ttl_of(topology, command.collection)
+        if not ttl and not command.expires:
+            return command
+        now = micros_of(clock)
+        for said in command.expires:
+            _check(said, now)
+        usual = _usual(ttl, now)
+        expires = [said or usual for said in command.expires] or [usual] * len(command.ids)
+        return msgspec.structs.replace(command, expires=expires)
+    if isinstance(command, commands.UpdateVectors):
+        said = _said(command.expires, ttl_of(topology, command.collection), clock)
+        return command if said == command.expires else msgspec.structs.replace(command, expires=said)
+    if isinstance(command, commands.Patch | commands.ChangeWhere) and command.change is not None:
+        change = command.change
+        said = _said(change.expires, ttl_of(topology, command.collection), clock)
+        if said != change.expires:
+            return msgspec.structs.replace(command, change=msgspec.structs.replace(change, expires=said))
+    return command
+
+
+def _said(said: int, ttl: float, clock: Clock) -> int:
+    if not said and not ttl:
+        return AS_IT_IS
+    now = micros_of(clock)
+    _check(said, now)
+    return said or _usual(ttl, now)
+
+
+def _usual(ttl: float, now: int) -> int:
+    return min(now + max(1, round(ttl * 1_000_000)), MICROS_MAX) if ttl else AS_IT_IS
+
+
+def _check(said: int, now: int) -> None:
+    if said in (AS_IT_IS, NEVER):
+        return
+    if not 0 < said <= MICROS_MAX:
+        raise invalid("expires_at", said, f"microseconds since 1970, up to {MICROS_MAX}")
+    if said <= now:
+        raise invalid(
+            "expires_at", rfc3339(said), f"an instant after {rfc3339(now)}, which it is on the shard's leader"
+        )
+
+
+class Expiry:
+    """Has what has passed its instant deleted, while this node leads the group."""
+
+    def __init__(
+        self, group: GroupId, replica: Replica, host: Host, clock: Clock, pool: Pool, may: Callable[[], bool]
+    ) -> None:
+        """may: whether to do so now."""
+        self._group = group
+        self._replica = replica
+        self._host = host
+        self._clock = clock
+        self._pool = pool
+        self._may = may
+
+    async def run(self) -> None:
+        """Until the node stops."""
+        while not self._host.stopped:
+            more = False
+            if self._replica.may_expire(micros_of(self._clock)) and self._may():
+                try:
+                    more = await self._expire()
+                except NeedleError as error:
+                    if self._replica.damage is not None:
+                        raise
+                    log.debug("%s: what has expired stays for now: %s", group_name(self._group), error)
+            if more:
+                await asyncio.sleep(MORE_SECONDS)
+            else:
+                await next_beat(self._clock.monotonic(), LOOK_SECONDS)
+
+    async def _expire(self) -> bool:
+        """Have up to ROWS_MAX documents of one collection deleted; whether there may be more."""
+        now = micros_of(self._clock)
+        collection = await self._pool.run(self._replica.expired, now)
+        if not collection:
+            return False
+        command = commands.encode(commands.Expire(collection, now, ROWS_MAX))
+        result = await self._host.propose(self._group, command, PROPOSE_SECONDS)
+        return bool(result.count)
