@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proof.mutants import (
+    access_rules,
     client_rules,
     cluster_rules,
     founding_rules,
@@ -35,6 +36,7 @@ MUTANTS: dict[str, Mutant] = {
         planner_rules,
         rebalance_rules,
         client_rules,
+        access_rules,
     )
     for mutant in rules.MUTANTS
 }

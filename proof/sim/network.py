@@ -16,6 +16,7 @@ from inspect import isawaitable
 
 import msgspec
 
+from needle.base.access import everybody
 from needle.base.errors import ConnectionLost, DeadlineExceeded, Internal, NeedleError, ProtocolError
 from needle.base.parts import Body, whole
 from needle.rpc.codec import decode_error, encode_error, request_head, split_request
@@ -152,7 +153,7 @@ class SimNetwork:
         if self.faults.duplicate and self._rng.random() < self.faults.duplicate:
             self.counts["duplicated"] += 1
             copies = 2
-        peer = Peer(node_id, process.incarnation, source)
+        peer = Peer(node_id, process.incarnation, source, everybody())
         self._streams.setdefault(process, {})[address] = peer
         for _ in range(copies):
             delay = self._delay(source, target)
@@ -183,7 +184,7 @@ class SimNetwork:
         def deliver(node_id: str, body: bytes) -> None:
             self.counts["strangers"] += 1
             try:
-                listener.handler.on_oneway(Peer(node_id, 1, "stranger"), body)
+                listener.handler.on_oneway(Peer(node_id, 1, "stranger", everybody()), body)
             except ProtocolError as error:  # as rpc.server_connection does
                 self._trace.note(f"{address} refuses a frame: {error}")
 
@@ -311,7 +312,7 @@ class SimEndpoint:
         self._network = network
         self._machine = machine
         self._process = process
-        self._peer = Peer(node_id, process.incarnation, machine)
+        self._peer = Peer(node_id, process.incarnation, machine, everybody())
         self._closed = False
         self._reached: dict[str, None] = {}
 

@@ -11,18 +11,21 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "needle.base.access": "Role",
     "needle.base.config": "RaftConfig SegmentConfig",
     "needle.base.errors": (
         "AlreadyExists ClientClosed CollectionExists CollectionNotFound ConditionFailed ConfigError ConnectionLost "
         "CorruptDocuments CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull "
-        "DocumentNotFound FrameTooLarge InMaintenance Internal InvalidArgument LostState MembershipChangePending "
+        "DocumentNotFound Forbidden FrameTooLarge "
+        "InMaintenance Internal InvalidArgument LostState MembershipChangePending "
         "NeedleError NoQuorum NotLeader OutcomeUnknown OutOfMemory Overloaded ProposalDropped ProtocolError "
-        "ReplicaDamaged SessionExpired StaleEpoch StorageError TooManyFiles TooStale TransferFailed Unavailable "
+        "ReplicaDamaged SessionExpired StaleEpoch StorageError TooManyFiles TooStale TransferFailed "
+        "Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),
     "needle.base.filters.builder": "Filter",
     "needle.base.model": "CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult",
-    "needle.client": "Client CollectionDescription PartialHits ScanPage SyncClient",
+    "needle.client": "ApiKey Client CollectionDescription NewApiKey PartialHits ScanPage SyncClient",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",
 }

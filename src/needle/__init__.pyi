@@ -1,5 +1,6 @@
 """Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
 
+from needle.base.access import Role as Role
 from needle.base.config import RaftConfig as RaftConfig
 from needle.base.config import SegmentConfig as SegmentConfig
 from needle.base.errors import AlreadyExists as AlreadyExists
@@ -17,6 +18,7 @@ from needle.base.errors import DeadlineExceeded as DeadlineExceeded
 from needle.base.errors import DiskFailed as DiskFailed
 from needle.base.errors import DiskFull as DiskFull
 from needle.base.errors import DocumentNotFound as DocumentNotFound
+from needle.base.errors import Forbidden as Forbidden
 from needle.base.errors import FrameTooLarge as FrameTooLarge
 from needle.base.errors import InMaintenance as InMaintenance
 from needle.base.errors import Internal as Internal
@@ -38,6 +40,7 @@ from needle.base.errors import StorageError as StorageError
 from needle.base.errors import TooManyFiles as TooManyFiles
 from needle.base.errors import TooStale as TooStale
 from needle.base.errors import TransferFailed as TransferFailed
+from needle.base.errors import Unauthenticated as Unauthenticated
 from needle.base.errors import Unavailable as Unavailable
 from needle.base.errors import UnknownMethod as UnknownMethod
 from needle.base.errors import UnsupportedFormat as UnsupportedFormat
@@ -54,8 +57,10 @@ from needle.base.model import PeerStatus as PeerStatus
 from needle.base.model import RaftStatus as RaftStatus
 from needle.base.model import ReadMode as ReadMode
 from needle.base.model import WriteResult as WriteResult
+from needle.client import ApiKey as ApiKey
 from needle.client import Client as Client
 from needle.client import CollectionDescription as CollectionDescription
+from needle.client import NewApiKey as NewApiKey
 from needle.client import PartialHits as PartialHits
 from needle.client import ScanPage as ScanPage
 from needle.client import SyncClient as SyncClient

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import Coroutine, Generator, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from needle.base.config import parse_address, refuse
 from needle.base.errors import ConnectionLost, NeedleError
@@ -24,6 +24,7 @@ from needle.rpc.transport import RpcClient
 from needle.system import SystemClock
 
 DEFAULT_CLUSTER_ID = "needle"
+KEY_VARIABLE = "NEEDLE_API_KEY"
 ADDRESSES = "a list of 'host:port', or a string of them with commas between"
 REACH_SECONDS = 1.0
 CONNECT_SECONDS = 5.0
@@ -69,12 +70,29 @@ def check_arguments(
     return listed, text(cluster_id, "cluster_id"), check_count(batch_bytes_max, "batch_bytes_max")
 
 
-async def check_reachable(addresses: list[str], cluster_id: str) -> None:
+class Credentials(NamedTuple):
+    """What a client shows. key: an API key. secret: the cluster's, of who works on a node's machine."""
+
+    key: str = ""
+    secret: str = ""
+
+
+NOTHING = Credentials()
+
+
+def check_key(api_key: str | None) -> Credentials:
+    """An API key as it was given, else the one in the environment (NEEDLE_API_KEY), if any. Raises InvalidArgument."""
+    if api_key is None:
+        return Credentials(os.environ.get(KEY_VARIABLE, ""))
+    return Credentials(text(api_key, "api_key", "an API key, as `needle keys create` shows it"))
+
+
+async def check_reachable(addresses: list[str], cluster_id: str, shown: Credentials = NOTHING) -> None:
     """Raise ConnectionLost when all of `addresses` refuse connections: then a person need not wait for a timeout.
 
     Calls of the library do wait, each until its own: the cluster may be restarting.
     """
-    caller = system_caller(cluster_id)
+    caller = system_caller(cluster_id, shown)
     try:
         tried = await asyncio.gather(
             *(caller.connect(address, REACH_SECONDS) for address in addresses), return_exceptions=True
@@ -91,19 +109,23 @@ def connect(
     *,
     cluster_id: str = DEFAULT_CLUSTER_ID,
     batch_bytes_max: int = BATCH_BYTES_MAX,
+    api_key: str | None = None,
 ) -> Connecting:
     """A client of the cluster with nodes at `addresses` ("host:port", some or all of them; in one string, by commas).
 
-    `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. Raises ConfigError for a bad
-    address, WrongCluster if all nodes belong to another cluster, NoQuorum if no node answers within 5 seconds.
+    `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. api_key: for a cluster that
+    asks for one; by default that of the variable NEEDLE_API_KEY, if there is one. Raises ConfigError for a bad address,
+    WrongCluster if all nodes belong to another cluster, Unauthenticated if they do not take the key, NoQuorum if no
+    node answers within 5 seconds.
     Other nodes that are down do not matter: calls say so.
     """
-    return Connecting(_connect(*check_arguments(addresses, cluster_id, batch_bytes_max)))
+    arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
+    return Connecting(connected(*arguments, check_key(api_key)))
 
 
-async def _connect(addresses: list[str], cluster_id: str, batch_bytes_max: int) -> Client:
-    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    caller = RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock())
+async def connected(addresses: list[str], cluster_id: str, batch_bytes_max: int, shown: Credentials) -> Client:
+    """A client that shows these credentials. Raises as `connect`."""
+    caller = system_caller(cluster_id, shown)
     try:
         topology = await find_cluster(caller, addresses, CONNECT_SECONDS)
     except BaseException:
@@ -117,10 +139,12 @@ def connect_sync(
     *,
     cluster_id: str = DEFAULT_CLUSTER_ID,
     batch_bytes_max: int = BATCH_BYTES_MAX,
+    api_key: str | None = None,
 ) -> SyncClient:
     """`connect` for code without asyncio: the same methods, blocking; use with `with`."""
     arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
-    return sync_client(lambda: _connect(*arguments))
+    shown = check_key(api_key)
+    return sync_client(lambda: connected(*arguments, shown))
 
 
 def cluster_client(
@@ -139,7 +163,7 @@ def cluster_client(
     return Client(caller, shards, router)
 
 
-def system_caller(cluster_id: str) -> RpcClient:
+def system_caller(cluster_id: str, shown: Credentials = NOTHING) -> RpcClient:
     """A client's connections over the real network."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    return RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock())
+    return RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock(), key=shown.key, secret=shown.secret)

@@ -24,7 +24,7 @@ from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls, PartialHits
 from needle.client.health import ClusterHealth, ShardHealth
 from needle.client.values import check_count
-from needle.connecting import cluster_client, connect, connect_sync, system_caller
+from needle.connecting import Credentials, cluster_client, connect, connect_sync, system_caller
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import ReplicaMove, ShardSplit, Wish
 from needle.routing.strategy import ShardStrategy
@@ -97,7 +97,8 @@ class RaftCluster(BatchMethods):
             await node.stop(hand_over=False)
             raise
         own = config.announced
-        caller = LocalCaller(node, own, system_caller(config.cluster_id))
+        remote = system_caller(config.cluster_id, Credentials(secret=config.cluster_secret))
+        caller = LocalCaller(node, own, remote)
         others = [address for address in (*config.founders.values(), *config.sharding.join) if address != own]
         self._client = cluster_client(caller, [own, *others], node.topology, prefer=own)
 

@@ -36,6 +36,7 @@ TEXTS: dict[str, list[Any]] = {
     "sharding.strategy": ["hash", "custom:tenant,region"],
     "sharding.boundaries": [["g"], ["g", "p"]],
     "placement.zone": ["rack-1", "7"],
+    "cluster_secret": ["s" * 32, "an openssl rand -hex 32 makes one"],
 }
 
 
@@ -87,6 +88,8 @@ def test_every_setting_can_be_given_in_every_place(
     base: dict[str, Any] = {"node_id": "a", "data_dir": "d", "listen": "h:1"}
     if path != "sharding.join":
         base["cluster_nodes"] = ["a=h:1", "b=h:2"]
+    if path == "require_keys":
+        base["cluster_secret"] = "s" * 32
     file = tmp_path_factory.mktemp("settings") / "node.json"
     bare = tmp_path_factory.mktemp("settings") / "bare.json"
     bare.write_text(json.dumps({name: value for name, value in base.items() if name != path}))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from needle.base.access import Identity, everybody
 from needle.base.errors import OutcomeUnknown, SessionExpired
 from needle.base.model import WriteResult
 from needle.connecting import DEFAULT_CLUSTER_ID, system_caller
@@ -35,6 +36,9 @@ class RoutingNode:
 
     def on_gone(self, peer: Any) -> None:
         return
+
+    def admit(self, node_id: str, key: str, proven: bool) -> Identity:
+        return everybody()
 
     def is_droppable(self, method: str) -> bool:
         return False

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from needle.base.access import everybody
 from needle.rpc.connection import RpcLimits
 from needle.rpc.promise import Promise
 from needle.rpc.server import RpcServer
@@ -33,6 +34,14 @@ class Recorder:
         self.cancelled = 0
         self.boom = None
         self.promises = []
+        self.admitted = []
+        self.refuses = None
+
+    def admit(self, node_id, key, proven):
+        self.admitted.append((node_id, key, proven))
+        if self.refuses is not None:
+            raise self.refuses
+        return everybody()
 
     def on_oneway(self, peer, body):
         if body == b"boom":
@@ -83,26 +92,29 @@ class Net:
     def __init__(self, stack):
         self._stack = stack
 
-    async def server(self, handler, *, port=0, node_id="srv", cluster_id="red", version=1, **limits):
+    async def server(self, handler, *, port=0, node_id="srv", cluster_id="red", version=1, secret="", **limits):
         server = RpcServer(
             f"127.0.0.1:{port}",
             handler,
             cluster_id=cluster_id,
             node_id=node_id,
             version=version,
+            secret=secret,
             limits=RpcLimits(**limits),
         )
         await server.start()
         self._stack.push_async_callback(server.stop)
         return server
 
-    def client(self, *, cluster_id="red", node_id="", version=1, clock=None, **limits):
+    def client(self, *, cluster_id="red", node_id="", version=1, clock=None, key="", secret="", **limits):
         client = RpcClient(
             cluster_id=cluster_id,
             node_id=node_id,
             rng=random.Random(1),
             clock=clock or SystemClock(),
             version=version,
+            key=key,
+            secret=secret,
             limits=RpcLimits(**limits),
         )
         self._stack.push_async_callback(client.close)

@@ -12,6 +12,7 @@ from harness.scripted_network import one_shard
 from needle.base.errors import InvalidArgument
 from needle.protocol.calls import AddressBook as AddressBookMessage
 from needle.routing.topology import Topology
+from needle.server.access import Access
 from needle.server.address_book import NODES_MAX, AddressBook
 from needle.server.catalog.adoption import Adoption
 from needle.server.cluster_files import ClusterFile
@@ -51,6 +52,7 @@ async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(
         catalog=None,
         groups={},
         maintenance=SimpleNamespace(follow=lambda: None),
+        access=Access(required=False),
     )
     adoption = Adoption(node, SimpleNamespace())  # type: ignore[arg-type]
     await adoption.adopt(one_shard(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from needle.base.access import everybody
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
@@ -56,7 +57,9 @@ async def test_who_leads_is_told_at_once_unless_the_caller_waits_for_a_later_ter
     served = service(host)
 
     async def ask(call: GroupCall) -> LeaderAnswer:
-        body = await served.on_request(SimpleNamespace(node_id=""), SHARD_LEADER, calls.encode(call))
+        body = await served.on_request(
+            SimpleNamespace(node_id="", identity=everybody()), SHARD_LEADER, calls.encode(call)
+        )
         return calls.decode(body, LeaderAnswer)
 
     assert (await ask(GroupCall(1, 0.5))).leader == "n2"

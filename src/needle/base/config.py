@@ -5,6 +5,7 @@ Frozen, checked on construction. An error names the field, the value and what is
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -25,6 +26,8 @@ STRATEGY = "consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME
 ROUTERS = "a list of module or module:function"
 METRICS = f"one of {', '.join(Metric)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
+SECRET_CHARS_MIN = 32
+SECRET = f"at least {SECRET_CHARS_MIN} characters, the same on all nodes"
 ROWS = 1_000_000_000
 BYTES = 1 << 40
 
@@ -227,7 +230,13 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     listen: `host:port` to bind; by default the address that others use.
     advertise: `host:port` by which others reach this node.
     http_address: `host:port` of the HTTP API, `/metrics`, `/livez` and `/readyz`.
-    http_api: Whether the HTTP API is served there, too. Whoever reaches it may do everything: it asks for no key.
+    http_api: Whether the HTTP API is served there, too.
+    cluster_secret: What the nodes of the cluster prove to each other that they know, the same on all: at least 32
+        characters, as from `openssl rand -hex 32`. Keep it in a file that only the node can read.
+    require_keys: Whether callers without an API key, and nodes without the `cluster_secret`, are refused. Switch it on
+        node by node, once all have the secret (docs/security.md).
+    insecure: Whether this node may listen beyond this machine without `require_keys`: whoever reaches it may do
+        everything.
     dimensions: Length of the vectors of the collection `default`, which the cluster has from the beginning if the
         `cluster_nodes` that found it have this setting; `limits.dimensions_max` at the most.
     metric: Metric of the collection `default`.
@@ -257,6 +266,9 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     advertise: Annotated[str, about(allowed=ADDRESS, shown="own entry in `cluster_nodes`, or `listen`")] | None = None
     http_address: Annotated[str, about(allowed=ADDRESS)] | None = None
     http_api: Annotated[bool, about()] = True
+    cluster_secret: Annotated[str, about(allowed=SECRET)] = ""
+    require_keys: Annotated[bool, about()] = False
+    insecure: Annotated[bool, about()] = False
     dimensions: Annotated[int, about(1, 1 << 20)] | None = None
     metric: Annotated[str, about(allowed=METRICS, pattern=f"^({'|'.join(Metric)})$")] = Metric.COSINE.value
     election_timeout: Annotated[Seconds, about(0.002, 600)] = 1.0
@@ -283,6 +295,13 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
                 parse_address(name, getattr(self, name))
         for node in self.reach:
             parse_node(node, "reach")
+        if self.cluster_secret and len(self.cluster_secret) < SECRET_CHARS_MIN:
+            raise refuse("cluster_secret", f"{len(self.cluster_secret)} characters", SECRET)  # itself it is not shown
+        if self.require_keys and not self.cluster_secret:
+            raise ConfigError(
+                "require_keys = true needs the setting cluster_secret: nodes prove by it that they are no strangers",
+                field="cluster_secret",
+            )
         if self.cluster_nodes:
             self._check_founding()
         elif self.sharding.describes_shards:
@@ -342,6 +361,28 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
             if setting.default is msgspec.NODEFAULT and setting.name not in nested:
                 raise required(setting.name)
         return cls(**nested)
+
+
+def check_exposed(config: RaftConfig) -> None:
+    """Raises ConfigError for a node that would let in everybody from beyond this machine and does not say so."""
+    if config.require_keys or config.insecure:
+        return
+    for name, address in (("listen", config.address), ("http_address", config.http_address)):
+        host = parse_address(name, address)[0] if address else "localhost"
+        if host != "localhost" and not _is_loopback(host):
+            raise refuse(
+                name,
+                address,
+                "an address of this machine alone (127.0.0.1), for whoever reaches this node may do everything: set "
+                "require_keys = true (docs/security.md), or insecure = true where the network keeps strangers out",
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: what it stands for may change
 
 
 SETTINGS = all_settings(RaftConfig)

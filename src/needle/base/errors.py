@@ -93,6 +93,18 @@ class ConditionFailed(NeedleError):
     code = "condition_failed"
 
 
+class Unauthenticated(NeedleError):
+    """The caller did not say who it is, or with a key that this cluster does not have (any more)."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(NeedleError):
+    """The caller's key may not do this: its role does not suffice, or it is for other collections."""
+
+    code = "forbidden"
+
+
 # --- the cluster cannot serve this now: nothing happened, try again --------------------------------------------------
 class Unavailable(NeedleError):
     """The cluster cannot serve this now; nothing happened."""

@@ -15,7 +15,7 @@ from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.errors import CollectionExists, CollectionNotFound, InvalidArgument, NeedleError, Unavailable, invalid
 from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
-from needle.catalog import range_moves, rebalances
+from needle.catalog import keys, range_moves, rebalances
 from needle.protocol.catalog_commands import (
     AddShard,
     AdvanceMove,
@@ -27,6 +27,7 @@ from needle.protocol.catalog_commands import (
     ConfirmReplicas,
     CreateCluster,
     CreateCollection,
+    CreateKey,
     DrainNode,
     DropCollection,
     FinishMove,
@@ -36,6 +37,7 @@ from needle.protocol.catalog_commands import (
     RemoveNode,
     RestartMove,
     RetireShard,
+    RevokeKey,
     SetAlias,
     SetReplicas,
     StartMove,
@@ -426,6 +428,18 @@ def _step_rebalance(now: Topology, index: int, command: StepRebalance) -> tuple[
     return _done(_replace(now, rebalance=job), index)
 
 
+def _create_key(now: Topology, index: int, command: CreateKey) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    return _done(_replace(now, keys=keys.created(now.keys, index, command)), index)
+
+
+def _revoke_key(now: Topology, index: int, command: RevokeKey) -> tuple[Topology, WriteResult]:
+    left = tuple(key for key in now.keys if key.name != command.name)
+    if len(left) == len(now.keys):
+        return _done(now, index, now.version, existed=False)
+    return _done(_replace(now, keys=left), index, existed=True)
+
+
 _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]]] = {
     CreateCluster: _create_cluster,
     RegisterNode: _register,
@@ -444,6 +458,8 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     AlterCollection: _alter_collection,
     SetAlias: _set_alias,
     RemoveAlias: _remove_alias,
+    CreateKey: _create_key,
+    RevokeKey: _revoke_key,
     StartMove: _start_move,
     AdvanceMove: _of_moves(range_moves.advanced),
     RestartMove: _of_moves(range_moves.restarted),

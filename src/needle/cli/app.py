@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 an error of the cluster or the input, shown as one line; 2
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from needle.cli import (
     create_command,
     document_commands,
     export_commands,
+    key_commands,
     maintenance_commands,
     node_commands,
     node_list,
@@ -32,6 +34,7 @@ from needle.cli import (
 from needle.cli import status as status_command
 from needle.cli.common import notes, show_error
 from needle.cli.demo import command as demo_command
+from needle.connecting import KEY_VARIABLE
 
 app = typer.Typer(
     name="needle",
@@ -84,6 +87,12 @@ config_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+keys_app = typer.Typer(
+    help="Make API keys, list them, take them back.",
+    epilog="Example: needle keys list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 repair_app = typer.Typer(
     help="Mend the data directory of a node that is stopped and does not start or go on by itself.",
     epilog="Example: needle repair term /var/lib/needle",
@@ -95,7 +104,17 @@ repair_app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version of Needle and exit.")] = False,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            help="An API key, for a cluster that asks for one. Other users of this machine may see it in the list of "
+            "processes: better put it into the variable NEEDLE_API_KEY.",
+        ),
+    ] = None,
 ) -> None:
+    if api_key is not None:
+        os.environ[KEY_VARIABLE] = api_key
     if version:
         sys.stdout.write(f"needle {needle.__version__}\n")
         raise typer.Exit
@@ -161,6 +180,10 @@ _add(shard_app, "move", shard_commands.move, "needle shard move 0 node-2 node-4"
 _add(shard_app, "replicas", shard_commands.replicas, "needle shard replicas 2 node-1 node-3 node-7")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
+_add(keys_app, "create", key_commands.create, "needle keys create shop --role writer -c books")
+_add(keys_app, "list", key_commands.list_, "needle keys list --json")
+_add(keys_app, "revoke", key_commands.revoke, "needle keys revoke shop")
+app.add_typer(keys_app, name="keys")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(config_app, name="config")
 app.add_typer(node_app, name="node")

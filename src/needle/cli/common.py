@@ -23,7 +23,8 @@ import needle
 from needle.base.config import parse_address
 from needle.base.errors import NeedleError
 from needle.base.model import RaftStatus
-from needle.connecting import DEFAULT_CLUSTER_ID, check_reachable
+from needle.client.router.routes import BATCH_BYTES_MAX
+from needle.connecting import DEFAULT_CLUSTER_ID, Credentials, check_key, check_reachable, connected
 from needle.routing.loading import ROUTERS_VARIABLE, load_routers, named_routers
 
 T = TypeVar("T")
@@ -54,6 +55,8 @@ ADVICE = {
     "outcome_unknown": "`needle get` tells whether the write took effect; repeating an insert is harmless",
     "collection_not_found": "`needle collections` lists them, `needle collections create` makes one",
     "collection_exists": "choose another name, or drop it first",
+    "unauthenticated": "set NEEDLE_API_KEY; an admin makes a key with `needle keys create` (docs/security.md)",
+    "forbidden": "ask with a key of that role, or for that collection; `needle keys list` shows which there are",
     "wrong_cluster": "--cluster points at the nodes of another cluster, or NEEDLE_CLUSTER_ID is not theirs",
     "unsupported_format": "docs/data-on-disk.md says which files belong to which node and release",
     "corrupt_log": "docs/troubleshooting.md, 'A node does not start', says how to replace a node's data",
@@ -78,21 +81,35 @@ def addresses(cluster: str) -> list[str]:
     return parts
 
 
-def run(cluster: str, work: Callable[[needle.Client], Awaitable[T]], *, even_if_down: bool = False) -> T:
-    """Run `work` with a client of the cluster and return its result. Raises ConnectionLost at once if every node
-    refuses connections, unless even_if_down."""
+def credentials() -> Credentials:
+    """What a command shows: the API key of --api-key or NEEDLE_API_KEY, or, on a machine of the cluster, the secret in
+    NEEDLE_CLUSTER_SECRET; nothing if there is neither."""
+    shown = check_key(None)
+    return shown if shown.key else Credentials(secret=os.environ.get("NEEDLE_CLUSTER_SECRET", ""))
+
+
+def run(
+    cluster: str,
+    work: Callable[[needle.Client], Awaitable[T]],
+    *,
+    even_if_down: bool = False,
+    shown: Credentials | None = None,
+    cluster_id: str = "",
+) -> T:
+    """Run `work` with a client of the cluster and return its result. shown, cluster_id: instead of what the environment
+    says. Raises ConnectionLost at once if every node refuses connections, unless even_if_down."""
 
     load_routers(named_routers(os.environ), ROUTERS_VARIABLE)
 
-    async def connected() -> T:
-        cluster_id = os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID)
-        known = addresses(cluster)
+    async def called() -> T:
+        of = cluster_id or os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID)
+        known, showing = addresses(cluster), credentials() if shown is None else shown
         if not even_if_down:
-            await check_reachable(known, cluster_id)
-        async with needle.connect(known, cluster_id=cluster_id) as client:
+            await check_reachable(known, of, showing)
+        async with await connected(known, of, BATCH_BYTES_MAX, showing) as client:
             return await work(client)
 
-    return asyncio.run(connected())
+    return asyncio.run(called())
 
 
 def filter_option(option: str, text: str | None) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.document_calls import PartialHits
+from needle.client.keys import ApiKey, NewApiKey
 from needle.client.naming import CollectionDescription
 from needle.client.sync import SyncClient
 
-__all__ = ["Client", "CollectionDescription", "PartialHits", "ScanPage", "SyncClient"]
+__all__ = ["ApiKey", "Client", "CollectionDescription", "NewApiKey", "PartialHits", "ScanPage", "SyncClient"]

@@ -21,6 +21,7 @@ from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.keys import KeyMethods
 from needle.client.replacing import ReplaceMethods
 from needle.client.replicas import ask_replicas
 from needle.client.restarting import RestartMethods
@@ -41,7 +42,7 @@ MADE_SECONDS = 0.2
 CATALOG = -1
 
 
-class Client(BatchMethods, ReplaceMethods, RestartMethods):
+class Client(BatchMethods, ReplaceMethods, RestartMethods, KeyMethods):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(self, caller: Caller, shards: ClusterShards, documents: DocumentCalls) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, ProtocolError
+from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, ProtocolError, Unauthenticated
 from needle.base.ids import NodeId, shard_group
 from needle.base.parts import Body, Payload
 from needle.protocol import calls
@@ -64,7 +64,7 @@ class Directory:
         self.failures: dict[str, NeedleError] = {}
         """Why each address did not answer when last asked who leads."""
         self.refusal: NeedleError | None = None
-        """Set when a node refused to talk at all (other cluster, other protocol), or this client is closed."""
+        """Set when a node refused to talk at all (other cluster, other protocol, no key), or this client is closed."""
 
     # --- nodes -------------------------------------------------------------------------------------------------------
     def nodes(self) -> dict[NodeId, str]:
@@ -226,7 +226,7 @@ class Directory:
             answer = calls.decode(await self.caller.call(address, self.asks, body, ASK_SECONDS), LeaderAnswer)
         except NeedleError as error:
             self.failures[address] = error
-            if isinstance(error, ProtocolError | ClientClosed):
+            if isinstance(error, ProtocolError | ClientClosed | Unauthenticated):
                 self.refusal = error
             return None
         self.failures.pop(address, None)

@@ -7,6 +7,7 @@ shard that may have executed it. One question for a newer topology runs at a tim
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from needle.base.errors import (
     SessionExpired,
     StaleEpoch,
     StorageError,
+    Unauthenticated,
     Unavailable,
     UnknownMethod,
     told_version,
@@ -226,7 +228,9 @@ class ClusterShards:
         return self._asking
 
     async def _ask(self) -> None:
-        """The next node's topology; one that does not answer is passed over. Raises ClientClosed."""
+        """The next node's topology; one that does not answer is passed over. Raises ClientClosed; Unauthenticated if no
+        node answers, and some because of that."""
+        refused: Unauthenticated | None = None
         try:
             for address in self._in_turn():
                 body = calls.encode(TopologyCall(self.topology().version))
@@ -235,10 +239,15 @@ class ClusterShards:
                     found = calls.decode(data, TopologyAnswer).topology
                 except ClientClosed:
                     raise
+                except Unauthenticated as error:
+                    refused = error
+                    continue
                 except NeedleError:
                     continue  # the next node will know
                 self.offer(found)
                 return
+            if refused is not None:
+                raise refused
         finally:
             self._asking = None
 
@@ -296,7 +305,8 @@ class ClusterShards:
                     last = f"; last error: {error.message}"
                     continue
                 result = written(answer)
-                await self.refresh(result.version, max(0.001, deadline - loop.time()))
+                with contextlib.suppress(Unauthenticated):  # it may have revoked the key with which it was sent
+                    await self.refresh(result.version, max(0.001, deadline - loop.time()))
                 return result
             await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
+from needle.base.access import Role
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
@@ -11,6 +12,7 @@ from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
 from needle.client.document_calls import PartialHits
 from needle.client.health import ClusterHealth, ReplicaStatus
+from needle.client.keys import ApiKey, NewApiKey
 from needle.client.loop_thread import LoopThread
 from needle.client.naming import CollectionDescription
 from needle.client.restarting import Doing, Restart
@@ -532,6 +534,25 @@ class SyncClient:
         *,
         timeout: float = ...,
     ) -> None: ...
+    def create_key(
+        self,
+        name: str,
+        role: Role | str = ...,
+        *,
+        collections: Iterable[str] | None = ...,
+        timeout: float = ...,
+    ) -> NewApiKey: ...
+    def keys(
+        self,
+        *,
+        timeout: float = ...,
+    ) -> list[ApiKey]: ...
+    def revoke_key(
+        self,
+        name: str,
+        *,
+        timeout: float = ...,
+    ) -> list[NodeId]: ...
     def plan_rolling_restart(
         self,
         nodes: Iterable[NodeId] | None = ...,

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from needle.base.access import Role
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
@@ -167,6 +168,21 @@ class RemoveAlias(msgspec.Struct, frozen=True, tag="remove-alias", array_like=Tr
     alias: str
 
 
+class CreateKey(msgspec.Struct, frozen=True, tag="create-key", array_like=True):
+    """Let in who has the API key with this SHA-256. collections: as in KeyInfo. Refused if the name is in use."""
+
+    name: str
+    digest: bytes
+    role: Role
+    collections: list[str] | None = None
+
+
+class RevokeKey(msgspec.Struct, frozen=True, tag="revoke-key", array_like=True):
+    """Let nobody in any more with the key of this name; fine if there is none."""
+
+    name: str
+
+
 class StartMove(msgspec.Struct, frozen=True, tag="move", array_like=True):
     """Move ranges, all of which `source` owns by the map of `epoch`, to `target`; refused if the map has changed since,
     so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random. batch_size:
@@ -260,6 +276,8 @@ CatalogCommand = (
     | AlterCollection
     | SetAlias
     | RemoveAlias
+    | CreateKey
+    | RevokeKey
     | StartMove
     | AdvanceMove
     | FinishMove

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import msgspec
 
+from needle.base.access import ADMIN, Identity, KeyInfo
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import Claim, CollectionSpec
@@ -186,7 +187,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     that is made again after its catalog was lost. catalog: the nodes that hold it; catalog_leaving and
     catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over. aliases: by name, ascending; none
     has the name of a collection, or leads to another alias. When one gets another meaning, the map gets the next epoch,
-    so that whoever goes by the old one is refused."""
+    so that whoever goes by the old one is refused. keys: the API keys, by name; only nodes and admins are told them."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -203,6 +204,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     catalog_assigned: int = 0
     rebalance: Job | None = None
     aliases: tuple[AliasInfo, ...] = ()
+    keys: tuple[KeyInfo, ...] = ()
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""
@@ -231,6 +233,19 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         """The alias of this name."""
         at = bisect_left(self.aliases, name, key=_alias_name)
         return self.aliases[at] if at < len(self.aliases) and self.aliases[at].name == name else None
+
+    def told_to(self, caller: Identity) -> Topology:
+        """What a caller may know of it: keys are for nodes and admins, and who may use some collections hears of no
+        others."""
+        if caller.rank >= ADMIN:
+            return self
+        made = msgspec.structs.replace(self, keys=())
+        allowed = caller.collections
+        if allowed is None:
+            return made
+        collections = tuple(info for info in self.collections if info.spec.name in allowed)
+        aliases = tuple(alias for alias in self.aliases if alias.collection in allowed)
+        return msgspec.structs.replace(made, collections=collections, aliases=aliases)
 
     def move(self, move: int) -> MoveInfo | None:
         """A move that is under way."""

@@ -9,11 +9,21 @@ from __future__ import annotations
 import asyncio
 import copy
 
-from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, OutOfMemory, ProtocolError
+import msgspec
+
+from needle.base.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    NeedleError,
+    OutOfMemory,
+    ProtocolError,
+    Unauthenticated,
+)
 from needle.base.parts import Body, Payload, as_bytes
 from needle.rpc.codec import Hello, check_hello, decode, decode_error, encode
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
 from needle.rpc.frame import ERROR, GATHERED_BYTES_MIN, HELLO, HELLO_ACK, REQUEST, RESPONSE, Frame
+from needle.rpc.proof import CALLER, NODE, Exchange, new_nonce
 
 SWEEP_SECONDS = 0.005
 """Calls that are due are looked for by one timer a connection, at most this often."""
@@ -22,10 +32,12 @@ SWEEP_SECONDS = 0.005
 class ClientConnection(FrameConnection):
     """One outgoing connection: hello first, then calls matched to answers by request id."""
 
-    def __init__(self, link: Link, hello: Hello, limits: RpcLimits, stats: RpcStats) -> None:
+    def __init__(self, link: Link, hello: Hello, limits: RpcLimits, stats: RpcStats, secret: str = "") -> None:
+        """secret: the cluster's, of a node; "" of others."""
         super().__init__(limits, stats)
         self._link = link
-        self._hello = hello
+        self._secret = secret
+        self._hello = msgspec.structs.replace(hello, nonce=new_nonce()) if secret else hello
         self.ready: asyncio.Future[Hello] = self.loop.create_future()
         self._pending: dict[int, tuple[asyncio.Future[Payload], float]] = {}
         self._next_id = 0
@@ -98,7 +110,7 @@ class ClientConnection(FrameConnection):
                 continue
             try:
                 self._other(kind, request_id, payload)
-            except ProtocolError as error:
+            except (ProtocolError, Unauthenticated) as error:
                 self._violated(error)
                 return
         if self.decoder.error is not None:
@@ -119,11 +131,23 @@ class ClientConnection(FrameConnection):
         elif kind == HELLO_ACK and not self.ready.done():
             theirs = decode(payload, Hello)
             check_hello(self._hello, theirs, expected_node=self._link.expected_node)
+            self._prove(theirs)
             self.ready.set_result(theirs)
         else:
             raise ProtocolError(f"{self._link.address} sent frame kind {kind}, which a client does not take")
 
-    def _violated(self, error: ProtocolError | OutOfMemory) -> None:
+    def _prove(self, theirs: Hello) -> None:
+        """Say hello once more, with a proof of the secret, to a node that asks for it and has proved its own. To one
+        that has no secret there is nothing to prove: whether it may go without is its settings' to say."""
+        if not self._secret or not theirs.nonce:
+            return
+        mine = self._hello
+        made = Exchange(mine.cluster_id, mine.node_id, theirs.node_id, mine.nonce, theirs.nonce)
+        made.check(self._secret, NODE, theirs.proof)
+        proof = msgspec.structs.replace(mine, proof=made.proof(self._secret, CALLER))
+        self.write_frame(HELLO, 0, (encode(proof),))
+
+    def _violated(self, error: ProtocolError | OutOfMemory | Unauthenticated) -> None:
         self.stats.protocol_errors += 1
         self._reason = error
         self.abort()

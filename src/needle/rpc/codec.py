@@ -22,12 +22,17 @@ T = TypeVar("T")
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """Who speaks. node_id: "" for clients. incarnation: differs between two starts of one node."""
+    """Who speaks. node_id: "" for clients. incarnation: differs between two starts of one node. key: a client's API
+    key. nonce: of who can prove that it knows the cluster's secret; the answer to it has one too, unless the node has
+    no secret, and a proof. The caller then says hello once more, with its own proof (rpc/proof.py)."""
 
     version: int
     cluster_id: str
     node_id: str = ""
     incarnation: int = 0
+    key: str = ""
+    nonce: bytes = b""
+    proof: bytes = b""
 
 
 class _WireError(msgspec.Struct, frozen=True, array_like=True):

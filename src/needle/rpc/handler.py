@@ -8,28 +8,36 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
+from needle.base.access import Identity
 from needle.base.parts import Body, Payload
 
 Answer = Body
 
 
 class Peer:
-    """Who is at the other end, as said in its hello. node_id: "" for clients. remote: its "host:port".
+    """Who is at the other end, as said in its hello. node_id: "" for clients. remote: its "host:port". identity: what
+    it may do, as the handler says that admits it.
 
     closed: the connection is gone and answers are dropped; a handler of reads may look at it and stop early.
     """
 
-    __slots__ = ("closed", "incarnation", "node_id", "remote")
+    __slots__ = ("closed", "identity", "incarnation", "node_id", "remote")
 
-    def __init__(self, node_id: str, incarnation: int, remote: str) -> None:
+    def __init__(self, node_id: str, incarnation: int, remote: str, identity: Identity) -> None:
         self.node_id = node_id
         self.incarnation = incarnation
         self.remote = remote
+        self.identity = identity
         self.closed = False
 
 
 class Handler(Protocol):
     """What a server serves. Called on the event loop; must not block."""
+
+    def admit(self, node_id: str, key: str, proven: bool) -> Identity:
+        """Who has said hello, with this API key if any; proven: that it knows the cluster's secret. Raises
+        Unauthenticated."""
+        ...
 
     def on_oneway(self, peer: Peer, body: Payload) -> None:
         """A one-way frame arrived. An exception is logged; nobody is told."""

@@ -37,10 +37,13 @@ class RpcServer:
         incarnation: int = 0,
         limits: RpcLimits | None = None,
         version: int = PROTOCOL_VERSION,
+        secret: str = "",
     ) -> None:
+        """secret: the cluster's; "" if it has none."""
         self.endpoint = parse_endpoint(address)
         self.handler = handler
         self.hello = Hello(version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation)
+        self.secret = secret
         self.limits = limits or RpcLimits()
         self.stats = RpcStats()
         self.connections: dict[ServerConnection, None] = {}

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
+
 from needle.base.errors import (
     FrameTooLarge,
     Internal,
@@ -23,6 +25,7 @@ from needle.base.errors import (
     Overloaded,
     ProtocolError,
     StorageError,
+    Unauthenticated,
     Unavailable,
 )
 from needle.base.parts import Payload
@@ -31,6 +34,7 @@ from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
 from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame
 from needle.rpc.handler import Answer, Handler, Peer
 from needle.rpc.promise import Promise
+from needle.rpc.proof import CALLER, NODE, Exchange, new_nonce
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +51,9 @@ not keep the members of a cluster apart."""
 
 
 class Serving(Protocol):
-    """What a connection needs of its server. hello: the server's own. held: bytes held for all peers. tasks: requests
-    that run. passing: those that did not say yet who they are, or are told why they are refused; oldest first.
-    known: how many said it, and are served."""
+    """What a connection needs of its server. hello: the server's own. secret: the cluster's, "" for none. held: bytes
+    held for all peers. tasks: requests that run. passing: those that did not say yet who they are, or are told why they
+    are refused; oldest first. known: how many said it, and are served."""
 
     connections: dict[ServerConnection, None]
     passing: dict[ServerConnection, None]
@@ -58,6 +62,7 @@ class Serving(Protocol):
     hello: Hello
     held: int
     limits: RpcLimits
+    secret: str
     stats: RpcStats
     tasks: dict[asyncio.Future[Any], None]
 
@@ -79,6 +84,7 @@ class ServerConnection(FrameConnection):
         self.server = server
         self.handler = server.handler
         self.peer: Peer | None = None
+        self._asked: Exchange | None = None
         self.inflight = 0
         self.inflight_bytes = 0
         self._reading = True
@@ -205,6 +211,14 @@ class ServerConnection(FrameConnection):
             raise ProtocolError(f"frame kind {kind} is not allowed {'after' if self.peer else 'before'} the hello")
         theirs = decode(payload, Hello)
         check_hello(self.server.hello, theirs, accepting=True)
+        proven = self._is_proven(theirs)
+        if proven is None:
+            return
+        try:
+            identity = self.handler.admit(theirs.node_id, theirs.key, proven)
+        except NeedleError as error:
+            self._refuse(error)
+            return
         self._hello_timer.cancel()
         limit = self.limits.connections_max
         kept = min(PEERS_MAX, limit // 4)
@@ -216,8 +230,30 @@ class ServerConnection(FrameConnection):
         self.server.known += 1
         del self.server.passing[self]
         self.decoder.frame_bytes_max = self.limits.frame_bytes_max
-        self.peer = Peer(theirs.node_id, theirs.incarnation, self.remote)
-        self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
+        self.peer = Peer(theirs.node_id, theirs.incarnation, self.remote, identity)
+        if not proven:
+            self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
+
+    def _is_proven(self, theirs: Hello) -> bool | None:
+        """Whether the caller knows the cluster's secret. None: it was asked to prove it, and says hello once more; or
+        it could not, and is refused."""
+        secret, asked = self.server.secret, self._asked
+        if not secret or not (theirs.nonce or asked):
+            return False
+        mine = self.server.hello
+        if asked is None:
+            made = Exchange(mine.cluster_id, theirs.node_id, mine.node_id, theirs.nonce, new_nonce())
+            self._asked = made
+            answer = msgspec.structs.replace(mine, nonce=made.node_nonce, proof=made.proof(secret, NODE))
+            self.write_frame(HELLO_ACK, 0, (encode(answer),))
+            return None
+        self._asked = None
+        try:
+            msgspec.structs.replace(asked, caller=theirs.node_id).check(secret, CALLER, theirs.proof)
+        except Unauthenticated as error:
+            self._refuse(error)
+            return None
+        return True
 
     def _no_hello(self) -> None:
         self._refuse(ProtocolError(f"no hello within {self.limits.hello_timeout:g} s"))

@@ -58,8 +58,12 @@ class RpcClient:
         incarnation: int = 0,
         limits: RpcLimits | None = None,
         version: int = PROTOCOL_VERSION,
+        key: str = "",
+        secret: str = "",
     ) -> None:
-        self._hello = Hello(version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation)
+        """key: an API key, "" for none. secret: the cluster's, of a node and its own clients."""
+        self._hello = Hello(version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, key=key)
+        self._secret = secret
         self._rng = rng
         self._clock = clock
         self._limits = limits or RpcLimits()
@@ -178,7 +182,7 @@ class RpcClient:
                 host, port = parse_endpoint(link.address)
                 loop = asyncio.get_running_loop()
                 _, connection = await loop.create_connection(
-                    lambda: ClientConnection(link, self._hello, self._limits, self.stats), host, port
+                    lambda: ClientConnection(link, self._hello, self._limits, self.stats, self._secret), host, port
                 )
                 await connection.ready
         except NeedleError as error:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,7 +30,7 @@ from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
 from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
-from needle.connecting import cluster_client, system_caller
+from needle.connecting import check_key, cluster_client, system_caller
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode
 from needle.protocol.peer_calls import FOUND, FoundCall
@@ -46,7 +46,8 @@ from needle.server.system_node import system_node
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
     """How a cluster is sharded. boundaries: for ShardStrategy.RANGE, the first id of every shard but the first.
-    dimensions, metric, index: of the collection `default`, made with the cluster; None makes none."""
+    dimensions, metric, index: of the collection `default`, made with the cluster; None makes none. api_key: as for
+    `needle.connect`."""
 
     shard_count: int = 1
     replication_factor: int = 3
@@ -57,6 +58,7 @@ class ShardConfig:
     metric: str = Metric.COSINE
     index: IndexParams | None = None
     cluster_id: str = "needle"
+    api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_range("shard_count", self.shard_count, 1, 4096)
@@ -104,7 +106,7 @@ class ShardManager:
         self.config = config
         self._added: dict[NodeId, str] = {}
         self._rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-        self._caller = system_caller(config.cluster_id)
+        self._caller = system_caller(config.cluster_id, check_key(config.api_key))
         self._client: Client | None = None
         self._local: list[Node] = []
         self._map: ShardMap | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from needle.base.access import NODE, Identity
 from needle.base.errors import ConnectionLost
 from needle.base.parts import Body, Payload, whole
 from needle.client.directory import Caller
@@ -22,10 +23,11 @@ class LocalNode(Protocol):
 
 
 class _LocalPeer:
-    """Who calls when the caller is this process."""
+    """Who calls when the caller is this process: what runs in it may do everything."""
 
     node_id = ""
     remote = "local"
+    identity = Identity("", NODE)
 
 
 class LocalCaller:

@@ -31,6 +31,7 @@ from needle.protocol.peer_calls import TOPOLOGY, FoundCall, TopologyAnswer, Topo
 from needle.routing.loading import load_routers
 from needle.routing.topology import NodeInfo, NodeState, Ownership, Topology
 from needle.server import files as data_dir
+from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.asking import AddressNews
 from needle.server.catalog.adoption import Adoption
@@ -87,6 +88,7 @@ class Node:
         self.observer: Observe | None = None
         """Called after each call: method, seconds, error. For metrics."""
         self.book = AddressBook({config.node_id: config.announced}, {}, lambda _: None)
+        self.access = Access(config.require_keys)
         # --- what it knows of its cluster
         self.cluster: ClusterFile
         self.topology = Topology()

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from needle.base.config import RaftConfig
+from needle.base.access import Identity
+from needle.base.config import RaftConfig, check_exposed
 from needle.base.ids import GroupId, NodeId
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Clock, Pool, Rng
@@ -41,11 +42,13 @@ class PeerLike(Protocol):
     """Who asks: `rpc.handler.Peer`. node_id: "" for clients."""
 
     node_id: str
+    identity: Identity
 
 
 class Handler(Protocol):
     """What a listener serves (rpc.handler.Handler)."""
 
+    def admit(self, node_id: str, key: str, proven: bool) -> Identity: ...
     def on_oneway(self, peer: Any, body: Payload) -> None: ...
     def on_request(self, peer: Any, method: str, body: Any) -> Body | Awaitable[Body]: ...
     def is_droppable(self, method: str) -> bool: ...
@@ -131,6 +134,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
     threads = max(2, min(os.cpu_count() or 1, 16))  # one may be busy with an index
 
     def listen(handler: Handler) -> Listener:
+        check_exposed(config)
         return RpcServer(
             config.address,
             handler,
@@ -138,6 +142,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
             node_id=config.node_id,
             incarnation=incarnation,
             limits=limits,
+            secret=config.cluster_secret,
         )
 
     def peers(address_of: AddressOf) -> Peers:
@@ -148,6 +153,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
             clock=clock,
             incarnation=incarnation,
             limits=limits,
+            secret=config.cluster_secret,
         )
         return SystemPeers(client, address_of)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from needle.local.process_cluster import wait_for
+from needle.server.access import Access
 from needle.server.http import listener
 from needle.server.http.listener import HttpServer
 
@@ -27,6 +28,7 @@ class Node:
     content_type = "text/plain"
     rng = random.Random(1)
     caller = shards = router = SimpleNamespace()
+    access = Access(required=False)
 
     def alive(self) -> bool:
         return self.why != "stopped"

@@ -89,7 +89,7 @@ def test_names_are_in_one_style() -> None:
 def test_reading_needs_no_more_than_the_reader_and_writing_more() -> None:
     for route in ROUTES:
         if route.method == "GET":
-            assert route.role == "reader", route.name
+            assert route.role == ("admin" if route.tag == "keys" else "reader"), route.name
         elif route.method in ("PUT", "PATCH", "DELETE"):
             assert route.role != "reader", route.name
 

@@ -19,6 +19,7 @@ from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
 from needle.routing.strategy import router_names
 from needle.routing.topology import NodeState, Ownership, Topology
+from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.cluster_files import ClusterFile, check_founding, save_topology
 from needle.server.hosting import Hosting
@@ -47,6 +48,7 @@ class AdoptingNode(Protocol):
     ownership: Ownership | None
     catalog: CatalogMachine | None
     maintenance: Maintenance
+    access: Access
 
     def now(self) -> float: ...
     def alive(self) -> bool: ...
@@ -85,6 +87,7 @@ class Adoption:
             check_founding(self._node.node_id, self._node.topology, topology)
             if topology.version <= self._node.topology.version:
                 return
+            self._node.access.follow(topology.keys)  # first: a key that is revoked must not wait for a disk
             self._check_router(topology)
             if save:
                 self._learn_news(self._node.topology.addresses(), topology.addresses())

@@ -11,7 +11,15 @@ import logging
 from typing import Protocol
 
 from needle.base.config import RaftConfig
-from needle.base.errors import DeadlineExceeded, LostState, NeedleError, Unavailable, UnknownMethod, WrongCluster
+from needle.base.errors import (
+    DeadlineExceeded,
+    LostState,
+    NeedleError,
+    Unauthenticated,
+    Unavailable,
+    UnknownMethod,
+    WrongCluster,
+)
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
@@ -51,7 +59,8 @@ class CatalogFollower:
         self._node = node
         self._turn = 0
         self._fixed: set[str] = set()
-        """Addresses of nodes that know no catalog, told of once. Bounded by the addresses that this node is given."""
+        """Addresses of nodes that know no catalog, or do not talk about it, told of once. Bounded by the addresses that
+        this node is given."""
 
     async def run(self) -> None:
         """Until the node stops."""
@@ -115,6 +124,16 @@ class CatalogFollower:
                     "node %s cannot join the cluster at %s: it is of an earlier release, without a catalog",
                     node.node_id,
                     address,
+                )
+            return False
+        except Unauthenticated as error:
+            if address not in self._fixed:
+                self._fixed.add(address)
+                log.error(
+                    "node %s does not hear of the catalog from %s, it needs the cluster_secret of that cluster: %s",
+                    node.node_id,
+                    address,
+                    error,
                 )
             return False
         except NeedleError as error:

@@ -17,12 +17,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Router
 from starlette.routing import Route as Path
 
+from needle.base.access import READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Internal, InvalidArgument, NeedleError, Unavailable
 from needle.base.runtime import Rng
 from needle.client.client import Client
 from needle.client.router.router import Router as ShardRouter
 from needle.client.shards import ClusterShards
+from needle.server.access import Access, check_collection, refusal
 from needle.server.http import session
 from needle.server.http.call import BESIDE_BYTES, Call
 from needle.server.http.message import (
@@ -57,6 +59,7 @@ _NO_HEADERS: Final = Headers("", False, False, "identity", False, 0, "", None)
 class DoorNode(Protocol):
     """The node behind the door."""
 
+    access: Access
     caller: Any
     router: ShardRouter
 
@@ -133,6 +136,18 @@ class Door:
             failed = Internal(f"the request failed ({type(error).__name__}); the node's log says more")
             await self._write_problem(sending, failed, headers, request_id or self._request_id(headers))
 
+    def caller(self, headers: Headers) -> Identity:
+        """Who asks. Raises Unauthenticated for a key that is none."""
+        access = self.node.access
+        return access.anonymous if headers.key is None else access.of_key(headers.key)
+
+    def check_metrics(self, scope: Scope) -> None:
+        """Raises unless the caller may read of all collections."""
+        caller = self.caller(scope["needle.headers"])
+        if caller.rank < READER:
+            raise refusal(caller, READER, "GET /metrics")
+        check_collection(caller, None, "GET /metrics")
+
     def _request_id(self, headers: Headers) -> str:
         given = headers.request_id
         if given and len(given) <= REQUEST_ID_MAX and given.isascii() and given.isprintable():
@@ -170,6 +185,8 @@ class Door:
             extra.append((b"retry-after", str(RETRY_SECONDS).encode()))
         if problem.status in (408, 413):
             extra.append((b"connection", b"close"))  # the rest of the body is not read
+        if problem.status == 401:
+            extra.append((b"www-authenticate", b"Bearer"))
         if isinstance(error, HttpError) and error.allow:
             extra.append((b"allow", error.allow.encode()))
         plain = headers._replace(wants_packed=False, wants_gzip=False)
@@ -183,6 +200,8 @@ class _Endpoint:
     def __init__(self, door: Door, route: Route) -> None:
         self._door = door
         self._route = route
+        self._rank = rank_of(Role(route.role))
+        self._what = f"{route.method} {route.path}"
         self._json = msgspec.json.Decoder(route.body)
         self._msgpack = msgspec.msgpack.Decoder(route.body)
 
@@ -190,7 +209,8 @@ class _Endpoint:
         node, headers = self._door.node, scope["needle.headers"]
         start, failure = node.now(), None
         try:
-            call = await self._call(scope, receive, headers)
+            caller = self._admitted(scope, headers)
+            call = await self._call(scope, receive, headers, caller)
             answer = await self._route.handler(call)
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
@@ -205,7 +225,18 @@ class _Endpoint:
         finally:
             node.observe(f"http_{self._route.name}", node.now() - start, failure)
 
-    async def _call(self, scope: Scope, receive: Receive, headers: Headers) -> Call:
+    def _admitted(self, scope: Scope, headers: Headers) -> Identity:
+        """Who asks, if it may. Raises Unauthenticated, Forbidden."""
+        caller = self._door.caller(headers)
+        if caller.rank < self._rank:
+            raise refusal(caller, self._rank, self._what)
+        if caller.collections is not None and not self._route.filtered:
+            name = scope["path_params"].get("collection")
+            alias = None if name is None else self._door.node.shards.topology().alias(name)
+            check_collection(caller, name if alias is None else alias.collection, self._what)
+        return caller
+
+    async def _call(self, scope: Scope, receive: Receive, headers: Headers, caller: Identity) -> Call:
         door, node = self._door, self._door.node
         if door.draining or not node.alive():
             raise Unavailable("this node is stopping")
@@ -223,7 +254,9 @@ class _Endpoint:
             body = await self._from_body(data, headers)
         router = node.router.in_session(session.decode(headers.session or ""))
         client = Client(node.caller, node.shards, router)
-        return Call(client, router, path, body, headers.wants_packed, headers.session is not None, node.blocking)
+        return Call(
+            client, router, path, body, headers.wants_packed, headers.session is not None, node.blocking, caller
+        )
 
     def _from_query(self, query: bytes) -> Any:
         given: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from needle.base.access import Identity
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.model import ReadMode
 from needle.client import values
@@ -24,7 +25,7 @@ BESIDE_BYTES: Final = 64 * 1024
 @dataclass(frozen=True, slots=True)
 class Call:
     """client, router: what this request may do; the router remembers what this request's session has seen. path: the
-    names in its path. packed: the answer is MessagePack. blocking: threads."""
+    names in its path. packed: the answer is MessagePack. blocking: threads. caller: who asks; it may."""
 
     client: Client
     router: Router
@@ -33,6 +34,7 @@ class Call:
     packed: bool
     session: bool
     blocking: Callable[..., Awaitable[Any]]
+    caller: Identity
 
     @property
     def collection(self) -> str:

@@ -38,12 +38,15 @@ async def create_collection(call: Call) -> bodies.Collection:
 
 def _about(call: Call, **path: str) -> Call:
     """The call, about something else."""
-    return Call(call.client, call.router, path, call.body, call.packed, call.session, call.blocking)
+    return Call(call.client, call.router, path, call.body, call.packed, call.session, call.blocking, call.caller)
 
 
 async def list_collections(call: Call) -> bodies.Collections:
     found = await call.client.collections(timeout=call.body.timeout)
-    return bodies.Collections(collections=[_collection(spec) for spec in found])
+    allowed = call.caller.collections
+    return bodies.Collections(
+        collections=[_collection(spec) for spec in found if allowed is None or spec.name in allowed]
+    )
 
 
 async def describe_collection(call: Call) -> bodies.Collection:

@@ -19,6 +19,7 @@ from needle.base.config import parse_address
 from needle.base.errors import Unavailable
 from needle.server.http import docs_page
 from needle.server.http.app import SEND_SECONDS, Door, DoorNode
+from needle.server.http.message import Scope
 from needle.server.http.probes import Health, probes
 from needle.server.http.routes import ROUTES
 from needle.server.process.descriptors import http_max
@@ -41,7 +42,7 @@ class HttpServer:
     def __init__(self, address: str, node: DoorNode, health: Health, metrics: Exposition, *, api: bool = True) -> None:
         """api: whether more than metrics and probes is served."""
         self._host, self._port = parse_address("http_address", address)
-        more = probes(health, metrics, lambda: self.door.draining)
+        more = probes(health, metrics, lambda: self.door.draining, self._check_metrics)
         self.door = Door(node, ROUTES if api else (), [*more, *docs_page.routes()] if api else more)
         config = uvicorn.Config(
             self.door,
@@ -62,6 +63,9 @@ class HttpServer:
         self._server = uvicorn.Server(config)
         self._server.lifespan = config.lifespan_class(config)
         self._socket: socket.socket | None = None
+
+    def _check_metrics(self, scope: Scope) -> None:
+        self.door.check_metrics(scope)
 
     async def start(self) -> None:
         """Listen. Raises Unavailable when the address cannot be bound."""

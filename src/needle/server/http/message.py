@@ -35,7 +35,7 @@ class Gone(Exception):
 
 class Headers(NamedTuple):
     """What a request says of itself. kind: its body's media type. packed: that is MessagePack; wants_packed: so should
-    the answer be. coding: of the body."""
+    the answer be. coding: of the body. key: an API key; None if it says none."""
 
     kind: str
     packed: bool
@@ -45,6 +45,7 @@ class Headers(NamedTuple):
     length: int
     request_id: str
     session: str | None
+    key: str | None = None
 
 
 def headers_of(scope: Scope) -> Headers:
@@ -65,7 +66,18 @@ def headers_of(scope: Scope) -> Headers:
         length=int(length) if length.isascii() and length.isdigit() else 0,
         request_id=told.get(b"x-request-id", ""),
         session=told.get(b"needle-session"),
+        key=_key(told),
     )
+
+
+def _key(told: dict[bytes, str]) -> str | None:
+    """The API key. Who says more than one way is taken by `authorization`; another scheme than Bearer is no key of
+    ours, and stands for itself, so that it is refused."""
+    said = told.get(b"authorization")
+    if said is None:
+        return told.get(b"api-key")
+    scheme, _, key = said.strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else said
 
 
 def check_body(method: str, headers: Headers) -> None:

@@ -1,7 +1,8 @@
 """GET /metrics, /livez and /readyz: for monitoring, as text.
 
-/livez: 200 while the node does its work; 503 when a restart would help. /readyz: 200 when it has caught up and knows a
-leader; 503 with the reason otherwise, also in maintenance and while stopping.
+/metrics: needs the role reader where keys are asked for; the others tell nothing that is worth a key. /livez: 200
+while the node does its work; 503 when a restart would help. /readyz: 200 when it has caught up and knows a leader; 503
+with the reason otherwise, also in maintenance and while stopping.
 """
 
 from __future__ import annotations
@@ -28,16 +29,24 @@ class Health(Protocol):
 class _Text:
     """One path, as ASGI. answer: status, content type, body."""
 
-    def __init__(self, answer: Callable[[], tuple[int, str, bytes]]) -> None:
+    def __init__(
+        self, answer: Callable[[], tuple[int, str, bytes]], check: Callable[[Scope], None] | None = None
+    ) -> None:
+        """check: raises for who may not ask."""
         self._answer = answer
+        self._check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._check is not None:
+            self._check(scope)
         status, kind, body = self._answer()
         await Response(body, status, media_type=kind)(scope, receive, send)
 
 
-def probes(health: Health, metrics: Exposition, draining: Callable[[], bool]) -> list[Route]:
-    """The routes."""
+def probes(
+    health: Health, metrics: Exposition, draining: Callable[[], bool], check: Callable[[Scope], None]
+) -> list[Route]:
+    """The routes. check: raises for who may not read the metrics."""
 
     def live() -> tuple[int, str, bytes]:
         return (200, TEXT, b"ok\n") if health.alive() else (503, TEXT, b"stopped\n")
@@ -47,7 +56,7 @@ def probes(health: Health, metrics: Exposition, draining: Callable[[], bool]) ->
         return (503, TEXT, f"not ready: {why}\n".encode()) if why else (200, TEXT, b"ok\n")
 
     return [
-        Route("/metrics", _Text(lambda: (200, metrics.content_type, metrics.render())), methods=["GET"]),
+        Route("/metrics", _Text(lambda: (200, metrics.content_type, metrics.render()), check), methods=["GET"]),
         Route("/livez", _Text(live), methods=["GET"]),
         Route("/readyz", _Text(ready), methods=["GET"]),
     ]

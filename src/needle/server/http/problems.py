@@ -19,6 +19,8 @@ _STATUS: Final = {
     "invalid_argument": 400,
     "invalid_config": 400,
     "protocol_error": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
     "unknown_method": 501,
     "collection_not_found": 404,
     "document_not_found": 404,
@@ -34,6 +36,8 @@ _STATUS: Final = {
 }
 TITLES: Final = {
     400: "Bad request",
+    401: "Unauthenticated",
+    403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
     406: "Not acceptable",

@@ -8,12 +8,12 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from needle.client.keys import NewApiKey
 from needle.routing.stats import RebalanceStats
-from needle.server.http import bodies, cluster, cluster_bodies, documents
+from needle.server.http import bodies, cluster, cluster_bodies, documents, keys
 from needle.server.http.bodies import Nothing
 from needle.server.http.call import Call
 
-Role = Literal["reader", "writer", "admin"]
 Handler = Callable[[Call], Awaitable[Any]]
 NDJSON: Final = "application/x-ndjson"
 BASE: Final = "/v1"
@@ -21,7 +21,9 @@ BASE: Final = "/v1"
 
 class Route(msgspec.Struct, frozen=True):
     """path: with {names}. body: of the request; a GET or a DELETE has it as query parameters. answer: its schema; None
-    for lines of JSON. role: who may call it. example: of the body."""
+    for lines of JSON. role: who may call it. example: of the body. filtered: it names no collection in its path, and
+    its handler leaves out of the answer what the caller's key is not for; else keys for some collections are
+    refused."""
 
     method: str
     path: str
@@ -29,9 +31,10 @@ class Route(msgspec.Struct, frozen=True):
     summary: str
     body: type[bodies.Body]
     answer: type | None
-    role: Role
+    role: Literal["reader", "writer", "admin"]
     example: Any = None
     tag: str = "documents"
+    filtered: bool = False
 
     @property
     def name(self) -> str:
@@ -110,7 +113,7 @@ ROUTES: Final = (
     # --- collections -------------------------------------------------------------------------------------------------
     Route(
         "GET", f"{BASE}/collections", documents.list_collections, "All collections",
-        Nothing, bodies.Collections, "reader", tag="collections",
+        Nothing, bodies.Collections, "reader", tag="collections", filtered=True,
     ),
     Route(
         "POST", f"{BASE}/collections", documents.create_collection, "Create a collection",
@@ -127,6 +130,17 @@ ROUTES: Final = (
     Route(
         "DELETE", _IN, documents.drop_collection, "Delete a collection and all its documents",
         Nothing, bodies.Written, "admin", tag="collections",
+    ),
+    # --- keys --------------------------------------------------------------------------------------------------------
+    Route(
+        "POST", f"{BASE}/keys", keys.create_key, "Make an API key, which is shown this once",
+        keys.CreateKey, NewApiKey, "admin", {"name": "shop", "role": "reader", "collections": ["books"]}, "keys",
+    ),
+    Route("GET", f"{BASE}/keys", keys.list_keys, "The names and roles of all API keys", Nothing, keys.Keys, "admin",
+          tag="keys"),
+    Route(
+        "DELETE", f"{BASE}/keys/{{key}}", keys.revoke_key, "Take an API key back", Nothing, keys.Revoked, "admin",
+        tag="keys",
     ),
     # --- the cluster -------------------------------------------------------------------------------------------------
     Route(

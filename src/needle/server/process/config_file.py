@@ -18,7 +18,7 @@ from needle.base.errors import ConfigError
 from needle.base.schema import PREFIX, unknown
 from needle.routing.loading import ROUTERS_VARIABLE, named_routers
 
-NOT_SETTINGS = frozenset({"NEEDLE_CLUSTER", "NEEDLE_CONFIG", ROUTERS_VARIABLE})
+NOT_SETTINGS = frozenset({"NEEDLE_API_KEY", "NEEDLE_CLUSTER", "NEEDLE_CONFIG", ROUTERS_VARIABLE})
 ROUTERS = "sharding.router_modules"
 
 

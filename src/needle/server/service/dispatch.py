@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from needle.base.access import ADMIN, NODE, Identity
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import DiskFull, InvalidArgument, NeedleError, UnknownMethod, invalid
 from needle.base.parts import Body, Payload, Pieces
@@ -45,11 +46,13 @@ from needle.protocol.peer_calls import (
     TopologyCall,
     WhoCall,
 )
+from needle.server.access import refusal
 from needle.server.ports import PeerLike
 from needle.server.replica import FILTERED_FIELDS, READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
 from needle.server.service import rebalancing
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
+from needle.server.service.methods import NEEDS, OPENLY, judge_call, told
 from needle.server.service.operations import Operations
 from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
@@ -111,7 +114,7 @@ class Service:
     # --- rpc.handler.Handler -----------------------------------------------------------------------------------------
     def on_oneway(self, peer: PeerLike, body: Payload) -> None:
         """Raft messages of another node."""
-        if peer.node_id:
+        if peer.node_id and peer.identity.rank == NODE:
             self._node.heard_from(peer.node_id)
             self._host.on_raft(peer.node_id, body)
 
@@ -124,8 +127,17 @@ class Service:
         """Reads are of no use to anybody else."""
         return method in DROPPABLE
 
+    def admit(self, node_id: str, key: str, proven: bool) -> Identity:
+        """See Access.admit: the same for both doors."""
+        return self._node.access.admit(node_id, key, proven)
+
     def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[Body]:
         """One call of a client or a node."""
+        caller, needs = peer.identity, NEEDS.get(method)
+        if needs is None:
+            raise unknown_method(method)
+        if caller.rank < needs.rank:
+            raise refusal(caller, needs.rank, method)
         if method == SEGMENT_PUBLISH and not peer.node_id:
             raise InvalidArgument("segments are published by nodes only", field="method")
         if method in CALL_METHODS:
@@ -135,9 +147,15 @@ class Service:
         found = self._methods.get(method)
         if found is None:
             raise unknown_method(method)
-        if len(body) > DECODED_BYTES_MAX:
+        large = len(body) > DECODED_BYTES_MAX
+        looked_at = caller.rank < ADMIN and (caller.collections is not None or method not in OPENLY)
+        if looked_at and (large or method != calls.WRITE or caller.collections is not None):
+            return self._serve_judged(caller, method, found[1], body)
+        if large:
             return self._serve_large(method, found[1], body)
         call = self._decoded(method, body)
+        if looked_at and not call.epoch:  # with an epoch it is a shard's, which makes and drops no collections
+            return self._serve_judged(caller, method, found[1], body)
         now = self.documents.at_once(call) if method == calls.WRITE and call.epoch else None
         return now if now is not None else self._serve(method, found[1], call)
 
@@ -150,6 +168,13 @@ class Service:
     async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any) -> Body:
         return await self._serve(method, run, await self._node.blocking(self._decoded, method, body))
 
+    async def _serve_judged(self, caller: Identity, method: str, run: Run, body: Any) -> Body:
+        """For a caller who may not say, or hear, everything that this method can."""
+        node = self._node
+        call = await judge(node, len(body), self._decoded, method, body)
+        await judge(node, len(body), judge_call, caller, method, call, node.topology)
+        return await self._serve(method, run, call, caller)
+
     async def _judge(self, size: int, fn: Callable[..., Any], *arguments: object) -> Any:
         return await judge(self._node, size, fn, *arguments)
 
@@ -160,7 +185,8 @@ class Service:
             return self.documents.methods[method], f"shard_{method}"
         return run, method
 
-    async def _serve(self, method: str, run: Run, call: Any) -> Body:
+    async def _serve(self, method: str, run: Run, call: Any, caller: Identity | None = None) -> Body:
+        """caller: of whom is to be thought in what the answer tells."""
         run, observed = self._road(method, run, call)
         start = self._node.now()
         failure: NeedleError | None = None
@@ -173,6 +199,8 @@ class Service:
                 # What is applied could not be committed for the read: the reserve is there for that.
                 await self._node.blocking(self._node.space.look)
                 answer = await run(call)
+            if caller is not None:
+                answer = told(caller, method, call, answer)
             return answer if isinstance(answer, bytes | Pieces) else await encoded(self._node, answer)
         except NeedleError as error:
             failure = error

@@ -21,6 +21,7 @@ from needle.protocol import calls, commands
 from needle.protocol.calls import DocumentBatch, ScanAnswer
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.routing.topology import Ownership, Topology
+from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.catalog.collections import Reconciler
 from needle.server.ports import NodePorts, Peers
@@ -50,6 +51,7 @@ class ServedNode(Protocol):
     router: Router
     reconciler: Reconciler
     coordinator: Coordinator
+    access: Access
 
     def hosted(self, group: GroupId) -> HostedReplica: ...
     def status(self, group: GroupId, digest: bool) -> RaftStatus: ...

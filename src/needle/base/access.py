@@ -1,0 +1,96 @@
+"""Who may do what: roles, API keys as the cluster keeps them, and callers as both doors know them.
+
+Invariant: of a key only its SHA-256 is kept. A key is 256 random bits, so one fast hash is enough: there is nothing to
+guess. Knows no network and no calls.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from needle.base.errors import invalid
+
+KEY_BYTES: Final = 32
+PREFIX: Final = "ndl_"
+"""What every key begins with, so that programs that look for leaked secrets know one."""
+NOBODY, READER, WRITER, ADMIN, NODE = range(5)
+"""Ranks: each may do what those below it may. NODE is another node of the cluster, or code inside this one."""
+NAME: Final = "1 to 64 characters of A-Z a-z 0-9 . _ -"
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+
+
+class Role(StrEnum):
+    """reader: searches and reads. writer: changes documents, too. admin: collections, nodes, keys, too."""
+
+    READER = "reader"
+    WRITER = "writer"
+    ADMIN = "admin"
+
+
+ROLES: Final = ("nobody", *Role, "node")
+"""By rank."""
+
+
+def rank_of(role: Role) -> int:
+    """What a role may do."""
+    return ROLES.index(role)
+
+
+class KeyInfo(msgspec.Struct, frozen=True, array_like=True):
+    """An API key, as the catalog keeps it. digest: SHA-256 of the key. collections: the only ones that it may use, by
+    their own names (not aliases); None for all, and for an admin always. since: the catalog's index that made it."""
+
+    name: str
+    digest: bytes
+    role: Role
+    collections: tuple[str, ...] | None = None
+    since: int = 0
+
+
+class Identity:
+    """A caller. One object for all connections and requests with the same key: when that is revoked its rank becomes
+    NOBODY, and with it theirs, at once. name: of the key, "" without one. collections: as in KeyInfo."""
+
+    __slots__ = ("collections", "name", "rank")
+
+    def __init__(self, name: str, rank: int, collections: frozenset[str] | None = None) -> None:
+        self.name = name
+        self.rank = rank
+        self.collections = collections
+
+
+def everybody() -> Identity:
+    """Any caller where nothing is asked for."""
+    return Identity("", NODE)
+
+
+def new_key(random: bytes) -> str:
+    """A key of KEY_BYTES random bytes, as text."""
+    if len(random) != KEY_BYTES:
+        raise invalid("random", f"{len(random)} bytes", f"{KEY_BYTES} bytes")
+    return PREFIX + base64.urlsafe_b64encode(random).decode("ascii").rstrip("=")
+
+
+def digest_of(key: str) -> bytes:
+    """What is kept of a key. Any text has one."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def check_key_name(value: object) -> str:
+    """The name of a key. Raises InvalidArgument."""
+    if not isinstance(value, str) or not _NAME.match(value):
+        raise invalid("name", value, NAME)
+    return value
+
+
+def check_role(value: object) -> Role:
+    """A role, or its name. Raises InvalidArgument."""
+    if value not in list(Role):
+        raise invalid("role", value, f"one of {', '.join(Role)}")
+    return Role(str(value))

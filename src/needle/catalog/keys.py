@@ -1,0 +1,40 @@
+"""API keys in the catalog: what a new one must be. It must not know how one is checked at a door."""
+
+from __future__ import annotations
+
+import hashlib
+
+from needle.base.access import KeyInfo, Role, check_key_name
+from needle.base.errors import AlreadyExists, invalid
+from needle.protocol.catalog_commands import CreateKey
+
+KEYS_MAX = 1000
+COLLECTIONS_MAX = 100
+"""Of one key: the topology has them all, and travels whole."""
+NAME_BYTES_MAX = 512
+
+
+def created(keys: tuple[KeyInfo, ...], index: int, command: CreateKey) -> tuple[KeyInfo, ...]:
+    """The keys with one more. Raises InvalidArgument, AlreadyExists."""
+    name, allowed = check_key_name(command.name), command.collections
+    if len(command.digest) != hashlib.sha256().digest_size:
+        raise invalid("digest", f"{len(command.digest)} bytes", "the SHA-256 of a key")
+    if any(key.name == name for key in keys):
+        raise AlreadyExists(f"there is a key {name!r}: revoke it first, or choose another name")
+    if any(key.digest == command.digest for key in keys):
+        raise AlreadyExists("this very key is there under another name")
+    if len(keys) >= KEYS_MAX:
+        raise invalid("name", name, f"one of at most {KEYS_MAX} keys: revoke what is not used any more")
+    if allowed is not None:
+        if command.role is Role.ADMIN:
+            raise invalid("collections", allowed, "nothing for an admin, who may do everything")
+        if not 0 < len(allowed) <= COLLECTIONS_MAX or any(len(one.encode()) > NAME_BYTES_MAX for one in allowed):
+            raise invalid("collections", allowed, f"1 to {COLLECTIONS_MAX} names of collections, or nothing for all")
+    made = KeyInfo(
+        name=name,
+        digest=command.digest,
+        role=command.role,
+        collections=None if allowed is None else tuple(sorted(set(allowed))),
+        since=index,
+    )
+    return tuple(sorted([*keys, made], key=lambda key: key.name))

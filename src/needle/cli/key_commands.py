@@ -1,0 +1,107 @@
+"""`needle keys`: create, list, revoke.
+
+With --config they show the cluster's secret, as a node does, and need no key: so that the first one can be made, and
+the way back in be found by whoever may read the settings of a node.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+import needle
+from needle.base.access import Role
+from needle.base.errors import ConfigError
+from needle.cli.common import DEFAULT_CLUSTER, Json, console, notes, print_json, run, table
+from needle.client import ApiKey, NewApiKey
+from needle.connecting import Credentials
+from needle.server.process.config_file import read_file, resolve
+
+T = TypeVar("T")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What the key is called, such as the program that has it.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="The settings file of a node on this machine: its cluster_secret is shown instead of a key, to that node "
+        "unless --cluster names others.",
+    ),
+]
+
+
+def _run(cluster: str | None, config: Path | None, work: Callable[[needle.Client], Awaitable[T]]) -> T:
+    if config is None:
+        return run(cluster or DEFAULT_CLUSTER, work)
+    settings = resolve(read_file(config), os.environ, {})
+    if not settings.cluster_secret:
+        raise ConfigError(f"config = {str(config)!r} has no cluster_secret to show", field="cluster_secret")
+    shown = Credentials(secret=settings.cluster_secret)
+    return run(cluster or settings.announced, work, shown=shown, cluster_id=settings.cluster_id)
+
+
+OptionalCluster = Annotated[
+    str | None,
+    typer.Option("--cluster", envvar="NEEDLE_CLUSTER", help="Addresses of nodes, host:port, separated by commas."),
+]
+
+
+def create(
+    name: Name,
+    role: Annotated[Role, typer.Option("--role", help="What the key may do.")] = Role.READER,
+    collection: Annotated[
+        list[str] | None,
+        typer.Option("--collection", "-c", help="A collection that the key may use, and no others; may be repeated."),
+    ] = None,
+    config: Config = None,
+    cluster: OptionalCluster = None,
+    json: Json = False,
+) -> None:
+    """Make an API key and print it. It is shown this once: the cluster keeps its SHA-256 only."""
+
+    async def work(client: needle.Client) -> NewApiKey:
+        return await client.create_key(name, role, collections=collection)
+
+    made = _run(cluster, config, work)
+    if json:
+        print_json(made)
+        return
+    notes.print(f"key {name}, {_in_words(made)}; it is not shown again:", markup=False)
+    sys.stdout.write(made.key + "\n")
+
+
+def list_(config: Config = None, cluster: OptionalCluster = None, json: Json = False) -> None:
+    """List the names and roles of the API keys."""
+
+    async def work(client: needle.Client) -> list[ApiKey]:
+        return await client.keys()
+
+    found = _run(cluster, config, work)
+    if json:
+        print_json(found)
+        return
+    rows = table("key", "role", "collections")
+    for key in found:
+        rows.add_row(key.name, str(key.role), "all" if key.collections is None else ", ".join(key.collections))
+    console.print(rows)
+
+
+def revoke(name: Name, config: Config = None, cluster: OptionalCluster = None) -> None:
+    """Take an API key back: calls with it are refused at once, also on connections that are open."""
+
+    async def work(client: needle.Client) -> list[str]:
+        return await client.revoke_key(name)
+
+    silent = _run(cluster, config, work)
+    notes.print(f"revoked {name}", markup=False)
+    if silent:
+        notes.print(f"{', '.join(silent)} did not confirm it, and will do so once back with the others", markup=False)
+
+
+def _in_words(key: NewApiKey) -> str:
+    return f"a {key.role}" + (f" of {', '.join(key.collections)} only" if key.collections is not None else "")

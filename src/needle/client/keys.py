@@ -1,0 +1,112 @@
+"""The client's methods for API keys. A part of `Client`, for admins.
+
+Invariant: a key is made here and leaves this process only to its caller; the cluster is told its SHA-256.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable
+
+import msgspec
+
+from needle.base.access import KEY_BYTES, KeyInfo, Role, check_key_name, check_role, digest_of, new_key
+from needle.base.errors import NeedleError, Unauthenticated, invalid
+from needle.base.ids import NodeId
+from needle.base.model import WriteResult
+from needle.client import values
+from needle.client.changes import TIMEOUT
+from needle.client.directory import Caller
+from needle.client.shards import ClusterShards
+from needle.protocol import calls
+from needle.protocol.catalog_commands import CreateKey, RevokeKey
+from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
+
+TOLD_SECONDS = 1.0
+"""So long a node has to say that it has heard of a key, or of its end."""
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to know of an API key. role: reader, writer or admin. collections: the only ones that it may use;
+    None for all."""
+
+    name: str
+    role: Role
+    collections: list[str] | None = None
+
+
+class NewApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """An ApiKey that was just made. key: what clients give; nobody can find it out again."""
+
+    name: str
+    role: Role
+    collections: list[str] | None = None
+    key: str
+
+
+class KeyMethods:
+    """See the module."""
+
+    _caller: Caller
+    _shards: ClusterShards
+
+    async def create_key(
+        self,
+        name: str,
+        role: Role | str = Role.READER,
+        *,
+        collections: Iterable[str] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> NewApiKey:
+        """Make an API key. role: reader, writer or admin. collections: the only ones that it may use, by their own
+        names, whether they are there already or not; None for all. An admin may use all. Every node that answers knows
+        the key when this returns. Raises AlreadyExists for a name in use, InvalidArgument, Forbidden."""
+        seconds, check_key = values.check_timeout(timeout), check_key_name(name)
+        given = None if collections is None else [values.check_name(one) for one in _listed(collections)]
+        key, kind = new_key(secrets.token_bytes(KEY_BYTES)), check_role(role)
+        result = await self._shards.command(CreateKey(check_key, digest_of(key), kind, given), seconds)
+        await self._told(result, seconds)
+        return NewApiKey(name=check_key, role=kind, collections=given, key=key)
+
+    async def keys(self, *, timeout: float = TIMEOUT) -> list[ApiKey]:
+        """The API keys of the cluster, by name; what they are is not kept."""
+        return [_shown(key) for key in (await self._shards.confirmed(values.check_timeout(timeout))).keys]
+
+    async def revoke_key(self, name: str, *, timeout: float = TIMEOUT) -> list[NodeId]:
+        """Take an API key back: calls with it are refused from now on, also on connections that are open. Returns the
+        nodes that did not confirm it, [] as a rule: each refuses the key as soon as it hears from the others. Raises
+        InvalidArgument if there is no such key, Forbidden."""
+        seconds = values.check_timeout(timeout)
+        result = await self._shards.command(RevokeKey(check_key_name(name)), seconds)
+        if not result.existed:
+            raise invalid("name", name, "the name of a key: `needle keys list` shows them")
+        return await self._told(result, seconds)
+
+    async def _told(self, result: WriteResult, timeout: float) -> list[NodeId]:
+        """Ask all nodes whether they have heard of it; which of them do not say so in time."""
+        seconds = min(timeout, TOLD_SECONDS)
+        body = calls.encode(TopologyCall(result.version - 1, seconds))
+
+        async def heard(address: str) -> bool:
+            try:
+                answer = calls.decode(await self._caller.call(address, TOPOLOGY, body, seconds), TopologyAnswer)
+            except Unauthenticated:
+                return True  # it has heard that this client's own key is revoked
+            except NeedleError:
+                return False
+            return answer.topology is not None
+
+        nodes = self._shards.topology().addresses()
+        known = await asyncio.gather(*map(heard, nodes.values()))
+        return [node for node, has in zip(nodes, known, strict=True) if not has]
+
+
+def _shown(key: KeyInfo) -> ApiKey:
+    return ApiKey(name=key.name, role=key.role, collections=None if key.collections is None else list(key.collections))
+
+
+def _listed(names: Iterable[str]) -> list[str]:
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
+        raise invalid("collections", names, "a list of names of collections, or None for all")
+    return list(names)

@@ -1,0 +1,45 @@
+"""Handlers of API keys."""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.access import Role
+from needle.client.keys import ApiKey, NewApiKey
+from needle.server.http.bodies import Body
+from needle.server.http.call import Call
+
+
+class CreateKey(Body, frozen=True, kw_only=True):
+    """role: reader, writer or admin. collections: the only ones that the key may use; null for all."""
+
+    name: str
+    role: Role = Role.READER
+    collections: list[str] | None = None
+
+
+class Keys(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them, by name."""
+
+    keys: list[ApiKey]
+
+
+class Revoked(msgspec.Struct, frozen=True, kw_only=True):
+    """unconfirmed: nodes that did not say that they have heard of it."""
+
+    name: str
+    unconfirmed: list[str]
+
+
+async def create_key(call: Call) -> NewApiKey:
+    body = call.body
+    return await call.client.create_key(body.name, body.role, collections=body.collections, timeout=body.timeout)
+
+
+async def list_keys(call: Call) -> Keys:
+    return Keys(keys=await call.client.keys(timeout=call.body.timeout))
+
+
+async def revoke_key(call: Call) -> Revoked:
+    name = call.path["key"]
+    return Revoked(name=name, unconfirmed=await call.client.revoke_key(name, timeout=call.body.timeout))

@@ -1,0 +1,136 @@
+"""What every method of the binary protocol needs of its caller. What is not in the table is answered to nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from needle.base.access import ADMIN, NODE, READER, WRITER, Identity
+from needle.base.errors import Forbidden
+from needle.base.parts import whole
+from needle.multiraft.inbound import CALL_METHODS
+from needle.protocol import calls, commands
+from needle.protocol.calls import CollectionsAnswer
+from needle.protocol.peer_calls import (
+    CATALOG,
+    FOUND,
+    MOVE,
+    SHARD_LEADER,
+    SYNC,
+    TOPOLOGY,
+    WHO,
+    ShardAnswer,
+    TopologyAnswer,
+)
+from needle.protocol.rebalance_calls import PLAN, PROGRESS
+from needle.routing.topology import Topology, public_name
+from needle.server.access import check_collection
+from needle.server.replica import FILTERED_FIELDS, READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
+from needle.server.service.served import decoded_command
+
+ALL: Final = "the whole cluster"
+NONE: Final = "no collection"
+About = Callable[[Any], str | None]
+
+
+class Needs(NamedTuple):
+    """rank: see base.access. about: which collection a call names; or ALL, NONE: what it is about if it names none.
+    Keys for some collections may ask for these and for NONE."""
+
+    rank: int
+    about: About | str
+
+
+def _request(call: Any) -> str | None:
+    return str(call.request.collection)
+
+
+def _named(call: Any) -> str | None:
+    return str(call.collection)
+
+
+def _written(call: Any) -> str | None:
+    """Of a write; a session has none, and what makes collections is about more than one."""
+    return getattr(decoded_command(call.command), "collection", None)
+
+
+NEEDS: Final[dict[str, Needs]] = {
+    calls.WRITE: Needs(WRITER, _written),
+    calls.SEARCH: Needs(READER, _request),
+    calls.SEARCH_MANY: Needs(READER, _request),
+    calls.GET: Needs(READER, _named),
+    calls.COUNT: Needs(READER, _named),
+    calls.SCAN: Needs(READER, _named),
+    calls.COLLECTIONS: Needs(READER, NONE),
+    calls.LEADER: Needs(READER, NONE),
+    SHARD_LEADER: Needs(READER, NONE),
+    TOPOLOGY: Needs(READER, NONE),
+    WHO: Needs(READER, NONE),
+    calls.STATUS: Needs(READER, ALL),
+    calls.DIGEST: Needs(READER, ALL),
+    PLAN: Needs(READER, ALL),
+    PROGRESS: Needs(READER, ALL),
+    calls.STEP_DOWN: Needs(ADMIN, ALL),
+    calls.FORCE_ELECTION: Needs(ADMIN, ALL),
+    calls.MAINTENANCE: Needs(ADMIN, ALL),
+    CATALOG: Needs(ADMIN, ALL),
+    FOUND: Needs(ADMIN, ALL),
+    SYNC: Needs(ADMIN, ALL),
+    calls.ADDRESSES: Needs(NODE, ALL),
+    READ_INDEX: Needs(NODE, ALL),
+    FILTERED_FIELDS: Needs(NODE, ALL),
+    SEGMENT_CHUNK: Needs(NODE, ALL),
+    SEGMENT_PUBLISH: Needs(NODE, ALL),
+    SEGMENT_BUILDING: Needs(NODE, ALL),
+    MOVE: Needs(NODE, ALL),
+    **dict.fromkeys(CALL_METHODS, Needs(NODE, ALL)),
+}
+"""By method."""
+
+OPENLY: Final = frozenset(NEEDS) - {calls.WRITE, TOPOLOGY}
+"""Methods of which a key for all collections, of the rank that they need, may say and hear everything."""
+
+
+def judge_call(caller: Identity, method: str, call: Any, known: Topology) -> None:
+    """Look at a call: is it about a collection that the caller may use, and does it only write documents. Raises
+    Forbidden, or InvalidArgument for a write that cannot be read."""
+    if method == calls.WRITE and not getattr(call, "epoch", 0):
+        command = decoded_command(call.command)
+        if isinstance(command, commands.CreateCollection | commands.DropCollection):
+            raise Forbidden("collections are made and dropped with a key of the role admin", needs="admin")
+    if caller.collections is None:
+        return
+    about = NEEDS[method].about
+    if about == NONE:
+        return
+    name = about(call) if callable(about) else None
+    if name is None and method == calls.WRITE and isinstance(decoded_command(call.command), commands.OpenSession):
+        return
+    if name is not None:
+        if getattr(call, "epoch", 0):
+            name = public_name(name)
+        elif (alias := known.alias(name)) is not None:
+            name = alias.collection
+    check_collection(caller, name, method)
+
+
+def told(caller: Identity, method: str, call: Any, answer: Any) -> Any:
+    """What `caller` hears of an answer: of keys nothing, and only of collections that its own key is for."""
+    if method == TOPOLOGY:
+        known = answer.topology
+        return TopologyAnswer(answer.node_id, None if known is None else known.told_to(caller))
+    if method != calls.COLLECTIONS or caller.collections is None:
+        return answer
+    if not call.epoch:
+        return _some(caller, answer, str)
+    epoch, fingerprint, body = msgspec.msgpack.decode(whole(answer), type=tuple[int, int, bytes])  # a ShardAnswer
+    found = _some(caller, calls.decode(body, CollectionsAnswer), public_name)
+    return ShardAnswer(epoch, fingerprint, calls.encode(found))
+
+
+def _some(caller: Identity, found: CollectionsAnswer, name: Callable[[str], str]) -> CollectionsAnswer:
+    allowed = caller.collections or ()
+    pairs = [pair for pair in zip(found.collections, found.counts, strict=True) if name(pair[0].name) in allowed]
+    return CollectionsAnswer([spec for spec, _ in pairs], [count for _, count in pairs], found.applied_index)

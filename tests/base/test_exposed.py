@@ -1,0 +1,54 @@
+"""Settings of who may come in: what is refused, and that a secret is not shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from needle.base.config import RaftConfig, check_exposed
+from needle.base.errors import ConfigError
+
+SECRET = "0123456789abcdef" * 2
+
+
+def config(**given: Any) -> RaftConfig:
+    return RaftConfig(**{"node_id": "n1", "data_dir": "d", "listen": "127.0.0.1:1", **given})
+
+
+@pytest.mark.parametrize(
+    ("listen", "http", "outside"),
+    [
+        ("127.0.0.1:1", None, ""),
+        ("127.8.9.1:1", "127.0.0.1:2", ""),
+        ("localhost:1", "[::1]:2", ""),
+        ("0.0.0.0:1", None, "listen"),
+        ("10.0.0.1:1", "127.0.0.1:2", "listen"),
+        ("[::]:1", None, "listen"),
+        ("node-1:1", None, "listen"),
+        ("127.0.0.1.example.org:1", None, "listen"),
+        ("127.0.0.1:1", "0.0.0.0:2", "http_address"),
+    ],
+)
+def test_who_listens_beyond_this_machine_has_keys_or_says_that_it_does_not_mind(
+    listen: str, http: str | None, outside: str
+) -> None:
+    given = {"listen": listen, "http_address": http}
+    if outside:
+        with pytest.raises(ConfigError, match=f"{outside} = .*require_keys.*insecure = true"):
+            check_exposed(config(**given))
+    else:
+        check_exposed(config(**given))
+    check_exposed(config(**given, insecure=True))
+    check_exposed(config(**given, require_keys=True, cluster_secret=SECRET))
+
+
+def test_keys_cannot_be_required_without_a_way_in_for_nodes() -> None:
+    with pytest.raises(ConfigError, match="cluster_secret"):
+        config(require_keys=True)
+
+
+def test_a_short_secret_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="5 characters") as refused:
+        config(cluster_secret="abcde")
+    assert "abcde" not in str(refused.value)

@@ -1,0 +1,80 @@
+"""API keys in the catalog: what is taken, and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.catalog_util import topology
+from needle.base.access import KeyInfo, Role, digest_of
+from needle.base.errors import AlreadyExists, InvalidArgument, NeedleError, Unavailable
+from needle.base.model import WriteResult
+from needle.catalog import keys
+from needle.catalog.state import execute
+from needle.protocol.catalog_commands import CreateKey, RevokeKey, decode, encode
+from needle.routing.topology import Topology
+
+DIGEST = digest_of("a key")
+
+
+def made(name: str = "shop", digest: bytes = DIGEST, role: Role = Role.READER, allowed: Any = None) -> CreateKey:
+    return CreateKey(name, digest, role, allowed)
+
+
+def done(now: Topology, index: int, command: Any) -> Topology:
+    changed, result = execute(now, index, decode(encode(command)))
+    assert isinstance(result, WriteResult), result
+    return changed
+
+
+def refused(now: Topology, command: Any) -> NeedleError:
+    changed, result = execute(now, 99, command)
+    assert changed is now
+    assert isinstance(result, NeedleError)
+    return result
+
+
+def test_keys_come_and_go_by_one_entry_each() -> None:
+    now = done(topology(), 5, made("shop", role=Role.WRITER, allowed=["b", "a", "b"]))
+    now = done(now, 6, made("ops", digest_of("another"), Role.ADMIN))
+    assert now.keys == (
+        KeyInfo("ops", digest_of("another"), Role.ADMIN, None, 6),
+        KeyInfo("shop", DIGEST, Role.WRITER, ("a", "b"), 5),
+    )
+    assert now.version == 6
+    gone, result = execute(now, 7, RevokeKey("shop"))
+    assert [key.name for key in gone.keys] == ["ops"]
+    assert isinstance(result, WriteResult) and result.existed
+    again, result = execute(gone, 8, RevokeKey("shop"))
+    assert again is gone
+    assert isinstance(result, WriteResult) and not result.existed
+
+
+def test_a_name_and_a_key_are_there_once() -> None:
+    now = done(topology(), 5, made())
+    assert isinstance(refused(now, made(digest=digest_of("another"))), AlreadyExists)
+    assert isinstance(refused(now, made("other")), AlreadyExists)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        made(""),
+        made("a b"),
+        made("x" * 65),
+        made(digest=DIGEST[:16]),
+        made(role=Role.ADMIN, allowed=["a"]),
+        made(allowed=[]),
+        made(allowed=["x" * 1000]),
+        made(allowed=[str(n) for n in range(keys.COLLECTIONS_MAX + 1)]),
+    ],
+)
+def test_what_cannot_be_a_key_changes_nothing(command: CreateKey) -> None:
+    assert isinstance(refused(topology(), command), InvalidArgument)
+
+
+def test_there_are_no_keys_before_the_cluster_and_no_more_than_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(refused(Topology(), made()), Unavailable)
+    monkeypatch.setattr(keys, "KEYS_MAX", 1)
+    assert isinstance(refused(done(topology(), 5, made()), made("b", digest_of("b"))), InvalidArgument)

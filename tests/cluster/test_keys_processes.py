@@ -1,0 +1,233 @@
+"""API keys and the cluster's secret on real nodes: both doors, each node, from the first key to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+import needle
+from harness.marked_documents import CALM
+from needle import Client, Forbidden, InvalidArgument, NeedleError, Unauthenticated
+from needle.cli.app import main
+from needle.client.router.routes import BATCH_BYTES_MAX
+from needle.connecting import Credentials, connected
+from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall
+
+SECRET = "0123456789abcdef" * 4
+CLOSED = {"require_keys": True, "cluster_secret": SECRET}
+VECTOR = [1.0] * 8
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def inside(cluster: ProcessCluster, *names: str) -> Client:
+    """As who may read the settings of a node."""
+    addresses = [cluster.nodes[name].address for name in names or cluster.nodes]
+    return await connected(addresses, "needle", BATCH_BYTES_MAX, Credentials(secret=SECRET))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCluster]:
+    async with ProcessCluster(tmp_path_factory.mktemp("keys"), **CALM, **CLOSED) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def admin(cluster: ProcessCluster) -> AsyncIterator[Client]:
+    async with await inside(cluster) as first:
+        key = (await first.create_key("ops", "admin")).key
+    async with cluster.connect(api_key=key) as client:
+        await client.create_collection("other", dimensions=8)
+        yield client
+
+
+async def status(address: str, path: str, key: str = "", method: str = "GET", body: bytes | None = None) -> int:
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+
+    def ask() -> int:
+        request = urllib.request.Request(f"http://{address}{path}", body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    return await asyncio.to_thread(ask)
+
+
+async def test_without_a_key_or_with_a_wrong_one_nothing_opens(cluster: ProcessCluster, admin: Client) -> None:
+    for options in ({}, {"api_key": "wrong"}):
+        with pytest.raises(Unauthenticated):
+            await cluster.connect(**options)
+    for node in cluster.nodes.values():
+        assert await status(node.http, "/v1/nodes") == 401
+        assert await status(node.http, "/v1/nodes", "wrong") == 401
+        assert await status(node.http, "/livez") == 200
+    with pytest.raises(Unauthenticated, match="different secrets"):
+        await connected(list(cluster.addresses.values()), "needle", BATCH_BYTES_MAX, Credentials(secret="x" * 32))
+
+
+async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: ProcessCluster, admin: Client) -> None:
+    search = b'{"vector": [1, 1, 1, 1, 1, 1, 1, 1]}'
+    put = b'{"vector": [1, 1, 1, 1, 1, 1, 1, 1]}'
+    for role, writes, rules in (("reader", False, False), ("writer", True, False), ("admin", True, True)):
+        key = (await admin.create_key(f"a-{role}", role)).key
+        at = [node.http for node in cluster.nodes.values()]
+        async with cluster.connect(api_key=key) as client:
+            assert await client.count() >= 0
+            await client.search(VECTOR, 1)
+            work: list[tuple[bool, Any]] = [
+                (writes, lambda client=client: client.insert("x", VECTOR)),
+                (rules, lambda client=client, role=role: client.create_collection(f"of-{role}", dimensions=2)),
+                (rules, lambda client=client, role=role: client.create_key(f"by-{role}")),
+                (rules, client.step_down),
+            ]
+            for may, call in work:
+                if may:
+                    await call()
+                else:
+                    with pytest.raises(Forbidden):
+                        await call()
+            with pytest.raises(Forbidden, match="nodes ask each other"):
+                await client._caller.call(
+                    cluster.nodes["node-1"].address, "raft.read_index", calls.encode(GroupCall(1, 1.0)), 5.0
+                )
+            assert ([one.name for one in client.topology().keys] != []) == rules
+        assert await status(at[0], "/v1/collections/default/search", key, "POST", search) == 200
+        assert await status(at[1], "/v1/collections/default/documents/x", key, "PUT", put) == (200 if writes else 403)
+        assert await status(at[2], "/v1/keys", key) == (200 if rules else 403)
+
+
+async def test_a_key_for_one_collection_knows_of_no_other(cluster: ProcessCluster, admin: Client) -> None:
+    key = (await admin.create_key("tenant", "writer", collections=["other"])).key
+    await admin.set_alias("mine", "other")
+    at = next(iter(cluster.nodes.values())).http
+    async with cluster.connect(api_key=key) as client:
+        await client.insert("x", VECTOR, collection="other")
+        assert await client.count(collection="mine") == 1
+        assert [hit.id for hit in await client.search(VECTOR, 3, collection="mine")] == ["x"]
+        assert [spec.name for spec in await client.collections()] == ["other"]
+        assert (await client.describe_collection("other")).documents == 1
+        with pytest.raises(NeedleError):
+            await client.insert("x", VECTOR)
+        with pytest.raises(Forbidden):
+            await client.status()
+    for path, expected in (("default", 403), ("nowhere", 403), ("other", 200), ("mine", 404)):
+        assert await status(at, f"/v1/collections/{path}", key) == expected
+    assert await status(at, "/v1/cluster", key) == 403
+
+
+async def test_a_revoked_key_is_refused_by_every_node_within_a_second(cluster: ProcessCluster, admin: Client) -> None:
+    key = (await admin.create_key("short", "reader")).key
+    body = calls.encode(GroupCall(1, 1.0))
+    async with cluster.connect(api_key=key) as client:
+        for node in cluster.nodes.values():  # connections that stay open
+            await client._caller.call(node.address, calls.LEADER, body, 5.0)
+        assert await admin.revoke_key("short") == []
+        begun = time.monotonic()
+        for node in cluster.nodes.values():
+            with pytest.raises(Unauthenticated):
+                await client._caller.call(node.address, calls.LEADER, body, 5.0)
+            assert await status(node.http, "/v1/nodes", key) == 401
+        assert time.monotonic() - begun < 30  # no node was asked twice
+        with pytest.raises(Unauthenticated):
+            await client.count()
+    with pytest.raises(Unauthenticated):
+        await cluster.connect(api_key=key)
+    with pytest.raises(InvalidArgument, match="keys list"):
+        await admin.revoke_key("short")
+    assert "short" not in [one.name for one in await admin.keys()]
+
+
+async def test_a_node_without_the_secret_comes_in_nowhere(cluster: ProcessCluster, admin: Client) -> None:
+    seeds = {"join": list(cluster.addresses.values())[:1]}
+    name = cluster.add(require_keys=False, cluster_secret=None, sharding=seeds, cluster_nodes=None, dimensions=None)
+    stranger = cluster.nodes[name]
+    try:
+        stranger.start()
+
+        def told() -> bool:
+            return "it needs the cluster_secret of that cluster" in stranger.log.read_text()
+
+        await wait_for(told, 60, "its being told what it lacks")
+        assert await admin.refresh_topology(confirmed=True)
+        assert name not in admin.nodes()
+    finally:
+        cluster.kill(name)
+        del cluster.nodes[name]
+
+
+async def test_the_command_makes_lists_and_revokes_keys(
+    cluster: ProcessCluster, admin: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NEEDLE_API_KEY", raising=False)
+    config = str(cluster.directory / "node-1.toml")
+    at = ",".join(cluster.addresses.values())
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = main(argv)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    async def off(*argv: str) -> tuple[int, str, str]:
+        return await asyncio.to_thread(run, *argv)
+
+    code, out, err = await off("keys", "create", "cli", "--role", "admin", "--config", config)
+    assert code == 0, err
+    key = out.strip()
+    assert key.startswith("ndl_") and key not in err
+    code, _, err = await off("status", "--cluster", at)
+    assert code == 1 and "[unauthenticated]" in err and "NEEDLE_API_KEY" in err
+    monkeypatch.setenv("NEEDLE_API_KEY", key)
+    assert (await off("status", "--cluster", at))[0] == 0
+    code, out, _ = await off("keys", "list", "--cluster", at)
+    assert code == 0 and "cli" in out and key not in out
+    assert (await off("keys", "revoke", "cli", "--cluster", at))[0] == 0
+    code, _, err = await off("keys", "list", "--cluster", at)
+    assert code == 1 and "[unauthenticated]" in err
+    monkeypatch.setenv("NEEDLE_API_KEY", "wrong")
+    assert (await off("keys", "list", "--config", config))[0] == 0  # the way back
+
+
+async def test_the_sync_client_takes_a_key_too(cluster: ProcessCluster, admin: Client) -> None:
+    key = (await admin.create_key("sync")).key
+
+    def work() -> int:
+        with needle.connect_sync(list(cluster.addresses.values()), api_key=key) as client:
+            return client.count()
+
+    assert await asyncio.to_thread(work) >= 0
+
+
+async def test_a_running_cluster_is_closed_node_by_node(tmp_path: Path) -> None:
+    """Open, then all have the secret, then all ask for keys: it serves throughout, and nobody is locked out."""
+    async with ProcessCluster(tmp_path, **CALM) as cluster:
+        async with cluster.connect() as client:
+            await client.insert("x", VECTOR)
+            key = (await client.create_key("ops", "admin")).key
+        with pytest.raises(Unauthenticated):
+            await cluster.connect(api_key="wrong")  # a wrong key is told before it matters
+        async with cluster.connect(api_key=key) as client:
+            for step in ({"cluster_secret": SECRET}, CLOSED):
+                for name, node in cluster.nodes.items():
+                    cluster.kill(name)
+                    node.settings.update(step)
+                    cluster.restart(name)
+                    await cluster.ready()
+                    await client.insert(name, VECTOR)
+                if step is not CLOSED:
+                    async with cluster.connect() as open_:
+                        assert await open_.count() == 4
+            assert await client.count() == 4
+        with pytest.raises(Unauthenticated):
+            await cluster.connect()
