@@ -71,10 +71,10 @@ def check_arguments(
 
 
 class Credentials(NamedTuple):
-    """What a client shows. key: an API key. secret: the cluster's, of who works on a node's machine."""
+    """What a client shows. key: an API key. secrets: the cluster's, of who works on a node's machine."""
 
     key: str = ""
-    secret: str = ""
+    secrets: tuple[str, ...] = ()
 
 
 NOTHING = Credentials()
@@ -166,4 +166,4 @@ def cluster_client(
 def system_caller(cluster_id: str, shown: Credentials = NOTHING) -> RpcClient:
     """A client's connections over the real network."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    return RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock(), key=shown.key, secret=shown.secret)
+    return RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock(), key=shown.key, secrets=shown.secrets)

@@ -97,7 +97,7 @@ class RaftCluster(BatchMethods):
             await node.stop(hand_over=False)
             raise
         own = config.announced
-        remote = system_caller(config.cluster_id, Credentials(secret=config.cluster_secret))
+        remote = system_caller(config.cluster_id, Credentials(secrets=config.secrets))
         caller = LocalCaller(node, own, remote)
         others = [address for address in (*config.founders.values(), *config.sharding.join) if address != own]
         self._client = cluster_client(caller, [own, *others], node.topology, prefer=own)

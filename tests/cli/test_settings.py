@@ -36,6 +36,7 @@ TEXTS: dict[str, list[Any]] = {
     "sharding.strategy": ["hash", "custom:tenant,region"],
     "sharding.boundaries": [["g"], ["g", "p"]],
     "placement.zone": ["rack-1", "7"],
+    "cluster_secret_former": ["f" * 32],
     "cluster_secret": ["s" * 32, "an openssl rand -hex 32 makes one"],
 }
 

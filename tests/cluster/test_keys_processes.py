@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def inside(cluster: ProcessCluster, *names: str) -> Client:
     """As who may read the settings of a node."""
     addresses = [cluster.nodes[name].address for name in names or cluster.nodes]
-    return await connected(addresses, "needle", BATCH_BYTES_MAX, Credentials(secret=SECRET))
+    return await connected(addresses, "needle", BATCH_BYTES_MAX, Credentials(secrets=(SECRET,)))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -74,7 +74,7 @@ async def test_without_a_key_or_with_a_wrong_one_nothing_opens(cluster: ProcessC
         assert await status(node.http, "/v1/nodes", "wrong") == 401
         assert await status(node.http, "/livez") == 200
     with pytest.raises(Unauthenticated, match="different secrets"):
-        await connected(list(cluster.addresses.values()), "needle", BATCH_BYTES_MAX, Credentials(secret="x" * 32))
+        await connected(list(cluster.addresses.values()), "needle", BATCH_BYTES_MAX, Credentials(secrets=("x" * 32,)))
 
 
 async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: ProcessCluster, admin: Client) -> None:

@@ -99,7 +99,7 @@ class Net:
             cluster_id=cluster_id,
             node_id=node_id,
             version=version,
-            secret=secret,
+            secrets=(secret,) if isinstance(secret, str) and secret else tuple(secret),
             limits=RpcLimits(**limits),
         )
         await server.start()
@@ -114,7 +114,7 @@ class Net:
             clock=clock or SystemClock(),
             version=version,
             key=key,
-            secret=secret,
+            secrets=(secret,) if isinstance(secret, str) and secret else tuple(secret),
             limits=RpcLimits(**limits),
         )
         self._stack.push_async_callback(client.close)

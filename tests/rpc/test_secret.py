@@ -56,7 +56,7 @@ async def asked(net, server, node_id="n2"):
     assert kind == HELLO_ACK
     theirs = msgspec.msgpack.decode(payload, type=Hello)
     made = Exchange("red", node_id, theirs.node_id, nonce, theirs.nonce)
-    made.check(SECRET, NODE, theirs.proof)
+    made.proven([SECRET], NODE, theirs.proof)
     return wire, made
 
 
@@ -138,3 +138,14 @@ async def test_what_the_handler_refuses_is_told_and_nothing_is_served(net, recor
         await client.call(server.address, "echo", b"x", 5.0)
     assert type(told.value) is Unauthenticated
     assert handler.admitted == [("", "a-key", False)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [((OTHER, SECRET), (SECRET, OTHER)), ((SECRET,), (OTHER, SECRET)), ((SECRET, OTHER), (SECRET,))],
+)
+async def test_the_secret_is_changed_while_nodes_take_two(net, recorder, ours, theirs):
+    """First all take the next one too, then all prove that, then they forget the former one."""
+    server = await net.server(recorder, secret=ours)
+    assert await net.client(node_id="n2", secret=theirs).call(server.address, "echo", b"x", 5.0) == b"x"
+    assert recorder.admitted == [("n2", "", True)]

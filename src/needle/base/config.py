@@ -233,6 +233,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     http_api: Whether the HTTP API is served there, too.
     cluster_secret: What the nodes of the cluster prove to each other that they know, the same on all: at least 32
         characters, as from `openssl rand -hex 32`. Keep it in a file that only the node can read.
+    cluster_secret_former: Another secret that this node takes, too: the one before, or the next, while the secret is
+        being changed node by node (docs/security.md).
     require_keys: Whether callers without an API key, and nodes without the `cluster_secret`, are refused. Switch it on
         node by node, once all have the secret (docs/security.md).
     insecure: Whether this node may listen beyond this machine without `require_keys`: whoever reaches it may do
@@ -267,6 +269,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     http_address: Annotated[str, about(allowed=ADDRESS)] | None = None
     http_api: Annotated[bool, about()] = True
     cluster_secret: Annotated[str, about(allowed=SECRET)] = ""
+    cluster_secret_former: Annotated[str, about(allowed=SECRET)] = ""
     require_keys: Annotated[bool, about()] = False
     insecure: Annotated[bool, about()] = False
     dimensions: Annotated[int, about(1, 1 << 20)] | None = None
@@ -295,8 +298,9 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
                 parse_address(name, getattr(self, name))
         for node in self.reach:
             parse_node(node, "reach")
-        if self.cluster_secret and len(self.cluster_secret) < SECRET_CHARS_MIN:
-            raise refuse("cluster_secret", f"{len(self.cluster_secret)} characters", SECRET)  # itself it is not shown
+        for name in ("cluster_secret", "cluster_secret_former"):
+            if (secret := getattr(self, name)) and len(secret) < SECRET_CHARS_MIN:
+                raise refuse(name, f"{len(secret)} characters", SECRET)  # itself it is not shown
         if self.require_keys and not self.cluster_secret:
             raise ConfigError(
                 "require_keys = true needs the setting cluster_secret: nodes prove by it that they are no strangers",
@@ -332,6 +336,11 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     def founders(self) -> dict[NodeId, str]:
         """The addresses of the nodes that found the cluster, by id; none of a node that waits or joins."""
         return dict(parse_node(text) for text in self.cluster_nodes)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What this node proves to know, the first by itself, and takes as a proof."""
+        return tuple(secret for secret in (self.cluster_secret, self.cluster_secret_former) if secret)
 
     @property
     def announced(self) -> str:

@@ -85,7 +85,8 @@ def credentials() -> Credentials:
     """What a command shows: the API key of --api-key or NEEDLE_API_KEY, or, on a machine of the cluster, the secret in
     NEEDLE_CLUSTER_SECRET; nothing if there is neither."""
     shown = check_key(None)
-    return shown if shown.key else Credentials(secret=os.environ.get("NEEDLE_CLUSTER_SECRET", ""))
+    secret = os.environ.get("NEEDLE_CLUSTER_SECRET", "")
+    return shown if shown.key or not secret else Credentials(secrets=(secret,))
 
 
 def run(

@@ -41,7 +41,7 @@ def _run(cluster: str | None, config: Path | None, work: Callable[[needle.Client
     settings = resolve(read_file(config), os.environ, {})
     if not settings.cluster_secret:
         raise ConfigError(f"config = {str(config)!r} has no cluster_secret to show", field="cluster_secret")
-    shown = Credentials(secret=settings.cluster_secret)
+    shown = Credentials(secrets=settings.secrets)
     return run(cluster or settings.announced, work, shown=shown, cluster_id=settings.cluster_id)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Sequence
 
 import msgspec
 
@@ -32,12 +33,14 @@ SWEEP_SECONDS = 0.005
 class ClientConnection(FrameConnection):
     """One outgoing connection: hello first, then calls matched to answers by request id."""
 
-    def __init__(self, link: Link, hello: Hello, limits: RpcLimits, stats: RpcStats, secret: str = "") -> None:
-        """secret: the cluster's, of a node; "" of others."""
+    def __init__(
+        self, link: Link, hello: Hello, limits: RpcLimits, stats: RpcStats, secrets: Sequence[str] = ()
+    ) -> None:
+        """secrets: of the cluster, of a node: that which the other side proves is proved to it; () of others."""
         super().__init__(limits, stats)
         self._link = link
-        self._secret = secret
-        self._hello = msgspec.structs.replace(hello, nonce=new_nonce()) if secret else hello
+        self._secrets = secrets
+        self._hello = msgspec.structs.replace(hello, nonce=new_nonce()) if secrets else hello
         self.ready: asyncio.Future[Hello] = self.loop.create_future()
         self._pending: dict[int, tuple[asyncio.Future[Payload], float]] = {}
         self._next_id = 0
@@ -139,12 +142,12 @@ class ClientConnection(FrameConnection):
     def _prove(self, theirs: Hello) -> None:
         """Say hello once more, with a proof of the secret, to a node that asks for it and has proved its own. To one
         that has no secret there is nothing to prove: whether it may go without is its settings' to say."""
-        if not self._secret or not theirs.nonce:
+        if not self._secrets or not theirs.nonce:
             return
         mine = self._hello
         made = Exchange(mine.cluster_id, mine.node_id, theirs.node_id, mine.nonce, theirs.nonce)
-        made.check(self._secret, NODE, theirs.proof)
-        proof = msgspec.structs.replace(mine, proof=made.proof(self._secret, CALLER))
+        known = made.proven(self._secrets, NODE, theirs.proof)
+        proof = msgspec.structs.replace(mine, proof=made.proof(known, CALLER))
         self.write_frame(HELLO, 0, (encode(proof),))
 
     def _violated(self, error: ProtocolError | OutOfMemory | Unauthenticated) -> None:

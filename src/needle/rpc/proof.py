@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
+import os
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -23,7 +24,7 @@ NODE: Final = "node"
 
 def new_nonce() -> bytes:
     """One that nobody can foretell."""
-    return secrets.token_bytes(NONCE_BYTES)
+    return os.urandom(NONCE_BYTES)
 
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True):
@@ -40,11 +41,13 @@ class Exchange(msgspec.Struct, frozen=True, array_like=True):
         said = msgspec.msgpack.encode(("needle hello", side, self))
         return hmac.digest(secret.encode(), said, hashlib.sha256)
 
-    def check(self, secret: str, side: str, proof: bytes) -> None:
-        """Raises Unauthenticated unless `side` knows the secret."""
+    def proven(self, secrets: Sequence[str], side: str, proof: bytes) -> str:
+        """Which of the secrets `side` has proved to know. Raises Unauthenticated if it is none."""
         if len(self.caller_nonce) != NONCE_BYTES or len(self.node_nonce) != NONCE_BYTES:
             raise Unauthenticated("the hello has no nonce of 32 bytes")
-        if not hmac.compare_digest(self.proof(secret, side), proof):
+        found = [secret for secret in secrets if hmac.compare_digest(self.proof(secret, side), proof)]
+        if not found:
             raise Unauthenticated(
                 "the two sides have different secrets: cluster_secret must be the same on all nodes of the cluster"
             )
+        return found[0]

@@ -8,6 +8,7 @@ more than their share are refused, in requests, in unfinished frames and in answ
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from needle.base.errors import Unavailable
@@ -37,13 +38,13 @@ class RpcServer:
         incarnation: int = 0,
         limits: RpcLimits | None = None,
         version: int = PROTOCOL_VERSION,
-        secret: str = "",
+        secrets: Sequence[str] = (),
     ) -> None:
-        """secret: the cluster's; "" if it has none."""
+        """secrets: of the cluster, (): it has none; the first is proved to callers, any of them is taken."""
         self.endpoint = parse_endpoint(address)
         self.handler = handler
         self.hello = Hello(version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation)
-        self.secret = secret
+        self.secrets = tuple(secrets)
         self.limits = limits or RpcLimits()
         self.stats = RpcStats()
         self.connections: dict[ServerConnection, None] = {}

@@ -51,7 +51,7 @@ not keep the members of a cluster apart."""
 
 
 class Serving(Protocol):
-    """What a connection needs of its server. hello: the server's own. secret: the cluster's, "" for none. held: bytes
+    """What a connection needs of its server. hello: the server's own. secrets: see RpcServer. held: bytes
     held for all peers. tasks: requests that run. passing: those that did not say yet who they are, or are told why they
     are refused; oldest first. known: how many said it, and are served."""
 
@@ -62,7 +62,7 @@ class Serving(Protocol):
     hello: Hello
     held: int
     limits: RpcLimits
-    secret: str
+    secrets: tuple[str, ...]
     stats: RpcStats
     tasks: dict[asyncio.Future[Any], None]
 
@@ -237,19 +237,19 @@ class ServerConnection(FrameConnection):
     def _is_proven(self, theirs: Hello) -> bool | None:
         """Whether the caller knows the cluster's secret. None: it was asked to prove it, and says hello once more; or
         it could not, and is refused."""
-        secret, asked = self.server.secret, self._asked
-        if not secret or not (theirs.nonce or asked):
+        secrets, asked = self.server.secrets, self._asked
+        if not secrets or not (theirs.nonce or asked):
             return False
         mine = self.server.hello
         if asked is None:
             made = Exchange(mine.cluster_id, theirs.node_id, mine.node_id, theirs.nonce, new_nonce())
             self._asked = made
-            answer = msgspec.structs.replace(mine, nonce=made.node_nonce, proof=made.proof(secret, NODE))
+            answer = msgspec.structs.replace(mine, nonce=made.node_nonce, proof=made.proof(secrets[0], NODE))
             self.write_frame(HELLO_ACK, 0, (encode(answer),))
             return None
         self._asked = None
         try:
-            msgspec.structs.replace(asked, caller=theirs.node_id).check(secret, CALLER, theirs.proof)
+            msgspec.structs.replace(asked, caller=theirs.node_id).proven(secrets, CALLER, theirs.proof)
         except Unauthenticated as error:
             self._refuse(error)
             return None

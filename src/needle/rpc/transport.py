@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import socket
+from collections.abc import Sequence
 from typing import cast
 
 from needle.base.errors import (
@@ -59,11 +60,12 @@ class RpcClient:
         limits: RpcLimits | None = None,
         version: int = PROTOCOL_VERSION,
         key: str = "",
-        secret: str = "",
+        secrets: Sequence[str] = (),
     ) -> None:
-        """key: an API key, "" for none. secret: the cluster's, of a node and its own clients."""
+        """key: an API key, "" for none. secrets: of the cluster, of a node and its own clients: any of them
+        is taken from the other side, and proved to it."""
         self._hello = Hello(version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, key=key)
-        self._secret = secret
+        self._secrets = tuple(secrets)
         self._rng = rng
         self._clock = clock
         self._limits = limits or RpcLimits()
@@ -182,7 +184,7 @@ class RpcClient:
                 host, port = parse_endpoint(link.address)
                 loop = asyncio.get_running_loop()
                 _, connection = await loop.create_connection(
-                    lambda: ClientConnection(link, self._hello, self._limits, self.stats, self._secret), host, port
+                    lambda: ClientConnection(link, self._hello, self._limits, self.stats, self._secrets), host, port
                 )
                 await connection.ready
         except NeedleError as error:

@@ -142,7 +142,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
             node_id=config.node_id,
             incarnation=incarnation,
             limits=limits,
-            secret=config.cluster_secret,
+            secrets=config.secrets,
         )
 
     def peers(address_of: AddressOf) -> Peers:
@@ -153,7 +153,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
             clock=clock,
             incarnation=incarnation,
             limits=limits,
-            secret=config.cluster_secret,
+            secrets=config.secrets,
         )
         return SystemPeers(client, address_of)
 

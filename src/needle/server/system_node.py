@@ -17,7 +17,7 @@ def system_node(config: RaftConfig, ports: NodePorts) -> Node:
 
     def clients() -> Caller:
         rng = random.Random(ports.rng.getrandbits(64))
-        return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock, secret=config.cluster_secret)
+        return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock, secrets=config.secrets)
 
     return Node(config, ports, clients)
 

@@ -25,6 +25,8 @@ const send = async (path, method, operation, form) => {
   }
   if (query.size) address += `?${query}`;
   const request = { method: method.toUpperCase(), headers: { accept: "application/json" } };
+  const key = document.getElementById("key").value.trim();
+  if (key) request.headers.authorization = `Bearer ${key}`;
   if (operation.requestBody) {
     request.headers["content-type"] = "application/json";
     request.body = form.elements["request body"].value;

@@ -12,6 +12,15 @@ from needle.server.http.message import JSON, MSGPACK
 from needle.server.http.problems import CONTENT_TYPE, TITLES, Problem
 from needle.server.http.routes import NDJSON, ROUTES, Route
 
+_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key; `x-role` is the role that it needs."},
+    "api-key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "api-key",
+        "description": "The same, by itself.",
+    },
+}
 _REF: Final = "#/components/schemas/{name}"
 DESCRIPTION: Final = (
     "Any node answers any request, and asks whoever leads. Writes are acknowledged once a majority has them; reads are "
@@ -41,7 +50,9 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Needle", "version": release(), "description": DESCRIPTION},
         "paths": paths,
-        "components": {"schemas": schemas, "responses": {"Problem": _problem()}},
+        "components": {"schemas": schemas, "responses": {"Problem": _problem()}, "securitySchemes": _SCHEMES},
+        # {}: without one, as long as the cluster does not require keys.
+        "security": [{}, *({name: []} for name in _SCHEMES)],
     }
 
 
