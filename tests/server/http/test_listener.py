@@ -86,7 +86,7 @@ END = b" HTTP/1.1\r\nconnection: close\r\n"
         (b"HEAD /metrics" + END + b"\r\n", 200, b""),
         (b"GET /readyz?x=1" + END + b"\r\n", 200, b"ok\n"),
         (b"GET /other" + END + b"\r\n", 404, b"/openapi.json"),
-        (b"GET /%ff%00" + END + b"\r\n", 404, b"no_such_path"),
+        (b"GET /%ff%00" + END + b"\r\n", 400, b"UTF-8"),
         (b"DELETE /metrics" + END + b"\r\n", 405, b"method_not_allowed"),
         (b"POST /v1/collections" + END + b"\r\n", 415, b"content-type"),
         (b"POST /v1/collections" + END + b"content-type: text/plain\r\n\r\n", 415, b"application/json"),

@@ -104,3 +104,37 @@ def test_a_session_token_holds_what_was_seen() -> None:
 def test_a_token_that_is_none_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgument, match="needle-session"):
         session.decode(token)
+
+
+def numbers(kind: Any, where: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where a body takes whole numbers."""
+    if isinstance(kind, msgspec.inspect.IntType):
+        return [where]
+    if isinstance(kind, msgspec.inspect.StructType):
+        return [one for field in kind.fields for one in numbers(field.type, (*where, field.encode_name))]
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return [one for option in kind.types for one in numbers(option, where)]
+    if isinstance(kind, msgspec.inspect.TupleType):
+        return [one for n, item in enumerate(kind.item_types) for one in numbers(item, (*where, str(n)))]
+    return []
+
+
+def test_no_number_is_larger_than_what_nodes_can_say() -> None:
+    seen = 0
+    for route in ROUTES:
+        for where in numbers(msgspec.inspect.type_info(route.body)):
+            seen += 1
+            if where[0] in ("index", "config", "wish"):
+                continue  # structs of the client's, which judges them itself, and of the catalog's
+            schema: Any = msgspec.json.schema(route.body)["$defs"]
+            field = schema[route.body.__name__]["properties"][where[0]]
+            options = [one for part in field.get("anyOf", [field]) for one in part.get("prefixItems", [part])]
+            bounds = [one.get("maximum") for one in options if one.get("type") == "integer"]
+            assert bounds, (route.name, where)
+            assert all(bound is not None and bound < 2**63 for bound in bounds), (route.name, where)
+    assert seen > 20
+    wish = {"wish": {"replicas": 10**30}}
+    for route in ROUTES:
+        if "wish" in route.body.__struct_fields__:
+            with pytest.raises(msgspec.ValidationError, match="64 bits"):
+                msgspec.json.decode(json.dumps(wish).encode(), type=route.body)

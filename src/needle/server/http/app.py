@@ -14,12 +14,11 @@ from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Router
-from starlette.routing import Route as Path
+from starlette.routing import Router
 
 from needle.base.access import READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import Internal, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import Internal, InvalidArgument, NeedleError, Unavailable, invalid
 from needle.base.runtime import Rng
 from needle.client.client import Client
 from needle.client.router.router import Router as ShardRouter
@@ -39,6 +38,7 @@ from needle.server.http.message import (
     headers_of,
     write,
 )
+from needle.server.http.paths import Path, parts_of
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
 from needle.server.http.routes import NDJSON, Route
 
@@ -53,6 +53,7 @@ PIECE_BYTES: Final = 256 * 1024
 REQUESTS_MAX: Final = 1024
 BYTES_MAX: Final = 256 * 1024 * 1024
 REQUEST_ID_MAX: Final = 128
+QUERY_FIELDS_MAX: Final = 1000
 _NO_HEADERS: Final = Headers("", False, False, "identity", False, 0, "", None)
 
 
@@ -77,13 +78,14 @@ class DoorNode(Protocol):
 class Door:
     """See the module. table: the routes of the API. more: besides these (probes, documentation)."""
 
-    def __init__(self, node: DoorNode, table: Sequence[Route], more: Sequence[BaseRoute]) -> None:
+    def __init__(self, node: DoorNode, table: Sequence[Route], more: Sequence[Path]) -> None:
         self.node = node
         self.draining = False
         self._requests = 0
         self._bytes = 0
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
-        self._router = Router([*served, *more], redirect_slashes=False)
+        self._routes = [*served, *more]
+        self._router = Router(self._routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -115,6 +117,7 @@ class Door:
                 headers = headers_of(scope)
                 request_id = scope["needle.request_id"] = self._request_id(headers)
                 scope["needle.headers"] = headers
+                scope["needle.parts"] = parts_of(scope)
                 await self._admitted(scope, receive, sending, headers)
             except HTTPException as error:
                 raise self._refused(error, scope) from None
@@ -172,7 +175,8 @@ class Door:
         """What no route has."""
         path = str(scope.get("path", ""))
         if error.status_code == 405:
-            there = (one for one in self._router.routes if isinstance(one, Path) and one.path_regex.match(path))
+            parts = scope["needle.parts"]
+            there = (one for one in self._routes if one.names_in(parts) is not None)
             allow = ", ".join(sorted({method for one in there for method in one.methods or ()}))
             text = f"{scope['method']} is not served at {path[:200]!r}: {allow} is"
             return HttpError(405, "method_not_allowed", text, allow=allow)
@@ -261,7 +265,12 @@ class _Endpoint:
     def _from_query(self, query: bytes) -> Any:
         given: dict[str, Any] = {}
         fields = {field.encode_name: field.type for field in msgspec.structs.fields(self._route.body)}
-        for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        try:
+            said = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS_MAX)
+        except ValueError:
+            allowed = f"UTF-8, percent-encoded, of at most {QUERY_FIELDS_MAX} fields"
+            raise invalid("query", query[:200].decode("latin-1"), allowed) from None
+        for name, value in said:
             if name == "fields":
                 given.setdefault(name, []).extend(value.split(","))
             elif name in given:

@@ -17,6 +17,12 @@ Vector = list[float] | bytes
 Vectors = list[list[float]] | bytes
 VectorType = Literal["float32", "float16"]
 VectorFormat = Literal["numbers", "float32"]
+INT_MAX = 2**63 - 1
+"""The largest whole number that the calls of nodes can say."""
+Whole = Annotated[int, Meta(ge=0, le=INT_MAX)]
+Positive = Annotated[int, Meta(ge=1, le=INT_MAX)]
+PAGE_MAX = 1000
+_WITH_OFFSET = "k and offset are together at most `k_max` of the nodes' settings: 10,000 by default."
 Seconds = Annotated[float, Meta(ge=0.001, le=86_400, description="Seconds that the call may take.")]
 Filter = Annotated[
     dict[str, Any] | None, Meta(description='A filter, as in {"genre": "scifi", "year": {"$gte": 1970}}.')
@@ -48,7 +54,7 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     if there is an equal one already."""
 
     name: str
-    dimensions: Annotated[int, Meta(ge=1)]
+    dimensions: Positive
     metric: Metric = Metric.COSINE
     index: IndexParams | None = None
     ttl: Annotated[float, Meta(gt=0)] | None = None
@@ -59,7 +65,7 @@ class AlterCollection(Body, frozen=True, kw_only=True):
     """ef_search: of searches that do not say it. ttl: seconds that a document lives after its last write, 0 for no end;
     for writes from now on. What is left out stays as it is."""
 
-    ef_search: Annotated[int, Meta(ge=1)] | None = None
+    ef_search: Positive | None = None
     ttl: Annotated[float, Meta(ge=0)] | None = None
 
 
@@ -98,7 +104,7 @@ class PutDocument(Body, frozen=True, kw_only=True):
     vector_type: VectorType = "float32"
     metadata: Any = None
     expires_at: ExpiresAt = None
-    if_version: Annotated[int, Meta(ge=0)] | None = None
+    if_version: Whole | None = None
     if_matches: Filter = None
 
 
@@ -127,7 +133,7 @@ class Change(Body, frozen=True, kw_only=True):
 class PatchDocument(Change, frozen=True, kw_only=True):
     """if_version, if_matches: as in PutDocument."""
 
-    if_version: Annotated[int, Meta(ge=1)] | None = None
+    if_version: Positive | None = None
     if_matches: Filter = None
 
 
@@ -224,15 +230,15 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
     """k: how many. exact: score every vector instead of using the index. offset: of the nearest, how many are left out.
     max_distance, min_score: leave out hits that are farther, or score less."""
 
-    k: Annotated[int, Meta(ge=1)] = 10
+    k: Annotated[int, Meta(ge=1, le=INT_MAX, description=_WITH_OFFSET)] = 10
     filter: Filter = None
     with_metadata: bool = True
     with_vectors: bool = False
     vector_format: VectorFormat = "numbers"
     fields: list[str] | None = None
     exact: bool = False
-    ef_search: Annotated[int, Meta(ge=0)] = 0
-    offset: Annotated[int, Meta(ge=0)] = 0
+    ef_search: Whole = 0
+    offset: Annotated[int, Meta(ge=0, le=INT_MAX, description=_WITH_OFFSET)] = 0
     max_distance: float | None = None
     min_score: float | None = None
 
@@ -298,11 +304,11 @@ class Scan(ReadBody, frozen=True, kw_only=True):
 
     filter: Filter = None
     cursor: str | None = None
-    limit: Annotated[int, Meta(ge=1)] = 1000
+    limit: Annotated[int, Meta(ge=1, le=PAGE_MAX)] = PAGE_MAX
     with_vectors: bool = False
     vector_format: VectorFormat = "numbers"
     fields: list[str] | None = None
-    slice: tuple[int, int] = (0, 1)
+    slice: tuple[Whole, Positive] = (0, 1)
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import msgspec
 
 from needle.routing.jobs import Progress, RebalanceConfig
 from needle.routing.plans import Balance, Wish
-from needle.server.http.bodies import Body
+from needle.server.http.bodies import Body, Whole
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +109,12 @@ class PlanRebalance(Body, frozen=True, kw_only=True):
 
     wish: Wish | None = None
 
+    def __post_init__(self) -> None:
+        try:
+            msgspec.msgpack.encode(self.wish)  # as it goes to the catalog
+        except OverflowError:
+            raise ValueError("a number of the wish has more than 64 bits") from None
+
 
 class StartRebalance(PlanRebalance, frozen=True, kw_only=True):
     """config: its pace."""
@@ -125,7 +131,7 @@ class StartedRebalance(msgspec.Struct, frozen=True, kw_only=True):
 class AskRebalance(Body, frozen=True, kw_only=True):
     """id: by default the last rebalance."""
 
-    id: int | None = None
+    id: Whole | None = None
 
 
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,10 +7,10 @@ from importlib import resources
 
 import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 
 from needle.server.http import openapi
 from needle.server.http.message import Receive, Scope, Send
+from needle.server.http.paths import Path
 
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'none'"
 _FILES = {
@@ -46,6 +46,6 @@ class _Static:
         await Response(body, headers=headers, media_type=kind)(scope, receive, send)
 
 
-def routes() -> list[Route]:
+def routes() -> list[Path]:
     """The page's."""
-    return [Route(path, _Static(path), methods=["GET"]) for path in ("/openapi.json", *_FILES)]
+    return [Path(path, _Static(path), methods=["GET"]) for path in ("/openapi.json", *_FILES)]

@@ -8,7 +8,7 @@ from itertools import repeat
 import msgspec
 
 from needle.base.errors import CollectionNotFound, DocumentNotFound, NeedleError, invalid
-from needle.base.model import CollectionSpec, HitBatch, score_of
+from needle.base.model import CollectionSpec, HitBatch, IndexParams, score_of
 from needle.client import cursor as cursors
 from needle.client import values
 from needle.client.cursor import Place
@@ -17,7 +17,7 @@ from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.server.http import bodies
 from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
 
-PAGE = 1000
+PAGE = bodies.PAGE_MAX
 _lines = msgspec.json.Encoder()
 
 
@@ -33,12 +33,14 @@ async def create_collection(call: Call) -> bodies.Collection:
         if_absent=body.if_absent,
         timeout=body.timeout,
     )
-    return await describe_collection(_about(call, collection=body.name))
-
-
-def _about(call: Call, **path: str) -> Call:
-    """The call, about something else."""
-    return Call(call.client, call.router, path, call.body, call.packed, call.session, call.blocking, call.caller)
+    # What was asked for is what there is. To ask anew might fail, and say that the collection was not made.
+    return bodies.Collection(
+        name=body.name,
+        dimensions=body.dimensions,
+        metric=body.metric,
+        index=body.index or IndexParams(),
+        ttl=body.ttl,
+    )
 
 
 async def list_collections(call: Call) -> bodies.Collections:
@@ -50,12 +52,16 @@ async def list_collections(call: Call) -> bodies.Collections:
 
 
 async def describe_collection(call: Call) -> bodies.Collection:
+    spec = await _spec(call)
+    return _collection(spec, await call.client.counts(collection=call.collection, timeout=call.body.timeout))
+
+
+async def _spec(call: Call) -> CollectionSpec:
     found = await call.client.collections(timeout=call.body.timeout)
     spec = next((spec for spec in found if spec.name == call.collection), None)
     if spec is None:
         raise CollectionNotFound(f"there is no collection {call.collection[:80]!r}", collection=call.collection[:80])
-    counts = await call.client.counts(collection=call.collection, timeout=call.body.timeout)
-    return _collection(spec, counts)
+    return spec
 
 
 def _collection(spec: CollectionSpec, documents: dict[int, int] | None = None) -> bodies.Collection:
@@ -72,7 +78,7 @@ def _collection(spec: CollectionSpec, documents: dict[int, int] | None = None) -
 async def alter_collection(call: Call) -> bodies.Collection:
     body: bodies.AlterCollection = call.body
     await call.client.alter_collection(call.collection, ef_search=body.ef_search, ttl=body.ttl, timeout=body.timeout)
-    return await describe_collection(call)
+    return _collection(await _spec(call))  # without counts: it is changed, also where a shard does not answer
 
 
 async def drop_collection(call: Call) -> bodies.Written:
@@ -323,7 +329,7 @@ async def count(call: Call) -> bodies.Counted:
 
 async def scan(call: Call) -> bodies.Page:
     body: bodies.Scan = call.body
-    return await _page(call, body, body.cursor, min(body.limit, PAGE), values.check_slice(body.slice))
+    return await _page(call, body, body.cursor, body.limit, values.check_slice(body.slice))
 
 
 async def _page(

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from starlette.responses import Response
-from starlette.routing import Route
 
 from needle.server.http.message import Receive, Scope, Send
+from needle.server.http.paths import Path
 from needle.server.system_node import Exposition
 
 TEXT = "text/plain; charset=utf-8"
@@ -45,7 +45,7 @@ class _Text:
 
 def probes(
     health: Health, metrics: Exposition, draining: Callable[[], bool], check: Callable[[Scope], None]
-) -> list[Route]:
+) -> list[Path]:
     """The routes. check: raises for who may not read the metrics."""
 
     def live() -> tuple[int, str, bytes]:
@@ -56,7 +56,7 @@ def probes(
         return (503, TEXT, f"not ready: {why}\n".encode()) if why else (200, TEXT, b"ok\n")
 
     return [
-        Route("/metrics", _Text(lambda: (200, metrics.content_type, metrics.render()), check), methods=["GET"]),
-        Route("/livez", _Text(live), methods=["GET"]),
-        Route("/readyz", _Text(ready), methods=["GET"]),
+        Path("/metrics", _Text(lambda: (200, metrics.content_type, metrics.render()), check), methods=["GET"]),
+        Path("/livez", _Text(live), methods=["GET"]),
+        Path("/readyz", _Text(ready), methods=["GET"]),
     ]
