@@ -81,7 +81,10 @@ NOTHING = Credentials()
 
 
 def check_key(api_key: str | None) -> Credentials:
-    """An API key as it was given, else the one in the environment (NEEDLE_API_KEY), if any. Raises InvalidArgument."""
+    """An API key as it was given, "" for none; else the one in the environment (NEEDLE_API_KEY), if any. Raises
+    InvalidArgument."""
+    if api_key == "":
+        return NOTHING
     if api_key is None:
         return Credentials(os.environ.get(KEY_VARIABLE, ""))
     return Credentials(text(api_key, "api_key", "an API key, as `needle keys create` shows it"))
@@ -114,9 +117,9 @@ def connect(
     """A client of the cluster with nodes at `addresses` ("host:port", some or all of them; in one string, by commas).
 
     `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. api_key: for a cluster that
-    asks for one; by default that of the variable NEEDLE_API_KEY, if there is one. Raises ConfigError for a bad address,
-    WrongCluster if all nodes belong to another cluster, Unauthenticated if they do not take the key, NoQuorum if no
-    node answers within 5 seconds.
+    asks for one; by default that of the variable NEEDLE_API_KEY, if there is one; "" for none. Raises ConfigError for a
+    bad address, WrongCluster if all nodes belong to another cluster, Unauthenticated if they do not take the key,
+    NoQuorum if no node answers within 5 seconds.
     Other nodes that are down do not matter: calls say so.
     """
     arguments = check_arguments(addresses, cluster_id, batch_bytes_max)

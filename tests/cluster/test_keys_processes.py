@@ -209,6 +209,34 @@ async def test_the_sync_client_takes_a_key_too(cluster: ProcessCluster, admin: C
     assert await asyncio.to_thread(work) >= 0
 
 
+async def test_nodes_that_wait_are_made_a_cluster_by_who_has_their_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ProcessCluster(tmp_path, 1, sharding={}, **CALM, **CLOSED) as cluster:
+        name, node = next(iter(cluster.nodes.items()))
+        argv = ["cluster", "create", "--shards", "1", "--replicas", "1", f"{name}={node.address}", "--dimensions", "8"]
+        await wait_for(lambda: "listens on" in node.output(), 60, "its listening")
+        assert await asyncio.to_thread(main, argv) == 1
+        assert "[unauthenticated]" in capsys.readouterr().err
+        monkeypatch.setenv("NEEDLE_API_KEY", "of another cluster")
+        monkeypatch.setenv("NEEDLE_CLUSTER_SECRET", SECRET)
+        assert await asyncio.to_thread(main, argv) == 0
+        monkeypatch.delenv("NEEDLE_API_KEY")
+        assert await asyncio.to_thread(main, ["keys", "create", "ops", "--cluster", node.address]) == 0
+
+
+async def test_a_key_of_the_environment_is_not_shown_to_a_cluster_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEEDLE_API_KEY", "of another cluster")
+    async with ProcessCluster(tmp_path, 1, **CALM) as cluster, cluster.connect() as client:
+        assert await client.count() == 0
+        with pytest.raises(Unauthenticated):
+            await needle.connect([cluster.nodes["node-1"].address])
+        async with needle.connect([cluster.nodes["node-1"].address], api_key="") as other:
+            assert await other.count() == 0
+
+
 async def test_a_running_cluster_is_closed_node_by_node(tmp_path: Path) -> None:
     """Open, then all have the secret, then all ask for keys: it serves throughout, and nobody is locked out."""
     async with ProcessCluster(tmp_path, **CALM) as cluster:

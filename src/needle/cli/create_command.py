@@ -54,6 +54,7 @@ def create(
         dimensions=dimensions,
         metric=metric,
         cluster_id=os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID),
+        cluster_secret=os.environ.get("NEEDLE_CLUSTER_SECRET", ""),  # there are no keys yet
     )
     parsed = [parse_node(node, "NODE") for node in nodes]
 

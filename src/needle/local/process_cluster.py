@@ -269,7 +269,8 @@ class ProcessCluster:
 
     def connect(self, *names: str, **options: Any) -> Connecting:
         """A client that is told the addresses of these nodes (default: all)."""
-        return needle.connect([self.nodes[name].address for name in names or self.nodes], **options)
+        addresses = [self.nodes[name].address for name in names or self.nodes]
+        return needle.connect(addresses, **{"api_key": "", **options})  # that of the environment is of another cluster
 
     async def leader(self, deadline: float = 60.0) -> str:
         """The id of the leader, once there is one that is running."""

@@ -30,7 +30,7 @@ from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
 from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
-from needle.connecting import check_key, cluster_client, system_caller
+from needle.connecting import Credentials, check_key, cluster_client, system_caller
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode
 from needle.protocol.peer_calls import FOUND, FoundCall
@@ -47,7 +47,7 @@ from needle.server.system_node import system_node
 class ShardConfig:
     """How a cluster is sharded. boundaries: for ShardStrategy.RANGE, the first id of every shard but the first.
     dimensions, metric, index: of the collection `default`, made with the cluster; None makes none. api_key: as for
-    `needle.connect`."""
+    `needle.connect`. cluster_secret: that of the nodes, instead of a key, such as before there are any."""
 
     shard_count: int = 1
     replication_factor: int = 3
@@ -59,6 +59,7 @@ class ShardConfig:
     index: IndexParams | None = None
     cluster_id: str = "needle"
     api_key: str | None = field(default=None, repr=False)
+    cluster_secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         check_range("shard_count", self.shard_count, 1, 4096)
@@ -81,6 +82,11 @@ class ShardConfig:
             virtual_nodes_per_shard=self.virtual_nodes_per_shard,
             strategy=self.strategy,
         )
+
+    @property
+    def shown(self) -> Credentials:
+        """What is shown to nodes."""
+        return Credentials(secrets=(self.cluster_secret,)) if self.cluster_secret else check_key(self.api_key)
 
     def first_map(self) -> ShardMap:
         """Who owns which keys when the cluster is made."""
@@ -106,7 +112,7 @@ class ShardManager:
         self.config = config
         self._added: dict[NodeId, str] = {}
         self._rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-        self._caller = system_caller(config.cluster_id, check_key(config.api_key))
+        self._caller = system_caller(config.cluster_id, config.shown)
         self._client: Client | None = None
         self._local: list[Node] = []
         self._map: ShardMap | None = None
@@ -135,6 +141,7 @@ class ShardManager:
             listen=address,
             data_dir=data_dir,
             cluster_id=self.config.cluster_id,
+            cluster_secret=self.config.cluster_secret,
             placement=PlacementConfig(zone=zone),
         )
         node = system_node(config, system_ports(config))
