@@ -67,6 +67,18 @@ MUTANTS = (
         tests=(_ROLES + "test_a_key_for_some_collections_reaches_their_routes_only",),
     ),
     Mutant(
+        name="alias-judged-and-called-apart",
+        breaks="an alias that leads elsewhere while a slow body arrives lets a key into a collection that is not its",
+        edits=(
+            Edit(
+                "server.http.app:_Endpoint._admitted",
+                'name = scope["path_params"]["collection"] = name if',
+                "name = name if",
+            ),
+        ),
+        tests=(_ROLES + "test_an_alias_is_what_it_was_when_it_was_judged",),
+    ),
+    Mutant(
         name="collection-by-its-stored-name",
         breaks="a key for one collection reaches another whose name it puts before a number",
         edits=(

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from needle.base.access import KeyInfo, Role, digest_of, rank_of
-from needle.routing.topology import Topology
+from needle.base.errors import Forbidden
+from needle.routing.topology import AliasInfo, Topology
 from needle.server.access import Access
+from needle.server.http.app import _Endpoint
 from needle.server.http.listener import HttpServer
+from needle.server.http.message import Headers
 from needle.server.http.routes import ROUTES, Route
 
 
@@ -22,10 +25,10 @@ class Node:
 
     rng = random.Random(1)
     caller = router = SimpleNamespace()
-    shards = SimpleNamespace(topology=Topology)
     content_type = "text/plain"
 
     def __init__(self) -> None:
+        self.shards = SimpleNamespace(topology=Topology)
         self.access = Access(required=True)
         keys = [KeyInfo(role, digest_of(role), role) for role in Role]
         some = KeyInfo("some", digest_of("some"), Role.WRITER, ("a",))
@@ -95,6 +98,23 @@ async def test_a_key_for_some_collections_reaches_their_routes_only(server: Http
         for collection, allowed in (("a", about or route.filtered), ("b", route.filtered)):
             status, _ = await ask(server, route.method, path_of(route, collection), "api-key: some")
             assert status == (503 if allowed and is_writers else 403), (route.name, collection)
+
+
+async def test_an_alias_is_what_it_was_when_it_was_judged(server: HttpServer) -> None:
+    """It may lead elsewhere once a slow caller has sent its body."""
+    shards = server.door.node.shards
+    route = next(route for route in ROUTES if route.name == "search")
+    endpoint = _Endpoint(server.door, route)
+    headers = Headers("", False, False, "identity", False, 0, "", None, "some")
+    for leads_to in ("a", "b"):
+        shards.topology = lambda leads_to=leads_to: Topology(aliases=(AliasInfo("mine", leads_to),))
+        scope: dict[str, Any] = {"path_params": {"collection": "mine"}}
+        if leads_to == "a":
+            assert endpoint._admitted(scope, headers).name == "some"
+            assert scope["path_params"]["collection"] == "a"
+        else:
+            with pytest.raises(Forbidden):
+                endpoint._admitted(scope, headers)
 
 
 async def test_every_route_without_a_collection_refuses_such_keys_or_filters() -> None:

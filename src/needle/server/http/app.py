@@ -235,9 +235,11 @@ class _Endpoint:
         if caller.rank < self._rank:
             raise refusal(caller, self._rank, self._what)
         if caller.collections is not None and not self._route.filtered:
-            name = scope["path_params"].get("collection")
-            alias = None if name is None else self._door.node.shards.topology().alias(name)
-            check_collection(caller, name if alias is None else alias.collection, self._what)
+            if (name := scope["path_params"].get("collection")) is not None:
+                alias = self._door.node.shards.topology().alias(name)
+                # What was judged is what is called, also if the alias leads elsewhere once the body has arrived.
+                name = scope["path_params"]["collection"] = name if alias is None else alias.collection
+            check_collection(caller, name, self._what)
         return caller
 
     async def _call(self, scope: Scope, receive: Receive, headers: Headers, caller: Identity) -> Call:
