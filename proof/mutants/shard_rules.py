@@ -235,6 +235,12 @@ MUTANTS = (
         tests=("tests/shard/test_costs.py::test_the_keeper_looks_at_what_changed",),
     ),
     Mutant(
+        name="directory-of-before-a-snapshot",
+        breaks="a snapshot that is installed while a new replica lists its index files ends the node",
+        edits=(Edit("shard.segments.files:SegmentFiles.follow", "if directory == current():", "if True:"),),
+        tests=("tests/shard/test_segment_keeper.py::test_a_snapshot_may_replace_the_directory_while_it_is_listed",),
+    ),
+    Mutant(
         name="next-leader-does-not-ask-who-builds",
         breaks="a new leader builds what the former one builds already: each change of leader doubles the work",
         edits=(Edit("shard.segments.builds:SegmentBuilds.elsewhere", "if any(answers):", "if False:"),),

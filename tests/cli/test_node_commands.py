@@ -35,6 +35,9 @@ class FakeClient:
     async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
         return self.now
 
+    async def describe_node(self, node: str, *, timeout: float) -> None:
+        assert node in self.now.addresses()
+
     async def change_catalog(self, command: CatalogCommand, *, timeout: float) -> None:
         self.now, result = execute(self.now, self.now.version + 1, command)
         if isinstance(result, NeedleError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from needle.base.config import SegmentConfig
-from needle.base.errors import ConnectionLost, InvalidArgument, NotLeader, OutcomeUnknown, Unavailable
+from needle.base.errors import ConnectionLost, DiskFailed, InvalidArgument, NotLeader, OutcomeUnknown, Unavailable
 from needle.base.model import Metric
 from needle.protocol.commands import PublishSegment, decode
 from needle.shard import plan as segment_plan
@@ -72,7 +73,7 @@ class Replica:
         self.vectors.load(0, OrdinalSet(), [], self.rows)
         self.start_keeper()
 
-    def start_keeper(self) -> None:
+    def start_keeper(self, file_pool: ThreadPool | None = None) -> None:
         self.keeper = SegmentKeeper(
             self,
             is_leader=lambda: self.cluster.leader == self.name,
@@ -81,7 +82,7 @@ class Replica:
             fetch_chunk=self.cluster.fetch,
             peers=lambda: [n for n in sorted(self.cluster.replicas) if n != self.name],
             build_pool=ThreadPool(),
-            file_pool=ThreadPool(),
+            file_pool=file_pool or ThreadPool(),
             clock=self.cluster.clock,
         )
 
@@ -524,6 +525,32 @@ async def test_leftovers_of_a_crash_are_deleted(tmp_path: Path) -> None:
         (directory / name).write_bytes(b"x")
     async with Running(cluster.a):
         await until(lambda: cluster.a.files() == sorted(other))
+
+
+async def test_a_snapshot_may_replace_the_directory_while_it_is_listed(tmp_path: Path) -> None:
+    replica = Cluster(tmp_path).a
+    old, new = replica.vectors, tmp_path / "of-the-snapshot"
+
+    class Swapping(ThreadPool):
+        async def run(self, fn, /, *args):
+            if not new.exists():
+                new.mkdir()
+                (new / "7-0-99.new.tmp").write_bytes(b"x")
+                replica.vectors = CollectionVectors(7, old.spec, str(new), old.config)
+                replica.vectors.load(0, OrdinalSet(), [], replica.rows)
+                shutil.rmtree(old.directory)
+            return await super().run(fn, *args)
+
+    replica.start_keeper(Swapping())
+    async with Running(replica):
+        await until(lambda: new.exists() and not replica.files())
+
+
+async def test_a_directory_that_is_gone_ends_the_keeper(tmp_path: Path) -> None:
+    replica = Cluster(tmp_path).a
+    shutil.rmtree(replica.vectors.directory)
+    with pytest.raises(DiskFailed, match="cannot read or write"):
+        await replica.keeper.run()
 
 
 def test_only_segment_files_are_served(tmp_path: Path) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Annotated
 
 import msgspec
 import typer
 
 import needle
-from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.errors import InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
 from needle.routing.topology import NodeInfo, NodeState
 
+LOOK_SECONDS = 0.2
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle status`.")]
 
 
@@ -33,8 +35,22 @@ def enter(node: Node, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.
 
 
 def exit_(node: Node, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
-    """Bring a node back after maintenance, once it has caught up."""
-    run(cluster, lambda client: client.exit_maintenance_mode(node, timeout=timeout))
+    """Bring a node back after maintenance; waits until it answers and has caught up."""
+
+    async def work(client: needle.Client) -> None:
+        deadline, said = time.monotonic() + timeout, ""
+        while True:
+            try:
+                return await client.exit_maintenance_mode(node, timeout=max(0.01, deadline - time.monotonic()))
+            except Unavailable as error:  # it was started a moment ago
+                if time.monotonic() + LOOK_SECONDS > deadline:
+                    raise
+                if error.message != said:
+                    notes.print(f"{error.message}; waiting", markup=False, soft_wrap=True)
+                said = error.message
+                await asyncio.sleep(LOOK_SECONDS)
+
+    run(cluster, work)
     notes.print(f"{node} is back", markup=False)
 
 

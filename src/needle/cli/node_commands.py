@@ -35,6 +35,8 @@ from needle.routing.topology import NodeState, Topology
 
 LOOK_SECONDS = 0.1
 ASK_SECONDS = 5.0
+JOIN_SECONDS = 20.0
+"""So long a node that takes the place of another one may take to join: it was started a moment ago."""
 Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the whole change.")]
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle node list`.")]
 
@@ -53,7 +55,7 @@ def add(
     timeout: Wait = 600.0,
     json: Json = False,
 ) -> None:
-    """Wait until a node has joined, then bring it its share of the replicas, and show how far that is."""
+    """Wait until a node has joined and answers, then bring it its share of the replicas, and show how far that is."""
     if everywhere and dry_run:
         raise refuse("--everywhere", "with --dry-run", "one of them: every shard and the catalog is what would move")
     run(cluster, lambda client: _joined(client, node, timeout))
@@ -89,6 +91,15 @@ async def _joined(client: needle.Client, node: NodeId, timeout: float) -> None:
             )
         await asyncio.sleep(LOOK_SECONDS)
         now = await _confirmed(client)
+    while True:
+        try:
+            await client.describe_node(node, timeout=ASK_SECONDS)
+        except NeedleError as error:
+            if time.monotonic() > deadline or not error.retryable:
+                raise
+            await asyncio.sleep(LOOK_SECONDS)
+        else:
+            return
 
 
 def drain(
@@ -107,7 +118,7 @@ def drain(
     config, wish = pace(moves, batch, throttle), Wish(drain=(node,), balance=False)
     if undo:
         run(cluster, lambda client: client.undrain_node(node, timeout=timeout))
-        notes.print(f"{node} is used again; `needle rebalance` brings it replicas", markup=False)
+        notes.print(f"{node} is used again; `needle node add {node}` brings it replicas", markup=False)
         return
 
     async def start(client: needle.Client) -> int:
@@ -191,6 +202,7 @@ def replace(
 ) -> None:
     """Put all that one node holds on another one, then forget the first. Repeat it if it was interrupted: the cluster
     goes on with what was decided."""
+    run(cluster, lambda client: _joined(client, new, min(timeout, JOIN_SECONDS)))
     if dry_run:
         moves = run(cluster, lambda client: client.plan_replacement(old, new))
         if json:

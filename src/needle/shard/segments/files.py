@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 
-from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError, StorageError, Unavailable
+from needle.base.errors import CorruptSegment, DiskFailed, InvalidArgument, NeedleError, StorageError, Unavailable
 from needle.base.file_errors import shortage
 from needle.base.model import CollectionSpec
+from needle.base.runtime import Pool
 from needle.shard.disk import ReplicaDisk, disk_errors, remove_file
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
@@ -95,9 +96,19 @@ class SegmentFiles:
         self.directory = ""
         self._names: dict[int, set[str]] = {}
 
-    def know(self, directory: str, names: dict[int, set[str]]) -> None:
-        """names: as `segment_files` found them."""
-        self.directory, self._names = directory, names
+    async def follow(self, current: Callable[[], str], was_dropped: Callable[[int], bool], pool: Pool) -> bool:
+        """Know the files of the directory that counts now; whether it is another one than before. current: which that
+        is: a snapshot brings another one at any moment, also while the former is listed, and that is then deleted."""
+        before = self.directory
+        while (directory := current()) != self.directory:
+            try:
+                names = await pool.run(segment_files, directory, was_dropped)
+            except DiskFailed:
+                if directory == current():
+                    raise
+            else:
+                self.directory, self._names = directory, names
+        return self.directory != before
 
     def added(self, path: str) -> None:
         """A file was built or fetched."""

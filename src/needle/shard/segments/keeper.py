@@ -31,7 +31,7 @@ from needle.shard.plan import BuildTask, PublishedSegment, plan
 from needle.shard.segments.builds import AskBuilding, KeeperStats, Progress, SegmentBuilds
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.downloads import FetchChunk, SegmentDownloads
-from needle.shard.segments.files import SegmentFiles, delete, delete_all, read_chunk, segment_files
+from needle.shard.segments.files import SegmentFiles, delete, delete_all, read_chunk
 from needle.shard.segments.format import verify_file
 from needle.shard.segments.sealed import SealedSegment, segment_file
 from needle.shard.segments.view import VectorsView
@@ -247,9 +247,7 @@ class SegmentKeeper:
 
     async def _files_pass(self) -> None:
         """Of the collections that are due, get every missing file and delete what is not needed."""
-        directory = self._host.segment_directory
-        if self._files.directory != directory:
-            self._files.know(directory, await self._file_pool.run(segment_files, directory, self._host.was_dropped))
+        if await self._files.follow(lambda: self._host.segment_directory, self._host.was_dropped, self._file_pool):
             self._manifests.clear()
         for at, collection_id in enumerate(self._to_check.take(self._clock.monotonic())):
             if at % PASS_SLICE == PASS_SLICE - 1:
