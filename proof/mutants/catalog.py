@@ -18,6 +18,7 @@ from proof.mutants import (
     search_rules,
     shard_rules,
     snapshot_rules,
+    version_rules,
 )
 from proof.mutants.planting import Mutant
 
@@ -39,6 +40,7 @@ MUTANTS: dict[str, Mutant] = {
         rebalance_rules,
         client_rules,
         access_rules,
+        version_rules,
     )
     for mutant in rules.MUTANTS
 }

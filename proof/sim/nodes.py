@@ -179,6 +179,9 @@ class _Listener:
     async def stop(self) -> None:
         self._network.unlisten(self._machine.address, self._process)
 
+    def refuse_older(self, version: int) -> None:
+        """All nodes of a run are of one release."""
+
     @property
     def address(self) -> str:
         return self._machine.address
@@ -189,6 +192,9 @@ class _Peers(PeerTransport):
 
     def dropped_frames(self) -> int:
         return 0
+
+    def refuse_older(self, version: int) -> None:
+        """All nodes of a run are of one release."""
 
     async def close(self) -> None:
         await self.client.close()

@@ -14,7 +14,8 @@ _PUBLIC = {
     "needle.base.access": "Role",
     "needle.base.config": "RaftConfig SegmentConfig",
     "needle.base.errors": (
-        "AlreadyExists ClientClosed CollectionExists CollectionNotFound ConditionFailed ConfigError ConnectionLost "
+        "AlreadyExists ClientClosed "
+        "ClusterTooOld CollectionExists CollectionNotFound ConditionFailed ConfigError ConnectionLost "
         "CorruptDocuments CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull "
         "DocumentNotFound Forbidden FrameTooLarge "
         "InMaintenance Internal InvalidArgument LostState MembershipChangePending "

@@ -5,6 +5,7 @@ from needle.base.config import RaftConfig as RaftConfig
 from needle.base.config import SegmentConfig as SegmentConfig
 from needle.base.errors import AlreadyExists as AlreadyExists
 from needle.base.errors import ClientClosed as ClientClosed
+from needle.base.errors import ClusterTooOld as ClusterTooOld
 from needle.base.errors import CollectionExists as CollectionExists
 from needle.base.errors import CollectionNotFound as CollectionNotFound
 from needle.base.errors import ConditionFailed as ConditionFailed

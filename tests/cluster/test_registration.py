@@ -30,6 +30,7 @@ class FakeNode:
         self.topology = topology(shards=1)
         first = self.topology.nodes[0]
         self.node_id = first.id
+        self.ports: Any = SimpleNamespace(knows=first.knows)
         self.mine = msgspec.structs.replace(first, address=address or first.address)
         self.host = SimpleNamespace(stopped=False, lives=SimpleNamespace(identity=Identity(7, ((1, 70), (2, 71)))))
         self.lives: dict[str, Life] = {}

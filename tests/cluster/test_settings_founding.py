@@ -216,10 +216,10 @@ async def test_addresses_of_the_list_can_be_put_right_before_and_after_the_found
 async def test_a_founding_that_found_no_room_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = [DiskFull("no room")]
 
-    def machine(directory: str) -> CatalogMachine:
+    def machine(directory: str, *, knows: int) -> CatalogMachine:
         if full:
             raise full.pop()
-        return CatalogMachine(directory)
+        return CatalogMachine(directory, knows=knows)
 
     monkeypatch.setattr(hosting, "CatalogMachine", machine)
     at = f"127.0.0.1:{free_ports(1)[0]}"

@@ -10,6 +10,7 @@ import pytest
 
 from harness.scripted_network import one_shard
 from needle.base.errors import InvalidArgument
+from needle.base.versions import KNOWN
 from needle.protocol.calls import AddressBook as AddressBookMessage
 from needle.routing.topology import Topology
 from needle.server.access import Access
@@ -44,7 +45,7 @@ async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(
     node: Any = SimpleNamespace(
         node_id="n9",
         config=SimpleNamespace(data_dir=str(tmp_path)),
-        ports=SimpleNamespace(file_pool=SimpleNamespace(run=run)),
+        ports=SimpleNamespace(file_pool=SimpleNamespace(run=run), knows=KNOWN),
         book=book(tmp_path, n9="h:9"),
         cluster=ClusterFile(incarnation=1),
         topology=Topology(),
@@ -53,6 +54,7 @@ async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(
         groups={},
         maintenance=SimpleNamespace(follow=lambda: None),
         access=Access(required=False),
+        refuse_older=lambda version: None,
     )
     adoption = Adoption(node, SimpleNamespace())  # type: ignore[arg-type]
     await adoption.adopt(one_shard(1))

@@ -14,6 +14,7 @@ import pytest
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
 from needle.base.errors import InvalidArgument, NeedleError, NotLeader
+from needle.base.versions import KNOWN
 from needle.catalog.state import execute
 from needle.protocol import commands
 from needle.protocol.catalog_commands import AlterCollection, CreateCollection, decode, encode
@@ -117,7 +118,9 @@ class World:
         clock: Any = SimpleNamespace(monotonic=self._now, wall=lambda: self._now() + self.ahead)
         host: Any = self
         pool: Any = SimpleNamespace(run=self._run)
-        self.expiry = Expiry(1, self.replica, host, clock, pool, lambda: self.leads)
+        self.expiry = Expiry(
+            1, self.replica, host, clock, pool, lambda: self.leads, lambda: Topology(cluster_version=KNOWN)
+        )
 
     async def _run(self, call: Any, *arguments: Any) -> Any:
         return call(*arguments)

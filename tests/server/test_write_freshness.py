@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from needle.base.errors import CollectionNotFound, NotLeader
+from needle.base.errors import CollectionNotFound, InvalidArgument, NotLeader
 from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Delete, Session, decode, encode
+from needle.routing.topology import Topology
 from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
+from needle.server.service.served import decoded_command
 from needle.server.upkeep.disk_space import DiskSpace, Endless
 
 CALL = WriteCall(1, encode(Delete("books", ["a"], None, Session())), 5.0)
@@ -67,6 +70,8 @@ def service() -> tuple[ShardDocuments, NewLeader]:
 
     class Node:
         node_id = "node-1"
+        topology = Topology()
+        ports = SimpleNamespace(clock=None)
 
         def __init__(self) -> None:
             self.host = host
@@ -110,10 +115,13 @@ async def test_what_is_truly_absent_is_refused_without_another_round() -> None:
 
 
 async def test_what_is_proposed_holds_nothing_beyond_its_fields() -> None:
-    """Whether that can be skipped depends on how deep the call is that applies it."""
+    """A caller that puts more behind them is refused; and what is proposed is encoded anew."""
     rpc, host = service()
     data = CALL.command
     longer = data[:1] + bytes((data[1] + 1,)) + data[2:] + b"\x91" * 100 + b"\xc0"
-    assert decode(longer) == decode(data)
-    await rpc._write(WriteCall(1, longer, 5.0), decode(longer))
+    with pytest.raises(InvalidArgument, match=r"does not decode.*another release"):
+        decoded_command(longer)
+    other = data.replace(b"\xa5books", b"\xd9\x05books")
+    assert decode(other) == decode(data)
+    await rpc._write(WriteCall(1, other, 5.0), decode(other))
     assert host.proposed == [data]

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,12 +23,14 @@ from needle.base.errors import (
     NeedleError,
     SessionExpired,
     StorageError,
+    UnsupportedFormat,
     VersionMismatch,
 )
 from needle.base.filters.builder import Filter
 from needle.base.model import Metric, SearchRequest, WriteResult
 from needle.multiraft.ports import Applied
 from needle.protocol.commands import (
+    FORMAT,
     Change,
     ChangeWhere,
     Command,
@@ -341,9 +344,7 @@ def test_refusals_change_nothing_and_name_the_reason(tmp_path: Path) -> None:
     replica, log = open_replica(tmp_path), Log()
     replica.apply(log.add(CreateCollection(spec()), put(["a"], [[1, 2, 3]])))
     before = replica.digest()
-    unknown = Applied(len(log.entries) + 1, 1, b"\x09junk", None)
-    log.entries.append(unknown)
-    results = replica.apply([unknown]) + replica.apply(
+    results = replica.apply(
         log.add(
             put(["a", "b"], [[0, 0, 1]] * 2, expected=0),
             put(["a"], [[0, 0, 1]], expected=9),
@@ -359,13 +360,26 @@ def test_refusals_change_nothing_and_name_the_reason(tmp_path: Path) -> None:
     )
     kinds = [type(result).__name__ for result in results]
     assert kinds == [
-        "UnsupportedFormat", AlreadyExists.__name__, VersionMismatch.__name__, VersionMismatch.__name__,
+        AlreadyExists.__name__, VersionMismatch.__name__, VersionMismatch.__name__,
         CollectionNotFound.__name__, InvalidArgument.__name__, CollectionNotFound.__name__,
         CollectionExists.__name__, CollectionExists.__name__, CollectionNotFound.__name__, InvalidArgument.__name__,
     ]  # fmt: skip
-    assert results[1].details["version"] == 2 and results[2].details["actual"] == 2
+    assert results[0].details["version"] == 2 and results[1].details["actual"] == 2
     assert replica.digest() == before and replica.applied_index() == len(log.entries)
     replica.verify()
+
+
+@pytest.mark.parametrize("newer", [b"\x09junk", FORMAT + msgspec.msgpack.encode(["new-command", 1])])
+def test_an_entry_that_this_release_cannot_read_is_not_passed_over(tmp_path: Path, newer: bytes) -> None:
+    replica, log = open_replica(tmp_path), Log()
+    replica.apply(log.add(CreateCollection(spec()), put(["a"], [[1, 2, 3]])))
+    before, index = replica.digest(), replica.applied_index()
+    (following,) = log.add(put(["b"], [[1, 2, 3]]))
+    entries = [Applied(index + 1, 1, newer, None), msgspec.structs.replace(following, index=index + 2)]
+    for batch in (entries, entries[1:]):  # nor does what comes after it take effect
+        with pytest.raises(UnsupportedFormat):
+            replica.apply(batch)
+    assert replica.digest() == before and replica.applied_index() == index
 
 
 def test_a_published_segment_is_replicated_state(tmp_path: Path) -> None:

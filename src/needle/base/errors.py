@@ -81,6 +81,13 @@ class AlreadyExists(NeedleError):
     code = "already_exists"
 
 
+class ClusterTooOld(NeedleError):
+    """The command is newer than the version of commands and formats that the cluster is at. Nothing was changed.
+    `nodes` in the details: those that must be upgraded first."""
+
+    code = "cluster_too_old"
+
+
 class VersionMismatch(NeedleError):
     """compare_and_set found another version. `details["actual"]` is it; 0 means absent."""
 

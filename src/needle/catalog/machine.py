@@ -23,6 +23,7 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, NeedleError, StorageError, UnsupportedFormat
 from needle.base.file_errors import os_failure, sqlite_failure
 from needle.base.sqlite_uri import sqlite_uri
+from needle.base.versions import KNOWN, check_version
 from needle.catalog.executed import Executed, execute_once
 from needle.routing.topology import Topology
 
@@ -69,8 +70,10 @@ class _State(msgspec.Struct, frozen=True):
 class CatalogMachine:
     """One replica of the catalog. Blocking; apply, export and install are ordered by a lock, `topology` is free."""
 
-    def __init__(self, directory: str) -> None:
-        """Open or create. Raises DiskFailed, StorageError or UnsupportedFormat."""
+    def __init__(self, directory: str, *, knows: int = KNOWN) -> None:
+        """Open or create. knows: the version of commands and formats up to which this node can read them. Raises
+        DiskFailed, StorageError or UnsupportedFormat."""
+        self._knows = knows
         self._path = os.path.join(directory, FILE_NAME)
         self._lock = threading.Lock()
         self._broken: NeedleError | None = None
@@ -110,7 +113,7 @@ class CatalogMachine:
         whole = rows.keys() <= {_STATE, _SUM} and all(isinstance(value, bytes) for value in rows.values())
         if not whole or (_SUM in rows and (_STATE not in rows or _sum(rows[_STATE]) != rows[_SUM])):
             raise CorruptDocuments(f"{self._path} is damaged: the catalog fails its checksum", path=self._path)
-        self._state = _decode(rows[_STATE], self._path) if _STATE in rows else _State()
+        self._state = self._decode(rows[_STATE], self._path) if _STATE in rows else _State()
 
     # --- what the rest of the node reads -----------------------------------------------------------------------------
     @property
@@ -151,6 +154,7 @@ class CatalogMachine:
                     index, term = entry.index, entry.term
                     conf = conf if entry.conf is None else entry.conf
                 results.append(result)
+            check_version(topology.cluster_version, self._knows)  # what follows may mean what this node cannot read
             self._write(_State(topology, index, term, conf, executed=executed))
             return results
 
@@ -196,9 +200,14 @@ class CatalogMachine:
         with _disk_errors(path):
             data = Path(path).read_bytes()
         try:
-            return _decode(data, path)
+            return self._decode(data, path)
         except (UnsupportedFormat, CorruptDocuments) as error:
             raise CorruptSnapshot(f"{error.message}. Nothing was installed; the leader sends it again") from error
+
+    def _decode(self, data: bytes, path: str) -> _State:
+        state = _decode(data, path)
+        check_version(state.topology.cluster_version, self._knows)
+        return state
 
     def close(self) -> None:
         """Close the file. Idempotent."""

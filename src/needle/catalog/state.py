@@ -12,9 +12,18 @@ from typing import Any
 import msgspec
 
 from needle.base.config import check_node_id, check_range, parse_address
-from needle.base.errors import CollectionExists, CollectionNotFound, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.errors import (
+    ClusterTooOld,
+    CollectionExists,
+    CollectionNotFound,
+    InvalidArgument,
+    NeedleError,
+    Unavailable,
+    invalid,
+)
 from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
+from needle.base.versions import FIRST
 from needle.catalog import keys, range_moves, rebalances
 from needle.protocol.catalog_commands import (
     AddShard,
@@ -32,6 +41,7 @@ from needle.protocol.catalog_commands import (
     DropCollection,
     FinishMove,
     MaintainNode,
+    RaiseVersion,
     RegisterNode,
     RemoveAlias,
     RemoveNode,
@@ -113,6 +123,7 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> tuple[
         nodes=tuple(sorted(command.nodes, key=lambda node: node.id)),
         shards=shards,
         founding=command.founding,
+        cluster_version=min((node.knows for node in command.nodes), default=FIRST),
         collections=() if command.first is None else (CollectionInfo(id=index, spec=command.first),),
     )
     return _done(built, index)
@@ -141,12 +152,35 @@ def _register(now: Topology, index: int, command: RegisterNode) -> tuple[Topolog
             f"this node under a new id: a node that forgot its votes must not come back under its name",
             field="node",
         )
+    if node.knows < now.cluster_version:
+        raise invalid(
+            "node",
+            node.id,
+            f"one of a release that knows version {now.cluster_version} of commands and formats, which this cluster is "
+            f"at; {node.id} knows up to {node.knows}: start it with the release that the other nodes run",
+        )
     wanted = node if known is None else known.registered_as(node)
     if wanted == known:
         return _done(now, index, now.version, existed=True)
     others = [info for info in now.nodes if info.id != node.id]
     nodes = tuple(sorted([*others, wanted], key=lambda info: info.id))
     return _done(_replace(now, nodes=nodes), index, existed=known is not None)
+
+
+def _raise_version(now: Topology, index: int, command: RaiseVersion) -> tuple[Topology, WriteResult]:
+    _need_cluster(now)
+    if command.version <= now.cluster_version:
+        return _done(now, index, now.version, existed=True)
+    said = dict(command.said)
+    nodes = tuple(_replace(info, knows=max(info.knows, said.get(info.id, FIRST))) for info in now.nodes)
+    made = _replace(now, nodes=nodes)
+    if older := made.older_than(command.version):
+        names = ", ".join(f"{info.id} ({info.knows})" for info in older)
+        raise ClusterTooOld(
+            f"the cluster cannot be at version {command.version} of commands and formats yet: not known to {names}",
+            nodes=", ".join(info.id for info in older),
+        )
+    return _done(_replace(made, cluster_version=command.version), index)
 
 
 def _remove(now: Topology, index: int, command: RemoveNode) -> tuple[Topology, WriteResult]:
@@ -444,6 +478,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], tuple[Topology, WriteResult]
     CreateCluster: _create_cluster,
     RegisterNode: _register,
     RemoveNode: _remove,
+    RaiseVersion: _raise_version,
     DrainNode: _drain_node,
     MaintainNode: _maintain_node,
     WeighNode: _weigh_node,

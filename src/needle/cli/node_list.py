@@ -20,11 +20,11 @@ STATUS_TIMEOUT = 2.0
 def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """List the nodes, also those that joined and hold nothing yet."""
 
-    async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str]]:
+    async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str], dict[NodeId, int]]:
         now = await client.refresh_topology(confirmed=True, timeout=STATUS_TIMEOUT)
-        return now, await conditions_of(client, now)
+        return now, *await conditions_of(client, now)
 
-    now, conditions = run(cluster, work)
+    now, conditions, knows = run(cluster, work)
     held = {info.id: [shard.shard for shard in now.hosted_by(info.id)] for info in now.nodes}
     if json:
         print_json(
@@ -34,20 +34,23 @@ def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
                     "condition": conditions[info.id],
                     "shards": held[info.id],
                     "catalog": info.id in now.catalog,
+                    "version": knows[info.id],
+                    "cluster_version": now.cluster_version,
                 }
                 for info in now.nodes
             ]
         )
         return
-    rows = table("node", "address", "zone", "weight", "state", "catalog", "shards")
+    rows = table("node", "address", "zone", "weight", "version", "state", "catalog", "shards")
     for info in now.nodes:
         shards = ", ".join(map(str, held[info.id])) or "none"
         catalog = "yes" if info.id in now.catalog else ""
         wrong = conditions[info.id]
         at_rest = f"{info.state}, maintenance" if info.maintenance else str(info.state)
         state = Text(wrong, style="bold red") if wrong else at_rest
-        rows.add_row(info.id, info.address, info.zone, f"{info.weight:g}", state, catalog, shards)
+        rows.add_row(info.id, info.address, info.zone, f"{info.weight:g}", str(knows[info.id]), state, catalog, shards)
     console.print(rows)
+    console.print(f"the cluster is at version {now.cluster_version} of commands and formats", soft_wrap=True)
     idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
     if idle:
         notes.print(
@@ -57,21 +60,25 @@ def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
         )
 
 
-async def conditions_of(client: Client, now: Topology) -> dict[NodeId, str]:
-    """What is wrong with each node by its own word and by that of others: "Lost", "unreachable", or "" for nothing."""
+async def conditions_of(client: Client, now: Topology) -> tuple[dict[NodeId, str], dict[NodeId, int]]:
+    """What is wrong with each node by its own word and by that of others: "Lost", "unreachable", or "" for nothing; and
+    the version of commands and formats up to which each can read them, as it says now or said last."""
 
-    async def ask(info: NodeInfo) -> str:
+    async def ask(info: NodeInfo) -> tuple[str, int]:
         if info.state is NodeState.REMOVED:
-            return ""
+            return "", info.knows
         try:
-            return "Lost" if (await client.describe_node(info.address, timeout=STATUS_TIMEOUT)).lost else ""
+            who = await client.describe_node(info.address, timeout=STATUS_TIMEOUT)
         except LostState:
-            return "Lost"
+            return "Lost", info.knows
         except NeedleError:
-            return "unreachable"
+            return "unreachable", info.knows
+        return "Lost" if who.lost else "", who.knows
 
     replicas, found = await asyncio.gather(
         client.cluster_status(timeout=STATUS_TIMEOUT), asyncio.gather(*map(ask, now.nodes))
     )
     lost = lost_nodes(replicas)
-    return {info.id: "Lost" if info.id in lost else wrong for info, wrong in zip(now.nodes, found, strict=True)}
+    ids = [info.id for info in now.nodes]
+    wrong = {id_: "Lost" if id_ in lost else told for id_, (told, _) in zip(ids, found, strict=True)}
+    return wrong, {id_: knows for id_, (_, knows) in zip(ids, found, strict=True)}

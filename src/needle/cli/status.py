@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -15,6 +15,7 @@ from rich.text import Text
 import needle
 from needle.base.config import check_range
 from needle.base.errors import InvalidArgument, LostState, NeedleError, NoQuorum
+from needle.base.ids import NodeId
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -29,17 +30,21 @@ from needle.cli.common import (
 )
 from needle.cli.conditions import GOES_ON, UNSETTLED, Condition, NodeView, conditions, lag_of
 from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
-from needle.protocol.peer_calls import check_fresh
+from needle.protocol.peer_calls import WhoAnswer, check_fresh
+from needle.routing.topology import NodeState, Topology
 
 STATUS_TIMEOUT = 2.0
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What `needle status` shows."""
+    """What `needle status` shows. version: of commands and formats, that the cluster is at; 0 if it is not known.
+    knows: by node, that of the nodes that answer."""
 
     health: ClusterHealth
     replicas: list[ReplicaStatus]
     conditions: list[Condition]
+    version: int = 0
+    knows: dict[NodeId, int] = {}
 
     @property
     def critical(self) -> bool:
@@ -118,13 +123,48 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
         if (shard := health.shards[number]).leader is not None
     ]
     listed = topology.addresses().values()
-    others = await asyncio.gather(
-        _of_catalog(client),
-        *(_disk(client, node) for node in topology.addresses()),
-        *(_outside(client, at) for at in known if at not in listed),
+    told, others = await asyncio.gather(
+        _tell(client, list(topology.addresses())),
+        asyncio.gather(_of_catalog(client), *(_outside(client, at) for at in known if at not in listed)),
     )
-    found += [condition for condition in others if condition is not None]
-    return Look(health=health, replicas=replicas, conditions=_ordered(found))
+    knows = {node: who.knows for node, who in told.items()}
+    more = [*others, *(_disk(node, who) for node, who in told.items()), _versions(topology, knows)]
+    found += [condition for condition in more if condition is not None]
+    return Look(
+        health=health,
+        replicas=replicas,
+        conditions=_ordered(found),
+        version=topology.cluster_version,
+        knows=knows,
+    )
+
+
+async def _tell(client: needle.Client, nodes: Sequence[NodeId]) -> dict[NodeId, WhoAnswer]:
+    """What nodes say of themselves. One that does not answer has a condition of its own."""
+
+    async def ask(node: NodeId) -> WhoAnswer | None:
+        try:
+            return await client.describe_node(node, timeout=STATUS_TIMEOUT)
+        except NeedleError:
+            return None
+
+    answers = await asyncio.gather(*map(ask, nodes))
+    return {node: who for node, who in zip(nodes, answers, strict=True) if who is not None}
+
+
+def _versions(topology: Topology, knows: Mapping[NodeId, int]) -> Condition | None:
+    """Of a cluster whose upgrade is under way: whom its version waits for."""
+    most = max(knows.values(), default=0)
+    older = sorted(
+        info.id
+        for info in topology.nodes
+        if info.state is not NodeState.REMOVED and knows.get(info.id, info.knows) < most
+    )
+    if not older:
+        return None
+    subject = f"the cluster stays at {topology.cluster_version}, and not {most}, for the sake of {', '.join(older)}"
+    action = "upgrade these nodes too, or remove those that are gone"
+    return Condition(severity="warning", name="versions differ", subject=subject, action=action)
 
 
 def _views(shard: int, replicas: Sequence[ReplicaStatus]) -> list[NodeView]:
@@ -152,12 +192,9 @@ async def _of_catalog(client: needle.Client) -> Condition | None:
     return Condition(severity="warning", name=UNSETTLED, subject=f"catalog: {status.waits_for}", action=GOES_ON)
 
 
-async def _disk(client: needle.Client, node: str) -> Condition | None:
-    """Whether a node refuses data for want of room. One that does not answer has a condition of its own."""
-    try:
-        disk = (await client.describe_node(node, timeout=STATUS_TIMEOUT)).disk
-    except NeedleError:
-        return None
+def _disk(node: NodeId, who: WhoAnswer) -> Condition | None:
+    """Whether a node refuses data for want of room."""
+    disk = who.disk
     if disk is None or not disk.low:
         return None
     subject = f"{node}: {disk.free / 1e6:,.0f} MB free, {disk.kept_free / 1e6:,.0f} MB and a quarter more have to be"
@@ -226,6 +263,8 @@ def status_json(seen: Look) -> dict[str, object]:
         "replicas": [_with_lag(replica, seen.replicas) for replica in seen.replicas],
         "conditions": as_json(seen.conditions),
         "warnings": seen.health.warnings,
+        "cluster_version": seen.version,
+        "versions": seen.knows,
     }
 
 
@@ -263,7 +302,15 @@ def status_table(seen: Look) -> RenderableType:
         )
     lines = [*map(_line, seen.conditions)]
     lines += [Text.assemble(("note", "yellow"), f": {warning}") for warning in seen.health.warnings]
-    return Group(rows, *lines, *([Text(text)] if (text := balance(seen.health)) else []))
+    return Group(rows, *lines, *(Text(text) for text in (balance(seen.health), _version_line(seen)) if text))
+
+
+def _version_line(seen: Look) -> str:
+    """The version of commands and formats that the cluster is at, and which nodes know another one."""
+    if not seen.version:
+        return ""
+    others = [f"{node} knows {knows}" for node, knows in sorted(seen.knows.items()) if knows != seen.version]
+    return f"version: the cluster is at {seen.version}; {', '.join(others) or 'the nodes that answer know no other'}"
 
 
 def _line(condition: Condition) -> Text:

@@ -34,6 +34,8 @@ class NodeProcess:
         self.directory = directory
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
+        self.source: Path | None = None
+        """Where another release's package `needle` is, to run that one from the next start on."""
         self._as_user, self._detached = as_user, detached
         self._told_to_end = False
 
@@ -69,6 +71,8 @@ class NodeProcess:
         ending = ["--failpoint", failpoint] if failpoint is not None else []
         parent = 0 if self._detached else os.getpid()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NEEDLE_")}
+        if self.source is not None:
+            environment["PYTHONPATH"] = str(self.source)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", CHILD, str(parent), *node, str(config), *ending],

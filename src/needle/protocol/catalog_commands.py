@@ -7,7 +7,7 @@ apply it alike.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -16,18 +16,20 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec
+from needle.base.versions import SAID
+from needle.protocol.versioned import Versioned, check_known
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import Move
 from needle.routing.plans import Wish
 from needle.routing.shard_map import KeyRange, ShardMap
-from needle.routing.topology import ClusterSettings, MoveState, NodeInfo
+from needle.routing.topology import ClusterSettings, MoveState, NodeInfo, Topology
 
 FORMAT = b"\x01"
 """Of a command without identity, as earlier releases wrote them: one that is repeated may be executed again."""
 IDENTIFIED = b"\x02"
 
 
-class Identity(msgspec.Struct, frozen=True, array_like=True):
+class Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """nonce: drawn once a command, 63 random bits. since: the version of the topology that the sender knew before it
     sent the command for the first time."""
 
@@ -35,7 +37,7 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     since: int
 
 
-class CreateCluster(msgspec.Struct, frozen=True, tag="cluster", array_like=True):
+class CreateCluster(Versioned, frozen=True, tag="cluster"):
     """Found the cluster. assignment: the replicas of each shard in order, preferred leader first. founding: random.
     first: a collection that is there from the beginning. Nodes that have not answered yet have no incarnation (0)."""
 
@@ -48,19 +50,22 @@ class CreateCluster(msgspec.Struct, frozen=True, tag="cluster", array_like=True)
     first: CollectionSpec | None = None
 
 
-class RegisterNode(msgspec.Struct, frozen=True, tag="node", array_like=True):
-    """Add a node, or note its new address, zone or weight. Refused for a removed id and for another incarnation."""
+class RegisterNode(Versioned, frozen=True, tag="node"):
+    """Add a node, or note its new address, zone, weight or version. Refused for a removed id, for another incarnation,
+    and for a version older than the cluster's."""
+
+    NEWER: ClassVar[dict[str, int]] = {"node.knows": SAID}
 
     node: NodeInfo
 
 
-class RemoveNode(msgspec.Struct, frozen=True, tag="remove", array_like=True):
+class RemoveNode(Versioned, frozen=True, tag="remove"):
     """Forget a node that holds no replica; its id is never used again."""
 
     node: NodeId
 
 
-class DrainNode(msgspec.Struct, frozen=True, tag="drain", array_like=True):
+class DrainNode(Versioned, frozen=True, tag="drain"):
     """Write down that a node is to be emptied, which plans go by: it moves nothing itself. draining False: use it
     again."""
 
@@ -68,7 +73,7 @@ class DrainNode(msgspec.Struct, frozen=True, tag="drain", array_like=True):
     draining: bool
 
 
-class MaintainNode(msgspec.Struct, frozen=True, tag="maintain", array_like=True):
+class MaintainNode(Versioned, frozen=True, tag="maintain"):
     """Have a node give leadership away and take none, until it is told otherwise, also after its restart. Refused if
     a group would have no other node left that may lead it. on False: use it as before."""
 
@@ -76,7 +81,7 @@ class MaintainNode(msgspec.Struct, frozen=True, tag="maintain", array_like=True)
     on: bool
 
 
-class WeighNode(msgspec.Struct, frozen=True, tag="weigh", array_like=True):
+class WeighNode(Versioned, frozen=True, tag="weigh"):
     """Have a node's share of replicas be `weight`, whatever its own setting says; None: what that says counts again. It
     moves nothing itself."""
 
@@ -84,28 +89,30 @@ class WeighNode(msgspec.Struct, frozen=True, tag="weigh", array_like=True):
     weight: float | None
 
 
-class ZoneNode(msgspec.Struct, frozen=True, tag="zone", array_like=True):
+class ZoneNode(Versioned, frozen=True, tag="zone"):
     """Have a node be in `zone`, whatever its own setting says; None: what that says counts again. It moves nothing
     itself."""
+
+    SINCE: ClassVar[int] = 2
 
     node: NodeId
     zone: str | None
 
 
-class AddShard(msgspec.Struct, frozen=True, tag="add-shard", array_like=True):
+class AddShard(Versioned, frozen=True, tag="add-shard"):
     """Found the shard with the next number, on these nodes, preferred leader first. It owns nothing yet."""
 
     shard: int
     replicas: list[NodeId]
 
 
-class RetireShard(msgspec.Struct, frozen=True, tag="retire-shard", array_like=True):
+class RetireShard(Versioned, frozen=True, tag="retire-shard"):
     """Give up a shard that owns nothing and takes part in no move. Its number is never used again."""
 
     shard: int
 
 
-class SetReplicas(msgspec.Struct, frozen=True, tag="replicas", array_like=True):
+class SetReplicas(Versioned, frozen=True, tag="replicas"):
     """Of earlier releases, and in the log only: change a shard's replicas at once, if they still are `before`."""
 
     shard: int
@@ -113,7 +120,7 @@ class SetReplicas(msgspec.Struct, frozen=True, tag="replicas", array_like=True):
     after: list[NodeId]
 
 
-class AssignReplicas(msgspec.Struct, frozen=True, tag="assign", array_like=True):
+class AssignReplicas(Versioned, frozen=True, tag="assign"):
     """Let the nodes `after` hold the replicas of a shard's group, or of the catalog's, preferred leader first, if those
     that should are `before` still. Those that should not any more hold theirs until ConfirmReplicas."""
 
@@ -122,7 +129,7 @@ class AssignReplicas(msgspec.Struct, frozen=True, tag="assign", array_like=True)
     after: list[NodeId]
 
 
-class ConfirmReplicas(msgspec.Struct, frozen=True, tag="assigned", array_like=True):
+class ConfirmReplicas(Versioned, frozen=True, tag="assigned"):
     """The voters of a group are those that the command at index `assigned` named, and nobody else is a member of it:
     the others give up their replicas. Told by a leader that knew that command in the term in which it looked."""
 
@@ -130,25 +137,29 @@ class ConfirmReplicas(msgspec.Struct, frozen=True, tag="assigned", array_like=Tr
     assigned: int
 
 
-class CreateCollection(msgspec.Struct, frozen=True, tag="create", array_like=True):
+class CreateCollection(Versioned, frozen=True, tag="create"):
     """nonce: random; tells a call repeated without an identity, as long as its collection is there."""
+
+    NEWER: ClassVar[dict[str, int]] = {"spec.ttl": 2}
 
     spec: CollectionSpec
     if_absent: bool
     nonce: int
 
 
-class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
+class DropCollection(Versioned, frozen=True, tag="drop"):
     """Drop the collection `name` with that id; fine if it is gone already."""
 
     name: str
     id: int
 
 
-class AlterCollection(msgspec.Struct, frozen=True, tag="alter", array_like=True):
+class AlterCollection(Versioned, frozen=True, tag="alter"):
     """Change what may be changed of the collection `name` with that id. ef_search: 0 leaves it as it is. ttl: so does a
     negative one; 0: documents written from then on expire only when they say so. Another ttl makes an epoch of the map:
     who knows only the former one is refused."""
+
+    NEWER: ClassVar[dict[str, int]] = {"ttl": 2}
 
     name: str
     id: int
@@ -156,7 +167,7 @@ class AlterCollection(msgspec.Struct, frozen=True, tag="alter", array_like=True)
     ttl: float = -1.0
 
 
-class SetAlias(msgspec.Struct, frozen=True, tag="alias", array_like=True):
+class SetAlias(Versioned, frozen=True, tag="alias"):
     """From now on `alias` is another name of a collection. If it had another meaning, calls that go by that one are
     refused from this version on (see Topology.aliases)."""
 
@@ -164,12 +175,14 @@ class SetAlias(msgspec.Struct, frozen=True, tag="alias", array_like=True):
     collection: str
 
 
-class RemoveAlias(msgspec.Struct, frozen=True, tag="remove-alias", array_like=True):
+class RemoveAlias(Versioned, frozen=True, tag="remove-alias"):
     alias: str
 
 
-class CreateKey(msgspec.Struct, frozen=True, tag="create-key", array_like=True):
+class CreateKey(Versioned, frozen=True, tag="create-key"):
     """Let in who has the API key with this SHA-256. collections: as in KeyInfo. Refused if the name is in use."""
+
+    SINCE: ClassVar[int] = 2
 
     name: str
     digest: bytes
@@ -177,13 +190,15 @@ class CreateKey(msgspec.Struct, frozen=True, tag="create-key", array_like=True):
     collections: list[str] | None = None
 
 
-class RevokeKey(msgspec.Struct, frozen=True, tag="revoke-key", array_like=True):
+class RevokeKey(Versioned, frozen=True, tag="revoke-key"):
     """Let nobody in any more with the key of this name; fine if there is none."""
+
+    SINCE: ClassVar[int] = 2
 
     name: str
 
 
-class StartMove(msgspec.Struct, frozen=True, tag="move", array_like=True):
+class StartMove(Versioned, frozen=True, tag="move"):
     """Move ranges, all of which `source` owns by the map of `epoch`, to `target`; refused if the map has changed since,
     so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random. batch_size:
     documents copied at once, 0 for as many as nodes like; throttle_rate: seconds between two batches."""
@@ -197,7 +212,7 @@ class StartMove(msgspec.Struct, frozen=True, tag="move", array_like=True):
     throttle_rate: float = 0.0
 
 
-class AdvanceMove(msgspec.Struct, frozen=True, tag="advance", array_like=True):
+class AdvanceMove(Versioned, frozen=True, tag="advance"):
     """A move's work in the state before `state` is done. For `switched`, which changes the map: source_index and
     target_index are of the entries by which the source gave the ranges up and the target took them. attempt: of the
     move; refused for another one."""
@@ -209,26 +224,26 @@ class AdvanceMove(msgspec.Struct, frozen=True, tag="advance", array_like=True):
     attempt: int = 0
 
 
-class RestartMove(msgspec.Struct, frozen=True, tag="restart-move", array_like=True):
+class RestartMove(Versioned, frozen=True, tag="restart-move"):
     """The source has thawed this attempt of a move that was freezing: copy on, and freeze again as the next one."""
 
     move: int
     attempt: int
 
 
-class CancelMove(msgspec.Struct, frozen=True, tag="cancel-move", array_like=True):
+class CancelMove(Versioned, frozen=True, tag="cancel-move"):
     """Leave the ranges where they are, if the source has not released them; it is asked, and then the catalog told."""
 
     move: int
 
 
-class FinishMove(msgspec.Struct, frozen=True, tag="finish", array_like=True):
+class FinishMove(Versioned, frozen=True, tag="finish"):
     """The source has deleted what it left behind, or the target what it had copied: forget the move."""
 
     move: int
 
 
-class StartRebalance(msgspec.Struct, frozen=True, tag="rebalance", array_like=True):
+class StartRebalance(Versioned, frozen=True, tag="rebalance"):
     """Have the catalog's leader move what must move until the cluster is as wished; refused while another rebalance is
     not over. The answer's version is its id. healing: the cluster does it by itself, for the nodes that the wish takes
     for lost; refused if one of them holds nothing (any more) or is in maintenance."""
@@ -238,14 +253,14 @@ class StartRebalance(msgspec.Struct, frozen=True, tag="rebalance", array_like=Tr
     healing: bool = False
 
 
-class AskRebalance(msgspec.Struct, frozen=True, tag="ask-rebalance", array_like=True):
+class AskRebalance(Versioned, frozen=True, tag="ask-rebalance"):
     """Pause the rebalance of that id, resume or cancel it."""
 
     job: int
     ask: Literal["pause", "resume", "cancel"]
 
 
-class StepRebalance(msgspec.Struct, frozen=True, tag="step-rebalance", array_like=True):
+class StepRebalance(Versioned, frozen=True, tag="step-rebalance"):
     """What one look at the rebalance `made` led to, if it has changed in nothing since `revision`; else refused. start:
     a move that begins with it, as the catalog's own command would have it; nonce, epoch: as in StartMove. give_up: the
     id of a running move that is taken back, 0 for none: of replicas, which ends it; of ranges, as by CancelMove."""
@@ -256,6 +271,15 @@ class StepRebalance(msgspec.Struct, frozen=True, tag="step-rebalance", array_lik
     nonce: int = 0
     epoch: int = 0
     give_up: int = 0
+
+
+class RaiseVersion(Versioned, frozen=True, tag="version"):
+    """The cluster is at this version from now on; refused while a node that was not removed knows less. said: what
+    nodes answered just now, of clusters whose catalog does not have it; () otherwise. Proposed by the catalog's leader
+    only, and with the word of all nodes, so it needs no version itself."""
+
+    version: int
+    said: list[tuple[NodeId, int]] = []
 
 
 CatalogCommand = (
@@ -286,6 +310,7 @@ CatalogCommand = (
     | StepRebalance
     | RestartMove
     | CancelMove
+    | RaiseVersion
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -294,10 +319,17 @@ _identified = msgspec.msgpack.Decoder(tuple[Identity, CatalogCommand])
 
 
 def encode(command: CatalogCommand, identity: Identity | None = None) -> bytes:
-    """The bytes that go into the log."""
+    """The command as bytes."""
     if identity is None:
         return FORMAT + _encoder.encode(command)
     return IDENTIFIED + _encoder.encode((identity, command))
+
+
+def entry(command: CatalogCommand, now: Topology, identity: Identity | None = None) -> bytes:
+    """The bytes to propose; the only way from a node to the catalog's log. Raises ClusterTooOld (see check_known)."""
+    if not isinstance(command, CreateCluster):  # nothing is there before it, and it has the word of all nodes
+        check_known(command, now)
+    return encode(command, identity)
 
 
 def decode(data: bytes | memoryview) -> CatalogCommand:

@@ -7,7 +7,7 @@ command is inside it; applying is deterministic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -16,12 +16,14 @@ from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.protocol.move_commands import MoveCommand
+from needle.protocol.versioned import Versioned, check_known
 from needle.routing.shard_map import KeyRange
+from needle.routing.topology import Topology
 
 FORMAT = b"\x01"
 
 
-class Session(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Numbers a client's writes so that a retry is recognised (Ongaro's thesis, section 6.3).
 
     id: from OpenSession (its log index); 0 means not deduplicated. seq: 1, 2, ... per session. acked: every seq below
@@ -40,13 +42,13 @@ NEVER: Final = -1
 write puts the collection's time to live in the place of AS_IT_IS, if it has one."""
 
 
-class OpenSession(msgspec.Struct, frozen=True, tag="open", array_like=True):
+class OpenSession(Versioned, frozen=True, tag="open"):
     """Register a client session; the answer's index is its id. nonce: random, so that a repeated open is harmless."""
 
     nonce: int
 
 
-class CreateCollection(msgspec.Struct, frozen=True, tag="create", array_like=True):
+class CreateCollection(Versioned, frozen=True, tag="create"):
     """if_absent: answer instead of failing when an equal collection exists."""
 
     spec: CollectionSpec
@@ -54,12 +56,12 @@ class CreateCollection(msgspec.Struct, frozen=True, tag="create", array_like=Tru
     session: Session = NO_SESSION
 
 
-class DropCollection(msgspec.Struct, frozen=True, tag="drop", array_like=True):
+class DropCollection(Versioned, frozen=True, tag="drop"):
     name: str
     session: Session = NO_SESSION
 
 
-class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
+class Insert(Versioned, frozen=True, tag="put"):
     """Insert or replace documents, all or none. vectors: len(ids) x dimensions little-endian float32 (already
     normalised by the proposer for cosine). metadata: JSON bytes each (b"" for null).
     expected: None: upsert. 0: only if absent (AlreadyExists). n > 0: only if the current version is n
@@ -67,6 +69,8 @@ class Insert(msgspec.Struct, frozen=True, tag="put", array_like=True):
     matches: a filter as JSON that every document of the batch which is there must match, as it is stored
     (ConditionFailed); b"" for none. expires: when each expires, [] for AS_IT_IS, which is never: a document that is
     replaced leaves nothing."""
+
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2}
 
     collection: str
     ids: list[str]
@@ -100,7 +104,7 @@ def without_repeats(command: Insert) -> Insert:
     )
 
 
-class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):
+class Delete(Versioned, frozen=True, tag="del"):
     """Delete documents; ids that are absent are fine. expected: as in Insert, n > 0 only.
 
     Under a custom strategy an id does not tell its shard, so a delete is about ids and routing keys: all shards are
@@ -117,7 +121,7 @@ class Delete(msgspec.Struct, frozen=True, tag="del", array_like=True):
     matches: bytes = b""
 
 
-class Change(msgspec.Struct, frozen=True, array_like=True):
+class Change(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """How metadata changes, in this order. whole: JSON that takes the place of all of it, None for what is there. set:
     (path, JSON value). unset: paths. append, remove: (path, JSON array of values). No path is, or leads to, another
     one. bytes_max: a document whose metadata would be larger refuses the command. expires: when the documents
@@ -132,9 +136,11 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     expires: int = AS_IT_IS
 
 
-class Patch(msgspec.Struct, frozen=True, tag="patch", array_like=True):
+class Patch(Versioned, frozen=True, tag="patch"):
     """Change the metadata of documents, all or none; they keep their vectors. Ids that are absent are left out; count:
     how many were there. expected, n > 0, owned, within, matches: as in Delete."""
+
+    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2}
 
     collection: str
     ids: list[str]
@@ -146,10 +152,12 @@ class Patch(msgspec.Struct, frozen=True, tag="patch", array_like=True):
     matches: bytes = b""
 
 
-class UpdateVectors(msgspec.Struct, frozen=True, tag="vectors", array_like=True):
+class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     """Give documents other vectors, all or none; they keep their metadata. vectors: as in Insert, one for each id. Ids
     that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in Delete.
     expires: when they expire."""
+
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2}
 
     collection: str
     ids: list[str]
@@ -162,7 +170,7 @@ class UpdateVectors(msgspec.Struct, frozen=True, tag="vectors", array_like=True)
     expires: int = AS_IT_IS
 
 
-class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
+class ChangeWhere(Versioned, frozen=True, tag="where"):
     """Change the metadata of the documents that match a filter, or delete them (change None): a part of bounded size.
 
     Every write gives a document a new ordinal. So what an entry finds with ordinals up to `upto` is as it was at the
@@ -171,6 +179,8 @@ class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
     and no more once their metadata has bytes_max.
     owned, within: as in Delete, under any strategy. The answer's `reached` is the next part's `after`, -1 if this was
     the last."""
+
+    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2}
 
     collection: str
     filter: bytes
@@ -186,18 +196,20 @@ class ChangeWhere(msgspec.Struct, frozen=True, tag="where", array_like=True):
     within: list[KeyRange] = []
 
 
-class Expire(msgspec.Struct, frozen=True, tag="expire", array_like=True):
+class Expire(Versioned, frozen=True, tag="expire"):
     """The leader's clock has passed `before` (microseconds since 1970): delete the documents of a collection that
     expire then or earlier, at most `limit` of them, the earliest first. Those whose keys are frozen by a move stay, for
     the copy of them in another shard is complete. Found when it is applied, so who was given a later instant meanwhile
     stays. The answer's count: how many."""
+
+    SINCE: ClassVar[int] = 2
 
     collection: str
     before: int
     limit: int
 
 
-class PublishSegment(msgspec.Struct, frozen=True, tag="segment", array_like=True):
+class PublishSegment(Versioned, frozen=True, tag="segment"):
     """The leader built a segment of the ordinals [first, last] of a collection incarnation; all replicas switch to
     it at this log index. It replaces every segment inside that range. Derived data: a replica without the file
     fetches it or rebuilds it, and scores those ordinals exactly meanwhile."""
@@ -233,8 +245,14 @@ _decoder = msgspec.msgpack.Decoder(Command)
 
 
 def encode(command: Command) -> bytes:
-    """The bytes that go into the log."""
+    """The command as bytes."""
     return FORMAT + _encoder.encode(command)
+
+
+def entry(command: Command, now: Topology) -> bytes:
+    """The bytes to propose; the only way from a node to a shard's log. Raises ClusterTooOld (see check_known)."""
+    check_known(command, now)
+    return encode(command)
 
 
 def encode_body(command: Command) -> Body:

@@ -9,15 +9,15 @@ does. Entries of earlier releases name no attempt, which is their first and only
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import ClassVar
 
-import msgspec
-
+from needle.protocol.versioned import Versioned
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import ShardStrategy
 from needle.routing.topology import MoveState
 
 
-class PrepareMove(msgspec.Struct, frozen=True, tag="move-prepare", array_like=True):
+class PrepareMove(Versioned, frozen=True, tag="move-prepare"):
     """A shard takes part in a move. incoming: as the target. owned: what the shard owned when the cluster was made,
     which it notes if this is its first move. oldest: of the catalog's moves that are under way, which lets it forget
     those that are over; commands of older ones are refused."""
@@ -31,7 +31,7 @@ class PrepareMove(msgspec.Struct, frozen=True, tag="move-prepare", array_like=Tr
     shard_count: int
 
 
-class Mark(msgspec.Struct, frozen=True, tag="move-mark", array_like=True):
+class Mark(Versioned, frozen=True, tag="move-mark"):
     """The source, not released yet: find out which documents of one collection, up to this ordinal, are of the ranges.
     So that Release, which has to know all of them, does not have to look at a large shard at once."""
 
@@ -40,7 +40,7 @@ class Mark(msgspec.Struct, frozen=True, tag="move-mark", array_like=True):
     upto: int
 
 
-class Freeze(msgspec.Struct, frozen=True, tag="move-freeze", array_like=True):
+class Freeze(Versioned, frozen=True, tag="move-freeze"):
     """The source: from this entry on, writes to the ranges are refused. The answer's version is the highest version
     that the source has given or could have given to a document of them. Refused if the attempt was thawed."""
 
@@ -48,7 +48,7 @@ class Freeze(msgspec.Struct, frozen=True, tag="move-freeze", array_like=True):
     attempt: int = 0
 
 
-class Thaw(msgspec.Struct, frozen=True, tag="move-thaw", array_like=True):
+class Thaw(Versioned, frozen=True, tag="move-thaw"):
     """The source, frozen by this attempt: from this entry on it takes writes to the ranges again, and the attempt is
     over. After Release it changes nothing."""
 
@@ -56,7 +56,7 @@ class Thaw(msgspec.Struct, frozen=True, tag="move-thaw", array_like=True):
     attempt: int
 
 
-class Release(msgspec.Struct, frozen=True, tag="move-release", array_like=True):
+class Release(Versioned, frozen=True, tag="move-release"):
     """The source, frozen by this attempt: from this entry on it does not own the ranges. What it holds of them is
     invisible. There is no way back from here."""
 
@@ -64,19 +64,21 @@ class Release(msgspec.Struct, frozen=True, tag="move-release", array_like=True):
     attempt: int = 0
 
 
-class GiveUp(msgspec.Struct, frozen=True, tag="move-give-up", array_like=True):
+class GiveUp(Versioned, frozen=True, tag="move-give-up"):
     """The source, not released: from this entry on it takes no part in the move any more, and keeps the ranges. After
     Release it changes nothing."""
 
     move: int
 
 
-class Import(msgspec.Struct, frozen=True, tag="move-import", array_like=True):
+class Import(Versioned, frozen=True, tag="move-import"):
     """The target: documents of one collection that stay invisible until Own. Applied only as the step-th of the move's
     imports. cursor: all of the source's ordinals up to it were looked at. deleted: ids that the source has deleted
     since they were copied. vectors: as the source stores them. whole: refused if the target has a document of one of
     `ids` that this move did not bring; otherwise, as earlier releases wrote it, such an id is left out. expires: when
     each expires, as the source has it (0: never); [] if none does."""
+
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2}
 
     move: int
     step: int
@@ -91,7 +93,7 @@ class Import(msgspec.Struct, frozen=True, tag="move-import", array_like=True):
     expires: list[int] = []
 
 
-class Confirm(msgspec.Struct, frozen=True, tag="move-confirm", array_like=True):
+class Confirm(Versioned, frozen=True, tag="move-confirm"):
     """The target: a majority of it holds all that was imported, if `step` imports were applied. Sent once the source is
     frozen by this attempt and nothing is left to copy; Release follows it, and only then Own."""
 
@@ -100,7 +102,7 @@ class Confirm(msgspec.Struct, frozen=True, tag="move-confirm", array_like=True):
     attempt: int
 
 
-class Own(msgspec.Struct, frozen=True, tag="move-own", array_like=True):
+class Own(Versioned, frozen=True, tag="move-own"):
     """The target: from this entry on it owns the ranges, and what was imported is visible; if `step` imports were
     applied, and the attempt is the one that it has confirmed. floor: what it gives to documents from now on is a higher
     version than this. attempt: -1 of releases that confirmed nothing."""
@@ -111,7 +113,7 @@ class Own(msgspec.Struct, frozen=True, tag="move-own", array_like=True):
     attempt: int = -1
 
 
-class Discard(msgspec.Struct, frozen=True, tag="move-discard", array_like=True):
+class Discard(Versioned, frozen=True, tag="move-discard"):
     """The target of a move that was given up: delete up to `limit` of the documents that it has imported, and take no
     more of them. The answer's count: how many; with none left the move is over for this shard."""
 
@@ -119,7 +121,7 @@ class Discard(msgspec.Struct, frozen=True, tag="move-discard", array_like=True):
     limit: int
 
 
-class Forget(msgspec.Struct, frozen=True, tag="move-forget", array_like=True):
+class Forget(Versioned, frozen=True, tag="move-forget"):
     """The source, released: delete up to `limit` of the documents it left behind. The answer's count: how many; with
     none left the move is over for this shard."""
 

@@ -24,6 +24,7 @@ import msgspec
 
 from needle.base.errors import InvalidArgument, LostState
 from needle.base.ids import GroupId, NodeId
+from needle.base.versions import FIRST
 from needle.routing.topology import Topology
 
 SHARD_LEADER: Final = "shard_leader"
@@ -132,7 +133,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
     cluster, the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if
     they describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not
-    say."""
+    say. knows: the version of commands and formats up to which it can read them."""
 
     node_id: NodeId
     address: str
@@ -147,6 +148,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     founds: int = 0
     disk: DiskRoom | None = None
     life: int = 0
+    knows: int = FIRST
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

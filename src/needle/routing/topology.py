@@ -17,6 +17,7 @@ from needle.base.access import ADMIN, Identity, KeyInfo
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import Claim, CollectionSpec
+from needle.base.versions import FIRST
 from needle.routing.jobs import Job
 from needle.routing.ranges import check_ranges, contains, fingerprint
 from needle.routing.shard_map import KeyRange, ShardMap
@@ -36,7 +37,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """incarnation: drawn when the node's data directory was made: the same id on another directory is another node. 0
     of one that was silent when the cluster was founded with it: the first directory that registers is its.
     maintenance: the catalog's index since when the node is in maintenance, 0 if it is not. weighed, zoned: `weight`,
-    `zone` is what an operator said, and the node's own setting does not count."""
+    `zone` is what an operator said, and the node's own setting does not count. knows: the version of commands and
+    formats up to which it can read them, as it said last."""
 
     id: NodeId
     address: str
@@ -47,6 +49,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     maintenance: int = 0
     weighed: bool = False
     zoned: bool = False
+    knows: int = FIRST
 
     def registered_as(self, said: NodeInfo) -> NodeInfo:
         """What the node says of itself now, with what others have decided about it."""
@@ -187,7 +190,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     that is made again after its catalog was lost. catalog: the nodes that hold it; catalog_leaving and
     catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over. aliases: by name, ascending; none
     has the name of a collection, or leads to another alias. When one gets another meaning, the map gets the next epoch,
-    so that whoever goes by the old one is refused. keys: the API keys, by name; only nodes and admins are told them."""
+    so that whoever goes by the old one is refused. keys: the API keys, by name; only nodes and admins are told them.
+    cluster_version: of commands and formats, which every node that was not removed knows; it never falls."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -205,6 +209,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     rebalance: Job | None = None
     aliases: tuple[AliasInfo, ...] = ()
     keys: tuple[KeyInfo, ...] = ()
+    cluster_version: int = FIRST
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""
@@ -218,6 +223,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     def addresses(self) -> dict[NodeId, str]:
         """Where each node listens, removed ones left out."""
         return {info.id: info.address for info in self.nodes if info.state is not NodeState.REMOVED}
+
+    def older_than(self, version: int) -> list[NodeInfo]:
+        """The nodes that do not know commands and formats of `version`, removed ones left out."""
+        return [info for info in self.nodes if info.state is not NodeState.REMOVED and info.knows < version]
 
     def collection(self, name: str) -> CollectionInfo | None:
         """By its name, or an alias of it."""
@@ -291,6 +300,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
                 raise invalid(f"shard {info.shard}", info.replicas, "different nodes of the cluster, at least one")
         if [info.shard for info in self.shards] != list(range(len(self.shards))):
             raise invalid("shards", [info.shard for info in self.shards], "the numbers from 0, in order")
+        if older := self.older_than(self.cluster_version):
+            raise invalid("cluster_version", self.cluster_version, f"at most {min(info.knows for info in older)}")
         if not set(self.catalog) <= known:
             raise invalid("catalog", self.catalog, "nodes of the cluster")
         names = [alias.name for alias in self.aliases]

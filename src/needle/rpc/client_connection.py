@@ -21,6 +21,7 @@ from needle.base.errors import (
     Unauthenticated,
 )
 from needle.base.parts import Body, Payload, as_bytes
+from needle.base.versions import FIRST
 from needle.rpc.codec import Hello, check_hello, decode, decode_error, encode
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
 from needle.rpc.frame import ERROR, GATHERED_BYTES_MIN, HELLO, HELLO_ACK, REQUEST, RESPONSE, Frame
@@ -34,12 +35,20 @@ class ClientConnection(FrameConnection):
     """One outgoing connection: hello first, then calls matched to answers by request id."""
 
     def __init__(
-        self, link: Link, hello: Hello, limits: RpcLimits, stats: RpcStats, secrets: Sequence[str] = ()
+        self,
+        link: Link,
+        hello: Hello,
+        limits: RpcLimits,
+        stats: RpcStats,
+        secrets: Sequence[str] = (),
+        least: int = FIRST,
     ) -> None:
-        """secrets: of the cluster, of a node: that which the other side proves is proved to it; () of others."""
+        """secrets: of the cluster, of a node: that which the other side proves is proved to it; () of others. least:
+        see check_hello."""
         super().__init__(limits, stats)
         self._link = link
         self._secrets = secrets
+        self._least = least
         self._hello = msgspec.structs.replace(hello, nonce=new_nonce()) if secrets else hello
         self.ready: asyncio.Future[Hello] = self.loop.create_future()
         self._pending: dict[int, tuple[asyncio.Future[Payload], float]] = {}
@@ -133,7 +142,7 @@ class ClientConnection(FrameConnection):
             self.close()
         elif kind == HELLO_ACK and not self.ready.done():
             theirs = decode(payload, Hello)
-            check_hello(self._hello, theirs, expected_node=self._link.expected_node)
+            check_hello(self._hello, theirs, expected_node=self._link.expected_node, least=self._least)
             self._prove(theirs)
             self.ready.set_result(theirs)
         else:

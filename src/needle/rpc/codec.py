@@ -13,6 +13,7 @@ from needle.base.config import split_address
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Detail, NeedleError, ProtocolError, UnsupportedVersion, WrongCluster, from_wire, invalid
 from needle.base.parts import Payload
+from needle.base.versions import FIRST
 from needle.rpc.frame import VIEW_BYTES_MIN
 
 PROTOCOL_VERSION: Final = 1
@@ -22,9 +23,10 @@ T = TypeVar("T")
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """Who speaks. node_id: "" for clients. incarnation: differs between two starts of one node. key: a client's API
-    key. nonce: of who can prove that it knows the cluster's secret; the answer to it has one too, unless the node has
-    no secret, and a proof. The caller then says hello once more, with its own proof (rpc/proof.py)."""
+    """Who speaks. version: of this protocol. node_id: "" for clients. incarnation: differs between two starts of one
+    node. key: a client's API key. nonce: of who can prove that it knows the cluster's secret; the answer to it has one
+    too, unless the node has no secret, and a proof. The caller then says hello once more, with its own proof
+    (rpc/proof.py). knows: of a node, the version of commands and formats up to which it can read them."""
 
     version: int
     cluster_id: str
@@ -33,6 +35,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     nonce: bytes = b""
     proof: bytes = b""
+    knows: int = FIRST
 
 
 class _WireError(msgspec.Struct, frozen=True, array_like=True):
@@ -65,9 +68,12 @@ def decode(data: Payload, kind: type[T]) -> T:
     return value
 
 
-def check_hello(mine: Hello, theirs: Hello, *, expected_node: str = "", accepting: bool = False) -> None:
+def check_hello(
+    mine: Hello, theirs: Hello, *, expected_node: str = "", accepting: bool = False, least: int = FIRST
+) -> None:
     """Raise the named refusal unless the two may talk; every message names both sides' values. accepting: `mine` is the
-    node's that `theirs` connects to. The refusal is read on both sides, so it says which is which."""
+    node's that `theirs` connects to. The refusal is read on both sides, so it says which is which. least: what a
+    node must know."""
     here, there = ("the node", "the caller") if accepting else ("the caller", "the node")
     if theirs.version != mine.version:
         raise UnsupportedVersion(
@@ -86,6 +92,13 @@ def check_hello(mine: Hello, theirs: Hello, *, expected_node: str = "", acceptin
             f"the peer is node {theirs.node_id!r}, expected was node {expected_node!r}: wrong address or port",
             theirs=theirs.node_id,
             expected=expected_node,
+        )
+    if theirs.node_id and theirs.knows < least:
+        raise UnsupportedVersion(
+            f"node {theirs.node_id} knows commands and formats up to version {theirs.knows}, and its cluster is at "
+            f"{least}: start it with the release that the other nodes run, or a later one",
+            theirs=theirs.knows,
+            ours=least,
         )
 
 

@@ -50,6 +50,10 @@ class PeerTransport:
             elif address != used:
                 self._moved(node, address)
 
+    def refuse_older(self, version: int) -> None:
+        """From now on refuse nodes that do not know commands and formats of `version`."""
+        self.client.refuse_older(version)
+
     def forget(self, node: NodeId) -> None:
         """Close the connection to `node`; the next message connects again, and checks the node's name again."""
         used = self._used.pop(node, None)

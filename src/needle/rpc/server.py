@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from needle.base.errors import Unavailable
+from needle.base.versions import FIRST, KNOWN
 from needle.rpc.codec import PROTOCOL_VERSION, Hello, parse_endpoint
 from needle.rpc.connection import RpcLimits, RpcStats
 from needle.rpc.handler import Handler
@@ -39,11 +40,16 @@ class RpcServer:
         limits: RpcLimits | None = None,
         version: int = PROTOCOL_VERSION,
         secrets: Sequence[str] = (),
+        knows: int = KNOWN,
     ) -> None:
-        """secrets: of the cluster, (): it has none; the first is proved to callers, any of them is taken."""
+        """secrets: of the cluster, (): it has none; the first is proved to callers, any of them is taken. knows: see
+        Hello."""
         self.endpoint = parse_endpoint(address)
         self.handler = handler
-        self.hello = Hello(version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation)
+        self.hello = Hello(
+            version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, knows=knows
+        )
+        self.least = FIRST
         self.secrets = tuple(secrets)
         self.limits = limits or RpcLimits()
         self.stats = RpcStats()
@@ -59,6 +65,10 @@ class RpcServer:
         self._promised = 0
         self._kept: asyncio.Future[None] | None = None
         self._server: asyncio.Server | None = None
+
+    def refuse_older(self, version: int) -> None:
+        """From now on refuse nodes that do not know commands and formats of `version`. Clients write none."""
+        self.least = version
 
     async def start(self) -> None:
         """Listen. Raises Unavailable with the system's reason when the address cannot be bound."""

@@ -51,15 +51,16 @@ not keep the members of a cluster apart."""
 
 
 class Serving(Protocol):
-    """What a connection needs of its server. hello: the server's own. secrets: see RpcServer. held: bytes
-    held for all peers. tasks: requests that run. passing: those that did not say yet who they are, or are told why they
-    are refused; oldest first. known: how many said it, and are served."""
+    """What a connection needs of its server. hello: the server's own. least: what nodes must know. secrets: see
+    RpcServer. held: bytes held for all peers. tasks: requests that run. passing: those that did not say yet who they
+    are, or are told why they are refused; oldest first. known: how many said it, and are served."""
 
     connections: dict[ServerConnection, None]
     passing: dict[ServerConnection, None]
     known: int
     handler: Handler
     hello: Hello
+    least: int
     held: int
     limits: RpcLimits
     secrets: tuple[str, ...]
@@ -210,7 +211,7 @@ class ServerConnection(FrameConnection):
         if kind != HELLO or self.peer is not None:
             raise ProtocolError(f"frame kind {kind} is not allowed {'after' if self.peer else 'before'} the hello")
         theirs = decode(payload, Hello)
-        check_hello(self.server.hello, theirs, accepting=True)
+        check_hello(self.server.hello, theirs, accepting=True, least=self.server.least)
         proven = self._is_proven(theirs)
         if proven is None:
             return

@@ -24,6 +24,7 @@ from needle.base.errors import (
 )
 from needle.base.parts import Body, Payload, body_bytes, whole
 from needle.base.runtime import Clock, Rng
+from needle.base.versions import FIRST, KNOWN
 from needle.rpc.client_connection import ClientConnection, Link
 from needle.rpc.codec import (
     PROTOCOL_VERSION,
@@ -61,11 +62,15 @@ class RpcClient:
         version: int = PROTOCOL_VERSION,
         key: str = "",
         secrets: Sequence[str] = (),
+        knows: int = KNOWN,
     ) -> None:
         """key: an API key, "" for none. secrets: of the cluster, of a node and its own clients: any of them
-        is taken from the other side, and proved to it."""
-        self._hello = Hello(version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, key=key)
+        is taken from the other side, and proved to it. knows: see Hello."""
+        self._hello = Hello(
+            version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, key=key, knows=knows
+        )
         self._secrets = tuple(secrets)
+        self._least = FIRST
         self._rng = rng
         self._clock = clock
         self._limits = limits or RpcLimits()
@@ -121,6 +126,10 @@ class RpcClient:
     async def connect(self, address: str, timeout: float) -> None:
         """Wait until `address` is connected; raises like `call`."""
         await self._connected(address, "", asyncio.get_running_loop().time() + timeout)
+
+    def refuse_older(self, version: int) -> None:
+        """From now on refuse nodes that do not know commands and formats of `version`."""
+        self._least = version
 
     def forget(self, address: str, node: str = "") -> None:
         """Close the connection to `address` and drop all that is known of it; calls in flight get ConnectionLost."""
@@ -184,7 +193,9 @@ class RpcClient:
                 host, port = parse_endpoint(link.address)
                 loop = asyncio.get_running_loop()
                 _, connection = await loop.create_connection(
-                    lambda: ClientConnection(link, self._hello, self._limits, self.stats, self._secrets), host, port
+                    lambda: ClientConnection(link, self._hello, self._limits, self.stats, self._secrets, self._least),
+                    host,
+                    port,
                 )
                 await connection.ready
         except NeedleError as error:

@@ -24,6 +24,7 @@ from needle.base.config import PlacementConfig, RaftConfig, check_node_id, check
 from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import Hit, IndexParams, Metric, ReadMode
+from needle.base.versions import FIRST, SAID
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls
@@ -131,7 +132,10 @@ class ShardManager:
         voters = {node: at for node in topology.catalog if (at := topology.address_of(node)) is not None}
         uid = (await ask_who(self._caller, *next(iter(voters.items())))).uid
         await self._caller.call(address, FOUND, calls.encode(FoundCall(uid, voters)), ASK_SECONDS)
-        info = NodeInfo(id=name, address=address, incarnation=who.incarnation, zone=who.zone, weight=who.weight)
+        knows = who.knows if topology.cluster_version >= SAID else FIRST
+        info = NodeInfo(
+            id=name, address=address, incarnation=who.incarnation, zone=who.zone, weight=who.weight, knows=knows
+        )
         await self._client.change_catalog(RegisterNode(info), timeout=TIMEOUT)
 
     async def add_local_node(self, name: str, address: str, data_dir: str, *, zone: str = "") -> None:

@@ -38,6 +38,7 @@ class HostingNode(Protocol):
     space: DiskSpace
     groups: dict[GroupId, HostedReplica]
     cluster: ClusterFile
+    topology: Topology
     catalog: CatalogMachine | None
 
 
@@ -54,7 +55,7 @@ class Hosting:
         """Begin this node's replica of the catalog, unless it is there."""
         node = self._node
         if node.catalog is None:
-            machine = CatalogMachine(catalog_directory(node.config.data_dir))
+            machine = CatalogMachine(catalog_directory(node.config.data_dir), knows=node.ports.knows)
             # Others wait until the group contacts them, and so do all once it may have other members.
             founds = node.node_id in node.cluster.voters and not known.catalog_assigned
             try:
@@ -90,6 +91,7 @@ class Hosting:
             fatal=self._fatal,
             space=node.space,
             builders=self._builders,
+            topology=lambda: node.topology,
         )
         return hosted
 

@@ -57,6 +57,7 @@ from needle.server.upkeep.maintenance import Maintenance
 from needle.server.upkeep.mover import Mover
 from needle.server.upkeep.replicas import Replicas
 from needle.server.upkeep.roomier_leaders import RoomierLeaders
+from needle.server.upkeep.version_rise import VersionRise
 
 log = logging.getLogger("needle.server")
 
@@ -161,6 +162,7 @@ class Node:
             hosted.start()
         self.service = Service(self)
         self.listener = ports.listen(self.service)
+        self.listener.refuse_older(self.topology.cluster_version)
         self._running = True  # what calls open from now on is begun at once
         await self.listener.start()
         self._undo.append(self.listener.stop)
@@ -171,7 +173,7 @@ class Node:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *(CatalogFollower(self).run, Registration(self).run, LeaderSpread(self).run, RoomierLeaders(self).run),
             *(self._mover.run, self._replicas.run, self.coordinator.run, self.reconciler.run),
-            self._healing.run,
+            *(self._healing.run, VersionRise(self).run),
             *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
         ]
         if self.config.founders:
@@ -360,6 +362,13 @@ class Node:
         """A node speaks to this one."""
         self._belonging.heard_from(node)
         self._news.heard_from(node)
+
+    def refuse_older(self, version: int) -> None:
+        """From now on have nothing to do with nodes that do not know commands and formats of `version`: they would pass
+        over what is written for that."""
+        self.peers.refuse_older(version)
+        if self._running:
+            self.listener.refuse_older(version)
 
     # --- the catalog -------------------------------------------------------------------------------------------------
     async def wait_topology(self, version: int, timeout: float) -> bool:

@@ -16,6 +16,7 @@ from needle.base.config import RaftConfig, check_exposed
 from needle.base.ids import GroupId, NodeId
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Clock, Pool, Rng
+from needle.base.versions import KNOWN
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.log.wal_store import WalStore, segment_bytes
@@ -60,6 +61,10 @@ class Listener(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+    def refuse_older(self, version: int) -> None:
+        """From now on refuse nodes that do not know commands and formats of `version`."""
+        ...
+
     @property
     def address(self) -> str: ...
 
@@ -69,6 +74,10 @@ class Peers(Transport, Protocol):
 
     def update(self) -> None:
         """The address book changed."""
+        ...
+
+    def refuse_older(self, version: int) -> None:
+        """As Listener.refuse_older."""
         ...
 
     def dropped_frames(self) -> int:
@@ -85,7 +94,8 @@ class NodePorts:
     log_pool: Raft log transactions, one thread. apply_pool: state machines. search_pool: searches and gets.
     build_pool: index builds (minutes). file_pool: segment files and checkpoints' reads. claim: takes a data directory
     for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
-    replica, or the catalog. volume: the file system of a data directory.
+    replica, or the catalog. volume: the file system of a data directory. knows: the version of commands and formats up
+    to which this node can read them; listen and peers say the same.
     """
 
     clock: Clock
@@ -106,6 +116,7 @@ class NodePorts:
     catalog: Callable[[GroupId, StateMachine], StateMachine] = lambda _, machine: machine
     search_threads: int = 2
     volume: Callable[[str], Volume] = lambda _: Endless()
+    knows: int = KNOWN
 
     def close_pools(self) -> None:
         """Wait for what runs in the pools, then stop them."""
@@ -125,7 +136,7 @@ class SystemPeers(PeerTransport):
         await self.client.close()
 
 
-def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> NodePorts:
+def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, knows: int = KNOWN) -> NodePorts:
     """The real clock, threads, sockets and disk for a node of `config`."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     clock = SystemClock()
@@ -143,6 +154,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
             incarnation=incarnation,
             limits=limits,
             secrets=config.secrets,
+            knows=knows,
         )
 
     def peers(address_of: AddressOf) -> Peers:
@@ -154,6 +166,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
             incarnation=incarnation,
             limits=limits,
             secrets=config.secrets,
+            knows=knows,
         )
         return SystemPeers(client, address_of)
 
@@ -176,4 +189,5 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> 
         failpoint=failpoint,
         search_threads=threads,
         volume=Directory,
+        knows=knows,
     )

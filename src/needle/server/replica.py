@@ -21,8 +21,9 @@ from needle.base.parts import Payload, as_bytes
 from needle.base.runtime import Clock
 from needle.multiraft.background import Background
 from needle.multiraft.host import Host
-from needle.protocol import calls
+from needle.protocol import calls, commands
 from needle.protocol.calls import GroupCall
+from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
@@ -66,8 +67,10 @@ class HostedReplica:
         fatal: Callable[[NeedleError], None],
         space: DiskSpace,
         builders: Builders,
+        topology: Callable[[], Topology],
     ) -> None:
-        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches."""
+        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches.
+        topology: the newest that the node has."""
         self.group = group
         self.space = space
         self.replica = replica
@@ -82,6 +85,7 @@ class HostedReplica:
         self._file_pool = ports.file_pool
         self._call = call
         self._fatal = fatal
+        self._topology = topology
         self._background = Background(self._background_failed)
         self._fresh_at = float("-inf")
         self._fresh_index = 0
@@ -101,7 +105,9 @@ class HostedReplica:
         )
 
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
-        self._expiry = Expiry(group, replica, host, ports.clock, ports.file_pool, lambda: host.is_leader(group))
+        self._expiry = Expiry(
+            group, replica, host, ports.clock, ports.file_pool, lambda: host.is_leader(group), topology
+        )
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
@@ -146,7 +152,8 @@ class HostedReplica:
         """Have a PublishSegment proposed by whoever leads: this node may have led when it began to build."""
         leader = self._host.leader(self.group)
         if self._host.is_leader(self.group):
-            return await self._host.propose(self.group, data, PROPOSE_SECONDS)
+            entry = commands.entry(commands.decode(data), self._topology())
+            return await self._host.propose(self.group, entry, PROPOSE_SECONDS)
         if leader is None:
             raise Unavailable(f"no leader of {group_name(self.group)} is known", group=self.group)
         return await self._call(leader, SEGMENT_PUBLISH, calls.encode((self.group, data)), PROPOSE_SECONDS)

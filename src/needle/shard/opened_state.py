@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import immutables
 
 from needle.base.config import SegmentConfig
-from needle.base.errors import CorruptDocuments, NeedleError, StorageError
+from needle.base.errors import CorruptDocuments, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.protocol.commands import Command
 from needle.shard.agenda import Changed
@@ -106,7 +106,7 @@ class OpenedState:
         self.store.close()
 
     # --- the log -----------------------------------------------------------------------------------------------------
-    def apply(self, entries: Sequence[Entry], commands: Sequence[Command | NeedleError | None]) -> list[Any]:
+    def apply(self, entries: Sequence[Entry], commands: Sequence[Command | None]) -> list[Any]:
         """One transaction, of the first of them only if what the next one needs cannot be read for now. Raises DiskFull
         or TooManyFiles, with nothing changed, if that is the very first."""
         at = self.view.at

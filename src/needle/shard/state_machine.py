@@ -146,7 +146,8 @@ class Replica:
                 self._states.open_installed()
             fresh = [entry for entry in entries if entry.index > self.view.at.index]
             results: list[Any] = [None] * (len(entries) - len(fresh))
-            commands = [decode_entry(entry.data) for entry in fresh]
+            with self._final_errors():
+                commands = [decode_entry(entry.data) for entry in fresh]
             for first, end in runs(commands):
                 try:
                     with self._final_errors():

@@ -15,6 +15,7 @@ from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.base.versions import check_version
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
 from needle.routing.strategy import router_names
@@ -52,6 +53,7 @@ class AdoptingNode(Protocol):
 
     def now(self) -> float: ...
     def alive(self) -> bool: ...
+    def refuse_older(self, version: int) -> None: ...
 
 
 class Adoption:
@@ -89,6 +91,7 @@ class Adoption:
                 return
             self._node.access.follow(topology.keys)  # first: a key that is revoked must not wait for a disk
             self._check_router(topology)
+            check_version(topology.cluster_version, self._node.ports.knows)
             if save:
                 self._learn_news(self._node.topology.addresses(), topology.addresses())
                 self._unsaved = True
@@ -98,6 +101,7 @@ class Adoption:
             if topology.map is not None and (self._node.ownership is None or self._node.ownership.map != topology.map):
                 self._node.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
             self._node.maintenance.follow()
+            self._node.refuse_older(topology.cluster_version)
             await self._open_what_is_due()
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()

@@ -14,6 +14,7 @@ import msgspec
 from needle.base.config import RaftConfig
 from needle.base.errors import InvalidArgument
 from needle.base.ids import NodeId
+from needle.base.versions import FIRST, SAID
 from needle.multiraft.host import Host
 from needle.protocol.peer_calls import FoundCall, WhoAnswer, check_fresh
 from needle.routing.strategy import router_names
@@ -106,10 +107,12 @@ class Belonging:
             cluster_uid(node.config) if node.config.founders else 0,
             node.space.room(),
             node.host.lives.nonce,
+            node.ports.knows,
         )
 
     def info(self) -> NodeInfo:
-        """This node, as the catalog should know it."""
+        """This node, as the catalog should know it: without what it knows while there may be nodes that would not
+        keep that."""
         node = self._node
         return NodeInfo(
             id=node.node_id,
@@ -117,4 +120,5 @@ class Belonging:
             incarnation=node.cluster.incarnation,
             zone=node.config.placement.zone,
             weight=node.config.placement.weight,
+            knows=node.ports.knows if node.topology.cluster_version >= SAID else FIRST,
         )

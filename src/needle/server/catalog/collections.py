@@ -108,9 +108,11 @@ class Reconciler:
         dropped = [name for name in surplus if collection_id(name) in newest.dropped]
         self._note_unknown(group, [name for name in surplus if name not in dropped])
         for name in dropped:
-            await host.propose(group, commands.encode(commands.DropCollection(name)), timeout)
+            await host.propose(group, commands.entry(commands.DropCollection(name), self._node.topology), timeout)
         for name in sorted(wanted.keys() - here):
-            command = commands.encode(replica.validate(commands.CreateCollection(wanted[name], True)))
+            command = commands.entry(
+                replica.validate(commands.CreateCollection(wanted[name], True)), self._node.topology
+            )
             if host.term(group) != term:
                 raise Unavailable(f"shard {group - 1} got another leader while its collections were brought up to date")
             await host.propose(group, command, timeout)

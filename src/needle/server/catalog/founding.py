@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, UnknownMethod, invalid
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import CollectionSpec
 from needle.base.runtime import Rng
+from needle.base.versions import FIRST, SAID
 from needle.catalog.placement import PlacementNode, place
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
@@ -75,7 +78,7 @@ async def create_cluster(
     found = calls.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
     await asyncio.gather(*(caller.call(address, FOUND, found, ASK_SECONDS) for address in nodes.values()))
     infos = [
-        NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight)
+        NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight, knows=a.knows)
         for node, a in who.items()
     ]
     command = first_topology(settings, infos, voters, rng, boundaries)
@@ -126,7 +129,14 @@ def first_topology(
     )
     first_map = initial_map(settings.strategy, settings.shard_count, settings.virtual_nodes_per_shard, boundaries)
     shard_nodes = [list(assignment[shard]) for shard in sorted(assignment)]
-    return CreateCluster(settings, first_map, list(infos), voters, shard_nodes, rng.getrandbits(62) + 1, first)
+    return CreateCluster(settings, first_map, as_all_read(infos), voters, shard_nodes, rng.getrandbits(62) + 1, first)
+
+
+def as_all_read(infos: Sequence[NodeInfo]) -> list[NodeInfo]:
+    """The nodes of a new cluster; without what they know if one of them could not read that."""
+    if min((info.knows for info in infos), default=FIRST) >= SAID:
+        return list(infos)
+    return [msgspec.structs.replace(info, knows=FIRST) for info in infos]
 
 
 async def ask_who(caller: Caller, node: NodeId, address: str) -> WhoAnswer:

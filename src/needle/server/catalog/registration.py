@@ -25,7 +25,7 @@ from needle.protocol import calls, catalog_commands
 from needle.protocol.calls import AddressBook
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.routing.topology import NodeInfo, Topology
-from needle.server.ports import Peers
+from needle.server.ports import NodePorts, Peers
 
 log = logging.getLogger("needle.server")
 
@@ -48,6 +48,7 @@ class RegisteringNode(Protocol):
     peers: Peers
     caller: Caller
     topology: Topology
+    ports: NodePorts
 
     @property
     def shards(self) -> ClusterShards: ...
@@ -67,6 +68,8 @@ class Registration:
         self._node = node
         self._announce_at = float("-inf")
         self._patience = RETRY_SECONDS
+        self._said_less = False
+        """The last registration left out what this node knows, for the cluster could not keep it."""
 
     async def run(self) -> None:
         """Register whenever the catalog knows something else of this node. Ends when the catalog refuses it."""
@@ -79,8 +82,11 @@ class Registration:
                 await self._register()
                 pause = max(PAUSE_SECONDS, self._announce_at - node.now())
             except InvalidArgument as error:
-                node._fatal(error)
-                return
+                if self._said_less:  # the cluster's version has just risen: next time it says all that it knows
+                    pause = RETRY_SECONDS
+                else:
+                    node._fatal(error)
+                    return
             except NeedleError as error:
                 log.warning("node %s is not registered yet: %s", node.node_id, error)
                 pause = RETRY_SECONDS
@@ -98,6 +104,7 @@ class Registration:
             silent = await self._announce(mine.address)
             self._announce_at = node.now() + (self._patience if silent else LOOK_SECONDS)
             self._patience = min(LOOK_SECONDS, 2 * self._patience) if silent else RETRY_SECONDS
+        self._said_less = mine.knows < node.ports.knows
         if known is None or known.registered_as(mine) != known:
             await node.shards.command(catalog_commands.RegisterNode(mine), COMMAND_SECONDS)
 

@@ -202,7 +202,7 @@ class SettingsFounding:
         # What this replica applied is all that earlier leaders committed: it may have been founded before.
         await node.host.read_index(CATALOG_GROUP, COMMAND_SECONDS)
         if node.catalog is not None and node.catalog.topology.settings is None:
-            await node.execute(catalog_commands.encode(command), COMMAND_SECONDS)
+            await node.execute(catalog_commands.entry(command, node.catalog.topology), COMMAND_SECONDS)
             heard = f"; {', '.join(silent)} did not answer and may come later" if silent else ""
             log.info("node %s founds the cluster: %s%s", node.node_id, command.settings.in_words(), heard)
             if note := uneven(settings, config.sharding.boundaries):
@@ -248,5 +248,10 @@ def _info(name: NodeId, address: str, answer: WhoAnswer | None) -> NodeInfo:
     if answer is None:
         return NodeInfo(id=name, address=address, incarnation=0)
     return NodeInfo(
-        id=name, address=answer.address, incarnation=answer.incarnation, zone=answer.zone, weight=answer.weight
+        id=name,
+        address=answer.address,
+        incarnation=answer.incarnation,
+        zone=answer.zone,
+        weight=answer.weight,
+        knows=answer.knows,
     )

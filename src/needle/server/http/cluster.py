@@ -23,6 +23,7 @@ async def cluster(call: Call) -> bodies.ClusterView:
         shards=(await shards(call)).shards,
         collections=[info.spec.name for info in now.collections],
         moves=_moves(now),
+        cluster_version=now.cluster_version,
     )
 
 
@@ -39,6 +40,7 @@ def _nodes(now: Topology) -> list[bodies.Node]:
             weight=info.weight,
             state=info.state.value,
             maintenance=bool(info.maintenance),
+            knows=info.knows,
         )
         for info in now.nodes
         if info.state is not NodeState.REMOVED

@@ -10,7 +10,8 @@ from needle.server.http.bodies import Body, Whole
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """state: active, draining or removed. maintenance: it leads nothing while somebody works on it."""
+    """state: active, draining or removed. maintenance: it leads nothing while somebody works on it. knows: up to
+    which version of commands and formats, by its own word."""
 
     id: str
     address: str
@@ -18,6 +19,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     weight: float
     state: str
     maintenance: bool
+    knows: int
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +63,7 @@ class Moves(msgspec.Struct, frozen=True, kw_only=True):
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """version: of the catalog; epoch: of the map of shards. healthy: every shard has a leader and all its replicas
-    keep up; warnings say what else to know."""
+    keep up; warnings say what else to know. cluster_version: of commands and formats, which every node knows."""
 
     version: int
     epoch: int
@@ -71,6 +73,7 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     shards: list[Shard]
     collections: list[str]
     moves: list[Moving]
+    cluster_version: int
 
 
 class StepDown(Body, frozen=True, kw_only=True):

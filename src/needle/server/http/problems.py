@@ -27,6 +27,7 @@ _STATUS: Final = {
     "collection_exists": 409,
     "already_exists": 409,
     "version_mismatch": 412,
+    "cluster_too_old": 409,
     "condition_failed": 412,
     "frame_too_large": 413,
     "overloaded": 429,

@@ -71,7 +71,8 @@ class CatalogCalls:
         timeout, node = call_timeout(call.timeout), self._node
         if node.catalog is not None and self._host.is_leader(CATALOG_GROUP):
             node.space.check_catalog(command)
-            return await node.execute(catalog_commands.encode(command, identity), timeout)  # anew, as in `judged`
+            data = catalog_commands.entry(command, node.catalog.topology, identity)  # anew, as in `judged`
+            return await node.execute(data, timeout)
         if call.hops >= HOPS_MAX:
             raise self._not_leader_of_catalog()
         body = calls.encode(CatalogCall(call.command, timeout, call.hops + 1))
@@ -109,6 +110,8 @@ class CatalogCalls:
         elif isinstance(command, catalog_commands.SetReplicas):
             # Its nodes would give up their replicas at once, while the group counts on them.
             raise InvalidArgument("a command of an earlier release: AssignReplicas takes its place", field="command")
+        elif isinstance(command, catalog_commands.RaiseVersion):
+            raise InvalidArgument("the catalog's leader raises the cluster's version by itself", field="command")
 
     async def sync(self, call: SyncCall) -> WriteResult:
         """Have a shard apply the catalog's collections."""

@@ -128,7 +128,9 @@ class ShardDocuments:
                 raise InvalidArgument(f"{type(command).__name__} is no step of move {call.move}", field="command")
             move = self._node.topology.move(call.move)
             self._node.space.check_import(command, move.state if move is not None else None)
-            data = await judge(self._node, len(call.command), commands.encode, command)  # anew, as in `judged`
+            data = await judge(
+                self._node, len(call.command), commands.entry, command, self._node.topology
+            )  # anew, as in `judged`
             await self._host.propose(call.group, data, timeout)
         else:
             await self._host.read_index(call.group, timeout)
@@ -215,13 +217,14 @@ class WriteAnswer(Promise[bytes]):
 def judged(node: ServedNode, hosted: HostedReplica, command: commands.Command) -> bytes:
     """The command to propose, encoded anew: what a caller put behind the fields that this release knows must not get
     into the log, for whether it can be skipped depends on how deep the call is that applies it, on each replica.
-    Raises InvalidArgument, CollectionNotFound."""
+    Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
     if isinstance(command, commands.PublishSegment | commands.Expire | MoveCommand):
         raise InvalidArgument(
             "segments are published, documents expired, and ranges moved, by leaders only", field="command"
         )
     hosted.space.check(command)
-    return commands.encode(hosted.replica.validate(timed(command, node.topology, node.ports.clock)))
+    command = hosted.replica.validate(timed(command, node.topology, node.ports.clock))
+    return commands.entry(command, node.topology)
 
 
 def _lists(topology: Topology, collection: str) -> bool:

@@ -125,7 +125,8 @@ class Operations:
         hosted.replica.validate(command)
         if not self._host.is_leader(group):
             raise not_leader(self._node, group)
-        await self._host.propose(group, commands.encode(command), PROPOSE_SECONDS)  # anew, as in `judged`
+        data = commands.entry(command, self._node.topology)  # anew, as in `judged`
+        await self._host.propose(group, data, PROPOSE_SECONDS)
         return b""
 
     async def segment_building(self, call: tuple[int, int]) -> list[Progress]:

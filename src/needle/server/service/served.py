@@ -115,4 +115,5 @@ def decoded_command(data: bytes) -> commands.Command:
     try:
         return commands.decode(data)
     except UnsupportedFormat as error:
-        raise InvalidArgument(error.message, field="command") from error
+        text = f"{error.message}; the caller, or this node, is of another release"
+        raise InvalidArgument(text, field="command") from error

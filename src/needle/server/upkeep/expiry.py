@@ -100,9 +100,17 @@ class Expiry:
     """Has what has passed its instant deleted, while this node leads the group."""
 
     def __init__(
-        self, group: GroupId, replica: Replica, host: Host, clock: Clock, pool: Pool, may: Callable[[], bool]
+        self,
+        group: GroupId,
+        replica: Replica,
+        host: Host,
+        clock: Clock,
+        pool: Pool,
+        may: Callable[[], bool],
+        topology: Callable[[], Topology],
     ) -> None:
-        """may: whether to do so now."""
+        """may: whether to do so now. topology: the newest that the node has."""
+        self._topology = topology
         self._group = group
         self._replica = replica
         self._host = host
@@ -132,6 +140,6 @@ class Expiry:
         collection = await self._pool.run(self._replica.expired, now)
         if not collection:
             return False
-        command = commands.encode(commands.Expire(collection, now, ROWS_MAX))
+        command = commands.entry(commands.Expire(collection, now, ROWS_MAX), self._topology())
         result = await self._host.propose(self._group, command, PROPOSE_SECONDS)
         return bool(result.count)

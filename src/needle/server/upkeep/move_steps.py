@@ -78,14 +78,14 @@ class MoveSteps:
     async def propose(self, info: MoveInfo, command: MoveCommand) -> WriteResult:
         """To the source, which this node leads."""
         _check_step(info, Side.SOURCE, command)
-        data, group = commands.encode(command), shard_group(info.source)
+        data, group = commands.entry(command, self._node.topology), shard_group(info.source)
         result: WriteResult = await self._node.host.propose(group, data, STEP_SECONDS)
         return result
 
     async def tell_target(self, info: MoveInfo, command: MoveCommand) -> MoveAnswer:
         """To the target's leader; where its log is with the move."""
         _check_step(info, Side.TARGET, command)
-        group, data = shard_group(info.target), commands.encode(command)
+        group, data = shard_group(info.target), commands.encode(command)  # its leader proposes it
 
         def body(seconds: float) -> bytes:
             return calls.encode(MoveCall(group, info.id, data, seconds))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pyroaring import BitMap
 
-from needle.base.errors import CollectionNotFound, Internal, InvalidArgument, NeedleError
+from needle.base.errors import CollectionNotFound, Internal, InvalidArgument
 from needle.base.filters.nodes import Node
 from needle.base.model import CollectionSpec
 from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors
@@ -129,7 +129,7 @@ class Batch:
         self._reads = False
         """Whether it needs that."""
 
-    def prefetch(self, commands: Sequence[Command | NeedleError | None]) -> None:
+    def prefetch(self, commands: Sequence[Command | None]) -> None:
         """Look up the ids of all commands with few queries."""
         wanted: dict[int, dict[str, None]] = {}
         for command in commands:

@@ -63,17 +63,13 @@ ALONE = (*MOVE_COMMANDS, ChangeWhere, Expire)
 """Commands that need the stored state right before them: each is a transaction of its own."""
 
 
-def decode_entry(data: bytes) -> Command | NeedleError | None:
-    """The command of a log entry; None for an entry without data. A NeedleError result if it does not decode."""
-    if not data:
-        return None
-    try:
-        return decode(data)
-    except UnsupportedFormat as error:
-        return error
+def decode_entry(data: bytes) -> Command | None:
+    """The command of a log entry; None for an entry without data. Raises UnsupportedFormat for one that this release
+    cannot read: passing over it would make this replica another one than those of nodes that can."""
+    return decode(data) if data else None
 
 
-def runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int, int]]:
+def runs(commands: Sequence[Command | None]) -> Iterator[tuple[int, int]]:
     """[first, end) of what is applied in one transaction each."""
     first = 0
     for at, command in enumerate(commands):
@@ -86,13 +82,13 @@ def runs(commands: Sequence[Command | NeedleError | None]) -> Iterator[tuple[int
         yield first, len(commands)
 
 
-def execute(batch: Batch, index: int, command: Command | NeedleError | None) -> Result | None:
-    """The result of one entry. None: the entry carries no command. A NeedleError: it did not decode.
+def execute(batch: Batch, index: int, command: Command | None) -> Result | None:
+    """The result of one entry. None: the entry carries no command.
 
     Raises DiskFull or TooManyFiles if what it needs of the stored documents cannot be read now. Then it has changed
     nothing: the batch and the sessions are as they were after the entry before."""
-    if command is None or isinstance(command, NeedleError):
-        return command
+    if command is None:
+        return None
     if isinstance(command, ById):
         # Before its session is looked at, which remembers that. (Commands of moves have no session.)
         batch.read_ahead(command)
@@ -140,7 +136,7 @@ def _run(batch: Batch, index: int, command: Command) -> Result:
         raise  # this replica's own trouble: as a result it would differ from that of the others
     except NeedleError as refused:
         return refused
-    return UnsupportedFormat(f"unknown command {type(command).__name__}")
+    raise UnsupportedFormat(f"unknown command {type(command).__name__}")
 
 
 def _create(batch: Batch, index: int, command: CreateCollection) -> WriteResult:

@@ -1,0 +1,67 @@
+"""Bugs of clusters whose nodes are of two releases (docs/adr/0042)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_VERSIONS = "tests/cluster/test_versions.py::"
+_ROLLED = _VERSIONS + "test_a_cluster_is_upgraded_node_by_node"
+
+MUTANTS = (
+    Mutant(
+        name="version-rises-before-the-last-node",
+        breaks="the cluster uses commands that a node which was not upgraded yet cannot read",
+        edits=(Edit("routing.topology:Topology.older_than", "info.knows < version", "info.knows < FIRST"),),
+        tests=(_VERSIONS + "test_the_version_rises_when_the_last_node_knows_it_and_never_falls",),
+    ),
+    Mutant(
+        name="silent-nodes-are-taken-for-new-ones",
+        breaks="a node that is away, and never said what it knows, does not hold the version back",
+        edits=(
+            Edit("server.upkeep.version_rise:VersionRise._one", "return FIRST\n    return", "return 9\n    return"),
+        ),
+        tests=(_VERSIONS + "test_nodes_are_asked_until_the_catalog_keeps_what_they_know",),
+    ),
+    Mutant(
+        name="too-new-command-proposed",
+        breaks="a command gets into a log although nodes that apply it cannot read it: they stop",
+        edits=(Edit("protocol.versioned:check_known", "needs <= now.cluster_version", "needs > 0"),),
+        tests=(_VERSIONS + "test_a_command_is_proposed_only_where_all_can_read_it", _ROLLED),
+    ),
+    Mutant(
+        name="writes-proposed-unchecked",
+        breaks="what clients write is proposed without a look at the version that the cluster is at",
+        edits=(
+            Edit(
+                "server.service.documents:judged",
+                "commands.entry(command, node.topology)",
+                "commands.encode(command)",
+            ),
+        ),
+        tests=(_ROLLED,),
+    ),
+    Mutant(
+        name="former-release-comes-back",
+        breaks="a node of the former release starts in a cluster that uses what it cannot read",
+        edits=(Edit("base.versions:check_version", "at > knows", "at < 0"),),
+        tests=(_ROLLED, _VERSIONS + "test_a_catalog_of_a_version_that_a_node_does_not_know_is_not_used"),
+    ),
+    Mutant(
+        name="hello-of-the-former-release-accepted",
+        breaks="nodes go on talking to one that would leave out the fields it does not know",
+        edits=(Edit("rpc.codec:check_hello", "theirs.knows < least", "theirs.knows < 0"),),
+        tests=(_ROLLED,),
+    ),
+    Mutant(
+        name="unreadable-entries-skipped",
+        breaks="a replica passes over an entry of a newer release and serves what the others do not have",
+        edits=(
+            Edit(
+                "shard.apply.execute:decode_entry",
+                "return decode(data) if data else None",
+                "try:\n        return decode(data)\n    except UnsupportedFormat:\n        return None",
+            ),
+        ),
+        tests=("tests/shard/test_state_machine.py::test_an_entry_that_this_release_cannot_read_is_not_passed_over",),
+    ),
+)

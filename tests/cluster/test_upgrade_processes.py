@@ -1,0 +1,101 @@
+"""Nodes of the former release are replaced by this one, one by one, under a constant load: no call of a client fails,
+nothing is lost, and the cluster's version rises when the last one was replaced.
+
+The former release is a commit of this repository (docs/adr/0042).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import needle
+from cluster.processes import ShardedProcesses, healthy
+from cluster.test_rolling_restart import ROWS, Load
+from needle.base.versions import FIRST, KNOWN
+from needle.local.process_cluster import wait_for
+from needle.routing.topology import Topology
+
+FORMER = "e904bdfc01f4772235f831b03ba1d610441fe137"
+"""The last commit whose nodes say nothing of versions."""
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def former(tmp_path: Path) -> Path:
+    """Where the package `needle` is as of FORMER; what it depends on is what this one depends on. In a checkout without
+    that commit (a shallow clone): this release, made to know only what that one knew."""
+    found = subprocess.run(["git", "archive", FORMER, "src"], cwd=REPOSITORY, capture_output=True, check=False)
+    if found.returncode == 0:
+        with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
+            archive.extractall(tmp_path / "former", filter="data")
+        return tmp_path / "former" / "src"
+    shutil.copytree(Path(needle.__file__).parent, tmp_path / "former" / "needle")
+    versions = tmp_path / "former" / "needle" / "base" / "versions.py"
+    now, then = f"KNOWN: Final = {KNOWN}\n", f"KNOWN: Final = {FIRST}\n"
+    text = versions.read_text("utf-8")
+    assert text.count(now) == 1
+    versions.write_text(text.replace(now, then), "utf-8")
+    return tmp_path / "former"
+
+
+@pytest.mark.alone
+async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, former: Path) -> None:
+    processes = ShardedProcesses(tmp_path, 3)
+    for node in processes.nodes.values():
+        node.source = former
+    async with processes:
+        await processes.create(1, 3)
+        async with processes.connect() as client:
+            await client.create_collection("default", dimensions=8, metric="l2")
+            await client.insert_batch(ids=[f"doc-{n}" for n in range(500)], vectors=ROWS, timeout=30)
+            load = Load(client)
+            running = asyncio.ensure_future(load.run())
+
+            async def confirmed() -> Topology:
+                return await client.refresh_topology(confirmed=True, timeout=5)
+
+            for done, name in enumerate(processes.nodes):
+                assert (await wait_for(confirmed, 60)).cluster_version == FIRST
+                assert processes.terminate(name) == 0
+                processes.nodes[name].source = None
+                processes.restart(name)
+                await processes.ready(name)
+                calls = load.calls
+                await wait_for(lambda at=calls: running.done() or load.calls > at + 20, 60, "calls go on")
+                assert not running.done(), running.exception()
+                assert done == 2 or (await wait_for(confirmed, 60)).cluster_version == FIRST
+
+            async def risen() -> bool:
+                return (await confirmed()).cluster_version == KNOWN
+
+            await wait_for(risen, 60, "the version of the cluster")
+            load.ending = True
+            await running
+            there = {**{f"doc-{n}": n for n in range(500)}, **load.there}
+            hits = await client.search(ROWS[0], 9999, exact=True, timeout=30)
+            assert {hit.id for hit in hits} == there.keys()
+            for name, row in list(there.items())[:: max(1, len(there) // 50)]:
+                found = await client.get(name, timeout=30)
+                assert found is not None and found.vector is not None and found.vector.tolist() == ROWS[row].tolist()
+            await healthy(client)
+            assert all(info.knows == KNOWN for info in (await confirmed()).nodes)
+        await processes.equal_digests()
+
+        # the former release does not come back: the others have nothing to do with it
+        back = processes.nodes["node-2"]
+        processes.terminate(back.name)
+        back.source = former
+        processes.restart(back.name)
+
+        def refused() -> bool:
+            told = "knows commands and formats up to version 1" in processes.nodes["node-1"].output()
+            return told or not back.running()
+
+        await wait_for(refused, 60, "a refusal")
