@@ -6,6 +6,7 @@ from proof.mutants.planting import Edit, Mutant
 
 _PATHS = "tests/server/http/test_paths.py::"
 _ANSWERS = "tests/server/http/test_answers.py::"
+_MEMORY = "tests/server/http/test_memory.py::"
 
 MUTANTS = (
     Mutant(
@@ -37,5 +38,35 @@ MUTANTS = (
             ),
         ),
         tests=(_ANSWERS + "test_a_collection_that_was_made_is_said_to_be",),
+    ),
+    Mutant(
+        name="unpacked-not-counted",
+        breaks="some kilobytes of gzip become gigabytes",
+        edits=(Edit("server.http.message:_gunzip", "share.take(len(parts[-1]))", "pass"),),
+        tests=(_MEMORY + "test_what_is_unpacked_is_counted_piece_by_piece",),
+    ),
+    Mutant(
+        name="answers-not-counted",
+        breaks="answers that nobody reads are made until the memory is full",
+        edits=(Edit("server.http.documents:_hold", "call.share.take(", "print("),),
+        tests=(_MEMORY + "test_an_answer_is_counted_before_it_is_made",),
+    ),
+    Mutant(
+        name="decoders-at-once",
+        breaks="large bodies are decoded at the same time",
+        edits=(Edit("server.http.app:_Endpoint._from_body", "async with self._door.decoding:", "if True:"),),
+        tests=(_MEMORY + "test_large_bodies_are_decoded_one_at_a_time",),
+    ),
+    Mutant(
+        name="trailers-not-counted",
+        breaks="trailers without end fill the memory",
+        edits=(Edit("server.http.listener:_Connection._count", "self._fields > HEAD_BYTES_MAX", "False"),),
+        tests=(_MEMORY + "test_trailers_are_counted",),
+    ),
+    Mutant(
+        name="slow-connections-stay",
+        breaks="slow connections keep probes out",
+        edits=(Edit("server.http.listener:_Connection._make_room", "if oldest is None:", "if oldest is not self:"),),
+        tests=(_MEMORY + "test_a_new_connection_takes_the_place_of_who_waits_longest",),
     ),
 )

@@ -94,7 +94,9 @@ END = b" HTTP/1.1\r\nconnection: close\r\n"
         (b"GET /v1/nodes?timeout=1&timeout=2" + END + b"\r\n", 400, b"given twice"),
         (b"GET /v1/nodes?limit=1" + END + b"\r\n", 400, b"timeout"),
         (b"GET /v1/nodes?timeout=-1" + END + b"\r\n", 400, b"timeout"),
-        (b"nonsense\r\n\r\n", 400, b""),
+        (b"nonsense\r\n\r\n", 400, b"malformed_request"),
+        (b"BREW /v1/nodes" + END + b"\r\n", 400, b"malformed_request"),
+        (b"GET /metrics" + END + b"x-a: " + b"y" * 40_000 + b"\r\n\r\n", 400, b"at most"),
         (b"GET /" + b"x" * 40_000, 400, b"at most"),
     ],
     ids=lambda value: value[:40].decode("ascii", "replace") if isinstance(value, bytes) else None,
@@ -186,7 +188,7 @@ async def test_an_answer_that_is_never_read_is_given_up(
     writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
     await wait_for(lambda: bool(node.rendered), 30, "the request")
     await wait_for(lambda: not server.connections, 30, "the end of the connection")
-    assert server.door._bytes == 0
+    assert server.door.memory.held == 0
     assert server.door._requests == 0
     writer.transport.abort()
 
@@ -211,9 +213,11 @@ async def test_a_pipeline_without_end_is_cut(server: HttpServer) -> None:
 
 async def test_what_is_too_much_at_once_is_refused_by_name(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("needle.server.http.app.REQUESTS_MAX", 0)
-    answer = await ask(server, b"GET /metrics" + END + b"\r\n")
-    assert answer.startswith(b"HTTP/1.1 429 ")
-    assert b"retry-after: 1" in answer
+    refused = await ask(server, b"GET /v1/nodes" + END + b"\r\n")
+    assert refused.startswith(b"HTTP/1.1 429 ")
+    for path in (b"/livez", b"/readyz", b"/metrics"):
+        assert (await ask(server, b"GET " + path + END + b"\r\n")).startswith(b"HTTP/1.1 200 ")
+    assert b"retry-after: 1" in refused
     monkeypatch.setattr(listener, "http_max", lambda: 0)
     reader, _writer = await connected(server)
     with pytest.raises((ConnectionError, EOFError)):

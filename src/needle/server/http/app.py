@@ -1,7 +1,8 @@
 """The door as an ASGI application: routes, bounds, errors.
 
 Invariants: whatever a caller sends, it gets one answer: that of its route, or a problem document. Of requests under way
-there are at most `REQUESTS_MAX`, with at most `BYTES_MAX` of bodies; what is more is refused by name.
+there are at most `REQUESTS_MAX`, which hold what memory.py lets them; what is more is refused by name. Probes are
+answered however many there are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from needle.client.shards import ClusterShards
 from needle.server.access import Access, check_collection, refusal
 from needle.server.http import session
 from needle.server.http.call import BESIDE_BYTES, Call
+from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.message import (
     Blocking,
     Gone,
@@ -35,6 +37,7 @@ from needle.server.http.message import (
     Send,
     body_of,
     check_body,
+    encoded,
     headers_of,
     write,
 )
@@ -51,7 +54,8 @@ SEND_SECONDS: Final = 60.0
 """In which a caller has read a part of its answer."""
 PIECE_BYTES: Final = 256 * 1024
 REQUESTS_MAX: Final = 1024
-BYTES_MAX: Final = 256 * 1024 * 1024
+LARGE_BYTES: Final = 1024 * 1024
+"""Of bodies from this size on one is decoded at a time: a decoder holds the interpreter until it is done."""
 REQUEST_ID_MAX: Final = 128
 QUERY_FIELDS_MAX: Final = 1000
 _NO_HEADERS: Final = Headers("", False, False, "identity", False, 0, "", None)
@@ -82,10 +86,12 @@ class Door:
         self.node = node
         self.draining = False
         self._requests = 0
-        self._bytes = 0
+        self.memory = Memory()
+        self.decoding = asyncio.Lock()
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
         self._routes = [*served, *more]
-        self._router = Router(self._routes, redirect_slashes=False)
+        self._api = Router(served, redirect_slashes=False)
+        self._more = Router(more, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -99,17 +105,13 @@ class Door:
             nonlocal started
             started = True
             body = message.get("body", b"")
-            self._bytes += len(body)
-            try:
-                for at in range(0, max(1, len(body)), PIECE_BYTES):
-                    piece = {**message}
-                    if len(body) > PIECE_BYTES:
-                        piece["body"] = body[at : at + PIECE_BYTES]
-                        piece["more_body"] = message.get("more_body", False) or at + PIECE_BYTES < len(body)
-                    async with asyncio.timeout(SEND_SECONDS):
-                        await send(piece)
-            finally:
-                self._bytes -= len(body)
+            for at in range(0, max(1, len(body)), PIECE_BYTES):
+                piece = {**message}
+                if len(body) > PIECE_BYTES:
+                    piece["body"] = body[at : at + PIECE_BYTES]
+                    piece["more_body"] = message.get("more_body", False) or at + PIECE_BYTES < len(body)
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send(piece)
 
         request_id = ""
         try:
@@ -118,7 +120,7 @@ class Door:
                 request_id = scope["needle.request_id"] = self._request_id(headers)
                 scope["needle.headers"] = headers
                 scope["needle.parts"] = parts_of(scope)
-                await self._admitted(scope, receive, sending, headers)
+                await self._admitted(scope, receive, sending)
             except HTTPException as error:
                 raise self._refused(error, scope) from None
         except Gone:
@@ -157,19 +159,20 @@ class Door:
             return given
         return f"{self.node.rng.getrandbits(64):016x}"
 
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """With what it may take counted."""
+        if any(one.names_in(scope["needle.parts"]) is not None for one in self._more.routes if isinstance(one, Path)):
+            await self._more(scope, receive, send)
+            return
         if self._requests >= REQUESTS_MAX:
             raise HttpError(429, "overloaded", f"{REQUESTS_MAX} requests are under way on this node")
-        if self._bytes + headers.length > BYTES_MAX and self._requests:
-            raise HttpError(429, "overloaded", f"requests under way on this node have {BYTES_MAX} bytes")
         self._requests += 1
-        self._bytes += headers.length
+        share = scope["needle.share"] = Share(self.memory)
         try:
-            await self._router(scope, receive, send)
+            await self._api(scope, receive, send)
         finally:
             self._requests -= 1
-            self._bytes -= headers.length
+            share.settle(0)
 
     def _refused(self, error: HTTPException, scope: Scope) -> HttpError:
         """What no route has."""
@@ -195,7 +198,8 @@ class Door:
             extra.append((b"allow", error.allow.encode()))
         plain = headers._replace(wants_packed=False, wants_gzip=False)
         blocking = self.node.blocking
-        await write(send, problem.status, problem, plain, extra, size=0, blocking=blocking, kind=CONTENT_TYPE)
+        told, body = await encoded(problem, plain, extra, size=0, blocking=blocking, kind=CONTENT_TYPE)
+        await write(send, problem.status, told, body)
 
 
 class _Endpoint:
@@ -210,19 +214,23 @@ class _Endpoint:
         self._msgpack = msgspec.msgpack.Decoder(route.body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        node, headers = self._door.node, scope["needle.headers"]
+        node, headers, share = self._door.node, scope["needle.headers"], scope["needle.share"]
         start, failure = node.now(), None
         try:
             caller = self._admitted(scope, headers)
             call = await self._call(scope, receive, headers, caller)
-            answer = await self._route.handler(call)
+            answer: Any = await self._route.handler(call)
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
                 extra.append((b"needle-session", session.encode(call.router.seen).encode()))
             if isinstance(answer, AsyncIterator):
-                await _stream(send, answer, extra)
+                await _stream(send, answer, extra, share)
             else:
-                await write(send, 200, answer, headers, extra, size=_size(answer), blocking=node.blocking)
+                size = max(_size(answer), share.held)
+                told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)
+                del answer, call  # a reader may take its time: what is held for it meanwhile is the answer's bytes
+                share.settle(len(body))
+                await write(send, 200, told, body)
         except NeedleError as error:
             failure = error
             raise
@@ -243,7 +251,7 @@ class _Endpoint:
         return caller
 
     async def _call(self, scope: Scope, receive: Receive, headers: Headers, caller: Identity) -> Call:
-        door, node = self._door, self._door.node
+        door, node, share, large = self._door, self._door.node, scope["needle.share"], False
         if door.draining or not node.alive():
             raise Unavailable("this node is stopping")
         path = scope["path_params"]
@@ -253,16 +261,17 @@ class _Endpoint:
             check_body(scope["method"], headers)
             try:
                 async with asyncio.timeout(BODY_SECONDS):
-                    data = await body_of(receive, headers, BODY_BYTES_MAX, node.blocking)
+                    data = await body_of(receive, headers, BODY_BYTES_MAX, node.blocking, share)
             except TimeoutError:
                 text = f"the body did not arrive within {BODY_SECONDS:g} s"
                 raise HttpError(408, "request_timeout", text, field="body") from None
-            body = await self._from_body(data, headers)
+            body = await self._from_body(data, headers, share)
+            large = len(data) >= BESIDE_BYTES
+            del data
         router = node.router.in_session(session.decode(headers.session or ""))
         client = Client(node.caller, node.shards, router)
-        return Call(
-            client, router, path, body, headers.wants_packed, headers.session is not None, node.blocking, caller
-        )
+        in_session = headers.session is not None
+        return Call(client, router, path, body, headers.wants_packed, in_session, node.blocking, caller, share, large)
 
     def _from_query(self, query: bytes) -> Any:
         given: dict[str, Any] = {}
@@ -285,21 +294,27 @@ class _Endpoint:
             allowed = ", ".join(fields) or "nothing"
             raise InvalidArgument(f"the query is wrong: {error}; it may say {allowed}", field="query") from None
 
-    async def _from_body(self, data: bytes, headers: Headers) -> Any:
+    async def _from_body(self, data: bytes, headers: Headers, share: Share) -> Any:
         decode: Callable[[bytes], Any] = (self._msgpack if headers.packed else self._json).decode
         try:
             if len(data) < BESIDE_BYTES:
                 return decode(data or (b"\x80" if headers.packed else b"{}"))
-            return await self._door.node.blocking(decode, data)
+            blocking = self._door.node.blocking
+            share.take(await blocking(decoded_bytes, data, headers.packed))
+            if len(data) < LARGE_BYTES:
+                return await blocking(decode, data)
+            async with self._door.decoding:
+                return await blocking(decode, data)
         except DECODE_ERRORS as error:
             kind = "MessagePack" if headers.packed else "JSON"
             raise InvalidArgument(f"the body is not what is taken here, as {kind}: {error}", field="body") from None
 
 
-async def _stream(send: Send, parts: AsyncIterator[bytes], extra: list[tuple[bytes, bytes]]) -> None:
+async def _stream(send: Send, parts: AsyncIterator[bytes], extra: list[tuple[bytes, bytes]], share: Share) -> None:
     headers = [(b"content-type", NDJSON.encode()), *extra]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     async for part in parts:
+        share.settle(len(part))
         if part:
             await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

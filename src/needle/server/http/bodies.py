@@ -22,6 +22,10 @@ INT_MAX = 2**63 - 1
 Whole = Annotated[int, Meta(ge=0, le=INT_MAX)]
 Positive = Annotated[int, Meta(ge=1, le=INT_MAX)]
 PAGE_MAX = 1000
+IDS_MAX = 10_000
+FIELDS_MAX = 1000
+Ids = Annotated[list[str], Meta(max_length=IDS_MAX)]
+Fields = Annotated[list[str], Meta(max_length=FIELDS_MAX)]
 _WITH_OFFSET = "k and offset are together at most `k_max` of the nodes' settings: 10,000 by default."
 Seconds = Annotated[float, Meta(ge=0.001, le=86_400, description="Seconds that the call may take.")]
 Filter = Annotated[
@@ -124,7 +128,7 @@ class Change(Body, frozen=True, kw_only=True):
     values of arrays."""
 
     set: dict[str, Any] | None = None
-    unset: list[str] = []
+    unset: Fields = []
     append: dict[str, list[Any]] | None = None
     remove: dict[str, list[Any]] | None = None
     expires_at: ExpiresAt = None
@@ -141,7 +145,7 @@ class PatchDocuments(PatchDocument, frozen=True, kw_only=True):
     """ids: up to 1000 documents. filter: instead, all that match. dry_run: with a filter, only count. return_ids: with
     a filter, which were changed."""
 
-    ids: list[str] | None = None
+    ids: Annotated[list[str], Meta(max_length=1000)] | None = None
     filter: Filter = None
     dry_run: bool = False
     return_ids: bool = False
@@ -150,7 +154,7 @@ class PatchDocuments(PatchDocument, frozen=True, kw_only=True):
 class DeleteDocuments(Body, frozen=True, kw_only=True):
     """As PatchDocuments."""
 
-    ids: list[str] | None = None
+    ids: Ids | None = None
     if_matches: Filter = None
     filter: Filter = None
     dry_run: bool = False
@@ -201,13 +205,13 @@ class GetDocument(ReadBody, frozen=True, kw_only=True):
 
     with_vectors: bool = True
     vector_format: VectorFormat = "numbers"
-    fields: list[str] | None = None
+    fields: Fields | None = None
 
 
 class GetDocuments(GetDocument, frozen=True, kw_only=True):
-    """ids: of the documents."""
+    """ids: of the documents, at most 10,000."""
 
-    ids: list[str]
+    ids: Ids
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -235,7 +239,7 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
     with_metadata: bool = True
     with_vectors: bool = False
     vector_format: VectorFormat = "numbers"
-    fields: list[str] | None = None
+    fields: Fields | None = None
     exact: bool = False
     ef_search: Whole = 0
     offset: Annotated[int, Meta(ge=0, le=INT_MAX, description=_WITH_OFFSET)] = 0
@@ -256,7 +260,7 @@ class Search(SearchOptions, frozen=True, kw_only=True):
 class SearchMany(SearchOptions, frozen=True, kw_only=True):
     """Up to 1000 searches at once."""
 
-    vectors: list[Vector]
+    vectors: Annotated[list[Vector], Meta(max_length=1000)]
     vector_type: VectorType = "float32"
 
 
@@ -307,7 +311,7 @@ class Scan(ReadBody, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=PAGE_MAX)] = PAGE_MAX
     with_vectors: bool = False
     vector_format: VectorFormat = "numbers"
-    fields: list[str] | None = None
+    fields: Fields | None = None
     slice: tuple[Whole, Positive] = (0, 1)
 
 
@@ -324,4 +328,4 @@ class Export(ReadBody, frozen=True, kw_only=True):
     filter: Filter = None
     with_vectors: bool = True
     vector_format: VectorFormat = "numbers"
-    fields: list[str] | None = None
+    fields: Fields | None = None

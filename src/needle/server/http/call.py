@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,7 +17,9 @@ from needle.client import values
 from needle.client.client import Client
 from needle.client.router.router import Router
 from needle.server.http import bodies
+from needle.server.http.memory import Share
 
+T = TypeVar("T")
 BESIDE_BYTES: Final = 64 * 1024
 """What takes time by the byte is done in a thread from this size on."""
 
@@ -25,7 +27,8 @@ BESIDE_BYTES: Final = 64 * 1024
 @dataclass(frozen=True, slots=True)
 class Call:
     """client, router: what this request may do; the router remembers what this request's session has seen. path: the
-    names in its path. packed: the answer is MessagePack. blocking: threads. caller: who asks; it may."""
+    names in its path. packed: the answer is MessagePack. blocking: threads. caller: who asks; it may. share: what it
+    may hold. large: what goes through all of its body is done in a thread."""
 
     client: Client
     router: Router
@@ -35,11 +38,20 @@ class Call:
     session: bool
     blocking: Callable[..., Awaitable[Any]]
     caller: Identity
+    share: Share
+    large: bool
 
     @property
     def collection(self) -> str:
         """The collection that the path names."""
         return self.path["collection"]
+
+    async def beside(self, work: Callable[[], T]) -> T:
+        """What `work` makes of the body."""
+        if not self.large:
+            return work()
+        made: T = await self.blocking(work)
+        return made
 
     def reading(self) -> values.Reading:
         """How fresh this read is to be. A session says something to eventual reads only. Raises InvalidArgument."""

@@ -8,7 +8,7 @@ from itertools import repeat
 import msgspec
 
 from needle.base.errors import CollectionNotFound, DocumentNotFound, NeedleError, invalid
-from needle.base.model import CollectionSpec, HitBatch, IndexParams, score_of
+from needle.base.model import CollectionSpec, HitBatch, IndexParams, SearchRequest, score_of
 from needle.client import cursor as cursors
 from needle.client import values
 from needle.client.cursor import Place
@@ -88,14 +88,21 @@ async def drop_collection(call: Call) -> bodies.Written:
 # --- writes ----------------------------------------------------------------------------------------------------------
 async def put_document(call: Call) -> bodies.Written:
     body: bodies.PutDocument = call.body
+    vector, metadata, matches = await call.beside(
+        lambda: (
+            vector_of(body.vector, body.vector_type).tobytes(),
+            values.metadata_bytes(body.metadata),
+            values.filter_bytes(body.if_matches),
+        )
+    )
     result = await call.router.insert(
         values.check_name(call.collection),
         values.check_id(call.path["id"]),
-        vector_of(body.vector, body.vector_type).tobytes(),
-        values.metadata_bytes(body.metadata),
+        vector,
+        metadata,
         body.if_version,
         body.timeout,
-        values.filter_bytes(body.if_matches),
+        matches,
         values.expiry(body.expires_at),
     )
     return bodies.Written.of(result)
@@ -109,7 +116,7 @@ async def insert_documents(call: Call) -> bodies.InsertedDocuments:
         rows = vectors_of(body.vectors, len(ids), body.vector_type)
         return values.columns(None, ids, rows, metadatas, body.expires_at)
 
-    batch = await call.blocking(columns) if len(ids) > 100 else columns()
+    batch = await call.blocking(columns) if len(ids) > 100 else await call.beside(columns)
     parts = await call.router.insert_batch(
         call.collection, batch.ids, batch.rows(), batch.metadata, body.timeout, batch.expires
     )
@@ -235,8 +242,16 @@ async def _get(call: Call, names: list[str]) -> list[bodies.Document]:
     return await _beside(call, batch, body.vector_format)
 
 
+def _hold(call: Call, batch: DocumentBatch | HitBatch, form: bodies.VectorFormat) -> int:
+    """Count what becomes of a batch until it is sent; its bytes. A number of 4 bytes is an object of 32 and then text.
+    Raises HttpError."""
+    size, vectors = batch_bytes(batch), len(batch.vectors)
+    call.share.take(3 * size + (14 * vectors if form == "numbers" else 0))
+    return size
+
+
 async def _beside(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> list[bodies.Document]:
-    if batch_bytes(batch) < BESIDE_BYTES:
+    if _hold(call, batch, form) < BESIDE_BYTES:
         return _documents(call, batch, form)
     made: list[bodies.Document] = await call.blocking(_documents, call, batch, form)
     return made
@@ -260,11 +275,13 @@ async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
     if body.partial and call.session:
         raise invalid("partial", True, "false in a session: what is missing could not be told from what is gone")
-    vector = None if body.vector is None else vector_of(body.vector, body.vector_type)
     narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, body.like)
-    request = search_request(
-        vector, body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact, body.ef_search,
-        narrow=narrow,
+    request = await call.beside(
+        lambda: search_request(
+            None if body.vector is None else vector_of(body.vector, body.vector_type),
+            body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact, body.ef_search,
+            narrow=narrow,
+        )
     )  # fmt: skip
     reading = call.reading()
     found = await call.router.search(
@@ -282,17 +299,22 @@ async def search(call: Call) -> bodies.Hits:
 
 async def search_many(call: Call) -> bodies.ManyHits:
     body: bodies.SearchMany = call.body
-    queries = [vector_of(one, body.vector_type, f"vectors[{n}]") for n, one in enumerate(body.vectors)]
-    rows = values.as_array(queries, "vectors", 2)
     narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, None)
-    request = search_request(
-        rows[0], body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact,
-        body.ef_search, narrow=narrow,
-    )  # fmt: skip
+
+    def asked() -> tuple[SearchRequest, int]:
+        queries = [vector_of(one, body.vector_type, f"vectors[{n}]") for n, one in enumerate(body.vectors)]
+        rows = values.as_array(queries, "vectors", 2)
+        request = search_request(
+            rows[0], body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact,
+            body.ef_search, narrow=narrow,
+        )  # fmt: skip
+        return msgspec.structs.replace(request, vector=rows.tobytes()), len(rows)
+
+    request, count = await call.beside(asked)
     reading = call.reading()
     batches = await call.router.search_many(
-        msgspec.structs.replace(request, vector=rows.tobytes()),
-        len(rows),
+        request,
+        count,
         reading.mode,
         body.timeout,
         max_staleness=reading.max_staleness,
@@ -302,7 +324,7 @@ async def search_many(call: Call) -> bodies.ManyHits:
 
 
 async def _hits_beside(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:
-    if batch_bytes(batch) < BESIDE_BYTES:
+    if _hold(call, batch, form) < BESIDE_BYTES:
         return _hits(call, batch, form)
     made: list[bodies.Hit] = await call.blocking(_hits, call, batch, form)
     return made

@@ -12,6 +12,7 @@ import logging
 import socket
 from typing import Final
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,6 +22,7 @@ from needle.server.http import docs_page
 from needle.server.http.app import SEND_SECONDS, Door, DoorNode
 from needle.server.http.message import Scope
 from needle.server.http.probes import Health, probes
+from needle.server.http.problems import CONTENT_TYPE, HttpError, problem_of
 from needle.server.http.routes import ROUTES
 from needle.server.process.descriptors import http_max
 from needle.server.system_node import Exposition
@@ -31,6 +33,8 @@ HEAD_BYTES_MAX: Final = 32 * 1024
 HEAD_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 30
 STOP_SECONDS: Final = 5
+READ_BYTES_MAX: Final = 256 * 1024
+"""What the loop reads at once."""
 PIPELINED_MAX: Final = 64
 """Requests of one connection that wait for the answer to the one before."""
 BACKLOG: Final = 256
@@ -104,15 +108,31 @@ class _Connection(HttpToolsProtocol):
     """One connection, with bounds on what a peer may hold."""
 
     _head: int = 0
+    _fields: int = 0
+    _between: int = 0
+    _too_long: bool = False
     _head_timer: asyncio.TimerHandle | None = None
     _linger: asyncio.TimerHandle | None = None
+    waiting_since: float | None = None
+    """Since when no whole request of this connection is under way; None while one is."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > http_max():
+        if len(self.connections) > http_max() and not self._make_room():
             transport.abort()
-        else:
-            self._await_head()
+            return
+        self.waiting_since = self.loop.time()
+        self._await_head()
+
+    def _make_room(self) -> bool:
+        """End the connection that has sent no whole request for longest: slow ones, and idle ones, keep nobody out."""
+        others = (one for one in self.connections if isinstance(one, _Connection) and one.waiting_since is not None)
+        oldest = min(others, key=lambda one: one.waiting_since or 0.0, default=None)
+        if oldest is None:
+            return False
+        oldest.waiting_since = None
+        oldest.transport.abort()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -122,19 +142,65 @@ class _Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a head count until it is complete; those of a body are counted by who reads them."""
+        self._between += len(data)
         super().data_received(data)
         if self.transport.is_closing():
             return
+        if self._between > HEAD_BYTES_MAX + READ_BYTES_MAX:
+            self.transport.abort()  # one trailer, or the size of one chunk, that does not end
+            return
         self._head = self._head + len(data) if self._head_timer is not None else 0
         if self._head > HEAD_BYTES_MAX:
-            self.send_400_response(f"the head of a request may have at most {HEAD_BYTES_MAX} bytes")
+            self._too_long = True
+            self.send_400_response("")
             return
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self._head_timer is None and self.timeout_keep_alive_task is None:
             self._await_head()  # an empty line begins no request, and keeps no connection
 
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be read gets a problem document, too; behind an answer that has begun, the end."""
+        if self.transport.is_closing() or (self.cycle is not None and self.cycle.response_started):
+            self.transport.abort()
+            return
+        text = "this is no request of HTTP/1.1 with a method and a target that there are"
+        if self._too_long:
+            text = f"the head of a request, with its trailers, may have at most {HEAD_BYTES_MAX} bytes"
+        problem = problem_of(HttpError(400, "malformed_request", text), "")
+        body = msgspec.json.encode(problem)
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Of the head, and of the trailers behind a chunked body."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._between = 0
+        self._fields += size
+        if self._fields > HEAD_BYTES_MAX:
+            self._too_long = True
+            raise ValueError("the head is too long")  # the parser stops, and `send_400_response` says why
+
+    def on_body(self, body: bytes) -> None:
+        self._between = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._between = 0
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.waiting_since = None
+        super().on_message_complete()
+
     def on_response_complete(self) -> None:
         """An answer that nobody reads does not keep the connection, either."""
+        self.waiting_since = None if self.pipeline else self.loop.time()
         super().on_response_complete()
         if self.transport.is_closing() and self._linger is None:
             self._linger = self.loop.call_later(SEND_SECONDS, self.transport.abort)
@@ -144,6 +210,7 @@ class _Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def on_message_begin(self) -> None:
+        self._fields = self._between = 0
         if self._head_timer is None:
             self._await_head()
         super().on_message_begin()

@@ -7,6 +7,7 @@ is done in threads.
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, NamedTuple
@@ -15,6 +16,7 @@ import msgspec
 
 from needle.base.errors import InvalidArgument
 from needle.server.http.call import BESIDE_BYTES
+from needle.server.http.memory import Share
 from needle.server.http.problems import HttpError
 
 Scope = MutableMapping[str, Any]
@@ -25,6 +27,7 @@ Blocking = Callable[..., Awaitable[Any]]
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 GZIP_BYTES_MIN: Final = 1024
+PIECE_BYTES: Final = 1024 * 1024
 _MSGPACK_NAMES: Final = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 _JSON_NAMES: Final = frozenset({JSON, "text/json"})
 
@@ -62,12 +65,21 @@ def headers_of(scope: Scope) -> Headers:
         packed=packed,
         wants_packed=wants_packed,
         coding=coding,
-        wants_gzip="gzip" in told.get(b"accept-encoding", "").lower(),
+        wants_gzip=_gzip_is_accepted(told.get(b"accept-encoding", "")),
         length=int(length) if length.isascii() and length.isdigit() else 0,
         request_id=told.get(b"x-request-id", ""),
         session=told.get(b"needle-session"),
         key=_key(told),
     )
+
+
+def _gzip_is_accepted(accepted: str) -> bool:
+    """With a weight of 0 it is named to be refused."""
+    for part in accepted.lower().split(","):
+        coding, _, weight = part.replace(" ", "").partition(";")
+        if coding in ("gzip", "x-gzip"):
+            return not re.fullmatch(r"q=0(\.0*)?", weight)
+    return False
 
 
 def _key(told: dict[bytes, str]) -> str | None:
@@ -92,25 +104,41 @@ def check_body(method: str, headers: Headers) -> None:
         raise HttpError(415, "unsupported_media_type", text, field="content-encoding")
 
 
-async def body_of(receive: Receive, headers: Headers, bytes_max: int, blocking: Blocking) -> bytes:
-    """All of a request's body. Raises HttpError, Gone."""
+async def body_of(receive: Receive, headers: Headers, bytes_max: int, blocking: Blocking, share: Share) -> bytes:
+    """All of a request's body, unpacked. What it holds is counted as it comes, not as it is announced: who announces
+    need not send. Raises HttpError, Gone."""
     if headers.length > bytes_max:
         raise too_large(bytes_max)
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size, refusal = 0, None
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Gone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+        part = message.get("body", b"")
+        size += len(part)
         if size > bytes_max:
             raise too_large(bytes_max)
+        if refusal is None:
+            try:
+                share.take(len(part))
+                parts.append(part)
+            except HttpError as error:  # the rest is read all the same, and dropped: who still sends hears no answer
+                refusal = error
+                parts.clear()
+                share.settle(0)
         if not message.get("more_body", False):
             break
+    if refusal is not None:
+        raise refusal
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    del parts
     if headers.coding != "gzip":
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-    unpacked: bytes = await blocking(_gunzip, b"".join(parts), bytes_max)
-    return unpacked
+        return data
+    try:
+        return await _gunzip(data, bytes_max, blocking, share)
+    except zlib.error as error:
+        raise InvalidArgument(f"the body is no gzip: {error}", field="body") from None
 
 
 def too_large(bytes_max: int) -> HttpError:
@@ -118,16 +146,26 @@ def too_large(bytes_max: int) -> HttpError:
     return HttpError(413, "content_too_large", f"a request may have at most {bytes_max} bytes of body", field="body")
 
 
-def _gunzip(data: bytes, bytes_max: int) -> bytes:
-    reader = zlib.decompressobj(wbits=31)
-    try:
-        unpacked = reader.decompress(data, bytes_max + 1)
-    except zlib.error as error:
-        raise InvalidArgument(f"the body is no gzip: {error}", field="body") from None
-    if len(unpacked) > bytes_max:
-        raise too_large(bytes_max)
-    if not reader.eof:
-        raise InvalidArgument("the body's gzip is cut short", field="body")
+async def _gunzip(data: bytes, bytes_max: int, blocking: Blocking, share: Share) -> bytes:
+    """Piece by piece, each counted before the next one. Several members, one behind the other, are one body."""
+    reader, parts, size = zlib.decompressobj(wbits=31), [], 0
+    while True:
+        parts.append(await blocking(reader.decompress, data, PIECE_BYTES))
+        size += len(parts[-1])
+        if size > bytes_max:
+            raise too_large(bytes_max)
+        share.take(len(parts[-1]))
+        if reader.eof:
+            data = reader.unused_data
+            if not data:
+                break
+            reader = zlib.decompressobj(wbits=31)
+        else:
+            data = reader.unconsumed_tail
+            if not data and len(parts[-1]) < PIECE_BYTES:
+                raise InvalidArgument("the body's gzip is cut short", field="body")
+    unpacked = b"".join(parts)
+    share.settle(len(unpacked))
     return unpacked
 
 
@@ -141,19 +179,11 @@ def _written(answer: Any, packed: bool, gzipped: bool) -> tuple[bytes, bool]:
     return body, False
 
 
-async def write(
-    send: Send,
-    status: int,
-    answer: Any,
-    headers: Headers,
-    extra: list[tuple[bytes, bytes]],
-    *,
-    size: int,
-    blocking: Blocking,
-    kind: str = "",
-) -> None:
-    """Send an answer. size: about how many bytes it has; large ones are encoded in a thread. kind: its media type, if
-    it is not that of every answer."""
+async def encoded(
+    answer: Any, headers: Headers, extra: list[tuple[bytes, bytes]], *, size: int, blocking: Blocking, kind: str = ""
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body of an answer. size: about how many bytes it has; large ones are encoded in a thread.
+    kind: its media type, if it is not that of every answer."""
     packed = headers.wants_packed and not kind
     if size < BESIDE_BYTES and not headers.wants_gzip:
         body, gzipped = _written(answer, packed, False)
@@ -166,5 +196,10 @@ async def write(
     ]
     if gzipped:
         told += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+    return told, body
+
+
+async def write(send: Send, status: int, told: list[tuple[bytes, bytes]], body: bytes) -> None:
+    """Send an answer."""
     await send({"type": "http.response.start", "status": status, "headers": told})
     await send({"type": "http.response.body", "body": body})

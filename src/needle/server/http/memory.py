@@ -1,0 +1,91 @@
+"""What requests hold in memory: bytes of bodies as they came, of what they become when decoded, of answers until they
+are sent.
+
+Invariant: all requests together hold at most `BYTES_MAX`, counted before it is allocated; what is more is refused by
+name. A small request is never refused for what others hold: so many of these are bounded by their number.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from needle.base.decoding import DECODE_ERRORS
+from needle.server.http.problems import HttpError
+
+BYTES_MAX: Final = 768 * 1024 * 1024
+SMALL_BYTES: Final = 64 * 1024
+DECODED_BYTES_MAX: Final = 384 * 1024 * 1024
+"""What one body may become."""
+PACKED_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Of MessagePack besides binary and text: one byte of it can be an object."""
+
+_SLOT: Final = 32
+_LIST: Final = 64
+_OBJECT: Final = 200
+_CONTAINERS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+_OTHERS: Final = bytes(byte for byte in range(256) if byte not in _CONTAINERS)
+_PLAIN: Final = re.compile(rb"[\xa0-\xbf\xc4-\xc6\xd9-\xdb]", re.DOTALL)
+_fields: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+
+
+class Memory:
+    """See the module. held: bytes."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+
+class Share:
+    """What one request holds."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.held = 0
+
+    def take(self, count: int) -> None:
+        """It is to hold so many more. Raises HttpError."""
+        mine, all_ = self.held + count, self._memory.held + count
+        if mine > SMALL_BYTES and all_ > BYTES_MAX:
+            text = f"requests under way on this node hold {self._memory.held} of {BYTES_MAX} bytes; this one needs more"
+            raise HttpError(429, "overloaded", text)
+        self.held, self._memory.held = mine, all_
+
+    def settle(self, count: int) -> None:
+        """It holds so many and nothing else, which is no more than it did."""
+        self._memory.held += count - self.held
+        self.held = count
+
+
+def decoded_bytes(data: bytes, packed: bool) -> int:
+    """About how many bytes of objects are in a body, and rather more. Raises HttpError for what is too many."""
+    if packed:
+        size = _packed_bytes(data)
+    else:
+        size = len(data) + _SLOT * data.count(b",") + _LIST * data.count(b"[") + _OBJECT * data.count(b"{")
+    if size > DECODED_BYTES_MAX:
+        raise _too_many()
+    return size
+
+
+def _packed_bytes(data: bytes) -> int:
+    try:
+        fields = _fields.decode(data)
+    except DECODE_ERRORS:
+        return len(data)  # the true decoder says why
+    size = len(data)
+    for raw in fields.values():
+        value = bytes(raw)
+        if _PLAIN.match(value):
+            continue
+        if len(value) > PACKED_BYTES_MAX:
+            raise _too_many()
+        size += 8 * len(value) + _LIST * len(value.translate(None, _OTHERS))
+    return size
+
+
+def _too_many() -> HttpError:
+    text = "the body has too many values; send it in several requests, and vectors as binary"
+    return HttpError(413, "content_too_large", text, field="body")
