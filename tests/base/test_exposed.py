@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from needle.base.config import RaftConfig, check_exposed
+from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError
+from needle.base.exposure import check_exposed
 
 SECRET = "0123456789abcdef" * 2
 

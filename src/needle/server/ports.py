@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from needle.base.access import Identity
-from needle.base.config import RaftConfig, check_exposed
+from needle.base.config import RaftConfig
+from needle.base.exposure import check_exposed
 from needle.base.ids import GroupId, NodeId
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Clock, Pool, Rng
