@@ -25,7 +25,7 @@ MUTANTS = (
     Mutant(
         name="too-new-command-proposed",
         breaks="a command gets into a log although nodes that apply it cannot read it: they stop",
-        edits=(Edit("protocol.versioned:check_known", "needs <= now.cluster_version", "needs > 0"),),
+        edits=(Edit("protocol.versioned:check_known", "needs <= at", "needs > 0"),),
         tests=(_VERSIONS + "test_a_command_is_proposed_only_where_all_can_read_it", _ROLLED),
     ),
     Mutant(

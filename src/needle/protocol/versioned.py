@@ -54,8 +54,11 @@ def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
 def check_known(command: Versioned, now: Topology) -> None:
     """Raises ClusterTooOld, which names the nodes, unless every node that may apply the command can read it. Asked
     before it is proposed, with the newest topology at hand: the version never falls."""
+    at, newer = now.cluster_version, command.NEWER
+    if at >= command.SINCE and (not newer or max(newer.values()) <= at):  # so it is but during an upgrade
+        return
     needs = command.needs()
-    if needs <= now.cluster_version:
+    if needs <= at:
         return
     older = now.older_than(needs)
     who = ", ".join(f"{info.id} ({info.knows})" for info in older)
