@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from needle.base.ids import NodeId
+from needle.base.ids import NodeId, shard_group
 from needle.routing.jobs import Job, JobState, Running
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.shard_map import KeyRange
@@ -95,6 +95,16 @@ class Rebalances:
             if holders is not None and holders.leaving and set(holders.wanted) == set(one.move.after):
                 raise Violation(NAME, f"counted as done, and nodes are leaving: {one.move.in_words()}")
 
+    def _done_by_hand(self, job: Job, now: Topology) -> None:
+        """What was named has moved; nothing is said of the rest."""
+        move, split = job.wish.move, job.wish.split
+        owned = set(now.map.owners) if now.map is not None else set()
+        if split is not None and not {split.shard, split.into} <= owned:
+            raise Violation(NAME, f"rebalance {job.id} is done, and shard {split.shard} is not split: {sorted(owned)}")
+        holders = now.holders(shard_group(move.shard)) if move is not None else None
+        if move is not None and (holders is None or move.source in holders.all or move.target not in holders.wanted):
+            raise Violation(NAME, f"rebalance {job.id} is done, and shard {move.shard} is on {holders}")
+
     def _done(self, job: Job, now: Topology) -> None:
         self.done += 1
         serving = [info.shard for info in now.serving]
@@ -104,6 +114,9 @@ class Rebalances:
             raise Violation(NAME, f"rebalance {job.id} is done, and shards {sorted(kept)} serve")
         if job.wish.shards is not None and len(serving) != job.wish.shards:
             raise Violation(NAME, f"rebalance {job.id} is done with {len(serving)} of {job.wish.shards} shards")
+        if job.wish.by_hand:
+            self._done_by_hand(job, now)
+            return
         for node in (info.id for info in now.nodes if info.state is NodeState.DRAINING):
             if held := _held(now, node):
                 raise Violation(NAME, f"rebalance {job.id} is done, and {node}, to be emptied, holds {held}")

@@ -12,7 +12,7 @@ from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AddShard, DrainNode, RetireShard, StartMove
 from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas
-from needle.routing.plans import Wish
+from needle.routing.plans import ReplicaMove, ShardSplit, Wish
 from needle.routing.topology import Topology
 from proof.checkers.rebalances import Rebalances
 from proof.sim.violation import Violation
@@ -103,6 +103,24 @@ def test_done_is_what_was_wished() -> None:
     ):
         with pytest.raises(Violation, match="is done"):
             judged(with_job(now, **{**changes, "state": JobState.RUNNING}), with_job(now, state=done, **changes))
+
+
+def test_what_was_wished_by_hand_is_so_and_nothing_else_need_be() -> None:
+    drained = execute(NOW, 6, DrainNode("node-1", True))[0]
+    held = NOW.shards[0].replicas
+    for wish, so in (
+        (Wish(split=ShardSplit(shard=0, into=1)), True),
+        (Wish(split=ShardSplit(shard=0, into=4)), False),
+        (Wish(move=ReplicaMove(shard=0, source="node-6", target=held[0])), True),
+        (Wish(move=ReplicaMove(shard=0, source=held[0], target="node-6")), False),
+        (Wish(move=ReplicaMove(shard=0, source=held[0], target=held[1])), False),
+    ):
+        before, now = with_job(drained, wish=wish), with_job(drained, wish=wish, state=JobState.DONE)
+        if so:
+            judged(before, now)
+        else:
+            with pytest.raises(Violation, match="is done, and shard 0 is"):
+                judged(before, now)
 
 
 def test_a_retired_shard_owned_nothing() -> None:
