@@ -22,6 +22,18 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="a-catalog-that-cannot-be-written-is-not-replaced",
+        breaks="a snapshot is written into the damaged file: the node ends, at each start",
+        edits=(
+            Edit(
+                "catalog.machine:CatalogMachine.install_snapshot",
+                "with suppress(CorruptDocuments), self._exclusive(installing=True):",
+                "with self._exclusive(installing=True):",
+            ),
+        ),
+        tests=(_CATALOG + "test_a_snapshot_mends_a_catalog_whose_damage_shows_only_when_it_is_written",),
+    ),
+    Mutant(
         name="voters-without-a-majority",
         breaks="the voters are changed to a set of which no majority answers: the group stands still for good",
         edits=(Edit("catalog.replica_steps:_possible", "2 * len(able) > len(voters)", "able"),),

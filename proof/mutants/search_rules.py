@@ -6,6 +6,7 @@ from proof.mutants.planting import Edit, Mutant
 
 _BUILDER = "tests/shard/test_sealed_segment.py::"
 _SEGMENTS = "tests/shard/test_segment_set.py::"
+_KEEPER = "tests/shard/test_segment_keeper.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
 
 MUTANTS = (
@@ -19,6 +20,12 @@ MUTANTS = (
         ),
         sim=True,
         tests=(_SEGMENTS + "test_results_do_not_depend_on_when_files_arrive",),
+    ),
+    Mutant(
+        name="a-published-file-is-deleted-by-its-builder",
+        breaks="who built a file and leads no more deletes it before its own log names it: nobody has it",
+        edits=(Edit("shard.segments.keeper:SegmentKeeper._sweep", "vectors.opened()", "vectors.attached()"),),
+        tests=(_KEEPER + "test_a_file_that_is_published_elsewhere_is_kept_until_the_log_names_it_here",),
     ),
     Mutant(
         name="search-ignores-deletes",
