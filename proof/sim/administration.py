@@ -127,8 +127,13 @@ class Operator:
         return any(node not in self._fleet.retired for node in self._founders if node != name)
 
     async def restored(self) -> bool:
-        """Whether every group has as many voters as it began with, those that the catalog names. The leaders see to
-        that; nodes that are lost, or were taken from a group, the operator replaces."""
+        """Whether every group has as many voters as it began with, those that the catalog names, and all may lead. The
+        leaders see to that; nodes that are lost, or were taken from a group, the operator replaces, and a maintenance
+        that began late, behind the command that was to end it, is ended."""
+        for node in self._truth.now.nodes:
+            if node.maintenance and not self._is_gone(node.id):
+                await self._stage.ask(NAME, self._told("end", self._administer(node.id, "end-maintenance")))
+                return False
         if not self.holders.all_mended():
             await self._stage.ask(NAME, self._told("restore of all", self._administer("all", "restore")))
             return False

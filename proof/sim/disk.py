@@ -203,11 +203,13 @@ class LogDisk:
         self.files = FileSystem(random.Random(self._rng.getrandbits(64)))
 
     def rot(self) -> str:
-        """Flip one bit of the log's files; says which, "" if there is nothing to damage."""
+        """Flip one bit of the log's files; says which, "" if there is nothing to damage: no log, or one that was put
+        in the place of another and that no node has opened yet."""
         self.process_crash()
-        self.rotten = True
-        self.counts["rot"] += 1
-        return self.files.rot()
+        flipped = self.files.rot()
+        self.rotten |= bool(flipped)
+        self.counts["rot"] += bool(flipped)
+        return flipped
 
     def opened(self, content: dict[bytes, bytes]) -> None:
         """The write-ahead log holds this now. Raises Violation if that is not what was committed: the commit that a

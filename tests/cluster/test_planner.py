@@ -190,6 +190,22 @@ def test_nothing_is_asked_of_a_shard_without_a_majority() -> None:
     assert not any(2 in move.groups for move in first.moves)
 
 
+def test_who_is_to_leave_still_votes_so_a_lost_replica_is_rebuilt() -> None:
+    """A command took a shard from a node that answers, and left it to one that then was lost."""
+    made = World(cluster(1, 3, [info(1), info(2), info(3)]), [])
+    join(made, info(4))
+    made.topology = execute(made.topology, 9, AssignReplicas(1, ["node-1", "node-2", "node-3"], ["node-3", "node-2"]))[
+        0
+    ]
+    assert made.topology.shards[0].leaving == ("node-1",)
+    made.dead = {"node-2"}
+    first = plan(made.topology, made.stats(), Wish(lost=("node-2",)))
+    moved = [move for move in first.moves if isinstance(move, MoveReplicas) and move.group == 1]
+    assert moved and "node-2" not in moved[-1].after and len(moved[-1].after) == 3
+    made.dead = {"node-1", "node-2"}
+    assert not any(1 in move.groups for move in plan(made.topology, made.stats(), Wish(lost=("node-2",))).moves)
+
+
 def test_a_shard_without_a_majority_is_not_asked_to_change_its_leader() -> None:
     made = World(cluster(1, 2, [info(1), info(2)]), [])
     join(made, info(3, weight=0.0))

@@ -289,13 +289,13 @@ class _Planning:
     def _state(self, sizes: Mapping[int, int]) -> State:
         topology = self._topology
         groups = [CATALOG_GROUP, *(shard_group(shard) for shard in sizes)]
-        holders = {group: known.wanted for group in groups if (known := topology.holders(group)) is not None}
+        held = {group: known for group in groups if (known := topology.holders(group)) is not None}
+        holders = {group: known.wanted for group, known in held.items()}
         documents = {shard_group(shard): self._measured[shard].documents for shard in sizes}
         changing = {
             group: f"the replicas of {group_name(group)} are being moved"
-            for group in holders
-            if (known := topology.holders(group)) is not None and known.leaving
-            if not set(known.wanted) & set(self._wish.lost)
+            for group, known in held.items()
+            if known.leaving and not set(known.wanted) & set(self._wish.lost)
         }
         moving = {shard_group(shard) for info in topology.moves for shard in (info.source, info.target)}
         changing |= {group: f"key ranges of {group_name(group)} are being moved" for group in moving}
@@ -308,6 +308,7 @@ class _Planning:
             alive=self._alive,
             lost=frozenset(self._wish.lost),
             changing=changing,
+            leaving={group: known.leaving for group, known in held.items()},
         )
 
     # --- what is said of it ------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ class State:
     lost: Set[NodeId] = frozenset()
     changing: Mapping[GroupId, str] = field(default_factory=dict)
     """Groups of which no replica may move now, and why."""
+    leaving: dict[GroupId, Replicas] = field(default_factory=dict)
+    """Nodes that hold a replica which they are to give up: it votes until those that stay have all that was written."""
 
     def apply(self, move: Move) -> None:
         """As if the move were done."""
@@ -47,6 +49,7 @@ class State:
             self._take([node for node in move.after if node not in before], self.sizes[move.group])
             self._take([node for node in before if node not in move.after], -self.sizes[move.group])
             self.holders[move.group] = move.after
+            self.leaving.pop(move.group, None)
         elif isinstance(move, FoundShard):
             group = shard_group(move.shard)
             self.holders[group], self.sizes[group], self.documents[group] = move.replicas, 0, 0
@@ -103,7 +106,8 @@ class State:
         group, before, after = move.group, self.holders[move.group], move.after
         if group in self.changing:
             return self.changing[group]
-        if why := self._no_majority(group, before) or self._no_majority(group, after):
+        now = (*before, *self.leaving.get(group, ()))
+        if why := self._no_majority(group, now) or self._no_majority(group, after):
             return why
         for node in move.added:
             if not self.has_room(node, self.sizes[group]):
