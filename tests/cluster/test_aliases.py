@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import needle
 from cluster.catalog_util import spec, topology
 from cluster.processes import ShardedProcesses, healthy
-from needle.base.errors import CollectionExists, CollectionNotFound, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import (
+    CollectionExists,
+    CollectionNotFound,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    Unavailable,
+)
+from needle.base.model import WriteResult
 from needle.catalog.state import execute
 from needle.client import Client
 from needle.client.meaning import Meaning, switched
+from needle.client.router.router import Router
 from needle.protocol.catalog_commands import (
     AlterCollection,
     CatalogCommand,
@@ -22,6 +33,7 @@ from needle.protocol.catalog_commands import (
     RemoveAlias,
     SetAlias,
 )
+from needle.protocol.commands import ChangeWhere, Session
 from needle.routing.topology import Topology
 
 
@@ -83,6 +95,52 @@ def test_a_call_goes_by_the_epochs_at_which_its_alias_meant_that() -> None:
         meaning.check(second)
     assert switched(refused.value) and not switched(Unavailable("else")) and not switched(None)
     assert Meaning("x", 3).epoch(first) == -1
+
+
+class SwitchingShards:
+    """They do what they are asked. The client hears that alias x leads elsewhere as the first of them answers."""
+
+    def __init__(self, shards: int) -> None:
+        self.known = topology(shards=shards)
+        for index, command in enumerate([*MADE, SetAlias("x", "a")], start=2):
+            self.known, _ = execute(self.known, index, command)
+        self.done: list[str] = []
+
+    def group(self, _: int) -> SwitchingShards:
+        return self
+
+    def topology(self) -> Topology:
+        return self.known
+
+    async def refresh(self, version: int, timeout: float) -> Topology:
+        return self.known
+
+    async def confirmed(self, timeout: float) -> Topology:
+        return self.known
+
+    async def write(self, make: Callable[[Session], Any], _: float) -> WriteResult:
+        self.done.append(make(Session(1, 1)).collection)
+        self.known, _ = execute(self.known, 9, SetAlias("x", "b"))
+        return WriteResult(version=5, index=5, count=1)
+
+
+async def test_a_change_by_a_filter_that_is_done_is_not_begun_again_in_another_collection() -> None:
+    shards = SwitchingShards(1)
+    result = await Router(shards).change_where(ChangeWhere("x", b"{}", None), 5)
+    assert (result.count, shards.done) == (1, ["a@2"])
+
+
+@pytest.mark.parametrize("by", ["filter", "ids"])
+async def test_a_change_that_is_done_in_part_says_so_and_is_not_begun_again(by: str) -> None:
+    shards = SwitchingShards(2)
+    router = Router(shards)
+    if by == "filter":
+        call = router.change_where(ChangeWhere("x", b"{}", None), 5)
+    else:
+        call = router.delete("x", [f"{n}" for n in range(20)], 5)
+    with pytest.raises(OutcomeUnknown):
+        await call
+    assert shards.done == ["a@2"]
 
 
 A, B = 12, 17

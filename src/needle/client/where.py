@@ -46,9 +46,19 @@ class WhereWork:
         return bool(self._failures)
 
     def begin(self, collection: str) -> None:
-        """In a collection, by its name inside the shards. After CollectionNotFound it may begin again."""
+        """In a collection, by its name inside the shards. Once a call has ended because the collection is gone, or its
+        alias leads elsewhere, it may begin again. Raises OutcomeUnknown if something was done in another one."""
+        if self._count and collection != self._collection:
+            raise OutcomeUnknown(
+                f"{self._count} documents are changed in the collection that the name meant before, others perhaps not",
+                **{CHANGED: self._count},
+            )
         self._collection = collection
         self._failures, self.left = [], []
+
+    def fail(self, error: NeedleError) -> None:
+        """A part was not begun, and none is any more."""
+        self._failures.append(error)
 
     async def run(self, write: Callable[[MakePart], Awaitable[WriteResult]]) -> None:
         """All parts of some ranges of one shard, or those until any shard fails; `result` tells. Raises Moved."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from needle.base.errors import NeedleError
 from needle.base.model import WriteResult
 from needle.client.where import MakePart, Moved, WhereWork
 from needle.protocol.commands import Command, Session
@@ -28,8 +29,14 @@ async def change_in_shards(
     deadline = loop.time() + timeout
 
     async def one(shard: int, ranges: list[KeyRange]) -> None:
-        owned = ownership()
+        try:
+            await work.run(parts(shard, ranges, ownership()))
+        except Moved:  # the shard has refused it
+            work.left.extend(ranges)
+        except NeedleError as error:  # the alias has another meaning by now
+            work.fail(error)
 
+    def parts(shard: int, ranges: list[KeyRange], owned: Ownership) -> Callable[[MakePart], Awaitable[WriteResult]]:
         def owner() -> int:
             nonlocal owned
             owned = ownership()
@@ -45,17 +52,19 @@ async def change_in_shards(
 
             return await write(owner, command, max(0.001, deadline - loop.time()))
 
-        try:
-            await work.run(part)
-        except Moved:  # the shard has refused it
-            work.left.extend(ranges)
+        return part
 
     work.begin(collection)
     now = ownership()
     shares = [(shard, now.ranges(shard)) for shard in now.owners]
     while True:
         await asyncio.gather(*(one(shard, list(ranges)) for shard, ranges in shares if ranges))
-        left, work.left, now = union(work.left), [], ownership()
+        left, work.left = union(work.left), []
         if work.failed or not left:
+            return work.result()
+        try:
+            now = ownership()
+        except NeedleError as error:
+            work.fail(error)
             return work.result()
         shares = [(shard, intersection(now.ranges(shard), left)) for shard in now.owners]

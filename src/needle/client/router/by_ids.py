@@ -30,7 +30,7 @@ async def spread_by_ids(
     deadline = asyncio.get_running_loop().time() + timeout
 
     async def one(part: Part) -> None:
-        owned = ownership()
+        owned: Ownership
 
         def owner() -> int:
             nonlocal owned
@@ -41,6 +41,7 @@ async def spread_by_ids(
 
         left = max(0.001, deadline - asyncio.get_running_loop().time())
         try:
+            owned = ownership()  # raises once the alias has another meaning
             deletion.done(await write(owner, lambda session: part.command(owned, command, collection, session), left))
         except Scattered:  # the shard has refused it
             await asyncio.gather(*map(one, part.spread(owned)))

@@ -82,9 +82,13 @@ class RowInserts:
                     result = failed[shard] = error
                 except Scattered:  # the map changed and the part no longer has one owner: route it again
                     left = max(0.001, deadline - loop.time())
-                    again = await self.run(collection, names, memoryview(data), json, left, instants)
-                    done.extend(BatchPart([part[at] for at in some.rows], some.outcome) for some in again)
-                    return
+                    try:
+                        again = await self.run(collection, names, memoryview(data), json, left, instants)
+                    except NeedleError as error:  # the alias has another meaning by now
+                        result = failed[shard] = error
+                    else:
+                        done.extend(BatchPart([part[at] for at in some.rows], some.outcome) for some in again)
+                        return
             done.append(BatchPart(part, result))
 
         await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
