@@ -112,6 +112,18 @@ MUTANTS: tuple[Mutant, ...] = (
         tests=(_ALIASES + "test_an_alias_is_a_name_and_its_change_makes_an_epoch",),
     ),
     Mutant(
+        name="a-change-begins-again-in-another-collection",
+        breaks="a change by a filter that was done in part begins again where its alias leads by then, and says ok",
+        edits=(
+            Edit("client.where:WhereWork._failure", "if changed or unknown:", "if unknown:"),
+            Edit("client.where:WhereWork.begin", "if self._count and", "if False and"),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_ALIASES + "test_a_change_that_is_done_in_part_says_so_and_is_not_begun_again[filter]",),
+    ),
+    Mutant(
         name="alias-makes-cycles",
         breaks="an alias may lead to an alias, and so to itself",
         edits=(Edit("catalog.state:_set_alias", "(other := now.alias(leads_to)) is not None", "other := None"),),

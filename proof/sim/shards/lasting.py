@@ -86,7 +86,7 @@ class Lasting:
         steps = (self._scan, self._scan, self._count, self._append, self._append, self._condition, self._passing)
         while not self.stopping:
             if self._rng.random() < 0.2:
-                await self._switch()
+                await asyncio.gather(self._switch(), self._append_by_alias())
             else:
                 await steps[self._rng.randrange(len(steps))](self._held[self._rng.randrange(2)])
             self.rounds += 1
@@ -211,6 +211,37 @@ class Lasting:
         held.done.append(number)
         if not len(held.sure) <= done.count <= len(held.sure | held.possible):
             self._break("changes by a filter", f"{held.name}: {done.count} of {len(held.sure)} were changed")
+
+    async def _append_by_alias(self) -> None:
+        """The same by an alias, while that changes: in one of its collections, in all of it, or it says that it may not
+        be so. Nothing else is changed meanwhile."""
+        number, alias = self._next(), self._alias
+        for held in self._held:
+            held.open.add(number)
+        try:
+            done = await self._client.patch_where(
+                STABLE, append={"log": [number]}, collection=alias, timeout=CALL_TIMEOUT
+            )
+        except NeedleError as error:
+            self._judge(error)
+            if surely_without_effect(error):
+                for held in self._held:
+                    held.open.discard(number)
+            return
+        changed = {"log": {"$in": [number]}}
+        counts = [
+            await self._asked(self._client.count(changed, collection=held.name, timeout=CALL_TIMEOUT))
+            for held in self._held
+        ]
+        if None in counts:
+            return
+        touched = [held for held, count in zip(self._held, counts, strict=True) if count]
+        if len(touched) != 1 or done.count not in counts or done.count < len(touched[0].sure):
+            self._break("changes by a filter", f"{alias}: {done.count} were changed; {number} is in {counts}")
+        for held in self._held:
+            held.open.discard(number)
+        for held in touched:
+            held.done.append(number)
 
     async def _condition(self, held: Held) -> None:
         """A write with a condition, of one of them."""
