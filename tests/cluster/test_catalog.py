@@ -17,6 +17,7 @@ from needle.base.errors import (
     CorruptSnapshot,
     DiskFull,
     InvalidArgument,
+    NeedleError,
     UnsupportedFormat,
 )
 from needle.base.model import WriteResult
@@ -223,6 +224,18 @@ def test_collections_of_one_name_are_told_apart() -> None:
     later, _ = execute(dropped, 6, CreateCollection(spec("a"), False, 79))
     assert execute(later, 7, DropCollection("a", first.version))[0] is later
     assert later.collections[0].id == 6
+
+
+def test_an_altered_collection_is_there_for_who_makes_sure_of_it_as_it_was_made() -> None:
+    now, made = execute(topology(), 2, CreateCollection(spec("a"), True, 1))
+    now, altered = execute(now, 3, AlterCollection("a", 2, 77))
+    assert not isinstance(altered, NeedleError) and now.named("a").spec.index.ef_search == 77
+    same, again = execute(now, 4, CreateCollection(spec("a"), True, 2))
+    assert same is now and again.existed and again.version == made.version
+    _, refused = execute(now, 5, CreateCollection(spec("a"), False, 3))
+    assert isinstance(refused, CollectionExists)
+    _, refused = execute(now, 5, CreateCollection(spec("a", dimensions=3), True, 3))
+    assert isinstance(refused, CollectionExists)
 
 
 def test_a_cluster_is_created_once_and_completely() -> None:

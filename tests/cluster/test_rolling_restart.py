@@ -116,7 +116,7 @@ async def test_no_call_fails_while_all_nodes_are_restarted(tmp_path: Path) -> No
 
 @pytest.mark.alone
 async def test_what_would_cost_a_majority_is_refused_and_a_node_that_does_not_come_back_is_the_last(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ShardedProcesses(tmp_path, nodes=3) as processes, processes.connect() as client:
         await processes.create(1, 3)
@@ -135,6 +135,15 @@ async def test_what_would_cost_a_majority_is_refused_and_a_node_that_does_not_co
         assert (await client.node_status(stuck)).maintenance
         with pytest.raises(InvalidArgument, match=f"{stuck} is in maintenance"):
             await client.rolling_restart(nothing, timeout=3)
+        with monkeypatch.context() as at_once:  # another restart that began when the node was not in maintenance yet
+
+            async def may_go(*_: object) -> None:
+                pass
+
+            at_once.setattr(Client, "_may_go", may_go)
+            with pytest.raises(InvalidArgument, match=f"another command has {stuck} in maintenance"):
+                await client.rolling_restart(nothing, nodes=[stuck], timeout=3)
+        assert len(restarted) == 1
         await client.exit_maintenance_mode(stuck)
         processes.kill(stuck)
 

@@ -48,6 +48,12 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexParams = IndexParams()
     ttl: float = 0.0
 
+    def is_altered_from(self, made: CollectionSpec) -> bool:
+        """Whether a collection that was made as `made` may have become this: what AlterCollection changes are the
+        width of its searches and its ttl. So an application goes on that makes sure of its collection at each start."""
+        index = msgspec.structs.replace(self.index, ef_search=made.index.ef_search)
+        return msgspec.structs.replace(self, index=index, ttl=made.ttl) == made
+
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """One search result. distance: lower is nearer (see Metric). score: higher is nearer

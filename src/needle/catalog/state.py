@@ -345,7 +345,7 @@ def _create_collection(now: Topology, index: int, command: CreateCollection) -> 
     if (alias := now.alias(name)) is not None:
         raise CollectionExists(f"{name!r} is an alias, of collection {alias.collection!r}", collection=name)
     if found is not None:
-        if found.nonce == command.nonce or (command.if_absent and found.spec == command.spec):
+        if found.nonce == command.nonce or (command.if_absent and found.spec.is_altered_from(command.spec)):
             return _done(now, index, found.id, existed=found.nonce != command.nonce)
         raise CollectionExists(f"collection {name!r} exists{_difference(found, command)}", collection=name)
     if len(now.collections) >= COLLECTIONS_MAX:

@@ -171,7 +171,7 @@ class ChangeMethods(ABC):
         In each shard it touches what matched at one place of the log, in parts of bounded size: what others change
         between two parts, it leaves as they made it. count: how many were changed; ids: which, with return_ids.
         dry_run: only count. When it breaks off, details["documents_changed"] of the error says how many are known to be
-        changed; it may be called again.
+        changed; it may be called again, which appends once more to those.
         """
         change = values.change(set, unset, append, remove, expires_at)
         return await self._change_where(filter, change, return_ids, dry_run, collection, timeout)

@@ -40,11 +40,14 @@ class NodeMethods:
         be out of maintenance all the same."""
         await self._maintenance(node, False, timeout)
 
-    async def _maintenance(self, node: str, on: bool, timeout: float) -> None:
+    async def _maintenance(self, node: str, on: bool, timeout: float) -> bool:
+        """Whether that changed what the catalog says of the node, and no other command had."""
+        changed = False
         seconds = values.check_timeout(timeout)
         address, known = await self._where(node), node in self._shards.topology().addresses()
         if on and known:  # also if the node does not answer
-            await self._shards.command(MaintainNode(node, True), seconds)
+            done = await self._shards.command(MaintainNode(node, True), seconds)
+            changed = done.version == done.index
         try:
             await self._caller.call(address, calls.MAINTENANCE, calls.encode(MaintenanceCall(on, seconds)), seconds)
         except ConnectionLost as error:
@@ -54,6 +57,7 @@ class NodeMethods:
                 await self._shards.command(MaintainNode(node, False), seconds)
             state = "in maintenance" if on else "no more in maintenance"
             raise Unavailable(f"{node} is {state} by the catalog, and does not answer: {error.message}") from error
+        return changed
 
     async def _where(self, node: str) -> str:
         """The address of a node given by id or address."""

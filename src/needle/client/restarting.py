@@ -101,7 +101,8 @@ class RestartMethods(NodeMethods):
         left = _Countdown(begun + seconds)
         before = await self.describe_node(node, timeout=ASK_SECONDS)
         told(f"{node}: others take over {', '.join(leads) or 'nothing'}")
-        await self.enter_maintenance_mode(node, timeout=left())
+        if not await self._maintenance(node, True, left()):
+            raise InvalidArgument(f"another command has {node} in maintenance by now: maybe a restart", field="nodes")
         now = await self._shards.confirmed(left())
         if why := _resting(now, (node,)):
             await self.exit_maintenance_mode(node, timeout=left())

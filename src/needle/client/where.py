@@ -118,9 +118,11 @@ class WhereWork:
         first = (unknown or gone or final or failures)[0]
         changed = self._count + sum(map(_told, failures))
         if changed or unknown:
-            first = OutcomeUnknown(
-                f"{changed} documents are changed, others perhaps not; it may be called again: {first.message}"
-            )
+            change = self._command.change
+            again = "it may be called again"
+            if change is not None and change.append:
+                again = "called again, it appends once more to those that are changed"
+            first = OutcomeUnknown(f"{changed} documents are changed, others perhaps not; {again}: {first.message}")
         first.details[CHANGED] = changed
         return first
 

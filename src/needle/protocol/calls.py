@@ -139,9 +139,14 @@ def expiries(found: list[int]) -> list[int]:
     return found if any(found) else []
 
 
+ROW_NUMBERS_BYTES: Final = 20
+"""What a hit's distance and version take."""
+
+
 def batch_bytes(batch: DocumentBatch | HitBatch) -> int:
     """About how large a batch of documents is."""
-    return len(batch.vectors) + sum(map(len, batch.metadata))
+    numbers = ROW_NUMBERS_BYTES * len(batch.ids)
+    return len(batch.vectors) + sum(map(len, batch.metadata)) + sum(map(len, batch.ids)) + numbers
 
 
 class CollectionsCall(msgspec.Struct, frozen=True, array_like=True):

@@ -15,13 +15,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
-import msgspec
 import xxhash
 
 from needle.base.config import RaftConfig, parse_node, refuse
 from needle.base.errors import InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, NodeId
-from needle.base.model import CollectionSpec, WriteResult
+from needle.base.model import WriteResult
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
 from needle.protocol import calls, catalog_commands
@@ -112,16 +111,10 @@ def other_settings(config: RaftConfig, now: Topology) -> list[str]:
     held = now.collection(first.name) if first is not None else None
     if first is not None and held is None:
         found.append(f"dimensions = {first.dimensions}, it has no collection {first.name!r}")
-    elif first is not None and held is not None and _as_founded(held.spec, first) != first:
+    elif first is not None and held is not None and not held.spec.is_altered_from(first):
         mine, its = ((spec.dimensions, spec.metric.value, spec.index) for spec in (first, held.spec))
         found.append(f"dimensions, metric and index = {mine}, the collection {first.name!r} has {its}")
     return found
-
-
-def _as_founded(held: CollectionSpec, first: CollectionSpec) -> CollectionSpec:
-    """Without what may be changed of a collection."""
-    index = msgspec.structs.replace(held.index, ef_search=first.index.ef_search)
-    return msgspec.structs.replace(held, index=index, ttl=first.ttl)
 
 
 class SettingsFounding:

@@ -5,7 +5,7 @@ It must not know methods.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from needle.base.config import RaftConfig
@@ -18,7 +18,7 @@ from needle.catalog.machine import CatalogMachine
 from needle.client.router.router import Router
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
-from needle.protocol.calls import DocumentBatch, ScanAnswer
+from needle.protocol.calls import DocumentBatch, ScanAnswer, SearchManyAnswer
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.routing.topology import Ownership, Topology
 from needle.server.access import Access
@@ -30,6 +30,7 @@ from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.disk_space import DiskSpace
 
 T = TypeVar("T")
+LARGE_ROWS = 1000
 JUDGED_BYTES_MAX = 64 * 1024
 """A larger command is checked in a thread: 16 MB of JSON take a third of a second, and heartbeats cannot wait."""
 
@@ -102,9 +103,13 @@ async def judge(node: ServedNode, size: int, fn: Callable[..., T], *arguments: o
 
 
 async def encoded(node: ServedNode, answer: object) -> Body:
-    """An answer as bytes; a large one in pieces, made in a thread."""
-    rows = answer.documents if isinstance(answer, ScanAnswer) else answer
-    if isinstance(rows, HitBatch | DocumentBatch) and calls.batch_bytes(rows) >= LARGE_BYTES:
+    """An answer as bytes; a large one in pieces, made in a thread: one of many bytes, or of many rows, each of which
+    takes some 5 us."""
+    batches: Sequence[object] = (answer.documents if isinstance(answer, ScanAnswer) else answer,)
+    if isinstance(answer, SearchManyAnswer):
+        batches = answer.batches
+    told = [one for one in batches if isinstance(one, HitBatch | DocumentBatch)]
+    if sum([len(one.ids) for one in told]) >= LARGE_ROWS or sum(map(calls.batch_bytes, told)) >= LARGE_BYTES:
         pieces: Pieces = await node.blocking(encode_parts, answer)
         return pieces
     return calls.encode(answer)
