@@ -49,7 +49,7 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float = 0.0
 
     def is_altered_from(self, made: CollectionSpec) -> bool:
-        """Whether a collection that was made as `made` may have become this: what AlterCollection changes are the
+        """Whether a collection that was made as `made` may have become this: what AlterCollection changes is the
         width of its searches and its ttl. So an application goes on that makes sure of its collection at each start."""
         index = msgspec.structs.replace(self.index, ef_search=made.index.ef_search)
         return msgspec.structs.replace(self, index=index, ttl=made.ttl) == made
