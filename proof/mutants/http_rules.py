@@ -6,6 +6,8 @@ from proof.mutants.planting import Edit, Mutant
 
 _PATHS = "tests/server/http/test_paths.py::"
 _ANSWERS = "tests/server/http/test_answers.py::"
+_ENDINGS = "tests/server/http/test_endings.py::"
+_TABLES = "tests/server/http/test_tables.py::"
 _MEMORY = "tests/server/http/test_memory.py::"
 
 MUTANTS = (
@@ -68,5 +70,23 @@ MUTANTS = (
         breaks="slow connections keep probes out",
         edits=(Edit("server.http.listener:_Connection._make_room", "if oldest is None:", "if oldest is not self:"),),
         tests=(_MEMORY + "test_a_new_connection_takes_the_place_of_who_waits_longest",),
+    ),
+    Mutant(
+        name="reads-outlive-their-callers",
+        breaks="searches whose callers have left are gone on with",
+        edits=(Edit("server.http.app:_Ending.__init__", "if drops:", "if not drops:"),),
+        tests=(_ENDINGS + "test_who_leaves_waits_for_no_answer_and_writes_go_on",),
+    ),
+    Mutant(
+        name="cut-writes-pass-for-refused",
+        breaks="a write that a stop has cut is said not to be done",
+        edits=(Edit("server.http.app:_Endpoint.__call__", "if ending.drops else", "if ending else"),),
+        tests=(_ENDINGS + "test_a_stopping_node_says_so_to_who_waits",),
+    ),
+    Mutant(
+        name="token-of-any-cluster",
+        breaks="a session of another cluster waits here for ever",
+        edits=(Edit("server.http.session:decode", "founding != cluster", "founding < 0"),),
+        tests=(_TABLES + "test_a_token_that_is_none_is_refused",),
     ),
 )

@@ -87,11 +87,21 @@ async def test_a_body_in_chunks_counts_as_it_comes(server: HttpServer) -> None:
     assert (await ask(server, request("POST", "/v1/take", TEXT)))[0] == 200
 
 
-async def test_what_is_unpacked_is_counted_piece_by_piece(server: HttpServer) -> None:
+async def test_what_is_unpacked_is_counted_piece_by_piece(server: HttpServer, node: Idle) -> None:
     async def sent(body: bytes) -> tuple[int, bytes]:
         return await ask(server, request("POST", "/v1/take", body, "content-encoding: gzip"))
 
-    assert (await sent(gzip.compress(b'{"value":"' + b"a" * (3 << 20) + b'"}')))[0] == 429
+    unpacked: list[int] = []
+
+    async def blocking(fn: Any, *arguments: Any) -> Any:
+        made = fn(*arguments)
+        unpacked.append(len(made))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node, "blocking", blocking)
+        assert (await sent(gzip.compress(b'{"value":"' + b"a" * (20 << 20) + b'"}')))[0] == 429
+    assert sum(unpacked) <= 2 << 20
     assert server.door.memory.held == 0
     assert (await sent(gzip.compress(TEXT)))[0] == 200
     status, answer = await sent(gzip.compress(b'{"value":') + gzip.compress(b'"ab"}'))

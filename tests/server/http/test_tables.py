@@ -96,14 +96,17 @@ def test_reading_needs_no_more_than_the_reader_and_writing_more() -> None:
 
 def test_a_session_token_holds_what_was_seen() -> None:
     for seen in ({}, {0: 7}, {0: 1, 3: 2**62}):
-        assert session.decode(session.encode(seen)) == seen
-    assert session.decode("") == {}
+        assert session.decode(session.encode(seen, 7), 7) == seen
+    assert session.decode("", 7) == {}
 
 
-@pytest.mark.parametrize("token", ["!", "AAAA", "gQ", "é", "A" * 100_000, session.encode({0: 5})[:-2] + "__"])
+@pytest.mark.parametrize(
+    "token",
+    ["!", "AAAA", "gQ", "é", "A" * 100_000, session.encode({0: 5}, 8), "gQAB", session.encode({0: 5}, 7)[:-2] + "__"],
+)
 def test_a_token_that_is_none_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgument, match="needle-session"):
-        session.decode(token)
+        session.decode(token, 7)
 
 
 def numbers(kind: Any, where: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

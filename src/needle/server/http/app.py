@@ -19,7 +19,7 @@ from starlette.routing import Router
 
 from needle.base.access import READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import Internal, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.errors import Internal, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable, invalid
 from needle.base.runtime import Rng
 from needle.client.client import Client
 from needle.client.router.router import Router as ShardRouter
@@ -58,6 +58,7 @@ LARGE_BYTES: Final = 1024 * 1024
 """Of bodies from this size on one is decoded at a time: a decoder holds the interpreter until it is done."""
 REQUEST_ID_MAX: Final = 128
 QUERY_FIELDS_MAX: Final = 1000
+STOPPING: Final = "this node is stopping"
 _NO_HEADERS: Final = Headers("", False, False, "identity", False, 0, "", None)
 
 
@@ -202,6 +203,27 @@ class Door:
         await write(send, problem.status, told, body)
 
 
+class _Ending:
+    """What a request is that ends before it is answered. drops: with its connection, for nobody reads the answer, and
+    nothing depends on it; a write goes on."""
+
+    def __init__(self, scope: Scope, drops: bool) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task, self.drops, self.left = task, drops, False
+        self._leaving: set[Callable[[], None]] = scope.get("needle.leaving", set())
+        if drops:
+            self._leaving.add(self._leave)
+
+    def _leave(self) -> None:
+        self.left = True
+        self.task.cancel()
+
+    def close(self) -> None:
+        """It has ended."""
+        self._leaving.discard(self._leave)
+
+
 class _Endpoint:
     """One route, as ASGI."""
 
@@ -216,13 +238,16 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         node, headers, share = self._door.node, scope["needle.headers"], scope["needle.share"]
         start, failure = node.now(), None
+        ending = _Ending(scope, self._route.role == "reader")
         try:
             caller = self._admitted(scope, headers)
             call = await self._call(scope, receive, headers, caller)
             answer: Any = await self._route.handler(call)
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
-                extra.append((b"needle-session", session.encode(call.router.seen).encode()))
+                extra.append(
+                    (b"needle-session", session.encode(call.router.seen, node.shards.topology().founding).encode())
+                )
             if isinstance(answer, AsyncIterator):
                 await _stream(send, answer, extra, share)
             else:
@@ -234,7 +259,17 @@ class _Endpoint:
         except NeedleError as error:
             failure = error
             raise
+        except asyncio.CancelledError:
+            if ending.left:
+                ending.task.uncancel()
+                raise Gone from None
+            if not self._door.draining:
+                raise
+            ending.task.uncancel()
+            failure = Unavailable(STOPPING) if ending.drops else OutcomeUnknown(f"{STOPPING}; the write may be done")
+            raise failure from None
         finally:
+            ending.close()
             node.observe(f"http_{self._route.name}", node.now() - start, failure)
 
     def _admitted(self, scope: Scope, headers: Headers) -> Identity:
@@ -253,7 +288,10 @@ class _Endpoint:
     async def _call(self, scope: Scope, receive: Receive, headers: Headers, caller: Identity) -> Call:
         door, node, share, large = self._door, self._door.node, scope["needle.share"], False
         if door.draining or not node.alive():
-            raise Unavailable("this node is stopping")
+            raise Unavailable(STOPPING)
+        if self._route.role != "reader" and any(name == b"idempotency-key" for name, _ in scope["headers"]):
+            text = "idempotency-key is not served: leave it out; if_version tells whether a write was executed"
+            raise HttpError(400, "invalid_argument", text, field="idempotency-key")
         path = scope["path_params"]
         if self._route.in_query:
             body = self._from_query(scope["query_string"])
@@ -268,7 +306,7 @@ class _Endpoint:
             body = await self._from_body(data, headers, share)
             large = len(data) >= BESIDE_BYTES
             del data
-        router = node.router.in_session(session.decode(headers.session or ""))
+        router = node.router.in_session(session.decode(headers.session or "", node.shards.topology().founding))
         client = Client(node.caller, node.shards, router)
         in_session = headers.session is not None
         return Call(client, router, path, body, headers.wants_packed, in_session, node.blocking, caller, share, large)

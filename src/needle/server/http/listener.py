@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -33,6 +34,8 @@ HEAD_BYTES_MAX: Final = 32 * 1024
 HEAD_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 30
 STOP_SECONDS: Final = 5
+LAST_SECONDS: Final = 1.0
+"""In which requests that are ended at a stop send their last answer."""
 READ_BYTES_MAX: Final = 256 * 1024
 """What the loop reads at once."""
 PIPELINED_MAX: Final = 64
@@ -102,11 +105,15 @@ class HttpServer:
         listening, self._socket = self._socket, None
         if listening is not None:
             await self._server.shutdown([listening])
+            if tasks := self._server.server_state.tasks:  # they were cancelled, and say so to who waits
+                await asyncio.wait(tuple(tasks), timeout=LAST_SECONDS)
 
 
 class _Connection(HttpToolsProtocol):
     """One connection, with bounds on what a peer may hold."""
 
+    leaving: set[Callable[[], None]]
+    """To be called when the connection ends."""
     _head: int = 0
     _fields: int = 0
     _between: int = 0
@@ -118,6 +125,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.leaving = set()
         if len(self.connections) > http_max() and not self._make_room():
             transport.abort()
             return
@@ -139,6 +147,8 @@ class _Connection(HttpToolsProtocol):
         if self._linger is not None:
             self._linger.cancel()
         super().connection_lost(exc)
+        for leave in tuple(self.leaving):
+            leave()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a head count until it is complete; those of a body are counted by who reads them."""
@@ -215,6 +225,7 @@ class _Connection(HttpToolsProtocol):
             self._await_head()
         super().on_message_begin()
         self.scope["needle.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        self.scope["needle.leaving"] = self.leaving  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
         self._stop_timer()

@@ -65,6 +65,8 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
         _say(f"node {config.node_id} stops: {failure}")
     if http is not None:
         http.drain()
+        if failure is None:  # what is under way needs the node for its answer, and has a bounded time for it
+            await http.stop()
     watch.stop()
     await node.stop(hand_over=failure is None)
     if http is not None:
