@@ -89,4 +89,10 @@ MUTANTS = (
         edits=(Edit("server.http.session:decode", "founding != cluster", "founding < 0"),),
         tests=(_TABLES + "test_a_token_that_is_none_is_refused",),
     ),
+    Mutant(
+        name="long-bodies-on-the-loop",
+        breaks="one long filter or change holds the node",
+        edits=(Edit("server.http.call:Call.beside", "if not self.large:", "if True:"),),
+        tests=(_ANSWERS + "test_what_is_long_is_read_in_a_thread",),
+    ),
 )

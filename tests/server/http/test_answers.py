@@ -6,8 +6,12 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from harness.door import Idle, ask, request, serving
+from needle.base.filters import builder
 from needle.base.model import CollectionSpec, WriteResult
+from needle.client import values
 from needle.server.http.routes import ROUTES
 
 
@@ -39,3 +43,48 @@ async def test_a_collection_that_was_made_is_said_to_be(monkeypatch: Any) -> Non
     assert (told["name"], told["dimensions"], told["metric"], told["ttl"]) == ("b", 4, "l2", 60)
     assert told["index"] == {"m": 8, "ef_construction": 100, "ef_search": 64}
     assert router.made.index.m == 8
+
+
+LONG = {"$in": ["x" * 100] * 1000}
+PATH = "/v1/collections/b/"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "count", {"filter": {"a": LONG}}),
+        ("POST", "scan", {"filter": {"a": LONG}}),
+        ("POST", "delete", {"filter": {"a": LONG}}),
+        ("POST", "search", {"vector": [1], "filter": {"a": LONG}}),
+        ("POST", "search_many", {"vectors": [[1]], "filter": {"a": LONG}}),
+        ("POST", "patch", {"filter": {"a": LONG}, "set": {"a": LONG}}),
+        ("POST", "patch", {"ids": ["a"], "set": {"a": LONG}}),
+        ("PATCH", "documents/a", {"set": {"a": LONG}, "if_matches": {"a": LONG}}),
+        ("PUT", "documents/a", {"vector": [1], "metadata": LONG}),
+    ],
+)
+async def test_what_is_long_is_read_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch, method: str, path: str, body: dict[str, Any]
+) -> None:
+    node, inside, seen = Idle(), [False], []
+
+    async def blocking(fn: Any, *arguments: Any) -> Any:
+        inside[0] = True
+        try:
+            return fn(*arguments)
+        finally:
+            inside[0] = False
+
+    def watched(module: Any, name: str) -> None:
+        true = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (seen.append(inside[0]), true(*a, **k))[1])
+
+    watched(builder, "_parse")
+    watched(values, "metadata_bytes")
+    monkeypatch.setattr(node, "blocking", blocking)
+    node.router = MadeAndGone()
+    async with serving(ROUTES, node) as server:
+        status, _ = await ask(server, request(method, PATH + path, json.dumps(body).encode()))
+    assert status == 500  # behind the door there is nothing
+    assert seen
+    assert all(seen)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from needle.base.access import Identity
 from needle.base.errors import InvalidArgument, invalid
+from needle.base.filters.builder import Filter
 from needle.base.model import ReadMode
 from needle.client import values
 from needle.client.client import Client
@@ -52,6 +53,11 @@ class Call:
             return work()
         made: T = await self.blocking(work)
         return made
+
+    async def filter(self) -> Filter:
+        """The body's; what all documents match, if it has none."""
+        given = self.body.filter or {}
+        return await self.beside(lambda: Filter.parse(given))
 
     def reading(self) -> values.Reading:
         """How fresh this read is to be. A session says something to eventual reads only. Raises InvalidArgument."""

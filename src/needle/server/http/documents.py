@@ -14,6 +14,7 @@ from needle.client import values
 from needle.client.cursor import Place
 from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import DocumentBatch, batch_bytes
+from needle.protocol.commands import Change, ChangeWhere
 from needle.server.http import bodies
 from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
 
@@ -149,35 +150,23 @@ async def patch_documents(call: Call) -> bodies.Written:
         return await _patch_ids(call, body, body.ids)
     if body.if_version is not None or body.if_matches is not None:
         raise invalid("if_version", body.if_version, "left out with a filter: what matches is changed")
-    result = await call.client.patch_where(
-        body.filter or {},
-        set=body.set,
-        unset=body.unset,
-        append=body.append,
-        remove=body.remove,
-        expires_at=body.expires_at,
-        return_ids=body.return_ids,
-        dry_run=body.dry_run,
-        collection=call.collection,
-        timeout=body.timeout,
-    )
-    return bodies.Written.of(result, body.return_ids)
+    where, wanted = values.check_name(call.collection), await call.filter()
+    change = await call.beside(lambda: _change(body))
+    if body.dry_run:
+        count = await call.client.count(wanted, collection=where, timeout=body.timeout)
+        return bodies.Written(version=0, index=0, existed=count > 0, count=count)
+    command = ChangeWhere(where, values.filter_bytes(wanted), change, return_ids=body.return_ids)
+    return bodies.Written.of(await call.router.change_where(command, body.timeout), body.return_ids)
+
+
+def _change(body: bodies.Change) -> Change:
+    return values.change(body.set, body.unset, body.append, body.remove, body.expires_at)
 
 
 async def _patch_ids(call: Call, body: bodies.PatchDocument, ids: str | list[str]) -> bodies.Written:
-    result = await call.client.patch(
-        ids,
-        set=body.set,
-        unset=body.unset,
-        append=body.append,
-        remove=body.remove,
-        expires_at=body.expires_at,
-        if_version=body.if_version,
-        if_matches=body.if_matches,
-        collection=call.collection,
-        timeout=body.timeout,
-    )
-    return bodies.Written.of(result)
+    names, where = values.different_ids(ids), values.check_name(call.collection)
+    change, matches = await call.beside(lambda: (_change(body), values.filter_bytes(body.if_matches)))
+    return bodies.Written.of(await call.router.patch(where, names, change, body.if_version, matches, body.timeout))
 
 
 def _only_with_filter(body: bodies.PatchDocuments | bodies.DeleteDocuments) -> None:
@@ -204,7 +193,7 @@ async def delete_documents(call: Call) -> bodies.Written:
     if body.if_matches is not None:
         raise invalid("if_matches", body.if_matches, "left out with a filter: what matches is deleted")
     result = await call.client.delete_where(
-        body.filter or {},
+        await call.filter(),
         return_ids=body.return_ids,
         dry_run=body.dry_run,
         collection=call.collection,
@@ -345,7 +334,8 @@ def _hits(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies
 
 async def count(call: Call) -> bodies.Counted:
     body: bodies.Count = call.body
-    found = await call.client.count(body.filter, collection=call.collection, mode=body.mode, timeout=body.timeout)
+    wanted = None if body.filter is None else await call.filter()
+    found = await call.client.count(wanted, collection=call.collection, mode=body.mode, timeout=body.timeout)
     return bodies.Counted(count=found)
 
 
@@ -360,7 +350,7 @@ async def _page(
     if body.max_staleness is not None:
         raise invalid("max_staleness", body.max_staleness, "left out: pages say nothing of it")
     where = values.check_name(call.collection)
-    place = Place(where, values.filter_bytes(body.filter), slice_, "")
+    place = Place(where, await call.beside(lambda: values.filter_bytes(body.filter)), slice_, "")
     if cursor is not None:
         place = cursors.decode(cursor, place)
     answer = await call.router.scan(
