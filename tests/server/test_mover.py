@@ -47,6 +47,8 @@ class World:
         self.writes = True
         self.silent = False
         """Whether the target answers."""
+        self.given_up = False
+        """Whether the driver's node holds the source no more."""
         self.seen: Callable[[object, bool], None] = lambda command, done: None
         """Told of each command to a shard, before and after it is executed."""
         for group in (1, 2):
@@ -94,7 +96,7 @@ class World:
 
             @property
             def groups(self) -> dict[int, Any]:
-                return {1: SimpleNamespace(replica=world.replicas[1])}
+                return {} if world.given_up else {1: SimpleNamespace(replica=world.replicas[1])}
 
             @property
             def topology(self) -> Any:
@@ -197,6 +199,35 @@ def test_a_move_copies_all_whatever_happens_meanwhile(tmp_path: Path, seed: int)
         assert again.version > last
         for replica in world.replicas.values():
             replica.verify()
+
+    virtually(work())
+
+
+def test_who_gives_the_source_up_while_it_copies_stops_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = World(tmp_path, random.Random(1))
+        for _ in range(60):
+            world.write()
+        world.writes = False
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        for step in (PrepareMove, Import, Mark, Freeze):
+
+            def give_up(command: object, done: bool, step: type = step) -> None:
+                world.given_up |= isinstance(command, step)
+
+            world.seen = give_up
+            driver = asyncio.create_task(Mover(world.node(), 1).run())
+            await until(lambda: world.given_up)
+            await asyncio.sleep(2.0)
+            assert not driver.done(), driver.exception()
+            driver.cancel()
+            await asyncio.gather(driver, return_exceptions=True)
+            world.given_up, world.seen = False, lambda command, done: None
+        driver = asyncio.create_task(Mover(world.node(), 1).run())
+        await until(lambda: not world.topology.moves)
+        driver.cancel()
+        await asyncio.gather(driver, return_exceptions=True)
+        assert world.visible(2) == world.truth and world.visible(1) == {}
 
     virtually(work())
 

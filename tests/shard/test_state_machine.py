@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from needle.base.errors import (
     NeedleError,
     SessionExpired,
     StorageError,
+    Unavailable,
     UnsupportedFormat,
     VersionMismatch,
 )
@@ -45,6 +47,7 @@ from needle.protocol.commands import (
 )
 from needle.shard.disk import cut_power
 from needle.shard.documents.metadata_rows import decode_metadata
+from needle.shard.live_collection import ReplicaView
 from needle.shard.query import search_group
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -504,3 +507,26 @@ def test_a_view_taken_before_a_write_never_changes(tmp_path: Path) -> None:
         assert (old.ids, old.versions, old.applied_index) == (["a", "b"], [2, 2], 2)
         new = replica.search(request)
         assert (new.ids, new.versions, new.applied_index) == (["c", "a"], [3, 3], 4)
+
+
+def test_a_replica_is_closed_only_when_who_looks_at_it_has_left(tmp_path: Path) -> None:
+    replica, began, go, left = open_replica(tmp_path), threading.Event(), threading.Event(), list[str]()
+
+    def slowly(view: ReplicaView) -> None:
+        began.set()
+        assert go.wait(30)
+        view.store.page(1, -1, 9, 9)
+        left.append("looked")
+
+    looking = threading.Thread(target=lambda: replica.look(slowly))
+    looking.start()
+    assert began.wait(30)
+    closing = threading.Thread(target=lambda: (replica.close(), left.append("closed")))
+    closing.start()
+    closing.join(0.05)
+    go.set()
+    looking.join()
+    closing.join()
+    assert left == ["looked", "closed"]
+    with pytest.raises(Unavailable):
+        replica.look(slowly)

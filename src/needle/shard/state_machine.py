@@ -24,7 +24,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import (
@@ -32,6 +32,7 @@ from needle.base.errors import (
     CorruptSnapshot,
     NeedleError,
     StorageError,
+    Unavailable,
 )
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
@@ -58,6 +59,8 @@ from needle.shard.reads import Page, Reads, Scanned, not_served
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
+
+T = TypeVar("T")
 
 log = logging.getLogger("needle.shard")
 
@@ -437,6 +440,14 @@ class Replica:
             except BaseException as error:
                 self._broken = StorageError(f"installing a snapshot failed half way ({error!r}); restart the node")
                 raise
+
+    def look(self, at: Callable[..., T], *arguments: object) -> T:
+        """What `at` finds in the view of this moment (`view`): its files stay open until it returns. Blocking. Raises
+        Unavailable once this is closed."""
+        with self._in_flight.enter():
+            if self._closed:
+                raise Unavailable("this replica is closed")
+            return at(self.view, *arguments)
 
     def close(self) -> None:
         """Close files after running searches have left. Idempotent."""

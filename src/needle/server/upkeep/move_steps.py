@@ -20,6 +20,7 @@ from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.topology import MoveInfo, Topology
 from needle.server.replica import HostedReplica
 from needle.shard.apply.holdings import Transfer
+from needle.shard.state_machine import Replica
 
 STEP_SECONDS = 5.0
 
@@ -70,9 +71,16 @@ class MoveSteps:
             shard_map.shard_count,
         )
 
+    def replica(self, info: MoveInfo) -> Replica:
+        """The source's, on this node. It may be given up between any two steps: not to be kept. Raises Unavailable."""
+        hosted = self._node.groups.get(shard_group(info.source))
+        if hosted is None:
+            raise Unavailable(f"shard {info.source} has no replica on node {self._node.node_id} any more")
+        return hosted.replica
+
     def source(self, info: MoveInfo) -> Transfer | None:
-        """Where the source's log is with the move, as far as this node has applied it."""
-        fence = self._node.groups[shard_group(info.source)].replica.fence
+        """Where the source's log is with the move, as far as this node has applied it. Raises as `replica`."""
+        fence = self.replica(info).fence
         return fence.holdings.transfer(info.id) if fence is not None else None
 
     async def propose(self, info: MoveInfo, command: MoveCommand) -> WriteResult:

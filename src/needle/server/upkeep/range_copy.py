@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pyroaring import BitMap
 
-from needle.base.errors import AlreadyExists, CollectionNotFound
+from needle.base.errors import AlreadyExists, CollectionNotFound, Unavailable
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.calls import expiries
 from needle.protocol.move_commands import Import, Mark
@@ -61,8 +62,7 @@ class RangeCopier:
 
     async def copy(self, info: MoveInfo, copy: Copy, topology: Topology) -> int:
         """All that the target does not have yet; how many documents that were."""
-        replica = self._node.groups[shard_group(info.source)].replica
-        here = {spec.name for spec in replica.collections()}
+        here = {spec.name for spec in self._steps.replica(info).collections()}
         copied, refused = 0, None
         for name in sorted(one.stored_name for one in topology.collections):
             if name in here:
@@ -92,12 +92,11 @@ class RangeCopier:
                     break  # dropped meanwhile
 
     async def _copy_collection(self, info: MoveInfo, copy: Copy, name: str) -> int:
-        replica, blocking = self._node.groups[shard_group(info.source)].replica, self._node.blocking
-        rows_max = info.batch_size or self._rows_max
-        copied, more, refused, end = 0, True, None, copying.last_ordinal(replica.view, name)
+        rows_max, end = info.batch_size or self._rows_max, copying.last_ordinal(self._steps.replica(info).view, name)
+        copied, more, refused = 0, True, None
         # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
         while more and (after := copy.cursors.get(name, -1)) < end:
-            rows, cursor, more = await blocking(copying.page, replica.view, name, info.ranges, after, rows_max)
+            rows, cursor, more = await self._look(info, copying.page, name, info.ranges, after, rows_max)
             try:
                 for part in _parts(rows):
                     await self._import(info, copy, name, part, [])
@@ -111,15 +110,21 @@ class RangeCopier:
             if more and info.state is MoveState.COPYING:
                 await self._rest(info.throttle_rate)
         known = copy.known.get(name, BitMap())
-        deleted, known = await blocking(
-            copying.deleted, replica.view, name, info.ranges, copy.cursors.get(name, -1), known
-        )
+        upto = copy.cursors.get(name, -1)
+        deleted, known = await self._look(info, copying.deleted, name, info.ranges, upto, known)
         for first in range(0, len(deleted), self._rows_max):
             await self._import(info, copy, name, [], deleted[first : first + self._rows_max])
         copy.known[name] = known
         if refused is not None:
             raise refused
         return copied + len(deleted)
+
+    async def _look(self, info: MoveInfo, at: Callable[..., Any], *arguments: object) -> Any:
+        """At the source as it is now, in a thread. Raises Unavailable once this node leads it no more."""
+        replica = self._steps.replica(info)
+        if not self._node.host.is_leader(shard_group(info.source)):
+            raise Unavailable(f"node {self._node.node_id} does not lead shard {info.source} any more")
+        return await self._node.blocking(replica.look, at, *arguments)
 
     async def _import(
         self, info: MoveInfo, copy: Copy, name: str, rows: Sequence[StoredDocument], deleted: list[str]
