@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,14 @@ def test_a_leader_that_leaves_hands_over_first_to_the_preferred_one() -> None:
     assert next_step(members("abcd", "dbc", live="abc", caught_up="abcd")) == HandOver("b")
 
 
+def test_a_leader_that_leaves_does_not_hand_over_to_who_is_in_maintenance() -> None:
+    """It would be asked again and again, and refuse."""
+    now = members("abcd", "dbc", caught_up="abcd")
+    assert next_step(msgspec.structs.replace(now, resting={"d"})) == HandOver("b")
+    waiting = next_step(msgspec.structs.replace(now, resting=set("bcd")))
+    assert isinstance(waiting, Wait) and "may lead" in waiting.why
+
+
 def test_a_leader_whose_successors_are_all_new_leaves_last() -> None:
     assert next_step(members("abc", "def", learners="def", caught_up=NODES)) == change("adef", "bc")
 
@@ -94,6 +103,7 @@ def anything(draw: st.DrawFn) -> Members:
         wanted=draw(st.permutations(sorted(wanted))),
         live=set(NODES) - away | {leader},
         caught_up=set(NODES) - behind | {leader},
+        resting=draw(st.sets(st.sampled_from(NODES), max_size=3)),
     )
 
 
@@ -105,7 +115,7 @@ def test_each_step_is_safe(now: Members) -> None:
     if now.changing:
         assert isinstance(step, Wait)
     if isinstance(step, HandOver):
-        assert step.to in now.voters & able - {now.leader}
+        assert step.to in now.voters & able - {now.leader} - set(now.resting)
         assert now.leader not in wanted
     if isinstance(step, Change):
         assert (step.voters, step.learners) != (now.voters, now.learners)

@@ -16,7 +16,8 @@ from needle.base.ids import NodeId
 
 class Members(msgspec.Struct, frozen=True, kw_only=True):
     """A group as its leader sees it. changing: a change of its members is under way, or may be. live: who answers;
-    caught_up: who has the log but for a little; both with the leader. wanted: as the catalog says."""
+    caught_up: who has the log but for a little; both with the leader. wanted: as the catalog says. resting: who is in
+    maintenance, and so never leads."""
 
     leader: NodeId
     voters: frozenset[NodeId]
@@ -25,6 +26,7 @@ class Members(msgspec.Struct, frozen=True, kw_only=True):
     wanted: Sequence[NodeId]
     live: Collection[NodeId]
     caught_up: Collection[NodeId]
+    resting: Collection[NodeId] = ()
 
     @property
     def settled(self) -> bool:
@@ -84,12 +86,12 @@ def _replace(now: Members, ready: frozenset[NodeId], leaving: frozenset[NodeId])
     gone = frozenset(order[: max(0, len(voters) - len(now.wanted))])
     voters -= gone
     if now.leader in gone:
-        able = now.voters & voters & frozenset(now.caught_up) & frozenset(now.live)
+        able = (now.voters & voters & frozenset(now.caught_up) & frozenset(now.live)) - frozenset(now.resting)
         if able:
             return HandOver(min(able, key=lambda node: (node not in now.wanted, _rank(now.wanted, node), node)))
         gone, voters = gone - {now.leader}, voters | {now.leader}
         if voters == now.voters:
-            return Wait(f"no other voter than {now.leader}, which is to leave, answers and has the log")
+            return Wait(f"no other voter than {now.leader}, which is to leave, has the log, answers and may lead")
     return _possible(now, voters, (now.learners - ready) | gone)
 
 

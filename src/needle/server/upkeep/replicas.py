@@ -253,6 +253,7 @@ class Replicas:
             wanted=look.holders.wanted,
             live=frozenset({me} | active | (look.new & frozenset(reached))),
             caught_up=frozenset({me} | _caught_up(status, host.last_change(group))),
+            resting=frozenset(one.id for one in self._node.topology.nodes if one.maintenance),
         )
 
 
