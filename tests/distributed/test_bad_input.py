@@ -134,21 +134,17 @@ async def test_bad_input_is_refused_by_name_and_changes_nothing(tmp_path: Path) 
 
 
 async def test_what_a_command_holds_beyond_its_fields_does_not_get_into_the_log(tmp_path: Path) -> None:
-    """It is skipped where it is read, if the stack has room for it: more where a request is checked than where an entry
-    is applied, so one such entry would end each node, again at each start."""
+    """Were it skipped where it is read, it would be if the stack has room for it: more where a request is checked than
+    where an entry is applied, so one such entry would end each node, again at each start."""
     opened = encode(OpenSession(1))
     padding = b"\xc6" + (70_000).to_bytes(4, "big") + bytes(70_000)  # so large that a thread checks it
     async with ProcessCluster(tmp_path, nodes=1) as cluster, cluster.connect() as client:
         for size in (b"", padding):
-            behind, accepted = opened[:1] + bytes((opened[1] + 1 + bool(size),)) + opened[2:] + size, 0
+            behind = opened[:1] + bytes((opened[1] + 1 + bool(size),)) + opened[2:] + size
             for depth in range(1_000, 940, -1):
                 call = WriteCall(1, behind + b"\x91" * depth + b"\xc0", 3.0)
-                try:
+                with pytest.raises(InvalidArgument, match="does not decode"):
                     await _raw(calls.WRITE, call)(client)
-                    accepted += 1
-                except InvalidArgument as error:
-                    assert "does not decode" in error.message
-            assert accepted
         await client.insert("kept", GOOD, {"n": 1})
         cluster.kill("node-1")
         cluster.restart("node-1")

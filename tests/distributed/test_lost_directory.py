@@ -14,6 +14,7 @@ import pytest
 from harness.lives import life_of
 from harness.marked_documents import CALM, fill, follower_of, vector
 from needle.base.ids import shard_group
+from needle.base.versions import KNOWN
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.multiraft.codec import LifeAnswer, encode_frame
 from needle.raft.messages import Message, MessageType
@@ -65,7 +66,7 @@ async def speak(address: str, frm: str, life: LifeAnswer, message: Message) -> N
     """Send a node one message in the name, and with the life, of another one."""
     host, port = address.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
-    hello = Hello(version=1, cluster_id="needle", node_id=frm, incarnation=life.life.incarnation)
+    hello = Hello(version=1, cluster_id="needle", node_id=frm, incarnation=life.life.incarnation, knows=KNOWN)
     writer.write(rpc_frame(HELLO, 0, [encode(hello)]))
     assert await reader.read(100)
     writer.write(rpc_frame(ONEWAY, 0, [encode_frame(life.life.nonce, life.news, [(shard_group(0), message)])]))

@@ -118,11 +118,11 @@ def test_the_command_prints_one_line_a_seed_and_a_summary(capsys):
 def test_work_that_holds_a_nodes_loop_is_seen_and_named(monkeypatch):
     judge = documents.judged
 
-    def slowly(hosted, command):
+    def slowly(node, hosted, command):
         data = commands.encode(command)
         for _ in range(200_000):
             commands.decode(data)
-        return judge(hosted, command)
+        return judge(node, hosted, command)
 
     monkeypatch.setattr(documents, "judged", slowly)
     report, _ = run(Spec(seed=1, seconds=5))
