@@ -22,11 +22,13 @@ TOLERANCE = 1e-4
 
 
 class ModelDocument(msgspec.Struct, frozen=True):
-    """A document as the log wrote it. vector: float32, shape (dimensions,)."""
+    """A document as the log wrote it. vector: float32, shape (dimensions,). expires: microseconds since 1970, 0:
+    never."""
 
     version: int
     vector: Any
     metadata: Any
+    expires: int = 0
 
 
 class SearchSeen(msgspec.Struct, kw_only=True):

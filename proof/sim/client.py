@@ -19,6 +19,7 @@ from needle.base.errors import (
     CollectionNotFound,
     ConnectionLost,
     DiskFull,
+    InvalidArgument,
     NeedleError,
     OutcomeUnknown,
     SessionExpired,
@@ -26,11 +27,12 @@ from needle.base.errors import (
     Unavailable,
     VersionMismatch,
 )
+from needle.base.instants import rfc3339
 from needle.base.model import ReadMode, WriteResult
 from proof.checkers.replay import GetSeen
 from proof.checkers.scatter import ScatterSeen
 from proof.sim.history import Kind, Operation
-from proof.sim.machine import stream
+from proof.sim.machine import WALL_EPOCH, stream
 from proof.sim.violation import Violation
 from proof.sim.workload import FILTERS, Database, Keep, Workload, value_of
 
@@ -45,6 +47,9 @@ BATCH_CHANCE = 0.12
 DELETE_MANY_CHANCE = 0.04
 BATCH_MAX = 6
 PARTIAL_CHANCE = 0.15
+EXPIRING_SHARE = 0.15
+EXPIRING_SECONDS, EXPIRING_REST = (0.2, 4.0), 2.0
+"""Of puts: those with an instant, so far away. None of them lies in a lull, nor so shortly before one."""
 CONTEND_CHANCE = 0.7
 CONTENDED_KEYS = 6
 CONTEND_SECONDS = 0.15
@@ -61,6 +66,7 @@ class Client:
         self._think = work.profile.think_seconds * laziness
         self._work = work
         self._rng = stream(work.seed, "client", name)
+        self._instants = stream(work.seed, "instants", name)
         self._versions: dict[str, int] = {}
         self._writes = 0
         self._contended = 0
@@ -135,7 +141,16 @@ class Client:
 
     async def put(self, key: str) -> bool:
         """True if it was acknowledged."""
+        if self._work.wide and not self._is_lull() and self._instants.random() < EXPIRING_SHARE:
+            at = self._work.loop.time() + self._instants.uniform(*EXPIRING_SECONDS)
+            if at % LULL_EVERY > LULL_SECONDS and at % LULL_EVERY < LULL_EVERY - EXPIRING_REST:
+                return await self._put_expiring(key, instant_at(at))
         return await self._insert("put", key, 0, self._database.put)
+
+    async def _put_expiring(self, key: str, at: str) -> bool:
+        """A document that will be deleted soon: history has the delete when the log does (World)."""
+        database = self._database
+        return await self._insert("put", key, 0, lambda key, vector, data: database.put_expiring(key, vector, data, at))
 
     async def insert(self, key: str) -> None:
         await self._insert("insert", key, 0, self._database.insert_if_absent)
@@ -369,6 +384,8 @@ class Client:
 
     def _expect(self, op: Operation, error: NeedleError) -> None:
         """Under faults a client may be told that the cluster cannot serve it now; not that it broke."""
+        if is_of_the_past(error):
+            return  # on a node whose clock is ahead
         if isinstance(error, CollectionNotFound) and op.details.get("mode") == ReadMode.EVENTUAL:
             return  # a prefix of the log from before the collection
         if not isinstance(error, Unavailable | OutcomeUnknown | SessionExpired | StorageError | DiskFull):
@@ -379,7 +396,17 @@ class Client:
 
 def surely_without_effect(error: NeedleError) -> bool:
     """The client's promise: a write whose fate is open raises OutcomeUnknown, or breaks off with ConnectionLost."""
-    return error.retryable and not isinstance(error, ConnectionLost)
+    return (error.retryable and not isinstance(error, ConnectionLost)) or is_of_the_past(error)
+
+
+def is_of_the_past(error: NeedleError) -> bool:
+    """An instant that has passed on the shard's leader is refused before it is proposed."""
+    return isinstance(error, InvalidArgument) and error.details.get("field") == "expires_at"
+
+
+def instant_at(seconds: float) -> str:
+    """The instant of a virtual time."""
+    return rfc3339(int((WALL_EPOCH + seconds) * 1_000_000))
 
 
 def _shown(vector: Any, metadata: Any) -> dict[str, Any]:

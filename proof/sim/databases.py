@@ -87,6 +87,9 @@ class RealDatabase:
     async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
         return await self._client.insert(key, vector, metadata, timeout=self.timeout)
 
+    async def put_expiring(self, key: str, vector: Any, metadata: Any, expires_at: str) -> WriteResult:
+        return await self._client.insert(key, vector, metadata, expires_at=expires_at, timeout=self.timeout)
+
     async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult:
         return await self._client.insert_if_absent(key, vector, metadata, timeout=self.timeout)
 
@@ -231,6 +234,9 @@ class Homed:
 
     async def put(self, key: str, vector: Any, metadata: Any) -> WriteResult:
         return await self._inner.put(key, vector, metadata | metadata_of(key))
+
+    async def put_expiring(self, key: str, vector: Any, metadata: Any, expires_at: str) -> WriteResult:
+        return await self._inner.put_expiring(key, vector, metadata | metadata_of(key), expires_at)
 
     async def insert_if_absent(self, key: str, vector: Any, metadata: Any) -> WriteResult:
         return await self._inner.insert_if_absent(key, vector, metadata | metadata_of(key))

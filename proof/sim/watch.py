@@ -15,7 +15,7 @@ import numpy as np
 from needle.base.filters.builder import Filter
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
-from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, Insert, Patch, decode
+from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, Expire, Insert, Patch, decode
 from needle.protocol.move_commands import MoveCommand
 from needle.raft import lease
 from needle.raft.messages import ConfState
@@ -25,13 +25,15 @@ from proof.checkers.leases import Leases
 from proof.checkers.replay import LogModel, ModelDocument
 from proof.sim.observer import CONF
 from proof.sim.stage import Stage
+from proof.sim.violation import Violation
 
 
 class Watch:
     """models: by group and by the collection's name inside it. metrics: of collections, by that name. on_catalog: told
     of each committed command of the catalog; on_document: of each document that is written, and its version; on_move:
-    of each step of a move of key ranges that took effect; on_members: of each configuration of a group.
-    key_of: a document's routing key."""
+    of each step of a move of key ranges that took effect; on_members: of each configuration of a group; on_expired: of
+    each document that expired. key_of: a document's routing key. frozen: whether a move has frozen it. expire_copies:
+    what an Expire takes of the copies that a move has brought to a group; how many."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -43,7 +45,10 @@ class Watch:
         self.on_document: Callable[[GroupId, str, str, int], None] = lambda group, collection, key, version: None
         self.on_move: Callable[[GroupId, int, MoveCommand], None] = lambda group, index, command: None
         self.on_members: Callable[[GroupId, int, ConfState], None] = lambda group, index, conf: None
+        self.on_expired: Callable[[str, str], None] = lambda collection, key: None
         self.key_of: Callable[[str], bytes] = lambda name: b""
+        self.frozen: Callable[[str], bool] = lambda name: False
+        self.expire_copies: Callable[[GroupId, str, int], int] = lambda group, collection, before: 0
         stage.observer.committed.on_new = self._committed
 
     def model(self, group: GroupId, collection: str) -> LogModel:
@@ -96,7 +101,8 @@ class Watch:
         value.update((path, msgspec.json.decode(data)) for path, data in change.set)
         for path, data in change.append:
             value[path] = [*(value.get(path) or []), *msgspec.json.decode(data)]
-        model.write(index, key, ModelDocument(version, document.vector, value))
+        expires = max(change.expires, 0) if change.expires else document.expires
+        model.write(index, key, ModelDocument(version, document.vector, value, expires))
         self.on_document(group, collection, key, version)
 
     def _changed_where(self, group: GroupId, index: int, command: ChangeWhere, version: int) -> None:
@@ -109,6 +115,21 @@ class Watch:
                 model.write(index, key, None)
             else:
                 self._amended(group, index, command.collection, key, command.change, version)
+
+    def _expired(self, group: GroupId, index: int, command: Expire, count: int) -> None:
+        """What has passed by the instants that the log gave, but for what is frozen. More may be deleted only of what a
+        move has left behind."""
+        model, before = self.model(group, command.collection), command.before
+        passed = [key for key, one in model.at(index).items() if 0 < one.expires <= before]
+        due = [key for key in passed if not self.frozen(key)]
+        copies = self.expire_copies(group, command.collection, before)
+        if len(due) + copies > count:
+            raise Violation(
+                "expiry", f"group {group} deleted {count} of {sorted(due)} and {copies} copies, due by {command.before}"
+            )
+        for key in due:
+            model.write(index, key, None)
+            self.on_expired(command.collection, key)
 
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
         if self._leases.is_new_term(group, entry.term):
@@ -128,9 +149,10 @@ class Watch:
         if isinstance(command, Insert):
             model = self.model(group, command.collection)
             vectors = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1)
-            for key, vector, metadata in zip(command.ids, vectors, command.metadata, strict=True):
+            instants = command.expires or [0] * len(command.ids)
+            for key, vector, metadata, at in zip(command.ids, vectors, command.metadata, instants, strict=True):
                 value = msgspec.json.decode(metadata) if metadata else None
-                model.write(index, key, ModelDocument(result.version, vector, value))
+                model.write(index, key, ModelDocument(result.version, vector, value, max(at, 0)))
                 self.on_document(group, command.collection, key, result.version)
         elif isinstance(command, Delete):
             within = KeySet(command.within)
@@ -142,5 +164,7 @@ class Watch:
             self._patched(group, index, command, result.version)
         elif isinstance(command, ChangeWhere):
             self._changed_where(group, index, command, result.version)
+        elif isinstance(command, Expire):
+            self._expired(group, index, command, result.count)
         elif isinstance(command, MoveCommand):
             self.on_move(group, index, command)

@@ -17,7 +17,7 @@ import msgspec
 import needle
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import ReadMode
-from needle.routing.topology import Topology
+from needle.routing.topology import Topology, public_name
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from proof.checkers import linearizability, lives
@@ -45,7 +45,7 @@ from proof.sim.stage import Stage
 from proof.sim.trace import Trace
 from proof.sim.violation import Violation
 from proof.sim.watch import Watch
-from proof.sim.workload import Budget, Database, Workload, value_of
+from proof.sim.workload import COLLECTION, Budget, Database, Workload, value_of
 
 LIVENESS_SECONDS = 40.0
 LOST_SECONDS = 20.0
@@ -78,6 +78,7 @@ class World:
         budget = Budget(spec.operations_max)
         work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget, self.truth, wide=True)
         work.on_ack = self._acknowledged
+        self.watch.on_expired = self._expired
         self.work = work
         self.clients: list[Client] = []
         self._given_up = 0
@@ -93,6 +94,13 @@ class World:
     def _acknowledged(self, key: str, index: int) -> None:
         if index:  # 0: of a write to all shards, see databases.Homed
             self.watch.acknowledged(self.truth.wrote(key, index), index)
+
+    def _expired(self, collection: str, key: str) -> None:
+        """To clients the same as a delete that nobody has heard of: it takes effect at any time from now on."""
+        if public_name(collection) == COLLECTION:
+            op = self.history.invoke("expiry", "delete", key, self.loop.time())
+            self.history.finish(op, "unknown", self.loop.time())
+            self.trace.note(f"{key} expired")
 
     def _broken(self) -> Violation | None:
         for name in self.fleet.observer.emptied & self.fleet.nodes.keys():

@@ -3,8 +3,8 @@
 Invariants checked, of documents that nobody else touches: one that is there all the time is on exactly one page of a
 scan, whatever leaders, ranges and cursors do meanwhile; an acknowledged change by a filter has changed each of them
 exactly once, one of unknown fate at most once, a refused one none; a write with a condition takes effect only if it
-held; a call by an alias is about one collection, and after a switch was acknowledged about the new one.
-"""
+held; a call by an alias is about one collection, and after a switch was acknowledged about the new one; a document
+whose instant was taken away in time stays, and one that has expired does not come back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from needle.base.errors import (
 from needle.base.model import Document, WriteResult
 from needle.client.client import Client
 from needle.routing.topology import Topology
-from proof.sim.client import surely_without_effect
+from proof.sim.client import instant_at, is_of_the_past, surely_without_effect
 from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import stream
 from proof.sim.shards.profile import metadata_of
@@ -83,7 +83,9 @@ class Lasting:
         for held, count in zip(self._held, COUNTS, strict=True):
             await self._fill(held, count)
         await self._switch()
-        steps = (self._scan, self._scan, self._count, self._append, self._append, self._condition, self._passing)
+        steps = (
+            self._scan, self._scan, self._count, self._append, self._append, self._condition, self._passing, self._brief
+        )  # fmt: skip
         while not self.stopping:
             if self._rng.random() < 0.2:
                 await asyncio.gather(self._switch(), self._append_by_alias())
@@ -284,6 +286,31 @@ class Lasting:
         left = await self._asked(self._client.count(wanted, collection=held.name, timeout=CALL_TIMEOUT))
         if left is not None and left > len(possible):
             self._break("changes by a filter", f"{held.name}: {left} are left of what was deleted")
+
+    async def _brief(self, held: Held) -> None:
+        """A document that expires soon, unless that is taken back before: which of both it was, the patch says."""
+        number = self._next()
+        key, wanted = f"{held.name}.x{number}", {"brief": number}
+        at = instant_at(self._stage.loop.time() + self._rng.uniform(0.3, 4))
+        metadata = wanted | metadata_of(key)
+        try:
+            await self._client.insert(
+                key, self._vector(), metadata, expires_at=at, collection=held.name, timeout=CALL_TIMEOUT
+            )
+        except NeedleError as error:
+            if not is_of_the_past(error):  # a node's clock may be ahead by a day
+                self._judge(error)
+            return
+        await asyncio.sleep(self._rng.uniform(0, 5))
+        saved = await self._asked(
+            self._client.patch(key, expires_at="never", collection=held.name, timeout=CALL_TIMEOUT)
+        )
+        for _ in range(3 if saved is not None else 0):
+            await asyncio.sleep(self._rng.expovariate(1 / REST_SECONDS))
+            found = await self._asked(self._client.count(wanted, collection=held.name, timeout=CALL_TIMEOUT))
+            if saved is not None and found not in (None, saved.count):
+                self._break("expiry", f"{key} is there {found} times; when its instant was taken away, {saved.count}")
+        await self._asked(self._client.delete(key, collection=held.name, timeout=CALL_TIMEOUT))
 
     async def _switch(self) -> None:
         """Let the alias lead to the other collection. One of unknown fate is done with: another one is used then."""

@@ -4,8 +4,8 @@ Checks, independently of what shards remember: a key is written only in the log 
 frozen it; at a move's Own the target holds exactly what the source held at its Release, versions and all; a document's
 versions grow, whichever shards give them. Of a move's attempts: each freezes once; it is released only after its target
 has confirmed while it was frozen; what was released is never thawed or given up, and what was thawed or given up is not
-released; the catalog says so only after the logs. Feeds the models, so that a move is a change of two shards' contents.
-"""
+released; the catalog says so only after the logs. What expires in a copy is not there when the target owns it. Feeds
+the models, so that a move is a change of two shards' contents."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ Contents = dict[str, dict[str, ModelDocument]]
 
 
 class Ownerships:
-    """See the module. moved: how many moves have switched owners."""
+    """See the module. moved: how many moves have switched owners. on_expired: told of each document that is not there
+    any more at a move's Own, because its copy expired."""
 
     def __init__(
         self, first: ShardMap, model: Callable[[GroupId, str], LogModel], collections: Callable[[], Iterable[str]]
@@ -69,6 +70,10 @@ class Ownerships:
         self._decided: set[int] = set()
         self._given_up: set[int] = set()
         self._versions: dict[tuple[str, str], int] = {}
+        self._targets: dict[int, int] = {}
+        self._expired: dict[tuple[int, str, str], int] = {}
+        """By move, collection and key: the version of a copy that expired before the target owned it."""
+        self.on_expired: Callable[[str, str], None] = lambda collection, key: None
         self.moved = self.thawed = self.kept = 0
 
     def _key(self, name: str) -> bytes:
@@ -107,6 +112,7 @@ class Ownerships:
             self._copied.pop(move, None)
             return False
         elif isinstance(command, Import):
+            self._targets[move] = shard
             self._import(command)
         elif isinstance(command, Release):
             self._release(shard, index, move)
@@ -121,10 +127,26 @@ class Ownerships:
         for name in command.deleted:
             held.pop(name, None)
         vectors: Any = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1) if command.ids else []
-        for name, version, vector, metadata in zip(
-            command.ids, command.versions, vectors, command.metadata, strict=True
+        instants = command.expires or [0] * len(command.ids)
+        for name, version, vector, metadata, at in zip(
+            command.ids, command.versions, vectors, command.metadata, instants, strict=True
         ):
-            held[name] = ModelDocument(version, vector, msgspec.json.decode(metadata) if metadata else None)
+            held[name] = ModelDocument(version, vector, msgspec.json.decode(metadata) if metadata else None, at)
+
+    def frozen(self, name: str) -> bool:
+        """Whether a document's key takes no writes."""
+        return self._writable.owner(self._key(name)) == FROZEN
+
+    def expire_copies(self, group: GroupId, collection: str, before: int) -> int:
+        """An Expire took what is due of the copies that moves have brought to a group; how many those are."""
+        count = 0
+        for move, contents in self._copied.items():
+            for name, one in contents.get(collection, {}).items() if self._targets.get(move) == group - 1 else ():
+                place = (move, collection, name)
+                if 0 < one.expires <= before and self._expired.get(place) != one.version:
+                    self._expired[place] = one.version
+                    count += 1
+        return count
 
     def _freeze(self, command: Freeze) -> bool:
         move = command.move
@@ -192,7 +214,10 @@ class Ownerships:
             if name in there:
                 self._compare(move, name, true, self._copied.get(move, {}).get(name, {}))
             for key, document in true.items():
-                self._model(shard_group(shard), name).write(index, key, document)
+                if self._expired.get((move, name, key)) == document.version:
+                    self.on_expired(name, key)
+                else:
+                    self._model(shard_group(shard), name).write(index, key, document)
         for name in there:
             self._model(shard_group(shard), name).mark(index)
         self._copied.pop(move, None)
@@ -252,5 +277,5 @@ class Ownerships:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    same = one.version == other.version and one.metadata == other.metadata
+    same = (one.version, one.metadata, one.expires) == (other.version, other.metadata, other.expires)
     return same and bool(np.array_equal(one.vector, other.vector))

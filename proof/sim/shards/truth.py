@@ -142,6 +142,8 @@ class Truth:
                 raise Violation("catalog commands are executed once", f"the one of {first} again at {index}")
             if self.now.map is None and changed.map is not None:
                 self.logs = Ownerships(changed.map, self._watch.model, self._stored)
+                self.logs.on_expired = self._watch.on_expired
+                self._watch.frozen, self._watch.expire_copies = self.logs.frozen, self.logs.expire_copies
                 self.members.founded(CATALOG_GROUP, changed.catalog)
             for info in changed.shards[len(self.now.shards) :]:
                 self.members.founded(shard_group(info.shard), info.founders)
