@@ -16,6 +16,7 @@ import numpy as np
 
 from needle.base.errors import (
     AlreadyExists,
+    ClusterTooOld,
     CollectionNotFound,
     ConnectionLost,
     DiskFull,
@@ -388,7 +389,8 @@ class Client:
             return  # on a node whose clock is ahead
         if isinstance(error, CollectionNotFound) and op.details.get("mode") == ReadMode.EVENTUAL:
             return  # a prefix of the log from before the collection
-        if not isinstance(error, Unavailable | OutcomeUnknown | SessionExpired | StorageError | DiskFull):
+        passing = Unavailable | OutcomeUnknown | SessionExpired | StorageError | DiskFull
+        if not isinstance(error, passing | ClusterTooOld):  # until the cluster knows that all nodes are of one release
             self._work.broken = Violation(
                 "expected errors", f"#{op.id} {op.kind} {op.key} failed with {error!r}: {error}"
             )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from needle.base.errors import (
+    ClusterTooOld,
     CollectionNotFound,
     ConditionFailed,
     InvalidArgument,
@@ -336,7 +337,7 @@ class Lasting:
             return None
 
     def _judge(self, error: NeedleError) -> None:
-        passing = isinstance(error, Unavailable | OutcomeUnknown | StorageError | CollectionNotFound)
+        passing = isinstance(error, Unavailable | OutcomeUnknown | StorageError | CollectionNotFound | ClusterTooOld)
         if not passing or isinstance(error, InvalidArgument):
             self._break("expected errors", f"{ALIAS}: {error!r}: {error}")
         self._stage.trace.note(f"lasting: {error.code}")
