@@ -201,7 +201,8 @@ async def leader_client(cluster: EtcdCluster, timeout: float = 20.0) -> tuple[in
                 continue
             with contextlib.suppress(ConnectionError, OSError, TimeoutError):
                 client = await EtcdClient.connect(port)
-                await asyncio.wait_for(client.put(b"probe", b""), 1.0)
+                async with asyncio.timeout(1.0):
+                    await client.put(b"probe", b"")
                 if await is_leader(port):
                     return i, client
                 client.close()

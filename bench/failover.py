@@ -54,7 +54,8 @@ async def _first_put(survivors: list[EtcdClient], start: float) -> None:
     while time.perf_counter() - start < 20:
         for client in survivors:
             with contextlib.suppress(ConnectionError, TimeoutError):
-                await asyncio.wait_for(client.put(b"after", b"x"), 0.1)
+                async with asyncio.timeout(0.1):
+                    await client.put(b"after", b"x")
                 return
     raise TimeoutError("etcd did not fail over within 20 s")
 

@@ -1,5 +1,5 @@
-"""snapshot index <= applied <= commit <= last; term, commit and applied never go back within an incarnation, and a
-term that was durable not even across one (raft.md, section 3)."""
+"""snapshot index <= applied <= commit <= last; term, commit and applied never go back while a replica is open, and a
+term that was durable never does (raft.md, section 3)."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ class Monotone:
         if now.term < self._floors.get((group, node), 0):
             raise Violation(NAME, f"{node} group {group} forgot term {self._floors[(group, node)]}: now {now.term}")
         self._seen[(group, node, incarnation)] = now
+
+    def closed(self, group: int, node: str, incarnation: int) -> None:
+        """The replica was closed by a node that runs on; when it is opened, it may have to apply entries again."""
+        self._seen.pop((group, node, incarnation), None)
 
     def replaced(self, node: str) -> None:
         """The node has other disks than before: what they held last binds it no more."""

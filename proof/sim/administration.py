@@ -253,8 +253,8 @@ class Operator:
 
     # --- a node that lost its data ------------------------------------------------------------------------------------
     async def told_lost(self, name: str) -> bool:
-        """Whether somebody who asks how the cluster is hears that no replica of this node goes on. Raises Violation if
-        the node reads documents to whoever asks it."""
+        """Whether somebody who asks how the cluster is hears that no replica of this node goes on, or who asks the node
+        that it belongs to no cluster. Raises Violation if the node reads documents to whoever asks it."""
         return await self._stage.ask(NAME, self._told_lost(name))
 
     async def _told_lost(self, name: str) -> bool:
@@ -263,11 +263,12 @@ class Operator:
         for group in shards:
             await self._read_of_lost(name, group)
         try:
-            if shards:
-                return name in lost_nodes(await self._client().client.cluster_status(timeout=ADMIN_SECONDS))
+            if shards and name in lost_nodes(await self._client().client.cluster_status(timeout=ADMIN_SECONDS)):
+                return True
             body = calls.encode(WhoCall())
             answer = await self._endpoint.call(self._fleet.machines[name].address, WHO, body, ADMIN_SECONDS)
-            return bool(calls.decode(answer, WhoAnswer).lost)
+            who = calls.decode(answer, WhoAnswer)
+            return who.uid == 0 or bool(who.lost and not shards)
         except NeedleError:
             return False
 

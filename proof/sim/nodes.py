@@ -141,9 +141,13 @@ class SimNode:
         return (lives.nonce, lives.news) if lives is not None else None
 
     def lost(self) -> str:
-        """Why none of its replicas goes on, by its own word."""
-        host = getattr(self._node, "host", None)
-        return host.lost if host is not None else ""
+        """Why none of its replicas goes on, by its own word. One that is empty, and whose settings name nobody whom it
+        could ask who it was, can only say that it belongs to no cluster."""
+        node, host = self._node, getattr(self._node, "host", None)
+        if node is None or host is None:
+            return ""
+        alone = node.cluster.uid == 0 and not node.seeds()
+        return str(host.lost) or ("it belongs to no cluster" if alone else "")
 
     def failure(self) -> NeedleError | None:
         """Why its host stopped, if it did."""

@@ -104,6 +104,7 @@ class Observer:
         self._replicas = replicas
         self._trace = trace
         self._last: dict[tuple[str, int, GroupId], tuple[Any, ...]] = {}
+        self._open: dict[tuple[str, GroupId], Replicating] = {}
         self.elections = Elections()
         self.monotone = Monotone()
         self.committed = Committed()
@@ -134,6 +135,9 @@ class Observer:
         if before == now:
             return
         self._last[key] = now
+        if self._open.get((name, group)) is not replica:
+            self._opened(name, incarnation, group)
+            self._open[(name, group)] = replica
         term, role, commit, applied, last, start = now
         first = start + 1
         leads = role.name == "LEADER"
@@ -159,6 +163,11 @@ class Observer:
         disk = self._machines[name].log_disk
         for group in _groups_on(disk):
             self.monotone.booted(group, name, DurableLog(disk, group).hard_state().term)
+
+    def _opened(self, name: str, incarnation: int, group: GroupId) -> None:
+        """A running node opens a replica, perhaps again: it begins with what its disk holds and has not rotted."""
+        self.monotone.closed(group, name, incarnation)
+        self.monotone.booted(group, name, DurableLog(self._machines[name].log_disk, group).hard_state().term)
 
     def compare_logs(self, groups: dict[GroupId, dict[str, Replicating]]) -> None:
         """Log matching, and leaders' knowledge of it, over all running replicas. Raises Violation."""

@@ -152,7 +152,10 @@ class World:
         return Client(name, connect, self.work, lazy)
 
     def _seeds(self) -> list[str]:
-        return list(self.truth.now.addresses().values())
+        """Where a client looks first: where the catalog has the nodes, and if they moved, which it may not have heard,
+        also where their owner has them."""
+        moved = self.fleet.addresses() if self.faults.scattered else []
+        return list(dict.fromkeys([*self.truth.now.addresses().values(), *moved]))
 
     def _old_map(self, rng: random.Random) -> Topology:
         """What a client that has just come back knows: the newest map, one of the last, none, or one of a ring from

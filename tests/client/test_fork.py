@@ -74,8 +74,10 @@ async def test_a_client_that_was_open_before_a_fork_works_on_both_sides(tmp_path
 
             with ThreadPoolExecutor(4) as pool:
                 running = [pool.submit(work) for _ in range(4)]
-                counts = [in_a_child(client.count) for _ in range(5)]
-                stop.set()
+                try:
+                    counts = [in_a_child(client.count) for _ in range(5)]
+                finally:
+                    stop.set()
                 assert counts == [3] * 5
                 assert all(each.result(60) for each in running)
         assert in_a_child(lambda: closed(client)) == "client_closed"

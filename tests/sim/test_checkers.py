@@ -307,6 +307,17 @@ def test_a_restart_may_forget_what_was_not_durable_but_not_a_durable_term():
         checker.observe(1, "a", 3, position(term=1))
 
 
+def test_a_replica_that_is_opened_again_may_apply_again_but_keeps_its_durable_term():
+    checker = Monotone()
+    checker.observe(1, "a", 1, position())
+    checker.closed(1, "a", 1)
+    checker.booted(1, "a", 2)
+    checker.observe(1, "a", 1, position(applied=1))
+    checker.closed(1, "a", 1)
+    with pytest.raises(Violation, match="forgot term"):
+        checker.observe(1, "a", 1, position(term=1))
+
+
 def test_committed_entries_are_the_same_everywhere():
     checker = Committed()
     checker.apply(1, "a", 1, 1, CommittedEntry(1, b"x", "ok"), None)

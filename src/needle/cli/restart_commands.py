@@ -102,7 +102,8 @@ async def _ran(command: str, node: NodeId, timeout: float) -> None:
         command, stdin=asyncio.subprocess.DEVNULL, stdout=STDERR, start_new_session=True
     )
     try:
-        code = await asyncio.wait_for(process.wait(), timeout)
+        async with asyncio.timeout(timeout):
+            code = await process.wait()
     except TimeoutError:
         raise DeadlineExceeded(f"{command!r} has not ended after {timeout:g} s; {node} is in maintenance") from None
     finally:

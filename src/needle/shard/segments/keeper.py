@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -45,6 +46,8 @@ QUIET_SECONDS = 1.0
 """No vector has come for so long: what waits is indexed earlier."""
 IDLE_SECONDS = 30.0
 """And for so long: segments are joined that writing would soon have joined anyway."""
+WAIT_MIN_SECONDS = 0.001
+"""So that a date that rounding puts a moment ahead is not asked about again and again."""
 
 
 class VectorsHost(Protocol):
@@ -392,7 +395,6 @@ class SegmentKeeper:
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), timeout)
-    except TimeoutError:
-        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(timeout, WAIT_MIN_SECONDS)):
+            await event.wait()
