@@ -195,8 +195,22 @@ def test_a_file_that_was_made_shorter_is_not_read(tmp_path: Path) -> None:
     for reading in (opened.check_size, lambda: list(opened.blocks(None)), lambda: view.search(data[:1], 3)):
         with pytest.raises(CorruptSegment, match="made shorter"):
             reading()
+    Path(path).write_bytes(whole)  # another file, while a search still uses the one that was cut
+    for reading in (opened.check_size, lambda: list(opened.blocks(None)), lambda: view.search(data[:1], 3)):
+        with pytest.raises(CorruptSegment, match="made shorter"):
+            reading()
+
+
+def test_a_file_without_a_name_is_read_unless_it_was_condemned(tmp_path: Path) -> None:
+    data = clustered(300, 8, 1)
+    segment, path, spec = build(tmp_path, data)
+    opened = SealedSegment(path, segment, spec)
+    view = VectorsView(spec, GrowingSegment(8), (Served(opened, None),))
     os.unlink(path)
     assert view.search(data[:1], 3)[0].tolist()[0][0] == 0, "what has no name cannot be made shorter"
+    opened.condemn("damaged")
+    with pytest.raises(CorruptSegment, match="damaged"):
+        view.search(data[:1], 3)
 
 
 def test_a_whole_file_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 
 from needle.base.config import SegmentConfig
-from needle.base.errors import ConnectionLost, DiskFailed, InvalidArgument, NotLeader, OutcomeUnknown, Unavailable
+from needle.base.errors import (
+    ConnectionLost,
+    CorruptSegment,
+    DiskFailed,
+    InvalidArgument,
+    NotLeader,
+    OutcomeUnknown,
+    Unavailable,
+)
 from needle.base.model import Metric
 from needle.protocol.commands import PublishSegment, decode
 from needle.shard import plan as segment_plan
@@ -319,6 +327,34 @@ async def test_scrub_finds_and_repairs_damage_while_running(tmp_path: Path) -> N
         assert path.read_bytes() == content
         assert await cluster.b.keeper.scrub() == 0
     assert cluster.b.keeper.stats.corrupt == 1 and cluster.same_answers()
+
+
+async def test_no_search_reads_a_damaged_file_between_its_end_and_the_return_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it shorter than it was, that would end the process, and its size can no longer be seen by its name."""
+    cluster, answers = Cluster(tmp_path), []
+    vectors = cluster.b.vectors
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA))
+        await until(settled(cluster))
+        path, detach = Path(vectors.attached()[0].path), vectors.detach
+
+        def detached(segment: PublishedSegment) -> bool:
+            assert not path.exists()
+            with pytest.raises(CorruptSegment, match="checksum"):
+                vectors.search(QUERIES, 10)
+            done = detach(segment)
+            answers.append(vectors.search(QUERIES, 10))
+            return done
+
+        monkeypatch.setattr(vectors, "detach", detached)
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-1] + b"\x00")
+        assert await cluster.b.keeper.scrub() == 1
+        await until(settled(cluster))
+    assert len(answers) == 1 and cluster.same_answers()
 
 
 async def test_a_damaged_base_is_not_extended(tmp_path: Path) -> None:

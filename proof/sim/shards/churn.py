@@ -37,6 +37,8 @@ class Churn:
         self._client = connect(now)
         self._rng = stream(stage.spec.seed, "churn")
         self._written = 0
+        self._open_creation = False
+        """Of a creation nobody knows whether it will be executed yet: the name may be there again at any time."""
         self.rounds = 0
         self.stopping = False
         self.broken: Violation | None = None
@@ -52,7 +54,7 @@ class Churn:
             before = self._client.topology()
             if not await self._done(self._drop):
                 return
-            if before.collection(NAME) is not None:
+            if before.collection(NAME) is not None and not self._open_creation:
                 await self._haunt(self._connect(before))
             self.rounds += 1
             self._stage.trace.note(f"churn: round {self.rounds}")
@@ -60,7 +62,11 @@ class Churn:
 
     async def _create(self) -> None:
         dimensions = self._stage.profile.dimensions
-        await self._client.create_collection(NAME, dimensions=dimensions, if_absent=True, timeout=CALL_TIMEOUT)
+        try:
+            await self._client.create_collection(NAME, dimensions=dimensions, if_absent=True, timeout=CALL_TIMEOUT)
+        except OutcomeUnknown:
+            self._open_creation = True
+            raise
 
     async def _drop(self) -> None:
         await self._client.drop_collection(NAME, timeout=CALL_TIMEOUT)

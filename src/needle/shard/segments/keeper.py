@@ -365,6 +365,9 @@ class SegmentKeeper:
         log.error("%s; it will be fetched or built again", error)
         if segment is None:
             return
+        for sealed in vectors.opened():
+            if sealed.segment == segment:
+                sealed.condemn(error.message)  # before its name is gone, by which searches see that it was made shorter
         for own in (False, True):
             await self._file_pool.run(delete, os.path.join(vectors.directory, segment_file(segment, own=own)))
         if not await self._file_pool.run(vectors.detach, segment):

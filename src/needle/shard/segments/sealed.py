@@ -71,6 +71,7 @@ class SealedSegment:
         self.own = own
         self.size = held.size
         self._file_bytes = os.path.getsize(path)
+        self._damage = ""
         self.metric = spec.metric
         expected = segment if not own else PublishedSegment(*_identity(segment), held.rows, held.size, held.checksum)
         if held != expected or footer.dimensions != spec.dimensions or footer.metric != spec.metric:
@@ -88,19 +89,25 @@ class SealedSegment:
         self._shared = None if layout.node_of is None else SharedNodes(layout.node_of, nodes)
         self._whole = Band(0, nodes, self.norm_max, even=True)
 
+    def condemn(self, damage: str) -> None:
+        """The file is damaged and about to be deleted: nothing reads it any more, whatever the name stands for then."""
+        self._damage = damage
+
     def check_size(self) -> None:
-        """Raises CorruptSegment if the file was made shorter in place: reading behind its end would end the process.
-        A file that has no name any more cannot be."""
+        """Raises CorruptSegment if the file was condemned, or made shorter in place: reading behind its end would end
+        the process. A whole file that has no name any more cannot be."""
+        if self._damage:
+            raise CorruptSegment(self._damage, path=self.path)
         try:
             size = os.stat(self.path).st_size
         except OSError:
             return
         if size < self._file_bytes:
             name = os.path.basename(self.path)
-            text = (
+            self.condemn(
                 f"segment file {name} has {size} of {self._file_bytes} bytes: it was made shorter while it was in use"
             )
-            raise CorruptSegment(text, path=self.path)
+            raise CorruptSegment(self._damage, path=self.path)
 
     @property
     def node_of(self) -> Ints | None:
