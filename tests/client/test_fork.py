@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +28,18 @@ QUERY = [1.0, 0.0]
 
 def in_a_child(work: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What `work` returns in a forked process."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(False)
     child = context.Process(target=lambda: theirs.send(work()))
     child.start()
     theirs.close()
     try:
-        assert mine.poll(seconds), "the child says nothing"
+        if not mine.poll(seconds):
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGUSR1)
+            child.join(5)
+            raise AssertionError("the child says nothing; its stacks are on standard error")
         return mine.recv()
     finally:
         child.kill()
