@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 
 from harness.marked_documents import CALM
-from needle.local.process_cluster import ProcessCluster
+from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.server.http import session
 
 DIMENSIONS = 8
@@ -342,6 +342,53 @@ async def test_what_is_not_there_is_said(world: World) -> None:
     assert (again.status, again.json["code"]) == (409, "collection_exists")
     assert (await world.doors[1]("DELETE", path)).status == 200
     assert (await world.doors[2]("GET", path)).status == 404
+
+
+async def test_an_alias_is_set_used_listed_and_removed(world: World) -> None:
+    a, b, c = world.doors
+    path = await made(world)
+    collection = path.rpartition("/")[2]
+    assert (await a("PUT", "/v1/aliases/now", {"collection": collection})).json == {
+        "alias": "now",
+        "collection": collection,
+    }
+    assert (await b("PUT", "/v1/collections/now/documents/x", {"vector": [1.0] * 8})).status == 200
+    assert (await c("GET", f"{path}/documents/x")).status == 200
+    assert {"alias": "now", "collection": collection} in (await b("GET", "/v1/aliases")).json["aliases"]
+    nowhere = await c("PUT", "/v1/aliases/then", {"collection": "nowhere"})
+    assert (nowhere.status, nowhere.json["code"]) == (404, "collection_not_found")
+    assert (await c("PUT", f"/v1/aliases/{collection}", {"collection": "default"})).json["code"] == "collection_exists"
+    assert (await b("DELETE", "/v1/aliases/now")).json == {"alias": "now"}
+    assert (await a("DELETE", "/v1/aliases/now")).status == 404
+    assert (await c("GET", "/v1/collections/now/documents/x")).status == 404
+
+
+async def test_shards_and_nodes_are_changed_by_hand(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
+        for n in range(20):
+            await client.insert(f"{n}", [1.0, n] + [0.0] * 6)
+        a, b, _ = [Http(node.http) for node in cluster.nodes.values()]
+        names = list(cluster.nodes)
+        zone = f"/v1/nodes/{names[0]}/zone"
+        assert (await b("PUT", zone, {"zone": "z"})).status == 200
+        assert {n["id"]: n["zone"] for n in (await a("GET", "/v1/nodes")).json["nodes"]}[names[0]] == "z"
+        assert (await a("PUT", zone, {"zone": None})).status == 200
+        assert "zone" in (await a("PUT", zone, {})).json["detail"]
+        moved = await a("POST", "/v1/shards/0/move", {"source": names[0], "target": "nobody"})
+        assert (moved.status, "nobody" in moved.json["detail"]) == (400, True)
+        assert "target" in (await b("POST", "/v1/shards/0/move", {"source": names[0]})).json["detail"]
+        replaced = await b("POST", f"/v1/nodes/{names[0]}/replace", {"by": names[1]})
+        assert (replaced.status, replaced.json["code"]) == (400, "invalid_argument")
+        assert (await a("POST", "/v1/shards/9/split", {})).json["field"] == "shard"
+        started = (await a("POST", "/v1/shards/0/split", {"timeout": 60})).json["id"]
+
+        async def over() -> bool:
+            now = (await b("GET", "/v1/rebalance?timeout=60")).json["progress"]
+            return bool(now["id"] == started and now["state"] == "done")
+
+        await wait_for(over, 60, "the split")
+        assert len((await a("GET", "/v1/shards?timeout=60")).json["shards"]) == 2
+        assert await client.count() == 20
 
 
 async def test_the_cluster_is_seen_and_looked_after(world: World) -> None:

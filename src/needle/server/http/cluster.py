@@ -102,6 +102,17 @@ async def set_replicas(call: Call) -> bodies.Done:
     return bodies.Done()
 
 
+async def split_shard(call: Call) -> bodies.StartedRebalance:
+    started = await call.client.split_shard(_number(call), call.body.config, timeout=call.body.timeout)
+    return bodies.StartedRebalance(id=started)
+
+
+async def move_replica(call: Call) -> bodies.StartedRebalance:
+    body: bodies.MoveReplica = call.body
+    started = await call.client.move_replica(_number(call), body.source, body.target, body.config, timeout=body.timeout)
+    return bodies.StartedRebalance(id=started)
+
+
 # --- a node ----------------------------------------------------------------------------------------------------------
 def _node(call: Call) -> str:
     """Only by its id: an address would have this node call whoever is there."""
@@ -127,6 +138,17 @@ async def drain(call: Call) -> bodies.StartedRebalance:
 
 async def undrain(call: Call) -> bodies.Done:
     await call.client.undrain_node(_node(call), timeout=call.body.timeout)
+    return bodies.Done()
+
+
+async def zone(call: Call) -> bodies.Done:
+    await call.client.zone_node(_node(call), call.body.zone, timeout=call.body.timeout)
+    return bodies.Done()
+
+
+async def replace_node(call: Call) -> bodies.Done:
+    """Whose time is over before all is moved is told so; the moves go on, and the same call waits for them."""
+    await call.client.replace_node(_node(call), call.body.by, timeout=call.body.timeout)
     return bodies.Done()
 
 

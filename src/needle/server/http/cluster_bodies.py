@@ -107,6 +107,31 @@ class SetReplicas(Body, frozen=True, kw_only=True):
     nodes: list[str]
 
 
+class SplitShard(Body, frozen=True, kw_only=True):
+    """config: its pace."""
+
+    config: RebalanceConfig | None = None
+
+
+class MoveReplica(SplitShard, frozen=True, kw_only=True):
+    """source: the node that holds the shard, dead or alive. target: that is to hold it instead."""
+
+    source: str
+    target: str
+
+
+class SetZone(Body, frozen=True, kw_only=True):
+    """zone: whatever the node's own setting says; null: its setting counts again."""
+
+    zone: str | None
+
+
+class ReplaceNode(Body, frozen=True, kw_only=True):
+    """by: the node that is to hold all of it; it has joined, and holds nothing of it yet."""
+
+    by: str
+
+
 class PlanRebalance(Body, frozen=True, kw_only=True):
     """wish: how the cluster should be; even, if it is left out."""
 

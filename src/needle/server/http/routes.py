@@ -10,7 +10,7 @@ import msgspec
 
 from needle.client.keys import NewApiKey
 from needle.routing.stats import RebalanceStats
-from needle.server.http import bodies, cluster, cluster_bodies, documents, keys
+from needle.server.http import aliases, bodies, cluster, cluster_bodies, documents, keys
 from needle.server.http.bodies import Nothing
 from needle.server.http.call import Call
 
@@ -131,6 +131,18 @@ ROUTES: Final = (
         "DELETE", _IN, documents.drop_collection, "Delete a collection and all its documents",
         Nothing, bodies.Written, "admin", tag="collections",
     ),
+    Route(
+        "GET", f"{BASE}/aliases", aliases.list_aliases, "All aliases",
+        Nothing, aliases.Aliases, "reader", tag="collections", filtered=True,
+    ),
+    Route(
+        "PUT", f"{BASE}/aliases/{{alias}}", aliases.set_alias, "Have another name lead to a collection",
+        aliases.SetAlias, aliases.Alias, "admin", {"collection": "books"}, "collections",
+    ),
+    Route(
+        "DELETE", f"{BASE}/aliases/{{alias}}", aliases.remove_alias, "Remove an alias; its collection stays",
+        Nothing, aliases.Removed, "admin", tag="collections",
+    ),
     # --- keys --------------------------------------------------------------------------------------------------------
     Route(
         "POST", f"{BASE}/keys", keys.create_key, "Make an API key, which is shown this once",
@@ -167,6 +179,14 @@ ROUTES: Final = (
         Nothing, cluster_bodies.Done, "admin", tag="cluster",
     ),
     Route(
+        "PUT", f"{BASE}/nodes/{{node}}/zone", cluster.zone, "Have a node be in this zone, its failure domain",
+        cluster_bodies.SetZone, cluster_bodies.Done, "admin", {"zone": "a"}, "cluster",
+    ),
+    Route(
+        "POST", f"{BASE}/nodes/{{node}}/replace", cluster.replace_node, "Have another node hold all that a node holds",
+        cluster_bodies.ReplaceNode, cluster_bodies.Done, "admin", {"by": "node-4", "timeout": 600}, "cluster",
+    ),
+    Route(
         "DELETE", f"{BASE}/nodes/{{node}}", cluster.remove_node, "Have the cluster forget a node that holds nothing",
         Nothing, cluster_bodies.Done, "admin", tag="cluster",
     ),
@@ -185,6 +205,15 @@ ROUTES: Final = (
     Route(
         "PUT", f"{BASE}/shards/{{shard}}/replicas", cluster.set_replicas, "Have these nodes hold a shard",
         cluster_bodies.SetReplicas, cluster_bodies.Done, "admin", {"nodes": ["node-1", "node-2", "node-3"]}, "cluster",
+    ),
+    Route(
+        "POST", f"{BASE}/shards/{{shard}}/split", cluster.split_shard, "Have a new shard take half of what one owns",
+        cluster_bodies.SplitShard, cluster_bodies.StartedRebalance, "admin", {}, "cluster",
+    ),
+    Route(
+        "POST", f"{BASE}/shards/{{shard}}/move", cluster.move_replica, "Have a node hold a shard in another's place",
+        cluster_bodies.MoveReplica, cluster_bodies.StartedRebalance, "admin",
+        {"source": "node-1", "target": "node-4"}, "cluster",
     ),
     Route(
         "GET", f"{BASE}/moves", cluster.moves, "Moves of key ranges under way",
