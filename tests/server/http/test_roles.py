@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from needle.base.access import KeyInfo, Role, digest_of, rank_of
 from needle.base.errors import Forbidden
 from needle.routing.topology import AliasInfo, Topology
 from needle.server.access import Access
+from needle.server.http.aliases import list_aliases
 from needle.server.http.app import _Endpoint
 from needle.server.http.listener import HttpServer
 from needle.server.http.message import Headers
@@ -120,6 +122,19 @@ async def test_an_alias_is_what_it_was_when_it_was_judged(server: HttpServer) ->
 async def test_every_route_without_a_collection_refuses_such_keys_or_filters() -> None:
     filtered = [route.name for route in ROUTES if route.filtered]
     assert filtered == ["list_collections", "list_aliases"]
+
+
+async def test_a_key_for_some_collections_hears_of_their_aliases_only() -> None:
+    async def found(timeout: float) -> dict[str, str]:
+        return {"of-b": "b", "of-a": "a"}
+
+    for allowed, names in ((None, ["of-a", "of-b"]), (frozenset({"a"}), ["of-a"]), (frozenset[str](), [])):
+        call: Any = SimpleNamespace(
+            client=SimpleNamespace(aliases=found),
+            body=SimpleNamespace(timeout=1.0),
+            caller=SimpleNamespace(collections=allowed),
+        )
+        assert [one.alias for one in (await list_aliases(call)).aliases] == names
 
 
 async def test_probes_ask_for_no_key_and_metrics_for_a_reader_of_all(server: HttpServer) -> None:
