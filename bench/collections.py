@@ -78,7 +78,7 @@ async def _keeper_kick(replica: Replica, write: Callable[[], None]) -> float:
 
     build, files = ThreadPool("bench-build"), ThreadPool("bench-file")
     keeper = SegmentKeeper(
-        replica, is_leader=lambda: True, publish=nothing, ask_building=asked, fetch_chunk=nothing, peers=list,
+        replica.held, is_leader=lambda: True, publish=nothing, ask_building=asked, fetch_chunk=nothing, peers=list,
         build_pool=build, file_pool=files, clock=SystemClock(),
     )  # fmt: skip
     task = asyncio.ensure_future(keeper.run())

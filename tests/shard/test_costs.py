@@ -113,7 +113,7 @@ def test_start_and_updates_do_not_cost_more_because_ordinals_were_used_up(
         measured.setdefault("open", []).append(work(lambda d=directory, o=opened: o.append(open_replica(d))))
         measured.setdefault("statements", []).append(statements.total())
         replica, log = opened[0], Log()
-        assert replica.worn() == ([("c", used / (2**32 - 1))] if used > 2**31 else [])
+        assert replica.held.worn() == ([("c", used / (2**32 - 1))] if used > 2**31 else [])
         log.add(None, None, None)
         assert replica.count() == 100 and replica.view.collections["c"].record.next_ordinal == used
         change = log.add(put(["d1"], [[1, 1, 1]], [{"n": 3}]))
@@ -145,7 +145,7 @@ def keeper_of(replica: Any) -> SegmentKeeper:
         raise AssertionError("nothing is built or fetched here")
 
     return SegmentKeeper(
-        replica, is_leader=lambda: True, publish=nothing,
+        replica.held, is_leader=lambda: True, publish=nothing,
         ask_building=nothing, fetch_chunk=nothing, peers=list,
         build_pool=InlinePool(), file_pool=InlinePool(), clock=StillClock(),
     )  # fmt: skip
@@ -157,8 +157,8 @@ async def test_the_keeper_looks_at_what_changed(tmp_path: Path) -> None:
         replica, log = with_collections(tmp_path / str(count), count)
         keeper = keeper_of(replica)
         seen = looked[count] = []
-        asked = replica.vectors_of
-        replica.vectors_of = lambda id_, asked=asked, seen=seen: (seen.append(id_), asked(id_))[1]
+        asked = replica.held.vectors_of
+        replica.held.vectors_of = lambda id_, asked=asked, seen=seen: (seen.append(id_), asked(id_))[1]
         keeper.kick()
         await keeper._build_pass()
         await keeper._files_pass()
@@ -196,7 +196,7 @@ async def test_a_pass_over_many_collections_lets_others_run(tmp_path: Path) -> N
 
 async def test_the_files_of_a_dropped_collection_go(tmp_path: Path) -> None:
     replica, log = with_collections(tmp_path, 6)
-    keeper, directory = keeper_of(replica), Path(replica.segment_directory)
+    keeper, directory = keeper_of(replica), Path(replica.held.segment_directory)
     mine, others = f"4-0-1-{'a' * 32}.seg", f"5-0-1-{'a' * 32}.seg"
     keeper.kick()
     await keeper._files_pass()

@@ -124,7 +124,7 @@ def test_an_image_brings_a_damaged_replica_back(tmp_path: Path) -> None:
         flip_bit(database(tmp_path / "broken"), page * 4096 + 1000)
     with pytest.raises(ReplicaDamaged):
         answers(broken)
-    assert broken.collection_vectors() == [] and not broken.waits
+    assert broken.held.collection_vectors() == [] and not broken.waits
     broken.install_snapshot(str(tmp_path / "image"))
     assert broken.damage is None and answers(broken) == answers(source)
     entries = log.add(put(["new"], [[1, 1, 1]]))

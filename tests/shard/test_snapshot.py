@@ -86,7 +86,7 @@ def test_segment_files_that_are_here_travel_and_missing_ones_do_not_matter(tmp_p
     log.entries.append(log.entries[-1])  # filled() applied one entry more
     publish = [PublishSegment(1, 0, 1, 2, 4, "0" * 32), PublishSegment(1, 2, 3, 2, 4, "1" * 32)]
     source.apply(log.add(*publish))
-    (vectors,) = source.collection_vectors()
+    (vectors,) = source.held.collection_vectors()
     name = segment_file(PublishedSegment(1, 0, 1, 2, 4, "0" * 32))
     Path(vectors.directory, name).write_bytes(b"file")
     image = exported(source, tmp_path / "image")

@@ -392,7 +392,7 @@ def test_a_published_segment_is_replicated_state(tmp_path: Path) -> None:
     assert isinstance(result, WriteResult)
     replica.close()
     replica = open_replica(tmp_path)
-    (vectors,) = replica.collection_vectors()
+    (vectors,) = replica.held.collection_vectors()
     assert [(s.first, s.last, s.checksum) for s in vectors.manifest()] == [(0, 1, "0" * 32)]
     # Its file is not here: the rows are served exactly meanwhile.
     assert replica.search(SearchRequest(collection="c", vector=floats([4, 5, 6]), k=1)).ids == ["b"]

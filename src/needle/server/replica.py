@@ -92,7 +92,7 @@ class HostedReplica:
         self._asking: asyncio.Task[None] | None = None
         self._judged_term = 0
         self.keeper = SegmentKeeper(
-            replica,
+            replica.held,
             is_leader=lambda: not host.stopped and not space.low and host.is_leader(group),
             publish=self._publish,
             ask_building=self._ask_building,
@@ -222,7 +222,7 @@ class HostedReplica:
         except NeedleError as error:
             log.debug("the leader of %s does not say which fields are filtered on: %s", group_name(self.group), error)
         else:
-            self.replica.prepare_fields(fields[:RECENT_MAX])
+            self.replica.held.prepare_fields(fields[:RECENT_MAX])
 
     async def _catch_up(self) -> None:
         try:

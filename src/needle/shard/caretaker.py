@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from needle.base.runtime import Clock, Pool
 from needle.shard.documents.row_check import Checked
-from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.held_collections import HeldCollections
 
 ROWS: Final = 256
 BYTES_A_SECOND: Final = 8 << 20
@@ -29,9 +29,10 @@ AGE_SECONDS: Final = 600.0
 class Cared(Protocol):
     """What it needs of a replica (state_machine.Replica)."""
 
+    @property
+    def held(self) -> HeldCollections: ...
     def check_sums(self) -> None: ...
     def check_rows(self, collection_id: int, after: str, rows_max: int) -> Checked | None: ...
-    def collection_vectors(self) -> list[CollectionVectors]: ...
     def applied_index(self) -> int: ...
     def tidy(self, *, all_of_it: bool) -> bool: ...
 
@@ -94,5 +95,5 @@ class Caretaker:
         self.passes += 1
 
     def _collections(self) -> Iterator[int]:
-        for vectors in self._replica.collection_vectors():
+        for vectors in self._replica.held.collection_vectors():
             yield vectors.collection_id

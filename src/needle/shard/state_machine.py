@@ -3,11 +3,11 @@
 Invariants:
 - Equal applied index means equal documents, ordinals, manifest and sessions on every replica (`digest`, `verify`).
 - A search works on one immutable `ReplicaView`, so it sees exactly the state at `HitBatch.applied_index`.
-- Who reads SQLite finds every batch that a search can see (documents.py); rows that a search may still read are purged
-  only after it has left.
+- Who reads SQLite finds every batch that a search can see (documents/store.py); rows that a search may still read are
+  purged only after it has left.
 
-Durability order: see documents.py and snapshot.py. Any error while applying or installing closes the replica for good
-(`_broken`): its memory may be behind its disk, so it has to be opened again. But for two kinds:
+Durability order: see documents/store.py and documents/image.py. Any error while applying or installing closes the
+replica for good (usable.py): its memory may be behind its disk, so it has to be opened again. But for two kinds:
 - damage (`damage`): what is stored is not what was written. Then it answers nothing, also after a restart, until a
   snapshot is installed;
 - a shortage (no room, no file handle), which passes by itself: what was done counts, the rest is asked for again. So
@@ -20,17 +20,14 @@ get, digest and count from any thread. It does not know Raft, the network or the
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import (
     CorruptDocuments,
     CorruptSnapshot,
-    NeedleError,
     StorageError,
     Unavailable,
 )
@@ -47,22 +44,17 @@ from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.row_check import Checked
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders, SearchAnswer
-from needle.shard.fields.index_budget import FieldName, IndexBudget
+from needle.shard.fields.index_budget import IndexBudget
+from needle.shard.held_collections import HeldCollections
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import (
-    CollectionView,
-    ReplicaView,
-    digest_of,
-)
+from needle.shard.live_collection import ReplicaView, digest_of
 from needle.shard.opened_state import Entry, OpenedState, Surroundings
 from needle.shard.reads import Page, Reads, Scanned, not_served
-from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
+from needle.shard.usable import Usable
 
 T = TypeVar("T")
-
-log = logging.getLogger("needle.shard")
 
 FAILPOINTS: Final = ("apply-before-commit", "apply-after-commit", "checkpoint-before", "checkpoint-after")
 
@@ -86,7 +78,7 @@ class Replica:
     ) -> None:
         """Open or create the replica in `directory`.
 
-        failpoint: called with the names in FAILPOINTS and snapshot.INSTALL_STEPS. purge_rows_min: superseded rows are
+        failpoint: called with the names in FAILPOINTS and image.INSTALL_STEPS. purge_rows_min: superseded rows are
         deleted once there are this many, and an eighth of the documents.
         Damaged files are no error: then `damage` says so. Raises DiskFailed or UnsupportedFormat.
         """
@@ -96,14 +88,14 @@ class Replica:
         self.field_indexes = IndexBudget(limits.field_index_bytes_max)
         self._applying = threading.Lock()
         self._in_flight = InFlight()
-        self._changed = Changed()
-        """Collections that the segment keeper has to look at."""
-        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, self._changed)
+        changed = Changed()  # collections that the segment keeper has to look at
+        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, changed)
         self._states = States(directory, around, self._in_flight)
+        self.held = HeldCollections(self._states, changed)
+        """For those that look after the collections in the background."""
         self._reads = Reads(lambda: self.view, self._in_flight, limits, self._states.found_damage)
         self._upkeep = Upkeep(lambda: self._store, lambda: self.view, self._applying, self._in_flight, purge_rows_min)
-        self._broken: NeedleError | None = None
-        self._closed = False
+        self._usable = Usable(directory, self._states)
         self._states.open()
 
     @property
@@ -115,7 +107,7 @@ class Replica:
     def _current(self) -> OpenedState:
         opened = self._states.opened
         if opened is None:
-            self._check_usable()
+            self._usable.check()
             raise StorageError(f"replica {self.directory} is not open")
         return opened
 
@@ -144,16 +136,16 @@ class Replica:
         DiskFull or TooManyFiles if none was. Call it again with the rest when there may be room. Any other error is
         final."""
         with self._applying:
-            self._check_usable()
-            with self._final_errors():
+            self._usable.check()
+            with self._usable.final_errors():
                 self._states.open_installed()
             fresh = [entry for entry in entries if entry.index > self.view.at.index]
             results: list[Any] = [None] * (len(entries) - len(fresh))
-            with self._final_errors():
+            with self._usable.final_errors():
                 commands = [decode_entry(entry.data) for entry in fresh]
             for first, end in runs(commands):
                 try:
-                    with self._final_errors():
+                    with self._usable.final_errors():
                         done = self._current.apply(fresh[first:end], commands[first:end])
                 except SHORTAGES:
                     if not results:
@@ -171,13 +163,13 @@ class Replica:
 
     def save(self) -> None:
         """Commit them. Raises StorageError, again and again once a commit has failed."""
-        self._check_usable()
+        self._usable.check()
         self._store.writer.save()
 
     def checkpoint(self) -> int:
         """Make everything applied durable; returns the applied index that is safe to compact below. Also purges rows
         that nothing points at any more."""
-        self._check_usable()
+        self._usable.check()
         self._failpoint("checkpoint-before")
         self._upkeep.purge()
         index = self._store.checkpoint()
@@ -195,7 +187,7 @@ class Replica:
         finds by the index of instants, whatever the number of documents."""
         while True:
             with self._applying:
-                self._check_usable()
+                self._usable.check()
                 first = self._states.live.first_expiring()
                 if first is None or first[0] > now:
                     return ""
@@ -207,33 +199,9 @@ class Replica:
     def tidy(self, *, all_of_it: bool) -> bool:
         """One step of deleting rows that nothing points at any more, and of giving their space back; False if nothing
         is left to do, and what was done is on disk. all_of_it: also what is little next to the rest."""
-        self._check_usable()
+        self._usable.check()
         self._states.remove_left()
         return self._upkeep.tidy(all_of_it=all_of_it)
-
-    @contextmanager
-    def _final_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except SHORTAGES:
-            raise  # nothing was changed (OpenedState.apply)
-        except CorruptDocuments as error:
-            self._states.found_damage(error)
-            raise
-        except NeedleError as error:
-            self._broken = error
-            raise
-        except BaseException as error:
-            self._broken = StorageError(f"applying failed half way ({error!r}); restart the node")
-            raise
-
-    def _check_usable(self) -> None:
-        if self.damage is not None:
-            raise not_served(self.damage)
-        if self._broken is not None:
-            raise self._broken
-        if self._closed:
-            raise StorageError(f"replica {self.directory} is closed")
 
     # --- reads -------------------------------------------------------------------------------------------------------
     def search(self, request: SearchRequest) -> HitBatch:
@@ -256,7 +224,7 @@ class Replica:
         there is none, stands where its request stood. All see the same applied index. wanted: whether somebody still
         waits for the answer to the request at that place; looked at before the work and in it. builders: who may
         make a field's index; without them this thread does, with them BeingIndexed may stand in place of an answer."""
-        self._check_usable()
+        self._usable.check()
         return self._reads.search_many(requests, wanted, builders)
 
     def take_cut_files(self) -> list[str]:
@@ -268,7 +236,7 @@ class Replica:
     ) -> list[StoredDocument]:
         """The documents with these ids, in the order asked for; absent ids are left out. Raises StaleEpoch if the shard
         does not own what `claim` says."""
-        self._check_usable()
+        self._usable.check()
         return self._reads.get(collection, ids, with_vectors, claim)
 
     def count_matching(
@@ -276,12 +244,12 @@ class Replica:
     ) -> tuple[int, int]:
         """How many documents match a filter (b"": all), and at which applied index. go_on: called every now and then;
         what it raises ends the work. Raises StaleEpoch as `get` does."""
-        self._check_usable()
+        self._usable.check()
         return self._reads.count(collection, filter_json, claim, go_on)
 
     def scan(self, page: Page, claim: Claim | None = None, go_on: Callable[[], None] = lambda: None) -> Scanned:
         """A page of documents in the order of their ids, all from one applied index. Raises as `count_matching`."""
-        self._check_usable()
+        self._usable.check()
         return self._reads.scan(page, claim, go_on)
 
     def collections(self) -> list[CollectionSpec]:
@@ -299,7 +267,7 @@ class Replica:
 
     def counts(self, claim: Claim | None = None) -> list[tuple[CollectionSpec, int]]:
         """Every collection, by name, and its documents, at one applied index. Raises StaleEpoch as `get` does."""
-        self._check_usable()
+        self._usable.check()
         view = self.view
         check_claim(view.fence, claim, view.at.index)
         return view.counts()
@@ -314,41 +282,6 @@ class Replica:
         """What the log says this shard owns; None if that never changed."""
         return self.view.fence
 
-    def collection_vectors(self) -> list[CollectionVectors]:
-        """The vectors of every collection, for the segment keeper; ask again after a snapshot was installed."""
-        if self.damage is not None:
-            return []
-        return self._states.live.vectors()
-
-    @property
-    def segment_directory(self) -> str:
-        """See VectorsHost; so the following."""
-        return self._states.segment_directory
-
-    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
-        return self._states.live.vectors_of(collection_id)
-
-    def was_dropped(self, collection_id: int) -> bool:
-        # In this order: an id is handed out before the collection is here, but not before its entry is applied.
-        handed_out = collection_id < self.view.at.next_collection_id
-        return handed_out and self._states.live.vectors_of(collection_id) is None
-
-    def take_changed(self) -> Collection[int] | None:
-        return self._changed.take()
-
-    def worn(self) -> list[tuple[str, float]]:
-        """Collections that have used up more than half of their ordinals, and how much of them."""
-        return self._states.live.worn_shares()
-
-    def first_collections(self, count: int) -> list[CollectionView]:
-        """Up to `count` collections, the oldest ones."""
-        view = self.view.collections
-        return [view[name] for name in self._states.live.first_names(count) if name in view]
-
-    def prepare_fields(self, names: Sequence[FieldName]) -> None:
-        """Index these fields in the background: searches of the leader use them."""
-        self._states.live.prepare_fields(self.view, names)
-
     def digest(self) -> str:
         """32 hex digits over collections, ordinals, ids, versions, metadata and vectors, by the sums that apply keeps.
         O(collections). `stored_digest` is by the rows themselves."""
@@ -356,7 +289,7 @@ class Replica:
 
     def stored_digest(self) -> tuple[int, str]:
         """The applied index and the digest that the stored rows have, all of which are read. Raises ReplicaDamaged."""
-        self._check_usable()
+        self._usable.check()
         try:
             stored = self._store.stored()
         except CorruptDocuments as error:
@@ -382,7 +315,7 @@ class Replica:
         """Read every stored row and compare with what the log gave and memory knows. Raises CorruptDocuments, and then
         `damage` is set."""
         with self._applying:
-            self._check_usable()
+            self._usable.check()
             stored = self._store.stored()
             if digest_of(stored.records, stored.holdings) != self.digest():
                 error = CorruptDocuments(f"{self.directory}: what is stored and what was applied disagree")
@@ -392,24 +325,24 @@ class Replica:
     def check_sums(self) -> None:
         """Compare each collection's sum with what its ids add up to, and read the small tables. Raises
         CorruptDocuments, and then `damage` is set."""
-        self._check_usable()
+        self._usable.check()
         self._upkeep.unless_replaced(lambda store: store.check_sums(), None)
 
     def check_rows(self, collection_id: int, after: str, rows_max: int) -> Checked | None:
         """See row_check.check_rows; when it raises CorruptDocuments, `damage` is set."""
-        self._check_usable()
+        self._usable.check()
         return self._upkeep.unless_replaced(lambda store: store.check_rows(collection_id, after, rows_max), None)
 
     def validate(self, command: Command) -> Command:
         """The command to propose, checked against the current collections; cosine vectors are normalised."""
-        self._check_usable()
+        self._usable.check()
         view = self.view
         return check_command(command, view.spec, self.limits, len(view.collections))
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[Any]]:
         """Write an image of one applied index into the empty `directory`: (index, term, conf, files as ImageFile)."""
-        self._check_usable()
+        self._usable.check()
         return self._current.export(directory)
 
     def held_file(self, name: str) -> str | None:
@@ -430,30 +363,29 @@ class Replica:
         changed; DiskFull or TooManyFiles also when the image is in place already and cannot be opened. Then the state
         before goes on being read, and repeating it, or the next apply, opens the new one."""
         with self._applying:
-            if self._broken is not None or self._closed:
-                self._check_usable()
+            self._usable.check_open()
             self._states.check_once(directory)
             try:
                 self._states.install(directory)
             except (CorruptSnapshot, *SHORTAGES):
                 raise
             except BaseException as error:
-                self._broken = StorageError(f"installing a snapshot failed half way ({error!r}); restart the node")
+                self._usable.failed_half_way("installing a snapshot", error)
                 raise
 
     def look(self, at: Callable[..., T], *arguments: object) -> T:
         """What `at` finds in the view of this moment (`view`): its files stay open until it returns. Blocking. Raises
         Unavailable once this is closed."""
         with self._in_flight.enter():
-            if self._closed:
+            if self._usable.closed:
                 raise Unavailable("this replica is closed")
             return at(self.view, *arguments)
 
     def close(self) -> None:
         """Close files after running searches have left. Idempotent."""
         with self._applying:
-            if not self._closed:
-                self._closed = True
+            if not self._usable.closed:
+                self._usable.closed = True
                 self._in_flight.drain()
                 if self._states.opened is not None:
                     self._states.opened.close()

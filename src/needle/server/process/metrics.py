@@ -276,9 +276,9 @@ class _NodeState(Collector):
             shard = str(group - 1)
             vectors.add_metric([shard], hosted.replica.count())
             collections.add_metric([shard], len(hosted.replica.view.collections))
-            for name, share in hosted.replica.worn():
+            for name, share in hosted.replica.held.worn():
                 worn.add_metric([shard, shown(name)], share)
-            for held in hosted.replica.first_collections(COLLECTIONS_MAX):
+            for held in hosted.replica.held.first(COLLECTIONS_MAX):
                 name = shown(held.record.spec.name)
                 documents.add_metric([shard, name], held.visible)
                 segments.add_metric([shard, name], len(held.vectors.served))

@@ -1,0 +1,58 @@
+"""The collections that a replica holds now, for those that look after them beside the log: the segment keeper, the
+indexes of fields, the metrics.
+
+From any thread, while apply adds and drops collections and installations replace all of them: ask again for each look.
+It must not know commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from needle.shard.agenda import Changed
+from needle.shard.fields.index_budget import FieldName
+from needle.shard.live_collection import CollectionView
+from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.states import States
+
+
+class HeldCollections:
+    """Of one replica. Its first members are segments.keeper.VectorsHost."""
+
+    def __init__(self, states: States, changed: Changed) -> None:
+        self._states = states
+        self._changed = changed
+
+    @property
+    def segment_directory(self) -> str:
+        """See VectorsHost; so the following."""
+        return self._states.segment_directory
+
+    def collection_vectors(self) -> list[CollectionVectors]:
+        if self._states.damage is not None:
+            return []
+        return self._states.live.vectors()
+
+    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
+        return self._states.live.vectors_of(collection_id)
+
+    def was_dropped(self, collection_id: int) -> bool:
+        # In this order: an id is handed out before the collection is here, but not before its entry is applied.
+        handed_out = collection_id < self._states.view.at.next_collection_id
+        return handed_out and self._states.live.vectors_of(collection_id) is None
+
+    def take_changed(self) -> Collection[int] | None:
+        return self._changed.take()
+
+    def worn(self) -> list[tuple[str, float]]:
+        """Collections that have used up more than half of their ordinals, and how much of them."""
+        return self._states.live.worn_shares()
+
+    def first(self, count: int) -> list[CollectionView]:
+        """Up to `count` collections, the oldest ones."""
+        view = self._states.view.collections
+        return [view[name] for name in self._states.live.first_names(count) if name in view]
+
+    def prepare_fields(self, names: Sequence[FieldName]) -> None:
+        """Index these fields in the background: searches of the leader use them."""
+        self._states.live.prepare_fields(self._states.view, names)
