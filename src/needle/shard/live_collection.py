@@ -20,7 +20,7 @@ from needle.base.errors import CollectionNotFound, StorageError
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
-from needle.shard.apply.batch import Bounds, Matched, Member, Stored
+from needle.shard.apply.before import Bounds, Matched, Member, Stored
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
 from needle.shard.documents.digest import replica_digest
@@ -331,7 +331,7 @@ class OpenCollections:
 
 
 class StateBefore:
-    """What a batch asks of the state before it: batch.Collections, and batch.Stored."""
+    """What a batch asks of the state before it: before.Collections, and before.Stored."""
 
     def __init__(self, live: OpenCollections, store: DocumentStore, fence: Fence | None) -> None:
         self._live = live

@@ -31,7 +31,7 @@ class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. rows: new
     versions of documents, with consecutive ordinals. kept: (ordinal, that of its vector) of those that have the vector
     of an earlier version. vectors: of the others. dead: ordinals of versions that are no more.
-    hidden: by move, the ordinals that are invisible after it; marked: that will be (batch.Stored); None: unchanged.
+    hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored); None: unchanged.
     first_expiry: the earliest instant at which something that it wrote expires, 0 for none."""
 
     record: CollectionRecord

@@ -27,7 +27,8 @@ from needle.protocol.move_commands import (
     Release,
     Thaw,
 )
-from needle.shard.apply.batch import Batch, Member, check_room
+from needle.shard.apply.batch import Batch, check_room
+from needle.shard.apply.before import Member
 from needle.shard.apply.changes import FLOAT_BYTES
 from needle.shard.apply.holdings import (
     DISCARDING,

@@ -13,7 +13,8 @@ from needle.base.filters.builder import Filter
 from needle.base.filters.nodes import Node
 from needle.base.model import WriteResult
 from needle.protocol.commands import Change, ChangeWhere
-from needle.shard.apply.batch import Batch, Bounds, check_room
+from needle.shard.apply.batch import Batch, check_room
+from needle.shard.apply.before import Bounds
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import moved
 from needle.shard.apply.patching import changed
