@@ -24,10 +24,9 @@ It must not know what commands mean, faiss, or Raft.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import apsw
 import msgspec
@@ -35,14 +34,14 @@ import numpy as np
 import numpy.typing as npt
 
 from needle.base.errors import CorruptDocuments, StorageError
-from needle.shard.apply.sessions import AnswerRow, SessionRow
 from needle.shard.disk import ReplicaDisk, disk_errors
+from needle.shard.documents.loading import Loaded, load
 from needle.shard.documents.metadata_rows import Rows
+from needle.shard.documents.read_connections import ReadConnections
 from needle.shard.documents.records import (
     DEAD_DOCUMENT,
     ORDINAL_BITS,
     AppliedAt,
-    CollectionRecord,
     StoredDocument,
     row_id,
 )
@@ -78,57 +77,21 @@ class DocumentStore:
         """Open or create; arguments and errors are DocumentWriter's. on_damage: told of every CorruptDocuments that a
         later call raises."""
         self.path = os.path.join(directory, FILE_NAME)
-        self._idle: list[apsw.Connection] = []
-        self._all: list[apsw.Connection] = []
-        self._guard = threading.Lock()
         self._on_damage = on_damage
+        self._connections = ReadConnections(self.path, on_damage)
         self.writer = DocumentWriter(self.path, disk, failpoint, rows_max, on_damage)
 
     def close(self) -> None:
         """Close every connection. Waits for a write that is under way."""
         self.writer.close()
-        with self._guard, disk_errors(self.path):
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
-            self._idle.clear()
+        self._connections.close()
 
     @contextmanager
     def reading(self) -> Iterator[apsw.Connection]:
         """A read connection for this thread. Statements see every batch that was written before this call."""
         self.writer.save()
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             yield connection
-
-    @contextmanager
-    def _connection(self) -> Iterator[apsw.Connection]:
-        """One that sees what is committed."""
-        try:
-            with self._idle_connection() as connection:
-                yield connection
-        except CorruptDocuments as error:
-            self._on_damage(error)
-            raise
-
-    @contextmanager
-    def _idle_connection(self) -> Iterator[apsw.Connection]:
-        with disk_errors(self.path):
-            with self._guard:
-                connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                connection = connect(self.path)
-                connection.execute("PRAGMA query_only=1")
-                connection.execute("PRAGMA cache_size=-8192")
-                with self._guard:
-                    self._all.append(connection)
-            try:
-                with disk_errors(self.path, connection):
-                    yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                with self._guard:
-                    self._idle.append(connection)
 
     def checkpoint(self, *, save: bool = True) -> int:
         """Make everything written durable; returns its applied index. save: see DocumentWriter.checkpoint."""
@@ -147,19 +110,9 @@ class DocumentStore:
             return stored_position(connection, self.path)
 
     def load(self) -> Loaded:
-        """Everything that a replica keeps in memory, from one consistent read. Raises CorruptDocuments, also when the
-        documents that ids point at do not have the sums that the log gave them."""
+        """See loading.load."""
         with self.reading() as connection:
-            connection.execute("BEGIN")
-            manifests: dict[int, list[PublishedSegment]] = {}
-            for row in connection.execute("SELECT * FROM segments ORDER BY collection_id, first"):
-                manifests.setdefault(row[0], []).append(PublishedSegment(*row))
-            sessions = connection.execute("SELECT id, nonce, used, acked FROM sessions ORDER BY used").fetchall()
-            answers = connection.execute("SELECT session, seq, answer FROM answers ORDER BY session, seq").fetchall()
-            records = stored_records(connection, self.path)
-            for record in records:
-                check_sum(self.path, record, *sum_of_ids(connection, record.id))
-            return Loaded(stored_position(connection, self.path), records, manifests, sessions, answers)
+            return load(connection, self.path)
 
     def live_ordinals(self, collection_id: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
         """Of every document of a collection its ordinal, unsorted, and that of its vector."""
@@ -191,7 +144,7 @@ class DocumentStore:
         column = "CAST(metadata AS TEXT)" if metadata else "''"
         if ordinals:
             self.writer.save_up_to(collection_id, base | max(ordinals))
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             for start in range(0, len(ordinals), CHUNK):
                 part = padded([base | ordinal for ordinal in ordinals[start : start + CHUNK]])
                 marks = ",".join("?" * len(part))
@@ -321,7 +274,7 @@ class DocumentStore:
     def _metadata(self, collection_id: int, last: int, where: str, values: Sequence[Any]) -> Rows:
         """One aggregated row, as in `by_ordinal`."""
         self.writer.save_up_to(collection_id, last)
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             rows, text = connection.execute(
                 f"SELECT json_group_array(row - {row_id(collection_id, 0)}), "
                 "group_concat(CASE WHEN length(metadata) = 0 THEN 'null' ELSE CAST(metadata AS TEXT) END) FROM "
@@ -404,16 +357,6 @@ class DocumentStore:
         except CorruptDocuments as error:
             self._on_damage(error)
             raise
-
-
-class Loaded(NamedTuple):
-    """See DocumentStore.load. manifests: by collection id. sessions by last use, answers by session and seq."""
-
-    at: AppliedAt
-    records: list[CollectionRecord]
-    manifests: dict[int, list[PublishedSegment]]
-    sessions: list[SessionRow]
-    answers: list[AnswerRow]
 
 
 def _by_id(connection: apsw.Connection, collection_id: int, ids: Sequence[str], vectors: bool) -> list[StoredDocument]:
