@@ -6,7 +6,7 @@ A view stays as it was made: apply replaces what it changes. It must not know co
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,15 +17,13 @@ from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
 from needle.base.errors import CollectionNotFound, StorageError
-from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
-from needle.shard.apply.before import Bounds, Matched, Member, Stored
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
 from needle.shard.documents.digest import replica_digest
-from needle.shard.documents.metadata_rows import Rows, decode_metadata
-from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord, StoredDocument
+from needle.shard.documents.metadata_rows import Rows
+from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.index_budget import FieldName, IndexBudget
 from needle.shard.fields.payload_index import PayloadIndex
@@ -37,9 +35,6 @@ from needle.shard.segments.view import VectorsView
 from needle.shard.weights import SAMPLE, Weights
 
 log = logging.getLogger("needle.shard")
-
-MATCH_ROWS = 128
-"""Documents read at a time to see whether they match."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,85 +323,3 @@ class OpenCollections:
             if view is not None and view.record.id == collection_id:
                 keys = [(path, instants) for other, path, instants in names if other == collection_id]
                 view.payload.prepare(keys, view.record.next_ordinal)
-
-
-class StateBefore:
-    """What a batch asks of the state before it: before.Collections, and before.Stored."""
-
-    def __init__(self, live: OpenCollections, store: DocumentStore, fence: Fence | None) -> None:
-        self._live = live
-        self._store = store
-        self._fence = fence
-
-    def stored(self) -> Stored:
-        return Stored(
-            self._fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals, self._match,
-            self._store.expiring,
-        )  # fmt: skip
-
-    def manifest(self, collection_id: int) -> list[PublishedSegment]:
-        """Of one collection; empty if there is none."""
-        live = self._by_id(collection_id)
-        return [] if live is None else live.manifest
-
-    def named(self, name: str) -> CollectionRecord | None:
-        """The record of a collection; None if there is none. So `numbered`."""
-        live = self._live.named.get(name)
-        return None if live is None else live.record
-
-    def numbered(self, collection_id: int) -> CollectionRecord | None:
-        live = self._by_id(collection_id)
-        return None if live is None else live.record
-
-    def all(self) -> list[CollectionRecord]:
-        """Of every collection, by id."""
-        return [live.record for live in self._live.numbered.values()]
-
-    def _by_id(self, collection_id: int) -> LiveCollection | None:
-        return self._live.numbered.get(collection_id)
-
-    def _hidden(self, collection_id: int) -> Mapping[int, BitMap]:
-        live = self._by_id(collection_id)
-        return {} if live is None else live.hidden
-
-    def _marked(self, collection_id: int) -> Mapping[int, BitMap]:
-        live = self._by_id(collection_id)
-        return {} if live is None else live.marked
-
-    def _live_ordinals(self, collection_id: int) -> BitMap:
-        live = self._by_id(collection_id)
-        return BitMap() if live is None else live.live.bitmap()
-
-    def _documents(self, collection_id: int, ordinals: Sequence[int]) -> Mapping[int, StoredDocument]:
-        return self._store.by_ordinal(collection_id, ordinals, metadata=True, vectors=False)
-
-    def _match(
-        self, collection_id: int, node: Node, member: Member | None, after: int, upto: int, bounds: Bounds
-    ) -> Matched:
-        live = self._by_id(collection_id)
-        if live is None:
-            return [], upto
-        found: list[StoredDocument] = []
-        looks, size = bounds.looks, 0
-        while looks > 0 and after < upto:
-            rows = self._store.page(collection_id, after, upto, min(looks, MATCH_ROWS))
-            if not rows:
-                return found, upto
-            for row in rows:
-                if size >= bounds.bytes_max:
-                    return found, after
-                after = row.ordinal
-                size += len(row.metadata)
-                if member is not None and not member(row.id, row.metadata):
-                    continue
-                if live.shows(after) and evaluate(node, decode_metadata(row.metadata)):
-                    found.append(row)
-                    if len(found) == bounds.limit:
-                        return found, after
-            looks -= len(rows)
-        return found, after
-
-    def _select(self, collection_id: int, member: Callable[[str, bytes], bool], after: int, upto: int) -> list[int]:
-        custom = self._fence is not None and self._fence.custom
-        rows = self._store.live_between(collection_id, after, upto, metadata=custom)
-        return [ordinal for ordinal, name, metadata in rows if member(name, metadata)]

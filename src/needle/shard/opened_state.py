@@ -30,9 +30,10 @@ from needle.shard.documents.records import CollectionRecord, WriteSet
 from needle.shard.documents.sqlite_file import FILE_NAME
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.index_budget import IndexBudget
-from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView, StateBefore
+from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView
 from needle.shard.segments.files import FILE_NAME as SEGMENT_FILE_NAME
 from needle.shard.segments.sealed import segment_file
+from needle.shard.state_before import StateBefore
 
 SMALL_BYTES: Final = 16 << 10
 
