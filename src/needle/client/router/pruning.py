@@ -1,4 +1,4 @@
-"""Which routing keys a filter can match, for strategies that route by metadata fields. Pure.
+"""Which routing keys a filter can match, for strategies that route by metadata fields, and so which shards. Pure.
 
 Invariant: a document that the filter matches has one of the keys returned. This holds because a custom key is made of
 the one scalar that a filter on its field finds (`base.routing.strategy`), and equality of scalars implies equality of
@@ -8,12 +8,14 @@ keys. A filter that does not pin every field of the shard key pins nothing.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from needle.base.filters.builder import Filter
 from needle.base.filters.nodes import And, Compare, Node
 from needle.base.instants import Instant
 from needle.routing.strategy import ShardStrategy, field_key
+from needle.routing.topology import Ownership
 
 COMBINATIONS_MAX = 64
 
@@ -34,6 +36,14 @@ def pinned_keys(strategy: ShardStrategy, filter_json: bytes) -> list[bytes] | No
         return None
     keys = {field_key(combination) for combination in itertools.product(*(choice or [] for choice in choices))}
     return sorted(keys)
+
+
+def matching_shards(owned: Ownership, filter_json: bytes) -> Sequence[int]:
+    """The shards that may have documents which match."""
+    keys = pinned_keys(owned.map.strategy, filter_json)
+    if keys is None:
+        return owned.owners
+    return sorted({owned.map.owner(key) for key in keys}) or owned.owners[:1]
 
 
 def _collect(node: Node, values: dict[str, list[Any]]) -> None:

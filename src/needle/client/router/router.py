@@ -13,30 +13,22 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from needle.base.errors import (
-    CollectionNotFound,
-    DeadlineExceeded,
-    DocumentNotFound,
-    InvalidArgument,
-    NeedleError,
-    StaleEpoch,
-)
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, DocumentNotFound, StaleEpoch
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.client.document_calls import BatchPart, Found
-from needle.client.meaning import switched
 from needle.client.router import collections
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import spread_by_ids
 from needle.client.router.deletion import Deletion
-from needle.client.router.merge import merged_documents, merged_hits, merged_pages, merged_searches
-from needle.client.router.pruning import pinned_keys
-from needle.client.router.routes import Routes, said_of
-from needle.client.router.row_inserts import RowInserts
+from needle.client.router.merge import merged_counts, merged_documents, merged_hits, merged_searches
+from needle.client.router.pruning import matching_shards
+from needle.client.router.routes import Routes
+from needle.client.router.row_inserts import RowInserts, in_callers_words
+from needle.client.router.scanning import scan_page
 from needle.client.where import WhereWork
 from needle.protocol import calls
 from needle.protocol.calls import (
-    CollectionsAnswer,
     CollectionsCall,
     CountAnswer,
     CountCall,
@@ -61,7 +53,7 @@ from needle.protocol.commands import (
     UpdateVectors,
     last_of_each_id,
 )
-from needle.routing.topology import CollectionInfo, Ownership, collection_id, public_name
+from needle.routing.topology import CollectionInfo, Ownership
 
 
 class Router(Routes):
@@ -132,18 +124,7 @@ class Router(Routes):
         async def run(stored: str, left: float) -> list[BatchPart]:
             inserts = RowInserts(self.fan_out.ownership, self._write, self._beside, self._batch_bytes_max)
             parts = await inserts.run(stored, ids, rows, metadata, left, expires)
-            info = self._shards.topology().collection(collection)
-            if info is not None:
-                for part in parts:
-                    if isinstance(part.outcome, NeedleError):
-                        said_of(part.outcome, info)
-            gone = [part.outcome for part in parts if isinstance(part.outcome, CollectionNotFound)]
-            if gone and len(gone) == len(parts):
-                raise gone[0]
-            elsewhere = [part.outcome for part in parts if switched(part.outcome)]
-            if len(elsewhere) == len(parts) and isinstance(elsewhere[0], NeedleError):
-                raise elsewhere[0]
-            return sorted(parts, key=lambda part: part.rows[0])
+            return in_callers_words(parts, self._shards.topology().collection(collection))
 
         return await self._named(collection, timeout, run)
 
@@ -206,7 +187,7 @@ class Router(Routes):
             answers = await self.fan_out.read(
                 calls.COUNT,
                 lambda shard, fresh, epoch: CountCall(shard_group(shard), stored, filter_json, fresh, epoch),
-                lambda owned: self._pinned(owned, filter_json),
+                lambda owned: matching_shards(owned, filter_json),
                 self._fresh(mode, 0.0, False),
                 left,
             )
@@ -229,39 +210,15 @@ class Router(Routes):
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
         shards have the last id. only: the id that the collection must have, 0 for any."""
-
-        async def run(stored: str, left: float) -> ScanAnswer:
-            here = collection_id(stored) or 0
-            if only not in (0, here):
-                raise InvalidArgument(
-                    f"cursor is of a scan of another collection than {collection[:80]!r} is now: it was dropped and "
-                    "made again, or its alias got another meaning; begin anew",
-                    field="cursor",
-                )
-            answers = await self.fan_out.read(
-                calls.SCAN,
-                lambda shard, fresh, epoch: ScanCall(
-                    shard_group(shard), stored, filter_json, after, limit, with_vectors, fresh, slice_, epoch, fields
-                ),
-                lambda owned: self._pinned(owned, filter_json),
-                self._fresh(mode, 0.0, False),
-                left,
-            )
-            page = await self._beside(answers.size(), merged_pages, answers.by_shard, limit)
-            return msgspec.structs.replace(page, collection_id=here)
-
-        return await self._named(collection, timeout, run)
-
-    @staticmethod
-    def _pinned(owned: Ownership, filter_json: bytes) -> Sequence[int]:
-        """The shards that may have documents which match."""
-        keys = pinned_keys(owned.map.strategy, filter_json)
-        if keys is None:
-            return owned.owners
-        return sorted({owned.map.owner(key) for key in keys}) or owned.owners[:1]
-
-    def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Callable[[int], Freshness]:
-        return lambda shard: Freshness(mode, self._seen.get(shard, 0) if session else 0, max_staleness)
+        fresh = self._fresh(mode, 0.0, False)
+        asked = ScanCall(
+            0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, fields=fields, only=only
+        )
+        return await self._named(
+            collection,
+            timeout,
+            lambda stored, left: scan_page(asked, stored, left, self.fan_out, fresh, self._beside),
+        )
 
     async def search(
         self,
@@ -287,12 +244,6 @@ class Router(Routes):
 
         return await self._named(request.collection, timeout, run)
 
-    def _as_stored(self, request: SearchRequest, stored: str) -> SearchRequest:
-        """For the shards: how accurate searches are is the catalog's to say, if the caller does not."""
-        info = self._shards.topology().named(public_name(stored))
-        ef_search = request.ef_search or (0 if info is None else info.spec.index.ef_search)
-        return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
-
     async def _vector_of(self, stored: str, name: str, fresh: Callable[[int], Freshness], timeout: float) -> bytes:
         """The vector of a document. Raises DocumentNotFound."""
         found = await self._get(stored, [name], True, fresh, timeout, ())
@@ -317,7 +268,7 @@ class Router(Routes):
             answers = await self.fan_out.read(
                 calls.SEARCH_MANY,
                 lambda shard, fresh, epoch: SearchManyCall(shard_group(shard), inner, count, fresh, epoch),
-                lambda owned: self._pinned(owned, request.filter),
+                lambda owned: matching_shards(owned, request.filter),
                 self._fresh(mode, max_staleness, session),
                 left,
             )
@@ -334,7 +285,7 @@ class Router(Routes):
         answers = await self.fan_out.read(
             calls.SEARCH,
             lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
-            lambda owned: self._pinned(owned, request.filter),
+            lambda owned: matching_shards(owned, request.filter),
             fresh,
             timeout,
             partial=partial,
@@ -411,15 +362,7 @@ class Router(Routes):
             self._fresh(mode, 0.0, False),
             timeout,
         )
-        now = self._shards.topology()
-        known = {info.stored_name: info.spec.name for info in now.collections}
-        counts: dict[str, dict[int, int]] = {name: {} for name in known.values()}
-        for shard, body in answers.by_shard.items():
-            answer = calls.decode(body, CollectionsAnswer)
-            for spec, count in zip(answer.collections, answer.counts, strict=True):
-                if spec.name in known:
-                    counts[known[spec.name]][shard] = count
-        return counts | {alias.name: counts[alias.collection] for alias in now.aliases if alias.collection in counts}
+        return merged_counts(answers.by_shard, self._shards.topology())
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:

@@ -10,16 +10,19 @@ import copy
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, Self, TypeVar
 
+import msgspec
+
 from needle.base.decoding import routed_metadata
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError
-from needle.base.model import WriteResult
+from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking, beside
 from needle.client.meaning import Meaning, meant, switched
 from needle.client.router.fan_out import FanOut, ShardGroup
 from needle.client.router.merge import by_owner
 from needle.protocol import catalog_commands
+from needle.protocol.calls import Freshness
 from needle.routing.strategy import routing_key
-from needle.routing.topology import CollectionInfo, Ownership, Topology
+from needle.routing.topology import CollectionInfo, Ownership, Topology, public_name
 
 BATCH_BYTES_MAX = 1 << 20
 PAUSE_SECONDS = 0.02
@@ -138,6 +141,16 @@ class Routes:
     def _saw(self, shard: int, index: int) -> None:
         if index > self._seen.get(shard, 0):
             self._seen[shard] = index
+
+    def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Callable[[int], Freshness]:
+        """How fresh each shard's answer must be. session: as new as what this router has seen of it."""
+        return lambda shard: Freshness(mode, self._seen.get(shard, 0) if session else 0, max_staleness)
+
+    def _as_stored(self, request: SearchRequest, stored: str) -> SearchRequest:
+        """For the shards: how accurate searches are is the catalog's to say, if the caller does not."""
+        info = self._shards.topology().named(public_name(stored))
+        ef_search = request.ef_search or (0 if info is None else info.spec.index.ef_search)
+        return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
 
     async def _named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
         """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again

@@ -16,9 +16,9 @@ from needle.client.document_calls import BatchPart
 from needle.client.meaning import switched
 from needle.client.router.batch_plan import plan_batch
 from needle.client.router.by_filter import Write
-from needle.client.router.routes import Scattered, owner_of
+from needle.client.router.routes import Scattered, owner_of, said_of
 from needle.protocol.commands import Insert
-from needle.routing.topology import Ownership
+from needle.routing.topology import CollectionInfo, Ownership
 
 BATCHES_IN_FLIGHT = 4
 
@@ -93,6 +93,22 @@ class RowInserts:
 
         await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
         return done
+
+
+def in_callers_words(parts: list[BatchPart], info: CollectionInfo | None) -> list[BatchPart]:
+    """What became of a batch's parts, in the order of their rows. info: of the collection that the caller means by now,
+    if there is one. Raises what says of all of them that the batch has another place."""
+    if info is not None:
+        for part in parts:
+            if isinstance(part.outcome, NeedleError):
+                said_of(part.outcome, info)
+    gone = [part.outcome for part in parts if isinstance(part.outcome, CollectionNotFound)]
+    if gone and len(gone) == len(parts):
+        raise gone[0]
+    elsewhere = [part.outcome for part in parts if switched(part.outcome)]
+    if len(elsewhere) == len(parts) and isinstance(elsewhere[0], NeedleError):
+        raise elsewhere[0]
+    return sorted(parts, key=lambda part: part.rows[0])
 
 
 def _not_sent(failure: NeedleError) -> NeedleError:
