@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough, score_of
-from needle.client import values
+from needle.client import answers
 from needle.client.router.merge import narrowed
 from needle.client.searches import Narrow, search_request
 
@@ -54,7 +54,7 @@ def test_rows_stay_together() -> None:
     assert left.metadata == [b"1", b"2"] and left.vectors == b"d1d1d2d2" and left.applied_index == 9
     assert narrowed(batch(), request(k=2, offset=3, max_distance=0.3)).ids == ["d3"]
     assert narrowed(batch(), request(k=2, offset=9)).ids == []
-    assert [hit.score for hit in values.hits(narrowed(batch(), request(k=6, min_score=0.9)))] == [1.0, 0.9, 0.9]
+    assert [hit.score for hit in answers.hits(narrowed(batch(), request(k=6, min_score=0.9)))] == [1.0, 0.9, 0.9]
 
 
 @pytest.mark.parametrize(("like", "ids"), [("d0", ["d1", "d2"]), ("d2", ["d0", "d1"]), ("other", ["d0", "d1"])])

@@ -8,7 +8,7 @@ import pytest
 
 from needle.base.errors import InvalidArgument
 from needle.base.model import HitBatch, Metric
-from needle.client import values
+from needle.client import answers, values
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_other_timeouts_are_refused(value: Any) -> None:
 def test_scores_follow_the_metric() -> None:
     columns = (["a"], [0.25], [7], [b'{"x":1}'], np.array([1, 2], "<f4").tobytes(), 3)
     for metric, score in ((Metric.COSINE, 0.75), (Metric.L2, -0.25), (Metric.DOT, -0.25)):
-        (hit,) = values.hits(HitBatch(*columns, metric))
+        (hit,) = answers.hits(HitBatch(*columns, metric))
         assert (hit.id, hit.distance, hit.score, hit.metadata, hit.version) == ("a", 0.25, score, {"x": 1}, 7)
         assert hit.vector.tolist() == [1, 2]

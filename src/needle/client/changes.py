@@ -14,8 +14,8 @@ import msgspec
 from needle.base.errors import InvalidArgument, invalid, shown
 from needle.base.filters.builder import Filter
 from needle.base.model import Document, ReadMode, WriteResult
+from needle.client import answers, values
 from needle.client import cursor as cursors
-from needle.client import values
 from needle.client.cursor import Place
 from needle.client.document_calls import DocumentCalls
 from needle.protocol.commands import Change, ChangeWhere
@@ -258,7 +258,7 @@ class ChangeMethods(ABC):
         )
         after = answer.reached
         following = None if after is None else cursors.encode(_at(place, after, answer.collection_id))
-        return ScanPage(documents=values.documents(answer.documents), cursor=following)
+        return ScanPage(documents=answers.documents(answer.documents), cursor=following)
 
     async def scan(
         self,

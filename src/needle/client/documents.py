@@ -20,7 +20,7 @@ from needle.base.model import (
     ReadMode,
     WriteResult,
 )
-from needle.client import values
+from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
 from needle.client.document_calls import BatchPart, DocumentCalls
 from needle.client.naming import NamingMethods
@@ -219,7 +219,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
             session=reading.session,
             fields=shown,
         )
-        found = await self._made(documents, calls.batch_bytes(batch), values.documents, batch)
+        found = await self._made(documents, calls.batch_bytes(batch), answers.documents, batch)
         if isinstance(ids, str):
             return found[0] if found else None
         return found

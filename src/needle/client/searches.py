@@ -18,7 +18,7 @@ from needle.base.filters.builder import Filter
 from needle.base.model import Hit, ReadMode, SearchRequest
 from needle.base.plain import refused
 from needle.base.runtime import beside
-from needle.client import values
+from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.document_calls import DocumentCalls, Found, PartialHits
 from needle.client.values import Reading
@@ -107,7 +107,7 @@ class SearchMethods(ABC):
             request, len(rows), reading.mode, seconds, max_staleness=reading.max_staleness, session=reading.session
         )
         size = sum(map(calls.batch_bytes, batches))
-        return await self._made(documents, size, lambda: [values.hits(batch) for batch in batches])
+        return await self._made(documents, size, lambda: [answers.hits(batch) for batch in batches])
 
     async def search_strong(
         self,
@@ -211,7 +211,7 @@ class SearchMethods(ABC):
         return documents, found
 
     async def _hits(self, documents: DocumentCalls, found: Found) -> list[Hit]:
-        return await self._made(documents, calls.batch_bytes(found.batch), values.hits, found.batch)
+        return await self._made(documents, calls.batch_bytes(found.batch), answers.hits, found.batch)
 
     @staticmethod
     async def _made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> T:

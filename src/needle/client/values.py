@@ -1,4 +1,4 @@
-"""What callers pass in becomes bytes for the wire, and answers become what callers get out. Pure.
+"""What callers pass in becomes bytes for the wire; the way back is in answers.py. Pure.
 
 Invariant: bad input raises InvalidArgument that names the field before anything is sent; vectors never become lists of
 Python floats. Knows no nodes and no connections.
@@ -16,10 +16,9 @@ import numpy.typing as npt
 
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.builder import Filter, field_path
-from needle.base.instants import MICROS_MAX, micros, rfc3339
-from needle.base.model import Document, Hit, HitBatch, IndexParams, ReadMode, score_of
+from needle.base.instants import MICROS_MAX, micros
+from needle.base.model import IndexParams, ReadMode
 from needle.base.plain import converted, plain, refused, text
-from needle.protocol.calls import DocumentBatch
 from needle.protocol.commands import AS_IT_IS, NEVER, Change, last_of_each_id
 
 Vectors = npt.NDArray[np.float32]
@@ -29,14 +28,13 @@ _json = msgspec.json.Encoder()
 _NUMBERS = (int, float, np.integer, np.floating, np.bool_)
 _NUMBER_KINDS = "biuf"
 _BYTES = (bytes, bytearray, mmap.mmap)
-_parse = msgspec.json.Decoder()
-_FLOAT32 = np.dtype("<f4")
+FLOAT32 = np.dtype("<f4")
 TIMEOUT_MAX = 86_400
 
 
 def as_array(value: Any, field: str, dimensions: int) -> Vectors:
     """`value` as a C-contiguous little-endian float32 array of `dimensions` axes, all numbers finite."""
-    if type(value) is np.ndarray and value.dtype == _FLOAT32 and value.ndim == dimensions and value.size:
+    if type(value) is np.ndarray and value.dtype == FLOAT32 and value.ndim == dimensions and value.size:
         return _finite(np.ascontiguousarray(value), field)  # the usual case, without the questions below
     shape = "(dimensions,)" if dimensions == 1 else "(documents, dimensions)"
     try:
@@ -54,7 +52,7 @@ def as_array(value: Any, field: str, dimensions: int) -> Vectors:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise refused(field, value, "an array without masked numbers")
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(given, dtype=_FLOAT32)
+        array = np.ascontiguousarray(given, dtype=FLOAT32)
     return _finite(array, field)
 
 
@@ -301,7 +299,7 @@ def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_at: 
         raise refused("ids", ids, "ids in the order of their vectors, such as a list")
     names = check_ids(ids)
     if not names:
-        return Columns([], np.zeros((0, 0), _FLOAT32), [])
+        return Columns([], np.zeros((0, 0), FLOAT32), [])
     rows = as_array(vectors, "vectors", 2)
     if len(rows) != len(names):
         raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
@@ -345,7 +343,7 @@ def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
     for n, vector in enumerate(vectors):
         if len(vector) != len(vectors[0]):
             raise invalid(f"documents[{n}].vector", f"{len(vector)} numbers", f"{len(vectors[0])} as in documents[0]")
-    return ids, np.stack(vectors) if vectors else None if ids else np.zeros((0, 0), _FLOAT32), metadatas
+    return ids, np.stack(vectors) if vectors else None if ids else np.zeros((0, 0), FLOAT32), metadatas
 
 
 def cut(
@@ -365,28 +363,6 @@ def cut(
     return parts
 
 
-def json_value(data: bytes) -> Any:
-    """What JSON bytes hold; None for b""."""
-    return _parse.decode(data) if data else None
-
-
-def hits(batch: HitBatch) -> list[Hit]:
-    """The rows of a search's answer. The score follows from the distance and the metric."""
-    metadata = batch.metadata
-    rows = _rows(batch.vectors, len(batch.ids))
-    return [
-        Hit(
-            id=name,
-            distance=distance,
-            score=score_of(distance, batch.metric),
-            metadata=json_value(metadata[n]) if metadata else None,
-            version=batch.versions[n],
-            vector=None if rows is None else rows[n],
-        )
-        for n, (name, distance) in enumerate(zip(batch.ids, batch.distances, strict=True))
-    ]
-
-
 class Reading(NamedTuple):
     """How fresh a read must be. max_staleness: 0 for any. session: as in DocumentCalls.search."""
 
@@ -404,27 +380,3 @@ def reading(mode: ReadMode | str, session: bool = False, max_staleness: float | 
         raise InvalidArgument(f"{name} is for eventual reads; {wanted.value} reads are fresh anyway", field=name)
     stale = 0.0 if max_staleness is None else check_timeout(max_staleness, "max_staleness")
     return Reading(wanted, stale, session)
-
-
-def documents(batch: DocumentBatch) -> list[Document]:
-    """The rows of a get's answer."""
-    rows = _rows(batch.vectors, len(batch.ids))
-    return [
-        Document(
-            id=name,
-            vector=None if rows is None else rows[n],
-            metadata=json_value(batch.metadata[n]),
-            version=batch.versions[n],
-            expires_at=expires_at(batch, n),
-        )
-        for n, name in enumerate(batch.ids)
-    ]
-
-
-def expires_at(batch: DocumentBatch, row: int) -> str | None:
-    """When the document of a row expires, as RFC 3339 in UTC; None for never."""
-    return rfc3339(batch.expires[row]) if batch.expires and batch.expires[row] else None
-
-
-def _rows(data: bytes, count: int) -> Vectors | None:
-    return np.frombuffer(data, _FLOAT32).reshape(count, -1) if data and count else None

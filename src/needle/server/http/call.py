@@ -14,7 +14,7 @@ from needle.base.access import Identity
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.builder import Filter
 from needle.base.model import ReadMode
-from needle.client import values
+from needle.client import answers, values
 from needle.client.client import Client
 from needle.client.router.router import Router
 from needle.server.http import bodies
@@ -67,7 +67,7 @@ class Call:
     def metadata(self, data: bytes) -> Any:
         """Metadata as it is stored, for the answer: JSON is not read to be written again."""
         if self.packed:
-            return values.json_value(data)
+            return answers.json_value(data)
         return msgspec.Raw(data or b"null")
 
 

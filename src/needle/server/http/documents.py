@@ -9,8 +9,8 @@ import msgspec
 
 from needle.base.errors import CollectionNotFound, DocumentNotFound, NeedleError, invalid
 from needle.base.model import CollectionSpec, HitBatch, IndexParams, SearchRequest, score_of
+from needle.client import answers, values
 from needle.client import cursor as cursors
-from needle.client import values
 from needle.client.cursor import Place
 from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import DocumentBatch, batch_bytes
@@ -254,7 +254,7 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
             version=batch.versions[n],
             metadata=call.metadata(batch.metadata[n]),
             vector=rows[n],
-            expires_at=values.expires_at(batch, n),
+            expires_at=answers.expires_at(batch, n),
         )
         for n, name in enumerate(batch.ids)
     ]

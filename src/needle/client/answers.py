@@ -1,0 +1,64 @@
+"""What nodes answer becomes what callers get out. Pure.
+
+Invariant: vectors never become lists of Python floats. The way in is in values.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from needle.base.instants import rfc3339
+from needle.base.model import Document, Hit, HitBatch, score_of
+from needle.client.values import FLOAT32, Vectors
+from needle.protocol.calls import DocumentBatch
+
+_parse = msgspec.json.Decoder()
+
+
+def json_value(data: bytes) -> Any:
+    """What JSON bytes hold; None for b""."""
+    return _parse.decode(data) if data else None
+
+
+def hits(batch: HitBatch) -> list[Hit]:
+    """The rows of a search's answer. The score follows from the distance and the metric."""
+    metadata = batch.metadata
+    rows = _rows(batch.vectors, len(batch.ids))
+    return [
+        Hit(
+            id=name,
+            distance=distance,
+            score=score_of(distance, batch.metric),
+            metadata=json_value(metadata[n]) if metadata else None,
+            version=batch.versions[n],
+            vector=None if rows is None else rows[n],
+        )
+        for n, (name, distance) in enumerate(zip(batch.ids, batch.distances, strict=True))
+    ]
+
+
+def documents(batch: DocumentBatch) -> list[Document]:
+    """The rows of a get's answer."""
+    rows = _rows(batch.vectors, len(batch.ids))
+    return [
+        Document(
+            id=name,
+            vector=None if rows is None else rows[n],
+            metadata=json_value(batch.metadata[n]),
+            version=batch.versions[n],
+            expires_at=expires_at(batch, n),
+        )
+        for n, name in enumerate(batch.ids)
+    ]
+
+
+def expires_at(batch: DocumentBatch, row: int) -> str | None:
+    """When the document of a row expires, as RFC 3339 in UTC; None for never."""
+    return rfc3339(batch.expires[row]) if batch.expires and batch.expires[row] else None
+
+
+def _rows(data: bytes, count: int) -> Vectors | None:
+    return np.frombuffer(data, FLOAT32).reshape(count, -1) if data and count else None
