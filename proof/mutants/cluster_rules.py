@@ -288,7 +288,7 @@ MUTANTS = (
         name="late-copies-are-executed",
         breaks="a copy of a write that its client has acknowledged comes late to the node that routes it, and is done "
         "again: what was written since is overwritten",
-        edits=(Edit("server.service.proxy:Proxy._used", "session.seq < known.acked", "not known"),),
+        edits=(Edit("server.service.numbered_writes:NumberedWrites.find", "session.seq < known.acked", "not known"),),
         tests=(
             "tests/cluster/test_partial_writes.py::test_a_late_copy_of_a_write_that_was_answered_is_not_executed_again",
         ),
@@ -319,7 +319,9 @@ MUTANTS = (
     Mutant(
         name="parts-of-batches-weigh-nothing",
         breaks="what is written of batches that nobody repeats stays in memory without bound",
-        edits=(Edit("server.service.proxy:Proxy._settled", "1 + len(write.written) // ROWS_KEPT", "1"),),
+        edits=(
+            Edit("server.service.numbered_writes:NumberedWrites.settled", "1 + len(write.written) // ROWS_KEPT", "1"),
+        ),
         tests=(
             "tests/cluster/test_partial_writes.py::"
             "test_what_nobody_acknowledges_is_kept_within_bounds_also_where_nothing_or_only_a_part_was_written",

@@ -18,7 +18,7 @@ from needle.client.where import MakePart, WhereWork
 from needle.protocol.calls import WriteCall
 from needle.protocol.commands import NO_SESSION, Change, ChangeWhere, OpenSession, Session, encode
 from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
-from needle.server.service import proxy as proxy_module
+from needle.server.service import numbered_writes
 from needle.server.service.proxy import Proxy
 
 COUNT = 40
@@ -133,7 +133,7 @@ def test_ids_that_a_routing_node_keeps_for_a_session_count() -> None:
         done = await proxy.write(WriteCall(1, encode(command), 1.0))
         assert sorted(done.ids) == IDS
         assert await proxy.write(WriteCall(1, encode(command), 1.0)) == done  # not executed again
-        assert proxy._kept == 1 + COUNT // proxy_module.ROWS_KEPT
+        assert proxy.numbered.kept == 1 + COUNT // numbered_writes.ROWS_KEPT
 
     virtually(work())
 

@@ -26,7 +26,7 @@ from needle.client.router.router import Router
 from needle.protocol.calls import CollectionsCall, Freshness, GetCall, SearchCall, WriteCall
 from needle.protocol.commands import Delete, Insert, OpenSession, Session, encode
 from needle.routing.strategy import ShardStrategy
-from needle.server.service import proxy as proxy_module
+from needle.server.service import numbered_writes
 from needle.server.service.proxy import Proxy
 
 IDS = [f"doc-{n:03}" for n in range(20)]
@@ -138,8 +138,8 @@ def test_a_late_copy_of_a_write_that_was_answered_is_not_executed_again() -> Non
 
 
 def test_answers_that_nobody_acknowledges_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "ANSWERS_MAX", 8)
-    monkeypatch.setattr(proxy_module, "KEPT_MAX", 20)
+    monkeypatch.setattr(numbered_writes, "ANSWERS_MAX", 8)
+    monkeypatch.setattr(numbered_writes, "KEPT_MAX", 20)
 
     async def work() -> None:
         shards = FakeShards()
@@ -148,8 +148,8 @@ def test_answers_that_nobody_acknowledges_are_kept_within_bounds(monkeypatch: py
         for session in sessions:
             for seq in range(1, 13):
                 await proxy.write(batch(IDS[:1], Session(session, seq, 1)))
-        held = [len(proxy._sessions[session].writes) for session in sessions]
-        assert max(held) == 8 and sum(held) == 20 == proxy._kept
+        held = [len(proxy.numbered.sessions[session].writes) for session in sessions]
+        assert max(held) == 8 and sum(held) == 20 == proxy.numbered.kept
         last = max(shards.log.values())
         await proxy.write(batch(IDS[:1], Session(sessions[-1], 12, 1)))
         for session, seq in ((sessions[-1], 4), (sessions[0], 12)):
@@ -157,11 +157,11 @@ def test_answers_that_nobody_acknowledges_are_kept_within_bounds(monkeypatch: py
                 await proxy.write(batch(IDS[:1], Session(session, seq, 1)))
         assert max(shards.log.values()) == last  # none was executed again
         await proxy.write(batch(IDS[:1], Session(sessions[-1], 13, 13)))
-        assert len(proxy._sessions[sessions[-1]].writes) == 1 and proxy._kept == 13
+        assert len(proxy.numbered.sessions[sessions[-1]].writes) == 1 and proxy.numbered.kept == 13
         late = await opened(proxy)
         for seq in (*range(2, 10), 1, *range(10, 30)):  # the first one came last
             await proxy.write(batch(IDS[:1], Session(late, seq, 1)))
-        assert len(proxy._sessions[late].writes) == 8 and proxy._kept == 20
+        assert len(proxy.numbered.sessions[late].writes) == 8 and proxy.numbered.kept == 20
 
     virtually(work())
 
@@ -169,7 +169,7 @@ def test_answers_that_nobody_acknowledges_are_kept_within_bounds(monkeypatch: py
 def test_what_nobody_acknowledges_is_kept_within_bounds_also_where_nothing_or_only_a_part_was_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(proxy_module, "KEPT_MAX", 20)
+    monkeypatch.setattr(numbered_writes, "KEPT_MAX", 20)
     many = [f"doc-{n:04}" for n in range(100)]
 
     async def work() -> None:
@@ -180,21 +180,23 @@ def test_what_nobody_acknowledges_is_kept_within_bounds_also_where_nothing_or_on
         for seq in range(1, 5):
             with pytest.raises(NoQuorum):
                 await proxy.write(batch(IDS, Session(session, seq, 1)))
-        assert not proxy._sessions[session].writes and proxy._kept == 0  # nothing happened: nothing to remember
+        assert (
+            not proxy.numbered.sessions[session].writes and proxy.numbered.kept == 0
+        )  # nothing happened: nothing to remember
         shards.dead = {2}
         for seq in range(5, 15):
             with pytest.raises(OutcomeUnknown):
                 await proxy.write(batch(many, Session(session, seq, 1)))
-        rows_kept = sum(len(write.written) for write in proxy._sessions[session].writes.values())
-        assert 0 < rows_kept <= 20 * proxy_module.ROWS_KEPT and proxy._kept <= 20
+        rows_kept = sum(len(write.written) for write in proxy.numbered.sessions[session].writes.values())
+        assert 0 < rows_kept <= 20 * numbered_writes.ROWS_KEPT and proxy.numbered.kept <= 20
         shards.dead = set()
         before = dict(shards.log)
         assert (await proxy.write(batch(many, Session(session, 14, 1)))).count == 100
         assert [shard for shard, index in shards.log.items() if index > before[shard]] == [2]
         assert (
-            proxy._kept
-            == proxy._sessions[session].weight
-            == sum(write.weight for write in proxy._sessions[session].writes.values())
+            proxy.numbered.kept
+            == proxy.numbered.sessions[session].weight
+            == sum(write.weight for write in proxy.numbered.sessions[session].writes.values())
         )
         with pytest.raises(SessionExpired):
             await proxy.write(batch(many, Session(session, 5, 1)))
@@ -209,7 +211,7 @@ def test_a_refused_write_is_remembered_without_what_it_carried() -> None:
         command = Insert("default", IDS, rows(20), [b"{}"] * 20, 7, session)  # a condition on several documents
         with pytest.raises(InvalidArgument, match="condition"):
             await proxy.write(WriteCall(1, encode(command), 0.5))
-        kept = proxy._sessions[session.id].writes[1]
+        kept = proxy.numbered.sessions[session.id].writes[1]
         assert isinstance(kept.outcome, InvalidArgument) and kept.outcome.__traceback__ is None and kept.task is None
         for _ in range(2):
             with pytest.raises(InvalidArgument, match="condition"):
@@ -220,7 +222,7 @@ def test_a_refused_write_is_remembered_without_what_it_carried() -> None:
 
 
 def test_a_write_of_a_session_that_is_forgotten_meanwhile_is_answered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(numbered_writes, "SESSIONS_MAX", 3)
 
     async def work() -> None:
         shards = FakeShards()
@@ -233,7 +235,7 @@ def test_a_write_of_a_session_that_is_forgotten_meanwhile_is_answered_by_name(mo
             await opened(proxy)
         with pytest.raises(NoQuorum):
             await waiting
-        assert proxy._kept == 0 and not proxy._keeping
+        assert proxy.numbered.kept == 0 and not proxy.numbered.keeping
 
     virtually(work())
 

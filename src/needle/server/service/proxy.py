@@ -1,26 +1,21 @@
 """Any node as a proxy: calls of clients that know nothing of shards are routed by the node that gets them.
 
 Such a client sends the calls of `protocol.calls` as if there were one group; each is answered as the whole cluster.
-Invariant: a numbered write is executed at most once through this node. One whose answer is forgotten, because its
-client acknowledged it or too many are kept, is refused. Sessions live in this process, so a write
-repeated at another node is answered SessionExpired, which its client reports as unknown, never as done or not done.
+A numbered write is executed at most once through this node (numbered_writes.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
 
 from needle.base.config import RaftConfig
 from needle.base.errors import (
-    Internal,
     InvalidArgument,
     NeedleError,
     OutcomeUnknown,
-    SessionExpired,
     StaleEpoch,
     UnsupportedFormat,
     invalid,
@@ -46,16 +41,10 @@ from needle.protocol.calls import (
 )
 from needle.protocol.move_commands import MoveCommand
 from needle.routing.topology import Topology
+from needle.server.service.numbered_writes import LEFT, NumberedWrites, told
 from needle.server.service.served import call_timeout
-from needle.shard.apply.sessions import ANSWERS_MAX, SESSIONS_MAX
 from needle.shard.apply.validation import check_spec
 
-KEPT_MAX = 65_536
-"""Writes of all sessions, of some 1 KiB each: sessions that were not used for longest forget their oldest ones."""
-ROWS_KEPT = 16
-"""Documents written of a batch that did not get through whole, or ids of an answer, that weigh as much as a write."""
-LEFT = "documents_left"
-"""Detail of the error for a batch that can be repeated for its rest."""
 Judge = Callable[..., Awaitable[Any]]
 SHARE = 0.9
 """Of a call's time for the shards, so that what they say still reaches the client."""
@@ -69,41 +58,6 @@ class ProxyNode(Protocol):
     topology: Topology
 
 
-class _Write:
-    """A numbered write. task: while it runs. outcome: once that is all there will be. written: what is written of a
-    batch that did not get through whole, and may be repeated for its rest. weight: what it counts of KEPT_MAX."""
-
-    __slots__ = ("outcome", "task", "weight", "written")
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[WriteResult] | None = None
-        self.outcome: WriteResult | NeedleError | None = None
-        self.written: dict[int, WriteResult] = {}
-        self.weight = 1
-
-
-class _Session:
-    """acked: the writes below are forgotten. writes: the others, by number. weight: of all of them."""
-
-    __slots__ = ("acked", "weight", "writes")
-
-    def __init__(self) -> None:
-        self.acked = 0
-        self.weight = 0
-        self.writes: dict[int, _Write] = {}
-
-    def forget(self, acked: int) -> int:
-        """Nobody will repeat writes below `acked`. What they weighed."""
-        before = self.acked
-        if acked <= before:
-            return 0
-        self.acked = acked
-        numbers: Iterable[int] = range(before, acked)
-        if acked - before > len(self.writes):
-            numbers = [seq for seq in self.writes if seq < acked]
-        return sum(write.weight for seq in numbers if (write := self.writes.pop(seq, None)) is not None)
-
-
 class Proxy:
     """See the module."""
 
@@ -111,99 +65,30 @@ class Proxy:
         """judge: runs what takes long for a large command in a thread (served.judge)."""
         self._node = node
         self._judge = judge
-        self._rng = rng
-        self._sessions: dict[int, _Session] = {}
-        self._kept = 0
-        self._keeping: dict[int, None] = {}
-        """Sessions with writes, those that were used last at the end, as in `_sessions`."""
+        self.numbered = NumberedWrites(rng)
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, call: WriteCall) -> WriteResult:
         """One command of a client that knows no map."""
         command = await self._judge(len(call.command), self._decoded, call.command)
         if isinstance(command, commands.OpenSession):
-            return self._open()
+            return self.numbered.open()
         if isinstance(command, commands.PublishSegment | MoveCommand):
             raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
         session, timeout = command.session, call_timeout(call.timeout)
         if session.id == 0:
             return await self._run(command, timeout, {})
-        known = self._used(session)
-        write = known.writes.get(session.seq)
-        if write is None:
-            write = known.writes[session.seq] = _Write()
-            self._keeping[session.id] = None
-            self._weigh(session.id, known, write.weight)
-            if len(known.writes) > ANSWERS_MAX:
-                self._forget_oldest(session.id)
-            self._bound()
+        known, write = self.numbered.find(session)
         if write.outcome is not None:
-            return _told(write.outcome)
+            return told(write.outcome)
         if write.task is None:
             write.task = asyncio.get_running_loop().create_task(self._run(command, SHARE * timeout, write.written))
-            write.task.add_done_callback(partial(self._settled, session, known, write))
+            write.task.add_done_callback(partial(self.numbered.settled, session, known, write))
         task = write.task
         done, _ = await asyncio.wait((task,), timeout=timeout)
         if not done:
             raise OutcomeUnknown(f"the write was not answered within {timeout:g} s; it may take effect")
         return task.result()
-
-    def _settled(
-        self, session: commands.Session, known: _Session, write: _Write, task: asyncio.Task[WriteResult]
-    ) -> None:
-        """A write is over, whether or not its client still waits. The task is not kept: what failed holds its command
-        in the frames of its traceback."""
-        write.task = None
-        outcome = _outcome(task)
-        again = isinstance(outcome, NeedleError) and (outcome.retryable or LEFT in outcome.details)
-        if not again:
-            write.outcome, write.written = outcome, {}
-        if known.writes.get(session.seq) is not write:
-            return  # forgotten meanwhile
-        weight = 1 + len(write.written) // ROWS_KEPT
-        if isinstance(write.outcome, WriteResult):
-            weight += len(write.outcome.ids) // ROWS_KEPT
-        if again and not write.written:
-            del known.writes[session.seq]  # nothing happened: the client may send it again
-            weight = 0
-        before, write.weight = write.weight, weight
-        self._weigh(session.id, known, weight - before)
-        self._bound()
-
-    def _used(self, session: commands.Session) -> _Session:
-        """The session of a write that may be executed, or was. Raises SessionExpired."""
-        known = self._sessions.pop(session.id, None)
-        if known is None:
-            raise SessionExpired("this node does not know the session: it was opened through another node")
-        self._sessions[session.id] = known  # the ones used last stay longest
-        if session.id in self._keeping:
-            del self._keeping[session.id]
-            self._keeping[session.id] = None
-        self._weigh(session.id, known, -known.forget(session.acked))
-        if session.seq < known.acked:  # a copy that was late
-            raise SessionExpired(
-                f"write {session.seq} of session {session.id} was answered before and its answer is forgotten; "
-                "it was not executed again"
-            )
-        return known
-
-    def _forget_oldest(self, session: int) -> None:
-        known = self._sessions[session]
-        oldest = known.acked if known.acked in known.writes else min(known.writes)
-        self._weigh(session, known, -known.forget(oldest + 1))
-
-    def _bound(self) -> None:
-        while self._kept > KEPT_MAX:
-            self._forget_oldest(next(iter(self._keeping)))
-
-    def _weigh(self, session: int, known: _Session, more: int) -> None:
-        """The writes of a session weigh so much more, or less."""
-        known.weight += more
-        if self._sessions.get(session) is not known:
-            return  # the session is forgotten
-        self._kept += more
-        if not known.writes:
-            self._keeping.pop(session, None)
 
     def _decoded(self, data: bytes) -> commands.Command:
         """May run in any thread. Raises InvalidArgument."""
@@ -221,15 +106,6 @@ class Proxy:
         if count > limit:
             raise invalid("ids", f"{count} documents", f"1 to {limit} in a batch")
         return commands.without_repeats(command)
-
-    def _open(self) -> WriteResult:
-        while len(self._sessions) >= SESSIONS_MAX:
-            oldest = next(iter(self._sessions))
-            self._kept -= self._sessions.pop(oldest).weight
-            self._keeping.pop(oldest, None)
-        made = self._rng.getrandbits(52) + 1
-        self._sessions[made] = _Session()
-        return WriteResult(version=0, index=made)
 
     async def _run(self, command: commands.Command, timeout: float, written: dict[int, WriteResult]) -> WriteResult:
         router = self._node.router
@@ -399,19 +275,3 @@ class Proxy:
 def _repeatable(error: NeedleError) -> int:
     """Which error tells the fate of a batch: one of unknown fate must not be repeated, whatever the others say."""
     return 0 if isinstance(error, OutcomeUnknown) else 1 + error.retryable
-
-
-def _outcome(task: asyncio.Task[WriteResult]) -> WriteResult | NeedleError:
-    """What came of a write, without anything that it was made of; so a failure counts as seen."""
-    if task.cancelled():
-        return OutcomeUnknown("the node stopped while it executed the write")
-    failure = task.exception()
-    if failure is None:
-        return task.result()
-    return copy.copy(failure) if isinstance(failure, NeedleError) else Internal(f"{type(failure).__name__}: {failure}")
-
-
-def _told(outcome: WriteResult | NeedleError) -> WriteResult:
-    if isinstance(outcome, NeedleError):
-        raise copy.copy(outcome)  # a copy: what is raised holds the frames that it passes
-    return outcome
