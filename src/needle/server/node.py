@@ -14,11 +14,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from needle.base.config import RaftConfig, parse_node
 from needle.base.errors import Internal, NeedleError, Unavailable
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
@@ -44,6 +42,7 @@ from needle.server.catalog.settings_founding import SettingsFounding, seeds_of, 
 from needle.server.cluster_files import ClusterFile, load_cluster, load_topology
 from needle.server.hosting import Hosting, host_config, open_log
 from needle.server.local_caller import LocalCaller
+from needle.server.own_status import status_of, why_not_ready
 from needle.server.ports import Listener, NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.server.service.dispatch import Service
@@ -251,27 +250,7 @@ class Node:
 
     def not_ready(self) -> str:
         """Why the node should get no traffic now; "" when it should."""
-        if not self.alive():
-            return "stopped"
-        if self.host.lost:
-            return f"node {self.node_id} does not go on: {self.host.lost}"
-        if self.topology.settings is None:
-            return "belongs to no cluster yet"
-        for info in self.topology.hosted_by(self.node_id):
-            if shard_group(info.shard) not in self.groups:
-                return f"shard {info.shard} is not open here yet"
-        if self.host.maintenance:
-            return "in maintenance"
-        for group, hosted in self.groups.items():
-            if lost := self.host.lost_replica(group):
-                return f"{group_name(group)} does not go on: {lost}"
-            if hosted.replica.damage is not None:
-                return f"the replica of {group_name(group)} is damaged and fetches its data again"
-            if self.host.leader(group) is None:
-                return f"{group_name(group)} has no leader"
-            if not hosted.caught_up:
-                return f"{group_name(group)} has not caught up since the start"
-        return ""
+        return why_not_ready(self) if self.alive() else "stopped"
 
     def hosted(self, group: GroupId) -> HostedReplica:
         """The replica of a group on this node. Raises Unavailable if there is none."""
@@ -283,24 +262,7 @@ class Node:
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus:
         """This node's view of a group, with addresses and the number of documents. Blocking with a digest, which reads
         every row. Raises ReplicaDamaged then."""
-        status, waits_for = self.host.status(group), self._replicas.why(group)
-        peers = [msgspec.structs.replace(peer, address=self.book.get(peer.id) or "") for peer in status.peers]
-        status = msgspec.structs.replace(status, peers=peers, waits_for=waits_for)
-        if group == CATALOG_GROUP:
-            return status
-        hosted, now = self.hosted(group), self.now()
-        replica = hosted.replica
-        return msgspec.structs.replace(
-            status,
-            writes=hosted.calls.writes(now),
-            searches=hosted.calls.searches(now),
-            documents=replica.count(),
-            live_bytes=replica.live_bytes,
-            digest=replica.stored_digest()[1] if digest else "",
-            unknown_collections=self.reconciler.unknown.get(group, []),
-            held_moves=self._mover.held(group),
-            copied=self._mover.copied(group),
-        )
+        return status_of(self, group, self._mover, self._replicas, digest=digest)
 
     def watch_health(self) -> HealthWatch:
         """Ask all replicas how they are, from now on until the node stops."""
