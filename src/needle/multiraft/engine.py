@@ -20,6 +20,7 @@ from needle.base.errors import Internal, LostState, NeedleError, Unavailable, in
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.parts import Payload
 from needle.base.runtime import Clock, Pool, Rng
+from needle.multiraft.alarm import Alarm
 from needle.multiraft.background import Background
 from needle.multiraft.codec import Addressed, frame_body, in_frames
 from needle.multiraft.config import HostConfig
@@ -100,8 +101,7 @@ class Engine:
         self._in_turn = False
         self._again = False
         self._timers = Timers(config.heartbeat_interval / _QUANTA_PER_HEARTBEAT)
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
+        self._alarm = Alarm(self._on_alarm)
         self._background = Background(self.background_failed)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -127,8 +127,7 @@ class Engine:
         if self.stopped:
             return
         self.stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         for group in self._groups.values():
             group.fail_all(error)
 
@@ -239,7 +238,7 @@ class Engine:
                 self._held.append((group, batch))  # what is written now is waited for; what is applied is not
             else:
                 self._after_sending(group.apply, batch)
-        self._set_timer(now)
+        self._alarm.set(self._loop, now, self._timers.next_fire())
 
     def _after_sending(self, work: Callable[..., None], *arguments: object) -> None:
         """Frames are joined at the end of this turn of the event loop and leave at the end of the next: what may block
@@ -311,17 +310,8 @@ class Engine:
             self.fail(Internal(f"background work of the Raft host failed: {error!r}"))
 
     # --- timers -----------------------------------------------------------------------------------------------------
-    def _set_timer(self, now: float) -> None:
-        fire = self._timers.next_fire()
-        if self._loop is None or (self._timer is not None and fire >= self._timer_at):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = fire
-        self._timer = self._loop.call_later(max(0.0, fire - now), self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
+    def _on_alarm(self) -> None:
+        self._alarm.rang()
         if self.stopped:
             return
         self._tick(self._timers.due(self.clock.monotonic()), read=False)
@@ -347,7 +337,7 @@ class Engine:
         if self._dirty:
             self._run_turn()
         else:
-            self._set_timer(now)
+            self._alarm.set(self._loop, now, self._timers.next_fire())
 
     # --- from other nodes -------------------------------------------------------------------------------------------
     def on_raft(self, frm: NodeId, body: Payload) -> None:
