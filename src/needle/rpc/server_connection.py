@@ -15,55 +15,40 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
-import msgspec
-
 from needle.base.errors import (
     FrameTooLarge,
     Internal,
     NeedleError,
     OutcomeUnknown,
-    Overloaded,
     ProtocolError,
     StorageError,
-    Unauthenticated,
     Unavailable,
 )
 from needle.base.parts import Payload
-from needle.rpc.codec import Hello, check_hello, decode, encode, encode_error, split_request
-from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
+from needle.rpc.codec import Hello, encode, encode_error, split_request
+from needle.rpc.connection import FrameConnection, RpcStats
 from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame
-from needle.rpc.handler import Answer, Handler, Peer
+from needle.rpc.greeting import Greeted, Greeting, no_room
+from needle.rpc.handler import Answer, Peer
+from needle.rpc.held_bytes import HeldBytes, Holding
 from needle.rpc.promise import Promise
-from needle.rpc.proof import CALLER, NODE, Exchange, new_nonce
 
 log = logging.getLogger(__name__)
 
-SHARE_BYTES_MIN = 1024 * 1024
-"""A connection that holds no more than this is not refused for what others hold, up to twice the bound of all."""
 SMALL_ANSWER_BYTES = 4096
 REFUSING_MAX = 16
 """Connections over the limit that are told so at one time; the oldest of further ones are cut off without a word."""
 FRAMES_A_TURN = 32
 """Of one connection: some thousands fit into one chunk, and would hold the event loop for a quarter of a second."""
-PEERS_MAX = 256
-"""So many of the connections, a quarter at most, are for other nodes only: clients that take all that they can get must
-not keep the members of a cluster apart."""
 
 
-class Serving(Protocol):
-    """What a connection needs of its server. hello: the server's own. least: what nodes must know. secrets: see
-    RpcServer. held: bytes held for all peers. tasks: requests that run. passing: those that did not say yet who they
+class Serving(Greeted, Holding, Protocol):
+    """What a connection needs of its server. tasks: requests that run. passing: those that did not say yet who they
     are, or are told why they are refused; oldest first. known: how many said it, and are served."""
 
     connections: dict[ServerConnection, None]
     passing: dict[ServerConnection, None]
     known: int
-    handler: Handler
-    hello: Hello
-    least: int
-    held: int
-    limits: RpcLimits
-    secrets: tuple[str, ...]
     stats: RpcStats
     tasks: dict[asyncio.Future[Any], None]
 
@@ -72,9 +57,6 @@ class Serving(Protocol):
         ...
 
     def is_news(self, remote: str, why: str) -> bool: ...
-    def over_budget(self, more: int) -> bool:
-        """Whether `more` bytes are too many beside those that are held for all peers together."""
-        ...
 
 
 class ServerConnection(FrameConnection):
@@ -85,7 +67,7 @@ class ServerConnection(FrameConnection):
         self.server = server
         self.handler = server.handler
         self.peer: Peer | None = None
-        self._asked: Exchange | None = None
+        self._greeting = Greeting(server)
         self.inflight = 0
         self.inflight_bytes = 0
         self._reading = True
@@ -93,7 +75,7 @@ class ServerConnection(FrameConnection):
         self._goes_on = False
         self._backlog: deque[Frame] = deque()
         self._backlog_bytes = 0
-        self._held = 0
+        self._held = HeldBytes(server)
         self._frame_since: float | None = None
         self._droppable: dict[asyncio.Future[Any], None] = {}
         self.decoder.frame_bytes_max = min(self.limits.hello_bytes_max, self.limits.frame_bytes_max)
@@ -129,10 +111,10 @@ class ServerConnection(FrameConnection):
             self._frame_since = None
         elif frames or self._frame_since is None:
             self._frame_since = self.loop.time()
-        if self._held or self.decoder.buffered or self._backlog or self.inflight_bytes > SMALL_ANSWER_BYTES:
+        if self._held.now or self.decoder.buffered or self._backlog or self.inflight_bytes > SMALL_ANSWER_BYTES:
             self.account()
-            if self.decoder.buffered and self._is_greedy():
-                self._refuse(self._overloaded("this frame"))
+            if self.decoder.buffered and self._held.are_greedy():
+                self._refuse(self._held.overloaded("this frame"))
 
     def _keep(self, frames: Sequence[Frame]) -> None:
         self._backlog.extend(frames)
@@ -148,28 +130,7 @@ class ServerConnection(FrameConnection):
         held = 0
         if not self.closing:
             held = self.decoder.buffered + self._backlog_bytes + self.unsent_bytes()
-        held += self.inflight_bytes
-        if held != self._held:
-            self.server.held += held - self._held
-            self._held = held
-
-    def _is_greedy(self, more: int = 0) -> bool:
-        """Whether the server holds too much, and for this peer more than its share."""
-        server, limit = self.server, self.limits.held_bytes_max
-        if not server.over_budget(more):
-            return False
-        share = limit // max(1, len(server.connections))
-        if server.held + more <= 2 * limit:
-            share = max(SHARE_BYTES_MIN, share)
-        return self._held + more > share
-
-    def _overloaded(self, what: str) -> Overloaded:
-        limit = self.limits.held_bytes_max
-        return Overloaded(
-            f"this node holds {self.server.held} bytes of requests and unread answers, its limit is {limit}: there is "
-            f"no room for {what}",
-            limit=limit,
-        )
+        self._held.tell(held + self.inflight_bytes)
 
     def check_frame(self, now: float) -> None:
         """Refuse a peer that does not finish its frame. While this side does not read, no time passes."""
@@ -210,51 +171,26 @@ class ServerConnection(FrameConnection):
     def _handshake(self, kind: int, payload: Payload) -> None:
         if kind != HELLO or self.peer is not None:
             raise ProtocolError(f"frame kind {kind} is not allowed {'after' if self.peer else 'before'} the hello")
-        theirs = decode(payload, Hello)
-        check_hello(self.server.hello, theirs, accepting=True, least=self.server.least)
-        proven = self._is_proven(theirs)
-        if proven is None:
-            return
         try:
-            identity = self.handler.admit(theirs.node_id, theirs.key, proven)
+            found = self._greeting.hear(payload)
         except NeedleError as error:
             self._refuse(error)
             return
+        if isinstance(found, Hello):
+            self.write_frame(HELLO_ACK, 0, (encode(found),))
+            return
         self._hello_timer.cancel()
-        limit = self.limits.connections_max
-        kept = min(PEERS_MAX, limit // 4)
-        if self.server.known >= (limit if theirs.node_id else limit - kept):
+        full = no_room(self.server.known, self.limits.connections_max, found.hello.node_id)
+        if full is not None:
             del self.server.connections[self]
-            has = f"this node has {self.server.known} connections"
-            self._refuse(Overloaded(f"{has}; its limit is {limit}, {kept} of them for other nodes"))
+            self._refuse(full)
             return
         self.server.known += 1
         del self.server.passing[self]
         self.decoder.frame_bytes_max = self.limits.frame_bytes_max
-        self.peer = Peer(theirs.node_id, theirs.incarnation, self.remote, identity)
-        if not proven:
+        self.peer = Peer(found.hello.node_id, found.hello.incarnation, self.remote, found.identity)
+        if not found.proven:
             self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
-
-    def _is_proven(self, theirs: Hello) -> bool | None:
-        """Whether the caller knows the cluster's secret. None: it was asked to prove it, and says hello once more; or
-        it could not, and is refused."""
-        secrets, asked = self.server.secrets, self._asked
-        if not secrets or not (theirs.nonce or asked):
-            return False
-        mine = self.server.hello
-        if asked is None:
-            made = Exchange(mine.cluster_id, theirs.node_id, mine.node_id, theirs.nonce, new_nonce())
-            self._asked = made
-            answer = msgspec.structs.replace(mine, nonce=made.node_nonce, proof=made.proof(secrets[0], NODE))
-            self.write_frame(HELLO_ACK, 0, (encode(answer),))
-            return None
-        self._asked = None
-        try:
-            msgspec.structs.replace(asked, caller=theirs.node_id).proven(secrets, CALLER, theirs.proof)
-        except Unauthenticated as error:
-            self._refuse(error)
-            return None
-        return True
 
     def _no_hello(self) -> None:
         self._refuse(ProtocolError(f"no hello within {self.limits.hello_timeout:g} s"))
@@ -286,8 +222,8 @@ class ServerConnection(FrameConnection):
 
     def _request(self, peer: Peer, request_id: int, payload: Payload) -> None:
         method, body = split_request(payload)
-        if self.server.held > self.limits.held_bytes_max and self._is_greedy():
-            self._answer_error(request_id, self._overloaded("this request"))
+        if self.server.held > self.limits.held_bytes_max and self._held.are_greedy():
+            self._answer_error(request_id, self._held.overloaded("this request"))
             return
         try:
             answer = self.handler.on_request(peer, method, body)
@@ -365,8 +301,8 @@ class ServerConnection(FrameConnection):
         if size > SMALL_ANSWER_BYTES:
             self.account()
             unread = self.unsent_bytes()
-            if (unread and unread + size > self.limits.answers_bytes_max) or self._is_greedy(size):
-                self._answer_error(request_id, self._overloaded(f"an answer of {size} bytes"))
+            if (unread and unread + size > self.limits.answers_bytes_max) or self._held.are_greedy(size):
+                self._answer_error(request_id, self._held.overloaded(f"an answer of {size} bytes"))
                 return
         self.write_frame(RESPONSE, request_id, parts)
 
