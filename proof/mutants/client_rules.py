@@ -105,7 +105,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="alias-keeps-its-epoch",
         breaks="shards serve who goes by what an alias meant before",
-        edits=(Edit("catalog.state:_refusing_older", "now.map.epoch + 1", "now.map.epoch"),),
+        edits=(Edit("catalog.collections:_refusing_older", "now.map.epoch + 1", "now.map.epoch"),),
         sim=True,
         sharded=True,
         minutes=1.0,
@@ -126,7 +126,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="alias-makes-cycles",
         breaks="an alias may lead to an alias, and so to itself",
-        edits=(Edit("catalog.state:_set_alias", "(other := now.alias(leads_to)) is not None", "other := None"),),
+        edits=(Edit("catalog.collections:set_alias", "(other := now.alias(leads_to)) is not None", "other := None"),),
         tests=(_ALIASES + "test_what_cannot_be_is_refused",),
     ),
     Mutant(

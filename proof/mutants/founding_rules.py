@@ -47,7 +47,7 @@ MUTANTS = (
     Mutant(
         name="any-directory-may-have-the-name",
         breaks="a node that came back with an empty directory is taken for the one that voted",
-        edits=(Edit("catalog.state:_register", "not in (0, node.incarnation)", "in ()"),),
+        edits=(Edit("catalog.nodes:register", "not in (0, node.incarnation)", "in ()"),),
         tests=("tests/cluster/test_catalog.py::test_a_removed_or_forgetful_node_does_not_come_back",),
     ),
     Mutant(

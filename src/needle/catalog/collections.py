@@ -1,0 +1,107 @@
+"""Collections of the catalog and their aliases. Pure.
+
+Invariant: ids of collections are never used again, and a name is one collection or one alias.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.errors import CollectionExists, CollectionNotFound, invalid
+from needle.catalog.changed import Changed, done, need_cluster
+from needle.protocol.catalog_commands import (
+    AlterCollection,
+    CreateCollection,
+    DropCollection,
+    RemoveAlias,
+    SetAlias,
+)
+from needle.routing.topology import AliasInfo, CollectionInfo, Topology
+
+COLLECTIONS_MAX = 10_000
+ALIASES_MAX = 1000
+DROPPED_MAX = 4096
+
+_replace = msgspec.structs.replace
+
+
+def create(now: Topology, index: int, command: CreateCollection) -> Changed:
+    need_cluster(now)
+    name = command.spec.name
+    found = now.named(name)
+    if (alias := now.alias(name)) is not None:
+        raise CollectionExists(f"{name!r} is an alias, of collection {alias.collection!r}", collection=name)
+    if found is not None:
+        if found.nonce == command.nonce or (command.if_absent and found.spec.is_altered_from(command.spec)):
+            return done(now, index, found.id, existed=found.nonce != command.nonce)
+        raise CollectionExists(f"collection {name!r} exists{_difference(found, command)}", collection=name)
+    if len(now.collections) >= COLLECTIONS_MAX:
+        raise invalid("collection", name, f"one of at most {COLLECTIONS_MAX}")
+    made = CollectionInfo(id=index, spec=command.spec, nonce=command.nonce)
+    collections = tuple(sorted([*now.collections, made], key=lambda info: info.spec.name))
+    return done(_replace(now, collections=collections), index)
+
+
+def _difference(found: CollectionInfo, command: CreateCollection) -> str:
+    return f", with another specification: {found.spec}" if found.spec != command.spec else ""
+
+
+def drop(now: Topology, index: int, command: DropCollection) -> Changed:
+    left = tuple(info for info in now.collections if (info.spec.name, info.id) != (command.name, command.id))
+    if len(left) == len(now.collections):
+        return done(now, index, now.version, existed=False)
+    led = [alias.name for alias in now.aliases if alias.collection == command.name]
+    if led:
+        names = ", ".join(map(repr, led[:10]))
+        raise invalid("collection", command.name, f"one without an alias: remove {names}, or let them lead elsewhere")
+    dropped = (*now.dropped, command.id)[-DROPPED_MAX:]
+    return done(_replace(now, collections=left, dropped=dropped), index, existed=True)
+
+
+def alter(now: Topology, index: int, command: AlterCollection) -> Changed:
+    found = now.named(command.name)
+    if found is None or found.id != command.id:
+        raise CollectionNotFound(f"there is no collection {command.name!r}", collection=command.name)
+    held = found.spec
+    ef_search = command.ef_search or held.index.ef_search
+    ttl = held.ttl if command.ttl < 0 else command.ttl
+    spec = _replace(held, index=_replace(held.index, ef_search=ef_search), ttl=ttl)
+    if spec == held:
+        return done(now, index, now.version, existed=True)
+    collections = tuple(_replace(info, spec=spec) if info is found else info for info in now.collections)
+    made = _replace(now, collections=collections)
+    return done(made if ttl == held.ttl else _refusing_older(made), index, existed=True)
+
+
+def set_alias(now: Topology, index: int, command: SetAlias) -> Changed:
+    need_cluster(now)
+    name, leads_to = command.alias, command.collection
+    if leads_to == name:
+        raise invalid("alias", name, "another name than that of what it leads to")
+    if now.named(name) is not None:
+        raise CollectionExists(f"{name!r} is a collection, and can be no alias", collection=name)
+    if (other := now.alias(leads_to)) is not None:
+        raise invalid("collection", leads_to, f"a collection, not an alias: {other.collection!r} is what it leads to")
+    if now.named(leads_to) is None:
+        raise CollectionNotFound(f"there is no collection {leads_to!r}", collection=leads_to)
+    before = now.alias(name)
+    if before is not None and before.collection == leads_to:
+        return done(now, index, now.version, existed=True)
+    if before is None and len(now.aliases) >= ALIASES_MAX:
+        raise invalid("alias", name, f"one of at most {ALIASES_MAX}")
+    others = [alias for alias in now.aliases if alias is not before]
+    aliases = tuple(sorted([*others, AliasInfo(name, leads_to)], key=lambda alias: alias.name))
+    made = _replace(now, aliases=aliases)
+    return done(made if before is None else _refusing_older(made), index, existed=before is not None)
+
+
+def remove_alias(now: Topology, index: int, command: RemoveAlias) -> Changed:
+    if now.alias(command.alias) is None:
+        raise CollectionNotFound(f"there is no alias {command.alias!r}", collection=command.alias)
+    left = tuple(alias for alias in now.aliases if alias.name != command.alias)
+    return done(_refusing_older(_replace(now, aliases=left)), index, existed=True)
+
+
+def _refusing_older(now: Topology) -> Topology:
+    """With a map by which shards refuse who knows only an older catalog."""
+    return now if now.map is None else _replace(now, map=_replace(now.map, epoch=now.map.epoch + 1))
