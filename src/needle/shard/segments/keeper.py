@@ -34,6 +34,7 @@ from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.downloads import FetchChunk, SegmentDownloads
 from needle.shard.segments.files import SegmentFiles, delete, delete_all, read_chunk
 from needle.shard.segments.format import verify_file
+from needle.shard.segments.lulls import Lulls
 from needle.shard.segments.sealed import SealedSegment, segment_file
 from needle.shard.segments.view import VectorsView
 
@@ -111,7 +112,7 @@ class SegmentKeeper:
         self._files_wanted = asyncio.Event()
         self._planned = False
         """Whether all collections were looked at since this node began to lead."""
-        self._written: dict[int, tuple[int, float]] = {}  # by collection: next ordinal, and since when it is that
+        self._lulls = Lulls()
         self._missing: dict[int, dict[PublishedSegment, _Missing]] = {}
         self._distrusted: set[PublishedSegment] = set()
         self._damaged: set[PublishedSegment] = set()
@@ -194,14 +195,15 @@ class SegmentKeeper:
                 break
             vectors = self._host.vectors_of(collection_id)
             if vectors is None or vectors.closed:
-                self._written.pop(collection_id, None)
+                self._lulls.forget(collection_id)
                 continue
             await self._look_at(vectors)
 
     async def _look_at(self, vectors: CollectionVectors) -> None:
         """Build what one collection needs now, and put down when to look again though nothing changes."""
         loads, next_ordinal, waiting, view = vectors.loads()
-        now, quiet_for = self._clock.monotonic(), self._quiet_for(vectors)
+        now = self._clock.monotonic()
+        quiet_for = self._lulls.quiet_for(vectors, now)
         decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=vectors.spec.dimensions)
         task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
         if task is not None:
@@ -213,15 +215,6 @@ class SegmentKeeper:
             self._to_plan.later(vectors.collection_id, now + QUIET_SECONDS - quiet_for)
         elif quiet_for < IDLE_SECONDS and decide(quiet=True, idle=True) is not None:
             self._to_plan.later(vectors.collection_id, now + IDLE_SECONDS - quiet_for)
-
-    def _quiet_for(self, vectors: CollectionVectors) -> float:
-        """For how many seconds no vector has come, as far as this replica has watched."""
-        now, next_ordinal = self._clock.monotonic(), vectors.next_ordinal
-        held, since = self._written.get(vectors.collection_id, (-1, now))
-        if held != next_ordinal:
-            since = now
-            self._written[vectors.collection_id] = next_ordinal, since
-        return now - since
 
     async def _build(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
         if await self._builds.elsewhere(vectors.collection_id):
@@ -282,8 +275,9 @@ class SegmentKeeper:
 
     async def _forget(self, collection_id: int) -> None:
         """A collection was dropped: its files go."""
-        for known in (self._manifests, self._missing, self._written):
+        for known in (self._manifests, self._missing):
             known.pop(collection_id, None)
+        self._lulls.forget(collection_id)
         self._builds.forget(collection_id)
         for marked in (self._distrusted, self._damaged):
             marked.difference_update([one for one in marked if one.collection_id == collection_id])
