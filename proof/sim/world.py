@@ -12,8 +12,6 @@ import random
 from functools import partial
 from typing import cast
 
-import msgspec
-
 import needle
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import ReadMode
@@ -21,8 +19,6 @@ from needle.routing.topology import Topology, public_name
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from proof.checkers import linearizability, lives
-from proof.checkers.replay import check_get
-from proof.checkers.scatter import check_by_maps
 from proof.sim.administration import DATA_GROUP, Operator
 from proof.sim.catching_up import WRITERS, CatchingUp
 from proof.sim.client import Client
@@ -30,6 +26,7 @@ from proof.sim.databases import Homed, Proxied, ShardAware
 from proof.sim.gone_for_good import GoneForGood
 from proof.sim.history import History
 from proof.sim.injector import Injector
+from proof.sim.last_checks import check_reads, find_versions
 from proof.sim.machine import stream
 from proof.sim.machines import SimMachine
 from proof.sim.nodes import SimNode, node_config
@@ -45,7 +42,7 @@ from proof.sim.stage import Stage
 from proof.sim.trace import Trace
 from proof.sim.violation import Violation
 from proof.sim.watch import Watch
-from proof.sim.workload import COLLECTION, Budget, Database, Workload, value_of
+from proof.sim.workload import COLLECTION, Budget, Database, Workload
 
 LIVENESS_SECONDS = 40.0
 LOST_SECONDS = 20.0
@@ -388,18 +385,6 @@ class World:
         return [node for node in self.fleet.nodes.values() if isinstance(node, SimNode)]
 
     def _check_history(self) -> None:
-        models, metric, maps = self.truth.models(), self.stage.profile.metric, self.truth.maps()
-        for op in self.work.in_batches:
-            changes = [change for model in models.values() for change in model.history(op.key)]
-            found = [document.version for _, document in changes if document and value_of(document.metadata) == op.tag]
-            if not found:
-                raise Violation("acknowledged means applied", f"#{op.id} put {op.key} {op.tag} is in no log", op.key)
-            op.version = found[0]
+        find_versions(self.work, self.truth)
         self._given_up = linearizability.check(self.history)
-        for seen in self.work.scatters:
-            check_by_maps(models, maps, self.truth.logs.owned, self.truth.key, seen, metric)
-        for shard, get in self.work.gets:
-            until = self.truth.logs.owned_until(shard, get.key, get.applied_index, get.latest_index)
-            if until is None:
-                raise Violation("coverage", f"{get.label} at {get.applied_index}, where it does not own it", get.key)
-            check_get(models[shard], msgspec.structs.replace(get, latest_index=until))
+        check_reads(self.work, self.truth, self.stage.profile.metric)
