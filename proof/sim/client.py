@@ -16,24 +16,15 @@ import numpy as np
 
 from needle.base.errors import (
     AlreadyExists,
-    ClusterTooOld,
-    CollectionNotFound,
-    ConnectionLost,
-    DiskFull,
-    InvalidArgument,
     NeedleError,
-    OutcomeUnknown,
-    SessionExpired,
-    StorageError,
-    Unavailable,
     VersionMismatch,
 )
-from needle.base.instants import rfc3339
 from needle.base.model import ReadMode, WriteResult
 from proof.checkers.replay import GetSeen
 from proof.checkers.scatter import ScatterSeen
 from proof.sim.history import Kind, Operation
-from proof.sim.machine import WALL_EPOCH, stream
+from proof.sim.machine import instant_at, stream
+from proof.sim.promises import may_be_told, surely_without_effect
 from proof.sim.violation import Violation
 from proof.sim.workload import FILTERS, Database, Keep, Workload, value_of
 
@@ -384,31 +375,10 @@ class Client:
         self._work.trace.note(f"{self.name} return #{op.id} {outcome} {fields}")
 
     def _expect(self, op: Operation, error: NeedleError) -> None:
-        """Under faults a client may be told that the cluster cannot serve it now; not that it broke."""
-        if is_of_the_past(error):
-            return  # on a node whose clock is ahead
-        if isinstance(error, CollectionNotFound) and op.details.get("mode") == ReadMode.EVENTUAL:
-            return  # a prefix of the log from before the collection
-        passing = Unavailable | OutcomeUnknown | SessionExpired | StorageError | DiskFull
-        if not isinstance(error, passing | ClusterTooOld):  # until the cluster knows that all nodes are of one release
+        if not may_be_told(error, op.details.get("mode")):
             self._work.broken = Violation(
                 "expected errors", f"#{op.id} {op.kind} {op.key} failed with {error!r}: {error}"
             )
-
-
-def surely_without_effect(error: NeedleError) -> bool:
-    """The client's promise: a write whose fate is open raises OutcomeUnknown, or breaks off with ConnectionLost."""
-    return (error.retryable and not isinstance(error, ConnectionLost)) or is_of_the_past(error)
-
-
-def is_of_the_past(error: NeedleError) -> bool:
-    """An instant that has passed on the shard's leader is refused before it is proposed."""
-    return isinstance(error, InvalidArgument) and error.details.get("field") == "expires_at"
-
-
-def instant_at(seconds: float) -> str:
-    """The instant of a virtual time."""
-    return rfc3339(int((WALL_EPOCH + seconds) * 1_000_000))
 
 
 def _shown(vector: Any, metadata: Any) -> dict[str, Any]:

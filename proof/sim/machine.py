@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from needle.base.instants import rfc3339
 from needle.base.runtime import Done
 from proof.sim.event_loop import SimLoop
 from proof.sim.process import Process
@@ -24,6 +25,11 @@ WALL_EPOCH = 1_700_000_000.0
 def stream(seed: int, *names: object) -> random.Random:
     """An independent source of randomness for each name; the same on every platform and under every PYTHONHASHSEED."""
     return random.Random("/".join(str(part) for part in (seed, *names)))
+
+
+def instant_at(seconds: float) -> str:
+    """The instant of a virtual time, as clocks without error show it."""
+    return rfc3339(int((WALL_EPOCH + seconds) * 1_000_000))
 
 
 class SimClock:

@@ -27,9 +27,9 @@ from needle.base.errors import (
 from needle.base.model import Document, WriteResult
 from needle.client.client import Client
 from needle.routing.topology import Topology
-from proof.sim.client import instant_at, is_of_the_past, surely_without_effect
 from proof.sim.databases import CALL_TIMEOUT
-from proof.sim.machine import stream
+from proof.sim.machine import instant_at, stream
+from proof.sim.promises import is_of_the_past, surely_without_effect
 from proof.sim.shards.profile import metadata_of
 from proof.sim.stage import Stage
 from proof.sim.violation import Violation
