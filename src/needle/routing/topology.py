@@ -161,6 +161,11 @@ def collection_id(stored: str) -> int | None:
     return int(number) if "@" in stored and number.isascii() and number.isdecimal() else None
 
 
+def called(stored: str) -> str:
+    """What messages call a collection inside a shard: the name that users know, if the catalog gave it one."""
+    return stored if collection_id(stored) is None else public_name(stored)
+
+
 class AliasInfo(msgspec.Struct, frozen=True, array_like=True):
     """Another name of a collection."""
 

@@ -19,6 +19,7 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import CollectionNotFound, StorageError
 from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
+from needle.routing.topology import called
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
 from needle.shard.documents.digest import replica_digest
@@ -270,7 +271,7 @@ class OpenCollections:
             log.warning(
                 "collection %r has taken %d document versions of the %d that one can take: copy it into a new one in "
                 "time, see docs/operations.md",
-                record.spec.name,
+                called(record.spec.name),
                 record.next_ordinal,
                 ORDINAL_MAX,
             )

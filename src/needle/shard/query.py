@@ -19,6 +19,7 @@ from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
+from needle.routing.topology import called
 from needle.shard.apply.validation import check_search
 from needle.shard.documents.projection import projection
 from needle.shard.documents.records import CollectionRecord, StoredDocument
@@ -138,7 +139,7 @@ def _read(
     documents = store.by_ordinal(record.id, ordinals, metadata=metadata, vectors=vectors)
     if len(documents) != len(ordinals):
         missing = len(ordinals) - len(documents)
-        raise CorruptDocuments(f"{missing} found ordinals of {record.spec.name!r} have no document")
+        raise CorruptDocuments(f"{missing} found ordinals of {called(record.spec.name)!r} have no document")
     return documents
 
 

@@ -65,10 +65,11 @@ class Shards(Protocol):
 
 def said_of(error: NeedleError, info: CollectionInfo) -> None:
     """Put a shard's error in the words of a caller, who knows the collection by its name and not by the one inside."""
-    error.message = error.message.replace(repr(info.stored_name), repr(info.spec.name))
+    for stored, name in ((info.stored_name, info.spec.name), (info.stored_name[:80], info.spec.name[:80])):  # shortened
+        error.message = error.message.replace(repr(stored), repr(name))
+        if error.details.get("collection") == stored:
+            error.details["collection"] = name
     error.args = (error.message,)
-    if error.details.get("collection") == info.stored_name:
-        error.details["collection"] = info.spec.name
 
 
 def owner_of(owned: Ownership, name: str, metadata: bytes) -> int:

@@ -43,6 +43,8 @@ from needle.protocol.commands import (
 from needle.shard.apply.sessions import NONCE_MAX
 
 NAME_BYTES_MAX: Final = 255
+GIVEN_NAME_BYTES_MAX: Final = NAME_BYTES_MAX - len(f"@{2**64}")
+"""Of the names that people give: what the catalog adds must fit too (routing/topology.py, `stored_name`)."""
 VERSION_MAX: Final = 2**63 - 1
 METADATA_DEPTH_MAX: Final = 64
 EF_MAX: Final = 100_000
@@ -169,10 +171,10 @@ def check_ef_search(value: int) -> None:
     _check_int("index.ef_search", value, 1, EF_MAX)
 
 
-def check_name(field: str, name: str) -> None:
-    """Of a collection, or an alias."""
-    if not name or len(_utf8(field, name)) > NAME_BYTES_MAX or not name.isprintable() or name != name.strip():
-        raise invalid(field, name, f"1 to {NAME_BYTES_MAX} bytes of printable text, no space at either end")
+def check_name(field: str, name: str, most: int = NAME_BYTES_MAX) -> None:
+    """Of a collection, or an alias. most: bytes."""
+    if not name or len(_utf8(field, name)) > most or not name.isprintable() or name != name.strip():
+        raise invalid(field, name, f"1 to {most} bytes of printable text, no space at either end")
 
 
 def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -> npt.NDArray[np.float32]:

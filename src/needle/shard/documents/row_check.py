@@ -15,6 +15,7 @@ import numpy as np
 
 from needle.base.errors import CorruptDocuments
 from needle.base.model import CollectionSpec
+from needle.routing.topology import called
 from needle.shard.disk import disk_errors
 from needle.shard.documents.digest import MODULUS, document_hash
 from needle.shard.documents.records import AppliedAt, CollectionRecord, row_id
@@ -106,7 +107,8 @@ def _check_index(connection: apsw.Connection, path: str, record: CollectionRecor
     by_rows = connection.execute(sums.format("", "+"), (record.id,)).fetchone()  # + keeps it off the index
     if connection.execute(sums.format("INDEXED BY expiring", ""), (record.id,)).fetchone() != by_rows:
         raise CorruptDocuments(
-            f"{path} is damaged: the index of what expires in {record.spec.name!r} is not what its rows say", path=path
+            f"{path} is damaged: the index of what expires in {called(record.spec.name)!r} is not what its rows say",
+            path=path,
         )
 
 
@@ -123,8 +125,8 @@ def sum_of_ids(connection: apsw.Connection, collection_id: int) -> tuple[int, in
 def check_sum(path: str, record: CollectionRecord, count: int, total: int) -> None:
     if (count, total) != (record.documents, record.total):
         raise CorruptDocuments(
-            f"{path} is damaged: the {count} documents of collection {record.spec.name!r} and the sum that the log "
-            f"gave for {record.documents} disagree",
+            f"{path} is damaged: the {count} documents of collection {called(record.spec.name)!r} and the sum that the "
+            f"log gave for {record.documents} disagree",
             path=path,
         )
 

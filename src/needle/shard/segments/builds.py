@@ -19,6 +19,7 @@ from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.protocol.commands import PublishSegment, encode
+from needle.routing.topology import called
 from needle.shard.disk import ReplicaDisk
 from needle.shard.plan import BuildTask, PublishedSegment, may_publish
 from needle.shard.segments.builder import build_segment, give_back, unless_cancelled
@@ -188,7 +189,7 @@ class SegmentBuilds:
 
     def _failed(self, vectors: CollectionVectors, task: BuildTask, error: NeedleError) -> None:
         self._stats.unpublished += 1
-        log.warning("segment [%d, %d] of %s not published: %s", task.first, task.last, vectors.spec.name, error)
+        log.warning("segment [%d, %d] of %s not published: %s", task.first, task.last, called(vectors.spec.name), error)
 
     def _wanted(self, vectors: CollectionVectors, task: BuildTask) -> bool:
         fits = may_publish(vectors.manifest(), task.first, task.last, vectors.next_ordinal)
@@ -219,7 +220,7 @@ class SegmentBuilds:
 
     async def build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> SealedSegment | None:
         """The file of a published segment that nobody offers; None: it is not wanted any more. Raises NeedleError."""
-        first, last, name = segment.first, segment.last, vectors.spec.name
+        first, last, name = segment.first, segment.last, called(vectors.spec.name)
         log.warning("building segment [%d, %d] of %s here: nobody offers the published file", first, last, name)
         view = vectors.view().frozen()
         sealed = await self._build_pool.run(unless_cancelled, self._build_for, vectors, segment, view)

@@ -26,6 +26,7 @@ from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
+from needle.routing.topology import called
 from needle.shard.agenda import Agenda
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.plan import BuildTask, PublishedSegment, plan
@@ -371,7 +372,8 @@ class SegmentKeeper:
     async def _refused(self, vectors: CollectionVectors, segment: PublishedSegment) -> None:
         """Damaged at open (the file is gone already), or whole but not the right rows (do not fetch that again)."""
         self.stats.corrupt += 1
-        log.error("segment [%d, %d] of %s was damaged on disk", segment.first, segment.last, vectors.spec.name)
+        name = called(vectors.spec.name)
+        log.error("segment [%d, %d] of %s was damaged on disk", segment.first, segment.last, name)
         for own in (False, True):
             path = os.path.join(vectors.directory, segment_file(segment, own=own))
             if await self._file_pool.run(os.path.exists, path):
