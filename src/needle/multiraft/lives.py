@@ -32,6 +32,8 @@ REFUSED_SECONDS = 5.0
 """So long a peer that is refused is not asked again."""
 HELD_BYTES_MAX = 1 << 20
 """Frames of a peer that wait until it is known who it is."""
+HELD_BY_ALL_BYTES_MAX = 64 << 20
+"""Those of all peers: anybody can call itself by many names."""
 PEERS_MAX = 4096
 SAID_SECONDS = 60.0
 """So long the same is not logged of a peer again."""
@@ -98,6 +100,7 @@ class Lives:
         self._opened = opened
         self._peers: dict[NodeId, _Peer] = {}
         self._established = False
+        self._held_bytes = 0
         self._said: dict[NodeId, tuple[str, float]] = {}
         self.nonce = store.identity.life.nonce
         self.news = 0
@@ -124,9 +127,10 @@ class Lives:
         now = self._host.clock.monotonic()
         if now < peer.retry_at:
             return False
-        if peer.held_bytes + size <= HELD_BYTES_MAX:
+        if peer.held_bytes + size <= HELD_BYTES_MAX and self._held_bytes + size <= HELD_BY_ALL_BYTES_MAX:
             peer.held.append((frame.nonce, frame.messages))
             peer.held_bytes += size
+            self._held_bytes += size
         self._ask_soon(frm, peer)
         return False
 
@@ -192,6 +196,7 @@ class Lives:
                 self._peers.pop(node, None)
         finally:
             peer.asking = False
+            self._held_bytes -= peer.held_bytes
             held, peer.held, peer.held_bytes = peer.held, [], 0
         for nonce, messages in held:
             if nonce == peer.talking and not self._host.stopped:
