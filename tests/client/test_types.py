@@ -298,6 +298,24 @@ def test_what_is_no_vector(name: str) -> None:
     refusal(lambda: values.vector_bytes(NO_VECTORS[name], "query"), "query")
 
 
+MASKED_ROW = np.ma.array([1.0, 2.0], mask=[0, 1])
+
+
+@pytest.mark.filterwarnings("ignore:.*masked element")
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.ma.array([[1.0, 2.0]], mask=[[0, 1]]),
+        [MASKED_ROW],
+        (np.array([1.0, 2.0]), MASKED_ROW),
+        [[1.0, np.ma.masked]],
+        [[1.0, np.ma.array(2.0, mask=True)]],
+    ],
+)
+def test_no_masked_number_becomes_part_of_a_vector(rows: Any) -> None:
+    refusal(lambda: values.as_array(rows, "vectors", 2), "vectors")
+
+
 CALLS: dict[str, Callable[[Client, Any], Awaitable[Any]]] = {
     "collection": lambda c, v: c.insert("a", VECTOR, collection=v),
     "collection of a batch": lambda c, v: c.insert_batch([("a", VECTOR)], collection=v),

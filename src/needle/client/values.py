@@ -49,7 +49,8 @@ def as_array(value: Any, field: str, dimensions: int) -> Vectors:
         raise invalid(field, given.shape, f"an array of shape {shape}")
     if given.size == 0:
         raise invalid(field, f"an array of shape {given.shape}", "at least one number")
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    rows = value if isinstance(value, list | tuple) else ()
+    if any(isinstance(row, np.ma.MaskedArray) and np.ma.is_masked(row) for row in (value, *rows)):
         raise refused(field, value, "an array without masked numbers")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(given, dtype=FLOAT32)
