@@ -93,20 +93,18 @@ def run(
     cluster: str,
     work: Callable[[needle.Client], Awaitable[T]],
     *,
-    even_if_down: bool = False,
     shown: Credentials | None = None,
     cluster_id: str = "",
 ) -> T:
     """Run `work` with a client of the cluster and return its result. shown, cluster_id: instead of what the environment
-    says. Raises ConnectionLost at once if every node refuses connections, unless even_if_down."""
+    says. Raises ConnectionLost at once if every node refuses connections."""
 
     load_routers(named_routers(os.environ), ROUTERS_VARIABLE)
 
     async def called() -> T:
         of = cluster_id or os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID)
         known, showing = addresses(cluster), credentials() if shown is None else shown
-        if not even_if_down:
-            await check_reachable(known, of, showing)
+        await check_reachable(known, of, showing)
         async with await connected(known, of, BATCH_BYTES_MAX, showing) as client:
             return await work(client)
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 import needle
 from needle.base.config import check_range
-from needle.base.errors import InvalidArgument, LostState, NeedleError, NoQuorum
+from needle.base.errors import ConnectionLost, InvalidArgument, LostState, NeedleError, NoQuorum
 from needle.base.ids import NodeId
 from needle.cli.common import (
     DEFAULT_CLUSTER,
@@ -77,10 +77,14 @@ def status(
         return await look(client, known)
 
     if watch:
-        run(cluster, again, even_if_down=True)
+        run(cluster, again)
     try:
-        seen = run(cluster, once, even_if_down=True)
+        seen = run(cluster, once)
     except NoQuorum:  # no node answers: that is its status
+        seen = _silent(known)
+    except ConnectionLost as error:
+        if not error.details.get("refused"):
+            raise
         seen = _silent(known)
     if json:
         print_json(status_json(seen))
