@@ -6,18 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from harness.scripted_network import one_shard
 from needle.base.errors import InvalidArgument
 from needle.base.versions import KNOWN
 from needle.protocol.calls import AddressBook as AddressBookMessage
-from needle.routing.topology import Topology
+from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.access import Access
 from needle.server.address_book import NODES_MAX, AddressBook
 from needle.server.catalog.adoption import Adoption
 from needle.server.cluster_files import ClusterFile
 from needle.server.files import load_addresses, save_addresses
+from needle.server.node import Node
 from needle.server.service.operations import Operations
 
 
@@ -83,3 +85,15 @@ async def test_nobody_makes_a_node_know_more_nodes_than_a_cluster_has(tmp_path: 
     assert one.get("x1") == "h:3"
     one.learn({"z": "h:3"})  # the catalog says so
     assert one.get("z") == "h:3"
+
+
+def test_nobody_is_told_of_a_removed_node_and_nobody_asks_it(tmp_path: Path) -> None:
+    there, gone = (NodeInfo(id=name, address=f"{name}:1", incarnation=1) for name in ("there", "gone"))
+    gone = msgspec.structs.replace(gone, state=NodeState.REMOVED)
+    topology = Topology(nodes=(gone, there))
+    held = book(tmp_path, me="h:1", gone="gone:1")
+    held.learn({"there": "there:1"})
+    node: Any = SimpleNamespace(topology=topology, book=held, told=lambda: Node.told(node))
+    assert Node.told(node) == {"me": "h:1", "there": "there:1"}
+    assert Node.addresses(node) == {"me": "h:1", "there": "there:1"}
+    assert topology.addresses() == {"there": "there:1"} and topology.address_of("gone") is None
