@@ -40,15 +40,17 @@ def test_a_configured_address_counts_over_what_a_node_says_and_the_rest_is_kept(
         first.learn({"c": "nowhere"})
 
 
-async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(tmp_path: Path) -> None:
+def n9(path: Path) -> Any:
+    """A node that holds nothing."""
+
     async def run(save: Any, *arguments: Any) -> None:
         save(*arguments)
 
-    node: Any = SimpleNamespace(
+    return SimpleNamespace(
         node_id="n9",
-        config=SimpleNamespace(data_dir=str(tmp_path)),
+        config=SimpleNamespace(data_dir=str(path)),
         ports=SimpleNamespace(file_pool=SimpleNamespace(run=run), knows=KNOWN),
-        book=book(tmp_path, n9="h:9"),
+        book=book(path, n9="h:9"),
         cluster=ClusterFile(incarnation=1),
         topology=Topology(),
         ownership=None,
@@ -58,6 +60,10 @@ async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(
         access=Access(required=False),
         refuse_older=lambda version: None,
     )
+
+
+async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(tmp_path: Path) -> None:
+    node = n9(tmp_path)
     adoption = Adoption(node, SimpleNamespace())  # type: ignore[arg-type]
     await adoption.adopt(one_shard(1))
     assert node.book.get("n2") == "h:2"
@@ -97,3 +103,17 @@ def test_nobody_is_told_of_a_removed_node_and_nobody_asks_it(tmp_path: Path) -> 
     assert Node.told(node) == {"me": "h:1", "there": "there:1"}
     assert Node.addresses(node) == {"me": "h:1", "there": "there:1"}
     assert topology.addresses() == {"there": "there:1"} and topology.address_of("gone") is None
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("active", "holds no replica"), ("removed", "was removed from the cluster")]
+)
+async def test_a_node_that_gets_nothing_says_so_once(
+    state: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adoption = Adoption(n9(tmp_path), SimpleNamespace())  # type: ignore[arg-type]
+    me = NodeInfo(id="n9", address="h:9", incarnation=1, state=NodeState(state))
+    for version in (1, 2, 3):
+        now = one_shard(version)
+        await adoption.adopt(msgspec.structs.replace(now, nodes=(*now.nodes, me)))
+    assert [said in record.message for record in caplog.records] == [True]
