@@ -24,9 +24,10 @@ _PUBLIC = {
         "Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),
+    "needle.base.explain": "SegmentExplanation ShardExplanation Way",
     "needle.base.filters.builder": "Filter",
     "needle.base.model": "CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult",
-    "needle.client": "ApiKey Client CollectionDescription NewApiKey PartialHits ScanPage SyncClient",
+    "needle.client": "ApiKey Client CollectionDescription Hits NewApiKey PartialHits ScanPage SyncClient",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",
 }

@@ -48,6 +48,9 @@ from needle.base.errors import UnsupportedFormat as UnsupportedFormat
 from needle.base.errors import UnsupportedVersion as UnsupportedVersion
 from needle.base.errors import VersionMismatch as VersionMismatch
 from needle.base.errors import WrongCluster as WrongCluster
+from needle.base.explain import SegmentExplanation as SegmentExplanation
+from needle.base.explain import ShardExplanation as ShardExplanation
+from needle.base.explain import Way as Way
 from needle.base.filters.builder import Filter as Filter
 from needle.base.model import CollectionSpec as CollectionSpec
 from needle.base.model import Document as Document
@@ -61,6 +64,7 @@ from needle.base.model import WriteResult as WriteResult
 from needle.client import ApiKey as ApiKey
 from needle.client import Client as Client
 from needle.client import CollectionDescription as CollectionDescription
+from needle.client import Hits as Hits
 from needle.client import NewApiKey as NewApiKey
 from needle.client import PartialHits as PartialHits
 from needle.client import ScanPage as ScanPage

@@ -76,7 +76,7 @@ def test_type_checkers_know_the_names_and_their_types(tmp_path: Path) -> None:
         'Revealed type is "list[needle.base.model.Document]"',
         'Revealed type is "dict[str, needle.base.model.WriteResult | needle.base.errors.NeedleError]"',
         'Revealed type is "list[needle.base.model.WriteResult]"',
-        'Revealed type is "list[needle.base.model.Hit]"',
+        'Revealed type is "needle.client.document_calls.Hits"',
         'Revealed type is "str"',
     ]
     assert "incompatible type" in said[6]

@@ -59,6 +59,9 @@ def test_search_in_every_mode(needle, tmp_path: Path, monkeypatch: pytest.Monkey
     needle.until(lambda: [hit["id"] for hit in needle.json(*query, "--mode", "eventual")] == ["s3", "s2", "s4"])
     filtered = needle.json(*query, "--filter", '{"kind": "even"}')
     assert [hit["id"] for hit in filtered] == ["s2", "s4", "s0"]
+    explained = needle.json(*query, "--filter", '{"kind": "even"}', "--explain")
+    assert explained["hits"] == filtered and [shard["allowed"] for shard in explained["explained"]] == [5]
+    assert "growing" in needle.run(*query, "--explain")
     shown = needle.run(*query)
     assert "s3" in shown and '"kind": "odd"' in shown and "3 hits, strong read" in needle.notes
 

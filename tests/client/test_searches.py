@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
+from needle.base.explain import ShardExplanation
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough, score_of
 from needle.client import answers
-from needle.client.router.merge import narrowed
+from needle.client.router.merge import merged_hits, merged_searches, narrowed
 from needle.client.searches import Narrow, search_request
+from needle.protocol.calls import SearchManyAnswer, encode
 
 DISTANCES = [0.0, 0.1, 0.1, 0.25, 0.7, 1.5]
 
@@ -83,3 +86,21 @@ def test_a_document_is_not_like_itself(like: str, ids: list[str]) -> None:
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgument, match=field.replace("$", "\\$")):
         request(**options)
+
+
+def test_each_shard_is_named_in_what_explains_a_search() -> None:
+    told = ShardExplanation(
+        shard=-1, applied_index=9, documents=6, allowed=3, together=1, filter_milliseconds=1.0,
+        vectors_milliseconds=2.0, documents_milliseconds=3.0, segments=[],
+    )  # fmt: skip
+    asked = request(k=2, explain=True)
+    explaining = msgspec.structs.replace(batch(), explained=[told])
+    encoded = {4: encode(explaining), 7: encode(explaining), 9: encode(batch())}
+    by_shard, merged = merged_hits(encoded, asked)
+    assert merged.ids == ["d0", "d0"] and [one.shard for one in merged.explained] == [4, 7]
+    assert [one.shard for one in by_shard[7].explained] == [7] and by_shard[9].explained == []
+    many = {4: encode(SearchManyAnswer([explaining, batch()])), 7: encode(SearchManyAnswer([batch(), explaining]))}
+    _, merged_many = merged_searches(many, asked, 2)
+    assert [[one.shard for one in found.explained] for found in merged_many] == [[4], [7]]
+    with pytest.raises(InvalidArgument, match="explain"):
+        request(explain="yes")

@@ -165,6 +165,14 @@ async def test_hits_are_those_of_the_client(world: World) -> None:
     asked_many = {"vectors": [query, rows[3].tolist()], "k": 7, "filter": {"odd": True}, "exact": True}
     many = (await world.doors[2]("POST", f"{path}/search_many", asked_many)).json
     assert [hit["id"] for hit in many["results"][0]] == [hit.id for hit in expected]
+    assert "explained" not in many
+    told = (await world.doors[2]("POST", f"{path}/search_many", {**asked_many, "explain": True})).json
+    assert told["results"] == many["results"] and [len(shards) for shards in told["explained"]] == [1, 1]
+    told = (
+        await world.doors[0]("POST", f"{path}/search", {"like": "d3", "filter": {"odd": True}, "explain": True})
+    ).json
+    (shard,) = told["explained"]
+    assert shard["segments"][0]["way"] == "growing" and shard["allowed"] < shard["documents"]
     like = (await world.doors[0]("POST", f"{path}/search", {"like": "d3", "k": 1, "with_metadata": False})).json
     assert like["hits"][0]["id"] != "d3"
     assert "metadata" not in like["hits"][0] or like["hits"][0]["metadata"] is None

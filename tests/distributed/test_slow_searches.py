@@ -31,11 +31,15 @@ class SlowSearches:
         real = Replica.search_many
 
         def search_many(
-            replica: Replica, requests: list[SearchRequest], wanted: Callable[[int], bool], builders: Builders
+            replica: Replica,
+            requests: list[SearchRequest],
+            wanted: Callable[[int], bool],
+            builders: Builders,
+            clock: Callable[[], float],
         ) -> list[HitBatch | NeedleError]:
             self.begun += [asked.k for at, asked in enumerate(requests) if wanted(at)]
             assert self.go.wait(60)
-            return real(replica, requests, wanted, builders)
+            return real(replica, requests, wanted, builders, clock)
 
         monkeypatch.setattr(Replica, "search_many", search_many)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from needle.base.explain import ShardExplanation
+
 
 class Metric(StrEnum):
     """How distance is measured. Inside and in `Hit.distance`, lower is always nearer.
@@ -107,7 +109,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     b"" for none. exact: score every vector instead of the index. claim: what the shard must own (set by the node that
     answers). max_distance, min_score: no hit that is farther, or scores less. fields: the paths of metadata that come
     back, None for all. offset: of the nearest, how many are left out. like: the id of the document whose vector is
-    meant, which is no hit of its own."""
+    meant, which is no hit of its own. explain: also tell how it was answered."""
 
     collection: str
     vector: bytes
@@ -123,6 +125,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     fields: tuple[str, ...] | None = None
     offset: int = 0
     like: str = ""
+    explain: bool = False
 
 
 def score_of(distance: float, metric: Metric) -> float:
@@ -143,7 +146,8 @@ def near_enough(distances: Sequence[float], metric: Metric, request: SearchReque
 class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     """Search results as columns, nearest first, ties by id. metadata: JSON bytes each (empty tuple when not asked
     for); vectors: k x dimensions float32 bytes (b"" when not asked for); applied_index: the log index the replica
-    had applied when it searched: exactly that state was searched. metric: the collection's, which tells the score."""
+    had applied when it searched: exactly that state was searched. metric: the collection's, which tells the score.
+    explained: if asked for, of each shard."""
 
     ids: list[str]
     distances: list[float]
@@ -152,6 +156,7 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     vectors: bytes
     applied_index: int
     metric: Metric = Metric.COSINE
+    explained: list[ShardExplanation] = []
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import needle
 from needle.base.errors import InvalidArgument, NeedleError
-from needle.base.model import Document, Hit, ReadMode
+from needle.base.model import Document, ReadMode
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -33,6 +33,7 @@ from needle.cli.common import (
     table,
 )
 from needle.cli.embedding import DIMENSIONS, Embedder
+from needle.cli.explained import explained
 from needle.cli.inputs import Record, check_record, count_records, read_query_vector, read_records, span
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ def search(
     mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
     filter: Annotated[str | None, typer.Option("--filter", help='Condition on metadata: \'{"lang": "en"}\'.')] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every vector instead of using the index.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Also show how each shard found them.")] = False,
     collection: Collection = "default",
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,
@@ -64,21 +66,32 @@ def search(
     condition = filter_option("--filter", filter)
     query = read_query_vector(vector) if vector is not None else Embedder().embed([words or ""])[0]
 
-    async def work(client: needle.Client) -> tuple[list[Hit], float]:
+    async def work(client: needle.Client) -> tuple[needle.Hits, float]:
         if words is not None:
             await _check_dimensions(client, collection)
         started = time.perf_counter()
-        hits = await client.search(query, k, condition, mode=mode, collection=collection, exact=exact, timeout=timeout)
+        hits = await client.search(
+            query,
+            k,
+            condition,
+            mode=mode,
+            collection=collection,
+            exact=exact,
+            explain=explain,
+            timeout=timeout,
+        )
         return hits, time.perf_counter() - started
 
     hits, seconds = run(cluster, work)
     if json:
-        print_json(hits)
+        print_json({"hits": hits, "explained": hits.explained} if explain else hits)
         return
     rows = table("distance", "id", "metadata")
     for hit in hits:
         rows.add_row(f"{hit.distance:.4f}", hit.id, brief(hit.metadata, 200) if hit.metadata is not None else "")
     console.print(rows)
+    if explain:
+        console.print(explained(hits.explained))
     found = "1 hit" if len(hits) == 1 else f"{len(hits)} hits"
     notes.print(f"{found}, {mode} read, {seconds * 1000:.1f} ms", markup=False)
 

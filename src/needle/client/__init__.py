@@ -2,9 +2,9 @@
 
 from needle.client.changes import ScanPage
 from needle.client.client import Client
-from needle.client.document_calls import PartialHits
+from needle.client.document_calls import Hits, PartialHits
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.naming import CollectionDescription
 from needle.client.sync import SyncClient
 
-__all__ = ["ApiKey", "Client", "CollectionDescription", "NewApiKey", "PartialHits", "ScanPage", "SyncClient"]
+__all__ = ["ApiKey", "Client", "CollectionDescription", "Hits", "NewApiKey", "PartialHits", "ScanPage", "SyncClient"]

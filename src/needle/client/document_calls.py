@@ -6,12 +6,13 @@ become bytes in documents.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from needle.base.errors import NeedleError
+from needle.base.explain import ShardExplanation
 from needle.base.model import CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.protocol.calls import DocumentBatch, ScanAnswer
@@ -33,11 +34,21 @@ class Found(msgspec.Struct, frozen=True):
     epoch: int
 
 
+class Hits(list[Hit]):
+    """The hits of a search, nearest first. explained: with explain=True, how each shard found them."""
+
+    __slots__ = ("explained",)
+
+    def __init__(self, hits: Iterable[Hit] = (), explained: list[ShardExplanation] | None = None) -> None:
+        super().__init__(hits)
+        self.explained: list[ShardExplanation] = explained or []
+
+
 class PartialHits(msgspec.Struct, frozen=True, kw_only=True):
     """Hits of the shards that answered. missing: why other shards did not, by number. gaps: the ranges of routing keys
     that were not searched, [start, end) with end None for the end of the key space. complete: nothing is missing."""
 
-    hits: list[Hit]
+    hits: Hits
     missing: dict[int, str]
     gaps: list[KeyRange]
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import Filter
-from needle.base.model import Hit, ReadMode, SearchRequest
+from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.base.plain import refused
 from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
-from needle.client.document_calls import DocumentCalls, Found, PartialHits
+from needle.client.document_calls import DocumentCalls, Found, Hits, PartialHits
 from needle.client.values import Reading
 from needle.protocol import calls
 
@@ -54,10 +54,11 @@ class SearchMethods(ABC):
         offset: int = 0,
         exact: bool = False,
         ef_search: int = 0,
+        explain: bool = False,
         session: bool = False,
         max_staleness: float | None = None,
         timeout: float = TIMEOUT,
-    ) -> list[Hit]:
+    ) -> Hits:
         """The k nearest documents, nearest first, ties by id; fewer if fewer match.
 
         query: `dimensions` numbers. like: instead, the id of a document whose vector is meant; it is no hit itself;
@@ -65,10 +66,11 @@ class SearchMethods(ABC):
         owning shards only. fields: the paths of metadata that come back, such as ["title", "author.name"]; None for all
         of it. max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the
         first ones; with k at most 10,000 together. exact: score every vector instead of using the index. ef_search:
-        accuracy of the index, 0 for the collection's own. session: an eventual read that sees this client's own writes
+        accuracy of the index, 0 for the collection's own. explain: tell in `explained` of the hits how each shard found
+        them. session: an eventual read that sees this client's own writes
         and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
         """
-        narrow = Narrow(fields, max_distance, min_score, offset, like)
+        narrow = Narrow(fields, max_distance, min_score, offset, like, explain)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -90,13 +92,14 @@ class SearchMethods(ABC):
         offset: int = 0,
         exact: bool = False,
         ef_search: int = 0,
+        explain: bool = False,
         session: bool = False,
         max_staleness: float | None = None,
         timeout: float = TIMEOUT,
-    ) -> list[list[Hit]]:
+    ) -> list[Hits]:
         """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order."""
         rows = values.as_array(queries, "queries", 2)
-        narrow = Narrow(fields, max_distance, min_score, offset, None)
+        narrow = Narrow(fields, max_distance, min_score, offset, None, explain)
         request = search_request(
             rows[0], k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -107,7 +110,7 @@ class SearchMethods(ABC):
             request, len(rows), reading.mode, seconds, max_staleness=reading.max_staleness, session=reading.session
         )
         size = sum(map(calls.batch_bytes, batches))
-        return await self._made(documents, size, lambda: [answers.hits(batch) for batch in batches])
+        return await self._made(documents, size, lambda: [_hits(batch) for batch in batches])
 
     async def search_strong(
         self,
@@ -121,7 +124,7 @@ class SearchMethods(ABC):
         exact: bool = False,
         ef_search: int = 0,
         timeout: float = TIMEOUT,
-    ) -> list[Hit]:
+    ) -> Hits:
         """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, Reading(ReadMode.STRONG), timeout)
@@ -138,7 +141,7 @@ class SearchMethods(ABC):
         exact: bool = False,
         ef_search: int = 0,
         timeout: float = TIMEOUT,
-    ) -> list[Hit]:
+    ) -> Hits:
         """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
         the configured bound."""
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
@@ -158,7 +161,7 @@ class SearchMethods(ABC):
         session: bool = False,
         max_staleness: float | None = None,
         timeout: float = TIMEOUT,
-    ) -> list[Hit]:
+    ) -> Hits:
         """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
         session, max_staleness."""
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
@@ -181,10 +184,11 @@ class SearchMethods(ABC):
         offset: int = 0,
         exact: bool = False,
         ef_search: int = 0,
+        explain: bool = False,
         timeout: float = TIMEOUT,
     ) -> PartialHits:
         """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
-        narrow = Narrow(fields, max_distance, min_score, offset, like)
+        narrow = Narrow(fields, max_distance, min_score, offset, like, explain)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -192,7 +196,7 @@ class SearchMethods(ABC):
         missing = {shard: error.message for shard, error in found.missing.items()}
         return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
 
-    async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> list[Hit]:
+    async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> Hits:
         return await self._hits(*await self._find(request, reading, timeout))
 
     async def _find(
@@ -210,8 +214,8 @@ class SearchMethods(ABC):
         )
         return documents, found
 
-    async def _hits(self, documents: DocumentCalls, found: Found) -> list[Hit]:
-        return await self._made(documents, calls.batch_bytes(found.batch), answers.hits, found.batch)
+    async def _hits(self, documents: DocumentCalls, found: Found) -> Hits:
+        return await self._made(documents, calls.batch_bytes(found.batch), _hits, found.batch)
 
     @staticmethod
     async def _made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> T:
@@ -220,13 +224,14 @@ class SearchMethods(ABC):
 
 
 class Narrow(NamedTuple):
-    """What is left of a search's hits; see `search`."""
+    """What is left of a search's hits, and whether they are explained; see `search`."""
 
     fields: Any = None
     max_distance: Any = None
     min_score: Any = None
     offset: Any = 0
     like: Any = None
+    explain: Any = False
 
 
 EVERYTHING = Narrow()
@@ -263,7 +268,12 @@ def search_request(
         fields=values.field_paths(narrow.fields),
         offset=offset,
         like=like,
+        explain=values.check_flag(narrow.explain, "explain"),
     )
+
+
+def _hits(batch: HitBatch) -> Hits:
+    return Hits(answers.hits(batch), batch.explained)
 
 
 def _bound(value: Any, field: str) -> float | None:

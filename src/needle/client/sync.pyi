@@ -7,10 +7,10 @@ from needle.base.access import Role
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
-from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
-from needle.client.document_calls import PartialHits
+from needle.client.document_calls import Hits, PartialHits
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.loop_thread import LoopThread
@@ -147,10 +147,11 @@ class SyncClient:
         offset: int = ...,
         exact: bool = ...,
         ef_search: int = ...,
+        explain: bool = ...,
         session: bool = ...,
         max_staleness: float | None = ...,
         timeout: float = ...,
-    ) -> list[Hit]: ...
+    ) -> Hits: ...
     def search_many(
         self,
         queries: Any,
@@ -167,10 +168,11 @@ class SyncClient:
         offset: int = ...,
         exact: bool = ...,
         ef_search: int = ...,
+        explain: bool = ...,
         session: bool = ...,
         max_staleness: float | None = ...,
         timeout: float = ...,
-    ) -> list[list[Hit]]: ...
+    ) -> list[Hits]: ...
     def search_strong(
         self,
         query: Any,
@@ -183,7 +185,7 @@ class SyncClient:
         exact: bool = ...,
         ef_search: int = ...,
         timeout: float = ...,
-    ) -> list[Hit]: ...
+    ) -> Hits: ...
     def search_leased(
         self,
         query: Any,
@@ -196,7 +198,7 @@ class SyncClient:
         exact: bool = ...,
         ef_search: int = ...,
         timeout: float = ...,
-    ) -> list[Hit]: ...
+    ) -> Hits: ...
     def search_eventual(
         self,
         query: Any,
@@ -211,7 +213,7 @@ class SyncClient:
         session: bool = ...,
         max_staleness: float | None = ...,
         timeout: float = ...,
-    ) -> list[Hit]: ...
+    ) -> Hits: ...
     def search_partial(
         self,
         query: Any = ...,
@@ -229,6 +231,7 @@ class SyncClient:
         offset: int = ...,
         exact: bool = ...,
         ef_search: int = ...,
+        explain: bool = ...,
         timeout: float = ...,
     ) -> PartialHits: ...
     def set_alias(

@@ -32,10 +32,10 @@ from needle.base.access import Role
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
-from needle.base.model import CollectionSpec, Document, Hit, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
-from needle.client.document_calls import PartialHits
+from needle.client.document_calls import Hits, PartialHits
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.loop_thread import LoopThread

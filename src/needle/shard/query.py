@@ -9,14 +9,17 @@ It must not know apply, SQLite or faiss; the view and the store are arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, NeedleError
+from needle.base.explain import ShardExplanation
 from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.routing.topology import called
@@ -28,6 +31,7 @@ from needle.shard.fields.builders import Builders
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.places import Places
+from needle.shard.segments.trace import Trace
 from needle.shard.segments.view import VectorsView
 
 Nearest = tuple[list[int], list[float]]
@@ -49,6 +53,8 @@ class Collection(Protocol):
     def hidden(self) -> BitMap: ...
     @property
     def places(self) -> Places: ...
+    @property
+    def visible(self) -> int: ...
 
 
 def search_group(
@@ -59,9 +65,10 @@ def search_group(
     limits: Limits,
     builders: Builders | None = None,
     go_on: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> list[HitBatch | NeedleError]:
-    """Answer requests that differ in their vector only. builders, go_on: see PayloadIndex.within. Raises what concerns
-    all of them; an error in place of an answer concerns one."""
+    """Answer requests that differ in their vector only. builders, go_on: see PayloadIndex.within. clock: seconds, for
+    explanations. Raises what concerns all of them; an error in place of an answer concerns one."""
     first = requests[0]
     answers: dict[int, HitBatch | NeedleError] = {}
     queries: list[npt.NDArray[np.float32]] = []
@@ -73,11 +80,45 @@ def search_group(
         except NeedleError as error:
             answers[at] = error
     if good:
+        trace = Trace(len(queries), clock) if first.explain else None
+        instants = [clock()]
         allow = allowed_ordinals(collection, first.filter, limits, builders, go_on)
+        instants.append(clock())
         go_on()
-        found = _nearest(collection, np.stack(queries), first, allow)
-        answers.update(zip(good, _batches(collection.record, store, first, found, applied), strict=True))
+        found = _nearest(collection, np.stack(queries), first, allow, trace)
+        instants.append(clock())
+        batches = _batches(collection.record, store, first, found, applied)
+        if trace is not None:
+            allowed = collection.visible if allow is None else len(allow)
+            batches = _explained(batches, trace, collection.visible, allowed, [*instants, clock()])
+        answers.update(zip(good, batches, strict=True))
     return [answers[at] for at in range(len(requests))]
+
+
+def _explained(
+    batches: list[HitBatch], trace: Trace, documents: int, allowed: int, instants: Sequence[float]
+) -> list[HitBatch]:
+    """With how each was found. instants: of the beginning, and after filter, vectors and documents."""
+    took = [round(1000 * (after - before), 3) for before, after in pairwise(instants)]
+    return [
+        msgspec.structs.replace(
+            batch,
+            explained=[
+                ShardExplanation(
+                    shard=-1,  # who asked this shard knows its number
+                    applied_index=batch.applied_index,
+                    documents=documents,
+                    allowed=allowed,
+                    together=len(batches),
+                    filter_milliseconds=took[0],
+                    vectors_milliseconds=took[1],
+                    documents_milliseconds=took[2],
+                    segments=trace.segments(at),
+                )
+            ],
+        )
+        for at, batch in enumerate(batches)
+    ]
 
 
 def allowed_ordinals(
@@ -100,7 +141,11 @@ def allowed_ordinals(
 
 
 def _nearest(
-    collection: Collection, queries: npt.NDArray[np.float32], request: SearchRequest, allow: BitMap | None
+    collection: Collection,
+    queries: npt.NDArray[np.float32],
+    request: SearchRequest,
+    allow: BitMap | None,
+    trace: Trace | None,
 ) -> list[Nearest]:
     """For each query, the k nearest (fewer if there are fewer) and everything tied with the last of them."""
     k = min(request.k, collection.record.documents if allow is None else len(allow))
@@ -109,7 +154,9 @@ def _nearest(
     places = collection.places
     if allow is not None and places:
         allow = places.vectors_of(allow)
-    found = collection.vectors.nearest(queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search)
+    found = collection.vectors.nearest(
+        queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search, trace=trace
+    )
     return [(places.documents_of(vectors), distances) for vectors, distances in found] if places else found
 
 

@@ -78,7 +78,11 @@ class Reads:
         self._cut: dict[str, None] = {}
 
     def search_many(
-        self, requests: list[SearchRequest], wanted: Callable[[int], bool], builders: Builders | None
+        self,
+        requests: list[SearchRequest],
+        wanted: Callable[[int], bool],
+        builders: Builders | None,
+        clock: Callable[[], float],
     ) -> list[SearchAnswer]:
         """See Replica.search_many."""
         groups: dict[tuple[object, ...], list[int]] = {}
@@ -91,19 +95,24 @@ class Reads:
                 members = [at for at in grouped if wanted(at)]
                 if members:
                     go_on = partial(_while_wanted, members, wanted)
-                    answers = self._search_group(view, [requests[at] for at in members], builders, go_on)
+                    answers = self._search_group(view, [requests[at] for at in members], builders, go_on, clock)
                     results.update(zip(members, answers, strict=True))
         late = DeadlineExceeded("the search's time was over before it could begin")
         return [results.get(at, late) for at in range(len(requests))]
 
     def _search_group(
-        self, view: ReplicaView, asked: list[SearchRequest], builders: Builders | None, go_on: Callable[[], None]
+        self,
+        view: ReplicaView,
+        asked: list[SearchRequest],
+        builders: Builders | None,
+        go_on: Callable[[], None],
+        clock: Callable[[], float],
     ) -> Sequence[SearchAnswer]:
         """Of requests that differ in their vectors only."""
         try:
             check_claim(view.fence, asked[0].claim, view.at.index)
             collection = view.collection(asked[0].collection)
-            return search_group(collection, view.store, asked, view.at.index, self._limits, builders, go_on)
+            return search_group(collection, view.store, asked, view.at.index, self._limits, builders, go_on, clock)
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             return [not_served(error)] * len(asked)

@@ -219,13 +219,15 @@ class Replica:
         requests: list[SearchRequest],
         wanted: Callable[[int], bool] = lambda _: True,
         builders: Builders | None = None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> list[SearchAnswer]:
         """Searches that share collection, k and options go as one matrix product or faiss call; each answer, or why
         there is none, stands where its request stood. All see the same applied index. wanted: whether somebody still
         waits for the answer to the request at that place; looked at before the work and in it. builders: who may
-        make a field's index; without them this thread does, with them BeingIndexed may stand in place of an answer."""
+        make a field's index; without them this thread does, with them BeingIndexed may stand in place of an answer.
+        clock: seconds, for searches that are to be explained."""
         self._usable.check()
-        return self._reads.search_many(requests, wanted, builders)
+        return self._reads.search_many(requests, wanted, builders, clock)
 
     def take_cut_files(self) -> list[str]:
         """Paths of index files that searches found shorter than they were; once each."""

@@ -36,6 +36,7 @@ def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
         b"".join(batches[which].vectors[row * sizes[which] : (row + 1) * sizes[which]] for _, _, which, row in order),
         max((batch.applied_index for batch in batches), default=0),
         batches[0].metric if batches else Metric.COSINE,
+        [one for batch in batches for one in batch.explained],
     )
 
 
@@ -116,7 +117,7 @@ def by_owner(owners: Sequence[int]) -> Mapping[int, list[int]]:
 
 def merged_hits(answers: dict[int, Payload], request: SearchRequest) -> tuple[dict[int, HitBatch], HitBatch]:
     """Of each shard's answer: all of them by shard, and what the request asks for of all."""
-    batches = {shard: calls.decode(body, HitBatch) for shard, body in answers.items()}
+    batches = {shard: _of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.items()}
     return batches, narrowed(merge_hits(list(batches.values()), request.k), request)
 
 
@@ -124,12 +125,23 @@ def merged_searches(
     answers: dict[int, Payload], request: SearchRequest, count: int
 ) -> tuple[dict[int, int], list[HitBatch]]:
     """Of each shard's answer to `count` searches: the index that it surely saw, and what is asked for of all."""
-    decoded = {shard: calls.decode(body, SearchManyAnswer).batches for shard, body in answers.items()}
+    decoded = {
+        shard: [_of_shard(shard, batch) for batch in calls.decode(body, SearchManyAnswer).batches]
+        for shard, body in answers.items()
+    }
     if any(len(batches) != count for batches in decoded.values()):
         raise ProtocolError(f"a shard has not answered {count} searches")
     seen = {shard: min(batch.applied_index for batch in batches) for shard, batches in decoded.items()}
     of_all = [merge_hits([batches[at] for batches in decoded.values()], request.k) for at in range(count)]
     return seen, [narrowed(batch, request) for batch in of_all]
+
+
+def _of_shard(shard: int, batch: HitBatch) -> HitBatch:
+    """If it explains itself, with the number of the shard that did."""
+    if not batch.explained:
+        return batch
+    told = [msgspec.structs.replace(one, shard=shard) for one in batch.explained]
+    return msgspec.structs.replace(batch, explained=told)
 
 
 def merged_pages(answers: dict[int, Payload], limit: int) -> ScanAnswer:

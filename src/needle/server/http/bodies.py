@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from needle.base.explain import ShardExplanation
 from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
 
 Vector = list[float] | bytes
@@ -232,7 +233,8 @@ class Documents(msgspec.Struct, frozen=True, kw_only=True):
 
 class SearchOptions(ReadBody, frozen=True, kw_only=True):
     """k: how many. exact: score every vector instead of using the index. offset: of the nearest, how many are left out.
-    max_distance, min_score: leave out hits that are farther, or score less."""
+    max_distance, min_score: leave out hits that are farther, or score less. explain: also tell how each shard found
+    them."""
 
     k: Annotated[int, Meta(ge=1, le=INT_MAX, description=_WITH_OFFSET)] = 10
     filter: Filter = None
@@ -245,6 +247,7 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
     offset: Annotated[int, Meta(ge=0, le=INT_MAX, description=_WITH_OFFSET)] = 0
     max_distance: float | None = None
     min_score: float | None = None
+    explain: bool = False
 
 
 class Search(SearchOptions, frozen=True, kw_only=True):
@@ -277,18 +280,21 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Hits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Nearest first, ties by id. applied_index: of each shard, the entry of its log up to which its documents were
-    searched. epoch: of the map of shards. missing: shards that did not answer, and why; only with `partial`."""
+    searched. epoch: of the map of shards. missing: shards that did not answer, and why; only with `partial`.
+    explained: how each shard found them; only with `explain`."""
 
     hits: list[Hit]
     applied_index: dict[int, int]
     epoch: int
     missing: dict[int, str] = {}
+    explained: list[ShardExplanation] = []
 
 
-class ManyHits(msgspec.Struct, frozen=True, kw_only=True):
-    """For each query, its hits."""
+class ManyHits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """For each query, its hits; with `explain`, how each shard found them."""
 
     results: list[list[Hit]]
+    explained: list[list[ShardExplanation]] = []
 
 
 class Count(ReadBody, frozen=True, kw_only=True):

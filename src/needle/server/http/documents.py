@@ -264,7 +264,7 @@ async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
     if body.partial and call.session:
         raise invalid("partial", True, "false in a session: what is missing could not be told from what is gone")
-    narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, body.like)
+    narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain)
     request = await call.beside(
         lambda: search_request(
             None if body.vector is None else vector_of(body.vector, body.vector_type),
@@ -283,12 +283,18 @@ async def search(call: Call) -> bodies.Hits:
     )
     missing = {shard: error.message for shard, error in found.missing.items()}
     hits = await _hits_beside(call, found.batch, body.vector_format)
-    return bodies.Hits(hits=hits, applied_index=found.applied, epoch=found.epoch, missing=missing)
+    return bodies.Hits(
+        hits=hits,
+        applied_index=found.applied,
+        epoch=found.epoch,
+        missing=missing,
+        explained=found.batch.explained,
+    )
 
 
 async def search_many(call: Call) -> bodies.ManyHits:
     body: bodies.SearchMany = call.body
-    narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, None)
+    narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, None, body.explain)
 
     def asked() -> tuple[SearchRequest, int]:
         queries = [vector_of(one, body.vector_type, f"vectors[{n}]") for n, one in enumerate(body.vectors)]
@@ -309,7 +315,8 @@ async def search_many(call: Call) -> bodies.ManyHits:
         max_staleness=reading.max_staleness,
         session=reading.session,
     )
-    return bodies.ManyHits(results=[await _hits_beside(call, batch, body.vector_format) for batch in batches])
+    results = [await _hits_beside(call, batch, body.vector_format) for batch in batches]
+    return bodies.ManyHits(results=results, explained=[batch.explained for batch in batches] if body.explain else [])
 
 
 async def _hits_beside(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:

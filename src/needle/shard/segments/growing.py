@@ -49,6 +49,11 @@ class Chunk:
     def live_rows(self) -> int:
         return self.rows if self.live is None else int(np.count_nonzero(self.live))
 
+    def count(self, allowed: Ints) -> int:
+        """Live rows of the sorted ordinals `allowed`."""
+        at = positions(self.ordinals[: self.rows], allowed)
+        return len(at) if self.live is None else int(np.count_nonzero(self.live[at]))
+
     def without(self, dead: Ints) -> Chunk:
         """This chunk with the sorted ordinals `dead` tombstoned (those that it holds)."""
         at = positions(self.ordinals[: self.rows], dead)
@@ -115,6 +120,10 @@ class GrowingSegment:
     def live_between(self, first: int, last: int) -> int:
         """Live rows with ordinals in [first, last]."""
         return sum(c.live_between(first, last) for c in self.chunks if c.last >= first and c.first <= last)
+
+    def count(self, allowed: Ints) -> int:
+        """Live rows of the sorted ordinals `allowed`."""
+        return sum(chunk.count(allowed) for chunk in self.chunks)
 
     def appended(self, ordinals: Ints, vectors: Floats) -> GrowingSegment:
         """With rows added. ordinals: (n,) ascending, above every ordinal held. vectors: (n, d) float32."""

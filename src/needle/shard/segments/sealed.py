@@ -40,6 +40,7 @@ from needle.shard.segments.scoring import (
     top_k,
 )
 from needle.shard.segments.shared_nodes import SharedNodes
+from needle.shard.segments.trace import Ways
 
 # Rows copied out of the mapping at a time: a block that stays in the cache.
 SCAN_ROWS = 2048
@@ -168,23 +169,27 @@ class SealedSegment:
             block = None if mask is None else mask[at : at + SCAN_ROWS]
             scan.add(self.vectors(slice(at, at + SCAN_ROWS)), self.ordinals(local), block)
 
-    def search(self, queries: Floats, k: int, ef_search: int, mask: Bools | None) -> list[Candidates]:
+    def search(
+        self, queries: Floats, k: int, ef_search: int, mask: Bools | None, ways: Ways | None = None
+    ) -> list[Candidates]:
         """Candidates for the k nearest rows that count (mask True, or all). Thread-safe.
 
-        queries: (nq, d) float32. Every query gets at least min(k, rows that count) candidates.
+        queries: (nq, d) float32. Every query gets at least min(k, rows that count) candidates. ways: where to note how.
         """
         if self._shared is None:
-            found = self._search_band(self._whole, queries, k, ef_search, mask)
+            found = self._search_band(self._whole, queries, k, ef_search, mask, ways)
             return [Candidates(c.query, self.ordinals(c.ordinal), c.distance) for c in found]
         first_rows = self._shared.representatives(mask)
         counts = None if mask is None else first_rows >= 0
         if self.bands:
-            found = self._search_bands(queries, k, ef_search, counts)
+            found = self._search_bands(queries, k, ef_search, counts, ways)
         else:
-            found = self._search_band(self._whole, queries, k, ef_search, counts)
+            found = self._search_band(self._whole, queries, k, ef_search, counts, ways)
         return self._rows_of([Candidates(c.query, first_rows[c.ordinal], c.distance) for c in found], mask, k)
 
-    def _search_bands(self, queries: Floats, k: int, ef_search: int, counts: Bools | None) -> list[Candidates]:
+    def _search_bands(
+        self, queries: Floats, k: int, ef_search: int, counts: Bools | None, ways: Ways | None
+    ) -> list[Candidates]:
         """The bands in turn, longest first; a query is done when no vector of the next can be as near as its k-th."""
         lengths = np.sqrt(square_norms(queries)) * np.float32(ROUNDING)
         best = np.full((len(queries), k), np.inf, np.float32)
@@ -193,14 +198,15 @@ class SealedSegment:
             rest = np.flatnonzero(-(lengths * np.float32(band.longest)) <= best[:, -1])
             if not len(rest):
                 break
-            part = self._search_band(band, queries[rest], k, ef_search, counts)
+            some = None if ways is None else ways.some(rest)
+            part = self._search_band(band, queries[rest], k, ef_search, counts, some)
             found += [Candidates(rest[c.query], c.ordinal, c.distance) for c in part]
             _, distances = top_k(part, len(rest), k)
             best[rest] = np.sort(np.concatenate((best[rest], distances), axis=1), axis=1)[:, :k]
         return found
 
     def _search_band(
-        self, band: Band, queries: Floats, k: int, ef_search: int, counts: Bools | None
+        self, band: Band, queries: Floats, k: int, ef_search: int, counts: Bools | None, ways: Ways | None
     ) -> list[Candidates]:
         """Candidates for the k nearest nodes of a band that count; their `ordinal` is a node."""
         end = band.first + band.nodes
@@ -209,10 +215,12 @@ class SealedSegment:
             return []
         beam = _beam(k, ef_search, band.nodes, count)
         if not band.even or beam * BEAM_ROWS >= count or k + RESCORE_MARGIN >= count:
-            return self._exact(band, queries, k, counts)
+            return self._exact(band, queries, k, counts, ways)
         wanted = k + RESCORE_MARGIN
         width = wanted if counts is None else beam
         near = self._nearest(band, queries, width, beam)
+        if ways is not None:
+            ways.by_graph(beam)
         if counts is None and near.min() >= 0:
             return [self._scored(queries, np.repeat(np.arange(len(queries)), width), near.ravel())]
         good = near >= 0
@@ -225,14 +233,17 @@ class SealedSegment:
         found = [self._scored(queries, query, near[query, column])]
         if not enough.all():
             rest = np.flatnonzero(~enough)
-            exact = self._exact(band, queries[rest], k, counts)
+            some = None if ways is None else ways.some(rest)
+            exact = self._exact(band, queries[rest], k, counts, some)
             found += [Candidates(rest[c.query], c.ordinal, c.distance) for c in exact]
         return found
 
     def _scored(self, queries: Floats, query: Ints, nodes: Ints) -> Candidates:
         return Candidates(query, nodes, pair_distances(self.metric, queries[query], self._vectors(nodes)))
 
-    def _exact(self, band: Band, queries: Floats, k: int, counts: Bools | None) -> list[Candidates]:
+    def _exact(self, band: Band, queries: Floats, k: int, counts: Bools | None, ways: Ways | None) -> list[Candidates]:
+        if ways is not None:
+            ways.exactly()
         scan = Scan(self.metric, queries, k, band.longest)
         nodes = np.arange(len(self._raw))
         self._scan_nodes(scan, nodes if counts is None else np.where(counts, nodes, -1), band)

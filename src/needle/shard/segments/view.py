@@ -16,6 +16,7 @@ from needle.base.model import CollectionSpec
 from needle.shard.segments.growing import GrowingSegment
 from needle.shard.segments.scoring import Bools, Candidates, Floats, Ints, Scan, top_k, with_ties
 from needle.shard.segments.sealed import SealedSegment
+from needle.shard.segments.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +107,28 @@ class VectorsView:
         (nq, k) float32 (inf for none). Raises CorruptSegment if a file was made shorter.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        return top_k(self._candidates(queries, k, allow, exact, ef_search), len(queries), k)
+        return top_k(self._candidates(queries, k, allow, exact, ef_search, None), len(queries), k)
 
     def nearest(
-        self, queries: Floats, k: int, *, allow: BitMap | None = None, exact: bool = False, ef_search: int = 0
+        self,
+        queries: Floats,
+        k: int,
+        *,
+        allow: BitMap | None = None,
+        exact: bool = False,
+        ef_search: int = 0,
+        trace: Trace | None = None,
     ) -> list[tuple[list[int], list[float]]]:
         """Like `search`, and with what is as near as the k-th (TIES_MAX more at most): for each query its ordinals and
-        distances. With exact=True all ties are there, without it those that the graphs show."""
+        distances. With exact=True all ties are there, without it those that the graphs show. trace: told how."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        found = with_ties(self._candidates(queries, k, allow, exact, ef_search), len(queries), k)
+        found = with_ties(self._candidates(queries, k, allow, exact, ef_search, trace), len(queries), k)
         ends = np.searchsorted(found.query, np.arange(len(queries) + 1)).tolist()
         ordinals, distances = found.ordinal.tolist(), found.distance.tolist()
         return [(ordinals[a:b], distances[a:b]) for a, b in pairwise(ends)]
 
     def _candidates(
-        self, queries: Floats, k: int, allow: BitMap | None, exact: bool, ef_search: int
+        self, queries: Floats, k: int, allow: BitMap | None, exact: bool, ef_search: int, trace: Trace | None
     ) -> list[Candidates]:
         """What every place finds: the k nearest of each query are among them."""
         allowed = None if allow is None else sorted_ordinals(allow)
@@ -132,17 +140,27 @@ class VectorsView:
         if exact or growing.chunks:
             norm_max = max([growing.norm_max, *(s.sealed.norm_max for s in places)])
             scan = Scan(self.spec.metric, queries, k, norm_max)
+            since = 0.0 if trace is None else trace.clock()
             growing.scan(scan, allowed)
+            if trace is not None and growing.chunks:
+                _trace_growing(trace, growing, allowed, since)
         for served in places:
             segment = served.sealed.segment
             part = None if allowed is None else between(allowed, segment.first, segment.last)
-            if part is not None and len(part) == 0:
-                continue
-            mask = served.mask(part)
-            if exact and scan is not None:
-                served.sealed.scan(scan, mask)
-            else:
-                found += served.sealed.search(queries, k, ef_search or self.spec.index.ef_search, mask)
+            ways, since = (None, 0.0) if trace is None else (trace.ways(), trace.clock())
+            mask = None
+            if part is None or len(part):
+                mask = served.mask(part)
+                if exact and scan is not None:
+                    served.sealed.scan(scan, mask)
+                    if ways is not None:
+                        ways.exactly()
+                else:
+                    found += served.sealed.search(queries, k, ef_search or self.spec.index.ef_search, mask, ways)
+            if trace is not None:
+                rows = served.live_rows()
+                counted = rows if part is None else 0 if mask is None else int(np.count_nonzero(mask))
+                trace.searched(segment.first, segment.last, rows, counted, since, ways)
         return found + scan.found if scan is not None else found
 
     def live_blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
@@ -160,3 +178,9 @@ class VectorsView:
         ]
         for _, blocks in sorted(parts, key=lambda part: part[0]):
             yield from blocks
+
+
+def _trace_growing(trace: Trace, growing: GrowingSegment, allowed: Ints | None, since: float) -> None:
+    rows = len(growing)
+    counted = rows if allowed is None else growing.count(allowed)
+    trace.searched(growing.chunks[0].first, growing.chunks[-1].last, rows, counted, since)
