@@ -20,7 +20,7 @@ from needle.base.runtime import Rng
 from needle.client import values
 from needle.client.batches import BatchMethods
 from needle.client.directory import Caller
-from needle.client.document_calls import BatchPart, DocumentCalls, Found
+from needle.client.document_calls import BatchPart, DocumentCalls, Found, Held
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.client.where import MakePart, WhereWork
 from needle.protocol import calls
@@ -351,6 +351,10 @@ class PlainCalls:
         """As `DocumentCalls.counts`; the group counts as shard 0."""
         answer = await self._all(mode, timeout)
         return {spec.name: {0: count} for spec, count in zip(answer.collections, answer.counts, strict=True)}
+
+    async def sizes(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, Held]]:
+        """As `DocumentCalls.sizes`."""
+        return {name: {0: Held(held[0], None)} for name, held in (await self.counts(mode, timeout)).items()}
 
     async def _all(self, mode: ReadMode, timeout: float) -> CollectionsAnswer:
         answer = await self._read(calls.COLLECTIONS, CollectionsCall, Freshness(mode), timeout)

@@ -26,7 +26,9 @@ _PUBLIC = {
     ),
     "needle.base.explain": "SegmentExplanation ShardExplanation Way",
     "needle.base.filters.builder": "Filter",
-    "needle.base.model": "CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult",
+    "needle.base.model": (
+        "CollectionSize CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult"
+    ),
     "needle.client": "ApiKey Client CollectionDescription Hits NewApiKey PartialHits ScanPage SyncClient",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",

@@ -52,6 +52,7 @@ from needle.base.explain import SegmentExplanation as SegmentExplanation
 from needle.base.explain import ShardExplanation as ShardExplanation
 from needle.base.explain import Way as Way
 from needle.base.filters.builder import Filter as Filter
+from needle.base.model import CollectionSize as CollectionSize
 from needle.base.model import CollectionSpec as CollectionSpec
 from needle.base.model import Document as Document
 from needle.base.model import Hit as Hit

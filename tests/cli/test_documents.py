@@ -98,7 +98,8 @@ def test_collections(needle) -> None:
     specs = {spec["name"]: spec for spec in needle.json("collections")}
     assert specs["images"]["dimensions"] == 512 and specs["images"]["metric"] == "dot"
     assert specs["images"]["index"]["m"] == 32 and specs["default"]["metric"] == "l2"
-    assert "images" in needle.run("collections")
+    shown = needle.run("collections")
+    assert "images" in shown and "0.0 MB" in shown and specs["images"]["documents"] == 0
     needle.run("collections", "create", "images", "--dimensions", "512", expect=1)
     assert "[collection_exists]" in needle.notes
     needle.run("collections", "drop", "images", "--yes")

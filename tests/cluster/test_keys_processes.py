@@ -118,6 +118,8 @@ async def test_a_key_for_one_collection_knows_of_no_other(cluster: ProcessCluste
         assert [hit.id for hit in await client.search(VECTOR, 3, collection="mine")] == ["x"]
         assert [spec.name for spec in await client.collections()] == ["other"]
         assert (await client.describe_collection("other")).documents == 1
+        (only,) = await client.describe_collections()
+        assert only.name == "other" and only.size is not None and only.size.documents == 1
         with pytest.raises(NeedleError):
             await client.insert("x", VECTOR)
         with pytest.raises(Forbidden):

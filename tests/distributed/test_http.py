@@ -113,6 +113,22 @@ async def test_a_document_lives_and_dies_through_any_node(world: World) -> None:
     assert (gone.status, gone.json["code"]) == (404, "document_not_found")
 
 
+async def test_collections_say_how_large_they_are(world: World) -> None:
+    path, (a, b, c) = await made(world), world.doors
+    body = {"ids": ["x", "y"], "vectors": [[1.0] * DIMENSIONS] * 2, "metadatas": [{"n": 1}, {"n": 2}]}
+    assert (await a("POST", f"{path}/insert", body)).json["written"] == 2
+    one = (await b("GET", path)).json
+    assert one["documents"] == {"0": 2} and one["size"] == one["sizes"]["0"]
+    assert one["size"]["vector_bytes"] == 2 * 4 * DIMENSIONS and one["size"]["index_bytes"] == 0
+    assert one["size"]["document_bytes"] > 2 * len('{"n":1}')
+    listed = (await c("GET", "/v1/collections?sizes=true")).json["collections"]
+    assert one in listed
+    plain = (await c("GET", "/v1/collections")).json["collections"]
+    assert [row["name"] for row in plain] == [row["name"] for row in listed]
+    assert all(row["documents"] is None and row["size"] is None for row in plain)
+    assert (await c("GET", "/v1/collections?sizes=perhaps")).status == 400
+
+
 async def test_documents_expire_and_collections_have_a_time_to_live(world: World) -> None:
     path, (a, b, c) = await made(world, ttl=3600), world.doors
     row, far = [1.0] * DIMENSIONS, "2999-01-01T00:00:00Z"

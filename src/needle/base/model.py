@@ -57,6 +57,23 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, index=index, ttl=made.ttl) == made
 
 
+class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a collection is in one shard, on the replica that answered, or in all. documents: exactly.
+    document_bytes: of their rows with ids and metadata on disk, about. vector_bytes: of their vectors beside these.
+    index_bytes: of the index files, which hold the vectors once more, and those of deleted documents until they are
+    made anew. field_index_bytes: of the indexes of metadata's fields."""
+
+    documents: int = 0
+    document_bytes: int = 0
+    vector_bytes: int = 0
+    index_bytes: int = 0
+    field_index_bytes: int = 0
+
+    def __add__(self, other: CollectionSize) -> CollectionSize:
+        mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
+        return CollectionSize(**{name: mine[name] + theirs[name] for name in mine})
+
+
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """One search result. distance: lower is nearer (see Metric). score: higher is nearer
     (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for."""

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 import needle
-from needle.base.errors import InvalidArgument
-from needle.base.model import CollectionSpec, IndexParams, Metric
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.model import CollectionSize, CollectionSpec, IndexParams, Metric
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription
 
@@ -16,21 +16,41 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the collectio
 
 
 def collections(context: typer.Context, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
-    """List the collections, create or drop one."""
+    """List the collections with how many documents they hold and their sizes; create or drop one."""
     if context.invoked_subcommand is not None:
         return
 
-    async def work(client: needle.Client) -> list[CollectionSpec]:
-        return list(await client.collections())
+    async def work(client: needle.Client) -> list[CollectionDescription] | list[CollectionSpec]:
+        try:
+            return await client.describe_collections()
+        except NeedleError as error:
+            if not error.retryable:
+                raise
+            notes.print(f"documents and sizes are not known now: {error.message}", markup=False)
+            return await client.collections()
 
-    specs = run(cluster, work)
+    found = run(cluster, work)
     if json:
-        print_json(specs)
+        print_json(found)
         return
-    rows = table("collection", "dimensions", "metric", "index")
-    for spec in specs:
-        rows.add_row(spec.name, str(spec.dimensions), str(spec.metric), _in_words(spec.index))
+    rows = table("collection", "dimensions", "metric", "documents", "data", "index files", "field indexes", "index")
+    for one in found:
+        counts = ["?", *_sizes(None)]
+        if isinstance(one, CollectionDescription):
+            counts = [str(one.documents), *_sizes(one.size)]
+        rows.add_row(one.name, str(one.dimensions), str(one.metric), *counts, _in_words(one.index))
     console.print(rows)
+
+
+def _sizes(size: CollectionSize | None) -> list[str]:
+    """Of data, index files and field indexes; ? if a shard did not say."""
+    if size is None:
+        return ["?", "?", "?"]
+    return [_bytes(size.document_bytes + size.vector_bytes), _bytes(size.index_bytes), _bytes(size.field_index_bytes)]
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 def _in_words(index: IndexParams) -> str:
@@ -76,7 +96,7 @@ def drop(
 
 
 def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
-    """Show what a collection is like, how many documents it holds, and its aliases."""
+    """Show what a collection is like, how many documents it holds, how large it is, and its aliases."""
 
     async def work(client: needle.Client) -> CollectionDescription:
         return await client.describe_collection(name)
@@ -94,10 +114,19 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("index", _in_words(found.index)),
         ("ttl", "none" if found.ttl is None else f"{found.ttl:g} s"),
         ("documents", str(found.documents)),
-        *((f"of these in shard {shard}", str(count)) for shard, count in sorted(found.shards.items())),
+        *(
+            (f"of these in shard {shard}", f"{count} ({_in_all(found.sizes.get(shard))})")
+            for shard, count in sorted(found.shards.items())
+        ),
+        ("sizes", _in_all(found.size)),
     ):
         rows.add_row(label, text)
     console.print(rows)
+
+
+def _in_all(size: CollectionSize | None) -> str:
+    data, files, fields = _sizes(size)
+    return f"data {data}, index files {files}, field indexes {fields}"
 
 
 def alter(

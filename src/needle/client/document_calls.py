@@ -13,7 +13,7 @@ import msgspec
 
 from needle.base.errors import NeedleError
 from needle.base.explain import ShardExplanation
-from needle.base.model import CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.protocol.calls import DocumentBatch, ScanAnswer
 from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
@@ -64,6 +64,13 @@ class BatchPart(NamedTuple):
 
     rows: Sequence[int]
     outcome: WriteResult | NeedleError
+
+
+class Held(NamedTuple):
+    """What a shard has of a collection. size: None if it did not say, as nodes of a release before this do not."""
+
+    documents: int
+    size: CollectionSize | None
 
 
 class DocumentCalls(Protocol):
@@ -227,4 +234,8 @@ class DocumentCalls(Protocol):
 
     async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
         """Documents of each collection by shard."""
+        ...
+
+    async def sizes(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, Held]]:
+        """Documents of each collection by shard, and how large it is there."""
         ...

@@ -6,21 +6,24 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from needle.base.errors import CollectionNotFound, InvalidArgument
-from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
+from needle.base.model import CollectionSize, IndexParams, Metric, ReadMode, WriteResult
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
-from needle.client.document_calls import DocumentCalls
+from needle.client.document_calls import DocumentCalls, Held
+from needle.routing.topology import CollectionInfo
 
 
 class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to know of a collection. id: tells it from others of its name, before and after it. shards: how
-    many documents each shard holds. aliases: its other names. ttl: seconds that a document lives after its last write,
-    None if that has no end."""
+    many documents each shard holds; sizes: how large it is in each, but for those whose node is of a release that does
+    not say. size: in all shards, None if one did not say. aliases: its other names. ttl: seconds that a document lives
+    after its last write, None if that has no end."""
 
     name: str
     id: int
@@ -31,6 +34,8 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     shards: dict[int, int]
     aliases: list[str]
     ttl: float | None = None
+    sizes: dict[int, CollectionSize] = {}
+    size: CollectionSize | None = None
 
 
 class NamingMethods(ABC):
@@ -72,19 +77,17 @@ class NamingMethods(ABC):
         found = {info.spec.name: info for info in collections}.get(aliases.get(name, name))
         if found is None:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
-        spec = found.spec
-        shards = (await documents.counts(wanted, seconds)).get(spec.name, {})
-        return CollectionDescription(
-            name=spec.name,
-            id=found.id,
-            dimensions=spec.dimensions,
-            metric=spec.metric,
-            index=spec.index,
-            documents=sum(shards.values()),
-            shards=shards,
-            aliases=sorted(alias for alias, leads_to in aliases.items() if leads_to == spec.name),
-            ttl=spec.ttl or None,
-        )
+        return _description(found, aliases, await documents.sizes(wanted, seconds))
+
+    async def describe_collections(
+        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+    ) -> list[CollectionDescription]:
+        """What all collections are like, by name; with one call of each shard."""
+        wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
+        documents = await self._documents()
+        collections, aliases = await documents.described(wanted, seconds)
+        held = await documents.sizes(wanted, seconds) if collections else {}
+        return [_description(info, aliases, held) for info in collections]
 
     async def alter_collection(
         self,
@@ -104,3 +107,23 @@ class NamingMethods(ABC):
         effort = 0 if ef_search is None else values.check_count(ef_search, "ef_search")
         lives = -1.0 if ttl is None else values.check_ttl(ttl, 0.0)
         return await (await self._documents()).alter_collection(name, effort, lives, seconds)
+
+
+def _description(
+    info: CollectionInfo, aliases: Mapping[str, str], all_held: Mapping[str, Mapping[int, Held]]
+) -> CollectionDescription:
+    spec, held = info.spec, all_held.get(info.spec.name, {})
+    sizes = {shard: one.size for shard, one in held.items() if one.size is not None}
+    return CollectionDescription(
+        name=spec.name,
+        id=info.id,
+        dimensions=spec.dimensions,
+        metric=spec.metric,
+        index=spec.index,
+        documents=sum(one.documents for one in held.values()),
+        shards={shard: one.documents for shard, one in held.items()},
+        aliases=sorted(alias for alias, leads_to in aliases.items() if leads_to == spec.name),
+        ttl=spec.ttl or None,
+        sizes=sizes,
+        size=sum(sizes.values(), CollectionSize()) if len(sizes) == len(held) else None,
+    )

@@ -260,6 +260,12 @@ class SyncClient:
         mode: ReadMode | str = ...,
         timeout: float = ...,
     ) -> CollectionDescription: ...
+    def describe_collections(
+        self,
+        *,
+        mode: ReadMode | str = ...,
+        timeout: float = ...,
+    ) -> list[CollectionDescription]: ...
     def alter_collection(
         self,
         collection: str = ...,

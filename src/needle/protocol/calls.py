@@ -29,7 +29,7 @@ import msgspec
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest
+from needle.base.model import CollectionSize, CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.base.parts import Body, encode_parts
 
 WRITE: Final = "write"
@@ -150,19 +150,22 @@ def batch_bytes(batch: DocumentBatch | HitBatch) -> int:
 
 
 class CollectionsCall(msgspec.Struct, frozen=True, array_like=True):
-    """epoch: as in SearchCall."""
+    """epoch: as in SearchCall. sizes: tell these too."""
 
     group: GroupId
     freshness: Freshness
     epoch: int = 0
+    sizes: bool = False
 
 
 class CollectionsAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """counts: documents of each collection, in the same order."""
+    """counts: documents of each collection, in the same order; sizes: so, if they were asked for and the node knows how
+    to tell them."""
 
     collections: list[CollectionSpec]
     counts: list[int]
     applied_index: int
+    sizes: list[CollectionSize] = []
 
 
 class CountCall(msgspec.Struct, frozen=True, array_like=True):

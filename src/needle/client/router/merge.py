@@ -13,8 +13,7 @@ from needle.base.errors import ProtocolError
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
 from needle.protocol import calls
-from needle.protocol.calls import CollectionsAnswer, DocumentBatch, ScanAnswer, SearchManyAnswer, expiries
-from needle.routing.topology import Topology
+from needle.protocol.calls import DocumentBatch, ScanAnswer, SearchManyAnswer, expiries
 
 
 def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
@@ -155,15 +154,3 @@ def merged_documents(
     """All of them by shard, and one answer in the order of `names`."""
     batches = {shard: calls.decode(body, DocumentBatch) for shard, body in answers.items()}
     return batches, merge_documents(list(batches.values()), names)
-
-
-def merged_counts(answers: dict[int, Payload], now: Topology) -> dict[str, dict[int, int]]:
-    """Documents of each collection that the catalog has, by its name and its aliases, then by shard."""
-    known = {info.stored_name: info.spec.name for info in now.collections}
-    counts: dict[str, dict[int, int]] = {name: {} for name in known.values()}
-    for shard, body in answers.items():
-        answer = calls.decode(body, CollectionsAnswer)
-        for spec, count in zip(answer.collections, answer.counts, strict=True):
-            if spec.name in known:
-                counts[known[spec.name]][shard] = count
-    return counts | {alias.name: counts[alias.collection] for alias in now.aliases if alias.collection in counts}

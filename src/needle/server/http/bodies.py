@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from needle.base.explain import ShardExplanation
-from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
+from needle.base.model import CollectionSize, IndexParams, Metric, ReadMode, WriteResult
 
 Vector = list[float] | bytes
 Vectors = list[list[float]] | bytes
@@ -74,8 +74,15 @@ class AlterCollection(Body, frozen=True, kw_only=True):
     ttl: Annotated[float, Meta(ge=0)] | None = None
 
 
+class ListCollections(Body, frozen=True, kw_only=True):
+    """sizes: also ask all shards how many documents they hold, and how large these are."""
+
+    sizes: bool = False
+
+
 class Collection(msgspec.Struct, frozen=True, kw_only=True):
-    """A collection; documents: how many it holds, by shard. ttl: seconds that a document lives after its last write."""
+    """A collection; documents: how many it holds, by shard. sizes: how large it is in each shard; size: in all of them.
+    ttl: seconds that a document lives after its last write."""
 
     name: str
     dimensions: int
@@ -83,6 +90,8 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexParams
     ttl: float | None = None
     documents: dict[int, int] | None = None
+    sizes: dict[int, CollectionSize] | None = None
+    size: CollectionSize | None = None
 
 
 class Collections(msgspec.Struct, frozen=True, kw_only=True):

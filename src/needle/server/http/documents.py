@@ -12,6 +12,7 @@ from needle.base.model import CollectionSpec, HitBatch, IndexParams, SearchReque
 from needle.client import answers, values
 from needle.client import cursor as cursors
 from needle.client.cursor import Place
+from needle.client.naming import CollectionDescription
 from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
@@ -45,16 +46,31 @@ async def create_collection(call: Call) -> bodies.Collection:
 
 
 async def list_collections(call: Call) -> bodies.Collections:
-    found = await call.client.collections(timeout=call.body.timeout)
+    body: bodies.ListCollections = call.body
+    if body.sizes:
+        described = await call.client.describe_collections(timeout=body.timeout)
+        found = [_described(one) for one in described]
+    else:
+        found = [_collection(spec) for spec in await call.client.collections(timeout=body.timeout)]
     allowed = call.caller.collections
-    return bodies.Collections(
-        collections=[_collection(spec) for spec in found if allowed is None or spec.name in allowed]
-    )
+    return bodies.Collections(collections=[one for one in found if allowed is None or one.name in allowed])
 
 
 async def describe_collection(call: Call) -> bodies.Collection:
-    spec = await _spec(call)
-    return _collection(spec, await call.client.counts(collection=call.collection, timeout=call.body.timeout))
+    return _described(await call.client.describe_collection(call.collection, timeout=call.body.timeout))
+
+
+def _described(found: CollectionDescription) -> bodies.Collection:
+    return bodies.Collection(
+        name=found.name,
+        dimensions=found.dimensions,
+        metric=found.metric,
+        index=found.index,
+        ttl=found.ttl,
+        documents=found.shards,
+        sizes=found.sizes,
+        size=found.size,
+    )
 
 
 async def _spec(call: Call) -> CollectionSpec:
@@ -65,14 +81,9 @@ async def _spec(call: Call) -> CollectionSpec:
     return spec
 
 
-def _collection(spec: CollectionSpec, documents: dict[int, int] | None = None) -> bodies.Collection:
+def _collection(spec: CollectionSpec) -> bodies.Collection:
     return bodies.Collection(
-        name=spec.name,
-        dimensions=spec.dimensions,
-        metric=spec.metric,
-        index=spec.index,
-        ttl=spec.ttl or None,
-        documents=documents,
+        name=spec.name, dimensions=spec.dimensions, metric=spec.metric, index=spec.index, ttl=spec.ttl or None
     )
 
 

@@ -113,7 +113,7 @@ ROUTES: Final = (
     # --- collections -------------------------------------------------------------------------------------------------
     Route(
         "GET", f"{BASE}/collections", documents.list_collections, "All collections",
-        Nothing, bodies.Collections, "reader", tag="collections", filtered=True,
+        bodies.ListCollections, bodies.Collections, "reader", tag="collections", filtered=True,
     ),
     Route(
         "POST", f"{BASE}/collections", documents.create_collection, "Create a collection",

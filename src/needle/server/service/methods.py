@@ -132,5 +132,10 @@ def told(caller: Identity, method: str, call: Any, answer: Any) -> Any:
 
 def _some(caller: Identity, found: CollectionsAnswer, name: Callable[[str], str]) -> CollectionsAnswer:
     allowed = caller.collections or ()
-    pairs = [pair for pair in zip(found.collections, found.counts, strict=True) if name(pair[0].name) in allowed]
-    return CollectionsAnswer([spec for spec, _ in pairs], [count for _, count in pairs], found.applied_index)
+    rows = [row for row, spec in enumerate(found.collections) if name(spec.name) in allowed]
+    return CollectionsAnswer(
+        [found.collections[row] for row in rows],
+        [found.counts[row] for row in rows],
+        found.applied_index,
+        [found.sizes[row] for row in rows] if found.sizes else [],
+    )

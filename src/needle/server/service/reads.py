@@ -246,9 +246,15 @@ class Reads:
 
     async def collections(self, call: CollectionsCall, claim: Claim | None = None) -> CollectionsAnswer:
         hosted = await self._fresh(call.group, call.freshness)
-        counts = await self._node.blocking(hosted.replica.counts, claim)  # there may be thousands
         applied = self._host.applied_index(call.group)
-        return CollectionsAnswer([spec for spec, _ in counts], [count for _, count in counts], applied)
+        if call.sizes:
+            sizes = await self._node.blocking(hosted.replica.sizes, claim)
+            counts = [(spec, size.documents) for spec, size in sizes]
+        else:
+            sizes, counts = [], await self._node.blocking(hosted.replica.counts, claim)  # there may be thousands
+        return CollectionsAnswer(
+            [spec for spec, _ in counts], [count for _, count in counts], applied, [size for _, size in sizes]
+        )
 
 
 def _columns(found: list[StoredDocument], applied: int, shown: Callable[[bytes], bytes]) -> DocumentBatch:

@@ -97,6 +97,11 @@ class PayloadIndex:
             fields = list(self._fields.values())
         return [".".join(one.key[0]) for one in fields if not one.refused and one.state.end >= self._end]
 
+    def bytes_held(self) -> int:
+        """Memory that the indexes take."""
+        with self._lock:
+            return sum(field.nbytes for field in self._fields.values())
+
     def close(self) -> None:
         """Give the memory back; searches that run get their answers by reading."""
         with self._lock:

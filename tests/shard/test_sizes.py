@@ -1,0 +1,87 @@
+"""How large a collection is said to be is what it has, and costs nothing that grows with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from needle.base.model import CollectionSize, SearchRequest
+from needle.client.document_calls import Held
+from needle.client.naming import _description
+from needle.multiraft.ports import Applied
+from needle.protocol.commands import CreateCollection, Delete, PublishSegment
+from needle.routing.topology import CollectionInfo
+from needle.shard.documents.store import DocumentStore
+from needle.shard.segments.sealed import SealedSegment
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, open_replica, put, spec
+from shard.vectors_util import seal
+
+ROWS = 300
+
+
+@pytest.fixture
+def replica(tmp_path: Path):
+    made = open_replica(tmp_path)
+    log = Log()
+    ids = [f"d{n:04}" for n in range(ROWS)]
+    rows = [[n, 0, 0] for n in range(ROWS)]
+    metadata = [{"n": n, "text": "x" * 1000} for n in range(ROWS)]
+    made.apply(log.add(CreateCollection(spec()), CreateCollection(spec("empty")), put(ids, rows, metadata)))
+    made.apply(log.add(Delete("c", ids[:100])))
+    yield made
+    made.close()
+
+
+def sizes(replica: Replica) -> dict[str, CollectionSize]:
+    return {spec.name: size for spec, size in replica.sizes()}
+
+
+def test_counts_and_bytes(replica: Replica) -> None:
+    found = sizes(replica)
+    assert found["empty"] == CollectionSize()
+    size = found["c"]
+    assert size.documents == 200 and size.vector_bytes == 200 * 3 * 4 and size.index_bytes == 0
+    assert 200 * 1000 < size.document_bytes < 200 * 1400
+    assert size.field_index_bytes == 0
+    query = np.zeros(3, "<f4").tobytes()
+    replica.search(SearchRequest(collection="c", vector=query, k=1, filter=b'{"n":{"$gte":150}}'))
+    indexed = sizes(replica)["c"].field_index_bytes
+    assert 0 < indexed <= replica.field_indexes.used
+
+
+def test_index_files_count_as_they_are_on_disk(replica: Replica) -> None:
+    (vectors,) = [one for one in replica.collection_vectors() if one.spec.name == "c"]
+    segment, path = seal(vectors, 0, 199)
+    vectors.attach(SealedSegment(path, segment, vectors.spec))
+    log = Log()
+    log.entries = [Applied(index=n + 1, term=1, data=b"", conf=None) for n in range(4)]
+    replica.apply(log.add(PublishSegment(**msgspec.structs.asdict(segment))))
+    assert sizes(replica)["c"].index_bytes == os.path.getsize(path) == segment.size > 0
+
+
+def test_no_document_is_read(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("by_id", "by_ordinal", "scan", "metadata_between", "metadata_of"):
+        monkeypatch.setattr(DocumentStore, name, None)
+    assert sizes(replica)["c"].documents == 200
+
+
+def test_of_all_shards() -> None:
+    info = CollectionInfo(id=3, spec=spec())
+    one = CollectionSize(documents=1, document_bytes=2, vector_bytes=3, index_bytes=4, field_index_bytes=5)
+    found = _description(info, {"alias": "c", "other": "x"}, {"c": {0: Held(1, one), 4: Held(1, one)}})
+    assert found.documents == 2 and found.shards == {0: 1, 4: 1} and found.aliases == ["alias"]
+    assert found.size == CollectionSize(
+        documents=2, document_bytes=4, vector_bytes=6, index_bytes=8, field_index_bytes=10
+    )
+    assert _description(info, {}, {}).size == CollectionSize()
+
+
+def test_a_shard_that_does_not_say_leaves_the_sum_open() -> None:
+    held = {0: Held(1, CollectionSize(documents=1)), 4: Held(7, None)}
+    found = _description(CollectionInfo(id=3, spec=spec()), {}, {"c": held})
+    assert found.documents == 8 and found.size is None and list(found.sizes) == [0]
