@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,37 @@ def test_an_exported_collection_comes_back_as_it_was(needle, tmp_path: Path, suf
     needle.run("export", str(file), "-c", names[0], "--force", "--where", '{"big": {"$exists": true}}')
     assert "188 documents" in needle.notes or "187 documents" in needle.notes
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_instants_come_back_with_their_documents(needle, tmp_path: Path, suffix: str) -> None:
+    """Also of one that never expires, in a collection where others do; those that have expired by then do not."""
+    names = [f"mortal-{suffix}", f"again-{suffix}"]
+    for name in names:
+        needle.run("collections", "create", name, "--dimensions", "4", "--ttl", "86400")
+    file, vectors = tmp_path / f"documents.{suffix}", np.eye(4)
+    with library.connect_sync(needle.cluster.cluster.split(",")) as client:
+        ids, until = ["a", "b", "c", "d"], ["2999-01-01T00:00:00.000001Z", "never", None, "2100-02-03T04:05:06Z"]
+        metadatas = [{"n": 1}, None, None, "text"]
+        client.insert_batch(ids=ids, vectors=vectors, metadatas=metadatas, expires_at=until, collection=names[0])
+        needle.run("export", str(file), "-c", names[0])
+        needle.run("insert", str(file), "-c", names[1])
+
+        def held(name: str) -> list[Any]:
+            found = client.scan(with_vectors=True, collection=name)
+            return [(d.id, d.vector.tobytes(), json.dumps(d.metadata), d.expires_at) for d in found]
+
+        before = held(names[0])
+        assert before == held(names[1]) and [row[3] for row in before][:2] == [until[0], None]
+        client.delete_where({}, collection=names[1])
+        table = client.scan(with_vectors=True, collection=names[0]).to_arrow()
+        client.insert_batch(table, collection=names[1])
+        assert [row[:3] for row in held(names[1])] == [row[:3] for row in before]
+        assert held(names[1])[0][3] == until[0]
+        client.patch("c", expires_at=datetime.now(UTC) + timedelta(seconds=4), collection=names[0])
+        needle.run("export", str(file), "-c", names[0], "--force")
+        assert needle.json("insert", str(file), "-c", names[1])["expired"] == 1
+        assert needle.json("insert", str(file), "-c", names[1], "--expires-at", "never")["inserted"] == 4
 
 
 def test_aliases_descriptions_and_changes_of_collections(needle, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from needle.base.errors import InvalidArgument
 from needle.cli import inputs
-from needle.cli.inputs import Record, count_records, read_query_vector, read_records
+from needle.cli.inputs import Record, check_record, count_records, read_query_vector, read_records
 from needle.client.values import metadata_bytes
 
 
@@ -123,6 +123,28 @@ def test_parquet_columns_become_metadata(tmp_path: Path) -> None:
     assert [record.id for record in records] == ["a", "b", "c"]
     assert records[1].metadata == {"lang": "de"} and records[1].vector.tolist() == [1, 2]
     assert count_records(path) == 3
+
+
+def test_lines_say_when_a_document_expires_beside_its_metadata(tmp_path: Path) -> None:
+    path, at = tmp_path / "a.jsonl", "2030-01-01T00:00:00Z"
+    own = {"id": "a", "vector": [1], "metadata": None, "expires_at": at}
+    field = {"id": "b", "vector": [1], "expires_at": at}
+    path.write_text(
+        "\n".join(map(json.dumps, [own, field, {**own, "expires_at": "never"}, {**own, "metadata": {"n": 1}}]))
+    )
+    found = [(one.metadata, one.expires_at) for one in read_all(path)]
+    assert found == [(None, at), ({"expires_at": at}, None), (None, "never"), ({"n": 1}, at)]
+    path.write_text(json.dumps({**own, "expires_at": "soon"}))
+    with pytest.raises(InvalidArgument, match=r"a\.jsonl:1: expires_at"):
+        read_all(path)
+
+
+def test_a_row_without_an_id_is_not_called_none(tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"id": ["a", None], "vector": [[1.0]] * 2}), path)
+    records = read_all(path)
+    with pytest.raises(InvalidArgument, match="row 1: id"):
+        check_record(records[1], None)
 
 
 def test_parquet_times_without_a_zone_become_text(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -35,12 +36,14 @@ from needle.cli.common import (
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.cli.explained import explained
 from needle.cli.inputs import Record, check_record, count_records, read_query_vector, read_records, span
+from needle.client.arrow_tables import instant
 
 T = TypeVar("T")
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of documents.")]
 BATCH_BYTES = 512 * 1024
 BATCHES_IN_FLIGHT = 4
+SOON_SECONDS = 5.0
 
 
 def search(
@@ -133,14 +136,17 @@ def insert(
 
     .jsonl: one object a line with "id" and "vector" (or "text", which is embedded with the demo's model); other keys
     become metadata. .npy: a 2-d array, ids are row numbers. .parquet: columns id and vector, others become metadata.
+    What `needle export` wrote comes back as it was, also when documents expire, if neither --ttl nor --expires-at says
+    otherwise; those that have expired by now are left out.
     """
     if ttl is not None and expires_at is not None:
         raise typer.BadParameter("give --ttl or --expires-at, not both")
     until = expires_at if ttl is None else datetime.now(UTC) + timedelta(seconds=ttl)
-    total = count_records(file)
+    total, left_out = count_records(file), Counter[str]()
 
     async def work(client: needle.Client) -> tuple[int, float]:
-        batches = _by_bytes(read_records(file, lambda: Embedder().embed, id_prefix, batch))
+        records = read_records(file, lambda: Embedder().embed, id_prefix, batch)
+        batches = _by_bytes(records if until is not None else _without_expired(records, left_out))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=notes, disable=json) as progress:
             task = progress.add_task(file.name, total=total)
@@ -152,10 +158,22 @@ def insert(
 
     inserted, seconds = run(cluster, work)
     if json:
-        print_json({"inserted": inserted, "seconds": round(seconds, 3)})
+        print_json({"inserted": inserted, "expired": left_out["expired"], "seconds": round(seconds, 3)})
     else:
         count = "1 document" if inserted == 1 else f"{inserted} documents"
         notes.print(f"{count} in {seconds:.1f} s, {inserted / max(seconds, 1e-9):,.0f} a second")
+        if left_out["expired"]:
+            notes.print(f"left out, for they have expired: {left_out['expired']}")
+
+
+def _without_expired(batches: Iterator[list[Record]], left_out: Counter[str]) -> Iterator[list[Record]]:
+    """Without documents whose own instant has passed, or will have by the time they arrive: a leader refuses these."""
+    for records in batches:
+        now = int(1e6 * (datetime.now(UTC) + timedelta(seconds=SOON_SECONDS)).timestamp())
+        kept = [one for one in records if one.expires_at in (None, "never") or instant(one.expires_at) > now]
+        left_out["expired"] += len(records) - len(kept)
+        if kept:
+            yield kept
 
 
 def _by_bytes(batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
@@ -196,7 +214,8 @@ async def insert_all(
         while records := await taking.run(next_batch):
             items = [(record.id, record.vector, record.metadata) for record in records.values()]
             try:
-                await client.insert_batch(items, expires_at=expires_at, collection=collection, timeout=timeout)
+                until = _instants(list(records.values())) if expires_at is None else expires_at
+                await client.insert_batch(items, expires_at=until, collection=collection, timeout=timeout)
             except InvalidArgument as error:
                 await _name_the_refused(client, collection, list(records.values()), error)
             inserted += len(items)
@@ -217,6 +236,12 @@ async def insert_all(
         first = failures[0]
         raise type(first)(f"{first.message} (acknowledged before: {inserted})", **first.details)
     return inserted
+
+
+def _instants(records: list[Record]) -> list[str | None] | None:
+    """Of documents of a file that says when they expire."""
+    found = [record.expires_at for record in records]
+    return found if any(found) else None
 
 
 async def _name_the_refused(

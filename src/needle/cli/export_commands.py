@@ -91,16 +91,15 @@ def export(
     """Write a collection's documents into a file that `needle insert` reads.
 
     A document that is there all the time is written exactly once; one that changes meanwhile as it is when it is read,
-    or not at all. The file appears under its name when it is whole.
+    or not at all. The file appears under its name when it is whole. When documents expire is in it, too.
     """
     condition = filter_option("--where", where)
-    made = Export(file, replace=force)
 
     async def documents(client: needle.Client) -> AsyncIterator[Document]:
         async for document in client.scan(condition, with_vectors=True, collection=collection, timeout=timeout):
             yield document
 
-    async def work(client: needle.Client) -> tuple[int, float]:
+    async def write(client: needle.Client, made: Export) -> float:
         total = await client.count(condition, collection=collection, timeout=timeout)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         started = time.perf_counter()
@@ -110,10 +109,16 @@ def export(
                 made.add(document)
                 progress.advance(task)
             made.finish()
-        return made.count, time.perf_counter() - started
+        return time.perf_counter() - started
 
-    with made:
-        count, seconds = run(cluster, work)
+    async def work(client: needle.Client) -> tuple[int, float]:
+        or_never = (await client.describe_collection(collection, timeout=timeout)).ttl is not None
+        with Export(file, replace=force, or_never=or_never) as made:
+            seconds = await write(client, made)
+            return made.count, seconds
+
+    Export.check(file, replace=force)
+    count, seconds = run(cluster, work)
     if json:
         print_json({"exported": count, "file": str(file), "seconds": round(seconds, 3)})
     else:

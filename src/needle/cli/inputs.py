@@ -6,12 +6,10 @@ names the line or row it refuses. Nothing here knows about clusters.
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date, time
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,20 +17,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from needle.base.errors import ConfigError, InvalidArgument
-from needle.client.values import as_array, check_id, metadata_bytes
+from needle.base.errors import InvalidArgument
+from needle.client import arrow_tables
+from needle.client.values import as_array, check_id, expiry, metadata_bytes
 
 Embed = Callable[[list[str]], NDArray[np.float32]]
 NPY_MAGIC = b"\x93NUMPY"
 
 
 class Record(NamedTuple):
-    """One document to insert: vector is float32 of shape (dimensions,), metadata any JSON, where: its line or row."""
+    """One document to insert: vector is float32 of shape (dimensions,), metadata any JSON, where: its line or row,
+    expires_at: an instant, "never", or None."""
 
     id: str
     vector: NDArray[np.float32]
     metadata: Any
     where: str = ""
+    expires_at: str | None = None
 
 
 def refuse(where: str, problem: str) -> InvalidArgument:
@@ -87,7 +88,7 @@ def count_records(path: Path) -> int | None:
     if suffix == ".npy":
         return int(_open_npy(path).shape[0])
     if suffix == ".parquet":
-        return int(arrow()[1].ParquetFile(path).metadata.num_rows)
+        return int(arrow_tables.library("pyarrow.parquet").ParquetFile(path).metadata.num_rows)
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
 
@@ -132,8 +133,20 @@ def _read_jsonl(path: Path, embed: Callable[[], Embed], batch: int) -> Iterator[
             for (number, _), row in zip(chunk, rows, strict=True):
                 where = f"{path}:{number}"
                 vector = as_vector(row["vector"], where) if "vector" in row else next(embedded)
-                records.append(Record(row["id"], vector, _metadata(row, where), where))
+                expires = _expires_at(row, where)
+                records.append(Record(row["id"], vector, _metadata(row, where), where, expires))
             yield records
+
+
+def _expires_at(row: dict[str, Any], where: str) -> str | None:
+    """Beside "metadata", "expires_at" says when the document expires, as `needle export` writes it; else it is
+    metadata."""
+    told = row.pop("expires_at") if "metadata" in row and "expires_at" in row else None
+    try:
+        expiry(told)
+    except InvalidArgument as error:
+        raise refuse(where, error.message) from None
+    return None if told is None else str(told)
 
 
 def _metadata(row: dict[str, Any], where: str) -> Any:
@@ -183,51 +196,18 @@ def _read_npy(path: Path, id_prefix: str, batch: int) -> Iterator[list[Record]]:
         ]
 
 
-METADATA_IS_JSON = {b"needle": b"json"}
-"""What the column "metadata" of a Parquet file says of itself if its text is the JSON of all the metadata."""
-
-
-def arrow() -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet. Raises ConfigError."""
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError(".parquet files need pyarrow: pip install 'needle-vdb[parquet]'", field="parquet") from None
-
-
-def _zoneless_as_text(value: object) -> object:
-    """Dates, times and timestamps without a zone are no instants: they become their ISO text."""
-    zoneless = isinstance(value, date | time) and getattr(value, "tzinfo", None) is None
-    return value.isoformat() if zoneless else value  # type: ignore[attr-defined]
-
-
-def _parsed(text: str | None, where: str) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise refuse(where, f'the column "metadata" holds what is not JSON: {error}') from None
-
-
 def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
-    library, parquet = arrow()
-    arrow_error = library.ArrowException
+    arrow_error = arrow_tables.library().ArrowException
     try:
-        file = parquet.ParquetFile(path)
+        file = arrow_tables.library("pyarrow.parquet").ParquetFile(path)
     except (arrow_error, OSError) as error:
         raise refuse(str(path), f"not a Parquet file: {error}") from None
-    for name in ("id", "vector"):
-        if name not in file.schema_arrow.names:
-            raise refuse(str(path), f"has no column {name!r}, only {', '.join(file.schema_arrow.names)}")
-    row_number, whole = 0, False
-    if "metadata" in file.schema_arrow.names:
-        whole = (file.schema_arrow.field("metadata").metadata or {}).get(b"needle") == METADATA_IS_JSON[b"needle"]
+    form, row_number = arrow_tables.Form(file.schema_arrow, str(path)), 0
     for table in file.iter_batches(batch_size=batch):
         records = []
-        for row in table.to_pylist():
-            row = {key: _zoneless_as_text(value) for key, value in row.items()}
+        for row in form.rows(table):
             where = f"{path} row {row_number}"
-            vector = as_vector(row.pop("vector"), where)
-            name = str(row.pop("id"))
-            records.append(Record(name, vector, _parsed(row["metadata"], where) if whole else row or None, where))
+            vector = as_vector(row.vector, where)
+            records.append(Record(row.id, vector, row.metadata, where, row.expires_at))
             row_number += 1
         yield records

@@ -15,7 +15,8 @@ import msgspec
 
 from needle.base.errors import InvalidArgument
 from needle.base.model import Document
-from needle.cli.inputs import METADATA_IS_JSON, arrow, refuse
+from needle.cli.inputs import refuse
+from needle.client import arrow_tables
 
 ROWS = 1000
 """Of one group of a Parquet file."""
@@ -35,8 +36,18 @@ class _Rows(Protocol):
 class Export:
     """One file that is being written; a context manager. `finish` gives it its name; without that nothing is left."""
 
-    def __init__(self, path: Path, *, replace: bool) -> None:
-        """Raises InvalidArgument for a name that says no format, or of a file that is there."""
+    def __init__(self, path: Path, *, replace: bool, or_never: bool = False) -> None:
+        """or_never: say of documents without an instant that they never expire. Raises InvalidArgument
+        for a name that says no format, or of a file that is there."""
+        make = self.check(path, replace=replace)
+        self.count = 0
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._rows: _Rows = self._made(make, or_never)
+
+    @staticmethod
+    def check(path: Path, *, replace: bool) -> Any:
+        """What makes its format. Raises as the constructor, without touching anything."""
         makers = {".jsonl": _Lines, ".ndjson": _Lines, ".parquet": _Parquet}
         make = makers.get(path.suffix.lower())
         if make is None:
@@ -45,14 +56,11 @@ class Export:
             raise refuse(str(path), "is there already: --force replaces it")
         if not path.parent.is_dir():
             raise refuse(str(path), f"there is no directory {path.parent}")
-        self.count = 0
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._rows: _Rows = self._made(make)
+        return make
 
-    def _made(self, make: Any) -> _Rows:
+    def _made(self, make: Any, or_never: bool) -> _Rows:
         try:
-            rows: _Rows = make(self._partial)
+            rows: _Rows = make(self._partial, or_never)
         except OSError as error:
             raise refuse(str(self._path), f"cannot be written: {error.strerror}") from None
         return rows
@@ -87,13 +95,17 @@ class Export:
 class _Lines:
     """One object a line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, or_never: bool) -> None:
         self._file = path.open("wb")
+        self._or_never = or_never
 
     def add(self, document: Document) -> None:
         row = {"id": document.id, "vector": document.vector.tolist()}
-        if document.metadata is not None:
+        expires = document.expires_at or ("never" if self._or_never else None)
+        if document.metadata is not None or expires is not None:  # beside metadata, expires_at is no part of it
             row["metadata"] = document.metadata
+        if expires is not None:
+            row["expires_at"] = expires
         self._file.write(msgspec.json.encode(row) + b"\n")
 
     def end(self) -> None:
@@ -104,16 +116,11 @@ class _Lines:
 
 
 class _Parquet:
-    """Columns id, vector (float32) and metadata (JSON text, which the column's own metadata says)."""
+    """Columns as of client/arrow_tables.py."""
 
-    def __init__(self, path: Path) -> None:
-        self._arrow, parquet = arrow()
-        text = self._arrow.string()
-        self._schema = self._arrow.schema([
-            self._arrow.field("id", text, nullable=False),
-            self._arrow.field("vector", self._arrow.list_(self._arrow.float32()), nullable=False),
-            self._arrow.field("metadata", text, metadata=METADATA_IS_JSON),
-        ])  # fmt: skip
+    def __init__(self, path: Path, or_never: bool) -> None:
+        self._schema = arrow_tables.schema(or_never=or_never)
+        parquet = arrow_tables.library("pyarrow.parquet")
         self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._waiting: list[Document] = []
 
@@ -124,10 +131,14 @@ class _Parquet:
 
     def _write(self) -> None:
         rows, self._waiting = self._waiting, []
-        json = [None if row.metadata is None else msgspec.json.encode(row.metadata).decode() for row in rows]
-        columns = [[row.id for row in rows], [row.vector for row in rows], json]
-        arrays = [self._arrow.array(c, field.type) for c, field in zip(columns, self._schema, strict=True)]
-        self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
+        batch = arrow_tables.record_batch(
+            self._schema,
+            [row.id for row in rows],
+            b"".join(row.vector.tobytes() for row in rows),
+            [b"" if row.metadata is None else msgspec.json.encode(row.metadata) for row in rows],
+            [arrow_tables.instant(row.expires_at) for row in rows],
+        )
+        self._writer.write_batch(batch)
 
     def end(self) -> None:
         if self._waiting:

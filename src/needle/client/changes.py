@@ -6,7 +6,7 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from needle.client import answers, values
 from needle.client import cursor as cursors
 from needle.client.cursor import Place
 from needle.client.document_calls import DocumentCalls
+from needle.client.scanning import Batch, Scan
 from needle.protocol.commands import Change, ChangeWhere
 
 DEFAULT_COLLECTION = "default"
@@ -236,6 +237,21 @@ class ChangeMethods(ABC):
         documents, or none, and not be the last one. slice: (i, n) gives the i-th of n shares of the ids, for readers
         side by side. cursor: of the page before, also from another process. fields: as in `search`.
         """
+        batch = await self._scan_batch(filter, cursor, limit, with_vectors, fields, slice, mode, collection, timeout)
+        return ScanPage(documents=answers.documents(batch.documents), cursor=batch.cursor)
+
+    async def _scan_batch(
+        self,
+        filter: FilterLike,
+        cursor: str | None,
+        limit: int,
+        with_vectors: bool,
+        fields: Iterable[str] | None,
+        slice: Sequence[int],
+        mode: ReadMode | str,
+        collection: str,
+        timeout: float,
+    ) -> Batch:
         where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
         place = Place(where, values.filter_bytes(filter), values.check_slice(slice), "")
         if cursor is not None:
@@ -258,9 +274,9 @@ class ChangeMethods(ABC):
         )
         after = answer.reached
         following = None if after is None else cursors.encode(_at(place, after, answer.collection_id))
-        return ScanPage(documents=answers.documents(answer.documents), cursor=following)
+        return Batch(answer.documents, following)
 
-    async def scan(
+    def scan(
         self,
         filter: FilterLike = None,
         *,
@@ -271,24 +287,14 @@ class ChangeMethods(ABC):
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
-    ) -> AsyncIterator[Document]:
-        """All documents that match a filter, one after the other, as `scan_page` reads them. timeout: of each page."""
-        while True:
-            page = await self.scan_page(
-                filter,
-                cursor=cursor,
-                with_vectors=with_vectors,
-                fields=fields,
-                slice=slice,
-                mode=mode,
-                collection=collection,
-                timeout=timeout,
-            )
-            for document in page.documents:
-                yield document
-            cursor = page.cursor
-            if cursor is None:
-                return
+    ) -> Scan:
+        """All documents that match a filter, one after the other, as `scan_page` reads them: an async iterator.
+        `to_arrow()` of it gives them as an Arrow table instead. timeout: of each page."""
+
+        async def read(at: str | None) -> Batch:
+            return await self._scan_batch(filter, at, PAGE, with_vectors, fields, slice, mode, collection, timeout)
+
+        return Scan(read, cursor, with_vectors=with_vectors)
 
 
 def _at(place: Place, after: str, collection_id: int) -> Place:

@@ -106,7 +106,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
 
     async def insert_each(
         self,
-        documents: Iterable[Sequence[Any]] | None = None,
+        documents: Any = None,
         *,
         ids: Iterable[str] | None = None,
         vectors: Any = None,
@@ -115,10 +115,12 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> dict[str, WriteResult | NeedleError]:
-        """Insert or replace many documents: either (id, vector[, metadata]) tuples, or ids, a 2-d array of vectors and
-        optionally metadatas, one a row. expires_at: see `insert`; for all of them, or a list of one a document. Returns
-        the outcome of every id: the result of the log entry that carries it; OutcomeUnknown if it may or may not be
-        written; any other error if it is not. Of documents with one id the last one counts, as if written one by one.
+        """Insert or replace many documents: (id, vector[, metadata]) tuples; or a table with the columns id and vector,
+        all others being metadata, which is anything with the Arrow PyCapsule protocol; or ids, a 2-d array of vectors
+        and optionally metadatas, one a row. expires_at: see `insert`; for all of them, or a list of one a document.
+        Returns the outcome of every id: the result of the log entry that carries it; OutcomeUnknown if it may or may
+        not be written; any other error if it is not. Of documents with one id the last one counts, as if written one by
+        one.
 
         Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
         result object (`count` documents).

@@ -12,14 +12,15 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from needle.base.errors import ClientClosed
-from needle.base.model import Document
-from needle.client.changes import ScanPage
+from needle.base.model import ReadMode
+from needle.client.changes import DEFAULT_COLLECTION, PAGE, TIMEOUT, FilterLike
 from needle.client.client import Client
 from needle.client.loop_thread import LoopThread
+from needle.client.scanning import Batch, SyncScan
 
 _OWN = frozenset({"close", "scan"})
 
@@ -100,16 +101,28 @@ class SyncClient:
         thread.run(client.close())
         thread.stop()
 
-    def scan(self, filter: Any = None, *, cursor: str | None = None, **options: Any) -> Iterator[Document]:
-        """All documents that match a filter, one after the other, as `scan_page` reads them; its options, and timeout
-        of each page."""
-        scan_page: Callable[..., ScanPage] = self.scan_page  # type: ignore[attr-defined]  # made by `_face`
-        while True:
-            page = scan_page(filter, cursor=cursor, **options)
-            yield from page.documents
-            cursor = page.cursor
-            if cursor is None:
-                return
+    def scan(
+        self,
+        filter: FilterLike = None,
+        *,
+        cursor: str | None = None,
+        with_vectors: bool = False,
+        fields: Iterable[str] | None = None,
+        slice: Sequence[int] = (0, 1),
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT,
+    ) -> SyncScan:
+        """All documents that match a filter, one after the other, as `scan_page` reads them: an iterator. `to_arrow()`
+        of it gives them as an Arrow table instead. timeout: of each page."""
+
+        def read(at: str | None) -> Batch:
+            client, thread = self._here()
+            return thread.run(
+                client._scan_batch(filter, at, PAGE, with_vectors, fields, slice, mode, collection, timeout)
+            )
+
+        return SyncScan(read, cursor, with_vectors=with_vectors)
 
     def __enter__(self) -> SyncClient:
         return self

@@ -19,6 +19,7 @@ from needle.base.filters.builder import Filter, field_path
 from needle.base.instants import MICROS_MAX, micros
 from needle.base.model import IndexParams, ReadMode
 from needle.base.plain import converted, plain, refused, text
+from needle.client import arrow_tables
 from needle.protocol.commands import AS_IT_IS, NEVER, Change, last_of_each_id
 
 Vectors = npt.NDArray[np.float32]
@@ -288,12 +289,15 @@ class Columns(msgspec.Struct, frozen=True):
 
 
 def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_at: Any = None) -> Columns:
-    """From (id, vector[, metadata]) tuples, or from ids, a 2-d array and optionally metadata, one a row. All are
-    checked; of those with one id the last is kept. expires_at: one for all, or one a document."""
+    """From (id, vector[, metadata]) tuples or a table, or from ids, a 2-d array and optionally metadata, one a row. All
+    are checked; of those with one id the last is kept. expires_at: one for all, or one a document."""
     if documents is not None:
         if ids is not None or vectors is not None or metadatas is not None:
             raise InvalidArgument("give either documents, or ids and vectors, not both", field="documents")
-        ids, vectors, metadatas = _split(documents)
+        if arrow_tables.is_table(documents):
+            ids, vectors, metadatas, expires_at = _of_table(documents, expires_at)
+        else:
+            ids, vectors, metadatas = _split(documents)
     elif ids is None or vectors is None:
         raise InvalidArgument("give documents, or ids and vectors", field="ids" if ids is None else "vectors")
     if isinstance(ids, set | frozenset):
@@ -328,6 +332,14 @@ def _last_wins(batch: Columns) -> Columns:
         [batch.metadata[at] for at in keep],
         [batch.expires[at] for at in keep] if batch.expires else [],
     )
+
+
+def _of_table(documents: Any, expires_at: Any) -> tuple[list[Any], Any, list[Any], Any]:
+    rows = arrow_tables.rows_of(documents)
+    if expires_at is None and any(row.expires_at is not None for row in rows):
+        expires_at = [row.expires_at for row in rows]
+    ids, vectors, metadatas = _split([(row.id, row.vector, row.metadata) for row in rows])
+    return ids, vectors, metadatas, expires_at
 
 
 def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
