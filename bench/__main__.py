@@ -1,6 +1,8 @@
-"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [http]`: or all.
+"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [http]
+[documents]`: or all.
 
---quick, --json; --documents N: how many the filters' benchmark has, 200,000 unless said otherwise."""
+--quick, --json; --documents N: how many the benchmarks of filters and documents have; 200,000 and 20,000 unless said
+otherwise."""
 
 from __future__ import annotations
 
@@ -10,9 +12,10 @@ import shutil
 import sys
 
 from bench import busy, collections, failover, filters, http, moves, search, shards, writes
+from bench import documents as bench_documents
 from bench.report import Report
 
-PARTS = ("writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "http")
+PARTS = ("writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "http", "documents")
 
 
 async def measure(parts: list[str], report: Report, *, quick: bool, documents: int | None) -> None:
@@ -36,13 +39,15 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await moves.run(report, quick=quick)
     if "http" in parts:
         await http.run(report, quick=quick)
+    if "documents" in parts:
+        await bench_documents.run(report, quick=quick, documents=documents)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all when none is named")
     parser.add_argument("--quick", action="store_true", help="smaller data and shorter runs")
-    parser.add_argument("--documents", type=int, help="documents of the filters' benchmark")
+    parser.add_argument("--documents", type=int, help="documents of the benchmarks of filters and documents")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     report = Report()

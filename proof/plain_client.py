@@ -22,7 +22,7 @@ from needle.client.batches import BatchMethods
 from needle.client.directory import Caller
 from needle.client.document_calls import BatchPart, DocumentCalls, Found, Held
 from needle.client.router.routes import BATCH_BYTES_MAX
-from needle.client.where import MakePart, WhereWork
+from needle.client.where import MakePart, OnProgress, WhereWork
 from needle.protocol import calls
 from needle.protocol.calls import (
     CollectionsAnswer,
@@ -187,9 +187,11 @@ class PlainCalls:
         command = UpdateVectors(collection, names, vectors, expected, matches=matches, expires=expires)
         return await self._group.write(lambda session: msgspec.structs.replace(command, session=session), timeout)
 
-    async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
+    async def change_where(
+        self, command: ChangeWhere, timeout: float, progress: OnProgress | None = None
+    ) -> WriteResult:
         """As `DocumentCalls.change_where`."""
-        work, loop = WhereWork(command), asyncio.get_running_loop()
+        work, loop = WhereWork(command, progress), asyncio.get_running_loop()
         deadline = loop.time() + timeout
 
         async def write(make: MakePart) -> WriteResult:

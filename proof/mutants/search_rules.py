@@ -11,6 +11,19 @@ _FIELDS = "tests/shard/test_payload_index.py::"
 
 MUTANTS = (
     Mutant(
+        name="first-answer-for-all",
+        breaks="each search of many in one call is given the hits of the first",
+        edits=(
+            Edit(
+                "client.router.merge:merged_searches",
+                "batches[at] for batches in decoded.values()",
+                "batches[0] for batches in decoded.values()",
+            ),
+        ),
+        sim=True,
+        tests=("tests/client/test_searches.py::test_each_search_of_many_gets_its_own_hits",),
+    ),
+    Mutant(
         name="deletes-lost-when-a-segment-arrives",
         breaks="a built or merged segment serves rows that were deleted meanwhile",
         edits=(

@@ -26,7 +26,7 @@ from proof.sim.history import Kind, Operation
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import may_be_told, surely_without_effect
 from proof.sim.violation import Violation
-from proof.sim.workload import FILTERS, Database, Keep, Workload, value_of
+from proof.sim.workload import FILTERS, Answer, Database, Keep, Workload, value_of
 
 MODES = (ReadMode.STRONG, ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL)
 NEW_SESSION_CHANCE = 0.1
@@ -39,6 +39,7 @@ BATCH_CHANCE = 0.12
 DELETE_MANY_CHANCE = 0.04
 BATCH_MAX = 6
 PARTIAL_CHANCE = 0.15
+MANY_SHARE, MANY_MAX = 0.15, 5
 EXPIRING_SHARE = 0.15
 EXPIRING_SECONDS, EXPIRING_REST = (0.2, 4.0), 2.0
 """Of puts: those with an instant, so far away. None of them lies in a lull, nor so shortly before one."""
@@ -59,6 +60,7 @@ class Client:
         self._work = work
         self._rng = stream(work.seed, "client", name)
         self._instants = stream(work.seed, "instants", name)
+        self._several = stream(work.seed, "several", name)
         self._versions: dict[str, int] = {}
         self._writes = 0
         self._contended = 0
@@ -105,7 +107,9 @@ class Client:
             return
         if self._is_lull():
             draw = max(draw, WRITES_SHARE)
-        if draw < 0.25:
+        if self._work.wide and draw >= WRITES_SHARE and self._several.random() < MANY_SHARE:
+            await self.search_many()
+        elif draw < 0.25:
             await self.put(key)
         elif draw < 0.33:
             await self.insert(key)
@@ -331,7 +335,45 @@ class Client:
             self._finish(op, "failed", error=error.code)
             self._expect(op, error)
             return False
-        found = answer.batch
+        self._found(op, answer, vector, k, keep, exact, required)
+        return True
+
+    async def search_many(self) -> None:
+        """Several searches in one call, each an operation of its own."""
+        rng = self._several
+        mode, (filter_, keep) = MODES[rng.randrange(len(MODES))], FILTERS[rng.randrange(len(FILTERS))]
+        k, exact, required = rng.choice([1, 3, 10]), rng.random() < 0.7, self._required(mode)
+        dimensions = self._work.profile.dimensions
+        rows = np.array(
+            [[rng.gauss(0, 1) for _ in range(dimensions)] for _ in range(rng.randint(2, MANY_MAX))], np.float32
+        )
+        asked = {"mode": str(mode), "k": k, "filter": filter_, "exact": exact, "required": required, "partial": False}
+        ops = [self._invoke("search", "", details={**asked, "vector": row.tolist(), "many": len(rows)}) for row in rows]
+        try:
+            answers = await self._database.find_many(rows, k, filter_, mode, exact)
+        except NeedleError as error:
+            for op in ops:
+                self._finish(op, "failed", error=error.code)
+            self._expect(ops[0], error)
+            return
+        if len(answers) != len(ops):
+            text = f"#{ops[0].id} of {len(ops)} searches in one call was given {len(answers)} answers"
+            self._work.broken = Violation("every search is answered", text)
+        for op, row, answer in zip(ops, rows, answers, strict=False):
+            self._found(op, answer, row, k, keep, exact, required)
+
+    def _found(
+        self,
+        op: Operation,
+        answer: Answer,
+        vector: Any,
+        k: int,
+        keep: Keep | None,
+        exact: bool,
+        required: dict[int, int],
+    ) -> None:
+        """Write down what a search was answered."""
+        found, partial = answer.batch, op.details["partial"]
         hits = list(zip(found.ids, found.versions, found.distances, strict=True))
         tags = [msgspec.json.decode(metadata).get("tag", "") for metadata in found.metadata]
         gaps = [[start.hex(), end if end is None else end.hex()] for start, end in answer.gaps]
@@ -339,7 +381,7 @@ class Client:
         op.details["hits"] = [[*hit, tag] for hit, tag in zip(hits, tags, strict=True)]
         self._finish(op, "ok", version=len(hits))
         seen = ScatterSeen(
-            mode=str(mode),
+            mode=op.details["mode"],
             vector=vector,
             k=k,
             keep=keep,
@@ -355,7 +397,6 @@ class Client:
             label=f"search #{op.id} by {self.name}",
         )
         self._work.scatters.append(seen)
-        return True
 
     def _required(self, mode: ReadMode) -> dict[int, int]:
         """By shard, what a read that begins now has to see."""

@@ -17,7 +17,7 @@ from needle.base.parts import Body, Payload
 from needle.client.batches import BatchMethods
 from needle.client.client import Client
 from needle.client.directory import Caller
-from needle.client.document_calls import Found
+from needle.client.document_calls import Found, Hits
 from needle.client.router.fan_out import Answers, FanOut
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
@@ -119,6 +119,20 @@ class RealDatabase:
         raise NotImplementedError
 
 
+def _explained(hits: Hits) -> Answer:
+    """What a search of several was answered, and from which index of each shard if it says so."""
+    applied = {one.shard: one.applied_index for one in hits.explained}
+    batch = HitBatch(
+        [hit.id for hit in hits],
+        [hit.distance for hit in hits],
+        [hit.version for hit in hits],
+        [msgspec.json.encode(hit.metadata) for hit in hits],
+        b"",
+        max(applied.values(), default=0),
+    )
+    return Answer(batch, applied or None)
+
+
 class ShardAware(RealDatabase):
     """Straight to the shards' leaders."""
 
@@ -148,6 +162,13 @@ class ShardAware(RealDatabase):
         await client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout)
         found = self._answered()
         return Answer(found.batch, found.applied, tuple(found.missing), found.gaps, found.epoch)
+
+    async def find_many(self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> list[Answer]:
+        session = mode is ReadMode.EVENTUAL
+        found = await self.client.search_many(
+            vectors, k, filter, mode=mode, exact=exact, explain=True, session=session, timeout=self.timeout
+        )
+        return [_explained(hits) for hits in found]
 
     def _answered(self) -> Found:
         if self._router.found is None:
@@ -214,6 +235,13 @@ class Proxied(RealDatabase):
         if self._recorder.batch is None:
             raise RuntimeError("the client answered a search that no node did")
         return Answer(self._recorder.batch)
+
+    async def find_many(self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> list[Answer]:
+        session = mode is ReadMode.EVENTUAL
+        found = await self._client.search_many(
+            vectors, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout
+        )
+        return [_explained(hits) for hits in found]
 
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:
         return dict(latest) if self._plain.last_index else dict.fromkeys(latest, 0)

@@ -129,9 +129,8 @@ def test_lines_say_when_a_document_expires_beside_its_metadata(tmp_path: Path) -
     path, at = tmp_path / "a.jsonl", "2030-01-01T00:00:00Z"
     own = {"id": "a", "vector": [1], "metadata": None, "expires_at": at}
     field = {"id": "b", "vector": [1], "expires_at": at}
-    path.write_text(
-        "\n".join(map(json.dumps, [own, field, {**own, "expires_at": "never"}, {**own, "metadata": {"n": 1}}]))
-    )
+    rows = [own, field, {**own, "expires_at": "never"}, {**own, "metadata": {"n": 1}}]
+    path.write_text("\n".join(map(json.dumps, rows)))
     found = [(one.metadata, one.expires_at) for one in read_all(path)]
     assert found == [(None, at), ({"expires_at": at}, None), (None, "never"), ({"n": 1}, at)]
     path.write_text(json.dumps({**own, "expires_at": "soon"}))

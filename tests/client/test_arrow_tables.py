@@ -16,6 +16,7 @@ from needle.client import arrow_tables, values
 from needle.client.scanning import Batch, Scan, SyncScan
 from needle.protocol.calls import DocumentBatch
 
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()

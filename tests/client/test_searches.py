@@ -104,3 +104,10 @@ def test_each_shard_is_named_in_what_explains_a_search() -> None:
     assert [[one.shard for one in found.explained] for found in merged_many] == [[4], [7]]
     with pytest.raises(InvalidArgument, match="explain"):
         request(explain="yes")
+
+
+def test_each_search_of_many_gets_its_own_hits() -> None:
+    near, far = batch(2), msgspec.structs.replace(batch(2), ids=["e0", "e1"])
+    answers = {shard: encode(SearchManyAnswer([near, far])) for shard in (4, 7)}
+    _, merged = merged_searches(answers, request(k=4), 2)
+    assert [found.ids for found in merged] == [["d0", "d0", "d1", "d1"], ["e0", "e0", "e1", "e1"]]

@@ -70,6 +70,26 @@ def test_when_a_shard_fails_nothing_is_under_way_any_more_and_what_is_done_is_sa
     virtually(work())
 
 
+def test_progress_is_told_part_by_part_and_may_end_the_change() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = await filled(shards)
+        told: list[int] = []
+        done = await router.change_where(ChangeWhere("default", b"", TAGGED, limit=3), 5, told.append)
+        assert told == sorted(told) and told[-1] == done.count == COUNT and len(told) > len(shards.data)
+
+        def enough(count: int) -> None:
+            if count > COUNT // 2:
+                raise ValueError("that will do")
+
+        with pytest.raises(OutcomeUnknown, match=r"documents are changed, .*that will do") as ended:
+            await router.change_where(ChangeWhere("default", b"", None, limit=3), 5, enough)
+        left = len(tags(shards))
+        assert ended.value.details["documents_changed"] == COUNT - left and 0 < left < COUNT // 2
+
+    virtually(work())
+
+
 def test_that_nothing_happened_is_said_only_if_it_is_true_of_all_shards() -> None:
     async def work() -> None:
         shards = FakeShards()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import needle
 from needle.base.errors import InvalidArgument
@@ -71,9 +74,15 @@ def patch(
 
     async def work(client: needle.Client) -> WriteResult:
         if condition is not None:
-            return await client.patch_where(
-                condition, **change, dry_run=dry_run, collection=collection, timeout=timeout
-            )
+            if dry_run:
+                return await client.patch_where(
+                    condition, **change, dry_run=True, collection=collection, timeout=timeout
+                )
+            total = await client.count(condition, collection=collection, timeout=timeout)
+            with _progress("patched", total, json) as on_progress:
+                return await client.patch_where(
+                    condition, **change, on_progress=on_progress, collection=collection, timeout=timeout
+                )
         return await client.patch(
             ids or [], **change, if_version=if_version, if_matches=matches, collection=collection, timeout=timeout
         )
@@ -105,7 +114,12 @@ def delete(
 
     async def work(client: needle.Client) -> int:
         if condition is not None:
-            return (await client.delete_where(condition, collection=collection, timeout=timeout)).count
+            total = await counted(client)
+            with _progress("deleted", total, json) as on_progress:
+                done = await client.delete_where(
+                    condition, on_progress=on_progress, collection=collection, timeout=timeout
+                )
+            return done.count
         return (await client.delete(ids or [], if_matches=matches, collection=collection, timeout=timeout)).count
 
     if dry_run:
@@ -140,6 +154,15 @@ def count(
 
     found = run(cluster, work)
     print_json({"count": found} if json else found)
+
+
+@contextmanager
+def _progress(done: str, total: int, json: bool) -> Iterator[Callable[[int], None]]:
+    """A bar that whoever calls what this gives moves on. Others write meanwhile, so the total is about right."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=notes, disable=json) as progress:
+        task = progress.add_task(done, total=total)
+        yield lambda count: progress.update(task, completed=count)
 
 
 def _one_of(ids: list[str] | None, where: str | None) -> None:

@@ -14,11 +14,13 @@ import msgspec
 from needle.base.errors import InvalidArgument, invalid, shown
 from needle.base.filters.builder import Filter
 from needle.base.model import Document, ReadMode, WriteResult
+from needle.base.plain import refused
 from needle.client import answers, values
 from needle.client import cursor as cursors
 from needle.client.cursor import Place
 from needle.client.document_calls import DocumentCalls
 from needle.client.scanning import Batch, Scan
+from needle.client.where import OnProgress
 from needle.protocol.commands import Change, ChangeWhere
 
 DEFAULT_COLLECTION = "default"
@@ -164,6 +166,7 @@ class ChangeMethods(ABC):
         expires_at: Any = None,
         return_ids: bool = False,
         dry_run: bool = False,
+        on_progress: OnProgress | None = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
@@ -171,11 +174,12 @@ class ChangeMethods(ABC):
 
         In each shard it touches what matched at one place of the log, in parts of bounded size: what others change
         between two parts, it leaves as they made it. count: how many were changed; ids: which, with return_ids.
-        dry_run: only count. When it breaks off, details["documents_changed"] of the error says how many are known to be
-        changed; it may be called again, which appends once more to those.
+        dry_run: only count. on_progress: told after each part how many documents are changed so far, on the client's
+        event loop; what it raises ends the change. When it breaks off, details["documents_changed"] of the error says
+        how many are known to be changed; it may be called again, which appends once more to those.
         """
         change = values.change(set, unset, append, remove, expires_at)
-        return await self._change_where(filter, change, return_ids, dry_run, collection, timeout)
+        return await self._change_where(filter, change, return_ids, dry_run, on_progress, collection, timeout)
 
     async def delete_where(
         self,
@@ -183,11 +187,12 @@ class ChangeMethods(ABC):
         *,
         return_ids: bool = False,
         dry_run: bool = False,
+        on_progress: OnProgress | None = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
         """Delete all documents that match a filter; {} matches all. See `patch_where`."""
-        return await self._change_where(filter, None, return_ids, dry_run, collection, timeout)
+        return await self._change_where(filter, None, return_ids, dry_run, on_progress, collection, timeout)
 
     async def _change_where(
         self,
@@ -195,6 +200,7 @@ class ChangeMethods(ABC):
         change: Change | None,
         return_ids: bool,
         dry_run: bool,
+        on_progress: OnProgress | None,
         collection: str,
         timeout: float,
     ) -> WriteResult:
@@ -210,11 +216,13 @@ class ChangeMethods(ABC):
             values.check_timeout(timeout),
         )
         ids = values.check_flag(return_ids, "return_ids")
+        if on_progress is not None and not callable(on_progress):
+            raise refused("on_progress", on_progress, "a function that takes a number")
         documents = await self._documents()
         if values.check_flag(dry_run, "dry_run"):
             count = await documents.count(name, wanted, ReadMode.STRONG, seconds)
             return WriteResult(version=0, index=0, existed=count > 0, count=count)
-        return await documents.change_where(ChangeWhere(name, wanted, change, return_ids=ids), seconds)
+        return await documents.change_where(ChangeWhere(name, wanted, change, return_ids=ids), seconds, on_progress)
 
     # --- pages -------------------------------------------------------------------------------------------------------
     async def scan_page(

@@ -15,6 +15,7 @@ from needle.base.errors import NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
+from needle.client.where import OnProgress
 from needle.protocol.calls import DocumentBatch, ScanAnswer
 from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
 from needle.routing.shard_map import KeyRange
@@ -137,9 +138,11 @@ class DocumentCalls(Protocol):
         """Give documents other vectors. count: how many were there. See `commands.UpdateVectors`."""
         ...
 
-    async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
+    async def change_where(
+        self, command: ChangeWhere, timeout: float, progress: OnProgress | None = None
+    ) -> WriteResult:
         """Change or delete the documents that match a filter, in parts. count: how many they were. When it breaks off,
-        details["documents_changed"] of the error tells how many were."""
+        details["documents_changed"] of the error tells how many were. progress: told after each part."""
         ...
 
     async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:

@@ -17,6 +17,7 @@ from needle.client.loop_thread import LoopThread
 from needle.client.naming import CollectionDescription
 from needle.client.restarting import Doing, Restart
 from needle.client.scanning import SyncScan
+from needle.client.where import OnProgress
 from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer
@@ -106,6 +107,7 @@ class SyncClient:
         expires_at: Any = ...,
         return_ids: bool = ...,
         dry_run: bool = ...,
+        on_progress: OnProgress | None = ...,
         collection: str = ...,
         timeout: float = ...,
     ) -> WriteResult: ...
@@ -115,6 +117,7 @@ class SyncClient:
         *,
         return_ids: bool = ...,
         dry_run: bool = ...,
+        on_progress: OnProgress | None = ...,
         collection: str = ...,
         timeout: float = ...,
     ) -> WriteResult: ...

@@ -42,6 +42,7 @@ from needle.client.loop_thread import LoopThread
 from needle.client.naming import CollectionDescription
 from needle.client.restarting import Doing, Restart
 from needle.client.scanning import SyncScan
+from needle.client.where import OnProgress
 from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer

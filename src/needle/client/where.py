@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, OutcomeUnknown
 from needle.base.model import WriteResult
 from needle.protocol.commands import ChangeWhere, Session
 from needle.routing.shard_map import KeyRange
@@ -22,6 +22,8 @@ MakePart = Callable[[str, Session, int, Sequence[KeyRange]], ChangeWhere]
 """(collection, session, owned, within) -> what the shard has to execute."""
 
 
+OnProgress = Callable[[int], None]
+"""Told how many documents are changed so far, after each part."""
 CHANGED: Final = "documents_changed"
 
 
@@ -33,8 +35,9 @@ class WhereWork:
     """Such a change under way. left: ranges of keys of which nothing is done. failed: a part was not done, or perhaps:
     no other one is begun."""
 
-    def __init__(self, command: ChangeWhere) -> None:
+    def __init__(self, command: ChangeWhere, progress: OnProgress | None = None) -> None:
         self._command = command
+        self._progress = progress
         self._ids: list[str] = []
         self._count = self._version = self._index = 0
         self._collection = ""
@@ -96,9 +99,19 @@ class WhereWork:
             self._count += result.count
             self._ids += result.ids
             self._version, self._index = max(self._version, result.version), max(self._index, result.index)
+            self._tell()
             if result.reached < 0:
                 return
             after, upto = result.reached, result.upto
+
+    def _tell(self) -> None:
+        """Who asked hears of it. What that raises ends the change; who asked hears of what was done by then, too."""
+        if self._progress is None:
+            return
+        try:
+            self._progress(self._count)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the parts that run must be waited for
+            self._failures.append(InvalidArgument(f"on_progress raised {error!r}", field="on_progress"))
 
     def result(self) -> WriteResult:
         """What was done in all, once no part is under way. Raises what to say when not all is done;

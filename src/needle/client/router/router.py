@@ -27,7 +27,7 @@ from needle.client.router.routes import Routes
 from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import scan_page
 from needle.client.router.sizes import held_by_shards
-from needle.client.where import WhereWork
+from needle.client.where import OnProgress, WhereWork
 from needle.protocol import calls
 from needle.protocol.calls import (
     CountAnswer,
@@ -169,10 +169,12 @@ class Router(Routes):
         except CollectionNotFound as error:
             raise deletion.gone(error) from error
 
-    async def change_where(self, command: ChangeWhere, timeout: float) -> WriteResult:
+    async def change_where(
+        self, command: ChangeWhere, timeout: float, progress: OnProgress | None = None
+    ) -> WriteResult:
         """Change or delete the documents that match a filter, in parts, in each shard on its own. count: how many they
         were. Raises as `WhereWork.result` tells."""
-        work = WhereWork(command)
+        work = WhereWork(command, progress)
         return await self._named(
             command.collection,
             timeout,
