@@ -1,7 +1,8 @@
 """The sequential specification of one document: a register that is absent or holds a version and a unique value.
 
-Pure. A state is (tag, version); ("", 0) is absent. The version of a write whose answer was lost is UNKNOWN until some
-answer reveals it: also that of an eventual read, which has no place in the order itself.
+Pure. A state is (value, version); ("", 0) is absent. A value is the tag of what was written, then `+` and the tag of
+the patch after it, then `~` and that of the vector that it was given after it. The version of a write whose answer was
+lost is UNKNOWN until some answer reveals it: also that of an eventual read, which has no place in the order itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from proof.sim.history import Operation
 State = tuple[str, int]
 ABSENT: State = ("", 0)
 UNKNOWN = -1
+CHANGES = ("patch", "update")
+"""Kinds of operations that leave the rest of a document as it is."""
 
 
 class RegisterModel:
@@ -25,21 +28,22 @@ class RegisterModel:
     def __init__(self, operations: Sequence[Operation], eventual: Sequence[Operation] = ()) -> None:
         self.conflict = ""
         self._versions: dict[str, int] = {}
-        self._patched: dict[str, int] = {}
-        """Versions that patches were answered with, by what they add; 0: there was no document."""
+        self._changed: dict[str, int] = {}
+        """Versions that patches and new vectors were answered with, by what they add; 0: there was no document."""
         for op in (*operations, *eventual):
             if op.outcome != "ok":
                 continue
-            if op.kind == "patch":
-                self._patched[op.tag] = op.version
+            if op.kind in CHANGES:
+                self._changed[op.tag] = op.version
                 continue
             tag = op.tag if op.kind in ("put", "insert", "cas") else op.seen
             if tag and self._versions.setdefault(tag, op.version) != op.version:
                 self.conflict = f"value {tag} was reported with versions {self._versions[tag]} and {op.version}"
-        for tag, version in self._versions.items():
-            if self._patched.get(tag.partition("+")[2], version) not in (version, 0):
-                self.conflict = f"value {tag} was reported with version {version}, and written with another one"
-        self._known = {*self._versions.values(), *self._patched.values()}
+        for value, version in self._versions.items():
+            last = [self._changed.get(tag, version) for tag in _changes_of(value)]
+            if last and version not in last and 0 not in last:
+                self.conflict = f"value {value} was reported with version {version}, and written with another one"
+        self._known = {*self._versions.values(), *self._changed.values()}
 
     def step(self, state: State, op: Operation) -> State | None:
         """The state after `op` took effect in `state`, or None if it cannot have been answered so there."""
@@ -56,11 +60,11 @@ class RegisterModel:
             return None
         if op.kind == "delete":
             return ABSENT
-        if op.kind == "patch" and not present:
+        if op.kind in CHANGES and not present:
             return None if op.expected else state
-        if op.kind == "patch":
+        if op.kind in CHANGES:
             fits = not op.expected or self._may_be(version, op.expected)
-            return (_with(state[0], op.tag), op.version) if fits else None
+            return (_after(state[0], op), op.version) if fits else None
         if op.kind == "insert" and present:
             return None
         if op.kind == "cas" and not self._may_be(version, op.expected):
@@ -71,17 +75,17 @@ class RegisterModel:
         version = state[1]
         if op.kind == "delete":
             return ABSENT
-        if op.kind == "patch":
+        if op.kind in CHANGES:
             if not version or (op.expected and not self._may_be(version, op.expected)):
                 return state
-            value = _with(state[0], op.tag)
+            value = _after(state[0], op)
             return value, self._versions.get(value, UNKNOWN)
         if (op.kind == "insert" and version != 0) or (op.kind == "cas" and not self._may_be(version, op.expected)):
             return state
         return op.tag, self._versions.get(op.tag, UNKNOWN)
 
     def _refused(self, version: int, op: Operation) -> bool:
-        if op.kind in ("cas", "patch") and op.version == op.expected:
+        if op.kind in ("cas", *CHANGES) and op.version == op.expected:
             return False
         if op.kind == "insert" and op.version == 0:
             return False
@@ -92,6 +96,16 @@ class RegisterModel:
         return version == reported or (version == UNKNOWN and reported != 0 and reported not in self._known)
 
 
-def _with(value: str, added: str) -> str:
-    """A value after a patch. One that loses what was there, or leaves what an earlier patch added, makes another."""
-    return f"{value.partition('+')[0]}+{added}"
+def _after(value: str, op: Operation) -> str:
+    """A value after a change. One that loses what was there, or leaves what an earlier change of its kind added, makes
+    another."""
+    metadata, tilde, vector = value.partition("~")
+    if op.kind == "update":
+        return f"{metadata}~{op.tag}"
+    return f"{metadata.partition('+')[0]}+{op.tag}{tilde}{vector}"
+
+
+def _changes_of(value: str) -> list[str]:
+    """The tags of the patch and of the new vector that a value shows."""
+    metadata, _, vector = value.partition("~")
+    return [tag for tag in (metadata.partition("+")[2], vector) if tag]

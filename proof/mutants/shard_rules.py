@@ -11,6 +11,15 @@ _WHERE = "tests/cluster/test_changes_by_filter.py::"
 
 MUTANTS = (
     Mutant(
+        name="new-vector-takes-the-metadata",
+        breaks="a document that is given another vector loses its metadata",
+        edits=(
+            Edit("shard.apply.execute:_update_vectors", "[metadata[id_] for id_ in here]", '[b"{}" for id_ in here]'),
+        ),
+        sim=True,
+        tests=("tests/shard/test_new_vectors.py::test_the_metadata_stays",),
+    ),
+    Mutant(
         name="a-patch-loses-a-field",
         breaks="a change of metadata begins with nothing: fields that it does not name are lost",
         edits=(Edit("shard.apply.patching:_edited", "if data not in _EMPTY:", "if False:"),),

@@ -40,6 +40,8 @@ DELETE_MANY_CHANCE = 0.04
 BATCH_MAX = 6
 PARTIAL_CHANCE = 0.15
 MANY_SHARE, MANY_MAX = 0.15, 5
+UPDATE_SHARE = 0.3
+"""Of changes."""
 EXPIRING_SHARE = 0.15
 EXPIRING_SECONDS, EXPIRING_REST = (0.2, 4.0), 2.0
 """Of puts: those with an instant, so far away. None of them lies in a lull, nor so shortly before one."""
@@ -102,6 +104,9 @@ class Client:
             self.renew()
         key, draw = self._work.keys.draw(self._rng), self._rng.random()
         if self._work.wide and not self._is_lull() and self._rng.random() < CHANGES_SHARE:
+            if self._several.random() < UPDATE_SHARE:
+                await self.update(key)
+                return
             patches = self._rng.random() < 0.8 or not self._database.by_filter
             await (self.patch(key) if patches else self.delete_where(key))
             return
@@ -193,6 +198,14 @@ class Client:
             "patch", key, added, expected, lambda: self._database.patch(key, {"added": added}, expected), {}
         )
 
+    async def update(self, key: str) -> None:
+        """Give a document another vector, which reads tell from all others."""
+        self._writes += 1
+        tag, vector = f"{self.name}-{self._writes}", self._several_vectors(1)[0]
+        self._work.updating(key, tag, vector)
+        details = {"vector": vector.tolist()}
+        await self._write("update", key, tag, 0, lambda: self._database.update(key, vector), details)
+
     async def _write(
         self,
         kind: Kind,
@@ -212,7 +225,7 @@ class Client:
             self._finish(op, "failed" if surely_without_effect(error) else "unknown", error=error.code)
             self._expect(op, error)
         else:
-            gone = kind == "delete" or (kind == "patch" and not result.existed)
+            gone = kind == "delete" or (kind in ("patch", "update") and not result.existed)
             version = self._versions[key] = 0 if gone else result.version
             self._finish(op, "ok", version=version, index=result.index, existed=result.existed)
             self._work.on_ack(key, result.index)
@@ -303,7 +316,8 @@ class Client:
             return False
         self._versions[key] = version
         op.details["applied"] = applied
-        self._finish(op, "ok", version=version, seen=value_of(metadata) if version else "")
+        seen_value = value_of(metadata) + self._work.vector_of(key, self._database.vector()) if version else ""
+        self._finish(op, "ok", version=version, seen=seen_value)
         shard = self._database.answered_by()
         if applied and shard >= 0:
             seen = GetSeen(
@@ -343,10 +357,7 @@ class Client:
         rng = self._several
         mode, (filter_, keep) = MODES[rng.randrange(len(MODES))], FILTERS[rng.randrange(len(FILTERS))]
         k, exact, required = rng.choice([1, 3, 10]), rng.random() < 0.7, self._required(mode)
-        dimensions = self._work.profile.dimensions
-        rows = np.array(
-            [[rng.gauss(0, 1) for _ in range(dimensions)] for _ in range(rng.randint(2, MANY_MAX))], np.float32
-        )
+        rows = self._several_vectors(rng.randint(2, MANY_MAX))
         asked = {"mode": str(mode), "k": k, "filter": filter_, "exact": exact, "required": required, "partial": False}
         ops = [self._invoke("search", "", details={**asked, "vector": row.tolist(), "many": len(rows)}) for row in rows]
         try:
@@ -361,6 +372,10 @@ class Client:
             self._work.broken = Violation("every search is answered", text)
         for op, row, answer in zip(ops, rows, answers, strict=False):
             self._found(op, answer, row, k, keep, exact, required)
+
+    def _several_vectors(self, count: int) -> Any:
+        dimensions = range(self._work.profile.dimensions)
+        return np.array([[self._several.gauss(0, 1) for _ in dimensions] for _ in range(count)], np.float32)
 
     def _found(
         self,

@@ -78,6 +78,7 @@ class RealDatabase:
 
     def __init__(self, client: BatchMethods) -> None:
         self._client = client
+        self._vector: Any = None
 
     @property
     def via(self) -> str:
@@ -105,12 +106,19 @@ class RealDatabase:
     async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
         return await self._client.patch(key, set=added, if_version=expected or None, timeout=self.timeout)
 
+    async def update(self, key: str, vector: Any) -> WriteResult:
+        return await self._client.update_vector(key, vector, timeout=self.timeout)
+
+    def vector(self) -> Any:
+        return self._vector
+
     async def delete_many(self, keys: list[str]) -> WriteResult:
         return await self._client.delete(keys, timeout=self.timeout)
 
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
         session = mode is ReadMode.EVENTUAL
-        found = await self._client.get(key, mode=mode, with_vectors=False, session=session, timeout=self.timeout)
+        found = await self._client.get(key, mode=mode, session=session, timeout=self.timeout)
+        self._vector = None if found is None else found.vector
         applied = self.answered_at()
         return (found.version, found.metadata, applied) if found is not None else (0, None, applied)
 
@@ -284,6 +292,9 @@ class Homed:
 
     async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
         return msgspec.structs.replace(await self._inner.patch(key, added, expected), index=0)
+
+    async def update(self, key: str, vector: Any) -> WriteResult:
+        return msgspec.structs.replace(await self._inner.update(key, vector), index=0)
 
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
         version, metadata, _ = await self._inner.get(key, mode)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-Kind = Literal["put", "insert", "cas", "patch", "delete", "get", "search"]
+Kind = Literal["put", "insert", "cas", "patch", "update", "delete", "get", "search"]
 Outcome = Literal["open", "ok", "refused", "failed", "unknown"]
 
 

@@ -15,7 +15,17 @@ import numpy as np
 from needle.base.filters.builder import Filter
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
-from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, Expire, Insert, Patch, decode
+from needle.protocol.commands import (
+    Change,
+    ChangeWhere,
+    CreateCollection,
+    Delete,
+    Expire,
+    Insert,
+    Patch,
+    UpdateVectors,
+    decode,
+)
 from needle.protocol.move_commands import MoveCommand
 from needle.raft import lease
 from needle.raft.messages import ConfState
@@ -105,6 +115,17 @@ class Watch:
         model.write(index, key, ModelDocument(version, document.vector, value, expires))
         self.on_document(group, collection, key, version)
 
+    def _updated(self, group: GroupId, index: int, command: UpdateVectors, version: int) -> None:
+        within, model = KeySet(command.within), self.model(group, command.collection)
+        vectors = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1)
+        for key, vector in zip(command.ids, vectors, strict=True):
+            document = model.now(key)
+            if document is None or (command.within and self.key_of(key) not in within):
+                continue
+            expires = max(command.expires, 0) if command.expires else document.expires
+            model.write(index, key, ModelDocument(version, vector, document.metadata, expires))
+            self.on_document(group, command.collection, key, version)
+
     def _changed_where(self, group: GroupId, index: int, command: ChangeWhere, version: int) -> None:
         within, model = KeySet(command.within), self.model(group, command.collection)
         wanted = Filter.from_json(command.filter)
@@ -162,6 +183,8 @@ class Watch:
                 self.model(group, command.collection).write(index, key, None)
         elif isinstance(command, Patch):
             self._patched(group, index, command, result.version)
+        elif isinstance(command, UpdateVectors):
+            self._updated(group, index, command, result.version)
         elif isinstance(command, ChangeWhere):
             self._changed_where(group, index, command, result.version)
         elif isinstance(command, Expire):

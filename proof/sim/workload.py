@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 
 from needle.base.errors import NeedleError
 from needle.base.model import HitBatch, ReadMode, WriteResult
@@ -71,6 +72,14 @@ class Database(Protocol):
     async def delete_where(self, filter: dict[str, Any]) -> WriteResult: ...
     async def patch(self, key: str, added: dict[str, Any], expected: int) -> WriteResult:
         """expected: 0 for any version."""
+        ...
+
+    async def update(self, key: str, vector: Any) -> WriteResult:
+        """Give a document another vector."""
+        ...
+
+    def vector(self) -> Any:
+        """Of the document that the last get found."""
         ...
 
     async def get(self, key: str, mode: ReadMode) -> tuple[int, Any, int]:
@@ -173,8 +182,22 @@ class Workload:
         self.scatters: list[ScatterSeen] = []
         self.gets: list[tuple[int, GetSeen]] = []
         """With the shard that answered."""
+        self.updated: dict[str, list[tuple[str, Any]]] = {}
+        """By key, what updates of its vector are called, and the vectors of length 1."""
         self.in_batches: list[Operation] = []
         """Acknowledged writes whose versions the client was not told."""
         self.stopping = False
         self.broken: Violation | None = None
         self.on_ack: Callable[[str, int], None] = lambda key, index: None
+
+    def updating(self, key: str, tag: str, vector: Any) -> None:
+        """A document is to get a vector, which tells from now on that it has."""
+        self.updated.setdefault(key, []).append((tag, vector / np.linalg.norm(vector)))
+
+    def vector_of(self, key: str, vector: Any) -> str:
+        """Which update gave a document its vector, as a part of what a read has seen; "" for the one of its put."""
+        if vector is None or key not in self.updated:
+            return ""
+        direction = vector / np.linalg.norm(vector)  # a collection with the metric cosine keeps no more than this
+        found = [tag for tag, one in self.updated[key] if np.allclose(one, direction, atol=1e-5)]
+        return f"~{found[0]}" if found else ""

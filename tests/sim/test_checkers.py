@@ -104,6 +104,36 @@ def test_a_patch_done_twice_is_refused(script):
     assert not script.legal()
 
 
+def test_new_vectors_are_legal_in_any_order_that_answers_allow(script):
+    script.do("update", tag="u", version=0, existed=False)
+    script.do("put", tag="a", version=2, existed=False)
+    script.do("update", tag="v", version=3, existed=True)
+    script.do("get", seen="a~v", version=3)
+    script.do("patch", tag="p", version=4, existed=True)
+    script.do("get", seen="a+p~v", version=4)
+    script.do("update", tag="w", version=5, existed=True)
+    script.do("get", seen="a+p~w", version=5)
+    script.begin("update", tag="x")  # perhaps it takes effect, perhaps not
+    script.do("get", seen="a+p~w", version=5)
+    script.do("get", seen="a+p~x", version=7)
+    script.do("put", tag="b", version=9, existed=True)
+    script.do("get", seen="b", version=9)
+    assert script.legal()
+
+
+@pytest.mark.parametrize(
+    ("seen", "version"),
+    [("a+p", 3), ("a~v", 3), ("a+p~v", 2), ("a+p", 2), ("b+p~v", 3)],
+    ids=["it is lost", "it loses a field", "it makes no version", "it was never done", "it is another document's"],
+)
+def test_a_new_vector_that_loses_something_is_refused(script, seen, version):
+    script.do("put", tag="a", version=1, existed=False)
+    script.do("patch", tag="p", version=2, existed=True)
+    script.do("update", tag="v", version=3, existed=True)
+    script.do("get", seen=seen, version=version)
+    assert not script.legal()
+
+
 def test_a_stale_read_is_refused(script):
     script.do("put", tag="a", version=1)
     script.do("put", tag="b", version=2)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from needle.base.errors import InvalidArgument
 from needle.base.model import Document
-from needle.client import arrow_tables
+from needle.client import answers, arrow_tables
 from needle.protocol.calls import DocumentBatch
 
 
