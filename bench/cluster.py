@@ -44,6 +44,10 @@ class NeedleCluster:
         self._nodes.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def addresses(self) -> list[str]:
+        """Of the nodes."""
+        return list(self._nodes.addresses.values())
+
     async def client(self) -> Client:
         """A client, once the cluster has a leader."""
         client: Client = await wait_for(self._nodes.connect, START_SECONDS, "a node that answers")

@@ -2,13 +2,14 @@
 
 Three node processes and one client; SQLite has one file, one process, a commit (with its fsync) for each call. What is
 left between the two is the log, its copies, and the wire. `--documents` sets the size. The scan's memory is printed:
-what this process and the nodes grew by at most while all documents were read, whatever their number.
+what a process of its own and the nodes grew by at most while all documents were read, whatever their number.
 """
 
 from __future__ import annotations
 
-import os
+import asyncio
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,7 +33,7 @@ BATCH = 1000
 PATCHED = 10
 """Calls of 1000 ids each."""
 TIMEOUT = 600.0
-LOOK_EVERY = 5000
+LOOK_SECONDS = 0.5
 
 
 def _metadata(n: int) -> dict[str, Any]:
@@ -152,11 +153,13 @@ async def _measure(
         lambda: _write(directory / "b.jsonl", sqlite.scan(vectors=True)),
     )
     await both.rate("to_arrow", count, lambda: client.scan(with_vectors=True, timeout=TIMEOUT).to_arrow(), None)
-    grown, nodes = await _memory(client, cluster)
+    seen, grown, nodes = await _memory(cluster)
+    if seen != count:
+        raise RuntimeError(f"a scan gave {seen} of {count} documents")
     data = count * (4 * DIMENSIONS + len(msgspec.json.encode(_metadata(count)))) / 1e6
     report.row(
         f"memory of a scan of {count:,} documents",
-        f"client +{grown:.0f} MB, a node +{nodes:.0f} MB",
+        f"client +{grown:.1f} MB, a node +{nodes:.1f} MB",
         f"data {data:.0f} MB",
     )
     await both.rate(
@@ -203,19 +206,16 @@ def _write(path: Path, documents: Iterator[Document]) -> None:
         made.finish()
 
 
-async def _memory(client: Client, cluster: NeedleCluster) -> tuple[float, float]:
-    """MB by which this process, and that node which grew most, grew at most while all documents were scanned."""
-    own, nodes = _resident(), cluster.memory_mb()
-    most_own, most_node, seen = 0.0, 0.0, 0
-    async for _ in client.scan(with_vectors=True, timeout=TIMEOUT):
-        seen += 1
-        if seen % LOOK_EVERY == 0:
-            most_own = max(most_own, _resident() - own)
-            grown = [now - before for now, before in zip(cluster.memory_mb(), nodes, strict=True)]
-            most_node = max(most_node, *grown)
-    return most_own, most_node
-
-
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+async def _memory(cluster: NeedleCluster) -> tuple[int, float, float]:
+    """Documents that a process of its own scans, and the MB by which it, and that node which grew most, grew at most
+    meanwhile."""
+    before, most = cluster.memory_mb(), 0.0
+    scan = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.scan_memory", *cluster.addresses(), stdout=asyncio.subprocess.PIPE
+    )
+    said = asyncio.ensure_future(scan.communicate())
+    while not said.done():
+        await asyncio.wait([said], timeout=LOOK_SECONDS)
+        most = max(most, *(now - then for now, then in zip(cluster.memory_mb(), before, strict=True)))
+    documents, grown = said.result()[0].split()
+    return int(documents), float(grown), most
