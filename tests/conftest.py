@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from harness.certificates import Authority
+
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
@@ -35,3 +37,9 @@ def own_ports() -> Iterator[None]:
         patch.setattr(ports, "LOW", low + number * size)
         patch.setattr(ports, "_ephemeral", lambda: low + (number + 1) * size)
         yield
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
+    """Certificates: made once, for a key takes its time."""
+    return Authority(tmp_path_factory.mktemp("certificates"))

@@ -20,7 +20,7 @@ _PUBLIC = {
         "DocumentNotFound Forbidden FrameTooLarge "
         "InMaintenance Internal InvalidArgument LostState MembershipChangePending "
         "NeedleError NoQuorum NotLeader OutcomeUnknown OutOfMemory Overloaded ProposalDropped ProtocolError "
-        "ReplicaDamaged SessionExpired StaleEpoch StorageError TooManyFiles TooStale TransferFailed "
+        "ReplicaDamaged SessionExpired StaleEpoch StorageError TlsFailed TooManyFiles TooStale TransferFailed "
         "Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),

@@ -38,6 +38,7 @@ from needle.base.errors import ReplicaDamaged as ReplicaDamaged
 from needle.base.errors import SessionExpired as SessionExpired
 from needle.base.errors import StaleEpoch as StaleEpoch
 from needle.base.errors import StorageError as StorageError
+from needle.base.errors import TlsFailed as TlsFailed
 from needle.base.errors import TooManyFiles as TooManyFiles
 from needle.base.errors import TooStale as TooStale
 from needle.base.errors import TransferFailed as TransferFailed

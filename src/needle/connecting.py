@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 from collections.abc import Coroutine, Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,11 +21,16 @@ from needle.client.shards import ClusterShards
 from needle.client.sync import sync_client
 from needle.client.values import check_count
 from needle.routing.topology import Topology
+from needle.rpc.tls import Dial, context
 from needle.rpc.transport import RpcClient
 from needle.system import SystemClock
 
 DEFAULT_CLUSTER_ID = "needle"
 KEY_VARIABLE = "NEEDLE_API_KEY"
+CA_VARIABLE, CERTIFICATE_VARIABLE, TLS_KEY_VARIABLE = "NEEDLE_TLS_CA", "NEEDLE_TLS_CERTIFICATE", "NEEDLE_TLS_KEY"
+SYSTEM_CA = "system"
+TLS = "a file with the authority's certificate, True for the system's authorities, False, or an ssl.SSLContext"
+Tls = bool | str | os.PathLike[str] | ssl.SSLContext | None
 ADDRESSES = "a list of 'host:port', or a string of them with commas between"
 REACH_SECONDS = 1.0
 CONNECT_SECONDS = 5.0
@@ -71,10 +77,12 @@ def check_arguments(
 
 
 class Credentials(NamedTuple):
-    """What a client shows. key: an API key. secrets: the cluster's, of who works on a node's machine."""
+    """What a client shows, and how. key: an API key. secrets: the cluster's, of who works on a node's machine. dial:
+    for TLS, None without."""
 
     key: str = ""
     secrets: tuple[str, ...] = ()
+    dial: Dial | None = None
 
 
 NOTHING = Credentials()
@@ -88,6 +96,28 @@ def check_key(api_key: str | None) -> Credentials:
     if api_key is None:
         return Credentials(os.environ.get(KEY_VARIABLE, ""))
     return Credentials(text(api_key, "api_key", "an API key, as `needle keys create` shows it"))
+
+
+def check_tls(tls: Tls) -> Dial | None:
+    """How to connect. None: as the environment says: NEEDLE_TLS_CA, a file or "system", and for nodes that ask clients
+    for certificates NEEDLE_TLS_CERTIFICATE and NEEDLE_TLS_KEY. Raises ConfigError."""
+    shown = key = ""
+    if tls is None:
+        tls = os.environ.get(CA_VARIABLE) or False
+        shown, key = os.environ.get(CERTIFICATE_VARIABLE, ""), os.environ.get(TLS_KEY_VARIABLE, "")
+    if tls is False:
+        return None
+    if isinstance(tls, ssl.SSLContext):
+        given = tls
+        return Dial(context=lambda: given, shown="that of the given SSLContext")
+    if tls is not True and (not isinstance(tls, str | os.PathLike) or not os.fspath(tls)):
+        raise refuse("tls", tls, TLS)
+    ca = None if tls is True or tls == SYSTEM_CA else os.fspath(tls)
+    try:
+        made = context(server=False, ca=ca, certificate=shown, key=key, ask=ssl.CERT_REQUIRED, hostname=True)
+    except (OSError, ValueError) as error:
+        raise refuse("tls", ca or shown, f"{TLS} ({error})") from None
+    return Dial(context=lambda: made, shown=shown or "none")
 
 
 async def check_reachable(addresses: list[str], cluster_id: str, shown: Credentials = NOTHING) -> None:
@@ -113,17 +143,21 @@ def connect(
     cluster_id: str = DEFAULT_CLUSTER_ID,
     batch_bytes_max: int = BATCH_BYTES_MAX,
     api_key: str | None = None,
+    tls: Tls = None,
 ) -> Connecting:
     """A client of the cluster with nodes at `addresses` ("host:port", some or all of them; in one string, by commas).
 
     `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. api_key: for a cluster that
-    asks for one; by default that of the variable NEEDLE_API_KEY, if there is one; "" for none. Raises ConfigError for a
-    bad address, WrongCluster if all nodes belong to another cluster, Unauthenticated if they do not take the key,
+    asks for one; by default that of the variable NEEDLE_API_KEY, if there is one; "" for none. tls: for one that speaks
+    TLS: the file of its authority's certificate, True for the system's authorities, or an ssl.SSLContext; by default
+    what NEEDLE_TLS_CA says, if it is set; False for none. Nodes' certificates must be for the hosts that are dialled.
+    Raises ConfigError for a bad address or file, WrongCluster if all nodes belong to another cluster, Unauthenticated
+    if they do not take the key, TlsFailed if they do not speak TLS (or nothing else) or a certificate is refused,
     NoQuorum if no node answers within 5 seconds.
     Other nodes that are down do not matter: calls say so.
     """
     arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
-    return Connecting(connected(*arguments, check_key(api_key)))
+    return Connecting(connected(*arguments, check_key(api_key)._replace(dial=check_tls(tls))))
 
 
 async def connected(addresses: list[str], cluster_id: str, batch_bytes_max: int, shown: Credentials) -> Client:
@@ -143,10 +177,11 @@ def connect_sync(
     cluster_id: str = DEFAULT_CLUSTER_ID,
     batch_bytes_max: int = BATCH_BYTES_MAX,
     api_key: str | None = None,
+    tls: Tls = None,
 ) -> SyncClient:
     """`connect` for code without asyncio: the same methods, blocking; use with `with`."""
     arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
-    shown = check_key(api_key)
+    shown = check_key(api_key)._replace(dial=check_tls(tls))
     return sync_client(lambda: connected(*arguments, shown))
 
 
@@ -169,4 +204,5 @@ def cluster_client(
 def system_caller(cluster_id: str, shown: Credentials = NOTHING) -> RpcClient:
     """A client's connections over the real network."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    return RpcClient(cluster_id=cluster_id, rng=rng, clock=SystemClock(), key=shown.key, secrets=shown.secrets)
+    clock = SystemClock()
+    return RpcClient(cluster_id=cluster_id, rng=rng, clock=clock, key=shown.key, secrets=shown.secrets, dial=shown.dial)

@@ -97,7 +97,8 @@ class RaftCluster(BatchMethods):
             await node.stop(hand_over=False)
             raise
         own = config.announced
-        remote = system_caller(config.cluster_id, Credentials(secrets=config.secrets))
+        dial = ports.certificates.dial() if ports.certificates is not None else None
+        remote = system_caller(config.cluster_id, Credentials(secrets=config.secrets, dial=dial))
         caller = LocalCaller(node, own, remote)
         others = [address for address in (*config.founders.values(), *config.sharding.join) if address != own]
         self._client = cluster_client(caller, [own, *others], node.topology, prefer=own)

@@ -92,7 +92,9 @@ class Net:
     def __init__(self, stack):
         self._stack = stack
 
-    async def server(self, handler, *, port=0, node_id="srv", cluster_id="red", version=1, secret="", **limits):
+    async def server(
+        self, handler, *, port=0, node_id="srv", cluster_id="red", version=1, secret="", door=None, **limits
+    ):
         server = RpcServer(
             f"127.0.0.1:{port}",
             handler,
@@ -101,12 +103,13 @@ class Net:
             version=version,
             secrets=(secret,) if isinstance(secret, str) and secret else tuple(secret),
             limits=RpcLimits(**limits),
+            door=door,
         )
         await server.start()
         self._stack.push_async_callback(server.stop)
         return server
 
-    def client(self, *, cluster_id="red", node_id="", version=1, clock=None, key="", secret="", **limits):
+    def client(self, *, cluster_id="red", node_id="", version=1, clock=None, key="", secret="", dial=None, **limits):
         client = RpcClient(
             cluster_id=cluster_id,
             node_id=node_id,
@@ -116,6 +119,7 @@ class Net:
             key=key,
             secrets=(secret,) if isinstance(secret, str) and secret else tuple(secret),
             limits=RpcLimits(**limits),
+            dial=dial,
         )
         self._stack.push_async_callback(client.close)
         return client

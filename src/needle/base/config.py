@@ -16,6 +16,7 @@ from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, IndexParams, Metric
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
 from needle.base.schema import refuse as refuse
+from needle.base.tls_config import TlsConfig
 
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 NODE_ID = "1 to 64 characters of A-Z a-z 0-9 . _ -"
@@ -236,8 +237,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         being changed node by node (docs/security.md).
     require_keys: Whether callers without an API key, and nodes without the `cluster_secret`, are refused. Switch it on
         node by node, once all have the secret (docs/security.md).
-    insecure: Whether this node may listen beyond this machine without `require_keys`: whoever reaches it may do
-        everything.
+    insecure: Whether this node may listen beyond this machine without `require_keys` and `tls.mode = "require"`: who
+        reaches it may do everything, or read keys on the way.
     dimensions: Length of the vectors of the collection `default`, which the cluster has from the beginning if the
         `cluster_nodes` that found it have this setting; `limits.dimensions_max` at the most.
     metric: Metric of the collection `default`.
@@ -286,6 +287,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     index: _Index = _Index()
     segments: SegmentConfig = SegmentConfig()
     limits: Limits = Limits()
+    tls: TlsConfig = TlsConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -263,6 +263,12 @@ class WrongCluster(ProtocolError):
     code = "wrong_cluster"
 
 
+class TlsFailed(ProtocolError):
+    """One side speaks TLS and the other does not, or a certificate is refused. The message says whose, and why."""
+
+    code = "tls_failed"
+
+
 class FrameTooLarge(ProtocolError):
     """A request or an answer is larger than the limit of `limits.frame_bytes_max`."""
 

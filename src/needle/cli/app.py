@@ -15,6 +15,7 @@ import typer
 import needle
 from needle.base.errors import NeedleError
 from needle.cli import (
+    certs_commands,
     change_commands,
     cluster_commands,
     collection_commands,
@@ -34,7 +35,7 @@ from needle.cli import (
 from needle.cli import status as status_command
 from needle.cli.common import notes, show_error
 from needle.cli.demo import command as demo_command
-from needle.connecting import KEY_VARIABLE
+from needle.connecting import CA_VARIABLE, CERTIFICATE_VARIABLE, KEY_VARIABLE, TLS_KEY_VARIABLE
 
 app = typer.Typer(
     name="needle",
@@ -93,6 +94,12 @@ keys_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+certs_app = typer.Typer(
+    help="Make an authority, and certificates for nodes and clients.",
+    epilog="Example: needle certs create-ca",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 repair_app = typer.Typer(
     help="Mend the data directory of a node that is stopped and does not start or go on by itself.",
     epilog="Example: needle repair term /var/lib/needle",
@@ -112,7 +119,22 @@ def _options(
             "processes: better put it into the variable NEEDLE_API_KEY.",
         ),
     ] = None,
+    tls_ca: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-ca",
+            help="For a cluster that speaks TLS: the file of its authority's certificate, or `system`; by default what "
+            "the variable NEEDLE_TLS_CA says.",
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        str | None,
+        typer.Option("--tls-certificate", help="A client's certificate, for nodes that ask for one."),
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", help="The private key of --tls-certificate.")] = None,
 ) -> None:
+    shown = ((CA_VARIABLE, tls_ca), (CERTIFICATE_VARIABLE, tls_certificate), (TLS_KEY_VARIABLE, tls_key))
+    os.environ.update({variable: value for variable, value in shown if value is not None})
     if api_key is not None:
         os.environ[KEY_VARIABLE] = api_key
     if version:
@@ -172,6 +194,9 @@ _add(
 )
 _add(cluster_app, "stats", rebalance_commands.stats, "needle cluster stats")
 _add(cluster_app, "plan", rebalance_commands.plan, "needle cluster plan --add-shard")
+_add(certs_app, "create-ca", certs_commands.ca, "needle certs create-ca --out certs")
+_add(certs_app, "create-node", certs_commands.node, "needle certs create-node node-1 --host 10.0.0.1 --out certs")
+_add(certs_app, "create-client", certs_commands.client, "needle certs create-client shop --out certs")
 _add(shard_app, "list", shard_commands.list_, "needle shard list")
 _add(shard_app, "add", shard_commands.add, "needle shard add --dry-run")
 _add(shard_app, "remove", shard_commands.remove, "needle shard remove 3")
@@ -184,6 +209,7 @@ _add(keys_app, "create", key_commands.create, "needle keys create shop --role wr
 _add(keys_app, "list", key_commands.list_, "needle keys list --json")
 _add(keys_app, "revoke", key_commands.revoke, "needle keys revoke shop")
 app.add_typer(keys_app, name="keys")
+app.add_typer(certs_app, name="certs")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(config_app, name="config")
 app.add_typer(node_app, name="node")

@@ -24,7 +24,7 @@ from needle.base.config import parse_address
 from needle.base.errors import NeedleError
 from needle.base.model import RaftStatus
 from needle.client.router.routes import BATCH_BYTES_MAX
-from needle.connecting import DEFAULT_CLUSTER_ID, Credentials, check_key, check_reachable, connected
+from needle.connecting import DEFAULT_CLUSTER_ID, Credentials, check_key, check_reachable, check_tls, connected
 from needle.routing.loading import ROUTERS_VARIABLE, load_routers, named_routers
 
 T = TypeVar("T")
@@ -57,6 +57,7 @@ ADVICE = {
     "collection_exists": "choose another name, or drop it first",
     "unauthenticated": "set NEEDLE_API_KEY; an admin makes a key with `needle keys create` (docs/security.md)",
     "forbidden": "ask with a key of that role, or for that collection; `needle keys list` shows which there are",
+    "tls_failed": "set NEEDLE_TLS_CA to the file of the cluster's authority, or leave it out (docs/security.md)",
     "wrong_cluster": "--cluster points at the nodes of another cluster, or NEEDLE_CLUSTER_ID is not theirs",
     "unsupported_format": "docs/data-on-disk.md says which files belong to which node and release",
     "corrupt_log": "docs/troubleshooting.md, 'A node does not start', says how to replace a node's data",
@@ -84,9 +85,9 @@ def addresses(cluster: str) -> list[str]:
 def credentials() -> Credentials:
     """What a command shows: the API key of --api-key or NEEDLE_API_KEY, or, on a machine of the cluster, the secret in
     NEEDLE_CLUSTER_SECRET; nothing if there is neither."""
-    shown = check_key(None)
+    shown = check_key(None)._replace(dial=check_tls(None))
     secret = os.environ.get("NEEDLE_CLUSTER_SECRET", "")
-    return shown if shown.key or not secret else Credentials(secrets=(secret,))
+    return shown if shown.key or not secret else Credentials(secrets=(secret,), dial=shown.dial)
 
 
 def run(

@@ -20,6 +20,7 @@ from needle.base.errors import ConfigError
 from needle.cli.common import DEFAULT_CLUSTER, Json, console, notes, print_json, run, table
 from needle.client import ApiKey, NewApiKey
 from needle.connecting import Credentials
+from needle.server.certificates import Certificates
 from needle.server.process.config_file import read_file, resolve
 
 T = TypeVar("T")
@@ -41,7 +42,10 @@ def _run(cluster: str | None, config: Path | None, work: Callable[[needle.Client
     settings = resolve(read_file(config), os.environ, {})
     if not settings.cluster_secret:
         raise ConfigError(f"config = {str(config)!r} has no cluster_secret to show", field="cluster_secret")
-    shown = Credentials(secrets=settings.secrets)
+    certificates = Certificates(settings.tls, settings.node_id) if settings.tls.on else None
+    if certificates is not None:
+        certificates.load()
+    shown = Credentials(secrets=settings.secrets, dial=certificates.dial() if certificates is not None else None)
     return run(cluster or settings.announced, work, shown=shown, cluster_id=settings.cluster_id)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,7 @@ class NodeProcess:
         host, _, port = self.http.rpartition(":")
         try:
             async with asyncio.timeout(5.0):
-                reader, writer = await asyncio.open_connection(host, int(port))
+                reader, writer = await asyncio.open_connection(host, int(port), ssl=self._http_tls())
                 writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
                 answer = await reader.read()
                 writer.close()
@@ -148,6 +149,14 @@ class NodeProcess:
             return 0, str(error)
         head, _, body = answer.partition(b"\r\n\r\n")
         return int(head.split()[1]) if head else 0, body.decode()
+
+    def _http_tls(self) -> ssl.SSLContext | None:
+        tls = self.settings.get("tls", {})
+        if tls.get("mode") != "require":
+            return None
+        made = ssl.create_default_context(cafile=tls["ca"])
+        made.load_cert_chain(tls["certificate"], tls["key"])
+        return made
 
     def output(self) -> str:
         """Everything it wrote to its log."""

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import needle
 from needle.base.errors import NeedleError
-from needle.connecting import Connecting, system_caller
+from needle.connecting import Connecting, Tls, system_caller
 from needle.local.free_ports import free_ports
 from needle.local.kept import write_state
 from needle.local.link_proxy import LinkProxy, make_links
@@ -78,6 +78,8 @@ class ProcessCluster:
         self.directory = directory
         self.nodes: dict[str, NodeProcess] = {}
         self.through: dict[tuple[str, str], str] = {}
+        self.tls: Tls = False
+        """How clients connect from now on."""
         self._waits = "sharding" in settings and "shards" not in settings["sharding"]
         self._common = {"dimensions": None if self._waits else 8, **settings}
         self._as_user, self._detached = as_user, detached
@@ -270,7 +272,8 @@ class ProcessCluster:
     def connect(self, *names: str, **options: Any) -> Connecting:
         """A client that is told the addresses of these nodes (default: all)."""
         addresses = [self.nodes[name].address for name in names or self.nodes]
-        return needle.connect(addresses, **{"api_key": "", **options})  # that of the environment is of another cluster
+        # What the environment says is of another cluster.
+        return needle.connect(addresses, **{"api_key": "", "tls": self.tls, **options})
 
     async def leader(self, deadline: float = 60.0) -> str:
         """The id of the leader, once there is one that is running."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import ssl
 from collections.abc import Sequence
 
 import msgspec
@@ -26,6 +27,7 @@ from needle.rpc.codec import Hello, check_hello, decode, decode_error, encode
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
 from needle.rpc.frame import ERROR, GATHERED_BYTES_MIN, HELLO, HELLO_ACK, REQUEST, RESPONSE, Frame
 from needle.rpc.proof import CALLER, NODE, Exchange, new_nonce
+from needle.rpc.tls import Dial, check_node_name, in_words
 
 SWEEP_SECONDS = 0.005
 """Calls that are due are looked for by one timer a connection, at most this often."""
@@ -42,13 +44,15 @@ class ClientConnection(FrameConnection):
         stats: RpcStats,
         secrets: Sequence[str] = (),
         least: int = FIRST,
+        dial: Dial | None = None,
     ) -> None:
         """secrets: of the cluster, of a node: that which the other side proves is proved to it; () of others. least:
-        see check_hello."""
+        see check_hello. dial: how TLS is spoken on this connection, None if it is not."""
         super().__init__(limits, stats)
         self._link = link
         self._secrets = secrets
         self._least = least
+        self._dial = dial
         self._hello = msgspec.structs.replace(hello, nonce=new_nonce()) if secrets else hello
         self.ready: asyncio.Future[Hello] = self.loop.create_future()
         self._pending: dict[int, tuple[asyncio.Future[Payload], float]] = {}
@@ -143,6 +147,9 @@ class ClientConnection(FrameConnection):
         elif kind == HELLO_ACK and not self.ready.done():
             theirs = decode(payload, Hello)
             check_hello(self._hello, theirs, expected_node=self._link.expected_node, least=self._least)
+            if self._dial is not None and self._dial.by_name and self.transport is not None:
+                shown = self.transport.get_extra_info("peercert")
+                check_node_name(shown, theirs.node_id, f"the node at {self._link.address}")
             self._prove(theirs)
             self.ready.set_result(theirs)
         else:
@@ -193,7 +200,9 @@ class ClientConnection(FrameConnection):
                 future.set_exception(copy.copy(error) if error is not None else self.lost_error())
 
     def on_lost(self, error: Exception | None) -> None:
-        if self._reason is None and error is not None:
+        if self._reason is None and isinstance(error, ssl.SSLError) and self._dial is not None:
+            self._reason = in_words(error, self._link.address, self._dial.shown)
+        elif self._reason is None and error is not None:
             self._reason = ConnectionLost(str(error), address=self._link.address)
         if self._sweep is not None:
             self._sweep.cancel()

@@ -14,12 +14,14 @@ import struct
 import sys
 from collections.abc import Sequence
 
-from needle.base.errors import FrameTooLarge, OutOfMemory, ProtocolError
+from needle.base.errors import FrameTooLarge, OutOfMemory, ProtocolError, TlsFailed
 from needle.base.parts import Payload
 
 HELLO, HELLO_ACK, REQUEST, RESPONSE, ERROR, ONEWAY = range(1, 7)
 HEADER = struct.Struct("<IBQ")
 _HTTP = int.from_bytes(b"HTTP", "little")
+_TLS = frozenset(int.from_bytes(first, "little") for first in (b"\x16\x03\x01", b"\x16\x03\x03", b"\x15\x03\x03"))
+"""How TLS begins: a handshake of a caller, an alert of who is called."""
 HEADER_BYTES = HEADER.size
 LENGTH_BYTES = 4
 ENVELOPE_BYTES = HEADER_BYTES - LENGTH_BYTES
@@ -190,6 +192,8 @@ class FrameDecoder:
         self.drop()
         if length == _HTTP:
             self.error = ProtocolError("the other side speaks HTTP, not Needle's protocol: is this an http_address?")
+        elif length & 0xFFFFFF in _TLS:
+            self.error = TlsFailed("the other side speaks TLS, and this side does not (docs/security.md)")
         elif length > self.frame_bytes_max:
             self.error = FrameTooLarge(
                 f"a frame of {length} bytes is over the limit of {self.frame_bytes_max}",

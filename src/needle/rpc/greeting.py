@@ -6,6 +6,7 @@ know connections.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -42,19 +43,22 @@ class Introduced(NamedTuple):
 class Greeting:
     """Of one connection."""
 
-    def __init__(self, server: Greeted) -> None:
+    def __init__(self, server: Greeted, check: Callable[[str], None]) -> None:
+        """check: of the node that somebody says to be, by what else is known of the connection; raises TlsFailed."""
         self._server = server
+        self._check = check
         self._asked: Exchange | None = None
 
     def hear(self, payload: Payload) -> Introduced | Hello:
         """Who said this hello; or a hello to answer, by which the caller is asked to prove the secret, and says hello
-        once more. Raises ProtocolError or Unauthenticated for who is refused."""
+        once more. Raises ProtocolError, TlsFailed or Unauthenticated for who is refused."""
         theirs = decode(payload, Hello)
         check_hello(self._server.hello, theirs, accepting=True, least=self._server.least)
         question = self._question(theirs)
         if question is not None:
             return question
         proven = self._is_proven(theirs)
+        self._check(theirs.node_id)
         return Introduced(theirs, self._server.handler.admit(theirs.node_id, theirs.key, proven), proven)
 
     def _question(self, theirs: Hello) -> Hello | None:

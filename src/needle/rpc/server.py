@@ -8,20 +8,27 @@ more than their share are refused, in requests, in unfinished frames and in answ
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 from collections.abc import Sequence
 from typing import Any
 
-from needle.base.errors import Unavailable
+from needle.base.errors import TlsFailed, Unavailable
 from needle.base.versions import FIRST, KNOWN
 from needle.rpc.codec import PROTOCOL_VERSION, Hello, parse_endpoint
 from needle.rpc.connection import RpcLimits, RpcStats
 from needle.rpc.handler import Handler
 from needle.rpc.server_connection import ServerConnection
+from needle.rpc.tls import Door
+from needle.rpc.tls_listener import TlsListener, listening_sockets
+
+log = logging.getLogger(__name__)
 
 TELL_SECONDS = 60.0
 """For as long the log is not told again of a refusal that it was told of."""
 TOLD_MAX = 64
 SWEEP_SECONDS = 1.0
+BACKLOG = 1024
 LOOK_SECONDS = 0.05
 """While too much is held, so often it is counted again: not for each chunk that arrives."""
 
@@ -41,9 +48,10 @@ class RpcServer:
         version: int = PROTOCOL_VERSION,
         secrets: Sequence[str] = (),
         knows: int = KNOWN,
+        door: Door | None = None,
     ) -> None:
         """secrets: of the cluster, (): it has none; the first is proved to callers, any of them is taken. knows: see
-        Hello."""
+        Hello. door: for TLS; None for plain connections only."""
         self.endpoint = parse_endpoint(address)
         self.handler = handler
         self.hello = Hello(
@@ -51,6 +59,7 @@ class RpcServer:
         )
         self.least = FIRST
         self.secrets = tuple(secrets)
+        self.door = door
         self.limits = limits or RpcLimits()
         self.stats = RpcStats()
         self.connections: dict[ServerConnection, None] = {}
@@ -64,7 +73,7 @@ class RpcServer:
         self._sweeper: asyncio.TimerHandle | None = None
         self._promised = 0
         self._kept: asyncio.Future[None] | None = None
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsListener | None = None
 
     def refuse_older(self, version: int) -> None:
         """From now on refuse nodes that do not know commands and formats of `version`. Clients write none."""
@@ -75,10 +84,31 @@ class RpcServer:
         host, port = self.endpoint
         try:
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(lambda: ServerConnection(self), host, port, backlog=1024)
+            if self.door is None:
+                self._server = await loop.create_server(lambda: ServerConnection(self), host, port, backlog=BACKLOG)
+            else:
+                self._server = await self._listen_for_tls(self.door, host, port)
             self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep)
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}:{port}: {error}", address=f"{host}:{port}") from error
+
+    async def _listen_for_tls(self, door: Door, host: str, port: int) -> TlsListener:
+        loop = asyncio.get_running_loop()
+        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return TlsListener(
+            listening_sockets(infos, BACKLOG),
+            door,
+            lambda: ServerConnection(self),
+            lambda: ServerConnection(self, only_tls=True),
+            self._tls_failed,
+            seconds=self.limits.hello_timeout,
+            waiting_max=self.limits.connections_max,
+        )
+
+    def _tls_failed(self, remote: str, why: str) -> None:
+        self.stats.protocol_errors += 1
+        level = logging.WARNING if self.is_news(remote, why) else logging.DEBUG
+        log.log(level, "closing the connection from %s: %s [%s]", remote, why, TlsFailed.code)
 
     @property
     def port(self) -> int:

@@ -22,6 +22,7 @@ from needle.base.errors import (
     OutcomeUnknown,
     ProtocolError,
     StorageError,
+    TlsFailed,
     Unavailable,
 )
 from needle.base.parts import Payload
@@ -32,6 +33,7 @@ from needle.rpc.greeting import Greeted, Greeting, no_room
 from needle.rpc.handler import Answer, Peer
 from needle.rpc.held_bytes import HeldBytes, Holding
 from needle.rpc.promise import Promise
+from needle.rpc.tls import ONLY_TLS, Door, check_node_name
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +45,11 @@ FRAMES_A_TURN = 32
 
 
 class Serving(Greeted, Holding, Protocol):
-    """What a connection needs of its server. tasks: requests that run. passing: those that did not say yet who they
-    are, or are told why they are refused; oldest first. known: how many said it, and are served."""
+    """What a connection needs of its server. door: see RpcServer. tasks: requests that run. passing: those that did not
+    say yet who they are, or are told why they are refused; oldest first. known: how many said it, and are served."""
 
     connections: dict[ServerConnection, None]
+    door: Door | None
     passing: dict[ServerConnection, None]
     known: int
     stats: RpcStats
@@ -62,12 +65,14 @@ class Serving(Greeted, Holding, Protocol):
 class ServerConnection(FrameConnection):
     """One accepted connection."""
 
-    def __init__(self, server: Serving) -> None:
+    def __init__(self, server: Serving, *, only_tls: bool = False) -> None:
+        """only_tls: it came without TLS, and is told that this is not enough."""
         super().__init__(server.limits, server.stats)
         self.server = server
         self.handler = server.handler
         self.peer: Peer | None = None
-        self._greeting = Greeting(server)
+        self._greeting = Greeting(server, self._check_certificate)
+        self._only_tls = only_tls
         self.inflight = 0
         self.inflight_bytes = 0
         self._reading = True
@@ -79,10 +84,11 @@ class ServerConnection(FrameConnection):
         self._frame_since: float | None = None
         self._droppable: dict[asyncio.Future[Any], None] = {}
         self.decoder.frame_bytes_max = min(self.limits.hello_bytes_max, self.limits.frame_bytes_max)
-        self._hello_timer = self.loop.call_later(self.limits.hello_timeout, self._no_hello)
+        self._hello_timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._hello_timer = self.loop.call_later(self.limits.hello_timeout, self._no_hello)
         passing = self.server.passing
         passing[self] = None
         if self.stats.connections > self.limits.connections_max + REFUSING_MAX:
@@ -92,6 +98,8 @@ class ServerConnection(FrameConnection):
             oldest.abort()
         if self in passing:
             self.server.connections[self] = None
+        if self._only_tls:
+            self._refuse(TlsFailed(ONLY_TLS))
 
     def drain(self) -> None:
         """Take no more requests; those running may still answer."""
@@ -191,6 +199,14 @@ class ServerConnection(FrameConnection):
         self.peer = Peer(found.hello.node_id, found.hello.incarnation, self.remote, found.identity)
         if not found.proven:
             self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
+
+    def _check_certificate(self, node_id: str) -> None:
+        """Raises TlsFailed for a node whose certificate is not its own, or that has none where it needs one."""
+        if not node_id or self.transport is None or (door := self.server.door) is None:
+            return
+        certificate = self.transport.get_extra_info("peercert")
+        if certificate or door.required:
+            check_node_name(certificate, node_id, f"the caller at {self.remote}")
 
     def _no_hello(self) -> None:
         self._refuse(ProtocolError(f"no hello within {self.limits.hello_timeout:g} s"))

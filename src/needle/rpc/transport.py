@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import socket
+import ssl
 from collections.abc import Sequence
 from typing import cast
 
@@ -21,6 +23,7 @@ from needle.base.errors import (
     DeadlineExceeded,
     FrameTooLarge,
     NeedleError,
+    TlsFailed,
 )
 from needle.base.parts import Body, Payload, body_bytes, whole
 from needle.base.runtime import Clock, Rng
@@ -34,6 +37,9 @@ from needle.rpc.codec import (
 )
 from needle.rpc.connection import RpcLimits, RpcStats
 from needle.rpc.frame import ENVELOPE_BYTES, ONEWAY
+from needle.rpc.tls import Dial, in_words, is_plain, watched
+
+log = logging.getLogger(__name__)
 
 HELD_BYTES_MAX = 1 << 20
 """One-way frames of one address that wait for the connection under way."""
@@ -63,13 +69,15 @@ class RpcClient:
         key: str = "",
         secrets: Sequence[str] = (),
         knows: int = KNOWN,
+        dial: Dial | None = None,
     ) -> None:
         """key: an API key, "" for none. secrets: of the cluster, of a node and its own clients: any of them
-        is taken from the other side, and proved to it. knows: see Hello."""
+        is taken from the other side, and proved to it. knows: see Hello. dial: for TLS; None for plain connections."""
         self._hello = Hello(
             version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, key=key, knows=knows
         )
         self._secrets = tuple(secrets)
+        self._dial = dial
         self._least = FIRST
         self._rng = rng
         self._clock = clock
@@ -190,13 +198,7 @@ class RpcClient:
         connection: ClientConnection | None = None
         try:
             async with asyncio.timeout(self._limits.hello_timeout):
-                host, port = parse_endpoint(link.address)
-                loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(
-                    lambda: ClientConnection(link, self._hello, self._limits, self.stats, self._secrets, self._least),
-                    host,
-                    port,
-                )
+                connection = await self._open(link)
                 await connection.ready
         except NeedleError as error:
             self._failed(link, error)
@@ -224,8 +226,36 @@ class RpcClient:
             if link.connecting is asyncio.current_task():
                 link.connecting = None
 
+    async def _open(self, link: Link) -> ClientConnection:
+        """TCP, and TLS if it is to be. Raises TlsFailed, OSError."""
+        dial, failures = self._dial, watched()
+        try:
+            return await self._open_by(link, dial)
+        except OSError as error:
+            failure = failures[0] if failures else error
+            if dial is None or not isinstance(failure, ssl.SSLError):
+                raise
+            if not (dial.optional and is_plain(failure)):
+                raise in_words(failure, link.address, dial.shown) from None
+        return await self._open_by(link, None)
+
+    async def _open_by(self, link: Link, dial: Dial | None) -> ClientConnection:
+        host, port = parse_endpoint(link.address)
+        given = (link, self._hello, self._limits, self.stats, self._secrets, self._least, dial)
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: ClientConnection(*given),
+            host,
+            port,
+            ssl=dial.context() if dial is not None else None,
+            server_hostname=host if dial is not None else None,
+            ssl_handshake_timeout=self._limits.hello_timeout if dial is not None else None,
+        )
+        return connection
+
     def _failed(self, link: Link, error: NeedleError) -> None:
         """Remember why, and pause: backoff_min doubling to backoff_max, times 0.5 to 1 so that clients spread out."""
+        if isinstance(error, TlsFailed) and self._hello.node_id and str(link.error) != str(error):
+            log.warning("no connection to node %s: %s", link.expected_node or link.address, error)
         self.stats.connect_failures += 1
         for body in link.take_held():
             self.stats.dropped_frames += 1

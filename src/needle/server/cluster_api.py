@@ -31,7 +31,7 @@ from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
 from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
-from needle.connecting import Credentials, check_key, cluster_client, system_caller
+from needle.connecting import Credentials, Tls, check_key, check_tls, cluster_client, system_caller
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode
 from needle.protocol.peer_calls import FOUND, FoundCall
@@ -48,7 +48,7 @@ from needle.server.system_node import system_node
 class ShardConfig:
     """How a cluster is sharded. boundaries: for ShardStrategy.RANGE, the first id of every shard but the first.
     dimensions, metric, index: of the collection `default`, made with the cluster; None makes none. api_key: as for
-    `needle.connect`. cluster_secret: that of the nodes, instead of a key, such as before there are any."""
+    `needle.connect`, as is tls. cluster_secret: that of the nodes, instead of a key, such as before there are any."""
 
     shard_count: int = 1
     replication_factor: int = 3
@@ -61,6 +61,7 @@ class ShardConfig:
     cluster_id: str = "needle"
     api_key: str | None = field(default=None, repr=False)
     cluster_secret: str = field(default="", repr=False)
+    tls: Tls = None
 
     def __post_init__(self) -> None:
         check_range("shard_count", self.shard_count, 1, 4096)
@@ -86,8 +87,9 @@ class ShardConfig:
 
     @property
     def shown(self) -> Credentials:
-        """What is shown to nodes."""
-        return Credentials(secrets=(self.cluster_secret,)) if self.cluster_secret else check_key(self.api_key)
+        """What is shown to nodes, and how."""
+        shown = Credentials(secrets=(self.cluster_secret,)) if self.cluster_secret else check_key(self.api_key)
+        return shown._replace(dial=check_tls(self.tls))
 
     def first_map(self) -> ShardMap:
         """Who owns which keys when the cluster is made."""

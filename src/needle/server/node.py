@@ -126,6 +126,8 @@ class Node:
     async def _start(self) -> None:
         config, ports = self.config, self.ports
         self._undo.append(ports.close_pools)
+        if ports.certificates is not None:
+            await ports.file_pool.run(ports.certificates.load)
         self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id))
         self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes)
         await ports.search_pool.run(self.space.look)
@@ -177,6 +179,8 @@ class Node:
         ]
         if self.config.founders:
             works.append(SettingsFounding(self).run)
+        if (certificates := self.ports.certificates) is not None:
+            works.append(partial(certificates.watch, self.ports.file_pool.run))
         for work in works:
             self._background.spawn(lasting(work))
         self._undo.append(self._background.end)

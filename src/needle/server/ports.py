@@ -27,6 +27,7 @@ from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.server import RpcServer
 from needle.rpc.transport import RpcClient
 from needle.server.adapters import ReplicaMachine
+from needle.server.certificates import Certificates
 from needle.server.files import claim
 from needle.server.process.descriptors import connections_max
 from needle.server.upkeep.disk_space import Directory, Endless, Volume
@@ -96,7 +97,7 @@ class NodePorts:
     build_pool: index builds (minutes). file_pool: segment files and checkpoints' reads. claim: takes a data directory
     for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
     replica, or the catalog. volume: the file system of a data directory. knows: the version of commands and formats up
-    to which this node can read them; listen and peers say the same.
+    to which this node can read them; listen and peers say the same. certificates: of TLS, where it is spoken.
     """
 
     clock: Clock
@@ -118,6 +119,7 @@ class NodePorts:
     search_threads: int = 2
     volume: Callable[[str], Volume] = lambda _: Endless()
     knows: int = KNOWN
+    certificates: Certificates | None = None
 
     def close_pools(self) -> None:
         """Wait for what runs in the pools, then stop them."""
@@ -143,6 +145,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
     clock = SystemClock()
     incarnation = rng.getrandbits(63)
     limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
+    certificates = Certificates(config.tls, config.node_id) if config.tls.on else None
     threads = max(2, min(os.cpu_count() or 1, 16))  # one may be busy with an index
 
     def listen(handler: Handler) -> Listener:
@@ -156,6 +159,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
             limits=limits,
             secrets=config.secrets,
             knows=knows,
+            door=certificates.door() if certificates is not None else None,
         )
 
     def peers(address_of: AddressOf) -> Peers:
@@ -168,6 +172,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
             limits=limits,
             secrets=config.secrets,
             knows=knows,
+            dial=certificates.dial() if certificates is not None else None,
         )
         return SystemPeers(client, address_of)
 
@@ -191,4 +196,5 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         search_threads=threads,
         volume=Directory,
         knows=knows,
+        certificates=certificates,
     )

@@ -17,7 +17,8 @@ def system_node(config: RaftConfig, ports: NodePorts) -> Node:
 
     def clients() -> Caller:
         rng = random.Random(ports.rng.getrandbits(64))
-        return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock, secrets=config.secrets)
+        dial = ports.certificates.dial() if ports.certificates is not None else None
+        return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock, secrets=config.secrets, dial=dial)
 
     return Node(config, ports, clients)
 
@@ -49,6 +50,8 @@ async def http_server(node: Node, metrics: Exposition) -> Http | None:
     # Here, for it takes 0.2 s and 5 MB, which a node without HTTP need not spend.
     from needle.server.http.listener import HttpServer
 
-    server = HttpServer(node.config.http_address, node, node, metrics, api=node.config.http_api)
+    certificates = node.ports.certificates
+    door = certificates.http_door() if certificates is not None else None
+    server = HttpServer(node.config.http_address, node, node, metrics, api=node.config.http_api, tls=door)
     await server.start()
     return server

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 import uvicorn
@@ -19,6 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from needle.base.config import parse_address
 from needle.base.errors import Unavailable
+from needle.rpc.tls import HANDSHAKE
+from needle.rpc.tls import Door as TlsDoor
+from needle.rpc.tls_listener import TlsListener
 from needle.server.http import docs_page
 from needle.server.http.app import SEND_SECONDS, Door, DoorNode
 from needle.server.http.message import Scope
@@ -46,9 +49,19 @@ BACKLOG: Final = 256
 class HttpServer:
     """Listens on `address` ("host:port")."""
 
-    def __init__(self, address: str, node: DoorNode, health: Health, metrics: Exposition, *, api: bool = True) -> None:
-        """api: whether more than metrics and probes is served."""
+    def __init__(
+        self,
+        address: str,
+        node: DoorNode,
+        health: Health,
+        metrics: Exposition,
+        *,
+        api: bool = True,
+        tls: TlsDoor | None = None,
+    ) -> None:
+        """api: whether more than metrics and probes is served. tls: None for plain connections only."""
         self._host, self._port = parse_address("http_address", address)
+        self._tls = tls
         more = probes(health, metrics, lambda: self.door.draining, self._check_metrics)
         self.door = Door(node, ROUTES if api else (), [*more, *docs_page.routes()] if api else more)
         config = uvicorn.Config(
@@ -81,7 +94,20 @@ class HttpServer:
             self._socket = socket.create_server((self._host, self._port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise Unavailable(f"cannot listen on {self._host}:{self._port} for HTTP: {error}") from error
-        await self._server.startup([self._socket])
+        if self._tls is None:
+            await self._server.startup([self._socket])
+        else:
+            self._server.servers = [self._listen_for_tls(self._socket, self._tls)]  # type: ignore[list-item]
+
+    def _listen_for_tls(self, listening: socket.socket, door: TlsDoor) -> TlsListener:
+        config, server = self._server.config, self._server
+
+        def connection() -> _Connection:
+            return _Connection(config=config, server_state=server.server_state, app_state=server.lifespan.state)
+
+        return TlsListener(
+            [listening], door, connection, _OnlyTls, _tls_failed, seconds=HEAD_SECONDS, waiting_max=http_max()
+        )
 
     @property
     def address(self) -> str:
@@ -118,6 +144,7 @@ class _Connection(HttpToolsProtocol):
     _fields: int = 0
     _between: int = 0
     _too_long: bool = False
+    _begins_tls: bool = False
     _head_timer: asyncio.TimerHandle | None = None
     _linger: asyncio.TimerHandle | None = None
     waiting_since: float | None = None
@@ -153,6 +180,7 @@ class _Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of a head count until it is complete; those of a body are counted by who reads them."""
         self._between += len(data)
+        self._begins_tls = data.startswith(HANDSHAKE)
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -176,10 +204,10 @@ class _Connection(HttpToolsProtocol):
         text = "this is no request of HTTP/1.1 with a method and a target that there are"
         if self._too_long:
             text = f"the head of a request, with its trailers, may have at most {HEAD_BYTES_MAX} bytes"
-        problem = problem_of(HttpError(400, "malformed_request", text), "")
-        body = msgspec.json.encode(problem)
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        elif self._begins_tls:
+            text = "this port does not speak TLS: ask by http://, or give the node the settings in [tls]"
+            log.warning("HTTP connection from %s: the caller speaks TLS, and this node does not", self.client)
+        self.transport.write(_bad_request("malformed_request", text))
         self.transport.close()
 
     def on_url(self, url: bytes) -> None:
@@ -246,6 +274,33 @@ class _Connection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+class _OnlyTls(asyncio.Protocol):
+    """A plain connection where TLS is required: it is told so."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        log.warning("plain HTTP from %s is refused: this port speaks TLS only", f"{peer[0]}:{peer[1]}" if peer else "?")
+        self._transport.write(_bad_request("tls_failed", "this port speaks TLS only: ask by https://"))
+        # What is sent behind it is read and dropped: closed at once, it would reset the connection before the answer.
+        self._end = asyncio.get_running_loop().call_later(LAST_SECONDS, self._transport.abort)
+        self._transport.write_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end.cancel()
+
+
+def _tls_failed(remote: str, why: str) -> None:
+    log.warning("HTTP connection from %s: %s", remote, why)
+
+
+def _bad_request(code: str, text: str) -> bytes:
+    """A whole answer, as a problem document, where there is no request to answer."""
+    body = msgspec.json.encode(problem_of(HttpError(400, code, text), ""))
+    head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"connection: close\r\n\r\n" + body
 
 
 def _quiet() -> None:

@@ -1,0 +1,161 @@
+"""A node's certificates: read at the start, read again when their files change.
+
+Invariant: what is used has passed a handshake with itself, so a file that is damaged, expired, by another authority or
+another node's is named and refused, and what was there before stays in use. Reading is blocking; it never happens on
+the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from needle.base.errors import ConfigError, NeedleError
+from needle.base.ids import NodeId
+from needle.base.tls_config import TlsConfig
+from needle.rpc.tls import Dial, Door, check_node_name, context
+
+log = logging.getLogger("needle.server")
+
+LOOK_SECONDS: Final = 2.0
+"""So often the files are looked at."""
+Run = Callable[..., Awaitable[object]]
+
+
+class _Contexts(NamedTuple):
+    node_door: ssl.SSLContext
+    http_door: ssl.SSLContext
+    dial: ssl.SSLContext
+
+
+class Certificates:
+    """What a node shows and takes. `load()` before anything else."""
+
+    def __init__(self, config: TlsConfig, node_id: NodeId) -> None:
+        self._config = config
+        self._node_id = node_id
+        self._used: _Contexts | None = None
+        self._seen: object = None
+
+    # --- in use ------------------------------------------------------------------------------------------------------
+    def door(self) -> Door:
+        """Of the binary protocol: clients may have certificates, nodes do."""
+        return Door(context=lambda: self._contexts.node_door, required=self._config.required, shown=self._shown)
+
+    def http_door(self) -> Door:
+        """Of HTTP. Browsers are asked for a certificate only where everybody needs one."""
+        return Door(context=lambda: self._contexts.http_door, required=self._config.required, shown=self._shown)
+
+    def dial(self) -> Dial:
+        """To other nodes, which are known by their names: their addresses may be those of tunnels."""
+        return Dial(
+            context=lambda: self._contexts.dial,
+            by_name=True,
+            optional=not self._config.required,
+            shown=self._shown,
+        )
+
+    @property
+    def _contexts(self) -> _Contexts:
+        if self._used is None:
+            raise ConfigError("the certificates were not read yet", field="tls.certificate")
+        return self._used
+
+    @property
+    def _shown(self) -> str:
+        return f"{self._config.certificate} of node {self._node_id}"
+
+    # --- files -------------------------------------------------------------------------------------------------------
+    def load(self) -> None:
+        """Read the files and use them. Blocking. Raises ConfigError that names what is wrong with which file."""
+        self._seen = self._look()
+        self._used = self._read()
+
+    async def watch(self, run: Run) -> None:
+        """Read the files again whenever they change, until cancelled. run: runs blocking work in a thread."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await run(self.refresh)
+
+    def refresh(self) -> bool:
+        """Whether changed files were found and are used from now on. What is wrong with them is logged. Blocking."""
+        seen = self._look()
+        if seen == self._seen:
+            return False
+        self._seen = seen  # said once, not every two seconds
+        try:
+            self._used = self._read()
+        except NeedleError as error:
+            log.error("node %s keeps the certificates it has, the changed ones are refused: %s", self._node_id, error)
+            return False
+        log.info("node %s uses changed certificates: %s", self._node_id, self._config.certificate)
+        return True
+
+    def _look(self) -> object:
+        """What tells that a file is another one, also behind symbolic links."""
+        seen: list[tuple[int, int, int] | None] = []
+        for path in (self._config.certificate, self._config.key, self._config.ca):
+            try:
+                found = os.stat(path)
+            except OSError:
+                seen.append(None)
+            else:
+                seen.append((found.st_ino, found.st_mtime_ns, found.st_size))
+        return seen
+
+    def _read(self) -> _Contexts:
+        config = self._config
+        for name in ("certificate", "key", "ca"):
+            path = getattr(config, name)
+            try:
+                with open(path, "rb"):
+                    pass
+            except OSError as error:
+                raise _refused(name, path, f"cannot be read: {error.strerror}") from None
+        always = config.client_certificates
+        try:
+            made = _Contexts(
+                self._context(ssl.CERT_REQUIRED if always else ssl.CERT_OPTIONAL),
+                self._context(ssl.CERT_REQUIRED if always else ssl.CERT_NONE),
+                self._context(ssl.CERT_REQUIRED, server=False),
+            )
+        except (OSError, ValueError) as error:
+            raise _refused(
+                "certificate", config.certificate, f"does not go with tls.key = {config.key!r} or tls.ca: {error}"
+            ) from None
+        made.http_door.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._try(made)
+        return made
+
+    def _context(self, ask: ssl.VerifyMode, *, server: bool = True) -> ssl.SSLContext:
+        own = self._config
+        return context(server=server, ca=own.ca, certificate=own.certificate, key=own.key, ask=ask)
+
+    def _try(self, made: _Contexts) -> None:
+        """A handshake of this node with itself."""
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = made.node_door.wrap_bio(to_server, to_client, server_side=True)
+        client = made.dial.wrap_bio(to_client, to_server, server_side=False)
+        try:
+            for side in (client, server, client, server):
+                try:
+                    side.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+            client.do_handshake()
+            server.do_handshake()
+            certificate = server.getpeercert()
+        except ssl.SSLCertVerificationError as error:
+            text = f"is refused by tls.ca = {self._config.ca!r}: {error.verify_message}"
+            raise _refused("certificate", self._config.certificate, text) from None
+        except ssl.SSLError as error:
+            raise _refused("certificate", self._config.certificate, f"cannot be used: {error}") from None
+        check_node_name(certificate, self._node_id, f"tls.certificate = {self._config.certificate!r}")
+
+
+def _refused(name: str, path: str, why: str) -> ConfigError:
+    return ConfigError(f"tls.{name} = {path!r} {why}", field=f"tls.{name}")
