@@ -140,10 +140,11 @@ MUTANTS = (
     ),
     Mutant(
         name="listens-to-everybody",
-        breaks="a node listens beyond its machine without keys, and nobody said that it may",
+        breaks="a node listens beyond its machine without keys or TLS, and nobody said that it may",
         edits=(Edit("base.exposure:check_exposed", "not _is_loopback(host)", "False"),),
         tests=(
-            "tests/base/test_exposed.py::test_who_listens_beyond_this_machine_has_keys_or_says_that_it_does_not_mind",
+            "tests/base/test_exposed.py"
+            "::test_who_listens_beyond_this_machine_has_keys_and_tls_or_says_that_it_does_not_mind",
         ),
     ),
 )

@@ -15,6 +15,7 @@ from needle.base.errors import (
     DeadlineExceeded,
     LostState,
     NeedleError,
+    TlsFailed,
     Unauthenticated,
     Unavailable,
     UnknownMethod,
@@ -118,23 +119,14 @@ class CatalogFollower:
             if node.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
                 await self._belong_to(address)
         except UnknownMethod:
-            if address not in self._fixed:
-                self._fixed.add(address)
-                log.error(
-                    "node %s cannot join the cluster at %s: it is of an earlier release, without a catalog",
-                    node.node_id,
-                    address,
-                )
+            self._say_once(address, "cannot join the cluster", "it is of an earlier release, without a catalog")
             return False
         except Unauthenticated as error:
-            if address not in self._fixed:
-                self._fixed.add(address)
-                log.error(
-                    "node %s does not hear of the catalog from %s, it needs the cluster_secret of that cluster: %s",
-                    node.node_id,
-                    address,
-                    error,
-                )
+            why = f"it needs the cluster_secret of that cluster: {error}"
+            self._say_once(address, "does not hear of the catalog", why)
+            return False
+        except TlsFailed as error:
+            self._say_once(address, "does not hear of the catalog", str(error))
             return False
         except NeedleError as error:
             log.debug("node %s does not get the topology from %s: %s", node.node_id, address, error)
@@ -146,6 +138,12 @@ class CatalogFollower:
                 log.error("node %s does not follow the catalog at %s: %s", node.node_id, address, error)
                 return False
         return True
+
+    def _say_once(self, address: str, what: str, why: str) -> None:
+        """What only an operator can mend."""
+        if address not in self._fixed:
+            self._fixed.add(address)
+            log.error("node %s %s at %s: %s", self._node.node_id, what, address, why)
 
     async def _belong_to(self, address: str) -> None:
         data = await self._node.caller.call(address, WHO, calls.encode(WhoCall()), POLL_SECONDS)

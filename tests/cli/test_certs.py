@@ -1,0 +1,59 @@
+"""`needle certs`: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import ssl
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from needle.base.errors import ConfigError, TlsFailed
+from needle.base.tls_config import TlsConfig
+from needle.cli.app import main
+from needle.server.certificates import Certificates
+
+
+def test_a_node_can_use_what_is_made_and_no_other_node_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path)
+    assert main(["certs", "create-ca", "--out", out]) == 0
+    assert main(["certs", "create-node", "node-1", "--host", "10.0.0.1", "--host", "db.example.org", "--out", out]) == 0
+    assert main(["certs", "create-client", "shop", "--out", out]) == 0
+    assert "node-1.key" in capsys.readouterr().err.replace("\n", "")
+    for name in ("ca", "node-1", "shop"):
+        assert stat.S_IMODE((tmp_path / f"{name}.key").stat().st_mode) == 0o600
+    certificates(tmp_path, "node-1", "node-1").load()
+    with pytest.raises(TlsFailed, match=r"'node-2'.*certificate is for 'node-1', 'db.example.org'"):
+        certificates(tmp_path, "node-1", "node-2").load()
+    with pytest.raises(ConfigError, match=r"tls.certificate = '.*shop.crt' (is refused|cannot be used)"):
+        certificates(tmp_path, "shop", "shop").load()
+    text = (tmp_path / "shop.crt").read_text()
+    (tmp_path / "node-1.crt").write_text(text)
+    with pytest.raises(ConfigError, match=r"tls.certificate = .* does not go with tls.key"):
+        certificates(tmp_path, "node-1", "node-1").load()
+
+
+def certificates(directory: Path, name: str, node_id: str) -> Certificates:
+    files = {"certificate": f"{directory}/{name}.crt", "key": f"{directory}/{name}.key", "ca": f"{directory}/ca.crt"}
+    return Certificates(TlsConfig(mode="require", **files), node_id)
+
+
+def test_nothing_is_overwritten_and_errors_say_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path)
+    assert main(["certs", "create-node", "node-1", "--out", out]) == 1
+    assert "create-ca" in capsys.readouterr().err
+    assert main(["certs", "create-ca", "--out", out]) == 0
+    before = ssl.PEM_cert_to_DER_cert((tmp_path / "ca.crt").read_text())
+    assert main(["certs", "create-ca", "--out", out]) == 1
+    assert "is there already" in " ".join(capsys.readouterr().err.split())
+    assert ssl.PEM_cert_to_DER_cert((tmp_path / "ca.crt").read_text()) == before
+    for wrong in (["n/1"], ["node-1", "--host", "10.0.0.1:5000"], ["node-1", "--days", "0"]):
+        assert main(["certs", "create-node", *wrong, "--out", out]) == 1
+        assert "is not allowed" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.delitem(sys.modules, "needle.cli.certificates", raising=False)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert main(["certs", "create-ca", "--out", out]) == 1
+    assert "needle-vdb[certs]" in " ".join(capsys.readouterr().err.split())
