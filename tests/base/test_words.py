@@ -15,6 +15,7 @@ INNER = ("group %", "group {}")
 CALLED_BY_OTHERS = {
     *("eof_received", "pause_writing", "resume_writing"),  # asyncio.Protocol
     *("on_url", "on_message_complete"),  # httptools
+    "sslobject_class",  # ssl.SSLContext
     "_options",  # typer, of the command line itself
     "visit_Subscript",  # ast.NodeTransformer
 }
