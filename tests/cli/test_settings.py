@@ -36,6 +36,10 @@ TEXTS: dict[str, list[Any]] = {
     "sharding.strategy": ["hash", "custom:tenant,region"],
     "sharding.boundaries": [["g"], ["g", "p"]],
     "placement.zone": ["rack-1", "7"],
+    "tls.mode": ["off", "accept", "require"],
+    "tls.certificate": ["c.crt"],
+    "tls.key": ["c.key"],
+    "tls.ca": ["/etc/needle/ca.crt"],
     "cluster_secret_former": ["f" * 32],
     "cluster_secret": ["s" * 32, "an openssl rand -hex 32 makes one"],
 }
@@ -91,6 +95,8 @@ def test_every_setting_can_be_given_in_every_place(
         base["cluster_nodes"] = ["a=h:1", "b=h:2"]
     if path == "require_keys":
         base["cluster_secret"] = "s" * 32
+    if path == "tls.mode":
+        base |= {"tls.certificate": "c", "tls.key": "k", "tls.ca": "a"}
     file = tmp_path_factory.mktemp("settings") / "node.json"
     bare = tmp_path_factory.mktemp("settings") / "bare.json"
     bare.write_text(json.dumps({name: value for name, value in base.items() if name != path}))
