@@ -11,20 +11,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from needle.base.errors import (
-    AlreadyExists,
-    NeedleError,
-    VersionMismatch,
-)
+from needle.base.errors import AlreadyExists, NeedleError, VersionMismatch
 from needle.base.model import ReadMode, WriteResult
 from proof.checkers.replay import GetSeen
-from proof.checkers.scatter import ScatterSeen
-from proof.sim.history import Kind, Operation
+from proof.sim.history import Kind, Operation, shown
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import may_be_told, surely_without_effect
+from proof.sim.searches_seen import Asked, seen, several_vectors
 from proof.sim.violation import Violation
 from proof.sim.workload import FILTERS, Answer, Database, Keep, Workload, value_of
 
@@ -181,7 +176,7 @@ class Client:
         made: tuple[str, Any, dict[str, Any]] | None = None,
     ) -> bool:
         tag, vector, metadata = made or self._document(key)
-        return await self._write(kind, key, tag, expected, lambda: ask(key, vector, metadata), _shown(vector, metadata))
+        return await self._write(kind, key, tag, expected, lambda: ask(key, vector, metadata), shown(vector, metadata))
 
     async def delete(self, key: str) -> None:
         await self._write("delete", key, "", 0, lambda: self._database.delete(key), {})
@@ -201,7 +196,7 @@ class Client:
     async def update(self, key: str) -> None:
         """Give a document another vector, which reads tell from all others."""
         self._writes += 1
-        tag, vector = f"{self.name}-{self._writes}", self._several_vectors(1)[0]
+        tag, vector = f"{self.name}-{self._writes}", several_vectors(self._several, 1, self._work.profile.dimensions)[0]
         self._work.updating(key, tag, vector)
         details = {"vector": vector.tolist()}
         await self._write("update", key, tag, 0, lambda: self._database.update(key, vector), details)
@@ -258,7 +253,7 @@ class Client:
         written: list[tuple[Operation, tuple[str, Any, Any]]] = []
         for key in self._some_keys():
             tag, vector, metadata = self._document(key)
-            op = self._invoke("put", key, tag=tag, details=_shown(vector, metadata))
+            op = self._invoke("put", key, tag=tag, details=shown(vector, metadata))
             written.append((op, (key, vector, metadata)))
         try:
             fates = await self._database.insert_many([document for _, document in written])
@@ -349,7 +344,7 @@ class Client:
             self._finish(op, "failed", error=error.code)
             self._expect(op, error)
             return False
-        self._found(op, answer, vector, k, keep, exact, required)
+        self._found(op, answer, vector, Asked(k, keep, exact, required))
         return True
 
     async def search_many(self) -> None:
@@ -357,7 +352,7 @@ class Client:
         rng = self._several
         mode, (filter_, keep) = MODES[rng.randrange(len(MODES))], FILTERS[rng.randrange(len(FILTERS))]
         k, exact, required = rng.choice([1, 3, 10]), rng.random() < 0.7, self._required(mode)
-        rows = self._several_vectors(rng.randint(2, MANY_MAX))
+        rows = several_vectors(rng, rng.randint(2, MANY_MAX), self._work.profile.dimensions)
         asked = {"mode": str(mode), "k": k, "filter": filter_, "exact": exact, "required": required, "partial": False}
         ops = [self._invoke("search", "", details={**asked, "vector": row.tolist(), "many": len(rows)}) for row in rows]
         try:
@@ -371,47 +366,13 @@ class Client:
             text = f"#{ops[0].id} of {len(ops)} searches in one call was given {len(answers)} answers"
             self._work.broken = Violation("every search is answered", text)
         for op, row, answer in zip(ops, rows, answers, strict=False):
-            self._found(op, answer, row, k, keep, exact, required)
+            self._found(op, answer, row, Asked(k, keep, exact, required))
 
-    def _several_vectors(self, count: int) -> Any:
-        dimensions = range(self._work.profile.dimensions)
-        return np.array([[self._several.gauss(0, 1) for _ in dimensions] for _ in range(count)], np.float32)
-
-    def _found(
-        self,
-        op: Operation,
-        answer: Answer,
-        vector: Any,
-        k: int,
-        keep: Keep | None,
-        exact: bool,
-        required: dict[int, int],
-    ) -> None:
+    def _found(self, op: Operation, answer: Answer, vector: Any, asked: Asked) -> None:
         """Write down what a search was answered."""
-        found, partial = answer.batch, op.details["partial"]
-        hits = list(zip(found.ids, found.versions, found.distances, strict=True))
-        tags = [msgspec.json.decode(metadata).get("tag", "") for metadata in found.metadata]
-        gaps = [[start.hex(), end if end is None else end.hex()] for start, end in answer.gaps]
-        op.details |= {"applied": answer.applied, "missing": list(answer.missing), "gaps": gaps}
-        op.details["hits"] = [[*hit, tag] for hit, tag in zip(hits, tags, strict=True)]
-        self._finish(op, "ok", version=len(hits))
-        seen = ScatterSeen(
-            mode=op.details["mode"],
-            vector=vector,
-            k=k,
-            keep=keep,
-            exact=exact,
-            hits=hits,
-            applied=answer.applied,
-            required=required,
-            latest=self._work.shards.last(),
-            partial=partial,
-            missing=answer.missing,
-            gaps=answer.gaps,
-            epoch=answer.epoch,
-            label=f"search #{op.id} by {self.name}",
-        )
-        self._work.scatters.append(seen)
+        told = seen(op, answer, vector, asked, self._work.shards.last())
+        self._finish(op, "ok", version=len(told.hits))
+        self._work.scatters.append(told)
 
     def _required(self, mode: ReadMode) -> dict[int, int]:
         """By shard, what a read that begins now has to see."""
@@ -435,8 +396,3 @@ class Client:
             self._work.broken = Violation(
                 "expected errors", f"#{op.id} {op.kind} {op.key} failed with {error!r}: {error}"
             )
-
-
-def _shown(vector: Any, metadata: Any) -> dict[str, Any]:
-    """What a write carries, for the record."""
-    return {"vector": vector.tolist(), "metadata": metadata}

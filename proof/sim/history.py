@@ -134,3 +134,8 @@ def return_event(op: Operation) -> dict[str, Any]:
 def _base(kind: str, op: Operation) -> dict[str, Any]:
     f = "get" if op.kind == "search" and op.key else op.kind  # an eventual get is checked as a search is
     return {"type": kind, "id": op.id, "process": op.client, "f": f, "key": op.key}
+
+
+def shown(vector: Any, metadata: Any) -> dict[str, Any]:
+    """What a write carries, for the record."""
+    return {"vector": vector.tolist(), "metadata": metadata}

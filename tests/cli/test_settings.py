@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.base.config import FORMER_PATHS, SETTINGS, IndexConfig, RaftConfig, by_path
+from needle.base.config import SETTINGS, IndexConfig, RaftConfig, by_path
 from needle.base.errors import ConfigError
+from needle.base.former_settings import FORMER_PATHS
 from needle.base.model import IndexParams
 from needle.base.schema import Setting
 from needle.cli import serve_command

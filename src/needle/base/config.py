@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import msgspec
 
 from needle.base.errors import ConfigError
+from needle.base.former_settings import FORMER, FORMER_PATHS
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, IndexParams, Metric
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
@@ -375,13 +376,6 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
 
 SETTINGS = all_settings(RaftConfig)
 """Every setting by path."""
-
-FORMER = {
-    "sharded": "left out: a node without cluster_nodes waits for `needle cluster create`",
-    "join": "left out: a node without cluster_nodes waits; one with sharding.join joins a cluster",
-}
-"""Settings of earlier releases."""
-FORMER_PATHS = {"sharding.zone": "placement.zone", "sharding.weight": "placement.weight"}
 
 
 def by_path(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,10 +72,15 @@ def create(
     if json:
         print_json(status_json(seen))
         return
+    _tell(seen, config, [address for _, address in parsed])
+
+
+def _tell(seen: Look, config: ClusterConfig, addresses: list[str]) -> None:
+    """What was made, and what to know of it."""
     health = seen.health
-    names = ",".join(address for _, address in parsed[:3])
+    names = ",".join(addresses[:3])
     led = sum(shard.leader is not None for shard in health.shards.values())
-    made = f"{shards} shards on {len(parsed)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
+    made = f"{config.shard_count} shards on {len(addresses)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
     notes.print(made, markup=False, soft_wrap=True)
     unevenly = uneven(config.settings, config.boundaries)
     for warning in [*health.warnings, *([unevenly] if unevenly else [])]:

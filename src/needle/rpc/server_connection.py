@@ -33,7 +33,7 @@ from needle.rpc.greeting import Greeted, Greeting, no_room
 from needle.rpc.handler import Answer, Peer
 from needle.rpc.held_bytes import HeldBytes, Holding
 from needle.rpc.promise import Promise
-from needle.rpc.tls import ONLY_TLS, Door, check_node_name
+from needle.rpc.tls import ONLY_TLS, Door, check_caller
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class ServerConnection(FrameConnection):
         self.server = server
         self.handler = server.handler
         self.peer: Peer | None = None
-        self._greeting = Greeting(server, self._check_certificate)
+        self._greeting = Greeting(server, lambda node: check_caller(server.door, self.transport, node, self.remote))
         self._only_tls = only_tls
         self.inflight = 0
         self.inflight_bytes = 0
@@ -199,14 +199,6 @@ class ServerConnection(FrameConnection):
         self.peer = Peer(found.hello.node_id, found.hello.incarnation, self.remote, found.identity)
         if not found.proven:
             self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
-
-    def _check_certificate(self, node_id: str) -> None:
-        """Raises TlsFailed for a node whose certificate is not its own, or that has none where it needs one."""
-        if not node_id or self.transport is None or (door := self.server.door) is None:
-            return
-        certificate = self.transport.get_extra_info("peercert")
-        if certificate or door.required:
-            check_node_name(certificate, node_id, f"the caller at {self.remote}")
 
     def _no_hello(self) -> None:
         self._refuse(ProtocolError(f"no hello within {self.limits.hello_timeout:g} s"))

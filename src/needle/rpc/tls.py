@@ -6,6 +6,7 @@ it is. Knows no settings, and no files beyond those it is told to read.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -121,6 +122,15 @@ def names_in(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:
     """The DNS names in a certificate that was verified. Its common name counts for nothing, as for hosts in HTTPS."""
     names = (certificate or {}).get("subjectAltName", ())
     return tuple(name for kind, name in names if kind == "DNS")
+
+
+def check_caller(door: Door | None, transport: asyncio.BaseTransport | None, node_id: str, remote: str) -> None:
+    """Raises TlsFailed for a node whose certificate is not its own, or that has none where it needs one. node_id: who a
+    caller says to be, "" for no node."""
+    if node_id and transport is not None and door is not None:
+        certificate = transport.get_extra_info("peercert")
+        if certificate or door.required:
+            check_node_name(certificate, node_id, f"the caller at {remote}")
 
 
 def check_node_name(certificate: Mapping[str, Any] | None, node_id: str, other: str) -> None:

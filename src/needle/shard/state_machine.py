@@ -223,10 +223,9 @@ class Replica:
         clock: Callable[[], float] = lambda: 0.0,
     ) -> list[SearchAnswer]:
         """Searches that share collection, k and options go as one matrix product or faiss call; each answer, or why
-        there is none, stands where its request stood. All see the same applied index. wanted: whether somebody still
-        waits for the answer to the request at that place; looked at before the work and in it. builders: who may
-        make a field's index; without them this thread does, with them BeingIndexed may stand in place of an answer.
-        clock: seconds, for searches that are to be explained."""
+        not, stands where its request stood. All see the same applied index. wanted: whether somebody still waits for
+        the answer at that place; looked at before the work and in it. builders: who may make a field's index; without
+        them this thread does, with them BeingIndexed may stand for an answer. clock: seconds, to explain searches."""
         self._usable.check()
         return self._reads.search_many(requests, wanted, builders, clock)
 

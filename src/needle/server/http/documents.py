@@ -1,4 +1,4 @@
-"""Handlers of documents and collections: a decoded request in, an answer out."""
+"""Handlers of documents: a decoded request in, an answer out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from itertools import repeat
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, DocumentNotFound, NeedleError, invalid
-from needle.base.model import CollectionSpec, HitBatch, IndexParams, SearchRequest, score_of
+from needle.base.errors import DocumentNotFound, NeedleError, invalid
+from needle.base.model import HitBatch, SearchRequest, score_of
 from needle.client import answers, values
 from needle.client import cursor as cursors
 from needle.client.cursor import Place
-from needle.client.naming import CollectionDescription
 from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
@@ -21,80 +20,6 @@ from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_
 
 PAGE = bodies.PAGE_MAX
 _lines = msgspec.json.Encoder()
-
-
-# --- collections -----------------------------------------------------------------------------------------------------
-async def create_collection(call: Call) -> bodies.Collection:
-    body: bodies.CreateCollection = call.body
-    await call.client.create_collection(
-        body.name,
-        dimensions=body.dimensions,
-        metric=body.metric,
-        index=body.index,
-        ttl=body.ttl,
-        if_absent=body.if_absent,
-        timeout=body.timeout,
-    )
-    # What was asked for is what there is. To ask anew might fail, and say that the collection was not made.
-    return bodies.Collection(
-        name=body.name,
-        dimensions=body.dimensions,
-        metric=body.metric,
-        index=body.index or IndexParams(),
-        ttl=body.ttl,
-    )
-
-
-async def list_collections(call: Call) -> bodies.Collections:
-    body: bodies.ListCollections = call.body
-    if body.sizes:
-        described = await call.client.describe_collections(timeout=body.timeout)
-        found = [_described(one) for one in described]
-    else:
-        found = [_collection(spec) for spec in await call.client.collections(timeout=body.timeout)]
-    allowed = call.caller.collections
-    return bodies.Collections(collections=[one for one in found if allowed is None or one.name in allowed])
-
-
-async def describe_collection(call: Call) -> bodies.Collection:
-    return _described(await call.client.describe_collection(call.collection, timeout=call.body.timeout))
-
-
-def _described(found: CollectionDescription) -> bodies.Collection:
-    return bodies.Collection(
-        name=found.name,
-        dimensions=found.dimensions,
-        metric=found.metric,
-        index=found.index,
-        ttl=found.ttl,
-        documents=found.shards,
-        sizes=found.sizes,
-        size=found.size,
-    )
-
-
-async def _spec(call: Call) -> CollectionSpec:
-    found = await call.client.collections(timeout=call.body.timeout)
-    spec = next((spec for spec in found if spec.name == call.collection), None)
-    if spec is None:
-        raise CollectionNotFound(f"there is no collection {call.collection[:80]!r}", collection=call.collection[:80])
-    return spec
-
-
-def _collection(spec: CollectionSpec) -> bodies.Collection:
-    return bodies.Collection(
-        name=spec.name, dimensions=spec.dimensions, metric=spec.metric, index=spec.index, ttl=spec.ttl or None
-    )
-
-
-async def alter_collection(call: Call) -> bodies.Collection:
-    body: bodies.AlterCollection = call.body
-    await call.client.alter_collection(call.collection, ef_search=body.ef_search, ttl=body.ttl, timeout=body.timeout)
-    return _collection(await _spec(call))  # without counts: it is changed, also where a shard does not answer
-
-
-async def drop_collection(call: Call) -> bodies.Written:
-    return bodies.Written.of(await call.client.drop_collection(call.collection, timeout=call.body.timeout))
 
 
 # --- writes ----------------------------------------------------------------------------------------------------------

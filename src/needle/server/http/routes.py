@@ -10,7 +10,7 @@ import msgspec
 
 from needle.client.keys import NewApiKey
 from needle.routing.stats import RebalanceStats
-from needle.server.http import aliases, bodies, cluster, cluster_bodies, documents, keys
+from needle.server.http import aliases, bodies, cluster, cluster_bodies, collections, documents, keys
 from needle.server.http.bodies import Nothing
 from needle.server.http.call import Call
 
@@ -112,23 +112,23 @@ ROUTES: Final = (
     ),
     # --- collections -------------------------------------------------------------------------------------------------
     Route(
-        "GET", f"{BASE}/collections", documents.list_collections, "All collections",
+        "GET", f"{BASE}/collections", collections.list_collections, "All collections",
         bodies.ListCollections, bodies.Collections, "reader", tag="collections", filtered=True,
     ),
     Route(
-        "POST", f"{BASE}/collections", documents.create_collection, "Create a collection",
+        "POST", f"{BASE}/collections", collections.create_collection, "Create a collection",
         bodies.CreateCollection, bodies.Collection, "admin", {"name": "books", "dimensions": 4}, "collections",
     ),
     Route(
-        "GET", _IN, documents.describe_collection, "A collection", Nothing, bodies.Collection, "reader",
+        "GET", _IN, collections.describe_collection, "A collection", Nothing, bodies.Collection, "reader",
         tag="collections",
     ),
     Route(
-        "PATCH", _IN, documents.alter_collection, "Change what may be changed of a collection",
+        "PATCH", _IN, collections.alter_collection, "Change what may be changed of a collection",
         bodies.AlterCollection, bodies.Collection, "admin", {"ttl": 86400}, "collections",
     ),
     Route(
-        "DELETE", _IN, documents.drop_collection, "Delete a collection and all its documents",
+        "DELETE", _IN, collections.drop_collection, "Delete a collection and all its documents",
         Nothing, bodies.Written, "admin", tag="collections",
     ),
     Route(

@@ -105,40 +105,10 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         _check_condition(command, limits)
         return msgspec.structs.replace(command, change=_checked_change(command.change, limits))
     elif isinstance(command, UpdateVectors):
-        spec = _require(command.collection, find_spec)
-        _check_judged("ids", len(command.ids))
-        _check_batch(len(command.ids), limits)
-        _check_ids(command.ids, limits)
-        if len(set(command.ids)) < len(command.ids):
-            raise invalid("ids", f"{len(command.ids)} ids", "each id once")
-        if len(command.vectors) > limits.batch_bytes_max:
-            raise invalid(
-                "batch", f"{len(command.vectors)} bytes", f"at most {limits.batch_bytes_max} bytes of vectors"
-            )
-        if command.expected is not None:
-            _check_int("expected", command.expected, 1, VERSION_MAX)
-        _check_condition(command, limits)
-        vectors = _vectors(command.vectors, len(command.ids), spec, command.ids)
-        if spec.metric == Metric.COSINE:
-            return msgspec.structs.replace(command, vectors=vectors.astype("<f4", copy=False).tobytes())
+        return _check_update(command, _require(command.collection, find_spec), limits)
     elif isinstance(command, ChangeWhere):
         _require(command.collection, find_spec)
-        _check_filter("filter", command.filter or b"{}", limits)
-        for name, low, high in (
-            ("after", -1, 2**32),
-            ("upto", -1, 2**32),
-            ("limit", 1, PART_MAX),
-            ("looks", 1, LOOKS_MAX),
-            ("bytes_max", 1, PART_BYTES_MAX),
-        ):
-            _check_int(name, getattr(command, name), low, high)
-        most = min(command.limit, PART_IDS_MAX if command.return_ids else PART_MAX)
-        if command.change is None:
-            return msgspec.structs.replace(command, limit=most)
-        change = _checked_change(command.change, limits)
-        return msgspec.structs.replace(
-            command, limit=max(1, min(most, command.bytes_max // (1 + _change_bytes(change)))), change=change
-        )
+        return _check_change_where(command, limits)
     elif isinstance(command, PublishSegment):
         _check_int("first", command.first, 0, command.last)
         _check_int("rows", command.rows, 0, command.last - command.first + 1)
@@ -146,6 +116,41 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         if not CHECKSUM.fullmatch(command.checksum):  # it becomes part of a file's name
             raise invalid("checksum", command.checksum[:80], "32 hex digits")
     return command
+
+
+def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) -> UpdateVectors:
+    _check_judged("ids", len(command.ids))
+    _check_batch(len(command.ids), limits)
+    _check_ids(command.ids, limits)
+    if len(set(command.ids)) < len(command.ids):
+        raise invalid("ids", f"{len(command.ids)} ids", "each id once")
+    if len(command.vectors) > limits.batch_bytes_max:
+        raise invalid("batch", f"{len(command.vectors)} bytes", f"at most {limits.batch_bytes_max} bytes of vectors")
+    if command.expected is not None:
+        _check_int("expected", command.expected, 1, VERSION_MAX)
+    _check_condition(command, limits)
+    vectors = _vectors(command.vectors, len(command.ids), spec, command.ids)
+    if spec.metric != Metric.COSINE:
+        return command
+    return msgspec.structs.replace(command, vectors=vectors.astype("<f4", copy=False).tobytes())
+
+
+def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
+    _check_filter("filter", command.filter or b"{}", limits)
+    for name, low, high in (
+        ("after", -1, 2**32),
+        ("upto", -1, 2**32),
+        ("limit", 1, PART_MAX),
+        ("looks", 1, LOOKS_MAX),
+        ("bytes_max", 1, PART_BYTES_MAX),
+    ):
+        _check_int(name, getattr(command, name), low, high)
+    most = min(command.limit, PART_IDS_MAX if command.return_ids else PART_MAX)
+    if command.change is None:
+        return msgspec.structs.replace(command, limit=most)
+    change = _checked_change(command.change, limits)
+    limit = max(1, min(most, command.bytes_max // (1 + _change_bytes(change))))
+    return msgspec.structs.replace(command, limit=limit, change=change)
 
 
 def check_spec(spec: CollectionSpec, limits: Limits) -> None:
