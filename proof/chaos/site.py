@@ -82,12 +82,11 @@ class Site:
         )
         await self.cluster.launch()
         await self.cluster.ready(deadline=START_SECONDS)
-        self._seeds = list(self.cluster.addresses.values())
-        caller = self.caller("operator")
-        self.first = await find_cluster(caller, self._seeds, START_SECONDS)
+        seeds, caller = list(self.cluster.addresses.values()), self.caller("operator")
+        self.first = await find_cluster(caller, seeds, START_SECONDS)
         self.groups = [info.shard for info in self.first.shards]
         self._terms = dict.fromkeys(self.groups, 0)
-        self.operator = cluster_client(caller, self._seeds, self.first)
+        self.operator = cluster_client(caller, seeds, self.first)
         self.injector = Injector(
             self.cluster, self.disks, self.operator, self.rng, self.spec.election_timeout, (ROUTER,)
         )
@@ -134,7 +133,7 @@ class Site:
         plain = [self._plain(name, work, self.names) for name in PLAIN]
         self.clients = [*(self._aware(name, work) for name in AWARE), *plain]
         self._through_each = [self._plain(f"through {node}", work, [node]) for node in self.names]
-        self._reader = self._aware(check.FINAL, work)
+        self._work = work
         self._probes = {shard: self._probe(shard, work) for shard in self.groups}
 
     def _probe(self, shard: int, work: Workload) -> Probes:
@@ -147,7 +146,12 @@ class Site:
     def _aware(self, name: str, work: Workload) -> Client:
         rpc, rng = self.caller(name), stream(self.spec.seed, "session", name)
         caller = Through(rpc, self.over_links) if name == ROUTER else rpc
-        return Client(name, lambda: _timed(name, ShardAware(caller, self._seeds, self.first, rng)), work)
+
+        def session() -> ShardAware:
+            # Where the nodes are now: who asked for nothing while one after the other moved would find none of them.
+            return ShardAware(caller, list(self.cluster.addresses.values()), self.first, rng)
+
+        return Client(name, lambda: _timed(name, session()), work)
 
     def over_links(self, address: str) -> str:
         """Where ROUTER goes to reach `address`."""
@@ -199,7 +203,7 @@ class Site:
             key = f"final.{client.name}"
             await wait_for(partial(client.put, key), FINAL_SECONDS, f"a write {client.name}")
             await wait_for(partial(client.get, key, ReadMode.STRONG), FINAL_SECONDS, f"a read {client.name}")
-        keys, reader = sorted(history.by_key()), self._reader
+        keys, reader = sorted(history.by_key()), self._aware(check.FINAL, self._work)
         while True:
             digests = await wait_for(self._digests, FINAL_SECONDS, "one applied index on all replicas of each shard")
             for key in keys:
