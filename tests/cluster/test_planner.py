@@ -57,6 +57,19 @@ def test_an_added_shard_gets_its_share_and_no_more_moves(strategy: ShardStrategy
     assert first.ratio < 1.1
 
 
+def test_nothing_new_goes_to_nodes_in_maintenance() -> None:
+    """They refuse to lead: a shard on such nodes alone would have no leader until they are back."""
+    made = world()
+    resting = {"node-1", "node-2", "node-3"}
+    nodes = tuple(
+        msgspec.structs.replace(one, maintenance=7) if one.id in resting else one for one in made.topology.nodes
+    )
+    assert len(nodes) - len(resting) >= 3
+    found = plan(msgspec.structs.replace(made.topology, nodes=nodes), made.stats(), Wish(shards=5))
+    new = [move for move in found.moves if isinstance(move, FoundShard)]
+    assert new and not resting & {node for move in new for node in move.replicas}
+
+
 def test_an_added_shard_gets_its_share_of_an_empty_cluster() -> None:
     made = world(documents=0)
     carried_out(made, Wish(shards=5))

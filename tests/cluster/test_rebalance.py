@@ -87,6 +87,17 @@ def test_no_more_moves_run_than_the_limit() -> None:
     assert len(made.look().start) == 1
 
 
+def test_moves_of_others_that_use_its_limit_do_not_make_it_fail() -> None:
+    made = coordinator(world(), Wish(shards=5))
+    job, moves = made.job, plan(made.made.topology, made.made.stats(), Wish(shards=5))
+    for _ in range(2 * STUCK_MAX):
+        led = look(job, moves, [], {}, {}, "", job.config.max_concurrent_moves)
+        job = led.job
+        assert (led.start, job.stuck, job.over) == ((), 0, False)
+    assert "moves that others began" in job.why
+    assert look(job, moves, [], {}, {}).start
+
+
 def test_an_even_cluster_is_done_at_once() -> None:
     made = coordinator(world(), Wish())
     assert made.look().job.state is JobState.DONE

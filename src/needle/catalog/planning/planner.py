@@ -102,7 +102,7 @@ class _Planning:
             zone=wish.zones.get(info.id, info.zone),
             weight=wish.weights.get(info.id, info.weight),
             usable=usable and wish.weights.get(info.id, info.weight) > 0,
-            open=info.id in self._alive,
+            open=info.id in self._alive and not info.maintenance,
         )
 
     # --- the plan ----------------------------------------------------------------------------------------------------

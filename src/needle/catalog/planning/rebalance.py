@@ -98,6 +98,9 @@ def look(
         return Round(job=_replace(job, why=unsettled, stuck=0))
     if not plan.moves and not plan.unmet:
         return Round(job=_replace(job, state=JobState.DONE, why="", stuck=0))
+    if plan.moves and others >= job.config.max_concurrent_moves:
+        limit = f"its limit of {job.config.max_concurrent_moves} is used by {others} moves that others began"
+        return Round(job=_replace(job, why=f"waits: {limit}", stuck=0))
     why, stuck = "; ".join(plan.unmet) or f"no room for: {plan.moves[0].in_words()}", job.stuck + 1
     failed = stuck >= STUCK_MAX
     return Round(job=_replace(job, state=JobState.FAILED if failed else job.state, why=why, stuck=stuck))
