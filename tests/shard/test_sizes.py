@@ -55,7 +55,7 @@ def test_counts_and_bytes(replica: Replica) -> None:
 
 
 def test_index_files_count_as_they_are_on_disk(replica: Replica) -> None:
-    (vectors,) = [one for one in replica.collection_vectors() if one.spec.name == "c"]
+    (vectors,) = [one for one in replica.held.collection_vectors() if one.spec.name == "c"]
     segment, path = seal(vectors, 0, 199)
     vectors.attach(SealedSegment(path, segment, vectors.spec))
     log = Log()
