@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 import msgspec
 import uvicorn
@@ -44,6 +44,12 @@ READ_BYTES_MAX: Final = 256 * 1024
 PIPELINED_MAX: Final = 64
 """Requests of one connection that wait for the answer to the one before."""
 BACKLOG: Final = 256
+REFUSING_MAX: Final = 16
+"""Callers without TLS, where it is required, that are told so at one time."""
+SAID_SECONDS: Final = 60.0
+"""So long the same is not logged of a host again."""
+HOSTS_MAX: Final = 1024
+_said: dict[str, tuple[str, float]] = {}
 
 
 class HttpServer:
@@ -277,23 +283,46 @@ class _Connection(HttpToolsProtocol):
 
 
 class _OnlyTls(asyncio.Protocol):
-    """A plain connection where TLS is required: it is told so."""
+    """A plain connection where TLS is required: it is told so. At most REFUSING_MAX at a time; beyond it the one that
+    was told first is cut off."""
+
+    _told: ClassVar[dict[_OnlyTls, None]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if len(self._told) >= REFUSING_MAX:
+            oldest = next(iter(self._told))
+            del self._told[oldest]
+            oldest._transport.abort()
+        self._told[self] = None
         peer = transport.get_extra_info("peername")
-        log.warning("plain HTTP from %s is refused: this port speaks TLS only", f"{peer[0]}:{peer[1]}" if peer else "?")
+        if _is_news(peer[0] if peer else "?", "plain"):
+            log.warning("plain HTTP from %s is refused: this port speaks TLS only", peer[0] if peer else "?")
         self._transport.write(_bad_request("tls_failed", "this port speaks TLS only: ask by https://"))
         # What is sent behind it is read and dropped: closed at once, it would reset the connection before the answer.
         self._end = asyncio.get_running_loop().call_later(LAST_SECONDS, self._transport.abort)
         self._transport.write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._told.pop(self, None)
         self._end.cancel()
 
 
 def _tls_failed(remote: str, why: str) -> None:
-    log.warning("HTTP connection from %s: %s", remote, why)
+    if _is_news(remote.rpartition(":")[0], why):
+        log.warning("HTTP connection from %s: %s", remote, why)
+
+
+def _is_news(host: str, why: str) -> bool:
+    """Whether this was not said of the host a moment ago: who comes again and again must not fill the log."""
+    now = asyncio.get_running_loop().time()
+    said, until = _said.get(host, ("", 0.0))
+    if said == why and now < until:
+        return False
+    if len(_said) >= HOSTS_MAX:
+        _said.clear()
+    _said[host] = (why, now + SAID_SECONDS)
+    return True
 
 
 def _bad_request(code: str, text: str) -> bytes:
