@@ -34,7 +34,7 @@ MUTANTS = (
         breaks="a collection that was made is said not to be, where a shard does not count its documents",
         edits=(
             Edit(
-                "server.http.documents:create_collection",
+                "server.http.collections:create_collection",
                 "index=body.index or IndexParams(),",
                 "index=body.index or IndexParams(), documents=await call.client.counts(collection=body.name),",
             ),
