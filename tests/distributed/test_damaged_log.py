@@ -6,6 +6,7 @@ Never a wrong answer, never a lost acknowledged write (docs/data-on-disk.md, des
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from harness.damage import (
     cut_documents_wal,
     find_in_log,
     flip_bits,
+    log_segment,
     lose_last_commit,
     record_before,
     tear_tail,
@@ -75,6 +77,19 @@ async def test_flipped_bits_in_an_entry_that_was_not_yet_applied_are_repaired_fr
         await client.insert("with its vote", vector(2))
 
 
+async def at_rest(data_dir: Path) -> None:
+    """Wait until the log has been the same for a while."""
+    seen: list[tuple[float, bytes]] = []
+
+    def rests() -> bool:
+        now, data = time.monotonic(), log_segment(data_dir).read_bytes()
+        if not seen or seen[0][1] != data:
+            seen[:] = [(now, data)]
+        return now - seen[0][0] > 0.5
+
+    await wait_for(rests, 60, "a log at rest")
+
+
 @pytest.mark.parametrize("damage", ["framing", "lost commit"])
 async def test_damage_that_could_hide_a_vote_is_refused_and_the_node_can_be_replaced(
     damage: str, tmp_path: Path
@@ -83,6 +98,7 @@ async def test_damage_that_could_hide_a_vote_is_refused_and_the_node_can_be_repl
         await fill(client)
         hurt = await follower_of(cluster)
         node = cluster.nodes[hurt]
+        await at_rest(node.data_dir)  # killed between a write and its return, a node cannot know that there was one
         cluster.kill(hurt)
         if damage == "framing":
             path, at = find_in_log(node.data_dir, marker(DOCUMENTS - 20).encode())
