@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     cursor: str | None
 
 
-class _Place:
+class Place:
     """How far a scan has come."""
 
     def __init__(self, cursor: str | None, with_vectors: bool) -> None:
@@ -51,42 +51,43 @@ class Scan(AsyncIterator[Document]):
         self, read: Callable[[str | None], Awaitable[Batch]], cursor: str | None, *, with_vectors: bool
     ) -> None:
         """read: a page by its cursor."""
-        self._read = read
-        self._place = _Place(cursor, with_vectors)
+        self.read = read
+        self.place = Place(cursor, with_vectors)
 
     def __aiter__(self) -> Scan:
         return self
 
     async def __anext__(self) -> Document:
-        place = self._place
+        place = self.place
         while not place.left:
             if place.done:
                 raise StopAsyncIteration
-            place.left.extend(answers.documents(place.took(await self._read(place.cursor))))
+            place.left.extend(answers.documents(place.took(await self.read(place.cursor))))
         return place.left.popleft()
 
     async def aclose(self) -> None:
         """Read no more."""
-        self._place.done = True
-        self._place.left.clear()
+        self.place.done = True
+        self.place.left.clear()
 
     async def to_arrow(self) -> Any:
         """All of them as a `pyarrow.Table`: id, vector (with `with_vectors`), metadata as JSON text, expires_at. What
         it gives, inserts take. Needs pyarrow; the table is in memory as a whole."""
         arrow_tables.library()
-        place, found = self._place, list[DocumentBatch]()
+        place, found = self.place, list[DocumentBatch]()
         place.check_whole()
         while not place.done:
-            found.append(place.took(await self._read(place.cursor)))
+            found.append(place.took(await self.read(place.cursor)))
         return arrow_tables.table(found, vectors=place.with_vectors)
 
 
 class SyncScan(Iterator[Document]):
     """`Scan` for code without asyncio."""
 
-    def __init__(self, read: Callable[[str | None], Batch], cursor: str | None, *, with_vectors: bool) -> None:
+    def __init__(self, read: Callable[[str | None], Batch], place: Place) -> None:
+        """read: as of Scan, blocking. place: where it begins."""
         self._read = read
-        self._place = _Place(cursor, with_vectors)
+        self._place = place
 
     def __next__(self) -> Document:
         place = self._place

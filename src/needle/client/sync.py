@@ -12,17 +12,15 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from needle.base.errors import ClientClosed
-from needle.base.model import ReadMode
-from needle.client.changes import DEFAULT_COLLECTION, PAGE, TIMEOUT, FilterLike
 from needle.client.client import Client
 from needle.client.loop_thread import LoopThread
 from needle.client.scanning import Batch, SyncScan
 
-_OWN = frozenset({"close", "scan"})
+_OWN = frozenset({"close"})
 
 
 def method_names() -> list[str]:
@@ -44,6 +42,12 @@ def _face(name: str) -> Callable[..., Any]:
         def method(self: SyncClient, *args: Any, **kwargs: Any) -> Any:
             return getattr(self._here()[0], name)(*args, **kwargs)
 
+    return _as(name, method)
+
+
+def _as(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """With the signature and the docstring of Client's method of that name."""
+    original = getattr(Client, name)
     functools.update_wrapper(method, original)
     del method.__wrapped__  # type: ignore[attr-defined]  # else inspect would call it a coroutine function
     method.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
@@ -101,28 +105,15 @@ class SyncClient:
         thread.run(client.close())
         thread.stop()
 
-    def scan(
-        self,
-        filter: FilterLike = None,
-        *,
-        cursor: str | None = None,
-        with_vectors: bool = False,
-        fields: Iterable[str] | None = None,
-        slice: Sequence[int] = (0, 1),
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
-    ) -> SyncScan:
-        """All documents that match a filter, one after the other, as `scan_page` reads them: an iterator. `to_arrow()`
-        of it gives them as an Arrow table instead. timeout: of each page."""
+    def scan(self, *args: Any, **options: Any) -> SyncScan:
+        """See Client.scan, whose signature and docstring this gets below."""
+        begun = self._here()[0].scan(*args, **options)
 
         def read(at: str | None) -> Batch:
-            client, thread = self._here()
-            return thread.run(
-                client._scan_batch(filter, at, PAGE, with_vectors, fields, slice, mode, collection, timeout)
-            )
+            client, thread = self._here()  # for each page: this may be another process by now
+            return thread.run(client.scan(*args, **options).read(at))
 
-        return SyncScan(read, cursor, with_vectors=with_vectors)
+        return SyncScan(read, begun.place)
 
     def __enter__(self) -> SyncClient:
         return self
@@ -141,7 +132,7 @@ if hasattr(os, "register_at_fork"):
 
 
 for _name in method_names():
-    setattr(SyncClient, _name, _face(_name))
+    setattr(SyncClient, _name, _as(_name, SyncClient.scan) if _name == "scan" else _face(_name))
 
 
 def sync_client(make: Callable[[], Coroutine[Any, Any, Client]]) -> SyncClient:

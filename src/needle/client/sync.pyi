@@ -37,18 +37,6 @@ class SyncClient:
     def __enter__(self) -> SyncClient: ...
     def __exit__(self, *exc: object) -> None: ...
     def close(self) -> None: ...
-    def scan(
-        self,
-        filter: FilterLike = None,
-        *,
-        cursor: str | None = None,
-        with_vectors: bool = False,
-        fields: Iterable[str] | None = None,
-        slice: Sequence[int] = (0, 1),
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = ...,
-        timeout: float = ...,
-    ) -> SyncScan: ...
     def patch(
         self,
         ids: str | Iterable[str],
@@ -134,6 +122,18 @@ class SyncClient:
         collection: str = ...,
         timeout: float = ...,
     ) -> ScanPage: ...
+    def scan(
+        self,
+        filter: FilterLike = ...,
+        *,
+        cursor: str | None = ...,
+        with_vectors: bool = ...,
+        fields: Iterable[str] | None = ...,
+        slice: Sequence[int] = ...,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        timeout: float = ...,
+    ) -> SyncScan: ...
     def search(
         self,
         query: Any = ...,

@@ -62,18 +62,6 @@ class SyncClient:
     def __enter__(self) -> SyncClient: ...
     def __exit__(self, *exc: object) -> None: ...
     def close(self) -> None: ...
-    def scan(
-        self,
-        filter: FilterLike = None,
-        *,
-        cursor: str | None = None,
-        with_vectors: bool = False,
-        fields: Iterable[str] | None = None,
-        slice: Sequence[int] = (0, 1),
-        mode: ReadMode | str = ReadMode.STRONG,
-        collection: str = ...,
-        timeout: float = ...,
-    ) -> SyncScan: ...
 '''
 
 
@@ -115,6 +103,7 @@ def _is_overload(node: ast.AsyncFunctionDef | ast.FunctionDef) -> bool:
 def _stub(node: ast.AsyncFunctionDef | ast.FunctionDef) -> list[str]:
     arguments = node.args
     returns = ast.unparse(node.returns) if node.returns is not None else "None"
+    returns = "SyncScan" if returns == "Scan" else returns
     open_line = f"    def {node.name}("
     if _is_overload(node):
         # As in documents.py: a str is an iterable of str, but it means one id.
