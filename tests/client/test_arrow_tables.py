@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
 from needle.client import arrow_tables, values
-from needle.client.scanning import Batch, Scan, SyncScan
+from needle.client.scanning import Batch, Place, Scan, SyncScan
 from needle.protocol.calls import DocumentBatch
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -83,7 +83,7 @@ def scan_of(pages: list[DocumentBatch], *, with_vectors: bool = True) -> Scan:
 @given(ROWS)
 def test_what_a_scan_gives_an_insert_takes(rows: list[Any]) -> None:
     pages = pages_of(rows)
-    table = SyncScan(read_by_cursor(pages), None, with_vectors=True).to_arrow()
+    table = SyncScan(read_by_cursor(pages), Place(None, True)).to_arrow()
     batch = values.columns(OnlyProtocol(table), None, None, None)
     assert batch.ids == [row[0] for row in rows]
     if rows:

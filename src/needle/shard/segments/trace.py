@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 
 from needle.base.explain import SegmentExplanation, Way
@@ -78,12 +79,4 @@ def _told(part: SegmentExplanation, ways: Ways | None, query: int) -> SegmentExp
     if ways is None:
         return part
     way, ef = ways.told(query)
-    return SegmentExplanation(
-        way=way,
-        first=part.first,
-        last=part.last,
-        rows=part.rows,
-        allowed=part.allowed,
-        ef=ef,
-        milliseconds=part.milliseconds,
-    )
+    return msgspec.structs.replace(part, way=way, ef=ef)
