@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from needle.base.errors import ConnectionLost
 from needle.multiraft.codec import Frame
@@ -48,3 +51,20 @@ async def test_frames_of_many_names_that_wait_are_bounded_together_and_given_up(
     assert [peer.held_bytes for peer in lives._peers.values()] == [HELD_BYTES_MAX], "there is room again"
     for work in host.later[PEERS_MAX:]:
         work.close()
+
+
+async def test_a_peer_that_is_away_while_frames_come_in_its_name_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two things are said of it in turn, and neither makes the other news."""
+    caplog.set_level(logging.INFO, "needle.multiraft")
+    host = Host()
+    store = SimpleNamespace(identity=SimpleNamespace(life=SimpleNamespace(nonce=1)), peers={})
+    lives = Lives(cast(Any, host), cast(Any, store), cast(Any, Silent()), dict)
+    peer = lives._peer("known")
+    assert peer is not None
+    peer.talking = 5
+    for _ in range(10):
+        assert not lives.admits("known", Frame(7, 0, []), 10)
+        await host.later.pop()
+    assert len(caplog.messages) == 2, caplog.messages

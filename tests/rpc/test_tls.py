@@ -95,6 +95,11 @@ async def test_a_node_needs_a_certificate_of_its_own_name(tls, authority, caplog
     await refused(tls.client(dial=dial(authority, tls.nodes["node-3"])), server, "certificate is for 'node-3'")
     await refused(tls.client(dial=dial(authority, authority.client)), server, "certificate is for no name")
     await told(caplog, "'node-2'", "no certificate")
+    for _ in range(3):  # it tries again all the time, each time from another port
+        await refused(tls.client(dial=dial(authority, tls.nodes["node-3"])), server, "certificate is for 'node-3'")
+    served = [one for one in caplog.records if one.name == "needle.rpc.server_connection"]
+    lines = [one for one in served if one.levelno >= logging.WARNING and "is for 'node-3'" in one.message]
+    assert len(lines) == 1, lines
 
 
 async def test_who_calls_a_node_by_name_refuses_another_nodes_certificate(tls, authority):
@@ -136,6 +141,20 @@ async def test_who_says_nothing_or_little_keeps_nobody_out(tls, net, authority):
     for reader, _ in silent[:2]:
         async with asyncio.timeout(LATE):
             assert await reader.read() == b""
+
+
+async def test_who_waits_and_who_is_served_are_bounded_together(tls, net, authority):
+    """Each holds a file: without that, half-open connections beside served ones take all that a node may open."""
+    server = await tls.server(door=door(authority, tls.nodes["node-1"]), connections_max=12, hello_timeout=30.0)
+    how = dial(authority, tls.nodes["node-2"])
+    clients = [tls.client(dial=how) for _ in range(8)]
+    for client in clients:
+        assert await client.call(server.address, "echo", b"x", LATE) == b"x"
+    silent = [await net.raw(server.port) for _ in range(12)]
+    for reader, _ in silent[:8]:
+        async with asyncio.timeout(LATE):
+            assert await reader.read() == b""
+    assert await clients[0].call(server.address, "echo", b"x", LATE) == b"x"
 
 
 async def test_a_server_that_stops_ends_what_waits(tls, net, authority):

@@ -101,7 +101,7 @@ class Lives:
         self._peers: dict[NodeId, _Peer] = {}
         self._established = False
         self._held_bytes = 0
-        self._said: dict[NodeId, tuple[str, float]] = {}
+        self._said: dict[tuple[NodeId, str], float] = {}
         self.nonce = store.identity.life.nonce
         self.news = 0
 
@@ -207,12 +207,12 @@ class Lives:
     def _is_news(self, node: NodeId, what: str) -> bool:
         """Whether this was not said of the node a moment ago: who is not heard speaks on, many times a second, and that
         must not hide what else is logged."""
-        now, (said, until) = self._host.clock.monotonic(), self._said.get(node, ("", 0.0))
-        if said == what and now < until:
+        now = self._host.clock.monotonic()
+        if now < self._said.get((node, what), float("-inf")):
             return False
         if len(self._said) >= PEERS_MAX:
             self._said.clear()
-        self._said[node] = (what, now + SAID_SECONDS)
+        self._said[node, what] = now + SAID_SECONDS
         return True
 
     async def _question(

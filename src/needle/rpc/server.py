@@ -102,7 +102,7 @@ class RpcServer:
             lambda: ServerConnection(self, only_tls=True),
             self._tls_failed,
             seconds=self.limits.hello_timeout,
-            waiting_max=self.limits.connections_max,
+            room=lambda: self.limits.connections_max - len(self.connections),
         )
 
     def _tls_failed(self, remote: str, why: str) -> None:

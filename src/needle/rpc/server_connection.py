@@ -71,7 +71,7 @@ class ServerConnection(FrameConnection):
         self.server = server
         self.handler = server.handler
         self.peer: Peer | None = None
-        self._greeting = Greeting(server, lambda node: check_caller(server.door, self.transport, node, self.remote))
+        self._greeting = Greeting(server, lambda node: check_caller(server.door, self.transport, node))
         self._only_tls = only_tls
         self.inflight = 0
         self.inflight_bytes = 0

@@ -124,13 +124,13 @@ def names_in(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:
     return tuple(name for kind, name in names if kind == "DNS")
 
 
-def check_caller(door: Door | None, transport: asyncio.BaseTransport | None, node_id: str, remote: str) -> None:
+def check_caller(door: Door | None, transport: asyncio.BaseTransport | None, node_id: str) -> None:
     """Raises TlsFailed for a node whose certificate is not its own, or that has none where it needs one. node_id: who a
-    caller says to be, "" for no node."""
+    caller says to be, "" for no node. Its port is not in the message, which is told once to the log."""
     if node_id and transport is not None and door is not None:
         certificate = transport.get_extra_info("peercert")
         if certificate or door.required:
-            check_node_name(certificate, node_id, f"the caller at {remote}")
+            check_node_name(certificate, node_id, "the caller")
 
 
 def check_node_name(certificate: Mapping[str, Any] | None, node_id: str, other: str) -> None:

@@ -1,8 +1,9 @@
 """A listening socket for TLS, and for plain connections beside it where those are let in or told why they are not.
 
 A connection's first bytes are looked at without being taken; then the event loop gets it, with TLS or without, so what
-comes after costs nothing more. Invariant: at most `waiting_max` connections have not said enough or are in a handshake,
-each for `seconds` at the most; beyond it the one that waits longest is closed. Knows no protocol above.
+comes after costs nothing more. Invariant: at most `room()` connections have not said enough or are in a handshake, or
+WAITING_MIN where there is less, each for `seconds` at the most; beyond it the one that waits longest is closed. Knows
+no protocol above.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ log = logging.getLogger(__name__)
 ACCEPTED_A_TURN: Final = 64
 PAUSE_SECONDS: Final = 0.5
 """After an error of accept, such as too many open files."""
+WAITING_MIN: Final = 4
+"""So many may wait however many are served: who is served keeps nobody out for good."""
 LOOK_SECONDS: Final = 0.02
-"""Until the first bytes are looked at again, where too few have come."""
+"""Until the first bytes are looked at again, where too few have come; twice as long each time."""
 FIRST_BYTES: Final = 3
 Factory = Callable[[], asyncio.BaseProtocol]
 Info = tuple[int, int, int, str, tuple[Any, ...]]
@@ -41,17 +44,18 @@ class TlsListener:
         told: Callable[[str, str], None],
         *,
         seconds: float,
-        waiting_max: int,
+        room: Callable[[], int],
     ) -> None:
         """factory: makes the protocol of a connection; refuse: that of a plain one where TLS is required. told: is
-        called with "host:port" and the reason when a handshake fails."""
+        called with "host:port" and the reason when a handshake fails. room: for how many connections there is room
+        beside those that were handed over: who waits holds a file too."""
         self.sockets = tuple(sockets)
         self._door = door
         self._factory = factory
         self._refuse = refuse
         self._told = told
         self._seconds = seconds
-        self._waiting_max = waiting_max
+        self._room = room
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[asyncio.Task[None], None] = {}
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -65,7 +69,9 @@ class TlsListener:
         self._loop.add_reader(one, self._accept, one)
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(ACCEPTED_A_TURN):
+        room = max(WAITING_MIN, self._room())
+        # Who is closed for another holds its file until the next turn: a full house takes few at a time.
+        for _ in range(min(ACCEPTED_A_TURN, max(WAITING_MIN, room - len(self._waiting)))):
             try:
                 accepted, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -75,7 +81,7 @@ class TlsListener:
                 self._loop.remove_reader(listening)
                 self._pauses[listening] = self._loop.call_later(PAUSE_SECONDS, self._listen, listening)
                 return
-            if len(self._waiting) >= self._waiting_max:
+            if len(self._waiting) >= room:
                 oldest = next(iter(self._waiting))
                 del self._waiting[oldest]
                 oldest.cancel()
@@ -106,12 +112,14 @@ class TlsListener:
                 accepted.close()
 
     async def _first_bytes(self, accepted: socket.socket) -> bytes:
+        pause = LOOK_SECONDS
         while True:
             await self._readable(accepted)
             first = accepted.recv(FIRST_BYTES, socket.MSG_PEEK)
             if len(first) == FIRST_BYTES or not HANDSHAKE.startswith(first[:2]) or not first:
                 return first
-            await asyncio.sleep(LOOK_SECONDS)  # what is there makes it readable already
+            await asyncio.sleep(pause)  # what is there makes it readable already
+            pause *= 2
 
     async def _readable(self, accepted: socket.socket) -> None:
         there = asyncio.Event()

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import ssl
+import stat
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
@@ -112,6 +113,8 @@ class Certificates:
         for name in ("certificate", "key", "ca"):
             path = getattr(config, name)
             try:
+                if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe may wait for ever
+                    raise _refused(name, path, "is not a file")
                 with open(path, "rb"):
                     pass
             except OSError as error:

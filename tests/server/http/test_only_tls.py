@@ -46,3 +46,11 @@ async def test_plain_callers_are_told_a_few_at_a_time(caplog: pytest.LogCaptureF
     for protocol, _ in made:
         protocol.connection_lost(None)
     assert _OnlyTls._told == {}
+
+
+async def test_two_reasons_in_turn_are_said_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    listener._said.clear()
+    with caplog.at_level(logging.WARNING, "needle.server"):
+        for n in range(20):
+            listener._tls_failed(f"10.0.0.1:{n}", "one reason" if n % 2 else "another")
+    assert len(caplog.messages) == 2

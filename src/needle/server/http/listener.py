@@ -49,7 +49,7 @@ REFUSING_MAX: Final = 16
 SAID_SECONDS: Final = 60.0
 """So long the same is not logged of a host again."""
 HOSTS_MAX: Final = 1024
-_said: dict[str, tuple[str, float]] = {}
+_said: dict[tuple[str, str], float] = {}
 
 
 class HttpServer:
@@ -112,7 +112,13 @@ class HttpServer:
             return _Connection(config=config, server_state=server.server_state, app_state=server.lifespan.state)
 
         return TlsListener(
-            [listening], door, connection, _OnlyTls, _tls_failed, seconds=HEAD_SECONDS, waiting_max=http_max()
+            [listening],
+            door,
+            connection,
+            _OnlyTls,
+            _tls_failed,
+            seconds=HEAD_SECONDS,
+            room=lambda: http_max() - self.connections,
         )
 
     @property
@@ -316,12 +322,11 @@ def _tls_failed(remote: str, why: str) -> None:
 def _is_news(host: str, why: str) -> bool:
     """Whether this was not said of the host a moment ago: who comes again and again must not fill the log."""
     now = asyncio.get_running_loop().time()
-    said, until = _said.get(host, ("", 0.0))
-    if said == why and now < until:
+    if now < _said.get((host, why), float("-inf")):
         return False
     if len(_said) >= HOSTS_MAX:
         _said.clear()
-    _said[host] = (why, now + SAID_SECONDS)
+    _said[host, why] = now + SAID_SECONDS
     return True
 
 
