@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import stat
 import sys
@@ -37,6 +38,24 @@ def test_a_node_can_use_what_is_made_and_no_other_node_can(tmp_path: Path, capsy
 def certificates(directory: Path, name: str, node_id: str) -> Certificates:
     files = {"certificate": f"{directory}/{name}.crt", "key": f"{directory}/{name}.key", "ca": f"{directory}/ca.crt"}
     return Certificates(TlsConfig(mode="require", **files), node_id)
+
+
+def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would keep a thread for ever, and with it a node that is told to stop."""
+    assert main(["certs", "create-ca", "--out", str(tmp_path)]) == 0
+    assert main(["certs", "create-node", "node-1", "--out", str(tmp_path)]) == 0
+    used = certificates(tmp_path, "node-1", "node-1")
+    used.load()
+    key = tmp_path / "node-1.key"
+    text = key.read_text()
+    key.unlink()
+    os.mkfifo(key)
+    assert not used.refresh()
+    with pytest.raises(ConfigError, match=r"tls.key = '.*node-1.key' is not a file"):
+        certificates(tmp_path, "node-1", "node-1").load()
+    key.unlink()
+    key.write_text(text)
+    assert used.refresh()
 
 
 def test_nothing_is_overwritten_and_errors_say_what_to_do(
