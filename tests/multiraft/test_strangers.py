@@ -68,3 +68,17 @@ async def test_a_peer_that_is_away_while_frames_come_in_its_name_is_logged_once(
         assert not lives.admits("known", Frame(7, 0, []), 10)
         await host.later.pop()
     assert len(caplog.messages) == 2, caplog.messages
+
+
+async def test_many_strangers_leave_a_place_for_peers_that_are_remembered() -> None:
+    """After a start nobody has spoken yet: who comes first must not keep the cluster's own nodes out."""
+    host = Host()
+    store = SimpleNamespace(identity=SimpleNamespace(life=SimpleNamespace(nonce=1)), peers={"node-2": None})
+    lives = Lives(cast(Any, host), cast(Any, store), cast(Any, Silent()), dict)
+    for number in range(PEERS_MAX):
+        lives.admits(f"stranger-{number}", Frame(7, 0, []), 10)
+    lives.admits("node-2", Frame(7, 0, []), 10)
+    lives.admits("one-more", Frame(7, 0, []), 10)
+    assert "node-2" in lives._peers and "one-more" not in lives._peers
+    for work in host.later:
+        work.close()

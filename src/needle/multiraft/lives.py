@@ -158,7 +158,7 @@ class Lives:
 
     def _peer(self, node: NodeId) -> _Peer | None:
         peer = self._peers.get(node)
-        if peer is None and len(self._peers) < PEERS_MAX:
+        if peer is None and (node in self._store.peers or len(self._peers) < PEERS_MAX):
             peer = self._peers[node] = _Peer()
         return peer
 
