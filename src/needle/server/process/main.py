@@ -10,8 +10,10 @@ import contextlib
 import faulthandler
 import gc
 import logging
+import os
 import signal
 import sys
+import threading
 from typing import Any
 
 import uvloop
@@ -29,6 +31,7 @@ from needle.system import share_one_heap
 log = logging.getLogger("needle.server")
 
 EXIT_OK, EXIT_START, EXIT_FAILED = 0, 1, 2
+STOP_SECONDS = 60.0  # A stop in order needs a few seconds: HTTP requests have 5, a hand-over of leadership less.
 
 
 async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> int:
@@ -49,11 +52,13 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
         http = await http_server(node, metrics)
     except NeedleError as error:
         _say(f"node {config.node_id} cannot start: {error}")
+        _end_by_force_after(STOP_SECONDS, config.node_id)
         await node.stop(hand_over=False)
         return EXIT_START
     except Exception as error:  # a bug, or a failure of the system that no adapter knows: still an end in order
         log.exception("the node cannot start")
         _say(f"node {config.node_id} cannot start: {error!r} [internal]")
+        _end_by_force_after(STOP_SECONDS, config.node_id)
         await node.stop(hand_over=False)
         return EXIT_START
     waiting = asyncio.ensure_future(told.wait())
@@ -63,6 +68,7 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
     if failure is not None:
         waiting.cancel()
         _say(f"node {config.node_id} stops: {failure}")
+    _end_by_force_after(STOP_SECONDS, config.node_id)
     if http is not None:
         http.drain()
         if failure is None:  # what is under way needs the node for its answer, and has a bounded time for it
@@ -72,6 +78,22 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
     if http is not None:
         await http.stop()
     return EXIT_OK if failure is None else EXIT_FAILED
+
+
+def _end_by_force_after(seconds: float, node_id: str) -> None:
+    """A stop waits for the node's threads, and one of them may wait for a disk that never answers. The end that follows
+    is that of `kill -9`, which is safe."""
+
+    def end() -> None:
+        text = f"node {node_id} has not stopped within {seconds:g} s: something it waits for, a disk perhaps, does not answer"
+        words = threading.Thread(target=_say, args=(text,), daemon=True)  # the log may lie on the same disk
+        words.start()
+        words.join(timeout=1.0)
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> None:
