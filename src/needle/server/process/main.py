@@ -85,7 +85,7 @@ def _end_by_force_after(seconds: float, node_id: str) -> None:
     is that of `kill -9`, which is safe."""
 
     def end() -> None:
-        text = f"node {node_id} has not stopped within {seconds:g} s: what it waits for, perhaps its disk, does not answer"
+        text = f"node {node_id} has not stopped within {seconds:g} s: something it waits for, a disk perhaps, hangs"
         words = threading.Thread(target=_say, args=(text,), daemon=True)  # the log may lie on the same disk
         words.start()
         words.join(timeout=1.0)
