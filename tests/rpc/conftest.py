@@ -93,7 +93,17 @@ class Net:
         self._stack = stack
 
     async def server(
-        self, handler, *, port=0, node_id="srv", cluster_id="red", version=1, secret="", door=None, **limits
+        self,
+        handler,
+        *,
+        port=0,
+        node_id="srv",
+        cluster_id="red",
+        version=1,
+        secret="",
+        door=None,
+        clock=time.perf_counter,
+        **limits,
     ):
         server = RpcServer(
             f"127.0.0.1:{port}",
@@ -104,6 +114,7 @@ class Net:
             secrets=(secret,) if isinstance(secret, str) and secret else tuple(secret),
             limits=RpcLimits(**limits),
             door=door,
+            clock=clock,
         )
         await server.start()
         self._stack.push_async_callback(server.stop)

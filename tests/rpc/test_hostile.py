@@ -1,6 +1,7 @@
 """Slow, silent and hostile peers: memory stays bounded and everybody else goes on."""
 
 import asyncio
+import itertools
 import socket
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from needle.base.errors import ConnectionLost, FrameTooLarge, Overloaded, ProtocolError
 from needle.rpc.codec import Hello, decode_error, encode, request_head
 from needle.rpc.frame import ERROR, HEADER, HELLO, HELLO_ACK, REQUEST, RESPONSE, FrameDecoder, encode_frame
-from needle.rpc.server_connection import FRAMES_A_TURN, ServerConnection
+from needle.rpc.server_connection import ServerConnection
+from needle.rpc.turns import TURN_SECONDS
 
 HELLO_FRAME = encode_frame(HELLO, 0, (encode(Hello(version=1, cluster_id="red")),))
 
@@ -412,10 +414,12 @@ async def test_clients_that_take_all_connections_do_not_keep_the_members_of_a_cl
 
 
 async def test_thousands_of_requests_in_one_chunk_do_not_hold_the_event_loop(net, recorder, until):
-    """256 kB of small requests took a quarter of a second in which no heartbeat left."""
-    server = await net.server(recorder)
-    reader, writer = await hello(net, server)
-    count, served, most = 5000, 0, 0
+    """256 kB of small requests took a quarter of a second in which no heartbeat left; ten such clients, ten times as
+    much. The clock here says that each request takes half a millisecond."""
+    ticks = itertools.count()
+    server = await net.server(recorder, clock=lambda: next(ticks) / 2000)
+    clients = [await hello(net, server) for _ in range(10)]
+    count, served, most = 500, 0, 0
     answer = recorder.on_request
 
     def counting(peer, method, body):
@@ -424,17 +428,40 @@ async def test_thousands_of_requests_in_one_chunk_do_not_hold_the_event_loop(net
         return answer(peer, method, body)
 
     recorder.on_request = counting
-    for number in range(1, count + 1):
-        writer.write(encode_frame(REQUEST, number, (request_head("echo"), b"x")))
-    decoder, answers = FrameDecoder(1 << 20), []
-    reading = asyncio.ensure_future(reader.read(1 << 20))
-    while len(answers) < count:
+    for _, writer in clients:
+        for number in range(1, count + 1):
+            writer.write(encode_frame(REQUEST, number, (request_head("echo"), b"x")))
+    while served < 10 * count:
         before = served
         await asyncio.sleep(0)
         most = max(most, served - before)
-        if reading.done():
-            answers.extend(decoder.feed(reading.result()))
-            reading = asyncio.ensure_future(reader.read(1 << 20))
-    reading.cancel()
-    assert [(kind, number) for kind, number, _ in answers] == [(RESPONSE, number) for number in range(1, count + 1)]
-    assert 1 < most <= 2 * FRAMES_A_TURN
+    assert 1 < most <= 2 * TURN_SECONDS * 2000  # two turns may lie between two looks
+    for reader, _ in clients:
+        decoder, answers = FrameDecoder(1 << 20), []
+        while len(answers) < count:
+            answers.extend(decoder.feed(await reader.read(1 << 20)))
+        assert [(kind, at) for kind, at, _ in answers] == [(RESPONSE, number) for number in range(1, count + 1)]
+
+
+async def test_a_node_is_heard_before_the_clients_that_use_up_each_turn(net, recorder, until):
+    """Its messages keep the cluster together: they do not wait until each client had its turn."""
+    ticks = itertools.count()
+    server = await net.server(recorder, clock=lambda: next(ticks) / 2000)
+    floods = [await hello(net, server) for _ in range(40)]
+    node = net.client(node_id="n2")
+    assert await node.call(server.address, "echo", b"a", 5.0) == b"a"
+    order = []
+    answer = recorder.on_request
+
+    def noting(peer, method, body):
+        order.append(peer.node_id)
+        return answer(peer, method, body)
+
+    recorder.on_request = noting
+    for _, writer in floods:
+        for number in range(1, 201):
+            writer.write(encode_frame(REQUEST, number, (request_head("echo"), b"x")))
+    await until(lambda: bool(order))
+    before = len(order)
+    assert await node.call(server.address, "echo", b"b", 5.0) == b"b"
+    assert order.index("n2") < before + 20 * TURN_SECONDS * 2000

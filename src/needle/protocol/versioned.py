@@ -44,6 +44,12 @@ def _used(command: Versioned, path: str) -> bool:
 
 
 @cache
+def _newest(kind: type[Versioned]) -> int:
+    """The version that knows the command with all its fields."""
+    return max([kind.SINCE, *kind.NEWER.values()])
+
+
+@cache
 def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return {
         field.name: field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
@@ -54,8 +60,8 @@ def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
 def check_known(command: Versioned, now: Topology) -> None:
     """Raises ClusterTooOld, which names the nodes, unless every node that may apply the command can read it. Asked
     before it is proposed, with the newest topology at hand: the version never falls."""
-    at, newer = now.cluster_version, command.NEWER
-    if at >= command.SINCE and (not newer or max(newer.values()) <= at):  # so it is but during an upgrade
+    at = now.cluster_version
+    if at >= _newest(type(command)):  # so it is but during an upgrade
         return
     needs = command.needs()
     if needs <= at:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from needle.base.errors import TlsFailed, Unavailable
@@ -21,6 +22,7 @@ from needle.rpc.handler import Handler
 from needle.rpc.server_connection import ServerConnection
 from needle.rpc.tls import Door
 from needle.rpc.tls_listener import TlsListener, listening_sockets
+from needle.rpc.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,10 @@ class RpcServer:
         secrets: Sequence[str] = (),
         knows: int = KNOWN,
         door: Door | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """secrets: of the cluster, (): it has none; the first is proved to callers, any of them is taken. knows: see
-        Hello. door: for TLS; None for plain connections only."""
+        Hello. door: for TLS; None for plain connections only. clock: seconds, for durations."""
         self.endpoint = parse_endpoint(address)
         self.handler = handler
         self.hello = Hello(
@@ -66,6 +69,7 @@ class RpcServer:
         self.passing: dict[ServerConnection, None] = {}
         self.known = 0
         self.tasks: dict[asyncio.Future[Any], None] = {}
+        self.turns = Turns(clock)
         self.held = 0
         """Bytes held for all peers; since unsent answers leave without a word, at most these."""
         self._looked_at = float("-inf")

@@ -34,14 +34,13 @@ from needle.rpc.handler import Answer, Peer
 from needle.rpc.held_bytes import HeldBytes, Holding
 from needle.rpc.promise import Promise
 from needle.rpc.tls import ONLY_TLS, Door, check_caller
+from needle.rpc.turns import PORTION, Turns
 
 log = logging.getLogger(__name__)
 
 SMALL_ANSWER_BYTES = 4096
 REFUSING_MAX = 16
 """Connections over the limit that are told so at one time; the oldest of further ones are cut off without a word."""
-FRAMES_A_TURN = 32
-"""Of one connection: some thousands fit into one chunk, and would hold the event loop for a quarter of a second."""
 
 
 class Serving(Greeted, Holding, Protocol):
@@ -54,6 +53,7 @@ class Serving(Greeted, Holding, Protocol):
     known: int
     stats: RpcStats
     tasks: dict[asyncio.Future[Any], None]
+    turns: Turns
 
     def promised(self, more: int) -> None:
         """So many more answers are promised."""
@@ -77,7 +77,6 @@ class ServerConnection(FrameConnection):
         self.inflight_bytes = 0
         self._reading = True
         self._draining = False
-        self._goes_on = False
         self._backlog: deque[Frame] = deque()
         self._backlog_bytes = 0
         self._held = HeldBytes(server)
@@ -153,28 +152,34 @@ class ServerConnection(FrameConnection):
             self._refuse(ProtocolError(f"a frame of {size} bytes was not complete after {allowed:.3g} s"))
 
     def _serve(self, frames: Sequence[Frame]) -> None:
-        for position, (kind, request_id, payload) in enumerate(frames):
+        for position, frame in enumerate(frames):
             if self.closing:
                 return
-            if position == FRAMES_A_TURN:
+            if self._blocked() or not self._has_turn(position):
                 self._keep(frames[position:])
                 self._set_reading(False)
-                self._go_on_soon()
+                if not self._blocked():
+                    self.server.turns.wait(self)
                 return
-            try:
-                if kind == REQUEST and self.peer is not None:
-                    if self._blocked():
-                        self._keep(frames[position:])
-                        self._set_reading(False)
-                        return
-                    self._request(self.peer, request_id, payload)
-                elif kind == ONEWAY and self.peer is not None:
-                    self._oneway(self.peer, payload)
-                else:
-                    self._handshake(kind, payload)
-            except ProtocolError as error:
-                self._refuse(error)
-                return
+            self._take(frame)
+
+    def _has_turn(self, served: int) -> bool:
+        """Other nodes' messages keep the cluster together: a portion of them is served in any turn."""
+        if served < PORTION and self.peer is not None and self.peer.node_id:
+            return True
+        return not self.server.turns.are_over()
+
+    def _take(self, frame: Frame) -> None:
+        kind, request_id, payload = frame
+        try:
+            if kind == REQUEST and self.peer is not None:
+                self._request(self.peer, request_id, payload)
+            elif kind == ONEWAY and self.peer is not None:
+                self._oneway(self.peer, payload)
+            else:
+                self._handshake(kind, payload)
+        except ProtocolError as error:
+            self._refuse(error)
 
     def _handshake(self, kind: int, payload: Payload) -> None:
         if kind != HELLO or self.peer is not None:
@@ -349,32 +354,26 @@ class ServerConnection(FrameConnection):
     def on_flow(self) -> None:
         if self._blocked():
             self._set_reading(False)
-            return
-        if self._backlog:
-            # One by one: a request that has ended lets one more begin, and thousands may wait behind it.
-            served = 0
-            while self._backlog and not self._blocked() and not self.closing:
-                if served == FRAMES_A_TURN:
-                    self._go_on_soon()
-                    break
-                frame = self._backlog.popleft()
-                self._backlog_bytes -= len(frame[2]) + ENVELOPE_BYTES
-                self._serve((frame,))
-                served += 1
+        elif self.go_on(PORTION):
+            self.server.turns.wait(self)
+
+    def go_on(self, portion: int) -> bool:
+        # One by one: a request that has ended lets one more begin, and thousands may wait behind it.
+        served = 0
+        while (
+            self._backlog and served < portion and not self.closing and not self._blocked() and self._has_turn(served)
+        ):
+            frame = self._backlog.popleft()
+            self._backlog_bytes -= len(frame[2]) + ENVELOPE_BYTES
+            self._take(frame)
+            served += 1
+        if served:
             self.account()
-        if not self._backlog and not self._blocked():
+        if self.closing or self._blocked():
+            return False
+        if not self._backlog:
             self._set_reading(True)
-
-    def _go_on_soon(self) -> None:
-        """Serve more of the backlog in the next turn of the loop."""
-        if not self._goes_on:
-            self._goes_on = True
-            self.loop.call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        self._goes_on = False
-        if not self.closing:
-            self.on_flow()
+        return bool(self._backlog)
 
     def on_lost(self, error: Exception | None) -> None:
         self._hello_timer.cancel()

@@ -108,7 +108,7 @@ class CallRates:
     def wrote(self, now: float, shard_map: ShardMap, command: commands.Command) -> None:
         """A write of documents was taken."""
         names: Sequence[str] = ()
-        if isinstance(command, commands.Insert | commands.Delete | commands.Patch | commands.UpdateVectors):
+        if isinstance(command, commands.ById):
             names = command.ids
         self._writes.note(now, 1, shard_map, names)
 

@@ -18,6 +18,9 @@ from needle.server.service.served import ServedNode, decoded_command
 from needle.shard.apply.holdings import Fence
 
 BEHIND_SECONDS = 1.0
+_FOR_THE_CATALOG = (commands.CreateCollection, commands.DropCollection)
+_OF_PARTS = (commands.Patch, commands.ChangeWhere)
+"""As tuples: `isinstance` makes a union of types anew with each call, and every write comes by here."""
 
 
 class Ownerships:
@@ -53,10 +56,10 @@ class Ownerships:
         """The command of a shard's write, all of whose documents it owns. by_log: which it owns is left to the shard's
         log to judge, which owns what the map says. May run in any thread."""
         command = decoded_command(call.command)
-        if isinstance(command, commands.CreateCollection | commands.DropCollection):
+        if isinstance(command, _FOR_THE_CATALOG):
             raise InvalidArgument("collections are made through the catalog", field="command")
         custom = owned.map.strategy.kind == "custom"
-        if custom and isinstance(command, commands.Patch | commands.ChangeWhere) and command.change is not None:
+        if custom and isinstance(command, _OF_PARTS) and command.change is not None:
             _check_keeps_key(owned.map.strategy, command.change)
         if isinstance(command, commands.ChangeWhere) or (custom and isinstance(command, commands.Spread)):
             _check_spread(command)

@@ -17,7 +17,7 @@ from needle.base.model import Claim
 from needle.base.parts import Body
 from needle.protocol import calls, commands
 from needle.protocol.calls import WriteCall
-from needle.protocol.move_commands import MoveCommand
+from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import MoveAnswer, MoveCall
 from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
@@ -37,6 +37,7 @@ from needle.server.service.served import (
 from needle.server.upkeep.expiry import timed
 
 Run = Callable[[Any], Awaitable[Any]]
+_OF_LEADERS = (commands.PublishSegment, commands.Expire, *MOVE_COMMANDS)
 
 
 class ShardDocuments:
@@ -124,7 +125,7 @@ class ShardDocuments:
         timeout, hosted = call_timeout(call.timeout), self._node.hosted(call.group)
         if call.command:
             command = await judge(self._node, len(call.command), decoded_command, call.command)
-            if not isinstance(command, MoveCommand) or command.move != call.move:
+            if not isinstance(command, MOVE_COMMANDS) or command.move != call.move:
                 raise InvalidArgument(f"{type(command).__name__} is no step of move {call.move}", field="command")
             move = self._node.topology.move(call.move)
             self._node.space.check_import(command, move.state if move is not None else None)
@@ -218,7 +219,7 @@ def judged(node: ServedNode, hosted: HostedReplica, command: commands.Command) -
     """The command to propose, encoded anew: what a caller put behind the fields that this release knows must not get
     into the log, for whether it can be skipped depends on how deep the call is that applies it, on each replica.
     Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
-    if isinstance(command, commands.PublishSegment | commands.Expire | MoveCommand):
+    if isinstance(command, _OF_LEADERS):
         raise InvalidArgument(
             "segments are published, documents expired, and ranges moved, by leaders only", field="command"
         )
