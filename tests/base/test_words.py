@@ -13,6 +13,7 @@ import needle
 SOURCES = Path(needle.__file__).parent
 INNER = ("group %", "group {}")
 CALLED_BY_OTHERS = {
+    "handleError",  # logging
     *("eof_received", "pause_writing", "resume_writing"),  # asyncio.Protocol
     *("on_url", "on_message_complete"),  # httptools
     "sslobject_class",  # ssl.SSLContext

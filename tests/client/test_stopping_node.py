@@ -37,7 +37,7 @@ class RoutingNode:
     def on_gone(self, peer: Any) -> None:
         return
 
-    def admit(self, node_id: str, key: str, proven: bool) -> Identity:
+    def admit(self, node_id: str, key: str, proven: bool, remote: str) -> Identity:
         return everybody()
 
     def is_droppable(self, method: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +25,7 @@ from needle.protocol import calls
 from needle.protocol.calls import GroupCall
 
 SECRET = "0123456789abcdef" * 4
-CLOSED = {"require_keys": True, "cluster_secret": SECRET}
+CLOSED: dict[str, Any] = {"require_keys": True, "cluster_secret": SECRET}
 VECTOR = [1.0] * 8
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,7 +39,7 @@ async def inside(cluster: ProcessCluster, *names: str) -> Client:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCluster]:
-    async with ProcessCluster(tmp_path_factory.mktemp("keys"), **CALM, **CLOSED) as made:
+    async with ProcessCluster(tmp_path_factory.mktemp("keys"), **CALM, **CLOSED, audit={"file": "audit.jsonl"}) as made:
         yield made
 
 
@@ -106,6 +107,48 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
         assert await status(at[0], "/v1/collections/default/search", key, "POST", search) == 200
         assert await status(at[1], "/v1/collections/default/documents/x", key, "PUT", put) == (200 if writes else 403)
         assert await status(at[2], "/v1/keys", key) == (200 if rules else 403)
+
+
+async def test_who_did_what_and_who_was_refused_is_written_down(cluster: ProcessCluster, admin: Client) -> None:
+    def told() -> list[dict[str, Any]]:
+        files = (cluster.directory / name / "audit.jsonl" for name in cluster.nodes)
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+    node = next(iter(cluster.nodes.values()))
+    before = len(told())
+    key = (await admin.create_key("watched", "reader")).key
+    async with cluster.connect(api_key=key) as client:
+        await client.count()
+        with pytest.raises(Forbidden):
+            await client.insert("x", VECTOR)
+        with pytest.raises(Forbidden):
+            await client.step_down()
+    assert await status(node.http, "/v1/keys", key) == 403
+    ops = (await admin.create_key("by-hand", "admin")).key
+    assert await status(node.http, "/v1/keys/watched", ops, "DELETE") == 200
+    assert await status(node.http, "/v1/nodes", key) == 401
+    with pytest.raises(Unauthenticated):
+        await cluster.connect(api_key=key)
+    await admin.revoke_key("by-hand")
+
+    async def all_there() -> bool:
+        return len(told()) >= before + 9
+
+    await wait_for(all_there, 30.0, "the lines")
+    lines = told()
+    acts = {(line["door"], line["call"], line["outcome"], line.get("key", ""), line.get("about", "")) for line in lines}
+    assert {
+        ("binary", "CreateKey", "done", "ops", "name=watched role=reader"),
+        ("binary", "write", "forbidden", "watched", ""),
+        ("binary", "step_down", "forbidden", "watched", ""),
+        ("http", "GET /v1/keys", "forbidden", "watched", ""),
+        ("http", "DELETE /v1/keys/watched", "done", "by-hand", "revoke_key"),
+        ("http", "GET /v1/nodes", "unauthenticated", "", ""),
+        ("binary", "hello", "unauthenticated", "", ""),
+        ("binary", "RevokeKey", "done", "ops", "name=by-hand"),
+    } <= acts
+    assert key not in json.dumps(lines)
+    assert all(line["remote"].startswith("127.0.0.1:") and line["at"] for line in lines)
 
 
 async def test_a_key_for_one_collection_knows_of_no_other(cluster: ProcessCluster, admin: Client) -> None:

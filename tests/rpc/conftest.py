@@ -37,7 +37,7 @@ class Recorder:
         self.admitted = []
         self.refuses = None
 
-    def admit(self, node_id, key, proven):
+    def admit(self, node_id, key, proven, remote):
         self.admitted.append((node_id, key, proven))
         if self.refuses is not None:
             raise self.refuses

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 
+from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError
 from needle.base.former_settings import FORMER, FORMER_PATHS
 from needle.base.ids import NodeId
@@ -289,6 +290,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     segments: SegmentConfig = SegmentConfig()
     limits: Limits = Limits()
     tls: TlsConfig = TlsConfig()
+    audit: AuditConfig = AuditConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()

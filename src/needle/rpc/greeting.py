@@ -49,7 +49,7 @@ class Greeting:
         self._check = check
         self._asked: Exchange | None = None
 
-    def hear(self, payload: Payload) -> Introduced | Hello:
+    def hear(self, payload: Payload, remote: str) -> Introduced | Hello:
         """Who said this hello; or a hello to answer, by which the caller is asked to prove the secret, and says hello
         once more. Raises ProtocolError, TlsFailed or Unauthenticated for who is refused."""
         theirs = decode(payload, Hello)
@@ -59,7 +59,8 @@ class Greeting:
             return question
         proven = self._is_proven(theirs)
         self._check(theirs.node_id)
-        return Introduced(theirs, self._server.handler.admit(theirs.node_id, theirs.key, proven), proven)
+        identity = self._server.handler.admit(theirs.node_id, theirs.key, proven, remote)
+        return Introduced(theirs, identity, proven)
 
     def _question(self, theirs: Hello) -> Hello | None:
         secrets = self._server.secrets

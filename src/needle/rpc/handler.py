@@ -34,7 +34,7 @@ class Peer:
 class Handler(Protocol):
     """What a server serves. Called on the event loop; must not block."""
 
-    def admit(self, node_id: str, key: str, proven: bool) -> Identity:
+    def admit(self, node_id: str, key: str, proven: bool, remote: str) -> Identity:
         """Who has said hello, with this API key if any; proven: that it knows the cluster's secret. Raises
         Unauthenticated."""
         ...

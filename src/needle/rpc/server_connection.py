@@ -185,7 +185,7 @@ class ServerConnection(FrameConnection):
         if kind != HELLO or self.peer is not None:
             raise ProtocolError(f"frame kind {kind} is not allowed {'after' if self.peer else 'before'} the hello")
         try:
-            found = self._greeting.hear(payload)
+            found = self._greeting.hear(payload, self.remote)
         except NeedleError as error:
             self._refuse(error)
             return

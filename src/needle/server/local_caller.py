@@ -9,7 +9,7 @@ from needle.base.access import NODE, Identity
 from needle.base.errors import ConnectionLost
 from needle.base.parts import Body, Payload, whole
 from needle.client.directory import Caller
-from needle.server.ports import Handler
+from needle.server.ports import LOCAL, Handler
 
 
 class LocalNode(Protocol):
@@ -26,7 +26,7 @@ class _LocalPeer:
     """Who calls when the caller is this process: what runs in it may do everything."""
 
     node_id = ""
-    remote = "local"
+    remote = LOCAL
     identity = Identity("", NODE)
 
 

@@ -32,6 +32,7 @@ from needle.server import files as data_dir
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.asking import AddressNews
+from needle.server.audit import Audit
 from needle.server.catalog.adoption import Adoption
 from needle.server.catalog.belonging import Belonging
 from needle.server.catalog.collections import Reconciler
@@ -129,6 +130,9 @@ class Node:
         if ports.certificates is not None:
             await ports.file_pool.run(ports.certificates.load)
         self._undo.append(ports.claim(config.data_dir, config.node_id, config.cluster_id))
+        if ports.audit is not None:
+            await ports.file_pool.run(ports.audit.open)
+            self._undo.append(ports.audit.close)
         self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes)
         await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
@@ -181,6 +185,8 @@ class Node:
             works.append(SettingsFounding(self).run)
         if (certificates := self.ports.certificates) is not None:
             works.append(partial(certificates.watch, self.ports.file_pool.run))
+        if (audit := self.ports.audit) is not None:
+            works.append(partial(audit.run, self.ports.file_pool.run))
         for work in works:
             self._background.spawn(lasting(work))
         self._undo.append(self._background.end)
@@ -280,6 +286,11 @@ class Node:
     @property
     def rng(self) -> Rng:
         return self.ports.rng
+
+    @property
+    def audit(self) -> Audit | None:
+        """The log of who did what, if it is kept."""
+        return self.ports.audit
 
     @property
     def blocking(self) -> Callable[..., Awaitable[Any]]:

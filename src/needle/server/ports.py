@@ -27,6 +27,7 @@ from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.server import RpcServer
 from needle.rpc.transport import RpcClient
 from needle.server.adapters import ReplicaMachine
+from needle.server.audit import Audit
 from needle.server.certificates import Certificates
 from needle.server.files import claim
 from needle.server.process.descriptors import connections_max
@@ -41,17 +42,22 @@ BACKGROUND_NICE = 10
 AddressOf = Callable[[NodeId], str | None]
 
 
+LOCAL = "local"
+"""The `remote` of a caller in the node's own process."""
+
+
 class PeerLike(Protocol):
     """Who asks: `rpc.handler.Peer`. node_id: "" for clients."""
 
     node_id: str
+    remote: str
     identity: Identity
 
 
 class Handler(Protocol):
     """What a listener serves (rpc.handler.Handler)."""
 
-    def admit(self, node_id: str, key: str, proven: bool) -> Identity: ...
+    def admit(self, node_id: str, key: str, proven: bool, remote: str) -> Identity: ...
     def on_oneway(self, peer: Any, body: Payload) -> None: ...
     def on_request(self, peer: Any, method: str, body: Any) -> Body | Awaitable[Body]: ...
     def is_droppable(self, method: str) -> bool: ...
@@ -98,6 +104,7 @@ class NodePorts:
     for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
     replica, or the catalog. volume: the file system of a data directory. knows: the version of commands and formats up
     to which this node can read them; listen and peers say the same. certificates: of TLS, where it is spoken.
+    audit: the log of who did what, where it is kept.
     """
 
     clock: Clock
@@ -120,6 +127,7 @@ class NodePorts:
     volume: Callable[[str], Volume] = lambda _: Endless()
     knows: int = KNOWN
     certificates: Certificates | None = None
+    audit: Audit | None = None
 
     def close_pools(self) -> None:
         """Wait for what runs in the pools, then stop them."""
@@ -197,4 +205,5 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         volume=Directory,
         knows=knows,
         certificates=certificates,
+        audit=Audit(config.audit, config.data_dir, config.node_id, clock) if config.audit.file else None,
     )

@@ -17,7 +17,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
 
-from needle.base.access import READER, Identity, Role, rank_of
+from needle.base.access import ADMIN, READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Internal, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable, invalid
 from needle.base.runtime import Rng
@@ -25,6 +25,7 @@ from needle.client.client import Client
 from needle.client.router.router import Router as ShardRouter
 from needle.client.shards import ClusterShards
 from needle.server.access import Access, check_collection, refusal
+from needle.server.audit import REFUSALS, Audit
 from needle.server.http import session
 from needle.server.http.call import BESIDE_BYTES, Call
 from needle.server.http.memory import Memory, Share, decoded_bytes
@@ -75,6 +76,8 @@ class DoorNode(Protocol):
     def rng(self) -> Rng: ...
     @property
     def blocking(self) -> Blocking: ...
+    @property
+    def audit(self) -> Audit | None: ...
     def alive(self) -> bool: ...
     def observe(self, what: str, seconds: float, error: NeedleError | None) -> None: ...
     def now(self) -> float: ...
@@ -127,6 +130,8 @@ class Door:
         except Gone:
             return
         except (NeedleError, HttpError) as error:
+            if isinstance(error, REFUSALS):
+                self.note(scope, error)
             if started:
                 raise  # the connection ends in the middle of the answer: that is how its reader learns of it
             await self._write_problem(sending, error, headers, request_id or self._request_id(headers))
@@ -146,6 +151,20 @@ class Door:
         """Who asks. Raises Unauthenticated for a key that is none."""
         access = self.node.access
         return access.anonymous if headers.key is None else access.of_key(headers.key)
+
+    def note(self, scope: Scope, error: NeedleError | None, *, about: str = "", seconds: float = 0.0) -> None:
+        """Into the audit log, if there is one."""
+        if (audit := self.node.audit) is not None:
+            audit.note(
+                "http",
+                f"{scope['method']} {scope['path']}",
+                error,
+                key=scope.get("needle.key", ""),
+                remote=":".join(map(str, scope.get("client") or ())),
+                request_id=scope.get("needle.request_id", ""),
+                about=about,
+                seconds=seconds,
+            )
 
     def check_metrics(self, scope: Scope) -> None:
         """Raises unless the caller may read of all collections."""
@@ -237,12 +256,13 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         node, headers, share = self._door.node, scope["needle.headers"], scope["needle.share"]
-        start, failure = node.now(), None
+        start, failure, done = node.now(), None, False
         ending = _Ending(scope, self._route.role == "reader")
         try:
             caller = self._admitted(scope, headers)
             call = await self._call(scope, receive, headers, caller)
             answer: Any = await self._route.handler(call)
+            done = True
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
                 extra.append(
@@ -271,10 +291,13 @@ class _Endpoint:
         finally:
             ending.close()
             node.observe(f"http_{self._route.name}", node.now() - start, failure)
+            if self._rank == ADMIN and (done or failure is not None) and not isinstance(failure, REFUSALS):
+                self._door.note(scope, failure, about=self._route.name, seconds=node.now() - start)
 
     def _admitted(self, scope: Scope, headers: Headers) -> Identity:
         """Who asks, if it may. Raises Unauthenticated, Forbidden."""
         caller = self._door.caller(headers)
+        scope["needle.key"] = caller.name
         if caller.rank < self._rank:
             raise refusal(caller, self._rank, self._what)
         if caller.collections is not None and not self._route.filtered:

@@ -13,7 +13,7 @@ import msgspec
 
 from needle.base.access import ADMIN, NODE, Identity
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import DiskFull, InvalidArgument, NeedleError, UnknownMethod, invalid
+from needle.base.errors import DiskFull, InvalidArgument, NeedleError, Unauthenticated, UnknownMethod, invalid
 from needle.base.parts import Body, Payload, Pieces
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls
@@ -47,9 +47,10 @@ from needle.protocol.peer_calls import (
     WhoCall,
 )
 from needle.server.access import refusal
-from needle.server.ports import PeerLike
+from needle.server.ports import LOCAL, PeerLike
 from needle.server.replica import FILTERED_FIELDS, READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
 from needle.server.service import rebalancing
+from needle.server.service.audited import Audited
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
 from needle.server.service.methods import NEEDS, OPENLY, judge_call, told
@@ -109,6 +110,8 @@ class Service:
             WHO: (WhoCall, catalog.who),
             **rebalancing.methods(node.coordinator),
         }
+        ports = node.ports
+        self._audited = Audited(ports.audit, ports.clock, ports.rng, self._begin) if ports.audit is not None else None
         self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
 
     # --- rpc.handler.Handler -----------------------------------------------------------------------------------------
@@ -127,12 +130,22 @@ class Service:
         """Reads are of no use to anybody else."""
         return method in DROPPABLE
 
-    def admit(self, node_id: str, key: str, proven: bool) -> Identity:
+    def admit(self, node_id: str, key: str, proven: bool, remote: str) -> Identity:
         """See Access.admit: the same for both doors."""
-        return self._node.access.admit(node_id, key, proven)
+        try:
+            return self._node.access.admit(node_id, key, proven)
+        except Unauthenticated as error:
+            if (audit := self._node.ports.audit) is not None:
+                audit.note("binary", "hello", error, remote=remote, about=node_id)
+            raise
 
-    def on_request(self, peer: PeerLike, method: str, body: Any) -> Awaitable[Body]:
+    def on_request(self, peer: PeerLike, method: str, body: Any) -> Body | Awaitable[Body]:
         """One call of a client or a node."""
+        if self._audited is None or peer.node_id or peer.remote == LOCAL:
+            return self._begin(peer, method, body)
+        return self._audited.on_request(peer, method, body)
+
+    def _begin(self, peer: PeerLike, method: str, body: Any) -> Body | Awaitable[Body]:
         caller, needs = peer.identity, NEEDS.get(method)
         if needs is None:
             raise unknown_method(method)

@@ -1,0 +1,139 @@
+"""What of the binary protocol's calls goes into the audit log: what an administrator's call does, and what is refused.
+
+What nodes pass on to each other is told by the node that was asked first. It must not know how calls are answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from needle.base.access import ADMIN
+from needle.base.decoding import DECODE_ERRORS
+from needle.base.errors import NeedleError, UnsupportedFormat
+from needle.base.parts import Body, Pieces
+from needle.base.runtime import Clock, Rng
+from needle.protocol import calls, catalog_commands, commands
+from needle.protocol.calls import WriteCall
+from needle.protocol.peer_calls import CATALOG, SYNC, CatalogCall
+from needle.rpc.promise import Promise
+from needle.server.audit import REFUSALS, Audit
+from needle.server.ports import PeerLike
+from needle.server.service.methods import NEEDS
+
+DOOR: Final = "binary"
+LOOKED_AT_BYTES: Final = 64 * 1024
+"""What makes and drops collections is smaller than this."""
+STEPS: Final = (
+    catalog_commands.RegisterNode,
+    catalog_commands.ConfirmReplicas,
+    catalog_commands.AdvanceMove,
+    catalog_commands.RestartMove,
+    catalog_commands.FinishMove,
+    catalog_commands.StepRebalance,
+    catalog_commands.RaiseVersion,
+)
+"""What nodes do by themselves with what was asked for before."""
+UNTOLD: Final = frozenset({"nonce", "epoch", "id"})
+
+Begin = Callable[[PeerLike, str, Any], Body | Awaitable[Body]]
+
+
+class Audited:
+    """See the module. begin: what answers a call."""
+
+    def __init__(self, audit: Audit, clock: Clock, rng: Rng, begin: Begin) -> None:
+        self._audit = audit
+        self._clock = clock
+        self._rng = rng
+        self._begin = begin
+
+    def on_request(self, peer: PeerLike, method: str, body: Any) -> Body | Awaitable[Body]:
+        """One call of a client."""
+        told = _told(method, body)
+        start = self._clock.monotonic()
+        try:
+            answer = self._begin(peer, method, body)
+        except NeedleError as error:
+            self._note(peer, method, told, start, error)
+            raise
+        if isinstance(answer, bytes | Pieces | Promise):
+            return answer
+        return self._watched(answer, peer, method, told, start)
+
+    async def _watched(
+        self, answer: Awaitable[Body], peer: PeerLike, method: str, told: str | None, start: float
+    ) -> Body:
+        try:
+            body = await answer
+        except NeedleError as error:
+            self._note(peer, method, told, start, error)
+            raise
+        except BaseException as error:
+            if told is not None:  # whether it was done is not known
+                self._note(peer, method, told, start, None, outcome=type(error).__name__)
+            raise
+        if told is not None:
+            self._note(peer, method, told, start, None)
+        return body
+
+    def _note(
+        self, peer: PeerLike, method: str, told: str | None, start: float, error: NeedleError | None, outcome: str = ""
+    ) -> None:
+        if told is None and not isinstance(error, REFUSALS):
+            return
+        call, _, about = (told or method).partition(" ")
+        self._audit.note(
+            DOOR,
+            call,
+            error,
+            key=peer.identity.name,
+            remote=peer.remote,
+            request_id=f"{self._rng.getrandbits(64):016x}",
+            about=about,
+            seconds=self._clock.monotonic() - start,
+            outcome=outcome,
+        )
+
+
+def _told(method: str, body: Any) -> str | None:
+    """An administrator's call, and what it is about, in words; None for any other."""
+    needs = NEEDS.get(method)
+    if method == calls.WRITE:
+        return _written(body) if len(body) <= LOOKED_AT_BYTES else None
+    if needs is None or needs.rank != ADMIN or method == SYNC:
+        return None
+    if method != CATALOG or len(body) > LOOKED_AT_BYTES:
+        return method
+    try:
+        call = msgspec.msgpack.decode(body, type=CatalogCall)
+        command = catalog_commands.decode(call.command)
+    except (*DECODE_ERRORS, UnsupportedFormat):
+        return method
+    return None if call.hops or isinstance(command, STEPS) else _words(command)
+
+
+def _written(body: Any) -> str | None:
+    try:
+        call = msgspec.msgpack.decode(body, type=WriteCall)
+        if call.epoch:
+            return None  # a shard's: it makes and drops no collections
+        command = commands.decode(call.command)
+    except (*DECODE_ERRORS, UnsupportedFormat):
+        return None
+    return _words(command) if isinstance(command, commands.CreateCollection | commands.DropCollection) else None
+
+
+def _words(command: msgspec.Struct) -> str:
+    """The name of a command, and what it says in short."""
+    said = []
+    for field in msgspec.structs.fields(type(command)):
+        value = getattr(command, field.name)
+        name = getattr(value, "id", None) or getattr(value, "name", None)
+        if isinstance(value, str | int | float) and field.name not in UNTOLD:
+            said.append(f"{field.name}={value}")
+        elif isinstance(value, msgspec.Struct) and isinstance(name, str):
+            said.append(f"{field.name}={name}")
+    return " ".join([type(command).__name__, *said])

@@ -1,0 +1,121 @@
+"""The audit log's file: lines, bounds, rotation, a disk that takes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from needle.base.audit_config import AuditConfig
+from needle.base.errors import ConfigError, Forbidden
+from needle.server.audit import REFUSALS_A_SECOND, WAITING_BYTES_MAX, Audit
+
+
+class _Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 1.75e9 + self.now
+
+
+def audit_in(directory: Path, clock: _Clock | None = None, **settings: Any) -> Audit:
+    audit = Audit(AuditConfig(file="audit.jsonl", **settings), str(directory), "a", clock or _Clock())
+    audit.open()
+    return audit
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def at_once(fn: Callable[..., None], *arguments: object) -> None:
+    fn(*arguments)
+
+
+def test_a_line_says_who_did_what(tmp_path: Path) -> None:
+    audit = audit_in(tmp_path)
+    audit.note("http", "POST /v1/keys", None, key="ops", remote="127.0.0.1:1", request_id="r", seconds=0.25)
+    audit.note("binary", "hello", Forbidden("no"))
+    audit.close()
+    assert lines(tmp_path / "audit.jsonl") == [
+        {
+            "at": "2025-06-15T15:23:20.000+00:00", "node": "a", "door": "http", "call": "POST /v1/keys",
+            "outcome": "done", "key": "ops", "remote": "127.0.0.1:1", "request_id": "r", "seconds": 0.25,
+        },
+        {"at": "2025-06-15T15:23:20.000+00:00", "node": "a", "door": "binary", "call": "hello", "outcome": "forbidden"},
+    ]  # fmt: skip
+    assert stat.S_IMODE(os.stat(tmp_path / "audit.jsonl").st_mode) == 0o600
+
+
+def test_who_tries_keys_does_not_fill_the_disk(tmp_path: Path) -> None:
+    clock = _Clock()
+    audit = audit_in(tmp_path, clock)
+    for _ in range(REFUSALS_A_SECOND + 30):
+        audit.note("binary", "hello", Forbidden("no"))
+    clock.now += 1
+    audit.note("binary", "step_down", None)
+    audit.note("binary", "hello", Forbidden("no"))
+    audit.close()
+    written = lines(tmp_path / "audit.jsonl")
+    assert len(written) == REFUSALS_A_SECOND + 2
+    assert [line["left_out"] for line in written if "left_out" in line] == [30]
+    assert written[-2]["call"] == "step_down"
+
+
+async def test_what_waits_is_bounded_and_what_a_disk_did_not_take_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = audit_in(tmp_path)
+    for _ in range(2 * WAITING_BYTES_MAX // 300):
+        audit.note("binary", "x" * 200, None)
+    waiting = len(audit._waiting)
+    assert waiting * 200 < WAITING_BYTES_MAX
+    file = audit._file
+    assert file is not None
+    with monkeypatch.context() as broken:
+        broken.setattr(file, "emit", _no_room)
+        task = asyncio.ensure_future(audit.run(at_once))
+        await turns()
+    audit.note("binary", "step_down", None)
+    await turns()
+    task.cancel()
+    audit.close()
+    (line,) = lines(tmp_path / "audit.jsonl")
+    assert line["left_out"] >= waiting
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_files_are_renamed_at_their_bound_and_some_are_kept(tmp_path: Path) -> None:
+    audit = audit_in(tmp_path, bytes_max=1 << 16, files_max=2)
+    for _ in range(2000):
+        audit.note("binary", "x" * 100, None)
+    audit.close()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
+    assert all(path.stat().st_size <= 1 << 16 for path in tmp_path.iterdir())
+    assert all(lines(tmp_path / name) for name in names)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "audit.jsonl")
+    with pytest.raises(ConfigError, match="is not a file"):
+        audit_in(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        audit_in(tmp_path / "nowhere")
