@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards soak fuzz-http clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards soak fuzz-http platforms clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[demo,parquet,certs,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[server,demo,parquet,certs,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -46,6 +46,10 @@ rolling: $(STAMP)
 bench-etcd: $(STAMP)
 	command -v etcd >/dev/null || (apt-get update -qq && apt-get install -y -qq etcd-server >/dev/null)
 	$(BIN)/python -m bench writes failover --quick
+
+# What a client needs has wheels where clients run: asks PyPI, installs nothing.
+platforms: $(STAMP)
+	$(BIN)/python -m proof.platforms
 
 # Deterministic simulation: make sim SEEDS=200 SEED=1, a twentieth of them sharded; or sharded ones alone:
 # make sim-shards SEEDS=20 (docs/proof.md)

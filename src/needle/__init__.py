@@ -45,7 +45,13 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'needle' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "needle":
+            raise
+        text = f"needle.{name} needs the server ({error.name} is not installed): pip install 'needle-vdb[server]'"
+        raise ModuleNotFoundError(text, name=error.name) from error
     globals()[name] = value
     return value
 

@@ -30,7 +30,8 @@ QUICK_CALLS = 16
 """Of so many calls the mean counts: after a stall of 50 ms the threads take the next 19."""
 
 _M_ARENA_MAX = -8
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+"""None on Windows."""
 
 
 def share_one_heap() -> None:
@@ -51,7 +52,7 @@ class SystemClock:
 
     def monotonic(self) -> float:
         """Seconds since boot, suspend included where the system can tell (Linux)."""
-        return time.clock_gettime(_CLOCK)
+        return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
     def wall(self) -> float:
         """Seconds since the Unix epoch."""
