@@ -56,7 +56,7 @@ async def test_a_client_works_without_the_server_and_without_unix(tmp_path: Path
     async with ProcessCluster(tmp_path, 1, **CALM) as cluster:
         (address,) = cluster.addresses.values()
         program = [sys.executable, "-c", PROGRAM, address]
-        done = await asyncio.to_thread(subprocess.run, program, capture_output=True, text=True, timeout=120, check=False)
+        done = await asyncio.to_thread(subprocess.run, program, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
 
 
