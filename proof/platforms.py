@@ -1,6 +1,6 @@
 """Whether a client can be installed without a compiler where clients run: asks PyPI, and installs nothing.
 
-    python -m proof.platforms
+python -m proof.platforms
 """
 
 from __future__ import annotations
