@@ -32,6 +32,7 @@ _PUBLIC = {
     "needle.client": "ApiKey Client CollectionDescription Hits NewApiKey PartialHits ScanPage SyncClient",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",
+    "needle.embedded": "open open_sync",
 }
 """Every public name, by the module that defines it."""
 

@@ -74,6 +74,8 @@ from needle.client import SyncClient as SyncClient
 from needle.connecting import connect as connect
 from needle.connecting import connect_sync as connect_sync
 from needle.distributed import RaftCluster as RaftCluster
+from needle.embedded import open as open
+from needle.embedded import open_sync as open_sync
 
 __version__: str
 __all__: list[str]

@@ -96,18 +96,25 @@ def _lock(handle: int, data_dir: str) -> None:
         os.pwrite(handle, b"%-31d\n" % os.getpid(), 0)
 
 
-def _check_owner(data_dir: str, mine: NodeFile) -> None:
+def read_owner(data_dir: str) -> NodeFile | None:
+    """Whose directory this is; None if it is nobody's yet. Raises UnsupportedFormat."""
     path = os.path.join(data_dir, NODE_FILE)
     try:
         with open(path, "rb") as file:
-            found = msgspec.json.decode(file.read(), type=NodeFile)
-    except FileNotFoundError:
-        replace_file(path, msgspec.json.encode(mine))
-        return
+            return msgspec.json.decode(file.read(), type=NodeFile)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except DECODE_ERRORS as error:
         raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
     except OSError as error:
         raise os_failure(error, path) from error
+
+
+def _check_owner(data_dir: str, mine: NodeFile) -> None:
+    path, found = os.path.join(data_dir, NODE_FILE), read_owner(data_dir)
+    if found is None:
+        replace_file(path, msgspec.json.encode(mine))
+        return
     for field in ("format_version", "cluster_id", "node_id"):
         there, here = getattr(found, field), getattr(mine, field)
         if there != here:
