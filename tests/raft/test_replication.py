@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from needle.base.errors import Internal, NotLeader, Overloaded
+from needle.raft import replication
 from needle.raft.messages import MessageType
 from needle.raft.progress import ProgressState
 from needle.raft.raft import Role
@@ -233,3 +234,15 @@ def test_a_member_that_lost_its_disk_is_brought_up_again() -> None:
     other.start()
     cluster.put(b"y")
     cluster.converge()
+
+
+def test_a_leader_sends_many_tiny_entries_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver refuses a message of more entries, so whoever counts bytes alone would send it for ever."""
+    monkeypatch.setattr(replication, "ENTRIES_MAX", 3)
+    solo = Solo()
+    solo.become_leader("b", "c")
+    for _ in range(10):
+        solo.raft.propose(b"", solo.now)
+    sent = [m for m in solo.settle() if m.to == "b" and m.entries]
+    assert max(len(m.entries) for m in sent) == 3
+    assert {e.index for m in sent for e in m.entries} >= set(range(2, 12))

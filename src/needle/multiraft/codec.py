@@ -6,7 +6,7 @@ Invariant: decode(encode(x)) == x. It must not know what a message means.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -19,7 +19,18 @@ from needle.multiraft.ports import SnapshotFile
 from needle.raft.messages import ConfState, Message, SnapshotMeta
 
 MESSAGE_OVERHEAD = 96
+PLAIN_BYTES: Final = 64 << 10
+"""Of a larger frame it is counted what it holds while it is decoded: 64 MiB of the smallest messages take seconds and
+1.6 GB."""
+MESSAGES_MAX: Final = 1 << 16
+"""Of one frame: more than fit into 4 MiB (`in_frames`)."""
+FRAME_ENTRIES_MAX: Final = 1 << 18
+"""The same of the entries in all its messages."""
+TOLD_MAX: Final = 1 << 14
+"""Groups of which nodes tell each other at once: more than there are shards."""
 T = TypeVar("T")
+
+_FRAME: Final = "a frame of Raft messages"
 
 Addressed = tuple[GroupId, Message]
 
@@ -40,12 +51,20 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
     index: int
 
 
+class _Parcel(msgspec.Struct, frozen=True, array_like=True):
+    """A frame whose messages are still to be decoded."""
+
+    nonce: int
+    news: int
+    messages: Annotated[list[tuple[GroupId, msgspec.Raw]], msgspec.Meta(max_length=MESSAGES_MAX)]
+
+
 class LifeCall(msgspec.Struct, frozen=True, array_like=True):
     """A node (nonce: of its life) asks another who it is, and says what it knows of it."""
 
     nonce: int
     remembered: Life | None
-    told: list[Told]
+    told: Annotated[list[Told], msgspec.Meta(max_length=TOLD_MAX)]
 
 
 class LifeAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -58,7 +77,7 @@ class LifeAnswer(msgspec.Struct, frozen=True, array_like=True):
     missing: str
     lost: str
     remembered: dict[NodeId, Life]
-    told: list[Told]
+    told: Annotated[list[Told], msgspec.Meta(max_length=TOLD_MAX)]
 
 
 class StandingCall(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +146,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _frame = msgspec.msgpack.Decoder(Frame)
+_parcel = msgspec.msgpack.Decoder(_Parcel)
+_message = msgspec.msgpack.Decoder(Message)
 _life_call = msgspec.msgpack.Decoder(LifeCall)
 _life_answer = msgspec.msgpack.Decoder(LifeAnswer)
 _standing_call = msgspec.msgpack.Decoder(StandingCall)
@@ -161,10 +182,21 @@ def frame_body(nonce: int, news: int, messages: list[Addressed]) -> Body:
 
 def decode_frame(body: Payload) -> Frame:
     """What a frame holds. Raises ProtocolError."""
-    return _decoded(_frame, body, "a frame of Raft messages")
+    if len(body) <= PLAIN_BYTES:
+        return _decoded(_frame, body, _FRAME)
+    parcel = _decoded(_parcel, body, _FRAME)
+    messages: list[Addressed] = []
+    entries = 0
+    for group, raw in parcel.messages:
+        message = _decoded(_message, raw, _FRAME)
+        messages.append((group, message))
+        entries += len(message.entries)
+        if entries > FRAME_ENTRIES_MAX:
+            raise ProtocolError(f"{_FRAME} holds more than {FRAME_ENTRIES_MAX} entries")
+    return Frame(parcel.nonce, parcel.news, messages)
 
 
-def _decoded(decoder: msgspec.msgpack.Decoder[T], body: Payload, what: str) -> T:
+def _decoded(decoder: msgspec.msgpack.Decoder[T], body: Payload | msgspec.Raw, what: str) -> T:
     try:
         return decoder.decode(body)
     except DECODE_ERRORS as error:

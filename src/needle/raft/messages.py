@@ -20,6 +20,10 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 """A term, an index or a round. Checked when a message or a record is decoded."""
 
 
+ENTRIES_MAX = 1 << 16
+"""Of one message: however small they are, they are decoded, and handled, in one turn of the event loop."""
+
+
 class EntryKind(IntEnum):
     NORMAL = 0  # data is a command of the state machine; empty data is the leader's no-op
     CONF_CHANGE = 1  # data is the encoded ConfState that it puts into force
@@ -103,7 +107,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     log_term: Number = 0
     index: Number = 0
     commit: Number = 0
-    entries: tuple[Entry, ...] = ()
+    entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=ENTRIES_MAX)] = ()
     reject: bool = False
     hint: Number = 0
     hint_term: Number = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from needle.base.ids import NodeId
 from needle.raft import rounds, transfer
-from needle.raft.messages import Doubt, DoubtKind, Entry, Message, MessageType, SnapshotMeta
+from needle.raft.messages import ENTRIES_MAX, Doubt, DoubtKind, Entry, Message, MessageType, SnapshotMeta
 from needle.raft.progress import Progress, ProgressState
 from needle.raft.quorum import quorum_value
 from needle.raft.state import FAR, State
@@ -80,7 +80,8 @@ def _send_append(s: State, node: NodeId, progress: Progress, cache: _Cache, *, w
     if with_entries:
         found = cache.get(low)
         if found is None:
-            entries = tuple(log.slice(low, log.last_index() + 1, s.config.append_bytes_max))
+            stop = min(low + ENTRIES_MAX, log.last_index() + 1)
+            entries = tuple(log.slice(low, stop, s.config.append_bytes_max))
             found = cache[low] = (entries, sum([len(e.data) for e in entries]))
         entries, size = found
     last = low - 1 + len(entries)
