@@ -277,3 +277,16 @@ async def test_a_closed_client_refuses(net, recorder):
     with pytest.raises(ConnectionLost, match="closed"):
         await client.call(server.address, "echo", b"", 5.0)
     assert not client.send(server.address, b"")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "a\0b"])
+async def test_an_address_that_can_be_no_hosts_says_so_and_is_left_alone_for_a_while(net, host):
+    """Python refuses such a name itself, with another error than the system's."""
+    client = net.client(backoff_min=60.0, backoff_max=60.0)
+    address = f"{host}:7000"
+    assert client.send(address, b"held")
+    with pytest.raises(ConnectionLost, match="cannot connect to") as caught:
+        await client.call(address, "echo", b"", 5.0)
+    assert caught.value.details["refused"]
+    assert client.stats.connect_failures == client.stats.dropped_frames == 1
+    assert not client.send(address, b"in the pause")

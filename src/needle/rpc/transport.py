@@ -205,9 +205,10 @@ class RpcClient:
         except TimeoutError:
             text = f"{link.address} did not finish the hello within {self._limits.hello_timeout:g} s"
             self._failed(link, ConnectionLost(text, address=link.address))
-        except OSError as error:
-            # Nobody listens, or there is no such host: waiting helps only if somebody starts a node.
-            refused = isinstance(error, ConnectionRefusedError | socket.gaierror)
+        except (OSError, ValueError) as error:
+            # Nobody listens, or there is no such host: waiting helps only if somebody starts a node. What can be no
+            # host's name at all is a ValueError: Python encodes it itself before it asks the system.
+            refused = isinstance(error, ConnectionRefusedError | socket.gaierror | ValueError)
             text = f"cannot connect to {link.address}: {error}"
             self._failed(link, ConnectionLost(text, address=link.address, refused=refused))
         else:
