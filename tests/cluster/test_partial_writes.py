@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,10 +25,11 @@ from needle.base.errors import (
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.client.router.router import Router
 from needle.protocol.calls import CollectionsCall, Freshness, GetCall, SearchCall, WriteCall
-from needle.protocol.commands import Delete, Insert, OpenSession, Session, encode
+from needle.protocol.commands import Change, Delete, Insert, OpenSession, Patch, Session, UpdateVectors, encode
 from needle.routing.strategy import ShardStrategy
 from needle.server.service import numbered_writes
 from needle.server.service.proxy import Proxy
+from needle.server.service.reads import GET_MAX
 
 IDS = [f"doc-{n:03}" for n in range(20)]
 
@@ -277,3 +279,21 @@ def test_a_batch_takes_no_longer_than_its_time_and_only_the_shard_that_failed_is
         assert any(type(outcomes[at]) is Unavailable and "not sent" in outcomes[at].message for at in mine)
 
     virtually(work())
+
+
+@pytest.mark.parametrize("command", [Delete, Patch, UpdateVectors])
+def test_more_ids_than_any_shard_takes_are_refused_before_it_is_found_out_whose_they_are(command: Any) -> None:
+    """That is done on the event loop: four million ids held it for a second."""
+    proxy = proxy_of(FakeShards(shards=2))
+    limit = proxy._node.config.limits.batch_documents_max
+    more = {Delete: (), Patch: (Change(),), UpdateVectors: (b"",)}[command]
+    call = WriteCall(1, encode(command("default", ["a"] * (limit + 1), *more)), 1.0)
+    with pytest.raises(InvalidArgument, match=f"ids = '{limit + 1} documents'"):
+        asyncio.run(proxy.write(call))
+
+
+def test_a_get_of_more_ids_than_any_shard_answers_is_refused_in_the_same_way() -> None:
+    proxy = proxy_of(FakeShards(shards=2))
+    call = GetCall(1, "default", ["a"] * (GET_MAX + 1), False, Freshness())
+    with pytest.raises(InvalidArgument, match=f"ids = '{GET_MAX + 1} ids'"):
+        asyncio.run(proxy.get(call))

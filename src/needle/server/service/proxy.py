@@ -42,6 +42,7 @@ from needle.protocol.calls import (
 from needle.protocol.move_commands import MoveCommand
 from needle.routing.topology import Topology
 from needle.server.service.numbered_writes import LEFT, NumberedWrites, told
+from needle.server.service.reads import check_ids
 from needle.server.service.served import call_timeout
 from needle.shard.apply.validation import check_spec
 
@@ -96,9 +97,13 @@ class Proxy:
             command = commands.decode(data)
         except UnsupportedFormat as error:
             raise InvalidArgument(error.message, field="command") from error
+        limit = self._node.config.limits.batch_documents_max
+        if isinstance(command, commands.Delete | commands.UpdateVectors | commands.Patch) and len(command.ids) > limit:
+            # Any shard would refuse them; whose they are is found out on the event loop.
+            raise invalid("ids", f"{len(command.ids)} documents", f"1 to {limit} in a batch")
         if not isinstance(command, commands.Insert):
             return command
-        count, limit = len(command.ids), self._node.config.limits.batch_documents_max
+        count = len(command.ids)
         if count != len(command.metadata) or not count or len(command.vectors) % count:
             raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
         if command.expires and len(command.expires) != count:
@@ -231,6 +236,7 @@ class Proxy:
 
     async def get(self, call: GetCall) -> DocumentBatch:
         """From whichever shards hold them."""
+        check_ids(call)
         fresh = call.freshness
         return await self._node.router.get(
             call.collection,

@@ -54,6 +54,7 @@ QUERIES_AT_ONCE = 32
 MANY_BYTES_MAX = 48 << 20
 """Of the hits of one call."""
 SLICES_MAX = 1024
+GET_MAX = 10_000
 
 
 class Reads:
@@ -159,9 +160,7 @@ class Reads:
         )
 
     async def get(self, call: GetCall, claim: Claim | None = None) -> DocumentBatch:
-        limit = 10_000
-        if len(call.ids) > limit:
-            raise invalid("ids", f"{len(call.ids)} ids", f"at most {limit} in one call")
+        check_ids(call)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + call_timeout(call.freshness.timeout)
         self.reading += 1
@@ -255,6 +254,12 @@ class Reads:
         return CollectionsAnswer(
             [spec for spec, _ in counts], [count for _, count in counts], applied, [size for _, size in sizes]
         )
+
+
+def check_ids(call: GetCall) -> None:
+    """Raises InvalidArgument for more than one call may ask for."""
+    if len(call.ids) > GET_MAX:
+        raise invalid("ids", f"{len(call.ids)} ids", f"at most {GET_MAX} in one call")
 
 
 def _columns(found: list[StoredDocument], applied: int, shown: Callable[[bytes], bytes]) -> DocumentBatch:
