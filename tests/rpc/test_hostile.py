@@ -8,7 +8,7 @@ import pytest
 
 from needle.base.errors import ConnectionLost, FrameTooLarge, Overloaded, ProtocolError
 from needle.rpc.codec import Hello, decode_error, encode, request_head
-from needle.rpc.frame import ERROR, HEADER, HELLO, HELLO_ACK, REQUEST, RESPONSE, FrameDecoder, encode_frame
+from needle.rpc.frame import ERROR, HEADER, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, FrameDecoder, encode_frame
 from needle.rpc.server_connection import ServerConnection
 from needle.rpc.turns import TURN_SECONDS
 
@@ -465,3 +465,21 @@ async def test_a_node_is_heard_before_the_clients_that_use_up_each_turn(net, rec
     before = len(order)
     assert await node.call(server.address, "echo", b"b", 5.0) == b"b"
     assert order.index("n2") < before + 20 * TURN_SECONDS * 2000
+
+
+async def test_one_way_frames_that_are_refused_do_not_fill_the_log(net, recorder, until, caplog):
+    """Fourteen bytes cost a line of it each: a stranger could fill the disk with them."""
+    refused = 0
+
+    def refuse(peer, body):
+        nonlocal refused
+        refused += 1
+        raise ProtocolError(f"frame {refused} cannot be read")
+
+    recorder.on_oneway = refuse
+    server = await net.server(recorder)
+    _, writer = await net.raw(server.port)
+    writer.write(HELLO_FRAME + encode_frame(ONEWAY, 0, (b"\xc1",)) * 100)
+    await until(lambda: refused == 100)
+    assert server.stats.protocol_errors == 100
+    assert [record.levelname for record in caplog.records if "one-way" in record.message].count("WARNING") == 1

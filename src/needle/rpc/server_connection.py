@@ -228,7 +228,8 @@ class ServerConnection(FrameConnection):
             self.handler.on_oneway(peer, payload)
         except ProtocolError as error:
             self.stats.protocol_errors += 1
-            log.warning("one-way frame from %s (%s) is refused: %s", peer.node_id or "a client", self.remote, error)
+            level = logging.WARNING if self.server.is_news(self.remote, "one-way") else logging.DEBUG
+            log.log(level, "one-way frame from %s (%s) is refused: %s", peer.node_id or "a client", self.remote, error)
         except Exception:
             self.stats.handler_failures += 1
             log.exception("one-way frame from %s (%s) failed", peer.node_id or "a client", self.remote)
@@ -325,12 +326,8 @@ class ServerConnection(FrameConnection):
             log.error("a request from %s failed", self.remote, exc_info=error)
             error = Internal(f"{type(error).__name__}: {error}")
         elif isinstance(error, Internal | StorageError):
-            log.error(
-                "a request from %s failed: %s",
-                self.remote,
-                error,
-                exc_info=error if isinstance(error, Internal) else None,
-            )
+            trace = error if isinstance(error, Internal) else None
+            log.error("a request from %s failed: %s", self.remote, error, exc_info=trace)
         self.write_frame(ERROR, request_id, (encode_error(error),))
 
     # --- flow --------------------------------------------------------------------------------------------------------
