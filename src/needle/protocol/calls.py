@@ -22,7 +22,7 @@ ignored, missing ones have defaults, which is how releases stay compatible. Know
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -48,6 +48,12 @@ MAINTENANCE: Final = "maintenance"
 ADDRESSES: Final = "addresses"
 
 T = TypeVar("T")
+
+ELEMENTS_MAX: Final = 1 << 16
+"""Of a list of a call: more than any call may have, but so few that a call of 64 MiB is not decoded for a second, in
+which nothing else runs in the process, before it is refused."""
+Ids = Annotated[list[str], msgspec.Meta(max_length=ELEMENTS_MAX)]
+Paths = Annotated[tuple[str, ...], msgspec.Meta(max_length=ELEMENTS_MAX)]
 
 
 class GroupCall(msgspec.Struct, frozen=True, array_like=True):
@@ -115,11 +121,11 @@ class GetCall(msgspec.Struct, frozen=True, array_like=True):
 
     group: GroupId
     collection: str
-    ids: list[str]
+    ids: Ids
     with_vectors: bool
     freshness: Freshness
     epoch: int = 0
-    fields: tuple[str, ...] | None = None
+    fields: Paths | None = None
 
 
 class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -200,7 +206,7 @@ class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     freshness: Freshness
     slice: tuple[int, int] = (0, 1)
     epoch: int = 0
-    fields: tuple[str, ...] | None = None
+    fields: Paths | None = None
     only: int = 0
 
 
@@ -257,7 +263,7 @@ class MaintenanceCall(msgspec.Struct, frozen=True, array_like=True):
 class AddressBook(msgspec.Struct, frozen=True, array_like=True):
     """Where nodes listen, by id."""
 
-    addresses: dict[NodeId, str]
+    addresses: Annotated[dict[NodeId, str], msgspec.Meta(max_length=ELEMENTS_MAX)]
 
 
 _encoder = msgspec.msgpack.Encoder()
