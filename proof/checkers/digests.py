@@ -10,10 +10,10 @@ from needle.shard.documents.records import ORDINAL_BITS
 from proof.sim.violation import Violation
 
 _ROWS = (
-    "SELECT i.collection_id, i.id, i.ordinal, i.version, d.metadata, v.vector FROM ids i "
+    "SELECT i.collection_id, i.id, i.ordinal, i.version, i.expires, d.metadata, v.vector FROM ids i "
     "JOIN collections c ON c.id = i.collection_id "  # the rows of one that was dropped go at each replica's own pace
     f"LEFT JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
-    "LEFT JOIN vectors v ON v.row = d.row ORDER BY 1, 2"
+    f"LEFT JOIN vectors v ON v.row = (i.collection_id << {ORDINAL_BITS} | i.vector) ORDER BY 1, 2"
 )
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
+import apsw
 import numpy as np
 import pytest
 
 from needle.base.ids import CATALOG_GROUP
+from needle.protocol.commands import Change, CreateCollection, Patch
 from needle.raft.messages import ConfState
 from proof.checkers import linearizability, lives, log_matching, matches
 from proof.checkers.committed import Committed, CommittedEntry
-from proof.checkers.digests import Digests
+from proof.checkers.digests import Digests, rows_of
 from proof.checkers.durability import append_ack, vote_granted, write_acknowledged
 from proof.checkers.elections import Elections
 from proof.checkers.leases import Leases
@@ -22,6 +26,7 @@ from proof.sim.history import History
 from proof.sim.shrink import fewest, smallest
 from proof.sim.violation import Violation
 from proof.sim.watch import Watch
+from shard.replica_util import Log, open_replica, put, spec
 
 
 class Script:
@@ -469,6 +474,29 @@ def test_digests():
     checker.observe(1, "b", 6, "y")
     with pytest.raises(Violation, match="equal replicas"):
         checker.observe(1, "c", 6, "z")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE vectors SET vector = zeroblob(12)",
+        "DELETE FROM vectors",
+        "UPDATE documents SET metadata = CAST('{}' AS BLOB)",
+        "UPDATE ids SET expires = 7",
+        "UPDATE ids SET version = 7",
+    ],
+)
+def test_the_digest_of_rows_sees_all_of_a_document_whose_metadata_was_changed(tmp_path: Path, change: str) -> None:
+    """Its vector is in the row of an earlier version."""
+    replica, log = open_replica(tmp_path), Log()
+    replica.apply(log.add(CreateCollection(spec()), put(["a"], [[1, 2, 3]], [{"n": 1}])))
+    replica.apply(log.add(Patch("c", ["a"], Change(set=[("n", b"2")]))))
+    whole = rows_of(replica)
+    assert rows_of(replica) == whole
+    with closing(apsw.Connection(replica._store.path)) as connection:
+        connection.execute(change)
+    assert rows_of(replica) != whole
+    replica.close()
 
 
 def log_of_points():
