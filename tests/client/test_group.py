@@ -7,9 +7,11 @@ import pytest
 from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, numbers
 from needle.base.errors import (
     AlreadyExists,
+    ConditionFailed,
     ConnectionLost,
     DeadlineExceeded,
     DiskFull,
+    NeedleError,
     NoQuorum,
     OutcomeUnknown,
     SessionExpired,
@@ -77,6 +79,16 @@ async def test_a_refusal_is_told_at_once(network: Network, client: Client) -> No
     with pytest.raises(AlreadyExists):
         await client.insert_if_absent("a", VECTOR)
     assert len(network.writes) == 1
+
+
+@pytest.mark.parametrize("answer", [AlreadyExists("there", version=3), ConditionFailed("it does not match", id="a")])
+async def test_what_the_log_says_of_a_write_is_its_answer_however_often_it_was_sent(
+    network: Network, client: Client, answer: NeedleError
+) -> None:
+    network.script = [ConnectionLost("gone"), answer]
+    with pytest.raises(type(answer)):
+        await client.insert("a", VECTOR, if_matches={"n": 1})
+    assert numbers(network) == [(100, 1)] * 2
 
 
 async def test_the_leader_is_found_again_after_it_moved(network: Network, client: Client) -> None:

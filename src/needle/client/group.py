@@ -14,6 +14,7 @@ from typing import NoReturn
 from needle.base.errors import (
     AlreadyExists,
     CollectionExists,
+    ConditionFailed,
     ConnectionLost,
     DeadlineExceeded,
     DiskFailed,
@@ -46,7 +47,7 @@ LOOK_SECONDS = 0.05
 MakeBody = Callable[[float], Body]
 """The request's body, given the seconds that the node may take."""
 
-_JUDGED_BY_THE_LOG = (AlreadyExists, VersionMismatch, CollectionExists)
+_JUDGED_BY_THE_LOG = (AlreadyExists, VersionMismatch, CollectionExists, ConditionFailed)
 """What only applying a write can find: the answer of a numbered write, however often it was sent."""
 
 
