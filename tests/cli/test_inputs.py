@@ -80,6 +80,7 @@ def test_jsonl_texts_are_embedded_in_order_and_other_keys_become_metadata(tmp_pa
         ('{"id": "a", "vector": [[1, 2], [3, 4]]}', "array of shape"),
         ('{"id": "a", "vector": []}', "at least one number"),
         ('{"id": "a", "vector": [1], "metadata": [1], "x": 2}', "must be an object"),
+        ('{"id": "a", "vector": [1], "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON"),
     ],
 )
 def test_jsonl_names_the_line_it_refuses(tmp_path: Path, line: str, problem: str) -> None:
@@ -87,6 +88,13 @@ def test_jsonl_names_the_line_it_refuses(tmp_path: Path, line: str, problem: str
     with pytest.raises(InvalidArgument, match=problem) as caught:
         read_all(path)
     assert f"{path}:3" in caught.value.message
+
+
+def test_jsonl_that_is_not_utf_8_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"id": "good", "vector": [1]}\n' + '{"id": "é", "vector": [1]}'.encode("latin-1"))
+    with pytest.raises(InvalidArgument, match=r"a\.jsonl:2: not JSON.*utf-8"):
+        read_all(path)
 
 
 def test_npy_names_the_row_it_refuses(tmp_path: Path) -> None:
@@ -168,7 +176,20 @@ def test_parquet_without_vectors_or_not_parquet_is_refused(tmp_path: Path) -> No
     with pytest.raises(InvalidArgument, match="no column 'vector', only id"):
         read_all(path)
     path.write_bytes(b"hello")
-    with pytest.raises(InvalidArgument, match="not a Parquet"):
+    for read in (read_all, count_records):
+        with pytest.raises(InvalidArgument, match="not a Parquet"):
+            read(path)
+
+
+def test_a_damaged_part_of_a_parquet_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    ids = [str(n) for n in range(5000)]
+    table = pyarrow.table({"id": ids, "vector": [[float(n)] for n in range(5000)]})
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[200:260] = bytes(byte ^ 255 for byte in data[200:260])
+    path.write_bytes(data)
+    with pytest.raises(InvalidArgument, match=r"v\.parquet: cannot be read"):
         read_all(path)
 
 

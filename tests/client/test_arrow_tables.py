@@ -146,6 +146,8 @@ def test_never_is_said_where_it_matters() -> None:
     [
         (pyarrow.table({"id": ["a"]}), "no column 'vector', only id"),
         (table(id=["a", None]), r"ids\[1\] = None"),
+        (table(id=[True, False]), r"ids\[0\] = True"),
+        (table(when=pyarrow.array([1, 2**62]).cast(pyarrow.timestamp("us", "UTC"))), "rows 0 to 1: .* out of range"),
         (table(vector=[[1.0, 2.0], [1.0]]), r"documents\[1\]\.vector"),
         (table(vector=[[1.0, 2.0], None]), r"documents\[1\]\.vector"),
         (table(vector=[[1.0, 2.0], [None, 1.0]]), r"documents\[1\]\.vector"),
@@ -163,6 +165,9 @@ def test_metadata_that_is_no_json_is_named() -> None:
     made = arrow_tables.record_batch(form, ["a", "b"], np.zeros(4, "<f4").tobytes(), [b"{}", b"{"], [])
     with pytest.raises(InvalidArgument, match=r"documents row 1: .* not JSON"):
         values.columns(pyarrow.Table.from_batches([made]), None, None, None)
+    deep = arrow_tables.record_batch(form, ["a"], np.zeros(2, "<f4").tobytes(), [b"[" * 100_000], [])
+    with pytest.raises(InvalidArgument, match=r"documents row 0: .* not JSON"):
+        values.columns(pyarrow.Table.from_batches([deep]), None, None, None)
     more = pyarrow.Table.from_batches([made]).append_column("lang", [["en", "de"]])
     with pytest.raises(InvalidArgument, match="lang have no place"):
         values.columns(more, None, None, None)

@@ -88,7 +88,7 @@ def count_records(path: Path) -> int | None:
     if suffix == ".npy":
         return int(_open_npy(path).shape[0])
     if suffix == ".parquet":
-        return int(arrow_tables.library("pyarrow.parquet").ParquetFile(path).metadata.num_rows)
+        return int(_open_parquet(path).metadata.num_rows)
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
 
@@ -101,7 +101,7 @@ def read_query_vector(source: str) -> NDArray[np.float32]:
             return as_vector(_load_npy(io.BytesIO(data), "standard input"), "standard input")
         try:
             return as_vector(json.loads(data), "standard input")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise refuse("standard input", "neither .npy nor a JSON list of numbers") from None
     try:
         data = Path(source).read_bytes()  # also of a pipe, which cannot be read twice
@@ -121,7 +121,7 @@ def _load_npy(file: io.BytesIO, where: str) -> Any:
 
 def _read_jsonl(path: Path, embed: Callable[[], Embed], batch: int) -> Iterator[list[Record]]:
     embedder: Embed | None = None
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         while chunk := list(islice(lines, batch)):
             rows = [_json_row(line, f"{path}:{number}") for number, line in chunk]
@@ -160,11 +160,11 @@ def _metadata(row: dict[str, Any], where: str) -> Any:
     return {**(given or {}), **others}
 
 
-def _json_row(line: str, where: str) -> dict[str, Any]:
+def _json_row(line: bytes, where: str) -> dict[str, Any]:
     """One parsed line, checked: an id, and a vector or a text."""
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
         raise refuse(where, f"not JSON: {error}") from None
     if not isinstance(row, dict) or not isinstance(row.get("id"), str):
         raise refuse(where, 'every line must be an object with a string "id"')
@@ -186,7 +186,8 @@ def _open_npy(path: Path) -> NDArray[Any]:
 def _read_npy(path: Path, id_prefix: str, batch: int) -> Iterator[list[Record]]:
     array = _open_npy(path)
     for start in range(0, array.shape[0], batch):
-        rows = np.asarray(array[start : start + batch], dtype=np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused by its row
+            rows = np.asarray(array[start : start + batch], dtype=np.float32)
         if not np.isfinite(rows).all():
             bad = start + int(np.argmin(np.isfinite(rows).all(axis=1)))
             as_vector(array[bad], f"{path} row {bad}")
@@ -196,14 +197,17 @@ def _read_npy(path: Path, id_prefix: str, batch: int) -> Iterator[list[Record]]:
         ]
 
 
-def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
-    arrow_error = arrow_tables.library().ArrowException
+def _open_parquet(path: Path) -> Any:
     try:
-        file = arrow_tables.library("pyarrow.parquet").ParquetFile(path)
-    except (arrow_error, OSError) as error:
+        return arrow_tables.library("pyarrow.parquet").ParquetFile(path)
+    except (arrow_tables.library().ArrowException, OSError) as error:
         raise refuse(str(path), f"not a Parquet file: {error}") from None
+
+
+def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
+    file = _open_parquet(path)
     form, row_number = arrow_tables.Form(file.schema_arrow, str(path)), 0
-    for table in file.iter_batches(batch_size=batch):
+    for table in _parts(file, path, batch):
         records = []
         for row in form.rows(table):
             where = f"{path} row {row_number}"
@@ -211,3 +215,16 @@ def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
             records.append(Record(row.id, vector, row.metadata, where, row.expires_at))
             row_number += 1
         yield records
+
+
+def _parts(file: Any, path: Path, batch: int) -> Iterator[Any]:
+    """Record batches. Raises InvalidArgument for a damaged part of the file."""
+    parts = file.iter_batches(batch_size=batch)
+    while True:
+        try:
+            part = next(parts, None)
+        except (arrow_tables.library().ArrowException, OSError) as error:
+            raise refuse(str(path), f"cannot be read: {error}") from None
+        if part is None:
+            return
+        yield part

@@ -140,12 +140,16 @@ class Form:
         """The documents of the next record batch."""
         count, first = batch.num_rows, self._seen
         self._seen += count
-        ids, vectors = batch.column(ID).to_pylist(), _vectors(batch.column(VECTOR))
-        told = batch.column(METADATA).to_pylist() if self._json else batch.select(self._others).to_pylist()
-        expires = self._instants(batch.column(EXPIRES)) if self._expires else [None] * count
+        try:
+            ids, vectors = batch.column(ID).to_pylist(), _vectors(batch.column(VECTOR))
+            told = batch.column(METADATA).to_pylist() if self._json else batch.select(self._others).to_pylist()
+            expires = self._instants(batch.column(EXPIRES)) if self._expires else [None] * count
+        except (library().ArrowException, ValueError, OverflowError) as error:  # such as an instant of the year 148000
+            where = f"{self._where} rows {first} to {first + count - 1}"
+            raise InvalidArgument(f"{where}: a value that Python cannot hold: {error}", field=self._where) from None
         for at, (name, vector, held, until) in enumerate(zip(ids, vectors, told, expires, strict=True)):
             metadata = self._parsed(held, first + at) if self._json else _plain(held) or None
-            yield Row(str(name) if isinstance(name, int) else name, vector, metadata, until)
+            yield Row(str(name) if type(name) is int else name, vector, metadata, until)
 
     def _instants(self, column: Any) -> list[str | None]:
         arrow = library()
@@ -155,7 +159,7 @@ class Form:
     def _parsed(self, text: str | None, row: int) -> Any:
         try:
             return None if text is None else json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(
                 f'{self._where} row {row}: the column "metadata" holds what is not JSON: {error}', field=self._where
             ) from None
