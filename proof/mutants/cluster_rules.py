@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant(
         name="dead-rows-purged-while-copying",
         breaks="the rows that tell what was deleted since they were copied are gone: deletes come back",
-        edits=(Edit("shard.upkeep:Upkeep.purge", "if moving:", "if not moving and moving:"),),
+        edits=(Edit("shard.upkeep:Upkeep.purge", "0 if fence is not None and fence.copies else DOOMED", "DOOMED"),),
         tests=(_MOVING + "test_what_died_while_it_was_copied_is_not_purged",),
     ),
     Mutant(

@@ -114,7 +114,7 @@ def test_after_it_the_document_is_as_deleted(shard: Shard) -> None:
     shard.done(put(["a0"], [[1, 1, 1]], expected=0))
     assert shard.there() == {"a0": 0}
     shard.replica.checkpoint()
-    assert not shard.replica._store.writer.doomed().rows  # its rows were purged with the others
+    assert not shard.replica._store.writer.doomed(0, 1).rows  # its rows were purged with the others
 
 
 def test_one_entry_deletes_so_many_and_the_earliest_first(shard: Shard) -> None:

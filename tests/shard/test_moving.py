@@ -53,6 +53,7 @@ from needle.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routi
 from needle.shard.apply import copying
 from needle.shard.apply.holdings import decode_holdings, encode_holdings
 from needle.shard.disk import cut_power
+from needle.shard.documents.writer import DocumentWriter, Doomed
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
@@ -164,6 +165,29 @@ def test_a_range_moves_and_every_document_is_visible_in_one_place(shards: tuple[
     assert source.replica.fence is not None
     assert not source.replica.fence.copies
     assert sum(one.documents for one in (view.record for view in source.replica.view.collections.values())) == 10
+
+
+def test_while_a_range_is_copied_what_is_dead_is_not_even_named(
+    shards: tuple[Shard, Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A move may take hours, in which it becomes much; nothing is applied while it is named."""
+    source, _ = shards
+    source.done(prepare(9, False, ALL))
+    source.done(Delete("c", ["m0", "m9"]))
+    named, name = [], DocumentWriter.doomed
+
+    def doomed(writer: DocumentWriter, at_least: int, rows_max: int) -> Doomed:
+        found = name(writer, at_least, rows_max)
+        named.append(len(found.rows))
+        return found
+
+    monkeypatch.setattr(DocumentWriter, "doomed", doomed)
+    while source.replica.tidy(all_of_it=True):
+        pass
+    assert named and not any(named)
+    source.done(GiveUp(9))
+    assert source.replica.tidy(all_of_it=True)
+    assert named[-1] == 2
 
 
 def test_writes_are_refused_where_the_log_says_so(shards: tuple[Shard, Shard]) -> None:

@@ -87,6 +87,48 @@ def test_deleting_does_not_need_the_room_again_that_it_gives(
     replica.close()
 
 
+@pytest.mark.parametrize("how", ["delete", "drop"])
+def test_however_much_is_dead_a_bounded_part_of_it_is_named_and_deleted_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Nothing is applied while it is named, nor while a transaction deletes."""
+    monkeypatch.setattr(upkeep, "DOOMED_ROWS", 100)
+    monkeypatch.setattr(upkeep, "PURGE_ROWS", 30)
+    replica, log = open_replica(tmp_path, purge=1000), Log()
+    replica.apply(log.add(CreateCollection(spec())))
+    ids = [f"d{n}" for n in range(500)]
+    replica.apply(log.add(put(ids, [[7, 7, 7]] * 500), Delete("c", ids)))
+    if how == "drop":
+        replica.apply(log.add(DropCollection("c")))
+    named, deleted = [0], [0]
+    name, delete = DocumentWriter.doomed, DocumentWriter.purge
+
+    def doomed(writer: DocumentWriter, *arguments: int) -> Doomed:
+        found = name(writer, *arguments)
+        named.append(len(found.rows))
+        return found
+
+    def purge(writer: DocumentWriter, doomed: Doomed, rows_max: int) -> bool:
+        before = graves(writer)
+        more = delete(writer, doomed, rows_max)
+        deleted.append(before - graves(writer))
+        return more
+
+    monkeypatch.setattr(DocumentWriter, "doomed", doomed)
+    monkeypatch.setattr(DocumentWriter, "purge", purge)
+    while replica.tidy(all_of_it=True):
+        pass
+    assert max(named) == 100 and max(deleted) == 30
+    assert not graves(replica._store.writer)
+    replica.verify()
+    replica.close()
+
+
+def graves(writer: DocumentWriter) -> int:
+    (count,) = writer._connection.execute("SELECT count(*) FROM graves").fetchone()
+    return int(count)
+
+
 def test_what_was_deleted_before_a_stop_leaves_the_disk_after_it(tmp_path: Path) -> None:
     """The rows were deleted, the pages that held them were not written over yet: nothing is dead any more."""
     replica, log = open_replica(tmp_path, purge=1000), Log()

@@ -443,7 +443,7 @@ def test_purging_keeps_documents_and_frees_rows(tmp_path: Path) -> None:
     assert replica._store.metadata_between(1, 0, 100).ordinals == [21, 22, 23, 24]
     assert replica._store.metadata_of(1, [5, 22, 24]).ordinals == [22, 24]
     assert replica._store.metadata_between(2, 0, 100).ordinals == []
-    assert not replica._store.writer.doomed()
+    assert not replica._store.writer.doomed(0, 1)
 
 
 class Killed(BaseException):

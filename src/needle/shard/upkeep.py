@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 PURGE_ROWS: Final = 1000
 """So many are deleted in one transaction."""
+DOOMED_ROWS: Final = 32_768
+"""And so many are named at once, which takes some 20 ms, in which nothing is applied."""
 WAL_BYTES: Final = 16 << 20
 """When SQLite's write-ahead log is longer than this it is emptied before more is deleted. Deleting writes every page of
 what is deleted to it: all at once that is as much again, on a disk that may be full."""
@@ -77,11 +79,10 @@ class Upkeep:
         enough = 0 if all_of_it else max(self._purge_rows_min, self._view().visible // 8)
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
-            doomed = self._with_room(lambda: self._store().writer.doomed(enough))
             fence = self._view().fence
-            moving = fence is not None and fence.copies
-        if moving:  # who copies a range to another shard learns from dead rows what was deleted since
-            doomed.rows.clear()
+            # Who copies a range to another shard learns from dead rows what was deleted since.
+            most = 0 if fence is not None and fence.copies else DOOMED_ROWS
+            doomed = self._with_room(lambda: self._store().writer.doomed(enough, most))
         if not doomed:
             return False
         self._in_flight.drain()

@@ -282,15 +282,16 @@ class DocumentWriter:
             self._disk.sync(self.path)
         return index
 
-    def doomed(self, at_least: int = 0) -> Doomed:
-        """What `purge` may delete: superseded and deleted rows, unless they are fewer than that, and dropped
-        collections, as of now."""
+    def doomed(self, at_least: int, rows_max: int) -> Doomed:
+        """What `purge` may delete: superseded and deleted rows, the first `rows_max` of them, unless there are fewer
+        than `at_least`; and dropped collections; as of now."""
         with self._alone():
             self._save()
             # Counted first: what stays for now is looked at often, and apply waits meanwhile.
             some = "SELECT count(*) FROM (SELECT 1 FROM graves LIMIT ?)"
-            enough = self._connection.execute(some, (at_least,)).fetchone()[0] >= at_least
-            rows = self._connection.execute("SELECT row, what FROM graves ORDER BY row").fetchall() if enough else []
+            enough = rows_max > 0 and self._connection.execute(some, (at_least,)).fetchone()[0] >= at_least
+            first = "SELECT row, what FROM graves ORDER BY row LIMIT ?"
+            rows = self._connection.execute(first, (rows_max,)).fetchall() if enough else []
             dropped = self._connection.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
         return Doomed(rows, [collection_id for (collection_id,) in dropped])
 
@@ -336,7 +337,7 @@ class DocumentWriter:
         run = self._connection.execute
         low, high = row_id(collection_id, 0), row_id(collection_id + 1, 0)
         rows = []
-        for table in ("documents", "vectors"):
+        for table in ("documents", "vectors", "graves"):
             some = f"SELECT row FROM {table} WHERE row >= ? AND row < ? LIMIT ?"
             found = run(some, (low, high, rows_max)).fetchall()
             self._delete_rows(table, [row for (row,) in found])
@@ -344,7 +345,6 @@ class DocumentWriter:
         names = run("SELECT id FROM ids WHERE collection_id = ? LIMIT ?", (collection_id, rows_max)).fetchall()
         pairs = [(collection_id, name) for (name,) in names]
         self._connection.executemany("DELETE FROM ids WHERE collection_id = ? AND id = ?", pairs)
-        run("DELETE FROM graves WHERE row >= ? AND row < ?", (low, high))
         return bool(rows or names)
 
 
