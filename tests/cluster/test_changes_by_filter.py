@@ -183,6 +183,11 @@ def test_under_a_custom_strategy_the_version_is_asked_of_the_shard_that_has_the_
         with pytest.raises(VersionMismatch) as failed:
             await router.patch("default", ["absent"], TAGGED, version, b"", 5)
         assert failed.value.details["actual"] == 0
+        with pytest.raises(VersionMismatch) as failed:  # and not that nobody knows, as other shards have none to judge
+            await router.patch("default", ["doc-003"], TAGGED, version + 1000, b"", 5)
+        assert failed.value.details["actual"] == done.version
+        with pytest.raises(InvalidArgument, match="not an object"):
+            await router.patch("default", ["doc-003"], Change(append=[("tenant.x", b"[1]")]), None, b"", 5)
         with pytest.raises(InvalidArgument, match="if_version"):
             await router.patch("default", IDS[:2], TAGGED, version, b"", 5)
 

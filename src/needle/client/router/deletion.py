@@ -68,8 +68,10 @@ class Deletion:
     def begin(self, collection: str, owned: Ownership) -> list[Part]:
         """What to ask now. collection: by its name inside the shards. Raises OutcomeUnknown if parts of it were done in
         another collection, which was dropped."""
-        if self._done and collection != self._collection:
-            raise self._unknown("its collection was dropped, and there is another one of that name")
+        if collection != self._collection:
+            if self._changed:
+                raise self._unknown("its collection was dropped, and there is another one of that name")
+            self._done = []
         if not self._done:
             self._collection = collection
             self.left = self._all(owned)
@@ -80,6 +82,11 @@ class Deletion:
         if owned.map.strategy.kind == "custom":
             return [Part(shard, self._names, owned.ranges(shard)) for shard in owned.owners]
         return Part(-1, self._names).spread(owned)
+
+    @property
+    def _changed(self) -> bool:
+        """Whether anything was written: a shard that has none of the documents has done its part, and nothing."""
+        return any(result.count for result in self._done)
 
     def done(self, result: WriteResult) -> None:
         """A shard has done a part."""
@@ -108,14 +115,14 @@ class Deletion:
         gone = [error for error in self._failures if isinstance(error, CollectionNotFound)]
         if len(gone) == len(self._failures):
             return gone[0]
-        if self._done or any(isinstance(error, OutcomeUnknown) for error in self._failures):
+        if self._changed or any(isinstance(error, OutcomeUnknown) for error in self._failures):
             return self._unknown(self._failures[0].message)
         final = [error for error in self._failures if not error.retryable]
         return (gone or final or self._failures)[0]
 
     def gone(self, error: CollectionNotFound) -> NeedleError:
         """There is no such collection, as the catalog says."""
-        return self._unknown(error.message) if self._done else error
+        return self._unknown(error.message) if self._changed else error
 
     def _unknown(self, why: str) -> OutcomeUnknown:
         asked = len(self._done) + max(1, len(self._failures))
