@@ -25,7 +25,10 @@ FIELDS = [f"field{n}" for n in range(20)]
 """More than there are search threads."""
 
 
-async def test_first_filters_on_many_fields_leave_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["search", "count"])
+async def test_first_filters_on_many_fields_leave_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     began, go = threading.Event(), threading.Event()
     real = payload_index.decode_rows
 
@@ -43,21 +46,25 @@ async def test_first_filters_on_many_fields_leave_a_thread(tmp_path: Path, monke
         metadata = [dict.fromkeys(FIELDS, n) for n in range(COUNT)]
         await client.insert_batch(ids=[f"d{n}" for n in range(COUNT)], vectors=rows, metadatas=metadata)
         monkeypatch.setattr(payload_index, "decode_rows", gated)
+
+        async def filtered(field: str, timeout: float) -> list[str] | int:
+            condition = Filter.gte(field, COUNT - 5)
+            if how == "count":
+                return await client.count(condition, timeout=timeout)
+            return sorted(hit.id for hit in await client.search(QUERY, 10, condition, timeout=timeout))
+
         try:
-            searches = [
-                asyncio.create_task(client.search(QUERY, 10, Filter.gte(field, COUNT - 5), timeout=60))
-                for field in FIELDS
-            ]
+            searches = [asyncio.create_task(filtered(field, 60)) for field in FIELDS]
             assert await asyncio.to_thread(began.wait, 30)
             for _ in range(20):
                 assert len(await client.search(QUERY, 10, timeout=10)) == 10
             with pytest.raises(DeadlineExceeded):
-                await client.search(QUERY, 10, Filter.gte("another", 1), timeout=0.5)
+                await filtered("another", 0.5)
             assert not any(search.done() for search in searches)
         finally:
             go.set()
         for found in await asyncio.gather(*searches):
-            assert sorted(hit.id for hit in found) == [f"d{n}" for n in range(COUNT - 5, COUNT)]
+            assert found == (5 if how == "count" else [f"d{n}" for n in range(COUNT - 5, COUNT)])
 
 
 @pytest.mark.parametrize(("threads", "limit"), [(1, 1), (2, 1), (7, 1), (8, 2), (16, 4)])

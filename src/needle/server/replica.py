@@ -74,6 +74,7 @@ class HostedReplica:
         self.group = group
         self.space = space
         self.replica = replica
+        self.builders = builders
         search_many = partial(replica.search_many, builders=builders, clock=ports.clock.monotonic)
         self.batcher = SearchBatcher(search_many, ports.search_pool, in_flight_max=ports.search_threads)
         self.calls = CallRates()

@@ -146,7 +146,12 @@ class Reads:
             return found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
 
     def count(
-        self, collection: str, filter_json: bytes, claim: Claim | None, go_on: Callable[[], None]
+        self,
+        collection: str,
+        filter_json: bytes,
+        claim: Claim | None,
+        go_on: Callable[[], None],
+        builders: Builders | None,
     ) -> tuple[int, int]:
         """See Replica.count_matching."""
         try:
@@ -154,7 +159,7 @@ class Reads:
                 view = self._view()
                 check_claim(view.fence, claim, view.at.index)
                 found = view.collection(collection)
-                allowed = allowed_ordinals(found, filter_json, self._limits, None, go_on)
+                allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on)
                 return found.visible if allowed is None else len(allowed), view.at.index
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))

@@ -25,12 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from needle.base.config import Limits, SegmentConfig
-from needle.base.errors import (
-    CorruptDocuments,
-    CorruptSnapshot,
-    StorageError,
-    Unavailable,
-)
+from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError, Unavailable
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSize, CollectionSpec, HitBatch, SearchRequest
 from needle.protocol.commands import Command
@@ -242,12 +237,17 @@ class Replica:
         return self._reads.get(collection, ids, with_vectors, claim)
 
     def count_matching(
-        self, collection: str, filter_json: bytes, claim: Claim | None = None, go_on: Callable[[], None] = lambda: None
+        self,
+        collection: str,
+        filter_json: bytes,
+        claim: Claim | None = None,
+        go_on: Callable[[], None] = lambda: None,
+        builders: Builders | None = None,
     ) -> tuple[int, int]:
         """How many documents match a filter (b"": all), and at which applied index. go_on: called every now and then;
-        what it raises ends the work. Raises StaleEpoch as `get` does."""
+        what it raises ends the work. builders: as in `search_many`. Raises StaleEpoch as `get` does, BeingIndexed."""
         self._usable.check()
-        return self._reads.count(collection, filter_json, claim, go_on)
+        return self._reads.count(collection, filter_json, claim, go_on, builders)
 
     def scan(self, page: Page, claim: Claim | None = None, go_on: Callable[[], None] = lambda: None) -> Scanned:
         """A page of documents in the order of their ids, all from one applied index. Raises as `count_matching`."""

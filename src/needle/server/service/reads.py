@@ -46,7 +46,9 @@ from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
 from needle.shard.documents.projection import projection
 from needle.shard.documents.records import StoredDocument
+from needle.shard.fields.builders import BeingIndexed
 from needle.shard.reads import Page
+from needle.shard.search_batcher import AGAIN_SECONDS
 from needle.shard.state_machine import Replica
 
 SCAN_MAX = 10_000
@@ -181,9 +183,10 @@ class Reads:
 
     async def count(self, call: CountCall, claim: Claim | None = None) -> CountAnswer:
         """Raises what `get` does."""
+        builders = self._node.hosted(call.group).builders
 
         def read(replica: Replica, go_on: Callable[[], None]) -> CountAnswer:
-            return CountAnswer(*replica.count_matching(call.collection, call.filter, claim, go_on))
+            return CountAnswer(*replica.count_matching(call.collection, call.filter, claim, go_on, builders))
 
         answer: CountAnswer = await self._read(call.group, call.freshness, read)
         return answer
@@ -208,7 +211,8 @@ class Reads:
     async def _read(
         self, group: GroupId, freshness: Freshness, read: Callable[[Replica, Callable[[], None]], Any]
     ) -> Any:
-        """Run in a search thread once the replica is fresh enough; until the call's time is over or its caller gone."""
+        """Run in a search thread once the replica is fresh enough; until the call's time is over or its caller gone.
+        While it needs a field's index that it may not make now, it waits without a thread."""
         loop = asyncio.get_running_loop()
         deadline, gone = loop.time() + call_timeout(freshness.timeout), False
 
@@ -224,7 +228,13 @@ class Reads:
                 go_on()
                 return read(hosted.replica, go_on)
 
-            return await self._while_wanted(run)
+            while True:
+                try:
+                    return await self._while_wanted(run)
+                except BeingIndexed as waits:
+                    if deadline - loop.time() < AGAIN_SECONDS:
+                        raise DeadlineExceeded(f"{waits}, and this one's was not made in its time") from None
+                await asyncio.sleep(AGAIN_SECONDS)
         finally:
             gone = True
             self.reading -= 1
