@@ -83,6 +83,8 @@ def _traced(spec: Spec) -> int:
 def _line(report: Report) -> str:
     counts = report.counts
     verdict = "ok" if report.failure is None else f"FAILED {report.failure}"
+    if report.given_up:  # of these nobody knows whether their history is legal
+        verdict += f", but {report.given_up} keys not judged, for too many orders"
     return (
         f"seed {report.spec.seed}, {report.spec.nodes} nodes: {verdict}; "
         f"{counts.virtual_seconds / 3600:.3f} virtual hours, "

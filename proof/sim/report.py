@@ -17,7 +17,8 @@ from proof.sim.stage import Stage
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What a run came to. failure: None, or the violated promise and the evidence."""
+    """What a run came to. failure: None, or the violated promise and the evidence. given_up: keys whose history could
+    not be judged, for there were too many orders to try."""
 
     spec: Spec
     counts: Counts

@@ -83,6 +83,8 @@ def summary(reports: list[Report]) -> str:
     failed = sum(report.failure is not None for report in reports)
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
     rest = ", ".join(f"{count} {name}" for name, count in total.items())
+    unjudged = sum(report.given_up for report in reports)
     return (
-        f"{len(reports)} seeds, {failed} failed, {hours:.2f} virtual hours, {rest}; {faults.total()} faults ({kinds})"
+        f"{len(reports)} seeds, {failed} failed, {unjudged} keys not judged, {hours:.2f} virtual hours, {rest}; "
+        f"{faults.total()} faults ({kinds})"
     )

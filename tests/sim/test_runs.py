@@ -14,6 +14,7 @@ from needle.multiraft.lives import Lives
 from needle.protocol import commands
 from needle.raft.messages import MessageType
 from needle.server.service import documents
+from proof.checkers import linearizability
 from proof.sim.__main__ import main
 from proof.sim.disk import LogDisk
 from proof.sim.runner import run, shrink
@@ -113,6 +114,14 @@ def test_the_command_prints_one_line_a_seed_and_a_summary(capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("seed 3, 3 nodes: ok")
     assert out[-1].startswith("1 seeds, 0 failed")
+
+
+def test_a_history_that_nobody_could_judge_is_not_called_good_in_silence(capsys, monkeypatch):
+    monkeypatch.setattr(linearizability, "CONFIGURATIONS_MAX", 0)
+    assert main(["--seed", "3", "--minutes", "0.05", "--nodes", "3"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert re.search(r": ok, but [1-9]\d* keys not judged", out[0])
+    assert re.search(r" 0 failed, [1-9]\d* keys not judged", out[-1])
 
 
 def test_work_that_holds_a_nodes_loop_is_seen_and_named(monkeypatch):
