@@ -33,7 +33,7 @@ MUTANTS = (
         breaks="a method that the table does not have is answered to everybody",
         edits=(
             Edit(
-                "server.service.dispatch:Service.on_request",
+                "server.service.dispatch:Service._begin",
                 "if needs is None:\n        raise unknown_method(method)\n    if caller.rank < needs.rank:",
                 "if needs is not None and caller.rank < needs.rank:",
             ),
@@ -44,7 +44,7 @@ MUTANTS = (
         name="roles-not-compared",
         breaks="the binary protocol lets a reader do everything",
         edits=(
-            Edit("server.service.dispatch:Service.on_request", "caller.rank < needs.rank", "caller.rank == NODE + 1"),
+            Edit("server.service.dispatch:Service._begin", "caller.rank < needs.rank", "caller.rank == NODE + 1"),
         ),
         tests=(_ACCESS + "test_each_role_reaches_the_methods_that_it_may_call",),
     ),

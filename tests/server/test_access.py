@@ -111,7 +111,7 @@ def service() -> Service:
         node_id="n1",
         host=SimpleNamespace(on_call=lambda *_: None, disconnected=lambda _: None, on_raft=lambda *_: raft.append(_)),
         heard_from=lambda _: None,
-        ports=SimpleNamespace(rng=None),
+        ports=SimpleNamespace(rng=None, audit=None),
         coordinator=None,
         topology=Topology(),
         now=lambda: 0.0,

@@ -29,6 +29,7 @@ class Node:
     rng = random.Random(1)
     caller = shards = router = SimpleNamespace()
     access = Access(required=False)
+    audit = None
 
     def alive(self) -> bool:
         return self.why != "stopped"

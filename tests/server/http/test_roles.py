@@ -26,6 +26,7 @@ class Node:
 
     rng = random.Random(1)
     caller = router = SimpleNamespace()
+    audit = None
     content_type = "text/plain"
 
     def __init__(self) -> None:
