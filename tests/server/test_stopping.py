@@ -24,9 +24,23 @@ main.STOP_SECONDS = 0.5
 main.serve(RaftConfig(node_id="a", cluster_nodes=["a=" + sys.argv[1]], data_dir=sys.argv[2], dimensions=2))
 """
 
+# The system gives no more threads, as where memory ran out.
+WITHOUT_THREADS = """
+import sys, threading
+from needle.base.config import RaftConfig
+from needle.server.process import main
 
-def test_a_node_whose_disk_never_answers_ends_by_force(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STUCK, f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "a")]
+def start(timer):
+    raise RuntimeError("can't start new thread")
+
+threading.Timer.start = start
+main.serve(RaftConfig(node_id="a", cluster_nodes=["a=" + sys.argv[1]], data_dir=sys.argv[2], dimensions=2))
+"""
+
+
+def ended(script: str, directory: Path) -> tuple[int, str]:
+    """The exit code of a node that is told to stop, and what it said since."""
+    command = [sys.executable, "-c", script, f"127.0.0.1:{free_ports(1)[0]}", str(directory)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as node:
         try:
             assert node.stderr is not None
@@ -35,5 +49,15 @@ def test_a_node_whose_disk_never_answers_ends_by_force(tmp_path: Path) -> None:
             _, said = node.communicate(timeout=60)
         finally:
             node.kill()
-    assert node.returncode == 2
+    return node.returncode, said
+
+
+def test_a_node_whose_disk_never_answers_ends_by_force(tmp_path: Path) -> None:
+    code, said = ended(STUCK, tmp_path / "a")
+    assert code == 2
     assert "node a has not stopped within 0.5 s" in said
+
+
+def test_a_node_that_gets_no_thread_for_it_stops_in_order(tmp_path: Path) -> None:
+    code, said = ended(WITHOUT_THREADS, tmp_path / "a")
+    assert code == 0, said

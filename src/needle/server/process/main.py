@@ -82,18 +82,21 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
 
 def _end_by_force_after(seconds: float, node_id: str) -> None:
     """A stop waits for the node's threads, and one of them may wait for a disk that never answers. The end that follows
-    is that of `kill -9`, which is safe."""
+    is that of `kill -9`, which is safe. Where the system gives no thread, as where memory ran out, nobody watches the
+    stop, which goes on all the same."""
 
     def end() -> None:
         text = f"node {node_id} has not stopped within {seconds:g} s: something it waits for, a disk perhaps, hangs"
-        words = threading.Thread(target=_say, args=(text,), daemon=True)  # the log may lie on the same disk
-        words.start()
-        words.join(timeout=1.0)
+        with contextlib.suppress(RuntimeError):
+            words = threading.Thread(target=_say, args=(text,), daemon=True)  # the log may lie on the same disk
+            words.start()
+            words.join(timeout=1.0)
         os._exit(EXIT_FAILED)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
-    timer.start()
+    with contextlib.suppress(RuntimeError):
+        timer.start()
 
 
 def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> None:
