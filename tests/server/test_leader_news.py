@@ -35,7 +35,7 @@ def service(host: FakeHost) -> Service:
         host=host,
         addresses=lambda: {"n1": "h:1"},
         space=SimpleNamespace(low=False),
-        ports=SimpleNamespace(rng=None),
+        ports=SimpleNamespace(rng=None, audit=None),
         coordinator=None,
         now=lambda: 0.0,
         observe=lambda *_: None,
