@@ -43,9 +43,7 @@ MUTANTS = (
     Mutant(
         name="roles-not-compared",
         breaks="the binary protocol lets a reader do everything",
-        edits=(
-            Edit("server.service.dispatch:Service._begin", "caller.rank < needs.rank", "caller.rank == NODE + 1"),
-        ),
+        edits=(Edit("server.service.dispatch:Service._begin", "caller.rank < needs.rank", "caller.rank == NODE + 1"),),
         tests=(_ACCESS + "test_each_role_reaches_the_methods_that_it_may_call",),
     ),
     Mutant(

@@ -50,6 +50,8 @@ class FakeNode:
         self.peers: Any = self
         self.ports: Any = SimpleNamespace(rng=random.Random(1))
         self.stopped = False
+        self.others_later: dict[float, WhoAnswer | None] = {}
+        """When n3 begins to answer, and ends."""
         self.begun: list[FoundCall] = []
         self.created: list[tuple[float, Topology]] = []
         self._leads, self._rounds, self._now = leads, rounds, 0.0
@@ -86,6 +88,9 @@ class FakeNode:
 
     async def wait_topology(self, version: int, timeout: float) -> bool:
         self._now, self._rounds = self._now + 1.0, self._rounds - 1
+        if self._now in self.others_later:
+            answer = self.others_later[self._now]
+            self.others = {**self.others, "n3": answer} if answer is not None else {"n2": self.others["n2"]}
         self.stopped = self._rounds <= 0
         return False
 
@@ -183,6 +188,14 @@ def _command(node: FakeNode) -> bytes:
 
 def test_no_cluster_is_made_with_a_node_of_another_one() -> None:
     assert ran(FakeNode(who("n2", UID), who("n3", 99), uid=UID, leads=True, rounds=9)).created == []
+
+
+def test_emptied_nodes_found_no_second_cluster_once_one_has_told_of_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    """Two of three directories were lost, and the third node comes while the two found the cluster."""
+    node = FakeNode(who("n2", UID), uid=UID, leads=True, rounds=9)
+    node.others_later = {2.0: who("n3", UID, version=7), 3.0: None}
+    assert ran(node).created == []
+    assert "n3 has the cluster's catalog, and the catalog of n1, n2 is new" in caplog.text
 
 
 def test_where_a_node_asks_for_its_cluster() -> None:

@@ -42,6 +42,11 @@ REMEDY = (
     "A data directory that was lost or replaced by an older copy must not go on under its name: remove the node, and "
     "add one with an empty directory and a new name"
 )
+REMEDY_HERE = (
+    "If the data directory of this node was emptied, or is not mounted, start it with the one that it had: that node "
+    "may have the only copy of the data. If that node's is the old one, remove it, and add it with an empty directory "
+    "and a new name"
+)
 
 _log = logging.getLogger("needle.multiraft")
 _ACK = int(MessageType.APPEND_RESP)
@@ -225,7 +230,7 @@ class Lives:
         mine = answer.remembered.get(self._host.node_id)
         if not self._judge_own(node, mine, answer):
             return
-        reason = ""
+        reason, remedy = "", REMEDY
         if remembered is not None and not answer.knows:
             reason = f"its data directory does not remember {_shown(remembered)}, in which it spoke to this node"
         elif answer.missing:
@@ -234,8 +239,9 @@ class Lives:
             reason = answer.lost
         elif mine is not None and not self.identity.knows(mine):
             reason = f"it remembers {_shown(mine)} of this node, whose data directory knows of none such"
+            remedy = REMEDY_HERE
         if reason:
-            self.refuse(node, reason)
+            self.refuse(node, reason, remedy)
             return
         news = self._news(node, answer)
         if news:
@@ -264,13 +270,13 @@ class Lives:
         self._host.lose(f"node {node} remembers of this node: {what}")
         return False
 
-    def refuse(self, node: NodeId, reason: str) -> None:
+    def refuse(self, node: NodeId, reason: str, remedy: str = REMEDY) -> None:
         """Hear nothing more of a peer in its present life."""
         peer = self._peer(node)
         if peer is None:
             return
         if peer.refused != reason:
-            _log.critical("node %s is refused: %s. %s", node, reason, REMEDY)
+            _log.critical("node %s is refused: %s. %s", node, reason, remedy)
         peer.refused, peer.talking = reason, 0
         peer.retry_at = self._host.clock.monotonic() + REFUSED_SECONDS
 

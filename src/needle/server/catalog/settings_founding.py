@@ -5,7 +5,8 @@ replica of the catalog's group with all of them as voters, and whoever they elec
 Invariants: that is one command, so a crash at any step leaves the catalog empty, for the next leader to fill, or whole;
 nodes with other lists do not get into one cluster, for the list gives the cluster its uid, and nothing is written down
 while one that answers has another list; a node that comes when the cluster is there begins nothing; one that was silent
-is a node of it all the same: the first directory that registers.
+is a node of it all the same: the first directory that registers. Nor does one found anything that has heard of a
+cluster of this list which its own catalog does not hold: then directories were emptied, and the other has the data.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final, Protocol
 import xxhash
 
 from needle.base.config import RaftConfig, parse_node, refuse
-from needle.base.errors import InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import InvalidArgument, LostState, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
 from needle.catalog.machine import CatalogMachine
@@ -123,6 +124,8 @@ class SettingsFounding:
     def __init__(self, node: FoundingNode) -> None:
         self._node = node
         self._said = ""
+        self._older: set[NodeId] = set()
+        """Who said that it is in a cluster of these nodes that this node's catalog knows nothing of."""
         self._silent: dict[NodeId, str] = {}
         """Why nodes have not answered the last time."""
 
@@ -195,6 +198,7 @@ class SettingsFounding:
         # What this replica applied is all that earlier leaders committed: it may have been founded before.
         await node.host.read_index(CATALOG_GROUP, COMMAND_SECONDS)
         if node.catalog is not None and node.catalog.topology.settings is None:
+            self._check_unheard_of(who)
             await node.execute(catalog_commands.entry(command, node.catalog.topology), COMMAND_SECONDS)
             heard = f"; {', '.join(silent)} did not answer and may come later" if silent else ""
             log.info("node %s founds the cluster: %s%s", node.node_id, command.settings.in_words(), heard)
@@ -224,6 +228,17 @@ class SettingsFounding:
                     f"{self._node.node_id}, or belongs to another cluster",
                     field="cluster_nodes",
                 )
+
+    def _check_unheard_of(self, who: Mapping[NodeId, WhoAnswer]) -> None:
+        """Asked once this node has applied all that its catalog's group ever committed."""
+        self._older.update(name for name, answer in who.items() if answer.version and name != self._node.node_id)
+        if self._older:
+            new = ", ".join(sorted(self._node.config.founders.keys() - self._older))
+            raise LostState(
+                f"{', '.join(sorted(self._older))} has the cluster's catalog, and the catalog of {new} is new: their "
+                "data directories were emptied, or are not mounted. Nothing is founded. Start these with the "
+                "directories that they had; or, if all data is to be given up, every node with an empty one"
+            )
 
     def _check_lists(self, who: Mapping[NodeId, WhoAnswer]) -> None:
         """Before anything is written down: what a directory began with cannot be put right in the settings any more."""
