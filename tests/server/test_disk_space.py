@@ -105,6 +105,17 @@ def test_the_default_follows_the_size_of_the_disk() -> None:
     assert not off.low
 
 
+def test_a_reserve_that_the_next_file_of_the_log_does_not_fit_into_is_none() -> None:
+    """With 10 MB free and a reserve of 8 MiB a node said that it has room again, and its log waited for 16 MiB."""
+    disk = Disk(12_000)
+    space = DiskSpace(disk, "d", LIMIT, log_file=10_000)
+    space.look()
+    assert space.low and space.room().kept_free == 15_000
+    disk.free = 40_000
+    space.look()
+    assert not space.low
+
+
 def test_the_reserve_has_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = Directory(str(tmp_path))
     assert volume.reserved() == 0

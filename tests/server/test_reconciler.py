@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from needle.base.errors import Unavailable
+from needle.protocol.peer_calls import TopologyCall
+from needle.routing.topology import Topology
 from needle.server.catalog.collections import Reconciler
+from needle.server.service.catalog import CatalogCalls
 
 
 async def test_a_failure_that_nobody_waits_for_is_no_unseen_exception() -> None:
@@ -58,3 +61,45 @@ async def test_a_shard_that_leaves_while_another_one_is_brought_up_to_date_does_
     reconciler.reconcile = reconcile  # type: ignore[method-assign]
     await reconciler.run()
     assert asked == [1]
+
+
+async def test_a_shard_that_waits_holds_up_no_other_one() -> None:
+    """They came one after the other: with many shards, one whose log could not confirm held up all behind it."""
+    host: Any = SimpleNamespace(
+        stopped=False, is_leader=lambda group: True, status=lambda group: SimpleNamespace(current_term=1)
+    )
+    first_may_go_on = asyncio.Event()
+
+    async def reconcile(group: int, timeout: float) -> None:
+        if group == 1:
+            await first_may_go_on.wait()
+        else:
+            first_may_go_on.set()
+            host.stopped = True
+
+    reconciler = Reconciler(
+        SimpleNamespace(host=host, groups={1: None, 2: None}, topology=SimpleNamespace(version=1), now=lambda: 0.0)
+    )  # type: ignore[arg-type]
+    reconciler.reconcile = reconcile  # type: ignore[method-assign]
+    async with asyncio.timeout(30):
+        await reconciler.run()
+
+
+async def test_a_topology_that_the_caller_has_does_not_travel_to_be_confirmed() -> None:
+    """Each shard of a node asked for the whole of it at each change."""
+    newest = Topology(version=7, founding=5)
+
+    async def confirmed(timeout: float) -> Topology:
+        return newest
+
+    node: Any = SimpleNamespace(
+        node_id="n1", catalog=object(), confirmed=confirmed, host=SimpleNamespace(is_leader=lambda group: True)
+    )
+    calls = CatalogCalls(node)
+    for call, travels in (
+        (TopologyCall(7, 0.0, True, 5), False),
+        (TopologyCall(6, 0.0, True, 5), True),
+        (TopologyCall(7, 0.0, True, 4), True),  # of a catalog that was made again: it must be seen
+        (TopologyCall(0, 0.0, True), True),
+    ):
+        assert ((await calls.topology(call)).topology is newest) == travels

@@ -255,8 +255,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         or 30 s without a write, do it too.
     log_bytes_max: Bytes that the log's files may take. From half of it on the log is cut as far as it can be, from
         three quarters on the node refuses writes with `overloaded` until it is; it never ends because of it.
-    disk_reserve_bytes: With less room than this on the disk the node refuses data (see "When a disk runs full" in
-        docs/operations.md); 0: never.
+    disk_reserve_bytes: With less room than this on the disk, or less than one and a half files of the log (24 MiB), the
+        node refuses data (see "When a disk runs full" in docs/operations.md); 0: never.
     replace_after: Seconds after which the replicas of a node that is gone are rebuilt on others, where room and zones
         allow; 0: never. The same on all nodes.
     """

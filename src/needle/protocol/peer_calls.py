@@ -55,11 +55,13 @@ class ReceivedAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 class TopologyCall(msgspec.Struct, frozen=True, array_like=True):
     """The newest topology the node has, as soon as it is newer than `version` or `wait` seconds are over. confirmed:
-    at least as new as everything committed before the call; the catalog's leader only."""
+    at least as new as everything committed before the call; the catalog's leader only. founding: of the topology that
+    the caller has, so that one which is confirmed as it stands need not travel; 0 to have it anyhow."""
 
     version: int
     wait: float = 0.0
     confirmed: bool = False
+    founding: int = 0
 
 
 class TopologyAnswer(msgspec.Struct, frozen=True, array_like=True):

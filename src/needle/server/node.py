@@ -24,6 +24,7 @@ from needle.client.directory import Caller
 from needle.client.router.router import Router
 from needle.multiraft.background import Background
 from needle.multiraft.host import Host
+from needle.multiraft.log.wal_store import segment_bytes
 from needle.protocol import calls
 from needle.protocol.peer_calls import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
 from needle.routing.loading import load_routers
@@ -133,7 +134,8 @@ class Node:
         if ports.audit is not None:
             await ports.file_pool.run(ports.audit.open)
             self._undo.append(ports.audit.close)
-        self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes)
+        log_file = segment_bytes(config.log_bytes_max)
+        self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes, log_file)
         await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
         reached = {**dict(parse_node(text, "reach") for text in config.reach), config.node_id: config.announced}
@@ -378,10 +380,11 @@ class Node:
         if catalog is not None and self.host.is_leader(CATALOG_GROUP):
             await self.host.read_index(CATALOG_GROUP, timeout)
             return catalog.topology
-        body = calls.encode(TopologyCall(0, 0.0, True))
+        known = self.topology
+        body = calls.encode(TopologyCall(known.version, 0.0, True, known.founding))
         data = await self.shards.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)
         found = calls.decode(data, TopologyAnswer).topology
-        return found if found is not None else Topology()
+        return found if found is not None else known
 
     async def execute(self, command: bytes, timeout: float) -> WriteResult:
         """Propose an encoded command to the catalog; this node leads it."""

@@ -24,6 +24,8 @@ log = logging.getLogger("needle.server")
 
 PAUSE_SECONDS = 0.2
 WAIT_SECONDS = 5.0
+AT_ONCE = 16
+"""So many shards: one that waits for the catalog, or for its own log, holds up no others."""
 
 
 class ReconcilingNode(Protocol):
@@ -54,18 +56,22 @@ class Reconciler:
         """Give the shards that this node leads their collections, whenever the catalog or a leader changes."""
         done: dict[GroupId, tuple[int, int]] = {}
         while not self._node.host.stopped:
-            for group in list(self._node.groups):
-                if group not in self._node.groups or not self._node.host.is_leader(group):
-                    continue  # not here any more, or led elsewhere
-                state = (self._node.topology.version, self._node.host.status(group).current_term)
-                if done.get(group) == state:
-                    continue
-                try:
-                    await self.reconcile(group, WAIT_SECONDS)
-                    done[group] = state
-                except NeedleError as error:
-                    log.info("shard %d does not have the catalog's collections yet: %s", group - 1, error)
+            groups = list(self._node.groups)
+            for first in range(0, len(groups), AT_ONCE):
+                await asyncio.gather(*(self._look_after(group, done) for group in groups[first : first + AT_ONCE]))
             await next_beat(self._node.now(), PAUSE_SECONDS)
+
+    async def _look_after(self, group: GroupId, done: dict[GroupId, tuple[int, int]]) -> None:
+        if group not in self._node.groups or not self._node.host.is_leader(group):
+            return  # not here any more, or led elsewhere
+        state = (self._node.topology.version, self._node.host.status(group).current_term)
+        if done.get(group) == state:
+            return
+        try:
+            await self.reconcile(group, WAIT_SECONDS)
+            done[group] = state
+        except NeedleError as error:
+            log.info("shard %d does not have the catalog's collections yet: %s", group - 1, error)
 
     async def reconcile(self, group: GroupId, timeout: float) -> None:
         """Make the shard's collections those of the catalog, as this node knew it at the call or newer; this node leads

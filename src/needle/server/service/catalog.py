@@ -49,7 +49,9 @@ class CatalogCalls:
         if call.confirmed:
             if node.catalog is None or not self._host.is_leader(CATALOG_GROUP):
                 raise self._not_leader_of_catalog()
-            return TopologyAnswer(node.node_id, await node.confirmed(BEHIND_SECONDS))
+            newest = await node.confirmed(BEHIND_SECONDS)
+            has_it = call.founding and (call.version, call.founding) == (newest.version, newest.founding)
+            return TopologyAnswer(node.node_id, None if has_it else newest)
         if call.wait > 0 and node.topology.version <= call.version:
             await node.wait_topology(call.version + 1, min(call.wait, 60.0))
         newer = node.topology.version > call.version

@@ -160,11 +160,12 @@ def low_bytes(total: int) -> int:
 class DiskSpace:
     """The room on one node's disk. `look` now and then; `low` and `check` in between."""
 
-    def __init__(self, volume: Volume, directory: str, reserve: int | None = None) -> None:
-        """reserve: bytes below which data is refused; None: `low_bytes`, 0: never."""
+    def __init__(self, volume: Volume, directory: str, reserve: int | None = None, log_file: int = 0) -> None:
+        """reserve: bytes below which data is refused; None: `low_bytes`, 0: never. log_file: what the next file of the
+        log takes at once: where that does not fit, nothing goes on, so more than it is always kept."""
         self._volume = volume
         self._directory = directory
-        self._configured = reserve
+        self._configured = max(reserve, log_file + log_file // 2) if reserve else reserve
         self._limit = 0
         self.low = False
         self.free = self.total = self.used = 0
