@@ -88,7 +88,8 @@ def test_the_glossary_is_sorted() -> None:
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     adr = (DOCS / "adr" / "0006-dependencies.md").read_text()
-    needed = {re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]}
+    of_nodes = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    needed = {re.split(r"[<>=\[]", requirement)[0] for requirement in of_nodes}
     assert needed == set(re.findall(r"^\| ([a-z-]+) \|", adr, re.MULTILINE)) - {"package"}
     optional = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
     assert [name for name in (re.split(r"[<>=\[]", text)[0] for text in optional) if name not in adr] == []
