@@ -354,7 +354,9 @@ class PlainCalls:
         answer = await self._all(mode, timeout)
         return {spec.name: {0: count} for spec, count in zip(answer.collections, answer.counts, strict=True)}
 
-    async def sizes(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, Held]]:
+    async def sizes(
+        self, mode: ReadMode, timeout: float, only: CollectionInfo | None = None
+    ) -> dict[str, dict[int, Held]]:
         """As `DocumentCalls.sizes`."""
         return {name: {0: Held(held[0], None)} for name, held in (await self.counts(mode, timeout)).items()}
 

@@ -85,3 +85,13 @@ def test_a_shard_that_does_not_say_leaves_the_sum_open() -> None:
     held = {0: Held(1, CollectionSize(documents=1)), 4: Held(7, None)}
     found = _description(CollectionInfo(id=3, spec=spec()), {}, {"c": held})
     assert found.documents == 8 and found.size is None and list(found.sizes) == [0]
+
+
+def test_one_collection_is_told_of_alone(replica: Replica) -> None:
+    """Who asks for one waited for all of thousands."""
+    all_ = {spec.name: size for spec, size in replica.sizes()}
+    assert len(all_) > 1
+    for name, size in all_.items():
+        assert [(spec.name, held) for spec, held in replica.sizes(only=name)] == [(name, size)]
+        assert [(spec.name, count) for spec, count in replica.counts(only=name)] == [(name, size.documents)]
+    assert replica.sizes(only="gone") == replica.counts(only="gone") == []

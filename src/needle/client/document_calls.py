@@ -239,6 +239,8 @@ class DocumentCalls(Protocol):
         """Documents of each collection by shard."""
         ...
 
-    async def sizes(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, Held]]:
+    async def sizes(
+        self, mode: ReadMode, timeout: float, only: CollectionInfo | None = None
+    ) -> dict[str, dict[int, Held]]:
         """Documents of each collection by shard, and how large it is there."""
         ...

@@ -77,7 +77,7 @@ class NamingMethods(ABC):
         found = {info.spec.name: info for info in collections}.get(aliases.get(name, name))
         if found is None:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
-        return _description(found, aliases, await documents.sizes(wanted, seconds))
+        return _description(found, aliases, await documents.sizes(wanted, seconds, found))
 
     async def describe_collections(
         self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT

@@ -156,12 +156,14 @@ def batch_bytes(batch: DocumentBatch | HitBatch) -> int:
 
 
 class CollectionsCall(msgspec.Struct, frozen=True, array_like=True):
-    """epoch: as in SearchCall. sizes: tell these too."""
+    """epoch: as in SearchCall. sizes: tell these too. only: of the collection that the shards have under this name, ""
+    for all; older nodes tell of all."""
 
     group: GroupId
     freshness: Freshness
     epoch: int = 0
     sizes: bool = False
+    only: str = ""
 
 
 class CollectionsAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -95,9 +95,11 @@ class ReplicaView:
         held = self.collections.get(name)
         return None if held is None else held.record.spec
 
-    def counts(self) -> list[tuple[CollectionSpec, int]]:
-        """Every collection, by name, and its documents."""
-        return [(held.record.spec, held.visible) for _, held in sorted(self.collections.items())]
+    def named(self, only: str = "") -> list[CollectionView]:
+        """Every collection, by name; or that of one name, if it is there."""
+        if only:
+            return [self.collections[only]] if only in self.collections else []
+        return [held for _, held in sorted(self.collections.items())]
 
     def count(self, name: str | None) -> int:
         """Documents in one collection, or in all. Raises CollectionNotFound."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from needle.base.model import CollectionSize, CollectionSpec
-from needle.shard.live_collection import CollectionView, ReplicaView
+from needle.base.model import CollectionSize
+from needle.shard.live_collection import CollectionView
 from needle.shard.weights import FLOAT_BYTES
 
 
-def sizes_of(view: ReplicaView) -> list[tuple[CollectionSpec, CollectionSize]]:
-    """Every collection, by name."""
-    return [(held.record.spec, _size(held)) for _, held in sorted(view.collections.items())]
-
-
-def _size(held: CollectionView) -> CollectionSize:
+def size_of(held: CollectionView) -> CollectionSize:
+    """See the module."""
     vector = FLOAT_BYTES * held.record.spec.dimensions
     documents = held.visible
     return CollectionSize(

@@ -45,7 +45,7 @@ from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView, digest_of
 from needle.shard.opened_state import Entry, OpenedState, Surroundings
 from needle.shard.reads import Page, Reads, Scanned, not_served
-from needle.shard.sizes import sizes_of
+from needle.shard.sizes import size_of
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
 from needle.shard.usable import Usable
@@ -256,7 +256,7 @@ class Replica:
 
     def collections(self) -> list[CollectionSpec]:
         """Every collection, by name."""
-        return [spec for spec, _ in self.view.counts()]
+        return [held.record.spec for held in self.view.named()]
 
     def count(self, collection: str | None = None) -> int:
         """Documents in one collection, or in all."""
@@ -267,13 +267,13 @@ class Replica:
         """What the documents of all collections weigh, see `weights`. As cheap as `count`."""
         return self.view.live_bytes
 
-    def counts(self, claim: Claim | None = None) -> list[tuple[CollectionSpec, int]]:
-        """Every collection, by name, and its documents, at one applied index. Raises StaleEpoch as `get` does."""
-        return self._claimed(claim).counts()
+    def counts(self, claim: Claim | None = None, only: str = "") -> list[tuple[CollectionSpec, int]]:
+        """Every collection, by name, or one, and its documents, at one applied index. Raises as `get` does."""
+        return [(held.record.spec, held.visible) for held in self._claimed(claim).named(only)]
 
-    def sizes(self, claim: Claim | None = None) -> list[tuple[CollectionSpec, CollectionSize]]:
+    def sizes(self, claim: Claim | None = None, only: str = "") -> list[tuple[CollectionSpec, CollectionSize]]:
         """As `counts`, and how large each is, which costs no more where there are more documents."""
-        return sizes_of(self._claimed(claim))
+        return [(held.record.spec, size_of(held)) for held in self._claimed(claim).named(only)]
 
     def _claimed(self, claim: Claim | None) -> ReplicaView:
         self._usable.check()

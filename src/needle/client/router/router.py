@@ -16,7 +16,7 @@ import msgspec
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, DocumentNotFound, StaleEpoch
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
-from needle.client.document_calls import BatchPart, Found, Held
+from needle.client.document_calls import BatchPart, Found
 from needle.client.router import collections
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import spread_by_ids
@@ -26,7 +26,7 @@ from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import Routes
 from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import scan_page
-from needle.client.router.sizes import held_by_shards
+from needle.client.router.sizes import HeldByShards, held_by_shards
 from needle.client.where import OnProgress, WhereWork
 from needle.protocol import calls
 from needle.protocol.calls import (
@@ -357,16 +357,18 @@ class Router(Routes):
 
     async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
         """Documents of each collection by shard."""
-        held = await self._held(mode, timeout, sizes=False)
+        held = await self._held(mode, timeout, False)
         return {name: {shard: one.documents for shard, one in shards.items()} for name, shards in held.items()}
 
-    async def sizes(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, Held]]:
-        """Documents of each collection by shard, and how large it is there."""
-        return await self._held(mode, timeout, sizes=True)
+    async def sizes(self, mode: ReadMode, timeout: float, only: CollectionInfo | None = None) -> HeldByShards:
+        """Documents of each collection, or of one, by shard, and how large it is there."""
+        return await self._held(mode, timeout, True, only)
 
-    async def _held(self, mode: ReadMode, timeout: float, *, sizes: bool) -> dict[str, dict[int, Held]]:
-        fresh = self._fresh(mode, 0.0, False)
-        return await held_by_shards(self.fan_out, self._shards.topology, fresh, timeout, sizes=sizes)
+    async def _held(
+        self, mode: ReadMode, timeout: float, sizes: bool, only: CollectionInfo | None = None
+    ) -> HeldByShards:
+        fresh, topology = self._fresh(mode, 0.0, False), self._shards.topology
+        return await held_by_shards(self.fan_out, topology, fresh, timeout, sizes=sizes, only=only)
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:

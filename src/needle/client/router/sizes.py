@@ -10,7 +10,9 @@ from needle.client.document_calls import Held
 from needle.client.router.fan_out import FanOut
 from needle.protocol import calls
 from needle.protocol.calls import CollectionsAnswer, CollectionsCall, Freshness
-from needle.routing.topology import Topology
+from needle.routing.topology import CollectionInfo, Topology
+
+HeldByShards = dict[str, dict[int, Held]]
 
 
 async def held_by_shards(
@@ -20,17 +22,19 @@ async def held_by_shards(
     timeout: float,
     *,
     sizes: bool,
-) -> dict[str, dict[int, Held]]:
-    """By name or alias of the collection, then by shard."""
+    only: CollectionInfo | None = None,
+) -> HeldByShards:
+    """By name or alias of the collection, then by shard. only: of this collection."""
+    stored = only.stored_name if only is not None else ""
     answers = await fan_out.read(
         calls.COLLECTIONS,
-        lambda shard, fresh, epoch: CollectionsCall(shard_group(shard), fresh, epoch, sizes),
+        lambda shard, fresh, epoch: CollectionsCall(shard_group(shard), fresh, epoch, sizes, stored),
         lambda owned: owned.owners,
         fresh,
         timeout,
     )
     now = topology()
-    known = {info.stored_name: info.spec.name for info in now.collections}
+    known = {info.stored_name: info.spec.name for info in (now.collections if only is None else (only,))}
     found: dict[str, dict[int, Held]] = {name: {} for name in known.values()}
     for shard, body in answers.by_shard.items():
         answer = calls.decode(body, CollectionsAnswer)

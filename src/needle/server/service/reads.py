@@ -257,10 +257,13 @@ class Reads:
         hosted = await self._fresh(call.group, call.freshness)
         applied = self._host.applied_index(call.group)
         if call.sizes:
-            sizes = await self._node.blocking(hosted.replica.sizes, claim)
+            sizes = await self._node.blocking(hosted.replica.sizes, claim, call.only)
             counts = [(spec, size.documents) for spec, size in sizes]
         else:
-            sizes, counts = [], await self._node.blocking(hosted.replica.counts, claim)  # there may be thousands
+            sizes, counts = (
+                [],
+                await self._node.blocking(hosted.replica.counts, claim, call.only),
+            )  # there may be thousands
         return CollectionsAnswer(
             [spec for spec, _ in counts], [count for _, count in counts], applied, [size for _, size in sizes]
         )
