@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import ssl
 import stat
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from cryptography import x509
 
 from needle.base.errors import ConfigError, TlsFailed
 from needle.base.tls_config import TlsConfig
 from needle.cli.app import main
 from needle.server.certificates import Certificates
+from needle.server.process.metrics import _NodeState
 
 
 def test_a_node_can_use_what_is_made_and_no_other_node_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +44,21 @@ def test_a_node_can_use_what_is_made_and_no_other_node_can(tmp_path: Path, capsy
 def certificates(directory: Path, name: str, node_id: str) -> Certificates:
     files = {"certificate": f"{directory}/{name}.crt", "key": f"{directory}/{name}.key", "ca": f"{directory}/ca.crt"}
     return Certificates(TlsConfig(mode="require", **files), node_id)
+
+
+def test_a_node_tells_when_its_certificate_expires(tmp_path: Path) -> None:
+    assert main(["certs", "create-ca", "--out", str(tmp_path)]) == 0
+    assert main(["certs", "create-node", "node-1", "--days", "5", "--out", str(tmp_path)]) == 0
+    used = certificates(tmp_path, "node-1", "node-1")
+    used.load()
+    ends = x509.load_pem_x509_certificate((tmp_path / "node-1.crt").read_bytes()).not_valid_after_utc
+    assert used.expires == ends.timestamp() > time.time() + 4 * 86400
+    node: Any = SimpleNamespace(
+        alive=lambda: True, not_ready=lambda: "", host=SimpleNamespace(maintenance=False),
+        ports=SimpleNamespace(certificates=used),
+    )  # fmt: skip
+    shown = {family.name: family.samples for family in itertools.islice(_NodeState(node, None).collect(), 4)}
+    assert shown["needle_certificate_expiry_timestamp_seconds"][0].value == used.expires
 
 
 def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

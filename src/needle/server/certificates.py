@@ -31,6 +31,8 @@ class _Contexts(NamedTuple):
     node_door: ssl.SSLContext
     http_door: ssl.SSLContext
     dial: ssl.SSLContext
+    expires: float
+    """Of the node's certificate: seconds since 1970."""
 
 
 class Certificates:
@@ -69,6 +71,11 @@ class Certificates:
     @property
     def _shown(self) -> str:
         return f"{self._config.certificate} of node {self._node_id}"
+
+    @property
+    def expires(self) -> float:
+        """When the certificate in use is no longer good: seconds since 1970."""
+        return self._contexts.expires
 
     # --- files -------------------------------------------------------------------------------------------------------
     def load(self) -> None:
@@ -125,21 +132,21 @@ class Certificates:
                 self._context(ssl.CERT_REQUIRED if always else ssl.CERT_OPTIONAL),
                 self._context(ssl.CERT_REQUIRED if always else ssl.CERT_NONE),
                 self._context(ssl.CERT_REQUIRED, server=False),
+                0.0,
             )
         except (OSError, ValueError) as error:
             raise _refused(
                 "certificate", config.certificate, f"does not go with tls.key = {config.key!r} or tls.ca: {error}"
             ) from None
         made.http_door.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._try(made)
-        return made
+        return made._replace(expires=self._try(made))
 
     def _context(self, ask: ssl.VerifyMode, *, server: bool = True) -> ssl.SSLContext:
         own = self._config
         return context(server=server, ca=own.ca, certificate=own.certificate, key=own.key, ask=ask)
 
-    def _try(self, made: _Contexts) -> None:
-        """A handshake of this node with itself."""
+    def _try(self, made: _Contexts) -> float:
+        """A handshake of this node with itself. Returns when its certificate expires."""
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
         server = made.node_door.wrap_bio(to_server, to_client, server_side=True)
         client = made.dial.wrap_bio(to_client, to_server, server_side=False)
@@ -158,6 +165,7 @@ class Certificates:
         except ssl.SSLError as error:
             raise _refused("certificate", self._config.certificate, f"cannot be used: {error}") from None
         check_node_name(certificate, self._node_id, f"tls.certificate = {self._config.certificate!r}")
+        return float(ssl.cert_time_to_seconds(str((certificate or {})["notAfter"])))
 
 
 def _refused(name: str, path: str, why: str) -> ConfigError:

@@ -178,6 +178,12 @@ class _NodeState(Collector):
             "needle_node_ready", "1 when the node should get traffic.", value=0 if node.not_ready() else 1
         )
         yield GaugeMetricFamily("needle_maintenance", "1 in maintenance mode.", value=int(node.host.maintenance))
+        if (certificates := node.ports.certificates) is not None:
+            yield GaugeMetricFamily(
+                "needle_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires, in seconds since 1970.",
+                value=certificates.expires,
+            )
         if self._health is not None and self._health.latest is not None:
             yield GaugeMetricFamily(
                 "needle_cluster_healthy",
