@@ -158,6 +158,16 @@ def test_metadata_with_many_brackets_in_strings_is_not_deep() -> None:
     assert check_command(raw(text), SPECS.get, Limits()) is not None
 
 
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30])
+def test_integers_that_filters_and_routing_keys_would_take_for_different_ones_are_refused(number: int) -> None:
+    """Clients of ours refuse them; the binary protocol is open to others."""
+    for text in (f"{number}", f'{{"a": [1, {{"b": {number}}}]}}'):
+        with pytest.raises(InvalidArgument, match=r"metadata of 'a' = -?\d+ is not allowed: integers from -2\^63 to"):
+            check_command(raw(text.encode()), SPECS.get, Limits())
+    for text in (f"{2**64 - 1}", f"[{-(2**63)}]", f'{{"{number}": "{number}"}}', "1234567890123456789.5"):
+        assert check_command(raw(text.encode()), SPECS.get, Limits()) is not None
+
+
 @pytest.mark.parametrize(("field", "value"), [("k", 0), ("k", 10**9), ("k", -1), ("k", True), ("ef_search", -1)])
 def test_bad_searches(field: str, value: Any) -> None:
     request = SearchRequest(**{"collection": "c", "vector": floats([1, 2, 3]), "k": 1, field: value})

@@ -23,6 +23,7 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
 from needle.base.filters.builder import Filter, field_path
 from needle.base.model import CollectionSpec, Metric, SearchRequest
+from needle.base.plain import INT_MAX, INT_MIN
 from needle.protocol.commands import (
     NO_SESSION,
     ById,
@@ -67,6 +68,7 @@ UNIT_ERROR: Final = 2.0**-22
 """A vector whose square is 1 but for this is of length 1 as exactly as float32 can say it, and stays as it is: so what
 was read is written back as the same bytes."""
 
+_MANY_DIGITS: Final = re.compile(rb"\d{19}")
 _NO_BRACKET: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 FindSpec = Callable[[str], CollectionSpec | None]
@@ -318,10 +320,25 @@ def _check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
     if metadata.count(b"[") + metadata.count(b"{") > METADATA_DEPTH_MAX and depth(metadata) > METADATA_DEPTH_MAX:
         raise invalid(field, metadata[:40], f"JSON nested at most {METADATA_DEPTH_MAX} deep")
     try:
-        msgspec.json.decode(metadata)
+        value = msgspec.json.decode(metadata)
         metadata.decode()
     except DECODE_ERRORS as error:
         raise invalid(field, metadata[:60], f"JSON ({error})") from None
+    if _MANY_DIGITS.search(metadata):
+        _check_numbers(field, value)
+
+
+def _check_numbers(field: str, value: object) -> None:
+    """A filter compares a larger integer as a float, a routing key does not: searches would pass over its document."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting.extend(one.values())
+        elif isinstance(one, list):
+            waiting.extend(one)
+        elif type(one) is int and not INT_MIN <= one <= INT_MAX:
+            raise invalid(field, one, "integers from -2^63 to 2^64 - 1")
 
 
 def depth(text: bytes) -> int:
