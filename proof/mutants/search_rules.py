@@ -8,6 +8,7 @@ _BUILDER = "tests/shard/test_sealed_segment.py::"
 _SEGMENTS = "tests/shard/test_segment_set.py::"
 _KEEPER = "tests/shard/test_segment_keeper.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
+_FIELD_FILES = "tests/shard/test_field_files.py::"
 
 MUTANTS = (
     Mutant(
@@ -106,6 +107,65 @@ MUTANTS = (
         ),
         sim=False,
         tests=(_FIELDS + "test_apply_never_waits_for_a_search",),
+    ),
+    Mutant(
+        name="stale-field-index-is-taken",
+        breaks="a kept field index of documents that a power cut took is used for those that come in their place",
+        edits=(Edit("shard.fields.field_files:FieldFiles._find", "name.applied <= applied and", ""),),
+        sim=False,
+        tests=(_FIELD_FILES + "test_files_of_a_later_index_than_the_documents_are_not_taken",),
+    ),
+    Mutant(
+        name="damaged-field-index-is-taken",
+        breaks="the checksum of a kept field index is not compared: filters answer by what a bad disk made of it",
+        edits=(
+            Edit(
+                "shard.fields.run_format:decode",
+                " or data[len(MAGIC) : start] != xxhash.xxh3_128_digest(body)",
+                "",
+            ),
+        ),
+        sim=False,
+        tests=(_FIELD_FILES + "test_what_is_damaged_is_made_anew",),
+    ),
+    Mutant(
+        name="kept-field-index-is-taken-for-whole",
+        breaks="a field index from a file counts as one of all documents: what was written since it was saved, patches"
+        " among it, is missed by filters after a restart",
+        edits=(
+            Edit(
+                "shard.fields.payload_index:PayloadIndex._recall",
+                "self._hold(one, state, None)",
+                "self._hold(one, state._replace(end=max(state.end, self._end)), None)",
+            ),
+        ),
+        sim=True,
+        tests=(_FIELD_FILES + "test_a_file_does_not_serve_what_was_before_a_change",),
+    ),
+    Mutant(
+        name="kept-field-index-of-another-collection",
+        breaks="files of field indexes are found by the field alone: a collection answers by another one's values",
+        edits=(
+            Edit("shard.fields.field_files:place_of", "return collection_id,", "return 1,"),
+            Edit("shard.fields.run_format:decode", "(collection_id, tuple(", "(head.collection_id, tuple("),
+            Edit("shard.fields.field_files:FieldFiles._find", "(name.collection_id, name.field)", "(1, name.field)"),
+        ),
+        sim=False,
+        tests=(_FIELD_FILES + "test_each_collection_has_its_own_files",),
+    ),
+    Mutant(
+        name="closed-field-files-are-written",
+        breaks="a file comes into a state directory that an installed snapshot deletes",
+        edits=(Edit("shard.fields.field_files:FieldFiles.save", "self._closed or ", ""),),
+        sim=False,
+        tests=(_FIELD_FILES + "test_whoever_closes_waits_for_what_is_written_and_nothing_is_deleted_after",),
+    ),
+    Mutant(
+        name="field-indexes-in-use-make-place",
+        breaks="two indexes that have no room together are written in turn forever",
+        edits=(Edit("shard.fields.field_files:FieldFiles._room", "if at not in held", ""),),
+        sim=False,
+        tests=(_FIELD_FILES + "test_what_is_in_use_makes_no_place",),
     ),
     Mutant(
         name="session-token-ignored",

@@ -44,6 +44,7 @@ class DiskFaults:
             "disk-full": self._disk_error,
             "rot": self._rot,
             "rot-segment": self._rot_segment,
+            "rot-fields": self._rot_fields,
             "rot-documents": self._rot_documents,
             "wipe": self._replace_disks,
             "rollback": self._replace_disks,
@@ -140,6 +141,13 @@ class DiskFaults:
         self._fleet.crash(name, power_cut=False, why=fault.kind)
         path = self._fleet.machines[name].rot_segment()
         self._trace.tell(f"{name}: one bit of {path or 'no index file'} is flipped")
+        await hold(fault.seconds, lambda: self._fleet.start(name))
+
+    async def _rot_fields(self, fault: Fault, name: str) -> None:
+        """A file of a field index rots or is gone while the machine is down. No promise depends on such a file."""
+        self._fleet.crash(name, power_cut=fault.amount < 0.5, why=fault.kind)
+        done = self._fleet.machines[name].spoil_fields(stream(self._seed, "rot-fields", fault.number))
+        self._trace.tell(f"{name}: {done or 'no field index is there to be spoilt'}")
         await hold(fault.seconds, lambda: self._fleet.start(name))
 
     async def _rot_documents(self, fault: Fault, name: str) -> None:

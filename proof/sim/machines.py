@@ -102,6 +102,25 @@ class SimMachine:
         self.counts["rotten segments"] += 1
         return str(path.relative_to(here.resolve()))
 
+    def spoil_fields(self, rng: random.Random) -> str | None:
+        """Flip one bit of one file of a field index, cut it short or delete it; what was done, or None if there is
+        none. No process may run."""
+        here = Path(self.data_dir).resolve()
+        paths = sorted(here.rglob("*.field"))
+        if not paths:
+            return None
+        path = paths[rng.randrange(len(paths))]
+        data, kind = bytearray(path.read_bytes()), rng.randrange(4)
+        if kind == 0:
+            path.unlink()
+        elif kind == 1 or not data:
+            os.truncate(path, rng.randint(0, len(data)))
+        else:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            path.write_bytes(data)
+        self.counts["spoilt field indexes"] += 1
+        return f"{path.relative_to(here)} {('deleted', 'cut short')[kind] if kind < 2 else 'with one bit flipped'}"
+
     def rot_database(self, rng: random.Random) -> str | None:
         """Flip one bit of one of SQLite's files, in place: a process that runs finds it when it reads there; one that
         begins reads it for certain. What was flipped, or None if there is no such file. Not of the write-ahead log of a
@@ -218,10 +237,10 @@ class SimReplicaDisk(ReplicaDisk):
         super().rename(source, target)
         self._unsynced.renamed(source, target)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, *parts: bytes | memoryview) -> None:
         self._effect(path)
         self._unsynced.before_name(path)
-        super().write(path, data)
+        super().write(path, *parts)
 
     def copy(self, source: str, target: str) -> None:
         self._effect(target)

@@ -16,6 +16,7 @@ from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
 from needle.server.node import Node
 from needle.server.ports import NodePorts
+from needle.shard.fields.index_budget import IndexRows
 from proof.sim.disk import SimStore
 from proof.sim.gone_for_good import REPLACE_SECONDS
 from proof.sim.machine import SimPool, stream
@@ -30,6 +31,8 @@ from proof.sim.stage import Stage
 ELECTION_TIMEOUT = 1.0
 LEASE_TIMEOUT = 0.5
 HEARTBEAT_INTERVAL = 0.3
+INDEX_ROWS = IndexRows(few=0, kept=4, settled=1)
+"""Field indexes are used, saved and read again, however few documents there are."""
 
 
 def node_config(
@@ -117,6 +120,7 @@ class SimNode:
             failpoint=lambda place: stage.fleet.failpoint(name, process, place),
             machine=self._observed,
             catalog=self._observed,
+            index_rows=INDEX_ROWS,
         )
 
     def _observed(self, group: GroupId, machine: Any) -> ObservedMachine:

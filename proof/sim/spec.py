@@ -91,6 +91,10 @@ DATABASE_KINDS = {"rot-documents": 1}
 """A bit that flips in one of a node's SQLite files, on one node of a run, under numbers of their own."""
 DATABASE_SHARE = 0.12
 DATABASE_FROM = 4000
+FIELD_KINDS = {"rot-fields": 1}
+"""A file of a field index that rots, or is gone, under numbers of their own."""
+FIELD_SHARE = 0.08
+FIELD_FROM = 9000
 LATE_KINDS = {"late-command": 1}
 """A command to the catalog that comes once more, in every sharded run, under numbers of their own."""
 LATE_SHARE = 0.1
@@ -192,6 +196,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             rotting = 0 if forgetful else math.ceil(self.seconds * rate * DATABASE_SHARE)
             databases = range(DATABASE_FROM, DATABASE_FROM + rotting)
             made += [_draw(self.seed, number, self.seconds, DATABASE_KINDS) for number in databases]
+            numbers = range(FIELD_FROM, FIELD_FROM + math.ceil(self.seconds * rate * FIELD_SHARE))
+            made += [_draw(self.seed, number, self.seconds, FIELD_KINDS) for number in numbers]
             late = math.ceil(self.seconds * rate * LATE_SHARE) if self.sharded else 0
             numbers = range(LATE_FROM, LATE_FROM + late)
             made += [_draw(self.seed, number, self.seconds, LATE_KINDS) for number in numbers]

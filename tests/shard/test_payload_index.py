@@ -23,7 +23,7 @@ from needle.protocol.commands import CreateCollection
 from needle.shard.documents.metadata_rows import Rows, rows_of
 from needle.shard.fields import filter_match, index_budget, payload_index
 from needle.shard.fields.field_index import MATCHERS
-from needle.shard.fields.index_budget import IndexBudget
+from needle.shard.fields.index_budget import IndexBudget, IndexRows
 from needle.shard.fields.payload_index import PayloadIndex
 from shard.replica_util import Log, open_replica, put, spec
 
@@ -120,7 +120,7 @@ def test_whatever_is_indexed_the_answer_is_what_the_docs_say(
     dead = BitMap()
     views: list[tuple[int, BitMap]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(payload_index, "READ_FEW", reading[0])
+        budget.rows = IndexRows(few=reading[0])
         patch.setattr(payload_index, "READ_SHARE", reading[1])
         patch.setattr(filter_match, "READ_COST", reading[0])
         patch.setattr(payload_index, "BLOAT_ROWS", 2)
@@ -144,11 +144,11 @@ def test_whatever_is_indexed_the_answer_is_what_the_docs_say(
             assert 0 <= budget.used <= room
 
 
-def test_every_bound_of_every_ordered_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payload_index, "READ_FEW", 0)
+def test_every_bound_of_every_ordered_operator() -> None:
     numbers = [{"a": n / 2, "s": "x" * n, "u": LONG + "y" * n} for n in range(6)]
     exact = [{"a": n, "s": str(n)} for n in (2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 10**30)]
-    store, index, _ = made(*numbers, *exact, {"a": "x"}, {"a": True}, {}, None, {"s": "x\x00"}, {"s": "x\x00y"})
+    store, index, budget = made(*numbers, *exact, {"a": "x"}, {"a": True}, {}, None, {"s": "x\x00"}, {"s": "x\x00y"})
+    budget.rows = IndexRows(few=0)
     wanted = {
         "a": [*(n / 4 for n in range(-1, 12)), 2**53, 2**53 + 1, float(2**63), 2**63, 2**63 - 1, 2**64 - 1, -1e300],
         "s": ["", "x", "xx", "xxy", "x\x00", "x\x00x", "9"],

@@ -108,7 +108,12 @@ class Hosting:
     def _open_replica(self, directory: str) -> Replica:
         ports, config = self._node.ports, self._node.config
         return Replica(
-            directory, limits=config.limits, segments=config.segments, disk=ports.disk, failpoint=ports.failpoint
+            directory,
+            limits=config.limits,
+            segments=config.segments,
+            disk=ports.disk,
+            failpoint=ports.failpoint,
+            index_rows=ports.index_rows,
         )
 
 

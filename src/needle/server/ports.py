@@ -33,6 +33,7 @@ from needle.server.files import claim
 from needle.server.process.descriptors import connections_max
 from needle.server.upkeep.disk_space import Directory, Endless, Volume
 from needle.shard.disk import ReplicaDisk
+from needle.shard.fields.index_budget import USUAL_ROWS, IndexRows
 from needle.shard.state_machine import Replica
 from needle.system import SystemClock, ThreadPool
 
@@ -105,6 +106,7 @@ class NodePorts:
     replica, or the catalog. volume: the file system of a data directory. knows: the version of commands and formats up
     to which this node can read them; listen and peers say the same. certificates: of TLS, where it is spoken.
     audit: the log of who did what, where it is kept.
+    index_rows: from how many documents on field indexes are made and saved.
     """
 
     clock: Clock
@@ -128,6 +130,7 @@ class NodePorts:
     knows: int = KNOWN
     certificates: Certificates | None = None
     audit: Audit | None = None
+    index_rows: IndexRows = USUAL_ROWS
 
     def close_pools(self) -> None:
         """Wait for what runs in the pools, then stop them."""

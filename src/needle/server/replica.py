@@ -28,10 +28,10 @@ from needle.server.call_rates import CallRates
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.expiry import Expiry
+from needle.server.upkeep.field_upkeep import FieldUpkeep
 from needle.server.upkeep.lasting import lasting, next_beat
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders
-from needle.shard.fields.index_budget import RECENT_MAX, FieldName
 from needle.shard.search_batcher import SearchBatcher
 from needle.shard.segments.builds import Progress
 from needle.shard.segments.keeper import SegmentKeeper
@@ -41,7 +41,6 @@ log = logging.getLogger("needle.server")
 
 READ_INDEX = "raft.read_index"
 SEGMENT_CHUNK = "shard.segment_chunk"
-FILTERED_FIELDS = "shard.filtered_fields"
 SEGMENT_PUBLISH = "shard.segment_publish"
 SEGMENT_BUILDING = "shard.segment_building"
 ASK_SECONDS = 1.0
@@ -49,7 +48,6 @@ LOOK_SECONDS = 0.1
 CATCH_UP_SECONDS = 1.0
 PROPOSE_SECONDS = 30.0
 CHUNK_SECONDS = 10.0
-FIELDS_SECONDS = 3.0
 
 
 class HostedReplica:
@@ -110,9 +108,12 @@ class HostedReplica:
             group, replica, host, ports.clock, ports.file_pool, lambda: host.is_leader(group), topology
         )
 
+        self._fields = FieldUpkeep(group, replica, host, ports.clock, ports.file_pool, call, space)
+
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
-        works = (self.keeper.run, self._scrub, self._watch, self._index_fields, self.caretaker.run, self._expiry.run)
+        fields = self._fields.run
+        works = (self.keeper.run, self._scrub, self._watch, fields, self.caretaker.run, self._expiry.run)
         for work in works:
             self._background.spawn(lasting(partial(self._while_whole, work)))
 
@@ -198,32 +199,6 @@ class HostedReplica:
         while not self._host.stopped:
             await asyncio.sleep(self._config.segments.scrub_interval)
             await self.keeper.scrub()
-
-    async def _index_fields(self) -> None:
-        """Make the indexes that filtered searches found lacking, piece by piece."""
-        asked_at = self._clock.monotonic()
-        while not self._host.stopped:
-            indexes = self.replica.field_indexes
-            while indexes.waits and not self._host.stopped:
-                await self._file_pool.run(indexes.work)
-            if self._clock.monotonic() - asked_at >= FIELDS_SECONDS:
-                await self._learn_fields()
-                asked_at = self._clock.monotonic()
-            await next_beat(self._clock.monotonic(), LOOK_SECONDS)
-
-    async def _learn_fields(self) -> None:
-        """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""
-        leader = self._host.leader(self.group)
-        if leader is None or self._host.is_leader(self.group):
-            return
-        body = calls.encode(GroupCall(self.group, FIELDS_SECONDS))
-        try:
-            answer = await self._call(leader, FILTERED_FIELDS, body, FIELDS_SECONDS)
-            fields = calls.decode(answer, list[FieldName])
-        except NeedleError as error:
-            log.debug("the leader of %s does not say which fields are filtered on: %s", group_name(self.group), error)
-        else:
-            self.replica.held.prepare_fields(fields[:RECENT_MAX])
 
     async def _catch_up(self) -> None:
         try:

@@ -127,10 +127,11 @@ class ReplicaDisk:
         with disk_errors(path):
             return Path(path).read_bytes()
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write a whole file and sync it."""
+    def write(self, path: str, *parts: bytes | memoryview) -> None:
+        """Write a whole file, of one or more parts, and sync it."""
         with disk_errors(path), open(path, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             _fsync(file.fileno(), path)
 

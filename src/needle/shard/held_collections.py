@@ -56,3 +56,9 @@ class HeldCollections:
     def prepare_fields(self, names: Sequence[FieldName]) -> None:
         """Index these fields in the background: searches of the leader use them."""
         self._states.live.prepare_fields(self._states.view, names)
+
+    def save_fields(self, rows_min: int) -> bool:
+        """Keep one index of a field for the next start, to which so many rows have come since it was kept; False if
+        there is none. Blocking; raises StorageError, DiskFull or TooManyFiles, and what was kept before stays."""
+        opened = self._states.opened
+        return opened is not None and self._states.damage is None and opened.save_fields(rows_min)

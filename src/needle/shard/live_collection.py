@@ -26,6 +26,7 @@ from needle.shard.documents.digest import replica_digest
 from needle.shard.documents.metadata_rows import Rows
 from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord
 from needle.shard.documents.store import DocumentStore
+from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import FieldName, IndexBudget
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.ordinal_set import OrdinalSet
@@ -134,7 +135,13 @@ class LiveCollection:
     """One open collection incarnation; only apply changes it."""
 
     def __init__(
-        self, record: CollectionRecord, store: DocumentStore, directory: str, config: SegmentConfig, budget: IndexBudget
+        self,
+        record: CollectionRecord,
+        store: DocumentStore,
+        directory: str,
+        config: SegmentConfig,
+        budget: IndexBudget,
+        files: FieldFiles | None = None,
     ) -> None:
         self.record = record
         self.live = OrdinalSet()
@@ -150,7 +157,7 @@ class LiveCollection:
         self.first_expiry = 0
         """Nothing of it expires before this instant (microseconds since 1970); 0: nothing does."""
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
-        self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id)
+        self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id, files)
         self._weights = Weights(record.spec.dimensions)
         self._store = store
 

@@ -29,12 +29,15 @@ from needle.shard.documents.image import SEGMENTS, write_image
 from needle.shard.documents.records import CollectionRecord, WriteSet
 from needle.shard.documents.sqlite_file import FILE_NAME
 from needle.shard.documents.store import DocumentStore
+from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView
 from needle.shard.segments.files import FILE_NAME as SEGMENT_FILE_NAME
 from needle.shard.segments.sealed import segment_file
 from needle.shard.state_before import StateBefore
 
+FIELDS: Final = "fields"
+"""The directory of kept field indexes. It goes with no snapshot."""
 SMALL_BYTES: Final = 16 << 10
 
 
@@ -70,8 +73,10 @@ class OpenedState:
         """on_damage: documents.DocumentStore's. Raises CorruptDocuments, DiskFull, TooManyFiles or another
         StorageError; then everything is closed."""
         self.segment_directory = os.path.join(directory, SEGMENTS)
+        self._fields_directory = os.path.join(directory, FIELDS)
         self._around = around
         around.disk.make_directory(self.segment_directory)
+        self._field_files: FieldFiles | None = None
         self.store = DocumentStore(
             directory, around.disk, around.failpoint, around.commit_rows_max, on_damage=on_damage
         )
@@ -86,6 +91,9 @@ class OpenedState:
         at, records, manifests, sessions, answers = self.store.load()
         stored = self.store.holdings()
         fence = None if stored is None else Fence(decode_holdings(stored))
+        around, ends = self._around, {record.id: record.next_ordinal for record in records}
+        bytes_max = around.field_indexes.bytes_max
+        self._field_files = FieldFiles(self._fields_directory, around.disk, at.index, ends, bytes_max)
         for record in records:
             live = self._collection(record)
             self.live.add(live)
@@ -98,10 +106,14 @@ class OpenedState:
 
     def _collection(self, record: CollectionRecord) -> LiveCollection:
         around = self._around
-        return LiveCollection(record, self.store, self.segment_directory, around.segments, around.field_indexes)
+        return LiveCollection(
+            record, self.store, self.segment_directory, around.segments, around.field_indexes, self._field_files
+        )
 
     def close(self) -> None:
-        """Nobody may be using it any more."""
+        """Nobody may be using it any more, but `save_fields`, which is waited for."""
+        if self._field_files is not None:
+            self._field_files.close()
         for held in self.live.numbered.values():
             held.close()
         self.store.close()
@@ -158,6 +170,15 @@ class OpenedState:
             size += now.live_bytes - (0 if before is None else before.live_bytes)
         self.view = ReplicaView(changes.at, views.finish(), self.store, batch.fence, visible, size)
         self._around.changed.note(batch.dropped, changes.collections)
+
+    def save_fields(self, rows_min: int) -> bool:
+        """See HeldCollections.save_fields."""
+        if self._field_files is None:
+            return False
+        self._field_files.drop_others(set(self.live.numbered))
+        payloads = [live.payload for live in list(self.live.numbered.values())]
+        held = {place for payload in payloads for place in payload.kept()}
+        return any(payload.save(rows_min, lambda: self.view.at.index, held) for payload in payloads)
 
     # --- files -------------------------------------------------------------------------------------------------------
     def export(self, directory: str) -> tuple[int, int, bytes, list[Any]]:

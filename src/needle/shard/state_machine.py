@@ -39,7 +39,7 @@ from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.row_check import Checked
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders, SearchAnswer
-from needle.shard.fields.index_budget import IndexBudget
+from needle.shard.fields.index_budget import USUAL_ROWS, IndexBudget, IndexRows
 from needle.shard.held_collections import HeldCollections
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView, digest_of
@@ -71,17 +71,18 @@ class Replica:
         disk: ReplicaDisk,
         failpoint: Callable[[str], None] = _no_failpoint,
         purge_rows_min: int = PURGE_ROWS,
+        index_rows: IndexRows = USUAL_ROWS,
     ) -> None:
         """Open or create the replica in `directory`.
 
         failpoint: called with the names in FAILPOINTS and image.INSTALL_STEPS. purge_rows_min: superseded rows are
-        deleted once there are this many, and an eighth of the documents.
+        deleted once there are this many, and an eighth of the documents. index_rows: of field indexes.
         Damaged files are no error: then `damage` says so. Raises DiskFailed or UnsupportedFormat.
         """
         self.directory = directory
         self.limits = limits
         self._failpoint = failpoint
-        self.field_indexes = IndexBudget(limits.field_index_bytes_max)
+        self.field_indexes = IndexBudget(limits.field_index_bytes_max, index_rows)
         self._applying = threading.Lock()
         self._in_flight = InFlight()
         changed = Changed()  # collections that the segment keeper has to look at

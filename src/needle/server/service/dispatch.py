@@ -48,7 +48,7 @@ from needle.protocol.peer_calls import (
 )
 from needle.server.access import refusal
 from needle.server.ports import LOCAL, PeerLike
-from needle.server.replica import FILTERED_FIELDS, READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
+from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
 from needle.server.service import rebalancing
 from needle.server.service.audited import Audited
 from needle.server.service.catalog import CatalogCalls
@@ -58,6 +58,7 @@ from needle.server.service.operations import Operations
 from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
 from needle.server.service.served import ServedNode, add_address, encoded, judge
+from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
 
 ROUTED = frozenset({
     calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.SCAN

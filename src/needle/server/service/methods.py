@@ -27,8 +27,9 @@ from needle.protocol.peer_calls import (
 from needle.protocol.rebalance_calls import PLAN, PROGRESS
 from needle.routing.topology import Topology, public_name
 from needle.server.access import check_collection
-from needle.server.replica import FILTERED_FIELDS, READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
+from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
 from needle.server.service.served import decoded_command
+from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
 
 ALL: Final = "the whole cluster"
 NONE: Final = "no collection"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 IDLE_USES: Final = 1000
@@ -15,6 +16,19 @@ IDLE_USES: Final = 1000
 RECENT_MAX: Final = 256
 FieldName = tuple[int, tuple[str, ...], bool]
 """Of which collection, the path, and whether as instants."""
+
+
+@dataclass(frozen=True)
+class IndexRows:
+    """few: so many documents are read rather than an index made for them. kept: when so many have come to an index, it
+    is saved again. settled: the same, once no more come: a restart reads the rest of the documents again."""
+
+    few: int = 32
+    kept: int = 4096
+    settled: int = 64
+
+
+USUAL_ROWS: Final = IndexRows()
 
 
 class Holder(Protocol):
@@ -40,8 +54,11 @@ class Worker(Protocol):
 class IndexBudget:
     """Shared by all collections of a replica."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, rows: IndexRows = USUAL_ROWS) -> None:
         self.bytes_max = bytes_max
+        self.rows = rows
+        self.changes = 0
+        """Grows with whatever may be worth saving, or deleting."""
         self.used = 0
         self.uses = 0
         self.evicted = 0
@@ -81,6 +98,7 @@ class IndexBudget:
                 return False
             self.used += more
             holder.nbytes = nbytes
+            self.changes += 1
             self._holders[holder] = None
             publish()
             return True
@@ -127,6 +145,7 @@ class IndexBudget:
     def forget(self, worker: Worker) -> None:
         """There is none any more: its collection is gone."""
         with self._lock:
+            self.changes += 1
             self._waiting.pop(worker, None)
 
     def work(self) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Final
 
@@ -31,6 +31,7 @@ from needle.base.filters.nodes import Node, evaluate
 from needle.shard.documents.metadata_rows import Rows, Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
 from needle.shard.fields.builders import BeingIndexed, Builders
+from needle.shard.fields.field_files import FieldFiles, Place, place_of
 from needle.shard.fields.field_index import FieldState, merged, run_of
 from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_of
 from needle.shard.fields.index_budget import IndexBudget
@@ -45,9 +46,8 @@ PIECE_BYTES: Final = 512 << 10
 """One piece of work reads about so much."""
 MERGE_MAX: Final = 1 << 15
 """Larger runs are merged in the background."""
-READ_FEW: Final = 32
 READ_SHARE: Final = 8
-"""Undecided documents are read if they are fewer than this, or than this part of what an index still lacks."""
+"""Undecided documents are read if they are fewer than this part of what an index still lacks, or few (IndexRows)."""
 BLOAT_ROWS: Final = 1 << 16
 EMPTY_BYTES: Final = 2000
 """A field without any value takes about that much."""
@@ -77,10 +77,14 @@ class Field:
 class PayloadIndex:
     """The field indexes of one collection incarnation."""
 
-    def __init__(self, stored: Stored, budget: IndexBudget, collection_id: int = 0) -> None:
+    def __init__(
+        self, stored: Stored, budget: IndexBudget, collection_id: int = 0, files: FieldFiles | None = None
+    ) -> None:
+        """files: where indexes are kept for the next start; None: nowhere."""
         self._id = collection_id
         self._stored = stored
         self._budget = budget
+        self._files = files
         self._fields: dict[Key, Field] = {}
         self._tail = Tail()
         self._end = self._live = 0
@@ -143,7 +147,7 @@ class PayloadIndex:
             maybe = found.maybe & universe
             lacking = [one for one in fields.values() if not one.refused and states[one.key].end < end]
             missing = max((end - states[one.key].end for one in lacking), default=0)
-            if made or not lacking or len(maybe) <= max(READ_FEW, missing // READ_SHARE):
+            if made or not lacking or len(maybe) <= max(self._budget.rows.few, missing // READ_SHARE):
                 break
             self._make(lacking, end, builders, go_on)
             made = True
@@ -255,6 +259,8 @@ class PayloadIndex:
             lacking = [one for one in fields if not one.refused and one.state.end < end]
             if not lacking or self._closed:
                 return False
+            if self._recall(lacking):
+                return True
             # Each as it is now: the budget may take a field back at any moment, and a run must follow its own state.
             states = {one: one.state for one in lacking}
             first = min(state.end for state in states.values())
@@ -265,6 +271,35 @@ class PayloadIndex:
                 run = run_of(one.key[0], first, upto, rows.ordinals, documents, instants=one.key[1])
                 self._hold(one, states[one].with_run(run, MERGE_MAX), one.fresh)
             return True
+
+    def _recall(self, fields: Sequence[Field]) -> bool:
+        """Take one that is empty from its files, if there are some. Whether there were."""
+        if self._files is None:
+            return False
+        for one in fields:
+            if not one.state.end and (state := self._files.load(self._id, one.key)).end:
+                self._hold(one, state, None)
+                return True
+        return False
+
+    def kept(self) -> list[Place]:
+        """Whose files do not make place for others: of the fields that have an index now."""
+        with self._lock:
+            return [place_of(self._id, one.key) for one in self._fields.values() if one.state.end]
+
+    def save(self, rows_min: int, applied: Callable[[], int], held: Collection[Place]) -> bool:
+        """Keep an index to which so many rows have come since it was kept; False if there is none, or no room. applied:
+        the index of the view now. held: of all collections, `kept`. Blocking; raises as FieldFiles.save."""
+        if self._files is None:
+            return False
+        with self._lock:
+            fields = [] if self._closed else [one for one in self._fields.values() if one.state.found]
+        for one in fields:
+            runs = self._files.lacks(place_of(self._id, one.key), one.state, rows_min)
+            # The index is asked for after the runs were taken: its view has all that they do.
+            if runs and self._files.save(self._id, one.key, applied(), runs, held):
+                return True
+        return False
 
     def _hold(self, field: Field, state: FieldState, fresh: FieldState | None) -> None:
         """Publish a state of a field, if there is room for it."""

@@ -1,0 +1,112 @@
+"""Looks after the field indexes of one replica: makes what searches found lacking, has those that the leader's searches
+use, and saves them for the next start.
+
+Piece by piece, on a background thread. Nothing waits for it: an index that is not there or not saved is only work. So
+it saves nothing while the disk has little room, and tries again some time after it could not. It must not know what an
+index is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from needle.base.errors import NeedleError, StorageError
+from needle.base.file_errors import SHORTAGES
+from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.parts import Payload
+from needle.base.runtime import Clock, Pool
+from needle.multiraft.host import Host
+from needle.protocol import calls
+from needle.protocol.calls import GroupCall
+from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.lasting import next_beat
+from needle.shard.fields.index_budget import RECENT_MAX, FieldName
+from needle.shard.state_machine import Replica
+
+log = logging.getLogger("needle.server")
+
+FILTERED_FIELDS: Final = "shard.filtered_fields"
+LOOK_SECONDS: Final = 0.1
+LEARN_SECONDS: Final = 3.0
+SETTLED_SECONDS: Final = 10.0
+"""After so long without a change, also what is little is saved."""
+AGAIN_SECONDS: Final = 60.0
+"""After so long it is tried again to save, where that failed."""
+
+
+class FieldUpkeep:
+    """Of one replica."""
+
+    def __init__(
+        self,
+        group: GroupId,
+        replica: Replica,
+        host: Host,
+        clock: Clock,
+        pool: Pool,
+        call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]],
+        space: DiskSpace,
+    ) -> None:
+        """call: asks another node."""
+        self._group = group
+        self._replica = replica
+        self._host = host
+        self._clock = clock
+        self._pool = pool
+        self._call = call
+        self._space = space
+        self._seen = self._saved = self._settled = -1
+        """Of IndexBudget.changes: at the last look; when all was saved but what is little; when that was, too."""
+        self._changed_at = 0.0
+        self._save_from = float("-inf")
+
+    async def run(self) -> None:
+        """Until the node stops."""
+        asked_at = self._clock.monotonic()
+        while not self._host.stopped:
+            indexes = self._replica.field_indexes
+            while indexes.waits and not self._host.stopped:
+                await self._pool.run(indexes.work)
+            await self._save()
+            if self._clock.monotonic() - asked_at >= LEARN_SECONDS:
+                await self._learn()
+                asked_at = self._clock.monotonic()
+            await next_beat(self._clock.monotonic(), LOOK_SECONDS)
+
+    async def _save(self) -> None:
+        """Save what is worth it. While nothing changes, this is a comparison of numbers."""
+        now, indexes = self._clock.monotonic(), self._replica.field_indexes
+        changes = indexes.changes
+        if changes != self._seen:
+            self._seen, self._changed_at = changes, now
+        settled = now - self._changed_at >= SETTLED_SECONDS
+        if changes == (self._settled if settled else self._saved) or now < self._save_from or self._space.low:
+            return
+        rows_min = indexes.rows.settled if settled else indexes.rows.kept
+        try:
+            while not self._host.stopped and await self._pool.run(self._replica.held.save_fields, rows_min):
+                pass
+        except (StorageError, *SHORTAGES) as error:
+            self._save_from = now + AGAIN_SECONDS
+            log.warning("%s: field indexes are not saved for now: %s", group_name(self._group), error)
+            return
+        self._saved = changes
+        if settled:
+            self._settled = changes
+
+    async def _learn(self) -> None:
+        """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""
+        leader = self._host.leader(self._group)
+        if leader is None or self._host.is_leader(self._group):
+            return
+        body = calls.encode(GroupCall(self._group, LEARN_SECONDS))
+        try:
+            answer = await self._call(leader, FILTERED_FIELDS, body, LEARN_SECONDS)
+            fields = calls.decode(answer, list[FieldName])
+        except NeedleError as error:
+            name = group_name(self._group)
+            log.debug("the leader of %s does not say which fields are filtered on: %s", name, error)
+        else:
+            self._replica.held.prepare_fields(fields[:RECENT_MAX])

@@ -1,0 +1,95 @@
+"""When the indexes of fields are saved: not while nothing changes, not on a disk with little room, and again some time
+after it failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.fake_shards import virtually
+from needle.base.errors import DiskFailed, DiskFull
+from needle.server.upkeep.field_upkeep import AGAIN_SECONDS, SETTLED_SECONDS, FieldUpkeep
+from needle.shard.fields.index_budget import IndexRows
+
+ROWS = IndexRows(few=0, kept=100, settled=7)
+
+
+class Around:
+    """A replica with one index to save at a time, on virtual time. saved: when, and with which bound."""
+
+    def __init__(self) -> None:
+        self.indexes = SimpleNamespace(waits=False, changes=0, rows=ROWS)
+        self.host: Any = SimpleNamespace(stopped=False, leader=lambda group: None)
+        self.space: Any = SimpleNamespace(low=False)
+        self.saved: list[tuple[float, int]] = []
+        self.error: Exception | None = None
+        self.asked = 0
+        replica: Any = SimpleNamespace(field_indexes=self.indexes, held=SimpleNamespace(save_fields=self._save))
+        clock: Any = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
+        pool: Any = SimpleNamespace(run=self._run)
+        self.upkeep = FieldUpkeep(1, replica, self.host, clock, pool, self._call, self.space)
+
+    async def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return call(*arguments)
+
+    async def _call(self, *_: Any) -> Any:
+        raise AssertionError("there is no leader to be asked")
+
+    def _save(self, rows_min: int) -> bool:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        self.saved.append((asyncio.get_running_loop().time(), rows_min))
+        return False
+
+    async def during(self, *steps: tuple[float, Callable[[], None]]) -> None:
+        """Let it run, doing something after so many seconds each."""
+        task = asyncio.ensure_future(self.upkeep.run())
+        for seconds, step in steps:
+            await asyncio.sleep(seconds)
+            assert not task.done(), task
+            step()
+        self.host.stopped = True
+        await task
+
+
+def changed(around: Around) -> Callable[[], None]:
+    def step() -> None:
+        around.indexes.changes += 1
+
+    return step
+
+
+def test_it_saves_after_changes_and_what_is_little_once_there_are_none() -> None:
+    around = Around()
+    virtually(around.during((5.0, changed(around)), (100.0, lambda: None)))
+    bounds = [bound for _, bound in around.saved]
+    assert bounds == [ROWS.kept, ROWS.kept, ROWS.settled]
+    first, second, settled = (at for at, _ in around.saved)
+    assert second - first >= 4.5
+    assert SETTLED_SECONDS <= settled - second < SETTLED_SECONDS + 1
+
+
+@pytest.mark.parametrize("error", [DiskFull("full"), DiskFailed("broken")])
+def test_a_failure_is_followed_by_a_pause_and_ends_nothing(error: Exception) -> None:
+    around = Around()
+    around.error = error
+    asked: list[int] = []
+
+    def mended() -> None:
+        asked.append(around.asked)
+        around.error = None
+
+    virtually(around.during((AGAIN_SECONDS - 1, mended), (3.0, lambda: None)))
+    assert asked == [1] and around.asked == 2 and len(around.saved) == 1
+
+
+def test_nothing_is_saved_while_the_disk_has_little_room() -> None:
+    around = Around()
+    around.space.low = True
+    virtually(around.during((30.0, lambda: setattr(around.space, "low", False)), (1.0, lambda: None)))
+    assert len(around.saved) == 1 and around.saved[0][1] == ROWS.settled
