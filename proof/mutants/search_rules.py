@@ -9,6 +9,7 @@ _SEGMENTS = "tests/shard/test_segment_set.py::"
 _KEEPER = "tests/shard/test_segment_keeper.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
 _FIELD_FILES = "tests/shard/test_field_files.py::"
+_FIELD_DISK = "tests/shard/test_field_files_disk.py::"
 
 MUTANTS = (
     Mutant(
@@ -165,7 +166,7 @@ MUTANTS = (
         breaks="two indexes that have no room together are written in turn forever",
         edits=(Edit("shard.fields.field_files:FieldFiles._room", "if at not in held", ""),),
         sim=False,
-        tests=(_FIELD_FILES + "test_what_is_in_use_makes_no_place",),
+        tests=(_FIELD_DISK + "test_what_is_in_use_makes_no_place",),
     ),
     Mutant(
         name="session-token-ignored",

@@ -283,7 +283,7 @@ def test_what_does_not_fit_is_read_and_what_is_idle_makes_room(monkeypatch: pyte
 def test_an_index_that_is_taken_back_while_it_is_made_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload_index, "PIECE_ROWS_MAX", 100)
     store, index, budget = made(*({"k": n % 2} for n in range(1_000)))
-    index.prepare([(("k",), False)], 1_000)
+    index.prepare([(("k",), False)], 1_000, 1_000)
     assert index.work()
     (field,) = index._fields.values()
     assert 0 < field.state.end < 1_000
@@ -297,6 +297,17 @@ def test_an_index_that_is_taken_back_while_it_is_made_lacks_nothing(monkeypatch:
         patched.setattr(store, "between", taken_back)
         assert index.work()
     assert len(ask(index, Filter.eq("k", 1), 1_000)) == 500
+
+
+def test_an_index_that_only_the_background_made_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower was never searched: that is no sign that its documents are dead."""
+    monkeypatch.setattr(payload_index, "BLOAT_ROWS", 50)
+    store, index, budget = made(*({"k": n} for n in range(1_000)))
+    index._tail.give_back()
+    index.prepare([(("k",), False)], 1_000, 1_000)
+    while budget.waits:
+        budget.work()
+    assert index.indexed() == ["k"] and store.read <= 1_000
 
 
 def test_replaced_documents_leave_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +340,7 @@ def test_a_follower_has_the_indexes_that_its_leader_used() -> None:
     told = leader.recent()
     assert told == [(0, ("u",), False), (0, ("at",), True)]
     for end in (1_000, 1_100):
-        following.prepare([name[1:] for name in told], end)
+        following.prepare([name[1:] for name in told], end, end)
         while follower.waits:
             follower.work()
         store.read = 0

@@ -332,4 +332,4 @@ class OpenCollections:
             view = None if live is None else shown.collections.get(live.record.spec.name)
             if view is not None and view.record.id == collection_id:
                 keys = [(path, instants) for other, path, instants in names if other == collection_id]
-                view.payload.prepare(keys, view.record.next_ordinal)
+                view.payload.prepare(keys, view.record.next_ordinal, view.record.documents)

@@ -190,15 +190,15 @@ class PayloadIndex:
                 one.refused = False
         return fields
 
-    def prepare(self, keys: Sequence[Key], end: int) -> None:
+    def prepare(self, keys: Sequence[Key], end: int, live: int) -> None:
         """Have the background make these indexes of the documents below `end`, though no search asked here. end: of a
-        view that is published, so that all of them have been added."""
+        view that is published, so that all of them have been added. live: how many documents it has."""
         with self._lock:
             room = max(0, FIELDS_MAX - len(self._fields))
             absent = [key for key in keys if key not in self._fields][: 0 if self._closed else room]
             self._fields.update({key: Field(key) for key in absent})
             fields = [self._fields[key] for key in keys if key in self._fields]
-        self._end = max(self._end, end)
+        self._end, self._live = max(self._end, end), live
         lacking = [one for one in fields if not one.refused and one.state.end < end]
         for one in fields:
             one.used_at = self._budget.uses
