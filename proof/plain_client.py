@@ -333,6 +333,10 @@ class PlainCalls:
         """Only who knows the catalog can."""
         raise _UNKNOWN
 
+    async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise _UNKNOWN
+
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
         """Only who knows the catalog can."""
         raise _UNKNOWN

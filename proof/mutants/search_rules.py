@@ -9,6 +9,7 @@ _SEGMENTS = "tests/shard/test_segment_set.py::"
 _KEEPER = "tests/shard/test_segment_keeper.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
 _FIELD_FILES = "tests/shard/test_field_files.py::"
+_DECLARED = "tests/shard/test_declared_fields.py::"
 _FIELD_DISK = "tests/shard/test_field_files_disk.py::"
 
 MUTANTS = (
@@ -167,6 +168,28 @@ MUTANTS = (
         edits=(Edit("shard.fields.field_files:FieldFiles._room", "if at not in held", ""),),
         sim=False,
         tests=(_FIELD_DISK + "test_what_is_in_use_makes_no_place",),
+    ),
+    Mutant(
+        name="declared-field-takes-the-place-of-others",
+        breaks="a field whose index is declared makes the catalog forget those that were declared before",
+        edits=(Edit("catalog.collections:declare_field", "{*found.fields, path}", "{path}"),),
+        sim=True,
+        sharded=True,
+        tests=("tests/cluster/test_declared_fields.py::test_the_catalog_keeps_what_is_declared",),
+    ),
+    Mutant(
+        name="declared-field-makes-place",
+        breaks="a declared index is given up for one that nobody declared",
+        edits=(Edit("shard.fields.index_budget:IndexBudget._make_room", "and not one.declared", ""),),
+        sim=False,
+        tests=(_DECLARED + "test_a_declared_field_takes_the_place_of_others_and_gives_none",),
+    ),
+    Mutant(
+        name="declared-index-is-ready-at-once",
+        breaks="describe_collection calls a declared index ready that has no document yet",
+        edits=(Edit("shard.fields.payload_index:PayloadIndex.declared", "one.state.end >= one.goal", "True"),),
+        sim=False,
+        tests=(_DECLARED + "test_a_declared_field_is_indexed_without_a_search",),
     ),
     Mutant(
         name="session-token-ignored",

@@ -77,6 +77,19 @@ def test_documents_that_expire(needle, tmp_path: Path) -> None:
     assert needle.json("collections", "describe", "brief")["ttl"] == 5
 
 
+def test_declared_indexes_of_fields(needle, tmp_path: Path) -> None:
+    fill(needle, tmp_path)
+    needle.run("collections", "index", "default", "n")
+    assert set(needle.json("collections", "describe", "default")["fields"]) == {"n"}
+    assert "index of n" in needle.run("collections", "describe", "default")
+    needle.run("collections", "index", "default", "$n", expect=1)
+    assert "[invalid_argument]" in needle.notes
+    needle.run("collections", "unindex", "default", "n")
+    assert needle.json("collections", "describe", "default")["fields"] == {}
+    needle.run("collections", "unindex", "default", "n", expect=1)
+    assert "none is" in needle.notes
+
+
 @pytest.mark.parametrize(
     "words",
     [

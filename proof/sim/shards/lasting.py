@@ -4,7 +4,8 @@ Invariants checked, of documents that nobody else touches: one that is there all
 scan, whatever leaders, ranges and cursors do meanwhile; an acknowledged change by a filter has changed each of them
 exactly once, one of unknown fate at most once, a refused one none; a write with a condition takes effect only if it
 held; a call by an alias is about one collection, and after a switch was acknowledged about the new one; a document
-whose instant was taken away in time stays, and one that has expired does not come back."""
+whose instant was taken away in time stays, and one that has expired does not come back; an index of a field is declared
+as the last acknowledged call says."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ ALIAS = "lasting"
 REST_SECONDS = 0.5
 TRIES = 20
 STABLE = {"stable": True}
+DECLARED, DECLARING_SHARE = ("stable", "owner", "log"), 0.1
 
 T = TypeVar("T")
 Connect = Callable[[str, Topology], Client]
@@ -57,6 +59,8 @@ class Held:
         """Numbers that acknowledged changes have appended to the `log` of each, in this order."""
         self.open: set[int] = set()
         """Numbers that changes of unknown fate may have appended."""
+        self.declared: dict[str, set[bool]] = {path: {False} for path in DECLARED}
+        """Whether an index of each field may be declared."""
 
 
 class Lasting:
@@ -70,6 +74,7 @@ class Lasting:
         self._client = connect("lasting", now())
         self._reader = connect("lasting-reader", now())
         self._rng = stream(stage.spec.seed, "lasting")
+        self._declaring = stream(stage.spec.seed, "declared fields")
         self._number = 0
         self._held = [Held(name) for name in NAMES]
         self._alias = ALIAS
@@ -92,6 +97,8 @@ class Lasting:
                 await asyncio.gather(self._switch(), self._append_by_alias())
             else:
                 await steps[self._rng.randrange(len(steps))](self._held[self._rng.randrange(2)])
+            if self._declaring.random() < DECLARING_SHARE:
+                await self._declare(self._held[self._declaring.randrange(2)])
             self.rounds += 1
             await asyncio.sleep(self._rng.expovariate(1 / REST_SECONDS))
 
@@ -195,6 +202,30 @@ class Lasting:
         found = await self._asked(self._client.count(STABLE, collection=held.name, timeout=CALL_TIMEOUT))
         if found is not None and not len(held.sure) <= found <= len(held.sure | held.possible):
             self._break("counts", f"{held.name}: {found} of {len(held.sure)}, or {len(held.possible)} more")
+
+    async def _declare(self, held: Held) -> None:
+        """Have an index of a field kept, or not any more; nobody else does. What the catalog says is looked at then."""
+        path = self._declaring.choice(sorted(held.declared))
+        possible, wanted = held.declared[path], self._declaring.random() < 0.7
+        call = self._client.create_field_index if wanted else self._client.drop_field_index
+        try:
+            await call(held.name, path, timeout=CALL_TIMEOUT)
+            held.declared[path] = {wanted}
+        except InvalidArgument as error:
+            if wanted or False not in possible:
+                self._break(
+                    "declared fields", f"{held.name}: {path} may be {possible}, and {wanted} is refused: {error}"
+                )
+            held.declared[path] = {False}
+        except NeedleError as error:
+            self._judge(error)
+            if not surely_without_effect(error):
+                held.declared[path] = possible | {wanted}
+        found = await self._asked(self._client.describe_collection(held.name, timeout=CALL_TIMEOUT))
+        if found is not None:
+            wrong = [path for path, may in held.declared.items() if (path in found.fields) not in may]
+            if wrong:
+                self._break("declared fields", f"{held.name}: {wrong} of {held.declared}, described {found.fields}")
 
     # --- changes -----------------------------------------------------------------------------------------------------
     async def _append(self, held: Held) -> None:

@@ -57,21 +57,41 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, index=index, ttl=made.ttl) == made
 
 
+class FieldIndex(msgspec.Struct, frozen=True, kw_only=True):
+    """The index of a declared field in one shard, on the replica that answered, or in all. state: ready: it has all
+    documents, but for those of the last seconds; building: not yet, or a shard has not heard of it; no_room: the bound
+    of memory does not hold it, so it is not kept. bytes: of memory that it takes."""
+
+    state: str
+    bytes: int = 0
+
+    def __add__(self, other: FieldIndex) -> FieldIndex:
+        worse = max(self.state, other.state, key=FIELD_STATES.index)
+        return FieldIndex(state=worse, bytes=self.bytes + other.bytes)
+
+
+FIELD_STATES = ("ready", "building", "no_room")
+"""From the best to the worst."""
+
+
 class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
     """How large a collection is in one shard, on the replica that answered, or in all. documents: exactly.
     document_bytes: of their rows with ids and metadata on disk, about. vector_bytes: of their vectors beside these.
     index_bytes: of the index files, which hold the vectors once more, and those of deleted documents until they are
-    made anew. field_index_bytes: of the indexes of metadata's fields."""
+    made anew. field_index_bytes: of the indexes of metadata's fields. fields: those that are declared."""
 
     documents: int = 0
     document_bytes: int = 0
     vector_bytes: int = 0
     index_bytes: int = 0
     field_index_bytes: int = 0
+    fields: dict[str, FieldIndex] = {}
 
     def __add__(self, other: CollectionSize) -> CollectionSize:
         mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
-        return CollectionSize(**{name: mine[name] + theirs[name] for name in mine})
+        fields, more = mine.pop("fields"), theirs["fields"]
+        both = {name: one + more[name] if name in more else one for name, one in fields.items()}
+        return CollectionSize(**{name: mine[name] + theirs[name] for name in mine}, fields=more | both)
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):

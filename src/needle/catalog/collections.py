@@ -12,6 +12,7 @@ from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
     AlterCollection,
     CreateCollection,
+    DeclareField,
     DropCollection,
     RemoveAlias,
     SetAlias,
@@ -21,6 +22,8 @@ from needle.routing.topology import AliasInfo, CollectionInfo, Topology
 COLLECTIONS_MAX = 10_000
 ALIASES_MAX = 1000
 DROPPED_MAX = 4096
+FIELDS_MAX = 64
+"""Declared fields of a collection."""
 
 _replace = msgspec.structs.replace
 
@@ -58,19 +61,40 @@ def drop(now: Topology, index: int, command: DropCollection) -> Changed:
     return done(_replace(now, collections=left, dropped=dropped), index, existed=True)
 
 
-def alter(now: Topology, index: int, command: AlterCollection) -> Changed:
+def _found(now: Topology, command: AlterCollection | DeclareField) -> CollectionInfo:
     found = now.named(command.name)
     if found is None or found.id != command.id:
         raise CollectionNotFound(f"there is no collection {command.name!r}", collection=command.name)
+    return found
+
+
+def _with(now: Topology, found: CollectionInfo, made: CollectionInfo) -> Topology:
+    return _replace(now, collections=tuple(made if info is found else info for info in now.collections))
+
+
+def alter(now: Topology, index: int, command: AlterCollection) -> Changed:
+    found = _found(now, command)
     held = found.spec
     ef_search = command.ef_search or held.index.ef_search
     ttl = held.ttl if command.ttl < 0 else command.ttl
     spec = _replace(held, index=_replace(held.index, ef_search=ef_search), ttl=ttl)
     if spec == held:
         return done(now, index, now.version, existed=True)
-    collections = tuple(_replace(info, spec=spec) if info is found else info for info in now.collections)
-    made = _replace(now, collections=collections)
+    made = _with(now, found, _replace(found, spec=spec))
     return done(made if ttl == held.ttl else _refusing_older(made), index, existed=True)
+
+
+def declare_field(now: Topology, index: int, command: DeclareField) -> Changed:
+    found, path = _found(now, command), command.path
+    if command.declared == (path in found.fields):
+        if not command.declared:
+            declared = ", ".join(map(repr, found.fields)) or "none is"
+            raise invalid("field", path, f"a field with a declared index: {declared}")
+        return done(now, index, now.version, existed=True)
+    if command.declared and len(found.fields) >= FIELDS_MAX:
+        raise invalid("field", path, f"one of at most {FIELDS_MAX} declared ones of a collection")
+    fields = {*found.fields, path} if command.declared else set(found.fields) - {path}
+    return done(_with(now, found, _replace(found, fields=tuple(sorted(fields)))), index, existed=not command.declared)
 
 
 def set_alias(now: Topology, index: int, command: SetAlias) -> Changed:

@@ -176,6 +176,8 @@ _add(collections_app, "create", collection_commands.create, "needle collections 
 _add(collections_app, "drop", collection_commands.drop, "needle collections drop images --yes")
 _add(collections_app, "describe", collection_commands.describe, "needle collections describe images")
 _add(collections_app, "alter", collection_commands.alter, "needle collections alter images --ef-search 128")
+_add(collections_app, "index", collection_commands.index, "needle collections index images year")
+_add(collections_app, "unindex", collection_commands.unindex, "needle collections unindex images year")
 _add(alias_app, "set", collection_commands.set_alias, "needle alias set current articles-2")
 _add(alias_app, "remove", collection_commands.remove_alias, "needle alias remove current")
 _add(alias_app, "list", collection_commands.list_aliases, "needle alias list --json")

@@ -1,4 +1,4 @@
-"""`needle collections`: list, create, drop, describe, alter; `needle alias`: list, set, remove."""
+"""`needle collections`: list, create, drop, describe, alter, index, unindex; `needle alias`: list, set, remove."""
 
 from __future__ import annotations
 
@@ -119,6 +119,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
             for shard, count in sorted(found.shards.items())
         ),
         ("sizes", _in_all(found.size)),
+        *((f"index of {path}", f"{one.state}, {_bytes(one.bytes)}") for path, one in sorted(found.fields.items())),
     ):
         rows.add_row(label, text)
     console.print(rows)
@@ -149,6 +150,29 @@ def alter(
 
     run(cluster, work)
     notes.print(f"altered {name}", markup=False)
+
+
+Field = Annotated[str, typer.Argument(metavar="FIELD", help="Path of metadata: a.b for a field inside another.")]
+
+
+def index(name: Name, field: Field, cluster: Cluster = DEFAULT_CLUSTER) -> None:
+    """Keep an index of a field of metadata, also after a restart. `describe` tells when it is ready."""
+
+    async def work(client: needle.Client) -> None:
+        await client.create_field_index(name, field)
+
+    run(cluster, work)
+    notes.print(f"{field} of {name} is being indexed", markup=False)
+
+
+def unindex(name: Name, field: Field, cluster: Cluster = DEFAULT_CLUSTER) -> None:
+    """Keep an index of a field only while searches filter on it."""
+
+    async def work(client: needle.Client) -> None:
+        await client.drop_field_index(name, field)
+
+    run(cluster, work)
+    notes.print(f"the index of {field} of {name} is no longer declared", markup=False)
 
 
 Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The other name.")]

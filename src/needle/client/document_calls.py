@@ -219,6 +219,10 @@ class DocumentCalls(Protocol):
         """Change what may be changed of a collection; ef_search 0, ttl below 0: as they are."""
         ...
 
+    async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
+        """Have every replica keep an index of a field of metadata, or not any more."""
+        ...
+
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
         """Make `alias` another name of a collection, in place of what it was before."""
         ...

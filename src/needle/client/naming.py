@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from needle.base.errors import CollectionNotFound, InvalidArgument
-from needle.base.model import CollectionSize, IndexParams, Metric, ReadMode, WriteResult
+from needle.base.filters.builder import field_path
+from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, ReadMode, WriteResult
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.document_calls import DocumentCalls, Held
@@ -23,7 +24,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to know of a collection. id: tells it from others of its name, before and after it. shards: how
     many documents each shard holds; sizes: how large it is in each, but for those whose node is of a release that does
     not say. size: in all shards, None if one did not say. aliases: its other names. ttl: seconds that a document lives
-    after its last write, None if that has no end."""
+    after its last write, None if that has no end. fields: the declared indexes, by path, in all shards."""
 
     name: str
     id: int
@@ -36,6 +37,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float | None = None
     sizes: dict[int, CollectionSize] = {}
     size: CollectionSize | None = None
+    fields: dict[str, FieldIndex] = {}
 
 
 class NamingMethods(ABC):
@@ -108,6 +110,31 @@ class NamingMethods(ABC):
         lives = -1.0 if ttl is None else values.check_ttl(ttl, 0.0)
         return await (await self._documents()).alter_collection(name, effort, lives, seconds)
 
+    async def create_field_index(self, collection: str, field: str, *, timeout: float = TIMEOUT) -> WriteResult:
+        """Have every replica keep an index of a field of metadata ("a.b" for one inside another): it is made in the
+        background, also after a restart, and stays where others make place for new ones. Filters give the same answers
+        with and without it. `describe_collection` tells when it is ready; `existed`: it was declared before. Raises
+        CollectionNotFound; InvalidArgument where `limits.field_index_bytes_max` does not hold it, with nothing
+        changed."""
+        return await self._declare(collection, field, True, timeout)
+
+    async def drop_field_index(self, collection: str, field: str, *, timeout: float = TIMEOUT) -> WriteResult:
+        """Take a declaration back: the field is indexed only while searches filter on it. Raises CollectionNotFound;
+        InvalidArgument for a field that is not declared."""
+        return await self._declare(collection, field, False, timeout)
+
+    async def _declare(self, collection: str, field: str, declared: bool, timeout: float) -> WriteResult:
+        name, seconds = values.check_name(collection), values.check_timeout(timeout)
+        path = ".".join(field_path(field))
+        return await (await self._documents()).declare_field(name, path, declared, seconds)
+
+
+def _fields(declared: tuple[str, ...], held: Mapping[int, Held]) -> dict[str, FieldIndex]:
+    """In all shards. Who says nothing of one has not heard of it yet."""
+    told = [{} if one.size is None else one.size.fields for one in held.values()]
+    none = FieldIndex(state="building")
+    return {path: sum((one.get(path, none) for one in told), FieldIndex(state="ready")) for path in declared}
+
 
 def _description(
     info: CollectionInfo, aliases: Mapping[str, str], all_held: Mapping[str, Mapping[int, Held]]
@@ -126,4 +153,5 @@ def _description(
         ttl=spec.ttl or None,
         sizes=sizes,
         size=sum(sizes.values(), CollectionSize()) if len(sizes) == len(held) else None,
+        fields=_fields(info.fields, held),
     )

@@ -39,10 +39,13 @@ from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
 from needle.protocol.commands import Command, encode_body
 from needle.protocol.peer_calls import (
     CATALOG,
+    INDEX_ROOM,
     SYNC,
     TOPOLOGY,
     WHO,
     CatalogCall,
+    IndexRoom,
+    IndexRoomCall,
     SyncCall,
     TopologyAnswer,
     TopologyCall,
@@ -322,6 +325,14 @@ class ClusterShards:
         """Have the shard's leader apply the catalog's collections as of `version`."""
         group = shard_group(shard)
         await self.group(shard).ask_leader(SYNC, lambda left: calls.encode(SyncCall(group, version, left)), timeout)
+
+    async def index_room(self, shard: int, collection: str, path: str, timeout: float) -> IndexRoom:
+        """What an index of a field would take on the shard's leader, and what there is for it."""
+        group = shard_group(shard)
+        answer = await self.group(shard).ask_leader(
+            INDEX_ROOM, lambda left: calls.encode(IndexRoomCall(group, collection, path, left)), timeout
+        )
+        return calls.decode(answer, IndexRoom)
 
 
 def _seen(task: asyncio.Task[None]) -> None:

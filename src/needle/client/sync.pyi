@@ -278,6 +278,20 @@ class SyncClient:
         ttl: Any = ...,
         timeout: float = ...,
     ) -> WriteResult: ...
+    def create_field_index(
+        self,
+        collection: str,
+        field: str,
+        *,
+        timeout: float = ...,
+    ) -> WriteResult: ...
+    def drop_field_index(
+        self,
+        collection: str,
+        field: str,
+        *,
+        timeout: float = ...,
+    ) -> WriteResult: ...
     def insert(
         self,
         id: str,

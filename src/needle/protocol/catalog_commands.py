@@ -167,6 +167,18 @@ class AlterCollection(Versioned, frozen=True, tag="alter"):
     ttl: float = -1.0
 
 
+class DeclareField(Versioned, frozen=True, tag="declare-field"):
+    """From now on every replica keeps an index of the field `path` of the collection `name` with that id; or, declared
+    being false, only while searches use it."""
+
+    SINCE: ClassVar[int] = 2
+
+    name: str
+    id: int
+    path: str
+    declared: bool
+
+
 class SetAlias(Versioned, frozen=True, tag="alias"):
     """From now on `alias` is another name of a collection. If it had another meaning, calls that go by that one are
     refused from this version on (see Topology.aliases)."""
@@ -298,6 +310,7 @@ CatalogCommand = (
     | CreateCollection
     | DropCollection
     | AlterCollection
+    | DeclareField
     | SetAlias
     | RemoveAlias
     | CreateKey

@@ -6,6 +6,7 @@
 | topology | TopologyCall | TopologyAnswer |
 | catalog | CatalogCall | WriteResult |
 | sync | SyncCall | WriteResult |
+| index_room | IndexRoomCall | IndexRoom |
 | move | MoveCall | MoveAnswer |
 | found | FoundCall | WhoAnswer |
 | who | WhoCall | WhoAnswer |
@@ -31,6 +32,7 @@ SHARD_LEADER: Final = "shard_leader"
 TOPOLOGY: Final = "topology"
 CATALOG: Final = "catalog"
 SYNC: Final = "sync"
+INDEX_ROOM: Final = "index_room"
 MOVE: Final = "move"
 FOUND: Final = "found"
 WHO: Final = "who"
@@ -85,6 +87,24 @@ class SyncCall(msgspec.Struct, frozen=True, array_like=True):
     group: GroupId
     version: int
     timeout: float = 10.0
+
+
+class IndexRoomCall(msgspec.Struct, frozen=True, array_like=True):
+    """How much memory an index of a field of a collection, by its name inside the shard, would take on the replica of
+    the group's leader."""
+
+    group: GroupId
+    collection: str
+    path: str
+    timeout: float = 10.0
+
+
+class IndexRoom(msgspec.Struct, frozen=True, array_like=True):
+    """needs: bytes, judged by some documents. room: what `limits.field_index_bytes_max` leaves beside the other
+    declared indexes."""
+
+    needs: int
+    room: int
 
 
 class MoveCall(msgspec.Struct, frozen=True, array_like=True):

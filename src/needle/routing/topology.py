@@ -133,11 +133,13 @@ class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """id: tells a collection from an earlier one of the same name. nonce: of the call that created it."""
+    """id: tells a collection from an earlier one of the same name. nonce: of the call that created it. fields: paths
+    of metadata that every replica keeps an index of, ascending."""
 
     id: int
     spec: CollectionSpec
     nonce: int = 0
+    fields: tuple[str, ...] = ()
 
     @property
     def stored_name(self) -> str:

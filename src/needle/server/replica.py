@@ -108,7 +108,7 @@ class HostedReplica:
             group, replica, host, ports.clock, ports.file_pool, lambda: host.is_leader(group), topology
         )
 
-        self._fields = FieldUpkeep(group, replica, host, ports.clock, ports.file_pool, call, space)
+        self._fields = FieldUpkeep(group, replica, host, ports.clock, ports.file_pool, call, space, topology)
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""

@@ -7,7 +7,7 @@ It must not know commands.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from needle.shard.agenda import Changed
 from needle.shard.fields.index_budget import FieldName
@@ -56,6 +56,20 @@ class HeldCollections:
     def prepare_fields(self, names: Sequence[FieldName]) -> None:
         """Index these fields in the background: searches of the leader use them."""
         self._states.live.prepare_fields(self._states.view, names)
+
+    def declare_fields(self, declared: Mapping[str, Collection[str]]) -> None:
+        """From now on keep indexes of these fields, by name of the collection in here, and of no others but while
+        searches use them. Made in the background. O(collections)."""
+        for name, view in self._states.view.collections.items():
+            paths = [tuple(path.split(".")) for path in declared.get(name, ())]
+            if paths or view.payload.declared():
+                keys = [(path, instants) for path in paths for instants in (False, True)]
+                view.payload.declare(keys, view.record.next_ordinal, view.record.documents)
+
+    def index_room(self, collection: str, path: str) -> tuple[int, int]:
+        """Bytes that an index of a field would take, and that there are for it. Blocking. Raises CollectionNotFound."""
+        view = self._states.view.collection(collection)
+        return view.payload.room(tuple(path.split(".")), view.record.next_ordinal, view.record.documents)
 
     def save_fields(self, rows_min: int) -> bool:
         """Keep one index of a field for the next start, to which so many rows have come since it was kept; False if

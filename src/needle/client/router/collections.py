@@ -44,6 +44,32 @@ async def alter(shards: Shards, name: str, ef_search: int, ttl: float, timeout: 
     return result
 
 
+async def declare_field(shards: Shards, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
+    """Have every replica keep an index of a field, or not any more. It is made in the background, so this waits for no
+    shard; but before, each is asked whether its leader has the memory. Raises CollectionNotFound; InvalidArgument if
+    one has not, with nothing changed."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    now = await shards.confirmed(timeout)
+    found = now.collection(name)
+    if found is None:
+        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    if declared and path not in found.fields:
+        left = max(0.001, deadline - asyncio.get_running_loop().time())
+        serving = [info.shard for info in now.serving]
+        rooms = await asyncio.gather(*(shards.index_room(one, found.stored_name, path, left) for one in serving))
+        for shard, room in zip(serving, rooms, strict=True):
+            if room.needs > room.room:
+                raise invalid(
+                    "field",
+                    path,
+                    f"a field whose index fits: in shard {shard} it would take about {room.needs:,} bytes, and "
+                    f"limits.field_index_bytes_max leaves {max(0, room.room):,} beside the other declared ones: raise "
+                    "that setting of the nodes, or drop another declared index",
+                )
+    left = max(0.001, deadline - asyncio.get_running_loop().time())
+    return await shards.command(catalog_commands.DeclareField(found.spec.name, found.id, path, declared), left)
+
+
 async def set_alias(shards: Shards, alias: str, collection: str, timeout: float) -> WriteResult:
     """Make `alias` another name of a collection. On return every shard's leader refuses who goes by what it meant
     before; OutcomeUnknown if it is so in the catalog and a shard does not confirm that it knows."""

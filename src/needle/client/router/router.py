@@ -2,8 +2,7 @@
 
 Writes go to the shard that owns the document's routing key, batches are grouped by shard; reads fan out (fan_out.py
 proves coverage) and are merged. A stale map is answered with StaleEpoch: the router gets the newer one and tries again;
-a write is tried again only when the shard has said that it did nothing. Reaches shards through `Shards` only, draws no
-randomness and decides by no clock but the event loop's, so that it runs under simulation.
+a write is tried again only when the shard has said that it did nothing. Draws no randomness, has the event loop's clock.
 """
 
 from __future__ import annotations
@@ -386,6 +385,10 @@ class Router(Routes):
     async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
         """As `collections.alter`."""
         return await collections.alter(self._shards, name, ef_search, ttl, timeout)
+
+    async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
+        """As `collections.declare_field`."""
+        return await collections.declare_field(self._shards, name, path, declared, timeout)
 
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
         """As `collections.set_alias`."""

@@ -21,6 +21,7 @@ from needle.client.router.fan_out import FanOut, ShardGroup
 from needle.client.router.merge import by_owner
 from needle.protocol import catalog_commands
 from needle.protocol.calls import Freshness
+from needle.protocol.peer_calls import IndexRoom
 from needle.routing.strategy import routing_key
 from needle.routing.topology import CollectionInfo, Ownership, Topology, public_name
 
@@ -60,6 +61,11 @@ class Shards(Protocol):
 
     async def sync(self, shard: int, version: int, timeout: float) -> None:
         """Have a shard's leader apply the catalog's collections as of `version`."""
+        ...
+
+    async def index_room(self, shard: int, collection: str, path: str, timeout: float) -> IndexRoom:
+        """What an index of a field would take on a shard's leader, and what there is for it. collection: its name
+        inside the shards."""
         ...
 
 

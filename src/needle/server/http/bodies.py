@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from needle.base.explain import ShardExplanation
-from needle.base.model import CollectionSize, IndexParams, Metric, ReadMode, WriteResult
+from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, ReadMode, WriteResult
 
 Vector = list[float] | bytes
 Vectors = list[list[float]] | bytes
@@ -82,7 +82,8 @@ class ListCollections(Body, frozen=True, kw_only=True):
 
 class Collection(msgspec.Struct, frozen=True, kw_only=True):
     """A collection; documents: how many it holds, by shard. sizes: how large it is in each shard; size: in all of them.
-    ttl: seconds that a document lives after its last write."""
+    ttl: seconds that a document lives after its last write. fields: the declared indexes of metadata's fields, in all
+    shards."""
 
     name: str
     dimensions: int
@@ -92,6 +93,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     documents: dict[int, int] | None = None
     sizes: dict[int, CollectionSize] | None = None
     size: CollectionSize | None = None
+    fields: dict[str, FieldIndex] | None = None
 
 
 class Collections(msgspec.Struct, frozen=True, kw_only=True):

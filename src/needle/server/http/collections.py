@@ -55,6 +55,7 @@ def _described(found: CollectionDescription) -> bodies.Collection:
         documents=found.shards,
         sizes=found.sizes,
         size=found.size,
+        fields=found.fields,
     )
 
 
@@ -76,6 +77,16 @@ async def alter_collection(call: Call) -> bodies.Collection:
     body: bodies.AlterCollection = call.body
     await call.client.alter_collection(call.collection, ef_search=body.ef_search, ttl=body.ttl, timeout=body.timeout)
     return _collection(await _spec(call))  # without counts: it is changed, also where a shard does not answer
+
+
+async def create_field_index(call: Call) -> bodies.Written:
+    field = call.path["field"]
+    return bodies.Written.of(await call.client.create_field_index(call.collection, field, timeout=call.body.timeout))
+
+
+async def drop_field_index(call: Call) -> bodies.Written:
+    field = call.path["field"]
+    return bodies.Written.of(await call.client.drop_field_index(call.collection, field, timeout=call.body.timeout))
 
 
 async def drop_collection(call: Call) -> bodies.Written:

@@ -132,6 +132,15 @@ ROUTES: Final = (
         Nothing, bodies.Written, "admin", tag="collections",
     ),
     Route(
+        "PUT", f"{_IN}/field-indexes/{{field:path}}", collections.create_field_index,
+        "Keep an index of a field of metadata", Nothing, bodies.Written, "admin", tag="collections",
+    ),
+    Route(
+        "DELETE", f"{_IN}/field-indexes/{{field:path}}", collections.drop_field_index,
+        "Keep an index of a field only while searches filter on it", Nothing, bodies.Written, "admin",
+        tag="collections",
+    ),
+    Route(
         "GET", f"{BASE}/aliases", aliases.list_aliases, "All aliases",
         Nothing, aliases.Aliases, "reader", tag="collections", filtered=True,
     ),

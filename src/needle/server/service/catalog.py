@@ -15,6 +15,7 @@ from needle.base.errors import (
     Unavailable,
     UnsupportedFormat,
 )
+from needle.base.filters.builder import field_path
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import WriteResult
 from needle.protocol import calls, catalog_commands
@@ -104,6 +105,8 @@ class CatalogCalls:
                 check_ef_search(command.ef_search)
             if command.ttl >= 0:
                 check_ttl(command.ttl)
+        elif isinstance(command, catalog_commands.DeclareField):
+            field_path(command.path)
         elif isinstance(command, catalog_commands.SetAlias):
             check_name("alias", command.alias)
         elif isinstance(command, catalog_commands.SetReplicas):

@@ -34,6 +34,7 @@ from needle.protocol.calls import (
 from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
+    INDEX_ROOM,
     MOVE,
     SHARD_LEADER,
     SYNC,
@@ -41,6 +42,7 @@ from needle.protocol.peer_calls import (
     WHO,
     CatalogCall,
     FoundCall,
+    IndexRoomCall,
     MoveCall,
     SyncCall,
     TopologyCall,
@@ -106,6 +108,7 @@ class Service:
             TOPOLOGY: (TopologyCall, catalog.topology),
             CATALOG: (CatalogCall, catalog.catalog),
             SYNC: (SyncCall, catalog.sync),
+            INDEX_ROOM: (IndexRoomCall, operations.index_room),
             MOVE: (MoveCall, self.documents.move),
             FOUND: (FoundCall, catalog.found),
             WHO: (WhoCall, catalog.who),

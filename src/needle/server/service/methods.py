@@ -16,6 +16,7 @@ from needle.protocol.calls import CollectionsAnswer
 from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
+    INDEX_ROOM,
     MOVE,
     SHARD_LEADER,
     SYNC,
@@ -79,6 +80,7 @@ NEEDS: Final[dict[str, Needs]] = {
     CATALOG: Needs(ADMIN, ALL),
     FOUND: Needs(ADMIN, ALL),
     SYNC: Needs(ADMIN, ALL),
+    INDEX_ROOM: Needs(ADMIN, ALL),
     calls.ADDRESSES: Needs(NODE, ALL),
     READ_INDEX: Needs(NODE, ALL),
     FILTERED_FIELDS: Needs(NODE, ALL),

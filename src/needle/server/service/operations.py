@@ -20,6 +20,7 @@ from needle.protocol.calls import (
     StatusCall,
     StepDownCall,
 )
+from needle.protocol.peer_calls import IndexRoom, IndexRoomCall
 from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
 from needle.shard.fields.index_budget import FieldName
@@ -134,6 +135,13 @@ class Operations:
         group, collection_id = call
         found = self._node.hosted(group).keeper.building(collection_id)
         return [] if found is None else [found]
+
+    async def index_room(self, call: IndexRoomCall) -> IndexRoom:
+        """What an index would take, and what there is for it, on this shard's leader."""
+        if not self._host.is_leader(call.group):
+            raise not_leader(self._node, call.group)
+        held = self._node.hosted(call.group).replica.held
+        return IndexRoom(*await self._node.blocking(held.index_room, call.collection, call.path))
 
     async def filtered_fields(self, call: GroupCall) -> list[FieldName]:
         """The fields that this replica's searches filter on."""

@@ -1,5 +1,5 @@
-"""Looks after the field indexes of one replica: makes what searches found lacking, has those that the leader's searches
-use, and saves them for the next start.
+"""Looks after the field indexes of one replica: makes what searches found lacking, has those that the catalog declares
+and that the leader's searches use, and saves them for the next start.
 
 Piece by piece, on a background thread. Nothing waits for it: an index that is not there or not saved is only work. So
 it saves nothing while the disk has little room, and tries again some time after it could not. It must not know what an
@@ -20,6 +20,7 @@ from needle.base.runtime import Clock, Pool
 from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall
+from needle.routing.topology import Topology
 from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.lasting import next_beat
 from needle.shard.fields.index_budget import RECENT_MAX, FieldName
@@ -48,8 +49,9 @@ class FieldUpkeep:
         pool: Pool,
         call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]],
         space: DiskSpace,
+        topology: Callable[[], Topology],
     ) -> None:
-        """call: asks another node."""
+        """call: asks another node. topology: the newest that the node has."""
         self._group = group
         self._replica = replica
         self._host = host
@@ -57,6 +59,9 @@ class FieldUpkeep:
         self._pool = pool
         self._call = call
         self._space = space
+        self._topology = topology
+        self._declared: dict[str, tuple[str, ...]] = {}
+        self._declared_as_of = 0
         self._seen = self._saved = self._settled = -1
         """Of IndexBudget.changes: at the last look; when all was saved but what is little; when that was, too."""
         self._changed_at = 0.0
@@ -71,6 +76,7 @@ class FieldUpkeep:
                 await self._pool.run(indexes.work)
             await self._save()
             if self._clock.monotonic() - asked_at >= LEARN_SECONDS:
+                await self._declare()
                 await self._learn()
                 asked_at = self._clock.monotonic()
             await next_beat(self._clock.monotonic(), LOOK_SECONDS)
@@ -95,6 +101,16 @@ class FieldUpkeep:
         self._saved = changes
         if settled:
             self._settled = changes
+
+    async def _declare(self) -> None:
+        """Keep the indexes that the catalog declares, and have them take in what was written since."""
+        now = self._topology()
+        before = self._declared
+        if now.version != self._declared_as_of:
+            self._declared = {info.stored_name: info.fields for info in now.collections if info.fields}
+            self._declared_as_of = now.version
+        if self._declared or before:
+            await self._pool.run(self._replica.held.declare_fields, self._declared)
 
     async def _learn(self) -> None:
         """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""

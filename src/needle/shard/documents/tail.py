@@ -18,10 +18,11 @@ NO_ORDINAL: Final = 1 << 62
 
 
 class Tail:
-    """Its memory is reserved; nbytes and used_at are the budget's."""
+    """Its memory is reserved; nbytes, used_at and declared are the budget's."""
 
     def __init__(self) -> None:
         self.nbytes = self.used_at = 0
+        self.declared = False
         self._kept = False
         self._rows: list[tuple[int, bytes]] = []
         self._bytes = 0

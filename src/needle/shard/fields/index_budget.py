@@ -7,7 +7,7 @@ Every method may be called from any thread, and none of them waits for work.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -37,6 +37,8 @@ class Holder(Protocol):
     nbytes: int
     """As last reported; the budget's own."""
     used_at: int
+    declared: bool
+    """Whether it is kept rather than others."""
 
     def give_back(self) -> None:
         """Drop the index; it will be built again when it is asked for."""
@@ -103,8 +105,16 @@ class IndexBudget:
             publish()
             return True
 
-    def worth_trying(self, refused_at: int, nbytes: int) -> bool:
+    def room(self, leaving_out: Collection[Holder] = ()) -> int:
+        """Bytes that declared holders leave, but for some of them."""
+        with self._lock:
+            others = [one for one in self._holders if one.declared and one not in leaving_out]
+            return self.bytes_max - sum(one.nbytes for one in others)
+
+    def worth_trying(self, refused_at: int, nbytes: int, *, declared: bool = False) -> bool:
         """Whether who was refused `nbytes` at that use may ask again: there is room, or others have become idle."""
+        if declared:
+            return nbytes <= self.room()
         idle = self.uses - refused_at > IDLE_USES and nbytes <= self.bytes_max
         return idle or self.used + nbytes <= self.bytes_max
 
@@ -120,8 +130,11 @@ class IndexBudget:
             holder.give_back()
 
     def _make_room(self, wanting: Holder, more: int) -> None:
-        """Take from who was not asked for in a long time, longest first, if that is enough."""
-        idle = [one for one in self._holders if one is not wanting and one.used_at < self.uses - IDLE_USES]
+        """Take from who was not asked for in a long time, longest first, if that is enough; for who is declared, from
+        all who are not."""
+        before = self.uses + 1 if wanting.declared else self.uses - IDLE_USES
+        others = [one for one in self._holders if one is not wanting and not one.declared]
+        idle = [one for one in others if one.used_at < before]
         if self.used + more - sum(one.nbytes for one in idle) > self.bytes_max:
             return
         for one in sorted(idle, key=lambda one: one.used_at):

@@ -28,11 +28,13 @@ from pyroaring import BitMap
 from needle.base.errors import StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.filters.nodes import Node, evaluate
+from needle.base.model import FieldIndex
 from needle.shard.documents.metadata_rows import Rows, Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
 from needle.shard.fields.builders import BeingIndexed, Builders
+from needle.shard.fields.field import Field, refused
 from needle.shard.fields.field_files import FieldFiles, Place, place_of
-from needle.shard.fields.field_index import FieldState, merged, run_of
+from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path, merged, run_of
 from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_of
 from needle.shard.fields.index_budget import IndexBudget
 
@@ -49,29 +51,10 @@ MERGE_MAX: Final = 1 << 15
 READ_SHARE: Final = 8
 """Undecided documents are read if they are fewer than this part of what an index still lacks, or few (IndexRows)."""
 BLOAT_ROWS: Final = 1 << 16
+SAMPLE_ROWS: Final = 1000
+"""Documents by which it is judged what an index would take."""
 EMPTY_BYTES: Final = 2000
 """A field without any value takes about that much."""
-
-
-class Field:
-    """The index of one field.
-
-    nbytes, used_at: the budget's. refused: there was no room for the bytes it `needs`. asked: a search found that it
-    lacks documents. fresh: is made in its place, without what was purged. tried: how many rows it had then.
-    """
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-        self.state = FieldState()
-        self.fresh: FieldState | None = None
-        self.refused = self.asked = False
-        self.refused_at = self.needs = self.tried = self.nbytes = self.used_at = 0
-
-    def give_back(self) -> None:
-        self.state, self.fresh = FieldState(), None
-
-    def publish(self, state: FieldState, fresh: FieldState | None) -> None:
-        self.state, self.fresh = state, fresh
 
 
 class PayloadIndex:
@@ -176,11 +159,13 @@ class PayloadIndex:
         dropped = []
         with self._lock:
             if self._closed:
-                return {key: _refused(key) for key in keys}
+                return {key: refused(key) for key in keys}
             fields = {key: self._fields.get(key) or Field(key) for key in keys}
             self._fields.update(fields)
             while len(self._fields) > max(FIELDS_MAX, len(fields)):
-                others = [one for key, one in self._fields.items() if key not in fields]
+                others = [one for key, one in self._fields.items() if key not in fields and not one.declared]
+                if not others:
+                    break
                 dropped.append(min(others, key=lambda one: (one.state.found, one.used_at)))
                 del self._fields[dropped[-1].key]
         for one in dropped:
@@ -209,6 +194,44 @@ class PayloadIndex:
             one.asked = True
         if lacking:
             self._budget.ask(self)
+
+    def declare(self, keys: Collection[Key], end: int, live: int) -> None:
+        """Keep the indexes of these fields rather than others, and of no other field. end, live: as in `prepare`."""
+        with self._lock:
+            if self._closed:
+                return
+            for key in keys:
+                self._fields.setdefault(key, Field(key))
+            for key, one in self._fields.items():
+                if one.declared != (key in keys):
+                    one.declared, one.goal = key in keys, end
+            again = [one for one in self._fields.values() if one.declared and one.refused]
+        for one in again:
+            one.refused = not self._budget.worth_trying(one.refused_at, one.needs, declared=True)
+        self.prepare(list(keys), end, live)
+
+    def declared(self) -> dict[str, FieldIndex]:
+        """The indexes of declared fields, by path."""
+        found: dict[str, FieldIndex] = {}
+        with self._lock:
+            fields = [one for one in self._fields.values() if one.declared]
+        for one in fields:
+            state = "no_room" if one.refused else "ready" if one.state.end >= one.goal else "building"
+            index, path = FieldIndex(state=state, bytes=one.nbytes), ".".join(one.key[0])
+            found[path] = found[path] + index if path in found else index
+        return found
+
+    def room(self, path: Path, end: int, live: int) -> tuple[int, int]:
+        """Bytes that an index of this field of `live` documents would take, judged by the last of them, and those that
+        there are beside other declared ones. Blocking."""
+        rows = self._stored.between(max(0, end - SAMPLE_ROWS), end)
+        documents = decode_rows(rows, frozenset((path[0],)))
+        runs = [run_of(path, 0, end, rows.ordinals, documents, instants=instants) for instants in (False, True)]
+        share = live / max(1, len(rows.ordinals))
+        with self._lock:
+            own = [one for key, one in self._fields.items() if key[0] == path]
+        needs = sum(EMPTY_BYTES + RUN_BYTES + int((run.nbytes - RUN_BYTES) * share) for run in runs)
+        return needs, self._budget.room(own)
 
     def _keep_tail(self) -> None:
         if not self._tail.nbytes:
@@ -365,9 +388,3 @@ class PayloadIndex:
             run = run_of(field.key[0], fresh.end, upto, rows.ordinals, documents, instants=field.key[1])
             self._hold(field, state, fresh.with_run(run, MERGE_MAX))
         return True
-
-
-def _refused(key: Key) -> Field:
-    field = Field(key)
-    field.refused = True
-    return field
