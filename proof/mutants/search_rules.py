@@ -115,7 +115,7 @@ MUTANTS = (
         breaks="a kept field index of documents that a power cut took is used for those that come in their place",
         edits=(Edit("shard.fields.field_files:FieldFiles._find", "name.applied <= applied and", ""),),
         sim=False,
-        tests=(_FIELD_FILES + "test_files_of_a_later_index_than_the_documents_are_not_taken",),
+        tests=(_FIELD_FILES + "test_a_file_without_what_was_purged_is_not_taken_for_documents_of_before",),
     ),
     Mutant(
         name="damaged-field-index-is-taken",

@@ -204,6 +204,26 @@ def test_files_of_a_later_index_than_the_documents_are_not_taken(tmp_path: Path)
     behind.close()
 
 
+def test_a_file_without_what_was_purged_is_not_taken_for_documents_of_before(tmp_path: Path) -> None:
+    """The ordinals are the same; a row that a later index deleted and purged is alive again."""
+    replica, log = filled(tmp_path, [1, 2, 1])
+    replica.checkpoint()
+    replica.close()
+    (documents,) = tmp_path.rglob("documents.db")
+    older = documents.read_bytes()
+    replica = opened(tmp_path)
+    replica.apply(log.add(Delete("c", ["d0"], session=Session())))
+    while replica.tidy(all_of_it=True):
+        pass
+    assert found(replica, 1) == ["d2"] and save(replica) == 1
+    replica.close()
+    documents.write_bytes(older)
+    documents.with_name("documents.db-wal").unlink(missing_ok=True)
+    replica = opened(tmp_path)
+    assert found(replica, 1) == ["d0", "d2"]
+    replica.close()
+
+
 def test_a_file_with_another_index_in_its_name_is_not_taken(tmp_path: Path) -> None:
     replica, _ = filled(tmp_path, [1, 2])
     found(replica, 1)
