@@ -6,11 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.processes import ShardedProcesses, healthy
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
+from needle.base.errors import ClusterTooOld, CollectionNotFound, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import CollectionSize, FieldIndex, WriteResult
 from needle.catalog.collections import FIELDS_MAX
 from needle.catalog.state import execute
@@ -118,6 +119,20 @@ async def test_an_index_that_does_not_fit_is_refused_and_nothing_is_changed() ->
     assert fields(shards.known) == ()
     with pytest.raises(CollectionNotFound):
         await Router(shards).declare_field("b", "x", True, 5)
+
+
+async def test_a_shard_that_lacks_the_collection_has_room_and_older_nodes_are_not_asked() -> None:
+    shards: Any = Rooms(IndexRoom(5, 5), CollectionNotFound("away"))
+    await Router(shards).declare_field("a", "x", True, 5)
+    assert fields(shards.known) == ("x",)
+    shards = Rooms(IndexRoom(5, 5), Unavailable("cut off"))
+    with pytest.raises(Unavailable):
+        await Router(shards).declare_field("a", "x", True, 5)
+    shards.known = msgspec.structs.replace(shards.known, cluster_version=1)
+    shards.asked.clear()
+    with pytest.raises(ClusterTooOld):
+        await Router(shards).declare_field("a", "x", True, 5)
+    assert shards.asked == [] and fields(shards.known) == ()
 
 
 def test_a_shard_that_says_nothing_of_a_field_is_building_it() -> None:

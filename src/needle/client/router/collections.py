@@ -11,6 +11,8 @@ from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, 
 from needle.base.model import CollectionSpec, ReadMode, WriteResult
 from needle.client.router.routes import LOOK_SECONDS, Shards
 from needle.protocol import catalog_commands
+from needle.protocol.peer_calls import IndexRoom
+from needle.protocol.versioned import check_known
 from needle.routing.topology import CollectionInfo
 
 
@@ -53,10 +55,12 @@ async def declare_field(shards: Shards, name: str, path: str, declared: bool, ti
     found = now.collection(name)
     if found is None:
         raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    command = catalog_commands.DeclareField(found.spec.name, found.id, path, declared)
+    check_known(command, now)  # before shards are asked what nodes of an older release do not know
     if declared and path not in found.fields:
         left = max(0.001, deadline - asyncio.get_running_loop().time())
         serving = [info.shard for info in now.serving]
-        rooms = await asyncio.gather(*(shards.index_room(one, found.stored_name, path, left) for one in serving))
+        rooms = await asyncio.gather(*(_room(shards, one, found, path, left) for one in serving))
         for shard, room in zip(serving, rooms, strict=True):
             if room.needs > room.room:
                 raise invalid(
@@ -67,7 +71,14 @@ async def declare_field(shards: Shards, name: str, path: str, declared: bool, ti
                     "that setting of the nodes, or drop another declared index",
                 )
     left = max(0.001, deadline - asyncio.get_running_loop().time())
-    return await shards.command(catalog_commands.DeclareField(found.spec.name, found.id, path, declared), left)
+    return await shards.command(command, left)
+
+
+async def _room(shards: Shards, shard: int, found: CollectionInfo, path: str, timeout: float) -> IndexRoom:
+    try:
+        return await shards.index_room(shard, found.stored_name, path, timeout)
+    except CollectionNotFound:  # it was away when that was made
+        return IndexRoom(0, 0)
 
 
 async def set_alias(shards: Shards, alias: str, collection: str, timeout: float) -> WriteResult:

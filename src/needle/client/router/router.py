@@ -2,7 +2,7 @@
 
 Writes go to the shard that owns the document's routing key, batches are grouped by shard; reads fan out (fan_out.py
 proves coverage) and are merged. A stale map is answered with StaleEpoch: the router gets the newer one and tries again;
-a write is tried again only when the shard has said that it did nothing. Draws no randomness, has the event loop's clock.
+a write is tried again only when the shard has said that it did nothing. Draws no randomness; its clock is the loop's.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class PayloadIndex:
     def room(self, path: Path, end: int, live: int) -> tuple[int, int]:
         """Bytes that an index of this field of `live` documents would take, judged by the last of them, and those that
         there are beside other declared ones. Blocking."""
-        rows = self._stored.between(max(0, end - SAMPLE_ROWS), end)
+        rows = self._stored.between(max(0, end - min(SAMPLE_ROWS, self._piece_rows)), end)
         documents = decode_rows(rows, frozenset((path[0],)))
         runs = [run_of(path, 0, end, rows.ordinals, documents, instants=instants) for instants in (False, True)]
         share = live / max(1, len(rows.ordinals))
