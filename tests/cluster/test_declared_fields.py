@@ -13,6 +13,7 @@ from cluster.catalog_util import spec, topology
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import ClusterTooOld, CollectionNotFound, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import CollectionSize, FieldIndex, WriteResult
+from needle.base.versions import KNOWN
 from needle.catalog.collections import FIELDS_MAX
 from needle.catalog.state import execute
 from needle.client import Client
@@ -74,6 +75,8 @@ class Rooms:
     def __init__(self, *rooms: IndexRoom | NeedleError) -> None:
         self.known = topology(shards=len(rooms))
         self.known, _ = execute(self.known, 2, CreateCollection(spec("a"), False, 1))
+        nodes = tuple(msgspec.structs.replace(node, knows=KNOWN) for node in self.known.nodes)
+        self.known = msgspec.structs.replace(self.known, cluster_version=KNOWN, nodes=nodes)
         self.rooms = rooms
         self.asked: list[tuple[int, str, str]] = []
 

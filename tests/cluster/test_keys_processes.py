@@ -90,6 +90,7 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
             work: list[tuple[bool, Any]] = [
                 (writes, lambda client=client: client.insert("x", VECTOR)),
                 (rules, lambda client=client, role=role: client.create_collection(f"of-{role}", dimensions=2)),
+                (rules, lambda client=client: client.create_field_index("default", "year")),
                 (rules, lambda client=client, role=role: client.create_key(f"by-{role}")),
                 (rules, client.step_down),
             ]
@@ -107,6 +108,8 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
         assert await status(at[0], "/v1/collections/default/search", key, "POST", search) == 200
         assert await status(at[1], "/v1/collections/default/documents/x", key, "PUT", put) == (200 if writes else 403)
         assert await status(at[2], "/v1/keys", key) == (200 if rules else 403)
+        field = "/v1/collections/default/field-indexes/in.year"
+        assert [await status(at[0], field, key, how) for how in ("PUT", "DELETE")] == [200 if rules else 403] * 2
 
 
 async def test_who_did_what_and_who_was_refused_is_written_down(cluster: ProcessCluster, admin: Client) -> None:

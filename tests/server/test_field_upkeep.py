@@ -12,6 +12,8 @@ import pytest
 
 from cluster.fake_shards import virtually
 from needle.base.errors import DiskFailed, DiskFull
+from needle.base.model import CollectionSpec
+from needle.routing.topology import CollectionInfo, Topology
 from needle.server.upkeep.field_upkeep import AGAIN_SECONDS, SETTLED_SECONDS, FieldUpkeep
 from needle.shard.fields.index_budget import IndexRows
 
@@ -28,10 +30,13 @@ class Around:
         self.saved: list[tuple[float, int]] = []
         self.error: Exception | None = None
         self.asked = 0
-        replica: Any = SimpleNamespace(field_indexes=self.indexes, held=SimpleNamespace(save_fields=self._save))
+        held = SimpleNamespace(save_fields=self._save, declare_fields=self._declare)
+        replica: Any = SimpleNamespace(field_indexes=self.indexes, held=held)
         clock: Any = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
         pool: Any = SimpleNamespace(run=self._run)
-        self.upkeep = FieldUpkeep(1, replica, self.host, clock, pool, self._call, self.space)
+        self.topology = Topology()
+        self.declared: list[tuple[float, dict[str, Any]]] = []
+        self.upkeep = FieldUpkeep(1, replica, self.host, clock, pool, self._call, self.space, lambda: self.topology)
 
     async def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return call(*arguments)
@@ -45,6 +50,9 @@ class Around:
             raise self.error
         self.saved.append((asyncio.get_running_loop().time(), rows_min))
         return False
+
+    def _declare(self, declared: dict[str, Any]) -> None:
+        self.declared.append((asyncio.get_running_loop().time(), declared))
 
     async def during(self, *steps: tuple[float, Callable[[], None]]) -> None:
         """Let it run, doing something after so many seconds each."""
@@ -93,3 +101,23 @@ def test_nothing_is_saved_while_the_disk_has_little_room() -> None:
     around.space.low = True
     virtually(around.during((30.0, lambda: setattr(around.space, "low", False)), (1.0, lambda: None)))
     assert len(around.saved) == 1 and around.saved[0][1] == ROWS.settled
+
+
+def test_the_replica_is_told_again_and_again_what_the_catalog_declares_and_once_that_it_is_no_more() -> None:
+    """Again, because documents come to it, and a snapshot may have taken the place of its state."""
+    around, fields = Around(), ("x", "y.z")
+    made = [
+        CollectionInfo(id=2, spec=CollectionSpec(name="a", dimensions=2), fields=fields),
+        CollectionInfo(id=3, spec=CollectionSpec(name="b", dimensions=2)),
+    ]
+
+    def declared() -> None:
+        assert around.declared == []
+        around.topology = Topology(version=5, collections=tuple(made))
+
+    def no_more() -> None:
+        around.topology = Topology(version=6, collections=(made[1],))
+
+    virtually(around.during((10.0, declared), (10.0, no_more), (20.0, lambda: None)))
+    told = [one for _, one in around.declared]
+    assert 3 <= len(told) <= 6 and told[:-1] == [{"a@2": fields}] * (len(told) - 1) and told[-1] == {}

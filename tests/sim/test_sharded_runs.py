@@ -19,6 +19,7 @@ from proof.sim.spec import (
     DATABASE_KINDS,
     DIRECTORY_KINDS,
     DIRECTORY_NUMBER,
+    FIELD_KINDS,
     KINDS,
     LATE_KINDS,
     MORE_KINDS,
@@ -58,13 +59,13 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     kinds = {fault.kind for seed in range(1, 60) for fault in Spec(seed=seed, sharded=True).schedule()}
     assert {"catalog-leader", "client-off-catalog", "node-off-shard", "move", "join"} <= kinds
     later = {*MORE_SHARD_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS, *LATE_KINDS, *REPLICA_KINDS}
-    later |= {*WAY_BACK_KINDS}
+    later |= {*WAY_BACK_KINDS, *FIELD_KINDS}
     assert later <= kinds
     plain = Spec(seed=9, sharded=True, plain=True)
     assert not {fault.kind for fault in plain.schedule()} & later
     assert set(plain.schedule()) < set(Spec(seed=9, sharded=True).schedule())
     assert "--plain" in plain.replay_command()
-    single = {*KINDS, *MORE_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS}
+    single = {*KINDS, *MORE_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS, *FIELD_KINDS}
     assert not {fault.kind for fault in Spec(seed=9).schedule()} - single
     assert "--sharded" in Spec(seed=9, sharded=True).replay_command()
 
@@ -80,7 +81,7 @@ def test_a_node_whose_directory_was_replaced_is_noticed_and_stays_lost(seed: int
 
 
 SEEDS_MAX = 8
-LASTING = {"aliases", "scans", "counts", "changes by a filter"}
+LASTING = {"aliases", "scans", "counts", "changes by a filter", "declared fields"}
 """Checkers of proof/sim/shards/lasting.py."""
 NO_EPOCHS = Edit("server.service.checks:Ownerships.of", "if owned.epoch > epoch:", "if owned.epoch < 0:")
 PLANTED = {

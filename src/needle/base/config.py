@@ -96,8 +96,8 @@ class Limits(Settings, frozen=True, kw_only=True):
     append_bytes_max: Bytes of log entries in one message to a follower; a single larger entry still goes.
     commit_rows_max: Rows that may wait in memory for their commit to SQLite; more cost less a write, and the first read
         behind them waits longer.
-    field_index_bytes_max: Bytes of memory for the indexes of metadata fields, a replica; what does not fit is read from
-        disk (docs/filters.md).
+    field_index_bytes_max: Bytes of memory for the indexes of metadata fields, a replica, and of their files on disk;
+        what does not fit is read from the documents (docs/filters.md).
     freeze_seconds: Writes of a key range that changes its shard wait at most so long for the new shard to confirm that
         it has everything; then they go on where they were, and the move begins anew.
     """

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from needle.shard.agenda import Changed
 from needle.shard.fields.index_budget import FieldName
+from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import CollectionView
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.states import States
@@ -19,8 +20,9 @@ from needle.shard.states import States
 class HeldCollections:
     """Of one replica. Its first members are segments.keeper.VectorsHost."""
 
-    def __init__(self, states: States, changed: Changed) -> None:
+    def __init__(self, states: States, changed: Changed, in_flight: InFlight) -> None:
         self._states = states
+        self._in_flight = in_flight
         self._changed = changed
 
     @property
@@ -74,5 +76,6 @@ class HeldCollections:
     def save_fields(self, rows_min: int) -> bool:
         """Keep one index of a field for the next start, to which so many rows have come since it was kept; False if
         there is none. Blocking; raises StorageError, DiskFull or TooManyFiles, and what was kept before stays."""
-        opened = self._states.opened
-        return opened is not None and self._states.damage is None and opened.save_fields(rows_min)
+        with self._in_flight.enter():  # what replaces or closes the state waits
+            opened = self._states.opened
+            return opened is not None and self._states.damage is None and opened.save_fields(rows_min)

@@ -111,7 +111,7 @@ class OpenedState:
         )
 
     def close(self) -> None:
-        """Nobody may be using it any more, but `save_fields`, which is waited for."""
+        """Nobody may be using it any more."""
         if self._field_files is not None:
             self._field_files.close()
         for held in self.live.numbered.values():
@@ -178,7 +178,14 @@ class OpenedState:
         self._field_files.drop_others(set(self.live.numbered))
         payloads = [live.payload for live in list(self.live.numbered.values())]
         held = {place for payload in payloads for place in payload.kept()}
-        return any(payload.save(rows_min, lambda: self.view.at.index, held) for payload in payloads)
+        return any(payload.save(rows_min, self._committed, held) for payload in payloads)
+
+    def _committed(self) -> int:
+        """The index of the view, which the file has by now: after a kill it would not be there otherwise, and what is
+        of a later index than the documents is thrown away."""
+        index = self.view.at.index
+        self.store.writer.save()
+        return index
 
     # --- files -------------------------------------------------------------------------------------------------------
     def export(self, directory: str) -> tuple[int, int, bytes, list[Any]]:
