@@ -108,7 +108,7 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
         assert await status(at[0], "/v1/collections/default/search", key, "POST", search) == 200
         assert await status(at[1], "/v1/collections/default/documents/x", key, "PUT", put) == (200 if writes else 403)
         assert await status(at[2], "/v1/keys", key) == (200 if rules else 403)
-        field = "/v1/collections/default/field-indexes/in.year"
+        field = "/v1/collections/default/field_indexes/in.year"
         assert [await status(at[0], field, key, how) for how in ("PUT", "DELETE")] == [200 if rules else 403] * 2
 
 

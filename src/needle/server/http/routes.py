@@ -132,11 +132,11 @@ ROUTES: Final = (
         Nothing, bodies.Written, "admin", tag="collections",
     ),
     Route(
-        "PUT", f"{_IN}/field-indexes/{{field:path}}", collections.create_field_index,
+        "PUT", f"{_IN}/field_indexes/{{field:path}}", collections.create_field_index,
         "Keep an index of a field of metadata", Nothing, bodies.Written, "admin", tag="collections",
     ),
     Route(
-        "DELETE", f"{_IN}/field-indexes/{{field:path}}", collections.drop_field_index,
+        "DELETE", f"{_IN}/field_indexes/{{field:path}}", collections.drop_field_index,
         "Keep an index of a field only while searches filter on it", Nothing, bodies.Written, "admin",
         tag="collections",
     ),
