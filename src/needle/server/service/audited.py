@@ -17,7 +17,7 @@ from needle.base.parts import Body, Pieces
 from needle.base.runtime import Clock, Rng
 from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.calls import WriteCall
-from needle.protocol.peer_calls import CATALOG, SYNC, CatalogCall
+from needle.protocol.peer_calls import CATALOG, INDEX_ROOM, SYNC, CatalogCall
 from needle.rpc.promise import Promise
 from needle.server.audit import REFUSALS, Audit
 from needle.server.ports import PeerLike
@@ -36,6 +36,8 @@ STEPS: Final = (
     catalog_commands.RaiseVersion,
 )
 """What nodes do by themselves with what was asked for before."""
+ASKING: Final = (SYNC, INDEX_ROOM)
+"""Calls of an administrator's client that change nothing."""
 UNTOLD: Final = frozenset({"nonce", "epoch", "id"})
 
 Begin = Callable[[PeerLike, str, Any], Body | Awaitable[Body]]
@@ -103,7 +105,7 @@ def _told(method: str, body: Any) -> str | None:
     needs = NEEDS.get(method)
     if method == calls.WRITE:
         return _written(body) if len(body) <= LOOKED_AT_BYTES else None
-    if needs is None or needs.rank != ADMIN or method == SYNC:
+    if needs is None or needs.rank != ADMIN or method in ASKING:
         return None
     if method != CATALOG or len(body) > LOOKED_AT_BYTES:
         return method
