@@ -133,14 +133,17 @@ async def test_who_did_what_and_who_was_refused_is_written_down(cluster: Process
     with pytest.raises(Unauthenticated):
         await cluster.connect(api_key=key)
     await admin.revoke_key("by-hand")
+    await admin.create_field_index("other", "year")
 
     async def all_there() -> bool:
-        return len(told()) >= before + 9
+        return len(told()) >= before + 10
 
     await wait_for(all_there, 30.0, "the lines")
     lines = told()
     acts = {(line["door"], line["call"], line["outcome"], line.get("key", ""), line.get("about", "")) for line in lines}
+    assert "index_room" not in {line["call"] for line in lines}  # a question
     assert {
+        ("binary", "DeclareField", "done", "ops", "name=other path=year declared=True"),
         ("binary", "CreateKey", "done", "ops", "name=watched role=reader"),
         ("binary", "write", "forbidden", "watched", ""),
         ("binary", "step_down", "forbidden", "watched", ""),

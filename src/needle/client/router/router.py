@@ -1,8 +1,7 @@
 """The router: which shards a request concerns, asking them, and making one answer of theirs.
 
-Writes go to the shard that owns the document's routing key, batches are grouped by shard; reads fan out (fan_out.py
-proves coverage) and are merged. A stale map is answered with StaleEpoch: the router gets the newer one and tries again;
-a write is tried again only when the shard has said that it did nothing. Draws no randomness; its clock is the loop's.
+Writes go to the shard that owns the routing key, batches by shard; reads fan out (fan_out.py proves coverage) and are
+merged. Who is answered StaleEpoch gets the newer map and tries again: of writes what no shard has done. No randomness.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ LOOK_SECONDS: Final = 0.1
 LEARN_SECONDS: Final = 3.0
 SETTLED_SECONDS: Final = 10.0
 """After so long without a change, also what is little is saved."""
+SAVE_SECONDS: Final = 1.0
+"""So often it is looked at most whether one is worth saving: that looks at every collection."""
 AGAIN_SECONDS: Final = 60.0
 """After so long it is tried again to save, where that failed."""
 
@@ -90,6 +92,7 @@ class FieldUpkeep:
         settled = now - self._changed_at >= SETTLED_SECONDS
         if changes == (self._settled if settled else self._saved) or now < self._save_from or self._space.low:
             return
+        self._save_from = now + SAVE_SECONDS
         rows_min = indexes.rows.settled if settled else indexes.rows.kept
         try:
             while not self._host.stopped and await self._pool.run(self._replica.held.save_fields, rows_min):
