@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,10 @@ from needle.base.errors import (
 )
 from needle.base.model import WriteResult
 from needle.catalog.machine import IMAGE_NAME, CatalogMachine
+from needle.catalog.nodes import LEADABLE
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
+    AddShard,
     AdvanceMove,
     AlterCollection,
     AssignReplicas,
@@ -174,6 +177,25 @@ def test_maintenance_is_of_the_catalog_until_it_is_ended() -> None:
     now, _ = execute(now, 6, MaintainNode("node-2", False))
     assert [info.maintenance for info in now.nodes] == [4, 0, 0]
     assert isinstance(execute(now, 7, MaintainNode("node-9", True))[1], InvalidArgument)
+
+
+def test_replicas_do_not_go_to_nodes_in_maintenance_alone() -> None:
+    """Nobody could lead such a group."""
+    now = msgspec.structs.replace(
+        topology(), cluster_version=LEADABLE, nodes=tuple(node(n, knows=2) for n in range(1, 7))
+    )
+    for at, name in enumerate(("node-4", "node-5"), 2):
+        now, _ = execute(now, at, MaintainNode(name, True))
+    held = list(now.shards[0].replicas)
+    for command in (AddShard(4, ["node-4", "node-5"]), AssignReplicas(1, held, ["node-4"])):
+        same, refused = execute(now, 9, command)
+        assert same is now and isinstance(refused, InvalidArgument)
+        assert "node-4" in refused.message and "in maintenance" in refused.message
+        assert "needle maintenance exit" in refused.message
+    for command in (AddShard(4, ["node-4", "node-6"]), AssignReplicas(1, held, ["node-4", "node-5", "node-1"])):
+        assert not isinstance(execute(now, 9, command)[1], NeedleError)
+    older = msgspec.structs.replace(now, cluster_version=LEADABLE - 1)  # its nodes may not know that rule
+    assert not isinstance(execute(older, 9, AddShard(4, ["node-4"]))[1], NeedleError)
 
 
 @pytest.mark.parametrize("group", [0, 1])

@@ -70,6 +70,18 @@ def test_nothing_new_goes_to_nodes_in_maintenance() -> None:
     assert new and not resting & {node for move in new for node in move.replicas}
 
 
+def test_a_move_that_would_leave_a_shard_to_nodes_in_maintenance_is_said_to_wait_for_them() -> None:
+    made = world(shards=1, nodes=4)
+    nodes = tuple(
+        msgspec.structs.replace(one, maintenance=7) if one.id in {"node-1", "node-2"} else one
+        for one in made.topology.nodes
+    )
+    made.topology = msgspec.structs.replace(made.topology, nodes=nodes)
+    found = plan(made.topology, made.stats(), Wish(replicas=2, drain=("node-3", "node-4"), balance=False))
+    assert not any(set(move.after) <= {"node-1", "node-2"} for move in found.moves if isinstance(move, MoveReplicas))
+    assert any("node-1, node-2 are in maintenance" in why for why in found.unmet), found
+
+
 def test_an_added_shard_gets_its_share_of_an_empty_cluster() -> None:
     made = world(documents=0)
     carried_out(made, Wish(shards=5))

@@ -64,7 +64,12 @@ def test_a_leader_that_leaves_does_not_hand_over_to_who_is_in_maintenance() -> N
     now = members("abcd", "dbc", caught_up="abcd")
     assert next_step(msgspec.structs.replace(now, resting={"d"})) == HandOver("b")
     waiting = next_step(msgspec.structs.replace(now, resting=set("bcd")))
-    assert isinstance(waiting, Wait) and "may lead" in waiting.why
+    assert isinstance(waiting, Wait) and "may lead: b (in maintenance), c (in maintenance), d (in" in waiting.why
+
+
+def test_who_is_in_maintenance_and_waited_for_is_named() -> None:
+    now = msgspec.structs.replace(members("abc", "abd", learners="d", caught_up="abcd", live="abc"), resting={"d"})
+    assert next_step(now) == Wait("d (in maintenance) does not answer, or is lost")
 
 
 def test_a_leader_whose_successors_are_all_new_leaves_last() -> None:

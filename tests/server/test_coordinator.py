@@ -35,7 +35,7 @@ from needle.protocol.catalog_commands import (
 from needle.protocol.peer_calls import WHO, DiskRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
 from needle.routing.planned_moves import MoveRange, MoveReplicas
-from needle.routing.plans import Plan, Wish
+from needle.routing.plans import Plan, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance
 from needle.routing.topology import MoveState, Topology
 from needle.server.upkeep.coordinator import Coordinator
@@ -52,6 +52,8 @@ class Paper:
         self.breaks: Callable[[bool], None] = lambda _: None
         self.leads = True
         self.held: list[str] = []
+        self.lacking: dict[GroupId, str] = {}
+        self.due: tuple[NodeId, ...] = ()
         self.commands = self.refused = self.calls = 0
 
     def coordinator(self) -> Coordinator:
@@ -77,6 +79,9 @@ class Paper:
 
             def status(self, group: GroupId) -> RaftStatus:
                 return paper.status("node-1", group)
+
+            def due_to_heal(self, topology: Topology) -> tuple[NodeId, ...]:
+                return paper.due
 
             async def confirmed(self, timeout: float) -> Topology:
                 await asyncio.sleep(0)
@@ -141,7 +146,7 @@ class Paper:
             node_id=node, group=group, state="Leader" if leads else "Follower", current_term=1, leader=None,
             commit_index=1, last_applied=1, first_index=1, last_index=1, peers=[], learners=[], lease_remaining=0,
             leader_changes=0, voters=list(next(moving, holders.wanted)),
-            held_moves=self.held if group == 1 else [],
+            held_moves=self.held if group == 1 else [], waits_for=self.lacking.get(group, "") if leads else "",
             documents=found.documents if found else 0, live_bytes=found.bytes if found else 0,
         )  # fmt: skip
 
@@ -239,6 +244,43 @@ def test_nothing_moves_while_a_shard_is_not_measured() -> None:
         assert paper.started
 
     _run(work())
+
+
+def _moved_by_hand() -> tuple[Paper, MoveReplicas]:
+    """A replica of shard 0 is on its way from one node to another, by hand."""
+    made = world()
+    held = made.topology.shards[0].wanted
+    target = next(one.id for one in made.topology.nodes if one.id not in held)
+    paper = _started(Wish(move=ReplicaMove(shard=0, source=held[0], target=target)), made)
+    asyncio.run(paper.coordinator()._round())
+    ((move, _),) = paper.started
+    assert isinstance(move, MoveReplicas)
+    return paper, move
+
+
+def test_it_says_which_node_a_move_of_replicas_waits_for() -> None:
+    paper, move = _moved_by_hand()
+    paper.lacking = {1: f"{move.added[0]} (in maintenance) does not answer, or is lost", 2: "of no concern"}
+    told = asyncio.run(paper.coordinator().progress(1.0))
+    assert told is not None and f"shard 0: {move.added[0]} (in maintenance) does not answer" in told.why
+    assert "of no concern" not in told.why
+
+
+def test_what_is_lost_is_rebuilt_beside_a_move_that_waits() -> None:
+    """Its target may be in maintenance for days; one rebalance runs at a time."""
+    paper, move = _moved_by_hand()
+    gone = next(
+        one for one in paper.made.topology.serving[1].wanted if one not in (*move.before, *move.after, "node-1")
+    )
+    paper.silent, paper.made.dead = {gone}, {gone}
+    asyncio.run(paper.coordinator()._round())
+    assert len(paper.started) == 1  # it is not gone for long yet
+    paper.due = (gone,)
+    for _ in range(3):
+        asyncio.run(paper.coordinator()._round())
+    rebuilt = [one for one, _ in paper.started[1:]]
+    assert rebuilt and all(isinstance(one, MoveReplicas) and one.removed == (gone,) for one in rebuilt)
+    assert paper.job.state is JobState.RUNNING and move in [one.move for one in paper.job.running]
 
 
 def test_who_does_not_lead_the_catalog_says_who_does() -> None:

@@ -91,7 +91,9 @@ def _replace(now: Members, ready: frozenset[NodeId], leaving: frozenset[NodeId])
             return HandOver(min(able, key=lambda node: (node not in now.wanted, _rank(now.wanted, node), node)))
         gone, voters = gone - {now.leader}, voters | {now.leader}
         if voters == now.voters:
-            return Wait(f"no other voter than {now.leader}, which is to leave, has the log, answers and may lead")
+            others = _named(now, now.voters - {now.leader})
+            why = f"no other voter than {now.leader}, which is to leave, has the log, answers and may lead"
+            return Wait(f"{why}: {others} cannot now" if others else why)
     return _possible(now, voters, (now.learners - ready) | gone)
 
 
@@ -100,15 +102,20 @@ def _possible(now: Members, voters: frozenset[NodeId], learners: frozenset[NodeI
     able = voters & frozenset(now.live) & frozenset(now.caught_up)
     if 2 * len(able) > len(voters):
         return Change(voters, learners)
-    lacking = ", ".join(sorted(voters - able))
+    lacking = _named(now, voters - able)
     return Wait(f"of the voters {', '.join(sorted(voters))} no majority answers and has the log: {lacking} does not")
 
 
 def _lacking(now: Members, nodes: frozenset[NodeId]) -> str:
-    silent, behind = sorted(nodes - frozenset(now.live)), sorted(nodes & frozenset(now.live))
-    parts = [f"{', '.join(silent)} does not answer, or is lost"] if silent else []
-    parts += [f"{', '.join(behind)} has not caught up yet"] if behind else []
+    silent, behind = _named(now, nodes - frozenset(now.live)), _named(now, nodes & frozenset(now.live))
+    parts = [f"{silent} does not answer, or is lost"] if silent else []
+    parts += [f"{behind} has not caught up yet"] if behind else []
     return "; ".join(parts)
+
+
+def _named(now: Members, nodes: Collection[NodeId]) -> str:
+    """For people: whoever reads it can bring back a node that is in maintenance."""
+    return ", ".join(f"{node} (in maintenance)" if node in now.resting else node for node in sorted(nodes))
 
 
 def _rank(wanted: Sequence[NodeId], node: NodeId) -> int:

@@ -17,7 +17,7 @@ from needle.base.errors import (
     NeedleError,
     invalid,
 )
-from needle.base.ids import NodeId, group_name, shard_group
+from needle.base.ids import GroupId, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
 from needle.base.versions import FIRST
 from needle.catalog import collections, keys, nodes, range_moves, rebalances
@@ -117,13 +117,14 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> Change
 
 def _add_shard(now: Topology, index: int, command: AddShard) -> Changed:
     need_cluster(now)
-    nodes, known = tuple(command.replicas), now.shards[command.shard : command.shard + 1] if command.shard >= 0 else ()
-    if known and known[0].founders == nodes:
+    there = now.shards[command.shard : command.shard + 1] if command.shard >= 0 else ()
+    founders = tuple(command.replicas)
+    if there and there[0].founders == founders:
         return done(now, index, now.version, existed=True)
     if command.shard != len(now.shards) or command.shard >= SHARDS_MAX:
         raise invalid("shard", command.shard, f"the next number, {len(now.shards)}, below {SHARDS_MAX}")
-    _check_replicas(now, nodes)
-    made = ShardInfo(shard=command.shard, replicas=nodes, founders=nodes)
+    _check_replicas(now, founders, shard_group(command.shard))
+    made = ShardInfo(shard=command.shard, replicas=founders, founders=founders)
     return done(_replace(now, shards=(*now.shards, made)), index)
 
 
@@ -160,12 +161,13 @@ def _holders(now: Topology, group: int) -> Holders:
     return holders
 
 
-def _check_replicas(now: Topology, nodes: tuple[NodeId, ...]) -> None:
-    strange = sorted(set(nodes) - now.addresses().keys())
+def _check_replicas(now: Topology, named: tuple[NodeId, ...], group: GroupId) -> None:
+    strange = sorted(set(named) - now.addresses().keys())
     if strange:
         raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(now.addresses())}")
-    if not nodes or len(set(nodes)) != len(nodes) or len(nodes) > REPLICAS_MAX:
-        raise invalid("nodes", ", ".join(nodes), f"1 to {REPLICAS_MAX} different nodes")
+    if not named or len(set(named)) != len(named) or len(named) > REPLICAS_MAX:
+        raise invalid("nodes", ", ".join(named), f"1 to {REPLICAS_MAX} different nodes")
+    nodes.check_leadable(now, named, group)
 
 
 def _assign_replicas(now: Topology, index: int, command: AssignReplicas) -> Changed:
@@ -179,7 +181,7 @@ def _assign_replicas(now: Topology, index: int, command: AssignReplicas) -> Chan
             f"{', '.join(command.before)}",
             field="before",
         )
-    _check_replicas(now, after)
+    _check_replicas(now, after, command.group)
     leaving = tuple(node for node in held.all if node not in after)
     same = set(after) == set(held.wanted)
     holders = Holders(after, leaving, held.assigned if same else index)

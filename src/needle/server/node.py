@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
@@ -297,6 +297,10 @@ class Node:
     @property
     def blocking(self) -> Callable[..., Awaitable[Any]]:
         return self.ports.search_pool.run
+
+    def due_to_heal(self, topology: Topology) -> Collection[NodeId]:
+        """Nodes that have been gone for long, as far as this one knows, which leads the catalog."""
+        return self._healing.due(topology)
 
     def observe(self, what: str, seconds: float, error: NeedleError | None) -> None:
         """One call was answered."""

@@ -22,13 +22,20 @@ _PHASE = {
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """voters, learners: of each group, as its leader has them. copied: documents, by move of key ranges. held: why
-    such moves wait, as their drivers say."""
+    such moves wait, as their drivers say. lacking: what the members of a group lack to be those that the catalog names,
+    as its leader says."""
 
     topology: Topology
     voters: Mapping[GroupId, frozenset[NodeId]]
     learners: Mapping[GroupId, frozenset[NodeId]]
     copied: Mapping[int, int]
     held: tuple[str, ...] = ()
+    lacking: Mapping[GroupId, str] = {}
+
+    def waiting(self, running: Sequence[Running]) -> tuple[str, ...]:
+        """Why what runs does not go on now, as far as those say that make the moves."""
+        groups = dict.fromkeys(one.move.group for one in running if isinstance(one.move, MoveReplicas))
+        return (*self.held, *(f"{group_name(group)}: {why}" for group in groups if (why := self.lacking.get(group))))
 
 
 def fate(one: Running, seen: Seen) -> bool | None:

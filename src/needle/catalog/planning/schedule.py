@@ -73,17 +73,24 @@ class State:
         if isinstance(move, MoveRange):
             return self._why_no_range(move)
         if isinstance(move, MoveReplicas):
-            return self._why_no_replicas(move)
+            return self._no_leader(move.after) or self._why_no_replicas(move)
         if isinstance(move, PreferLeader):
             if move.group in self.changing:
                 return self.changing[move.group]
             if move.after[0] not in self.alive:
                 return f"{move.after[0]} does not answer"
-            return self._no_majority(move.group, move.before)
+            return self._no_leader(move.after) or self._no_majority(move.group, move.before)
         if isinstance(move, FoundShard):
             silent = [node for node in move.replicas if node not in self.alive]
-            return f"{', '.join(silent)} do not answer" if silent else ""
+            return f"{', '.join(silent)} do not answer" if silent else self._no_leader(move.replicas)
         return ""
+
+    def _no_leader(self, replicas: Replicas) -> str:
+        """If all are in maintenance: the catalog would refuse it."""
+        resting = [node for node in replicas if node in self.alive and not self.nodes[node].open]
+        if resting != [*replicas]:
+            return ""
+        return f"{', '.join(resting)} {'is' if len(resting) == 1 else 'are'} in maintenance, so nobody could lead it"
 
     def _no_majority(self, group: GroupId, replicas: Replicas) -> str:
         able = [node for node in replicas if node in self.alive]

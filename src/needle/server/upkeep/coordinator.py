@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from needle.base.errors import Internal, InvalidArgument, NeedleError, NotLeader, Unavailable
-from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
@@ -28,7 +28,7 @@ from needle.client.measuring import Measured, Measuring
 from needle.multiraft.host import Host
 from needle.protocol.catalog_commands import CatalogCommand, StepRebalance
 from needle.routing.jobs import Job, JobState, Progress, Running
-from needle.routing.planned_moves import Move
+from needle.routing.planned_moves import Move, MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import Topology
 from needle.server.upkeep.lasting import next_beat
@@ -74,6 +74,10 @@ class CoordinatingNode(Protocol):
     def blocking(self) -> Callable[..., Awaitable[Any]]: ...
     def now(self) -> float: ...
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus: ...
+    def due_to_heal(self, topology: Topology) -> Collection[NodeId]:
+        """Nodes that have been gone for long, whose replicas others are to get."""
+        ...
+
     async def confirmed(self, timeout: float) -> Topology: ...
     async def wait_topology(self, version: int, timeout: float) -> bool: ...
 
@@ -143,7 +147,7 @@ class Coordinator:
             why = job.why or error.message
             return _replace(told, total_bytes=max(told.total_bytes, job.planned_bytes), why=why)
         running = now_running(job.running, look.seen)
-        return rebalance.progress(job, look.plan, running, self._rate(job, running), look.seen.held)
+        return rebalance.progress(job, look.plan, running, self._rate(job, running), look.seen.waiting(running))
 
     async def _fresh(self, topology: Topology, timeout: float) -> _Look:
         """What was seen and planned for the running job; not long ago, if the catalog is the same since."""
@@ -155,7 +159,7 @@ class Coordinator:
         job = topology.rebalance
         plan = rebalance.NOTHING
         if job is not None and not job.over:
-            plan = await self._planned(topology, found, job.pressing())
+            plan = await self._planned_with_healing(topology, found, job.pressing())
         self._look = _Look(topology.version, self._node.now(), self._looked_at(topology, found), plan)
         return self._look
 
@@ -185,7 +189,7 @@ class Coordinator:
         made, running, plan = _replace(made, running=tuple(left)), now_running(left, seen), rebalance.NOTHING
         try:
             if job.state is not JobState.CANCELLING:
-                plan = await self._planned(topology, found, made.pressing())
+                plan = await self._planned_with_healing(topology, found, made.pressing())
                 self._look = _Look(topology.version, self._node.now(), seen, plan)
         except (InvalidArgument, Internal) as error:  # it was possible once: a node or a shard that it names is gone
             await self._step(StepRebalance(_replace(made, state=JobState.FAILED, why=error.message), job.revision))
@@ -228,7 +232,20 @@ class Coordinator:
         voters[CATALOG_GROUP], learners[CATALOG_GROUP] = frozenset(catalog.voters), frozenset(catalog.learners)
         copied = {move: count for one in found.leaders.values() for move, count in one.copied.items()}
         held = tuple(why for one in found.leaders.values() for why in one.held_moves)
-        return Seen(topology=topology, voters=voters, learners=learners, copied=copied, held=held)
+        lacking = {shard_group(shard): one.waits_for for shard, one in found.leaders.items()}
+        lacking[CATALOG_GROUP] = catalog.waits_for
+        return Seen(topology=topology, voters=voters, learners=learners, copied=copied, held=held, lacking=lacking)
+
+    async def _planned_with_healing(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
+        """A rebalance may wait for long, for a node in maintenance say, and there is one at a time: so it also rebuilds
+        what is lost meanwhile, and does not fail where that cannot be."""
+        plan = await self._planned(topology, found, wish)
+        lost = sorted(set(self._node.due_to_heal(topology)) - found.stats.alive - set(wish.lost))
+        if not lost:
+            return plan
+        healing = await self._planned(topology, found, Wish(lost=tuple(lost), balance=False))
+        rebuilt = tuple(move for move in healing.moves if isinstance(move, MoveReplicas) and move.added)
+        return _replace(plan, moves=(*rebuilt, *plan.moves), least=plan.least + sum(move.bytes for move in rebuilt))
 
     async def _planned(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
         def made() -> Plan:

@@ -4,8 +4,8 @@ A node is gone when it does not answer, or its directory is not the one that the
 leader counts itself, by its own clock and from when it began to lead. Invariants: it counts and acts only in looks in
 which the catalog's majority confirmed that it leads; it does nothing while half of the nodes or more look gone, for
 then it is perhaps this node that is cut off; the start is one command of the catalog, which refuses a second one, so
-nothing is rebuilt twice. When a node is back, what has not arrived elsewhere is taken back. A node in maintenance is
-not gone.
+nothing is rebuilt twice. While another rebalance is under way, that one rebuilds it, too (`coordinator`). When a node
+is back, what has not arrived elsewhere is taken back. A node in maintenance is not gone.
 """
 
 from __future__ import annotations
@@ -93,6 +93,10 @@ class Healing:
                 self._gone.clear()  # it could not confirm that it leads: what it saw may be its own fault
                 log.debug("node %s does not look after lost replicas now: %s", node.node_id, error)
 
+    def due(self, topology: Topology) -> tuple[NodeId, ...]:
+        """The nodes to replace, by the last look."""
+        return due(topology, self._gone, self._node.now(), self._replace_after)
+
     async def look(self) -> None:
         """One look, on the catalog's leader. Raises what says that it cannot confirm that it leads."""
         node = self._node
@@ -111,7 +115,7 @@ class Healing:
         if job is not None and not job.over:
             await self._stop(job, self._gone)
             return
-        gone = due(topology, self._gone, now, self._replace_after)
+        gone = self.due(topology)
         if not gone or now < self._not_before:
             return
         wish = Wish(lost=gone, balance=False)
