@@ -16,8 +16,8 @@ from needle.catalog.planning.planner import MOVES_MAX, SHARDS_AT_ONCE, plan
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AssignReplicas, DrainNode, StartMove
 from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas, PreferLeader
-from needle.routing.plans import Plan, Wish
-from needle.routing.stats import imbalance, summarize
+from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
+from needle.routing.stats import ClusterStats, imbalance, summarize
 from needle.routing.strategy import CONSISTENT_HASH, HASH, RANGE, ShardStrategy
 from needle.routing.topology import Topology
 
@@ -80,6 +80,68 @@ def test_a_move_that_would_leave_a_shard_to_nodes_in_maintenance_is_said_to_wait
     found = plan(made.topology, made.stats(), Wish(replicas=2, drain=("node-3", "node-4"), balance=False))
     assert not any(set(move.after) <= {"node-1", "node-2"} for move in found.moves if isinstance(move, MoveReplicas))
     assert any("node-1, node-2 are in maintenance" in why for why in found.unmet), found
+
+
+def without(stats: ClusterStats, *shards: int) -> ClusterStats:
+    """Nobody says what these hold."""
+    known = tuple(one for one in stats.shards if one.shard not in shards)
+    return msgspec.structs.replace(stats, shards=known, unknown=shards)
+
+
+def test_a_shard_of_which_nobody_says_what_it_holds_is_not_empty() -> None:
+    made = world()
+    assert plan(made.topology, made.stats()).moves == ()
+    found = plan(made.topology, without(made.stats(), 1))
+    assert found.moves == () and found.unmet == ()
+    assert len(found.waiting) == 1 and "no leader of shard 1 answers" in found.in_words()[0]
+    counted = summarize(made.topology, without(made.stats(), 1))
+    assert counted.unknown == (1,) and set(counted.shard_sizes) == {0, 2, 3}
+    assert counted.imbalance_ratio < 0.2
+
+
+def test_a_shard_that_is_to_go_keeps_all_it_has_while_nobody_says_what_that_is() -> None:
+    made = world()
+    found = plan(made.topology, without(made.stats(), 1), Wish(retire=(1, 2)))
+    moved = [move for move in found.moves if isinstance(move, MoveRange)]
+    assert moved and {move.source for move in moved} == {2} and not {move.target for move in moved} & {1}
+    assert [move for move in found.moves if isinstance(move, GiveUpShard)] == [GiveUpShard(shard=2)]
+    assert found.waiting
+
+
+def test_what_moves_to_a_shard_of_which_nobody_says_what_it_holds_is_left_alone_with_it() -> None:
+    made = world()
+    assert made.topology.map is not None
+    move = StartMove(1, made.topology.map.epoch, made.topology.map.ranges(0)[:1], 0, 1)
+    made.topology = execute(made.topology, 2000, move)[0]
+    assert made.topology.moves
+    found = plan(made.topology, without(made.stats(), 1), Wish(shards=5))
+    assert {move.source for move in found.moves if isinstance(move, MoveRange)} == {2, 3}
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_what_is_lost_of_other_shards_is_rebuilt_meanwhile(unknown: int) -> None:
+    made = world()
+    lost = made.topology.shards[0].wanted[0]
+    made.dead = {lost}
+    wish = Wish(lost=(lost,), balance=False)
+    whole = {move.group for move in plan(made.topology, made.stats(), wish).moves if isinstance(move, MoveReplicas)}
+    found = plan(made.topology, without(made.stats(), unknown), wish)
+    moved = {move.group for move in found.moves if isinstance(move, MoveReplicas)}
+    assert len(whole) > 1 and moved == whole - {unknown + 1}
+    assert bool(found.waiting) == (lost in made.topology.shards[unknown].wanted)
+
+
+def test_by_hand_only_what_is_named_waits() -> None:
+    made = world()
+    held = made.topology.shards[0].wanted
+    target = next(one.id for one in made.topology.nodes if one.id not in held)
+    wish = Wish(move=ReplicaMove(shard=0, source=held[0], target=target))
+    assert plan(made.topology, without(made.stats(), 1), wish).waiting == ()
+    assert plan(made.topology, without(made.stats(), 1), wish).moves
+    waits = plan(made.topology, without(made.stats(), 0), wish)
+    assert waits.moves == () and waits.waiting
+    split = plan(made.topology, without(made.stats(), 0), Wish(split=ShardSplit(shard=0, into=4)))
+    assert split.moves == () and split.waiting and split.unmet == ()
 
 
 def test_an_added_shard_gets_its_share_of_an_empty_cluster() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from cluster.fake_shards import virtually
 from cluster.planned_world import MIB, Begun, World, world
-from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader, Unavailable
+from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult
 from needle.catalog.planning import planner
@@ -51,6 +52,9 @@ class Paper:
         self.silent: set[NodeId] = set()
         self.breaks: Callable[[bool], None] = lambda _: None
         self.leads = True
+        self.leaderless: set[GroupId] = set()
+        self.seen: list[Any] = []
+        """All moves that were started."""
         self.held: list[str] = []
         self.lacking: dict[GroupId, str] = {}
         self.due: tuple[NodeId, ...] = ()
@@ -111,6 +115,7 @@ class Paper:
             self.refused += 1
             raise result
         if start is not None:
+            self.seen.append(start)
             self.started.append((start, Begun(made.index, frozenset(held.wanted if held else ()), able)))
         check_invariants(self.job.running, self.job.config.max_concurrent_moves)
 
@@ -141,7 +146,7 @@ class Paper:
         assert holders is not None
         found = {one.shard + 1: one for one in self.made.stats().shards}.get(group)
         moving = (move.before for move, _ in self.started if isinstance(move, MoveReplicas) and move.group == group)
-        leads = node == min(set(holders.wanted) - self.silent, default="")
+        leads = node == min(set(holders.wanted) - self.silent, default="") and group not in self.leaderless
         return RaftStatus(
             node_id=node, group=group, state="Leader" if leads else "Follower", current_term=1, leader=None,
             commit_index=1, last_applied=1, first_index=1, last_index=1, peers=[], learners=[], lease_remaining=0,
@@ -223,27 +228,44 @@ def _started(wish: Wish, made: World | None = None) -> Paper:
     return paper
 
 
-def test_nothing_moves_while_a_shard_is_not_measured() -> None:
+def test_a_shard_without_a_leader_is_left_alone_while_the_others_go_on() -> None:
+    """It is not empty because nobody says what it holds; and the job neither fails nor is done before that."""
+
     async def work() -> None:
         paper = _started(Wish(retire=(0,)))
-        paper.silent = set(paper.made.topology.shards[1].replicas)
-        coordinator = paper.coordinator()
-        for _ in range(3):
-            await coordinator._round()
-        assert not paper.started
-        assert paper.job.state is JobState.PENDING
-        assert paper.job.why.startswith("what shard 1 holds is not known") or "1," in paper.job.why
-        assert paper.commands == 1  # the reason is told once
-        told = await coordinator.progress(1.0)
-        assert told is not None
-        assert "is not known" in told.why
-        with pytest.raises(Unavailable, match="is not known"):
-            await coordinator.plan(Wish(), 1.0)
-        paper.silent = set()
-        await coordinator._round()
-        assert paper.started
+        paper.leaderless = {2}
+        for _ in range(4 * STUCK_MAX):
+            await paper.coordinator()._round()
+            while paper.started:
+                paper.finish()
+        assert paper.made.topology.shards[0].retired
+        moved = [move for move in paper.seen if isinstance(move, MoveRange)]
+        assert {move.source for move in moved} == {0} and {move.target for move in moved} == {2, 3}
+        assert paper.job.state is JobState.RUNNING and "no leader of shard 1 answers" in paper.job.why
+        told = await paper.coordinator().progress(1.0)
+        assert told is not None and "no leader of shard 1" in told.why
+        paper.leaderless = set()
+        for _ in range(STUCK_MAX):
+            await paper.coordinator()._round()
+            while paper.started:
+                paper.finish()
+        assert paper.job.state is JobState.DONE
 
     _run(work())
+
+
+def test_who_asks_for_a_plan_is_told_which_shards_it_leaves_alone_after_an_elections_time() -> None:
+    async def work() -> None:
+        paper = _started(Wish(retire=(0,)))
+        paper.leaderless = {2}
+        began = asyncio.get_running_loop().time()
+        made = await paper.coordinator().plan(Wish(retire=(0,)), 1.0)
+        assert made.moves and any("no leader of shard 1" in line for line in made.in_words())
+        assert asyncio.get_running_loop().time() > began
+        paper.leaderless = set()
+        assert not (await paper.coordinator().plan(Wish(retire=(0,)), 1.0)).waiting
+
+    virtually(work())
 
 
 def _moved_by_hand() -> tuple[Paper, MoveReplicas]:
@@ -458,7 +480,7 @@ def test_in_a_large_cluster_only_what_changes_is_asked_again() -> None:
         async def calls_of(now: float) -> int:
             before = paper.calls
             found = await measuring.measure(node, made.topology, 1.0, now)
-            found.check_whole()
+            assert not found.stats.unknown
             assert len(found.stats.shards) == 200
             return paper.calls - before
 

@@ -59,7 +59,11 @@ def _show_stats(found: RebalanceStats) -> None:
     for shard, one in found.shard_sizes.items():
         rates = (f"{one.writes:.1f}", f"{one.searches:.1f}")
         shards.add_row(str(shard), str(one.documents), size_in_words(one.bytes), f"{one.share:.1%}", *rates)
+    for shard in found.unknown:
+        shards.add_row(str(shard), *["?"] * 5)
     console.print(shards)
+    if found.unknown:
+        console.print(f"no leader of shard {', '.join(map(str, found.unknown))} answers: what it holds counts nowhere")
     console.print(f"imbalance {found.imbalance_ratio:.2f} by size, {found.documents_imbalance:.2f} by documents\n")
     nodes = table("node", "replicas", "leads", "documents", "size", "filled", "on disk", "free", "disk")
     for name, load in found.nodes.items():

@@ -1,6 +1,6 @@
 """Measures a cluster: asks all replicas what they hold, and all nodes what their disks take.
 
-Invariant: a shard counts as what its leader holds; one whose leader does not answer is left out, and named.
+Invariant: a shard counts as what its leader holds; one whose leader does not answer counts as unknown, not as empty.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from needle.base.errors import NeedleError, Unavailable
+from needle.base.errors import NeedleError
 from needle.base.model import RaftStatus
 from needle.client.directory import Caller
 from needle.client.health import ReplicaStatus
@@ -23,18 +23,10 @@ from needle.routing.topology import NodeInfo, NodeState, Topology
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """leaders: by shard, the status of the replica that leads it. silent: shards without a leader that answers, which
-    the stats leave out."""
+    """leaders: by shard, the status of the replica that leads it; those without one are the stats' `unknown`."""
 
     stats: ClusterStats
     leaders: dict[int, RaftStatus]
-    silent: tuple[int, ...] = ()
-
-    def check_whole(self) -> None:
-        """Raises Unavailable that names the silent shards: what they hold is not known."""
-        if self.silent:
-            names = ", ".join(map(str, self.silent))
-            raise Unavailable(f"what shard {names} holds is not known: no leader of it answers", shards=names)
 
 
 CALLS_FREE = 64
@@ -61,7 +53,7 @@ class Measuring:
         before, at, known = last
         was = {info.shard: info for info in before.shards}
         again = {info.shard for info in topology.serving if info.leaving or was.get(info.shard) != info}
-        again |= _moving(before) | _moving(topology) | set(known.silent)
+        again |= _moving(before) | _moving(topology) | set(known.stats.unknown)
         leaders = {shard: one for shard, one in known.leaders.items() if shard not in again}
         leaders |= _leaders(await ask_replicas(caller, topology, timeout, again))
         found = _measured(topology, leaders, known.stats.nodes)
@@ -117,14 +109,14 @@ def _leaders(replicas: Sequence[ReplicaStatus]) -> dict[int, RaftStatus]:
 
 
 def _measured(topology: Topology, leaders: Mapping[int, RaftStatus], nodes: tuple[NodeStats, ...]) -> Measured:
-    silent = tuple(info.shard for info in topology.serving if info.shard not in leaders)
+    unknown = tuple(info.shard for info in topology.serving if info.shard not in leaders)
     shards = tuple(
         ShardStats(shard=info.shard, documents=leaders[info.shard].documents, bytes=leaders[info.shard].live_bytes)
         for info in topology.serving
         if info.shard in leaders
     )
     there = {info.shard: leaders[info.shard] for info in topology.serving if info.shard in leaders}
-    return Measured(stats=ClusterStats(shards=shards, nodes=nodes), leaders=there, silent=silent)
+    return Measured(stats=ClusterStats(shards=shards, nodes=nodes, unknown=unknown), leaders=there)
 
 
 async def ask_nodes(caller: Caller, topology: Topology, timeout: float) -> list[NodeStats]:

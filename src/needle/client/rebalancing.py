@@ -38,20 +38,16 @@ class RebalanceMethods:
     async def get_stats(self, *, timeout: float = TIMEOUT) -> RebalanceStats:
         """What each shard holds, in documents and bytes, which share of the keys it owns, how often it is called, and
         what each node holds and has room for. imbalance_ratio: the largest shard over the mean, minus 1, by bytes: 0.2
-        says that it is 20 % larger than a fair share. Raises Unavailable, which names the shards, if one has no leader
-        that answers, also not after an election's time."""
+        says that it is 20 % larger than a fair share. unknown: shards of which no leader answers, also not after an
+        election's time: what they hold is not in the other figures."""
         seconds, shards, loop = values.check_timeout(timeout), self._shards, asyncio.get_running_loop()
         deadline = loop.time() + min(seconds, SETTLE_SECONDS)
         while True:
             topology = await shards.confirmed(seconds)
-            try:
-                found = await measure(self._caller, topology, seconds, hot=True)
-                found.check_whole()
+            found = await measure(self._caller, topology, seconds, hot=True)
+            if not found.stats.unknown or loop.time() >= deadline:
                 return summarize(topology, found.stats)
-            except Unavailable:  # leadership may be on its way to another node
-                if loop.time() >= deadline:
-                    raise
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)  # leadership may be on its way to another node
 
     async def plan_rebalance(self, wish: Wish | None = None, *, timeout: float = TIMEOUT) -> Plan:
         """What would move so that the cluster is as wished (by default: even), in order. Nothing does. Raises
@@ -78,8 +74,8 @@ class RebalanceMethods:
             raise InvalidArgument(f"config is a RebalanceConfig, not a {type(config).__name__}", field="config")
         await self._check_idle(seconds)
         plan = await self._plan(wish, seconds)
-        if plan.unmet and not plan.moves:
-            raise Unavailable(f"nothing can be moved now: {'; '.join(plan.unmet)}")
+        if (plan.unmet or plan.waiting) and not plan.moves:
+            raise Unavailable(f"nothing can be moved now: {'; '.join([*plan.unmet, *plan.waiting])}")
         command = StartRebalance(wish, config or RebalanceConfig())
         return (await self._shards.command(command, seconds)).version
 
@@ -136,8 +132,8 @@ class RebalanceMethods:
     async def _by_hand(self, wish: Wish, refused: str, config: RebalanceConfig | None, seconds: float) -> int:
         await self._check_idle(seconds)
         plan = await self._plan(wish, seconds)
-        if plan.unmet:
-            raise Unavailable(f"{refused}: {'; '.join(plan.unmet)}")
+        if plan.unmet or plan.waiting:
+            raise Unavailable(f"{refused}: {'; '.join([*plan.unmet, *plan.waiting])}")
         return await self._start(wish, config, seconds)
 
     async def drain_node(self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:

@@ -104,13 +104,15 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """moves: in order; each is legal when those before it are done. unmet: what of the wish is left, and why. least:
-    bytes that any plan with the same end must move; of key ranges once, of replicas for each new one."""
+    bytes that any plan with the same end must move; of key ranges once, of replicas for each new one. waiting: which
+    shards it leaves as they are because no leader of them says what they hold."""
 
     moves: tuple[Move, ...]
     unmet: tuple[str, ...]
     before: Balance
     after: Balance
     least: int
+    waiting: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -131,6 +133,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """For people, a line each."""
         lines = [f"{number}. {move.in_words()}" for number, move in enumerate(self.moves, 1)]
         lines += [f"not possible now: {why}" for why in self.unmet]
+        lines += [f"waits: {why}" for why in self.waiting]
         lines.append(
             f"{len(self.moves)} moves copy {size_in_words(self.bytes)}, {self.ratio:.2f} of the least possible; "
             f"imbalance of shards {self.before.shards:.2f} to {self.after.shards:.2f}, "

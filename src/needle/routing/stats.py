@@ -57,11 +57,12 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured. A shard that is missing counts as empty, a node that is missing as one that does not
-    answer."""
+    """What was measured. A shard that is missing counts as empty, a node that is missing as one that does not answer.
+    unknown: shards without a leader that answers: how much they hold nobody says."""
 
     shards: tuple[ShardStats, ...] = ()
     nodes: tuple[NodeStats, ...] = ()
+    unknown: tuple[int, ...] = ()
 
     def by_shard(self) -> dict[int, ShardStats]:
         """Those that were measured."""
@@ -116,14 +117,16 @@ class HotRange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RebalanceStats(msgspec.Struct, frozen=True, kw_only=True):
-    """shard_sizes: by shard, retired ones left out. imbalance_ratio: by bytes; documents_imbalance: by documents.
-    hot_ranges: those with the most calls a second, first."""
+    """shard_sizes: by shard, retired and unknown ones left out. imbalance_ratio: by bytes; documents_imbalance: by
+    documents. hot_ranges: those with the most calls a second, first. unknown: shards of which no leader answers: nodes
+    have them among their replicas, and not in their documents and bytes."""
 
     shard_sizes: Mapping[int, ShardSize]
     imbalance_ratio: float
     documents_imbalance: float
     nodes: Mapping[NodeId, NodeLoad]
     hot_ranges: Sequence[HotRange]
+    unknown: Sequence[int] = ()
 
 
 def imbalance(sizes: Iterable[float]) -> float:
@@ -146,6 +149,8 @@ def summarize(topology: Topology, stats: ClusterStats, hot_max: int = 10) -> Reb
     """What `get_stats()` answers. hot_max: hot ranges at most."""
     known, shares, sizes = stats.by_shard(), key_shares(topology), {}
     for info in topology.serving:
+        if info.shard in stats.unknown:
+            continue
         one = known.get(info.shard, ShardStats(shard=info.shard))
         share = shares.get(info.shard, 0.0)
         sizes[info.shard] = ShardSize(
@@ -157,6 +162,7 @@ def summarize(topology: Topology, stats: ClusterStats, hot_max: int = 10) -> Reb
         documents_imbalance=imbalance(size.documents for size in sizes.values()),
         nodes=_loads(topology, stats),
         hot_ranges=_hot(stats, hot_max),
+        unknown=stats.unknown,
     )
 
 

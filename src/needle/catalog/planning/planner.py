@@ -17,7 +17,8 @@ from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.catalog.placement import Assignment, Need, PlacementNode, arrange
 from needle.catalog.planning import by_hand
-from needle.catalog.planning.pieces import Piece, as_ranges, cut, pieces_of
+from needle.catalog.planning.batches import MOVES_MAX, range_moves
+from needle.catalog.planning.pieces import Piece, pieces_of
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
 from needle.catalog.state import SHARDS_MAX
@@ -31,8 +32,7 @@ EMPTY_REPLICA_BYTES = 16 << 20
 """What a replica without documents weighs on its node, so that empty ones are spread, too."""
 
 SHARDS_AT_ONCE = 256
-MOVES_MAX = 4000
-"""Bounds of one plan: they keep the time that it takes, and its size as a message, small."""
+"""More or fewer in one plan, as MOVES_MAX."""
 
 ACTING = 0.75
 """Where ranges move, sizes are estimates: nodes are evened out already at this fraction of the threshold, so that
@@ -56,7 +56,13 @@ class _Planning:
         self._factor = topology.settings.replication_factor if wish.replicas is None else wish.replicas
         if not 1 <= self._factor <= REPLICAS_MAX:
             raise invalid("replicas", self._factor, f"a number from 1 to {REPLICAS_MAX}")
-        self._staying, self._new = self._shards()
+        self._apart = _apart(topology, stats)
+        staying, self._new = self._shards()
+        self._staying = [shard for shard in staying if shard not in self._apart]
+        self._still = [shard for shard in staying if shard in self._apart]
+        """Of those that are to own something, the ones whose key ranges nothing is said of."""
+        if not self._staying or (wish.split is not None and {wish.split.shard, wish.split.into} & self._apart):
+            self._new = []
         known = topology.addresses()
         for field, names in (
             ("drain", wish.drain),
@@ -107,9 +113,10 @@ class _Planning:
 
     # --- the plan ----------------------------------------------------------------------------------------------------
     def plan(self) -> Plan:
-        pieces = pieces_of(self._topology, self._stats, self._wish.heat)
+        known = pieces_of(self._topology, self._stats, self._wish.heat)
+        pieces = [piece for piece in known if not {piece.home, piece.owner} & self._apart]
         spread = self._spread(pieces)
-        batches = self._range_moves(spread)
+        batches = range_moves(self._space, spread, self._wish.range_bytes_max)
         ranges = [move for move, _ in batches]
         refused = self._refused(ranges)
         self._new = [] if refused else self._new
@@ -133,7 +140,7 @@ class _Planning:
             founded=founded,
             ranges=list(ranges),
             growing={shard_group(shard) for shard in self._staying if final[shard] > sizes[shard]},
-            emptied=[shard for shard in sizes if shard not in self._staying],
+            emptied=[shard for shard in sizes if shard not in self._staying and shard not in self._apart],
             stuck={piece.owner for piece in spread if piece.held} | {info.source for info in self._topology.moves},
         )
         kept = {} if self._wish.by_hand else goal.replicas
@@ -155,14 +162,16 @@ class _Planning:
             before=Balance(shards=self._evenness(pieces), nodes=self._fullness(held, sizes)),
             after=Balance(shards=self._evenness(reached), nodes=self._fullness(ended, final)),
             least=self._least_ranges(pieces, reached) + self._least_replicas(moves, held, ended, final),
+            waiting=self._waiting(),
         )
 
     def _spread(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces with the owners that they should have."""
         staying = [*self._staying, *self._new]
-        leaving = {info.shard for info in self._topology.serving} - set(staying)
+        leaving = {info.shard for info in self._topology.serving} - set(staying) - self._apart
         still = self._wish.move is not None or not self._wish.balance
-        if still and self._wish.split is None and not leaving and not self._new:
+        nothing = still and self._wish.split is None and not leaving and not self._new
+        if nothing or not self._staying or (self._wish.split is not None and self._wish.split.into not in staying):
             return list(pieces)
         own = self._wish.range_threshold
         threshold = self._wish.threshold if own is None else own
@@ -170,52 +179,16 @@ class _Planning:
             return list(by_hand.halved(self._space, pieces, self._wish.split, threshold, self._wish.goal))
         return Spread(self._space, staying, threshold, self._wish.goal).run(pieces)
 
-    def _range_moves(self, spread: Sequence[Piece]) -> list[tuple[MoveRange, list[Piece]]]:
-        """The moves with their pieces, one after the other for each source, so that several sources take turns."""
-        small = sum(p.bytes for p in spread if p.owner != p.home and not p.held) // max(1, self._wish.range_bytes_max)
-        if small > MOVES_MAX:
-            raise invalid("range_bytes_max", self._wish.range_bytes_max, f"so many that {MOVES_MAX} moves are enough")
-        between: dict[tuple[int, int], list[Piece]] = {}
-        for piece in spread:
-            if piece.owner != piece.home and not piece.held:
-                between.setdefault((piece.home, piece.owner), []).extend(self._small(piece))
-        turns: Counter[int] = Counter()
-        made: list[tuple[int, int, MoveRange, list[Piece]]] = []
-        for (source, target), pieces in sorted(between.items()):
-            batch: list[Piece] = []
-            size = 0
-            for at, piece in enumerate(pieces):
-                batch.append(piece)
-                size += piece.bytes
-                if at + 1 == len(pieces) or size + pieces[at + 1].bytes > self._wish.range_bytes_max:
-                    turns[source] += 1
-                    documents = sum(one.documents for one in batch)
-                    move = MoveRange(
-                        source=source, target=target, ranges=as_ranges(batch), documents=documents, bytes=size
-                    )
-                    made.append((turns[source], source, move, batch))
-                    batch, size = [], 0
-        return [(move, batch) for _, _, move, batch in sorted(made, key=lambda turn: turn[:2])]
-
-    def _small(self, piece: Piece) -> list[Piece]:
-        """Pieces of at most `range_bytes_max`, where they can be cut."""
-        made = []
-        limit = max(1, self._wish.range_bytes_max)
-        while piece.bytes > limit:
-            parts = cut(self._space, piece, piece.weight * limit // piece.bytes)
-            if parts is None or not parts[0].bytes:
-                break
-            made.append(parts[0])
-            piece = parts[1]
-        return [*made, piece]
-
     # --- replicas ----------------------------------------------------------------------------------------------------
     def _wanted(self, held: Assignment, placed: Assignment) -> dict[GroupId, Replicas]:
         """Who should hold the groups that are there; by hand only of those that are named."""
         if self._wish.by_hand:
             move = self._wish.move
-            return {} if move is None else by_hand.moved(self._topology, move, self._nodes)
-        wanted = {shard_group(shard): self._padded(held[shard], placed.get(shard, ())) for shard in self._staying}
+            if move is None or move.shard in self._stats.unknown:
+                return {}
+            return by_hand.moved(self._topology, move, self._nodes)
+        kept = [shard for shard in (*self._staying, *self._still) if shard not in self._stats.unknown]
+        wanted = {shard_group(shard): self._padded(held[shard], placed.get(shard, ())) for shard in kept}
         return {**wanted, CATALOG_GROUP: self._catalog()}
 
     def _refused(self, ranges: Sequence[MoveRange]) -> list[str]:
@@ -230,19 +203,23 @@ class _Planning:
     def _placed(
         self, held: Assignment, sizes: Mapping[int, int], final: Mapping[int, int], threshold: float
     ) -> Assignment:
-        """The nodes for all shards that are to own something."""
-        shards, still = [*self._staying, *self._new], self._wish.by_hand or not self._wish.balance
+        """The nodes for all shards that are to own something. While one is unknown, nothing moves for the balance of
+        the nodes, for it may be the largest; it counts as large as the others."""
+        there = [*self._staying, *self._still]
+        shards, unknown = [*there, *self._new], self._stats.unknown
+        still = self._wish.by_hand or not self._wish.balance or bool(unknown)
+        likely = sum(sizes.values()) // max(1, len(sizes) - len(unknown))
         needs = {
             shard: Need(
                 replicas=self._factor,
-                size=max(0, final[shard]) + EMPTY_REPLICA_BYTES,
+                size=max(0, likely if shard in unknown else final[shard]) + EMPTY_REPLICA_BYTES,
                 bytes=max(0, final[shard]),
                 settled=still or bool(self._unsettled(shard_group(shard), self._factor)),
             )
             for shard in shards
         }
         room: Counter[NodeId] = Counter()
-        for shard in self._staying:
+        for shard in there:
             for name in held[shard]:
                 room[name] += sizes[shard]
         nodes = []
@@ -250,7 +227,7 @@ class _Planning:
             free = self._free[node.id]
             nodes.append(msgspec.structs.replace(node, room=None if free is None else free + room[node.id]))
         if not any(node.usable for node in nodes):
-            return {shard: held[shard] for shard in self._staying}
+            return {shard: held[shard] for shard in there}
         current = {shard: held.get(shard, ()) for shard in shards}
         return arrange(needs, nodes, current, threshold, self._wish.goal)
 
@@ -310,6 +287,21 @@ class _Planning:
             changing=changing,
             leaving={group: known.leaving for group, known in held.items()},
         )
+
+    def _waiting(self) -> tuple[str, ...]:
+        """What the plan leaves out as long as nobody says what a shard holds, if it matters for what is wished."""
+        wish, unknown = self._wish, self._stats.unknown
+        named = {wish.move.shard} if wish.move else {wish.split.shard, wish.split.into} if wish.split else set(unknown)
+        waiting = sorted(named.intersection(unknown))
+        if not (wish.by_hand or wish.balance or wish.retire or wish.shards is not None):
+            waiting = [shard for shard in waiting if not self._whole(self._topology.shards[shard].wanted)]
+        if not waiting:
+            return ()
+        numbers = ", ".join(map(str, waiting))
+        return (f"no leader of shard {numbers} answers, so what it holds is not known: it is left as it is until then",)
+
+    def _whole(self, nodes: Replicas) -> bool:
+        return len(nodes) == self._factor and all(self._nodes[node].usable for node in nodes)
 
     # --- what is said of it ------------------------------------------------------------------------------------------
     def _left(self, replicas: Mapping[GroupId, Replicas]) -> list[str]:
@@ -397,3 +389,11 @@ class _Planning:
         over = sum(max(0.0, start[node.id] - max(fills) * node.weight) for node in usable)
         under = sum(max(0.0, min(fills) * node.weight - start[node.id]) for node in usable)
         return round(made * max(forced + max(over, zones), under) / units)
+
+
+def _apart(topology: Topology, stats: ClusterStats) -> frozenset[int]:
+    """The shards that are not evened out: those of which nobody says what they hold, and those that something moves to
+    or from them, for how much is not known either."""
+    unknown = frozenset(stats.unknown)
+    moving = [{info.source, info.target} for info in topology.moves]
+    return unknown.union(*(pair for pair in moving if pair & unknown))

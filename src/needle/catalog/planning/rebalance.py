@@ -94,6 +94,8 @@ def look(
     start = startable(plan.moves, running, job.config.max_concurrent_moves - others, free, holders)
     if start or running:
         return Round(job=_replace(job, why="", stuck=0), start=start)
+    if plan.waiting:  # for nothing that this job could mend
+        return Round(job=_replace(job, why="; ".join([*plan.waiting, *plan.unmet]), stuck=0))
     if not plan.moves and not plan.unmet and unsettled:
         return Round(job=_replace(job, why=unsettled, stuck=0))
     if not plan.moves and not plan.unmet:
@@ -215,7 +217,7 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held
         eta=(total - copied) / rate if rate > 0 else None,
         phases={one.id: one.phase for one in running},
         moves={one.id: one.move.in_words() for one in running},
-        why=job.why or "; ".join([*held, *_waiting(job, plan, running)]),
+        why=job.why or "; ".join([*plan.waiting, *held, *_waiting(job, plan, running)]),
     )
 
 

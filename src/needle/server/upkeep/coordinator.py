@@ -1,13 +1,14 @@
 """Carries a rebalance out, on the node that leads the catalog: a round looks at what is so, plans, and begins what may.
 
 All that a successor needs is in the catalog: what is wished, what is under way, what is done. Invariants: it plans by
-what was measured while the catalog stood still, and by nothing while a shard's leader does not answer (it still
-cancels); each step is one entry of the catalog's log, refused if anything of the rebalance has changed since the look.
-How ranges and replicas move is for `mover` and `replicas`, on the nodes that lead the shards.
+what was measured while the catalog stood still, and leaves alone a shard whose leader does not answer; each step is
+one entry of the catalog's log, refused if anything of the rebalance has changed since the look. How ranges and
+replicas move is for `mover` and `replicas`, on the nodes that lead the shards.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -40,6 +41,8 @@ LOOK_SECONDS_MAX: Final = 5.0
 ASK_SECONDS: Final = 2.0
 STEP_SECONDS: Final = 10.0
 LOOKS_MAX: Final = 5
+SETTLE_LOOKS: Final = 4
+"""Who asks for a plan waits for so many while a shard has no leader."""
 RATE_SECONDS: Final = 30.0
 FRESH_SECONDS: Final = 1.0
 """Progress is told by what was measured and planned at most so long ago, if the catalog is the same since."""
@@ -124,10 +127,13 @@ class Coordinator:
 
     # --- what it is asked ---------------------------------------------------------------------------------------------
     async def plan(self, wish: Wish, timeout: float) -> Plan:
-        """What would move. Raises NotLeader on a node that does not lead the catalog, InvalidArgument for a wish that
-        cannot be, Unavailable while a shard is not measured."""
-        topology, found = await self._seen(timeout)
-        found.check_whole()
+        """What would move; shards without a leader are left alone, also after an election's time. Raises NotLeader on a
+        node that does not lead the catalog, InvalidArgument for a wish that cannot be."""
+        for _ in range(SETTLE_LOOKS):
+            topology, found = await self._seen(timeout)
+            if not found.stats.unknown:
+                break
+            await asyncio.sleep(LOOK_SECONDS)  # leadership may be on its way to another node
         return await self._planned(topology, found, wish)
 
     async def progress(self, timeout: float) -> Progress | None:
@@ -155,7 +161,6 @@ class Coordinator:
         if last is not None and last.version == topology.version and self._node.now() - last.at < age:
             return last
         topology, found = await self._seen(timeout)
-        found.check_whole()
         job = topology.rebalance
         plan = rebalance.NOTHING
         if job is not None and not job.over:
@@ -170,8 +175,6 @@ class Coordinator:
             job = topology.rebalance
             if job is None or job.over:
                 return
-            if job.state is not JobState.CANCELLING:  # that ends whatever it can end
-                found.check_whole()
         except NotLeader:
             raise
         except Unavailable as error:
@@ -199,7 +202,7 @@ class Coordinator:
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
         foreign = others(topology, running)
         led: Round = await self._node.blocking(  # a plan may have thousands of moves
-            rebalance.look, made, plan, running, free, holders, unsettled(topology), foreign, found.silent
+            rebalance.look, made, plan, running, free, holders, unsettled(topology), foreign, found.stats.unknown
         )
         await self._take(job, topology, led, running)
 

@@ -121,7 +121,8 @@ class Healing:
         wish = Wish(lost=gone, balance=False)
         plan = await self._node.coordinator.plan(wish, STEP_SECONDS)
         if not any(isinstance(move, MoveReplicas) and move.added for move in plan.moves):
-            self._say(f"nobody takes the place of {', '.join(gone)}: {'; '.join(plan.unmet) or 'nothing is missing'}")
+            why = "; ".join([*plan.unmet, *plan.waiting]) or "nothing is missing"
+            self._say(f"nobody takes the place of {', '.join(gone)}: {why}")
             return
         command = StartRebalance(wish, RebalanceConfig(), True)
         id_ = (await self._node.shards.command(command, STEP_SECONDS)).version
