@@ -12,12 +12,13 @@ from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import WriteResult
 from needle.catalog.planning.planner import plan
-from needle.catalog.rebalances import WHY_CHARS_MAX, WISHED_MAX
+from needle.catalog.rebalances import CHECKED, WHY_CHARS_MAX, WISHED_MAX
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
     AskRebalance,
     AssignReplicas,
     CatalogCommand,
+    DrainNode,
     StartRebalance,
     StepRebalance,
     decode,
@@ -74,6 +75,22 @@ def test_one_rebalance_at_a_time_and_the_next_one_after_its_end() -> None:
     assert made.tell(StartRebalance(Wish(shards=5), RebalanceConfig())).version == made.job.id == made.index
     with pytest.raises(NeedleError, match=f"the last one is {made.job.id}"):
         made.tell(AskRebalance(2, "pause"))
+
+
+def test_it_is_not_done_if_a_node_to_be_emptied_was_given_something_after_the_look() -> None:
+    """An operator's command may come between what a coordinator saw and its last step."""
+    made = started()
+    nodes = tuple(replace(info, knows=CHECKED) for info in made.now.nodes)
+    made.now = replace(made.now, nodes=nodes, cluster_version=CHECKED)
+    made.tell(DrainNode("node-6", True))
+    held = list(made.now.shards[0].wanted)
+    made.tell(AssignReplicas(shard_group(0), held, ["node-6", *held[1:]]))
+    done = replace(running(made), state=JobState.DONE)
+    with pytest.raises(NeedleError, match="node-6 is to be emptied") as refused:
+        made.tell(StepRebalance(done, made.job.revision))
+    assert refused.value.details["field"] in ("revision", "before")  # the coordinator looks again
+    made.now = replace(made.now, cluster_version=CHECKED - 1)  # its nodes may not know that rule
+    made.tell(StepRebalance(done, made.job.revision))
 
 
 def test_a_wish_is_bounded() -> None:

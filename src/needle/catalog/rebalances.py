@@ -25,13 +25,17 @@ from needle.protocol.catalog_commands import (
 from needle.routing.jobs import Job, JobState, Running
 from needle.routing.planned_moves import Move, MoveRange, MoveReplicas, PreferLeader
 from needle.routing.plans import REPLICAS_MAX
-from needle.routing.topology import Topology
+from needle.routing.topology import NodeState, Topology
 
 WISHED_MAX = 4096
 """Shards and nodes that a wish names."""
 WHY_CHARS_MAX = 2000
 COUNT_MAX = 1 << 60
 """Of documents and bytes: the sum of some is an integer that can be sent."""
+
+CHECKED = 2
+"""The cluster's version from which on a rebalance is not done while nodes that are to be emptied hold something: nodes
+of the release before take its coordinator's word."""
 
 _ASK = {"pause": pause, "resume": resume, "cancel": cancel}
 _replace = msgspec.structs.replace
@@ -78,6 +82,7 @@ def stepped(now: Topology, index: int, command: StepRebalance) -> tuple[Job, lis
     ):
         raise invalid("made", made.id, "the same wish and limits, and of what is running the same or less")
     _check_numbers(made, command.start)
+    _check_done(now, made)
     running, decisions = made.running, list[CatalogCommand]()
     if command.give_up:
         running, taken_back = _given_up(now, running, command.give_up)
@@ -91,6 +96,15 @@ def stepped(now: Topology, index: int, command: StepRebalance) -> tuple[Job, lis
         decisions.append(command_of(command.start, command.nonce, command.epoch, made.config))
     made = _replace(made, running=running, why=made.why[:WHY_CHARS_MAX], revision=job.revision + 1)
     return made, decisions
+
+
+def _check_done(now: Topology, made: Job) -> None:
+    """Raises InvalidArgument if a node that is to be emptied got something after the coordinator's look."""
+    if made.state is not JobState.DONE or made.wish.by_hand or now.cluster_version < CHECKED:
+        return
+    for info in now.nodes:
+        if info.state is NodeState.DRAINING and (now.hosted_by(info.id) or info.id in now.catalog):
+            raise InvalidArgument(f"{info.id} is to be emptied, and was given a replica meanwhile", field="before")
 
 
 def _check_numbers(made: Job, start: Move | None) -> None:
