@@ -8,6 +8,9 @@ _STEPS = "tests/cluster/test_replica_steps.py::"
 _DRIVER = "tests/server/test_replicas.py::"
 _CATALOG = "tests/cluster/test_catalog.py::"
 _NEXT = "catalog.replica_steps:next_step"
+_REPAIR = "tests/multiraft/test_repair.py::"
+_FILES = "tests/server/test_given_up.py::"
+_GIVEN_UP = "server.upkeep.given_up:"
 _TAKE = "server.upkeep.replicas:Replicas._take"
 
 MUTANTS = (
@@ -152,5 +155,53 @@ MUTANTS = (
         breaks="shards get no new replicas while a new replica of two others does not answer",
         edits=(Edit("server.upkeep.replicas:Replicas._step", " & frozenset(now.live) - frozenset(now.caught_up)", ""),),
         tests=(_DRIVER + "test_a_new_replica_that_does_not_answer_holds_up_no_other_group",),
+    ),
+    Mutant(
+        name="given-up-with-term-and-vote",
+        breaks="a replica that is given up forgets its term and vote: taken again, the node votes a second time",
+        edits=(
+            Edit(
+                "multiraft.host:Host.forget_state",
+                "bootstrap=ConfState())",
+                "bootstrap=ConfState(), hard_state=type(log.hard_state)())",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        nodes=5,
+        tests=(_REPAIR + "test_a_state_that_was_deleted_on_purpose_is_fetched_and_term_and_vote_are_kept",),
+    ),
+    Mutant(
+        name="given-up-alone",
+        breaks="who founded a group alone, and gave it up, can never hold it again: the node stops",
+        edits=(Edit("multiraft.host:Host.forget_state", "log.bootstrap != ConfState()", "False"),),
+        tests=(_REPAIR + "test_who_founded_a_group_alone_and_gave_it_up_can_hold_it_again",),
+    ),
+    Mutant(
+        name="given-up-by-a-catalog-that-is-new",
+        breaks="a catalog that was made again says that a node holds nothing, and the last copy is deleted",
+        edits=(Edit(_GIVEN_UP + "GivenUp._let_go", "check_founding(node.node_id, node.topology, now)", "pass"),),
+        tests=(_FILES + "test_a_catalog_that_was_made_again_deletes_nothing",),
+    ),
+    Mutant(
+        name="given-up-before-others-have-it",
+        breaks="files are deleted although those that hold the shard now lack what was written",
+        edits=(Edit(_GIVEN_UP + "why_not_elsewhere", "leader.commit_index < commit", "False"),),
+        tests=(_FILES + "test_it_stays_until_the_others_have_all_that_it_had",),
+    ),
+    Mutant(
+        name="given-up-while-it-is-opened",
+        breaks="a shard that comes back between the question and the deletion loses its files while it is open",
+        edits=(Edit(_GIVEN_UP + "GivenUp._give_up", "self._is_held(shard) or ", ""),),
+        tests=(_FILES + "test_a_shard_that_comes_back_meanwhile_keeps_its_files",),
+    ),
+    Mutant(
+        name="given-up-for-ever",
+        breaks="files of replicas that are given up stay, and fill the disk",
+        edits=(Edit(_GIVEN_UP + "GivenUp.look", "if closed:", "if not closed:"),),
+        sim=True,
+        sharded=True,
+        nodes=5,
+        tests=(_FILES + "test_what_others_hold_and_what_is_retired_goes_and_what_it_holds_stays",),
     ),
 )

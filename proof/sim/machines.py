@@ -16,6 +16,7 @@ from pathlib import Path
 from needle.base.errors import DiskFailed, DiskFull
 from needle.catalog import machine as catalog_machine
 from needle.multiraft.files import Files
+from needle.server.files import GONE
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import sqlite_file
 from needle.shard.segments.files import FILE_NAME
@@ -236,6 +237,7 @@ class SimReplicaDisk(ReplicaDisk):
         self._unsynced.before_rename(target)
         super().rename(source, target)
         self._unsynced.renamed(source, target)
+        self._machine.counts["replicas given up"] += target.endswith(GONE)
 
     def write(self, path: str, *parts: bytes | memoryview) -> None:
         self._effect(path)

@@ -6,6 +6,7 @@ It must not know faults, clients or checkers.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from needle.base.errors import NeedleError
 from needle.base.ids import GroupId
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
+from needle.server.files import shards_directory
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.shard.fields.index_budget import IndexRows
@@ -161,6 +163,12 @@ class SimNode:
     def topology_version(self) -> int:
         """Of the catalog, as this node knows it."""
         return self._node.topology.version if self._node is not None else 0
+
+    def left_behind(self) -> list[str]:
+        """What it has on its disk of replicas that it does not hold."""
+        node, directory = self._node, shards_directory(self._machine.data_dir)
+        held = {str(group - 1) for group in (node.groups if node is not None else ())}
+        return sorted(set(os.listdir(directory)) - held) if os.path.isdir(directory) else []
 
     def discard(self) -> None:
         """Close the files of a dead incarnation, so that a long run does not collect them."""

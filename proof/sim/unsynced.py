@@ -11,6 +11,9 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 UNFINISHED = (".part", ".tmp")
 """Names of files that are written without being handed through the replica's disk: index files, built or fetched. Such
@@ -29,6 +32,8 @@ class Unsynced:
         self._whole: dict[str, int] = {}
         self._excused: set[str] = set()
         self._finished: set[str] = set()
+        self._moved: dict[str, str] = {}
+        """Directories that were renamed, by their new names."""
         self.wal_bytes: dict[str, int] = {}
         """Of each of SQLite's write-ahead logs: how many bytes its last checkpoint has synced and left there."""
         self.lost = 0
@@ -60,6 +65,9 @@ class Unsynced:
 
     def renamed(self, source: str, target: str) -> None:
         """The content has moved with its name."""
+        if os.path.isdir(target):
+            self._moved_tree(self._relative(source), self._relative(target))
+            return
         if source.endswith(UNFINISHED):
             self._finished.add(self._relative(target))
         if source.endswith(UNFINISHED) and self._whole.pop(self._relative(source), -1) != os.path.getsize(target):
@@ -73,11 +81,20 @@ class Unsynced:
         if inode is not None:
             self._contents[self._relative(target)] = inode
 
+    def _moved_tree(self, source: str, target: str) -> None:
+        self._names.pop(target, None)
+        self._contents = _renamed(self._contents, source, target)
+        self._names = _renamed(self._names, source, target)
+        self._whole = _renamed(self._whole, source, target)
+        self.wal_bytes = _renamed(self.wal_bytes, source, target)
+        self._moved[target] = source
+
     def synced(self, path: str) -> None:
         """A file's content, or the names in a directory, are safe."""
         if os.path.isdir(path):
             where = self._relative(path)
             self._names = {name: old for name, old in self._names.items() if (os.path.dirname(name) or ".") != where}
+            self._moved = {name: old for name, old in self._moved.items() if (os.path.dirname(name) or ".") != where}
         elif os.path.exists(path):
             inode = os.stat(path).st_ino
             self._contents = {name: found for name, found in self._contents.items() if found != inode}
@@ -125,6 +142,12 @@ class Unsynced:
             if os.path.isfile(path) and self._rng.random() < 0.7:
                 self._lose(os.path.relpath(path, directory))
                 self._tear(path)
+        for new, was in self._moved.items():
+            back = os.path.join(directory, was)
+            if os.path.isdir(os.path.join(directory, new)) and not os.path.exists(back) and self._rng.random() < 0.5:
+                os.rename(os.path.join(directory, new), back)
+                self.lost += 1
+        self._moved.clear()
         for known in (self._contents, self._names, self._whole, self.wal_bytes):
             known.clear()
         self._excused.clear()
@@ -142,6 +165,12 @@ class Unsynced:
         os.truncate(path, keep)
         if self._rng.random() < 0.5:
             os.truncate(path, size)
+
+
+def _renamed(known: dict[str, T], source: str, target: str) -> dict[str, T]:
+    """What is known of files, after their directory got another name."""
+    inside = source + os.sep
+    return {target + name[len(source) :] if name.startswith(inside) else name: one for name, one in known.items()}
 
 
 def _unfinished(directory: str) -> Iterator[str]:

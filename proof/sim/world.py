@@ -15,7 +15,7 @@ from typing import cast
 import needle
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import ReadMode
-from needle.routing.topology import Topology, public_name
+from needle.routing.topology import NodeState, Topology, public_name
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from proof.checkers import linearizability, lives
@@ -355,6 +355,7 @@ class World:
         self.truth.logs.check_map(self.truth.map)
         await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
         await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
+        await self.stage.until("files of replicas that were given up to be gone", LIVENESS_SECONDS, self._tidy)
         self.stage.observer.compare_logs(self.fleet.replicas())
         self.stage.observer.compare_digests(self.fleet.replicas())
 
@@ -380,6 +381,11 @@ class World:
 
     async def _whole(self) -> bool:
         return await self._equal() and await self.stage.stored_is_whole()
+
+    async def _tidy(self) -> bool:
+        members = {info.id for info in self.truth.now.nodes if info.state is not NodeState.REMOVED}
+        nodes = {name: self.fleet.nodes[name] for name in members & self.fleet.nodes.keys() - self.fleet.retired}
+        return not any(node.left_behind() for node in nodes.values() if isinstance(node, SimNode))
 
     def _nodes(self) -> list[SimNode]:
         return [node for node in self.fleet.nodes.values() if isinstance(node, SimNode)]

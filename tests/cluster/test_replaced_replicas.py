@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 from pathlib import Path
@@ -88,6 +89,28 @@ async def test_replicas_go_to_nodes_of_the_cluster_only(tmp_path: Path) -> None:
             await client.set_replicas(0, ["node-2"])
             assert client.topology().shards[0].replicas == ("node-2",)
             assert await client.leader(0) == "node-2"
+
+
+async def test_a_node_deletes_what_it_has_given_up_and_takes_it_again_empty(tmp_path: Path) -> None:
+    """It founded the shard alone."""
+    async with ShardedProcesses(tmp_path, nodes=2, snapshot_threshold=50) as processes:
+        await processes.create(1, 1)
+        async with processes.connect() as client:
+            await healthy(client)
+            await client.create_collection("default", dimensions=DIMENSIONS, metric="l2")
+            names = [f"doc-{number}" for number in range(200)]
+            for name in names:
+                await client.insert(name, np.ones(DIMENSIONS, np.float32), timeout=20)
+            first = client.topology().shards[0].replicas[0]
+            other = "node-2" if first == "node-1" else "node-1"
+            for holder, free in ((other, first), (first, other), (other, first)):
+                await client.set_replicas(0, [holder], timeout=60)
+                await wait_for(lambda free=free: _empty(tmp_path / free), 60, f"{free} to delete its files")
+                assert len(await client.get(names, timeout=30)) == len(names)
+
+
+async def _empty(data_dir: Path) -> bool:
+    return os.listdir(data_dir / "shards") == []
 
 
 async def _leaving(client: Client, shard: int) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from multiraft.harness import Cluster, DictMachine, Disk, Node, until
 from multiraft.wal_util import open_wal
-from needle.base.errors import CorruptLog
+from needle.base.errors import CorruptLog, InvalidArgument
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_records import StartRecord, entry_key
 from needle.raft.messages import Message, MessageType
@@ -183,3 +183,51 @@ def test_harness_machine_refuses_gaps() -> None:
     machine = DictMachine(Disk())
     with pytest.raises(AssertionError):
         machine.apply([Applied(random.Random(1).randint(5, 9), 1, b"", None)])
+
+
+@pytest.mark.parametrize("written", [0, 12])
+async def test_a_state_that_was_deleted_on_purpose_is_fetched_and_term_and_vote_are_kept(
+    tmp_path: Path, written: int
+) -> None:
+    """Whether the log still has all entries or not. Before it has more than it acknowledged it does not vote: else it
+    could help one to lead who missed its removal."""
+    async with Cluster(str(tmp_path)) as cluster:
+        for number in range(written):
+            await cluster.put(f"k{number}", number)
+        state = await cluster.converged()
+        victim = next(n for n in cluster.running() if not n.host.is_leader(0))
+        term = victim.host.term(0)
+        with pytest.raises(InvalidArgument, match="not open"):
+            await victim.host.forget_state(0)
+        await victim.host.close_group(0)
+        commit = victim.host.known_commit(0)
+        assert commit >= 1
+        await victim.host.forget_state(0)
+        await victim.host.forget_state(0)
+        assert victim.host.known_commit(0) == commit  # the log's records stay
+        victim.disks[0].saved = Disk().saved
+        cluster.network.isolate(victim.name)
+        victim.machines[0] = DictMachine(victim.disks[0])
+        victim.host.open_group(0, victim.machines[0], voters=[])
+        assert victim.host.is_repairing(0) and victim.host.term(0) == term + 1
+        assert victim.host.members(0) == []  # those of long ago are nobody to campaign with
+        await victim.restart()
+        assert victim.host.is_repairing(0) and victim.host.term(0) == term + 1
+        cluster.network.heal()
+        await until(lambda: not victim.host.is_repairing(0))
+        assert await cluster.converged() == state
+        await cluster.put("z", 1)
+
+
+async def test_who_founded_a_group_alone_and_gave_it_up_can_hold_it_again(tmp_path: Path) -> None:
+    """Its log says that nobody else has a copy, which was so then."""
+    async with Cluster(str(tmp_path), nodes=1) as cluster:
+        for number in range(12):
+            await cluster.put(f"k{number}", number)
+        (node,) = cluster.running()
+        await node.host.close_group(0)
+        await node.host.forget_state(0)
+        node.disks[0].saved = Disk().saved
+        node.machines[0] = DictMachine(node.disks[0])
+        node.host.open_group(0, node.machines[0], voters=[])
+        assert node.host.is_repairing(0) and not node.host.is_leader(0)

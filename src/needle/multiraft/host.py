@@ -19,11 +19,13 @@ from needle.base.errors import (
     Overloaded,
     TransferFailed,
     Unavailable,
+    invalid,
 )
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import RaftStatus
 from needle.multiraft.engine import Engine
 from needle.multiraft.group import Group
+from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.proposals import Receiver
 from needle.multiraft.reads import not_leader
 from needle.multiraft.rebuild import refuse_damaged
@@ -291,6 +293,23 @@ class Host(Engine):
             await replica.conditions.until(
                 lambda: bool(raft.leader) and raft.term > term, self.clock.monotonic() + timeout, late
             )
+
+    # --- replicas that are not open ---------------------------------------------------------------------------------
+    def known_commit(self, group: GroupId) -> int:
+        """What the log of a replica that is not open says to be committed; 0 if it knows nothing of the group."""
+        log = self._store.group(group)
+        return max(log.hard_state.commit if log.hard_state is not None else 0, log.start.index)
+
+    async def forget_state(self, group: GroupId) -> None:
+        """Note durably that the state of a replica, which is not open, is about to be deleted on purpose. Term, vote
+        and entries stay. If it is opened again without a state, it takes nobody for its members, fetches everything,
+        and does not vote until it has more than it ever acknowledged (repair.py). Raises InvalidArgument if it is
+        open."""
+        if group in self._groups:
+            raise invalid("group", group, "a group that is not open on this node")
+        log = self._store.group(group)
+        if log.hard_state is not None and log.bootstrap != ConfState():
+            await self.durable(LogWrite(log=log, bootstrap=ConfState()))
 
     # --- what is known here -----------------------------------------------------------------------------------------
     def groups(self) -> list[GroupId]:

@@ -86,7 +86,8 @@ class Opener:
 
     def _open_whole(self) -> Opened:
         log, machine = self._log, self._machine
-        if machine.applied_index() == 0 and log.start == BOOTSTRAP_AT and log.bootstrap is not None:
+        founded = log.start == BOOTSTRAP_AT and log.bootstrap is not None and bool(log.bootstrap.voters)
+        if machine.applied_index() == 0 and founded and log.bootstrap is not None:
             machine.apply([Applied(BOOTSTRAP_AT.index, BOOTSTRAP_AT.term, b"", encode_conf(log.bootstrap))])
             self._failpoint("bootstrap.after_apply")
         self._mend()

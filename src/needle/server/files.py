@@ -1,8 +1,8 @@
 """A node's data directory: whose it is, and that only one process uses it.
 
 Layout: node.json (whose), lock (held while a process runs), addresses.json (where nodes said that they are), log/ (Raft
-logs), shards/<number>/ (replicas), snapshots/ (on their way in or out). Invariant: a directory is written by one
-process at a time, and only by the node whose id and cluster stand in node.json.
+logs), shards/<number>/ (replicas; <number>.gone: being deleted), snapshots/ (on their way in or out). Invariant: a
+directory is written by one process at a time, and only by the node whose id and cluster stand in node.json.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ NODE_FILE = "node.json"
 ADDRESSES_FILE = "addresses.json"
 LOCK_FILE = "lock"
 CLUSTER_FILE = "cluster.json"
+GONE: Final = ".gone"
+"""Ends the name of a replica's directory that is being deleted: `server.upkeep.given_up`."""
 SHARDED: Final = "sharded"
 """The kind of all clusters now; earlier releases also had fixed ones, without a catalog."""
 
@@ -46,9 +48,14 @@ def log_directory(data_dir: str) -> str:
     return os.path.join(data_dir, "log")
 
 
+def shards_directory(data_dir: str) -> str:
+    """Where the replicas are."""
+    return os.path.join(data_dir, "shards")
+
+
 def shard_directory(data_dir: str, shard: int) -> str:
     """Where the replica of a shard is."""
-    return os.path.join(data_dir, "shards", str(shard))
+    return os.path.join(shards_directory(data_dir), str(shard))
 
 
 def snapshot_directory(data_dir: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,7 @@ from needle.server.replica import HostedReplica
 from needle.server.service.dispatch import Service
 from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.given_up import GivenUp
 from needle.server.upkeep.healing import Healing
 from needle.server.upkeep.health import HealthWatch
 from needle.server.upkeep.lasting import lasting
@@ -110,6 +112,7 @@ class Node:
         self._replicas = Replicas(self)
         self.coordinator = Coordinator(self)
         self._healing = Healing(self, config.replace_after)
+        self.given_up = GivenUp(self)
         self._background = Background(self._background_failed)
         self._clients = clients
         self._undo: list[Callable[[], Any]] = []
@@ -180,7 +183,7 @@ class Node:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *(CatalogFollower(self).run, Registration(self).run, LeaderSpread(self).run, RoomierLeaders(self).run),
             *(self._mover.run, self._replicas.run, self.coordinator.run, self.reconciler.run),
-            *(self._healing.run, VersionRise(self).run),
+            *(self._healing.run, self.given_up.run, VersionRise(self).run),
             *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
         ]
         if self.config.founders:
@@ -361,6 +364,10 @@ class Node:
     async def adopt(self, topology: Topology, *, save: bool = True) -> None:
         """Act on a newer topology."""
         await self._adoption.adopt(topology, save=save)
+
+    def unmoved(self) -> AbstractAsyncContextManager[None]:
+        """See Adoption.unmoved."""
+        return self._adoption.unmoved()
 
     async def belong_to(self, uid: int) -> None:
         """See Belonging.join."""

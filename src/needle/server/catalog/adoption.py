@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from needle.base.config import RaftConfig
@@ -67,6 +69,12 @@ class Adoption:
         self._unsaved = False
         self._unopened = False
         self._said_empty = False
+
+    @asynccontextmanager
+    async def unmoved(self) -> AsyncIterator[None]:
+        """Inside it no replica is opened or closed."""
+        async with self._adopting:
+            yield
 
     async def wait(self, version: int, timeout: float) -> bool:
         """Wait for a topology of at least `version`; False if it does not come in time."""
