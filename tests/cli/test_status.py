@@ -31,6 +31,7 @@ class FakeClient:
         self.told = told
         self.full = full
         self.damaged: dict[str, str] = {}
+        self.given_up: list[tuple[int, str]] = []
 
     async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]:
         nodes = self.now.shards[0].replicas
@@ -55,7 +56,8 @@ class FakeClient:
         if node == "node-3":
             raise ConnectionLost("down")
         low = DiskRoom(10**6, 10**9, 9 * 10**8, 10**8, True)
-        return WhoAnswer(node, f"{node}:1", 1, "", 1.0, 1, 1, disk=low if node in self.full else None)
+        disk, given_up = low if node in self.full else None, self.given_up if node == "node-2" else []
+        return WhoAnswer(node, f"{node}:1", 1, "", 1.0, 1, 1, disk=disk, given_up=given_up)
 
     def topology(self) -> Topology:
         return self.now
@@ -94,6 +96,14 @@ def test_what_the_catalog_waits_for_is_said(well: RaftStatus) -> None:
 def test_a_full_disk_is_critical(well: RaftStatus) -> None:
     ((severity, name, subject),) = seen(well, "node-2 node-3")
     assert (severity, name) == ("critical", "disk full") and subject.startswith("node-2: 1 MB free, 100 MB and")
+
+
+def test_files_that_a_node_may_not_delete_are_told_with_the_reason(well: RaftStatus) -> None:
+    client = FakeClient(well)
+    client.given_up = [(3, "no leader of it answers on the nodes that hold it now")]
+    (found,) = asyncio.run(look(client, [])).conditions  # type: ignore[arg-type]
+    assert (found.severity, found.name) == ("warning", "files not deleted")
+    assert found.subject.startswith("node-2 holds shard 3 no more and keeps its files: no leader of it answers")
 
 
 def test_a_catalog_without_a_leader_is_critical() -> None:

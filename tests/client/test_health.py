@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from cli.test_conditions import view
 from cluster.catalog_util import topology
 from needle.catalog.state import execute
-from needle.client.health import judge
+from needle.client.health import ReplicaStatus, judge
 from needle.protocol.catalog_commands import AddShard, DrainNode, RetireShard, StartRebalance
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import Wish
@@ -24,3 +27,19 @@ def test_what_is_under_way_is_told() -> None:
     told = " ".join(judge(made, []).warnings)
     assert "rebalance 2 is pending" in told
     assert "node-2 is to be emptied" in told
+
+
+def test_what_waits_is_told_with_the_reason() -> None:
+    made, _ = execute(topology(), 2, StartRebalance(Wish(), RebalanceConfig()))
+    assert judge(made, []).waiting == []
+    job = made.rebalance
+    assert job is not None
+    made = msgspec.structs.replace(made, rebalance=msgspec.structs.replace(job, why="no leader of shard 3 answers"))
+    status = view("node-1", "Leader").status
+    assert status is not None
+    leader = msgspec.structs.replace(status, waits_for="node-4 (in maintenance) does not answer, or is lost")
+    found = judge(made, [ReplicaStatus(shard=1, node="node-1", address="", status=leader)]).waiting
+    assert found == [
+        "rebalance 2: no leader of shard 3 answers",
+        "shard 1: node-4 (in maintenance) does not answer, or is lost",
+    ]

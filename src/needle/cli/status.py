@@ -133,6 +133,7 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
     )
     knows = {node: who.knows for node, who in told.items()}
     more = [*others, *(_disk(node, who) for node, who in told.items()), _versions(topology, knows)]
+    more += [_given_up(node, shard, why) for node, who in told.items() for shard, why in who.given_up]
     found += [condition for condition in more if condition is not None]
     return Look(
         health=health,
@@ -204,6 +205,13 @@ def _disk(node: NodeId, who: WhoAnswer) -> Condition | None:
     subject = f"{node}: {disk.free / 1e6:,.0f} MB free, {disk.kept_free / 1e6:,.0f} MB and a quarter more have to be"
     action = "free space: it refuses data until then; read 'When a disk runs full' in docs/operations.md"
     return Condition(severity="critical", name="disk full", subject=subject, action=action)
+
+
+def _given_up(node: NodeId, shard: int, why: str) -> Condition:
+    """A node has files of a replica that it holds no more."""
+    subject = f"{node} holds shard {shard} no more and keeps its files: {why}"
+    action = "they go by themselves when that is put right; they may be the last copy, so delete none by hand before"
+    return Condition(severity="warning", name="files not deleted", subject=subject, action=action)
 
 
 async def _outside(client: needle.Client, address: str) -> Condition | None:

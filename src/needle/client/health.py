@@ -47,11 +47,13 @@ class ShardHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """healthy: all shards are. warnings: what would be lost with one node, and other things to know."""
+    """healthy: all shards are. warnings: what would be lost with one node, and other things to know. waiting: what was
+    decided and does not go on now, and why: rebalances, replicas, key ranges."""
 
     healthy: bool
     shards: dict[int, ShardHealth]
     warnings: list[str]
+    waiting: list[str] = []
 
     @property
     def under_replicated(self) -> list[int]:
@@ -70,7 +72,18 @@ def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealt
         healthy=bool(shards) and all(shard.state == "healthy" for shard in shards.values()),
         shards=shards,
         warnings=_warnings(topology),
+        waiting=_waiting(topology, replicas),
     )
+
+
+def _waiting(topology: Topology, replicas: Sequence[ReplicaStatus]) -> list[str]:
+    job = topology.rebalance
+    found = [f"rebalance {job.id}: {job.why}"] if job is not None and not job.over and job.why else []
+    for one in replicas:
+        if one.status is not None and one.status.state == "Leader":
+            whys = [*one.status.held_moves, *([one.status.waits_for] if one.status.waits_for else [])]
+            found += [f"shard {one.shard}: {why}" for why in whys]
+    return found
 
 
 def lost_nodes(replicas: Sequence[ReplicaStatus]) -> set[NodeId]:

@@ -155,7 +155,8 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
     cluster, the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if
     they describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not
-    say. knows: the version of commands and formats up to which it can read them."""
+    say. knows: the version of commands and formats up to which it can read them. given_up: shards that it holds no more
+    and has files of, and why these may not be deleted; some of them."""
 
     node_id: NodeId
     address: str
@@ -171,6 +172,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     disk: DiskRoom | None = None
     life: int = 0
     knows: int = FIRST
+    given_up: list[tuple[int, str]] = []
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

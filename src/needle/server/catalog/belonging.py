@@ -25,6 +25,7 @@ from needle.server.cluster_files import ClusterFile, check_unused, save_cluster
 from needle.server.hosting import Hosting
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.given_up import GivenUp
 
 STRANGERS_MAX = 16
 
@@ -40,6 +41,7 @@ class BelongingNode(Protocol):
     space: DiskSpace
     topology: Topology
     cluster: ClusterFile
+    given_up: GivenUp
 
 
 class Belonging:
@@ -108,6 +110,7 @@ class Belonging:
             node.space.room(),
             node.host.lives.nonce,
             node.ports.knows,
+            node.given_up.told(),
         )
 
     def info(self) -> NodeInfo:

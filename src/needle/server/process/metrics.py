@@ -184,6 +184,17 @@ class _NodeState(Collector):
                 "When the certificate in use expires, in seconds since 1970.",
                 value=certificates.expires,
             )
+        yield GaugeMetricFamily(
+            "needle_given_up_replicas",
+            "Replicas that this node holds no more, and whose files are still on its disk.",
+            value=len(node.given_up.kept),
+        )
+        job = node.topology.rebalance
+        yield GaugeMetricFamily(
+            "needle_rebalance_waits",
+            "1 while a rebalance is under way and nothing of it can go on, as far as this node has heard.",
+            value=int(job is not None and not job.over and bool(job.why)),
+        )
         if self._health is not None and self._health.latest is not None:
             yield GaugeMetricFamily(
                 "needle_cluster_healthy",
@@ -212,6 +223,10 @@ class _NodeState(Collector):
                 ("raft_apply_index", "Highest log index applied here."),
                 ("raft_lease_seconds", "Seconds left of the leader's lease, 0 without one."),
                 ("needle_replica_damaged", "1 while the replica's data is damaged and fetched again."),
+                (
+                    "needle_replicas_waiting",
+                    "1 while the shard's replicas are not where they should be; on the leader.",
+                ),
                 ("needle_shard_followers", "Followers and learners the leader heard from lately; on the leader."),
             )
         }
@@ -253,6 +268,7 @@ class _NodeState(Collector):
             if leads:
                 active = sum(peer.recently_active for peer in status.peers)
                 gauges["needle_shard_followers"].add_metric([shard], active)
+                gauges["needle_replicas_waiting"].add_metric([shard], int(bool(status.waits_for)))
             for peer in status.peers:
                 lag.add_metric([shard, peer.id], peer.lag_entries)
                 seconds.add_metric([shard, peer.id], peer.lag_ms / 1000)

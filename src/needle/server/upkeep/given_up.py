@@ -42,6 +42,7 @@ CONFIRM_SECONDS: Final = 5.0
 ASK_SECONDS: Final = 2.0
 SHARDS_AT_ONCE: Final = 64
 """Of one look: more wait for the next one."""
+TOLD_MAX: Final = 16
 STEP_FILES: Final = 8
 STEP_SECONDS: Final = 0.02
 """So many files are deleted at once, and then other work has the disk for so long."""
@@ -75,7 +76,8 @@ class HoldingNode(Protocol):
 
 
 class GivenUp:
-    """See the module. kept: shards that this node does not hold and has files of, and why these are still there."""
+    """See the module. kept: shards that this node does not hold and has files of, and why these may not go; "" for what
+    is about to."""
 
     def __init__(self, node: HoldingNode) -> None:
         self._node = node
@@ -103,9 +105,13 @@ class GivenUp:
                 await self._delete(name)
         held = sorted(int(name) for name in names if name.isdecimal())
         closed = [shard for shard in held if not self._is_held(shard)]
-        self._note({shard: self.kept.get(shard, "its files are about to be deleted") for shard in closed})
+        self._note({shard: self.kept.get(shard, "") for shard in closed})
         if closed:
             await self._let_go(closed[:SHARDS_AT_ONCE])
+
+    def told(self) -> list[tuple[int, str]]:
+        """The first of those that may not go, and why."""
+        return sorted((shard, why) for shard, why in self.kept.items() if why)[:TOLD_MAX]
 
     def _names(self) -> list[str]:
         directory, disk = shards_directory(self._node.config.data_dir), self._node.ports.disk
@@ -119,7 +125,7 @@ class GivenUp:
 
     def _note(self, kept: dict[int, str]) -> None:
         for shard, why in kept.items():
-            if self.kept.get(shard) != why:
+            if why and self.kept.get(shard) != why:
                 log.info("node %s keeps the files of shard %d: %s", self._node.node_id, shard, why)
         self.kept = kept
 
