@@ -53,6 +53,8 @@ class SimMachine:
         self.process: Process | None = None
         self.wanted_up = True
         self.counts: Counter[str] = Counter()
+        self.given_up: set[str] = set()
+        """Shards whose files it has deleted, and that it does not hold since."""
 
     def _new_clock(self) -> SimClock:
         error = (2 * self.rng.random() - 1) * self._clock_error
@@ -221,6 +223,9 @@ class SimReplicaDisk(ReplicaDisk):
     def make_directory(self, path: str) -> None:
         self._effect(path)
         super().make_directory(path)
+        for shard in self._machine.given_up & set(path.split(os.sep)):
+            self._machine.given_up.discard(shard)
+            self._machine.counts["replicas taken again"] += 1
 
     def remove_tree(self, path: str) -> None:
         self._process.fence()
@@ -237,7 +242,9 @@ class SimReplicaDisk(ReplicaDisk):
         self._unsynced.before_rename(target)
         super().rename(source, target)
         self._unsynced.renamed(source, target)
-        self._machine.counts["replicas given up"] += target.endswith(GONE)
+        if target.endswith(GONE):
+            self._machine.given_up.add(os.path.basename(source))
+            self._machine.counts["replicas given up"] += 1
 
     def write(self, path: str, *parts: bytes | memoryview) -> None:
         self._effect(path)

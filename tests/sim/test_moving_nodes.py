@@ -47,6 +47,17 @@ def test_replicas_leave_their_group_and_come_back() -> None:
     assert world.truth.members.confirmed
 
 
+def test_what_replicas_leave_behind_is_deleted_and_they_come_back_to_nothing() -> None:
+    for seed in range(12, 40):
+        world = World(Spec(seed=seed, nodes=4 + seed % 2, seconds=SECONDS, sharded=True))
+        report = world.run()
+        assert report.failure is None, report.failure
+        counts = [machine.counts for machine in world.fleet.machines.values()]
+        if all(any(one[what] for one in counts) for what in ("replicas given up", "replicas taken again")):
+            return
+    raise AssertionError("no seed has it")
+
+
 def test_a_new_machine_takes_the_place_of_a_lost_one_in_every_group() -> None:
     world = world_with("replace", nodes=3, sharded=False)
     members = world.operator.members()

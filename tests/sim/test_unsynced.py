@@ -50,6 +50,36 @@ def test_a_copy_without_sync_is_lost_or_torn(tmp_path: Path) -> None:
     assert any(data and len(data) == len(CONTENT) and data.endswith(b"\0") for data in torn)
 
 
+def test_a_directory_that_was_renamed_may_have_its_old_name_again_until_that_is_synced(tmp_path: Path) -> None:
+    def work(synced: bool) -> Callable[[SimReplicaDisk, SimFiles, Path], None]:
+        def renamed(disk: SimReplicaDisk, files: SimFiles, here: Path) -> None:
+            disk.make_directory(str(here / "old"))
+            disk.copy(str(here / "source"), str(here / "old" / "file"))
+            disk.sync(str(here / "old" / "file"))
+            disk.sync(str(here / "old"))
+            disk.rename(str(here / "old"), str(here / "new"))
+            if synced:
+                disk.sync(str(here))
+
+        return renamed
+
+    def left(synced: bool) -> set[str]:
+        found = set()
+        for seed in range(TRIES):
+            machine = SimMachine("n1", "n1:1", str(tmp_path / f"{synced}{seed}"), SimLoop(random.Random(1)), seed, 0.0)
+            process, here = machine.boot(), Path(machine.data_dir)
+            (here / "source").write_bytes(CONTENT)
+            work(synced)(SimReplicaDisk(machine, process), SimFiles(machine, process), here)
+            machine.crash(power_cut=True)
+            (name,) = {path.name for path in here.resolve().iterdir()} - {"source"}
+            assert (here / name / "file").read_bytes() == CONTENT
+            found.add(name)
+        return found
+
+    assert left(False) == {"old", "new"}
+    assert left(True) == {"new"}
+
+
 def test_a_synced_file_may_lose_its_name_only(tmp_path: Path) -> None:
     def work(disk: SimReplicaDisk, files: SimFiles, here: Path) -> None:
         copied(disk, files, here)
