@@ -135,4 +135,19 @@ MUTANTS = (
         ),
         tests=(_JOB + "test_a_cancelled_one_gives_up_what_is_not_decided",),
     ),
+    Mutant(
+        name="unknown-is-empty",
+        breaks="a shard without a leader counts as empty: it is filled, or given up with all that it holds",
+        edits=(Edit("catalog.planning.planner:_apart", "frozenset(stats.unknown)", "frozenset()"),),
+        tests=(
+            _CASES + "test_a_shard_of_which_nobody_says_what_it_holds_is_not_empty",
+            _CASES + "test_a_shard_that_is_to_go_keeps_all_it_has_while_nobody_says_what_that_is",
+        ),
+    ),
+    Mutant(
+        name="done-before-a-shard-is-known",
+        breaks="a rebalance is done, or has failed, because a shard has no leader for a minute",
+        edits=(Edit("catalog.planning.rebalance:look", "if plan.waiting:", "if False:"),),
+        tests=("tests/server/test_coordinator.py::test_a_shard_without_a_leader_is_left_alone_while_the_others_go_on",),
+    ),
 )

@@ -146,4 +146,22 @@ MUTANTS = (
         ),
         tests=("tests/shard/test_weights.py::test_what_documents_weigh_follows_each_batch",),
     ),
+    Mutant(
+        name="healing-behind-a-move-that-waits",
+        breaks="while a rebalance waits, for a node in maintenance say, lost replicas are not rebuilt",
+        edits=(Edit("server.upkeep.coordinator:Coordinator._planned_with_healing", "if not lost:", "if True:"),),
+        tests=(_COORDINATOR + "test_what_is_lost_is_rebuilt_beside_a_move_that_waits",),
+    ),
+    Mutant(
+        name="groups-that-nobody-can-lead",
+        breaks="a shard goes to nodes in maintenance alone, and has no leader until one is back",
+        edits=(Edit("catalog.nodes:check_leadable", "set(nodes) <= _resting(now)", "not nodes"),),
+        tests=("tests/cluster/test_catalog.py::test_replicas_do_not_go_to_nodes_in_maintenance_alone",),
+    ),
+    Mutant(
+        name="done-by-an-old-look",
+        breaks="a rebalance is done although a node that is to be emptied was given a replica after the last look",
+        edits=(Edit("catalog.rebalances:_check_done", "not JobState.DONE", "not None"),),
+        tests=(_COMMANDS + "test_it_is_not_done_if_a_node_to_be_emptied_was_given_something_after_the_look",),
+    ),
 )

@@ -1,52 +1,56 @@
-"""What a cluster holds is asked again while leadership goes from one node to another."""
+"""What the client asks before it begins a rebalance."""
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.catalog_util import topology
-from cluster.fake_shards import virtually
 from needle.base.errors import Unavailable
-from needle.client import rebalancing
-from needle.client.measuring import Measured
+from needle.catalog.planning.rebalance import NOTHING
 from needle.client.rebalancing import RebalanceMethods
-from needle.routing.stats import ClusterStats, ShardStats
+from needle.protocol import calls
+from needle.protocol.catalog_commands import CatalogCommand
+from needle.routing.plans import Plan
 from needle.routing.topology import Topology
 
-NOW = topology(shards=1)
+WAITING = "no leader of shard 1 answers, so what it holds is not known: it is left as it is until then"
 
 
-class Shards:
+class Fake(RebalanceMethods):
+    """A catalog whose leader plans `made`."""
+
+    def __init__(self, made: Plan) -> None:
+        self._shards: Any = self
+        self.made = made
+        self.told: list[CatalogCommand] = []
+
     async def confirmed(self, timeout: float) -> Topology:
-        return NOW
+        return topology()
+
+    def group(self, shard: int) -> Any:
+        async def ask_leader(method: str, body: Any, timeout: float) -> bytes:
+            return calls.encode(self.made)
+
+        return SimpleNamespace(ask_leader=ask_leader)
+
+    async def command(self, command: CatalogCommand, timeout: float) -> Any:
+        self.told.append(command)
+        return SimpleNamespace(version=7)
 
 
-class Client(RebalanceMethods):
-    _caller: Any = None
-    _shards: Any = Shards()
-
-
-@pytest.mark.parametrize(("silent", "known"), [(2, True), (10_000, False)])
-def test_a_shard_between_two_leaders_is_asked_again(silent: int, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = 0
-
-    async def measure(caller: Any, now: Topology, timeout: float, *, hot: bool) -> Measured:
-        nonlocal asked
-        asked += 1
-        if asked <= silent:
-            return Measured(stats=ClusterStats(), leaders={}, silent=(0,))
-        return Measured(stats=ClusterStats(shards=(ShardStats(shard=0, documents=7, bytes=9),)), leaders={})
-
-    monkeypatch.setattr(rebalancing, "measure", measure)
-
-    async def work() -> None:
-        if known:
-            assert (await Client().get_stats()).shard_sizes[0].documents == 7
-        else:
-            with pytest.raises(Unavailable, match="what shard 0 holds is not known"):
-                await Client().get_stats()
-
-    virtually(work())
-    assert asked == 3 if known else 50 < asked < 70
+@pytest.mark.parametrize("what", ["drain", "start", "move", "split"])
+def test_what_waits_for_a_shard_alone_is_refused_before_anything_is_decided(what: str) -> None:
+    fake = Fake(Plan(moves=(), unmet=(), before=NOTHING.before, after=NOTHING.after, least=0, waiting=(WAITING,)))
+    asked = {
+        "drain": lambda: fake.drain_node("node-1"),
+        "start": fake.start_rebalance,
+        "move": lambda: fake.move_replica(1, "node-1", "node-6"),
+        "split": lambda: fake.split_shard(1),
+    }[what]
+    with pytest.raises(Unavailable, match="no leader of shard 1"):
+        asyncio.run(asked())
+    assert not fake.told

@@ -143,8 +143,8 @@ class RebalanceMethods:
         seconds, name = values.check_timeout(timeout), values.check_id(node, "node")
         await self._check_idle(seconds)
         plan = await self._plan(Wish(drain=(name,), balance=False), seconds)
-        if plan.unmet:
-            raise Unavailable(f"{name} cannot be emptied: {'; '.join(plan.unmet)}")
+        if plan.unmet or (plan.waiting and not plan.moves):
+            raise Unavailable(f"{name} cannot be emptied: {'; '.join([*plan.unmet, *plan.waiting])}")
         await self._shards.command(DrainNode(name, True), seconds)
         return await self._start(Wish(balance=False), config, seconds)
 

@@ -19,6 +19,7 @@ async def cluster(call: Call) -> bodies.ClusterView:
         epoch=now.map.epoch if now.map is not None else 0,
         healthy=health.healthy,
         warnings=health.warnings,
+        waiting=health.waiting,
         nodes=_nodes(now),
         shards=(await shards(call)).shards,
         collections=[info.spec.name for info in now.collections],
@@ -167,6 +168,7 @@ async def plan(call: Call) -> bodies.PlanView:
     return bodies.PlanView(
         moves=[move.in_words() for move in found.moves],
         unmet=list(found.unmet),
+        waiting=list(found.waiting),
         before=found.before,
         after=found.after,
         least_bytes=found.least,

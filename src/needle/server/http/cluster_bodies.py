@@ -63,12 +63,14 @@ class Moves(msgspec.Struct, frozen=True, kw_only=True):
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """version: of the catalog; epoch: of the map of shards. healthy: every shard has a leader and all its replicas
-    keep up; warnings say what else to know. cluster_version: of commands and formats, which every node knows."""
+    keep up; warnings say what else to know. waiting: what was decided and does not go on now, and why.
+    cluster_version: of commands and formats, which every node knows."""
 
     version: int
     epoch: int
     healthy: bool
     warnings: list[str]
+    waiting: list[str]
     nodes: list[Node]
     shards: list[Shard]
     collections: list[str]
@@ -163,10 +165,12 @@ class AskRebalance(Body, frozen=True, kw_only=True):
 
 
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
-    """moves: in order, in words. unmet: what of the wish is left, and why. least_bytes: that any plan must move."""
+    """moves: in order, in words. unmet: what of the wish is left, and why. waiting: what waits for a shard to have a
+    leader. least_bytes: that any plan must move."""
 
     moves: list[str]
     unmet: list[str]
+    waiting: list[str]
     before: Balance
     after: Balance
     least_bytes: int
