@@ -374,4 +374,10 @@ MUTANTS = (
         ),
         tests=(_TRACE + "[catch-up]",),
     ),
+    Mutant(
+        name="learner-costs-an-election-timeout",
+        breaks="a replica that returns to a node stops its shard's writes for an election timeout",
+        edits=(Edit("raft.raft:Raft._step", "if goes_on:", "if False:"),),
+        tests=(_TRACE + "[learner-of-a-newer-term]",),
+    ),
 )

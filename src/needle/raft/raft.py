@@ -122,7 +122,13 @@ class Raft:
         hypothetical = kind == MessageType.PRE_VOTE or (kind == MessageType.PRE_VOTE_RESP and not message.reject)
         if term > s.term and not hypothetical:
             cause = Cause.HANDED_OVER if transfer.is_under_way(s) else Cause.NEWER_TERM
+            # The newer term of a learner is of its own past (multiraft/repair.py): nobody campaigns in it, so this node
+            # need not wait for that. The others' promise does not bind them against the leader that they gave it.
+            answered = s.role is Role.LEADER and kind == MessageType.APPEND_RESP
+            goes_on = answered and message.frm in s.conf.learners and not transfer.is_under_way(s)
             s.become_follower(term, message.frm if kind in _FROM_LEADER else NO_LEADER, cause)
+            if goes_on:
+                election.campaign(s, cause)
         if s.role is Role.LEADER:
             on_answer = _LEADER_HANDLERS.get(kind)
             if on_answer is not None:
