@@ -34,7 +34,6 @@ from needle.server import files as data_dir
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.asking import AddressNews
-from needle.server.audit import Audit
 from needle.server.catalog.adoption import Adoption
 from needle.server.catalog.belonging import Belonging
 from needle.server.catalog.collections import Reconciler
@@ -80,7 +79,7 @@ class Node:
         if config.founders:
             settings_of(config)
         self.config = config
-        self.ports = ports
+        self.ports, self.audit = ports, ports.audit
         self.node_id = config.node_id
         self.failed: asyncio.Future[NeedleError] = asyncio.get_running_loop().create_future()
         self.groups: dict[GroupId, HostedReplica] = {}
@@ -291,11 +290,6 @@ class Node:
     @property
     def rng(self) -> Rng:
         return self.ports.rng
-
-    @property
-    def audit(self) -> Audit | None:
-        """The log of who did what, if it is kept."""
-        return self.ports.audit
 
     @property
     def blocking(self) -> Callable[..., Awaitable[Any]]:

@@ -293,8 +293,7 @@ class Replica:
         return self.view.fence
 
     def digest(self) -> str:
-        """32 hex digits over collections, ordinals, ids, versions, metadata and vectors, by the sums that apply keeps.
-        O(collections). `stored_digest` is by the rows themselves."""
+        """32 hex digits over all that is stored, by the sums that apply keeps: O(collections). See `stored_digest`."""
         return self.view.digest()
 
     def stored_digest(self) -> tuple[int, str]:

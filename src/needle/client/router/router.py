@@ -24,7 +24,7 @@ from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import Routes
 from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import scan_page
-from needle.client.router.sizes import HeldByShards, held_by_shards
+from needle.client.router.sizes import HeldByShards, Only, held_by_shards
 from needle.client.where import OnProgress, WhereWork
 from needle.protocol import calls
 from needle.protocol.calls import (
@@ -358,13 +358,11 @@ class Router(Routes):
         held = await self._held(mode, timeout, False)
         return {name: {shard: one.documents for shard, one in shards.items()} for name, shards in held.items()}
 
-    async def sizes(self, mode: ReadMode, timeout: float, only: CollectionInfo | None = None) -> HeldByShards:
+    async def sizes(self, mode: ReadMode, timeout: float, only: Only = None) -> HeldByShards:
         """Documents of each collection, or of one, by shard, and how large it is there."""
         return await self._held(mode, timeout, True, only)
 
-    async def _held(
-        self, mode: ReadMode, timeout: float, sizes: bool, only: CollectionInfo | None = None
-    ) -> HeldByShards:
+    async def _held(self, mode: ReadMode, timeout: float, sizes: bool, only: Only = None) -> HeldByShards:
         fresh, topology = self._fresh(mode, 0.0, False), self._shards.topology
         return await held_by_shards(self.fan_out, topology, fresh, timeout, sizes=sizes, only=only)
 

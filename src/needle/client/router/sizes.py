@@ -13,6 +13,7 @@ from needle.protocol.calls import CollectionsAnswer, CollectionsCall, Freshness
 from needle.routing.topology import CollectionInfo, Topology
 
 HeldByShards = dict[str, dict[int, Held]]
+Only = CollectionInfo | None
 
 
 async def held_by_shards(
@@ -22,7 +23,7 @@ async def held_by_shards(
     timeout: float,
     *,
     sizes: bool,
-    only: CollectionInfo | None = None,
+    only: Only = None,
 ) -> HeldByShards:
     """By name or alias of the collection, then by shard. only: of this collection."""
     stored = only.stored_name if only is not None else ""
