@@ -209,6 +209,10 @@ class _NodeState(Collector):
             for number, shard in self._health.latest.shards.items():
                 missing.add_metric([str(number)], shard.missing_replicas)
             yield missing
+        refused = GaugeMetricFamily("needle_peer_refused", "1 for nodes that are not heard.", labels=["node"])
+        for name in node.host.refused():
+            refused.add_metric([name], 1)
+        yield refused
         yield from self._raft()
         yield from self._replicas()
         yield from self._field_indexes()
@@ -223,19 +227,13 @@ class _NodeState(Collector):
                 ("raft_apply_index", "Highest log index applied here."),
                 ("raft_lease_seconds", "Seconds left of the leader's lease, 0 without one."),
                 ("needle_replica_damaged", "1 while the replica's data is damaged and fetched again."),
-                (
-                    "needle_replicas_waiting",
-                    "1 while the shard's replicas are not where they should be; on the leader.",
-                ),
+                ("needle_replicas_waiting", "1 while replicas are not where they should be; on the leader."),
                 ("needle_shard_followers", "Followers and learners the leader heard from lately; on the leader."),
             )
         }
         lost = GaugeMetricFamily(
             "needle_replica_lost", "1 where the replica lost state that others count on.", labels=["shard"]
         )
-        refused = GaugeMetricFamily("needle_peer_refused", "1 for nodes that are not heard.", labels=["node"])
-        for node in self._node.host.refused():
-            refused.add_metric([node], 1)
         changes = CounterMetricFamily("raft_leader_changes", "Changes of leader seen since start.", labels=["shard"])
         elections = CounterMetricFamily(
             "needle_elections", "Elections that this node began, by reason.", labels=["shard", "reason"]
@@ -274,7 +272,7 @@ class _NodeState(Collector):
                 seconds.add_metric([shard, peer.id], peer.lag_ms / 1000)
                 millis.add_metric([shard, peer.id], peer.lag_ms)
         yield from gauges.values()
-        yield from (changes, elections, stepdowns, leader, lag, seconds, millis, lost, refused)
+        yield from (changes, elections, stepdowns, leader, lag, seconds, millis, lost)
 
     def _replicas(self) -> Iterator[Metric]:
         documents = GaugeMetricFamily("needle_documents", "Documents held.", labels=["shard", "collection"])
