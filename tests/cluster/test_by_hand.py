@@ -10,7 +10,7 @@ from cluster.test_planner import carried_out
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.catalog.planning.planner import plan
 from needle.catalog.state import execute
-from needle.protocol.catalog_commands import DrainNode, RegisterNode, StartRebalance, ZoneNode, decode, encode
+from needle.protocol.catalog_commands import AddShard, DrainNode, RegisterNode, StartRebalance, ZoneNode, decode, encode
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.planned_moves import FoundShard, MoveRange, MoveReplicas
 from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
@@ -58,6 +58,16 @@ def test_a_split_shard_is_split_again() -> None:
         carried_out(made, split(0, into))
     total, sizes = sum(made.sizes().values()), made.sizes()
     assert [round(8 * sizes[shard] / total) for shard in range(4)] == [1, 4, 2, 1]
+
+
+def test_a_split_of_which_nothing_is_left_to_take_is_not_done() -> None:
+    """The new shard was added, and then what should have gone to it was deleted: it owns nothing."""
+    made = World(cluster(2, 1, [info(1), info(2)], RANGE), [(b"user-1", 4 * MIB), (b"user-2", 4 * MIB)])
+    assert made.topology.map is not None
+    made.topology = execute(made.topology, 901, AddShard(2, ["node-1"]))[0]
+    made.documents.clear()
+    left = plan(made.topology, made.stats(), split(1, 2))
+    assert left.moves == () and "nothing of shard 1 can go to another one" in left.unmet[0]
 
 
 def test_ids_that_nobody_knows_are_not_cut() -> None:

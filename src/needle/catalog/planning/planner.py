@@ -194,11 +194,16 @@ class _Planning:
     def _refused(self, ranges: Sequence[MoveRange]) -> list[str]:
         """Why what is wished by hand cannot be."""
         move, split = self._wish.move, self._wish.split
-        if split is not None and self._new and not ranges:
+        if split is not None and not ranges and not self._has_a_part(split.into):
             return [by_hand.why_whole(self._space, split.shard)]
         if move is not None and move.target not in self._alive and self._wanted({}, {}):
             return [f"{move.target} does not answer"]
         return []
+
+    def _has_a_part(self, shard: int) -> bool:
+        """Whether a shard owns something, or will: what was to come may have been deleted since the shard was added."""
+        coming = any(info.target == shard for info in self._topology.moves)
+        return coming or (self._topology.map is not None and shard in self._topology.map.owners)
 
     def _placed(
         self, held: Assignment, sizes: Mapping[int, int], final: Mapping[int, int], threshold: float
